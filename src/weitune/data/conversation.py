@@ -1,0 +1,112 @@
+"""The two values of the data pipeline: a :class:`Conversation` (text) and an :class:`Example` (tokens).
+
+    row ── formats ──▶ Conversation ── render ──▶ Example(input_ids, spans)
+
+Both are immutable, comparable and printable, and know the row they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row stands: ``row`` counts from 1; ``line`` is the line in a JSON Lines file, when there is one."""
+
+    file: str
+    row: int
+    line: int | None = None
+
+    def __str__(self) -> str:
+        """Return for example ``dialogues.jsonl row 12 (line 13)``."""
+        return f"{self.file} row {self.row}" + (f" (line {self.line})" if self.line is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One function call that an assistant turn makes; ``arguments`` are the decoded JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message.
+
+    ``weight`` scales the loss of an assistant turn's tokens (0: not learned) and means nothing for other roles.
+    ``reasoning`` is what the assistant thought before ``content``; the chat template frames it.
+    """
+
+    role: Role
+    content: str
+    weight: float = 1.0
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, the tools the assistant may call (JSON schemas), and where all this was read."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    origin: Origin | None = None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, if the conversation opens with one."""
+        return self.turns[0].content if self.turns and self.turns[0].role == "system" else None
+
+    def with_system(self, system: str | None) -> Conversation:
+        """Return this conversation, opened by ``system`` if it has no system prompt of its own."""
+        if system is None or self.system is not None:
+            return self
+        return Conversation((Turn("system", system), *self.turns), self.tools, self.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens ``start`` to ``stop`` (exclusive) of an example are learned, each with ``weight``."""
+
+    start: int
+    stop: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Tokens of one training sequence and which of them are learned.
+
+    ``input_ids`` has shape (L,). ``spans`` are disjoint and in order; a token outside every span has weight 0.
+    A token's weight scales the loss of *predicting* it, so the first token of a sequence is never in a span.
+    """
+
+    input_ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    origin: Origin | None = field(default=None, compare=False)
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens are learned."""
+        return sum(span.stop - span.start for span in self.spans)
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of all tokens: this example's share of the step's normaliser."""
+        return sum((span.stop - span.start) * span.weight for span in self.spans)
+
+    @property
+    def loss_mask(self) -> tuple[float, ...]:
+        """Weight of every token, shape (L,)."""
+        mask = [0.0] * len(self.input_ids)
+        for span in self.spans:
+            mask[span.start : span.stop] = [span.weight] * (span.stop - span.start)
+        return tuple(mask)

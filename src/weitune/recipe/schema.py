@@ -1,0 +1,124 @@
+"""The recipe: every option of weitune, declared once.
+
+Command-line options, YAML keys, ``docs/recipe.md`` and the editor's JSON schema all come from these classes. The text
+under a field is its documentation; a unit is named there or in the field's name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a decoder block in the Llama naming that most model families share."""
+
+
+def _as_list(value: Any) -> Any:
+    """Let one name, or names separated by commas, stand for a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _one_as_list(value: Any) -> Any:
+    """Let one file stand for a list of files (a comma may be part of a file's name)."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Files = Annotated[list[str], BeforeValidator(_one_as_list), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A group of recipe fields; unknown keys are errors and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Tokens(Section):
+    """How conversations become tokens."""
+
+    max_length: int = Field(1024, ge=2)
+    """Longest example, in tokens."""
+    truncation: Literal["drop", "cut", "error"] = "drop"
+    """What happens to a longer example: `drop` sets it aside, `cut` keeps its first `max_length` tokens, `error`
+    refuses the data. Always counted and reported."""
+    template: Literal["chat", "tutorial"] = "chat"
+    """`chat` uses the tokenizer's own chat template; `tutorial` the literal ChatML framing of the self-llm tutorials
+    (single turn, framing and answer tokenized apart, the pad token ends the answer)."""
+    template_args: dict[str, Any] | None = None
+    """Arguments for the chat template, such as `enable_thinking: false`; used again whenever the model answers."""
+    supervise: Literal["all", "last"] = "all"
+    """Which assistant turns are learned: `all`, or only the `last` of each conversation."""
+
+
+class Lora(Section):
+    """The adapter: low-rank updates of linear layers (LoRA, arXiv 2106.09685)."""
+
+    r: int = Field(8, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(32, gt=0)
+    """The update is scaled by alpha / r."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability of dropping an element of an adapter's input while training."""
+    target_modules: Names = list(PROJECTIONS)
+    """Names of the linear layers that get an adapter."""
+
+
+class Train(Section):
+    """The optimisation: AdamW with betas 0.9 and 0.999."""
+
+    batch_size: int = Field(16, ge=1)
+    """Examples in one optimizer step, over all devices together. An epoch's last step takes what is left."""
+    micro_tokens: int | Literal["auto"] = "auto"
+    """Tokens in one forward pass. Changes memory and speed, never the result."""
+    epochs: int = Field(3, ge=1)
+    """How often every example is seen."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps, if that is before the last epoch's end."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Highest learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up: to 0 along a line or a half cosine, or not at all."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """Share of the steps during which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm when theirs is larger."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Fixes the adapter's start, the order of the examples and every dropout mask."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the base model. `auto`: bf16 on a GPU or CPU that computes in it, fp32 elsewhere. The adapter
+    is always trained in fp32."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two printed log lines; `events.jsonl` has every step."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = Field(3, ge=1)
+    """How many of the newest checkpoints stay."""
+
+
+class Recipe(Section):
+    """Everything that decides the outcome of a run."""
+
+    model: str = Field(min_length=1)
+    """Local folder, hub id such as `Qwen/Qwen2.5-7B-Instruct`, `.gguf` file, or `builtin:smollm2-135m`."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a hub id is looked up; `modelscope` needs the extra of that name."""
+    revision: str | None = None
+    """Branch, tag or commit of the model on its hub."""
+    data: Files
+    """One or more files with dialogues."""
+    columns: dict[str, str] | None = None
+    """For a table with column names of its own: which column holds which part, such as
+    `{user: 问题, assistant: 回答}`. Parts: system, user, assistant."""
+    system: str | None = None
+    """System prompt for conversations that have none of their own, in training and afterwards."""
+    output: str | None = None
+    """The run's folder; `runs/<model>-<time>` if not given."""
+    tokens: Tokens = Tokens()
+    """How conversations become tokens."""
+    lora: Lora = Lora()
+    """The adapter."""
+    train: Train = Train()
+    """The optimisation."""
