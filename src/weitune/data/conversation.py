@@ -72,7 +72,7 @@ class Conversation:
         return Conversation((Turn("system", system), *self.turns), self.tools, self.origin)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Span:
     """Tokens ``start`` to ``stop`` (exclusive) of an example are learned, each with ``weight``."""
 

@@ -1,0 +1,123 @@
+"""Pack examples into one row in which every distinct prefix token stands once: the prefix tree, depth first.
+
+    examples:   S U1 A1 · S U2 A2 · S U1 A3            tree:   S ─┬─ U1 ─┬─ A1
+                                                                  │      └─ A3
+    row:        S  U1  A1  A3  U2  A2                             └─ U2 ─── A2
+    depth:      0  1   2   2   1   2
+    end:        6  4   3   4   6   6
+
+Token i sees token j exactly when ``j <= i < subtree_end[j]``: j is i or an ancestor of i. A causal model's hidden state
+at a token depends only on its ancestors, so the row holds exactly the states that the separate examples would have.
+
+Every node but a root is predicted by its parent. The weight of that prediction is the sum over all examples that pass
+through the node and learn it there, so duplicates count as often as they occur.
+
+Cost: sorting, then O(1) a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weitune.data.conversation import Example
+from weitune.data.plan import shared_length
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedBatch:
+    """One row of T tokens with N supervised predictions."""
+
+    input_ids: Ints
+    """(T,) tokens, depth first."""
+    position_ids: Ints
+    """(T,) depth of the token in its own conversation, from 0."""
+    subtree_end: Ints
+    """(T,) row index one past the last token below this one."""
+    rows: Ints
+    """(N,) row index whose hidden state predicts … ; a fork appears once for every branch."""
+    targets: Ints
+    """(N,) … this token."""
+    weights: npt.NDArray[np.float32]
+    """(N,) how much each prediction counts: duplicates add up."""
+
+    def __len__(self) -> int:
+        """Return T."""
+        return len(self.input_ids)
+
+
+def pack(examples: Sequence[Example]) -> PackedBatch:
+    """Lay the prefix tree of ``examples`` out as one row. The result does not depend on their order.
+
+    Raises ValueError if there are no examples or one of them is empty.
+    """
+    if not examples or not all(example.input_ids for example in examples):
+        raise ValueError("a row needs at least one example, and every example at least one token")
+    tokens: list[int] = []
+    depths: list[int] = []
+    parents: list[int] = []
+    ends: list[int] = []
+    weights: list[float] = []
+    path: list[int] = []  # row index of every token of the example at hand
+    previous: Sequence[int] = ()
+    for example in sorted(examples, key=lambda example: (example.input_ids, example.spans)):
+        ids = example.input_ids
+        shared = shared_length(previous, ids)
+        for row in path[shared:]:
+            ends[row] = len(tokens)
+        del path[shared:]
+        for depth in range(shared, len(ids)):
+            parents.append(path[-1] if path else -1)
+            path.append(len(tokens))
+            tokens.append(ids[depth])
+            depths.append(depth)
+            ends.append(-1)
+            weights.append(0.0)
+        for span in example.spans:
+            for row in path[span.start : span.stop]:
+                weights[row] += span.weight
+        previous = ids
+    for row in path:
+        ends[row] = len(tokens)
+
+    weight = np.asarray(weights, dtype=np.float32)
+    parent = np.asarray(parents, dtype=np.int64)
+    learned = np.flatnonzero((weight != 0) & (parent >= 0))
+    input_ids = np.asarray(tokens, dtype=np.int64)
+    return PackedBatch(
+        input_ids=input_ids,
+        position_ids=np.asarray(depths, dtype=np.int64),
+        subtree_end=np.asarray(ends, dtype=np.int64),
+        rows=parent[learned],
+        targets=input_ids[learned],
+        weights=weight[learned],
+    )
+
+
+def visible(batch: PackedBatch) -> npt.NDArray[np.bool_]:
+    """Return the mask (T, T) of the one rule: entry (i, j) says whether token i sees token j. The readable reference."""
+    i = np.arange(len(batch))[:, None]
+    j = np.arange(len(batch))[None, :]
+    return (j <= i) & (i < batch.subtree_end[None, :])
+
+
+def pack_separately(examples: Sequence[Example]) -> PackedBatch:
+    """Lay ``examples`` out one after another, sharing nothing: the readable twin of :func:`pack`.
+
+    The same rule for visibility holds, and the predictions have the same sum of weights.
+    """
+    singles = [pack([example]) for example in examples]
+    offsets = np.cumsum([0, *(len(single) for single in singles[:-1])])
+    return PackedBatch(
+        input_ids=np.concatenate([single.input_ids for single in singles]),
+        position_ids=np.concatenate([single.position_ids for single in singles]),
+        subtree_end=np.concatenate([s.subtree_end + o for s, o in zip(singles, offsets, strict=True)]),
+        rows=np.concatenate([s.rows + o for s, o in zip(singles, offsets, strict=True)]),
+        targets=np.concatenate([single.targets for single in singles]),
+        weights=np.concatenate([single.weights for single in singles]),
+    )

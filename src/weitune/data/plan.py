@@ -1,0 +1,94 @@
+"""Which examples make optimizer step k: a pure function of (number of examples, batch size, seed).
+
+Every epoch is one permutation of all examples, cut into steps of ``batch_size``; the last step of an epoch takes what
+is left. The permutation of an epoch depends on (seed, epoch) alone, so a run's position is one integer, the step, and
+one device or eight see the same steps.
+
+    epoch 0: [7 2 9 0][4 1 8 3][6 5]   epoch 1: [3 9 …]      steps 0 1 2 | 3 …
+
+A step that does not fit one forward pass is split into micro-batches (:func:`split`). Examples are sorted first, so
+those that begin alike meet in one micro-batch and share their beginning there. Cost: O(n log n) of an epoch's examples,
+once an epoch; a step's split is O(tokens of the step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from weitune.data.conversation import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps of a run over ``examples`` examples."""
+
+    examples: int
+    batch_size: int
+    epochs: int
+    seed: int
+    max_steps: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return -(-self.examples // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        whole = self.steps_per_epoch * self.epochs
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+    def step(self, k: int) -> npt.NDArray[np.int64]:
+        """Return the indices of the examples of step ``k`` (from 0), shape (at most ``batch_size``,)."""
+        if not 0 <= k < self.steps:
+            raise IndexError(f"step {k} of a plan with {self.steps} steps")
+        epoch, within = divmod(k, self.steps_per_epoch)
+        return _order(self.examples, self.seed, epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(examples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the permutation of an epoch: the order of random words.
+
+    NumPy promises the words of a bit generator for ever, but not what ``Generator.permutation`` makes of them.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(examples)
+    order = np.argsort(words, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens ``a`` and ``b`` have in common at their beginning."""
+    for depth, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return depth
+    return min(len(a), len(b))
+
+
+def split(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
+    """Split a step's examples into micro-batches of at most ``micro_tokens`` distinct prefix tokens each.
+
+    A micro-batch always holds at least one example, however long it is. Every example is in exactly one micro-batch,
+    and the split does not depend on the order of ``examples``.
+    """
+    ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
+    batches: list[list[Example]] = []
+    room = 0
+    previous: Sequence[int] = ()
+    for example in ordered:
+        new = len(example.input_ids) - shared_length(previous, example.input_ids)
+        if not batches or new > room:
+            batches.append([])
+            room = micro_tokens
+            new = len(example.input_ids)
+        batches[-1].append(example)
+        room -= new
+        previous = example.input_ids
+    return batches
