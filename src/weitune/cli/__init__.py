@@ -1,0 +1,98 @@
+"""The command line: a group of commands that are imported only when they run, and the exit code of every ending.
+
+    0 done · 1 a bug of ours · 2 the user's input is wrong · 3 training stopped on a number that is not finite ·
+    130 interrupted
+
+``weitune --help`` imports click and nothing else of weight, which keeps it under half a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from weitune.errors import WeituneError
+
+
+class Entry(NamedTuple):
+    """Where a command lives and the line that describes it, so that the list of commands imports none of them."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Entry("weitune.cli.train", "Fine-tune a chat model on your dialogues."),
+    "chat": Entry("weitune.cli.chat", "Talk to the model of a run."),
+    "data": Entry("weitune.cli.data", "Look at dialogues as the model will see them."),
+}
+"""Every command in the order of ``weitune --help``; its module has it under the name ``command``."""
+
+
+class LazyGroup(click.Group):
+    """A click group over :data:`COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command ``cmd_name``, if there is one."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = importlib.import_module(entry.module).command
+        assert isinstance(command, click.Command)  # noqa: S101  (a fault of ours, and it tells mypy)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that ``args`` begin with; an unknown one names the nearest."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"There is no command '{name}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="weitune", message="%(prog)s %(version)s")
+def command_line() -> None:
+    """Fine-tune chat models with LoRA, and talk to the result."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors have become text on standard error by then."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # bytes or characters the terminal's encoding lacks must not end a chat
+            stream.reconfigure(errors="replace")
+    try:
+        result = command_line.main(args=arguments, prog_name="weitune", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except WeituneError as error:
+        from weitune.cli.terminal import print_error
+
+        print_error(error)
+        return error.exit_code
+    except Exception:  # noqa: BLE001  (the one place where a bug of ours becomes an exit code)
+        from weitune.cli.terminal import print_bug
+
+        print_bug()
+        return 1
+    return result if isinstance(result, int) else 0
