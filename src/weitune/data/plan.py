@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -92,3 +93,17 @@ def split(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]
         room -= new
         previous = example.input_ids
     return batches
+
+
+def share(examples: Sequence[Example], devices: int) -> list[list[Example]]:
+    """Divide a step's examples among ``devices`` so that each computes about as many distinct prefix tokens.
+
+    Examples that begin alike stay neighbours, so most of them meet on one device. A device may get none when there are
+    fewer examples than devices.
+    """
+    ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
+    costs = [len(b.input_ids) - shared_length(a.input_ids, b.input_ids) for a, b in pairwise(ordered)]
+    ends = np.cumsum([len(ordered[0].input_ids), *costs])
+    middles = ends - np.diff(ends, prepend=0) / 2
+    owners = np.minimum((middles * devices / ends[-1]).astype(int), devices - 1)
+    return [[e for e, owner in zip(ordered, owners, strict=True) if owner == device] for device in range(devices)]

@@ -1,0 +1,69 @@
+"""Pad examples into a rectangle: the layout for models that cannot share a row.
+
+Models that mix tokens by anything besides plain softmax attention need every conversation in a row of its own. Rows
+of similar length go together, so that little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weitune.data.conversation import Example
+from weitune.data.pack import Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PaddedBatch:
+    """B conversations of at most L tokens with N supervised predictions."""
+
+    input_ids: Ints
+    """(B, L) tokens, then padding."""
+    attention_mask: Ints
+    """(B, L) 1 on tokens, 0 on padding."""
+    rows: Ints
+    """(N,) index into the B·L positions, row by row, whose hidden state predicts …"""
+    targets: Ints
+    """(N,) … this token."""
+    weights: npt.NDArray[np.float32]
+    """(N,) how much each prediction counts."""
+
+    def __len__(self) -> int:
+        """Return the number of positions that are computed, B·L."""
+        return int(self.input_ids.size)
+
+
+def pad(examples: Sequence[Example], pad_token: int = 0) -> PaddedBatch:
+    """Lay ``examples`` out as one rectangle, padded on the right. Raises ValueError if there are none."""
+    if not examples:
+        raise ValueError("a batch needs at least one example")
+    longest = max(len(example.input_ids) for example in examples)
+    input_ids = np.full((len(examples), longest), pad_token, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    weights = np.zeros(input_ids.shape, dtype=np.float32)
+    for row, example in enumerate(examples):
+        input_ids[row, : len(example.input_ids)] = example.input_ids
+        attention_mask[row, : len(example.input_ids)] = 1
+        weights[row, : len(example.input_ids)] = example.loss_mask
+    weights[:, 0] = 0  # nothing predicts a first token
+    learned = np.flatnonzero(weights)
+    return PaddedBatch(
+        input_ids, attention_mask, learned - 1, input_ids.ravel()[learned], weights.ravel()[learned]
+    )
+
+
+def split_by_length(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
+    """Split a step's examples into rectangles of at most ``micro_tokens`` positions, longest first.
+
+    A rectangle holds at least one example, however long. The split does not depend on the order of ``examples``.
+    """
+    ordered = sorted(examples, key=lambda e: (-len(e.input_ids), e.input_ids, e.spans))
+    batches: list[list[Example]] = []
+    for example in ordered:
+        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].input_ids) > micro_tokens:
+            batches.append([])
+        batches[-1].append(example)
+    return batches

@@ -1,0 +1,146 @@
+"""Load a chat model and its tokenizer: number format and device from what is asked and what is there.
+
+Only safetensors and GGUF weights are read, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weitune.errors import ModelError
+from weitune.model.locate import ModelFiles, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal language model with its tokenizer, and where both came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    files: ModelFiles
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def split_over_devices(self) -> bool:
+        """Whether the layers lie on more than one device (``device_map``)."""
+        return len(set(getattr(self.model, "hf_device_map", {}).values())) > 1
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """Return the accelerator of this process, or the CPU; ``device`` overrides.
+
+    Under a launcher each process gets the accelerator of its local rank.
+    """
+    if device is not None:
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"the device '{device}' cannot be used: {_first_line(error)}",
+                             "Give cpu, cuda, cuda:1, mps or xpu, as this machine has.") from None
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    import os
+
+    kind = torch.accelerator.current_accelerator()
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(kind.type if kind else "cpu", rank % max(torch.accelerator.device_count(), 1))
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the number format of the base model: ``auto`` is bfloat16 where ``device`` computes in it natively."""
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
+    native = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "xpu": lambda: True,
+        "cpu": lambda: any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")),
+    }
+    return torch.bfloat16 if native.get(device.type, lambda: False)() else torch.float32
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model. Raises ModelError if there is none, or if it has no Rust implementation."""
+    from transformers import AutoTokenizer
+
+    where = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
+    except Exception as error:
+        raise ModelError(f"the tokenizer in '{files.folder}' cannot be loaded: {_first_line(error)}",
+                         "Check that tokenizer.json and tokenizer_config.json are there and complete.") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the model in '{files.folder}' has only a slow Python tokenizer",
+                         "Convert it to a tokenizer.json with transformers, or use a model that has one.")
+    return tokenizer
+
+
+def load_model(
+    model: str,
+    *,
+    precision: str = "auto",
+    hub: str = "huggingface",
+    revision: str | None = None,
+    device: str | None = None,
+) -> LoadedModel:
+    """Find, download if needed, and load ``model`` for the device at hand.
+
+    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``). Raises
+    ModelError if the model cannot be found or loaded.
+    """
+    files = locate(model, hub=hub, revision=revision)
+    target = choose_device(device)
+    dtype = choose_dtype(precision, target)
+    tokenizer = load_tokenizer(files)
+    return LoadedModel(_load_weights(files, dtype, _placement(target, device)), tokenizer, files, target, dtype)
+
+
+def _placement(target: torch.device, asked: str | None) -> Any:
+    """Return the ``device_map``: one device, or ``auto`` when this one process owns several accelerators."""
+    import os
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if asked is None and alone and target.type == "cuda" and torch.cuda.device_count() > 1:
+        return "auto"
+    return {"": target}
+
+
+def _load_weights(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    options: dict[str, Any] = {"dtype": dtype, "device_map": placement, "trust_remote_code": False,
+                               "local_files_only": True}
+    if files.gguf:
+        options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        options |= {"use_safetensors": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
+    except Exception as error:
+        raise ModelError(f"the model in '{files.folder}' cannot be loaded: {_first_line(error)}",
+                         _cure(files.folder)) from error
+    if files.gguf and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain numbers now
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _cure(folder: Path) -> str:
+    """Say the likeliest mend for a model that does not load."""
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        return "It has only pickled weights (*.bin), which weitune does not open: use a copy with *.safetensors."
+    return "Check that the download is complete, and that the installed transformers knows this architecture."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

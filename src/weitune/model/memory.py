@@ -1,0 +1,39 @@
+"""How many tokens fit one forward and backward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LEAST_TOKENS, MOST_TOKENS = 256, 16_384
+SHARE_OF_FREE_MEMORY = 0.6
+
+
+def activation_bytes_per_token(model: PreTrainedModel) -> int:
+    """Estimate what autograd keeps of one token, in bytes.
+
+    A decoder block with adapters on all projections keeps about 16 vectors of the hidden size and 6 of the feed-forward
+    size: fitted to peaks measured on Qwen2.5-0.5B.
+    """
+    config = model.config.get_text_config()
+    width = 16 * config.hidden_size + 6 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    return int(config.num_hidden_layers * width * torch.finfo(model.dtype).bits // 8)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that this process may still take on ``device``, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def choose_micro_tokens(model: PreTrainedModel, device: torch.device) -> int:
+    """Return the ``train.micro_tokens`` that ``auto`` stands for: what fits the free memory, with room to spare."""
+    fits = int(free_bytes(device) * SHARE_OF_FREE_MEMORY) // activation_bytes_per_token(model)
+    return max(LEAST_TOKENS, min(MOST_TOKENS, fits))

@@ -1,0 +1,102 @@
+"""Find out from the model itself what it can do, by trying: no list of models.
+
+Three short examples that share a beginning are run apart, by the model as it is, and together as one packed row. Equal
+hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weitune.data.conversation import Example, Span
+from weitune.data.pack import PackedBatch, pack, visible
+from weitune.data.pad import pad
+from weitune.model import attention
+from weitune.model.supervised import Row, hidden_states, predicted_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SHARED_LAYERS = {"full_attention", "sliding_attention"}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_LENGTHS = ((6, 5), (6, 4), (9, 3))  # (tokens of one common text, tokens of its own)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a model can do; ``why_not`` says what keeps it from sharing a row."""
+
+    shares_rows: bool
+    plain_head: bool
+    why_not: str = ""
+
+
+def probe(model: PreTrainedModel) -> Abilities:
+    """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens."""
+    attention.register()
+    examples = _examples(model.config.get_text_config().vocab_size)
+    device = model.get_input_embeddings().weight.device
+    apart = Row.of(pad(examples), device)
+    with torch.no_grad():
+        expected = hidden_states(model, apart)
+        plain_head = _plain_head(model, apart, expected)
+        why_not = _foreign_layers(model) or _why_rows_leak(model, examples, expected)
+    return Abilities(not why_not, plain_head, why_not)
+
+
+def _examples(vocabulary: int) -> list[Example]:
+    words = torch.randint(vocabulary, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    own = iter(words[10:])
+    texts = [(*words[:common], *(next(own) for _ in range(rest))) for common, rest in _LENGTHS]
+    return [Example(text, (Span(1, len(text)),)) for text in texts]
+
+
+def _foreign_layers(model: PreTrainedModel) -> str:
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _SHARED_LAYERS
+    return f"it has layers of kind {', '.join(sorted(kinds))}" if kinds else ""
+
+
+def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> str:
+    """Return why the packed row differs from the separate examples, or nothing if it does not."""
+    original = model.config._attn_implementation
+    batch = pack(examples)
+    try:
+        model.set_attn_implementation(attention.DENSE)
+        found = hidden_states(model, Row.of(batch, expected.device))
+        error = max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
+        reason = "" if error < _TOLERANCE[model.dtype] else f"tokens of different examples mix (difference {error:.1e})"
+    except (ValueError, TypeError, AttributeError, RuntimeError, KeyError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    if reason:
+        model.set_attn_implementation(original)
+    return reason
+
+
+def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for every example, the rows of its tokens in ``batch`` and the states that they must have."""
+    seen = visible(batch)
+    row_of = {tuple(batch.input_ids[seen[row]].tolist()): row for row in range(len(batch))}
+    width = max(len(example.input_ids) for example in examples)
+    for k, example in enumerate(examples):
+        length = len(example.input_ids)
+        rows = [row_of[example.input_ids[:n]] for n in range(1, length + 1)]
+        yield torch.tensor(rows), expected[k * width : k * width + length]
+
+
+def _plain_head(model: PreTrainedModel, row: Row, hidden: Tensor) -> bool:
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        return False
+    ours = head(hidden[row.rows].to(head.weight.device))
+    theirs = predicted_logits(model, row).to(ours.device)
+    return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Return the relative distance of two tensors."""
+    return float((a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-30))

@@ -1,0 +1,99 @@
+"""The adapted model and its loss in one module: a row in, the weighted sum of its cross entropies out.
+
+Being one module, it can be wrapped as a whole (by DDP, for instance) without bypassing the wrapper's hooks.
+
+    Row ─▶ decoder ─▶ hidden states ─▶ [rows that predict] ─▶ head and loss in chunks ─▶ sum
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weitune.data.pack import PackedBatch
+from weitune.data.pad import PaddedBatch
+from weitune.model.attention import Tree
+from weitune.model.loss import supervised_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A batch as tensors on the model's device: B rows of T tokens with N supervised predictions.
+
+    A packed row has B = 1, ``position_ids`` and a ``tree``; a padded batch has an ``attention_mask``.
+    """
+
+    input_ids: Tensor
+    """(B, T)"""
+    rows: Tensor
+    """(N,) into the B·T positions"""
+    targets: Tensor
+    """(N,)"""
+    weights: Tensor
+    """(N,)"""
+    position_ids: Tensor | None = None
+    """(B, T)"""
+    tree: Tree | None = None
+    attention_mask: Tensor | None = None
+    """(B, T)"""
+
+    @classmethod
+    def of(cls, batch: PackedBatch | PaddedBatch, device: torch.device) -> Row:
+        """Copy ``batch`` to ``device``."""
+        input_ids, rows, targets, weights = (
+            torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.rows, batch.targets, batch.weights)
+        )
+        if isinstance(batch, PaddedBatch):
+            mask = torch.from_numpy(batch.attention_mask).to(device)
+            return cls(input_ids, rows, targets, weights, attention_mask=mask)
+        tree = Tree.of(batch, device)
+        return cls(input_ids[None], rows, targets, weights, position_ids=tree.position_ids[None], tree=tree)
+
+    def inputs(self) -> dict[str, object]:
+        """Return the keyword arguments for the model's forward. No cache: with one, a packed row would leak."""
+        if self.tree is None:
+            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "use_cache": False}
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "tree": self.tree, "use_cache": False}
+
+
+class SupervisedModel(nn.Module):
+    """Wrap a causal language model so that calling it with a :class:`Row` returns the row's loss, a float32 sum."""
+
+    def __init__(self, model: PreTrainedModel, *, plain_head: bool = True) -> None:
+        """Keep ``model``; ``plain_head`` says that its logits are the output layer's product and nothing more."""
+        super().__init__()
+        self.model = model
+        self.plain_head = plain_head
+
+    def forward(self, row: Row) -> Tensor:
+        """Return the sum over the row's predictions of weight · cross entropy."""
+        if not self.plain_head:
+            logits = predicted_logits(self.model, row)
+            losses = F.cross_entropy(logits.float(), row.targets.to(logits.device), reduction="none")
+            return (losses * row.weights.to(losses.device)).sum()
+        hidden = hidden_states(self.model, row)[row.rows]
+        head = self.model.get_output_embeddings()
+        hidden, targets, weights = (x.to(head.weight.device) for x in (hidden, row.targets, row.weights))
+        return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
+
+
+def hidden_states(model: PreTrainedModel, row: Row) -> Tensor:
+    """Return the last hidden states of all positions of a row, (B·T, C)."""
+    states: Tensor = model.get_decoder()(**row.inputs()).last_hidden_state
+    return states.flatten(0, 1)
+
+
+def predicted_logits(model: PreTrainedModel, row: Row) -> Tensor:
+    """Return the model's own logits (N, V) of a row's predictions, whatever it does to them after its head."""
+    if row.tree is not None:
+        logits: Tensor = model(**row.inputs(), logits_to_keep=row.rows).logits
+        return logits[0]
+    logits = model(**row.inputs()).logits
+    return logits.flatten(0, 1)[row.rows]

@@ -1,0 +1,67 @@
+"""What a model can do is found by trying it, for architectures of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
+from weitune.model import attention
+from weitune.model.probe import probe
+
+
+def build(family: str, **overrides: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {**SHAPE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, **overrides}
+    del shape["attn_implementation"]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("family", TEMPLATE_OF)
+def test_the_common_families_share_rows(family: str) -> None:
+    model = tiny_model(family)
+    abilities = probe(model)
+    assert abilities.shares_rows, abilities.why_not
+    assert abilities.plain_head
+    assert model.config._attn_implementation == attention.DENSE
+
+
+@pytest.mark.parametrize("family", ["olmo2", "qwen3_moe", "gemma3_text", "phi3"])
+def test_other_softmax_families_share_rows_without_being_named(family: str) -> None:
+    assert probe(build(family)).shares_rows
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "reason"),
+    [
+        ("qwen3_next", {}, "linear_attention"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "conv"),
+        ("mamba", {}, ""),
+        ("gemma2", {}, "softcap"),
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
+    ],
+)
+def test_models_that_mix_tokens_otherwise_do_not(family: str, overrides: dict[str, Any], reason: str) -> None:
+    model = build(family, **overrides)
+    before = model.config._attn_implementation
+    abilities = probe(model)
+    assert not abilities.shares_rows
+    assert reason in abilities.why_not
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"), [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.5}), ("gemma2", {})]
+)
+def test_heads_that_scale_or_cap_their_logits_are_seen(family: str, overrides: dict[str, Any]) -> None:
+    assert not probe(build(family, **overrides)).plain_head
+
+
+def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose branches see each other must never pass: this is what the probe is for."""
+    monkeypatch.setattr(attention.Tree, "mask", lambda tree, window=None: torch.ones(len(tree.subtree_end),) .diag() > -1)
+    assert "mix" in probe(tiny_model("qwen2")).why_not
