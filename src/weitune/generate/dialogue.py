@@ -1,0 +1,93 @@
+"""A dialogue that is remembered: turns are added as they are said, and the oldest go when the model's context is full.
+
+    system ── user ── assistant ── user ── assistant ── user ── …
+              └────── dropped first ─────┘                      the system prompt and the last question always stay
+
+Only the command line and :meth:`Run.chat` keep dialogues; the engine itself remembers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from weitune.data.conversation import Conversation, Turn
+from weitune.errors import InputError
+from weitune.generate.engine import Engine
+from weitune.generate.sampling import Sampling
+from weitune.generate.stream import AnswerStream
+
+History = Iterable["Turn | Mapping[str, str]"]
+"""Earlier turns, as turns or as ``{"role": …, "content": …}``."""
+
+
+class Dialogue:
+    """The turns between a user and an engine, with the system prompt before them."""
+
+    def __init__(self, system: str | None = None, history: History = ()) -> None:
+        """Begin with what was said before and ``system`` (None or empty: no system prompt).
+
+        A system turn that opens ``history`` takes its place. Raises InputError for a turn without role or text.
+        """
+        self.turns = [_as_turn(turn) for turn in history]
+        if self.turns and self.turns[0].role == "system":
+            system = self.turns.pop(0).content
+        self.system = system or None
+        self.dropped = 0
+        """How many turns no longer fit the model's context."""
+
+    def ask(self, engine: Engine, text: str, sampling: Sampling | None = None) -> AnswerStream:
+        """Return the answer to ``text`` as a stream; :meth:`remember` it once it has been heard.
+
+        The oldest turns that leave no room for the answer are dropped for good. Raises InputError if the question alone
+        is too long; nothing is dropped then.
+        """
+        sampling = sampling or Sampling()
+        start, conversation = self._fitting(engine, Turn("user", text), sampling)
+        stream = engine.stream(conversation, sampling)
+        del self.turns[:start]
+        self.dropped += start
+        return stream
+
+    def remember(self, question: str, answer: str) -> None:
+        """Add a question and its answer, unless the answer is empty."""
+        if answer:
+            self.turns += [Turn("user", question), Turn("assistant", answer)]
+
+    @property
+    def last_question(self) -> str | None:
+        """What the user said last."""
+        return next((turn.content for turn in reversed(self.turns) if turn.role == "user"), None)
+
+    def before_last_question(self) -> Dialogue:
+        """Return a copy of the dialogue as it was when the last question was asked."""
+        asked = max((at for at, turn in enumerate(self.turns) if turn.role == "user"), default=0)
+        return Dialogue(self.system, self.turns[:asked])
+
+    def _fitting(self, engine: Engine, question: Turn, sampling: Sampling) -> tuple[int, Conversation]:
+        """Return where the dialogue has to begin for the answer to have room, and the conversation from there.
+
+        Room is the longest answer asked for, but at most a quarter of the context.
+        """
+        turns = [*self.turns, question]
+        context = engine.context_tokens
+        room = 0 if context is None else min(sampling.max_new_tokens, context // 4)
+        # Templates want a user to open the dialogue, so it is cut only there.
+        starts = [at for at, turn in enumerate(turns) if at == 0 or turn.role == "user"]
+        for start in starts:
+            conversation = Conversation(tuple(turns[start:])).with_system(self.system)
+            if context is None or len(engine.framing.prompt(conversation)) + room <= context:
+                break
+        return start, conversation
+
+
+def _as_turn(turn: Turn | Mapping[str, str]) -> Turn:
+    """Accept a turn in either form. Raises InputError for anything else."""
+    if isinstance(turn, Turn):
+        return turn
+    role, content = turn.get("role"), turn.get("content")
+    if role not in {"system", "user", "assistant", "tool"} or not isinstance(content, str):
+        raise InputError(
+            f"a turn of the history is {dict(turn)!r}",
+            'Each turn needs a role and a text: {"role": "user", "content": "Hello"}.',
+        )
+    return Turn(role, content)  # type: ignore[arg-type]

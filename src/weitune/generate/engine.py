@@ -1,0 +1,171 @@
+"""The one engine that generates: for chat, evaluation and samples.
+
+    Conversation ── framing.prompt ──▶ tokens ── transformers' generate ──▶ tokens ── Detokenizer ──▶ text
+
+Decoding is transformers' own, so every architecture it knows has the right cache. The generation flags that a model
+ships (Qwen's temperature, top_p and repetition_penalty among them) are set aside meanwhile: what is asked for is what
+happens, and greedy means the likeliest token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from weitune.data.conversation import Conversation
+from weitune.errors import InputError
+from weitune.generate.detokenize import Detokenizer
+from weitune.generate.sampling import Sampling, processors
+from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class Prompter(Protocol):
+    """What the engine needs of a framing (:mod:`weitune.data.render`)."""
+
+    @property
+    def stop_tokens(self) -> Sequence[int]:
+        """Tokens that end an answer."""
+
+    def prompt(self, conversation: Conversation) -> Sequence[int]:
+        """Return the tokens after which the assistant speaks."""
+
+
+class Engine:
+    """A model that answers conversations.
+
+    A conversation is answered as it is given: whoever calls adds the run's system prompt
+    (:meth:`~weitune.data.conversation.Conversation.with_system`), as training does.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, framing: Prompter) -> None:
+        """Answer with ``model``, which stays the caller's: it may be one that is being trained, or a PEFT model.
+
+        Answers end at the framing's stop tokens and at those in the model's generation config.
+        """
+        # PEFT puts the adapter into the layers of the model it wraps, so that model generates as tuned.
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.tokenizer = tokenizer
+        self.framing = framing
+        own = self.model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own] if own is not None else []
+        self.stop_tokens = frozenset([*framing.stop_tokens, *own])
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_tokens, default=0)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """How many tokens the model can read and write together; None if its configuration does not say."""
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Return the prompt's tokens. Raises InputError if they leave no room for an answer."""
+        tokens = list(self.framing.prompt(conversation))
+        if self.context_tokens is not None and len(tokens) >= self.context_tokens:
+            raise InputError(
+                f"the conversation has {len(tokens):,} tokens, but the model takes {self.context_tokens:,} "
+                "at most, its answer included",
+                "Shorten it, or begin a new conversation.",
+            )
+        return tokens
+
+    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> AnswerStream:
+        """Return the answer as a stream of text. Raises InputError if the conversation is too long."""
+        sampling = sampling or Sampling()
+        prompt = self.prompt(conversation)
+        limit = self._limit(prompt, sampling)
+
+        def start(streamer: TokenQueue, cancelled: Cancelled) -> None:
+            self._generate([prompt], limit, sampling, streamer=streamer, stopping=[cancelled])
+
+        return AnswerStream(start, Detokenizer(self.tokenizer), self.stop_tokens)
+
+    def answer(self, conversation: Conversation, sampling: Sampling | None = None) -> Answer:
+        """Return the whole answer. Raises InputError if the conversation is too long."""
+        return self.answers([conversation], sampling)[0]
+
+    def answers(
+        self, conversations: Sequence[Conversation], sampling: Sampling | None = None, *, batch_size: int = 8
+    ) -> list[Answer]:
+        """Return the answers in order, generated ``batch_size`` at a time, equal to those given one by one.
+
+        Equal means to rounding: padding changes sums in the last bit, which can turn a near tie. Conversations of
+        similar length share a batch, so little is padded. Raises InputError if one is too long.
+        """
+        sampling = sampling or Sampling()
+        prompts = [self.prompt(conversation) for conversation in conversations]
+        limits = [self._limit(prompt, sampling) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda at: (limits[at], len(prompts[at])))
+        answers: dict[int, Answer] = {}
+        for limit, group in groupby(order, key=limits.__getitem__):  # one limit a batch: none is cut for a neighbour
+            rows = list(group)
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                generated = self._generate([prompts[at] for at in batch], limit, sampling)
+                answers |= {at: self._read(row) for at, row in zip(batch, generated.tolist(), strict=True)}
+        return [answers[at] for at in range(len(prompts))]
+
+    def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Return how long the answer may become, in tokens."""
+        room = sampling.max_new_tokens if self.context_tokens is None else self.context_tokens - len(prompt)
+        return min(sampling.max_new_tokens, room)
+
+    def _read(self, row: Sequence[int]) -> Answer:
+        """Turn a row of generated tokens into an answer."""
+        end = next((at for at, token in enumerate(row) if token in self.stop_tokens), len(row))
+        detokenizer = Detokenizer(self.tokenizer)
+        return Answer("".join(map(detokenizer.add, row[:end])), tuple(row[:end]), stopped=end < len(row))
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limit: int,
+        sampling: Sampling,
+        *,
+        streamer: TokenQueue | None = None,
+        stopping: Sequence[Cancelled] = (),
+    ) -> Tensor:
+        """Return the tokens generated after B ``prompts``, shape (B, at most ``limit``), padded at the end."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self._pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
+        mask = (torch.arange(width) >= width - lengths).long()  # (B, width), padded at the front
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        config = GenerationConfig(
+            max_new_tokens=limit, do_sample=False, use_cache=True,
+            eos_token_id=sorted(self.stop_tokens) or None, pad_token_id=self._pad,
+        )  # fmt: skip
+        with _undisturbed(self.model):
+            output: Tensor = self.model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors(sampling, mask),
+                stopping_criteria=StoppingCriteriaList(stopping),
+                streamer=streamer,
+            )
+        return output[:, width:]
+
+
+@contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Set the model's own generation flags and training mode aside, and put them back.
+
+    ``generate`` fills every option left out from the model's generation config; an empty one has nothing to add.
+    """
+    flags, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = flags
+        model.train(training)

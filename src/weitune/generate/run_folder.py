@@ -1,0 +1,163 @@
+"""A run's folder: the recipe it was made from, its adapters, its events, and engines that answer with them.
+
+runs/zhenhuan/
+  recipe.yaml            the resolved recipe: its presence makes the folder a run
+  events.jsonl           one JSON object a line
+  checkpoint-100/ …      a PEFT adapter with the training state
+  adapter/               the final adapter
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from weitune.errors import RunError
+
+if TYPE_CHECKING:
+    from weitune.generate.dialogue import History
+    from weitune.generate.engine import Engine
+    from weitune.recipe.schema import Recipe
+
+Which: TypeAlias = "Literal['last', 'base'] | int"
+"""An adapter of a run: the last one, none at all, or that of a checkpoint's step."""
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_ENGINES_KEPT = 2
+
+
+class Run:
+    """A run on disk, finished or not.
+
+    run = Run("runs/zhenhuan")
+    run.chat("Who are you?")
+    run.chat("And who am I?", history=[{"role": "user", "content": "Who are you?"}, …], temperature=0.7)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the folder ``path``. Raises RunError if it is not a run's."""
+        self.path = Path(path)
+        self._engines: dict[tuple[Which, str | None], Engine] = {}
+        if not (self.path / "recipe.yaml").is_file():
+            raise _not_a_run(self.path)
+
+    def __repr__(self) -> str:
+        """Return for example ``Run('runs/zhenhuan')``."""
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe the run was made from. Raises RecipeError if someone broke it."""
+        from weitune.recipe.load import load_recipe
+
+        return load_recipe(str(self.path / "recipe.yaml"))
+
+    def checkpoints(self) -> list[int]:
+        """Return the steps of the checkpoints that are complete, in order."""
+        found = ((_CHECKPOINT.fullmatch(entry.name), entry) for entry in self.path.iterdir())
+        return sorted(int(name[1]) for name, entry in found if name and _is_adapter(entry))
+
+    def adapter_folder(self, which: Which = "last") -> Path | None:
+        """Return the PEFT folder of an adapter; None for ``base``, which has none.
+
+        ``last`` is the final adapter, or the newest checkpoint while there is none. Raises RunError if the run has no
+        adapter yet or no such checkpoint.
+        """
+        if which == "base":
+            return None
+        steps, final = self.checkpoints(), self.path / "adapter"
+        if which == "last":
+            if _is_adapter(final):
+                return final
+            if steps:
+                return self.path / f"checkpoint-{steps[-1]}"
+            raise RunError(
+                f"the run '{self.path}' has no adapter yet: it did not reach its first checkpoint",
+                f"Go on with it:  weitune train --resume {self.path}",
+            )
+        if which not in steps:
+            known = f"It has {', '.join(map(str, steps))}." if steps else "It has none."
+            raise RunError(
+                f"the run '{self.path}' has no checkpoint {which!r}",
+                f"{known} 'last' stands for the final adapter, 'base' for the model without one.",
+            )
+        return self.path / f"checkpoint-{which}"
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the run's events in order; a line that a crash or a full disk tore is passed over."""
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if isinstance(event, dict):
+                    yield event
+
+    def engine(self, checkpoint: Which = "last", *, device: str | None = None) -> Engine:
+        """Return the engine of an adapter, loading it on first use.
+
+        The two used most recently stay in memory (such as the tuned model and its base), each a whole model. Raises
+        RunError or ModelError if it cannot be loaded.
+        """
+        key = (checkpoint, device)
+        engine = self._engines.pop(key, None)
+        if engine is None:
+            from weitune.generate.load import load_engine
+
+            folder = self.adapter_folder(checkpoint)
+            while len(self._engines) >= _ENGINES_KEPT:  # before loading, so that three are never in memory
+                del self._engines[next(iter(self._engines))]
+            engine = load_engine(self.recipe, folder, device=device)
+        self._engines[key] = engine
+        return engine
+
+    def chat(
+        self,
+        text: str,
+        *,
+        history: History = (),
+        system: str | None = None,
+        checkpoint: Which = "last",
+        device: str | None = None,
+        **sampling: Any,
+    ) -> str:
+        """Return the model's answer to ``text``.
+
+        ``history`` has the turns said before. ``system`` replaces the run's own system prompt; an empty text leaves it
+        out. ``sampling`` are fields of :class:`~weitune.generate.sampling.Sampling`, such as ``temperature=0.7``.
+        Raises RunError, ModelError, or InputError if the question is too long for the model.
+        """
+        from weitune.generate.dialogue import Dialogue
+        from weitune.generate.sampling import Sampling
+
+        options = Sampling(**sampling)
+        dialogue = Dialogue(self.recipe.system if system is None else system, history)
+        stream = dialogue.ask(self.engine(checkpoint, device=device), text, options)
+        return "".join(stream)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _ADAPTER_FILES)
+
+
+def _not_a_run(path: Path) -> RunError:
+    """Say what ``path`` is instead of a run, as far as one can tell."""
+    cure = "Give the folder that `weitune train` wrote, such as runs/NAME."
+    if not path.exists():
+        return RunError(f"there is no folder '{path}'", cure)
+    if not path.is_dir():
+        return RunError(f"'{path}' is a file, not a run's folder", cure)
+    if (path.parent / "recipe.yaml").is_file():
+        step = _CHECKPOINT.fullmatch(path.name)
+        which = f"; choose this adapter with  --checkpoint {step[1]}" if step else ""
+        return RunError(f"'{path}' is a part of the run '{path.parent}'", f"Give the run's folder{which}.")
+    return RunError(f"'{path}' is not a run's folder: it has no recipe.yaml", cure)
