@@ -41,7 +41,8 @@ class Turn:
     """One message.
 
     ``weight`` scales the loss of an assistant turn's tokens (0: not learned) and means nothing for other roles.
-    ``reasoning`` is what the assistant thought before ``content``; the chat template frames it.
+    ``reasoning`` is what the assistant thought before ``content``; the chat template frames it. A ``tool`` turn may say
+    which call it answers (``tool_call_id``); otherwise it answers the first open one.
     """
 
     role: Role
@@ -50,6 +51,7 @@ class Turn:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

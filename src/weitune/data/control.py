@@ -1,0 +1,159 @@
+"""Control tokens: the added tokens that frame a conversation, and text that merely looks like them.
+
+A row may hold the text ``<|im_end|>``. Rendered by a chat template and tokenized, it would end the turn. So before a
+template sees a row's text, the first character of every look-alike is replaced by a stand-in, a character that occurs
+nowhere else; what still matches afterwards was written by the template; then the text gets its characters back:
+
+    row        stop <|im_end|>                            look-alike
+    hidden     stop ⟂|im_end|>                            same length, no match
+    rendered   <|im_start|>user\\nstop ⟂|im_end|><|im_end|>\\n
+    pieces     [<|im_start|>] "user\\nstop <|im_end|>" [<|im_end|>] "\\n"
+
+Every added token counts, special or not, but for those of white space only (runs of spaces or newlines in GPT-NeoX,
+Phi and Gemma): those are how such a tokenizer spells ordinary text. Cost: two regular-expression scans a text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from tokenizers import AddedToken, Tokenizer
+
+# Noncharacters first: Unicode reserves them for use inside a program. Then the private use area.
+_STAND_INS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0xF0000, 0xF1000))))
+
+
+class Control(NamedTuple):
+    """One control token that a template wrote: characters ``start`` to ``stop`` of the rendered text."""
+
+    start: int
+    stop: int
+    id: int
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer: finds them in rendered text, and look-alikes in anybody else's."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Collect the added tokens of ``tokenizer`` that are not mere white space."""
+        added = {t.content: (i, t) for i, t in tokenizer.get_added_tokens_decoder().items() if not t.content.isspace()}
+        self.ids: dict[str, int] = {content: token_id for content, (token_id, _) in added.items()}
+        # Longest first, so that the alternation picks what the tokenizer picks: leftmost, then longest.
+        longest_first = sorted(added, key=len, reverse=True)
+        never = r"(?!)"
+        self._written = re.compile("|".join(_as_matched(added[text][1]) for text in longest_first) or never)
+        literals = "|".join(map(re.escape, longest_first)) or never
+        self._literal = re.compile(literals)
+        self._lookalike = re.compile(f"(?=(?:{literals}))(.)", re.DOTALL)
+        self._reach = max(map(len, added), default=1) - 1
+        self._heads = frozenset(text[:k] for text in added for k in range(1, len(text)))
+        self._tails = frozenset(text[-k:] for text in added for k in range(1, len(text)))
+        self._first = frozenset(text[0] for text in added)
+        self._last = frozenset(text[-1] for text in added)
+
+    def find(self, text: str, start: int = 0, stop: int | None = None) -> Iterator[Control]:
+        """Yield the control tokens in characters ``start`` to ``stop`` of rendered ``text``, in order.
+
+        White space that a token takes with it (``lstrip``, ``rstrip``) belongs to its characters.
+        """
+        for match in self._written.finditer(text, start, len(text) if stop is None else stop):
+            content = match[0] if match[0] in self.ids else match[0].strip()
+            yield Control(match.start(), match.end(), self.ids[content])
+
+    def lookalikes(self, text: str) -> list[int]:
+        """Return where ``text`` spells a control token (characters from its start)."""
+        return [match.start() for match in self._literal.finditer(text)]
+
+    def dangerous(self, text: str) -> bool:
+        """Tell whether ``text`` spells a control token, or begins or ends with a part that a neighbour could finish."""
+        return self._lookalike.search(text) is not None or any(self._edges(text))
+
+    def _edges(self, text: str) -> tuple[bool, bool]:
+        """Tell whether a control token could begin before ``text`` or end after it."""
+        if not text:
+            return False, False
+        head, tail = text[: self._reach], text[-self._reach :]
+        opens = not self._last.isdisjoint(head) and any(head[:k] in self._tails for k in range(1, len(head) + 1))
+        closes = not self._first.isdisjoint(tail) and any(tail[k:] in self._heads for k in range(len(tail)))
+        return opens, closes
+
+    def disguise(self, texts: Iterable[str], template: str) -> Disguise | None:
+        """Return a disguise for ``texts``, or None if no text needs one (nearly always).
+
+        ``template`` is what else the rendering may write; stand-ins occur neither in it nor in any text.
+        """
+        texts = list(texts)
+        if not any(map(self.dangerous, texts)):
+            return None
+        return Disguise(self, set(template).union(*texts))
+
+    def _hide(self, text: str, stand_in: dict[str, str]) -> str:
+        hidden = self._lookalike.sub(lambda match: stand_in[match[1]], text)
+        opens, closes = self._edges(text)
+        if opens:
+            hidden = stand_in[text[0]] + hidden[1:]
+        if closes:
+            hidden = hidden[:-1] + stand_in[text[-1]]
+        return hidden
+
+
+class Disguise:
+    """Stand-ins for one conversation: :meth:`hide` before rendering, :meth:`reveal` after."""
+
+    def __init__(self, controls: ControlTokens, used: set[str]) -> None:
+        """Draw stand-ins from the characters not in ``used``."""
+        self._controls = controls
+        self._free = iter(char for char in _STAND_INS if char not in used)
+        self._stand_in: dict[str, str] = _Drawn(self._free)
+
+    def hide(self, text: str) -> str:
+        """Return ``text``, as long as before, with no control token in it nor at its edges."""
+        return self._controls._hide(text, self._stand_in)
+
+    def reveal(self, text: str) -> str:
+        """Give a piece of rendered text its own characters back."""
+        for char, stand_in in self._stand_in.items():
+            # A template may ask `tojson` for ASCII only; then the stand-in comes back as an escape.
+            text = text.replace(stand_in, char).replace(_json_escape(stand_in), char)
+        return text
+
+
+class _Drawn(dict[str, str]):
+    """Maps a character to its stand-in, drawn at first use."""
+
+    def __init__(self, free: Iterator[str]) -> None:
+        super().__init__()
+        self._free = free
+
+    def __missing__(self, char: str) -> str:
+        self[char] = next(self._free)
+        return self[char]
+
+
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def _as_matched(token: AddedToken) -> str:
+    """Return the pattern by which a tokenizer finds an added token."""
+    pattern = re.escape(token.content)
+    if token.single_word:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Yield every text in a JSON-like ``value``, keys of objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from texts_in(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from texts_in(item)
