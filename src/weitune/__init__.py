@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from weitune.generate.run_folder import Run
     from weitune.recipe.load import load_recipe
     from weitune.recipe.schema import Recipe
-    from weitune.train import train
+    from weitune.training.run import train
 
     __version__: str
 
@@ -28,7 +28,7 @@ _HOMES = {
     "Recipe": "weitune.recipe.schema",
     "Run": "weitune.generate.run_folder",
     "load_recipe": "weitune.recipe.load",
-    "train": "weitune.train",
+    "train": "weitune.training.run",
 }
 
 

@@ -92,16 +92,25 @@ def load_model(
     revision: str | None = None,
     device: str | None = None,
 ) -> LoadedModel:
-    """Find, download if needed, and load ``model`` for the device at hand.
+    """Find, download if needed, and load ``model`` and its tokenizer for the device at hand.
 
-    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``). Raises
-    ModelError if the model cannot be found or loaded.
+    Raises ModelError if the model cannot be found or loaded.
     """
     files = locate(model, hub=hub, revision=revision)
+    return load_weights(files, load_tokenizer(files), precision=precision, device=device)
+
+
+def load_weights(
+    files: ModelFiles, tokenizer: PreTrainedTokenizerFast, *, precision: str = "auto", device: str | None = None
+) -> LoadedModel:
+    """Load the weights of a model whose tokenizer is here already.
+
+    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``). Raises
+    ModelError if they cannot be loaded.
+    """
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
-    tokenizer = load_tokenizer(files)
-    return LoadedModel(_load_weights(files, dtype, _placement(target, device)), tokenizer, files, target, dtype)
+    return LoadedModel(_load(files, dtype, _placement(target, device)), tokenizer, files, target, dtype)
 
 
 def _placement(target: torch.device, asked: str | None) -> Any:
@@ -114,7 +123,7 @@ def _placement(target: torch.device, asked: str | None) -> Any:
     return {"": target}
 
 
-def _load_weights(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
+def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     options: dict[str, Any] = {"dtype": dtype, "device_map": placement, "trust_remote_code": False,

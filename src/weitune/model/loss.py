@@ -2,9 +2,8 @@
 
 A row of logits is V numbers: 151,936 for Qwen2.5, the largest tensor of a naive step. Here the output head runs over
 ``CHUNK_LOGITS`` numbers at a time, and since the loss is a scalar, the gradient with respect to the hidden states is
-computed in the same pass: logits are made once, used, and forgotten (the idea of Cut Cross-Entropy, arXiv 2411.09009,
-and of Liger's fused linear cross entropy, arXiv 2410.10989). Cost: three matrix products of N·C·V... two, in fact:
-one for the logits and one for the gradient; the head itself is frozen.
+computed in the same pass: logits are made once, used, and forgotten (the idea of Liger's fused linear cross entropy,
+arXiv 2410.10989). Cost: two matrix products of N·C·V, one for the logits and one for the gradient; the head is frozen.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ CHUNK_LOGITS = 1 << 25
 
 def reference_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted sum of cross entropies: the specification of :func:`supervised_loss` in three lines."""
-    logits = F.linear(hidden, head, bias).float()
+    logits = F.linear(hidden, head, bias).to(torch.promote_types(hidden.dtype, torch.float32))
     losses = F.cross_entropy(logits, targets, reduction="none")
     return (losses * weights).sum()
 

@@ -33,6 +33,20 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held so far: of the accelerator, or of the machine on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import psutil
+
+    if psutil.WINDOWS:
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if psutil.MACOS else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def choose_micro_tokens(model: PreTrainedModel, device: torch.device) -> int:
     """Return the ``train.micro_tokens`` that ``auto`` stands for: what fits the free memory, with room to spare."""
     fits = int(free_bytes(device) * SHARE_OF_FREE_MEMORY) // activation_bytes_per_token(model)

@@ -1,0 +1,90 @@
+"""Command-line options for every key of the recipe, made from its declaration."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from weitune.errors import RecipeError
+from weitune.recipe.load import fields
+
+_NAMES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option ``--section.key`` for every key of the recipe; dashes may stand for underscores."""
+    for dotted, info in reversed(list(fields())):
+        flags = list(dict.fromkeys([f"--{dotted}", f"--{dotted.replace('_', '-')}"]))
+        option = click.option(
+            *flags, _parameter(dotted), metavar=_metavar(info), help=_help(info), multiple=_is_files(info), type=str
+        )
+        command = option(command)
+    return command
+
+
+def overrides_from(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the options that were given out of a command's parameters: dotted name to value."""
+    chosen = {}
+    for dotted, info in fields():
+        given = values.get(_parameter(dotted))
+        if given is not None and given != ():
+            chosen[dotted] = list(given) if isinstance(given, tuple) else _value(dotted, info, given)
+    return chosen
+
+
+def _parameter(dotted: str) -> str:
+    """Return the Python name of an option's parameter."""
+    return dotted.replace(".", "__")
+
+
+def _value(dotted: str, info: FieldInfo, text: str) -> Any:
+    """Turn an option's text into what the schema validates: text stays, mappings are YAML, `none` empties a key."""
+    kinds = _kinds(info)
+    if type(None) in kinds and str not in kinds and text.lower() in {"none", "null"}:
+        return None
+    if any(get_origin(kind) is dict for kind in kinds):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RecipeError(f"{dotted}: '{text}' is not a mapping",
+                              f"Write it as YAML or JSON, for example --{dotted} '{{key: value}}'.") from None
+    return text
+
+
+def _kinds(info: FieldInfo) -> tuple[Any, ...]:
+    """Return the alternatives of a field's type."""
+    kind = info.annotation
+    return get_args(kind) if get_origin(kind) in {Union, types.UnionType} else (kind,)
+
+
+def _is_files(info: FieldInfo) -> bool:
+    """Return whether an option may be given several times, one file each."""
+    return get_origin(info.annotation) is list and any("_one_as_list" in repr(entry) for entry in info.metadata)
+
+
+def _metavar(info: FieldInfo) -> str:
+    parts: list[str] = []
+    for kind in _kinds(info):
+        if get_origin(kind) is Literal:
+            parts += map(str, get_args(kind))
+        elif get_origin(kind) is list:
+            parts.append("FILE" if _is_files(info) else "NAME,…")
+        elif get_origin(kind) is dict:
+            parts.append("{KEY: VALUE,…}")
+        elif kind is not type(None):
+            parts.append(_NAMES.get(kind, str(kind)))
+    return "|".join(parts)
+
+
+def _help(info: FieldInfo) -> str:
+    text = " ".join((info.description or "").split())
+    if info.default is PydanticUndefined or info.default is None:
+        return text
+    default = ",".join(info.default) if isinstance(info.default, list) else info.default
+    return f"{text}  [default: {default}]"

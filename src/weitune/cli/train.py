@@ -1,0 +1,64 @@
+"""``weitune train``: from a recipe, or from options alone, to an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weitune.cli.recipe_options import overrides_from, recipe_options
+
+
+@click.command()
+@click.argument("recipe", required=False, metavar="[RECIPE]")
+@click.option("--resume", "resume_from", metavar="RUN", help="Go on with the run in this folder.")
+@click.option("--device", metavar="DEVICE", help="Device to train on, such as cpu or cuda:1.  [default: the best one]")
+@recipe_options
+def command(recipe: str | None, resume_from: str | None, device: str | None, **options: Any) -> None:
+    """Fine-tune a chat model on dialogues with LoRA.
+
+    RECIPE is a YAML file or the name of a preset (demo, tutorial); every key of it can be given as an option too, and
+    an option wins.
+
+    \b
+      weitune train --model Qwen/Qwen2.5-7B-Instruct --data dialogues.json --output runs/mine
+      weitune train recipe.yaml --lora.r 16
+      weitune train --resume runs/mine
+    """
+    overrides = overrides_from(options)
+    if resume_from is not None:
+        if recipe is not None:
+            raise click.UsageError("Give a recipe or --resume, not both: a run keeps its own recipe.")
+        _run(lambda reporter: _resume(resume_from, overrides, reporter, device))
+    else:
+        from weitune.recipe.load import load_recipe
+
+        if recipe is None and not overrides:
+            raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune train --help`.")
+        built = load_recipe(recipe, overrides)
+        _run(lambda reporter: _train(built, reporter, device))
+
+
+def _train(recipe: Any, reporter: Any, device: str | None) -> Path:
+    from weitune.training.run import train
+
+    return train(recipe, reporter=reporter, device=device).path
+
+
+def _resume(folder: str, overrides: dict[str, Any], reporter: Any, device: str | None) -> Path:
+    from weitune.training.run import resume
+
+    return resume(folder, overrides=overrides, reporter=reporter, device=device).path
+
+
+def _run(work: Callable[[Any], Path]) -> None:
+    """Do ``work`` with a reporter that draws, and say what can be done with the result."""
+    from weitune.cli.terminal import console, quiet_libraries
+    from weitune.cli.training_view import TrainingView
+
+    quiet_libraries()
+    with TrainingView() as view:
+        folder = work(view)
+    console().print(f"done: {folder / 'adapter'}\ntalk to it:  weitune chat {folder}", markup=False)

@@ -1,0 +1,26 @@
+"""The two ways to lay a step's examples out for a forward pass, under one face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from weitune.data.conversation import Example
+from weitune.data.pack import PackedBatch, pack
+from weitune.data.pad import PaddedBatch, pad, split_by_length
+from weitune.data.plan import split
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How examples are split into micro-batches of at most so many tokens, and how one of these is laid out."""
+
+    split: Callable[[Sequence[Example], int], list[list[Example]]]
+    lay: Callable[[Sequence[Example]], PackedBatch | PaddedBatch]
+
+
+SHARED = Layout(split, pack)
+"""One row in which every distinct prefix token stands once."""
+
+SEPARATE = Layout(split_by_length, pad)
+"""One conversation a row, padded: for models that cannot share."""

@@ -1,0 +1,142 @@
+"""The training loop.
+
+One step: take its examples from the plan, split this device's share into micro-batches, add up their gradients, divide
+once by the weight of the whole step over all devices, clip, and let the optimizer move. The loss of a step is the mean
+over its supervised tokens, however the step was split:
+
+    loss = Σ weight · cross entropy / Σ weight        (both sums over every example of the step, on every device)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from weitune.data.conversation import Example
+from weitune.data.layout import Layout
+from weitune.data.plan import Plan, share
+from weitune.errors import NonFiniteError
+from weitune.model.memory import peak_bytes
+from weitune.model.supervised import Row
+from weitune.recipe.schema import Train
+from weitune.training.optim import learning_rate, seed_step, set_learning_rate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one optimizer step did; ``step`` counts from 1."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens of the step's examples, each counted as often as it occurs."""
+    computed_tokens: int
+    """Tokens that this device computed: shared beginnings once."""
+    supervised_tokens: int
+    tokens_per_second: float
+    step_seconds: float
+    memory_bytes: int
+    """Peak memory of this process so far."""
+
+
+class Watcher(Protocol):
+    """What looks on while the loop runs."""
+
+    def stepped(self, record: StepRecord) -> bool:
+        """Take note of a step; return False to end the loop here."""
+
+    def failed(self, record: StepRecord) -> None:
+        """Take note of a step whose loss or gradient is not finite; the weights have not changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Everything that stays the same from step to step."""
+
+    model: nn.Module
+    """A SupervisedModel, perhaps wrapped for data parallelism."""
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    examples: Sequence[Example]
+    plan: Plan
+    layout: Layout
+    train: Train
+    micro_tokens: int
+
+    def run(self, start: int, watcher: Watcher) -> None:
+        """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` has had enough.
+
+        Raises NonFiniteError, before the weights change, if a loss or gradient is not finite.
+        """
+        self.model.train()
+        for step in range(start, self.plan.steps):
+            began = time.perf_counter()
+            examples = [self.examples[int(i)] for i in self.plan.step(step)]
+            rate = learning_rate(step, self.plan.steps, self.train)
+            seed_step(self.train.seed, step, self.accelerator.process_index)
+            loss, computed = self._accumulate(examples)
+            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
+            seconds = time.perf_counter() - began
+            tokens = sum(len(example.input_ids) for example in examples)
+            record = StepRecord(
+                step=step + 1,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=tokens,
+                computed_tokens=computed,
+                supervised_tokens=sum(example.supervised for example in examples),
+                tokens_per_second=tokens / seconds,
+                step_seconds=seconds,
+                memory_bytes=peak_bytes(self.accelerator.device),
+            )
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                watcher.failed(record)
+                raise NonFiniteError(_not_finite(record, examples))
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if not watcher.stepped(record):
+                return
+
+    def _accumulate(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """Add up the gradients of a step on this device; return the step's loss and the tokens computed here."""
+        world = self.accelerator.num_processes
+        weight = sum(example.weight for example in examples)
+        mine = share(examples, world)[self.accelerator.process_index] if world > 1 else examples
+        # A device without examples still takes part in the reduction of gradients, with weight 0.
+        batches = self.layout.split(mine, self.micro_tokens) or [list(examples[:1])]
+        total = torch.zeros((), dtype=torch.float64)
+        computed = 0
+        for k, batch in enumerate(batches):
+            laid = self.layout.lay(batch)
+            computed += len(laid)
+            last = k == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if mine else 0.0)
+                self.accelerator.backward(loss * (world / weight))  # reduction takes the mean over devices
+            total += loss.detach().double().cpu()
+        if world > 1:
+            total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
+        return float(total) / weight, computed
+
+
+def _not_finite(record: StepRecord, examples: Sequence[Example]) -> str:
+    origins = ", ".join(str(example.origin) for example in examples)
+    return (
+        f"step {record.step} is not finite: loss {record.loss}, gradient norm {record.grad_norm}. Training stopped "
+        f"before the weights changed. The examples of this step: {origins}.\n"
+        "Look at these rows, lower train.learning_rate, or use train.precision fp32; then resume."
+    )

@@ -1,0 +1,31 @@
+"""What a run tells whoever started it. The base class is silent; the command line draws a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from weitune.training.loop import StepRecord
+
+
+class Reporter:
+    """Override what you want to hear of; every method does nothing here."""
+
+    def say(self, line: str) -> None:
+        """Hear one line worth knowing: what is trained, on what, and everything unusual, once."""
+
+    def preparing(self) -> Callable[[int, int | None], None] | None:
+        """Return a function to call with (rows done, rows in all or None) while data are prepared."""
+        return None
+
+    def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
+        """Hear that step ``done`` + 1 of ``steps`` begins, and how often the user wants a log line."""
+
+    def stepped(self, record: StepRecord) -> None:
+        """Hear of an optimizer step."""
+
+    def saved(self, folder: Path) -> None:
+        """Hear that a checkpoint or the final adapter is on the disk."""
+
+    def ended(self) -> None:
+        """Hear that the loop is over, for whatever reason."""

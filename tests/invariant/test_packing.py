@@ -1,0 +1,64 @@
+"""Packed ≡ separate: sharing changes what a step costs, never what it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.invariant.test_oracle import LORA, examples_with_forks
+from tests.tiny import TEMPLATE_OF, tiny_model
+from tests.training.loops import fit
+from weitune.data.conversation import Example, Span
+from weitune.data.layout import SEPARATE, SHARED, Layout
+from weitune.data.pack import pack, pack_separately, visible
+from weitune.data.plan import Plan, split
+from weitune.model.adapter import attach_adapter
+from weitune.model.probe import probe
+from weitune.model.supervised import Row
+from weitune.recipe.schema import Train
+
+
+@pytest.mark.parametrize(("family", "window"), [*((family, None) for family in TEMPLATE_OF), ("mistral", 5)])
+def test_every_token_has_the_logits_it_has_alone(family: str, window: int | None) -> None:
+    overrides = {"sliding_window": window} if window is not None else {}
+    alone, packed = tiny_model(family, **overrides), tiny_model(family, **overrides)
+    assert probe(packed).shares_rows
+    examples = examples_with_forks(12, vocabulary=400)
+    examples += [examples[0], Example(examples[1].input_ids[:6], (Span(3, 6),))]  # a duplicate, and a mere beginning
+    batch = pack(examples)
+    seen = visible(batch)
+    row_of = {tuple(batch.input_ids[seen[row]].tolist()): row for row in range(len(batch))}
+    with torch.no_grad():
+        logits = packed(**Row.of(batch, torch.device("cpu")).inputs()).logits[0]
+        for example in examples:
+            expected = alone(input_ids=torch.tensor([example.input_ids]), use_cache=False).logits[0]
+            rows = [row_of[example.input_ids[:n]] for n in range(1, len(example.input_ids) + 1)]
+            torch.testing.assert_close(logits[rows], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("micro_tokens", [64, 256])
+def test_micro_tokens_never_change_the_losses(micro_tokens: int) -> None:
+    examples = examples_with_forks(40, vocabulary=400)
+    plan, train = Plan(len(examples), 8, epochs=2, seed=0), Train(batch_size=8, learning_rate=1e-3)
+
+    def losses(tokens: int) -> list[float]:
+        adapted = attach_adapter(tiny_model("qwen2"), LORA, seed=1, base="tiny")
+        return [record.loss for record in fit(adapted, examples, plan, train, micro_tokens=tokens)]
+
+    assert len(split(examples[:8], 64)) > len(split(examples[:8], 4096)) == 1
+    assert losses(micro_tokens) == pytest.approx(losses(4096), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [SEPARATE, Layout(split, pack_separately)], ids=["padded", "packed apart"])
+def test_layouts_that_share_nothing_give_the_same_losses(layout: Layout) -> None:
+    examples = examples_with_forks(24, vocabulary=400)
+    plan, train = Plan(len(examples), 8, epochs=2, seed=0), Train(batch_size=8, learning_rate=1e-3)
+
+    def records(chosen: Layout) -> list:
+        adapted = attach_adapter(tiny_model("llama"), LORA, seed=1, base="tiny")
+        return fit(adapted, examples, plan, train, layout=chosen)
+
+    shared, apart = records(SHARED), records(layout)
+    assert [r.loss for r in apart] == pytest.approx([r.loss for r in shared], rel=1e-5)
+    assert [r.grad_norm for r in apart] == pytest.approx([r.grad_norm for r in shared], rel=1e-4)
+    assert sum(r.computed_tokens for r in shared) < 0.8 * sum(r.computed_tokens for r in apart)

@@ -1,0 +1,61 @@
+"""Run the training loop on values made in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+
+from weitune.data.conversation import Example
+from weitune.data.layout import SEPARATE, SHARED, Layout
+from weitune.data.plan import Plan
+from weitune.model.probe import probe
+from weitune.model.supervised import SupervisedModel
+from weitune.recipe.schema import Train
+from weitune.training.loop import Loop, StepRecord
+from weitune.training.optim import make_optimizer
+
+
+class Recorder:
+    """A watcher that keeps every record."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.records: list[StepRecord] = []
+        self.failures: list[StepRecord] = []
+        self._stop_after = stop_after
+
+    def stepped(self, record: StepRecord) -> bool:
+        self.records.append(record)
+        return record.step != self._stop_after
+
+    def failed(self, record: StepRecord) -> None:
+        self.failures.append(record)
+
+
+def make_loop(
+    adapted: Any, examples: Sequence[Example], plan: Plan, train: Train, *, layout: Layout = SHARED,
+    micro_tokens: int = 4096,
+) -> Loop:  # fmt: skip
+    model = adapted.get_base_model()
+    abilities = probe(model)
+    assert abilities.shares_rows, abilities.why_not
+    if layout is SEPARATE:
+        model.set_attn_implementation("sdpa")
+    return Loop(
+        model=SupervisedModel(model, plain_head=abilities.plain_head),
+        optimizer=make_optimizer((p for p in adapted.parameters() if p.requires_grad), train),
+        accelerator=Accelerator(cpu=True),
+        examples=examples,
+        plan=plan,
+        layout=layout,
+        train=train,
+        micro_tokens=micro_tokens,
+    )
+
+
+def fit(adapted: Any, examples: Sequence[Example], plan: Plan, train: Train, **options: Any) -> list[StepRecord]:
+    """Train to the plan's end and return every step's record."""
+    watcher = Recorder()
+    make_loop(adapted, examples, plan, train, **options).run(0, watcher)
+    return watcher.records
