@@ -204,3 +204,33 @@ def save_tiny(folder: Path | str, family: str = "qwen2", seed: int = 0, template
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def save_tiny_adapter(folder: Path | str, model: Path | str, seed: int = 1) -> Path:
+    """Write a PEFT adapter for the model in folder ``model``, with random weights that change its answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return Path(folder)
+
+
+def save_tiny_run(
+    folder: Path | str, family: str = "qwen2", *, checkpoints: tuple[int, ...] = (), **recipe: Any
+) -> Path:
+    """Write a run as `weitune train` leaves it: model, recipe, final adapter, and a different one per checkpoint."""
+    from weitune.recipe.load import build_recipe, dump_recipe
+
+    folder = Path(folder)
+    model = save_tiny(folder.parent / f"{folder.name}-model", family)
+    for seed, step in enumerate(checkpoints):
+        save_tiny_adapter(folder / f"checkpoint-{step}", model, seed=10 + seed)
+    save_tiny_adapter(folder / "adapter", model)
+    tree = {"model": str(model), "data": ["dialogues.json"], "output": str(folder), **recipe}
+    (folder / "recipe.yaml").write_text(dump_recipe(build_recipe(tree)), encoding="utf-8")
+    return folder

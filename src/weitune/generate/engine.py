@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,22 +21,14 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
 from weitune.generate.detokenize import Detokenizer
-from weitune.generate.sampling import Sampling, processors
+from weitune.generate.processors import processors
+from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-
-class Prompter(Protocol):
-    """What the engine needs of a framing (:mod:`weitune.data.render`)."""
-
-    @property
-    def stop_tokens(self) -> Sequence[int]:
-        """Tokens that end an answer."""
-
-    def prompt(self, conversation: Conversation) -> Sequence[int]:
-        """Return the tokens after which the assistant speaks."""
+    from weitune.data.render import Framing
 
 
 class Engine:
@@ -46,7 +38,7 @@ class Engine:
     (:meth:`~weitune.data.conversation.Conversation.with_system`), as training does.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, framing: Prompter) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, framing: Framing) -> None:
         """Answer with ``model``, which stays the caller's: it may be one that is being trained, or a PEFT model.
 
         Answers end at the framing's stop tokens and at those in the model's generation config.

@@ -1,122 +1,51 @@
-"""How the next token is chosen: the options (:class:`Sampling`) and the logits processors that carry them out.
-
-Greedy decoding takes the largest logit. Sampling adds independent Gumbel noise to the logits and also takes the
-largest, which draws from the softmax distribution exactly (the Gumbel-max trick, Gumbel 1954; Maddison et al., 2014,
-arXiv 1411.0030). The noise comes from one generator per conversation, so an answer depends on its own seed alone: not
-on the other rows of a batch, nor on any other random number drawn in the process. It is drawn on the CPU, hence equal
-on every device, at a cost of V exponential variates a token.
-"""
+"""How the next token is chosen: the options, declared once for Python and the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from weitune.errors import InputError
+
+_INFINITE = float("inf")
+
+
+def _option(default: Any, about: str, *, least: float, most: float = _INFINITE, above: bool = False) -> Any:
+    """Declare an option from ``least`` (or ``above`` it) to ``most``; ``about`` is its help."""
+    return field(default=default, metadata={"help": about, "least": least, "most": most, "above": above})
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Options of generation. Raises InputError for a value out of range."""
+    """Options of generation; each field's metadata has its ``help``. Raises InputError for values out of range."""
 
-    max_new_tokens: int = 512
-    """Longest answer, in tokens."""
-    temperature: float = 0.0
-    """0 takes the likeliest token at every step (greedy); above, logits are divided by it before sampling."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
-    top_k: int = 0
-    """Sample from this many of the likeliest tokens; 0 from all."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that already stand in the conversation become less likely (arXiv 1909.05858)."""
-    seed: int | None = None
-    """The same seed gives the same answer; none draws a fresh one."""
+    max_new_tokens: int = _option(512, "Longest answer, in tokens.", least=1)
+    temperature: float = _option(
+        0.0, "0 takes the likeliest token (greedy); logits are divided by anything above before sampling.", least=0
+    )
+    top_p: float = _option(
+        1.0, "Sample from the likeliest tokens that together have this probability.", least=0, most=1, above=True
+    )
+    top_k: int = _option(0, "Sample from this many of the likeliest tokens; 0: from all.", least=0)
+    repetition_penalty: float = _option(
+        1.0, "Above 1, tokens that the conversation already has become less likely.", least=0, above=True
+    )
+    seed: int | None = _option(None, "The same seed gives the same answer; without one, each differs.", least=0)
 
     def __post_init__(self) -> None:
-        """Check every range and name all that do not fit."""
-        wrong = [
-            f"{name} must be {wanted}; found {getattr(self, name)!r}"
-            for name, wanted, fits in (
-                ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
-                ("temperature", "0 or more", 0 <= self.temperature < float("inf")),
-                ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
-                ("top_k", "0 or more", self.top_k >= 0),
-                ("repetition_penalty", "above 0", 0 < self.repetition_penalty < float("inf")),
-            )
-            if not fits
-        ]
+        """Check every range and name all values that do not fit."""
+        wrong = []
+        for option in fields(self):
+            value, least, most = getattr(self, option.name), option.metadata["least"], option.metadata["most"]
+            fits = value is None or ((least < value if option.metadata["above"] else least <= value) and value <= most)
+            if not fits or value == _INFINITE:
+                wanted = f"above {least}" if option.metadata["above"] else f"{least} or more"
+                at_most = f" and at most {most}" if most < _INFINITE else ""
+                wrong.append(f"{option.name} must be {wanted}{at_most}; found {value!r}")
         if wrong:
-            raise InputError("; ".join(wrong), "Leave an option out to get its default.")
+            raise InputError("\n".join(wrong), "Leave an option out to get its default.")
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken at every step."""
         return self.temperature == 0
-
-
-class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
-    """Divide the positive logits of tokens seen so far by ``penalty`` and multiply the negative ones.
-
-    Equals transformers' processor for one row; in a batch it does not take left padding for tokens seen.
-    """
-
-    def __init__(self, penalty: float, attention_mask: Tensor) -> None:
-        """``attention_mask`` (B, T) is 0 on the padding of the prompts."""
-        self.penalty = penalty
-        self.padding = attention_mask == 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Penalise ``scores`` (B, V) of the tokens in ``input_ids`` (B, T and the tokens generated since)."""
-        seen = input_ids.clone()
-        prompt = seen[:, : self.padding.shape[1]]
-        prompt[self.padding] = prompt[:, -1:].expand_as(prompt)[self.padding]  # a token that the row does have
-        score = scores.gather(1, seen)
-        return scores.scatter(1, seen, torch.where(score < 0, score * self.penalty, score / self.penalty))
-
-
-class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
-    """Add Gumbel noise to the logits, so that the largest is a draw from their softmax. Must come last."""
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        """``seeds`` has one seed for every row of the batch."""
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return ``scores`` (B, V) plus fresh noise; minus infinity stays."""
-        noise = torch.empty(scores.shape, dtype=torch.float32)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        # The negative logarithm of an exponential variate has the Gumbel distribution.
-        return scores - noise.log().to(scores.device)
-
-
-def processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:
-    """Return the processors, in order, after which the largest logit is the next token.
-
-    ``attention_mask`` (B, T) is 0 on the padding of the prompts. A given seed is used for every row, so that a
-    conversation's answer is the same alone and in any batch; without one, each row draws its own.
-    """
-    chain = LogitsProcessorList()
-    if sampling.repetition_penalty != 1:
-        chain.append(RepetitionPenalty(sampling.repetition_penalty, attention_mask))
-    if sampling.greedy:
-        return chain
-    if sampling.temperature != 1:
-        chain.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
-        chain.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        chain.append(TopPLogitsWarper(sampling.top_p))
-    rows = range(attention_mask.shape[0])
-    chain.append(GumbelNoise([torch.Generator().seed() if sampling.seed is None else sampling.seed for _ in rows]))
-    return chain

@@ -1,0 +1,82 @@
+"""The logits processors that carry out a :class:`~weitune.generate.sampling.Sampling`.
+
+Greedy decoding takes the largest logit. Sampling adds independent Gumbel noise to the logits and also takes the
+largest, which draws from the softmax distribution exactly (the Gumbel-max trick, Gumbel 1954; Maddison et al., 2014,
+arXiv 1411.0030). The noise comes from one generator per conversation, so an answer depends on its own seed alone: not
+on the other rows of a batch, nor on any other random number drawn in the process. It is drawn on the CPU, hence equal
+on every device, at a cost of V exponential variates a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from weitune.generate.sampling import Sampling
+
+
+class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
+    """Divide the positive logits of tokens seen so far by ``penalty`` and multiply the negative ones.
+
+    Equals transformers' processor for one row; in a batch it does not take left padding for tokens seen.
+    """
+
+    def __init__(self, penalty: float, attention_mask: Tensor) -> None:
+        """``attention_mask`` (B, T) is 0 on the padding of the prompts."""
+        self.penalty = penalty
+        self.padding = attention_mask == 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Penalise ``scores`` (B, V) of the tokens in ``input_ids`` (B, T and the tokens generated since)."""
+        seen = input_ids.clone()
+        prompt = seen[:, : self.padding.shape[1]]
+        prompt[self.padding] = prompt[:, -1:].expand_as(prompt)[self.padding]  # a token that the row does have
+        score = scores.gather(1, seen)
+        return scores.scatter(1, seen, torch.where(score < 0, score * self.penalty, score / self.penalty))
+
+
+class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+    """Add Gumbel noise to the logits, so that the largest is a draw from their softmax. Must come last."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        """``seeds`` has one seed for every row of the batch."""
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return ``scores`` (B, V) plus fresh noise; minus infinity stays."""
+        noise = torch.empty(scores.shape, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        # The negative logarithm of an exponential variate has the Gumbel distribution.
+        return scores - noise.log().to(scores.device)
+
+
+def processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:
+    """Return the processors, in order, after which the largest logit is the next token.
+
+    ``attention_mask`` (B, T) is 0 on the padding of the prompts. A given seed is used for every row, so that a
+    conversation's answer is the same alone and in any batch; without one, each row draws its own.
+    """
+    chain = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        chain.append(RepetitionPenalty(sampling.repetition_penalty, attention_mask))
+    if sampling.greedy:
+        return chain
+    if sampling.temperature != 1:
+        chain.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    rows = range(attention_mask.shape[0])
+    chain.append(GumbelNoise([torch.Generator().seed() if sampling.seed is None else sampling.seed for _ in rows]))
+    return chain
