@@ -5,7 +5,6 @@ All problems are reported together, each with its key; an unknown key names the 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from weitune.errors import RecipeError
+from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
 
@@ -50,19 +50,20 @@ def read_recipe_file(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if path.is_file():
-        text = path.read_text(encoding="utf-8-sig")
+        text = _read_text(path)
     elif name in preset_names():
         text = (resources.files("weitune.recipe") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise RecipeError(f"there is no recipe file '{name}'",
-                          f"Give the path of a YAML file, or one of the presets: {', '.join(preset_names())}.")
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name} is not valid YAML: {error}", "Mend the line named above.") from None
+        raise RecipeError(
+            f"there is no recipe file '{name}'",
+            f"Give the path of a YAML file, or one of the presets: {', '.join(preset_names())}.",
+        )
+    tree = _parsed(text, name)
     if not isinstance(tree, dict):
-        raise RecipeError(f"{name} holds {_kind(tree)}, but a recipe is a mapping of keys to values",
-                          "Begin with a line such as  model: Qwen/Qwen2.5-7B-Instruct")
+        raise RecipeError(
+            f"{name} holds {kind(tree)}, but a recipe is a mapping of keys to values",
+            "Begin with a line such as  model: Qwen/Qwen2.5-7B-Instruct",
+        )
     return tree
 
 
@@ -77,7 +78,7 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = explain(error.errors(), merged, [key for key, _ in fields()])
         title = "the recipe has a problem" if len(lines) == 1 else f"the recipe has {len(lines)} problems"
         raise RecipeError("\n  ".join([f"{title}:", *lines]), "See docs/recipe.md for every key.") from None
 
@@ -89,12 +90,69 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the whole recipe as YAML, defaults included, that :func:`load_recipe` reads back to an equal value."""
-    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    tree = recipe.model_dump(mode="json")
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
-def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", "Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}", "Check the file's permissions.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, except that a key given twice is an error: YAML would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, except that it escapes Unicode's own line breaks, which would be read back as newlines."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        style = '"' if set(text) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _parsed(text: str, name: str) -> Any:
+    """Return the YAML value in ``text``. Raises RecipeError with line and column if it is not valid YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader, see above)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{name}{where}: {error.problem or error}", "Mend the YAML there.") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character; a date such as 2024-99-99
+        raise RecipeError(f"{name} is not valid YAML: {error}", "Put such a value in quotes, or remove it.") from None
+
+
+def _copied(tree: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> dict[str, Any]:
+    """Copy nested mappings; a section with nothing under it (all its lines are comments, say) is an empty group."""
+    copy = {}
+    for key, value in tree.items():
+        info = model.model_fields.get(key) if model else None
+        section = section_of(info) if info else None
+        empty = value is None and section is not None
+        copy[key] = {} if empty else _copied(value, section) if isinstance(value, Mapping) else value
+    return copy
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -104,38 +162,9 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
         below = tree.setdefault(key, {})
         if not isinstance(below, dict):
             found = ".".join(parents[: depth + 1])
-            raise RecipeError(f"{'.'.join(path)} cannot be set: '{found}' is {_kind(below)}, not a group of keys",
-                              f"Write '{found}' as a mapping in the recipe file.")
+            raise RecipeError(
+                f"{'.'.join(path)} cannot be set: '{found}' is {kind(below)}, not a group of keys",
+                f"Write '{found}' as a mapping in the recipe file.",
+            )
         tree = below
     tree[last] = value
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
-    """Turn one pydantic problem into a line for people: key, what was expected, what was found."""
-    path = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained-", "literal[", "function-"))]
-    key = ".".join(path)
-    match problem["type"]:
-        case "extra_forbidden":
-            return f"{key}: unknown key{_nearest(key)}"
-        case "missing":
-            return f"{key}: missing, and has no default"
-        case kind:
-            found = problem["input"]
-            wanted = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-            if kind in {"int_type", "float_type", "string_type", "bool_type"} or "parsing" in kind:
-                wanted = wanted.split(",")[0]
-            return f"{key}: {wanted}; found {found!r}"
-
-
-def _nearest(key: str) -> str:
-    known = [name for name, _ in fields()]
-    known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # the right word in the wrong place, such as `r` for `lora.r`
-        near = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _kind(value: object) -> str:
-    names = {type(None): "nothing", str: "a text", list: "a list", bool: "a truth value", int: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")

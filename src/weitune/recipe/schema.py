@@ -6,9 +6,9 @@ under a field is its documentation; a unit is named there or in the field's name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
@@ -32,6 +32,15 @@ class Section(BaseModel):
     """A group of recipe fields; unknown keys are errors and values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `r: yes`, which pydantic would read as 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and not {bool, str} & {annotation, *get_args(annotation)}:
+            raise ValueError("must not be a truth value")
+        return value
 
 
 class Tokens(Section):
@@ -70,7 +79,7 @@ class Train(Section):
     batch_size: int = Field(16, ge=1)
     """Examples in one optimizer step, over all devices together. An epoch's last step takes what is left."""
     micro_tokens: int | Literal["auto"] = "auto"
-    """Tokens in one forward pass. Changes memory and speed, never the result."""
+    """Tokens in one forward pass, at least 1. Changes memory and speed, never the result."""
     epochs: int = Field(3, ge=1)
     """How often every example is seen."""
     max_steps: int | None = Field(None, ge=1)
@@ -96,6 +105,13 @@ class Train(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(3, ge=1)
     """How many of the newest checkpoints stay."""
+
+    @field_validator("micro_tokens")
+    @classmethod
+    def _at_least_one_token(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
 
 
 class Recipe(Section):
