@@ -44,9 +44,7 @@ def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone() -> None
         same = attach_adapter(tiny_model(), Lora(), seed=5, base="tiny")
         other = attach_adapter(tiny_model(), Lora(), seed=6, base="tiny")
         assert torch.equal(one.eval()(tokens).logits, plain)
-    trained = [
-        {name: p for name, p in model.named_parameters() if p.requires_grad} for model in (one, same, other)
-    ]
+    trained = [{name: p for name, p in model.named_parameters() if p.requires_grad} for model in (one, same, other)]
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     assert any(not torch.equal(trained[0][name], trained[2][name]) for name in trained[0])
     # LoRA's start: A is Kaiming uniform with a = sqrt(5), that is uniform within 1/sqrt(columns)

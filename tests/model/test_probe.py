@@ -27,7 +27,7 @@ def test_the_common_families_share_rows(family: str) -> None:
     abilities = probe(model)
     assert abilities.shares_rows, abilities.why_not
     assert abilities.plain_head
-    assert model.config._attn_implementation == attention.DENSE
+    assert model.config._attn_implementation == attention.BLOCKS
 
 
 @pytest.mark.parametrize("family", ["olmo2", "qwen3_moe", "gemma3_text", "phi3"])
@@ -63,5 +63,6 @@ def test_heads_that_scale_or_cap_their_logits_are_seen(family: str, overrides: d
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row whose branches see each other must never pass: this is what the probe is for."""
-    monkeypatch.setattr(attention.Tree, "mask", lambda tree, window=None: torch.ones(len(tree.subtree_end),) .diag() > -1)
+    everything_before = lambda tree, rows, keys, window=None: keys[None, :] <= rows[:, None]  # noqa: E731
+    monkeypatch.setattr(attention.Tree, "seen", everything_before)
     assert "mix" in probe(tiny_model("qwen2")).why_not

@@ -77,8 +77,11 @@ def draw_adapter(model: nn.Module, seed: int) -> None:
 def linear_names(model: nn.Module) -> list[str]:
     """Return the last parts of the names of all linear layers, except the output head, in order of appearance."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    names = (name.rsplit(".", 1)[-1] for name, module in model.named_modules()
-             if isinstance(module, nn.Linear) and module is not head)
+    names = (
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    )
     return list(dict.fromkeys(names))
 
 

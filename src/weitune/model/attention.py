@@ -1,12 +1,26 @@
 """Attention over a packed row: token i sees token j exactly when ``j <= i < subtree_end[j]``.
 
 transformers lets a model's attention be replaced by name (``AttentionInterface``) without touching the model: the
-keyword argument ``tree`` of the model's forward arrives here in every layer.
+keyword argument ``tree`` of the model's forward arrives here in every layer. Three functions compute the same thing:
+
+    dense    one mask (T, T) for the whole row: the definition, and the reference in tests
+    blocks   for CPUs: a block of rows [a, b) over its ancestors and itself
+
+                  keys     S  U1 A1 A3 U2 A2          rows are depth first, so what any row of a block sees before
+                  U1 A1    x  x  x                    row a is an ancestor of row a itself: one gather of keys serves
+                  A3 U2    x  x     x  x              the whole block, and only a small mask is left
+
+    flex     for GPUs: FlexAttention compiled with the one-line rule
+
+Cost of blocks: T · (ancestors + block) scores, as many as the tree has edges to ancestors but for half a block a row;
+memory is linear in T, for no scores are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,33 +32,74 @@ from weitune.data.pack import PackedBatch
 if TYPE_CHECKING:
     from torch import nn
 
-DENSE = "weitune_tree_dense"
+DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree_flex"
+BLOCK_ROWS = 64
+"""Rows that attend together on a CPU. Shorter blocks waste less on keys that are masked, longer ones call less often."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Rows ``start`` to ``stop`` and what they see."""
+
+    start: int
+    stop: int
+    keys: Tensor
+    """(K,) row indices: the ancestors of row ``start``, then the block itself."""
+    seen: Tensor
+    """(stop - start, K) which of the keys each row sees."""
 
 
 @dataclass(slots=True, eq=False)
 class Tree:
-    """The shape of a packed row as tensors on the model's device, with the masks made from it so far."""
+    """The shape of a packed row as tensors on the model's device, and what the layers share of the masks made from it."""
 
     position_ids: Tensor
     """(T,)"""
     subtree_end: Tensor
     """(T,)"""
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    made: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batch: PackedBatch, device: torch.device) -> Tree:
         """Copy the shape of ``batch`` to ``device``."""
         return cls(torch.from_numpy(batch.position_ids).to(device), torch.from_numpy(batch.subtree_end).to(device))
 
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` returns, made only once for all layers."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def seen(self, rows: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
+        """Apply the one rule: (len(rows), len(keys)), whether each of ``rows`` sees each of ``keys``.
+
+        With ``window``, a token sees only that many positions back, itself included.
+        """
+        seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < self.subtree_end[keys][None, :])
+        if window is not None:
+            seen &= self.position_ids[rows][:, None] - self.position_ids[keys][None, :] < window
+        return seen
+
     def mask(self, window: int | None = None) -> Tensor:
-        """Return the boolean mask (T, T); with ``window``, a token also sees only that many positions back."""
-        if window not in self.masks:
-            row = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
-            seen = (row[None, :] <= row[:, None]) & (row[:, None] < self.subtree_end[None, :])
-            if window is not None:
-                seen &= self.position_ids[:, None] - self.position_ids[None, :] < window
-            self.masks[window] = seen
-        return self.masks[window]
+        """Return the whole mask (T, T)."""
+        every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
+        mask: Tensor = self.once(("mask", window), lambda: self.seen(every, every, window))
+        return mask
+
+    def blocks(self, window: int | None = None) -> list[Block]:
+        """Return the row cut into blocks of at most ``BLOCK_ROWS`` rows, each with the keys it needs."""
+        blocks: list[Block] = self.once(("blocks", window), lambda: list(self._cut(window)))
+        return blocks
+
+    def _cut(self, window: int | None) -> Iterator[Block]:
+        every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
+        for start in range(0, len(every), BLOCK_ROWS):
+            rows = every[start : start + BLOCK_ROWS]
+            ancestors = every[:start][self.subtree_end[:start] > start]
+            keys = torch.cat([ancestors, rows])
+            seen = self.seen(rows, keys, window)
+            used = seen.any(dim=0)  # a window hides distant ancestors from the whole block
+            yield Block(start, start + len(rows), keys[used], seen[:, used])
 
 
 def register() -> None:
@@ -52,6 +107,13 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(DENSE, dense_tree_attention)
+    AttentionInterface.register(BLOCKS, block_tree_attention)
+    AttentionInterface.register(FLEX, flex_tree_attention)
+
+
+def attention_for(device: torch.device) -> str:
+    """Return the name of the attention that is fastest on ``device``."""
+    return FLEX if device.type == "cuda" else BLOCKS
 
 
 def dense_tree_attention(
@@ -71,19 +133,102 @@ def dense_tree_attention(
 
     ``query`` is (1, H, T, D), ``key`` and ``value`` (1, G, T, D); the result is (1, T, H, D). Memory grows with T².
     """
-    refuse_what_trees_lack(tree, extra)
-    assert tree is not None
-    mask = tree.mask(sliding_window)[None, None]
+    mask = _checked(tree, extra).mask(sliding_window)[None, None]
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return out.transpose(1, 2), None
 
 
-def refuse_what_trees_lack(tree: Tree | None, extra: dict[str, Any]) -> None:
+def block_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Compute the same as :func:`dense_tree_attention`, block by block; the fast path on CPUs.
+
+    The query heads that share a key head are laid out as further queries of it, (G, H/G · rows, D), so that keys and
+    values are never copied for each of them.
+    """
+    tree = _checked(tree, extra)
+    heads, groups = query.shape[1], key.shape[1]
+    parts = []
+    for index, block in enumerate(tree.blocks(sliding_window)):
+        rows = block.stop - block.start
+        folded = query[:, :, block.start : block.stop].reshape(1, groups, heads // groups * rows, -1)
+        bias = tree.once(
+            ("bias", index, sliding_window, heads // groups, query.dtype), _bias_of(block, heads // groups, query.dtype)
+        )
+        out = F.scaled_dot_product_attention(
+            folded, key[:, :, block.keys], value[:, :, block.keys], attn_mask=bias, dropout_p=dropout, scale=scaling
+        )
+        parts.append(out.view(1, heads, rows, -1))
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _bias_of(block: Block, repeat: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Return a function that makes a block's additive mask, once for every query head of a group."""
+    return lambda: torch.zeros((), dtype=dtype).where(block.seen, float("-inf")).repeat(repeat, 1)
+
+
+def flex_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Compute the same as :func:`dense_tree_attention` with FlexAttention; the fast path on GPUs.
+
+    On a GPU it is compiled once for all lengths of a row. There is no dropout of attention weights here; models that
+    ask for it in training are rare, and are told so.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    tree = _checked(tree, extra)
+    if extra.get("dropout"):
+        raise ValueError("the model's attention uses dropout")
+    length = query.shape[2]
+
+    def rule(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen = (j <= i) & (i < tree.subtree_end[j])
+        if sliding_window is not None:
+            seen = seen & (tree.position_ids[i] - tree.position_ids[j] < sliding_window)
+        return seen
+
+    block_mask = tree.once(
+        ("flex", sliding_window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
+    )
+    attend = _compiled(flex_attention) if query.is_cuda else flex_attention
+    out = attend(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+    return out.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile ``function`` once; row lengths change from step to step, so they are dynamic."""
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+    return compiled
+
+
+def _checked(tree: Tree | None, extra: dict[str, Any]) -> Tree:
     """Raise ValueError if the model did not pass the tree on, or asks for attention that is not a plain softmax."""
     if tree is None:
         raise ValueError("the model does not pass keyword arguments on to its attention")
     for name in ("softcap", "s_aux", "position_bias"):
         if extra.get(name) is not None:
             raise ValueError(f"the model's attention uses {name}")
+    return tree

@@ -43,8 +43,10 @@ def choose_device(device: str | None = None) -> torch.device:
         try:
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"the device '{device}' cannot be used: {_first_line(error)}",
-                             "Give cpu, cuda, cuda:1, mps or xpu, as this machine has.") from None
+            raise ModelError(
+                f"the device '{device}' cannot be used: {_first_line(error)}",
+                "Give cpu, cuda, cuda:1, mps or xpu, as this machine has.",
+            ) from None
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     import os
@@ -76,11 +78,15 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
     except Exception as error:
-        raise ModelError(f"the tokenizer in '{files.folder}' cannot be loaded: {_first_line(error)}",
-                         "Check that tokenizer.json and tokenizer_config.json are there and complete.") from error
+        raise ModelError(
+            f"the tokenizer in '{files.folder}' cannot be loaded: {_first_line(error)}",
+            "Check that tokenizer.json and tokenizer_config.json are there and complete.",
+        ) from error
     if not tokenizer.is_fast:
-        raise ModelError(f"the model in '{files.folder}' has only a slow Python tokenizer",
-                         "Convert it to a tokenizer.json with transformers, or use a model that has one.")
+        raise ModelError(
+            f"the model in '{files.folder}' has only a slow Python tokenizer",
+            "Convert it to a tokenizer.json with transformers, or use a model that has one.",
+        )
     return tokenizer
 
 
@@ -126,8 +132,12 @@ def _placement(target: torch.device, asked: str | None) -> Any:
 def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    options: dict[str, Any] = {"dtype": dtype, "device_map": placement, "trust_remote_code": False,
-                               "local_files_only": True}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device_map": placement,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }
     if files.gguf:
         options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     else:
@@ -135,8 +145,9 @@ def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedMo
     try:
         model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
     except Exception as error:
-        raise ModelError(f"the model in '{files.folder}' cannot be loaded: {_first_line(error)}",
-                         _cure(files.folder)) from error
+        raise ModelError(
+            f"the model in '{files.folder}' cannot be loaded: {_first_line(error)}", _cure(files.folder)
+        ) from error
     if files.gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now
     model.eval()

