@@ -44,7 +44,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         with warnings.catch_warnings(record=True) as complaints:
             warnings.simplefilter("always")
             tuned: Any = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
             f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",

@@ -1,0 +1,126 @@
+"""A run's folder gives its recipe, adapters, events and answers, and says clearly what it lacks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from weitune import Run
+from weitune.errors import InputError, RunError
+from weitune.generate import load
+
+
+@pytest.fixture
+def copied_run(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def test_a_run_knows_its_recipe_and_adapters(tiny_run: Path) -> None:
+    run = Run(str(tiny_run))
+    assert run.path == tiny_run
+    assert run.recipe.system == "你是皇帝身边的女人。"
+    assert run.checkpoints() == [5, 10]
+    assert run.adapter_folder() == tiny_run / "adapter"
+    assert run.adapter_folder(5) == tiny_run / "checkpoint-5"
+    assert run.adapter_folder("base") is None
+
+
+def test_checkpoints_are_in_numerical_order_and_complete(copied_run: Path) -> None:
+    shutil.copytree(copied_run / "checkpoint-5", copied_run / "checkpoint-100")
+    shutil.copytree(copied_run / "checkpoint-5", copied_run / "checkpoint-200")
+    (copied_run / "checkpoint-200" / "adapter_model.safetensors").unlink()
+    shutil.copytree(copied_run / "checkpoint-5", copied_run / ".checkpoint-300.partial")
+    assert Run(copied_run).checkpoints() == [5, 10, 100]
+
+
+def test_the_newest_checkpoint_is_the_last_while_there_is_no_final_adapter(copied_run: Path) -> None:
+    shutil.rmtree(copied_run / "adapter")
+    assert Run(copied_run).adapter_folder("last") == copied_run / "checkpoint-10"
+
+
+def test_a_run_without_any_adapter_says_how_to_go_on(copied_run: Path) -> None:
+    for folder in ("adapter", "checkpoint-5", "checkpoint-10"):
+        shutil.rmtree(copied_run / folder)
+    with pytest.raises(RunError, match="has no adapter yet") as error:
+        Run(copied_run).adapter_folder()
+    assert f"weitune train --resume {copied_run}" in error.value.cure
+    with pytest.raises(RunError, match="no checkpoint 5") as error:
+        Run(copied_run).adapter_folder(5)
+    assert "It has none" in error.value.cure
+
+
+def test_an_unknown_checkpoint_names_those_that_exist(tiny_run: Path) -> None:
+    with pytest.raises(RunError, match="no checkpoint 7") as error:
+        Run(tiny_run).adapter_folder(7)
+    assert "5, 10" in error.value.cure
+
+
+def test_what_is_not_a_run_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path, message in ((tmp_path / "none", "there is no folder"), (tmp_path / "file", "is a file"),
+                          (tmp_path, "it has no recipe.yaml")):  # fmt: skip
+        with pytest.raises(RunError, match=message):
+            Run(path)
+    with pytest.raises(RunError, match="is a part of the run") as error:
+        Run(tiny_run / "checkpoint-5")
+    assert "--checkpoint 5" in error.value.cure
+
+
+def test_events_survive_a_torn_line(copied_run: Path) -> None:
+    assert list(Run(copied_run).events()) == []
+    lines = [json.dumps({"event": "step", "step": step}) for step in (1, 2, 3)]
+    torn = '{"event": "step", "st'
+    (copied_run / "events.jsonl").write_text("\n".join([lines[0], torn, *lines[1:], torn]), encoding="utf-8")
+    assert [event["step"] for event in Run(copied_run).events()] == [1, 2, 3]
+
+
+def test_chat_answers_with_the_adapter_asked_for(tiny_run: Path) -> None:
+    run = Run(tiny_run)
+    answers = {which: run.chat("你是谁？", checkpoint=which, max_new_tokens=8) for which in ("last", "base", 5, 10)}
+    assert len(set(answers.values())) == 4
+    assert run.chat("你是谁？", max_new_tokens=8) == answers["last"]
+    assert run.chat("你是谁？", max_new_tokens=8, system="") != answers["last"]
+    assert run.chat("你是谁？", max_new_tokens=8, history=[{"role": "user", "content": "x"}]) != answers["last"]
+    assert run.chat("x", max_new_tokens=8, temperature=1, seed=1) == run.chat(
+        "x", max_new_tokens=8, temperature=1, seed=1
+    )
+
+
+def test_chat_uses_the_runs_own_system_prompt(tiny_run: Path) -> None:
+    run = Run(tiny_run)
+    assert run.chat("x", max_new_tokens=8) == run.chat("x", max_new_tokens=8, system=run.recipe.system)
+    assert run.chat("x", max_new_tokens=8) != run.chat("x", max_new_tokens=8, system="Someone else.")
+
+
+def test_wrong_options_are_refused_before_anything_loads(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "load_engine", None)
+    with pytest.raises(InputError, match="temperature must be 0 or more"):
+        Run(tiny_run).chat("x", temperature=-1)
+
+
+def test_the_two_engines_used_last_stay_loaded(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path | None] = []
+    original = load.load_engine
+
+    def counting(recipe: object, adapter: Path | None, **options: object) -> object:
+        loaded.append(adapter)
+        return original(recipe, adapter, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(load, "load_engine", counting)
+    run = Run(tiny_run)
+    for which in ("last", "base", "last", "base", "last", 5, "last", "base"):
+        run.engine(which)
+    assert loaded == [tiny_run / "adapter", None, tiny_run / "checkpoint-5", None]
+
+
+def test_reading_a_folder_imports_no_torch(tiny_run: Path) -> None:
+    code = (
+        "import sys; from weitune import Run; run = Run(sys.argv[1]); run.recipe; run.checkpoints();"
+        "list(run.events()); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tiny_run)], check=True)
