@@ -44,7 +44,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("chat", short_help="Talk to the model of a run.")
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="Answer TEXT on standard output, and nothing else, and exit.")
 @click.option(
@@ -58,7 +58,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--system", metavar="TEXT", help="System prompt instead of the run's own; '' for none.")
 @sampling_options
 @click.option(
-    "--device", metavar="NAME", help="Where to compute, such as cpu, cuda:1 or mps; if not given, the best there is."
+    "--device", metavar="DEVICE", help="Where to compute, such as cpu, cuda:1 or mps; if not given, the best there is."
 )
 def command(
     run: Path, prompt: str | None, checkpoint: Which, system: str | None, device: str | None, **sampling: Any
