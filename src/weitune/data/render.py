@@ -152,15 +152,16 @@ class ChatFraming(Framing):
         text, generated = script.render(i + 1)
         if not text.startswith(prompt):
             raise script.problem(
-                f"the chat template asks for the answer in turn {i + 1} with {_tail(prompt, text)}, but writes the "
-                f"answer after {_tail(text, prompt)}; learned like that, the model would never see its own prompt",
+                f"the chat template to write the answer of turn {i + 1} where it asks for one, {_around(prompt, text)}",
+                f"{_around(text, prompt)} when the answer is there; the model would learn what it never sees later",
                 "Set `tokens.template_args` so that both agree (for thinking models often `enable_thinking: false`), "
                 "or give the answers the part that is missing, such as their reasoning.",
             )
         *_, end = (None, *self._controls.find(text, len(prompt)))
         if end is None or end.id not in self._stops(script.conversation.turns[i]):
             raise script.problem(
-                f"the chat template does not end turn {i + 1} with the model's end-of-turn token",
+                "the model's end-of-turn token after every answer",
+                f"none after turn {i + 1}",
                 "Use a chat template that ends every assistant turn with the same token.",
             )
         return Region(text, len(prompt), end.stop, self._learned(len(prompt), end, generated))
@@ -206,15 +207,17 @@ class ChatFraming(Framing):
             missing += [f"the call of {call.name}" for call in turn.tool_calls if call.name not in shown]
             if missing:
                 raise script.problem(
-                    f"the chat template leaves out {missing[0]} of turn {i + 1} ({turn.role})",
+                    "a chat template that writes every turn",
+                    f"one that leaves out {missing[0]} of turn {i + 1} ({turn.role})",
                     "Use a model whose chat template writes such turns, or remove them.",
                 )
         for tool in script.conversation.tools:
             name = tool.get("function", tool).get("name", "")
             if name not in script.reveal(whole):
                 raise script.problem(
-                    f"the chat template leaves out the tool {name!r}",
-                    "Use a model whose chat template has a place for tools, or remove `tools`.",
+                    "a chat template with a place for tools",
+                    f"one that leaves out the tool {name!r}",
+                    "Use a model whose chat template writes tools, or remove `tools`.",
                 )
 
     def _probe_end_of_turn(self) -> int:
@@ -263,7 +266,7 @@ def _contains(shown: str, content: str) -> bool:
     return content in shown or any(json.dumps(content, ensure_ascii=only)[1:-1] in shown for only in (False, True))
 
 
-def _tail(text: str, other: str) -> str:
+def _around(text: str, other: str) -> str:
     """Return the last characters of ``text`` from where it parts from ``other``, for a message."""
     at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     part = text[max(0, at - 20) : at + 20]

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 
 from weitune.data.control import ControlTokens, Disguise, texts_in
-from weitune.data.conversation import Conversation, Turn
+from weitune.data.conversation import Conversation, Origin, Turn
+from weitune.data.problems import Problem
 from weitune.errors import DataError, ModelError
 
 CHATML = (
@@ -131,16 +132,23 @@ class Script:
         return self.disguise.reveal(text) if self.disguise is not None else text
 
     def _refused(self, turns: int, error: Exception) -> DataError:
-        roles = ", ".join(turn.role for turn in self.conversation.turns[:turns]) or "none"
+        roles = ", ".join(turn.role for turn in self.conversation.turns[:turns]) or "no turns"
         return self.problem(
-            f"the chat template refuses these turns ({roles}): {error}",
+            "turns that the chat template accepts",
+            f"{roles}: {error}",
             "Give the conversation the turns this model's template knows, or set `tokens.template_args` as it asks.",
         )
 
-    def problem(self, message: str, cure: str) -> DataError:
-        """Return an error that names the row."""
-        origin = self.conversation.origin
-        return DataError(f"{origin}: {message}" if origin else message, cure)
+    def problem(self, expected: str, found: str, cure: str) -> DataError:
+        """Return an error about this row."""
+        return framing_error(self.conversation.origin, expected, found, cure)
+
+
+def framing_error(origin: Origin | None, expected: str, found: str, cure: str) -> DataError:
+    """Return an error about a row that is in order but that a framing cannot take."""
+    problem = Problem("cannot be framed", expected, found, cure)
+    problem = problem.at(origin) if origin is not None else problem
+    return DataError(str(problem), cure, (problem,))
 
 
 def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[ChatTemplate, str | None]:

@@ -16,7 +16,7 @@ from typing import Any
 from weitune.data.conversation import Conversation
 from weitune.data.encode import Draft, Learned, Piece, Text
 from weitune.data.render import Framing
-from weitune.data.template import spoken
+from weitune.data.template import framing_error, spoken
 from weitune.errors import DataError, ModelError
 
 _FRAMING = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -79,8 +79,9 @@ class TutorialFraming(Framing):
 
 
 def _not_single(conversation: Conversation) -> DataError:
-    where = f"{conversation.origin}: " if conversation.origin else ""
-    return DataError(
-        f"{where}the tutorial's framing knows one question and one answer, without tools",
+    return framing_error(
+        conversation.origin,
+        "one question and one answer without tools, which is all the tutorial's framing knows",
+        ", ".join(turn.role for turn in conversation.turns) + (" and tools" if conversation.tools else ""),
         "Use `tokens.template: chat` for longer dialogues.",
     )

@@ -1,0 +1,139 @@
+"""What is wrong with somebody's data: each problem with its place and its cure, gathered, grouped and counted.
+
+A file of a million bad rows must not fill the memory: each kind keeps its first problems and counts the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from weitune.data.conversation import Origin
+from weitune.errors import DataError
+
+_KEPT = 1000
+"""Problems of one kind that are kept whole; `--json` lists them all."""
+_SHOWN = 3
+"""Problems of one kind that the terminal shows."""
+_LONGEST_SHOWN = 60
+"""Characters of a wrong value that a message repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault. ``kind`` groups those with one cause; ``row`` and ``line`` count from 1; ``column`` in characters."""
+
+    kind: str
+    expected: str
+    found: str
+    cure: str
+    file: str = ""
+    row: int | None = None
+    line: int | None = None
+    column: int | None = None
+    field: str = ""
+
+    def at(self, origin: Origin) -> Problem:
+        """Return this problem, standing at ``origin``."""
+        return replace(self, file=origin.file, row=origin.row, line=self.line or origin.line)
+
+    @property
+    def place(self) -> str:
+        """File, row, line, column and field, as far as they are known."""
+        spot = ", ".join(f"{name} {n}" for name, n in [("line", self.line), ("column", self.column)] if n is not None)
+        parts = [self.file, f"row {self.row}" if self.row is not None else "", f"({spot})" if spot else ""]
+        return " ".join(part for part in parts if part) + (f", field `{self.field}`" if self.field else "")
+
+    def __str__(self) -> str:
+        """Return one line: place, what was expected, what was found."""
+        return f"{self.place}: expected {self.expected}; found {self.found}"
+
+
+class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caught)
+    """A row that cannot become a conversation, with every problem in it."""
+
+    def __init__(self, *problems: Problem) -> None:
+        """Keep ``problems``."""
+        super().__init__(*map(str, problems))
+        self.problems = problems
+
+
+class Problems:
+    """Gathers problems, by kind and cure."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.rows = 0
+        """Rows that have a problem."""
+        self._groups: dict[tuple[str, str], list[Problem]] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def add(self, problems: Iterable[Problem], rows: int = 1) -> None:
+        """Add the problems of one faulty row, or of a file (``rows`` 0)."""
+        self.rows += rows
+        for problem in problems:
+            key = (problem.kind, problem.cure)
+            group = self._groups.setdefault(key, [])
+            if len(group) < _KEPT:
+                group.append(problem)
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def __len__(self) -> int:
+        """Return how many problems there are, kept or only counted."""
+        return sum(self._counts.values())
+
+    def __iter__(self) -> Iterator[Problem]:
+        """Yield the problems that were kept."""
+        for group in self._groups.values():
+            yield from group
+
+    def lines(self) -> list[str]:
+        """Return the problems for the terminal: each kind with its count, the first few, and the cure."""
+        lines = []
+        for (kind, cure), group in self._groups.items():
+            count = self._counts[kind, cure]
+            lines.append(f"{kind}: {count:,}" if count > 1 else kind)
+            lines += [f"  {problem}" for problem in group[:_SHOWN]]
+            lines += [f"  … and {count - _SHOWN:,} more"] if count > _SHOWN else []
+            lines += [f"  cure: {cure}"]
+        return lines
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return every kind with its count and the problems kept."""
+        return [
+            {
+                "kind": kind,
+                "cure": cure,
+                "count": self._counts[kind, cure],
+                "problems": [{k: v for k, v in asdict(p).items() if k not in ("kind", "cure")} for p in group],
+            }
+            for (kind, cure), group in self._groups.items()
+        ]
+
+    def error(self) -> DataError:
+        """Return the exception that says all this."""
+        count = len(self)
+        title = "the data have a problem" if count == 1 else f"the data have {count:,} problems"
+        return DataError(
+            "\n  ".join([f"{title}:", *self.lines()]),
+            "`weitune data check FILE…` shows them again; `--json` lists them for programs.",
+            tuple(self),
+        )
+
+
+def shown(value: object) -> str:
+    """Return a wrong value for a message: its kind, and the beginning of it."""
+    if value is None:
+        return "null"
+    names = {
+        str: "the text",
+        bool: "the truth value",
+        int: "the number",
+        float: "the number",
+        list: "a list",
+        dict: "an object",
+    }
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+    return f"{names.get(type(value), type(value).__name__)} {text}"
