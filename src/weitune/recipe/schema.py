@@ -124,7 +124,12 @@ class Recipe(Section):
     revision: str | None = None
     """Branch, tag or commit of the model on its hub."""
     data: Files
-    """One or more files with dialogues."""
+    """One or more files, folders or hub ids with dialogues (docs/data.md)."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """How much the rows of a file count in the loss, by its name in `data`, such as `{extra.jsonl: 0.5}`; 1 for a file
+    that is not named."""
+    format: Literal["alpaca", "sharegpt", "messages", "prompt-completion"] | None = None
+    """Format of the rows; recognised from the first row of each file if not given."""
     columns: dict[str, str] | None = None
     """For a table with column names of its own: which column holds which part, such as
     `{user: 问题, assistant: 回答}`. Parts: system, user, assistant."""
