@@ -28,7 +28,7 @@ from weitune.data.read import Reader
 from weitune.data.render import Framing
 from weitune.data.report import Accounts, DataReport, make_report
 from weitune.data.store import ExampleWriter, StoredExamples
-from weitune.errors import DataError
+from weitune.errors import DataError, RecipeError
 from weitune.recipe.schema import Recipe
 
 Progress = Callable[[int, "int | None"], None]
@@ -80,7 +80,20 @@ def prepare(
 
 def read_options(recipe: Recipe) -> Options:
     """Return how ``recipe`` has rows read; the tutorial joins Alpaca's instruction and input without a newline."""
-    return Options(columns=recipe.columns, joiner="" if recipe.tokens.template == "tutorial" else "\n")
+    joiner = "" if recipe.tokens.template == "tutorial" else "\n"
+    return Options(recipe.format, recipe.columns, joiner)
+
+
+def _source_weights(reader: Reader, recipe: Recipe) -> list[float]:
+    """Return the weight of every source's rows. Raises RecipeError if a weight is for none of the recipe's files."""
+    weights = recipe.weights or {}
+    for name in weights:
+        if name not in recipe.data:
+            raise RecipeError(
+                f"weights: '{name}' is not one of the files in `data`",
+                f"Write it as in `data`: {', '.join(recipe.data)}.",
+            )
+    return [weights.get(source.given, 1.0) for source in reader.sources]
 
 
 def account(
@@ -117,6 +130,8 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
         "framing": framing.describe(),
         "system": recipe.system,
         "columns": recipe.columns,
+        "format": recipe.format,
+        "weights": _source_weights(reader, recipe),
         "max_length": recipe.tokens.max_length,
         "truncation": recipe.tokens.truncation,
         "joiner": read_options(recipe).joiner,
@@ -136,11 +151,13 @@ class _Row(NamedTuple):
 def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
     """Write the examples of all rows that are in order to ``path``; the other rows go to the reader's problems."""
     accounts = Accounts()
+    weights = _source_weights(reader, recipe)
     with ExampleWriter(path) as writer:
         for rows, examples in _encoded(reader, recipe, framing):
             kept: list[tuple[int, Example]] = []
             for row in rows:
-                settled = _settle(row.conversation, examples[row.start : row.stop], recipe, accounts, reader.problems)
+                made = [_weighted(example, weights[row.source]) for example in examples[row.start : row.stop]]
+                settled = _settle(row.conversation, made, recipe, accounts, reader.problems)
                 kept += [(row.source, example) for example in settled]
             writer.write(kept)
             if progress is not None:
@@ -233,6 +250,14 @@ def _settle(
         return []
     accounts.row(conversation, len(kept), reasons)
     return kept
+
+
+def _weighted(example: Example | DataError, weight: float) -> Example | DataError:
+    """Scale what is learned of an example by the weight of its file."""
+    if isinstance(example, DataError) or weight == 1:
+        return example
+    spans = [Span(span.start, span.stop, span.weight * weight) for span in example.spans]
+    return Example(example.input_ids, tuple(span for span in spans if span.weight), example.origin)
 
 
 def cut(example: Example, max_length: int) -> Example:

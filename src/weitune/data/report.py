@@ -43,7 +43,7 @@ class Twins:
         self._rows.append(hash((tools, *keys)))
 
     def count(self) -> tuple[int, int]:
-        """Return how many rows repeat an earlier one, and how many share their prompt with one that answers otherwise."""
+        """Return how many rows repeat an earlier one, and how many share a prompt with one that answers otherwise."""
         rows = np.frombuffer(self._rows, np.int64) if self._rows else np.zeros(0, np.int64)
         prompts = np.frombuffer(self._prompts, np.int64) if self._prompts else np.zeros(0, np.int64)
         _, first = np.unique(rows, return_index=True)

@@ -41,10 +41,11 @@ _KNOWN = "a .json, .jsonl, .csv, .tsv or .parquet file (also .gz or .zst)"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file, or one data set on the hub, before it is read."""
+    """One file, or one data set on the hub, before it is read; ``given`` is the name that stood for it."""
 
     name: str
     kind: str
+    given: str
     path: Path | None = None
     facts: FileFacts | None = None
     table: Any = None
@@ -68,7 +69,7 @@ def _expand(name: str, problems: Problems) -> Iterator[Source]:
         files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
         if not files:
             problems.add([Problem("no data", f"{_KNOWN} in the folder", "none", "Name another folder.", name)], rows=0)
-        yield from (Source(str(file), _kind(file) or "", file) for file in files)
+        yield from (Source(str(file), _kind(file) or "", name, file) for file in files)
     elif path.exists():
         kind = _kind(path)
         if kind is None:
@@ -85,9 +86,9 @@ def _expand(name: str, problems: Problems) -> Iterator[Source]:
                 rows=0,
             )
         else:
-            yield Source(name, kind, path)
+            yield Source(name, kind, name, path)
     elif _HUB_ID.fullmatch(name) and _kind(path) is None:
-        yield Source(name, "hub")
+        yield Source(name, "hub", name)
     else:
         problems.add([Problem("missing file", "a file or folder", "nothing there", _nearest(path), name)], rows=0)
 
