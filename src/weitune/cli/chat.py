@@ -75,10 +75,12 @@ def command(
     folder.adapter_folder(checkpoint)  # fail before the libraries load
     system = folder.recipe.system if system is None else system
 
-    from weitune.cli.chat_session import ChatSession
-    from weitune.cli.terminal import quiet_libraries
+    from weitune.cli.terminal import quiet_libraries, working
 
-    quiet_libraries()
+    with working("starting …"):  # importing the libraries takes seconds
+        from weitune.cli.chat_session import ChatSession
+
+        quiet_libraries()
     session = ChatSession(folder, checkpoint, device=device, system=system, sampling=options)
     if prompt is not None:
         session.load()

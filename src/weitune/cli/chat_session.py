@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterable
-from contextlib import nullcontext
 
 from rich.text import Text
 
-from weitune.cli.terminal import console, print_error
+from weitune.cli.terminal import console, print_error, working
 from weitune.errors import WeituneError
 from weitune.generate.dialogue import Dialogue
 from weitune.generate.engine import Engine
@@ -47,7 +46,7 @@ class ChatSession:
         """Return the engine of an adapter (default: the chat's own), with a sign of life while it loads."""
         which = self.checkpoint if which is None else which
         name = "the base model" if which == "base" else self.run.recipe.model
-        with console().status(f"loading {name} …") if console().is_terminal else nullcontext():
+        with working(f"loading {name} …"):
             return self.run.engine(which, device=self.device)
 
     def welcome(self) -> None:

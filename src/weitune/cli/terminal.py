@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,11 @@ def quiet_libraries() -> None:
     for library in ("transformers", "peft", "torch", "accelerate"):
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def working(text: str) -> AbstractContextManager[object]:
+    """Show ``text`` with a moving sign while the block runs; where standard error is not a terminal, nothing."""
+    return console().status(text) if console().is_terminal else nullcontext()
 
 
 class Bar:
