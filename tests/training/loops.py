@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from weitune.data.conversation import Example
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.plan import Plan
+from weitune.model.decoder import BlockDecoder
 from weitune.model.probe import probe
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Train
@@ -35,7 +36,7 @@ class Recorder:
 
 def make_loop(
     adapted: Any, examples: Sequence[Example], plan: Plan, train: Train, *, layout: Layout = SHARED,
-    micro_tokens: int = 4096,
+    micro_tokens: int = 4096, fast: bool = True, keep_feed_forward: bool = True,
 ) -> Loop:  # fmt: skip
     model = adapted.get_base_model()
     abilities = probe(model)
@@ -43,7 +44,12 @@ def make_loop(
     if layout is SEPARATE:
         model.set_attn_implementation("sdpa")
     return Loop(
-        model=SupervisedModel(model, plain_head=abilities.plain_head),
+        model=SupervisedModel(
+            model,
+            plain_head=abilities.plain_head,
+            blocks=BlockDecoder.of(model) if abilities.plain_blocks and fast else None,
+            keep_feed_forward=keep_feed_forward,
+        ),
         optimizer=make_optimizer((p for p in adapted.parameters() if p.requires_grad), train),
         accelerator=Accelerator(cpu=True),
         examples=examples,

@@ -1,7 +1,8 @@
 """Find out from the model itself what it can do, by trying: no list of models.
 
 Three short examples that share a beginning are run apart, by the model as it is, and together as one packed row. Equal
-hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product.
+hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product, and equal
+states that its blocks are the plain ones which :mod:`weitune.model.block` runs faster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from weitune.data.conversation import Example, Span
 from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
 from weitune.model import attention
+from weitune.model.decoder import BlockDecoder
 from weitune.model.supervised import Row, hidden_states, predicted_logits
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _SHARED_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_MISFITS = (ValueError, TypeError, AttributeError, RuntimeError, KeyError)
 _LENGTHS = ((6, 5), (6, 4), (9, 3))  # (tokens of one common text, tokens of its own)
 
 
@@ -33,6 +36,7 @@ class Abilities:
 
     shares_rows: bool
     plain_head: bool
+    plain_blocks: bool
     why_not: str = ""
 
 
@@ -46,7 +50,8 @@ def probe(model: PreTrainedModel) -> Abilities:
         expected = hidden_states(model, apart)
         plain_head = _plain_head(model, apart, expected)
         why_not = _foreign_layers(model) or _why_rows_leak(model, examples, expected)
-    return Abilities(not why_not, plain_head, why_not)
+        plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device))
+    return Abilities(not why_not, plain_head, plain_blocks, why_not)
 
 
 def _examples(vocabulary: int) -> list[Example]:
@@ -70,7 +75,7 @@ def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Te
         found = hidden_states(model, Row.of(batch, expected.device))
         error = max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
         reason = "" if error < _TOLERANCE[model.dtype] else f"tokens of different examples mix (difference {error:.1e})"
-    except (ValueError, TypeError, AttributeError, RuntimeError, KeyError) as problem:
+    except _MISFITS as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
     if reason:
         model.set_attn_implementation(original)
@@ -92,9 +97,21 @@ def _plain_head(model: PreTrainedModel, row: Row, hidden: Tensor) -> bool:
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         return False
-    ours = head(hidden[row.rows].to(head.weight.device))
+    ours = head(hidden[row.rows][row.index].to(head.weight.device))
     theirs = predicted_logits(model, row).to(ours.device)
     return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
+
+
+def _plain_blocks(model: PreTrainedModel, row: Row) -> bool:
+    """Return whether the model's blocks compute what :mod:`weitune.model.block` computes, to a tenth of the tolerance."""
+    blocks = BlockDecoder.of(model)
+    if blocks is None or row.tree is None:
+        return False
+    try:
+        ours = blocks.states(row.input_ids[0], row.tree, row.rows, training=False)
+    except _MISFITS:
+        return False
+    return _distance(ours, hidden_states(model, row)[row.rows]) < _TOLERANCE[model.dtype] / 10
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
 from weitune.model.attention import Tree
+from weitune.model.decoder import BlockDecoder
 from weitune.model.loss import supervised_loss
 
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ class Row:
     input_ids: Tensor
     """(B, T)"""
     rows: Tensor
-    """(N,) into the B·T positions"""
+    """(U,) the positions that predict, each once, as indices into the B·T positions"""
+    index: Tensor
+    """(N,) which of ``rows`` makes each prediction"""
     targets: Tensor
     """(N,)"""
     weights: Tensor
@@ -47,14 +51,16 @@ class Row:
     @classmethod
     def of(cls, batch: PackedBatch | PaddedBatch, device: torch.device) -> Row:
         """Copy ``batch`` to ``device``."""
-        input_ids, rows, targets, weights = (
-            torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.rows, batch.targets, batch.weights)
+        distinct, position = np.unique(batch.rows, return_inverse=True)
+        input_ids, rows, index, targets, weights = (
+            torch.from_numpy(array).to(device)
+            for array in (batch.input_ids, distinct, position, batch.targets, batch.weights)
         )
         if isinstance(batch, PaddedBatch):
             mask = torch.from_numpy(batch.attention_mask).to(device)
-            return cls(input_ids, rows, targets, weights, attention_mask=mask)
+            return cls(input_ids, rows, index, targets, weights, attention_mask=mask)
         tree = Tree.of(batch, device)
-        return cls(input_ids[None], rows, targets, weights, position_ids=tree.position_ids[None], tree=tree)
+        return cls(input_ids[None], rows, index, targets, weights, tree.position_ids[None], tree)
 
     def inputs(self) -> dict[str, object]:
         """Return the keyword arguments for the model's forward. No cache: with one, a packed row would leak."""
@@ -66,11 +72,24 @@ class Row:
 class SupervisedModel(nn.Module):
     """Wrap a causal language model so that calling it with a :class:`Row` returns the row's loss, a float32 sum."""
 
-    def __init__(self, model: PreTrainedModel, *, plain_head: bool = True) -> None:
-        """Keep ``model``; ``plain_head`` says that its logits are the output layer's product and nothing more."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        plain_head: bool = True,
+        blocks: BlockDecoder | None = None,
+        keep_feed_forward: bool = True,
+    ) -> None:
+        """Keep ``model``.
+
+        ``plain_head`` says that its logits are the output layer's product and nothing more; ``blocks`` runs its decoder
+        for packed rows in place of its own modules; ``keep_feed_forward`` is explained in :mod:`weitune.model.block`.
+        """
         super().__init__()
         self.model = model
         self.plain_head = plain_head
+        self.keep_feed_forward = keep_feed_forward
+        self._blocks = blocks
 
     def forward(self, row: Row) -> Tensor:
         """Return the sum over the row's predictions of weight · cross entropy."""
@@ -78,14 +97,22 @@ class SupervisedModel(nn.Module):
             logits = predicted_logits(self.model, row)
             losses = F.cross_entropy(logits.float(), row.targets.to(logits.device), reduction="none")
             return (losses * row.weights.to(losses.device)).sum()
-        hidden = hidden_states(self.model, row)[row.rows]
         head = self.model.get_output_embeddings()
+        hidden = self._states(row)[row.index]
         hidden, targets, weights = (x.to(head.weight.device) for x in (hidden, row.targets, row.weights))
         return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
 
+    def _states(self, row: Row) -> Tensor:
+        """Return the hidden states (U, C) of the positions that predict."""
+        if self._blocks is None or row.tree is None:
+            return hidden_states(self.model, row)[row.rows]
+        return self._blocks.states(
+            row.input_ids[0], row.tree, row.rows, training=self.training, keep_feed_forward=self.keep_feed_forward
+        )
+
 
 def hidden_states(model: PreTrainedModel, row: Row) -> Tensor:
-    """Return the last hidden states of all positions of a row, (B·T, C)."""
+    """Return the last hidden states of all positions of a row, (B·T, C), as the model's own modules compute them."""
     states: Tensor = model.get_decoder()(**row.inputs()).last_hidden_state
     return states.flatten(0, 1)
 
@@ -94,6 +121,6 @@ def predicted_logits(model: PreTrainedModel, row: Row) -> Tensor:
     """Return the model's own logits (N, V) of a row's predictions, whatever it does to them after its head."""
     if row.tree is not None:
         logits: Tensor = model(**row.inputs(), logits_to_keep=row.rows).logits
-        return logits[0]
+        return logits[0][row.index]
     logits = model(**row.inputs()).logits
-    return logits.flatten(0, 1)[row.rows]
+    return logits.flatten(0, 1)[row.rows][row.index]

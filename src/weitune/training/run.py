@@ -17,6 +17,7 @@ from weitune.data.render import Framing, framing_for
 from weitune.errors import DataError, Interrupted, ModelError, RunError
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import attach_adapter, check_targets, count_parameters
+from weitune.model.decoder import BlockDecoder
 from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from weitune.model.load import LoadedModel, load_tokenizer, load_weights
 from weitune.model.locate import ModelFiles, locate
@@ -63,8 +64,10 @@ def resume(
     """
     folder = Path(folder)
     if not (folder / run_folder.RECIPE).is_file():
-        raise RunError(f"'{folder}' holds no run to resume: it has no {run_folder.RECIPE}",
-                       "Give the folder that an earlier `weitune train` made.")
+        raise RunError(
+            f"'{folder}' holds no run to resume: it has no {run_folder.RECIPE}",
+            "Give the folder that an earlier `weitune train` made.",
+        )
     recipe = build_recipe(read_recipe_file(str(folder / run_folder.RECIPE)), overrides)
     return _train(recipe, folder, reporter or Reporter(), device, resume=True)
 
@@ -136,7 +139,9 @@ def _assemble(recipe: Recipe, reporter: Reporter, device: str | None) -> _Assemb
     _check_stops(loaded, framing, files, reporter)
     abilities = probe(loaded.model)
     if not abilities.shares_rows:
-        reporter.say(f"this model cannot share prefixes ({abilities.why_not}); it trains one conversation a row, padded")
+        reporter.say(
+            f"this model cannot share prefixes ({abilities.why_not}); it trains one conversation a row, padded"
+        )
     adapted = attach_adapter(loaded.model, recipe.lora, seed=recipe.train.seed, base=recipe.model)
     reporter.say(str(count_parameters(adapted)))
     return _Assembled(recipe, loaded, framing, prepared, abilities, adapted, accelerator)
@@ -152,15 +157,19 @@ def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:
     """Raise DataError unless the examples teach the model to end its turn."""
     looked_at = [prepared[k] for k in range(min(len(prepared), 1000))]
     if not any(e.input_ids[span.stop - 1] == framing.end_of_turn for e in looked_at for span in e.spans):
-        raise DataError("no example teaches the model to end its turn: the end-of-turn token is never supervised",
-                        "Raise tokens.max_length, or use tokens.truncation drop: the answers are cut before they end.")
+        raise DataError(
+            "no example teaches the model to end its turn: the end-of-turn token is never supervised",
+            "Raise tokens.max_length, or use tokens.truncation drop: the answers are cut before they end.",
+        )
 
 
 def _check_stops(loaded: LoadedModel, framing: Framing, files: ModelFiles, reporter: Reporter) -> None:
     """Say so if other programs would not stop where this model learns to stop; weitune itself always does."""
     if framing.end_of_turn >= loaded.model.get_input_embeddings().weight.shape[0]:
-        raise ModelError(f"the end-of-turn token {framing.end_of_turn} is outside the vocabulary of '{files.folder}'",
-                         "The tokenizer belongs to another model.")
+        raise ModelError(
+            f"the end-of-turn token {framing.end_of_turn} is outside the vocabulary of '{files.folder}'",
+            "The tokenizer belongs to another model.",
+        )
     known = loaded.model.generation_config.eos_token_id
     stops = {known} if isinstance(known, int) else set(known or ())
     if not set(framing.stop_tokens) & stops:
@@ -168,9 +177,7 @@ def _check_stops(loaded: LoadedModel, framing: Framing, files: ModelFiles, repor
         reporter.say(f"the model's generation config does not stop at {text}; weitune does, in chat and in exports")
 
 
-def _loop(
-    run: _Assembled, folder: Path, checkpoint: Checkpoint | None, reporter: Reporter, stop: StopRequest
-) -> None:
+def _loop(run: _Assembled, folder: Path, checkpoint: Checkpoint | None, reporter: Reporter, stop: StopRequest) -> None:
     """Train from ``checkpoint``, or from the start, to the end of the plan, and publish the adapter."""
     train, plan = run.recipe.train, run.plan
     optimizer = make_optimizer((p for p in run.adapted.parameters() if p.requires_grad), train)
@@ -181,7 +188,8 @@ def _loop(
     state = {"micro_tokens": micro_tokens, "recipe": run.recipe.model_dump(mode="json"), **run.fingerprints()}
     journal = Journal(folder, run.adapted, optimizer, run.recipe, plan, state, reporter, stop, run.accelerator)
     start = journal.begin(checkpoint)
-    model = SupervisedModel(run.loaded.model, plain_head=run.abilities.plain_head)
+    blocks = BlockDecoder.of(run.loaded.model) if run.abilities.plain_blocks else None
+    model = SupervisedModel(run.loaded.model, plain_head=run.abilities.plain_head, blocks=blocks)
     loop = Loop(
         model=run.accelerator.prepare_model(model, device_placement=False),
         optimizer=optimizer,
@@ -199,6 +207,8 @@ def _loop(
         reporter.ended()
         journal.close()
     if stop and journal.step < plan.steps:
-        raise Interrupted(f"stopped by {stop.signal.name if stop.signal else 'request'} after step {journal.step}; "
-                          f"go on with `weitune train --resume {folder}`")
+        raise Interrupted(
+            f"stopped by {stop.signal.name if stop.signal else 'request'} after step {journal.step}; "
+            f"go on with `weitune train --resume {folder}`"
+        )
     journal.finish()
