@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
@@ -17,9 +17,10 @@ from weitune.recipe.load import fields
 _NAMES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
 
 
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option ``--section.key`` for every key of the recipe; dashes may stand for underscores."""
-    for dotted, info in reversed(list(fields())):
+def recipe_options(command: Callable[..., Any], only: Container[str] | None = None) -> Callable[..., Any]:
+    """Add an option ``--section.key`` for every key of the recipe, or those in ``only``; dashes may stand for
+    underscores."""
+    for dotted, info in reversed([entry for entry in fields() if only is None or entry[0] in only]):
         flags = list(dict.fromkeys([f"--{dotted}", f"--{dotted.replace('_', '-')}"]))
         option = click.option(
             *flags, _parameter(dotted), metavar=_metavar(info), help=_help(info), multiple=_is_files(info), type=str
@@ -52,8 +53,10 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError:
-            raise RecipeError(f"{dotted}: '{text}' is not a mapping",
-                              f"Write it as YAML or JSON, for example --{dotted} '{{key: value}}'.") from None
+            raise RecipeError(
+                f"{dotted}: '{text}' is not a mapping",
+                f"Write it as YAML or JSON, for example --{dotted} '{{key: value}}'.",
+            ) from None
     return text
 
 

@@ -50,29 +50,32 @@ class Reader:
 
     def conversations(self) -> Iterator[tuple[int, Conversation]]:
         """Yield every row that is in order, with the number of its source; the others go to :attr:`problems`."""
+        for number, item in self.items():
+            if isinstance(item, Conversation):
+                yield number, item
+
+    def items(self) -> Iterator[tuple[int, Conversation | tuple[Problem, ...]]]:
+        """Yield every row, with the number of its source, as a conversation or as its problems."""
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
             reader = RowReader(self._options, unused=report.unused)
-            for item in raw_rows(source):
-                conversation = self._read(reader, item, report)
+            for raw in raw_rows(source):
+                item = _read(reader, raw)
+                is_row = isinstance(raw, RawRow) or raw.row is not None
+                report.rows += is_row
                 report.format = reader.format
-                if conversation is not None:
-                    yield number, conversation
+                if not isinstance(item, Conversation):
+                    self.problems.add(item, rows=int(is_row))
+                yield number, item
 
-    def _read(self, reader: RowReader, item: RawRow | Problem, report: SourceReport) -> Conversation | None:
-        if isinstance(item, Problem):
-            report.rows += item.row is not None
-            self.problems.add([item], rows=int(item.row is not None))
-            return None
-        report.rows += 1
-        try:
-            conversation = reader.read(item.value, item.origin)
-        except FaultyRow as faulty:
-            self.problems.add([*item.problems, *faulty.problems])
-            return None
-        if item.problems:
-            self.problems.add(item.problems)
-            return None
-        return conversation
+
+def _read(reader: RowReader, raw: RawRow | Problem) -> Conversation | tuple[Problem, ...]:
+    if isinstance(raw, Problem):
+        return (raw,)
+    try:
+        conversation = reader.read(raw.value, raw.origin)
+    except FaultyRow as faulty:
+        return (*raw.problems, *faulty.problems)
+    return raw.problems or conversation
 
 
 def read_conversations(

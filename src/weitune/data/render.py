@@ -56,6 +56,11 @@ class Framing(ABC):
         self._controls = ControlTokens(backend)
         self._encoder = PieceEncoder(backend, self._controls)
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that frame, which text never becomes."""
+        return frozenset(self._controls.ids.values())
+
     @abstractmethod
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return the examples of ``conversation`` before tokenization. Raises DataError that names the row."""

@@ -105,7 +105,9 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Return the report for the terminal: sources, accounts, tokens, and what is worth a look."""
-        rows, found, tokens = self.content["rows"], self.content["found"], self.content["tokens"]
+        rows, found, examples = self.content["rows"], self.content["found"], self.content["examples"]
+        unit = "tokens" if "tokens" in self.content else "characters"
+        amount = self.content[unit]
         lines = [_source_line(source) for source in self.content["sources"]]
         aside = sum(rows["set_aside"].values())
         lines.append(
@@ -113,17 +115,14 @@ class DataReport:
             + (f" + {rows['faulty']:,} faulty" if rows["faulty"] else "")
         )
         lines += [f"  set aside: {n:,} {reason}" for reason, n in rows["set_aside"].items()]
-        examples = self.content["examples"]
         if examples["made"] != rows["read"] - rows["faulty"]:
             lines.append(
                 f"{_count(examples['made'], 'example')} made = {examples['kept']:,} kept + "
                 f"{sum(examples['set_aside'].values()):,} set aside (each learned turn is one example)"
             )
-        if tokens["all"]:
-            lines.append(
-                f"{tokens['all']:,} tokens, {tokens['supervised']:,} of them learned "
-                f"({tokens['supervised'] / tokens['all']:.0%})"
-            )
+        if amount["all"]:
+            share = amount["supervised"] / amount["all"]
+            lines.append(f"{amount['all']:,} {unit}, {amount['supervised']:,} of them learned ({share:.0%})")
         lines += [f"  {text}" for text in _found_lines(found, examples)]
         return lines
 
@@ -156,8 +155,11 @@ def make_report(
     faulty: int,
     lengths: npt.NDArray[np.int32],
     supervised: npt.NDArray[np.int32],
+    *,
+    unit: str = "tokens",
 ) -> DataReport:
-    """Close the accounts. ``lengths`` and ``supervised`` are tokens of every kept example, shape (examples,)."""
+    """Close the accounts. ``lengths`` and ``supervised`` are those of every kept example, shape (examples,), in
+    ``unit``: tokens, or characters where there is no tokenizer."""
     duplicates, contested = accounts.twins.count()
     return DataReport({
         "sources": list(sources),
@@ -165,7 +167,7 @@ def make_report(
                  "set_aside": dict(accounts.rows_aside), "faulty": faulty},
         "examples": {"made": accounts.made, "kept": accounts.kept, "set_aside": dict(accounts.examples_aside),
                      "cut": accounts.cut},
-        "tokens": {"all": int(lengths.sum()), "supervised": int(supervised.sum()),
+        unit: {"all": int(lengths.sum()), "supervised": int(supervised.sum()),
                    "per_example": _spread(lengths), "prompt_per_example": _spread(lengths - supervised),
                    "answer_per_example": _spread(supervised)},
         "found": {"exact_duplicates": duplicates, "rows_with_contested_prompt": contested,

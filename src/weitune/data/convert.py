@@ -1,0 +1,69 @@
+"""Conversations as clean ``messages`` JSON Lines, the format that every tool reads; the inverse of reading them.
+
+Reading what was written gives equal conversations, but for where they stand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from weitune.data.conversation import Conversation, Turn
+from weitune.errors import InputError
+
+
+def to_messages(conversation: Conversation) -> dict[str, Any]:
+    """Return ``conversation`` as one row of OpenAI's format; absent parts and weights of 1 are left out."""
+    row: dict[str, Any] = {"messages": [_message(turn) for turn in conversation.turns]}
+    if conversation.tools:
+        row["tools"] = list(conversation.tools)
+    return row
+
+
+def write_rows(conversations: Iterable[Conversation], stream: IO[str]) -> int:
+    """Write one row a line and return how many there were."""
+    rows = 0
+    for conversation in conversations:
+        stream.write(json.dumps(to_messages(conversation), ensure_ascii=False) + "\n")
+        rows += 1
+    return rows
+
+
+def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool = False) -> int:
+    """Write the file ``path``, whole or not at all, and return how many rows it has.
+
+    Raises InputError if it is there already (and not ``force``) or cannot be written, and what reading raises.
+    """
+    if path.exists() and not force:
+        raise InputError(f"'{path}' is there already", "Name another file, or use --force to write over it.")
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            rows = write_rows(conversations, stream)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.reasoning is not None:
+        message["reasoning_content"] = turn.reasoning
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            {**({"id": call.id} if call.id is not None else {}), "type": "function",
+             "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}}
+            for call in turn.tool_calls
+        ]  # fmt: skip
+    optional = {"name": turn.name, "tool_call_id": turn.tool_call_id}
+    message.update({key: value for key, value in optional.items() if value is not None})
+    if turn.weight != 1:
+        message["weight"] = turn.weight
+    return message

@@ -1,0 +1,121 @@
+"""Examples as the model sees them: the text in parts, each known to be framing, prompt or learned.
+
+<|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎hello<|im_end|>⏎
+control     prompt control    control     prompt    ╰── learned ──╯
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any, Literal
+
+from weitune.data.conversation import Conversation, Example, Origin
+from weitune.data.prepare import cut
+from weitune.data.problems import Problem
+from weitune.data.read import Reader
+from weitune.data.render import Framing
+from weitune.errors import DataError
+from weitune.recipe.schema import Recipe, Tokens
+
+Kind = Literal["control", "prompt", "learned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of tokens of one kind, decoded. A control token that is learned counts as ``learned``."""
+
+    text: str
+    kind: Kind
+    tokens: int
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One example to look at, or a row that makes none; ``tags`` name what is special about it."""
+
+    place: str
+    parts: tuple[Part, ...]
+    tags: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the example."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The learned parts alone."""
+        return tuple(part.text for part in self.parts if part.kind == "learned")
+
+    @property
+    def learned_tokens(self) -> int:
+        """Learned tokens of the example."""
+        return sum(part.tokens for part in self.parts if part.kind == "learned")
+
+
+def parts(example: Example, tokenizer: Any, framing: Framing) -> tuple[Part, ...]:
+    """Cut ``example`` into runs of one kind and decode them with its transformers ``tokenizer``."""
+    mask = example.loss_mask
+    controls = framing.control_ids
+    kinds: list[tuple[Kind, float]] = [
+        ("learned" if weight else "control" if token in controls else "prompt", weight)
+        for token, weight in zip(example.input_ids, mask, strict=True)
+    ]
+    result = []
+    for (kind, weight), run in groupby(range(len(kinds)), key=kinds.__getitem__):
+        ids = [example.input_ids[i] for i in run]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        result.append(Part(text, kind, len(ids), weight))
+    return tuple(result)
+
+
+def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: int | None = None) -> Iterator[Shown]:
+    """Yield all rows of ``reader``, or only the ``row``-th (from 1): each of its examples, or what is wrong with it."""
+    seen: set[int] = set()
+    items = (item for _, item in reader.items())
+    for item in items if row is None else islice(items, row - 1, row):
+        if not isinstance(item, Conversation):
+            yield _faulty(item)
+            continue
+        conversation = item.with_system(recipe.system)
+        try:
+            examples = framing.examples(conversation)
+        except DataError as error:
+            yield _faulty(tuple(problem for problem in error.problems if isinstance(problem, Problem)))
+            continue
+        twin = hash(repr((conversation.turns, conversation.tools)))
+        copies = ["exact copy"] if twin in seen else []
+        seen.add(twin)
+        for whole in examples:
+            example, tags = _as_trained(whole, recipe.tokens)
+            tags += [*_tags(conversation, example), *copies]
+            yield Shown(_place(conversation.origin), parts(example, tokenizer, framing), tuple(tags))
+
+
+def _faulty(problems: tuple[Problem, ...]) -> Shown:
+    first = problems[0]
+    return Shown(f"{first.file} row {first.row}" if first.row is not None else first.file, (), ("faulty",), problems)
+
+
+def _as_trained(example: Example, tokens: Tokens) -> tuple[Example, list[str]]:
+    """Return ``example`` as training takes it, and a tag if it is too long."""
+    if len(example.input_ids) <= tokens.max_length:
+        return example, []
+    return (cut(example, tokens.max_length), ["cut"]) if tokens.truncation == "cut" else (example, ["too long"])
+
+
+def _tags(conversation: Conversation, example: Example) -> list[str]:
+    tags = []
+    if not example.spans:
+        tags.append("nothing learned")
+    if any(t.role == "assistant" and not t.tool_calls and not t.content.strip() for t in conversation.turns):
+        tags.append("empty answer")
+    return tags
+
+
+def _place(origin: Origin | None) -> str:
+    return str(origin) if origin is not None else ""
