@@ -10,33 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weitune.data.layout import SEPARATE, SHARED
 from weitune.data.plan import Plan
 from weitune.data.prepare import Prepared, prepare
 from weitune.data.render import Framing, framing_for
 from weitune.errors import DataError, Interrupted, ModelError, RunError
 from weitune.generate.run_folder import Run
-from weitune.model.adapter import attach_adapter, check_targets, count_parameters
-from weitune.model.decoder import BlockDecoder
+from weitune.model.adapter import count_parameters
 from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from weitune.model.load import LoadedModel, load_tokenizer, load_weights
 from weitune.model.locate import ModelFiles, locate
-from weitune.model.memory import choose_micro_tokens
-from weitune.model.probe import Abilities, probe
-from weitune.model.supervised import SupervisedModel
 from weitune.recipe.load import build_recipe, read_recipe_file
 from weitune.recipe.schema import Recipe
 from weitune.training import folder as run_folder
+from weitune.training.assemble import Trainable, make_loop, make_trainable
 from weitune.training.checkpoint import Checkpoint, newest_good
 from weitune.training.journal import Journal
-from weitune.training.loop import Loop
-from weitune.training.optim import make_optimizer
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import PeftModel
 
 
 def train(recipe: Recipe, *, reporter: Reporter | None = None, device: str | None = None) -> Run:
@@ -93,8 +86,7 @@ class _Assembled:
     loaded: LoadedModel
     framing: Framing
     prepared: Prepared
-    abilities: Abilities
-    adapted: PeftModel
+    trainable: Trainable
     accelerator: Accelerator
 
     @property
@@ -116,7 +108,7 @@ class _Assembled:
             "precision": str(self.loaded.dtype).removeprefix("torch."),
             "fingerprints": self.fingerprints(),
             "framing": self.framing.describe(),
-            "shares_rows": self.abilities.shares_rows,
+            "shares_rows": self.trainable.abilities.shares_rows,
         }
 
 
@@ -135,16 +127,13 @@ def _assemble(recipe: Recipe, reporter: Reporter, device: str | None) -> _Assemb
     _check_end_of_turn(framing, prepared)
 
     loaded = load_weights(files, tokenizer, precision=recipe.train.precision, device=device)
-    check_targets(loaded.model, recipe.lora.target_modules)
     _check_stops(loaded, framing, files, reporter)
-    abilities = probe(loaded.model)
-    if not abilities.shares_rows:
-        reporter.say(
-            f"this model cannot share prefixes ({abilities.why_not}); it trains one conversation a row, padded"
-        )
-    adapted = attach_adapter(loaded.model, recipe.lora, seed=recipe.train.seed, base=recipe.model)
-    reporter.say(str(count_parameters(adapted)))
-    return _Assembled(recipe, loaded, framing, prepared, abilities, adapted, accelerator)
+    trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model)
+    if not trainable.abilities.shares_rows:
+        why = trainable.abilities.why_not
+        reporter.say(f"this model cannot share prefixes ({why}); it trains one conversation a row, padded")
+    reporter.say(str(count_parameters(trainable.adapted)))
+    return _Assembled(recipe, loaded, framing, prepared, trainable, accelerator)
 
 
 def _accelerator(device: str | None) -> Accelerator:
@@ -180,26 +169,13 @@ def _check_stops(loaded: LoadedModel, framing: Framing, files: ModelFiles, repor
 def _loop(run: _Assembled, folder: Path, checkpoint: Checkpoint | None, reporter: Reporter, stop: StopRequest) -> None:
     """Train from ``checkpoint``, or from the start, to the end of the plan, and publish the adapter."""
     train, plan = run.recipe.train, run.plan
-    optimizer = make_optimizer((p for p in run.adapted.parameters() if p.requires_grad), train)
-    micro_tokens = train.micro_tokens
-    if micro_tokens == "auto":
-        saved = checkpoint.state.get("micro_tokens") if checkpoint else None  # the same split gives the same bits
-        micro_tokens = saved or choose_micro_tokens(run.loaded.model, run.loaded.device)
-    state = {"micro_tokens": micro_tokens, "recipe": run.recipe.model_dump(mode="json"), **run.fingerprints()}
-    journal = Journal(folder, run.adapted, optimizer, run.recipe, plan, state, reporter, stop, run.accelerator)
+    # The same micro-batches give the same bits, so a resumed run keeps those that `auto` chose at its start.
+    micro_tokens = checkpoint.state.get("micro_tokens") if checkpoint and train.micro_tokens == "auto" else None
+    loop = make_loop(run.trainable, train, run.prepared, plan, accelerator=run.accelerator, micro_tokens=micro_tokens)
+    state = {"micro_tokens": loop.micro_tokens, "recipe": run.recipe.model_dump(mode="json"), **run.fingerprints()}
+    adapted = run.trainable.adapted
+    journal = Journal(folder, adapted, loop.optimizer, run.recipe, plan, state, reporter, stop, run.accelerator)
     start = journal.begin(checkpoint)
-    blocks = BlockDecoder.of(run.loaded.model) if run.abilities.plain_blocks else None
-    model = SupervisedModel(run.loaded.model, plain_head=run.abilities.plain_head, blocks=blocks)
-    loop = Loop(
-        model=run.accelerator.prepare_model(model, device_placement=False),
-        optimizer=optimizer,
-        accelerator=run.accelerator,
-        examples=run.prepared,
-        plan=plan,
-        layout=SHARED if run.abilities.shares_rows else SEPARATE,
-        train=train,
-        micro_tokens=micro_tokens,
-    )
     reporter.started(folder, start, plan.steps, train.log_every)
     try:
         loop.run(start, journal)
