@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,17 @@ def test_closing_a_stream_ends_the_generation_within_a_token() -> None:
     next(stream)
     stream.close()
     assert len(calls) < 450
+
+
+def test_readers_in_several_threads_do_not_disturb_each_other() -> None:
+    engine = tiny_engine()
+    engine.model.generation_config.update(repetition_penalty=50.0)
+    shipped, sampling = engine.model.generation_config, Sampling(max_new_tokens=12)
+    asked = [conversation(question) for question in QUESTIONS]
+    expected = [engine.answer(each, sampling) for each in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(lambda each: engine.answer(each, sampling), asked)) == expected
+    assert engine.model.generation_config is shipped
 
 
 def test_merging_an_adapter_says_what_the_adapter_says(tmp_path: Path) -> None:

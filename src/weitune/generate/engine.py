@@ -9,6 +9,7 @@ happens, and greedy means the likeliest token.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -47,6 +48,7 @@ class Engine:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.tokenizer = tokenizer
         self.framing = framing
+        self._one_at_a_time = threading.Lock()  # readers in several threads take turns
         own = self.model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own] if own is not None else []
         self.stop_tokens = frozenset([*framing.stop_tokens, *own])
@@ -135,7 +137,7 @@ class Engine:
             max_new_tokens=limit, do_sample=False, use_cache=True,
             eos_token_id=sorted(self.stop_tokens) or None, pad_token_id=self._pad,
         )  # fmt: skip
-        with _undisturbed(self.model):
+        with self._one_at_a_time, _undisturbed(self.model):
             output: Tensor = self.model.generate(
                 ids,
                 attention_mask=mask,
