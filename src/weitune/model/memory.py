@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from weitune.model.host_memory import host_memory
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -28,9 +30,7 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory that this process may still take on ``device``, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    return host_memory().available
 
 
 def peak_bytes(device: torch.device) -> int:

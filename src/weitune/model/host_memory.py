@@ -1,0 +1,78 @@
+"""How much memory this process may still take from its machine, with the limits that containers and jobs set.
+
+On Linux the kernel kills without a word, so the numbers that it goes by are read from where it keeps them: the
+machine's ``MemAvailable``, and for every control group around this process its limit less what is used and cannot be
+given back (cgroup v2: ``memory.max``, ``memory.current``; v1: ``memory.limit_in_bytes``, ``memory.usage_in_bytes``;
+pages of files, which can be given back, count as ``inactive_file`` in ``memory.stat``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_NO_LIMIT = 1 << 60
+"""Version 1 writes a number near 2^63 for no limit."""
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Memory in bytes: what may still be taken, and what there is in all."""
+
+    available: int
+    total: int
+
+
+def host_memory(root: Path = Path("/")) -> HostMemory:
+    """Return the tightest of the machine's memory and the limits around this process; ``root`` is for tests."""
+    if sys.platform != "linux":
+        return _machine()
+    try:
+        machine = _meminfo(root / "proc/meminfo")
+    except (OSError, KeyError, ValueError):
+        machine = _machine()
+    return min([machine, *_groups(root)], key=lambda memory: memory.available)
+
+
+def _machine() -> HostMemory:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return HostMemory(int(memory.available), int(memory.total))
+
+
+def _meminfo(path: Path) -> HostMemory:
+    kilobytes = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return HostMemory(*(1024 * int(kilobytes[key].split()[0]) for key in ("MemAvailable", "MemTotal")))
+
+
+def _groups(root: Path) -> Iterator[HostMemory]:
+    """Yield the limits of this process's control group and of every group around it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            yield from _limits(root / "sys/fs/cgroup", path, _V2)
+        elif "memory" in controllers.split(","):
+            yield from _limits(root / "sys/fs/cgroup/memory", path, _V1)
+
+
+def _limits(mount: Path, path: str, names: tuple[str, str, str]) -> Iterator[HostMemory]:
+    """Yield the limits of the group ``path`` and those above it. A container may not see its own path, but the top."""
+    relative = PurePosixPath(path.lstrip("/"))
+    for group in (relative, *relative.parents):
+        try:
+            limit = int((mount / group / names[0]).read_text())
+            used = int((mount / group / names[1]).read_text())
+            stat = dict(line.split() for line in (mount / group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or the word "max"
+            continue
+        if limit < _NO_LIMIT:
+            yield HostMemory(max(0, limit - used + int(stat.get(names[2], 0))), limit)
