@@ -11,6 +11,7 @@ Cost: 4 bytes a token on disk; opening reads only offsets and spans.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -113,6 +114,19 @@ class StoredExamples:
         before = int(self._ends[number - 1]) if number else 0
         return self._batches[number].example(i - before, self._names)
 
+    def digest(self) -> str:
+        """Return the SHA-256 of every example's tokens and spans, in order; where they were read plays no part.
+
+        Cost: one pass over the file.
+        """
+        whole = hashlib.sha256()
+        for column in zip(*(batch.columns() for batch in self._batches), strict=True):
+            digest = hashlib.sha256()  # one a column, so that the cut into batches plays no part either
+            for values in column:
+                digest.update(values.tobytes())
+            whole.update(digest.digest())
+        return whole.hexdigest()
+
 
 class _Batch:
     """NumPy views of one record batch."""
@@ -130,6 +144,11 @@ class _Batch:
         self._source, self._row, self._line = (batch.column(name).to_numpy() for name in ("source", "row", "line"))
         self.lengths = np.diff(self._token_ends)
         self.weights, self.supervised = batch.column("weight").to_numpy(), batch.column("supervised").to_numpy()
+
+    def columns(self) -> tuple[Any, ...]:
+        """Return what decides the examples: tokens, their number, spans, and their number."""
+        spans = np.diff(self._span_ends)
+        return self._tokens, self.lengths, self._starts, self._stops, self._weights, spans
 
     def example(self, i: int, names: tuple[str, ...]) -> Example:
         tokens = self._tokens[self._token_ends[i] : self._token_ends[i + 1]].tolist()
