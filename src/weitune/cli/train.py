@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,30 +33,43 @@ def command(recipe: str | None, resume_from: str | None, device: str | None, **o
     if resume_from is not None:
         if recipe is not None:
             raise click.UsageError("Give a recipe or --resume, not both: a run keeps its own recipe.")
-        _run(lambda reporter: _resume(resume_from, overrides, reporter, device))
+        _run(lambda reporter, stop: _resume(resume_from, overrides, reporter, device, stop))
     else:
         from weitune.recipe.load import load_recipe
 
         if recipe is None and not overrides:
             raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune train --help`.")
         built = load_recipe(recipe, overrides)
-        _run(lambda reporter: _train(built, reporter, device))
+        _run(lambda reporter, stop: _train(built, reporter, device, stop))
 
 
-def _train(recipe: Any, reporter: Any, device: str | None) -> Path:
+def _train(recipe: Any, reporter: Any, device: str | None, stop: Any) -> Path:
     from weitune.training.run import train
 
-    return train(recipe, reporter=reporter, device=device).path
+    return train(recipe, reporter=reporter, device=device, stop=stop).path
 
 
-def _resume(folder: str, overrides: dict[str, Any], reporter: Any, device: str | None) -> Path:
+def _resume(folder: str, overrides: dict[str, Any], reporter: Any, device: str | None, stop: Any) -> Path:
     from weitune.training.run import resume
 
-    return resume(folder, overrides=overrides, reporter=reporter, device=device).path
+    return resume(folder, overrides=overrides, reporter=reporter, device=device, stop=stop).path
 
 
-def _run(work: Callable[[Any], Path]) -> None:
-    """Do ``work`` with a reporter that draws, and say what can be done with the result."""
+def _announce(line: str) -> None:
+    """Say what a signal will do. A handler may run in the middle of a print, so it writes past Python's streams."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
+
+
+def _run(work: Callable[[Any, Any], Path]) -> None:
+    """Do ``work`` with a reporter that draws and a stop request, and say what can be done with the result."""
+    from weitune.training.signals import StopRequest, stop_requests
+
+    with stop_requests(StopRequest(_announce)) as stop:  # before the libraries load, which takes seconds
+        _shown(lambda reporter: work(reporter, stop))
+
+
+def _shown(work: Callable[[Any], Path]) -> None:
     from weitune.cli.terminal import console, quiet_libraries
     from weitune.cli.training_view import TrainingView
 

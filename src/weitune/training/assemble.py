@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weitune.data.conversation import Example
 from weitune.data.layout import SEPARATE, SHARED
 from weitune.data.plan import Plan
 from weitune.model.adapter import attach_adapter, check_targets
@@ -16,7 +14,7 @@ from weitune.model.memory import choose_micro_tokens
 from weitune.model.probe import Abilities, probe
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
-from weitune.training.loop import Loop
+from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def make_trainable(loaded: LoadedModel, lora: Lora, *, seed: int, base: str) -> 
 def make_loop(
     trainable: Trainable,
     train: Train,
-    examples: Sequence[Example],
+    examples: Examples,
     plan: Plan,
     *,
     accelerator: Accelerator,

@@ -1,206 +1,152 @@
 """Checkpoints that exist only when they are complete.
 
     run/
-      .checkpoint-100.partial/      written aside …
-      checkpoint-100/               … and renamed when every byte is on the disk
+      checkpoint-100/
         adapter_config.json  adapter_model.safetensors     a PEFT adapter as it is
-        optimizer.safetensors                              AdamW's two moments of every trained tensor
-        state.json                                         the step, and fingerprints of what the run depends on
+        optimizer.safetensors                              AdamW's two moments and step of every trained tensor
+        state.json                                         the step, the recipe, and what the run is computed from
         manifest.json                                      size and SHA-256 of every file, written last
 
-Randomness is a function of (seed, step), and so is the order of the examples: nothing else need be kept. All is
-safetensors and JSON; nothing here can run code when it is read.
+A checkpoint is written aside, flushed, read back and compared with what was meant, and renamed (:mod:`.disk`).
+Everything in it is safetensors and JSON: nothing here can run code when it is read. This module knows files and bytes
+only; what is in them is made by :mod:`.snapshot`.
+
+Cost: every byte is hashed and read back once when written, and hashed once when verified.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from weitune.training import disk
 
-from weitune.errors import RunError
+MANIFEST, STATE = "manifest.json", "state.json"
+OPTIMIZER, ADAPTER, ADAPTER_CONFIG = "optimizer.safetensors", "adapter_model.safetensors", "adapter_config.json"
+FILES = (ADAPTER_CONFIG, ADAPTER, OPTIMIZER, STATE)
+"""What every checkpoint has, besides its manifest."""
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
-OPTIMIZER = "optimizer.safetensors"
-ADAPTER = "adapter_model.safetensors"
+_FORMAT = "weitune checkpoint 1"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint on the disk."""
+    """A folder that has a checkpoint's name; :func:`fault_of` tells whether it is one."""
 
     folder: Path
     step: int
 
     @property
     def state(self) -> dict[str, Any]:
-        """What :func:`save_checkpoint` was given as ``state``."""
+        """What the run knew of itself after ``step`` steps."""
         state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         return state
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Return where the checkpoint after ``step`` steps lies."""
-    return run / f"checkpoint-{step}"
-
-
 def list_checkpoints(run: Path) -> list[Checkpoint]:
-    """Return a run's checkpoints, oldest first. A folder without a manifest is not one."""
-    found = []
-    for folder in run.glob("checkpoint-*"):
-        match = _NAME.fullmatch(folder.name)
-        if match and (folder / MANIFEST).is_file():
-            found.append(Checkpoint(folder, int(match[1])))
+    """Return every folder of ``run`` with a checkpoint's name, oldest first."""
+    named = ((_NAME.fullmatch(folder.name), folder) for folder in run.glob("checkpoint-*"))
+    found = [Checkpoint(folder, int(match[1])) for match, folder in named if match and folder.is_dir()]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def save_checkpoint(
-    run: Path, step: int, model: PeftModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> Checkpoint:
-    """Write ``checkpoint-{step}``: aside, flushed, renamed. Raises OSError and leaves no such folder if that fails."""
-    target = checkpoint_folder(run, step)
-    partial = run / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_adapter(partial, model)
-        save_file(_moments(model, optimizer), partial / OPTIMIZER)
-        _write_json(partial / STATE, {"step": step, **state})
-        _write_json(partial / MANIFEST, {"files": _inventory(partial)})
-        publish(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def write_checkpoint(run: Path, step: int, files: Iterable[tuple[str, bytes]]) -> Checkpoint:
+    """Write ``files`` (name and contents, taken one at a time) as the checkpoint after ``step`` steps.
+
+    Raises OSError if the system refuses or does not give back what was written; then there is no such checkpoint, and
+    nothing else has changed.
+    """
+    target = run / f"checkpoint-{step}"
+    with disk.folder_written_aside(target) as partial:
+        inventory = {}
+        for name, data in files:
+            disk.write_file(partial / name, data)
+            inventory[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        disk.write_file(partial / MANIFEST, _manifest(step, inventory))
+        fault = fault_of(Checkpoint(partial, step))
+        if fault:
+            raise OSError(f"the disk does not give back what was written to it: {fault}")
     return Checkpoint(target, step)
 
 
-def write_adapter(folder: Path, model: PeftModel) -> None:
-    """Write ``model``'s adapter to ``folder`` as PEFT does, without asking any hub about the base model."""
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-
-
-def publish(partial: Path, target: Path) -> None:
-    """Flush every file of ``partial`` to the disk, then give the folder its name. ``target`` is replaced if it exists."""
-    for path in (*partial.rglob("*"), partial):
-        _flush(path)
-    if target.exists():
-        outdated = target.with_name(f".{target.name}.outdated")
-        shutil.rmtree(outdated, ignore_errors=True)
-        target.rename(outdated)
-        partial.rename(target)
-        shutil.rmtree(outdated, ignore_errors=True)
-    else:
-        partial.rename(target)
-    _flush(target.parent)
-
-
 def fault_of(checkpoint: Checkpoint) -> str:
-    """Return what is wrong with the files of a checkpoint, or nothing if they are as they were written."""
+    """Return what is wrong with the files of a checkpoint, or nothing if every bit is as it was written."""
     try:
-        files = json.loads((checkpoint.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_manifest(checkpoint)
         for name, expected in files.items():
             path = checkpoint.folder / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+                return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
             if _sha256(path) != expected["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    return "" if {STATE, OPTIMIZER, ADAPTER} <= files.keys() else f"{MANIFEST} does not list every file"
+                return f"{name} is not what was written: its SHA-256 differs"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
-def newest_good(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint whose files are as they were written, and why newer ones were passed over."""
-    passed_over = []
+def read_manifest(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Return size (``bytes``) and ``sha256`` of every file of a checkpoint.
+
+    Raises FileNotFoundError, or ValueError if the manifest is not, to the last bit, one that weitune wrote for it.
+    """
+    written = (checkpoint.folder / MANIFEST).read_bytes()
+    try:
+        files: dict[str, dict[str, Any]] = json.loads(written)["files"]
+        whole = written == _manifest(checkpoint.step, files) and set(files) >= set(FILES)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{MANIFEST} is not what was written")
+    return files
+
+
+def newest_good(run: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
+    """Return the newest checkpoint that verifies, and the newer ones that do not, each with its fault."""
+    passed_over: list[tuple[Checkpoint, str]] = []
     for checkpoint in reversed(list_checkpoints(run)):
         fault = fault_of(checkpoint)
         if not fault:
             return checkpoint, passed_over
-        passed_over.append(f"{checkpoint.folder.name} is passed over: {fault}")
+        passed_over.append((checkpoint, fault))
     return None, passed_over
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put the adapter and the moments of ``checkpoint`` into ``model`` and ``optimizer``, bit by bit.
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Rename a faulty checkpoint, so that it takes no good one's place, and return its new name. Nothing is deleted."""
+    number, target = 1, checkpoint.folder.with_name(f"{checkpoint.folder.name}.damaged")
+    while target.exists():
+        number += 1
+        target = checkpoint.folder.with_name(f"{checkpoint.folder.name}.damaged-{number}")
+    return checkpoint.folder.rename(target)
 
-    Raises RunError, naming every tensor that does not fit, before anything has changed.
+
+def publish_adapter(checkpoint: Checkpoint, target: Path) -> None:
+    """Make ``target`` a folder with the adapter of ``checkpoint``, bit for bit, all or nothing.
+
+    Does nothing if it is that already. Raises OSError if the system refuses.
     """
-    from peft import get_peft_model_state_dict
-
-    adapter = load_file(checkpoint.folder / ADAPTER)
-    moments = load_file(checkpoint.folder / OPTIMIZER)
-    wanted_adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-    wanted_moments = {f"{name}.{kind}": parameter for name, parameter in _trained(model) for kind in _MOMENTS}
-    _check_fit(checkpoint, ADAPTER, adapter, wanted_adapter)
-    _check_fit(checkpoint, OPTIMIZER, moments, wanted_moments)
-    step = torch.tensor(float(checkpoint.state["step"]), dtype=torch.float32)
-    with torch.no_grad():
-        for name, tensor in wanted_adapter.items():
-            tensor.copy_(adapter[name])
-    for name, parameter in _trained(model):
-        optimizer.state[parameter] = {
-            "step": step.clone().to(parameter.device),
-            **{kind: moments[f"{name}.{kind}"].to(parameter.device) for kind in _MOMENTS},
-        }
+    files = read_manifest(checkpoint)
+    names = [name for name in files if name in {ADAPTER, ADAPTER_CONFIG}]
+    if all((target / name).is_file() and _sha256(target / name) == files[name]["sha256"] for name in names):
+        return
+    with disk.folder_written_aside(target) as partial:
+        for name in names:
+            disk.write_file(partial / name, (checkpoint.folder / name).read_bytes())
 
 
-def rotate(run: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest checkpoints. A folder loses its manifest first: half deleted, it is none."""
-    for checkpoint in list_checkpoints(run)[:-keep]:
-        (checkpoint.folder / MANIFEST).unlink()
-        shutil.rmtree(checkpoint.folder)
-
-
-def _trained(model: PeftModel) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _moments(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}.{kind}": optimizer.state[parameter][kind].contiguous()
-        for name, parameter in _trained(model)
-        for kind in _MOMENTS
-    }
-
-
-def _check_fit(checkpoint: Checkpoint, file: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    problems = [f"{name}: missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"{name}: shape {tuple(found[name].shape)}, but the model has {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(sorted(problems)[:10])
-        raise RunError(f"{checkpoint.folder / file} does not fit the model; {len(problems)} tensors differ:\n  {shown}",
-                       "Resume with the recipe and the model that the run began with.")
-
-
-def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-    }
+def _manifest(step: int, files: dict[str, dict[str, Any]]) -> bytes:
+    """Return the one way to write a manifest down, so that a changed bit anywhere shows."""
+    return (json.dumps({"format": _FORMAT, "step": step, "files": files}, indent=2) + "\n").encode()
 
 
 def _sha256(path: Path) -> str:
@@ -209,19 +155,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Wait until ``path`` is on the disk; folders too, where the system can flush them."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except (PermissionError, IsADirectoryError):  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,35 +1,36 @@
-"""What a run writes down while it trains: an event for every step, a checkpoint now and then, the adapter at the end."""
+"""What a run writes down while it trains: events, a checkpoint now and then, and at the end the adapter."""
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weitune.data.plan import Plan
-from weitune.recipe.schema import Recipe
-from weitune.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    publish,
-    rotate,
-    save_checkpoint,
-    write_adapter,
-)
-from weitune.training.events import EventLog
+from weitune.errors import NonFiniteError
+from weitune.training.checkpoint import Checkpoint, publish_adapter
+from weitune.training.events import FILE, EventLog
 from weitune.training.folder import ADAPTER_FOLDER
-from weitune.training.loop import StepRecord
+from weitune.training.foresight import MemoryWatch
+from weitune.training.loop import Loop, StepRecord
+from weitune.training.patience import Patience
 from weitune.training.reporter import Reporter
+from weitune.training.saver import Saver
 from weitune.training.signals import StopRequest
+from weitune.training.snapshot import Snapshot, restore
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from peft import PeftModel
+
+Judge = Callable[[], "float | None"]
+"""Measures the model as it is now, such as its loss on the validation data: the lowest is the best."""
+
+_EVENT_BYTES = 4096
+"""What an event needs at most, for the message about a full disk."""
 
 
 class Journal:
@@ -39,33 +40,41 @@ class Journal:
         self,
         folder: Path,
         model: PeftModel,
-        optimizer: torch.optim.Optimizer,
-        recipe: Recipe,
-        plan: Plan,
+        loop: Loop,
+        *,
         state: Mapping[str, Any],
         reporter: Reporter,
         stop: StopRequest,
-        accelerator: Accelerator,
+        memory: MemoryWatch,
+        judge: Judge | None = None,
     ) -> None:
-        """Keep what checkpoints are made of; ``state`` goes into each of them."""
-        self._folder, self._model, self._optimizer, self._plan = folder, model, optimizer, plan
-        self._train, self._state = recipe.train, state
-        self._reporter, self._stop, self._accelerator = reporter, stop, accelerator
+        """Keep what checkpoints are made of; ``state`` goes into each of them, with the metric that ``judge`` gives."""
+        self._folder, self._model, self._loop, self._state = folder, model, loop, state
+        self._reporter, self._stop, self._memory, self._judge = reporter, stop, memory, judge
+        self._accelerator = loop.accelerator
+        self._main = loop.accelerator.is_main_process
+        self._patience = Patience(folder, reporter.say, stop)
         self._log: EventLog | None = None
+        self._saver: Saver | None = None
         self._began = time.perf_counter()
         self._saved = 0
         self.step = 0
         """Steps done so far."""
 
-    def begin(self, checkpoint: Checkpoint | None) -> int:
-        """Restore ``checkpoint`` if there is one, open the events, and return how many steps are done."""
+    def begin(self, checkpoint: Checkpoint | None, notes: list[str]) -> int:
+        """Restore ``checkpoint`` if there is one, open the events, and return how many steps are done.
+
+        ``notes``, what is out of the ordinary about this start, go into the first event.
+        """
         if checkpoint is not None:
-            load_checkpoint(checkpoint, self._model, self._optimizer)
+            restore(checkpoint, self._model, self._loop.optimizer)
             self.step = self._saved = checkpoint.step
-        if self._accelerator.is_main_process:
+        if self._main:
             self._log = EventLog(self._folder, keep_steps=self.step)
+            self._saver = Saver(self._folder, self._loop.train.keep_checkpoints, self._patience, self._log.flush)
             self._began = time.perf_counter() - self._log.seconds
-            self._write("resume" if self.step else "start", step=self.step, steps=self._plan.steps)
+            first = self._log.empty
+            self._write("start" if first else "resume", step=self.step, steps=self._loop.plan.steps, notes=notes)
         return self.step
 
     def stepped(self, record: StepRecord) -> bool:
@@ -73,49 +82,92 @@ class Journal:
         self.step = record.step
         self._write("step", **asdict(record))
         self._reporter.stepped(record)
-        go_on = not self._asked_to_stop()
-        if not go_on or record.step % self._train.checkpoint_every == 0 or record.step == self._plan.steps:
+        self._settle()
+        scarce = self._memory.scarce()
+        if scarce:
+            self._reporter.say(scarce)
+            self._write("memory", step=self.step, message=scarce)
+        stopping, wanted = self._asked(bool(self._stop), self._stop.checkpoint or bool(scarce))
+        if wanted:
+            self._stop.checkpoint = False
+        due = self.step % self._loop.train.checkpoint_every == 0 or self.step == self._loop.plan.steps
+        if due or wanted or stopping:
             self._save()
-        return go_on
+        if stopping and self.step < self._loop.plan.steps:
+            self._settle(wait=True)
+            self._write("stop", step=self.step, reason=self._stop.reason)
+        return not stopping
 
     def failed(self, record: StepRecord) -> None:
         """Write down the numbers of a step that is not finite."""
         self._write("not finite", **asdict(record))
 
     def finish(self) -> None:
-        """Publish the final adapter."""
-        if self._accelerator.is_main_process:
+        """Wait for the last checkpoint and publish its adapter as the final one."""
+        if self._main:
+            self._settle(wait=True)
+            last = Checkpoint(self._folder / f"checkpoint-{self.step}", self.step)
             target = self._folder / ADAPTER_FOLDER
-            partial = self._folder / f".{ADAPTER_FOLDER}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            write_adapter(partial, self._model)
-            publish(partial, target)
+            self._patience.keep_trying(lambda: publish_adapter(last, target), ADAPTER_FOLDER, _bytes_of(last))
+            self._write("end", step=self.step)
             self._reporter.saved(target)
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Close the events."""
+        """Let the checkpoint at hand be finished, and close the events."""
+        if self._saver is not None:
+            self._saver.close()
         if self._log is not None:
             self._log.close()
             self._log = None
 
     def _save(self) -> None:
-        if self._accelerator.is_main_process and self._saved < self.step:
-            began = time.perf_counter()
-            checkpoint = save_checkpoint(self._folder, self.step, self._model, self._optimizer, self._state)
-            rotate(self._folder, self._train.keep_checkpoints)
-            self._write("checkpoint", step=self.step, seconds=time.perf_counter() - began)
-            self._reporter.saved(checkpoint.folder)
+        """Judge the model on every process, and begin to write a checkpoint on the main one."""
+        if self._saved == self.step:
+            return
         self._saved = self.step
-        self._accelerator.wait_for_everyone()
+        metric = self._judge() if self._judge else None
+        if self._saver is None:
+            return
+        began = time.perf_counter()
+        self._settle(wait=True)  # one at a time
+        state = {**self._state, "metric": metric if metric is not None and math.isfinite(metric) else None}
+        try:
+            snapshot = Snapshot.take(self.step, self._model, self._loop.optimizer, state)
+        except NonFiniteError as error:
+            self._write("not finite", step=self.step, message=str(error))
+            raise
+        self._saver.save(snapshot, time.perf_counter() - began)
 
-    def _asked_to_stop(self) -> bool:
-        """Return whether any process was asked to stop: all must stop after the same step."""
+    def _settle(self, *, wait: bool = False) -> None:
+        """Tell of the checkpoint that was finished meanwhile, if any."""
+        saved = self._saver.settle(wait=wait) if self._saver else None
+        if saved is None:
+            return
+        for note in saved.notes:
+            self._reporter.say(note)
+        self._write(
+            "checkpoint",
+            step=saved.checkpoint.step,
+            seconds=saved.seconds,
+            paused_seconds=saved.paused_seconds,
+            notes=saved.notes,
+        )
+        self._reporter.saved(saved.checkpoint.folder)
+
+    def _asked(self, *wishes: bool) -> list[bool]:
+        """Return for each wish whether any process has it: all must do the same after the same step."""
         if self._accelerator.num_processes == 1:
-            return bool(self._stop)
-        asked = torch.tensor(int(bool(self._stop)), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(asked, reduction="sum").item())
+            return list(wishes)
+        asked = torch.tensor([int(wish) for wish in wishes], device=self._accelerator.device)
+        return [bool(count) for count in self._accelerator.reduce(asked, reduction="sum").tolist()]
 
     def _write(self, event: str, **fields: Any) -> None:
-        if self._log is not None:
-            self._log.write(event, time=time.perf_counter() - self._began, **fields)
+        log = self._log
+        if log is not None:
+            at = time.perf_counter() - self._began
+            self._patience.keep_trying(lambda: log.write(event, time=at, **fields), FILE, _EVENT_BYTES)
+
+
+def _bytes_of(checkpoint: Checkpoint) -> int:
+    return sum(path.stat().st_size for path in checkpoint.folder.glob("adapter_*"))

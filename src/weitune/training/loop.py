@@ -51,6 +51,13 @@ class StepRecord:
     """Peak memory of this process so far."""
 
 
+class Examples(Protocol):
+    """Examples by number, in memory or not."""
+
+    def __getitem__(self, i: int, /) -> Example:
+        """Return example ``i``."""
+
+
 class Watcher(Protocol):
     """What looks on while the loop runs."""
 
@@ -69,7 +76,7 @@ class Loop:
     """A SupervisedModel, perhaps wrapped for data parallelism."""
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
-    examples: Sequence[Example]
+    examples: Examples
     plan: Plan
     layout: Layout
     train: Train
@@ -138,5 +145,6 @@ def _not_finite(record: StepRecord, examples: Sequence[Example]) -> str:
     return (
         f"step {record.step} is not finite: loss {record.loss}, gradient norm {record.grad_norm}. Training stopped "
         f"before the weights changed. The examples of this step: {origins}.\n"
-        "Look at these rows, lower train.learning_rate, or use train.precision fp32; then resume."
+        "Look at these rows, and begin a new run without them, with a lower train.learning_rate, or with "
+        "train.precision fp32. To resume helps only if the machine was at fault."
     )

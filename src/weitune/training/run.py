@@ -1,30 +1,30 @@
-"""A run, from its recipe to its adapter: assemble everything, check it, make the folder, loop, publish.
+"""A run, from its recipe to its adapter: gather everything, check it, make the folder, loop, publish.
 
-Whatever can be wrong with the user's input is found before the run's folder exists.
+Whatever can be wrong with the user's input is found before the run's folder exists; and when a run goes on, whatever is
+not as it was is found before anything of the run is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weitune.data.plan import Plan
-from weitune.data.prepare import Prepared, prepare
-from weitune.data.render import Framing, framing_for
-from weitune.errors import DataError, Interrupted, ModelError, RunError
+from weitune.errors import Interrupted
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
-from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
-from weitune.model.load import LoadedModel, load_tokenizer, load_weights
-from weitune.model.locate import ModelFiles, locate
 from weitune.recipe.load import build_recipe, read_recipe_file
 from weitune.recipe.schema import Recipe
+from weitune.training import changes, disk, foresight
 from weitune.training import folder as run_folder
 from weitune.training.assemble import Trainable, make_loop, make_trainable
-from weitune.training.checkpoint import Checkpoint, newest_good
+from weitune.training.checkpoint import publish_adapter
+from weitune.training.ingredients import Ingredients, check_stops, gather
 from weitune.training.journal import Journal
+from weitune.training.lock import run_lock
+from weitune.training.past import Past
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
 
@@ -32,15 +32,28 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def train(recipe: Recipe, *, reporter: Reporter | None = None, device: str | None = None) -> Run:
+def train(
+    recipe: Recipe, *, reporter: Reporter | None = None, device: str | None = None, stop: StopRequest | None = None
+) -> Run:
     """Fine-tune as ``recipe`` says and return the finished run.
 
-    Raises InputError (and leaves no folder) if the recipe, the data, the model or the output folder are not in order,
-    NonFiniteError if a loss or gradient is not finite, and Interrupted after a stop signal, with a checkpoint written.
+    ``stop`` lets a program end the run from another thread, as SIGINT and SIGTERM do. Raises InputError (and leaves no
+    folder) if the recipe, the data, the model or the output folder are not in order, RunError if disk or memory will
+    not do, NonFiniteError if a loss or gradient is not finite, and Interrupted after a stop, with a checkpoint written
+    if a step was done.
     """
     folder = run_folder.output_folder(recipe)
     run_folder.check_free(folder)
-    return _train(recipe, folder, reporter or Reporter(), device, resume=False)
+    with _session(folder, reporter, stop, device) as session:
+        parts = gather(recipe, session.reporter, session.accelerator)
+        trainable = _load(session, parts, recipe.train.precision)
+        if session.main:
+            environment = _environment(parts, trainable)
+            run_folder.create(folder, recipe, environment, parts.prepared.report.to_json())
+        session.accelerator.wait_for_everyone()
+        with session.lock():
+            _loop(session, parts, trainable)
+    return Run(folder)
 
 
 def resume(
@@ -49,142 +62,157 @@ def resume(
     overrides: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
     device: str | None = None,
+    stop: StopRequest | None = None,
 ) -> Run:
     """Go on with the run in ``folder`` from its newest good checkpoint, or from its start if it has none.
 
-    ``overrides`` (dotted name to value) may change what does not alter the steps already done. Raises RunError if
-    ``folder`` holds no run or a checkpoint does not fit, and otherwise what :func:`train` raises.
+    ``overrides`` (dotted name to value) may hold what :data:`weitune.training.changes.MAY_CHANGE` lists. A run that is
+    complete stays as it is. Raises RunError if ``folder`` holds no run, if another process trains in it, or if recipe,
+    data, model or plan are not those it began with, and otherwise what :func:`train` raises.
     """
     folder = Path(folder)
-    if not (folder / run_folder.RECIPE).is_file():
-        raise RunError(
-            f"'{folder}' holds no run to resume: it has no {run_folder.RECIPE}",
-            "Give the folder that an earlier `weitune train` made.",
-        )
+    run_folder.check_run(folder)
     recipe = build_recipe(read_recipe_file(str(folder / run_folder.RECIPE)), overrides)
-    return _train(recipe, folder, reporter or Reporter(), device, resume=True)
-
-
-def _train(recipe: Recipe, folder: Path, reporter: Reporter, device: str | None, *, resume: bool) -> Run:
-    with stop_requests() as stop:
-        run = _assemble(recipe, reporter, device)
-        checkpoint, passed_over = newest_good(folder) if resume else (None, [])
-        for line in passed_over:
-            reporter.say(line)
-        if not resume and run.accelerator.is_main_process:
-            run_folder.create(folder, recipe, run.environment(), run.prepared.report.to_json())
-        run.accelerator.wait_for_everyone()
-        _loop(run, folder, checkpoint, reporter, stop)
+    with _session(folder, reporter, stop, device) as session, session.lock():
+        past = Past.of(folder)
+        for line in changes.check_recipe(folder, past.recipe, recipe):
+            session.note(line)
+        changes.check_length(folder, past.step, past.steps(recipe))
+        if past.checkpoint and past.step == past.steps(recipe):
+            session.reporter.say(f"the run is complete after {past.step} steps; with more train.epochs it would go on")
+            if session.main:
+                publish_adapter(past.checkpoint, folder / run_folder.ADAPTER_FOLDER)
+        else:
+            _go_on(session, past, recipe)
     return Run(folder)
 
 
 @dataclass(frozen=True, slots=True)
-class _Assembled:
-    """The parts of a run, all loaded and checked."""
+class _Session:
+    """One process at work on a run."""
 
-    recipe: Recipe
-    loaded: LoadedModel
-    framing: Framing
-    prepared: Prepared
-    trainable: Trainable
+    folder: Path
+    reporter: Reporter
+    stop: StopRequest
     accelerator: Accelerator
+    device: str | None
+    notes: list[str] = field(default_factory=list)
+    """What is out of the ordinary about this start."""
 
     @property
-    def plan(self) -> Plan:
-        train = self.recipe.train
-        return Plan(len(self.prepared), train.batch_size, train.epochs, train.seed, train.max_steps)
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self.accelerator.is_main_process)
 
-    def fingerprints(self) -> dict[str, Any]:
-        """Return what a checkpoint must find again when the run goes on."""
-        return {
-            "model": model_fingerprint(self.loaded.files),
-            "tokenizer": tokenizer_fingerprint(self.loaded.files),
-            "data": self.prepared.fingerprint,
-        }
+    def note(self, line: str) -> None:
+        """Say ``line`` and keep it for the events."""
+        self.reporter.say(line)
+        self.notes.append(line)
 
-    def environment(self) -> dict[str, Any]:
-        return {
-            **run_folder.describe_machine(self.loaded.device),
-            "precision": str(self.loaded.dtype).removeprefix("torch."),
-            "fingerprints": self.fingerprints(),
-            "framing": self.framing.describe(),
-            "shares_rows": self.trainable.abilities.shares_rows,
-        }
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's lock, if this is the process that writes, and clear away what a killed one left."""
+        with run_lock(self.folder) if self.main else nullcontext() as lock:
+            if lock is not None:
+                if not lock.held:
+                    self.note("this file system has no locks: let no second process train in this folder")
+                if lock.abandoned:
+                    self.note(f"{lock.abandoned} had no orderly end: it was killed, or the machine stopped")
+                disk.tidy(self.folder)
+            yield
 
 
-def _assemble(recipe: Recipe, reporter: Reporter, device: str | None) -> _Assembled:
-    """Load and check every part. Data come before weights, since most mistakes are there and they are found quickly."""
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
-    tokenizer = load_tokenizer(files)
-    framing = framing_for(tokenizer, recipe.tokens)
-    for note in framing.notes:
-        reporter.say(note)
-    accelerator = _accelerator(device)
-    with accelerator.main_process_first():
-        prepared = prepare(recipe, framing, reporter.preparing())
-    for line in prepared.report.lines():
-        reporter.say(line)
-    _check_end_of_turn(framing, prepared)
+@contextmanager
+def _session(
+    folder: Path, reporter: Reporter | None, stop: StopRequest | None, device: str | None
+) -> Iterator[_Session]:
+    """Heed signals while the block runs. Raises Interrupted if one comes before the first step."""
+    from accelerate import Accelerator
 
-    loaded = load_weights(files, tokenizer, precision=recipe.train.precision, device=device)
-    _check_stops(loaded, framing, files, reporter)
+    with stop_requests(stop) as asked:
+        try:
+            accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+            yield _Session(folder, reporter or Reporter(), asked, accelerator, device)
+        except KeyboardInterrupt:
+            left = f"go on with {_command(folder)}" if (folder / run_folder.RECIPE).exists() else "nothing was written"
+            raise Interrupted(f"stopped by {asked.reason or 'the keyboard'} before a step was done; {left}") from None
+
+
+def _load(session: _Session, parts: Ingredients, precision: str) -> Trainable:
+    """Load the weights and attach the adapter. Raises ModelError if they do not fit memory, data or recipe."""
+    recipe = parts.recipe
+    loaded = foresight.load_if_it_fits(parts.files, parts.tokenizer, precision, session.device)
+    check_stops(loaded, parts.framing, session.reporter)
     trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model)
     if not trainable.abilities.shares_rows:
         why = trainable.abilities.why_not
-        reporter.say(f"this model cannot share prefixes ({why}); it trains one conversation a row, padded")
-    reporter.say(str(count_parameters(trainable.adapted)))
-    return _Assembled(recipe, loaded, framing, prepared, trainable, accelerator)
+        session.reporter.say(f"this model cannot share prefixes ({why}); it trains one conversation a row, padded")
+    session.reporter.say(str(count_parameters(trainable.adapted)))
+    return trainable
 
 
-def _accelerator(device: str | None) -> Accelerator:
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=device == "cpu", mixed_precision="no")
-
-
-def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:
-    """Raise DataError unless the examples teach the model to end its turn."""
-    looked_at = [prepared[k] for k in range(min(len(prepared), 1000))]
-    if not any(e.input_ids[span.stop - 1] == framing.end_of_turn for e in looked_at for span in e.spans):
-        raise DataError(
-            "no example teaches the model to end its turn: the end-of-turn token is never supervised",
-            "Raise tokens.max_length, or use tokens.truncation drop: the answers are cut before they end.",
-        )
+def _environment(parts: Ingredients, trainable: Trainable) -> dict[str, Any]:
+    loaded = trainable.loaded
+    return {
+        **run_folder.describe_machine(loaded.device),
+        "precision": str(loaded.dtype).removeprefix("torch."),
+        "shares_rows": trainable.abilities.shares_rows,
+        "basis": parts.basis,
+    }
 
 
-def _check_stops(loaded: LoadedModel, framing: Framing, files: ModelFiles, reporter: Reporter) -> None:
-    """Say so if other programs would not stop where this model learns to stop; weitune itself always does."""
-    if framing.end_of_turn >= loaded.model.get_input_embeddings().weight.shape[0]:
-        raise ModelError(
-            f"the end-of-turn token {framing.end_of_turn} is outside the vocabulary of '{files.folder}'",
-            "The tokenizer belongs to another model.",
-        )
-    known = loaded.model.generation_config.eos_token_id
-    stops = {known} if isinstance(known, int) else set(known or ())
-    if not set(framing.stop_tokens) & stops:
-        text = loaded.tokenizer.convert_ids_to_tokens(framing.end_of_turn)
-        reporter.say(f"the model's generation config does not stop at {text}; weitune does, in chat and in exports")
+def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
+    """Check that everything is as it was, and train from where ``past`` ends."""
+    parts = gather(recipe, session.reporter, session.accelerator)
+    changes.check_basis(session.folder, past.basis, parts.basis)
+    trainable = _load(session, parts, past.precision)
+    was = {"shares_rows": past.environment.get("shares_rows")}
+    changes.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
+    machine = run_folder.describe_machine(trainable.loaded.device)
+    for line in run_folder.machine_changes(past.environment, machine):
+        session.note(f"{line}: the last bits may differ from an uninterrupted run")
+    session.accelerator.wait_for_everyone()  # all have read what is changed from here on
+    if session.main:
+        for line in past.set_aside_faulty():
+            session.note(line)
+        run_folder.update_recipe(session.folder, recipe)
+    _loop(session, parts, trainable, past)
 
 
-def _loop(run: _Assembled, folder: Path, checkpoint: Checkpoint | None, reporter: Reporter, stop: StopRequest) -> None:
-    """Train from ``checkpoint``, or from the start, to the end of the plan, and publish the adapter."""
-    train, plan = run.recipe.train, run.plan
-    # The same micro-batches give the same bits, so a resumed run keeps those that `auto` chose at its start.
-    micro_tokens = checkpoint.state.get("micro_tokens") if checkpoint and train.micro_tokens == "auto" else None
-    loop = make_loop(run.trainable, train, run.prepared, plan, accelerator=run.accelerator, micro_tokens=micro_tokens)
-    state = {"micro_tokens": loop.micro_tokens, "recipe": run.recipe.model_dump(mode="json"), **run.fingerprints()}
-    adapted = run.trainable.adapted
-    journal = Journal(folder, adapted, loop.optimizer, run.recipe, plan, state, reporter, stop, run.accelerator)
-    start = journal.begin(checkpoint)
-    reporter.started(folder, start, plan.steps, train.log_every)
-    try:
-        loop.run(start, journal)
-    finally:
-        reporter.ended()
-        journal.close()
-    if stop and journal.step < plan.steps:
-        raise Interrupted(
-            f"stopped by {stop.signal.name if stop.signal else 'request'} after step {journal.step}; "
-            f"go on with `weitune train --resume {folder}`"
-        )
-    journal.finish()
+def _loop(session: _Session, parts: Ingredients, trainable: Trainable, past: Past | None = None) -> None:
+    """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
+    folder, train, plan = session.folder, parts.recipe.train, parts.plan
+    chosen = past.micro_tokens if past and train.micro_tokens == "auto" else None
+    loop = make_loop(trainable, train, parts.prepared, plan, accelerator=session.accelerator, micro_tokens=chosen)
+    longest = int(parts.prepared.lengths.max())
+    need = foresight.MemoryNeed.of(trainable.loaded.model, loop.micro_tokens, train.batch_size, longest)
+    memory = foresight.MemoryWatch(need, trainable.loaded.device)
+    if foreseen := memory.foreseen():
+        session.note(foreseen)
+    state = {
+        "steps": plan.steps,
+        "micro_tokens": loop.micro_tokens,
+        "processes": session.accelerator.num_processes,
+        "recipe": parts.recipe.model_dump(mode="json"),
+        "basis": parts.basis,
+    }
+    journal = Journal(
+        folder, trainable.adapted, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory
+    )
+    with session.stop.finishing_steps():
+        try:
+            start = journal.begin(past.checkpoint if past else None, session.notes)
+            session.reporter.started(folder, start, plan.steps, train.log_every)
+            with memory.explained(_command(folder)):
+                loop.run(start, journal)
+            if journal.step < plan.steps:
+                reason = session.stop.reason
+                raise Interrupted(f"stopped by {reason} after step {journal.step}; go on with {_command(folder)}")
+            journal.finish()
+        finally:
+            session.reporter.ended()
+            journal.close()
+
+
+def _command(folder: Path) -> str:
+    return f"`weitune train --resume {folder}`"

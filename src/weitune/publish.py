@@ -1,0 +1,45 @@
+"""Completeness is published last: what is written aside gets its name once every byte is on the disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Flush every file of ``partial`` to the disk, then give the folder its name. An earlier ``target`` is replaced."""
+    for path in (*partial.rglob("*"), partial):
+        flush(path)
+    if target.exists():
+        outdated = target.with_name(f".{target.name}.outdated")
+        shutil.rmtree(outdated, ignore_errors=True)
+        target.rename(outdated)
+        partial.rename(target)
+        shutil.rmtree(outdated, ignore_errors=True)
+    else:
+        partial.rename(target)
+    flush(target.parent)
+
+
+def publish_file(partial: Path, target: Path) -> None:
+    """Flush the file ``partial`` to the disk, then give it its name. ``target`` is replaced if it exists."""
+    flush(partial)
+    partial.replace(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until ``path`` is on the disk; folders too, where the system can flush them."""
+    windows = os.name == "nt"  # opens no folders, and flushes only what is open for writing
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)

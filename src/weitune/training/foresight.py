@@ -1,0 +1,180 @@
+"""Say that memory will not do before the system kills the process without a word.
+
+    before loading    weights alone larger than all that can be had        refuse, with both numbers
+    before step 1     the largest forward pass estimated above what is free    say so, and go on: it is an estimate
+    after each step   nearly nothing left at the last peak                 say so, once, and write a checkpoint
+    out of memory     the allocator said no                                 the error, with the keys that lower the need
+
+Every message names what was needed, what there was, and the recipe keys that lower it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from weitune.errors import ModelError, RunError
+from weitune.model.host_memory import host_memory
+from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_weights
+from weitune.model.memory import activation_bytes_per_token, free_bytes, peak_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from weitune.model.locate import ModelFiles
+
+_SCARCE = 0.03
+"""Share of all memory below which what is left counts as nearly nothing."""
+_GIB = 1 << 30
+_REFUSALS = ("can't allocate memory", "not enough memory")
+"""What torch's allocator for the CPU says."""
+
+
+def weight_numbers(files: ModelFiles) -> int:
+    """Return how many numbers a model's weight files hold, by their headers."""
+    if files.gguf:
+        from gguf import GGUFReader
+
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(str(files.folder / files.gguf)).tensors)
+    from safetensors import safe_open
+
+    total = 0
+    for path in files.folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118  (not a mapping)
+                size = 1
+                for side in weights.get_slice(name).get_shape():
+                    size *= side
+                total += size
+    return total
+
+
+def load_if_it_fits(
+    files: ModelFiles, tokenizer: PreTrainedTokenizerFast, precision: str, device: str | None
+) -> LoadedModel:
+    """Load a model's weights (:func:`~weitune.model.load.load_weights`). Raises ModelError if memory will not do."""
+    target = choose_device(device)
+    dtype = choose_dtype(precision, target)
+    need = weight_numbers(files) * dtype.itemsize
+    if target.type == "cpu" and need > host_memory().available:  # an accelerator's driver says no without killing
+        raise _too_large(files, dtype, need, target)
+    try:
+        return load_weights(files, tokenizer, precision=precision, device=device)
+    except ModelError as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise _too_large(files, dtype, need, target) from error
+        raise
+
+
+def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.device) -> ModelError:
+    name = str(dtype).removeprefix("torch.")
+    bf16 = "use --train.precision bf16 (half the memory), " if dtype == torch.float32 else ""
+    return ModelError(
+        f"the weights of '{files.folder}' need {_gib(need)} in {name}, and {_gib(free_bytes(device))} are free",
+        f"End other programs, {bf16}or take a smaller model.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """What one forward and backward pass is expected to take."""
+
+    tokens: int
+    """Tokens of the largest one."""
+    bytes_per_token: int
+    longest: int
+    """Tokens of the longest example."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, micro_tokens: int, batch_size: int, longest: int) -> MemoryNeed:
+        """Estimate the need of a run: a pass holds ``micro_tokens``, one example that is longer, or a whole batch."""
+        return cls(max(longest, min(micro_tokens, batch_size * longest)), activation_bytes_per_token(model), longest)
+
+    @property
+    def bytes(self) -> int:
+        """The estimate."""
+        return self.tokens * self.bytes_per_token
+
+    def __str__(self) -> str:
+        """Return the estimate and what it is made of."""
+        return f"one forward pass of {self.tokens:,} tokens takes about {_gib(self.bytes)}"
+
+    @property
+    def cure(self) -> str:
+        """The keys that lower the need; only the first may change when a run goes on."""
+        if self.tokens > self.longest:
+            return (
+                f"Lower train.micro_tokens (now {self.tokens:,}; a run may go on with another value). "
+                "In a new run, lora.r and train.precision bf16 lower the need too."
+            )
+        return (
+            f"The longest example has {self.longest:,} tokens and makes the pass that large: in a new run, lower "
+            "tokens.max_length, or use train.precision bf16."
+        )
+
+
+class MemoryWatch:
+    """Looks after each step whether memory nearly ran out."""
+
+    def __init__(self, need: MemoryNeed, device: torch.device) -> None:
+        """Watch over a run with this ``need``."""
+        self._need, self._device, self._told = need, device, False
+
+    def foreseen(self) -> str:
+        """Return what to say before the first step, or nothing."""
+        free = free_bytes(self._device)
+        if self._need.bytes <= free:
+            return ""
+        return f"memory may not do: {self._need}, and {_gib(free)} are free. {self._need.cure}"
+
+    def scarce(self) -> str:
+        """Return what to say now, or nothing; it says it once. Memory of the machine only."""
+        if self._told:
+            return ""
+        memory = host_memory()
+        peak = peak_bytes(torch.device("cpu"))
+        left = memory.available - (peak - resident_bytes())  # what was left when the step was at its peak
+        if left > _SCARCE * memory.total:
+            return ""
+        self._told = True
+        return (
+            f"memory is nearly used up: at its peak, a step leaves {_gib(max(left, 0))} of {_gib(memory.total)}; "
+            f"{self._need}. The system may kill this run. {self._need.cure}"
+        )
+
+    @contextmanager
+    def explained(self, command: str) -> Iterator[None]:
+        """Raise RunError, with all that is known, if memory runs out in the block; ``command`` goes on with the run."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = (str(error).strip().splitlines() or ["no more memory"])[0]
+            free = _gib(free_bytes(self._device))
+            raise RunError(
+                f"memory ran out: {said}\n{self._need}; {free} are free now",
+                f"{self._need.cure} Go on from the last checkpoint with {command}.",
+            ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` is how Python or torch say that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _gib(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB"

@@ -1,0 +1,81 @@
+"""Checkpoints written beside training, one at a time.
+
+    training thread   step 99 │ step 100 │copy│ step 101 │ step 102 …
+    saver's thread                            │serialise, write, hash, flush, rename, rotate│
+
+A checkpoint gets its name after all of this, so a kill at any instant finds the one before. If the disk refuses, the
+training thread learns of it at its next step and pauses (:mod:`.patience`); the copy is kept until it is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from weitune.training.checkpoint import Checkpoint, write_checkpoint
+from weitune.training.patience import Patience
+from weitune.training.rotation import rotate
+from weitune.training.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint on the disk."""
+
+    checkpoint: Checkpoint
+    seconds: float
+    """How long writing took, beside training."""
+    paused_seconds: float
+    """How long training stood still for it."""
+    notes: list[str]
+    """What was found to be wrong meanwhile, though not with this one."""
+
+
+class Saver:
+    """Writes snapshots of one run in a thread of its own."""
+
+    def __init__(self, run: Path, keep: int, patience: Patience, flush_events: Callable[[], None]) -> None:
+        """Keep ``keep`` checkpoints in ``run``; ``flush_events`` puts on the disk what the run has told so far."""
+        self._run, self._keep, self._patience, self._flush_events = run, keep, patience, flush_events
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
+        self._pending: tuple[Snapshot, float, Future[Saved]] | None = None
+
+    def save(self, snapshot: Snapshot, paused_seconds: float) -> None:
+        """Begin to write ``snapshot``, which took ``paused_seconds`` to take. The one before must be settled."""
+        if self._pending is not None:
+            raise RuntimeError("a snapshot is being written already")
+        self._pending = snapshot, paused_seconds, self._thread.submit(self._store, snapshot, paused_seconds)
+
+    def settle(self, *, wait: bool = False) -> Saved | None:
+        """Return what was saved since the last call, if anything; with ``wait``, finish what is being written.
+
+        Raises RunError if the disk refuses for longer than patience lasts.
+        """
+        if self._pending is None or not (wait or self._pending[2].done()):
+            return None
+        snapshot, paused, future = self._pending
+        try:
+            saved = future.result()
+        except OSError as error:
+            saved = self._patience.keep_trying(
+                lambda: self._store(snapshot, paused), f"checkpoint-{snapshot.step}", snapshot.size_bytes, error
+            )
+        self._pending = None
+        return saved
+
+    def close(self) -> None:
+        """Wait for what is being written, without trying again, and end the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _store(self, snapshot: Snapshot, paused_seconds: float) -> Saved:
+        began = time.perf_counter()
+        self._flush_events()  # no checkpoint is ahead of the events
+        checkpoint = write_checkpoint(self._run, snapshot.step, snapshot.files())
+        try:
+            notes = [f"{old.folder.name} is faulty: {fault}" for old, fault in rotate(self._run, self._keep)]
+        except OSError as error:  # what could not be deleted now is deleted next time
+            notes = [f"older checkpoints could not be deleted: {error}"]
+        return Saved(checkpoint, time.perf_counter() - began, paused_seconds, notes)
