@@ -14,8 +14,8 @@ from weitune.data.plan import Plan, split
 
 @st.composite
 def example(draw: st.DrawFn) -> Example:
-    ids = draw(st.lists(st.integers(0, 2), min_size=1, max_size=8))
-    cuts = sorted(draw(st.lists(st.integers(1, len(ids)), max_size=4, unique=True)))
+    ids = draw(st.lists(st.integers(0, 2), min_size=2, max_size=8))
+    cuts = sorted(draw(st.lists(st.integers(1, len(ids)), min_size=2, max_size=4, unique=True)))
     spans = tuple(
         Span(a, b, draw(st.sampled_from([1.0, 0.5, 2.0]))) for a, b in zip(cuts[::2], cuts[1::2], strict=False)
     )
@@ -32,9 +32,11 @@ def ancestors(batch: PackedBatch, row: int) -> list[int]:
 @given(examples)
 def test_what_a_token_sees_is_its_own_conversation_so_far(batch_examples: list[Example]) -> None:
     batch = pack(batch_examples)
-    prefixes = {e.input_ids[:n] for e in batch_examples for n in range(1, len(e.input_ids) + 1)}
+    prefixes = {e.inputs[:n] for e in batch_examples for n in range(1, len(e.inputs) + 1)}
     seen = [tuple(batch.input_ids[ancestors(batch, row)].tolist()) for row in range(len(batch))]
-    assert Counter(seen) == Counter(prefixes)  # every distinct prefix stands once, and nothing else does
+    assert Counter(seen) == Counter(prefixes)  # every distinct prefix that predicts stands once, and nothing else does
+    assert all(e.loss_mask[len(e.inputs)] for e in batch_examples)  # what stands in no row is the last target …
+    assert not any(any(e.loss_mask[len(e.inputs) + 1 :]) for e in batch_examples)  # … and what comes after it
     assert [len(prefix) - 1 for prefix in seen] == batch.position_ids.tolist()
 
 
@@ -63,7 +65,7 @@ def test_order_of_examples_does_not_matter(batch_examples: list[Example], random
 @given(examples)
 def test_the_separate_layout_predicts_as_much(batch_examples: list[Example]) -> None:
     shared, separate = pack(batch_examples), pack_separately(batch_examples)
-    assert len(separate) == sum(len(e.input_ids) for e in batch_examples) >= len(shared)
+    assert len(separate) == sum(len(e.inputs) for e in batch_examples) >= len(shared)
     assert separate.weights.sum() == pytest.approx(shared.weights.sum())
     assert shared.weights.sum() == pytest.approx(sum(e.weight for e in batch_examples))
     mask = visible(separate)
@@ -76,24 +78,24 @@ def test_micro_batches_hold_every_example_once_and_fit(batch_examples: list[Exam
     batches = split(batch_examples, micro_tokens)
     assert Counter(e for batch in batches for e in batch) == Counter(batch_examples)
     for batch in batches:
-        assert len(pack(batch)) <= micro_tokens or len(batch) == 1 or len({e.input_ids for e in batch}) == 1
+        assert len(pack(batch)) <= micro_tokens or len(batch) == 1 or len({e.inputs for e in batch}) == 1
 
 
 def test_the_drawing_in_the_docstring() -> None:
-    s, u1, u2, a1, a2, a3 = range(6)
-    batch = pack([Example(ids, (Span(2, 3),)) for ids in [(s, u1, a1), (s, u2, a2), (s, u1, a3)]])
+    s, u1, u2, a1, a2, a3, end = range(7)
+    batch = pack([Example((*ids, end), (Span(2, 4),)) for ids in [(s, u1, a1), (s, u2, a2), (s, u1, a3)]])
     assert batch.input_ids.tolist() == [s, u1, a1, a3, u2, a2]
     assert batch.position_ids.tolist() == [0, 1, 2, 2, 1, 2]
     assert batch.subtree_end.tolist() == [6, 4, 3, 4, 6, 6]
-    assert batch.rows.tolist() == [1, 1, 4]  # the fork U1 predicts both of its branches
-    assert batch.targets.tolist() == [a1, a3, a2]
+    assert batch.rows.tolist() == [1, 1, 2, 3, 4, 5]  # the fork U1 predicts both of its branches
+    assert batch.targets.tolist() == [a1, a3, end, end, a2, end]
 
 
 def test_an_empty_row_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         pack([])
-    with pytest.raises(ValueError, match="at least one"):
-        pack([Example((), ())])
+    with pytest.raises(ValueError, match="something to learn"):
+        pack([Example((1, 2), ())])
 
 
 @given(

@@ -47,7 +47,7 @@ class Problem:
 
     def __str__(self) -> str:
         """Return one line: place, what was expected, what was found."""
-        return f"{self.place}: expected {self.expected}; found {self.found}"
+        return f"{self.place}{': ' if self.place else ''}expected {self.expected}; found {self.found}"
 
 
 class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caught)

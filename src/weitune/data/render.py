@@ -156,11 +156,12 @@ class ChatFraming(Framing):
         prompt = script.render(i, prompting=True).text
         text, generated = script.render(i + 1)
         if not text.startswith(prompt):
+            without, given = (script.reveal(_around(*pair)) for pair in ((prompt, text), (text, prompt)))
             raise script.problem(
-                f"the chat template to write the answer of turn {i + 1} where it asks for one, {_around(prompt, text)}",
-                f"{_around(text, prompt)} when the answer is there; the model would learn what it never sees later",
+                f"the chat template to write the same before turn {i + 1} whether or not the answer is there",
+                f"{without!r} without it and {given!r} with it; the model would learn what it never sees later",
                 "Set `tokens.template_args` so that both agree (for thinking models often `enable_thinking: false`), "
-                "or give the answers the part that is missing, such as their reasoning.",
+                "give the answers what is missing (such as reasoning), or leave out what moves (such as `system`).",
             )
         *_, end = (None, *self._controls.find(text, len(prompt)))
         if end is None or end.id not in self._stops(script.conversation.turns[i]):
@@ -175,7 +176,7 @@ class ChatFraming(Framing):
         """Return the learned character ranges: the turn, or what the template marks of it, and the end of the turn."""
         if not self._template.marks_generation:
             return ((start, end.stop),)
-        parts = [(max(a, start), min(b, end.stop)) for a, b in generated if a < end.stop and b > start]
+        parts = [(max(a, start), min(b, end.stop)) for a, b in generated if a < end.stop and b >= start]
         if parts and parts[-1][1] < end.stop:
             last = parts.pop()
             parts += [(last[0], end.stop)] if last[1] >= end.start else [last, (end.start, end.stop)]
@@ -274,8 +275,7 @@ def _contains(shown: str, content: str) -> bool:
 def _around(text: str, other: str) -> str:
     """Return the last characters of ``text`` from where it parts from ``other``, for a message."""
     at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-    part = text[max(0, at - 20) : at + 20]
-    return repr(part)
+    return text[max(0, at - 20) : at + 20]
 
 
 def framing_for(tokenizer: Any, tokens: Tokens) -> Framing:
