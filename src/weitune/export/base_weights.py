@@ -1,0 +1,169 @@
+"""A base model's weights, read one tensor at a time under the names that transformers gives them.
+
+:class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed,
+and with the row order of attention undone (see :mod:`.gguf_architecture`); :class:`MergedWeights` either of them with
+an adapter added. Reading costs one tensor of memory; the files are mapped, not loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from weitune.errors import ModelError, RunError
+from weitune.model.locate import ModelFiles
+
+if TYPE_CHECKING:
+    from weitune.export.adapter_weights import AdapterWeights
+    from weitune.export.gguf_architecture import Architecture
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Slot(NamedTuple):
+    """Number format and shape of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Weights(Protocol):
+    """Named tensors that can be read one at a time."""
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor's format and shape, in the order of the files."""
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor in ``dtype`` (default: its own). It may be mapped from a file: not to be changed in place."""
+
+
+def open_weights(files: ModelFiles) -> Weights:
+    """Return the weights of a model on this disk. Raises ModelError if they cannot be read tensor by tensor."""
+    if files.gguf:
+        from weitune.export.gguf_architecture import architecture_of_gguf
+
+        path = files.folder / files.gguf
+        return GgufWeights(path, architecture_of_gguf(path))
+    return SafetensorsWeights(files.folder)
+
+
+class SafetensorsWeights:
+    """The ``*.safetensors`` of a model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the headers. Raises ModelError if there are none, or if the weights are quantized."""
+        self._folder = folder
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in config:
+            raise ModelError(
+                f"the weights in '{folder}' are quantized, and an adapter cannot be added to them as they are",
+                "Give the model that was quantized as the recipe's `model`, with 16 or 32 bits a weight.",
+            )
+        self._file_of = _index(folder)
+
+    @cached_property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor's format and shape, file by file."""
+        found = {}
+        for file in dict.fromkeys(self._file_of.values()):
+            with safe_open(self._folder / file, framework="pt") as tensors:
+                for name in sorted(tensors.keys()):
+                    if self._file_of.get(name) == file:
+                        part = tensors.get_slice(name)
+                        found[name] = Slot(_dtype(self._folder, name, part.get_dtype()), tuple(part.get_shape()))
+        return found
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor, mapped from its file."""
+        with safe_open(self._folder / self._file_of[name], framework="pt") as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+class GgufWeights:
+    """The tensors of a ``.gguf`` file as transformers knows them, in float32."""
+
+    def __init__(self, path: Path, architecture: Architecture) -> None:
+        """Map the file."""
+        from gguf import GGUFReader
+
+        self.architecture = architecture
+        self.tensors: list[Any] = GGUFReader(path).tensors
+        """The file's own records, in order: ``.name``, ``.shape``, ``.tensor_type`` and ``.data`` as stored."""
+        named = ((architecture.huggingface_name(tensor.name), tensor) for tensor in self.tensors)
+        self._known = {name: tensor for name, tensor in named if name}
+
+    @cached_property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor's format (float32) and shape, in the order of the file."""
+        return {
+            name: Slot(torch.float32, tuple(int(n) for n in reversed(tensor.shape)))
+            for name, tensor in self._known.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor, dequantized."""
+        from gguf.quants import dequantize
+
+        record = self._known[name]
+        values = torch.from_numpy(dequantize(record.data, record.tensor_type).copy())
+        tensor = self.architecture.to_huggingface(name, values.reshape(self.slots[name].shape))
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+class MergedWeights:
+    """The weights of a base with an adapter added: float32 arithmetic, rounded once to the base's format."""
+
+    def __init__(self, base: Weights, adapter: AdapterWeights) -> None:
+        """Raises RunError if the adapter changes weights that the base's files do not have."""
+        self.base = base
+        self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
+        if missing := [name for name in self.updates if name not in base.slots]:
+            raise RunError(
+                f"the adapter in '{adapter.folder}' changes {len(missing)} weights that the base's files do not have: "
+                f"{', '.join(missing[:3])}",
+                "Check that the recipe's `model` is the one that the run was trained on. A model that stores its "
+                "layers under other names can be merged with peft's merge_and_unload.",
+            )
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Those of the base."""
+        return self.base.slots
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor, merged if the adapter changes it."""
+        if name not in self.updates:
+            return self.base.read(name, dtype)
+        return self.updates[name].applied(self.base.read(name)).to(dtype or self.slots[name].dtype)
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Return which file has which tensor, by the index if there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return dict(sorted(weight_map.items(), key=lambda item: (item[1], item[0])))
+    if (folder / "model.safetensors").is_file():
+        with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+            return dict.fromkeys(sorted(tensors.keys()), "model.safetensors")
+    raise ModelError(
+        f"'{folder}' has no model.safetensors", "Use a copy of the model with safetensors, and check its download."
+    )
+
+
+def _dtype(folder: Path, name: str, text: str) -> torch.dtype:
+    if text not in _DTYPES:
+        raise ModelError(
+            f"the weight {name} in '{folder}' has the number format {text}",
+            "Give a model with 16 or 32 bits a weight as the recipe's `model`.",
+        )
+    return _DTYPES[text]

@@ -1,0 +1,86 @@
+"""A run opened for export: its adapter, its base's files, its tokenizer and framing. The base is not loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitune.data.conversation import Conversation
+from weitune.data.render import Framing, framing_for
+from weitune.export.adapter_weights import AdapterWeights
+from weitune.export.base_weights import MergedWeights, Weights, open_weights
+from weitune.export.chat_template import self_contained_template
+from weitune.generate.run_folder import Run, Which
+from weitune.model.load import load_tokenizer
+from weitune.model.locate import ModelFiles, locate
+from weitune.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What an export is made from."""
+
+    name: str
+    recipe: Recipe
+    adapter_folder: Path
+    files: ModelFiles
+    tokenizer: PreTrainedTokenizerFast
+    framing: Framing
+
+    @cached_property
+    def adapter(self) -> AdapterWeights:
+        """The adapter, in memory."""
+        return AdapterWeights(self.adapter_folder)
+
+    @cached_property
+    def base(self) -> Weights:
+        """The base's weights, on the disk."""
+        return open_weights(self.files)
+
+    @cached_property
+    def merged(self) -> MergedWeights:
+        """The base's weights with the adapter added, computed as they are read."""
+        return MergedWeights(self.base, self.adapter)
+
+    @cached_property
+    def config(self) -> Any:
+        """The base's transformers configuration; of a ``.gguf`` file, as transformers reads it."""
+        from transformers import AutoConfig
+
+        where = {"gguf_file": self.files.gguf} if self.files.gguf else {}
+        config = AutoConfig.from_pretrained(self.files.folder, local_files_only=True, trust_remote_code=False, **where)
+        if self.files.gguf and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Every token at which an answer ends, the framing's end of turn first; as the engine of ``chat`` has them."""
+        from weitune.export.generation_config import base_stop_tokens
+
+        return tuple(dict.fromkeys([*self.framing.stop_tokens, *base_stop_tokens(self.files, self.config)]))
+
+    @property
+    def template(self) -> str:
+        """The chat template that an export carries."""
+        end = str(self.tokenizer.convert_ids_to_tokens(self.framing.end_of_turn))
+        return self_contained_template(self.framing, self.recipe.system, end)
+
+    def asked(self, conversation: Conversation) -> Conversation:
+        """Return ``conversation`` as training saw it: opened by the run's system prompt if it has none of its own."""
+        return conversation.with_system(self.recipe.system)
+
+
+def open_tuned(run: Run, which: Which = "last") -> Tuned:
+    """Open ``run`` with one of its adapters. Raises RunError or ModelError if a part is missing or broken."""
+    folder = run.adapter_folder(which)
+    assert folder is not None  # noqa: S101  (callers never ask for the base)
+    recipe = run.recipe
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    tokenizer = load_tokenizer(files)
+    return Tuned(run.path.resolve().name, recipe, folder, files, tokenizer, framing_for(tokenizer, recipe.tokens))

@@ -1,0 +1,212 @@
+"""llama.cpp in this process (the package ``xllamacpp``): continuous batching, a prompt cache, adapters by request.
+
+    this process  ── HTTP over a socket in a folder that only this user can open ──▶  llama.cpp's own server, a thread
+
+    this process  ── HTTP over a socket in a folder only this user can open ──▶  llama.cpp's own server, in threads
+a key nobody else knows, so no other way leads to the model. A request ends early by closing its connection.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from weitune.errors import InputError, MissingExtraError, ModelError
+from weitune.generate.sampling import Sampling
+
+_F32 = 0  # GGML_TYPE_F32
+_BATCH_TOKENS = 256  # prompt tokens between two looks at who has gone; larger ones stall the other answers
+
+
+def require_llama_cpp() -> None:
+    """Raise MissingExtraError unless ``xllamacpp`` is installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise MissingExtraError("xllamacpp", "llama-cpp")
+
+
+class LlamaCpp:
+    """A GGUF model with adapters, loaded; use it in a ``with`` block or :meth:`close` it."""
+
+    def __init__(
+        self,
+        model: Path,
+        adapters: Sequence[Path] = (),
+        *,
+        slots: int = 1,
+        context_tokens: int = 4096,
+        threads: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Load ``model``; ``slots`` answers are generated at once, each with ``context_tokens`` for itself.
+
+        ``exact`` computes attention in float32, for comparisons. Raises MissingExtraError without ``xllamacpp``,
+        ModelError if llama.cpp cannot open the files.
+        """
+        require_llama_cpp()
+        import xllamacpp
+
+        self.slots, self.context_tokens, self.adapters = slots, context_tokens, len(adapters)
+        self._key = secrets.token_urlsafe(32)
+        self._folder = tempfile.TemporaryDirectory(prefix="weitune-")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 1.0) for path in adapters]
+        params.lora_init_without_apply = True
+        params.n_parallel, params.n_ctx = slots, slots * context_tokens
+        params.n_batch = _BATCH_TOKENS
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or usable_cores()
+        params.n_threads_http = slots + 4
+        params.hostnames = [f"{self._folder.name}/llama.sock" if hasattr(socket, "AF_UNIX") else "127.0.0.1"]
+        params.api_keys = [self._key]
+        params.ui = params.fit_params = False
+        params.verbosity = -1
+        if exact:
+            params.cache_type_k = params.cache_type_v = _F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            self._folder.cleanup()
+            raise ModelError(
+                f"llama.cpp cannot open '{model}': {error}",
+                "Check that the file is whole, and that the adapters belong to it.",
+            ) from error
+        self._address = str(self._server.listening_address)
+
+    def __enter__(self) -> LlamaCpp:
+        """Return the loaded model."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Unload the model."""
+        self.close()
+
+    def close(self) -> None:
+        """Unload the model, ending every request."""
+        self._server = None
+        self._folder.cleanup()
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Return llama.cpp's answer, decoded from JSON; without ``body`` it is a GET. Raises InputError for errors."""
+        connection = self._connect()
+        try:
+            self._send(connection, path, body)
+            return json.loads(_accepted(connection).read())
+        finally:
+            connection.close()
+
+    def complete(self, body: Mapping[str, Any]) -> Completion:
+        """Start a completion, and return it as a stream of chunks."""
+        connection = self._connect()
+        self._send(connection, "/completion", {**body, "stream": True})
+        return Completion(connection)
+
+    def body(self, prompt: Sequence[int], sampling: Sampling, adapter: int | None = None) -> dict[str, Any]:
+        """Return the request that continues ``prompt`` as ``sampling`` says, with the adapter of that number."""
+        seed = {} if sampling.seed is None else {"seed": sampling.seed % 2**32}
+        return {
+            "prompt": list(prompt),
+            "n_predict": sampling.max_new_tokens,
+            "samplers": ["penalties", "temperature", "top_k", "top_p"],  # the order of transformers
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "repeat_penalty": sampling.repetition_penalty,
+            "repeat_last_n": self.context_tokens,
+            "cache_prompt": True,
+            "return_tokens": True,
+            "lora": [{"id": i, "scale": float(i == adapter)} for i in range(self.adapters)],
+            **seed,
+        }
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._address.startswith("unix://"):
+            return _UnixConnection(self._address.removeprefix("unix://"))
+        address = urlsplit(self._address)
+        return http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port)
+
+    def _send(self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any] | None) -> None:
+        payload = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        connection.request("GET" if body is None else "POST", path, payload, headers)
+
+
+class Completion(Iterator[dict[str, Any]]):
+    """An answer being generated: chunks with ``content`` (text), ``tokens`` and, in the last one, ``stop_type``."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        """Read what comes back for the request that was sent over ``connection``."""
+        self._connection = connection
+        self._socket = connection.sock
+        self._chunks = _events(connection)
+
+    def __next__(self) -> dict[str, Any]:
+        """Return the next chunk. Raises InputError if llama.cpp refuses the request or reports an error."""
+        chunk = next(self._chunks)
+        if "error" in chunk:
+            raise _refused(json.dumps(chunk))
+        return chunk
+
+    def close(self) -> None:
+        """End generation; also from another thread while this one waits, which then finds the stream at its end."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _accepted(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+    """Return the response that comes over ``connection``. Raises InputError if it says that something is wrong."""
+    response = connection.getresponse()
+    if response.status != http.client.OK:
+        raise _refused(response.read().decode(errors="replace"))
+    return response
+
+
+def _events(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
+    """Yield the server-sent events that come over ``connection``, until they end or it is closed."""
+    try:
+        for line in _accepted(connection):
+            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                yield json.loads(line[6:])
+    except (OSError, http.client.HTTPException):  # closed, by either side
+        return
+    finally:
+        connection.close()
+
+
+def _refused(text: str) -> InputError:
+    try:
+        message = str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = text[:200]
+    return InputError(f"llama.cpp refuses the request: {message}", "Change what the message names.")
