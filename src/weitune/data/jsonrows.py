@@ -21,6 +21,7 @@ from weitune.data.rows import RawRow
 _WINDOW = 1 << 18
 _LONGEST_ATOM = 12
 """Characters of the longest piece of JSON besides texts and numbers: an escaped surrogate pair."""
+_SHOWN = 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LINE_CURE = "Mend the text at that place; `python -m json.tool FILE` shows the same fault."
 _ARRAY_CURE = f"{_LINE_CURE} The rows after it could not be read."
@@ -78,7 +79,7 @@ def line_rows(lines: Iterator[str], file: str, first_line: int = 1) -> Iterator[
         origin = Origin(file, row, number)
         try:
             value, end = decoder.decode(line, _after_space(line, 0))
-            if _after_space(line, end) < len(line):
+            if (end := _after_space(line, end)) < len(line):
                 raise json.JSONDecodeError("Extra data", line, end)
         except (ValueError, RecursionError) as error:
             column = error.pos + 1 if isinstance(error, json.JSONDecodeError) else None
@@ -162,8 +163,10 @@ def _malformed(error: Exception, cure: str, line: int, column: int | None) -> Pr
 
 
 def _unexpected(window: _Window, expected: str, file: str, row: int) -> Problem:
+    while len(window.text) - window.at < _SHOWN and window.more():
+        pass
     line, column = window.place(window.at)
-    found = repr(window.text[window.at : window.at + 20]) if not window.ended else "the end of the file"
+    found = repr(window.text[window.at : window.at + _SHOWN]) if not window.ended else "the end of the file"
     return Problem("not valid JSON", expected, found, _ARRAY_CURE, file, row, line, column)
 
 
