@@ -17,10 +17,11 @@ def publish(partial: Path, target: Path) -> None:
         shutil.rmtree(outdated, ignore_errors=True)
         target.rename(outdated)
         partial.rename(target)
+        flush(target.parent)  # or a power cut could bring the old name back without the files
         shutil.rmtree(outdated, ignore_errors=True)
     else:
         partial.rename(target)
-    flush(target.parent)
+        flush(target.parent)
 
 
 def publish_file(partial: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from weitune.publish import publish, publish_file
+from weitune.publish import flush, publish, publish_file
 
 BINARY: int = getattr(os, "O_BINARY", 0)
 """Flag of :func:`os.open`: Windows would translate line ends."""
@@ -72,6 +72,7 @@ def discard(folder: Path) -> None:
     outdated = hidden(folder, "outdated")
     remove(outdated)
     folder.rename(outdated)
+    flush(folder.parent)  # or a power cut could bring the name back without the files
     remove(outdated)
 
 

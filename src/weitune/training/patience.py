@@ -24,9 +24,10 @@ _GLANCE_SECONDS = 0.2
 class Patience:
     """Tries again for a while, in pauses that grow from a second; a stop signal ends the waiting."""
 
-    def __init__(self, run: Path, say: Callable[[str], None], stop: StopRequest, seconds: float = SECONDS) -> None:
-        """Wait up to ``seconds`` for each thing to be written into ``run``."""
-        self._run, self._say, self._stop, self._seconds = run, say, stop, seconds
+    def __init__(self, run: Path, say: Callable[[str], None], stop: StopRequest, seconds: float | None = None) -> None:
+        """Wait up to ``seconds`` for each thing to be written into ``run``; SECONDS if not given."""
+        self._run, self._say, self._stop = run, say, stop
+        self._seconds = SECONDS if seconds is None else seconds
 
     def keep_trying(self, work: Callable[[], T], what: str, needed_bytes: int, first_error: OSError | None = None) -> T:
         """Return what ``work`` returns once it raises no OSError. ``first_error``: it has failed with that already.

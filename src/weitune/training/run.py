@@ -171,6 +171,9 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     machine = run_folder.describe_machine(trainable.loaded.device)
     for line in run_folder.machine_changes(past.environment, machine):
         session.note(f"{line}: the last bits may differ from an uninterrupted run")
+    processes = session.accelerator.num_processes
+    if past.state.get("processes", processes) != processes:
+        session.note(f"{processes} devices instead of {past.state['processes']}: each draws dropout masks of its own")
     session.accelerator.wait_for_everyone()  # all have read what is changed from here on
     if session.main:
         for line in past.set_aside_faulty():
