@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -108,13 +109,17 @@ def account(
 
 
 def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
-    """Return what the cache has under ``fingerprint``, with the files' present names; None if it is not whole."""
+    """Return what the cache has under ``fingerprint``, with the files' present names.
+
+    Returns None if there is nothing, or nothing whole: then what there is goes, to make room.
+    """
     try:
         content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         for source, now in zip(content["sources"], reader.reports, strict=True):
             source["name"] = now.name
         return Prepared(folder, fingerprint, DataReport(content))
     except (OSError, ValueError, KeyError, pa.ArrowException):
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
