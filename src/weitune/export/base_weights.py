@@ -1,6 +1,6 @@
 """A base model's weights, read one tensor at a time under the names that transformers gives them.
 
-:class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed,
+:class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed
 and with the row order of attention undone (see :mod:`.gguf_architecture`); :class:`MergedWeights` either of them with
 an adapter added. Reading costs one tensor of memory; the files are mapped, not loaded.
 """

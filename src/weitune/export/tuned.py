@@ -67,9 +67,17 @@ class Tuned:
 
     @property
     def template(self) -> str:
-        """The chat template that an export carries."""
+        """The chat template that an export carries: with the run's system prompt as the default."""
+        return self._template(self.recipe.system)
+
+    @property
+    def template_without_system(self) -> str:
+        """The same without a system prompt, for the base."""
+        return self._template(None)
+
+    def _template(self, system: str | None) -> str:
         end = str(self.tokenizer.convert_ids_to_tokens(self.framing.end_of_turn))
-        return self_contained_template(self.framing, self.recipe.system, end)
+        return self_contained_template(self.framing, system, end)
 
     def asked(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` as training saw it: opened by the run's system prompt if it has none of its own."""

@@ -1,0 +1,129 @@
+"""``ollama``: a GGUF file and a Modelfile for ``ollama create``.
+
+Ollama frames with a Go template, not with the model's Jinja. weitune does not translate one into the other: it renders
+a few dialogues, reads off what stands around each role's text, and writes that as Go.
+
+    <|im_start|>system\\n  you are…  <|im_end|>\\n  <|im_start|>user\\n  hi  <|im_end|>\\n  <|im_start|>assistant\\n  …
+    ╰── before system ──╯            ╰─ after ─╯
+
+Then it renders other dialogues both ways and compares: a template that does more than frame turns is refused. What the
+model's tokenizer puts first by itself (``<|begin_of_text|>``) is left out, for Ollama adds it too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from jinja2.exceptions import TemplateError
+
+from weitune.errors import ModelError
+
+Messages = list[dict[str, str]]
+Render = Callable[[Messages, bool], str]
+"""Renders messages, with or without asking for an answer."""
+
+_ASKED = ("su", "u", "suau", "uau", "suauau")
+"""Dialogues that tell apart templates which frame turns from those which do more; each letter is a role."""
+_ROLES = {"s": "system", "u": "user", "a": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFrames:
+    """What stands before and after the text of each role."""
+
+    around: Mapping[str, tuple[str, str]]
+    opening: str
+    """What asks for an answer."""
+    head: str
+    """What opens a dialogue without a system message, such as the model's default system prompt."""
+
+    def render(self, messages: Messages) -> str:
+        """Frame ``messages`` and ask for an answer, as :meth:`go_template` does."""
+        head = self.head if messages[0]["role"] != "system" else ""
+        turns = (f"{before}{m['content']}{after}" for m in messages for before, after in [self.around[m["role"]]])
+        return "".join([head, *turns, self.opening])
+
+    def go_template(self) -> str:
+        """Return the frames as an Ollama template. Ollama itself puts the Modelfile's SYSTEM before the messages."""
+        head = f'{{{{- if ne (index .Messages 0).Role "system" }}}}{_go(self.head)}{{{{- end }}}}' if self.head else ""
+        words = ("if", "else if", "else if")
+        branches = "".join(
+            f'{{{{- {word} eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}'
+            for word, (role, (before, after)) in zip(words, self.around.items(), strict=True)
+        )
+        return f"{head}{{{{- range .Messages }}}}{branches}{{{{- end }}}}{{{{- end }}}}{_go(self.opening)}"
+
+
+def turn_frames(render: Render, automatic: str = "") -> TurnFrames:
+    """Read the frames off what ``render`` makes of dialogues; ``automatic`` is what the tokenizer puts first.
+
+    Raises ModelError if the template does more than frame turns.
+    """
+
+    def shown(roles: str, ask: bool = False) -> str:
+        return render(_dialogue(roles), ask).removeprefix(automatic)
+
+    try:
+        frames = _read_off(shown)
+        strange = next((case for case in _ASKED if shown(case, True) != frames.render(_dialogue(case))), None)
+    except (ValueError, TemplateError):
+        strange = _ASKED[2]
+    if strange is not None:
+        raise ModelError(
+            "this model's chat template does more than put a frame around every turn, and weitune cannot say that in "
+            f"Ollama's template language; it differs for: {', '.join(_ROLES[letter] for letter in strange)}",
+            "Export the run as `gguf`, whose own template llama.cpp follows, or as `merged`.",
+        )
+    return frames
+
+
+def _read_off(shown: Callable[..., str]) -> TurnFrames:
+    """Take renderings apart. Raises ValueError if a text is not in them exactly once."""
+    system, asked = shown("s"), shown("su")
+    of_system = _around(system, _text(0))
+    of_user = _around(asked.removeprefix(system), _text(1))
+    again = f"{of_user[0]}{_text(3)}{of_user[1]}"
+    of_assistant = _around(shown("suau").removeprefix(asked).removesuffix(again), _text(2))
+    return TurnFrames(
+        {"system": of_system, "user": of_user, "assistant": of_assistant},
+        opening=shown("su", True).removeprefix(asked),
+        head=shown("u").removesuffix(f"{of_user[0]}{_text(0)}{of_user[1]}"),
+    )
+
+
+def modelfile(model: str, frames: TurnFrames, system: str | None, stop_texts: Sequence[str], context: int) -> str:
+    """Return the Modelfile: greedy, as the run answers, with its system prompt and the texts that end an answer."""
+    lines = [
+        f"FROM ./{model}",
+        f'TEMPLATE """{frames.go_template()}"""',
+        *([f"SYSTEM {_quoted(system)}"] if system else []),
+        *(f"PARAMETER stop {_quoted(text)}" for text in stop_texts),
+        "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1",
+        f"PARAMETER num_ctx {context}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _dialogue(roles: str) -> Messages:
+    return [{"role": _ROLES[letter], "content": _text(i)} for i, letter in enumerate(roles)]
+
+
+def _text(i: int) -> str:
+    return f"⟦text {i}⟧"
+
+
+def _around(rendered: str, text: str) -> tuple[str, str]:
+    before, after = rendered.split(text)
+    return before, after
+
+
+def _quoted(text: str) -> str:
+    return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'
+
+
+def _go(text: str) -> str:
+    """Return ``text`` as a Go action, so that neither its braces nor its white space are touched."""
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
