@@ -16,6 +16,11 @@ from weitune.model.attention import Tree, block_tree_attention, dense_tree_atten
 CPU = torch.device("cpu")
 
 
+def text(*tokens: int) -> Example:
+    """Return an example all of whose ``tokens`` stand in the row: one more is learned after them."""
+    return Example((*tokens, 0), (Span(len(tokens), len(tokens) + 1),))
+
+
 def tree_of(examples: list[Example]) -> Tree:
     return Tree.of(pack(examples), CPU)
 
@@ -23,11 +28,11 @@ def tree_of(examples: list[Example]) -> Tree:
 def shapes() -> dict[str, list[Example]]:
     chain = tuple(range(300))
     return {
-        "one token": [Example((1,), ())],
-        "one long conversation": [Example(chain, (Span(1, 300),))],
-        "a fork deep inside": [Example((*chain[:200], 999, *chain[:70]), ()), Example(chain, ())],
+        "one token": [text(1)],
+        "one long conversation": [text(*chain)],
+        "a fork deep inside": [text(*chain[:200], 999, *chain[:70]), text(*chain)],
         "forks everywhere": examples_with_forks(40, vocabulary=50),
-        "several roots": [Example(tuple(range(k, k + 50)), ()) for k in range(5)],
+        "several roots": [text(*range(k, k + 50)) for k in range(5)],
     }
 
 
@@ -79,7 +84,7 @@ def test_values_and_gradients_equal_the_dense_ones(
 
 
 def test_what_a_tree_cannot_compute_is_refused() -> None:
-    tree = tree_of([Example((1, 2, 3), ())])
+    tree = tree_of([text(1, 2, 3)])
     heads = [torch.randn(1, 2, 3, 8) for _ in range(3)]
     for function in (dense_tree_attention, block_tree_attention, flex_tree_attention):
         with pytest.raises(ValueError, match="softcap"):
@@ -90,5 +95,5 @@ def test_what_a_tree_cannot_compute_is_refused() -> None:
 
 def test_a_block_needs_only_the_ancestors_of_its_first_row() -> None:
     """The cost of a long conversation stays that of a triangle, and forks do not see each other's keys."""
-    forks = tree_of([Example((0,) * 10 + (k,) * 54, ()) for k in range(1, 41)])
+    forks = tree_of([text(*(0,) * 10, *(k,) * 54) for k in range(1, 41)])
     assert max(len(block.keys) for block in forks.blocks()) <= attention.BLOCK_ROWS + 64

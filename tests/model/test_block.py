@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.invariant.test_oracle import examples_with_forks
+from tests.model.test_attention import text
 from tests.tiny import TEMPLATE_OF, tiny_model
-from weitune.data.conversation import Example
 from weitune.data.pack import pack
 from weitune.model.adapter import attach_adapter
 from weitune.model.attention import Tree
@@ -83,7 +83,7 @@ def test_gradcheck_of_the_whole_block(rows: list[int] | None) -> None:
     adapted = adapted_model("qwen2", r=2)  # other families compute head norms in float32, too coarse for differences
     decoder = BlockDecoder.of(adapted.get_base_model())
     block = decoder._blocks[0]
-    tree = Tree.of(pack([Example((1, 2, 3), ()), Example((1, 2, 4, 5), ()), Example((6,), ())]), CPU)
+    tree = Tree.of(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=False)
     run.once = False

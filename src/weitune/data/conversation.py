@@ -96,6 +96,11 @@ class Example:
     origin: Origin | None = field(default=None, compare=False)
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """The tokens that a model must read: those before the last learned one, which is only ever predicted."""
+        return self.input_ids[: self.spans[-1].stop - 1] if self.spans else ()
+
+    @property
     def supervised(self) -> int:
         """How many tokens are learned."""
         return sum(span.stop - span.start for span in self.spans)

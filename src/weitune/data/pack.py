@@ -9,8 +9,9 @@
 Token i sees token j exactly when ``j <= i < subtree_end[j]``: j is i or an ancestor of i. A causal model's hidden state
 at a token depends only on its ancestors, so the row holds exactly the states that the separate examples would have.
 
-Every node but a root is predicted by its parent. The weight of that prediction is the sum over all examples that pass
-through the node and learn it there, so duplicates count as often as they occur.
+The last supervised token of an example and all that follows it are predicted at most, and predict nothing themselves:
+they are targets, but stand in no row. The weight of a prediction is the sum over all examples that make it there, so
+duplicates count as often as they occur.
 
 Cost: sorting, then O(1) a token.
 """
@@ -54,48 +55,41 @@ class PackedBatch:
 def pack(examples: Sequence[Example]) -> PackedBatch:
     """Lay the prefix tree of ``examples`` out as one row. The result does not depend on their order.
 
-    Raises ValueError if there are no examples or one of them is empty.
+    Raises ValueError if there are no examples or one of them has nothing to learn.
     """
-    if not examples or not all(example.input_ids for example in examples):
-        raise ValueError("a row needs at least one example, and every example at least one token")
+    if not examples or not all(example.inputs for example in examples):
+        raise ValueError("a row needs at least one example, and every example something to learn")
     tokens: list[int] = []
     depths: list[int] = []
-    parents: list[int] = []
     ends: list[int] = []
-    weights: list[float] = []
+    predictions: dict[tuple[int, int], float] = {}  # (row, target) to weight
     path: list[int] = []  # row index of every token of the example at hand
     previous: Sequence[int] = ()
     for example in sorted(examples, key=lambda example: (example.input_ids, example.spans)):
-        ids = example.input_ids
+        ids = example.inputs
         shared = shared_length(previous, ids)
         for row in path[shared:]:
             ends[row] = len(tokens)
-        del path[shared:]
-        for depth in range(shared, len(ids)):
-            parents.append(path[-1] if path else -1)
-            path.append(len(tokens))
-            tokens.append(ids[depth])
-            depths.append(depth)
-            ends.append(-1)
-            weights.append(0.0)
+        path[shared:] = range(len(tokens), len(tokens) + len(ids) - shared)
+        tokens += ids[shared:]
+        depths += range(shared, len(ids))
+        ends += [-1] * (len(ids) - shared)
         for span in example.spans:
-            for row in path[span.start : span.stop]:
-                weights[row] += span.weight
+            for depth in range(span.start, span.stop):
+                prediction = path[depth - 1], example.input_ids[depth]
+                predictions[prediction] = predictions.get(prediction, 0.0) + span.weight
         previous = ids
     for row in path:
         ends[row] = len(tokens)
 
-    weight = np.asarray(weights, dtype=np.float32)
-    parent = np.asarray(parents, dtype=np.int64)
-    learned = np.flatnonzero((weight != 0) & (parent >= 0))
-    input_ids = np.asarray(tokens, dtype=np.int64)
+    ordered = sorted(prediction for prediction, weight in predictions.items() if weight)
     return PackedBatch(
-        input_ids=input_ids,
+        input_ids=np.asarray(tokens, dtype=np.int64),
         position_ids=np.asarray(depths, dtype=np.int64),
         subtree_end=np.asarray(ends, dtype=np.int64),
-        rows=parent[learned],
-        targets=input_ids[learned],
-        weights=weight[learned],
+        rows=np.asarray([row for row, _ in ordered], dtype=np.int64),
+        targets=np.asarray([target for _, target in ordered], dtype=np.int64),
+        weights=np.asarray([predictions[prediction] for prediction in ordered], dtype=np.float32),
     )
 
 

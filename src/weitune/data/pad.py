@@ -37,22 +37,22 @@ class PaddedBatch:
 
 
 def pad(examples: Sequence[Example], pad_token: int = 0) -> PaddedBatch:
-    """Lay ``examples`` out as one rectangle, padded on the right. Raises ValueError if there are none."""
+    """Lay the inputs of ``examples`` out as one rectangle, padded on the right. Raises ValueError if there are none."""
     if not examples:
         raise ValueError("a batch needs at least one example")
-    longest = max(len(example.input_ids) for example in examples)
+    longest = max(len(example.inputs) for example in examples)
     input_ids = np.full((len(examples), longest), pad_token, dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
+    targets = np.zeros_like(input_ids)
     weights = np.zeros(input_ids.shape, dtype=np.float32)
     for row, example in enumerate(examples):
-        input_ids[row, : len(example.input_ids)] = example.input_ids
-        attention_mask[row, : len(example.input_ids)] = 1
-        weights[row, : len(example.input_ids)] = example.loss_mask
-    weights[:, 0] = 0  # nothing predicts a first token
-    learned = np.flatnonzero(weights)
-    return PaddedBatch(
-        input_ids, attention_mask, learned - 1, input_ids.ravel()[learned], weights.ravel()[learned]
-    )
+        length = len(example.inputs)
+        input_ids[row, :length] = example.inputs
+        attention_mask[row, :length] = 1
+        targets[row, :length] = example.input_ids[1 : length + 1]
+        weights[row, :length] = example.loss_mask[1 : length + 1]
+    rows = np.flatnonzero(weights)
+    return PaddedBatch(input_ids, attention_mask, rows, targets.ravel()[rows], weights.ravel()[rows])
 
 
 def split_by_length(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
@@ -60,10 +60,10 @@ def split_by_length(examples: Sequence[Example], micro_tokens: int) -> list[list
 
     A rectangle holds at least one example, however long. The split does not depend on the order of ``examples``.
     """
-    ordered = sorted(examples, key=lambda e: (-len(e.input_ids), e.input_ids, e.spans))
+    ordered = sorted(examples, key=lambda e: (-len(e.inputs), e.input_ids, e.spans))
     batches: list[list[Example]] = []
     for example in ordered:
-        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].input_ids) > micro_tokens:
+        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].inputs) > micro_tokens:
             batches.append([])
         batches[-1].append(example)
     return batches

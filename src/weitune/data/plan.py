@@ -84,14 +84,15 @@ def split(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]
     room = 0
     previous: Sequence[int] = ()
     for example in ordered:
-        new = len(example.input_ids) - shared_length(previous, example.input_ids)
+        inputs = example.inputs
+        new = len(inputs) - shared_length(previous, inputs)
         if not batches or new > room:
             batches.append([])
             room = micro_tokens
-            new = len(example.input_ids)
+            new = len(inputs)
         batches[-1].append(example)
         room -= new
-        previous = example.input_ids
+        previous = inputs
     return batches
 
 
@@ -102,8 +103,8 @@ def share(examples: Sequence[Example], devices: int) -> list[list[Example]]:
     fewer examples than devices.
     """
     ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
-    costs = [len(b.input_ids) - shared_length(a.input_ids, b.input_ids) for a, b in pairwise(ordered)]
-    ends = np.cumsum([len(ordered[0].input_ids), *costs])
+    costs = [len(b.inputs) - shared_length(a.inputs, b.inputs) for a, b in pairwise(ordered)]
+    ends = np.cumsum([len(ordered[0].inputs), *costs])
     middles = ends - np.diff(ends, prepend=0) / 2
     owners = np.minimum((middles * devices / ends[-1]).astype(int), devices - 1)
     return [[e for e, owner in zip(ordered, owners, strict=True) if owner == device] for device in range(devices)]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree_flex"
 BLOCK_ROWS = 64
-"""Rows that attend together on a CPU. Shorter blocks waste less on keys that are masked, longer ones call less often."""
+"""Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(slots=True, eq=False)
 class Tree:
-    """The shape of a packed row as tensors on the model's device, and what the layers share of the masks made from it."""
+    """The shape of a packed row as tensors on the model's device, and the masks made from it, for all layers."""
 
     position_ids: Tensor
     """(T,)"""
@@ -160,17 +160,20 @@ def block_tree_attention(
     """
     tree = _checked(tree, extra)
     heads, groups = query.shape[1], key.shape[1]
+    blocks = tree.blocks(sliding_window)
     parts = []
-    for index, block in enumerate(tree.blocks(sliding_window)):
-        rows = block.stop - block.start
-        folded = query[:, :, block.start : block.stop].reshape(1, groups, heads // groups * rows, -1)
-        bias = tree.once(
-            ("bias", index, sliding_window, heads // groups, query.dtype), _bias_of(block, heads // groups, query.dtype)
-        )
+    # split, and not slices: its backward writes every gradient once, instead of adding up one zeroed tensor a block
+    for index, (block, part) in enumerate(
+        zip(blocks, query.split([block.stop - block.start for block in blocks], dim=2), strict=True)
+    ):
+        folded = part.reshape(1, groups, heads // groups * part.shape[2], -1)
+        make_bias = _bias_of(block, heads // groups, query.dtype)
+        bias = tree.once(("bias", index, sliding_window, heads // groups, query.dtype), make_bias)
+        seen_key, seen_value = (x.index_select(2, block.keys) for x in (key, value))
         out = F.scaled_dot_product_attention(
-            folded, key[:, :, block.keys], value[:, :, block.keys], attn_mask=bias, dropout_p=dropout, scale=scaling
+            folded, seen_key, seen_value, attn_mask=bias, dropout_p=dropout, scale=scaling
         )
-        parts.append(out.view(1, heads, rows, -1))
+        parts.append(out.view(part.shape))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
@@ -212,7 +215,7 @@ def flex_tree_attention(
     block_mask = tree.once(
         ("flex", sliding_window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
     )
-    attend = _compiled(flex_attention) if query.is_cuda else flex_attention
+    attend: Callable[..., Tensor] = _compiled(flex_attention) if query.is_cuda else flex_attention
     out = attend(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous(), None
 

@@ -1,4 +1,4 @@
-"""A decoder block as one autograd function: forward and backward written out, so that nothing is kept but what is needed.
+"""A decoder block as one autograd function: forward and backward written out, and nothing kept but what is needed.
 
     h ─┬─ norm ─ q,k,v ─ rotary ─ attention ─ o ─ + ─┬─ norm ─ gate,up ─ act·up ─ down ─ + ─▶ h'
        └──────────────────────────────────────────┘ └─────────────────────────────────┘
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.dropout import DropoutString
-from weitune.model.projection import LoraGroup
+from weitune.model.projection import AdapterGradients, LoraGroup
 
 SLICE_ELEMENTS = 1 << 19
 """Elements of a wide value that are worked on at once on a CPU: 2 MiB in float32."""
@@ -103,26 +103,56 @@ def run_block(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None 
 
 @dataclass(slots=True)
 class _Masked:
-    """One group's dropout mask in one pass: by its offset, so that backward can make it again."""
+    """A group with its dropout mask in one pass: known by its offset, so that backward can make it again."""
 
+    group: LoraGroup
     dropout: DropoutString | None
-    offset: int = 0
+    offset: int
 
     @classmethod
     def draw(cls, group: LoraGroup, run: Pass) -> _Masked:
         dropout = run.dropout if group.adapted and group.rate else None
-        return cls(dropout, dropout.draw_offset() if dropout else 0)
+        return cls(group, dropout, dropout.draw_offset() if dropout else 0)
 
     @property
     def scale(self) -> float:
         return self.dropout.scale if self.dropout else 1.0
 
-    def mask(self, shape: tuple[int, int]) -> Tensor | None:
-        return self.dropout.mask(self.offset, shape) if self.dropout else None
+    def mask(self, like: Tensor) -> Tensor | None:
+        return self.dropout.mask(self.offset, (like.shape[0], like.shape[1])) if self.dropout else None
 
     def drop(self, x: Tensor) -> Tensor:
-        mask = self.mask((x.shape[0], x.shape[1]))
+        mask = self.mask(x)
         return x if mask is None else x * mask
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Return the outputs of the group and its low-rank states."""
+        outputs = self.group.frozen(x)
+        if not self.group.adapted:
+            return outputs, None
+        low = self.drop(x) @ self.group.stacked(x.dtype).T
+        return self.group.add_adapters(outputs, low, self.scale), low
+
+    def backward(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradient of the input ``x``, and those of the adapters."""
+        x_slope = self.group.gradient_of_input(slopes)
+        if low is None:
+            return x_slope, []
+        low_slope = self.group.gradient_of_low(slopes, self.scale)
+        _add_masked(x_slope, low_slope @ self.group.stacked(low_slope.dtype), self.mask(x))
+        return x_slope, self._adapters(slopes, low, low_slope, x)
+
+    def backward_to_adapters(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
+        """Return the gradients of the adapters alone."""
+        if low is None:
+            return []
+        return self._adapters(slopes, low, self.group.gradient_of_low(slopes, self.scale), x)
+
+    def _adapters(self, slopes: list[Tensor], low: Tensor, low_slope: Tensor, x: Tensor) -> list[Tensor]:
+        found = AdapterGradients(self.group, self.scale)
+        found.add_a(low_slope, self.drop(x))
+        found.add_b(low, slopes)
+        return found.result()
 
 
 class _Block(torch.autograd.Function):
@@ -130,123 +160,139 @@ class _Block(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, parts: BlockParts, run: Pass, rows: Tensor | None, *parameters: Tensor
     ) -> Tensor:
-        masks = [_Masked.draw(group, run) for group in parts.groups]
-        normed, _ = parts.norm_in.forward(hidden)
-        low_qkv = parts.qkv.down(masks[0].drop(normed)) if parts.qkv.adapted else None
-        leaves = [x.requires_grad_() for x in parts.qkv.outputs(normed, low_qkv, masks[0].scale)]
+        qkv, out, gate_up, down = masked = [_Masked.draw(group, run) for group in parts.groups]
+        heads, low_qkv = qkv.forward(parts.norm_in.forward(hidden)[0])
+        leaves = [head.requires_grad_() for head in heads]
         with torch.enable_grad():
             attended = parts.attend(*leaves, run.attention)
         taken, residual = attended.detach(), hidden
         if rows is not None:
             taken, residual = taken[rows], hidden[rows]
-        low_out = parts.out.down(masks[1].drop(taken)) if parts.out.adapted else None
-        middle = parts.out.outputs(taken, low_out, masks[1].scale)[0].add_(residual)
+        (middle,), low_out = out.forward(taken)
+        middle.add_(residual)
 
         normed, _ = parts.norm_post.forward(middle)
-        low_wide = parts.gate_up.down(masks[2].drop(normed)) if parts.gate_up.adapted else None
-        gate, up = parts.gate_up.outputs(normed, low_wide, masks[2].scale)
-        wide = torch.empty_like(gate)
+        gate, up = parts.gate_up.frozen(normed)
+        low_wide = gate_up.drop(normed) @ parts.gate_up.stacked(normed.dtype).T if parts.gate_up.adapted else None
+        wide = torch.empty_like(gate) if run.keep_feed_forward else up
         lows = []
-        for part, mask in _slices(wide, masks[3]):
+        for part, mask in _slices(wide, down):
+            if low_wide is not None:
+                parts.gate_up.add_adapters([gate[part], up[part]], low_wide[part], gate_up.scale)
             torch.mul(parts.activation[0](gate[part]), up[part], out=wide[part])
             if parts.down.adapted:
-                lows.append(parts.down.down(wide[part] if mask is None else wide[part] * mask))
+                dropped = wide[part] if mask is None else wide[part] * mask
+                lows.append(dropped @ parts.down.stacked(wide.dtype).T)
         low_down = torch.cat(lows) if lows else None
-        output = parts.down.outputs(wide, low_down, masks[3].scale)[0].add_(middle)
+        (output,) = parts.down.frozen(wide)
+        if low_down is not None:
+            parts.down.add_adapters([output], low_down, down.scale)
 
-        ctx.parts, ctx.run, ctx.rows, ctx.masks = parts, run, rows, masks
-        ctx.leaves, ctx.attended = leaves, attended
-        ctx.lows = (low_qkv, low_out, low_wide, low_down)
-        ctx.hidden, ctx.middle = hidden, middle
-        ctx.wide = (gate, up) if run.keep_feed_forward else None
-        return output
+        ctx.parts, ctx.run, ctx.rows, ctx.masked = parts, run, rows, masked
+        ctx.kept = _Kept(
+            leaves, attended, hidden, middle, (low_qkv, low_out, low_wide, low_down),
+            (gate, up) if run.keep_feed_forward else None,
+        )  # fmt: skip
+        return output.add_(middle)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        middle_slope, found_wide = _feed_forward_backward(ctx, slopes[0])
-        hidden_slope, found_attention = _attention_backward(ctx, middle_slope)
+        kept: _Kept = ctx.kept
         if ctx.run.once:
-            for name in ("leaves", "attended", "lows", "hidden", "middle", "wide"):
-                setattr(ctx, name, None)  # autograd would keep it until the whole graph dies
+            ctx.kept = None  # autograd would hold it until the whole graph dies
+        middle_slope, found_wide = _feed_forward_backward(ctx, kept, slopes[0])
+        hidden_slope, found_attention = _attention_backward(ctx, kept, middle_slope)
         return hidden_slope, None, None, None, *found_attention, *found_wide
 
 
-def _feed_forward_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
+@dataclass(slots=True)
+class _Kept:
+    """What forward leaves for backward."""
+
+    leaves: list[Tensor]
+    attended: Tensor
+    hidden: Tensor
+    middle: Tensor
+    lows: tuple[Tensor | None, ...]
+    wide: tuple[Tensor, Tensor] | None
+
+
+def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return the gradient at the block's second fork, and those of the feed-forward layer's adapters."""
     parts: BlockParts = ctx.parts
-    _, _, low_wide, low_down = ctx.lows
-    normed, inverse = parts.norm_post.forward(ctx.middle)
-    gate, up = ctx.wide or parts.gate_up.outputs(normed, low_wide, ctx.masks[2].scale)
+    _, _, gate_up, down = ctx.masked
+    _, _, low_wide, low_down = kept.lows
+    normed, inverse = parts.norm_post.forward(kept.middle)
+    gate, up = kept.wide or parts.gate_up.frozen(normed)
     gate = gate if ctx.run.once else gate.clone()
-    wide_slope = parts.down.input_gradient([slope])
-    found: list[Tensor] = []
-    low_slope = parts.down.gradient_of_low([slope], ctx.masks[3].scale) if parts.down.adapted else None
-    a_slope: Tensor | None = None
-    for part, mask in _slices(wide_slope, ctx.masks[3]):
-        active = parts.activation[0](gate[part])
+    if ctx.run.once:
+        kept.wide = None
+    up_slope = parts.down.gradient_of_input([slope])  # the gradient of gate·up, and of up when a slice is done
+    low_slope = parts.down.gradient_of_low([slope], down.scale) if parts.down.adapted else None
+    found_down, found_wide = AdapterGradients(parts.down, down.scale), AdapterGradients(parts.gate_up, gate_up.scale)
+    wide_lows = []
+    for part, mask in _slices(up_slope, down):
+        g, u, s = gate[part], up[part], up_slope[part]
+        if low_wide is not None and not ctx.run.keep_feed_forward:
+            parts.gate_up.add_adapters([g, u], low_wide[part], gate_up.scale)
+        active = parts.activation[0](g)
         if low_slope is not None:
-            dropped = active * up[part]
-            dropped = dropped if mask is None else dropped.mul_(mask)
-            a_slope = _sum(a_slope, low_slope[part].T @ dropped)
-            parts.down.add_adapter_gradient(wide_slope[part], low_slope[part], mask)
-        gate_slope = parts.activation[1](wide_slope[part] * up[part], gate[part])
-        torch.mul(wide_slope[part], active, out=wide_slope[part])  # from here on it is the gradient of up
-        gate[part] = gate_slope  # … and gate that of gate
-    if low_down is not None and a_slope is not None:
-        found = parts.down.gradients([slope], low_down, a_slope, ctx.masks[3].scale)
-    normed_slope, found_gate_up = _group_backward(parts.gate_up, [gate, wide_slope], low_wide, normed, ctx.masks[2])
-    return slope + parts.norm_post.backward(normed_slope, ctx.middle, inverse), found_gate_up + found
+            dropped = active * u if mask is None else (active * u).mul_(mask)
+            found_down.add_a(low_slope[part], dropped)
+            _add_masked(s, low_slope[part] @ parts.down.stacked(s.dtype), mask)
+        g.copy_(parts.activation[1](s * u, g))  # from here on, the gradient of gate
+        s.mul_(active)
+        if low_wide is not None:
+            wide_lows.append(parts.gate_up.gradient_of_low([g, s], gate_up.scale))
+            found_wide.add_b(low_wide[part], [g, s])
+    if low_down is not None:
+        found_down.add_b(low_down, [slope])
+    normed_slope = parts.gate_up.gradient_of_input([gate, up_slope])
+    if wide_lows:
+        low_slope = torch.cat(wide_lows)
+        found_wide.add_a(low_slope, gate_up.drop(normed))
+        _add_masked(normed_slope, low_slope @ parts.gate_up.stacked(normed.dtype), gate_up.mask(normed))
+    middle_slope = parts.norm_post.backward(normed_slope, kept.middle, inverse).add_(slope)
+    return middle_slope, found_wide.result() + found_down.result()
 
 
-def _attention_backward(ctx: Any, middle_slope: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+def _attention_backward(ctx: Any, kept: _Kept, middle_slope: Tensor) -> tuple[Tensor | None, list[Tensor]]:
     """Return the gradient of the block's input, and those of the adapters before and after attention."""
     parts: BlockParts = ctx.parts
-    low_qkv, low_out, _, _ = ctx.lows
-    taken = ctx.attended.detach() if ctx.rows is None else ctx.attended.detach()[ctx.rows]
-    taken_slope, found_out = _group_backward(parts.out, [middle_slope], low_out, taken, ctx.masks[1])
+    qkv, out, _, _ = ctx.masked
+    attended = kept.attended.detach()
+    taken = attended if ctx.rows is None else attended[ctx.rows]
+    taken_slope, found_out = out.backward([middle_slope], kept.lows[1], taken)
     residual_slope = middle_slope
     if ctx.rows is not None:
-        taken_slope = torch.zeros_like(ctx.attended).index_copy_(0, ctx.rows, taken_slope)
-        residual_slope = torch.zeros_like(ctx.hidden).index_copy_(0, ctx.rows, middle_slope)
-    slopes = list(torch.autograd.grad(ctx.attended, ctx.leaves, taken_slope, retain_graph=not ctx.run.once))
-    normed, inverse = parts.norm_in.forward(ctx.hidden)
-    wanted = ctx.needs_input_grad[0]
-    normed_slope, found = _group_backward(parts.qkv, slopes, low_qkv, normed, ctx.masks[0], wanted=wanted)
-    if not wanted:
-        return None, found + found_out
-    return residual_slope + parts.norm_in.backward(normed_slope, ctx.hidden, inverse), found + found_out
+        taken_slope = torch.zeros_like(attended).index_copy_(0, ctx.rows, taken_slope)
+        residual_slope = torch.zeros_like(kept.hidden).index_copy_(0, ctx.rows, middle_slope)
+    slopes = list(torch.autograd.grad(kept.attended, kept.leaves, taken_slope, retain_graph=not ctx.run.once))
+    normed, inverse = parts.norm_in.forward(kept.hidden)
+    if not ctx.needs_input_grad[0]:
+        return None, qkv.backward_to_adapters(slopes, kept.lows[0], normed) + found_out
+    normed_slope, found_qkv = qkv.backward(slopes, kept.lows[0], normed)
+    return parts.norm_in.backward(normed_slope, kept.hidden, inverse).add_(residual_slope), found_qkv + found_out
 
 
-def _group_backward(
-    group: LoraGroup, slopes: list[Tensor], low: Tensor | None, inputs: Tensor, masked: _Masked, *, wanted: bool = True
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the gradient of a group's input (if ``wanted``), and those of its adapters."""
-    total = group.input_gradient(slopes) if wanted else inputs
-    if low is None:
-        return total, []
-    low_slope = group.gradient_of_low(slopes, masked.scale)
-    found = group.gradients(slopes, low, low_slope.T @ masked.drop(inputs), masked.scale)
-    if wanted:
-        group.add_adapter_gradient(total, low_slope, masked.mask((inputs.shape[0], inputs.shape[1])))
-    return total, found
+def _add_masked(total: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
+    """Add ``part`` to ``total`` in place, where ``mask`` is 1."""
+    return total.add_(part) if mask is None else total.addcmul_(part, mask)
 
 
 def _slices(wide: Tensor, masked: _Masked) -> Iterator[tuple[slice, Tensor | None]]:
     """Cut the rows of a wide value (T, I) into slices that stay in cache, each with its part of the mask."""
     rows, width = wide.shape
     step = max(1, SLICE_ELEMENTS // width) if wide.device.type == "cpu" else rows
-    mask = masked.mask((rows, width))
-    for start in range(0, rows, max(step, 1)):
+    mask = masked.mask(wide)
+    for start in range(0, rows, step):
         part = slice(start, start + step)
         yield part, None if mask is None else mask[part]
 
 
-def _sum(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
-
-
 def _silu_slope(slope: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.silu_backward(slope, x)
+    result: Tensor = torch.ops.aten.silu_backward(slope, x)
+    return result
 
 
 def _gelu_slope(approximate: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -74,27 +74,33 @@ class BlockDecoder:
 
 def _read_block(layer: nn.Module) -> BlockParts | None:
     """Return the parts of a decoder layer, or None if it is not a plain one."""
-    attention, feed_forward = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    names = {
+    attention: Any = getattr(layer, "self_attn", None)
+    feed_forward: Any = getattr(layer, "mlp", None)
+    owners = {
         attention: ("q_proj", "k_proj", "v_proj", "o_proj"),
         feed_forward: ("gate_proj", "up_proj", "down_proj"),
     }
-    projections = []
-    for owner, wanted in names.items():
-        for name in wanted:
-            projections.append(read_projection(getattr(owner, name, None)))
-    norms = [_read_norm(getattr(layer, name, None)) for name in ("input_layernorm", "post_attention_layernorm")]
+    projections = [read_projection(getattr(owner, name, None)) for owner, names in owners.items() for name in names]
+    norm_in = _read_norm(getattr(layer, "input_layernorm", None))
+    norm_post = _read_norm(getattr(layer, "post_attention_layernorm", None))
     activation = ACTIVATIONS.get(_activation_name(feed_forward))
     attend = _attend_with(attention)
-    if None in projections or None in norms or activation is None or attend is None:
-        return None
     q, k, v, o, gate, up, down = projections
+    if not (q and k and v and o and gate and up and down and norm_in and norm_post and activation and attend):
+        return None
     return BlockParts(
-        *norms, LoraGroup([q, k, v]), LoraGroup([o]), LoraGroup([gate, up]), LoraGroup([down]), activation, attend
+        norm_in=norm_in,
+        norm_post=norm_post,
+        qkv=LoraGroup([q, k, v]),
+        out=LoraGroup([o]),
+        gate_up=LoraGroup([gate, up]),
+        down=LoraGroup([down]),
+        activation=activation,
+        attend=attend,
     )
 
 
-def _read_norm(norm: nn.Module | None) -> Norm | None:
+def _read_norm(norm: Any) -> Norm | None:
     """Return the tensors of an RMSNorm, whose weight some families store as its difference from 1."""
     weight = getattr(norm, "weight", None)
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
@@ -110,12 +116,12 @@ def _read_norm(norm: nn.Module | None) -> Norm | None:
     return None
 
 
-def _activation_name(feed_forward: nn.Module | None) -> str:
+def _activation_name(feed_forward: Any) -> str:
     config = getattr(feed_forward, "config", None)
     return getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or ""
 
 
-def _attend_with(attention: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None:
+def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None:
     """Return the part of ``attention`` between its projections: per-head norms, rotary positions, tree attention."""
     home = sys.modules[type(attention).__module__]
     rotate = getattr(home, "apply_rotary_pos_emb", None)
@@ -138,6 +144,7 @@ def _attend_with(attention: nn.Module | None) -> Callable[[Tensor, Tensor, Tenso
             attention, query, key, heads[2].transpose(1, 2), None,
             tree=positions.tree, scaling=scaling, sliding_window=window,
         )  # fmt: skip
-        return out.reshape(out.shape[1], -1)
+        flat: Tensor = out.reshape(out.shape[1], -1)
+        return flat
 
     return attend

@@ -29,7 +29,7 @@ class DropoutString:
         ``length`` is the number of elements of the largest mask that will be asked for.
         """
         self.scale = 1.0 / (1.0 - rate)
-        """What the kept elements must be multiplied by; it is left to the caller, who multiplies by a constant anyway."""
+        """What the kept elements must be multiplied by; left to the caller, who multiplies by a constant anyway."""
         draws = torch.empty(length + SLACK, dtype=torch.float32, device=device).uniform_()
         self._string = (draws >= rate).to(dtype)
 

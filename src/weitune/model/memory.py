@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +47,23 @@ def peak_bytes(device: torch.device) -> int:
 
     unit = 1 if psutil.MACOS else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees for what it takes next, where the C library is glibc.
+
+    A training step frees and takes the same large tensors again and again. By default each goes back to the system and
+    comes again page by page, which costs 3 % of a step; the peak is the same. See mallopt(3).
+    """
+    if sys.platform != "linux":
+        return
+    mmap_max, trim_threshold = -4, -1
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):  # another C library
+        return
 
 
 def choose_micro_tokens(model: PreTrainedModel, device: torch.device) -> int:

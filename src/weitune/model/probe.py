@@ -1,8 +1,8 @@
 """Find out from the model itself what it can do, by trying: no list of models.
 
 Three short examples that share a beginning are run apart, by the model as it is, and together as one packed row. Equal
-hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product, and equal
-states that its blocks are the plain ones which :mod:`weitune.model.block` runs faster.
+hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product,
+and equal states that its blocks are the plain ones which :mod:`weitune.model.block` runs faster.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Ite
     """Yield, for every example, the rows of its tokens in ``batch`` and the states that they must have."""
     seen = visible(batch)
     row_of = {tuple(batch.input_ids[seen[row]].tolist()): row for row in range(len(batch))}
-    width = max(len(example.input_ids) for example in examples)
+    width = max(len(example.inputs) for example in examples)
     for k, example in enumerate(examples):
-        length = len(example.input_ids)
-        rows = [row_of[example.input_ids[:n]] for n in range(1, length + 1)]
+        length = len(example.inputs)
+        rows = [row_of[example.inputs[:n]] for n in range(1, length + 1)]
         yield torch.tensor(rows), expected[k * width : k * width + length]
 
 
@@ -103,7 +103,7 @@ def _plain_head(model: PreTrainedModel, row: Row, hidden: Tensor) -> bool:
 
 
 def _plain_blocks(model: PreTrainedModel, row: Row) -> bool:
-    """Return whether the model's blocks compute what :mod:`weitune.model.block` computes, to a tenth of the tolerance."""
+    """Return whether the model's blocks compute what :mod:`weitune.model.block` computes."""
     blocks = BlockDecoder.of(model)
     if blocks is None or row.tree is None:
         return False

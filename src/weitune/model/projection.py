@@ -1,8 +1,9 @@
-"""A linear layer with its adapter, as plain tensors: y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ  (Hu et al., arXiv 2106.09685)."""
+"""A linear layer with its adapter, as plain tensors: y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ  (LoRA, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class Projection:
         return 0 if self.a is None else self.a.shape[0]
 
 
-def read_projection(layer: nn.Module) -> Projection | None:
+def read_projection(layer: Any) -> Projection | None:
     """Return the tensors of ``layer``: a plain linear layer, or PEFT's plain LoRA on one; None for anything else."""
     if type(layer) is nn.Linear:
         return Projection(layer.weight, layer.bias)
@@ -48,10 +49,9 @@ def read_projection(layer: nn.Module) -> Projection | None:
 
 
 class LoraGroup:
-    """Projections that read the same input: one dropout mask and one pass through all their A matrices.
+    """Projections that read the same input: one dropout mask and one product through all their A matrices.
 
-    ``forward`` adds the adapters to the outputs of the frozen layers; ``backward`` gives the gradients of A and B, and
-    adds the adapters' part to the gradient of the input. Both work on the input or on slices of its rows.
+    Every method works on all rows or on a slice of them, so that wide values can be worked on while they are in cache.
     """
 
     def __init__(self, projections: list[Projection]) -> None:
@@ -74,44 +74,32 @@ class LoraGroup:
         """Return all A matrices as one, (sum of R, K)."""
         return torch.cat([p.a.detach() for p in self.projections if p.a is not None]).to(dtype)
 
-    def down(self, dropped: Tensor) -> Tensor:
-        """Return all low-rank states of the (masked) input ``dropped`` (T, K): (T, sum of R)."""
-        return dropped @ self.stacked(dropped.dtype).T
+    def frozen(self, inputs: Tensor) -> list[Tensor]:
+        """Return what the frozen layers make of ``inputs`` (T, K)."""
+        return [F.linear(inputs, p.weight, p.bias) for p in self.projections]
 
-    def outputs(self, inputs: Tensor, low: Tensor | None, scale: float) -> list[Tensor]:
-        """Return every projection's output (T, N); ``scale`` is dropout's factor for what it kept."""
-        lows = low.split(self.ranks, dim=1) if low is not None else [None] * len(self.ranks)
-        outputs = []
-        for p, part in zip(self.projections, lows, strict=True):
-            output = F.linear(inputs, p.weight, p.bias)
-            if part is not None and p.b is not None:
+    def add_adapters(self, outputs: list[Tensor], low: Tensor, scale: float) -> list[Tensor]:
+        """Add the adapters' part to ``outputs`` in place: ``low`` (T, sum of R) through the B matrices.
+
+        ``scale`` is dropout's factor for what it kept.
+        """
+        for p, output, part in zip(self.projections, outputs, low.split(self.ranks, dim=1), strict=True):
+            if p.b is not None:
                 output.addmm_(part, p.b.detach().to(output.dtype).T, alpha=p.scale * scale)
-            outputs.append(output)
         return outputs
 
     def gradient_of_low(self, slopes: list[Tensor], scale: float) -> Tensor:
         """Return the gradient of the low-rank states, (T, sum of R), from those of the outputs."""
         parts = [
-            (slope @ p.b.detach().to(slope.dtype)).mul_(p.scale * scale)
+            (slope @ p.b.detach().to(slope.dtype).T.contiguous().T).mul_(
+                p.scale * scale
+            )  # 2.5 times faster so laid out
             for p, slope in zip(self.projections, slopes, strict=True)
             if p.b is not None
         ]
         return torch.cat(parts, dim=1)
 
-    def gradients(self, slopes: list[Tensor], low: Tensor, low_slope_times_input: Tensor, scale: float) -> list[Tensor]:
-        """Return the gradients of :attr:`parameters`.
-
-        ``low_slope_times_input`` (sum of R, K) is the product of the low-rank gradient with the masked input.
-        """
-        found: list[Tensor] = []
-        lows, stacked = low.split(self.ranks, dim=1), low_slope_times_input.split(self.ranks, dim=0)
-        for p, slope, part, a_slope in zip(self.projections, slopes, lows, stacked, strict=True):
-            if p.a is not None and p.b is not None:
-                b_slope = (slope.T @ part).mul_(p.scale * scale)
-                found += [a_slope.to(p.a.dtype), b_slope.to(p.b.dtype)]
-        return found
-
-    def input_gradient(self, slopes: list[Tensor]) -> Tensor:
+    def gradient_of_input(self, slopes: list[Tensor]) -> Tensor:
         """Return the frozen layers' part of the gradient of the input, (T, K)."""
         first, *others = zip(self.projections, slopes, strict=True)
         total = first[1] @ first[0].weight
@@ -119,9 +107,35 @@ class LoraGroup:
             total.addmm_(slope, p.weight)
         return total
 
-    def add_adapter_gradient(self, total: Tensor, low_slope: Tensor, mask: Tensor | None) -> Tensor:
-        """Add the adapters' part to ``total`` (T, K), the gradient of the input."""
-        stacked = self.stacked(low_slope.dtype)
-        if mask is None:
-            return total.addmm_(low_slope, stacked)
-        return total.addcmul_(low_slope @ stacked, mask)
+
+class AdapterGradients:
+    """The gradients of a group's A and B matrices, added up slice by slice."""
+
+    def __init__(self, group: LoraGroup, scale: float) -> None:
+        """Begin with nothing; ``scale`` is dropout's factor for what it kept."""
+        self._group, self._scale = group, scale
+        self._a: Tensor | None = None
+        self._b: list[Tensor | None] = [None] * len(group.projections)
+
+    def add_a(self, low_slope: Tensor, dropped: Tensor) -> None:
+        """Add what the gradient of the low-rank states (T, sum of R) makes of the masked input (T, K)."""
+        product = low_slope.T @ dropped
+        self._a = product if self._a is None else self._a.add_(product)
+
+    def add_b(self, low: Tensor, slopes: list[Tensor]) -> None:
+        """Add what the low-rank states (T, sum of R) make of the gradients of the outputs."""
+        for k, (part, slope) in enumerate(zip(low.split(self._group.ranks, dim=1), slopes, strict=True)):
+            if part.shape[1]:
+                product, so_far = part.T @ slope, self._b[k]
+                self._b[k] = product if so_far is None else so_far.add_(product)
+
+    def result(self) -> list[Tensor]:
+        """Return the gradients in the order of the group's parameters."""
+        found: list[Tensor] = []
+        if self._a is None:
+            return found
+        a_slopes = self._a.split(self._group.ranks, dim=0)
+        for p, a_slope, b_slope in zip(self._group.projections, a_slopes, self._b, strict=True):
+            if p.a is not None and p.b is not None and b_slope is not None:
+                found += [a_slope.to(p.a.dtype), (b_slope.T * (p.scale * self._scale)).to(p.b.dtype)]
+        return found

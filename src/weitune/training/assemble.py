@@ -10,7 +10,7 @@ from weitune.data.plan import Plan
 from weitune.model.adapter import attach_adapter, check_targets
 from weitune.model.decoder import BlockDecoder
 from weitune.model.load import LoadedModel
-from weitune.model.memory import choose_micro_tokens
+from weitune.model.memory import choose_micro_tokens, keep_freed_memory
 from weitune.model.probe import Abilities, probe
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
@@ -49,6 +49,8 @@ def make_loop(
 ) -> Loop:
     """Return the loop over ``plan``; ``micro_tokens`` overrides what ``train`` says or leaves open."""
     loaded, abilities = trainable.loaded, trainable.abilities
+    if loaded.device.type == "cpu":
+        keep_freed_memory()
     if micro_tokens is None:
         auto = train.micro_tokens == "auto"
         micro_tokens = choose_micro_tokens(loaded.model, loaded.device) if auto else int(train.micro_tokens)

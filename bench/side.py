@@ -1,0 +1,120 @@
+"""One side of a comparison in a process of its own: train a few steps, print one line of JSON.
+
+    python -m bench.side weitune|plain JOB.json
+
+The job names the model folder, the file of examples (made once, so that both sides read the same tokens), and the
+recipe's numbers. Times begin after loading; the first step warms up and is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.reference import in_plan_order, make_trainer, rows_of
+from weitune.data.conversation import Example, Span
+from weitune.data.plan import Plan
+from weitune.recipe.schema import Lora, Train
+
+
+def read_examples(path: str) -> list[Example]:
+    """Read what :func:`write_examples` wrote."""
+    return [
+        Example(tuple(row["input_ids"]), tuple(Span(*span) for span in row["spans"]))
+        for row in map(json.loads, Path(path).read_text().splitlines())
+    ]
+
+
+def write_examples(path: Path, examples: list[Example]) -> None:
+    """Write examples as JSON Lines."""
+    rows = ({"input_ids": e.input_ids, "spans": [(s.start, s.stop, s.weight) for s in e.spans]} for e in examples)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
+    """Train with weitune's loop."""
+    from accelerate import Accelerator
+
+    from weitune.model.load import load_model
+    from weitune.training.assemble import make_loop, make_trainable
+
+    loaded = load_model(job["model"], precision="fp32", device="cpu")
+    train = Train(batch_size=job["batch_size"], micro_tokens=job["micro_tokens"], max_steps=job["steps"])
+    trainable = make_trainable(loaded, Lora(dropout=job["dropout"]), seed=42, base=job["model"])
+    loop = make_loop(trainable, train, examples, plan, accelerator=Accelerator(cpu=True))
+    seconds: list[float] = []
+    losses: list[float] = []
+    computed: list[int] = []
+
+    class Watcher:
+        def stepped(self, record: Any) -> bool:
+            now = time.perf_counter()
+            seconds.append(now - self.began)
+            self.began = now
+            losses.append(record.loss)
+            computed.append(record.computed_tokens)
+            return True
+
+        def failed(self, record: Any) -> None:
+            raise RuntimeError(record)
+
+    watcher = Watcher()
+    watcher.began = time.perf_counter()
+    loop.run(0, watcher)
+    return {"seconds": seconds, "losses": losses, "computed_tokens": computed, "micro_tokens": loop.micro_tokens}
+
+
+def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
+    """Train with transformers.Trainer, PEFT and padded batches."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    model.enable_input_require_grads()
+    lora = Lora()
+    config = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=list(lora.target_modules), r=lora.r, lora_alpha=lora.alpha,
+        lora_dropout=job["dropout"],
+    )  # fmt: skip
+    trainer = make_trainer(
+        get_peft_model(model, config),
+        AutoTokenizer.from_pretrained(job["model"]),
+        rows_of(in_plan_order(examples, plan)),
+        batch_size=job["batch_size"],
+        per_device=min(4, job["batch_size"]),
+    )
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter() - self.began)
+
+    trainer.add_callback(Clock())
+    trainer.train()
+    return {"seconds": seconds, "losses": [e["loss"] for e in trainer.state.log_history if "loss" in e]}
+
+
+def main(side: str, job_path: str) -> None:
+    """Run one side and print its figures."""
+    from weitune.cli.terminal import quiet_libraries
+
+    quiet_libraries()
+    job = json.loads(Path(job_path).read_text())
+    examples = read_examples(job["examples"])
+    plan = Plan(len(examples), job["batch_size"], 1, 42, job["steps"])
+    figures = (weitune_side if side == "weitune" else plain_side)(job, examples, plan)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"side": side, "peak_bytes": peak, **figures}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
