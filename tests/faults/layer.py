@@ -1,8 +1,8 @@
 """A layer between Python and the system's file functions that counts the calls, and stops or fails at one of them.
 
 Every call that changes a disk is counted: open, write, fsync, close, mkdir, rename, replace, unlink, rmdir, truncate.
-``kill_at=n`` ends the process at call n, as far as files can tell: a write is done by half, and nothing after it has any
-effect, clean-up code included. ``after_power_cut`` then takes from the files what no fsync had put on the disk.
+``kill_at=n`` ends the process at call n, as far as files can tell: a write is done by half, and nothing after it has
+any effect, clean-up code included. ``after_power_cut`` then takes from the files what no fsync had put on the disk.
 """
 
 from __future__ import annotations

@@ -101,9 +101,12 @@ def read_manifest(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """
     written = (checkpoint.folder / MANIFEST).read_bytes()
     try:
-        files: dict[str, dict[str, Any]] = json.loads(written)["files"]
-        whole = written == _manifest(checkpoint.step, files) and set(files) >= set(FILES)
-    except (ValueError, KeyError, TypeError):
+        files = {
+            name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+            for name, entry in json.loads(written)["files"].items()
+        }
+        whole = set(files) == set(FILES) and written == _manifest(checkpoint.step, files)
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"{MANIFEST} is not what was written")
