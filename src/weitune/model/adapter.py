@@ -48,7 +48,7 @@ def attach_adapter(model: PreTrainedModel, lora: Lora, *, seed: int, base: str) 
     check_targets(model, lora.target_modules)
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,  # PEFT's is a whole number
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
         bias="none",

@@ -74,7 +74,7 @@ class StopRequest:
 @contextmanager
 def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
     """Let signals speak to ``request``, or to a new one, while the block runs; in the main thread only."""
-    request = request or StopRequest()
+    request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
