@@ -159,27 +159,73 @@ def block_tree_attention(
     values are never copied for each of them.
     """
     tree = _checked(tree, extra)
-    heads, groups = query.shape[1], key.shape[1]
-    blocks = tree.blocks(sliding_window)
-    parts = []
-    # split, and not slices: its backward writes every gradient once, instead of adding up one zeroed tensor a block
-    for index, (block, part) in enumerate(
-        zip(blocks, query.split([block.stop - block.start for block in blocks], dim=2), strict=True)
-    ):
-        folded = part.reshape(1, groups, heads // groups * part.shape[2], -1)
-        make_bias = _bias_of(block, heads // groups, query.dtype)
-        bias = tree.once(("bias", index, sliding_window, heads // groups, query.dtype), make_bias)
-        seen_key, seen_value = (x.index_select(2, block.keys) for x in (key, value))
-        out = F.scaled_dot_product_attention(
-            folded, seen_key, seen_value, attn_mask=bias, dropout_p=dropout, scale=scaling
+    if dropout:
+        return dense_tree_attention(
+            module, query, key, value, None, tree=tree, scaling=scaling, sliding_window=sliding_window, dropout=dropout
         )
-        parts.append(out.view(part.shape))
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    out: Tensor = _BlockAttention.apply(query, key, value, tree, sliding_window, scaling)  # type: ignore[no-untyped-call]
+    return out, None
 
 
-def _bias_of(block: Block, repeat: int, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Return a function that makes a block's additive mask, once for every query head of a group."""
-    return lambda: torch.zeros((), dtype=dtype).where(block.seen, float("-inf")).repeat(repeat, 1)
+class _BlockAttention(torch.autograd.Function):
+    """The blocks in a loop, over the kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
+
+    Autograd around that function would keep the folded queries and gathered keys of every block; here backward makes
+    them again. Flash attention keeps no scores either (Dao et al., arXiv 2205.14135), but one number for each query.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, scaling: float | None
+    ) -> Tensor:
+        heads, groups = query.shape[1], key.shape[1]
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        normalisers = []
+        for block, bias in _blocks_with_bias(tree, window, heads // groups, query.dtype):
+            keys, values = key.index_select(2, block.keys), value.index_select(2, block.keys)
+            part, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                _folded(query, block, groups), keys, values, attn_mask=bias, scale=scaling
+            )
+            out[:, block.start : block.stop] = part.reshape(1, heads, -1, part.shape[-1]).transpose(1, 2)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, out, *normalisers)
+        ctx.tree, ctx.window, ctx.scaling = tree, window, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, *normalisers = ctx.saved_tensors
+        heads, groups = query.shape[1], key.shape[1]
+        slope, out = slopes[0].transpose(1, 2), out.transpose(1, 2)
+        found = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        blocks = _blocks_with_bias(ctx.tree, ctx.window, heads // groups, query.dtype)
+        for (block, bias), normaliser in zip(blocks, normalisers, strict=True):
+            keys, values = key.index_select(2, block.keys), value.index_select(2, block.keys)
+            parts = (_folded(x, block, groups) for x in (slope, query))
+            by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *parts, keys, values, _folded(out, block, groups), normaliser, 0.0, False, attn_mask=bias,
+                scale=ctx.scaling,
+            )  # fmt: skip
+            found[0][:, :, block.start : block.stop] = by_query.reshape(1, heads, -1, by_query.shape[-1])
+            found[1].index_add_(2, block.keys, by_key)
+            found[2].index_add_(2, block.keys, by_value)
+        return *found, None, None, None
+
+
+def _folded(heads: Tensor, block: Block, groups: int) -> Tensor:
+    """Return a block's rows of ``heads`` (1, H, T, D) with the heads of a group as rows: (1, G, H/G · rows, D)."""
+    return heads[:, :, block.start : block.stop].reshape(1, groups, -1, heads.shape[-1])
+
+
+def _blocks_with_bias(tree: Tree, window: int | None, repeat: int, dtype: torch.dtype) -> list[tuple[Block, Tensor]]:
+    """Return the blocks, each with its additive mask repeated for every query head of a group."""
+
+    def make() -> list[tuple[Block, Tensor]]:
+        nothing, never = torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype)
+        return [(block, nothing.where(block.seen, never).repeat(repeat, 1)) for block in tree.blocks(window)]
+
+    made: list[tuple[Block, Tensor]] = tree.once(("bias", window, repeat, dtype), make)
+    return made
 
 
 def flex_tree_attention(
