@@ -2,6 +2,7 @@
 
     a file          .json .jsonl .csv .tsv .parquet, each also .gz or .zst
     a folder        every such file below it, in the order of their names
+    builtin:NAME    a data set that ships with weitune
     owner/name      a data set on the Hugging Face hub; `owner/name:split`, `owner/name/config:split`
 
 Nothing is unpacked or loaded whole; every reader streams.
@@ -65,7 +66,9 @@ def find_sources(names: Iterable[str], problems: Problems) -> list[Source]:
 
 def _expand(name: str, problems: Problems) -> Iterator[Source]:
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name.startswith("builtin:"):
+        yield from _shipped(name, problems)
+    elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
         if not files:
             problems.add([Problem("no data", f"{_KNOWN} in the folder", "none", "Name another folder.", name)], rows=0)
@@ -91,6 +94,17 @@ def _expand(name: str, problems: Problems) -> Iterator[Source]:
         yield Source(name, "hub", name)
     else:
         problems.add([Problem("missing file", "a file or folder", "nothing there", _nearest(path), name)], rows=0)
+
+
+def _shipped(name: str, problems: Problems) -> Iterator[Source]:
+    folder = Path(__file__).parent / "builtin"
+    path = folder / f"{name.removeprefix('builtin:')}.jsonl"
+    shipped = sorted(f"builtin:{entry.stem}" for entry in folder.glob("*.jsonl"))
+    if f"builtin:{path.stem}" in shipped:
+        yield Source(name, "json", name, path)
+    else:
+        cure = f"Name one of these: {', '.join(shipped)}."
+        problems.add([Problem("unknown built-in data", "a data set that ships with weitune", name, cure, name)], rows=0)
 
 
 def _kind(path: Path) -> str | None:
