@@ -76,16 +76,29 @@ def test_examples_are_those_of_the_framing(lines: Callable[..., Path], monkeypat
 
 def test_long_texts_end_a_batch_early(lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    encode = prepare_module._encode
+    begin = Framing.begin
 
-    def counting(framing: Framing, drafts: Any) -> Any:
+    def counting(self: Framing, drafts: Any) -> Any:
         sizes.append(len(drafts))
-        return encode(framing, drafts)
+        return begin(self, drafts)
 
-    monkeypatch.setattr(prepare_module, "_encode", counting)
+    monkeypatch.setattr(Framing, "begin", counting)
     monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 100)
     prepared_from(recipe_for(lines([{"instruction": "x" * 60, "output": "y"}] * 4)))
     assert sizes[:2] == [2, 2]
+
+
+def test_text_that_can_only_be_a_control_token_names_its_row(lines: Callable[..., Path]) -> None:
+    from tokenizers import AddedToken, Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.Unigram([("<unk>", 0.0), ("@", -1.0), ("a", -1.0)], unk_id=0, byte_fallback=False))
+    core.add_special_tokens([AddedToken(text, normalized=False) for text in ("<unk>", "@", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="</s>")  # noqa: S106
+    recipe = recipe_for(lines([{"instruction": "a", "output": text} for text in ("a", "a@", "a", "@")]))
+    with pytest.raises(DataError) as error:
+        prepare(recipe, framing_for(tokenizer, recipe.tokens))
+    assert [problem.row for problem in error.value.problems if isinstance(problem, Problem)] == [2, 4]
 
 
 def test_a_turn_of_its_own_example_is_accounted_for(lines: Callable[..., Path]) -> None:

@@ -13,7 +13,6 @@ the cut. Cost: one pass of the Rust tokenizer (all cores) over the texts that di
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,7 +22,7 @@ from tokenizers import Tokenizer, models
 
 from weitune.data.control import ControlTokens, Disguise
 from weitune.data.conversation import Example, Origin, Span
-from weitune.errors import DataError
+from weitune.data.problems import framing_error, shown
 
 _REMEMBERED_PIECES = 4096
 
@@ -35,7 +34,8 @@ class Text(NamedTuple):
     bare: bool
 
 
-Piece = int | Text
+Piece = Text | tuple[int, ...]
+"""Text to be encoded, or tokens that are known already: a control token, or constant framing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class PieceEncoder:
         kept = self._prefixing.get_added_tokens_decoder()
         own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
-        self._remembered: dict[Text, list[int]] = {}
+        self._framing: dict[Text, list[int]] = {}
+        self._latest: dict[Text, list[int]] = {}
 
     def split(self, text: str, cuts: Iterable[int], disguise: Disguise | None) -> tuple[list[Piece], dict[int, int]]:
         """Split rendered ``text`` at its control tokens and at ``cuts`` (characters).
@@ -84,7 +85,7 @@ class PieceEncoder:
             at = start
             for control in self._controls.find(text, start, stop):
                 self._append(pieces, text[at : control.start], disguise)
-                pieces.append(control.id)
+                pieces.append((control.id,))
                 at = control.stop
             self._append(pieces, text[at:stop], disguise)
         index[len(text)] = len(pieces)
@@ -97,32 +98,37 @@ class PieceEncoder:
 
     def encode(self, drafts: Sequence[Draft]) -> list[Example]:
         """Tokenize ``drafts`` together. Raises DataError if a text cannot be told from a control token."""
-        ids = self._ids_of(drafts)
-        return [_assemble(draft, ids) for draft in drafts]
+        batch = self.begin(drafts)
+        batch.run()
+        return batch.finish()
 
-    def _ids_of(self, drafts: Sequence[Draft]) -> Mapping[Text, list[int]]:
-        """Return the tokens of every text in ``drafts``, reading each different one once."""
-        seen = Counter(piece for draft in drafts for piece in draft.pieces if not isinstance(piece, int))
-        known = self._remembered
-        ids = {text: known[text] for text in seen if text in known}
-        for bare in (False, True):
-            new = [text for text in seen if text.bare is bare and text not in ids]
-            ids.update(zip(new, self._encode_texts([text.text for text in new], bare), strict=True))
-        if len(known) > _REMEMBERED_PIECES:
-            known.clear()
-        known.update({text: ids[text] for text, count in seen.items() if count > 1})  # it repeats: framing
-        return ids
+    def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
+        """Return a batch whose texts are not tokenized yet, for whoever has something else to do meanwhile."""
+        texts = {piece for draft in drafts for piece in draft.pieces if isinstance(piece, Text)}
+        new = texts - self._framing.keys()
+        by_tokenizer = [(self._prefixing, [text for text in new if not text.bare])]
+        by_tokenizer += [(self._bare, bare)] if (bare := [text for text in new if text.bare]) else []
+        return EncodingBatch(self, drafts, by_tokenizer, self._framing)
 
-    def _encode_texts(self, texts: list[str], bare: bool) -> list[list[int]]:
-        encoder = self._bare if bare else self._prefixing
-        encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
-        results: list[list[int]] = [encoding.ids for encoding in encoded]
-        for i, ids in enumerate(results):
-            if self._renumber:
-                results[i] = [self._renumber.get(token, token) for token in ids]
-            elif not self._control_ids.isdisjoint(ids) and self._betrayed(texts[i], ids):
-                results[i] = self._apart(texts[i])
-        return results
+    def known(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
+        """Return the tokens of ``pieces`` as one piece, for framing that is always the same."""
+        return self.encode([Draft(tuple(pieces))])[0].input_ids
+
+    def learn(self, ids: dict[Text, list[int]]) -> None:
+        """Remember the texts of ``ids`` that the batch before had, too: they are framing."""
+        if len(self._framing) > _REMEMBERED_PIECES:
+            self._framing = {}
+        self._framing.update((text, ids[text]) for text in ids.keys() & self._latest.keys())
+        self._latest = ids
+
+    def checked(self, text: str, ids: list[int]) -> list[int]:
+        """Return the tokens of ``text`` under the tokenizer's own numbers. Raises DataError if one is a control token
+        all the same."""
+        if self._renumber:
+            ids = [self._renumber.get(token, token) for token in ids]
+        if self._control_ids.isdisjoint(ids) or not self._betrayed(text, ids):
+            return ids
+        return self._apart(text)
 
     def _betrayed(self, text: str, ids: Iterable[int]) -> bool:
         """Tell whether plain ``text`` came out as a control token (the unknown token stands for odd characters too)."""
@@ -140,26 +146,60 @@ class PieceEncoder:
         encodings = [self._prefixing.encode(head, add_special_tokens=False)]
         encodings += [self._bare.encode(part, add_special_tokens=False) for part in rest]
         ids = [token for encoding in encodings for token in encoding.ids]
+        ids = [self._renumber.get(token, token) for token in ids]
         if self._control_ids.intersection(ids) - {self._unknown}:
-            raise DataError(
-                f"the tokenizer reads plain text as a control token: {_shorten(text)}",
-                "Remove that text from the row, or use another tokenizer.",
+            raise framing_error(
+                None,
+                "text that the tokenizer can tell from a control token",
+                shown(text),
+                "Remove what looks like a control token from the row, or use another tokenizer.",
             )
         return ids
+
+
+class EncodingBatch:
+    """A batch on its way: :meth:`run` is all Rust and may run in another thread, :meth:`finish` is all Python."""
+
+    def __init__(
+        self,
+        encoder: PieceEncoder,
+        drafts: Sequence[Draft],
+        by_tokenizer: Sequence[tuple[Tokenizer, list[Text]]],
+        known: Mapping[Text, list[int]],
+    ) -> None:
+        """Hold the texts that each tokenizer has to encode, and those that are known."""
+        self._encoder = encoder
+        self._drafts = drafts
+        self._by_tokenizer = by_tokenizer
+        self._known = known
+        self._encodings: list[Any] = []
+
+    def run(self) -> None:
+        """Tokenize the texts, on all cores."""
+        for tokenizer, texts in self._by_tokenizer:
+            strings = [text.text for text in texts]
+            self._encodings.append(tokenizer.encode_batch_fast(strings, add_special_tokens=False))
+
+    def finish(self) -> list[Example]:
+        """Return the examples. Raises DataError if a text cannot be told from a control token."""
+        ids: dict[Text, list[int]] = {}
+        for (_, texts), encodings in zip(self._by_tokenizer, self._encodings, strict=True):
+            for text, encoding in zip(texts, encodings, strict=True):
+                ids[text] = self._encoder.checked(text.text, encoding.ids)
+        self._encoder.learn(ids)
+        ids = {**self._known, **ids}
+        return [_assemble(draft, ids) for draft in self._drafts]
 
 
 def _assemble(draft: Draft, ids: Mapping[Text, list[int]]) -> Example:
     tokens: list[int] = []
     starts = [0]
     for piece in draft.pieces:
-        if isinstance(piece, int):
-            tokens.append(piece)
-        else:
-            tokens += ids[piece]
+        tokens += ids[piece] if isinstance(piece, Text) else piece
         starts.append(len(tokens))
     # No logit predicts the first token of a sequence.
-    spans = ((max(starts[part.start], 1), starts[part.stop], part.weight) for part in draft.learned)
-    return Example(tuple(tokens), tuple(Span(*span) for span in spans if span[0] < span[1]), draft.origin)
+    spans = ((starts[part.start] or 1, starts[part.stop], part.weight) for part in draft.learned)
+    return Example(tuple(tokens), tuple([Span(*span) for span in spans if span[0] < span[1]]), draft.origin)
 
 
 def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:
@@ -204,7 +244,3 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
         unknown_id = json.loads(tokenizer.to_str())["model"].get("unk_id")
         return int(unknown_id) if unknown_id is not None else None
     return tokenizer.token_to_id(unknown) if unknown is not None else None
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from weitune.data.cache import EXAMPLES, REPORT, building, data_cache
 from weitune.data.conversation import Conversation, Example, Span
-from weitune.data.encode import Draft
+from weitune.data.encode import Draft, EncodingBatch
 from weitune.data.formats import Options
 from weitune.data.problems import Problem, Problems
 from weitune.data.read import Reader
@@ -35,6 +36,8 @@ from weitune.recipe.schema import Recipe
 Progress = Callable[[int, "int | None"], None]
 
 _BATCH = 1024
+_AHEAD = 2
+"""Batches that are in the tokenizer while Python goes on, so that no core waits."""
 _BATCH_CHARACTERS = 4_000_000
 _VERSION = 1
 """Raised when the same data would be prepared differently."""
@@ -175,16 +178,34 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
 def _encoded(
     reader: Reader, recipe: Recipe, framing: Framing
 ) -> Iterator[tuple[list[_Row], list[Example | DataError]]]:
-    """Yield batches of rows with their examples; a thread encodes one batch while the next one is framed."""
+    """Yield batches of rows with their examples; some are in the tokenizer while the next one is framed."""
+    waiting: deque[tuple[list[_Row], list[Draft], EncodingBatch, Future[None]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: tuple[list[_Row], Future[list[Example | DataError]]] | None = None
         for rows, drafts in _framed(reader, recipe, framing):
-            encoding = pool.submit(_encode, framing, drafts)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = rows, encoding
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            batch = framing.begin(drafts)
+            waiting.append((rows, drafts, batch, pool.submit(batch.run)))
+            if len(waiting) > _AHEAD:
+                yield _finished(framing, *waiting.popleft())
+        while waiting:
+            yield _finished(framing, *waiting.popleft())
+
+
+def _finished(
+    framing: Framing, rows: list[_Row], drafts: list[Draft], batch: EncodingBatch, run: Future[None]
+) -> tuple[list[_Row], list[Example | DataError]]:
+    """Wait for a batch; if one of its drafts cannot be encoded, find out which."""
+    run.result()
+    try:
+        return rows, list(batch.finish())
+    except DataError:
+        return rows, [_encode_one(framing, draft) for draft in drafts]
+
+
+def _encode_one(framing: Framing, draft: Draft) -> Example | DataError:
+    try:
+        return framing.encode([draft])[0]
+    except DataError as error:
+        return error
 
 
 def _framed(reader: Reader, recipe: Recipe, framing: Framing) -> Iterator[tuple[list[_Row], list[Draft]]]:
@@ -208,16 +229,6 @@ def _framed(reader: Reader, recipe: Recipe, framing: Framing) -> Iterator[tuple[
     yield rows, drafts
 
 
-def _encode(framing: Framing, drafts: Sequence[Draft]) -> list[Example | DataError]:
-    """Encode a batch; if one draft cannot be encoded, find out which."""
-    try:
-        return list(framing.encode(drafts))
-    except DataError as error:
-        if len(drafts) == 1:
-            return [error]
-        return [result for draft in drafts for result in _encode(framing, [draft])]
-
-
 def _settle(
     conversation: Conversation,
     examples: Sequence[Example | DataError],
@@ -232,7 +243,7 @@ def _settle(
     faults: list[Problem] = []
     for example in examples:
         if isinstance(example, DataError):
-            faults += [problem for problem in example.problems if isinstance(problem, Problem)]
+            faults += [_standing(problem, conversation) for problem in example.problems if isinstance(problem, Problem)]
         elif not example.spans:
             reasons.append("without a learned token")
         elif len(example.input_ids) <= limit:
@@ -278,4 +289,8 @@ def _too_long(conversation: Conversation, tokens: int, limit: int) -> Problem:
         f"{tokens:,} tokens",
         "Raise `tokens.max_length`, or let `tokens.truncation` drop or cut long examples.",
     )
+    return _standing(problem, conversation)
+
+
+def _standing(problem: Problem, conversation: Conversation) -> Problem:
     return problem.at(conversation.origin) if conversation.origin else problem

@@ -122,6 +122,13 @@ class Problems:
         )
 
 
+def framing_error(origin: Origin | None, expected: str, found: str, cure: str) -> DataError:
+    """Return an error about a row that is in order but that a framing cannot take."""
+    problem = Problem("cannot be framed", expected, found, cure)
+    problem = problem.at(origin) if origin is not None else problem
+    return DataError(str(problem), cure, (problem,))
+
+
 def shown(value: object) -> str:
     """Return a wrong value for a message: its kind, and the beginning of it."""
     if value is None:

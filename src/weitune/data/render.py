@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from weitune.data.control import Control, ControlTokens
 from weitune.data.conversation import Conversation, Example, ToolCall, Turn
-from weitune.data.encode import Draft, Learned, PieceEncoder
+from weitune.data.encode import Draft, EncodingBatch, Learned, PieceEncoder
 from weitune.data.template import Script, chat_template
 from weitune.errors import DataError, ModelError
 from weitune.recipe.schema import Tokens
@@ -76,6 +76,10 @@ class Framing(ABC):
     def encode(self, drafts: Sequence[Draft]) -> list[Example]:
         """Tokenize ``drafts`` in one batch."""
         return self._encoder.encode(drafts)
+
+    def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
+        """Return the batch of ``drafts``, to be run in another thread."""
+        return self._encoder.begin(drafts)
 
     def examples_batch(self, conversations: Iterable[Conversation]) -> list[list[Example]]:
         """Return the examples of every conversation, in order. Raises DataError at the first that cannot be framed."""

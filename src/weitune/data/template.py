@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 
 from weitune.data.control import ControlTokens, Disguise, texts_in
-from weitune.data.conversation import Conversation, Origin, Turn
-from weitune.data.problems import Problem
+from weitune.data.conversation import Conversation, Turn
+from weitune.data.problems import framing_error
 from weitune.errors import DataError, ModelError
 
 CHATML = (
@@ -142,13 +142,6 @@ class Script:
     def problem(self, expected: str, found: str, cure: str) -> DataError:
         """Return an error about this row."""
         return framing_error(self.conversation.origin, expected, found, cure)
-
-
-def framing_error(origin: Origin | None, expected: str, found: str, cure: str) -> DataError:
-    """Return an error about a row that is in order but that a framing cannot take."""
-    problem = Problem("cannot be framed", expected, found, cure)
-    problem = problem.at(origin) if origin is not None else problem
-    return DataError(str(problem), cure, (problem,))
 
 
 def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[ChatTemplate, str | None]:

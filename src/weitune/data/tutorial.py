@@ -11,15 +11,22 @@ never in the text of a row. Only the question and the answer are tokenized for e
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from weitune.data.conversation import Conversation
+from weitune.data.conversation import Conversation, Turn
 from weitune.data.encode import Draft, Learned, Piece, Text
+from weitune.data.problems import framing_error
 from weitune.data.render import Framing
-from weitune.data.template import framing_error, spoken
+from weitune.data.template import spoken
 from weitune.errors import DataError, ModelError
 
-_FRAMING = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_SYSTEM, _QUESTION = "\ufdd0", "\ufdd1"  # noncharacters, so that no tokenizer has them in a control token
+_SLOT = re.compile(f"([{_SYSTEM}{_QUESTION}])")
+_FRAMING = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n{_QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class TutorialFraming(Framing):
@@ -34,6 +41,7 @@ class TutorialFraming(Framing):
                 "Use `tokens.template: chat`, or a tokenizer with a pad token.",
             )
         self.end_of_turn = int(tokenizer.pad_token_id)
+        self._form = self._make_form()
         im_end = self._controls.ids.get("<|im_end|>")
         self.stop_tokens = (self.end_of_turn,) if im_end in (None, self.end_of_turn) else (self.end_of_turn, im_end)
         self.notes.append(
@@ -43,20 +51,21 @@ class TutorialFraming(Framing):
 
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return one draft. Raises DataError if there is more than a system prompt, a question and an answer."""
-        *asked, answer = conversation.turns or (None,)
-        if answer is None or answer.role != "assistant" or answer.tool_calls:
+        turns = conversation.turns
+        if not turns or turns[-1].role != "assistant" or turns[-1].tool_calls:
             raise _not_single(conversation)
-        pieces = self._framing(Conversation(tuple(asked), conversation.tools, conversation.origin))
+        answer = turns[-1]
+        pieces = self._framing(conversation, turns[:-1])
         start = len(pieces)
         if text := spoken(answer):
             pieces.append(Text(text, bare=False))
-        pieces.append(self.end_of_turn)
+        pieces.append((self.end_of_turn,))
         learned = (Learned(start, len(pieces), answer.weight),) if answer.weight else ()
         return [Draft(tuple(pieces), learned, conversation.origin)]
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens of the framing. Raises DataError if there is more than a system prompt and a question."""
-        return list(self.encode([Draft(tuple(self._framing(conversation)))])[0].input_ids)
+        return list(self.encode([Draft(tuple(self._framing(conversation, conversation.turns)))])[0].input_ids)
 
     def describe(self) -> dict[str, Any]:
         """Return the kind, the stop tokens and the tokenizer's hash."""
@@ -67,15 +76,38 @@ class TutorialFraming(Framing):
             "tokenizer_sha256": self.tokenizer_hash(),
         }
 
-    def _framing(self, conversation: Conversation) -> list[Piece]:
-        roles = [turn.role for turn in conversation.turns]
-        if roles not in (["user"], ["system", "user"]) or conversation.tools:
+    def _framing(self, conversation: Conversation, asked: Sequence[Turn]) -> list[Piece]:
+        """Return the framing of the turns before the answer."""
+        if not asked or asked[-1].role != "user" or len(asked) > 2 or conversation.tools:
             raise _not_single(conversation)
-        texts = [conversation.system or "", conversation.turns[-1].content]
-        disguise = self._controls.disguise(texts, _FRAMING)
-        if disguise is not None:
-            texts = [disguise.hide(text) for text in texts]
-        return self._encoder.split(_FRAMING.format(*texts), (), disguise)[0]
+        if len(asked) == 2 and asked[0].role != "system":
+            raise _not_single(conversation)
+        texts = {_SYSTEM: asked[0].content if len(asked) == 2 else "", _QUESTION: asked[-1].content}
+        return [piece.fill(texts) if isinstance(piece, _Form) else piece for piece in self._form]
+
+    def _make_form(self) -> list[tuple[int, ...] | _Form]:
+        """Cut the framing at its control tokens, once; what is the same in every row is tokenized here."""
+        form: list[tuple[int, ...] | _Form] = []
+        pieces, _ = self._encoder.split(_FRAMING, (), None)
+        for constant, run in groupby(
+            pieces, key=lambda piece: not (isinstance(piece, Text) and _SLOT.search(piece.text))
+        ):
+            if constant:
+                form.append(self._encoder.known(list(run)))
+            else:
+                form += [_Form(tuple(_SLOT.split(piece.text)), piece.bare) for piece in run if isinstance(piece, Text)]
+        return form
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A text with places to fill. What is put there is never looked at for control tokens."""
+
+    parts: tuple[str, ...]
+    bare: bool
+
+    def fill(self, texts: Mapping[str, str]) -> Text:
+        return Text("".join([texts.get(part, part) for part in self.parts]), self.bare)
 
 
 def _not_single(conversation: Conversation) -> DataError:
