@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.runs import Inputs, make_inputs
 
-_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of its own is made there)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,12 @@ from weitune.training.reporter import Reporter
 
 STEPS, EVERY = 14, 4
 _QUESTIONS = ("你是谁？", "What can you do?", "今天天气怎么样？", "Tell me a story about the sea.")
-_ANSWERS = ("I am the assistant.", "我是皇帝身边的女人。", "今天天气很好，我们可以去花园走走。", "Once there was a fisherman.")
+_ANSWERS = (
+    "I am the assistant.",
+    "我是皇帝身边的女人。",
+    "今天天气很好，我们可以去花园走走。",
+    "Once there was a fisherman.",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def make_inputs(folder: Path) -> Inputs:
     folder.mkdir()
     draw = random.Random(7)
     rows = [
-        {"instruction": f"{draw.choice(_QUESTIONS)} {n}", "input": "", "output": draw.choice(_ANSWERS)} for n in range(20)
+        {"instruction": f"{draw.choice(_QUESTIONS)} {n}", "input": "", "output": draw.choice(_ANSWERS)}
+        for n in range(20)
     ]
     (folder / "data.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return Inputs(folder, save_tiny(folder / "model"), folder / "data.json")

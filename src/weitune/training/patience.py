@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 SECONDS = 300.0
 """How long a run waits for the disk; other processes of the run, waiting in a collective, bear no more."""
-_LONGEST_PAUSE_SECONDS = 15.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 _GLANCE_SECONDS = 0.2
 """How long a stop signal may go unnoticed while waiting."""
 
 
 class Patience:
-    """Tries again for a while, in pauses that grow from a second; a stop signal ends the waiting."""
+    """Tries again for a while, in pauses that grow; a stop signal ends the waiting."""
 
     def __init__(self, run: Path, say: Callable[[str], None], stop: StopRequest, seconds: float | None = None) -> None:
         """Wait up to ``seconds`` for each thing to be written into ``run``; SECONDS if not given."""
@@ -41,10 +41,10 @@ class Patience:
                 first_error = error
         trouble = self._trouble(first_error, what, needed_bytes)
         self._say(f"{trouble}. Training pauses and tries again for {self._seconds:.0f} seconds.")
-        end, pause = time.monotonic() + self._seconds, 1.0
+        end, pause = time.monotonic() + self._seconds, FIRST_PAUSE_SECONDS
         while time.monotonic() < end and not self._stop:
             self._wait(min(pause, end - time.monotonic()))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             try:
                 result = work()
             except OSError as error:
