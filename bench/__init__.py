@@ -1,0 +1,1 @@
+"""Benchmarks: one script for each claim, each side measured in turn."""

@@ -141,7 +141,7 @@ def generate(source: Path, target: Path, rows: int) -> None:
     import random
 
     texts = json.loads(source.read_text(encoding="utf-8"))
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     with target.open("w", encoding="utf-8") as file:
         for i in range(rows):
             first, second = chance.choice(texts), chance.choice(texts)

@@ -20,6 +20,7 @@ import torch
 from bench.reference import in_plan_order, make_trainer, rows_of
 from weitune.data.conversation import Example, Span
 from weitune.data.plan import Plan
+from weitune.model.load import LoadedModel, load_model
 from weitune.recipe.schema import Lora, Train
 
 
@@ -37,17 +38,37 @@ def write_examples(path: Path, examples: list[Example]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def load(job: dict[str, Any]) -> LoadedModel:
+    """Load the job's model folder, or make a model of the job's shape with random weights where it will run."""
+    if "shape" not in job:
+        return load_model(job["model"], precision="fp32", device="cpu")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
+    with device:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**job["shape"]), dtype=dtype)
+    model.requires_grad_(False)
+    return LoadedModel(model.eval(), None, None, device, dtype)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak memory of this process on ``device``."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
     """Train with weitune's loop."""
     from accelerate import Accelerator
 
-    from weitune.model.load import load_model
     from weitune.training.assemble import make_loop, make_trainable
 
-    loaded = load_model(job["model"], precision="fp32", device="cpu")
+    loaded = load(job)
     train = Train(batch_size=job["batch_size"], micro_tokens=job["micro_tokens"], max_steps=job["steps"])
     trainable = make_trainable(loaded, Lora(dropout=job["dropout"]), seed=42, base=job["model"])
-    loop = make_loop(trainable, train, examples, plan, accelerator=Accelerator(cpu=True))
+    loop = make_loop(trainable, train, examples, plan, accelerator=Accelerator(cpu=loaded.device.type == "cpu"))
     seconds: list[float] = []
     losses: list[float] = []
     computed: list[int] = []
@@ -67,15 +88,22 @@ def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> di
     watcher = Watcher()
     watcher.began = time.perf_counter()
     loop.run(0, watcher)
-    return {"seconds": seconds, "losses": losses, "computed_tokens": computed, "micro_tokens": loop.micro_tokens}
+    return {
+        "seconds": seconds,
+        "losses": losses,
+        "computed_tokens": computed,
+        "micro_tokens": loop.micro_tokens,
+        "peak_bytes": peak_bytes(loaded.device),
+    }
 
 
 def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
     """Train with transformers.Trainer, PEFT and padded batches."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
 
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    loaded = load(job)
+    model = loaded.model
     model.enable_input_require_grads()
     lora = Lora()
     config = LoraConfig(
@@ -84,7 +112,7 @@ def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict
     )  # fmt: skip
     trainer = make_trainer(
         get_peft_model(model, config),
-        AutoTokenizer.from_pretrained(job["model"]),
+        loaded.tokenizer or AutoTokenizer.from_pretrained(job["tokenizer"]),
         rows_of(in_plan_order(examples, plan)),
         batch_size=job["batch_size"],
         per_device=min(4, job["batch_size"]),
@@ -100,7 +128,8 @@ def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict
 
     trainer.add_callback(Clock())
     trainer.train()
-    return {"seconds": seconds, "losses": [e["loss"] for e in trainer.state.log_history if "loss" in e]}
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": seconds, "losses": losses, "peak_bytes": peak_bytes(loaded.device)}
 
 
 def main(side: str, job_path: str) -> None:
@@ -112,8 +141,7 @@ def main(side: str, job_path: str) -> None:
     examples = read_examples(job["examples"])
     plan = Plan(len(examples), job["batch_size"], 1, 42, job["steps"])
     figures = (weitune_side if side == "weitune" else plain_side)(job, examples, plan)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"side": side, "peak_bytes": peak, **figures}))
+    print(json.dumps({"side": side, **figures}))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,11 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.loops import fit
 from weitune.data.conversation import Example, Span
 from weitune.data.plan import Plan
+from weitune.data.prepare import prepare
+from weitune.data.render import framing_for
 from weitune.model.adapter import attach_adapter
-from weitune.recipe.schema import Lora, Train
+from weitune.model.load import load_model
+from weitune.recipe.schema import Lora, Recipe, Train
 
 LORA = Lora(dropout=0.0)
 
@@ -64,6 +67,15 @@ def compare(model: Any, tokenizer: Any, examples: list[Example], *, steps: int, 
 def test_tiny_models_follow_the_oracle(family: str) -> None:
     examples = examples_with_forks(48, vocabulary=400)
     compare(tiny_model(family), tiny_tokenizer("chatml"), examples, steps=20, batch_size=4)
+
+
+@pytest.mark.slow
+def test_smollm2_on_real_rows_follows_the_oracle(smollm2: str) -> None:
+    loaded = load_model(smollm2, precision="fp32", device="cpu")
+    recipe = Recipe(model=smollm2, data=["builtin:captain-en"])
+    prepared = prepare(recipe, framing_for(loaded.tokenizer, recipe.tokens))
+    examples = [prepared[k] for k in range(40)]
+    compare(loaded.model, loaded.tokenizer, examples, steps=20, batch_size=2)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -1,0 +1,46 @@
+# Everything needs only Python 3.11, git and make; the first target that runs installs the rest into .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check format reference bench clean help
+
+help:
+	@echo "make demo       fine-tune a small model on a persona and compare it with its base (about 4 minutes)"
+	@echo "make test       run every test"
+	@echo "make check      lint, types, import directions"
+	@echo "make format     format the code"
+	@echo "make reference  write docs/recipe.md and docs/recipe.schema.json anew"
+	@echo "make bench      measure a training step against transformers + PEFT"
+
+# Installed once, and again only when the pins or the dependencies change.
+$(READY): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/weitune demo
+
+test: $(READY)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+reference: $(READY)
+	$(BIN)/python -m weitune.recipe.reference
+
+bench: $(READY)
+	$(BIN)/python -m bench.train_speed
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,113 @@
+"""Run both sides of a comparison in turn, each in a process of its own, and report medians and their ratio.
+
+The machine may be shared and drift, so the sides take turns and every round also measures how fast this machine
+multiplies matrices just then. Figures of a side are the medians over all counted steps of all rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.side import write_examples
+from weitune.data.conversation import Example
+from weitune.data.plan import Plan
+
+RESULTS = Path(__file__).parent / "results"
+LABEL = {"weitune": "weitune", "plain": "plain recipe"}
+
+
+def peak_flops() -> float:
+    """Measure float32 matrix multiplication on a shape of Qwen2.5-0.5B, in operations a second: the best of 20."""
+    import torch
+
+    a, b = torch.randn(1024, 896), torch.randn(896, 4864)
+    best = 0.0
+    for _ in range(20):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * 1024 * 896 * 4864 / (time.perf_counter() - began))
+    return best
+
+
+def compare(
+    examples: list[Example], model: str, *, rounds: int = 3, steps: dict[str, int] | None = None, **job: Any
+) -> dict[str, Any]:
+    """Train both sides over ``examples`` in the same order and return their figures.
+
+    ``steps`` says how many optimizer steps each side does a round; the first warms up and is not counted.
+    """
+    steps = steps or {"weitune": 4, "plain": 3}
+    job = {"model": model, "batch_size": 16, "micro_tokens": "auto", "dropout": 0.1, **job}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in steps}
+    peaks: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "examples.jsonl"
+        write_examples(path, examples)
+        for _ in range(rounds):
+            for side, count in steps.items():
+                peaks.append(peak_flops())
+                spec = Path(scratch) / f"{side}.json"
+                spec.write_text(json.dumps({**job, "examples": str(path), "steps": count}))
+                done = subprocess.run(
+                    [sys.executable, "-m", "bench.side", side, str(spec)], capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    raise RuntimeError(done.stderr[-2000:])
+                runs[side].append(json.loads(done.stdout.splitlines()[-1]))
+    plan = Plan(len(examples), job["batch_size"], 1, 42, max(steps.values()))
+    result: dict[str, Any] = {"job": job, "rounds": rounds, "peak_gflops": max(peaks) / 1e9}
+    for side, done in runs.items():
+        result[side] = _figures(done, examples, plan, job["batch_size"])
+    result["ratio"] = result["weitune"]["examples_per_second"] / result["plain"]["examples_per_second"]
+    result["memory_ratio"] = result["weitune"]["peak_bytes"] / result["plain"]["peak_bytes"]
+    return result
+
+
+def _figures(runs: list[dict[str, Any]], examples: list[Example], plan: Plan, batch_size: int) -> dict[str, Any]:
+    rates, useful = [], []
+    for run in runs:
+        for step, seconds in list(enumerate(run["seconds"]))[1:]:
+            batch = [examples[int(i)] for i in plan.step(step)]
+            rates.append(len(batch) / seconds)
+            useful.append(sum(len(e.input_ids) for e in batch) / seconds)
+    return {
+        "examples_per_second": statistics.median(rates),
+        "best_examples_per_second": max(rates),
+        "useful_tokens_per_second": statistics.median(useful),
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
+        "seconds": [run["seconds"] for run in runs],
+        "losses": runs[0]["losses"],
+    }
+
+
+def report(name: str, result: dict[str, Any]) -> None:
+    """Print the figures as a table and keep them in ``bench/results``."""
+    print(f"\n{name}   ({result['rounds']} rounds in turn, matrix products {result['peak_gflops']:.0f} GFLOP/s)")
+    for side, label in LABEL.items():
+        figures = result[side]
+        print(
+            f"  {label:14s} {figures['examples_per_second']:7.2f} examples/s  "
+            f"{figures['useful_tokens_per_second']:8.0f} tokens/s  {figures['peak_bytes'] / 1e9:5.2f} GB"
+        )
+    print(f"  ratio          {result['ratio']:7.2f} times the speed, {result['memory_ratio']:.2f} of the memory")
+    if result.get("needed_gflop"):
+        share = result["weitune"]["examples_per_second"] * result["needed_gflop"] / result["peak_gflops"]
+        print(f"  needed         {result['needed_gflop']:.0f} GFLOP an example: {share:.0%} of the peak")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def model_folder(name: str) -> str:
+    """Return the folder of a test model that ``build_test_models.py`` made."""
+    folder = Path(os.environ.get("WEITUNE_TEST_MODELS", Path.home() / ".cache/weitune/test-models")) / name
+    if not folder.is_dir():
+        sys.exit(f"{folder} is not there; build it with build_test_models.py {name} {folder.parent}")
+    return str(folder)
