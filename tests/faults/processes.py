@@ -72,15 +72,21 @@ class Process:
 
     @property
     def said(self) -> str:
-        return self.output.read_text(encoding="utf-8")
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
 
+    def until(self, condition: Callable[[], object], pause: float = 0.002) -> None:
+        """Look again and again until ``condition`` holds. Fails if the process ends before, or after two minutes."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not condition():
+            assert self._alive() or condition(), f"it ended too early:\n{self.said}"
+            assert time.monotonic() < end, f"it takes too long:\n{self.said}"
+            time.sleep(pause)
 
-def wait_until(condition: Callable[[], object], what: str, pause: float = 0.002) -> None:
-    """Look again and again until ``condition`` holds."""
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, f"never came: {what}"
-        time.sleep(pause)
+    def _alive(self) -> bool:
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return not Path("/proc").exists()
 
 
 def steps_done(run: Path) -> int:

@@ -16,7 +16,7 @@ import traceback
 def run(arguments: list[str], output: str) -> None:
     """Be ``weitune`` with ``arguments``; never returns."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115  (the server's own has been read from)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     code = 1

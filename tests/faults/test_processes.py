@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import Process, Starter, steps_done, wait_until
+from tests.faults.processes import Process, Starter, steps_done
 from tests.faults.runs import EVERY, STEPS, Inputs, assert_same_result
 from weitune.training.checkpoint import fault_of, list_checkpoints, newest_good
 from weitune.training.events import read_events
@@ -57,13 +57,13 @@ def test_killed(start: Callable[..., Process], inputs: Inputs, tmp_path: Path, m
     run = tmp_path / "run"
     process = start()
     if moment == "loading":
-        wait_until(lambda: (tmp_path / "said").exists() and "rows read" in process.said, "the data report")
+        process.until(lambda: "rows read" in process.said)
     elif moment == "folder made":
-        wait_until(run.exists, "the run's folder")
+        process.until(run.exists)
     elif moment == "saving":
-        wait_until(lambda: list(run.glob(".checkpoint-*.partial")) or list_checkpoints(run), "a checkpoint", pause=0)
+        process.until(lambda: list(run.glob(".checkpoint-*.partial")) or list_checkpoints(run), pause=0)
     else:
-        wait_until(lambda: steps_done(run) >= int(moment[5]), moment)
+        process.until(lambda: steps_done(run) >= int(moment[5]))
     process.send(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     found, faulty = newest_good(run)
@@ -71,9 +71,7 @@ def test_killed(start: Callable[..., Process], inputs: Inputs, tmp_path: Path, m
     if moment == "step 9, twice":
         assert found is not None
         process = start()
-        wait_until(
-            lambda: steps_done(run) >= found.step + 2 or (run / "adapter").exists(), "steps after the resumed one"
-        )
+        process.until(lambda: steps_done(run) >= found.step + 2 or (run / "adapter").exists())
         process.send(signal.SIGKILL)
         process.wait()
     finished(start, inputs, run)
@@ -85,7 +83,7 @@ def test_stopped_in_training(
 ) -> None:
     run = tmp_path / "run"
     process = start()
-    wait_until(lambda: steps_done(run) >= 2, "step 2")
+    process.until(lambda: steps_done(run) >= 2)
     process.send(number)
     assert process.wait() == 130
     found, _ = newest_good(run)
@@ -99,7 +97,7 @@ def test_stopped_in_training(
 
 def test_stopped_while_it_loads(start: Callable[..., Process], inputs: Inputs, tmp_path: Path) -> None:
     process = start()
-    wait_until(lambda: (tmp_path / "said").exists() and "rows read" in process.said, "the data report")
+    process.until(lambda: "rows read" in process.said)
     process.send(signal.SIGTERM)
     assert process.wait() == 130
     if not (tmp_path / "run").exists():
@@ -111,7 +109,7 @@ def test_stopped_while_it_loads(start: Callable[..., Process], inputs: Inputs, t
 def test_a_second_signal_ends_it_at_once(start: Callable[..., Process], inputs: Inputs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start()
-    wait_until(lambda: steps_done(run) >= EVERY + 1, "step 5")
+    process.until(lambda: steps_done(run) >= EVERY + 1)
     process.send(signal.SIGTERM)
     process.send(signal.SIGINT)
     began = time.monotonic()
@@ -125,7 +123,7 @@ def test_a_notice_saves_and_goes_on(start: Callable[..., Process], inputs: Input
     run = tmp_path / "run"
     overrides = {"train.checkpoint_every": 1000}
     process = start(**overrides)
-    wait_until(lambda: steps_done(run) >= 1, "step 1")
+    process.until(lambda: steps_done(run) >= 1)
     process.send(signal.SIGUSR1)
     assert process.wait() == 0
     saved = [event["step"] for event in read_events(run) if event["event"] == "checkpoint"]
@@ -140,8 +138,7 @@ def test_a_run_in_progress_is_not_resumed_by_another(
     start: Callable[..., Process], inputs: Inputs, tmp_path: Path
 ) -> None:
     first = start()
-    wait_until((tmp_path / "run").exists, "the run's folder")
-    wait_until(lambda: steps_done(tmp_path / "run") >= 1, "step 1")
+    first.until(lambda: steps_done(tmp_path / "run") >= 1)
     first.send(signal.SIGSTOP)
     second = start()
     assert second.wait() == 2
