@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.errors import RunError
+from weitune.recipe.load import fields
 from weitune.recipe.schema import Recipe
 
 MAY_CHANGE = {
@@ -33,8 +34,8 @@ Basis = Mapping[str, Any]
 
 def recipe_changes(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
     """Return every key with another value: its dotted name, the value before and now. Places are left out."""
-    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(now.model_dump(mode="json")))
-    return [(key, old.get(key), new.get(key)) for key in new if old.get(key) != new.get(key) and key not in _PLACES]
+    values = [(key, _value(before, key), _value(now, key)) for key, _ in fields() if key not in _PLACES]
+    return [(key, old, new) for key, old, new in values if old != new]
 
 
 def check_recipe(run: Path, before: Recipe, now: Recipe) -> list[str]:
@@ -77,6 +78,12 @@ def _refusal(run: Path, differences: list[str]) -> RunError:
         "Put these back as they were, or begin a new run with another --output. "
         f"What may change: {', '.join(MAY_CHANGE)}, the place of model and data, the number of devices.",
     )
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    for part in key.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
