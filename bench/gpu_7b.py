@@ -2,8 +2,8 @@
 
     python -m bench.gpu_7b [--model qwen2.5-0.5b]
 
-The weights are random, for speed does not depend on them; the tokenizer of the 0.5B model has the same tokens. Without a
-GPU it stops with a message; ``--layers 1 --device cpu`` tries the script itself.
+The weights are random, for speed does not depend on them; the tokenizer of the 0.5B model has the same tokens. Without
+a GPU it stops with a message; ``--layers 1 --device cpu`` tries the script itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The recipe that people use today, as the transformers and PEFT documentation has it: what weitune is measured against.
+"""The recipe that people use today, as the documentation of transformers and PEFT has it: the oracle and the baseline.
 
-transformers.Trainer, peft.get_peft_model, DataCollatorForSeq2Seq: padded batches, logits of every position. Tests use it
-as the oracle, benchmarks as the baseline.
+transformers.Trainer, peft.get_peft_model, DataCollatorForSeq2Seq: padded batches, logits of every position. Tests use
+it as the oracle, benchmarks as the baseline.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_trainer(
     per_device: int = 4,
     **arguments: Any,
 ) -> Any:
-    """Return a Trainer over ``rows`` in the given order; ``model`` is a PEFT model. It logs every step, saves nothing."""
+    """Return a Trainer over ``rows`` in their order; ``model`` is a PEFT model. It logs each step, saves nothing."""
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     class InOrder(Trainer):

@@ -2,8 +2,8 @@
 
     python -m bench.train_speed [--data huanhuan.json] [--model qwen2.5-0.5b] [--rounds 3]
 
-Data: the tutorial's (huanhuan.json, its framing, 16 examples a step, dropout 0.1). ``needed`` counts the floating-point
-operations that are left when padding, unsupervised logits and repeated beginnings are gone, as docs/performance.md does.
+Data: the tutorial's (huanhuan.json, its framing, 16 examples a step, dropout 0.1). ``needed`` counts the operations
+that are left when padding, unsupervised logits and repeated beginnings are gone, as docs/performance.md explains.
 """
 
 from __future__ import annotations

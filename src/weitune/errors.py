@@ -57,8 +57,10 @@ class MissingExtraError(InputError):
 
     def __init__(self, package: str, extra: str) -> None:
         """Name the missing ``package`` and the ``extra`` that brings it."""
-        super().__init__(f"this needs the package '{package}', which is not installed",
-                         f"Install it with:  pip install 'weitune[{extra}]'")
+        super().__init__(
+            f"this needs the package '{package}', which is not installed",
+            f"Install it with:  pip install 'weitune[{extra}]'",
+        )
 
 
 class NonFiniteError(WeituneError):

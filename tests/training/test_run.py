@@ -22,10 +22,16 @@ from weitune.training.reporter import Reporter
 from weitune.training.run import resume
 
 DIALOGUES = [
-    {"messages": [{"role": "user", "content": f"What is {n} and {n}?"}, {"role": "assistant", "content": f"It is {2 * n}."},
-                  {"role": "user", "content": "Thank you!"}, {"role": "assistant", "content": "You are welcome."}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n} and {n}?"},
+            {"role": "assistant", "content": f"It is {2 * n}."},
+            {"role": "user", "content": "Thank you!"},
+            {"role": "assistant", "content": "You are welcome."},
+        ]
+    }
     for n in range(12)
-]  # fmt: skip
+]
 
 
 def recipe_for(folder: Path, family: str = "qwen2", **keys: object) -> Recipe:

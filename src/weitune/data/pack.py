@@ -94,7 +94,7 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
 
 
 def visible(batch: PackedBatch) -> npt.NDArray[np.bool_]:
-    """Return the mask (T, T) of the one rule: entry (i, j) says whether token i sees token j. The readable reference."""
+    """Return the mask (T, T) of the one rule: entry (i, j) is whether token i sees token j. The readable reference."""
     i = np.arange(len(batch))[:, None]
     j = np.arange(len(batch))[None, :]
     return (j <= i) & (i < batch.subtree_end[None, :])

@@ -261,7 +261,7 @@ def flex_tree_attention(
     block_mask = tree.once(
         ("flex", sliding_window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
     )
-    attend: Callable[..., Tensor] = _compiled(flex_attention) if query.is_cuda else flex_attention
+    attend: Any = _compiled(flex_attention) if query.is_cuda else flex_attention
     out = attend(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous(), None
 

@@ -97,7 +97,7 @@ class Pass:
 
 def run_block(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None = None) -> Tensor:
     """Return the block's output of ``hidden`` (T, C): (T, C), or (len(rows), C) for some ``rows`` only."""
-    output: Tensor = _Block.apply(hidden, parts, run, rows, *parts.parameters)
+    output: Tensor = _Block.apply(hidden, parts, run, rows, *parts.parameters)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -162,9 +162,9 @@ class _Block(torch.autograd.Function):
     ) -> Tensor:
         qkv, out, gate_up, down = masked = [_Masked.draw(group, run) for group in parts.groups]
         heads, low_qkv = qkv.forward(parts.norm_in.forward(hidden)[0])
-        leaves = [head.requires_grad_() for head in heads]
+        leaves = query, key, value = tuple(head.requires_grad_() for head in heads)
         with torch.enable_grad():
-            attended = parts.attend(*leaves, run.attention)
+            attended = parts.attend(query, key, value, run.attention)
         taken, residual = attended.detach(), hidden
         if rows is not None:
             taken, residual = taken[rows], hidden[rows]
@@ -209,7 +209,7 @@ class _Block(torch.autograd.Function):
 class _Kept:
     """What forward leaves for backward."""
 
-    leaves: list[Tensor]
+    leaves: tuple[Tensor, ...]
     attended: Tensor
     hidden: Tensor
     middle: Tensor

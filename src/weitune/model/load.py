@@ -63,7 +63,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "bf16":
         return torch.bfloat16
     native = {
-        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),  # type: ignore[no-untyped-call]
         "xpu": lambda: True,
         "cpu": lambda: any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")),
     }
