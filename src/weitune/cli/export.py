@@ -60,16 +60,18 @@ def command(
     folder = Run(run)
     target = output or folder.path / "export" / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
 
-    from weitune.cli.terminal import console, quiet_libraries
+    from weitune.cli.stages import Stages
+    from weitune.cli.terminal import console, quiet_libraries, working
 
-    quiet_libraries()
-    import torch
+    with working("starting …"):  # importing the libraries takes seconds
+        quiet_libraries()
+        import torch
 
-    from weitune.export.run import Order, export
-    from weitune.export.verify import VerificationError
+        from weitune.export.run import Order, export
+        from weitune.export.verify import VerificationError
 
     order = Order(format_, gguf_type, getattr(torch, dtype) if dtype else None, 0 if no_verify else prompts)  # type: ignore[arg-type]
-    with _Stages() as stages:
+    with Stages() as stages:
         try:
             exported = export(folder, target, order, checkpoint=checkpoint, force=force, stage=stages.begin)
         except VerificationError as error:
@@ -79,32 +81,6 @@ def command(
     if exported.verdict is not None:
         _show(exported.verdict)
     console().print(f"done: {exported.folder}", markup=False)
-
-
-class _Stages:
-    """One progress bar after the other."""
-
-    def __init__(self) -> None:
-        from contextlib import ExitStack
-
-        self._bar = ExitStack()
-
-    def __enter__(self) -> _Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def begin(self, title: str) -> Any:
-        """Show a bar for the next piece of work."""
-        from weitune.cli.terminal import progress
-
-        self.end()
-        return self._bar.enter_context(progress(title, unit="item")).update
-
-    def end(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
 
 
 def _show(verdict: Verdict) -> None:

@@ -6,22 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from weitune.export.observe import ANSWER_TOKENS, Observation, Subject
 from weitune.export.probes import Probe
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 
+_ALL = 10**6  # more tokens than any vocabulary has
 _CERTAIN = 1e9  # added to a logit, it makes its token the likeliest; reported log-probabilities are those before it
 
 
 class LlamaCppSubject:
     """A GGUF model in llama.cpp, with attention in float32, so that what differs is the file."""
 
-    def __init__(self, llama: LlamaCpp, *, framed: bool) -> None:
+    def __init__(self, llama: LlamaCpp, end_of_turn: int, *, framed: bool) -> None:
         """``framed``: the file has the run's template. If not (an adapter's base), prompts are taken as they are."""
         self.engine = f"llama.cpp (xllamacpp {metadata.version('xllamacpp')})"
-        self._llama, self._framed = llama, framed
+        self._llama, self._end, self._framed = llama, end_of_turn, framed
         self._adapter = 0 if llama.adapters else None
 
     def observe(self, probe: Probe) -> Observation:
@@ -47,19 +49,34 @@ class LlamaCppSubject:
 
     def _logprobs(self, probe: Probe) -> tuple[float, ...]:
         """Force the answer, token by token; the prompt cache makes each cost one token."""
-        found = []
-        for at, token in enumerate(probe.answer):
-            body = self._llama.body(
-                [*probe.context, *probe.answer[:at]], Sampling(max_new_tokens=1), self._adapter
-            )  # fmt: skip
-            forced = {**body, "n_probs": 1, "logit_bias": [[token, _CERTAIN]]}
-            found.append(self._llama.request("/completion", forced)["completion_probabilities"][0]["logprob"])
-        return tuple(found)
+        contexts = ([*probe.context, *probe.answer[:at]] for at in range(len(probe.answer)))
+        return tuple(self._logprob(context, token) for context, token in zip(contexts, probe.answer, strict=True))
+
+    def _logprob(self, context: list[int], token: int) -> float:
+        """Return the log-probability of ``token`` after ``context``.
+
+        llama.cpp reports none for a token that is a part of a character. Such a token is looked for among the likeliest
+        beside the end of the answer, which is whole.
+        """
+        if (found := self._beside(context, token, 1)) and found[0]["id"] == token:
+            return float(found[0]["logprob"])
+        for count in (100, _ALL):
+            for other in self._beside(context, self._end, count)[0]["top_logprobs"]:
+                if other["id"] == token:
+                    return float(other["logprob"])
+        raise AssertionError(f"llama.cpp does not know the token {token}")
+
+    def _beside(self, context: list[int], token: int, count: int) -> list[dict[str, Any]]:
+        """Force ``token`` after ``context`` and return llama.cpp's probabilities: its own and the ``count`` largest."""
+        body = self._llama.body(context, Sampling(max_new_tokens=1), self._adapter)
+        forced = {**body, "n_probs": count, "logit_bias": [[token, _CERTAIN]]}
+        found: list[dict[str, Any]] = self._llama.request("/completion", forced).get("completion_probabilities", [])
+        return found
 
 
 @contextmanager
-def gguf_subject(model: Path, adapter: Path | None, *, context_tokens: int) -> Iterator[Subject]:
+def gguf_subject(model: Path, adapter: Path | None, end_of_turn: int, context_tokens: int) -> Iterator[Subject]:
     """Open a GGUF file of the whole model, or of the base with an adapter's beside it."""
     adapters = [adapter] if adapter else []
     with LlamaCpp(model, adapters, context_tokens=context_tokens, exact=True) as llama:
-        yield LlamaCppSubject(llama, framed=adapter is None)
+        yield LlamaCppSubject(llama, end_of_turn, framed=adapter is None)

@@ -138,12 +138,12 @@ def _frames(tuned: Tuned) -> Any:
 
 def _described(tuned: Tuned, order: Order) -> dict[str, Any]:
     """Return what an export was made from: the same for the same run, whenever and wherever."""
-    from weitune import __version__
+    from importlib.metadata import version
 
     adapter = (tuned.adapter_folder / "adapter_model.safetensors").read_bytes()
     kind = {} if order.format == "merged" else {"type": order.gguf_type}
     return {
-        "weitune": __version__,
+        "weitune": version("weitune"),
         "format": order.format,
         **({} if order.format == "gguf-adapter" else kind),
         "run": tuned.name,
@@ -193,12 +193,12 @@ def _opened(folder: Path, tuned: Tuned, order: Order, probes: list[Probe], stage
     from weitune.export.observe_gguf import gguf_subject
 
     longest = max(max(len(probe.prompt) + ANSWER_TOKENS, len(probe.context + probe.answer)) for probe in probes)
-    path = folder / gguf_name(tuned, order)
+    path, end = folder / gguf_name(tuned, order), tuned.framing.end_of_turn
     if order.format != "gguf-adapter":
-        with gguf_subject(path, None, context_tokens=longest + 1) as subject:
+        with gguf_subject(path, None, end, longest + 1) as subject:
             yield subject
         return
-    with _base_file(folder, tuned, stage) as base, gguf_subject(base, path, context_tokens=longest + 1) as subject:
+    with _base_file(folder, tuned, stage) as base, gguf_subject(base, path, end, longest + 1) as subject:
         yield subject
 
 

@@ -12,6 +12,7 @@ from weitune.data.render import Framing, framing_for
 from weitune.export.adapter_weights import AdapterWeights
 from weitune.export.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.chat_template import self_contained_template
+from weitune.export.generation_config import base_stop_tokens
 from weitune.generate.run_folder import Run, Which
 from weitune.model.load import load_tokenizer
 from weitune.model.locate import ModelFiles, locate
@@ -59,11 +60,14 @@ class Tuned:
         return config
 
     @cached_property
+    def base_stop_tokens(self) -> tuple[int, ...]:
+        """The tokens at which the base itself stops."""
+        return tuple(base_stop_tokens(self.files, self.config))
+
+    @property
     def stop_tokens(self) -> tuple[int, ...]:
         """Every token at which an answer ends, the framing's end of turn first; as the engine of ``chat`` has them."""
-        from weitune.export.generation_config import base_stop_tokens
-
-        return tuple(dict.fromkeys([*self.framing.stop_tokens, *base_stop_tokens(self.files, self.config)]))
+        return tuple(dict.fromkeys([*self.framing.stop_tokens, *self.base_stop_tokens]))
 
     @property
     def template(self) -> str:

@@ -1,0 +1,47 @@
+"""Who is answered now, who waits, and who is told to come back later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from weitune.serve.errors import ApiError
+
+
+class Admission:
+    """``slots`` answers at once, ``queue`` more waiting in the order they came; beyond, 429."""
+
+    def __init__(self, slots: int, queue: int) -> None:
+        """Begin with everybody gone."""
+        self.slots, self.queue = slots, queue
+        self.running = 0
+        """Answers that hold a slot."""
+        self._present = 0
+        self._free = asyncio.Semaphore(slots)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that have been let in and hold no slot."""
+        return self._present - self.running
+
+    @contextmanager
+    def admitted(self, answers: int) -> Iterator[None]:
+        """Let a request for ``answers`` answers in. Raises ApiError if there is no room for all of them."""
+        if self._present + answers > self.slots + self.queue:
+            raise ApiError(429, "the server is busy; try again in a moment", code="rate_limit_exceeded")
+        self._present += answers
+        try:
+            yield
+        finally:
+            self._present -= answers
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold a slot for one answer, waiting for it if need be."""
+        async with self._free:
+            self.running += 1
+            try:
+                yield
+            finally:
+                self.running -= 1

@@ -1,0 +1,133 @@
+"""From a request to text, piece by piece: the bridge between asyncio and the engine.
+
+    request ── frame ──▶ tokens ──▶ slot ──▶ thread: llama.cpp's stream ──▶ asyncio queue ──▶ Piece, Piece, …
+
+A thread reads each running answer, so there are as many threads as slots. When the task that iterates is cancelled (its
+client has gone), the engine's connection is closed, and llama.cpp drops the answer with the token under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from weitune.errors import InputError
+from weitune.generate.llama_cpp import Completion, LlamaCpp
+from weitune.serve.admission import Admission
+from weitune.serve.errors import ApiError
+from weitune.serve.request import ChatRequest
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became certain, how many tokens the answer has by now, and in the last piece why it ended."""
+
+    text: str
+    tokens: int
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A request whose prompt has been tokenized and fits."""
+
+    request: ChatRequest
+    prompt: tuple[int, ...]
+
+
+class Answering:
+    """Answers requests with one engine."""
+
+    def __init__(self, llama: LlamaCpp, admission: Admission) -> None:
+        """Share the slots of ``llama`` as ``admission`` says."""
+        self.llama, self.admission = llama, admission
+        self._readers = ThreadPoolExecutor(admission.slots, thread_name_prefix="answer")
+
+    def frame(self, request: ChatRequest) -> Framed:
+        """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
+        try:
+            prompt = tuple(request.offer.framing.prompt(request.conversation))
+        except InputError as error:
+            raise ApiError(400, error.message, param="messages") from None
+        room = self.llama.context_tokens - len(prompt)
+        if room < 1:
+            raise ApiError(
+                400,
+                f"the messages have {len(prompt)} tokens, but this server takes {self.llama.context_tokens}, "
+                "the answer included",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        longest = min(request.sampling.max_new_tokens, room)
+        return Framed(replace(request, sampling=replace(request.sampling, max_new_tokens=longest)), prompt)
+
+    async def answer(self, framed: Framed, choice: int = 0) -> AsyncGenerator[Piece, None]:
+        """Yield one answer; ``choice`` counts the answers to one request, which differ by their seeds.
+
+        Raises ApiError if the engine refuses it.
+        """
+        async with self.admission.slot():
+            completion = self.llama.complete(self._body(framed, choice))
+            async with aclosing(_read(completion, self._readers)) as chunks:
+                async for piece in _pieces(chunks, framed.request.offer.stop_tokens):
+                    yield piece
+
+    def _body(self, framed: Framed, choice: int) -> dict[str, Any]:
+        request = framed.request
+        sampling = request.sampling
+        if sampling.seed is not None and choice:
+            sampling = replace(sampling, seed=sampling.seed + choice)
+        body = self.llama.body(framed.prompt, sampling, request.offer.adapter)
+        return {**body, **request.extra, "stop": list(request.stop)}
+
+
+async def _pieces(chunks: AsyncIterator[dict[str, Any]], stop_tokens: frozenset[int]) -> AsyncGenerator[Piece, None]:
+    """Turn the engine's chunks into pieces. The run's stop tokens end an answer, known to the engine or not."""
+    tokens = 0
+    async for chunk in chunks:
+        if not stop_tokens.isdisjoint(chunk.get("tokens", ())):
+            yield Piece("", tokens, "stop")
+            return
+        tokens = chunk.get("tokens_predicted", tokens)
+        if chunk.get("stop"):
+            yield Piece(chunk["content"], tokens, "length" if chunk["stop_type"] == "limit" else "stop")
+            return
+        if chunk.get("content"):
+            yield Piece(chunk["content"], tokens)
+    raise ApiError(500, "the engine broke off the answer")
+
+
+async def _read(completion: Completion, threads: ThreadPoolExecutor) -> AsyncGenerator[dict[str, Any], None]:
+    """Read a blocking stream in a thread."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
+
+    def tell(item: dict[str, Any] | Exception | None) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def read() -> None:
+        try:
+            for chunk in completion:
+                tell(chunk)
+        except InputError as error:
+            tell(ApiError(400, error.message))
+        except Exception as error:  # noqa: BLE001  (raised again in the task that reads)
+            tell(error)
+        finally:
+            tell(None)
+
+    reading = loop.run_in_executor(threads, read)
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        completion.close()
+        await asyncio.shield(reading)

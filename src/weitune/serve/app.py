@@ -1,0 +1,148 @@
+"""The application: paths, and how a request becomes a reply. It is plain ASGI; :mod:`.http` gives it a network.
+
+    GET   /health               {"status": "ok"}
+    GET   /v1/models            what can be asked for
+    GET   /metrics              counts, in Prometheus' format
+    POST  /v1/chat/completions  answers, whole or streamed
+
+A client that goes away is noticed at once, whether its answer is streamed or not: one task waits for its disconnection
+while another answers, and ends the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+from weitune.serve.answering import Answering, Framed, Piece
+from weitune.serve.errors import ApiError
+from weitune.serve.guard import ClientGone, Guard, Receive, Scope, Send
+from weitune.serve.library import Offer
+from weitune.serve.metrics import Metrics
+from weitune.serve.request import Limits, parse_request
+from weitune.serve.response import Reply, usage_of
+from weitune.serve.sending import Sending
+from weitune.serve.tasks import merged, unless_gone
+
+_GONE = 499
+Handler = Callable[[Receive, Sending], Awaitable[None]]
+
+
+class App:
+    """Serve ``offers`` through ``answering``."""
+
+    def __init__(self, offers: Mapping[str, Offer], answering: Answering, guard: Guard, limits: Limits) -> None:
+        """Keep the parts; nothing is started."""
+        self._offers, self._answering, self._guard, self._limits = offers, answering, guard, limits
+        self._metrics = Metrics(answering.admission)
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/health": ("GET", self._health),
+            "/v1/models": ("GET", self._models),
+            "/metrics": ("GET", self._show_metrics),
+            "/v1/chat/completions": ("POST", self._chat),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever is wrong with it."""
+        if scope["type"] != "http":
+            return
+        sending = Sending(send)
+        status = 200
+        try:
+            self._guard.check(scope)
+            await self._handler(scope)(receive, sending)
+        except ApiError as error:
+            status = error.status
+            with suppress(ClientGone):
+                await sending.error(error)
+        except ClientGone:
+            status = _GONE
+        self._metrics.finished(status)
+
+    def _handler(self, scope: Scope) -> Handler:
+        path: str = scope["path"]
+        if path in self._routes:
+            method, handler = self._routes[path]
+        elif path.startswith("/v1/models/"):
+            method, handler = "GET", self._model_named(path.removeprefix("/v1/models/"))
+        else:
+            raise ApiError(404, f"there is no {path[:100]} here")
+        if scope["method"] != method:
+            raise ApiError(405, f"{path[:100]} takes {method}")
+        return handler
+
+    async def _health(self, receive: Receive, sending: Sending) -> None:
+        await sending.json(200, {"status": "ok"})
+
+    async def _models(self, receive: Receive, sending: Sending) -> None:
+        await sending.json(200, {"object": "list", "data": [_model(name) for name in self._offers]})
+
+    def _model_named(self, name: str) -> Handler:
+        if name not in self._offers:
+            raise ApiError(404, f"there is no model '{name[:100]}' here", param="model", code="model_not_found")
+        return lambda receive, sending: sending.json(200, _model(name))
+
+    async def _show_metrics(self, receive: Receive, sending: Sending) -> None:
+        await sending.text(200, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _chat(self, receive: Receive, sending: Sending) -> None:
+        body = await self._guard.body(receive)
+        request = parse_request(_parsed(body), self._offers, self._limits)
+        framed = self._answering.frame(request)
+        with self._answering.admission.admitted(request.choices):
+            await unless_gone((self._stream if request.stream else self._whole)(framed, sending), receive)
+
+    async def _whole(self, framed: Framed, sending: Sending) -> None:
+        choices = framed.request.choices
+        texts: list[list[str]] = [[] for _ in range(choices)]
+        last = [Piece("", 0)] * choices
+        async with aclosing(self._answers(framed)) as pieces:
+            async for index, piece in pieces:
+                texts[index].append(piece.text)
+                last[index] = piece
+        usage = usage_of(len(framed.prompt), sum(piece.tokens for piece in last))
+        answers = [("".join(text), piece.finish or "stop") for text, piece in zip(texts, last, strict=True)]
+        await sending.json(200, Reply(framed.request.offer.name).whole(answers, usage))
+
+    async def _stream(self, framed: Framed, sending: Sending) -> None:
+        reply = Reply(framed.request.offer.name)
+        generated = 0
+        async with aclosing(self._answers(framed)) as pieces:
+            async for index, piece in pieces:
+                if not sending.begun:  # until the engine has begun, an error can still have a status
+                    for i in range(framed.request.choices):
+                        await sending.event(reply.chunk(i, {"role": "assistant", "content": ""}))
+                if piece.text or piece.finish:
+                    delta = {"content": piece.text} if piece.text else {}
+                    await sending.event(reply.chunk(index, delta, piece.finish))
+                generated += piece.tokens if piece.finish else 0
+        if framed.request.include_usage:
+            await sending.event(reply.last_chunk(usage_of(len(framed.prompt), generated)))
+        await sending.end_events()
+
+    async def _answers(self, framed: Framed) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Yield the pieces of all answers to a request, each with its answer's number, and count them."""
+        sources = [self._answering.answer(framed, i) for i in range(framed.request.choices)]
+        async with aclosing(merged(sources)) as pieces:
+            async for index, piece in pieces:
+                if piece.finish:
+                    self._metrics.answered(framed.request.offer.name, len(framed.prompt), piece.tokens)
+                yield index, piece
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "weitune"}
+
+
+def _parsed(body: bytes) -> Any:
+    """Return the JSON in ``body``. Raises ApiError if it is none."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None

@@ -1,0 +1,116 @@
+"""What every request must pass before anything reads it: host, origin, key, size and time.
+
+    Host      of another name     403    a page that made its own name point here (DNS rebinding) gets nothing
+    Origin    of another site     403    nor does a page that simply posts here
+    key       missing or wrong    401    on every path, when the server has a key
+    body      too large           413    counted while it arrives, whatever its header says
+              too slow            408
+
+It is written against ASGI's three values, so it can be tried without a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from weitune.serve.errors import ApiError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class ClientGone(Exception):  # noqa: N818  (an event, not a fault)
+    """The client closed the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Rules for requests. ``bound_to`` is the address the server listens at, ``key`` what clients must show."""
+
+    bound_to: str = "127.0.0.1"
+    key: str | None = None
+    hosts: frozenset[str] = frozenset()
+    """Other names under which the server may be asked for."""
+    origins: frozenset[str] = frozenset()
+    """Web sites whose pages may use the server, such as ``https://chat.example.org``."""
+    body_bytes: int = 4 << 20
+    body_seconds: float = 30
+
+    def check(self, scope: Scope) -> None:
+        """Raise ApiError unless the request's headers are in order."""
+        hosts = _header(scope, b"host")
+        if len(hosts) != 1 or not self._knows(hosts[0]):
+            raise ApiError(403, "this server does not answer under that name", code="host_not_allowed")
+        for origin in _header(scope, b"origin"):
+            if origin not in self.origins and urlsplit(origin).netloc != hosts[0]:
+                raise ApiError(403, "this server does not answer pages of that site", code="origin_not_allowed")
+        if self.key is not None and not _same(_header(scope, b"authorization"), f"Bearer {self.key}"):
+            raise ApiError(401, "wrong or missing API key: send 'Authorization: Bearer KEY'", code="invalid_api_key")
+        for length in _header(scope, b"content-length"):
+            if not length.isdecimal() or int(length[:20]) > self.body_bytes:
+                raise self._too_large()
+
+    async def body(self, receive: Receive) -> bytes:
+        """Return the whole body. Raises ApiError if it is too large or too slow, ClientGone if it breaks off."""
+        try:
+            return await asyncio.wait_for(self._read(receive), self.body_seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the body took more than {self.body_seconds:g} seconds") from None
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > self.body_bytes:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body must be at most {self.body_bytes:,} bytes")
+
+    def _knows(self, host: str) -> bool:
+        """Tell whether the server may be asked for as ``host`` (with or without a port)."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name in self.hosts or name in {"localhost", self.bound_to}:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        # A rebound name is a name: an address in the Host header was typed by somebody who meant this server.
+        return address.is_loopback or not is_loopback(self.bound_to)
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether only this machine can reach a server that listens at ``address``."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _header(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _same(given: list[str], expected: str) -> bool:
+    """Compare in a time that tells nothing about how much of the key was right."""
+    shown = given[0] if len(given) == 1 else ""
+    return hmac.compare_digest(hashlib.sha256(shown.encode()).digest(), hashlib.sha256(expected.encode()).digest())

@@ -1,0 +1,107 @@
+"""The network: uvicorn, with a limit on how long a client may take to say what it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from weitune.errors import InputError
+from weitune.serve.admission import Admission
+from weitune.serve.app import App
+
+_HEADER_SECONDS = 10
+_IDLE_SECONDS = 15
+_HEADER_BYTES = 16 << 10
+_EXTRA_CONNECTIONS = 256
+
+
+class PatientUpTo(H11Protocol):
+    """uvicorn's HTTP/1.1, which waits for a request's header for ever, and this does not."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for a header."""
+        super().connection_made(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on while a header is incomplete."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait()
+        elif self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(_HEADER_SECONDS, self.transport.close)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends in order at the first Ctrl-C or SIGTERM, and at once at the second."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ask the server to end when a signal comes, in place of uvicorn's way of raising it again afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address; port 0 takes a free one. Raises InputError if it is taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise InputError(
+            f"the server cannot listen at {host} port {port}: {error.strerror or error}",
+            "Give another --port, or end the program that holds this one.",
+        ) from None
+
+
+def url_of(listening: socket.socket) -> str:
+    """Return the address at which ``listening`` is reached."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def http_server(app: App, admission: Admission) -> Server:
+    """Return a server of ``app``; run it by ``await server.serve(sockets=[listen(…)])``."""
+    config = uvicorn.Config(
+        app,
+        http=PatientUpTo,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=admission.slots + admission.queue + _EXTRA_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+    )
+    return Server(config)

@@ -1,0 +1,64 @@
+"""Serve runs with llama.cpp in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weitune.generate.llama_cpp import LlamaCpp
+from weitune.serve.admission import Admission
+from weitune.serve.answering import Answering
+from weitune.serve.app import App
+from weitune.serve.guard import Guard
+from weitune.serve.http import Server, http_server, url_of
+from weitune.serve.library import Library
+from weitune.serve.request import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much is served at once."""
+
+    slots: int = 4
+    """Answers generated at the same time."""
+    queue: int = 32
+    """Answers that may wait; beyond, a client is told to come back."""
+    context_tokens: int = 4096
+    """Longest prompt and answer together; at most what the model knows."""
+    threads: int | None = None
+    """Cores to compute on; None: all that this process may use."""
+
+
+def serve(
+    library: Library,
+    listening: socket.socket,
+    capacity: Capacity,
+    guard: Guard,
+    limits: Limits,
+    *,
+    started: Callable[[str, Server], None] = lambda url, server: None,
+) -> None:
+    """Load ``library`` and answer at ``listening`` until a signal comes, or ``started``'s server is told to exit."""
+    context = min(capacity.context_tokens, library.context_tokens)
+    with LlamaCpp(
+        library.model, library.adapters, slots=capacity.slots, context_tokens=context, threads=capacity.threads
+    ) as llama:
+        asyncio.run(_serve(llama, library, listening, capacity, guard, limits, started))
+
+
+async def _serve(
+    llama: LlamaCpp,
+    library: Library,
+    listening: socket.socket,
+    capacity: Capacity,
+    guard: Guard,
+    limits: Limits,
+    started: Callable[[str, Server], None],
+) -> None:
+    admission = Admission(capacity.slots, capacity.queue)
+    app = App(library.offers, Answering(llama, admission), guard, limits)
+    server = http_server(app, admission)
+    started(url_of(listening), server)  # the socket listens already: whoever comes now waits a moment
+    await server.serve(sockets=[listening])

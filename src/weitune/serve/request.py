@@ -1,0 +1,212 @@
+"""A chat request: from JSON that anybody may have sent to values that are in range.
+
+Every field is read, ignored because it changes no answer, or refused because it would. One that nobody knows is refused
+too, so that a misspelled one is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weitune.data.conversation import Conversation, Turn
+from weitune.errors import InputError
+from weitune.generate.sampling import Sampling
+from weitune.serve.errors import ApiError
+from weitune.serve.library import Offer
+
+_IGNORED = frozenset({"user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
+                      "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
+_REFUSED = frozenset({"tools", "tool_choice", "functions", "function_call", "response_format", "audio", "modalities",
+                      "prediction", "web_search_options", "logprobs", "top_logprobs"})  # fmt: skip
+_HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
+"""Values of a refused field that ask for nothing."""
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_MESSAGES = 4096
+_STOP_TEXTS = 16
+_STOP_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_tokens: int = 2048
+    """Longest answer, in tokens."""
+    choices: int = 4
+    """Answers to one request (``n``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A valid request."""
+
+    offer: Offer
+    conversation: Conversation
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and are not part of it."""
+    choices: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Options that go to the engine as they are: penalties and logit biases."""
+
+
+def parse_request(body: Any, offers: Mapping[str, Offer], limits: Limits) -> ChatRequest:
+    """Read a request's JSON. Raises ApiError for the first thing that is wrong."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    values = {name: read(body[name]) for name, read in _FIELDS.items() if body.get(name) is not None}
+    for name, value in body.items():
+        if name in _REFUSED and value not in _HARMLESS:
+            raise ApiError(400, f"this server does not support '{name}'", param=name, code="unsupported_parameter")
+        if name not in _FIELDS and name not in _REFUSED and name not in _IGNORED:
+            raise ApiError(400, f"unknown parameter '{name}'", param=name, code="unknown_parameter")
+    for name in ("model", "messages"):
+        if name not in values:
+            raise ApiError(400, f"you must give '{name}'", param=name, code="missing_required_parameter")
+    offer = offers.get(values["model"])
+    if offer is None:
+        known = ", ".join(offers)
+        message = f"there is no model '{values['model'][:100]}' here; there are: {known}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    choices = values.get("n", 1)
+    if choices > limits.choices:
+        raise ApiError(400, f"n must be at most {limits.choices}", param="n")
+    return ChatRequest(
+        offer,
+        Conversation(values["messages"]).with_system(offer.system),
+        _sampling(values, limits),
+        values.get("stop", ()),
+        choices,
+        values.get("stream", False),
+        values.get("stream_options", False),
+        {name: values[name] for name in ("presence_penalty", "frequency_penalty", "logit_bias") if name in values},
+    )
+
+
+def _sampling(values: Mapping[str, Any], limits: Limits) -> Sampling:
+    """Return how to choose tokens; what is not given is as in ``weitune chat``, whose answers are greedy."""
+    name = "max_completion_tokens" if "max_completion_tokens" in values else "max_tokens"
+    longest = values.get(name, min(Sampling().max_new_tokens, limits.max_tokens))
+    if longest > limits.max_tokens:
+        raise ApiError(400, f"{name} must be at most {limits.max_tokens}", param=name)
+    given = {
+        key: values[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty", "seed") if key in values
+    }
+    try:
+        return Sampling(max_new_tokens=longest, **given)
+    except InputError as error:
+        raise ApiError(400, error.message) from None
+
+
+def _number(name: str, least: float, most: float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ApiError(400, f"{name} must be a number from {least:g} to {most:g}", param=name)
+        return float(value)
+
+    return read
+
+
+def _whole(name: str, least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ApiError(400, f"{name} must be a whole number from {least} to {most}", param=name)
+        return value
+
+    return read
+
+
+def _seed(value: Any) -> int:
+    """Return a seed in the engine's range; clients may send any 64-bit number."""
+    return _whole("seed", -(2**63), 2**63 - 1)(value) % 2**32
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ApiError(400, "model must be a text", param="model")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ApiError(400, "stream must be true or false", param="stream")
+    return value
+
+
+def _usage_wanted(value: Any) -> bool:
+    if not isinstance(value, dict):
+        raise ApiError(400, "stream_options must be an object", param="stream_options")
+    return value.get("include_usage") is True
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    fits = isinstance(texts, list) and len(texts) <= _STOP_TEXTS
+    if not fits or not all(isinstance(text, str) and 0 < len(text) <= _STOP_LENGTH for text in texts):
+        message = f"stop must be a text, or at most {_STOP_TEXTS} texts, of 1 to {_STOP_LENGTH} characters"
+        raise ApiError(400, message, param="stop")
+    return tuple(texts)
+
+
+def _biases(value: Any) -> list[list[float]]:
+    """Return llama.cpp's form of the token biases."""
+    if not isinstance(value, dict) or len(value) > 1024:
+        raise ApiError(400, "logit_bias must be an object with at most 1024 tokens", param="logit_bias")
+    read = _number("logit_bias", -100, 100)
+    if not all(token.isdecimal() and len(token) < 8 for token in value):
+        raise ApiError(400, "logit_bias must name tokens by their numbers", param="logit_bias")
+    return [[int(token), read(bias)] for token, bias in value.items()]
+
+
+def _messages(value: Any) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= _MESSAGES:
+        raise ApiError(400, f"messages must be a list of 1 to {_MESSAGES} messages", param="messages")
+    turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(value))
+    if turns[-1].role != "user":
+        raise ApiError(400, "the last message must be the user's", param=f"messages[{len(turns) - 1}].role")
+    return turns
+
+
+def _turn(message: Any, where: str) -> Turn:
+    if not isinstance(message, dict):
+        raise ApiError(400, f"{where} must be an object", param=where)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES or message.get("tool_calls"):
+        raise ApiError(
+            400, f"{where}.role must be one of {', '.join(_ROLES)}, without tool calls", param=f"{where}.role"
+        )
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(map(_is_text, parts)):
+        raise ApiError(400, f"{where}.content must be a text, or a list of text parts", param=f"{where}.content")
+    # Half a surrogate pair is a valid escape in JSON and no text; no tokenizer takes it.
+    text = "".join(part["text"] for part in parts).encode("utf-8", "replace").decode("utf-8")
+    return Turn(_ROLES[role], text)  # type: ignore[arg-type]
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "model": _text,
+    "messages": _messages,
+    "stream": _truth,
+    "stream_options": _usage_wanted,
+    "stop": _stop,
+    "n": _whole("n", 1),
+    "max_tokens": _whole("max_tokens", 1),
+    "max_completion_tokens": _whole("max_completion_tokens", 1),
+    "temperature": _number("temperature", 0, 2),
+    "top_p": _number("top_p", 0, 1),
+    "top_k": _whole("top_k", 0),
+    "repetition_penalty": _number("repetition_penalty", 0.01, 10),
+    "seed": _seed,
+    "presence_penalty": _number("presence_penalty", -2, 2),
+    "frequency_penalty": _number("frequency_penalty", -2, 2),
+    "logit_bias": _biases,
+}

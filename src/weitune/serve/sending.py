@@ -1,0 +1,70 @@
+"""A response on its way to the client: whole, or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+from weitune.serve.errors import ApiError
+from weitune.serve.guard import ClientGone, Send
+
+_SEND_SECONDS = 30
+"""A client that reads nothing for so long is taken for gone."""
+
+
+class Sending:
+    """One response."""
+
+    def __init__(self, send: Send, seconds: float = _SEND_SECONDS) -> None:
+        """Send through ASGI's ``send``."""
+        self._send, self._seconds = send, seconds
+        self.begun = False
+        """Whether the status is out, so that an error can no longer have its own."""
+
+    async def json(self, status: int, value: Any) -> None:
+        """Send a whole response of JSON. Raises ClientGone if nobody reads it."""
+        await self.text(status, json.dumps(value, ensure_ascii=False), "application/json")
+
+    async def text(self, status: int, text: str, kind: str) -> None:
+        """Send a whole response. Raises ClientGone if nobody reads it."""
+        body = text.encode()
+        await self._begin(status, kind, [(b"content-length", str(len(body)).encode())])
+        await self._put({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def error(self, error: ApiError) -> None:
+        """Send an error, as the last event if the response has begun. Raises ClientGone if nobody reads it."""
+        if self.begun:
+            await self.event(error.to_json())
+            await self._put({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await self.json(error.status, error.to_json())
+
+    async def event(self, value: Any) -> None:
+        """Send a server-sent event. Raises ClientGone if nobody reads it."""
+        if not self.begun:
+            await self._begin(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-store")])
+        body = b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+        await self._put({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end_events(self) -> None:
+        """Send what ends a stream. Raises ClientGone if nobody reads it."""
+        await self._put({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+    async def _begin(self, status: int, kind: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self.begun = True
+        headers = [
+            (b"content-type", kind.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            *([(b"retry-after", b"1")] if status == 429 else []),
+            *([(b"www-authenticate", b"Bearer")] if status == 401 else []),
+            *headers,
+        ]
+        await self._put({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _put(self, message: MutableMapping[str, Any]) -> None:
+        try:
+            await asyncio.wait_for(self._send(message), self._seconds)
+        except (asyncio.TimeoutError, OSError):
+            raise ClientGone from None

@@ -1,0 +1,66 @@
+"""Two ways to wait for several things at once, and to end them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from weitune.serve.guard import ClientGone, Receive
+
+T = TypeVar("T")
+
+
+async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Do ``work``, and end it when the client disconnects. Raises ClientGone then."""
+    working = asyncio.ensure_future(work)
+    listening = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        working.result()
+    finally:
+        await _ended(working, listening)
+
+
+async def merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """Yield what any of ``sources`` yields, with its number, as it comes. An error of one ends all."""
+    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
+
+    async def read(number: int, source: AsyncGenerator[T, None]) -> None:
+        try:
+            async for item in source:
+                queue.put_nowait((number, item))
+            queue.put_nowait(None)
+        except Exception as error:  # noqa: BLE001  (raised again below)
+            queue.put_nowait(error)
+        finally:
+            await source.aclose()
+
+    tasks = [asyncio.ensure_future(read(number, source)) for number, source in enumerate(sources)]
+    try:
+        open_sources = len(tasks)
+        while open_sources:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                open_sources -= 1
+            else:
+                yield item
+    finally:
+        await _ended(*tasks)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel ``tasks`` and wait until they have given back what they hold."""
+    for task in tasks:
+        task.cancel()
+    waiting: Awaitable[Any] = asyncio.gather(*tasks, return_exceptions=True)
+    await waiting
