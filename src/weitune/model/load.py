@@ -62,12 +62,16 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.float32
     if precision == "bf16":
         return torch.bfloat16
-    native = {
-        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),  # type: ignore[no-untyped-call]
-        "xpu": lambda: True,
-        "cpu": lambda: any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")),
-    }
-    return torch.bfloat16 if native.get(device.type, lambda: False)() else torch.float32
+    match device.type:
+        case "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)  # type: ignore[no-untyped-call]
+        case "xpu":
+            native = True
+        case "cpu":
+            native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        case _:
+            native = False
+    return torch.bfloat16 if native else torch.float32
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
