@@ -53,7 +53,8 @@ def make_loop(
         keep_freed_memory()
     if micro_tokens is None:
         auto = train.micro_tokens == "auto"
-        micro_tokens = choose_micro_tokens(loaded.model, loaded.device) if auto else int(train.micro_tokens)
+        chosen = choose_micro_tokens(loaded.model, loaded.device, plain_blocks=abilities.plain_blocks)
+        micro_tokens = chosen if auto else int(train.micro_tokens)
     model = SupervisedModel(
         loaded.model,
         plain_head=abilities.plain_head,
