@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, models
@@ -69,8 +69,8 @@ class PieceEncoder:
         kept = self._prefixing.get_added_tokens_decoder()
         own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
-        self._framing: dict[Text, list[int]] = {}
-        self._latest: dict[Text, list[int]] = {}
+        self._framing: dict[Piece, Sequence[int]] = {}
+        self._latest: dict[Piece, Sequence[int]] = {}
 
     def split(self, text: str, cuts: Iterable[int], disguise: Disguise | None) -> tuple[list[Piece], dict[int, int]]:
         """Split rendered ``text`` at its control tokens and at ``cuts`` (characters).
@@ -114,7 +114,7 @@ class PieceEncoder:
         """Return the tokens of ``pieces`` as one piece, for framing that is always the same."""
         return self.encode([Draft(tuple(pieces))])[0].input_ids
 
-    def learn(self, ids: dict[Text, list[int]]) -> None:
+    def learn(self, ids: dict[Piece, Sequence[int]]) -> None:
         """Remember the texts of ``ids`` that the batch before had, too: they are framing."""
         if len(self._framing) > _REMEMBERED_PIECES:
             self._framing = {}
@@ -165,7 +165,7 @@ class EncodingBatch:
         encoder: PieceEncoder,
         drafts: Sequence[Draft],
         by_tokenizer: Sequence[tuple[Tokenizer, list[Text]]],
-        known: Mapping[Text, list[int]],
+        known: Mapping[Piece, Sequence[int]],
     ) -> None:
         """Hold the texts that each tokenizer has to encode, and those that are known."""
         self._encoder = encoder
@@ -182,7 +182,7 @@ class EncodingBatch:
 
     def finish(self) -> list[Example]:
         """Return the examples. Raises DataError if a text cannot be told from a control token."""
-        ids: dict[Text, list[int]] = {}
+        ids: dict[Piece, Sequence[int]] = {}
         for (_, texts), encodings in zip(self._by_tokenizer, self._encodings, strict=True):
             for text, encoding in zip(texts, encodings, strict=True):
                 ids[text] = self._encoder.checked(text.text, encoding.ids)
@@ -191,15 +191,13 @@ class EncodingBatch:
         return [_assemble(draft, ids) for draft in self._drafts]
 
 
-def _assemble(draft: Draft, ids: Mapping[Text, list[int]]) -> Example:
-    tokens: list[int] = []
-    starts = [0]
-    for piece in draft.pieces:
-        tokens += ids[piece] if isinstance(piece, Text) else piece
-        starts.append(len(tokens))
+def _assemble(draft: Draft, ids: Mapping[Piece, Sequence[int]]) -> Example:
+    runs = [ids.get(piece, piece) for piece in draft.pieces]  # tokens that are known already stand for themselves
+    ends = list(accumulate(map(len, runs), initial=0))
     # No logit predicts the first token of a sequence.
-    spans = ((starts[part.start] or 1, starts[part.stop], part.weight) for part in draft.learned)
-    return Example(tuple(tokens), tuple([Span(*span) for span in spans if span[0] < span[1]]), draft.origin)
+    spans = [(ends[part.start] or 1, ends[part.stop], part.weight) for part in draft.learned]
+    tokens: tuple[int, ...] = tuple(chain.from_iterable(runs))  # type: ignore[arg-type]
+    return Example(tokens, tuple([Span(*span) for span in spans if span[0] < span[1]]), draft.origin)
 
 
 def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:

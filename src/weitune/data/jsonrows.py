@@ -23,6 +23,7 @@ _LONGEST_ATOM = 12
 """Characters of the longest piece of JSON besides texts and numbers: an escaped surrogate pair."""
 _SHOWN = 20
 _SPACE = re.compile(r"[ \t\r\n]*")
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _LINE_CURE = "Mend the text at that place; `python -m json.tool FILE` shows the same fault."
 _ARRAY_CURE = f"{_LINE_CURE} The rows after it could not be read."
 
@@ -45,11 +46,14 @@ class _Decoder:
             self.repeated += sorted({key for key in keys if keys.count(key) > 1})
         return value
 
-    def problem(self) -> tuple[Problem, ...]:
+    def problems(self, origin: Origin) -> tuple[Problem, ...]:
+        """Return what is wrong with the value that was decoded last."""
+        if not self.repeated:
+            return ()
         return tuple(
             Problem(
                 "repeated key", "every key once", f"the key {key!r} twice", "Rename or remove one of them.", field=key
-            )
+            ).at(origin)
             for key in self.repeated
         )
 
@@ -85,7 +89,7 @@ def line_rows(lines: Iterator[str], file: str, first_line: int = 1) -> Iterator[
             column = error.pos + 1 if isinstance(error, json.JSONDecodeError) else None
             yield _malformed(error, _LINE_CURE, number, column).at(origin)
             continue
-        yield RawRow(origin, value, tuple(p.at(origin) for p in decoder.problem()))
+        yield RawRow(origin, value, decoder.problems(origin))
 
 
 def _array_rows(window: _Window, file: str) -> Iterator[RawRow | Problem]:
@@ -93,19 +97,17 @@ def _array_rows(window: _Window, file: str) -> Iterator[RawRow | Problem]:
     window.at += 1
     row = 0
     while True:
-        window.skip_space()
-        if row and window.peek() == ",":
-            window.at += 1
+        if not (row and window.pass_comma()):
             window.skip_space()
-        elif window.peek() == "]":
-            window.at += 1
-            window.skip_space()
-            if not window.ended:
-                yield _unexpected(window, "the end of the file after the array", file, row + 1)
-            return
-        elif row:
-            yield _unexpected(window, "a comma or the end of the array", file, row + 1)
-            return
+            if window.peek() == "]":
+                window.at += 1
+                window.skip_space()
+                if not window.ended:
+                    yield _unexpected(window, "the end of the file after the array", file, row + 1)
+                return
+            if row:
+                yield _unexpected(window, "a comma or the end of the array", file, row + 1)
+                return
         row += 1
         yield (item := _next_value(window, decoder, file, row))
         if isinstance(item, Problem):
@@ -134,7 +136,7 @@ def _next_value(window: _Window, decoder: _Decoder, file: str, row: int) -> RawR
                 return _malformed(outcome, _ARRAY_CURE, *window.place(at)).at(origin)
         elif outcome[1] < len(window.text) or not window.more():  # a number may go on beyond the window
             value, window.at = outcome
-            return RawRow(origin, value, tuple(p.at(origin) for p in decoder.problem()))
+            return RawRow(origin, value, decoder.problems(origin))
 
 
 def _attempt(window: _Window, decoder: _Decoder) -> tuple[Any, int] | Exception:
@@ -217,6 +219,19 @@ class _Window:
         self.line, self._column = self.place(self.at)
         self.text = self.text[self.at :] + block
         self.at = 0
+        return True
+
+    def pass_comma(self) -> bool:
+        """Go past a comma and the blanks around it, to the next value; tell whether there was a comma."""
+        match = _COMMA.match(self.text, self.at)
+        if match is not None and match.end() < len(self.text):  # nearly always
+            self.at = match.end()
+            return True
+        self.skip_space()
+        if self.peek() != ",":
+            return False
+        self.at += 1
+        self.skip_space()
         return True
 
     def skip_space(self) -> None:

@@ -16,6 +16,7 @@ from weitune.data.prepare import cut
 from weitune.data.problems import Problem
 from weitune.data.read import Reader
 from weitune.data.render import Framing
+from weitune.data.report import has_empty_answer
 from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
 
@@ -112,7 +113,7 @@ def _tags(conversation: Conversation, example: Example) -> list[str]:
     tags = []
     if not example.spans:
         tags.append("nothing learned")
-    if any(t.role == "assistant" and not t.tool_calls and not t.content.strip() for t in conversation.turns):
+    if has_empty_answer(conversation):
         tags.append("empty answer")
     return tags
 

@@ -33,14 +33,13 @@ class Twins:
 
     def add(self, conversation: Conversation) -> None:
         """Remember a conversation."""
-        keys = [
-            (turn.role, turn.content, turn.reasoning, repr(turn.tool_calls) if turn.tool_calls else None)
-            for turn in conversation.turns
-        ]
-        last = max((i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"), default=0)
-        tools = repr(conversation.tools) if conversation.tools else None
-        self._prompts.append(hash((tools, *keys[:last])))
-        self._rows.append(hash((tools, *keys)))
+        keys: list[object] = [conversation.tools and repr(conversation.tools)]
+        last = 0
+        for i, turn in enumerate(conversation.turns, 1):
+            last = i if turn.role == "assistant" else last
+            keys.append((turn.role, turn.content, turn.reasoning, turn.tool_calls and repr(turn.tool_calls)))
+        self._prompts.append(hash(tuple(keys[:last])))
+        self._rows.append(hash(tuple(keys)))
 
     def count(self) -> tuple[int, int]:
         """Return how many rows repeat an earlier one, and how many share a prompt with one that answers otherwise."""
@@ -51,6 +50,14 @@ class Twins:
         contested = np.zeros(len(rows), bool)
         contested[first] = answers[place] > 1
         return len(rows) - len(first), int(contested.sum())
+
+
+def has_empty_answer(conversation: Conversation) -> bool:
+    """Tell whether the assistant once says nothing and calls nothing."""
+    for turn in conversation.turns:
+        if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
+            return True
+    return False
 
 
 @dataclass(slots=True)
@@ -75,17 +82,16 @@ class Accounts:
         self.rows += 1
         self.made += kept + len(reasons)
         self.kept += kept
-        self.examples_aside.update(reasons)
         if kept:
             self.trained += 1
         else:
             self.rows_aside[reasons[0]] += 1
-        for reason in set(reasons):
-            self._list(reason, conversation.origin)
+        if reasons:
+            self.examples_aside.update(reasons)
+            for reason in set(reasons):
+                self._list(reason, conversation.origin)
         self.twins.add(conversation)
-        self.empty_answers += any(
-            turn.role == "assistant" and not turn.tool_calls and not turn.content.strip() for turn in conversation.turns
-        )
+        self.empty_answers += has_empty_answer(conversation)
 
     def _list(self, reason: str, origin: Origin | None) -> None:
         places = self.listed.setdefault(reason, [])
