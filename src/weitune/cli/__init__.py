@@ -29,6 +29,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "train": Entry("weitune.cli.train", "Fine-tune a chat model on your dialogues."),
     "chat": Entry("weitune.cli.chat", "Talk to the model of a run."),
+    "serve": Entry("weitune.cli.serve", "Serve runs to clients of the OpenAI API."),
     "export": Entry("weitune.cli.export", "Write a run for transformers, llama.cpp or Ollama, with proof."),
     "demo": Entry("weitune.cli.demo", "See all of it in four minutes: a persona before and after."),
     "data": Entry("weitune.cli.data", "Look at dialogues as the model will see them."),

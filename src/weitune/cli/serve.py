@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 
 
-def _count(name: str, default: int | None, about: str) -> Any:
+def _count(name: str, default: int | None, about: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return click.option(name, type=click.IntRange(1), default=default, show_default=default is not None, help=about)
 
 
@@ -82,21 +83,23 @@ def _serve_here(
 
     guard = _guard(host, options)
     capacity = Capacity(options["slots"], options["queue"], options["context"], options["threads"])
-    with listen(host, port) as listening, Stages() as stages:  # a taken port is said before a long preparation
-        with prepared(runs, gguf_type, stages.begin, checkpoint) as library:
-            stages.end()
-            say = console().print
-            for name, offer in library.offers.items():
-                say(f"  model '{name}'" + (f", system prompt: {offer.system}" if offer.system else ""), markup=False)
-            if dry_run:
-                say(f"would serve {library.model} at {host} port {port}", markup=False)
-                return
+    with (
+        listen(host, port) as listening,  # a taken port is said before a long preparation
+        Stages() as stages,
+        prepared(runs, gguf_type, stages.begin, checkpoint) as library,
+    ):
+        stages.end()
+        say = console().print
+        for name, offer in library.offers.items():
+            say(f"  model '{name}'" + (f", system prompt: {offer.system}" if offer.system else ""), markup=False)
+        if dry_run:
+            say(f"would serve {library.model} at {host} port {port}", markup=False)
+            return
 
-            def started(url: str, server: Server) -> None:
-                say(f"listening at {url}/v1 (Ctrl-C ends it)", markup=False)
+        def started(url: str, server: Server) -> None:
+            say(f"listening at {url}/v1 (Ctrl-C ends it)", markup=False)
 
-            limits = Limits(options["max_tokens"], options["max_n"])
-            serve(library, listening, capacity, guard, limits, started=started)
+        serve(library, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
 
 
 def _serve_vllm(runs: dict[str, Run], *, host: str, port: int, checkpoint: Any, dry_run: bool, **options: Any) -> None:
