@@ -64,7 +64,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     match device.type:
         case "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)  # type: ignore[no-untyped-call]
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         case "xpu":
             native = True
         case "cpu":
