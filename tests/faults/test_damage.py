@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.faults.damage import Damage, cut, empty, flip, grow, lose, swap_for_a_folder
 from tests.faults.small import is_intact, save
 from weitune.training.checkpoint import FILES, MANIFEST, fault_of, newest_good, set_aside
-
-Damage = Callable[[Path, random.Random], None]
-
-
-def cut(path: Path, draw: random.Random) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: draw.randrange(len(data))])
-
-
-def flip(path: Path, draw: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    path.write_bytes(data)
-
-
-def lose(path: Path, draw: random.Random) -> None:
-    path.unlink()
-
-
-def grow(path: Path, draw: random.Random) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def empty(path: Path, draw: random.Random) -> None:
-    path.write_bytes(b"")
-
-
-def swap_for_a_folder(path: Path, draw: random.Random) -> None:
-    path.unlink()
-    path.mkdir()
 
 
 @pytest.mark.parametrize("seed", range(3))

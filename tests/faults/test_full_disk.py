@@ -65,7 +65,7 @@ def test_it_gives_up_in_the_end(inputs: Inputs, tmp_path: Path, code: int) -> No
     message = str(caught.value)
     assert f"checkpoint-8 cannot be written to '{run}'" in message
     needed = int(re.search(r"needs ([\d,]+) bytes, and [\d,]+ bytes are free", message)[1].replace(",", ""))  # type: ignore[index]
-    assert 0.9 < needed / checkpoint_bytes(inputs) < 1
+    assert 0.9 < needed / checkpoint_bytes(inputs) < 1.2
     assert f"`weitune train --resume {run}`" in message
     assert caught.value.exit_code == 2
     assert [(checkpoint.step, fault_of(checkpoint)) for checkpoint in list_checkpoints(run)] == [(EVERY, "")]

@@ -1,100 +1,17 @@
-"""Random histories of saving, rotating, rotting and crashing: never a loss of the newest good one or of the best.
-
-Expected is a model of a few lines: what has been saved, and which of it the history has damaged.
-"""
+"""Random histories of saving, rotating, rotting and crashing: never a loss of the newest good one or of the best."""
 
 from __future__ import annotations
 
-import errno
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.faults.layer import Killed, Layer, faults
-from tests.faults.small import is_intact, save
-from tests.faults.test_damage import cut, flip, lose
-from weitune.training import disk
-from weitune.training.checkpoint import FILES, MANIFEST, list_checkpoints, newest_good, set_aside
-from weitune.training.rotation import metric_of, rotate
-
-NOTE = "my notes.txt"
-
-
-@dataclass
-class History:
-    """A run as its user sees it."""
-
-    run: Path
-    draw: random.Random
-    step: int = 0
-    keep: int = 1
-    damaged: set[int] = field(default_factory=set)
-    """Folders in which something has rotted."""
-    notes: int = 0
-    """Files that a user has put into checkpoints."""
-
-    def good(self) -> dict[int, float]:
-        """Return the metric of every checkpoint that is there and intact, judged without weitune."""
-        there = [checkpoint for checkpoint in list_checkpoints(self.run) if checkpoint.step not in self.damaged]
-        return {checkpoint.step: metric_of(checkpoint) for checkpoint in there if is_intact(checkpoint)}
-
-    def go_on(self) -> None:
-        """Begin again after a crash, as a resumed run does."""
-        found, passed_over = newest_good(self.run)
-        disk.tidy(self.run)
-        for checkpoint, _ in passed_over:
-            set_aside(checkpoint)
-        self.step = found.step if found else 0
-
-    def save_and_rotate(self) -> None:
-        self.step += self.draw.randint(1, 3)
-        self.store(self.draw.choice([None, round(self.draw.random(), 3)]))
-
-    def store(self, metric: float | None) -> None:
-        save(self.run, self.step, metric)
-        self.damaged.discard(self.step)
-        rotate(self.run, self.keep)
-
-    def rot(self) -> None:
-        """Damage one checkpoint, as a failing disk or a careless user does."""
-        there = list_checkpoints(self.run)
-        if there:
-            victim = self.draw.choice(there)
-            path = victim.folder / self.draw.choice([*FILES, MANIFEST])
-            if path.is_file() and path.stat().st_size:
-                self.draw.choice([cut, flip, lose])(path, self.draw)
-                self.damaged.add(victim.step)
-
-    def leave_a_note(self) -> None:
-        there = list_checkpoints(self.run)
-        if there and self.draw.random() < 0.3:
-            note = self.draw.choice(there).folder / NOTE
-            self.notes += not note.exists()
-            note.write_text("the one I like")
-
-
-def interrupted(history: History) -> None:
-    """Save and rotate, but be killed, lose power, or meet a full disk somewhere on the way."""
-    draw, kind = history.draw, history.draw.choice(["kill", "power cut", "full"])
-    number = draw.randint(1, 60)
-
-    def full(call: str, n: int) -> int | None:
-        return errno.ENOSPC if kind == "full" and call in {"write", "open", "mkdir"} and n >= number else None
-
-    layer = Layer(kill_at=None if kind == "full" else number, fails=full)
-    history.step += draw.randint(1, 3)
-    metric = draw.choice([None, round(draw.random(), 3)])
-    try:
-        with faults(layer):
-            history.store(metric)
-    except Killed:
-        if kind == "power cut":
-            layer.after_power_cut(history.run, draw)
-        history.go_on()
-    except OSError:
-        history.store(metric)  # the run has waited, and tries again
+from tests.faults.damage import flip, lose
+from tests.faults.history import live
+from tests.faults.small import save
+from weitune.training.checkpoint import FILES, MANIFEST, list_checkpoints
+from weitune.training.rotation import rotate
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -102,26 +19,7 @@ def test_a_thousand_histories(tmp_path: Path, block: int) -> None:
     for seed in range(100 * block, 100 * block + 100):
         run = tmp_path / str(seed)
         run.mkdir()
-        draw = random.Random(seed)
-        history = History(run, draw, keep=draw.randint(1, 3))
-        for _ in range(draw.randint(3, 12)):
-            before = history.good()
-            event = draw.choices(
-                [History.save_and_rotate, interrupted, History.rot, History.leave_a_note], [4, 4, 1, 1]
-            )[0]
-            event(history)
-            after = history.good()
-            if event is History.rot:
-                history.go_on()
-                continue
-            newest = max(before, default=None)
-            assert newest is None or max(after, default=-1) >= newest, f"seed {seed}: the newest good one is lost"
-            best = min(before.values(), default=None)
-            assert best is None or min(after.values(), default=2) <= best, f"seed {seed}: the best is lost"
-            assert len(list(run.rglob(NOTE))) == history.notes, f"seed {seed}: a user's file is lost"
-        found, _ = newest_good(run)
-        good = history.good()
-        assert not good or (found is not None and found.step >= max(good)), f"seed {seed}"
+        live(run, seed)
 
 
 class TestRotation:

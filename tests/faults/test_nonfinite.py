@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,65 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.faults.injection import Kind, bad_gradient, bad_loss, bad_weight, inject
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result
 from weitune.errors import NonFiniteError
 from weitune.model.supervised import SupervisedModel
-from weitune.training import loop as loop_module
 from weitune.training.checkpoint import list_checkpoints, newest_good
 from weitune.training.events import read_events
 from weitune.training.run import resume, train
-
-
-class BrokenGradient(torch.autograd.Function):
-    """Hands the loss on as it is, and its gradient multiplied by a number that is not finite."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, bad: float) -> Tensor:
-        ctx.bad = bad
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0] * ctx.bad, None
-
-
-def bad_loss(model: SupervisedModel, loss: Tensor, bad: float) -> Tensor:
-    return loss * bad
-
-
-def bad_gradient(model: SupervisedModel, loss: Tensor, bad: float) -> Tensor:
-    result: Tensor = BrokenGradient.apply(loss, bad)
-    return result
-
-
-def bad_weight(model: SupervisedModel, loss: Tensor, bad: float) -> Tensor:
-    """One number of the adapter is bad, as after a fault of the memory."""
-    parameter = next(p for p in model.parameters() if p.requires_grad)
-    with torch.no_grad():
-        parameter[0, 0] = bad
-    return loss + parameter.sum() * 0.0
-
-
-@pytest.fixture
-def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that makes a number bad in step ``step`` (from 1)."""
-
-    def injected(kind: Callable[[SupervisedModel, Tensor, float], Tensor], step: int, bad: float) -> None:
-        now = {"step": 0}
-        seed_step, forward = loop_module.seed_step, SupervisedModel.forward
-
-        def note_step(seed: int, k: int, rank: int) -> None:
-            now["step"] = k + 1
-            seed_step(seed, k, rank)
-
-        def broken(self: SupervisedModel, row: Any) -> Tensor:
-            loss = forward(self, row)
-            return kind(self, loss, bad) if now["step"] == step else loss
-
-        monkeypatch.setattr(loop_module, "seed_step", note_step)
-        monkeypatch.setattr(SupervisedModel, "forward", broken)
-
-    return injected
 
 
 @pytest.mark.parametrize("step", [1, EVERY + 1, STEPS])
@@ -83,16 +30,15 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_stops_within_the_step(
     inputs: Inputs,
     tmp_path: Path,
-    inject: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
-    kind: Callable[..., Tensor],
+    kind: Kind,
     bad: float,
     told: str,
     step: int,
 ) -> None:
     run = tmp_path / "run"
     listener = Listener()
-    inject(kind, step, bad)
+    inject(monkeypatch, kind, step, bad)
     with pytest.raises(NonFiniteError) as caught:
         train(inputs.recipe(run), reporter=listener, device="cpu")
     assert caught.value.exit_code == 3

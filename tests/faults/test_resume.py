@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults.damage import Damage, cut, flip, lose
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result, digest
-from tests.faults.test_damage import Damage, cut, flip, lose
 from weitune.errors import Interrupted, RunError
 from weitune.recipe.load import load_recipe
 from weitune.training.checkpoint import FILES, MANIFEST, list_checkpoints

@@ -105,7 +105,7 @@ def test_it_is_a_copy() -> None:
             state["exp_avg"].add_(1.0)
             state["step"].add_(1.0)
     assert dict(snapshot.files()) == before
-    assert 0 < snapshot.size_bytes < sum(map(len, before.values()))
+    assert 0.9 < snapshot.size_bytes / sum(map(len, before.values())) < 1.4
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

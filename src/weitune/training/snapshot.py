@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_HEADER_BYTES, _JSON_BYTES = 160, 16_384
+"""What safetensors says of a tensor, and the other files of a checkpoint, roughly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +64,9 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        """How much room its checkpoint needs, without headers."""
-        return sum(tensor.nbytes for tensor in (*self.adapter.values(), *self.moments.values()))
+        """About how much room its checkpoint needs."""
+        tensors = [*self.adapter.values(), *self.moments.values()]
+        return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + _JSON_BYTES
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and contents of every file of the checkpoint; one at a time is in memory."""
