@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "weitune", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    "weitune-data", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
-settings.load_profile("weitune")
+settings.load_profile("weitune-data")
 
 _PROJECT = Path(__file__).parents[2]
 SHARED = _PROJECT.parent / "shared"

@@ -152,7 +152,7 @@ def _framing(recipe: Any) -> tuple[Any, Any]:
     from weitune.model.load import load_tokenizer
     from weitune.model.locate import locate
 
-    tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision))
+    tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False))
     return framing_for(tokenizer, recipe.tokens), tokenizer
 
 

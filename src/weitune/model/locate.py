@@ -19,7 +19,8 @@ from pathlib import Path
 
 from weitune.errors import MissingExtraError, ModelError
 
-_SNAPSHOT_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
+_WEIGHT_FILES = ["*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,10 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "weitune"
 
 
-def locate(model: str, *, hub: str = "huggingface", revision: str | None = None) -> ModelFiles:
+def locate(model: str, *, hub: str = "huggingface", revision: str | None = None, weights: bool = True) -> ModelFiles:
     """Return the files of ``model`` (see the module's docstring), downloading them if they are not here.
+
+    Without ``weights`` only what is small is downloaded from a hub: enough for the tokenizer.
 
     Raises ModelError if there is no such model, or MissingExtraError if the hub's client is not installed.
     """
@@ -76,7 +79,8 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None)
             f"there is no model '{model}': no such folder or file, and it does not have the form of a hub id",
             "Give a model folder, a .gguf file, a hub id such as Qwen/Qwen2.5-7B-Instruct, or builtin:smollm2-135m.",
         )
-    return ModelFiles(_from_modelscope(model, revision) if hub == "modelscope" else _from_huggingface(model, revision))
+    download = _from_modelscope if hub == "modelscope" else _from_huggingface
+    return ModelFiles(download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])]))
 
 
 def _folder(path: Path) -> ModelFiles:
@@ -93,12 +97,12 @@ def _folder(path: Path) -> ModelFiles:
     )
 
 
-def _from_huggingface(model: str, revision: str | None) -> Path:
+def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_SNAPSHOT_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(
             f"'{model}' wants its licence accepted first",
@@ -117,13 +121,13 @@ def _from_huggingface(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def _from_modelscope(model: str, revision: str | None) -> Path:
+def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         from modelscope import snapshot_download
     except ImportError:
         raise MissingExtraError("modelscope", "modelscope") from None
     try:
-        return Path(snapshot_download(model, revision=revision, allow_file_pattern=_SNAPSHOT_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_file_pattern=patterns))
     except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
         raise ModelError(
             f"'{model}' could not be downloaded from ModelScope: {_first_line(error)}",
