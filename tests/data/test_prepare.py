@@ -14,15 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.families import tokenizer_of
+from weitune.data import batches as batches_module
 from weitune.data import prepare as prepare_module
 from weitune.data.cache import building, data_cache
 from weitune.data.check import check
 from weitune.data.conversation import Conversation, Example, Span, Turn
-from weitune.data.prepare import cut, prepare, read_options
+from weitune.data.prepare import prepare, read_options
 from weitune.data.problems import Problem
 from weitune.data.read import read_conversations
 from weitune.data.render import Framing, framing_for
 from weitune.data.report import Twins
+from weitune.data.settle import cut
 from weitune.errors import DataError, InputError, RecipeError
 from weitune.recipe.schema import Recipe, Tokens
 
@@ -60,7 +62,7 @@ def test_examples_are_those_of_the_framing(lines: Callable[..., Path], monkeypat
     conversations = list(read_conversations(recipe.data, read_options(recipe), recipe.system))
     expected = [e for group in framing(recipe.tokens).examples_batch(conversations) for e in group]
     for batch in (3, 7, 1024):  # the batch must not matter
-        monkeypatch.setattr(prepare_module, "_BATCH", batch)
+        monkeypatch.setattr(batches_module, "_BATCH", batch)
         shutil.rmtree(data_cache(), ignore_errors=True)
         prepared = prepared_from(recipe)
         assert list(prepared) == expected
@@ -83,7 +85,7 @@ def test_long_texts_end_a_batch_early(lines: Callable[..., Path], monkeypatch: p
         return begin(self, drafts)
 
     monkeypatch.setattr(Framing, "begin", counting)
-    monkeypatch.setattr(prepare_module, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(batches_module, "_BATCH_CHARACTERS", 100)
     prepared_from(recipe_for(lines([{"instruction": "x" * 60, "output": "y"}] * 4)))
     assert sizes[:2] == [2, 2]
 
@@ -250,7 +252,7 @@ def test_an_interrupted_preparation_leaves_nothing(lines: Callable[..., Path], m
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_module, "_settle", interrupted)
+    monkeypatch.setattr(prepare_module, "settle", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared_from(recipe_for(lines(ROWS)))
     assert not list(data_cache().iterdir())

@@ -36,7 +36,7 @@ def _options(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-@command.command("check")
+@command.command("check", short_help="Judge data before training.")
 @_options(*_READING, *_TOKENS, "train.batch_size")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool, **options: Any) -> int:
@@ -63,7 +63,7 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     return 0 if result.ready else 2
 
 
-@command.command("preview")
+@command.command("preview", short_help="Show what exactly is learned.")
 @_options(*_READING, *_TOKENS)
 @click.option("--row", type=click.IntRange(1), metavar="N", help="Show only the N-th row of all files together.")
 @click.option("--limit", type=click.IntRange(1), help="Rows to show.  [default: 3, in a page 500]")
@@ -107,7 +107,7 @@ def preview_command(
     return 2 if all(item.problems for item in items) else 0
 
 
-@command.command("convert")
+@command.command("convert", short_help="Write any format as clean messages.")
 @_options("system", "columns", "format")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to write; standard output if not given.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")

@@ -5,42 +5,33 @@
                                              Rust, all cores
 
 Everything is found by a fingerprint of file contents, framing and options, so a second start only opens the file.
-Memory holds one batch and 16 bytes a row. While one batch is in the tokenizer, the next one is read and framed.
+Memory holds a few batches and 16 bytes a row.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
+from weitune.data.batches import encoded_batches, without_cycle_collection
 from weitune.data.cache import EXAMPLES, REPORT, building, data_cache
-from weitune.data.conversation import Conversation, Example, Span
-from weitune.data.encode import Draft, EncodingBatch
+from weitune.data.conversation import Example
 from weitune.data.formats import Options
-from weitune.data.problems import Problem, Problems
 from weitune.data.read import Reader
 from weitune.data.render import Framing
 from weitune.data.report import Accounts, DataReport, make_report
+from weitune.data.settle import settle, weighted
 from weitune.data.store import ExampleWriter, StoredExamples
 from weitune.errors import DataError, RecipeError
 from weitune.recipe.schema import Recipe
 
 Progress = Callable[[int, "int | None"], None]
 
-_BATCH = 1024
-_AHEAD = 2
-"""Batches that are in the tokenizer while Python goes on, so that no core waits."""
-_BATCH_CHARACTERS = 4_000_000
 _VERSION = 1
 """Raised when the same data would be prepared differently."""
 
@@ -149,40 +140,18 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-@contextmanager
-def _without_cycle_collection() -> Iterator[None]:
-    """Rows leave no reference cycles, but their many small objects make Python look for some all over the heap, which
-    took a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class _Row(NamedTuple):
-    """A row on its way: its drafts, and later its examples, stand at ``start`` to ``stop`` of its batch."""
-
-    source: int
-    conversation: Conversation
-    start: int
-    stop: int
-
-
 def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
     """Write the examples of all rows that are in order to ``path``; the other rows go to the reader's problems."""
     accounts = Accounts()
     weights = _source_weights(reader, recipe)
-    with ExampleWriter(path) as writer, _without_cycle_collection():
-        for rows, examples in _encoded(reader, recipe, framing):
+    with ExampleWriter(path) as writer, without_cycle_collection():
+        for rows, examples in encoded_batches(reader, framing, recipe.system):
             kept: list[tuple[int, Example]] = []
             for row in rows:
                 made = examples[row.start : row.stop]
                 if weights[row.source] != 1:
-                    made = [_weighted(example, weights[row.source]) for example in made]
-                settled = _settle(row.conversation, made, recipe, accounts, reader.problems)
+                    made = [weighted(example, weights[row.source]) for example in made]
+                settled = settle(row.conversation, made, recipe.tokens, accounts, reader.problems)
                 kept += [(row.source, example) for example in settled]
             writer.write(kept)
             if progress is not None:
@@ -190,124 +159,3 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
     sources = [report.to_json() for report in reader.reports]
     stored = StoredExamples(path, [source["name"] for source in sources])
     return make_report(accounts, sources, reader.problems.rows, stored.lengths, stored.supervised)
-
-
-def _encoded(
-    reader: Reader, recipe: Recipe, framing: Framing
-) -> Iterator[tuple[list[_Row], list[Example | DataError]]]:
-    """Yield batches of rows with their examples; some are in the tokenizer while the next one is framed."""
-    waiting: deque[tuple[list[_Row], list[Draft], EncodingBatch, Future[None]]] = deque()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        for rows, drafts in _framed(reader, recipe, framing):
-            batch = framing.begin(drafts)
-            waiting.append((rows, drafts, batch, pool.submit(batch.run)))
-            if len(waiting) > _AHEAD:
-                yield _finished(framing, *waiting.popleft())
-        while waiting:
-            yield _finished(framing, *waiting.popleft())
-
-
-def _finished(
-    framing: Framing, rows: list[_Row], drafts: list[Draft], batch: EncodingBatch, run: Future[None]
-) -> tuple[list[_Row], list[Example | DataError]]:
-    """Wait for a batch; if one of its drafts cannot be encoded, find out which."""
-    run.result()
-    try:
-        return rows, list(batch.finish())
-    except DataError:
-        return rows, [_encode_one(framing, draft) for draft in drafts]
-
-
-def _encode_one(framing: Framing, draft: Draft) -> Example | DataError:
-    try:
-        return framing.encode([draft])[0]
-    except DataError as error:
-        return error
-
-
-def _framed(reader: Reader, recipe: Recipe, framing: Framing) -> Iterator[tuple[list[_Row], list[Draft]]]:
-    """Yield batches of rows with their drafts; a row that cannot be framed goes to the reader's problems."""
-    rows: list[_Row] = []
-    drafts: list[Draft] = []
-    characters = 0
-    for source, read in reader.conversations():
-        conversation = read.with_system(recipe.system)
-        try:
-            made = framing.draft(conversation)
-        except DataError as error:
-            reader.problems.add([problem for problem in error.problems if isinstance(problem, Problem)])
-            continue
-        rows.append(_Row(source, conversation, len(drafts), len(drafts) + len(made)))
-        drafts += made
-        characters += sum(len(turn.content) for turn in conversation.turns) * len(made)
-        if len(drafts) >= _BATCH or characters >= _BATCH_CHARACTERS:
-            yield rows, drafts
-            rows, drafts, characters = [], [], 0
-    yield rows, drafts
-
-
-def _settle(
-    conversation: Conversation,
-    examples: Sequence[Example | DataError],
-    recipe: Recipe,
-    accounts: Accounts,
-    problems: Problems,
-) -> list[Example]:
-    """Return the examples of a row that are kept, cut if need be, and book the row."""
-    limit, truncation = recipe.tokens.max_length, recipe.tokens.truncation
-    kept: list[Example] = []
-    reasons: list[str] = []
-    faults: list[Problem] = []
-    for example in examples:
-        if isinstance(example, DataError):
-            faults += [_standing(problem, conversation) for problem in example.problems if isinstance(problem, Problem)]
-        elif not example.spans:
-            reasons.append("without a learned token")
-        elif len(example.input_ids) <= limit:
-            kept.append(example)
-        else:
-            shorter = cut(example, limit)
-            accounts.too_long += 1
-            accounts.lost_by_cut += example.supervised - shorter.supervised
-            if truncation == "error":
-                faults.append(_too_long(conversation, len(example.input_ids), limit))
-            elif truncation == "drop":
-                reasons.append(f"longer than {limit:,} tokens")
-            elif not shorter.spans:
-                reasons.append(f"with nothing to learn in the first {limit:,} tokens")
-            else:
-                accounts.cut += 1
-                kept.append(shorter)
-    if faults:
-        problems.add(faults)
-        return []
-    accounts.row(conversation, len(kept), reasons)
-    return kept
-
-
-def _weighted(example: Example | DataError, weight: float) -> Example | DataError:
-    """Scale what is learned of an example by the weight of its file."""
-    if isinstance(example, DataError):
-        return example
-    spans = [Span(span.start, span.stop, span.weight * weight) for span in example.spans]
-    return Example(example.input_ids, tuple(span for span in spans if span.weight), example.origin)
-
-
-def cut(example: Example, max_length: int) -> Example:
-    """Return the first ``max_length`` tokens of ``example`` and what is learned of them."""
-    spans = (Span(span.start, min(span.stop, max_length), span.weight) for span in example.spans)
-    return Example(example.input_ids[:max_length], tuple(s for s in spans if s.start < s.stop), example.origin)
-
-
-def _too_long(conversation: Conversation, tokens: int, limit: int) -> Problem:
-    problem = Problem(
-        "too long",
-        f"at most {limit:,} tokens",
-        f"{tokens:,} tokens",
-        "Raise `tokens.max_length`, or let `tokens.truncation` drop or cut long examples.",
-    )
-    return _standing(problem, conversation)
-
-
-def _standing(problem: Problem, conversation: Conversation) -> Problem:
-    return problem.at(conversation.origin) if conversation.origin else problem

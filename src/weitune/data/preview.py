@@ -12,11 +12,11 @@ from itertools import groupby, islice
 from typing import Any, Literal
 
 from weitune.data.conversation import Conversation, Example, Origin
-from weitune.data.prepare import cut
 from weitune.data.problems import Problem
 from weitune.data.read import Reader
 from weitune.data.render import Framing
 from weitune.data.report import has_empty_answer
+from weitune.data.settle import cut
 from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
 
