@@ -55,8 +55,8 @@ def make_trainer(
     settings = TrainingArguments(
         **{
             "output_dir": tempfile.mkdtemp(),
-            "per_device_train_batch_size": per_device,
-            "gradient_accumulation_steps": batch_size // per_device,
+            "per_device_train_batch_size": min(per_device, batch_size),
+            "gradient_accumulation_steps": batch_size // min(per_device, batch_size),
             "num_train_epochs": 1,
             "learning_rate": 1e-4,
             "lr_scheduler_type": "linear",

@@ -5,6 +5,8 @@ Only safetensors and GGUF weights are read, and no code that comes with a model 
 
 from __future__ import annotations
 
+import io
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,8 +148,11 @@ def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedMo
         options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"use_safetensors": True}
+    # The GGUF reader draws a bar of its own on standard error, terminal or not.
+    aside: AbstractContextManager[Any] = redirect_stderr(io.StringIO()) if files.gguf else nullcontext()
     try:
-        model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
+        with aside:
+            model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
     except Exception as error:
         raise ModelError(
             f"the model in '{files.folder}' cannot be loaded: {_first_line(error)}", _cure(files.folder)
