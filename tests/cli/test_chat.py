@@ -71,7 +71,7 @@ def test_system_prompt_and_sampling_can_be_set(run: Run, capsys: pytest.CaptureF
         (["no-such-folder"], "there is no folder 'no-such-folder'", "weitune train"),
         (["{run}/checkpoint-5"], "is a part of the run", "--checkpoint 5"),
         (["{run}", "--checkpoint", "7"], "has no checkpoint 7", "It has 5."),
-        (["{run}", "--checkpoint", "x"], "'x' is neither a step nor 'last' nor 'base'", ""),
+        (["{run}", "--checkpoint", "x"], "'x' is neither a step nor 'last', 'best' or 'base'", ""),
         (["{run}", "--top-p", "2"], "top_p must be above 0 and at most 1; found 2.0", "default"),
         (["{run}", "--prompt", "long " * 2000], "the model takes 1,024 at most", "Shorten it"),
     ],

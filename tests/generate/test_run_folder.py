@@ -60,6 +60,17 @@ def test_an_unknown_checkpoint_names_those_that_exist(tiny_run: Path) -> None:
     assert "5, 10" in error.value.cure
 
 
+def test_the_best_checkpoint_is_the_one_with_the_lowest_metric(copied_run: Path) -> None:
+    with pytest.raises(RunError, match="none is known as the best") as error:
+        Run(copied_run).adapter_folder("best")
+    assert "validation" in error.value.cure
+    for step, metric in ((5, 1.25), (10, 1.5)):
+        (copied_run / f"checkpoint-{step}" / "state.json").write_text(json.dumps({"step": step, "metric": metric}))
+    assert Run(copied_run).adapter_folder("best") == copied_run / "checkpoint-5"
+    (copied_run / "checkpoint-5" / "state.json").write_text('{"metric": NaN}')
+    assert Run(copied_run).adapter_folder("best") == copied_run / "checkpoint-10"
+
+
 def test_what_is_not_a_run_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path, message in ((tmp_path / "none", "there is no folder"), (tmp_path / "file", "is a file"),

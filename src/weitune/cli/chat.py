@@ -19,17 +19,17 @@ _SIMPLE_TYPES = {"int": int, "float": float, "int | None": int}
 
 
 class Checkpoint(click.ParamType):  # type: ignore[type-arg]
-    """``last``, ``base``, or the step of a checkpoint."""
+    """``last``, ``best``, ``base``, or the step of a checkpoint."""
 
     name = "checkpoint"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Which:
         """Return ``value`` as a word or a number."""
-        if value in {"last", "base"} or isinstance(value, int):
+        if value in {"last", "best", "base"} or isinstance(value, int):
             return value  # type: ignore[no-any-return]
         step = str(value).removeprefix("checkpoint-")
         if not step.isdecimal():
-            self.fail(f"'{value}' is neither a step nor 'last' nor 'base'", param, ctx)
+            self.fail(f"'{value}' is neither a step nor 'last', 'best' or 'base'", param, ctx)
         return int(step)
 
 
@@ -49,11 +49,11 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--prompt", metavar="TEXT", help="Answer TEXT on standard output, and nothing else, and exit.")
 @click.option(
     "--checkpoint",
-    metavar="N|last|base",
+    metavar="N|last|best|base",
     type=Checkpoint(),
     default="last",
     show_default=True,
-    help="The adapter of step N, the last one, or none at all.",
+    help="The adapter of step N, the last one, the one with the lowest validation loss, or none.",
 )
 @click.option("--system", metavar="TEXT", help="System prompt instead of the run's own; '' for none.")
 @sampling_options

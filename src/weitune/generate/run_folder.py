@@ -10,6 +10,7 @@ runs/zhenhuan/
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from weitune.generate.engine import Engine
     from weitune.recipe.schema import Recipe
 
-Which: TypeAlias = "Literal['last', 'base'] | int"
-"""An adapter of a run: the last one, none at all, or that of a checkpoint's step."""
+Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
+"""An adapter of a run: the last one, the one with the lowest validation loss, none, or that of a checkpoint's step."""
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -66,7 +67,7 @@ class Run:
         """Return the PEFT folder of an adapter; None for ``base``, which has none.
 
         ``last`` is the final adapter, or the newest checkpoint while there is none. Raises RunError if the run has no
-        adapter yet or no such checkpoint.
+        adapter yet, no such checkpoint, or for ``best`` none that was validated.
         """
         if which == "base":
             return None
@@ -80,6 +81,8 @@ class Run:
                 f"the run '{self.path}' has no adapter yet: it did not reach its first checkpoint",
                 f"Go on with it:  weitune train --resume {self.path}",
             )
+        if which == "best":
+            return self.path / f"checkpoint-{self._best(steps)}"
         if which not in steps:
             known = f"It has {', '.join(map(str, steps))}." if steps else "It has none."
             raise RunError(
@@ -87,6 +90,17 @@ class Run:
                 f"{known} 'last' stands for the final adapter, 'base' for the model without one.",
             )
         return self.path / f"checkpoint-{which}"
+
+    def _best(self, steps: list[int]) -> int:
+        """Return the step of the checkpoint with the lowest metric, the latest one of equals."""
+        metrics = {step: _metric(self.path / f"checkpoint-{step}" / "state.json") for step in steps}
+        measured = {step: metric for step, metric in metrics.items() if metric is not None}
+        if not measured:
+            raise RunError(
+                f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
+                "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
+            )
+        return min(measured, key=lambda step: (measured[step], -step))
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the run's events in order; a line that a crash or a full disk tore is passed over."""
@@ -147,6 +161,14 @@ class Run:
 
 def _is_adapter(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _ADAPTER_FILES)
+
+
+def _metric(path: Path) -> float | None:
+    try:
+        metric = json.loads(path.read_text(encoding="utf-8")).get("metric")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return metric if isinstance(metric, float) and math.isfinite(metric) else None
 
 
 def _not_a_run(path: Path) -> RunError:
