@@ -55,6 +55,7 @@ class Scene:
         process = self.start(self.expected)
         assert process.wait() == 0, process.said
         self.seconds = time.perf_counter() - began
+        """What a run takes whose libraries are loaded already."""
 
     def arguments(self, run: Path) -> list[str]:
         """Return the command line that begins the run, or goes on with it if its folder is there."""
@@ -91,7 +92,7 @@ def instant(scene: Scene, run: Path, process: Process, kind: str) -> str:
     if kind == "save":
         number = 5 * draw.randint(1, LONG // 5 - 1)
         partial, final = run / f".checkpoint-{number}.partial", run / f"checkpoint-{number}"
-        process.until(lambda: partial.exists() or final.exists(), pause=0)
+        process.until(lambda: partial.exists() or final.exists(), pause=0.0005)
         pause = draw.uniform(0, 0.008)
         time.sleep(pause)
         return f"{1000 * pause:.1f} ms into checkpoint {number}"
@@ -103,13 +104,17 @@ def instant(scene: Scene, run: Path, process: Process, kind: str) -> str:
 
 
 def kills(scene: Scene) -> dict[str, Any]:
-    """SIGKILL: four cold starts, four warm ones, eight while training, four while saving."""
+    """SIGKILL: four at any instant of a process of its own, four while loading, eight in training, four in saving."""
     outcomes = []
+    began = time.perf_counter()
+    assert scene.start_cold(scene.scratch / "cold").wait() == 0
+    whole = time.perf_counter() - began
+    assert digest(scene.scratch / "cold" / "adapter") == digest(scene.expected / "adapter")
     for number, kind in enumerate(["cold"] * 4 + ["start"] * 4 + ["step"] * 8 + ["save"] * 4):
         run = scene.scratch / f"killed-{number}"
         if kind == "cold":
             cold = scene.start_cold(run)
-            pause = scene.draw.uniform(0.2, scene.seconds + 6)
+            pause = scene.draw.uniform(0.1, whole)
             time.sleep(pause)
             cold.send_signal(signal.SIGKILL)
             code, when = cold.wait(), f"cold, after {pause:.2f} s"

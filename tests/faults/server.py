@@ -7,8 +7,10 @@ real processes: they can be killed for good. No tensor is computed before the fo
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 import traceback
 
@@ -19,6 +21,7 @@ def run(arguments: list[str], output: str) -> None:
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115  (the server's own has been read from)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    faulthandler.register(signal.SIGUSR2, file=2)  # to ask one that hangs where it is
     code = 1
     try:
         import torch

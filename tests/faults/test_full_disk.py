@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import random
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.faults.damage import lose
 from tests.faults.layer import Layer, faults
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result
+from tests.faults.test_resume import stopped
 from weitune.errors import RunError
 from weitune.training import patience
-from weitune.training.checkpoint import fault_of, list_checkpoints, newest_good
+from weitune.training.checkpoint import FILES, fault_of, list_checkpoints, newest_good
 from weitune.training.events import FILE, read_events
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
@@ -109,6 +112,18 @@ def test_old_checkpoints_that_cannot_be_deleted_do_not_stop_a_run(inputs: Inputs
     assert "older checkpoints could not be deleted" in listener.text
     resume(tmp_path / "run", device="cpu")
     assert not list((tmp_path / "run").glob(".checkpoint*"))
+
+
+@pytest.mark.parametrize("call", ["open", "replace", "rename"])
+def test_a_disk_that_refuses_at_the_start_of_a_resume(inputs: Inputs, tmp_path: Path, call: str) -> None:
+    """The lock, the events that are cleaned, the damaged checkpoint that is set aside."""
+    run = stopped(inputs, tmp_path / "run", 6)
+    lose(run / "checkpoint-6" / FILES[1], random.Random(0))
+    layer = Layer(fails=lambda name, number: errno.EROFS if name == call else None)
+    with faults(layer), pytest.raises(RunError, match=f"'{run}' cannot be written to: .*Read-only"):
+        resume(run, device="cpu")
+    resume(run, device="cpu")
+    assert_same_result(run, inputs.undisturbed)
 
 
 def test_a_folder_that_cannot_be_made(inputs: Inputs, tmp_path: Path) -> None:

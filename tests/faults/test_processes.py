@@ -61,7 +61,7 @@ def test_killed(start: Callable[..., Process], inputs: Inputs, tmp_path: Path, m
     elif moment == "folder made":
         process.until(run.exists)
     elif moment == "saving":
-        process.until(lambda: list(run.glob(".checkpoint-*.partial")) or list_checkpoints(run), pause=0)
+        process.until(lambda: list(run.glob(".checkpoint-*.partial")) or list_checkpoints(run), pause=0.0005)
     else:
         process.until(lambda: steps_done(run) >= int(moment[5]))
     process.send(signal.SIGKILL)

@@ -10,10 +10,12 @@ import torch
 from tests.tiny import save_tiny, tiny_model
 from weitune.errors import ModelError, RunError
 from weitune.model.host_memory import HostMemory
-from weitune.model.load import load_tokenizer
+from weitune.model.load import load_model, load_tokenizer
 from weitune.model.locate import locate
 from weitune.model.memory import activation_bytes_per_token
+from weitune.recipe.schema import Lora
 from weitune.training import foresight
+from weitune.training.assemble import Trainable, make_trainable
 from weitune.training.foresight import MemoryNeed, MemoryWatch, load_if_it_fits, weight_numbers
 
 CPU = torch.device("cpu")
@@ -52,18 +54,23 @@ def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class TestNeed:
-    def test_of_a_pass(self) -> None:
-        model = tiny_model()
-        need = MemoryNeed.of(model, micro_tokens=2048, batch_size=16, longest=300)
+    @pytest.fixture
+    def trainable(self, tmp_path: Path) -> Trainable:
+        return make_trainable(
+            load_model(str(save_tiny(tmp_path)), precision="fp32", device="cpu"), Lora(), seed=0, base=""
+        )
+
+    def test_of_a_pass(self, trainable: Trainable) -> None:
+        need = MemoryNeed.of(trainable, micro_tokens=2048, batch_size=16, longest=300)
         assert need.tokens == 2048
-        assert need.bytes == 2048 * activation_bytes_per_token(model)
+        assert need.bytes == 2048 * activation_bytes_per_token(trainable.loaded.model, plain_blocks=True)
         assert "Lower train.micro_tokens (now 2,048" in need.cure
 
-    def test_of_a_small_batch(self) -> None:
-        assert MemoryNeed.of(tiny_model(), micro_tokens=16384, batch_size=4, longest=50).tokens == 200
+    def test_of_a_small_batch(self, trainable: Trainable) -> None:
+        assert MemoryNeed.of(trainable, micro_tokens=16384, batch_size=4, longest=50).tokens == 200
 
-    def test_of_one_example_longer_than_a_pass(self) -> None:
-        need = MemoryNeed.of(tiny_model(), micro_tokens=256, batch_size=4, longest=900)
+    def test_of_one_example_longer_than_a_pass(self, trainable: Trainable) -> None:
+        need = MemoryNeed.of(trainable, micro_tokens=256, batch_size=4, longest=900)
         assert need.tokens == 900
         assert "tokens.max_length" in need.cure
 

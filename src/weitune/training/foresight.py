@@ -23,9 +23,10 @@ from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_we
 from weitune.model.memory import activation_bytes_per_token, free_bytes, peak_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     from weitune.model.locate import ModelFiles
+    from weitune.training.assemble import Trainable
 
 _SCARCE = 0.03
 """Share of all memory below which what is left counts as nearly nothing."""
@@ -90,9 +91,11 @@ class MemoryNeed:
     """Tokens of the longest example."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, micro_tokens: int, batch_size: int, longest: int) -> MemoryNeed:
+    def of(cls, trainable: Trainable, micro_tokens: int, batch_size: int, longest: int) -> MemoryNeed:
         """Estimate the need of a run: a pass holds ``micro_tokens``, one example that is longer, or a whole batch."""
-        return cls(max(longest, min(micro_tokens, batch_size * longest)), activation_bytes_per_token(model), longest)
+        plain_blocks = trainable.abilities.plain_blocks
+        per_token = activation_bytes_per_token(trainable.loaded.model, plain_blocks=plain_blocks)
+        return cls(max(longest, min(micro_tokens, batch_size * longest)), per_token, longest)
 
     @property
     def bytes(self) -> int:

@@ -17,7 +17,7 @@ from weitune.training.events import FILE, EventLog
 from weitune.training.folder import ADAPTER_FOLDER
 from weitune.training.foresight import MemoryWatch
 from weitune.training.loop import Loop, StepRecord
-from weitune.training.patience import Patience
+from weitune.training.patience import Patience, refusals_explained
 from weitune.training.reporter import Reporter
 from weitune.training.saver import Saver
 from weitune.training.signals import StopRequest
@@ -70,7 +70,8 @@ class Journal:
             restore(checkpoint, self._model, self._loop.optimizer)
             self.step = self._saved = checkpoint.step
         if self._main:
-            self._log = EventLog(self._folder, keep_steps=self.step)
+            with refusals_explained(self._folder):
+                self._log = EventLog(self._folder, keep_steps=self.step)
             self._saver = Saver(self._folder, self._loop.train.keep_checkpoints, self._patience, self._log.flush)
             self._began = time.perf_counter() - self._log.seconds
             first = self._log.empty

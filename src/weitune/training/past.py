@@ -61,7 +61,7 @@ class Past:
     @property
     def micro_tokens(self) -> int | None:
         """The split of a step that ``auto`` stood for: the same split gives the same bits."""
-        return self.state.get("micro_tokens")
+        return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
 
     def steps(self, recipe: Recipe) -> int:
         """Return how many steps the whole run has by ``recipe``."""

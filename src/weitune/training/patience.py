@@ -1,10 +1,11 @@
-"""What to do when the disk will not take something that must be kept: pause, try again, and only then give up."""
+"""When the disk will not take what must be kept: pause, try again, and only then give up."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,18 @@ SECONDS = 300.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 _GLANCE_SECONDS = 0.2
 """How long a stop signal may go unnoticed while waiting."""
+
+
+@contextmanager
+def refusals_explained(run: Path) -> Iterator[None]:
+    """Raise RunError if the system refuses something in the block that is no use trying again."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"'{run.absolute()}' cannot be written to: {error}",
+            f"See to the folder's disk and permissions, then go on with `weitune train --resume {run}`.",
+        ) from error
 
 
 class Patience:

@@ -7,7 +7,7 @@ not as it was is found before anything of the run is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ from weitune.training.checkpoint import publish_adapter
 from weitune.training.ingredients import Ingredients, check_stops, gather
 from weitune.training.journal import Journal
 from weitune.training.lock import run_lock
+from weitune.training.loop import Loop
 from weitune.training.past import Past
+from weitune.training.patience import refusals_explained
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
 
@@ -47,12 +49,13 @@ def train(
     with _session(folder, reporter, stop, device) as session:
         parts = gather(recipe, session.reporter, session.accelerator)
         trainable = _load(session, parts, recipe.train.precision)
+        loop = _make_loop(session, parts, trainable)
         if session.main:
-            environment = _environment(parts, trainable)
+            environment = _environment(parts, trainable, loop)
             run_folder.create(folder, recipe, environment, parts.prepared.report.to_json())
         session.accelerator.wait_for_everyone()
         with session.lock():
-            _loop(session, parts, trainable)
+            _train(session, parts, trainable, loop)
     return Run(folder)
 
 
@@ -81,7 +84,8 @@ def resume(
         if past.checkpoint and past.step == past.steps(recipe):
             session.reporter.say(f"the run is complete after {past.step} steps; with more train.epochs it would go on")
             if session.main:
-                publish_adapter(past.checkpoint, folder / run_folder.ADAPTER_FOLDER)
+                with refusals_explained(folder):
+                    publish_adapter(past.checkpoint, folder / run_folder.ADAPTER_FOLDER)
         else:
             _go_on(session, past, recipe)
     return Run(folder)
@@ -112,13 +116,17 @@ class _Session:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run's lock, if this is the process that writes, and clear away what a killed one left."""
-        with run_lock(self.folder) if self.main else nullcontext() as lock:
-            if lock is not None:
-                if not lock.held:
-                    self.note("this file system has no locks: let no second process train in this folder")
-                if lock.abandoned:
-                    self.note(f"{lock.abandoned} had no orderly end: it was killed, or the machine stopped")
+        if not self.main:
+            yield
+            return
+        with ExitStack() as stack:
+            with refusals_explained(self.folder):
+                lock = stack.enter_context(run_lock(self.folder))
                 disk.tidy(self.folder)
+            if not lock.held:
+                self.note("this file system has no locks: let no second process train in this folder")
+            if lock.abandoned:
+                self.note(f"{lock.abandoned} had no orderly end: it was killed, or the machine stopped")
             yield
 
 
@@ -151,12 +159,18 @@ def _load(session: _Session, parts: Ingredients, precision: str) -> Trainable:
     return trainable
 
 
-def _environment(parts: Ingredients, trainable: Trainable) -> dict[str, Any]:
+def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micro_tokens: int | None = None) -> Loop:
+    train, accelerator = parts.recipe.train, session.accelerator
+    return make_loop(trainable, train, parts.prepared, parts.plan, accelerator=accelerator, micro_tokens=micro_tokens)
+
+
+def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[str, Any]:
     loaded = trainable.loaded
     return {
         **run_folder.describe_machine(loaded.device),
         "precision": str(loaded.dtype).removeprefix("torch."),
         "shares_rows": trainable.abilities.shares_rows,
+        "micro_tokens": loop.micro_tokens,
         "basis": parts.basis,
     }
 
@@ -176,19 +190,19 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
         session.note(f"{processes} devices instead of {past.state['processes']}: each draws dropout masks of its own")
     session.accelerator.wait_for_everyone()  # all have read what is changed from here on
     if session.main:
-        for line in past.set_aside_faulty():
-            session.note(line)
-        run_folder.update_recipe(session.folder, recipe)
-    _loop(session, parts, trainable, past)
+        with refusals_explained(session.folder):
+            for line in past.set_aside_faulty():
+                session.note(line)
+            run_folder.update_recipe(session.folder, recipe)
+    chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
+    _train(session, parts, trainable, _make_loop(session, parts, trainable, chosen), past)
 
 
-def _loop(session: _Session, parts: Ingredients, trainable: Trainable, past: Past | None = None) -> None:
+def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, past: Past | None = None) -> None:
     """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
     folder, train, plan = session.folder, parts.recipe.train, parts.plan
-    chosen = past.micro_tokens if past and train.micro_tokens == "auto" else None
-    loop = make_loop(trainable, train, parts.prepared, plan, accelerator=session.accelerator, micro_tokens=chosen)
     longest = int(parts.prepared.lengths.max())
-    need = foresight.MemoryNeed.of(trainable.loaded.model, loop.micro_tokens, train.batch_size, longest)
+    need = foresight.MemoryNeed.of(trainable, loop.micro_tokens, train.batch_size, longest)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)
     if foreseen := memory.foreseen():
         session.note(foreseen)
@@ -209,7 +223,7 @@ def _loop(session: _Session, parts: Ingredients, trainable: Trainable, past: Pas
             with memory.explained(_command(folder)):
                 loop.run(start, journal)
             if journal.step < plan.steps:
-                reason = session.stop.reason
+                reason = session.stop.reason or "another process"
                 raise Interrupted(f"stopped by {reason} after step {journal.step}; go on with {_command(folder)}")
             journal.finish()
         finally:
