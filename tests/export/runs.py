@@ -52,7 +52,9 @@ def save_adapter(folder: Path, model: Path, *, scale: float = 1, seed: int = 1, 
     settings = {"r": 4, "lora_alpha": 16, "target_modules": targets, "init_lora_weights": False, **config}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **settings))
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **settings)
+        )
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.data *= scale

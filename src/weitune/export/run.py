@@ -129,7 +129,9 @@ def _frames(tuned: Tuned) -> Any:
     tokenizer = tuned.tokenizer
 
     def render(messages: list[dict[str, str]], ask: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, template, tokenize=False, add_generation_prompt=ask))
+        return str(
+            tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
+        )
 
     plain, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     automatic = tokenizer.decode(plain[: len(plain) - len(bare)])
@@ -204,7 +206,7 @@ def _opened(folder: Path, tuned: Tuned, order: Order, probes: list[Probe], stage
 
 @contextmanager
 def _base_file(folder: Path, tuned: Tuned, stage: Stage) -> Iterator[Path]:
-    """Give a GGUF file of the base to try its adapter on: the base itself if it is one, a passing F16 if not."""
+    """Give a GGUF file of the base to try its adapter on: the base itself if it is one, a passing one if not."""
     if tuned.files.gguf:
         yield tuned.files.folder / tuned.files.gguf
         return
@@ -212,8 +214,9 @@ def _base_file(folder: Path, tuned: Tuned, stage: Stage) -> Iterator[Path]:
     scratch.mkdir(exist_ok=True)
     try:
         path = scratch / "base.gguf"
+        progress = stage("writing the base")
         write_gguf(
-            path, tuned, tuned.base, "F16", template=tuned.template_without_system, progress=stage("writing the base")
+            path, tuned, tuned.base, _trial_type(tuned), template=tuned.template_without_system, progress=progress
         )
         yield path
     finally:
@@ -222,12 +225,19 @@ def _base_file(folder: Path, tuned: Tuned, stage: Stage) -> Iterator[Path]:
 
 def _bounds(tuned: Tuned, order: Order) -> Bounds:
     if order.format == "merged":
-        slots = tuned.base.slots.values()
-        dtype = order.dtype or max((slot.dtype for slot in slots), key=lambda dtype: dtype.itemsize)
-        return _BOUNDS[str(dtype).removeprefix("torch.")]
+        return _BOUNDS[str(order.dtype or _base_dtype(tuned)).removeprefix("torch.")]
     if order.format == "gguf-adapter":
-        return _BOUNDS["Q8_0" if tuned.files.gguf else "F16"]
+        return _BOUNDS["Q8_0" if tuned.files.gguf else _trial_type(tuned)]
     return _BOUNDS[order.gguf_type]
+
+
+def _trial_type(tuned: Tuned) -> GgufType:
+    """Return the type of the base on which an adapter is tried: no narrower than the base's own weights."""
+    return "F32" if _base_dtype(tuned).itemsize > 2 else "F16"
+
+
+def _base_dtype(tuned: Tuned) -> torch.dtype:
+    return max((slot.dtype for slot in tuned.base.slots.values()), key=lambda dtype: dtype.itemsize)
 
 
 def _text_of(tuned: Tuned) -> Callable[[int], str]:
