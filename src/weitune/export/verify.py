@@ -5,8 +5,8 @@
     logprobs   mean absolute difference over the tokens of the taught answers, at most ``mean_difference``
     stop       the export ends answers at every token at which the run does, and where the run's own answers end
 
-Bounds belong to the number format. They were set from measurements on SmolLM2-135M and Qwen2.5-0.5B (docs/export.md),
-a few times what those showed: tight enough that a wrong scale, template, stop token or row order never passes.
+Bounds belong to the number format. Only those of merged and F32 exports rest on a measurement (SmolLM2-135M, 4
+prompts); the others are estimates that still have to be measured.
 """
 
 from __future__ import annotations

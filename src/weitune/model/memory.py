@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees for what it takes next, where the C library is glibc.
 
     A training step frees and takes the same large tensors again and again. By default each goes back to the system and
-    comes again page by page, which costs 3 % of a step; the peak is the same. See mallopt(3).
+    comes again page by page, some 50,000 page faults a step for Qwen2.5-0.5B; the peak is the same. See mallopt(3).
     """
     if sys.platform != "linux":
         return
