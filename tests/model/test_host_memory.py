@@ -11,8 +11,8 @@ from weitune.model.host_memory import HostMemory, host_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these files are Linux's")
 GIB = 1 << 30
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_V2 = ("memory.max", "memory.current", "")
 
 
 def machine(root: Path, groups: str = "") -> None:
@@ -25,7 +25,8 @@ def group(folder: Path, names: tuple[str, str, str], limit: int | str, used: int
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\nshmem 7\n")
+    half = cached // 2
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]}active_file {half}\n{names[2]}inactive_file {half}\n")
 
 
 def test_a_machine_without_groups(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_the_tightest_group_around_it_counts(tmp_path: Path) -> None:
 
 def test_a_container_of_version_1_that_does_not_see_its_own_path(tmp_path: Path) -> None:
     machine(tmp_path, "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n")
-    group(tmp_path / "sys/fs/cgroup/memory", _V1, 4 * GIB, GIB)
+    group(tmp_path / "sys/fs/cgroup/memory", _V1, 4 * GIB, 2 * GIB, GIB)
     assert host_memory(tmp_path) == HostMemory(3 * GIB, 4 * GIB)
 
 

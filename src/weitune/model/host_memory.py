@@ -3,7 +3,7 @@
 On Linux the kernel kills without a word, so the numbers that it goes by are read from where it keeps them: the
 machine's ``MemAvailable``, and for every control group around this process its limit less what is used and cannot be
 given back (cgroup v2: ``memory.max``, ``memory.current``; v1: ``memory.limit_in_bytes``, ``memory.usage_in_bytes``;
-pages of files, which can be given back, count as ``inactive_file`` in ``memory.stat``).
+pages of files, which can be given back, count as ``inactive_file`` and ``active_file`` in ``memory.stat``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 _NO_LIMIT = 1 << 60
 """Version 1 writes a number near 2^63 for no limit."""
-_V2 = ("memory.max", "memory.current", "inactive_file")
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +75,5 @@ def _limits(mount: Path, path: str, names: tuple[str, str, str]) -> Iterator[Hos
         except (OSError, ValueError):  # no such group, or the word "max"
             continue
         if limit < _NO_LIMIT:
-            yield HostMemory(max(0, limit - used + int(stat.get(names[2], 0))), limit)
+            files = sum(int(stat.get(f"{names[2]}{kind}_file", 0)) for kind in ("active", "inactive"))
+            yield HostMemory(max(0, min(limit, limit - used + files)), limit)

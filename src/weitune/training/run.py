@@ -187,7 +187,8 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
         session.note(f"{line}: the last bits may differ from an uninterrupted run")
     processes = session.accelerator.num_processes
     if past.state.get("processes", processes) != processes:
-        session.note(f"{processes} devices instead of {past.state['processes']}: each draws dropout masks of its own")
+        before = past.state["processes"]
+        session.note(f"devices: {processes} instead of {before}; each draws dropout masks of its own")
     session.accelerator.wait_for_everyone()  # all have read what is changed from here on
     if session.main:
         with refusals_explained(session.folder):
