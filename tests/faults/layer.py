@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,13 +106,18 @@ def faults(layer: Layer) -> Iterator[Layer]:
     def wrapped(name: str) -> Callable[..., Any]:
         return lambda *arguments, **options: layer(name, real[name], *arguments, **options)
 
-    for name in _CALLS:
-        setattr(os, name, wrapped(name))
+    places: list[Any] = [os]
+    if hasattr(pathlib, "_normal_accessor"):  # Python 3.10 keeps the functions of os there
+        places.append(pathlib._normal_accessor)
+    patched = [(place, name, getattr(place, name)) for place in places for name in real if hasattr(place, name)]
+    for place, name, function in patched:
+        if function is real[name]:
+            setattr(place, name, wrapped(name))
     try:
         yield layer
     finally:
-        for name, function in real.items():
-            setattr(os, name, function)
+        for place, name, function in patched:
+            setattr(place, name, function)
         for descriptor in layer.opened:
             os.close(descriptor)
 

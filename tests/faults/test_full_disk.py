@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.damage import lose
+from tests.faults.injection import bad_loss, inject
 from tests.faults.layer import Layer, faults
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result
 from tests.faults.test_resume import stopped
-from weitune.errors import RunError
+from weitune.errors import NonFiniteError, RunError
 from weitune.training import patience
 from weitune.training.checkpoint import FILES, fault_of, list_checkpoints, newest_good
 from weitune.training.events import FILE, read_events
@@ -112,6 +113,17 @@ def test_old_checkpoints_that_cannot_be_deleted_do_not_stop_a_run(inputs: Inputs
     assert "older checkpoints could not be deleted" in listener.text
     resume(tmp_path / "run", device="cpu")
     assert not list((tmp_path / "run").glob(".checkpoint*"))
+
+
+def test_a_run_that_ends_for_another_reason_says_what_was_not_written(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, bad_loss, EVERY + 1, float("nan"))
+    layer = Layer(fails=lambda call, number: errno.ENOSPC if call == "mkdir" and listener.records else None)
+    listener = Listener()
+    with faults(layer), pytest.raises(NonFiniteError):
+        train(inputs.recipe(tmp_path / "run"), reporter=listener, device="cpu")
+    assert "checkpoint-4 could not be written: [Errno 28] No space left on device" in listener.text
 
 
 @pytest.mark.parametrize("call", ["open", "replace", "rename"])

@@ -116,8 +116,8 @@ class Journal:
 
     def close(self) -> None:
         """Let the checkpoint at hand be finished, and close the events."""
-        if self._saver is not None:
-            self._saver.close()
+        if self._saver is not None and (trouble := self._saver.close()):
+            self._reporter.say(trouble)
         if self._log is not None:
             self._log.close()
             self._log = None

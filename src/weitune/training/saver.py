@@ -66,9 +66,11 @@ class Saver:
         self._pending = None
         return saved
 
-    def close(self) -> None:
-        """Wait for what is being written, without trying again, and end the thread."""
+    def close(self) -> str:
+        """Wait for what is being written, without trying again; return what went wrong, if anything."""
         self._thread.shutdown(wait=True)
+        error = self._pending[2].exception() if self._pending else None
+        return f"checkpoint-{self._pending[0].step} could not be written: {error}" if self._pending and error else ""
 
     def _store(self, snapshot: Snapshot, paused_seconds: float) -> Saved:
         began = time.perf_counter()
