@@ -12,16 +12,18 @@ from weitune.recipe.load import build_recipe, fields
 from weitune.training.changes import MAY_CHANGE, check_basis, check_length, check_recipe
 
 RUN = Path("runs/x")
-BEFORE = build_recipe({"model": "m", "data": ["d.json"]})
+BEFORE = build_recipe({"model": "m", "data": ["d.json"], "validation": ["v.json"]})
 OTHER: dict[str, Any] = {
     "train.epochs": 4, "train.max_steps": 9, "train.micro_tokens": 512, "train.log_every": 3,
-    "train.checkpoint_every": 7, "train.keep_checkpoints": 1,
+    "train.checkpoint_every": 7, "train.keep_checkpoints": 1, "train.evaluate_every": 5, "train.patience": 2,
+    "train.sample_prompts": ["Hi"], "train.sample_tokens": 9,
 }  # fmt: skip
 PLACES: dict[str, Any] = {
     "model": "n", "hub": "modelscope", "revision": "v2", "data": ["e.json"], "weights": {"d.json": 1.0}, "output": "o",
+    "validation": ["w.json"],
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
-    "format": "alpaca", "columns": {"user": "q"}, "system": "s",
+    "validation": 0.1, "format": "alpaca", "columns": {"user": "q"}, "system": "s",
     "tokens.max_length": 99, "tokens.truncation": "cut", "tokens.template": "tutorial",
     "tokens.template_args": {"enable_thinking": False}, "tokens.supervise": "last",
     "lora.r": 4, "lora.alpha": 16, "lora.dropout": 0.0, "lora.target_modules": ["q_proj"],

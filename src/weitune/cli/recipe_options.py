@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Container, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import yaml
@@ -23,7 +23,7 @@ def recipe_options(command: Callable[..., Any], only: Container[str] | None = No
     for dotted, info in reversed([entry for entry in fields() if only is None or entry[0] in only]):
         flags = list(dict.fromkeys([f"--{dotted}", f"--{dotted.replace('_', '-')}"]))
         option = click.option(
-            *flags, _parameter(dotted), metavar=_metavar(info), help=_help(info), multiple=_is_files(info), type=str
+            *flags, _parameter(dotted), metavar=_metavar(info), help=_help(info), multiple=_is_several(info), type=str
         )
         command = option(command)
     return command
@@ -35,7 +35,9 @@ def overrides_from(values: Mapping[str, Any]) -> dict[str, Any]:
     for dotted, info in fields():
         given = values.get(_parameter(dotted))
         if given is not None and given != ():
-            chosen[dotted] = list(given) if isinstance(given, tuple) else _value(dotted, info, given)
+            emptied = given == ("none",) and type(None) in _kinds(info)
+            several = None if emptied else list(given)
+            chosen[dotted] = several if isinstance(given, tuple) else _value(dotted, info, given)
     return chosen
 
 
@@ -62,13 +64,26 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
 
 def _kinds(info: FieldInfo) -> tuple[Any, ...]:
     """Return the alternatives of a field's type."""
-    kind = info.annotation
-    return get_args(kind) if get_origin(kind) in {Union, types.UnionType} else (kind,)
+    return tuple(_alternatives(info.annotation))
+
+
+def _alternatives(kind: Any) -> Iterator[Any]:
+    if get_origin(kind) is Annotated:
+        yield from _alternatives(get_args(kind)[0])
+    elif get_origin(kind) in {Union, types.UnionType}:
+        for each in get_args(kind):
+            yield from _alternatives(each)
+    else:
+        yield kind
+
+
+def _is_several(info: FieldInfo) -> bool:
+    """Return whether an option may be given several times, one file or text each."""
+    return _is_files(info) or "_one_text_as_list" in repr(info.annotation)
 
 
 def _is_files(info: FieldInfo) -> bool:
-    """Return whether an option may be given several times, one file each."""
-    return get_origin(info.annotation) is list and any("_one_as_list" in repr(entry) for entry in info.metadata)
+    return any(name in repr((info.annotation, info.metadata)) for name in ("_one_as_list", "_fraction_or_files"))
 
 
 def _metavar(info: FieldInfo) -> str:
@@ -77,7 +92,7 @@ def _metavar(info: FieldInfo) -> str:
         if get_origin(kind) is Literal:
             parts += map(str, get_args(kind))
         elif get_origin(kind) is list:
-            parts.append("FILE" if _is_files(info) else "NAME,…")
+            parts.append("FILE" if _is_files(info) else "TEXT" if _is_several(info) else "NAME,…")
         elif get_origin(kind) is dict:
             parts.append("{KEY: VALUE,…}")
         elif kind is not type(None):

@@ -10,6 +10,10 @@ from types import TracebackType
 from weitune.cli.terminal import Bar, console, progress
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
+from weitune.training.validation import Evaluation
+
+_SHORT = 100
+"""Characters of a sample that a line shows."""
 
 
 class TrainingView(Reporter):
@@ -63,6 +67,21 @@ class TrainingView(Reporter):
                 f"grad {record.grad_norm:.2f}  {record.tokens_per_second:,.0f} tokens/s"
             )
 
+    def evaluating(self) -> Callable[[int, int], None]:
+        """Show how far an evaluation is at the bar's end."""
+        return self._evaluating
+
+    def _evaluating(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(0, note=f"validating {done}/{total}")
+
+    def evaluated(self, found: Evaluation) -> None:
+        """Print the validation loss and the first sample answer."""
+        best = "  best so far" if found.best and found.step else ""
+        self.say(f"step {found.step}  validation loss {found.loss:.4f}  perplexity {found.perplexity:.2f}{best}")
+        for sample in found.samples[:1]:
+            self.say(f"  {_short(sample.prompt)}  →  {_short(sample.answer)}")
+
     def saved(self, folder: Path) -> None:
         """Name a checkpoint that was written."""
         self.say(f"saved {folder}")
@@ -71,3 +90,8 @@ class TrainingView(Reporter):
         """Take the bar away."""
         self._bars.close()
         self._bar = None
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"

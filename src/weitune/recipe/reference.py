@@ -79,6 +79,8 @@ def _groups(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _also_one(spec: dict[str, Any]) -> dict[str, Any]:
     """Let a text stand for a list of texts, as the declaration does: an editor must not mark `data: file.json`."""
+    if "anyOf" in spec and any(branch.get("type") == "array" for branch in spec["anyOf"]):
+        return {**spec, "anyOf": [{"type": "string", "minLength": 1}, *spec["anyOf"]]}
     if spec.get("type") != "array":
         return spec
     about: dict[str, Any] = {key: spec[key] for key in ("default", "description", "title") if key in spec}

@@ -24,8 +24,32 @@ def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _one_text_as_list(value: Any) -> Any:
+    """Let one text stand for a list of texts."""
+    return [value] if isinstance(value, str) else value
+
+
+def _fraction_or_files(value: Any) -> Any:
+    """Let a number, also one written as text, stand for a fraction, and anything else for files."""
+    if value is None:
+        return None
+    only = value[0] if isinstance(value, list) and len(value) == 1 else value
+    try:
+        fraction = float(only) if isinstance(only, str | int | float) and not isinstance(only, bool) else None
+    except ValueError:
+        fraction = None
+    if fraction is None:
+        if not value or value == [""]:
+            raise ValueError("must be a fraction, or name at least one file")
+        return _one_as_list(value)
+    if not 0 < fraction < 1:
+        raise ValueError("a fraction must be greater than 0 and less than 1")
+    return fraction
+
+
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Files = Annotated[list[str], BeforeValidator(_one_as_list), Field(min_length=1)]
+Texts = Annotated[list[str], BeforeValidator(_one_text_as_list)]
 
 
 class Section(BaseModel):
@@ -104,7 +128,18 @@ class Train(Section):
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(3, ge=1)
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints stay, besides the one with the lowest validation loss."""
+    evaluate_every: int = Field(50, ge=1)
+    """Steps between two evaluations on the validation data, each of which writes a checkpoint. The model is also
+    evaluated before the first step and after the last."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations in a row without a new lowest validation loss; `adapter` is then the best
+    checkpoint's, not the last one's. Needs `validation`."""
+    sample_prompts: Texts | None = None
+    """Prompts that are answered at each evaluation; the first 3 of the validation data if not given. An empty list
+    asks nothing."""
+    sample_tokens: int = Field(64, ge=1)
+    """Longest sample answer, in tokens."""
 
     @field_validator("micro_tokens")
     @classmethod
@@ -125,6 +160,9 @@ class Recipe(Section):
     """Branch, tag or commit of the model on its hub."""
     data: Files
     """One or more files, folders or hub ids with dialogues (docs/data.md)."""
+    validation: Annotated[float | list[str], BeforeValidator(_fraction_or_files)] | None = None
+    """What the model is judged by while it trains: a fraction of `data` such as `0.02`, held out so that rows with
+    the same prompt stay together and chosen without regard to the seed, or files of its own."""
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """How much the rows of a file count in the loss, by its name in `data`, such as `{extra.jsonl: 0.5}`; 1 for a file
     that is not named."""
@@ -143,3 +181,10 @@ class Recipe(Section):
     """The adapter."""
     train: Train = Train()
     """The optimisation."""
+
+    @field_validator("train")
+    @classmethod
+    def _patience_needs_validation(cls, value: Train, info: ValidationInfo) -> Train:
+        if value.patience is not None and info.data.get("validation", ...) is None:
+            raise ValueError("`patience` counts evaluations, so it needs `validation` data")
+        return value

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weitune.data.holdout import ExampleSet, hold_out, prompts
 from weitune.data.plan import Plan
 from weitune.data.prepare import Prepared, prepare
 from weitune.data.render import Framing, framing_for
@@ -34,6 +35,9 @@ class Ingredients:
     tokenizer: PreTrainedTokenizerFast
     framing: Framing
     prepared: Prepared
+    examples: ExampleSet
+    """What is learned."""
+    validation: ExampleSet | None
     plan: Plan
     basis: Basis
     """What must be the same again when the run goes on (:mod:`.changes`)."""
@@ -51,9 +55,37 @@ def gather(recipe: Recipe, reporter: Reporter, accelerator: Accelerator) -> Ingr
     for line in prepared.report.lines():
         reporter.say(line)
     _check_end_of_turn(framing, prepared)
+    with accelerator.main_process_first():
+        examples, validation = divide(prepared, recipe, framing, reporter)
     train = recipe.train
-    plan = Plan(len(prepared), train.batch_size, train.epochs, train.seed, train.max_steps)
-    return Ingredients(recipe, files, tokenizer, framing, prepared, plan, _basis(files, framing, prepared, plan))
+    plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
+    basis = _basis(files, framing, examples, plan)
+    if validation is not None:
+        basis = {**basis, "validation": {"examples": len(validation), "contents": validation.digest()}}
+    return Ingredients(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
+
+
+def divide(
+    prepared: Prepared, recipe: Recipe, framing: Framing, reporter: Reporter
+) -> tuple[ExampleSet, ExampleSet | None]:
+    """Return the examples to learn and those to validate with, if the recipe wants any.
+
+    Raises DataError if the validation data are not in order or none can be held out.
+    """
+    if recipe.validation is None:
+        return prepared, None
+    if isinstance(recipe.validation, float):
+        examples, held = hold_out(prepared, recipe.validation)
+        reporter.say(f"held out for validation: {len(held):,} of {len(prepared):,} examples, no prompt on both sides")
+        return examples, held
+    validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation)
+    learned = set(prompts(prepared))
+    shared = sum(prompt in learned for prompt in prompts(validation))
+    reporter.say(
+        f"validation: {len(validation):,} examples"
+        + (f"; the prompts of {shared:,} are in the training data too" if shared else "")
+    )
+    return prepared, validation
 
 
 def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> None:
@@ -70,16 +102,16 @@ def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> No
         reporter.say(f"the model's generation config does not stop at {text}; weitune does, in chat and in exports")
 
 
-def _basis(files: ModelFiles, framing: Framing, prepared: Prepared, plan: Plan) -> Basis:
+def _basis(files: ModelFiles, framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
     return {
         "model": model_fingerprint(files),
         "tokenizer": tokenizer_fingerprint(files),
         "framing": {key: value for key, value in framing.describe().items() if key != "tokenizer_sha256"},
         "data": {
-            "examples": len(prepared),
-            "tokens": int(prepared.lengths.sum()),
-            "learned tokens": int(prepared.supervised.sum()),
-            "contents": prepared.digest(),
+            "examples": len(examples),
+            "tokens": int(examples.lengths.sum()),
+            "learned tokens": int(examples.supervised.sum()),
+            "contents": examples.digest(),
         },
         "plan": {
             "steps in an epoch": plan.steps_per_epoch,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,10 @@ from weitune.training.reporter import Reporter
 from weitune.training.saver import Saver
 from weitune.training.signals import StopRequest
 from weitune.training.snapshot import Snapshot, restore
+from weitune.training.validation import Standing, Validator, chosen_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-Judge = Callable[[], "float | None"]
-"""Measures the model as it is now, such as its loss on the validation data: the lowest is the best."""
 
 _EVENT_BYTES = 4096
 """What an event needs at most, for the message about a full disk."""
@@ -46,11 +43,11 @@ class Journal:
         reporter: Reporter,
         stop: StopRequest,
         memory: MemoryWatch,
-        judge: Judge | None = None,
+        validator: Validator | None = None,
     ) -> None:
-        """Keep what checkpoints are made of; ``state`` goes into each of them, with the metric that ``judge`` gives."""
+        """Keep what checkpoints are made of; ``state`` goes into each of them, with what ``validator`` finds."""
         self._folder, self._model, self._loop, self._state = folder, model, loop, state
-        self._reporter, self._stop, self._memory, self._judge = reporter, stop, memory, judge
+        self._reporter, self._stop, self._memory, self._validator = reporter, stop, memory, validator
         self._accelerator = loop.accelerator
         self._main = loop.accelerator.is_main_process
         self._patience = Patience(folder, reporter.say, stop)
@@ -58,8 +55,14 @@ class Journal:
         self._saver: Saver | None = None
         self._began = time.perf_counter()
         self._saved = 0
+        self._standing = Standing()
         self.step = 0
         """Steps done so far."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is over: all steps are done, or patience with the validation loss is lost."""
+        return self.step == self._loop.plan.steps or self._standing.patience_is_lost(self._loop.train.patience)
 
     def begin(self, checkpoint: Checkpoint | None, notes: list[str]) -> int:
         """Restore ``checkpoint`` if there is one, open the events, and return how many steps are done.
@@ -69,6 +72,7 @@ class Journal:
         if checkpoint is not None:
             restore(checkpoint, self._model, self._loop.optimizer)
             self.step = self._saved = checkpoint.step
+            self._standing = Standing.of(checkpoint.state)
         if self._main:
             with refusals_explained(self._folder):
                 self._log = EventLog(self._folder, keep_steps=self.step)
@@ -77,6 +81,11 @@ class Journal:
             first = self._log.empty
             self._write("start" if first else "resume", step=self.step, steps=self._loop.plan.steps, notes=notes)
         return self.step
+
+    def catch_up(self) -> None:
+        """Evaluate the model before the first step, or where a stop had come before an evaluation."""
+        if self._evaluate() and self.step:
+            self._save(again=True)  # the checkpoint is there, but does not know how good it is
 
     def stepped(self, record: StepRecord) -> bool:
         """Write the step down, save a checkpoint when one is due, and return whether to go on."""
@@ -91,13 +100,15 @@ class Journal:
         stopping, wanted = self._asked(bool(self._stop), self._stop.checkpoint or bool(scarce))
         if wanted:
             self._stop.checkpoint = False
-        due = self.step % self._loop.train.checkpoint_every == 0 or self.step == self._loop.plan.steps
-        if due or wanted or stopping:
+        last = self.step == self._loop.plan.steps
+        evaluated = (last or not stopping) and self._evaluate()
+        due = self.step % self._loop.train.checkpoint_every == 0 or last
+        if due or evaluated or wanted or stopping:
             self._save()
-        if stopping and self.step < self._loop.plan.steps:
+        if stopping and not self.complete:
             self._settle(wait=True)
             self._write("stop", step=self.step, reason=self._stop.reason)
-        return not stopping
+        return not (stopping or self.complete)
 
     def failed(self, record: StepRecord) -> None:
         """Write down the numbers of a step that is not finite."""
@@ -107,10 +118,14 @@ class Journal:
         """Wait for the last checkpoint and publish its adapter as the final one."""
         if self._main:
             self._settle(wait=True)
-            last = Checkpoint(self._folder / f"checkpoint-{self.step}", self.step)
+            chosen = chosen_checkpoint(self._folder, self.step, self._standing, self._loop.train.patience)
             target = self._folder / ADAPTER_FOLDER
-            self._patience.keep_trying(lambda: publish_adapter(last, target), ADAPTER_FOLDER, _bytes_of(last))
-            self._write("end", step=self.step)
+            self._patience.keep_trying(lambda: publish_adapter(chosen, target), ADAPTER_FOLDER, _bytes_of(chosen))
+            if self.step < self._loop.plan.steps:
+                self._reporter.say(f"the validation loss fell no more: stopped after step {self.step}")
+            if chosen.step != self.step:
+                self._reporter.say(f"the adapter is that of step {chosen.step}, which has the lowest validation loss")
+            self._write("end", step=self.step, adapter_step=chosen.step)
             self._reporter.saved(target)
         self._accelerator.wait_for_everyone()
 
@@ -122,17 +137,28 @@ class Journal:
             self._log.close()
             self._log = None
 
-    def _save(self) -> None:
-        """Judge the model on every process, and begin to write a checkpoint on the main one."""
-        if self._saved == self.step:
+    def _evaluate(self) -> bool:
+        """Evaluate the model if that is due, on every process, and return whether it was done."""
+        if self._validator is None or not self._validator.due(self.step) or self._standing.has(self.step):
+            return False
+        found = self._validator.evaluate(self.step, self._stop, self._reporter.evaluating())
+        if found is None:
+            return False
+        found = replace(found, best=self._standing.add(self.step, found.loss))
+        self._write("validation", **asdict(found))
+        self._reporter.evaluated(found)
+        return True
+
+    def _save(self, *, again: bool = False) -> None:
+        """Begin to write a checkpoint, on the main process; ``again`` if its step has one already."""
+        if self._saved == self.step and not again:
             return
         self._saved = self.step
-        metric = self._judge() if self._judge else None
         if self._saver is None:
             return
         began = time.perf_counter()
         self._settle(wait=True)  # one at a time
-        state = {**self._state, "metric": metric if metric is not None and math.isfinite(metric) else None}
+        state = {**self._state, **self._standing.state(self.step)}
         try:
             snapshot = Snapshot.take(self.step, self._model, self._loop.optimizer, state)
         except NonFiniteError as error:

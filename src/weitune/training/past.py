@@ -14,6 +14,7 @@ from weitune.recipe.schema import Recipe
 from weitune.training import folder as run_folder
 from weitune.training.changes import Basis
 from weitune.training.checkpoint import Checkpoint, newest_good, set_aside
+from weitune.training.validation import Standing
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -62,6 +63,15 @@ class Past:
     def micro_tokens(self) -> int | None:
         """The split of a step that ``auto`` stood for: the same split gives the same bits."""
         return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
+
+    @property
+    def standing(self) -> Standing:
+        """What validation has found so far."""
+        return Standing.of(self.state)
+
+    def is_complete(self, recipe: Recipe) -> bool:
+        """Return whether the run has nothing left to do by ``recipe``."""
+        return self.step == self.steps(recipe) or self.standing.patience_is_lost(recipe.train.patience)
 
     def steps(self, recipe: Recipe) -> int:
         """Return how many steps the whole run has by ``recipe``."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weitune.training.loop import StepRecord
+
+if TYPE_CHECKING:
+    from weitune.training.validation import Evaluation
 
 
 class Reporter:
@@ -23,6 +27,13 @@ class Reporter:
 
     def stepped(self, record: StepRecord) -> None:
         """Hear of an optimizer step."""
+
+    def evaluating(self) -> Callable[[int, int], None] | None:
+        """Return a function to call with (passes done, passes in all) while the validation loss is measured."""
+        return None
+
+    def evaluated(self, found: Evaluation) -> None:
+        """Hear what an evaluation found."""
 
     def saved(self, folder: Path) -> None:
         """Hear that a checkpoint or the final adapter is on the disk."""

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weitune.data.conversation import Conversation, Turn
 from weitune.errors import Interrupted
+from weitune.evaluate.questions import Question, first_questions
+from weitune.generate.engine import Engine
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
 from weitune.recipe.load import build_recipe, read_recipe_file
@@ -29,6 +32,7 @@ from weitune.training.past import Past
 from weitune.training.patience import refusals_explained
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
+from weitune.training.validation import SAMPLES, Validator, chosen_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,7 +56,7 @@ def train(
         loop = _make_loop(session, parts, trainable)
         if session.main:
             environment = _environment(parts, trainable, loop)
-            run_folder.create(folder, recipe, environment, parts.prepared.report.to_json())
+            run_folder.create(folder, recipe, environment, _accounts(parts))
         session.accelerator.wait_for_everyone()
         with session.lock():
             _train(session, parts, trainable, loop)
@@ -81,11 +85,13 @@ def resume(
         for line in changes.check_recipe(folder, past.recipe, recipe):
             session.note(line)
         changes.check_length(folder, past.step, past.steps(recipe))
-        if past.checkpoint and past.step == past.steps(recipe):
-            session.reporter.say(f"the run is complete after {past.step} steps; with more train.epochs it would go on")
+        if past.checkpoint and past.is_complete(recipe):
+            more = "train.epochs" if past.step == past.steps(recipe) else "train.patience"
+            session.reporter.say(f"the run is complete after {past.step} steps; with more {more} it would go on")
             if session.main:
                 with refusals_explained(folder):
-                    publish_adapter(past.checkpoint, folder / run_folder.ADAPTER_FOLDER)
+                    chosen = chosen_checkpoint(folder, past.step, past.standing, recipe.train.patience)
+                    publish_adapter(chosen, folder / run_folder.ADAPTER_FOLDER)
         else:
             _go_on(session, past, recipe)
     return Run(folder)
@@ -161,7 +167,31 @@ def _load(session: _Session, parts: Ingredients, precision: str) -> Trainable:
 
 def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micro_tokens: int | None = None) -> Loop:
     train, accelerator = parts.recipe.train, session.accelerator
-    return make_loop(trainable, train, parts.prepared, parts.plan, accelerator=accelerator, micro_tokens=micro_tokens)
+    return make_loop(trainable, train, parts.examples, parts.plan, accelerator=accelerator, micro_tokens=micro_tokens)
+
+
+def _accounts(parts: Ingredients) -> dict[str, Any]:
+    """Return what is said of the data in the run's folder."""
+    report = parts.prepared.report.to_json()
+    if parts.validation is None:
+        return report
+    learned = int(parts.validation.supervised.sum())
+    return {**report, "validation": {"examples": len(parts.validation), "learned_tokens": learned}}
+
+
+def _validator(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop) -> Validator | None:
+    """Return what evaluates the run, if its recipe has validation data."""
+    if parts.validation is None:
+        return None
+    recipe = parts.recipe
+    engine = Engine(trainable.adapted, parts.tokenizer, parts.framing) if session.main else None
+    if recipe.train.sample_prompts is None:
+        files = recipe.data if isinstance(recipe.validation, float) else recipe.validation or []
+        questions = first_questions(parts.validation, files, recipe, SAMPLES)
+    else:
+        turns = [Turn("user", text) for text in recipe.train.sample_prompts]
+        questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]
+    return Validator(loop, parts.validation, engine, questions, recipe.train.sample_tokens)
 
 
 def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[str, Any]:
@@ -202,7 +232,7 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
 def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, past: Past | None = None) -> None:
     """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
     folder, train, plan = session.folder, parts.recipe.train, parts.plan
-    longest = int(parts.prepared.lengths.max())
+    longest = int(parts.examples.lengths.max())
     need = foresight.MemoryNeed.of(trainable, loop.micro_tokens, train.batch_size, longest)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)
     if foreseen := memory.foreseen():
@@ -215,15 +245,18 @@ def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Lo
         "basis": parts.basis,
     }
     journal = Journal(
-        folder, trainable.adapted, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory
-    )
+        folder, trainable.adapted, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory,
+        validator=_validator(session, parts, trainable, loop),
+    )  # fmt: skip
     with session.stop.finishing_steps():
         try:
             start = journal.begin(past.checkpoint if past else None, session.notes)
             session.reporter.started(folder, start, plan.steps, train.log_every)
             with memory.explained(_command(folder)):
-                loop.run(start, journal)
-            if journal.step < plan.steps:
+                journal.catch_up()
+                if not journal.complete:
+                    loop.run(journal.step, journal)
+            if not journal.complete:
                 reason = session.stop.reason or "another process"
                 raise Interrupted(f"stopped by {reason} after step {journal.step}; go on with {_command(folder)}")
             journal.finish()

@@ -1,0 +1,104 @@
+"""Hold a part of the examples out, so that what is validated was never learned.
+
+    prompt A: 3 rows   ─▶ trained            rows with one prompt stay together, and so do the examples
+    prompt B: 1 row    ─▶ held out           that one row makes, one for each learned turn
+    prompt C: 2 rows   ─▶ trained
+
+Which prompts are held out is decided by their own SHA-256: neither the seed nor the order of the rows plays a part, so
+runs that differ in their recipe are judged by the same rows. A prompt is the tokens before the first that is learned.
+
+Cost: every example is read once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from weitune.data.conversation import Example, Origin
+from weitune.errors import DataError
+
+Indices = npt.NDArray[np.int64]
+
+
+class ExampleSet(Protocol):
+    """Prepared examples by number, or a part of them."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of every example, (examples,)."""
+
+    @property
+    def supervised(self) -> npt.NDArray[np.int32]:
+        """Learned tokens of every example, (examples,)."""
+
+    def __len__(self) -> int:
+        """Return how many examples there are."""
+
+    def __getitem__(self, i: int, /) -> Example:
+        """Return example ``i``."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of their contents in order."""
+
+
+class Selection:
+    """Some of the examples of a set, in their order there."""
+
+    def __init__(self, examples: ExampleSet, indices: Indices) -> None:
+        """Select ``indices`` of ``examples``; nothing is copied but lengths."""
+        self._examples, self.indices = examples, indices
+        self.lengths: npt.NDArray[np.int32] = examples.lengths[indices]
+        self.supervised: npt.NDArray[np.int32] = examples.supervised[indices]
+
+    def __len__(self) -> int:
+        """Return how many examples are selected."""
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Example:
+        """Return the ``i``-th selected example."""
+        return self._examples[int(self.indices[i])]
+
+    def digest(self) -> str:
+        """Return a SHA-256 that says what is selected of what."""
+        return hashlib.sha256(self._examples.digest().encode() + self.indices.tobytes()).hexdigest()
+
+
+def hold_out(examples: ExampleSet, fraction: float) -> tuple[Selection, Selection]:
+    """Return the examples to train on, and about ``fraction`` of all to validate with.
+
+    Raises DataError if there are too few different prompts for both.
+    """
+    members: dict[bytes, list[int]] = {}
+    for i, key in enumerate(prompts(examples)):
+        members.setdefault(key, []).append(i)
+    if len(members) < 2:
+        raise DataError(
+            f"no validation data can be held out: all {len(examples)} examples have the same prompt",
+            "Give `validation` a file of its own.",
+        )
+    wanted = min(max(1, round(fraction * len(examples))), len(examples) - 1)
+    held: list[int] = []
+    for key in sorted(members)[:-1]:
+        if len(held) >= wanted:
+            break
+        held += members[key]
+    out = np.zeros(len(examples), bool)
+    out[held] = True
+    return Selection(examples, np.flatnonzero(~out)), Selection(examples, np.flatnonzero(out))
+
+
+def prompts(examples: ExampleSet) -> Iterator[bytes]:
+    """Yield a key for the prompt of every example's row: equal keys, equal prompts."""
+    row: Origin | None = None
+    key = b""
+    for i in range(len(examples)):
+        example = examples[i]
+        if example.origin is None or example.origin != row:  # the row's first example stands for all of them
+            tokens = np.asarray(example.input_ids[: example.spans[0].start], np.int32)
+            key, row = hashlib.sha256(tokens.tobytes()).digest(), example.origin
+        yield key

@@ -1,0 +1,76 @@
+"""The loss of a model on examples that it does not learn from, with the layout and the head of training.
+
+    loss = Σ weight · cross entropy / Σ weight        perplexity = e^loss
+
+Examples that begin alike share their beginning here too, over the whole set, so it costs a third of a training step
+over as many distinct tokens or less. Nothing is drawn and nothing is kept: training goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from weitune.data.conversation import Example
+from weitune.data.layout import Layout
+from weitune.model.supervised import Row
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLoss:
+    """A weighted sum of cross entropies, in nats, and the sum of the weights; several add up."""
+
+    sum: float
+    weight: float
+
+    @property
+    def mean(self) -> float:
+        """The loss of a learned token, in nats."""
+        return self.sum / self.weight if self.weight else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss; infinity where that is too large for a number."""
+        return math.exp(self.mean) if self.mean < 700 else math.inf
+
+
+def measure_loss(
+    model: nn.Module,
+    examples: Sequence[Example],
+    layout: Layout,
+    micro_tokens: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> MeasuredLoss:
+    """Return the loss of ``model`` (a :class:`~weitune.model.supervised.SupervisedModel`) on ``examples``.
+
+    ``progress`` is called with (passes done, passes in all); what it raises ends the measurement, with the model as it
+    was.
+    """
+    total = 0.0
+    batches = layout.split(examples, micro_tokens)
+    with evaluating(model), torch.no_grad():
+        for done, batch in enumerate(batches, 1):
+            total += float(model(Row.of(layout.lay(batch), device)).double())
+            if progress is not None:
+                progress(done, len(batches))
+    return MeasuredLoss(total, sum(example.weight for example in examples))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off in the block, and put every module back to how it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,72 @@
+"""Questions to a model and the answers that data give: a conversation up to its last assistant turn, and that turn."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from weitune.data.conversation import Conversation, Origin
+from weitune.data.holdout import ExampleSet
+from weitune.data.prepare import read_options
+from weitune.data.read import Reader
+from weitune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, with its system prompt, and the answer that the data give, if there is one."""
+
+    conversation: Conversation
+    reference: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What the user said last."""
+        return next((turn.content for turn in reversed(self.conversation.turns) if turn.role == "user"), "")
+
+
+def question_of(conversation: Conversation) -> Question | None:
+    """Return the last assistant turn as a reference and what stands before it, or None if it is not a plain text."""
+    turns = conversation.turns
+    last = max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=0)
+    if not last or turns[last].tool_calls or not turns[last].content.strip():
+        return None
+    return Question(replace(conversation, turns=turns[:last]), turns[last].content)
+
+
+def questions_in(
+    files: Iterable[str], recipe: Recipe, rows: Collection[tuple[str, int]] | None = None
+) -> list[Question]:
+    """Return the questions in ``files``, or of some ``rows`` (file, number) only; rows with problems are left out."""
+    return list(_questions(files, recipe, rows))
+
+
+def first_questions(examples: ExampleSet, files: Iterable[str], recipe: Recipe, count: int) -> list[Question]:
+    """Return the first ``count`` questions with different prompts among the rows that ``examples`` were made of."""
+    distinct = {question.conversation.turns: question for question in reversed(
+        list(islice(_questions(files, recipe, rows_of(examples, limit=8 * count)), 8 * count))
+    )}  # fmt: skip
+    return list(reversed(distinct.values()))[:count]
+
+
+def rows_of(examples: ExampleSet, limit: int | None = None) -> set[tuple[str, int]]:
+    """Return (file, row) of every example, or of the first ``limit``."""
+    origins: list[Origin | None] = [examples[i].origin for i in range(min(len(examples), limit or len(examples)))]
+    return {(origin.file, origin.row) for origin in origins if origin is not None}
+
+
+def _questions(files: Iterable[str], recipe: Recipe, rows: Collection[tuple[str, int]] | None) -> Iterator[Question]:
+    reader = Reader(files, read_options(recipe))
+    left = None if rows is None else set(rows)
+    for _, conversation in reader.conversations():
+        origin = conversation.origin
+        if left is not None and origin is not None:
+            if (origin.file, origin.row) not in left:
+                continue
+            left.discard((origin.file, origin.row))
+        question = question_of(conversation.with_system(recipe.system))
+        if question is not None:
+            yield question
+        if left is not None and not left:
+            return

@@ -1,0 +1,154 @@
+"""Validation while a run trains: the loss on held-out rows, sample answers, and when patience is at its end.
+
+    step        0     50    100   150   200   250        patience 2
+    loss      5.86   4.56  4.42  4.36  4.38  4.41
+                                 best   1     2   ── stop; adapter/ becomes that of step 150
+
+Each evaluation after a step writes a checkpoint, so the best one can be kept. What was measured is part of every
+checkpoint, so a run that goes on knows what it had found.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weitune.data.holdout import ExampleSet
+from weitune.data.plan import share
+from weitune.evaluate.loss import MeasuredLoss, measure_loss
+from weitune.evaluate.questions import Question
+from weitune.evaluate.samples import Sample, answer_samples
+from weitune.generate.engine import Engine
+from weitune.training.checkpoint import Checkpoint, fault_of
+from weitune.training.loop import Loop
+from weitune.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from weitune.evaluate.loss import Progress
+
+SAMPLES = 3
+"""Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was found after ``step`` steps."""
+
+    step: int
+    loss: float
+    perplexity: float
+    learned_tokens: float
+    """Weight of the tokens that the loss is the mean of."""
+    seconds: float
+    samples: Sequence[Sample]
+    best: bool = False
+    """Whether no earlier loss was as low."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """Every validation loss so far, by step."""
+
+    losses: list[tuple[int, float | None]] = field(default_factory=list)
+    """(step, loss); None for a loss that was not finite."""
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Standing:
+        """Return what :meth:`state` wrote into a checkpoint."""
+        return cls([(int(step), loss) for step, loss in state.get("evaluations", ())])
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what the checkpoint of ``step`` shall know; its metric is what rotation keeps the best by."""
+        return {"metric": dict(self.losses).get(step), "evaluations": [list(pair) for pair in self.losses]}
+
+    def add(self, step: int, loss: float) -> bool:
+        """Take note of a loss, and return whether it is lower than all before."""
+        best = self.best()
+        self.losses.append((step, loss if math.isfinite(loss) else None))
+        return math.isfinite(loss) and (best is None or loss < best[1])
+
+    def has(self, step: int) -> bool:
+        """Return whether the model was evaluated after ``step`` steps."""
+        return any(there == step for there, _ in self.losses)
+
+    def best(self, *, after: int = -1) -> tuple[int, float] | None:
+        """Return step and loss of the lowest (the first of equals) ``after`` a step, if there is one."""
+        finite = [(step, loss) for step, loss in self.losses if loss is not None and step > after]
+        return min(finite, key=lambda pair: pair[1], default=None)
+
+    def patience_is_lost(self, patience: int | None) -> bool:
+        """Return whether the last ``patience`` evaluations have brought nothing better."""
+        best = self.best()
+        if patience is None or best is None:
+            return False
+        return len(self.losses) - 1 - [step for step, _ in self.losses].index(best[0]) >= patience
+
+
+def chosen_checkpoint(run: Path, step: int, standing: Standing, patience: int | None) -> Checkpoint:
+    """Return the checkpoint that a run which ended after ``step`` publishes: its last one, or its best one if it had
+    ``patience`` to lose."""
+    best = standing.best(after=0) if patience is not None else None
+    for candidate in (best[0] if best else step, step):
+        checkpoint = Checkpoint(run / f"checkpoint-{candidate}", candidate)
+        if candidate == step or not fault_of(checkpoint):
+            break
+    return checkpoint
+
+
+class _StopAskedError(Exception):
+    """Ends a measurement."""
+
+
+class Validator:
+    """Evaluates the model of a loop on examples that it does not learn from."""
+
+    def __init__(
+        self, loop: Loop, examples: ExampleSet, engine: Engine | None, questions: Sequence[Question], sample_tokens: int
+    ) -> None:
+        """Measure on ``examples`` and, with an ``engine`` (the main process has one), answer ``questions``."""
+        self._loop, self._engine, self._questions, self._sample_tokens = loop, engine, questions, sample_tokens
+        self._examples = [examples[i] for i in range(len(examples))]
+
+    def due(self, step: int) -> bool:
+        """Return whether the model shall be evaluated after ``step`` steps."""
+        return step % self._loop.train.evaluate_every == 0 or step == self._loop.plan.steps
+
+    def evaluate(self, step: int, stop: StopRequest, progress: Progress | None = None) -> Evaluation | None:
+        """Return what is found now, or None if a stop was asked for meanwhile.
+
+        Every process of a run must call it at the same step. Parameters, generators and training mode stay as they are.
+        """
+        began = time.perf_counter()
+        alone = self._loop.accelerator.num_processes == 1
+
+        def watched(done: int, total: int) -> None:
+            if stop and alone:  # several processes must do the same, so they finish
+                raise _StopAskedError
+            if progress is not None:
+                progress(done, total)
+
+        try:
+            measured = self._measure(watched)
+        except _StopAskedError:
+            return None
+        samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
+        seconds = time.perf_counter() - began
+        return Evaluation(step, measured.mean, measured.perplexity, measured.weight, seconds, samples)
+
+    def _measure(self, progress: Callable[[int, int], None]) -> MeasuredLoss:
+        loop, accelerator = self._loop, self._loop.accelerator
+        world = accelerator.num_processes
+        mine = share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples
+        model = accelerator.unwrap_model(loop.model)  # no reduction of gradients takes part in this
+        found = measure_loss(model, mine, loop.layout, loop.micro_tokens, accelerator.device, progress)
+        if world == 1:
+            return found
+        sums = torch.tensor([found.sum, found.weight], dtype=torch.float64, device=accelerator.device)
+        total, weight = accelerator.reduce(sums, reduction="sum").tolist()
+        return MeasuredLoss(total, weight)

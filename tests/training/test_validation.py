@@ -1,0 +1,169 @@
+"""Validation changes nothing of a run but what is known about it, and when it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import Inputs, Listener, digest, make_inputs
+from weitune.errors import DataError, Interrupted, RunError
+from weitune.generate.run_folder import Run
+from weitune.training.events import read_events
+from weitune.training.run import resume, train
+from weitune.training.signals import StopRequest
+from weitune.training.validation import Standing
+
+KEYS: dict[str, Any] = {"validation": 0.3, "train.evaluate_every": 3, "train.sample_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inputs]:
+    folder = tmp_path_factory.mktemp("validation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield make_inputs(folder / "inputs")
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Inputs) -> Path:
+    """A run with an evaluation every 3 of its 10 steps."""
+    return train(inputs.recipe(inputs.folder / "whole", **KEYS), device="cpu").path
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(run) if event["event"] == "validation"]
+
+
+def found(run: Path) -> list[tuple[int, float, list[Any], bool]]:
+    return [(event["step"], event["loss"], event["samples"], event["best"]) for event in evaluations(run)]
+
+
+def test_events_tell_loss_perplexity_and_samples(whole: Path) -> None:
+    told = evaluations(whole)
+    assert [event["step"] for event in told] == [0, 3, 6, 9, 10]
+    for event in told:
+        assert event["perplexity"] == pytest.approx(2.718281828 ** event["loss"], rel=1e-6)
+        assert event["learned_tokens"] > 0
+        assert len(event["samples"]) == 3
+        assert all(sample["prompt"] and sample["reference"] for sample in event["samples"])
+    losses = [event["loss"] for event in told]
+    assert [event["best"] for event in told] == [loss == min(losses[: k + 1]) for k, loss in enumerate(losses)]
+    assert json.loads((whole / "data.json").read_text())["validation"]["examples"] == 6
+
+
+def test_training_goes_on_to_the_same_bits(inputs: Inputs, whole: Path, tmp_path: Path) -> None:
+    """Whether a model is evaluated after every step or hardly ever, it becomes the same."""
+    often = train(inputs.recipe(tmp_path / "often", **KEYS | {"train.evaluate_every": 1}), device="cpu").path
+    assert digest(often / "adapter") == digest(whole / "adapter")
+    assert [e[1] for e in found(often) if e[0] in {0, 3, 6, 9, 10}] == [e[1] for e in found(whole)]
+
+
+def test_each_evaluation_leaves_a_checkpoint_that_knows_it(inputs: Inputs, tmp_path: Path) -> None:
+    keys = KEYS | {"train.keep_checkpoints": 20}
+    run = train(inputs.recipe(tmp_path / "run", **keys), device="cpu").path
+    assert Run(run).checkpoints() == [3, 4, 6, 8, 9, 10]
+    known = {step: loss for step, loss, *_ in found(run)}
+    for step in Run(run).checkpoints():
+        state = json.loads((run / f"checkpoint-{step}" / "state.json").read_text())
+        assert state["metric"] == known.get(step)
+    best = min((step for step in known if step), key=known.__getitem__)
+    assert Run(run).adapter_folder("best") == run / f"checkpoint-{best}"
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_interrupted_and_resumed_is_the_same_run(inputs: Inputs, whole: Path, tmp_path: Path, step: int) -> None:
+    """Step 3: the stop comes before the evaluation that is due then, which is made up for."""
+    stop = StopRequest()
+    listener = Listener(after={step: stop.stop})
+    with pytest.raises(Interrupted):
+        train(inputs.recipe(tmp_path / "run", **KEYS), device="cpu", reporter=listener, stop=stop)
+    run = resume(tmp_path / "run", device="cpu").path
+    assert digest(run / "adapter") == digest(whole / "adapter")
+    assert found(run) == found(whole)
+    assert Run(run).adapter_folder("best").name == Run(whole).adapter_folder("best").name  # type: ignore[union-attr]
+
+
+def worsening(inputs: Inputs, output: Path, **more: Any) -> Any:
+    """A recipe that learns its rows by heart and so gets worse on others."""
+    keys = {"train.learning_rate": 0.05, "train.epochs": 30, "train.evaluate_every": 4, "train.sample_prompts": []}
+    return inputs.recipe(output, **KEYS | keys | more)
+
+
+def test_early_stopping_publishes_the_best(inputs: Inputs, tmp_path: Path) -> None:
+    listener = Listener()
+    run = train(worsening(inputs, tmp_path / "run", **{"train.patience": 2}), device="cpu", reporter=listener).path
+    told = evaluations(run)
+    losses = {event["step"]: event["loss"] for event in told}
+    best = min(losses, key=losses.__getitem__)
+    assert len(losses) < 20  # of 38
+    assert [step for step in losses if step > best] == [best + 4, best + 8]
+    assert best > 0
+    end = [event for event in read_events(run) if event["event"] == "end"]
+    assert [(event["step"], event["adapter_step"]) for event in end] == [(best + 8, best)]
+    adapter = "adapter_model.safetensors"
+    assert (run / "adapter" / adapter).read_bytes() == (run / f"checkpoint-{best}" / adapter).read_bytes()
+    assert "the validation loss fell no more" in listener.text
+
+    again = Listener()
+    resume(run, device="cpu", reporter=again)
+    assert f"complete after {best + 8} steps; with more train.patience it would go on" in again.text
+    assert (run / "adapter" / adapter).read_bytes() == (run / f"checkpoint-{best}" / adapter).read_bytes()
+
+    resume(run, device="cpu", overrides={"train.patience": 3})
+    assert max(event["step"] for event in evaluations(run)) >= best + 12
+
+
+def test_prompts_of_ones_own(inputs: Inputs, tmp_path: Path) -> None:
+    keys = KEYS | {"train.sample_prompts": ["你是谁？", "x" * 5000], "train.max_steps": 1}
+    run = train(inputs.recipe(tmp_path / "run", **keys), device="cpu").path
+    for event in evaluations(run):
+        assert [(sample["prompt"], sample["reference"]) for sample in event["samples"]] == [("你是谁？", None)]
+
+
+def test_a_file_of_its_own(inputs: Inputs, tmp_path: Path) -> None:
+    held = tmp_path / "held.json"
+    rows = [{"instruction": "Who are you?", "input": "", "output": "I am Tiny."}]
+    rows.append(json.loads(inputs.data.read_text())[0])
+    held.write_text(json.dumps(rows))
+    listener = Listener()
+    keys = KEYS | {"validation": [str(held)], "train.max_steps": 3}
+    run = train(inputs.recipe(tmp_path / "run", **keys), device="cpu", reporter=listener).path
+    assert "validation: 2 examples; the prompts of 1 are in the training data too" in listener.text
+    assert [step for step, *_ in found(run)] == [0, 3]
+
+    rows[0]["output"] = "I am somebody else."
+    held.write_text(json.dumps(rows))
+    with pytest.raises(RunError, match=r"validation\.contents"):
+        resume(run, overrides={"train.max_steps": 4}, device="cpu")
+
+
+def test_validation_data_that_are_not_in_order_leave_no_folder(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "held.json").write_text('[{"instruction": "hi"}]')
+    with pytest.raises(DataError):
+        train(inputs.recipe(tmp_path / "run", validation=[str(tmp_path / "held.json")]), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+class TestStanding:
+    def test_patience_counts_from_the_first_of_equals(self) -> None:
+        standing = Standing([(0, 5.0), (10, 4.0), (20, 4.0)])
+        assert standing.best() == (10, 4.0)
+        assert standing.patience_is_lost(1)
+        assert not standing.patience_is_lost(2)
+        assert not standing.patience_is_lost(None)
+
+    def test_a_loss_that_is_not_finite_is_never_the_best(self) -> None:
+        standing = Standing()
+        assert [standing.add(step, loss) for step, loss in ((0, float("nan")), (5, 3.0), (10, float("inf")))] == [
+            False, True, False,
+        ]  # fmt: skip
+        assert Standing.of(json.loads(json.dumps(standing.state(10)))) == standing
+        assert standing.state(5)["metric"] == 3.0
+        assert standing.state(10)["metric"] is None
+
+    def test_of_a_checkpoint_from_before_there_was_validation(self) -> None:
+        assert Standing.of({"metric": None}).losses == []
