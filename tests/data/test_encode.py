@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,9 +113,14 @@ def test_normalizers_apply_to_pieces() -> None:
 
 
 def test_what_is_remembered_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_module, "_REMEMBERED_PIECES", 2)
-    tokenizer: Any = tokenizer_of("qwen2.5").backend_tokenizer
+    tokenizer = tokenizer_of("qwen2.5").backend_tokenizer
     encoder = encoder_of(tokenizer)
-    drafts = [Draft((Text(f"text {i % 5}", bare=False), Text("always", bare=i % 2 == 0))) for i in range(30)]
-    first = encoder.encode(drafts)
-    assert encoder.encode(drafts) == first == [encoder_of(tokenizer).encode([draft])[0] for draft in drafts]
+    drafts = [Draft((Text(f"text {i % 5}", bare=False), Text("cafe\u0301", bare=i % 2 == 0))) for i in range(30)]
+    alone = [encoder_of(tokenizer).encode([draft])[0] for draft in drafts]
+    assert encoder.encode(drafts) == alone
+    assert encoder.encode(drafts) == alone  # all from memory
+    on_its_way = encoder.begin(drafts[:3])
+    monkeypatch.setattr(encode_module, "_REMEMBERED_TOKENS", 2)
+    assert encoder.encode(drafts) == alone  # after forgetting
+    on_its_way.run()
+    assert on_its_way.finish() == alone[:3]

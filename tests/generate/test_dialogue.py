@@ -26,6 +26,12 @@ def test_question_and_answer_become_part_of_the_next_prompt() -> None:
     ]  # fmt: skip
 
 
+def test_what_the_model_thought_is_kept_apart_for_the_template() -> None:
+    dialogue = Dialogue()
+    dialogue.remember("Who?", "<think>\nHm.\n</think>\n\nMe.")
+    assert dialogue.turns[-1] == Turn("assistant", "Me.", reasoning="Hm.")
+
+
 def test_asking_is_not_yet_remembering() -> None:
     dialogue = Dialogue()
     dialogue.ask(tiny_engine(), "x", SHORT)

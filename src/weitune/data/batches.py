@@ -84,7 +84,8 @@ def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tu
             continue
         rows.append(Row(source, conversation, len(drafts), len(drafts) + len(made)))
         drafts += made
-        characters += sum(len(turn.content) for turn in conversation.turns) * len(made)
+        for turn in conversation.turns:
+            characters += len(turn.content) * len(made)
         if len(drafts) >= _BATCH or characters >= _BATCH_CHARACTERS:
             yield rows, drafts
             rows, drafts, characters = [], [], 0

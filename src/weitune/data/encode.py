@@ -7,15 +7,15 @@
 A tokenizer splits its input at added tokens first and treats what lies between separately, so encoding pieces equals
 encoding the whole, and text cannot become a control token: the encoder of the pieces does not know them. The cut marks
 where the assistant takes over. At inference the prompt is tokenized without the answer, so here too no token straddles
-the cut. Cost: one pass of the Rust tokenizer (all cores) over the texts that differ; framing is encoded once.
+the cut. Cost: one pass of the Rust tokenizer (all cores) over the texts that differ; what comes again within the last
+``_REMEMBERED_TOKENS`` (a system prompt, a question with several answers) is not tokenized again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, models
@@ -24,7 +24,8 @@ from weitune.data.control import ControlTokens, Disguise
 from weitune.data.conversation import Example, Origin, Span
 from weitune.data.problems import framing_error, shown
 
-_REMEMBERED_PIECES = 4096
+_REMEMBERED_TOKENS = 1 << 19
+"""Tokens of texts that are kept, at most: about 20 MB."""
 
 
 class Text(NamedTuple):
@@ -38,8 +39,7 @@ Piece = Text | tuple[int, ...]
 """Text to be encoded, or tokens that are known already: a control token, or constant framing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(NamedTuple):
     """Pieces ``start`` to ``stop`` (exclusive) of a draft are learned, each token with ``weight``."""
 
     start: int
@@ -47,13 +47,12 @@ class Learned:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """An example before its texts are tokenized."""
 
     pieces: tuple[Piece, ...]
     learned: tuple[Learned, ...] = ()
-    origin: Origin | None = field(default=None, compare=False)
+    origin: Origin | None = None
 
 
 class PieceEncoder:
@@ -63,14 +62,14 @@ class PieceEncoder:
         """Share the model of ``tokenizer``; nothing large is copied."""
         self._controls = controls
         self._prefixing, self._bare, self._first_only = _plain_tokenizers(tokenizer, controls)
+        self._known: dict[Text, list[int]] = {}
+        self._remembered = 0
         self._unknown = _unknown_id(tokenizer)
         self._control_ids = frozenset(controls.ids.values())
         # A white-space token kept without its neighbours may be numbered differently; give it its own number back.
         kept = self._prefixing.get_added_tokens_decoder()
         own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
-        self._framing: dict[Piece, Sequence[int]] = {}
-        self._latest: dict[Piece, Sequence[int]] = {}
 
     def split(self, text: str, cuts: Iterable[int], disguise: Disguise | None) -> tuple[list[Piece], dict[int, int]]:
         """Split rendered ``text`` at its control tokens and at ``cuts`` (characters).
@@ -104,31 +103,30 @@ class PieceEncoder:
 
     def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
         """Return a batch whose texts are not tokenized yet, for whoever has something else to do meanwhile."""
+        if self._remembered > _REMEMBERED_TOKENS:
+            self._known, self._remembered = {}, 0  # batches on their way keep what they know
         texts = {piece for draft in drafts for piece in draft.pieces if isinstance(piece, Text)}
-        new = texts - self._framing.keys()
-        by_tokenizer = [(self._prefixing, [text for text in new if not text.bare])]
-        by_tokenizer += [(self._bare, bare)] if (bare := [text for text in new if text.bare]) else []
-        return EncodingBatch(self, drafts, by_tokenizer, self._framing)
+        new = texts.difference(self._known)
+        prefixing, bare = [text for text in new if not text.bare], [text for text in new if text.bare]
+        work = [(self._prefixing, prefixing)] + ([(self._bare, bare)] if bare else [])
+        return EncodingBatch(self, drafts, work, self._known)
+
+    def learn(self, text: Text, ids: list[int]) -> list[int]:
+        """Return ``ids``, the tokenizer's answer to ``text``, checked, and count it as remembered."""
+        self._remembered += len(ids)
+        if self._renumber or not self._control_ids.isdisjoint(ids):
+            return self._checked(text.text, ids)
+        return ids
 
     def known(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
         """Return the tokens of ``pieces`` as one piece, for framing that is always the same."""
         return self.encode([Draft(tuple(pieces))])[0].input_ids
 
-    def learn(self, ids: dict[Piece, Sequence[int]]) -> None:
-        """Remember the texts of ``ids`` that the batch before had, too: they are framing."""
-        if len(self._framing) > _REMEMBERED_PIECES:
-            self._framing = {}
-        self._framing.update((text, ids[text]) for text in ids.keys() & self._latest.keys())
-        self._latest = ids
-
-    def checked(self, text: str, ids: list[int]) -> list[int]:
+    def _checked(self, text: str, ids: list[int]) -> list[int]:
         """Return the tokens of ``text`` under the tokenizer's own numbers. Raises DataError if one is a control token
         all the same."""
-        if self._renumber:
-            ids = [self._renumber.get(token, token) for token in ids]
-        if self._control_ids.isdisjoint(ids) or not self._betrayed(text, ids):
-            return ids
-        return self._apart(text)
+        ids = [self._renumber.get(token, token) for token in ids]
+        return self._apart(text) if self._betrayed(text, ids) else ids
 
     def _betrayed(self, text: str, ids: Iterable[int]) -> bool:
         """Tell whether plain ``text`` came out as a control token (the unknown token stands for odd characters too)."""
@@ -165,9 +163,9 @@ class EncodingBatch:
         encoder: PieceEncoder,
         drafts: Sequence[Draft],
         by_tokenizer: Sequence[tuple[Tokenizer, list[Text]]],
-        known: Mapping[Piece, Sequence[int]],
+        known: dict[Text, list[int]],
     ) -> None:
-        """Hold the texts that each tokenizer has to encode, and those that are known."""
+        """Hold the texts that each tokenizer has to encode; ``known`` has all others, and will have these."""
         self._encoder = encoder
         self._drafts = drafts
         self._by_tokenizer = by_tokenizer
@@ -182,22 +180,22 @@ class EncodingBatch:
 
     def finish(self) -> list[Example]:
         """Return the examples. Raises DataError if a text cannot be told from a control token."""
-        ids: dict[Piece, Sequence[int]] = {}
         for (_, texts), encodings in zip(self._by_tokenizer, self._encodings, strict=True):
             for text, encoding in zip(texts, encodings, strict=True):
-                ids[text] = self._encoder.checked(text.text, encoding.ids)
-        self._encoder.learn(ids)
-        ids = {**self._known, **ids}
-        return [_assemble(draft, ids) for draft in self._drafts]
+                self._known[text] = self._encoder.learn(text, encoding.ids)
+        return [_assemble(draft, self._known) for draft in self._drafts]
 
 
-def _assemble(draft: Draft, ids: Mapping[Piece, Sequence[int]]) -> Example:
-    runs = [ids.get(piece, piece) for piece in draft.pieces]  # tokens that are known already stand for themselves
-    ends = list(accumulate(map(len, runs), initial=0))
+def _assemble(draft: Draft, ids: Mapping[Text, Sequence[int]]) -> Example:
+    pieces, learned, origin = draft
+    tokens: list[int] = []
+    ends = [0]
+    for piece in pieces:
+        tokens += ids[piece] if isinstance(piece, Text) else piece
+        ends.append(len(tokens))
     # No logit predicts the first token of a sequence.
-    spans = [(ends[part.start] or 1, ends[part.stop], part.weight) for part in draft.learned]
-    tokens: tuple[int, ...] = tuple(chain.from_iterable(runs))  # type: ignore[arg-type]
-    return Example(tokens, tuple([Span(*span) for span in spans if span[0] < span[1]]), draft.origin)
+    spans = [(ends[start] or 1, ends[stop], weight) for start, stop, weight in learned]
+    return Example(tuple(tokens), tuple([Span(*span) for span in spans if span[0] < span[1]]), origin)
 
 
 def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:

@@ -81,7 +81,7 @@ class RowReader:
             )
         fields = Fields(self.unused)
         turns, tools = _READERS[self.format](fields, row, self.options)
-        if not fields.faults and not any(turn.role == "assistant" for turn in turns):
+        if not fields.faults and "assistant" not in [turn.role for turn in turns]:
             fields.fault(
                 "no answer",
                 "at least one assistant turn",

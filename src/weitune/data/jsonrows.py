@@ -1,7 +1,7 @@
 """JSON files as a stream of rows: an array, one value a line, or values one after the other.
 
-    [ {…}, {…},        a window of text moves over the file; each row is decoded by the C scanner and forgotten,
-      {…} ]            so memory holds one window and one row, however long the array is
+    [ {…}, {…},        a window of text moves over the file; the C scanner decodes what rows are whole in it,
+      {…} ]            so memory holds one window and its rows, however long the array is
 
 A fault in a line of JSON Lines costs that row; a fault in an array costs the rest of the file, for nobody can tell
 where the next row begins. Either is reported with line and column.
@@ -108,10 +108,33 @@ def _array_rows(window: _Window, file: str) -> Iterator[RawRow | Problem]:
             if row:
                 yield _unexpected(window, "a comma or the end of the array", file, row + 1)
                 return
+        if values := _many_values(window, decoder):
+            for row, value in enumerate(values, row + 1):  # noqa: B020  (goes on counting)
+                yield RawRow(Origin(file, row), value)
+            continue
         row += 1
         yield (item := _next_value(window, decoder, file, row))
         if isinstance(item, Problem):
             return
+
+
+def _many_values(window: _Window, decoder: _Decoder) -> list[Any]:
+    """Decode the whole values that lie in the window at once, as far as they are objects in order, and go past them.
+
+    A piece of an array that ends with an object is balanced only if it ends where a value of the array does. Returns
+    nothing if there is anything to tell of one of them, or to wait for.
+    """
+    end = window.text.rfind("},", window.at) + 1
+    if not end:
+        return []
+    try:
+        values, _ = decoder.decode(f"[{window.text[window.at : end]}]", 0)
+    except (ValueError, RecursionError):
+        return []
+    if decoder.repeated:
+        return []
+    window.at = end
+    return values  # type: ignore[no-any-return]
 
 
 def _value_rows(window: _Window, file: str) -> Iterator[RawRow | Problem]:

@@ -19,7 +19,8 @@ form { position: sticky; top: 0; background: Canvas; padding: .6rem 0; display: 
        border-bottom: 1px solid var(--line) }
 input[type=number] { width: 5rem }
 article { border-bottom: 1px solid var(--line); padding: .8rem 0 }
-h2 { font-size: .9rem; font-weight: 600; margin: 0 0 .4rem }
+h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere }
+h2 { font-size: .9rem; overflow-wrap: anywhere; font-weight: 600; margin: 0 0 .4rem }
 h2 small { font-weight: 400; color: var(--control); margin-left: .5rem }
 .tag { background: var(--line); border-radius: .6rem; padding: 0 .5rem; font-size: .8rem; margin-left: .4rem }
 pre { font: 13px/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }

@@ -35,9 +35,10 @@ class Twins:
         """Remember a conversation."""
         keys: list[object] = [conversation.tools and repr(conversation.tools)]
         last = 0
-        for i, turn in enumerate(conversation.turns, 1):
-            last = i if turn.role == "assistant" else last
-            keys.append((turn.role, turn.content, turn.reasoning, turn.tool_calls and repr(turn.tool_calls)))
+        for role, content, _, reasoning, calls, *_ in conversation.turns:
+            if role == "assistant":
+                last = len(keys)
+            keys += (role, content, reasoning, calls and repr(calls))
         self._prompts.append(hash(tuple(keys[:last])))
         self._rows.append(hash(tuple(keys)))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from weitune.data.conversation import Origin
 from weitune.data.problems import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class RawRow(NamedTuple):
     """A row's value, where it stands, and what is already known to be wrong with it."""
 
     origin: Origin

@@ -47,23 +47,29 @@ class ExampleWriter:
     def write(self, examples: Sequence[tuple[int, Example]]) -> None:
         """Append one batch of (number of its source, example)."""
         tokens, token_ends, span_ends = array("i"), array("i", [0]), array("i", [0])
-        spans: list[Span] = []
-        for _, example in examples:
+        starts, stops, span_weights = array("i"), array("i"), array("d")
+        weights, supervised, sources, rows, lines = array("d"), array("i"), array("i"), array("q"), array("q")
+        for source, example in examples:
             tokens.extend(example.input_ids)
             token_ends.append(len(tokens))
-            spans += example.spans
-            span_ends.append(len(spans))
-        origins = [example.origin for _, example in examples]
+            weight, learned = 0.0, 0
+            for start, stop, each in example.spans:
+                starts.append(start)
+                stops.append(stop)
+                span_weights.append(each)
+                weight += (stop - start) * each
+                learned += stop - start
+            span_ends.append(len(starts))
+            weights.append(weight)
+            supervised.append(learned)
+            origin = example.origin
+            sources.append(source)
+            rows.append(origin.row if origin else 0)
+            lines.append(origin.line or 0 if origin else 0)
         columns = [
             _lists(token_ends, tokens),
-            _lists(span_ends, array("i", [span.start for span in spans])),
-            _lists(span_ends, array("i", [span.stop for span in spans])),
-            _lists(span_ends, array("d", [span.weight for span in spans])),
-            _column(array("d", [example.weight for _, example in examples])),
-            _column(array("i", [example.supervised for _, example in examples])),
-            _column(array("i", [source for source, _ in examples])),
-            _column(array("q", [origin.row if origin else 0 for origin in origins])),
-            _column(array("q", [origin.line or 0 if origin else 0 for origin in origins])),
+            *(_lists(span_ends, column) for column in (starts, stops, span_weights)),
+            *(_column(column) for column in (weights, supervised, sources, rows, lines)),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 

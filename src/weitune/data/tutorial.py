@@ -12,10 +12,10 @@ never in the text of a row. Only the question and the answer are tokenized for e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.encode import Draft, Learned, Piece, Text
@@ -42,6 +42,7 @@ class TutorialFraming(Framing):
             )
         self.end_of_turn = int(tokenizer.pad_token_id)
         self._form = self._make_form()
+        self._around = lru_cache(maxsize=64)(self._frame)
         im_end = self._controls.ids.get("<|im_end|>")
         self.stop_tokens = (self.end_of_turn,) if im_end in (None, self.end_of_turn) else (self.end_of_turn, im_end)
         self.notes.append(
@@ -82,32 +83,36 @@ class TutorialFraming(Framing):
             raise _not_single(conversation)
         if len(asked) == 2 and asked[0].role != "system":
             raise _not_single(conversation)
-        texts = {_SYSTEM: asked[0].content if len(asked) == 2 else "", _QUESTION: asked[-1].content}
-        return [piece.fill(texts) if isinstance(piece, _Form) else piece for piece in self._form]
+        around = self._around(asked[0].content if len(asked) == 2 else "")
+        return [*around.before, Text(around.head + asked[-1].content + around.tail, around.bare), *around.after]
 
-    def _make_form(self) -> list[tuple[int, ...] | _Form]:
-        """Cut the framing at its control tokens, once; what is the same in every row is tokenized here."""
-        form: list[tuple[int, ...] | _Form] = []
+    def _make_form(self) -> list[Piece]:
+        """Cut the framing at its control tokens; what is the same in every row is tokenized here."""
+        form: list[Piece] = []
         pieces, _ = self._encoder.split(_FRAMING, (), None)
-        for constant, run in groupby(
-            pieces, key=lambda piece: not (isinstance(piece, Text) and _SLOT.search(piece.text))
-        ):
-            if constant:
-                form.append(self._encoder.known(list(run)))
-            else:
-                form += [_Form(tuple(_SLOT.split(piece.text)), piece.bare) for piece in run if isinstance(piece, Text)]
+        for varies, run in groupby(pieces, key=lambda p: isinstance(p, Text) and bool(_SLOT.search(p.text))):
+            same = list(run)
+            form += same if varies else [self._encoder.known(same)]
         return form
 
+    def _frame(self, system: str) -> _Frame:
+        """Put ``system`` in its place. No text that is put into the framing is looked at for control tokens."""
+        [at] = [i for i, piece in enumerate(self._form) if isinstance(piece, Text) and _QUESTION in piece.text]
+        before = [Text(p.text.replace(_SYSTEM, system), p.bare) if isinstance(p, Text) else p for p in self._form[:at]]
+        asked = self._form[at]
+        assert isinstance(asked, Text)  # noqa: S101  (for mypy)
+        head, tail = (part.replace(_SYSTEM, system) for part in asked.text.split(_QUESTION))
+        return _Frame(before, head, tail, asked.bare, self._form[at + 1 :])
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """A text with places to fill. What is put there is never looked at for control tokens."""
 
-    parts: tuple[str, ...]
+class _Frame(NamedTuple):
+    """What stands around a question under one system prompt: pieces, text in the question's own piece, pieces."""
+
+    before: list[Piece]
+    head: str
+    tail: str
     bare: bool
-
-    def fill(self, texts: Mapping[str, str]) -> Text:
-        return Text("".join([texts.get(part, part) for part in self.parts]), self.bare)
+    after: list[Piece]
 
 
 def _not_single(conversation: Conversation) -> DataError:

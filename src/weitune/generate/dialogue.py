@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.data.messages import split_reasoning
 from weitune.errors import InputError
 from weitune.generate.engine import Engine
 from weitune.generate.sampling import Sampling
@@ -51,7 +52,8 @@ class Dialogue:
     def remember(self, question: str, answer: str) -> None:
         """Add a question and its answer, unless the answer is empty."""
         if answer:
-            self.turns += [Turn("user", question), Turn("assistant", answer)]
+            reasoning, content = split_reasoning(answer)  # which many templates leave out of earlier turns
+            self.turns += [Turn("user", question), Turn("assistant", content, reasoning=reasoning)]
 
     @property
     def last_question(self) -> str | None:
