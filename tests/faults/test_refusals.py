@@ -103,13 +103,14 @@ def test_another_size_of_adapter_behind_the_recipe_s_back(inputs: Inputs, tmp_pa
     import torch
 
     from weitune.model.adapter import attach_adapter
+    from weitune.model.trained import LoraAdapter
     from weitune.recipe.schema import Lora
 
     adapted = attach_adapter(tiny_model("qwen2"), Lora(r=4), seed=0, base="tiny")
     before = {name: parameter.clone() for name, parameter in adapted.named_parameters()}
     optimizer = torch.optim.AdamW(p for p in adapted.parameters() if p.requires_grad)
     with pytest.raises(RunError, match="28 tensors differ") as caught:
-        restore(checkpoint, adapted, optimizer)
+        restore(checkpoint, LoraAdapter(adapted), optimizer)
     assert "shape (8, 64), but the model has (4, 64)" in str(caught.value)
     assert all(torch.equal(before[name], parameter) for name, parameter in adapted.named_parameters())
 

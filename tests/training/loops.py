@@ -50,7 +50,7 @@ def make_loop(
             blocks=BlockDecoder.of(model) if abilities.plain_blocks and fast else None,
             keep_feed_forward=keep_feed_forward,
         ),
-        optimizer=make_optimizer((p for p in adapted.parameters() if p.requires_grad), train),
+        optimizer=make_optimizer(adapted.named_parameters(), train),
         accelerator=Accelerator(cpu=True),
         examples=examples,
         plan=plan,

@@ -16,19 +16,25 @@ BEFORE = build_recipe({"model": "m", "data": ["d.json"], "validation": ["v.json"
 OTHER: dict[str, Any] = {
     "train.epochs": 4, "train.max_steps": 9, "train.micro_tokens": 512, "train.log_every": 3,
     "train.checkpoint_every": 7, "train.keep_checkpoints": 1, "train.evaluate_every": 5, "train.patience": 2,
-    "train.sample_prompts": ["Hi"], "train.sample_tokens": 9,
+    "train.sample_prompts": ["Hi"], "train.sample_tokens": 9, "train.recompute": "block",
+    "train.save_on_each_node": True,
 }  # fmt: skip
 PLACES: dict[str, Any] = {
     "model": "n", "hub": "modelscope", "revision": "v2", "data": ["e.json"], "weights": {"d.json": 1.0}, "output": "o",
-    "validation": ["w.json"],
+    "validation": ["w.json"], "lora.init_from": "runs/before",
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
     "validation": 0.1, "format": "alpaca", "columns": {"user": "q"}, "system": "s",
     "tokens.max_length": 99, "tokens.truncation": "cut", "tokens.template": "tutorial",
     "tokens.template_args": {"enable_thinking": False}, "tokens.supervise": "last",
     "lora.r": 4, "lora.alpha": 16, "lora.dropout": 0.0, "lora.target_modules": ["q_proj"],
+    "lora": "none", "lora.rslora": True, "lora.dora": True, "lora.init": "pissa", "lora.plus_ratio": 16,
+    "lora.freeze_a": True, "lora.layers": "0-3", "lora.rank_pattern": {"q_proj": 2},
+    "lora.alpha_pattern": {"q_proj": 2},
+    "lora.modules_to_save": ["lm_head"], "lora.train_tokens": ["<|a|>"],
     "train.batch_size": 8, "train.learning_rate": 2e-4, "train.schedule": "cosine", "train.warmup_ratio": 0.1,
     "train.weight_decay": 0.1, "train.max_grad_norm": 2.0, "train.seed": 1, "train.precision": "fp32",
+    "train.storage": "int8",
 }  # fmt: skip
 
 

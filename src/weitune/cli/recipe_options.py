@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -63,8 +64,9 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
 
 
 def _kinds(info: FieldInfo) -> tuple[Any, ...]:
-    """Return the alternatives of a field's type."""
-    return tuple(_alternatives(info.annotation))
+    """Return the alternatives of a field's type; a group of keys has options of its own."""
+    kinds = _alternatives(info.annotation)
+    return tuple(kind for kind in kinds if not (isinstance(kind, type) and issubclass(kind, BaseModel)))
 
 
 def _alternatives(kind: Any) -> Iterator[Any]:
@@ -102,7 +104,7 @@ def _metavar(info: FieldInfo) -> str:
 
 def _help(info: FieldInfo) -> str:
     text = " ".join((info.description or "").split())
-    if info.default is PydanticUndefined or info.default is None:
+    if info.default is PydanticUndefined or info.default is None or isinstance(info.default, BaseModel):
         return text
     default = ",".join(info.default) if isinstance(info.default, list) else info.default
     return f"{text}  [default: {default}]"

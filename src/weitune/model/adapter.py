@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from weitune.errors import ModelError
-from weitune.recipe.schema import Lora
+from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+"""Stands for every linear layer but the output head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +40,101 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
 
 
-def attach_adapter(model: PreTrainedModel, lora: Lora, *, seed: int, base: str) -> PeftModel:
-    """Return ``model`` with a fresh adapter: A random by ``seed``, B zero, so that nothing has changed yet.
+def attach_adapter(
+    model: PreTrainedModel, lora: Lora, *, seed: int, base: str, token_ids: Sequence[int] = ()
+) -> PeftModel:
+    """Return ``model`` with a fresh adapter, under which it computes what it did before; random parts by ``seed``.
 
-    ``base`` is the name under which the adapter records its base model. Raises ModelError if a target module does not
-    exist or is not a linear layer.
+    ``base`` is the name under which the adapter records its base model, ``token_ids`` the tokens of
+    ``lora.train_tokens``. Starts that need more than the weights are left to :mod:`.starts`. Raises ModelError if a
+    target module does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    check_targets(model, lora.target_modules)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,  # PEFT's is a whole number
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
+    check_targets(model, lora)
+    config = _config(model, lora, list(token_ids))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base
-    draw_adapter(adapted, seed)
+    if lora.init not in TAKEN_FROM_BASE:
+        draw_adapter(adapted, seed, gaussian=lora.init == "gaussian")
+    if lora.freeze_a:
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
     return adapted
 
 
-def draw_adapter(model: nn.Module, seed: int) -> None:
+def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
+    from peft import LoraConfig
+
+    alphas = {name: _whole(alpha) for name, alpha in (lora.alpha_pattern or {}).items()}
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=_whole(lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if lora.target_modules == [ALL_LINEAR] else list(lora.target_modules),
+        layers_to_transform=layer_numbers(model, lora.layers) if lora.layers else None,
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=alphas,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights={"pissa": "pissa_niter_16", "olora": "olora"}.get(lora.init, True),
+        modules_to_save=lora.modules_to_save,
+        trainable_token_indices=token_ids or None,
+        ensure_weight_tying=bool(lora.modules_to_save) and bool(getattr(model.config, "tie_word_embeddings", False)),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _whole(alpha: float) -> Any:
+    """Return ``alpha`` as a whole number if it is one, as PEFT declares it."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
+    """Return the numbers that ``ranges`` such as ``0-7`` name. Raises ModelError if the model has no such layer."""
+    count = model.config.get_text_config().num_hidden_layers
+    numbers: set[int] = set()
+    for text in ranges:
+        first, _, last = text.partition("-")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if not numbers or max(numbers) >= count:
+        raise ModelError(
+            f"lora.layers: {','.join(ranges)} is not a choice of this model's layers",
+            f"It has {count}: give numbers and ranges from 0 to {count - 1}.",
+        )
+    return sorted(numbers)
+
+
+def token_numbers(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
+    """Return the numbers of ``tokens``. Raises ModelError if one is not in the vocabulary."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab() if tokens else {}
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise ModelError(
+            f"lora.train_tokens: the vocabulary has no {', '.join(map(repr, missing))}",
+            "Name tokens that it has, such as reserved ones.",
+        )
+    return [vocabulary[token] for token in tokens]
+
+
+def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None:
     """Draw every A matrix anew on the CPU from a generator of its own: the same start on every device.
 
-    The distribution is PEFT's and LoRA's reference implementation's: Kaiming uniform with a = sqrt(5).
+    The distributions are PEFT's: Kaiming uniform with a = sqrt(5), as in LoRA's reference implementation, or normal
+    with a deviation of 1 / rank.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if ".lora_A." in name and not parameter.is_meta:
             drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            if gaussian:
+                drawn.normal_(std=1 / parameter.shape[0], generator=generator)
+            else:
+                nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             with torch.no_grad():
                 parameter.copy_(drawn)
 
@@ -85,13 +150,22 @@ def linear_names(model: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def check_targets(model: Any, targets: Iterable[str]) -> None:
-    """Raise ModelError unless every target names at least one linear layer of ``model``."""
-    there = linear_names(model)
-    missing = [target for target in targets if target.rsplit(".", 1)[-1] not in there]
-    if missing:
-        raise ModelError(
-            f"lora.target_modules: this model has no linear layer named {', '.join(map(repr, missing))}",
-            f"It has: {', '.join(there)}. Name those that shall get an adapter, "
-            f"for example --lora.target_modules {','.join(there)}",
-        )
+def check_targets(model: Any, lora: Lora) -> None:
+    """Raise ModelError unless every target names at least one linear layer, and every module to save exists."""
+    linear = linear_names(model)
+    modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
+    targets = [] if lora.target_modules == [ALL_LINEAR] else lora.target_modules
+    for key, names, there, what in (
+        ("target_modules", targets, linear, "linear layer"),
+        ("modules_to_save", lora.modules_to_save or [], sorted(modules), "module"),
+    ):
+        missing = [name for name in names if name.rsplit(".", 1)[-1] not in there]
+        if missing:
+            raise ModelError(
+                f"lora.{key}: this model has no {what} named {', '.join(map(repr, missing))}",
+                f"It has: {', '.join(there)}."
+                + (
+                    f" Name those that shall get an adapter, for example --lora.{key} {','.join(linear)}"
+                    * (there is linear)
+                ),
+            )

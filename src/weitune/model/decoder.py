@@ -39,7 +39,7 @@ class BlockDecoder:
         self._decoder, self._blocks = decoder, blocks
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
-        self._widest = max((p.weight.shape[1] for group in groups for p in group.projections), default=0)
+        self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> BlockDecoder | None:
@@ -50,6 +50,12 @@ class BlockDecoder:
         blocks = [_read_block(layer) for layer in decoder.layers]
         found = [block for block in blocks if block is not None]
         return cls(decoder, found) if len(found) == len(blocks) else None
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether the blocks give a gradient to everything in them that is trained."""
+        ours = {id(parameter) for block in self._blocks for parameter in block.parameters}
+        return all(id(each) in ours for each in self._decoder.layers.parameters() if each.requires_grad)
 
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, keep_feed_forward: bool = True

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weitune.model.stored import dense, is_linear
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
     """A frozen linear layer of N outputs and K inputs, and the adapter of rank R on it, if there is one."""
 
-    weight: Tensor
+    layer: Any
+    """The linear layer, stored as :mod:`.stored` knows it."""
+    shape: tuple[int, int]
     """(N, K)"""
-    bias: Tensor | None
-    """(N,)"""
     a: nn.Parameter | None = None
     """(R, K)"""
     b: nn.Parameter | None = None
@@ -27,6 +29,15 @@ class Projection:
     rate: float = 0.0
     """Dropout of the adapter's input."""
 
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the frozen matrix (N, K) to compute with in ``dtype``."""
+        return dense(self.layer, dtype)
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Return the frozen bias (N,), if there is one."""
+        bias: Tensor | None = self.layer.bias
+        return None if bias is None else bias.to(dtype)
+
     @property
     def rank(self) -> int:
         """R, or 0 without an adapter."""
@@ -35,17 +46,18 @@ class Projection:
 
 def read_projection(layer: Any) -> Projection | None:
     """Return the tensors of ``layer``: a plain linear layer, or PEFT's plain LoRA on one; None for anything else."""
-    if type(layer) is nn.Linear:
-        return Projection(layer.weight, layer.bias)
-    base = getattr(layer, "base_layer", None)
-    if type(base) is not nn.Linear or getattr(layer, "active_adapters", None) != ["default"]:
+    if is_linear(layer):
+        return Projection(layer, (layer.out_features, layer.in_features))
+    base: Any = getattr(layer, "base_layer", None)
+    if not is_linear(base) or getattr(layer, "active_adapters", None) != ["default"]:
         return None
     if layer.merged or layer.lora_variant or layer.lora_bias.get("default"):  # DoRA and other variants are PEFT's own
         return None
     dropout = layer.lora_dropout["default"]
     rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
     a, b = layer.lora_A["default"], layer.lora_B["default"]
-    return Projection(base.weight, base.bias, a.weight, b.weight, float(layer.scaling["default"]), rate)
+    shape = (base.out_features, base.in_features)
+    return Projection(base, shape, a.weight, b.weight, float(layer.scaling["default"]), rate)
 
 
 class LoraGroup:
@@ -76,7 +88,8 @@ class LoraGroup:
 
     def frozen(self, inputs: Tensor) -> list[Tensor]:
         """Return what the frozen layers make of ``inputs`` (T, K)."""
-        return [F.linear(inputs, p.weight, p.bias) for p in self.projections]
+        dtype = inputs.dtype
+        return [F.linear(inputs, p.weight(dtype), p.bias(dtype)) for p in self.projections]
 
     def add_adapters(self, outputs: list[Tensor], low: Tensor, scale: float) -> list[Tensor]:
         """Add the adapters' part to ``outputs`` in place: ``low`` (T, sum of R) through the B matrices.
@@ -102,9 +115,9 @@ class LoraGroup:
     def gradient_of_input(self, slopes: list[Tensor]) -> Tensor:
         """Return the frozen layers' part of the gradient of the input, (T, K)."""
         first, *others = zip(self.projections, slopes, strict=True)
-        total = first[1] @ first[0].weight
+        total = first[1] @ first[0].weight(first[1].dtype)
         for p, slope in others:
-            total.addmm_(slope, p.weight)
+            total.addmm_(slope, p.weight(slope.dtype))
         return total
 
 

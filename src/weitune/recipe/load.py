@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,21 +20,26 @@ from weitune.recipe.schema import Recipe
 
 
 def fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every leaf field of the recipe as (dotted name, field)."""
+    """Yield every leaf field of the recipe as (dotted name, field); a group that a word may stand for is one too."""
     for name, info in model.model_fields.items():
         section = section_of(info)
-        if section is None:
+        if section is None or section is not info.annotation:
             yield prefix + name, info
-        else:
+        if section is not None:
             yield from fields(section, f"{prefix}{name}.")
 
 
 def section_of(info: FieldInfo) -> type[BaseModel] | None:
     """Return the section class of a field that is a group of fields, else None."""
-    for candidate in (info.annotation, *get_args(info.annotation)):
+    for candidate in (info.annotation, *map(_bare, get_args(info.annotation))):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
+
+
+def _bare(kind: Any) -> Any:
+    """Return what an ``Annotated`` annotates."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def preset_names() -> list[str]:

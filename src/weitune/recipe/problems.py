@@ -37,6 +37,7 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "too_short": "a list with at least {min_length} entry",
     "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a number or a range of numbers, such as 0-7",
 }
 """What a value must be, for each of pydantic's problem types that the declaration can cause."""
 
@@ -50,7 +51,7 @@ def explain(problems: Sequence[Mapping[str, Any]], tree: Mapping[str, Any], know
     by_key: dict[str, list[Mapping[str, Any]]] = {}
     for problem in problems:
         by_key.setdefault(_key(problem, tree), []).append(problem)
-    return [f"{key}: {_sentence(key, found, known)}" for key, found in by_key.items()]
+    return [f"{key}: {_sentence(key, found, known)}".removeprefix(": ") for key, found in by_key.items()]
 
 
 def kind(value: object) -> str:
@@ -85,6 +86,8 @@ def _sentence(key: str, problems: Sequence[Mapping[str, Any]], known: Collection
     if "invalid_key" in types:
         return "a key must be a text; put it in quotes"
     said = [str(problem["ctx"]["error"]) for problem in problems if problem["type"] == "value_error"]
+    if said and isinstance(found, Mapping):  # keys that do not go together: the message names them
+        return "; ".join(said)
     said += [f"must be {' or '.join(wanted)}" for wanted in [_expected(problems)] if wanted]
     # YAML reads `no`, `3` and `2024-01-01` as something else than text.
     quotes = " (put it in quotes)" if types == {"string_type"} and not isinstance(found, list | dict | None) else ""

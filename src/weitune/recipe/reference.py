@@ -73,8 +73,8 @@ def _groups(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         prefix, group = waiting.pop(0)
         yield prefix, group
         for name, spec in group["properties"].items():
-            if "$ref" in spec:
-                waiting.append((f"{prefix}{name}.", schema["$defs"][spec["$ref"].rsplit("/", 1)[-1]]))
+            references = [branch["$ref"] for branch in (spec, *spec.get("oneOf", ())) if "$ref" in branch]
+            waiting += [(f"{prefix}{name}.", schema["$defs"][each.rsplit("/", 1)[-1]]) for each in references]
 
 
 def _also_one(spec: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def _table(prefix: str, group: Mapping[str, Any]) -> str:
 def _type(spec: Mapping[str, Any]) -> str:
     """Return a type and its range in words, such as ``whole number, at least 1; or none``."""
     match spec:
-        case {"anyOf": branches}:
+        case {"$ref": _}:
+            return "group of keys"
+        case {"anyOf": branches} | {"oneOf": branches}:
             words = [_type(branch) for branch in branches]
             return ("; or " if any(", " in word for word in words) else " or ").join(words)
         case {"enum": values}:
@@ -135,8 +137,8 @@ def _number(value: float) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None:
-        return "none"
+    if value is None or isinstance(value, dict):
+        return "none" if value is None else "the group below"
     return f"`{', '.join(value)}`" if isinstance(value, list) else f"`{value}`"
 
 

@@ -6,9 +6,19 @@ under a field is its documentation; a unit is named there or in the field's name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
@@ -17,6 +27,12 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def _as_list(value: Any) -> Any:
     """Let one name, or names separated by commas, stand for a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _as_ranges(value: Any) -> Any:
+    """Let a number stand for a range of one, and ranges separated by commas for a list."""
+    parts = _as_list(str(value) if isinstance(value, int) else value)
+    return [str(part) if isinstance(part, int) else part for part in parts] if isinstance(parts, list) else parts
 
 
 def _one_as_list(value: Any) -> Any:
@@ -50,6 +66,25 @@ def _fraction_or_files(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Files = Annotated[list[str], BeforeValidator(_one_as_list), Field(min_length=1)]
 Texts = Annotated[list[str], BeforeValidator(_one_text_as_list)]
+Ranges = Annotated[
+    list[Annotated[str, Field(pattern=r"^\d+(-\d+)?$")]], BeforeValidator(_as_ranges), Field(min_length=1)
+]
+"""Whole numbers from 0 and ranges of them with both ends, such as `0-7`."""
+TAKEN_FROM_BASE = ("pissa", "olora")
+"""Starts of an adapter that change the base's weights."""
+QUANTIZED = ("int8", "nf4")
+"""Storage that rounds the base's linear layers."""
+
+
+S = TypeVar("S")
+
+
+def _together(section: S, *rules: tuple[bool, str]) -> S:
+    """Return ``section`` unless one of ``rules``, (is broken, what to say), is. Raises ValueError with all that are."""
+    broken = [message for wrong, message in rules if wrong]
+    if broken:
+        raise ValueError("; ".join(broken))
+    return section
 
 
 class Section(BaseModel):
@@ -85,7 +120,8 @@ class Tokens(Section):
 
 
 class Lora(Section):
-    """The adapter: low-rank updates of linear layers (LoRA, arXiv 2106.09685)."""
+    """The adapter: low-rank updates of linear layers (LoRA, arXiv 2106.09685). `lora: none` trains the whole model
+    instead, in fp32: for small models."""
 
     r: int = Field(8, ge=1)
     """Rank of the update."""
@@ -94,7 +130,50 @@ class Lora(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of dropping an element of an adapter's input while training."""
     target_modules: Names = list(PROJECTIONS)
-    """Names of the linear layers that get an adapter."""
+    """Names of the linear layers that get an adapter; `all-linear` for all but the output head."""
+    layers: Ranges | None = None
+    """Decoder layers that get an adapter, from 0, such as `0-7,12`; all if not given."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    """Other ranks for some layers, by the end of their name or a regular expression, such as `{down_proj: 16}`."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Other alphas for some layers, named likewise."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (rank stabilisation, arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the length of every row of a weight apart from its direction (DoRA, arXiv 2402.09353)."""
+    init: Literal["default", "gaussian", "pissa", "olora", "eva", "loftq"] = "default"
+    """How the adapter starts. `default`: A uniform, B zero. `gaussian`: A normal, B zero. `pissa` (arXiv 2404.02948)
+    and `olora` (arXiv 2406.01775) take the adapter out of the base's weights; it is saved as a plain adapter of rank
+    2 r that fits the base as it was. `eva` (arXiv 2410.07170): A from the inputs that the data make, B zero. `loftq`
+    (arXiv 2310.08659): what 4-bit storage rounds away; needs `train.storage: nf4`."""
+    init_from: str | None = None
+    """Start from this adapter: a run, or a folder as PEFT writes it. It must have the rank, alpha and layers given
+    here."""
+    plus_ratio: float = Field(1, ge=1)
+    """How many times the learning rate B gets (LoRA+, arXiv 2402.12354); its authors advise 16."""
+    freeze_a: bool = False
+    """Train B only (LoRA-FA, arXiv 2308.03303)."""
+    modules_to_save: Names | None = None
+    """Modules that are trained whole and saved with the adapter, such as `lm_head`."""
+    train_tokens: Names | None = None
+    """Tokens of the vocabulary whose embeddings are trained too, such as a reserved token that is given a meaning."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Lora:
+        taken = self.init in TAKEN_FROM_BASE
+        return _together(
+            self,
+            (bool(self.init_from and self.init != "default"), "lora.init_from: an adapter that exists had its start"),
+            (self.dora and taken, f"lora.dora: an adapter that {self.init} starts is saved as plain LoRA"),
+            (self.freeze_a and taken, f"lora.freeze_a: after a start by {self.init} both A and B are trained"),
+            (self.freeze_a and self.plus_ratio != 1, "lora.plus_ratio: with lora.freeze_a there is only B to train"),
+        )
+
+
+LoraOrNone = Annotated[
+    Annotated[Lora, Tag("group")] | Annotated[Literal["none"], Tag("word")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "group"),  # one branch: one list of problems
+]
 
 
 class Train(Section):
@@ -123,6 +202,13 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the base model. `auto`: bf16 on a GPU or CPU that computes in it, fp32 elsewhere. The adapter
     is always trained in fp32."""
+    storage: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    """How the frozen base lies in memory; it is computed in `precision`, layer by layer. `auto`: as it is computed.
+    `bf16` halves fp32. `int8` and `nf4` (4 bits, QLoRA, arXiv 2305.14314) round its linear layers and need the extra
+    `quantized`."""
+    recompute: Literal["auto", "none", "feed-forward", "block"] = "auto"
+    """What the backward pass computes again instead of keeping it: nothing, the feed-forward layers' inner values, or
+    whole blocks. `auto`: as much as memory asks for. Changes memory and speed, never the result."""
     log_every: int = Field(10, ge=1)
     """Steps between two printed log lines; `events.jsonl` has every step."""
     checkpoint_every: int = Field(100, ge=1)
@@ -140,6 +226,8 @@ class Train(Section):
     asks nothing."""
     sample_tokens: int = Field(64, ge=1)
     """Longest sample answer, in tokens."""
+    save_on_each_node: bool = False
+    """Write the run's folder on every machine, where they share no disk."""
 
     @field_validator("micro_tokens")
     @classmethod
@@ -177,8 +265,8 @@ class Recipe(Section):
     """The run's folder; `runs/<model>-<time>` if not given."""
     tokens: Tokens = Tokens()
     """How conversations become tokens."""
-    lora: Lora = Lora()
-    """The adapter."""
+    lora: LoraOrNone = Lora()
+    """The adapter; `none`: train the whole model."""
     train: Train = Train()
     """The optimisation."""
 
@@ -188,3 +276,21 @@ class Recipe(Section):
         if value.patience is not None and info.data.get("validation", ...) is None:
             raise ValueError("`patience` counts evaluations, so it needs `validation` data")
         return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        """Refuse what cannot go together across groups."""
+        init = "none" if self.lora == "none" else self.lora.init
+        storage, precision = self.train.storage, self.train.precision
+        quantized = storage in QUANTIZED
+        return _together(
+            self,
+            (
+                init == "loftq" and storage != "nf4",
+                "lora.init loftq: it makes good for train.storage nf4; ask for that",
+            ),
+            (init in TAKEN_FROM_BASE and quantized, f"lora.init {init}: it needs weights that are not {storage}"),
+            (init == "none" and precision == "bf16", "train.precision: a whole model is trained in fp32"),
+            (init == "none" and storage not in {"auto", "fp32"}, "train.storage: a whole model is trained in fp32"),
+            (precision == "bf16" and storage == "fp32", "train.storage: fp32 is wider than train.precision bf16"),
+        )

@@ -2,40 +2,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-from weitune.data.layout import SEPARATE, SHARED
+from torch import nn
+
+from weitune.data.conversation import Example
+from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.plan import Plan
-from weitune.model.adapter import attach_adapter, check_targets
+from weitune.model.adapter import attach_adapter, check_targets, token_numbers
 from weitune.model.decoder import BlockDecoder
 from weitune.model.load import LoadedModel
 from weitune.model.memory import choose_micro_tokens, keep_freed_memory
 from weitune.model.probe import Abilities, probe
-from weitune.model.supervised import SupervisedModel
+from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
+from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.trained import LoraAdapter, Trained, WholeModel
 from weitune.recipe.schema import Lora, Train
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import PeftModel
 
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """A model with its adapter, and what it was found to be able to do."""
+    """A model with what is trained of it, and what it was found to be able to do."""
 
     loaded: LoadedModel
-    adapted: PeftModel
+    trained: Trained
     abilities: Abilities
+    """Of the model as it will be trained: its blocks are plain if they are with the adapter."""
+
+    @property
+    def layout(self) -> Layout:
+        """How its examples are laid out."""
+        return SHARED if self.abilities.shares_rows else SEPARATE
 
 
-def make_trainable(loaded: LoadedModel, lora: Lora, *, seed: int, base: str) -> Trainable:
-    """Probe ``loaded`` and attach a fresh adapter. Raises ModelError if a target module does not exist."""
-    check_targets(loaded.model, lora.target_modules)
+def make_trainable(
+    loaded: LoadedModel,
+    lora: Lora | Literal["none"],
+    *,
+    seed: int,
+    base: str,
+    steps: Iterable[Sequence[Example]] = (),
+    fresh: bool = True,
+) -> Trainable:
+    """Probe ``loaded`` and attach a fresh adapter.
+
+    ``steps`` are examples of optimizer steps, for a start that looks at the data. Without ``fresh`` a checkpoint will
+    be loaded, and nothing is computed for a start. Raises ModelError if the recipe's adapter does not fit the model.
+    """
+    if lora == "none":
+        abilities = probe(loaded.model)
+        loaded.model.requires_grad_(True)
+        return Trainable(loaded, WholeModel(loaded.model), replace(abilities, plain_head=False, plain_blocks=False))
+    check_targets(loaded.model, lora)
     abilities = probe(loaded.model)
-    return Trainable(loaded, attach_adapter(loaded.model, lora, seed=seed, base=base), abilities)
+    plain = lora if fresh else lora.model_copy(update={"init": "default", "init_from": None})
+    tokens = token_numbers(loaded.tokenizer, lora.train_tokens or ())
+    adapted = attach_adapter(loaded.model, plain, seed=seed, base=base, token_ids=tokens)
+    trained = LoraAdapter(adapted, started_by=lora.init)
+    head, blocks = loaded.model.get_output_embeddings(), BlockDecoder.of(loaded.model)
+    trainable = Trainable(
+        loaded,
+        trained,
+        replace(
+            abilities,
+            plain_head=abilities.plain_head and type(head) is nn.Linear and not head.weight.requires_grad,
+            plain_blocks=abilities.plain_blocks and blocks is not None and blocks.trains_all,
+        ),
+    )
+    if plain.init_from:
+        start_from(trained, adapter_folder(plain.init_from))
+    elif plain.init == "loftq":
+        start_loftq(adapted, loaded.files.folder)
+    elif plain.init == "eva":
+        lay, device = trainable.layout.lay, loaded.device
+        start_eva(adapted, [Row.of(lay(examples), device) for examples in steps])
+    return trainable
 
 
 def make_loop(
@@ -46,6 +94,7 @@ def make_loop(
     *,
     accelerator: Accelerator,
     micro_tokens: int | None = None,
+    plus_ratio: float = 1.0,
 ) -> Loop:
     """Return the loop over ``plan``; ``micro_tokens`` overrides what ``train`` says or leaves open."""
     loaded, abilities = trainable.loaded, trainable.abilities
@@ -62,11 +111,11 @@ def make_loop(
     )
     return Loop(
         model=accelerator.prepare_model(model, device_placement=False),
-        optimizer=make_optimizer((p for p in trainable.adapted.parameters() if p.requires_grad), train),
+        optimizer=make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio),
         accelerator=accelerator,
         examples=examples,
         plan=plan,
-        layout=SHARED if abilities.shares_rows else SEPARATE,
+        layout=trainable.layout,
         train=train,
         micro_tokens=micro_tokens,
     )

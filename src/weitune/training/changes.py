@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from weitune.errors import RunError
 from weitune.recipe.load import fields
 from weitune.recipe.schema import Recipe
@@ -20,6 +22,7 @@ MAY_CHANGE = {
     "train.epochs": "the learning rate of the steps to come follows the new length",
     "train.max_steps": "the learning rate of the steps to come follows the new length",
     "train.micro_tokens": "equal up to rounding",
+    "train.recompute": "",
     "train.log_every": "",
     "train.checkpoint_every": "",
     "train.keep_checkpoints": "",
@@ -27,9 +30,10 @@ MAY_CHANGE = {
     "train.patience": "",
     "train.sample_prompts": "",
     "train.sample_tokens": "",
+    "train.save_on_each_node": "",
 }
 """Keys that may have other values, and what follows from it."""
-_PLACES = ("model", "hub", "revision", "data", "weights", "output")
+_PLACES = ("model", "hub", "revision", "data", "weights", "output", "lora.init_from")
 """Keys that say where something is found or put; what is found there is in the basis."""
 
 Basis = Mapping[str, Any]
@@ -85,9 +89,12 @@ def _refusal(run: Path, differences: list[str]) -> RunError:
 
 
 def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value of ``key``: of a group, only that it is one; of a key in a group that is not there, None."""
     value: Any = recipe
     for part in key.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, None)
+    if isinstance(value, BaseModel):
+        return "a group of keys"
     return "files" if key == "validation" and isinstance(value, list) else value  # what they hold is in the basis
 
 

@@ -2,7 +2,8 @@
 
     run/
       checkpoint-100/
-        adapter_config.json  adapter_model.safetensors     a PEFT adapter as it is
+        adapter_config.json  adapter_model.safetensors     a PEFT adapter as it is; of a whole model that is trained,
+                                                           config.json and model.safetensors
         optimizer.safetensors                              AdamW's two moments and step of every trained tensor
         state.json                                         the step, the recipe, and what the run is computed from
         manifest.json                                      size and SHA-256 of every file, written last
@@ -24,12 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weitune.model.saved import ADAPTER_FILES, MODEL_FILES
 from weitune.training import disk
 
 MANIFEST, STATE = "manifest.json", "state.json"
-OPTIMIZER, ADAPTER, ADAPTER_CONFIG = "optimizer.safetensors", "adapter_model.safetensors", "adapter_config.json"
+OPTIMIZER = "optimizer.safetensors"
+ADAPTER_CONFIG, ADAPTER = ADAPTER_FILES
+PUBLISHED = (ADAPTER_FILES, MODEL_FILES)
+"""What a run is for, in one of two kinds."""
 FILES = (ADAPTER_CONFIG, ADAPTER, OPTIMIZER, STATE)
-"""What every checkpoint has, besides its manifest."""
+"""What the checkpoint of an adapter has, besides its manifest."""
+_INVENTORIES = [{*names, OPTIMIZER, STATE} for names in PUBLISHED]
 
 _FORMAT = "weitune checkpoint 1"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -105,7 +111,7 @@ def read_manifest(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
             name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
             for name, entry in json.loads(written)["files"].items()
         }
-        whole = set(files) == set(FILES) and written == _manifest(checkpoint.step, files)
+        whole = set(files) in _INVENTORIES and written == _manifest(checkpoint.step, files)
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -139,7 +145,7 @@ def publish_adapter(checkpoint: Checkpoint, target: Path) -> None:
     Does nothing if it is that already. Raises OSError if the system refuses.
     """
     files = read_manifest(checkpoint)
-    names = [name for name in files if name in {ADAPTER, ADAPTER_CONFIG}]
+    names = [name for name in files if name not in {OPTIMIZER, STATE}]
     if all((target / name).is_file() and _sha256(target / name) == files[name]["sha256"] for name in names):
         return
     with disk.folder_written_aside(target) as partial:

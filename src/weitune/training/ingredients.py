@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weitune.data.conversation import Example
 from weitune.data.holdout import ExampleSet, hold_out, prompts
 from weitune.data.plan import Plan
 from weitune.data.prepare import Prepared, prepare
@@ -17,6 +18,8 @@ from weitune.errors import DataError, ModelError
 from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from weitune.model.load import LoadedModel, load_tokenizer
 from weitune.model.locate import ModelFiles, locate
+from weitune.model.saved import ADAPTER_FILES
+from weitune.model.starts import adapter_folder
 from weitune.recipe.schema import Recipe
 from weitune.training.changes import Basis
 from weitune.training.reporter import Reporter
@@ -42,6 +45,10 @@ class Ingredients:
     basis: Basis
     """What must be the same again when the run goes on (:mod:`.changes`)."""
 
+    def examples_of(self, step: int) -> list[Example]:
+        """Return the examples of an optimizer step, from 0."""
+        return [self.examples[int(i)] for i in self.plan.step(step)]
+
 
 def gather(recipe: Recipe, reporter: Reporter, accelerator: Accelerator) -> Ingredients:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not."""
@@ -62,6 +69,9 @@ def gather(recipe: Recipe, reporter: Reporter, accelerator: Accelerator) -> Ingr
     basis = _basis(files, framing, examples, plan)
     if validation is not None:
         basis = {**basis, "validation": {"examples": len(validation), "contents": validation.digest()}}
+    if recipe.lora != "none" and recipe.lora.init_from:
+        tensors = (adapter_folder(recipe.lora.init_from) / ADAPTER_FILES[1]).read_bytes()
+        basis = {**basis, "lora.init_from": hashlib.sha256(tensors).hexdigest()}
     return Ingredients(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
 
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from weitune.errors import NonFiniteError
-from weitune.training.checkpoint import Checkpoint, publish_adapter
+from weitune.model.trained import Trained
+from weitune.training.checkpoint import PUBLISHED, Checkpoint, publish_adapter
 from weitune.training.events import FILE, EventLog
 from weitune.training.folder import ADAPTER_FOLDER
 from weitune.training.foresight import MemoryWatch
@@ -23,8 +24,6 @@ from weitune.training.signals import StopRequest
 from weitune.training.snapshot import Snapshot, restore
 from weitune.training.validation import Standing, Validator, chosen_checkpoint
 
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 _EVENT_BYTES = 4096
 """What an event needs at most, for the message about a full disk."""
@@ -36,7 +35,7 @@ class Journal:
     def __init__(
         self,
         folder: Path,
-        model: PeftModel,
+        trained: Trained,
         loop: Loop,
         *,
         state: Mapping[str, Any],
@@ -46,7 +45,7 @@ class Journal:
         validator: Validator | None = None,
     ) -> None:
         """Keep what checkpoints are made of; ``state`` goes into each of them, with what ``validator`` finds."""
-        self._folder, self._model, self._loop, self._state = folder, model, loop, state
+        self._folder, self._trained, self._loop, self._state = folder, trained, loop, state
         self._reporter, self._stop, self._memory, self._validator = reporter, stop, memory, validator
         self._accelerator = loop.accelerator
         self._main = loop.accelerator.is_main_process
@@ -70,7 +69,7 @@ class Journal:
         ``notes``, what is out of the ordinary about this start, go into the first event.
         """
         if checkpoint is not None:
-            restore(checkpoint, self._model, self._loop.optimizer)
+            restore(checkpoint, self._trained, self._loop.optimizer)
             self.step = self._saved = checkpoint.step
             self._standing = Standing.of(checkpoint.state)
         if self._main:
@@ -160,7 +159,7 @@ class Journal:
         self._settle(wait=True)  # one at a time
         state = {**self._state, **self._standing.state(self.step)}
         try:
-            snapshot = Snapshot.take(self.step, self._model, self._loop.optimizer, state)
+            snapshot = Snapshot.take(self.step, self._trained, self._loop.optimizer, state)
         except NonFiniteError as error:
             self._write("not finite", step=self.step, message=str(error))
             raise
@@ -197,4 +196,5 @@ class Journal:
 
 
 def _bytes_of(checkpoint: Checkpoint) -> int:
-    return sum(path.stat().st_size for path in checkpoint.folder.glob("adapter_*"))
+    names = (name for names in PUBLISHED for name in names)
+    return sum(path.stat().st_size for path in map(checkpoint.folder.joinpath, names) if path.is_file())

@@ -14,11 +14,23 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], train: Train) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter, arXiv 1711.05101) over ``parameters``."""
+def make_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]], train: Train, plus_ratio: float = 1.0
+) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter, arXiv 1711.05101) over those named ``parameters`` that are trained.
+
+    The B matrices of adapters get ``plus_ratio`` times the learning rate (LoRA+, Hayou et al., arXiv 2402.12354).
+    """
+    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    fast = {name for name, _ in trained if ".lora_B." in name} if plus_ratio != 1 else set()
+    groups = [
+        {"params": [p for name, p in trained if (name in fast) == chosen], "ratio": ratio}
+        for chosen, ratio in ((False, 1.0), (True, plus_ratio))
+    ]
     return torch.optim.AdamW(
-        parameters, lr=train.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay, fused=True
-    )
+        [group for group in groups if group["params"]],
+        lr=train.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay, fused=True,
+    )  # fmt: skip
 
 
 def learning_rate(step: int, steps: int, train: Train) -> float:
@@ -43,7 +55,7 @@ def learning_rate(step: int, steps: int, train: Train) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use ``rate`` in the next step of ``optimizer``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["ratio"]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

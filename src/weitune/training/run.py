@@ -18,6 +18,7 @@ from weitune.evaluate.questions import Question, first_questions
 from weitune.generate.engine import Engine
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
+from weitune.model.starts import EVA_STEPS
 from weitune.recipe.load import build_recipe, read_recipe_file
 from weitune.recipe.schema import Recipe
 from weitune.training import changes, disk, foresight
@@ -52,7 +53,7 @@ def train(
     run_folder.check_free(folder)
     with _session(folder, reporter, stop, device) as session:
         parts = gather(recipe, session.reporter, session.accelerator)
-        trainable = _load(session, parts, recipe.train.precision)
+        trainable = _load(session, parts, recipe.train.precision, fresh=True)
         loop = _make_loop(session, parts, trainable)
         if session.main:
             environment = _environment(parts, trainable, loop)
@@ -152,22 +153,30 @@ def _session(
             raise Interrupted(f"stopped by {asked.reason or 'the keyboard'} before a step was done; {left}") from None
 
 
-def _load(session: _Session, parts: Ingredients, precision: str) -> Trainable:
+def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool) -> Trainable:
     """Load the weights and attach the adapter. Raises ModelError if they do not fit memory, data or recipe."""
     recipe = parts.recipe
     loaded = foresight.load_if_it_fits(parts.files, parts.tokenizer, precision, session.device)
     check_stops(loaded, parts.framing, session.reporter)
-    trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model)
+    steps = (parts.examples_of(step) for step in range(min(EVA_STEPS, parts.plan.steps)))
+    trainable = make_trainable(
+        loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh
+    )  # fmt: skip
     if not trainable.abilities.shares_rows:
         why = trainable.abilities.why_not
         session.reporter.say(f"this model cannot share prefixes ({why}); it trains one conversation a row, padded")
-    session.reporter.say(str(count_parameters(trainable.adapted)))
+    elif not trainable.abilities.plain_blocks:
+        session.reporter.say("this adapter or model is computed by its own modules, not by weitune's faster blocks")
+    session.reporter.say(str(count_parameters(trainable.trained.model)))
     return trainable
 
 
 def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micro_tokens: int | None = None) -> Loop:
-    train, accelerator = parts.recipe.train, session.accelerator
-    return make_loop(trainable, train, parts.examples, parts.plan, accelerator=accelerator, micro_tokens=micro_tokens)
+    lora = parts.recipe.lora
+    return make_loop(
+        trainable, parts.recipe.train, parts.examples, parts.plan, accelerator=session.accelerator,
+        micro_tokens=micro_tokens, plus_ratio=1.0 if lora == "none" else lora.plus_ratio,
+    )  # fmt: skip
 
 
 def _accounts(parts: Ingredients) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def _validator(session: _Session, parts: Ingredients, trainable: Trainable, loop
     if parts.validation is None:
         return None
     recipe = parts.recipe
-    engine = Engine(trainable.adapted, parts.tokenizer, parts.framing) if session.main else None
+    engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing) if session.main else None
     if recipe.train.sample_prompts is None:
         files = recipe.data if isinstance(recipe.validation, float) else recipe.validation or []
         questions = first_questions(parts.validation, files, recipe, SAMPLES)
@@ -209,7 +218,7 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     """Check that everything is as it was, and train from where ``past`` ends."""
     parts = gather(recipe, session.reporter, session.accelerator)
     changes.check_basis(session.folder, past.basis, parts.basis)
-    trainable = _load(session, parts, past.precision)
+    trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
     was = {"shares_rows": past.environment.get("shares_rows")}
     changes.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
     machine = run_folder.describe_machine(trainable.loaded.device)
@@ -245,7 +254,7 @@ def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Lo
         "basis": parts.basis,
     }
     journal = Journal(
-        folder, trainable.adapted, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory,
+        folder, trainable.trained, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory,
         validator=_validator(session, parts, trainable, loop),
     )  # fmt: skip
     with session.stop.finishing_steps():

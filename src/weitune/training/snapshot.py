@@ -6,7 +6,7 @@
 Randomness is a function of (seed, step, device) and the order of the examples one of (seed, epoch): where a run stands
 is one integer, and no generator's state need be kept.
 
-Cost: :meth:`Snapshot.take` copies three times the adapter and stops training for so long; writing goes on beside it.
+Cost: :meth:`Snapshot.take` copies three times what is trained and stops training for so long; writing goes on beside.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from weitune.errors import NonFiniteError, RunError
-from weitune.training.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, STATE, Checkpoint
-
-if TYPE_CHECKING:
-    from peft import PeftModel
+from weitune.model.trained import Trained
+from weitune.training.checkpoint import OPTIMIZER, STATE, Checkpoint
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _HEADER_BYTES, _JSON_BYTES = 160, 16_384
@@ -36,65 +34,70 @@ class Snapshot:
     """Copies on the CPU of all that a run needs to go on after ``step`` steps."""
 
     step: int
-    adapter: Mapping[str, Tensor]
-    """By PEFT's name of the tensor."""
-    adapter_config: bytes
+    tensors: Mapping[str, Tensor]
+    """What :class:`~weitune.model.trained.Trained` saves."""
+    config: bytes
+    names: tuple[str, str]
+    """Names of the files for configuration and tensors."""
     moments: Mapping[str, Tensor]
     """By the parameter's name in the model, a dot and AdamW's name of the moment; none for a parameter that never had
     a gradient (an expert that no token was sent to)."""
     state: Mapping[str, Any]
 
     @classmethod
-    def take(cls, step: int, model: PeftModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Snapshot:
+    def take(cls, step: int, trained: Trained, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Snapshot:
         """Copy what changes from step to step. Raises NonFiniteError if a number in it is not finite."""
-        adapter = {name: _copy(tensor) for name, tensor in _adapter(model).items()}
+        tensors = {name: _copy(tensor) for name, tensor in trained.tensors().items()}
         moments = {
             f"{name}.{moment}": _copy(optimizer.state[parameter][moment])
-            for name, parameter in _trained(model)
+            for name, parameter in _parameters(trained)
             if parameter in optimizer.state
             for moment in _MOMENTS
         }
-        broken = [name for name, tensor in (adapter | moments).items() if not torch.isfinite(tensor).all()]
+        broken = [name for name, tensor in (tensors | moments).items() if not torch.isfinite(tensor).all()]
         if broken:
             raise NonFiniteError(
                 f"after step {step} {len(broken)} tensors hold numbers that are not finite, such as {broken[0]}. "
                 "No checkpoint is made of them; the last good one is as it was."
             )
-        return cls(step, adapter, _config(model), moments, state)
+        return cls(step, tensors, trained.config(), trained.files, moments, state)
 
     @property
     def size_bytes(self) -> int:
         """About how much room its checkpoint needs."""
-        tensors = [*self.adapter.values(), *self.moments.values()]
+        tensors = [*self.tensors.values(), *self.moments.values()]
         return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + _JSON_BYTES
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and contents of every file of the checkpoint; one at a time is in memory."""
-        yield ADAPTER_CONFIG, self.adapter_config
-        yield ADAPTER, save(dict(self.adapter), metadata={"format": "pt"})
+        yield self.names[0], self.config
+        yield self.names[1], save(dict(self.tensors), metadata={"format": "pt"})
         yield OPTIMIZER, save(dict(self.moments))
         state = {"step": self.step, **self.state}
         yield STATE, (json.dumps(state, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
-def restore(checkpoint: Checkpoint, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put the adapter and the moments of ``checkpoint`` into ``model`` and ``optimizer``, bit by bit.
+def restore(checkpoint: Checkpoint, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    """Put the tensors and the moments of ``checkpoint`` into ``trained`` and ``optimizer``, bit by bit.
 
     Raises RunError, naming every tensor that does not fit, before anything has changed.
     """
-    from peft import set_peft_model_state_dict
-
-    adapter, moments = load_file(checkpoint.folder / ADAPTER), load_file(checkpoint.folder / OPTIMIZER)
-    trained = {name: parameter for name, parameter in _trained(model) if f"{name}.{_MOMENTS[0]}" in moments}
+    file = trained.files[1]
+    if not (checkpoint.folder / file).is_file():
+        raise RunError(
+            f"{checkpoint.folder} has no {file}", "Resume with the recipe and the model that the run began with."
+        )
+    tensors, moments = load_file(checkpoint.folder / file), load_file(checkpoint.folder / OPTIMIZER)
+    parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
     shapes = {
         f"{name}.{moment}": torch.Size() if moment == "step" else parameter.shape
-        for name, parameter in trained.items()
+        for name, parameter in parameters.items()
         for moment in _MOMENTS
     }
-    _check_fit(checkpoint, ADAPTER, adapter, {name: tensor.shape for name, tensor in _adapter(model).items()})
+    _check_fit(checkpoint, file, tensors, trained.shapes())
     _check_fit(checkpoint, OPTIMIZER, moments, shapes)
-    set_peft_model_state_dict(model, adapter)
-    for name, parameter in trained.items():
+    trained.load(tensors)
+    for name, parameter in parameters.items():
         optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
 
 
@@ -102,21 +105,8 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _adapter(model: PeftModel) -> dict[str, Tensor]:
-    from peft import get_peft_model_state_dict
-
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return tensors
-
-
-def _config(model: PeftModel) -> bytes:
-    """Return PEFT's ``adapter_config.json``, with sets in order so that the same run gives the same bytes."""
-    fields = {**model.peft_config["default"].to_dict(), "inference_mode": True}
-    return json.dumps(fields, indent=2, sort_keys=True, default=sorted).encode()
-
-
-def _trained(model: PeftModel) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _parameters(trained: Trained) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
 
 
 def _check_fit(
