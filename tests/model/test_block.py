@@ -43,9 +43,12 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def loss_and_gradients(adapted: Any, row: Row, *, fast: bool, keep: bool = True) -> tuple[torch.Tensor, dict]:
+def loss_and_gradients(
+    adapted: Any, row: Row, *, fast: bool, keep: bool = True, plain_head: bool = True
+) -> tuple[torch.Tensor, dict]:
     model = adapted.get_base_model()
-    supervised = SupervisedModel(model, blocks=BlockDecoder.of(model) if fast else None, keep_feed_forward=keep)
+    blocks = BlockDecoder.of(model) if fast else None
+    supervised = SupervisedModel(model, plain_head=plain_head, blocks=blocks, keep_feed_forward=keep)
     supervised.train()
     adapted.zero_grad()
     loss = supervised(row)

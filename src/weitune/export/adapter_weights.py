@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weitune.errors import RunError
+from weitune.model.saved import holds_model
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
@@ -73,6 +74,11 @@ class AdapterWeights:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if holds_model(folder):
+        raise RunError(
+            f"'{folder}' holds a whole model, not an adapter: there is nothing to merge",
+            "Copy its model.safetensors and config.json; the base's tokenizer goes with them.",
+        )
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Conversation
 from weitune.data.render import Framing, framing_for
+from weitune.errors import RunError
 from weitune.export.adapter_weights import AdapterWeights
 from weitune.export.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.chat_template import self_contained_template
@@ -93,6 +94,11 @@ def open_tuned(run: Run, which: Which = "last") -> Tuned:
     folder = run.adapter_folder(which)
     assert folder is not None  # noqa: S101  (callers never ask for the base)
     recipe = run.recipe
+    if recipe.lora != "none" and recipe.lora.init == "loftq":
+        raise RunError(
+            f"the adapter of '{run.path}' makes good what 4-bit storage rounds away: it fits that storage and no other",
+            "Load it with peft on the base in NF4, or train with another lora.init.",
+        )
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
     tokenizer = load_tokenizer(files)
     return Tuned(run.path.resolve().name, recipe, folder, files, tokenizer, framing_for(tokenizer, recipe.tokens))

@@ -10,10 +10,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
+
 from weitune.data.render import framing_for
 from weitune.errors import RunError
 from weitune.generate.engine import Engine
 from weitune.model.load import load_model
+from weitune.model.saved import MODEL_FILES, holds_model
+from weitune.model.stored import is_quantized
+from weitune.model.trained import load_weights_into
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,10 +41,12 @@ def load_engine(recipe: Recipe, adapter: Path | None, *, device: str | None = No
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Add the adapter in ``folder`` to the weights of ``model`` and return it as a plain model.
 
-    Raises RunError if the adapter lacks weights that its configuration announces, or does not fit the model.
+    The weights of a whole model in ``folder`` take the place of those of ``model``. Raises RunError if the adapter lacks weights that its configuration announces, or does not fit the model.
     """
     from peft import PeftModel
 
+    if holds_model(folder):
+        return _whole(model, folder)
     try:
         with warnings.catch_warnings(record=True) as complaints:
             warnings.simplefilter("always")
@@ -56,5 +63,18 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"the adapter in '{folder}' is incomplete: {missing[0].splitlines()[0][:300]}",
             "Use another checkpoint of the run, or train it again.",
         )
+    if any(is_quantized(module) for module in model.modules()):
+        quantized: PreTrainedModel = tuned  # a sum would be rounded again
+        return quantized
     merged: PreTrainedModel = tuned.merge_and_unload()
     return merged
+
+
+def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put the weights in ``folder`` into ``model``."""
+    tensors = load_file(folder / MODEL_FILES[1])
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+        raise RunError(f"the model in '{folder}' is not a tuned form of the run's model", "Check the recipe's `model`.")
+    load_weights_into(model, tensors)
+    return model

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
+from weitune.model.saved import holds_adapter, holds_model
 
 if TYPE_CHECKING:
     from weitune.generate.dialogue import History
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
 """An adapter of a run: the last one, the one with the lowest validation loss, none, or that of a checkpoint's step."""
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ENGINES_KEPT = 2
 
@@ -64,7 +64,7 @@ class Run:
         return sorted(int(name[1]) for name, entry in found if name and _is_adapter(entry))
 
     def adapter_folder(self, which: Which = "last") -> Path | None:
-        """Return the PEFT folder of an adapter; None for ``base``, which has none.
+        """Return the PEFT folder of an adapter (of a whole model that was trained, its folder); None for ``base``.
 
         ``last`` is the final adapter, or the newest checkpoint while there is none. Raises RunError if the run has no
         adapter yet, no such checkpoint, or for ``best`` none that was validated.
@@ -160,7 +160,7 @@ class Run:
 
 
 def _is_adapter(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _ADAPTER_FILES)
+    return holds_adapter(folder) or holds_model(folder)
 
 
 def _metric(path: Path) -> float | None:

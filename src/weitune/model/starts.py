@@ -99,6 +99,7 @@ def start_eva(model: PeftModel, rows: Sequence[Row]) -> None:
         states: Tensor = (inputs if isinstance(inputs, Tensor) else inputs[0]).flatten(0, -2)
         return states if row.attention_mask is None else states[row.attention_mask.flatten().bool()]
 
+    targets = config.target_modules
     config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that rows have no method to move them; they are where they must be
@@ -106,7 +107,7 @@ def start_eva(model: PeftModel, rows: Sequence[Row]) -> None:
             model, rows, forward_fn=forward, prepare_model_inputs_fn=None, prepare_layer_inputs_fn=read,
             gather_distributed_inputs=False, show_progress_bar=False,
         )  # fmt: skip
-    config.init_lora_weights, config.eva_config = True, None
+    config.init_lora_weights, config.eva_config, config.target_modules = True, None, targets
 
 
 def start_loftq(model: PeftModel, folder: Path) -> None:
