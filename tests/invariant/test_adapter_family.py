@@ -1,4 +1,4 @@
-"""Every kind of adapter: it learns, it loads in plain PEFT and merges with the same logits, and it resumes to the bit."""
+"""Every kind of adapter learns, loads in plain PEFT and merges with the same logits, and resumes to the bit."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_an_adapter_goes_on_from_another_and_must_be_of_its_kind(tmp_path: Path)
     run = train(second, device="cpu")
     losses = [[e["loss"] for e in each.events() if e["event"] == "step"] for each in (first, run)]
     assert losses[1][0] < losses[0][0]
-    with pytest.raises(ModelError, match="lora.r is 8 here and 4 there"):
+    with pytest.raises(ModelError, match=r"lora\.r is 8 here and 4 there"):
         train(recipe_for(tmp_path / "b", lora=Lora(init_from=str(first.path)), output=str(tmp_path / "c")))
     with pytest.raises(ModelError, match="no adapter"):
         train(recipe_for(tmp_path / "b", lora=Lora(init_from=str(tmp_path)), output=str(tmp_path / "c")))

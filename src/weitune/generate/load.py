@@ -41,7 +41,8 @@ def load_engine(recipe: Recipe, adapter: Path | None, *, device: str | None = No
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Add the adapter in ``folder`` to the weights of ``model`` and return it as a plain model.
 
-    The weights of a whole model in ``folder`` take the place of those of ``model``. Raises RunError if the adapter lacks weights that its configuration announces, or does not fit the model.
+    The weights of a whole model in ``folder`` take the place of those of ``model``. Raises RunError if the adapter
+    lacks weights that its configuration announces, or does not fit the model.
     """
     from peft import PeftModel
 

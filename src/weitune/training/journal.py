@@ -24,7 +24,6 @@ from weitune.training.signals import StopRequest
 from weitune.training.snapshot import Snapshot, restore
 from weitune.training.validation import Standing, Validator, chosen_checkpoint
 
-
 _EVENT_BYTES = 4096
 """What an event needs at most, for the message about a full disk."""
 
