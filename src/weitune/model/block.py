@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.dropout import DropoutString
-from weitune.model.projection import AdapterGradients, LoraGroup
+from weitune.model.projection import AdapterGradients, Factors, LoraGroup
 
 SLICE_ELEMENTS = 1 << 19
 """Elements of a wide value that are worked on at once on a CPU: 2 MiB in float32."""
 
-Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""A function, and its gradient given (slope, input)."""
+Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], None]]
+"""A function, and what writes its gradient, given (slope, input), in place of the input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,28 +125,30 @@ class _Masked:
         mask = self.mask(x)
         return x if mask is None else x * mask
 
+    def factors(self, like: Tensor) -> Factors | None:
+        return self.group.factors(like.dtype, self.scale)
+
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Return the outputs of the group and its low-rank states."""
-        outputs = self.group.frozen(x)
-        if not self.group.adapted:
+        outputs, factors = self.group.frozen(x), self.factors(x)
+        if factors is None:
             return outputs, None
-        low = self.drop(x) @ self.group.stacked(x.dtype).T
-        return self.group.add_adapters(outputs, low, self.scale), low
+        low = self.drop(x) @ factors.a.T
+        return factors.add_to(outputs, low), low
 
     def backward(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the gradient of the input ``x``, and those of the adapters."""
-        x_slope = self.group.gradient_of_input(slopes)
-        if low is None:
+        x_slope, factors = self.group.gradient_of_input(slopes), self.factors(x)
+        if factors is None or low is None:
             return x_slope, []
-        low_slope = self.group.gradient_of_low(slopes, self.scale)
-        _add_masked(x_slope, low_slope @ self.group.stacked(low_slope.dtype), self.mask(x))
+        low_slope = factors.gradient_of_low(slopes)
+        _add_masked(x_slope, low_slope @ factors.a, self.mask(x))
         return x_slope, self._adapters(slopes, low, low_slope, x)
 
     def backward_to_adapters(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
         """Return the gradients of the adapters alone."""
-        if low is None:
-            return []
-        return self._adapters(slopes, low, self.group.gradient_of_low(slopes, self.scale), x)
+        factors = self.factors(x)
+        return [] if factors is None or low is None else self._adapters(slopes, low, factors.gradient_of_low(slopes), x)
 
     def _adapters(self, slopes: list[Tensor], low: Tensor, low_slope: Tensor, x: Tensor) -> list[Tensor]:
         found = AdapterGradients(self.group, self.scale)
@@ -173,20 +175,21 @@ class _Block(torch.autograd.Function):
 
         normed, _ = parts.norm_post.forward(middle)
         gate, up = parts.gate_up.frozen(normed)
-        low_wide = gate_up.drop(normed) @ parts.gate_up.stacked(normed.dtype).T if parts.gate_up.adapted else None
+        factors, factors_down = gate_up.factors(normed), down.factors(normed)
+        low_wide = gate_up.drop(normed) @ factors.a.T if factors else None
         wide = torch.empty_like(gate) if run.keep_feed_forward else up
         lows = []
         for part, mask in _slices(wide, down):
-            if low_wide is not None:
-                parts.gate_up.add_adapters([gate[part], up[part]], low_wide[part], gate_up.scale)
+            if factors and low_wide is not None:
+                factors.add_to([gate[part], up[part]], low_wide[part])
             torch.mul(parts.activation[0](gate[part]), up[part], out=wide[part])
-            if parts.down.adapted:
+            if factors_down:
                 dropped = wide[part] if mask is None else wide[part] * mask
-                lows.append(dropped @ parts.down.stacked(wide.dtype).T)
+                lows.append(dropped @ factors_down.a.T)
         low_down = torch.cat(lows) if lows else None
         (output,) = parts.down.frozen(wide)
-        if low_down is not None:
-            parts.down.add_adapters([output], low_down, down.scale)
+        if factors_down and low_down is not None:
+            factors_down.add_to([output], low_down)
 
         ctx.parts, ctx.run, ctx.rows, ctx.masked = parts, run, rows, masked
         ctx.kept = _Kept(
@@ -228,30 +231,31 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
     if ctx.run.once:
         kept.wide = None
     up_slope = parts.down.gradient_of_input([slope])  # the gradient of gate·up, and of up when a slice is done
-    low_slope = parts.down.gradient_of_low([slope], down.scale) if parts.down.adapted else None
+    factors, factors_down = gate_up.factors(slope), down.factors(slope)
+    low_slope = factors_down.gradient_of_low([slope]) if factors_down else None
     found_down, found_wide = AdapterGradients(parts.down, down.scale), AdapterGradients(parts.gate_up, gate_up.scale)
     wide_lows = []
     for part, mask in _slices(up_slope, down):
         g, u, s = gate[part], up[part], up_slope[part]
-        if low_wide is not None and not ctx.run.keep_feed_forward:
-            parts.gate_up.add_adapters([g, u], low_wide[part], gate_up.scale)
+        if factors and low_wide is not None and not ctx.run.keep_feed_forward:
+            factors.add_to([g, u], low_wide[part])
         active = parts.activation[0](g)
-        if low_slope is not None:
+        if factors_down and low_slope is not None:
             dropped = active * u if mask is None else (active * u).mul_(mask)
             found_down.add_a(low_slope[part], dropped)
-            _add_masked(s, low_slope[part] @ parts.down.stacked(s.dtype), mask)
-        g.copy_(parts.activation[1](s * u, g))  # from here on, the gradient of gate
+            _add_masked(s, low_slope[part] @ factors_down.a, mask)
+        parts.activation[1](s * u, g)  # from here on, g is the gradient of gate
         s.mul_(active)
-        if low_wide is not None:
-            wide_lows.append(parts.gate_up.gradient_of_low([g, s], gate_up.scale))
+        if factors and low_wide is not None:
+            wide_lows.append(factors.gradient_of_low([g, s]))
             found_wide.add_b(low_wide[part], [g, s])
     if low_down is not None:
         found_down.add_b(low_down, [slope])
     normed_slope = parts.gate_up.gradient_of_input([gate, up_slope])
-    if wide_lows:
+    if factors and wide_lows:
         low_slope = torch.cat(wide_lows)
         found_wide.add_a(low_slope, gate_up.drop(normed))
-        _add_masked(normed_slope, low_slope @ parts.gate_up.stacked(normed.dtype), gate_up.mask(normed))
+        _add_masked(normed_slope, low_slope @ factors.a, gate_up.mask(normed))
     middle_slope = parts.norm_post.backward(normed_slope, kept.middle, inverse).add_(slope)
     return middle_slope, found_wide.result() + found_down.result()
 
@@ -290,13 +294,15 @@ def _slices(wide: Tensor, masked: _Masked) -> Iterator[tuple[slice, Tensor | Non
         yield part, None if mask is None else mask[part]
 
 
-def _silu_slope(slope: Tensor, x: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.silu_backward(slope, x)
-    return result
+def _silu_slope(slope: Tensor, x: Tensor) -> None:
+    torch.ops.aten.silu_backward.grad_input(slope, x, grad_input=x)
 
 
-def _gelu_slope(approximate: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda slope, x: torch.ops.aten.gelu_backward(slope, x, approximate=approximate)
+def _gelu_slope(approximate: str) -> Callable[[Tensor, Tensor], None]:
+    def write(slope: Tensor, x: Tensor) -> None:
+        torch.ops.aten.gelu_backward.grad_input(slope, x, approximate=approximate, grad_input=x)
+
+    return write
 
 
 ACTIVATIONS: dict[str, Activation] = {

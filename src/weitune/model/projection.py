@@ -82,35 +82,21 @@ class LoraGroup:
         """A and B of every adapter, in order."""
         return [tensor for p in self.projections for tensor in (p.a, p.b) if tensor is not None]
 
-    def stacked(self, dtype: torch.dtype) -> Tensor:
-        """Return all A matrices as one, (sum of R, K)."""
-        return torch.cat([p.a.detach() for p in self.projections if p.a is not None]).to(dtype)
-
     def frozen(self, inputs: Tensor) -> list[Tensor]:
         """Return what the frozen layers make of ``inputs`` (T, K)."""
         dtype = inputs.dtype
         return [F.linear(inputs, p.weight(dtype), p.bias(dtype)) for p in self.projections]
 
-    def add_adapters(self, outputs: list[Tensor], low: Tensor, scale: float) -> list[Tensor]:
-        """Add the adapters' part to ``outputs`` in place: ``low`` (T, sum of R) through the B matrices.
+    def factors(self, dtype: torch.dtype, kept: float) -> Factors | None:
+        """Return the adapters as ``dtype``, or None if there are none.
 
-        ``scale`` is dropout's factor for what it kept.
+        ``kept`` is dropout's factor for what it kept.
         """
-        for p, output, part in zip(self.projections, outputs, low.split(self.ranks, dim=1), strict=True):
-            if p.b is not None:
-                output.addmm_(part, p.b.detach().to(output.dtype).T, alpha=p.scale * scale)
-        return outputs
-
-    def gradient_of_low(self, slopes: list[Tensor], scale: float) -> Tensor:
-        """Return the gradient of the low-rank states, (T, sum of R), from those of the outputs."""
-        parts = [
-            (slope @ p.b.detach().to(slope.dtype).T.contiguous().T).mul_(
-                p.scale * scale
-            )  # 2.5 times faster so laid out
-            for p, slope in zip(self.projections, slopes, strict=True)
-            if p.b is not None
-        ]
-        return torch.cat(parts, dim=1)
+        if not self.adapted:
+            return None
+        a = torch.cat([p.a.detach() for p in self.projections if p.a is not None])
+        b = [None if p.b is None else (p.b.detach() * (p.scale * kept)).to(dtype) for p in self.projections]
+        return Factors(a.to(dtype), [None if x is None else x.T.contiguous().T for x in b], self.ranks)
 
     def gradient_of_input(self, slopes: list[Tensor]) -> Tensor:
         """Return the frozen layers' part of the gradient of the input, (T, K)."""
@@ -119,6 +105,29 @@ class LoraGroup:
         for p, slope in others:
             total.addmm_(slope, p.weight(slope.dtype))
         return total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """The A and B matrices of a group's adapters, laid out for the products of one pass."""
+
+    a: Tensor
+    """(sum of R, K), one below the other"""
+    b: list[Tensor | None]
+    """(N, R) of each projection, times its constant factors; by columns, which makes the products 2.5 times faster"""
+    ranks: list[int]
+
+    def add_to(self, outputs: list[Tensor], low: Tensor) -> list[Tensor]:
+        """Add the adapters' part to ``outputs`` in place: ``low`` (T, sum of R) through the B matrices."""
+        for b, output, part in zip(self.b, outputs, low.split(self.ranks, dim=1), strict=True):
+            if b is not None:
+                output.addmm_(part, b.T)
+        return outputs
+
+    def gradient_of_low(self, slopes: list[Tensor]) -> Tensor:
+        """Return the gradient of the low-rank states, (T, sum of R), from those of the outputs."""
+        parts = [slope @ b for b, slope in zip(self.b, slopes, strict=True) if b is not None]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class AdapterGradients:
