@@ -1,7 +1,7 @@
 """Run both sides of a comparison in turn, each in a process of its own, and report medians and their ratio.
 
-The machine may be shared and drift, so the sides take turns and every round also measures how fast this machine
-multiplies matrices just then. Figures of a side are the medians over all counted steps of all rounds.
+The machine may be shared and drift, so the sides take turns, and how fast it multiplies matrices just then is measured
+before every side and after every step of weitune. Figures are the medians over all counted steps of all rounds.
 """
 
 from __future__ import annotations
@@ -12,29 +12,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from bench.side import write_examples
+from bench.side import peak_flops, write_examples
 from weitune.data.conversation import Example
 from weitune.data.plan import Plan
 
 RESULTS = Path(__file__).parent / "results"
 LABEL = {"weitune": "weitune", "plain": "plain recipe"}
-
-
-def peak_flops() -> float:
-    """Measure float32 matrix multiplication on a shape of Qwen2.5-0.5B, in operations a second: the best of 20."""
-    import torch
-
-    a, b = torch.randn(1024, 896), torch.randn(896, 4864)
-    best = 0.0
-    for _ in range(20):
-        began = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * 1024 * 896 * 4864 / (time.perf_counter() - began))
-    return best
 
 
 def compare(
@@ -84,6 +70,7 @@ def _figures(runs: list[dict[str, Any]], examples: list[Example], plan: Plan, ba
         "useful_tokens_per_second": statistics.median(useful),
         "peak_bytes": max(run["peak_bytes"] for run in runs),
         "seconds": [run["seconds"] for run in runs],
+        "peak_flops": [run.get("peak_flops", []) for run in runs],
         "losses": runs[0]["losses"],
     }
 
@@ -98,9 +85,11 @@ def report(name: str, result: dict[str, Any]) -> None:
             f"{figures['useful_tokens_per_second']:8.0f} tokens/s  {figures['peak_bytes'] / 1e9:5.2f} GB"
         )
     print(f"  ratio          {result['ratio']:7.2f} times the speed, {result['memory_ratio']:.2f} of the memory")
-    if result.get("needed_gflop"):
-        share = result["weitune"]["examples_per_second"] * result["needed_gflop"] / result["peak_gflops"]
-        print(f"  needed         {result['needed_gflop']:.0f} GFLOP an example: {share:.0%} of the peak")
+    if "needed_gflop" in result:
+        print(
+            f"  needed         {result['needed_gflop']:.0f} GFLOP an example: {result['share_of_peak']:.1%} of what "
+            "matrix products reached between the steps"
+        )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 

@@ -9,31 +9,41 @@ that are left when padding, unsupervised logits and repeated beginnings are gone
 from __future__ import annotations
 
 import argparse
+import statistics
+from typing import Any
 
 from bench.compare import compare, model_folder, report
 from bench.examples import huanhuan, persona
+from weitune.data.conversation import Example
+from weitune.data.pack import pack
+from weitune.data.plan import Plan
 
 
-def needed_gflop(model: str, examples: list, batch_size: int) -> float:
-    """Return the operations (10⁹) that an example needs on average: forward and backward of every distinct token.
+def needed_gflop(model: str, examples: list[Example], plan: Plan) -> list[float]:
+    """Return the operations (10⁹) that each step of ``plan`` needs: forward and backward of every distinct token.
 
     A frozen weight costs 2 operations a token forward and 2 backward; the head works at supervised tokens only.
     """
     from transformers import AutoConfig
 
-    from weitune.data.pack import pack
-    from weitune.data.plan import Plan
-
     config = AutoConfig.from_pretrained(model)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     size = config.hidden_size // heads
     block = config.hidden_size * size * (2 * heads + 2 * groups) + 3 * config.hidden_size * config.intermediate_size
-    plan = Plan(len(examples), batch_size, 1, 42)
-    steps = range(min(plan.steps, 40))
-    rows = [pack([examples[int(i)] for i in plan.step(k)]) for k in steps]
-    tokens, predictions = sum(len(row) for row in rows), sum(len(row.targets) for row in rows)
-    products = 4 * (block * config.num_hidden_layers * tokens + config.hidden_size * config.vocab_size * predictions)
-    return products / 1e9 / sum(len(plan.step(k)) for k in steps)
+    rows = [pack([examples[int(i)] for i in plan.step(k)]) for k in range(plan.steps)]
+    blocks, head = block * config.num_hidden_layers, config.hidden_size * config.vocab_size
+    return [4 * (blocks * len(row) + head * len(row.targets)) / 1e9 for row in rows]
+
+
+def share_of_peak(figures: dict[str, Any], needed: list[float]) -> float:
+    """Return the median over the counted steps of needed operations a second, as a share of what matrix products
+    reached before and after the step."""
+    shares = [
+        needed[k] * 1e9 / seconds[k] / statistics.mean(peaks[k - 1 : k + 1])
+        for seconds, peaks in zip(figures["seconds"], figures["peak_flops"], strict=True)
+        for k in range(1, len(seconds))
+    ]
+    return statistics.median(shares)
 
 
 def main() -> None:
@@ -48,7 +58,10 @@ def main() -> None:
     examples = (huanhuan if arguments.data == "huanhuan" else persona)(model)
     micro = arguments.micro_tokens if arguments.micro_tokens == "auto" else int(arguments.micro_tokens)
     result = compare(examples, model, rounds=arguments.rounds, micro_tokens=micro)
-    result["needed_gflop"] = needed_gflop(model, examples, 16)
+    epoch = Plan(len(examples), 16, 1, 42, 40)
+    needed = needed_gflop(model, examples, epoch)
+    result["needed_gflop"] = sum(needed) / sum(len(epoch.step(k)) for k in range(epoch.steps))
+    result["share_of_peak"] = share_of_peak(result["weitune"], needed)
     report(f"train_speed-{arguments.model}-{arguments.data}-{arguments.micro_tokens}", result)
 
 
