@@ -12,11 +12,11 @@ from weitune.errors import ModelError, RunError
 from weitune.model.host_memory import HostMemory
 from weitune.model.load import load_model, load_tokenizer
 from weitune.model.locate import locate
-from weitune.model.memory import activation_bytes_per_token
+from weitune.model.need import PassSize, pass_bytes
 from weitune.recipe.schema import Lora
 from weitune.training import foresight
 from weitune.training.assemble import Trainable, make_trainable
-from weitune.training.foresight import MemoryNeed, MemoryWatch, load_if_it_fits, weight_numbers
+from weitune.training.foresight import MemoryWatch, PassNeed, load_if_it_fits, weight_numbers
 
 CPU = torch.device("cpu")
 
@@ -61,17 +61,13 @@ class TestNeed:
         )
 
     def test_of_a_pass(self, trainable: Trainable) -> None:
-        need = MemoryNeed.of(trainable, micro_tokens=2048, batch_size=16, longest=300)
-        assert need.tokens == 2048
-        assert need.bytes == 2048 * activation_bytes_per_token(trainable.loaded.model, plain_blocks=True)
+        need = PassNeed.of(trainable, PassSize(2048, 500, 300))
+        assert need.bytes == sum(pass_bytes(trainable.shape, need.size, trainable.manner))
+        assert need.beside > 0  # gradients and moments
         assert "Lower train.micro_tokens (now 2,048" in need.cure
 
-    def test_of_a_small_batch(self, trainable: Trainable) -> None:
-        assert MemoryNeed.of(trainable, micro_tokens=16384, batch_size=4, longest=50).tokens == 200
-
     def test_of_one_example_longer_than_a_pass(self, trainable: Trainable) -> None:
-        need = MemoryNeed.of(trainable, micro_tokens=256, batch_size=4, longest=900)
-        assert need.tokens == 900
+        need = PassNeed.of(trainable, PassSize(900, 500, 900))
         assert "tokens.max_length" in need.cure
 
 
@@ -82,13 +78,15 @@ def watch(
     monkeypatch.setattr(foresight, "free_bytes", lambda device: available)
     monkeypatch.setattr(foresight, "peak_bytes", lambda device: peak)
     monkeypatch.setattr(foresight, "resident_bytes", lambda: resident)
-    return MemoryWatch(MemoryNeed(1000, 1 << 20, 200), CPU)
+    return MemoryWatch(PassNeed(PassSize(1000, 500, 200), 1000 << 20, 200 << 20), CPU)
 
 
 def test_it_is_foreseen_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch(monkeypatch, available=2000 << 20, total=1 << 40).foreseen() == ""
     told = watch(monkeypatch, available=500 << 20, total=1 << 40).foreseen()
-    assert "one forward pass of 1,000 tokens takes about 1.0 GiB, and 0.5 GiB are free" in told
+    assert (
+        "one forward pass of 1,000 tokens takes about 1.0 GiB, weights and training states another 0.2 GiB, and" in told
+    )
     assert "train.micro_tokens" in told
 
 

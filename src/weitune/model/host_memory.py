@@ -3,7 +3,8 @@
 On Linux the kernel kills without a word, so the numbers that it goes by are read from where it keeps them: the
 machine's ``MemAvailable``, and for every control group around this process its limit less what is used and cannot be
 given back (cgroup v2: ``memory.max``, ``memory.current``; v1: ``memory.limit_in_bytes``, ``memory.usage_in_bytes``;
-pages of files, which can be given back, count as ``inactive_file`` and ``active_file`` in ``memory.stat``).
+pages of files, which can be given back, count as ``inactive_file`` and ``active_file`` in ``memory.stat``); and the
+limits that a process has of itself (``ulimit -d`` and ``-v``) less what it has taken (``VmData``, ``VmSize``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
         machine = _meminfo(root / "proc/meminfo")
     except (OSError, KeyError, ValueError):
         machine = _machine()
-    return min([machine, *_groups(root)], key=lambda memory: memory.available)
+    return min([machine, *_groups(root), *_own_limits(root)], key=lambda memory: memory.available)
 
 
 def _machine() -> HostMemory:
@@ -48,6 +49,20 @@ def _machine() -> HostMemory:
 def _meminfo(path: Path) -> HostMemory:
     kilobytes = dict(line.split(":", 1) for line in path.read_text().splitlines())
     return HostMemory(*(1024 * int(kilobytes[key].split()[0]) for key in ("MemAvailable", "MemTotal")))
+
+
+def _own_limits(root: Path) -> Iterator[HostMemory]:
+    """Yield what this process may still take by its own limits on data and on address space."""
+    import resource
+
+    try:
+        status = dict(line.split(":", 1) for line in (root / "proc/self/status").read_text().splitlines())
+        for limit, key in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+            most = resource.getrlimit(limit)[0]
+            if most != resource.RLIM_INFINITY:
+                yield HostMemory(max(0, most - 1024 * int(status[key].split()[0])), most)
+    except (OSError, KeyError, ValueError):
+        return
 
 
 def _groups(root: Path) -> Iterator[HostMemory]:

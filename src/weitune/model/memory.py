@@ -1,32 +1,17 @@
-"""How many tokens fit one forward and backward pass."""
+"""The memory there is, what this process holds of it, and how many tokens fit one forward and backward pass."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from typing import TYPE_CHECKING
 
 import torch
 
 from weitune.model.host_memory import host_memory
+from weitune.model.need import Manner, PassSize, Shape, fitting_tokens, pass_bytes
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-LEAST_TOKENS, MOST_TOKENS = 256, 16_384
-SHARE_OF_FREE_MEMORY = 0.6
-
-
-def activation_bytes_per_token(model: PreTrainedModel, *, plain_blocks: bool = False) -> int:
-    """Estimate what a step keeps of one token, in bytes; fitted to peaks measured on Qwen2.5-0.5B.
-
-    A decoder block with adapters on all projections keeps about 16 vectors of the hidden size and 6 of the feed-forward
-    size in autograd; run by :mod:`weitune.model.block` (``plain_blocks``), 7 and 2.4.
-    """
-    config = model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    width = 7 * config.hidden_size + 2.4 * wide if plain_blocks else 16 * config.hidden_size + 6 * wide
-    return int(config.num_hidden_layers * width * torch.finfo(model.dtype).bits / 8)
+SHARE_OF_FREE_MEMORY = 0.7
+"""What ``auto`` lets a pass take of the memory that is free: forecasts err, and other programs need some."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -67,8 +52,20 @@ def keep_freed_memory() -> None:
         return
 
 
-def choose_micro_tokens(model: PreTrainedModel, device: torch.device, *, plain_blocks: bool = False) -> int:
-    """Return the ``train.micro_tokens`` that ``auto`` stands for: what fits the free memory, with room to spare."""
-    free = int(free_bytes(device) * SHARE_OF_FREE_MEMORY)
-    fits = free // activation_bytes_per_token(model, plain_blocks=plain_blocks)
-    return max(LEAST_TOKENS, min(MOST_TOKENS, fits))
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: int) -> int:
+    """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
+
+    ``longest`` is the longest example: a pass holds at least that one.
+    """
+
+    def fits(tokens: int) -> bool:
+        return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
+
+    return fitting_tokens(fits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -14,7 +14,14 @@ from weitune.data.plan import Plan
 from weitune.model.adapter import attach_adapter, check_targets, token_numbers
 from weitune.model.decoder import BlockDecoder
 from weitune.model.load import LoadedModel
-from weitune.model.memory import choose_micro_tokens, keep_freed_memory
+from weitune.model.memory import (
+    SHARE_OF_FREE_MEMORY,
+    choose_micro_tokens,
+    free_bytes,
+    keep_freed_memory,
+    resident_bytes,
+)
+from weitune.model.need import Manner, Shape, trained_bytes
 from weitune.model.probe import Abilities, probe
 from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.supervised import Row, SupervisedModel
@@ -40,6 +47,33 @@ class Trainable:
     def layout(self) -> Layout:
         """How its examples are laid out."""
         return SHARED if self.abilities.shares_rows else SEPARATE
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the model."""
+        return Shape.of(self.loaded.model.config)
+
+    @property
+    def manner(self) -> Manner:
+        """How its passes are computed."""
+        lora: Any = getattr(self.trained.model, "peft_config", {}).get("default")
+        return Manner(
+            number_bytes=self.loaded.dtype.itemsize,
+            plain_blocks=self.abilities.plain_blocks,
+            rank=lora.r if lora else 0,
+            dropout=bool(lora and lora.lora_dropout),
+            slices=self.loaded.device.type == "cpu",
+        )
+
+    def still_to_come(self) -> int:
+        """Return the bytes that training will take besides its passes and has not taken yet.
+
+        Weights that are mapped from a file come when they are read, gradients and moments with the first step.
+        """
+        numbers = [(p.numel(), p.element_size(), p.requires_grad) for p in self.trained.model.parameters()]
+        held = sum(numel * size for numel, size, _ in numbers)
+        unread = max(0, held - resident_bytes()) if self.loaded.device.type == "cpu" else 0
+        return unread + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
 
 
 def make_trainable(
@@ -95,15 +129,17 @@ def make_loop(
     accelerator: Accelerator,
     micro_tokens: int | None = None,
     plus_ratio: float = 1.0,
+    longest: int = 0,
 ) -> Loop:
-    """Return the loop over ``plan``; ``micro_tokens`` overrides what ``train`` says or leaves open."""
+    """Return the loop over ``plan``; ``micro_tokens`` overrides what ``train`` says or leaves open.
+
+    ``longest`` is the length of the longest example, in tokens.
+    """
     loaded, abilities = trainable.loaded, trainable.abilities
     if loaded.device.type == "cpu":
         keep_freed_memory()
     if micro_tokens is None:
-        auto = train.micro_tokens == "auto"
-        chosen = choose_micro_tokens(loaded.model, loaded.device, plain_blocks=abilities.plain_blocks)
-        micro_tokens = chosen if auto else int(train.micro_tokens)
+        micro_tokens = _chosen(trainable, longest) if train.micro_tokens == "auto" else int(train.micro_tokens)
     model = SupervisedModel(
         loaded.model,
         plain_head=abilities.plain_head,
@@ -119,3 +155,9 @@ def make_loop(
         train=train,
         micro_tokens=micro_tokens,
     )
+
+
+def _chosen(trainable: Trainable, longest: int) -> int:
+    """Return what ``train.micro_tokens: auto`` stands for on this device, as it is now."""
+    budget = SHARE_OF_FREE_MEMORY * (free_bytes(trainable.loaded.device) - trainable.still_to_come())
+    return choose_micro_tokens(trainable.shape, trainable.manner, budget=int(budget), longest=longest)

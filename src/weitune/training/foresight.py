@@ -20,7 +20,8 @@ import torch
 from weitune.errors import ModelError, RunError
 from weitune.model.host_memory import host_memory
 from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_weights
-from weitune.model.memory import activation_bytes_per_token, free_bytes, peak_bytes
+from weitune.model.memory import free_bytes, peak_bytes, resident_bytes
+from weitune.model.need import MemoryNeed, PassSize, pass_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,26 +82,29 @@ def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.d
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """What one forward and backward pass is expected to take."""
+class PassNeed:
+    """What the largest forward and backward pass of a run is expected to take, and what must be had beside it."""
 
-    tokens: int
-    """Tokens of the largest one."""
-    bytes_per_token: int
-    longest: int
-    """Tokens of the longest example."""
+    size: PassSize
+    bytes: int
+    """Of the pass."""
+    beside: int
+    """Bytes that training takes once, and has not taken yet."""
 
     @classmethod
-    def of(cls, trainable: Trainable, micro_tokens: int, batch_size: int, longest: int) -> MemoryNeed:
-        """Estimate the need of a run: a pass holds ``micro_tokens``, one example that is longer, or a whole batch."""
-        plain_blocks = trainable.abilities.plain_blocks
-        per_token = activation_bytes_per_token(trainable.loaded.model, plain_blocks=plain_blocks)
-        return cls(max(longest, min(micro_tokens, batch_size * longest)), per_token, longest)
+    def of(cls, trainable: Trainable, size: PassSize) -> PassNeed:
+        """Estimate the need of a pass of ``size``."""
+        return cls(size, sum(pass_bytes(trainable.shape, size, trainable.manner)), trainable.still_to_come())
 
     @property
-    def bytes(self) -> int:
-        """The estimate."""
-        return self.tokens * self.bytes_per_token
+    def tokens(self) -> int:
+        """Tokens of the pass."""
+        return self.size.tokens
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return self.size.longest
 
     def __str__(self) -> str:
         """Return the estimate and what it is made of."""
@@ -120,19 +124,27 @@ class MemoryNeed:
         )
 
 
+def peak_line(need: MemoryNeed, device: torch.device) -> str:
+    """Return a line about the memory that a run will take at its peak, by part."""
+    parts = {name: size for name, size in need.parts().items() if size >= _GIB / 20}
+    shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
+    return f"memory: about {_gib(need.total)} at the peak ({shown}); {_gib(free_bytes(device))} are free now"
+
+
 class MemoryWatch:
     """Looks after each step whether memory nearly ran out."""
 
-    def __init__(self, need: MemoryNeed, device: torch.device) -> None:
+    def __init__(self, need: PassNeed, device: torch.device) -> None:
         """Watch over a run with this ``need``."""
         self._need, self._device, self._told = need, device, False
 
     def foreseen(self) -> str:
         """Return what to say before the first step, or nothing."""
         free = free_bytes(self._device)
-        if self._need.bytes <= free:
+        if self._need.bytes + self._need.beside <= free:
             return ""
-        return f"memory may not do: {self._need}, and {_gib(free)} are free. {self._need.cure}"
+        beside = f", weights and training states another {_gib(self._need.beside)}" if self._need.beside else ""
+        return f"memory may not do: {self._need}{beside}, and {_gib(free)} are free. {self._need.cure}"
 
     def scarce(self) -> str:
         """Return what to say now, or nothing; it says it once. Memory of the machine only."""
@@ -170,13 +182,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process holds now."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
 
 
 def _gib(count: int) -> str:

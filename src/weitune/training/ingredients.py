@@ -6,6 +6,7 @@ Data come before weights, since most mistakes are there and they are found quick
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,19 +51,24 @@ class Ingredients:
         return [self.examples[int(i)] for i in self.plan.step(step)]
 
 
-def gather(recipe: Recipe, reporter: Reporter, accelerator: Accelerator) -> Ingredients:
-    """Find the model, prepare the data, and check that both go together. Raises InputError if they do not."""
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+def gather(
+    recipe: Recipe, reporter: Reporter, accelerator: Accelerator | None = None, *, weights: bool = True
+) -> Ingredients:
+    """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
+
+    Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
+    """
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=weights)
     tokenizer = load_tokenizer(files)
     framing = framing_for(tokenizer, recipe.tokens)
     for note in framing.notes:
         reporter.say(note)
-    with accelerator.main_process_first():
+    with _main_first(accelerator):
         prepared = prepare(recipe, framing, reporter.preparing())
     for line in prepared.report.lines():
         reporter.say(line)
     _check_end_of_turn(framing, prepared)
-    with accelerator.main_process_first():
+    with _main_first(accelerator):
         examples, validation = divide(prepared, recipe, framing, reporter)
     train = recipe.train
     plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
@@ -73,6 +79,10 @@ def gather(recipe: Recipe, reporter: Reporter, accelerator: Accelerator) -> Ingr
         tensors = (adapter_folder(recipe.lora.init_from) / ADAPTER_FILES[1]).read_bytes()
         basis = {**basis, "lora.init_from": hashlib.sha256(tensors).hexdigest()}
     return Ingredients(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
+
+
+def _main_first(accelerator: Accelerator | None) -> AbstractContextManager[Any]:
+    return accelerator.main_process_first() if accelerator is not None else nullcontext()
 
 
 def divide(

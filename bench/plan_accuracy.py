@@ -1,0 +1,100 @@
+"""Does `weitune plan` tell the truth? Its forecast of peak memory against what a run really takes.
+
+    python -m bench.plan_accuracy [--models qwen2.5-0.5b smollm2-135m] [--recipes default …] [--measure]
+
+For each model and recipe, `weitune plan --json` forecasts a run of a few steps in one process, and `weitune train` does
+them in another, whose peak resident memory the kernel tells (ru_maxrss). With --measure the time of the steps after
+the first is compared too; a busy machine makes that figure worthless, but not the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.compare import RESULTS, model_folder
+from bench.examples import SHARED, SYSTEM
+
+STEPS = 3
+_HUANHUAN = {"data": str(SHARED / "huanhuan.json"), "system": SYSTEM}
+_ALPACA = {"data": str(SHARED / "alpaca_en_demo.json")}
+RECIPES: dict[str, dict[str, str]] = {
+    "default": _HUANHUAN,
+    "micro-256": {**_HUANHUAN, "train.micro_tokens": "256"},
+    "rank-64": {**_HUANHUAN, "lora.r": "64", "lora.dropout": "0", "train.batch_size": "8"},
+    "long": {**_ALPACA, "tokens.max_length": "512", "train.batch_size": "8", "lora.target_modules": "q_proj,v_proj"},
+}
+
+
+def main() -> int:
+    """Compare, print and keep the figures; 1 if a forecast of memory is more than 15 % off."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["smollm2-135m", "qwen2.5-0.5b"])
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--measure", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for model in arguments.models:
+        for name in arguments.recipes:
+            rows.append(row := {"model": model, "recipe": name, **one(model, name, measure=arguments.measure)})
+            print(
+                f"{model:14s} {name:10s} forecast {row['forecast_bytes'] / 1e9:5.2f} GB  measured "
+                f"{row['measured_bytes'] / 1e9:5.2f} GB  {row['error']:+.1%}"
+                + (f"  time {row['time_error']:+.1%}" if arguments.measure else ""),
+                flush=True,
+            )
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / "plan_accuracy.json").write_text(json.dumps(rows, indent=2) + "\n")
+    worst = max(abs(row["error"]) for row in rows)
+    print(f"worst {worst:.1%}")
+    return int(worst > 0.15)
+
+
+def one(model: str, name: str, *, measure: bool) -> dict[str, Any]:
+    """Forecast and make one run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "run"
+        keys = {"model": model_folder(model), "train.max_steps": str(STEPS), "train.precision": "fp32", **RECIPES[name]}
+        options = [part for key, value in keys.items() for part in (f"--{key}", value)]
+        more = ["--measure"] if measure else []
+        command = [sys.executable, "-m", "weitune"]
+        # 2 says that it will not fit, which is a forecast too
+        planned = subprocess.run(
+            [*command, "plan", "--json", "--device", "cpu", *more, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not planned.stdout:
+            raise RuntimeError(planned.stderr[-2000:])
+        plan = json.loads(planned.stdout)
+        trained = subprocess.Popen(
+            [*command, "train", "--device", "cpu", "--output", str(output), *options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        _, status, usage = os.wait4(trained.pid, 0)
+        trained.returncode = os.waitstatus_to_exitcode(status)
+        if trained.returncode:
+            raise RuntimeError(f"training ended with {trained.returncode}")
+        events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
+    measured = usage.ru_maxrss * 1024
+    forecast = plan["here"]["total_bytes"]
+    row = {
+        "forecast_bytes": forecast, "measured_bytes": measured, "error": forecast / measured - 1,
+        "parts": plan["here"]["need"], "largest_pass": plan["largest_pass"],
+    }  # fmt: skip
+    if measure:
+        seconds = statistics.mean(e["step_seconds"] for e in events if e["event"] == "step" and e["step"] > 1)
+        row["time_error"] = plan["time"]["step_seconds"] / seconds - 1
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How ``weitune plan`` looks in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from weitune.training.forecast import Fit
+    from weitune.training.outlook import Outlook
+
+_GIB, _MIB = 1 << 30, 1 << 20
+
+
+def print_outlook(outlook: Outlook) -> None:
+    """Print parameters, data and steps, memory by part and by device, disk, time, and what makes the run fit."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in [*_about(outlook), ""]:
+        console.print(Text(line))
+    console.print(_by_part(outlook.here))
+    console.print()
+    console.print(_by_device(outlook))
+    console.print(Text(f"\ndisk: {_size(outlook.disk)} for the run's folder"))
+    if outlook.timing is not None:
+        timing = outlook.timing
+        console.print(
+            Text(
+                f"time: {_duration(timing.seconds)} for all steps, {timing.step_seconds:.2f} s a step, "
+                f"{timing.tokens_per_second:,.0f} tokens/s; evaluations come on top"
+            )
+        )
+    if outlook.here.fits:
+        console.print(Text("\nit fits here", style="bold green"))
+        return
+    console.print(Text("\nit will not fit here", style="bold red"))
+    ways = outlook.ways or ["no key alone: take a smaller model, or more memory"]
+    console.print(Text("\n".join(["what makes it fit:", *(f"  {way}" for way in ways)])))
+
+
+def _about(outlook: Outlook) -> list[str]:
+    outline = outlook.outline
+    share = outline.trainable / outline.parameters
+    lines = [f"parameters: {outline.parameters:,}, of which {outline.trainable:,} are trained ({share:.4%})"]
+    lines += outlook.notes
+    if outlook.parts is not None and outlook.workload is not None:
+        plan = outlook.parts.plan
+        lines.append(f"{outlook.workload.saved_by_sharing:.0%} of the tokens need no computation")
+        lines.append(f"steps: {plan.steps:,}, {plan.steps_per_epoch:,} an epoch of {plan.batch_size} examples each")
+    return lines
+
+
+def _by_part(here: Fit) -> Table:
+    table = Table(title=f"Memory at the peak, {here.target.name}, {here.precision}", title_justify="left", box=None)
+    table.add_column("part")
+    table.add_column("size", justify="right")
+    for name, size in here.need.parts().items():
+        table.add_row(name, _size(size))
+    table.add_row("all", _size(here.need.total), style="bold")
+    table.add_row("free", _size(here.target.memory), style="dim")
+    return table
+
+
+def _by_device(outlook: Outlook) -> Table:
+    table = Table(title="What would fit, with the train.micro_tokens of each", title_justify="left", box=None)
+    table.add_column("device")
+    table.add_column("memory", justify="right")
+    formats = list(dict.fromkeys(each.precision for each in outlook.fits))
+    for precision in formats:
+        table.add_column(precision, justify="right")
+    for name in dict.fromkeys(each.target.name for each in outlook.fits):
+        row = [each for each in outlook.fits if each.target.name == name]
+        table.add_row(name, _size(row[0].target.memory), *map(_verdict, row))
+    return table
+
+
+def _verdict(each: Fit) -> Text:
+    text = f"{_size(each.need.total)} at {each.micro_tokens:,}"
+    return Text(text, style="green") if each.fits else Text(f"no: {text}", style="red")
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIB:,.1f} GiB" if count >= _GIB / 2 else f"{count / _MIB:,.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,134 @@
+"""A model without its weights: its parameters counted, its adapter sized, and its architecture tried in small.
+
+    config.json ──▶ the model on PyTorch's meta device ──▶ how many numbers, how many of them trained
+          └───────▶ two small layers with random weights ──▶ probe ──▶ does it share rows, is its block a plain one?
+
+Costs about a second for any size of model.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from weitune.errors import ModelError
+from weitune.model.adapter import attach_adapter, count_parameters
+from weitune.model.locate import ModelFiles
+from weitune.model.need import Shape
+from weitune.model.probe import Abilities, probe
+from weitune.recipe.schema import Lora
+
+_SMALL = {
+    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+}  # fmt: skip
+_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of a model from its configuration."""
+
+    shape: Shape
+    parameters: int
+    """Numbers of the model and its adapter."""
+    trainable: int
+    linear: int
+    """Numbers in the linear layers of the decoder blocks: those that 4-bit formats shorten."""
+    untied_embeddings: int
+    """Numbers of the input embeddings where they are not those of the output head, of which few rows are ever read."""
+    stored: torch.dtype | None
+    """The number format on the disk, if the configuration says it and the file is mapped as it is."""
+    abilities: Abilities
+
+    @property
+    def frozen(self) -> int:
+        """Numbers of the base model."""
+        return self.parameters - self.trainable
+
+
+def outline(files: ModelFiles, lora: Lora) -> Outline:
+    """Return the outline of the model in ``files`` with the adapter that ``lora`` describes.
+
+    Raises ModelError if the configuration cannot be read, or if a target module does not exist.
+    """
+    config = _read_config(files)
+    stored = None if files.gguf else _stored(config)  # making a model writes its own number format there
+    try:
+        with torch.device("meta"):
+            model = _from_config(config)
+    except Exception as error:
+        raise ModelError(
+            f"no model can be made from the configuration in '{files.folder}': {_first_line(error)}",
+            "Check that the installed transformers knows this architecture.",
+        ) from error
+    model.requires_grad_(False)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embeddings.weight
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    adapted = attach_adapter(model, lora, seed=0, base="")
+    count = count_parameters(adapted)
+    return Outline(
+        shape=Shape.of(config),
+        parameters=count.total,
+        trainable=count.trainable,
+        linear=linear,
+        untied_embeddings=0 if tied else embeddings.weight.numel(),
+        stored=stored,
+        abilities=_abilities(config),
+    )
+
+
+def _read_config(files: ModelFiles) -> Any:
+    from transformers import AutoConfig
+
+    where = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        config: Any = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
+    except Exception as error:
+        raise ModelError(
+            f"the model's configuration in '{files.folder}' cannot be read: {_first_line(error)}",
+            "Check config.json, and that the installed transformers knows this architecture.",
+        ) from error
+    return config
+
+
+def _from_config(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def _stored(config: Any) -> torch.dtype | None:
+    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, found, None) if isinstance(found, str) else found
+
+
+def _abilities(config: Any) -> Abilities:
+    """Probe two small layers of the same architecture."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    try:
+        for name, value in _SMALL.items():
+            if getattr(text, name, None) is not None:
+                setattr(text, name, value)
+        for name in _PER_LAYER:
+            if getattr(text, name, None):
+                setattr(text, name, list(getattr(text, name))[: _SMALL["num_hidden_layers"]])
+        for name in _TOKENS:
+            setattr(text, name, None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _from_config(small).eval()
+        return probe(model)
+    except Exception as error:  # noqa: BLE001  (whatever a foreign architecture does not take)
+        return Abilities(False, False, False, f"its architecture could not be tried: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,132 @@
+"""Everything that can be said of a run before it starts, for ``weitune plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from weitune.data.layout import SEPARATE, SHARED
+from weitune.errors import ModelError
+from weitune.model.load import choose_device, choose_dtype
+from weitune.model.locate import locate
+from weitune.model.memory import free_bytes
+from weitune.model.need import MOST_TOKENS, PassSize
+from weitune.model.outline import Outline, outline
+from weitune.recipe.schema import Recipe
+from weitune.training.forecast import PRECISIONS, Fit, Precision, Target, disk_bytes, fit, ways_to_fit
+from weitune.training.ingredients import Ingredients, gather
+from weitune.training.reporter import Reporter
+from weitune.training.timing import Timing, measure
+from weitune.training.workload import Workload
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a run of ``recipe`` holds and takes."""
+
+    recipe: Recipe
+    outline: Outline
+    notes: Sequence[str]
+    """What training would say before its first step."""
+    parts: Ingredients | None
+    """None if the model came without a tokenizer, so that its data could not be counted."""
+    workload: Workload | None
+    largest: PassSize
+    here: Fit
+    """This machine, in the number format that the recipe asks for."""
+    fits: Sequence[Fit]
+    """Every target in every number format."""
+    ways: Sequence[str]
+    """If the run will not fit here: changes of the recipe, each of which makes it fit."""
+    disk: int
+    timing: Timing | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for programs, memory in bytes."""
+        plan = self.parts.plan if self.parts else None
+        return {
+            "model": {"parameters": self.outline.parameters, "trainable": self.outline.trainable},
+            "data": self.parts.prepared.report.to_json() if self.parts else None,
+            "steps": plan.steps if plan else None,
+            "steps_per_epoch": plan.steps_per_epoch if plan else None,
+            "saved_by_sharing": self.workload.saved_by_sharing if self.workload else None,
+            "largest_pass": asdict(self.largest),
+            "here": _fit_json(self.here),
+            "targets": [_fit_json(each) for each in self.fits],
+            "ways_to_fit": list(self.ways),
+            "disk_bytes": self.disk,
+            "time": asdict(self.timing) if self.timing else None,
+        }
+
+
+class _Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def look_ahead(recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = ()) -> Outlook:
+    """Return the outlook of a run on this machine, and on GPUs given as (name, bytes of memory).
+
+    Nothing of the model is needed but its configuration and its tokenizer. Raises InputError as training would.
+    """
+    notes = _Notes()
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
+    found = outline(files, recipe.lora)
+    parts: Ingredients | None = None
+    if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
+        parts = gather(recipe, notes, weights=False)
+    else:
+        notes.say("no tokenizer beside the model: the data are not counted, and passes of full length are assumed")
+    largest, workload = _largest(recipe, found, parts)
+    target = choose_device(device)
+    precision: Precision = "fp32" if choose_dtype(recipe.train.precision, target).itemsize == 4 else "bf16"
+    this = Target(f"this machine ({target.type})", target.type, free_bytes(target))
+    here = fit(found, recipe, this, precision, largest)
+    targets = [this, *(Target(name, "cuda", memory) for name, memory in others)]
+    return Outlook(
+        recipe=recipe,
+        outline=found,
+        notes=notes.lines,
+        parts=parts,
+        workload=workload,
+        largest=largest,
+        here=here,
+        fits=[fit(found, recipe, each, kind, largest) for each in targets for kind in PRECISIONS],
+        ways=[] if here.fits else ways_to_fit(found, recipe, this, precision, largest),
+        disk=disk_bytes(found, recipe),
+    )
+
+
+def timed(
+    outlook: Outlook, *, device: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Outlook:
+    """Return the outlook with the time of the run, from two steps made here. Needs the weights."""
+    if outlook.parts is None:
+        raise ModelError("a model without a tokenizer cannot be measured", "Give the whole model.")
+    return replace(outlook, timing=measure(outlook.parts, outlook.outline, device=device, progress=progress))
+
+
+def _largest(recipe: Recipe, found: Outline, parts: Ingredients | None) -> tuple[PassSize, Workload | None]:
+    """Return the largest pass, unsplit, and the steps it was found in."""
+    if parts is None:
+        tokens = recipe.train.batch_size * recipe.tokens.max_length
+        return PassSize(tokens, tokens, recipe.tokens.max_length), None
+    layout = SHARED if found.abilities.shares_rows else SEPARATE
+    workload = Workload.of(parts.examples, parts.plan, layout, MOST_TOKENS)
+    return workload.largest, workload
+
+
+def _fit_json(each: Fit) -> dict[str, Any]:
+    return {
+        "target": each.target.name, "memory_bytes": each.target.memory, "precision": each.precision,
+        "micro_tokens": each.micro_tokens, "need": each.need.parts(), "total_bytes": each.need.total,
+        "fits": each.fits,
+    }  # fmt: skip

@@ -1,0 +1,87 @@
+"""How long a run will take on this machine: a few steps are made for real, and thrown away.
+
+The time of a step is taken to grow with its floating-point operations, which are known for every step that was looked
+at; so short and long steps are weighed as they come, not as the measured ones happened to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weitune.data.layout import SEPARATE, SHARED
+from weitune.model.load import load_model
+from weitune.model.memory import peak_bytes
+from weitune.model.outline import Outline
+from weitune.training.assemble import make_loop, make_trainable
+from weitune.training.forecast import step_costs
+from weitune.training.ingredients import Ingredients
+from weitune.training.loop import StepRecord
+from weitune.training.workload import Workload
+
+MEASURED_STEPS = 2
+"""Besides a first one that warms up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What was measured, and what follows for the whole run."""
+
+    step_seconds: float
+    """Mean of the run's steps, as forecast."""
+    seconds: float
+    """Of all its steps; loading, evaluations and checkpoints come on top."""
+    tokens_per_second: float
+    peak_bytes: int
+
+
+class _Stopwatch:
+    """Keeps records, and ends the loop when there are enough."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None) -> None:
+        self.records: list[StepRecord] = []
+        self._tell = tell
+
+    def stepped(self, record: StepRecord) -> bool:
+        self.records.append(record)
+        if self._tell is not None:
+            self._tell(len(self.records), MEASURED_STEPS + 1)
+        return len(self.records) <= MEASURED_STEPS
+
+    def failed(self, record: StepRecord) -> None:
+        """The loop raises by itself."""
+
+
+def measure(
+    parts: Ingredients,
+    outline: Outline,
+    *,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Timing:
+    """Load the model, train three steps and forget them. Raises what training raises."""
+    from accelerate import Accelerator
+
+    recipe = parts.recipe
+    loaded = load_model(
+        recipe.model, precision=recipe.train.precision, hub=recipe.hub, revision=recipe.revision, device=device
+    )
+    trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    longest = int(parts.examples.lengths.max())
+    loop = make_loop(trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=longest)
+    watch = _Stopwatch(progress)
+    loop.run(0, watch)
+    counted = watch.records[1:] or watch.records
+    layout = SHARED if trainable.abilities.shares_rows else SEPARATE
+    first = Workload.of(parts.examples, parts.plan, layout, loop.micro_tokens, steps=[r.step - 1 for r in counted])
+    whole = Workload.of(parts.examples, parts.plan, layout, loop.micro_tokens)
+    pace = sum(record.step_seconds for record in counted) / sum(step_costs(outline, first))
+    costs = step_costs(outline, whole)
+    step_seconds = pace * sum(costs) / len(costs)
+    return Timing(
+        step_seconds=step_seconds,
+        seconds=step_seconds * parts.plan.steps,
+        tokens_per_second=whole.tokens / (pace * sum(costs)),
+        peak_bytes=peak_bytes(loaded.device),
+    )

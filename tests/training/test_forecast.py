@@ -1,0 +1,293 @@
+"""The forecast: exact where it counts, and near enough to what is measured to be acted on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import save_tiny
+from weitune import cli
+from weitune.data.layout import SHARED
+from weitune.data.plan import Plan
+from weitune.errors import InputError
+from weitune.model.gpus import find_gpu, parse_memory
+from weitune.model.locate import ModelFiles
+from weitune.model.need import Manner, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.model.outline import Outline, outline
+from weitune.recipe.load import build_recipe
+from weitune.recipe.schema import Lora, Recipe
+from weitune.training.forecast import Target, fit, ways_to_fit
+
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 3584,
+    "intermediate_size": 18944, "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+    "max_position_embeddings": 32768, "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "vocab_size": 152064,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+"""The public values of Qwen2.5-7B-Instruct's configuration."""
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seven")
+    (folder / "config.json").write_text(json.dumps(QWEN_7B))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(seven: Path) -> Outline:
+    return outline(ModelFiles(seven), Lora())
+
+
+def recipe(**keys: Any) -> Recipe:
+    return build_recipe({"model": "m", "data": ["d"]}, keys)
+
+
+def test_qwen_7b_from_its_configuration_alone(found: Outline) -> None:
+    assert found.trainable == 20_185_088
+    assert found.frozen == 7_615_616_512
+    assert found.untied_embeddings == 152064 * 3584
+    assert found.abilities.plain_blocks
+    assert found.stored is not None
+    assert found.stored.itemsize == 2
+
+
+def test_rank_and_targets_decide_what_is_trained(seven: Path, found: Outline) -> None:
+    assert outline(ModelFiles(seven), Lora(r=16)).trainable == 2 * found.trainable
+    queries = outline(ModelFiles(seven), Lora(target_modules=["q_proj"]))
+    assert queries.trainable == 28 * 8 * (3584 + 3584)
+
+
+def test_a_tiny_model_is_counted_as_if_it_were_loaded(tmp_path: Path) -> None:
+    from weitune.model.adapter import attach_adapter, count_parameters
+    from weitune.model.load import load_model
+
+    folder = save_tiny(tmp_path)
+    loaded = load_model(str(folder), precision="fp32", device="cpu")
+    count = count_parameters(attach_adapter(loaded.model, Lora(), seed=0, base=""))
+    small = outline(ModelFiles(folder), Lora())
+    assert (small.parameters, small.trainable) == (count.total, count.trainable)
+    assert small.shape == Shape.of(loaded.model.config)
+
+
+def test_an_architecture_that_cannot_share_is_found_out(tmp_path: Path) -> None:
+    config = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from weitune.model.outline import _abilities, _read_config
+
+    assert not _abilities(_read_config(ModelFiles(tmp_path))).shares_rows
+
+
+class TestNeed:
+    shape = Shape(layers=24, hidden=896, wide=4864, queries=896, keys=128, heads=14, repeat=7, vocabulary=151936)
+
+    def bytes(self, tokens: int, **manner: Any) -> int:
+        return sum(pass_bytes(self.shape, PassSize(tokens, tokens, 100), Manner(4, **manner)))
+
+    def test_grows_with_tokens_and_halves_with_the_format(self) -> None:
+        assert self.bytes(2048) > 1.5 * self.bytes(1024)
+        half = sum(pass_bytes(self.shape, PassSize(4096, 10, 100), Manner(2)))
+        assert half < 0.6 * sum(pass_bytes(self.shape, PassSize(4096, 10, 100), Manner(4)))
+
+    def test_of_the_fast_path_is_less(self) -> None:
+        assert self.bytes(1024) < 0.6 * self.bytes(1024, plain_blocks=False)
+        assert self.bytes(1024, keep_feed_forward=False) < self.bytes(1024)
+
+    def test_logits_never_exceed_a_chunk(self) -> None:
+        many = pass_bytes(self.shape, PassSize(8192, 8192, 100), Manner(4))[1]
+        assert many <= 4 << 26
+        assert pass_bytes(self.shape, PassSize(8192, 10, 100), Manner(4))[1] == 10 * 151936 * 4
+
+
+def test_the_most_tokens_that_fit() -> None:
+    assert fitting_tokens(lambda tokens: tokens <= 1000) == 1000
+    assert fitting_tokens(lambda tokens: False) == 256
+    assert fitting_tokens(lambda tokens: True) == 16_384
+
+
+def test_auto_takes_what_a_card_has(found: Outline) -> None:
+    largest = PassSize(16_384, 16_384, 1024)
+    small, large = (fit(found, recipe(), Target("card", "cuda", gib * GIB), "bf16", largest) for gib in (24, 80))
+    assert small.fits
+    assert large.fits
+    assert small.micro_tokens < large.micro_tokens
+    assert small.need.total > 20 * GIB  # so the card is used
+    assert not fit(found, recipe(), Target("card", "cuda", 24 * GIB), "fp32", largest).fits
+    quarter = fit(found, recipe(), Target("card", "cuda", 24 * GIB), "4-bit", largest).need.weights
+    assert quarter < 0.45 * small.need.weights
+
+
+def test_every_way_that_is_named_makes_it_fit(found: Outline) -> None:
+    largest = PassSize(16_384, 16_384, 1024)
+    target = Target("card", "cuda", 34 * GIB)
+    assert not fit(found, recipe(**{"train.micro_tokens": 16_384}), target, "fp32", largest).fits
+    ways = ways_to_fit(found, recipe(**{"train.micro_tokens": 16_384}), target, "bf16", largest)
+    assert "train.micro_tokens 4096" in ways
+    for way in ways:
+        keys = dict(part.rsplit(" ", 1) for part in way.split(" and ") if "max_length" not in part)
+        assert fit(found, recipe(**keys), target, "bf16", largest).fits
+    assert ways_to_fit(found, recipe(), Target("small", "cuda", 4 * GIB), "fp32", largest) == []
+
+
+class TestGpus:
+    def test_names_are_found_as_people_write_them(self) -> None:
+        assert find_gpu("nvidia geforce rtx-4090") == find_gpu("RTX 4090")
+        assert find_gpu("h100").bytes == 80 * 10**9
+
+    def test_an_unknown_one_names_the_known(self) -> None:
+        with pytest.raises(InputError, match="RTX 4090"):
+            find_gpu("RTX 9999")
+
+    @pytest.mark.parametrize(("text", "count"), [("24GiB", 24 << 30), ("80 GB", 80 * 10**9), ("1.5gb", 1_500_000_000)])
+    def test_amounts(self, text: str, count: int) -> None:
+        assert parse_memory(text) == count
+
+    @pytest.mark.parametrize("text", ["", "much", "24 parsecs", "0GB", "-1GB"])
+    def test_no_amounts(self, text: str) -> None:
+        with pytest.raises(InputError, match="no amount of memory"):
+            parse_memory(text)
+
+
+ROWS = [{"instruction": f"Who is number {n}?", "input": "", "output": f"It is number {n}."} for n in range(10)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+def plan(*arguments: str) -> int:
+    return cli.main(["plan", "--device", "cpu", *arguments])
+
+
+def test_the_command_tells_everything(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny(tmp_path / "model")
+    (model / "model.safetensors").unlink()  # weights are not looked at
+    status = plan("--model", str(model), "--data", str(data), "--train.batch_size", "4", "--gpu", "T4", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert told["steps"] == 9
+    assert told["data"]["rows"]["read"] == 10
+    assert 0 < told["saved_by_sharing"] < 1
+    assert told["here"]["total_bytes"] == sum(told["here"]["need"].values())
+    assert [(each["target"], each["precision"]) for each in told["targets"]][3:] == [
+        ("T4", "fp32"), ("T4", "bf16"), ("T4", "4-bit"),
+    ]  # fmt: skip
+    assert plan("--model", str(model), "--data", str(data), "--gpu", "T4") == 0
+    shown = capsys.readouterr().out
+    assert "it fits here" in shown
+    assert "framework" in shown
+
+
+def test_what_will_not_fit_is_exit_code_2(seven: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weitune.training.outlook.free_bytes", lambda device: 20 * GIB)
+        assert plan("--model", str(seven), "--data", str(data), "--train.precision", "fp32") == 2
+    shown = capsys.readouterr().out
+    assert "20,185,088 are trained (0.2643%)" in shown
+    assert "it will not fit here" in shown
+    assert "train.precision bf16" in shown
+
+
+def test_the_time_is_measured(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny(tmp_path / "model")
+    assert plan("--model", str(model), "--data", str(data), "--train.batch_size", "2", "--measure", "--json") == 0
+    time = json.loads(capsys.readouterr().out)["time"]
+    assert time["seconds"] == pytest.approx(15 * time["step_seconds"])
+    assert time["tokens_per_second"] > 0
+    assert time["peak_bytes"] > 1 << 20
+
+
+def test_train_says_it_first_and_keeps_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, output = save_tiny(tmp_path / "model"), tmp_path / "run"
+    arguments = ["--model", str(model), "--data", str(data), "--output", str(output), "--train.max_steps", "1"]
+    assert cli.main(["train", "--device", "cpu", *arguments]) == 0
+    assert "memory: about " in capsys.readouterr().err
+    assert json.loads((output / "environment.json").read_text())["forecast"]["framework"] > 0
+
+
+def test_steps_are_laid_out_as_training_lays_them_out() -> None:
+    from tests.data.test_holdout import InMemory, example
+    from weitune.training.workload import Workload
+
+    rows = InMemory([example(n % 3, n, n) for n in range(12)])
+    whole = Workload.of(rows, Plan(12, 4, 2, seed=1), SHARED, 1000)
+    assert len(whole.steps) == 3
+    assert whole.tokens == 36
+    assert whole.largest.predictions == 4
+    assert whole.computed_tokens < 24  # the first token is everybody's
+    assert len(Workload.of(rows, Plan(12, 4, 2, seed=1), SHARED, 1).steps[0]) == 4
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from transformers import AutoConfig
+from weitune import Recipe, train
+from weitune.errors import RunError
+import weitune.training.run, weitune.evaluate.loss, peft, accelerate, datasets
+recipe, spare = Recipe.model_validate_json(sys.argv[1]), int(sys.argv[2])
+torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+limit = 1024 * int(status["VmData"].split()[0]) + spare
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+    run = train(recipe, device="cpu")
+except RunError as error:
+    print(json.dumps({"refused": str(error)}))
+else:
+    environment = json.loads((run.path / "environment.json").read_text())
+    print(json.dumps({"micro_tokens": environment["micro_tokens"]}))
+"""
+MIB = 1 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the process's data are Linux's")
+class TestUnderALimit:
+    """A wide, shallow model whose activations are most of what it takes: 300 KB a token, 4,000 tokens a step."""
+
+    @pytest.fixture
+    def tree(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        import random
+
+        from tests.tiny import tiny_model, tiny_tokenizer
+
+        folder = tmp_path_factory.mktemp("wide")
+        tiny_model("llama", intermediate_size=8192, num_hidden_layers=3, tie_word_embeddings=True).save_pretrained(
+            folder / "model"
+        )
+        tiny_tokenizer("llama3").save_pretrained(folder / "model")
+        draw = random.Random(0)
+        words = [f"{n:03d}" for n in range(300)]
+        rows = [{"instruction": " ".join(draw.choices(words, k=60)), "input": "", "output": "Yes."} for _ in range(16)]
+        (folder / "rows.json").write_text(json.dumps(rows))
+        train = {"batch_size": 16, "max_steps": 2, "precision": "fp32"}
+        return {"model": str(folder / "model"), "data": [str(folder / "rows.json")], "train": train}
+
+    def run(self, tree: dict[str, Any], output: Path, spare: int, **train: Any) -> dict[str, Any]:
+        recipe = {**tree, "output": str(output), "train": {**tree["train"], **train}}
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, json.dumps(recipe), str(spare)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return told
+
+    def test_auto_finishes_where_a_whole_step_would_not(self, tree: dict[str, Any], tmp_path: Path) -> None:
+        limits = [250 * MIB, 400 * MIB, 700 * MIB]
+        chosen = [self.run(tree, tmp_path / f"{limit}", limit)["micro_tokens"] for limit in limits]
+        assert chosen == sorted(chosen)
+        assert chosen[0] < chosen[2]
+        whole = self.run(tree, tmp_path / "whole", limits[0], micro_tokens=16_384)
+        assert "memory ran out" in whole["refused"]
