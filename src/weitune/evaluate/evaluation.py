@@ -1,0 +1,220 @@
+"""A finished run judged: its base and its adapters on rows that were not learned.
+
+    rows ─▶ examples ─▶ loss, perplexity        ┐
+        └─▶ questions ─▶ answers ─▶ measures    ├─▶ evaluation.json, and the run's report
+    general questions ─▶ loss, right answers    ┘
+
+One model after the other is in memory (two at most), each with its adapter merged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weitune.data.holdout import ExampleSet, hold_out
+from weitune.data.layout import SEPARATE, SHARED
+from weitune.data.prepare import prepare
+from weitune.errors import RunError
+from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
+from weitune.evaluate.loss import measure_loss
+from weitune.evaluate.metrics import score
+from weitune.evaluate.questions import Question, questions_in, rows_of
+from weitune.evaluate.samples import own_attention
+from weitune.generate.engine import Engine
+from weitune.generate.run_folder import Run, Which
+from weitune.generate.sampling import Sampling
+from weitune.generate.stream import Answer
+from weitune.model.decoder import BlockDecoder
+from weitune.model.probe import probe
+from weitune.model.supervised import SupervisedModel
+from weitune.publish import publish_file
+
+FILE = "evaluation.json"
+MICRO_TOKENS = 2048
+"""Tokens of a pass; nothing is kept of it, so any machine that holds the model can take it."""
+_GENERAL_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What models are judged by."""
+
+    name: str
+    examples: ExampleSet
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an evaluation is made."""
+
+    max_new_tokens: int = 128
+    batch_size: int = 8
+    general: bool = True
+    device: str | None = None
+
+
+@dataclass(slots=True)
+class Judged:
+    """One model's results."""
+
+    which: str
+    step: int | None
+    loss: float
+    perplexity: float
+    scores: dict[str, Any]
+    general: dict[str, Any] | None
+    answers: list[Answer] = field(default_factory=list)
+    general_answers: list[str] = field(default_factory=list)
+
+
+Progress = Callable[[str], Callable[[int, int], None]]
+"""Called with the title of a stage; returns what is called with (done, all)."""
+
+
+def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> Rows:
+    """Return the run's validation rows, or those in ``files``; at most ``limit`` of them are asked as questions.
+
+    Raises RunError if the run has no validation data and no file is given, DataError if data are not in order.
+    """
+    from weitune.data.render import framing_for
+    from weitune.model.load import load_tokenizer
+    from weitune.model.locate import locate
+
+    recipe = run.recipe
+    files = files or (recipe.validation if isinstance(recipe.validation, list) else ())
+    if not files and recipe.validation is None:
+        raise RunError(
+            f"the run '{run.path}' has no validation data to be judged by",
+            "Give rows that were not learned with --data FILE, or train with `validation: 0.02` in the recipe.",
+        )
+    tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False))
+    framing = framing_for(tokenizer, recipe.tokens)
+    if files:
+        name, examples = ", ".join(files), prepare(recipe, framing, files=files)
+        questions = questions_in(files, recipe)
+        return Rows(name, examples, questions[:limit])
+    fraction = recipe.validation
+    assert isinstance(fraction, float)  # noqa: S101  (tells mypy)
+    held = hold_out(prepare(recipe, framing), fraction)[1]
+    questions = questions_in(recipe.data, recipe, rows_of(held))
+    return Rows(f"{fraction:g} of the data, held out", held, questions[:limit])
+
+
+def judge_models(run: Run, rows: Rows, which: Sequence[Which], options: Options, progress: Progress) -> list[Judged]:
+    """Return the results of the base and of every adapter in ``which``, in order."""
+    questions = general_questions() if options.general else []
+    return [_judge(run, rows, each, questions, options, progress) for each in ("base", *which)]
+
+
+def _judge(
+    run: Run, rows: Rows, which: Which, general: Sequence[GeneralQuestion], options: Options, progress: Progress
+) -> Judged:
+    name = f"step {which}" if isinstance(which, int) else which
+    engine = run.engine(which, device=options.device)
+    examples = [rows.examples[i] for i in range(len(rows.examples))]
+    plain = [example for question in general for example in engine.framing.examples(question.answered)]
+    loss = _Losses(engine)
+    found = loss.of(examples, progress(f"{name}: loss"))
+    general_loss = loss.of(plain, progress(f"{name}: general loss")) if plain else None
+    answers = _answers(engine, rows.questions, options.max_new_tokens, options, progress(f"{name}: answers"))
+    asked = [Question(question.asked) for question in general]
+    said = [a.text for a in _answers(engine, asked, _GENERAL_TOKENS, options, progress(f"{name}: general"))]
+    right = {"right": share_right(general, said), "loss": general_loss.mean} if general_loss is not None else None
+    return Judged(
+        which=name,
+        step=which if isinstance(which, int) else None,
+        loss=found.mean,
+        perplexity=found.perplexity,
+        scores=asdict(score(answers, [question.reference or "" for question in rows.questions])) if answers else {},
+        general=right,
+        answers=answers,
+        general_answers=said,
+    )
+
+
+class _Losses:
+    """The loss of an engine's model; its abilities are tried once."""
+
+    def __init__(self, engine: Engine) -> None:
+        model = engine.model
+        attention = model.config._attn_implementation
+        abilities = probe(model)
+        blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
+        self._model = SupervisedModel(model, plain_head=abilities.plain_head, blocks=blocks)
+        self._layout = SHARED if abilities.shares_rows else SEPARATE
+        self._training, self._own = model.config._attn_implementation, attention
+        model.set_attn_implementation(attention)
+
+    def of(self, examples: Sequence[Any], progress: Callable[[int, int], None]) -> Any:
+        model = self._model.model
+        model.set_attn_implementation(self._training)
+        try:
+            return measure_loss(self._model, examples, self._layout, MICRO_TOKENS, model.device, progress)
+        finally:
+            model.set_attn_implementation(self._own)
+
+
+def _answers(
+    engine: Engine,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    options: Options,
+    progress: Callable[[int, int], None],
+) -> list[Answer]:
+    """Return the likeliest answers, in batches of similar length; a question that is too long gets an empty one."""
+    limit = engine.context_tokens
+    lengths = [len(engine.framing.prompt(question.conversation)) for question in questions]
+    fitting = [at for at in range(len(questions)) if limit is None or lengths[at] < limit]
+    order = sorted(fitting, key=lengths.__getitem__)
+    found: dict[int, Answer] = {}
+    with own_attention(engine.model):
+        for start in range(0, len(order), options.batch_size):
+            batch = order[start : start + options.batch_size]
+            conversations = [questions[at].conversation for at in batch]
+            sampling = Sampling(max_new_tokens=max_new_tokens)
+            answers = engine.answers(conversations, sampling, batch_size=options.batch_size)
+            found |= dict(zip(batch, answers, strict=True))
+            progress(len(found), len(order))
+    return [found.get(at, Answer("", (), stopped=False)) for at in range(len(questions))]
+
+
+def as_json(
+    rows: Rows, judged: Sequence[Judged], options: Options, win: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return an evaluation for programs and for the report."""
+    general = general_questions() if options.general else []
+    return {
+        "rows": {"name": rows.name, "examples": len(rows.examples), "questions": len(rows.questions)},
+        "max_new_tokens": options.max_new_tokens,
+        "models": [
+            {"which": j.which, "step": j.step, "loss": j.loss, "perplexity": _finite(j.perplexity),
+             "scores": j.scores, "general": j.general} for j in judged
+        ],
+        "answers": [
+            {"prompt": question.text, "reference": question.reference,
+             "said": {j.which: j.answers[at].text for j in judged}} for at, question in enumerate(rows.questions)
+        ],
+        "general": [
+            {"prompt": question.prompt, "accept": list(question.accept),
+             "said": {j.which: j.general_answers[at] for j in judged}} for at, question in enumerate(general)
+        ],
+        "win_rate": win,
+    }  # fmt: skip
+
+
+def write(folder: Path, evaluation: dict[str, Any]) -> Path:
+    """Write an evaluation into the run's folder, in one moment, and return its path."""
+    target = folder / FILE
+    partial = folder / f".{FILE}.partial"
+    partial.write_text(json.dumps(evaluation, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    publish_file(partial, target)
+    return target
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None

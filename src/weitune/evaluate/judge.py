@@ -1,0 +1,111 @@
+"""Which of two answers is better, asked of a model behind an OpenAI-compatible endpoint.
+
+Judges favour a place (Zheng et al., arXiv 2306.05685), so each pair is shown twice, the second time swapped. An answer
+wins if it wins both times; anything else is a tie and counts half.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from weitune.errors import InputError
+
+Verdict = Literal["tuned", "base", "tie"]
+_TIMEOUT_SECONDS = 120
+_Z = 1.959964
+"""Of a two-sided interval of 95 %."""
+_INSTRUCTION = """\
+Two assistants have answered the same message. Judge which answer is better as an answer to it{criterion}. \
+The order of the answers means nothing. Reply with one word only: A, B or TIE.
+
+[message]
+{question}
+{reference}
+[answer A]
+{a}
+
+[answer B]
+{b}"""
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """How often the tuned model's answer was found better than its base's."""
+
+    pairs: int
+    wins: int
+    losses: int
+    rate: float
+    """Wins and half the ties, of all pairs."""
+    low: float
+    high: float
+    """Wilson's score interval of 95 % (Wilson 1927)."""
+
+
+def ask_endpoint(url: str, model: str, key: str | None) -> Callable[[str], str]:
+    """Return a function that sends one message to ``url`` (such as ``http://localhost:8000/v1``) and returns the reply.
+
+    It raises InputError if the endpoint does not answer as the OpenAI API does.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"the judge's address '{url}' is no web address", "Give one such as http://localhost:8000/v1.")
+    address = f"{url.rstrip('/')}/chat/completions"
+
+    def ask(message: str) -> str:
+        body = {"model": model, "temperature": 0, "max_tokens": 8, "messages": [{"role": "user", "content": message}]}
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)  # noqa: S310  (checked above)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310
+                text: str = json.load(reply)["choices"][0]["message"]["content"]
+        except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"the judge at '{address}' gave no usable answer: {error}",
+                "Check the address (it usually ends with /v1), the model's name and the key.",
+            ) from None
+        return text or ""
+
+    return ask
+
+
+def compare_pair(ask: Callable[[str], str], question: str, reference: str | None, tuned: str, base: str) -> Verdict:
+    """Return which answer ``ask`` prefers in both orders."""
+    first = _verdict(ask(_message(question, reference, tuned, base)))
+    second = _verdict(ask(_message(question, reference, base, tuned)))
+    if (first, second) == ("A", "B"):
+        return "tuned"
+    return "base" if (first, second) == ("B", "A") else "tie"
+
+
+def win_rate(verdicts: Sequence[Verdict]) -> WinRate:
+    """Return the win rate of the tuned model with its interval. Raises ValueError if there are no verdicts."""
+    pairs, wins, losses = len(verdicts), verdicts.count("tuned"), verdicts.count("base")
+    if not pairs:
+        raise ValueError("there are no verdicts")
+    rate = (wins + (pairs - wins - losses) / 2) / pairs
+    spread = _Z * math.sqrt(rate * (1 - rate) / pairs + _Z**2 / (4 * pairs**2))
+    centre, scale = rate + _Z**2 / (2 * pairs), 1 + _Z**2 / pairs
+    low, high = max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)  # rounding can pass the ends
+    return WinRate(pairs, wins, losses, rate, low, high)
+
+
+def _message(question: str, reference: str | None, a: str, b: str) -> str:
+    return _INSTRUCTION.format(
+        criterion=", in the manner of the reference" if reference else "",
+        question=question,
+        reference=f"\n[reference answer]\n{reference}\n" if reference else "",
+        a=a,
+        b=b,
+    )
+
+
+def _verdict(reply: str) -> str:
+    match = re.search(r"\b(A|B|TIE)\b", reply.upper())
+    return match[1] if match else "TIE"

@@ -1,0 +1,114 @@
+"""Measures that compare answers with references, and some that look at answers alone.
+
+    chrF, BLEU     sacrebleu's corpus figures (Popović 2015; Papineni et al. 2002; Post 2018), 0 to 100; BLEU with
+                   sacrebleu's Chinese tokenizer where the references are Chinese
+    ROUGE-L        mean F1 of the longest common subsequence of units (Lin 2004), 0 to 1
+    exact          share of answers that equal their reference but for white space
+    distinct-1, -2 different units, and pairs of units, for each one there is, over all answers (Li et al. 2016)
+    stopped        share of answers that ended by themselves
+    tokens         mean length
+
+A unit is a Chinese, Japanese or Korean character, or a word of anything else in lower case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from weitune.errors import MissingExtraError
+from weitune.generate.stream import Answer
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_UNIT = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_CHINESE_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The measures of one model's answers; those that need a reference are None where there is none."""
+
+    answers: int
+    chrf: float | None
+    bleu: float | None
+    rouge_l: float | None
+    exact: float | None
+    distinct_1: float
+    distinct_2: float
+    stopped: float
+    tokens: float
+
+
+def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:
+    """Return the measures of ``answers``; without ``references`` only those that need none.
+
+    Raises MissingExtraError if references are given and sacrebleu is not installed, ValueError if there is nothing.
+    """
+    if not answers:
+        raise ValueError("there are no answers")
+    texts = [answer.text for answer in answers]
+    with_references = bool(references)
+    pairs = list(zip(texts, references, strict=True)) if with_references else []
+    chrf, bleu = corpus_scores(texts, references) if with_references else (None, None)
+    return Scores(
+        answers=len(texts),
+        chrf=chrf,
+        bleu=bleu,
+        rouge_l=sum(rouge_l(text, reference) for text, reference in pairs) / len(pairs) if pairs else None,
+        exact=sum(text.split() == reference.split() for text, reference in pairs) / len(pairs) if pairs else None,
+        distinct_1=distinct(texts, 1),
+        distinct_2=distinct(texts, 2),
+        stopped=sum(answer.stopped for answer in answers) / len(answers),
+        tokens=sum(len(answer.tokens) for answer in answers) / len(answers),
+    )
+
+
+def corpus_scores(texts: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
+    """Return sacrebleu's chrF and BLEU of ``texts``."""
+    try:
+        from sacrebleu import corpus_bleu, corpus_chrf
+    except ImportError:
+        raise MissingExtraError("sacrebleu", "eval") from None
+    tokenizer = "zh" if is_chinese(references) else "13a"
+    bleu = corpus_bleu(list(texts), [list(references)], tokenize=tokenizer)
+    return float(corpus_chrf(list(texts), [list(references)]).score), float(bleu.score)
+
+
+def is_chinese(texts: Sequence[str]) -> bool:
+    """Return whether a good part of the characters of ``texts`` is Chinese."""
+    whole = "".join(texts)
+    return len(_CHINESE.findall(whole)) > _CHINESE_SHARE * max(1, len(re.sub(r"\s", "", whole)))
+
+
+def units(text: str) -> list[str]:
+    """Return the characters and words that texts are compared by."""
+    return _UNIT.findall(text.lower())
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """Return the F1 of the longest common subsequence of both texts' units; 0 if one has none."""
+    a, b = units(text), units(reference)
+    common = _common_length(a, b)
+    return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+def _common_length(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence, by the usual recurrence: O(len(a) · len(b))."""
+    lengths = [0] * (len(b) + 1)
+    for unit in a:
+        diagonal = 0
+        for j, other in enumerate(b, 1):
+            diagonal, lengths[j] = lengths[j], diagonal + 1 if unit == other else max(lengths[j], lengths[j - 1])
+    return lengths[-1]
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Return how many different runs of ``n`` (1 or 2) units there are for each one; 0 if there are none."""
+    runs: list[tuple[str, ...]] = []
+    for text in texts:
+        found = units(text)
+        runs += [(unit,) for unit in found] if n == 1 else list(pairwise(found))
+    return len(set(runs)) / len(runs) if runs else 0.0
