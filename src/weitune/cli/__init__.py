@@ -28,7 +28,10 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("weitune.cli.train", "Fine-tune a chat model on your dialogues."),
+    "plan": Entry("weitune.cli.plan", "Know what a run will take before it starts."),
     "chat": Entry("weitune.cli.chat", "Talk to the model of a run."),
+    "eval": Entry("weitune.cli.eval", "Judge a run beside its base model."),
+    "compare": Entry("weitune.cli.compare", "Put several runs side by side."),
     "serve": Entry("weitune.cli.serve", "Serve runs to clients of the OpenAI API."),
     "export": Entry("weitune.cli.export", "Write a run for transformers, llama.cpp or Ollama, with proof."),
     "demo": Entry("weitune.cli.demo", "See all of it in four minutes: a persona before and after."),

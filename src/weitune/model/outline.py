@@ -9,14 +9,14 @@ Costs about a second for any size of model.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from weitune.errors import ModelError
-from weitune.model.adapter import attach_adapter, count_parameters
+from weitune.model.adapter import attach_adapter, check_targets, count_parameters
 from weitune.model.locate import ModelFiles
 from weitune.model.need import Shape
 from weitune.model.probe import Abilities, probe
@@ -52,10 +52,11 @@ class Outline:
         return self.parameters - self.trainable
 
 
-def outline(files: ModelFiles, lora: Lora) -> Outline:
-    """Return the outline of the model in ``files`` with the adapter that ``lora`` describes.
+def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
+    """Return the outline of the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
 
-    Raises ModelError if the configuration cannot be read, or if a target module does not exist.
+    Single trained tokens are not counted. Raises ModelError if the configuration cannot be read, or if a
+    target module does not exist.
     """
     config = _read_config(files)
     stored = None if files.gguf else _stored(config)  # making a model writes its own number format there
@@ -67,12 +68,20 @@ def outline(files: ModelFiles, lora: Lora) -> Outline:
             f"no model can be made from the configuration in '{files.folder}': {_first_line(error)}",
             "Check that the installed transformers knows this architecture.",
         ) from error
-    model.requires_grad_(False)
+    model.requires_grad_(lora == "none")
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
-    adapted = attach_adapter(model, lora, seed=0, base="")
-    count = count_parameters(adapted)
+    abilities = _abilities(config)
+    if lora == "none":
+        count = count_parameters(model)
+        abilities = replace(abilities, plain_blocks=False)
+    else:
+        check_targets(model, lora)
+        plain = lora.model_copy(update={"init": "default", "init_from": None, "train_tokens": None})
+        count = count_parameters(attach_adapter(model, plain, seed=0, base=""))
+        if lora.dora:
+            abilities = replace(abilities, plain_blocks=False)
     return Outline(
         shape=Shape.of(config),
         parameters=count.total,
@@ -80,7 +89,7 @@ def outline(files: ModelFiles, lora: Lora) -> Outline:
         linear=linear,
         untied_embeddings=0 if tied else embeddings.weight.numel(),
         stored=stored,
-        abilities=_abilities(config),
+        abilities=abilities,
     )
 
 

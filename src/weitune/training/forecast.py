@@ -86,11 +86,12 @@ def _weights(outline: Outline, precision: Precision, kind: str) -> int:
 
 def manner_for(outline: Outline, recipe: Recipe, precision: Precision, kind: str) -> Manner:
     """Return how a run of ``recipe`` computes its passes on a device of ``kind``."""
+    lora = recipe.lora
     return Manner(
         number_bytes=4 if precision == "fp32" else 2,
         plain_blocks=outline.abilities.plain_blocks,
-        rank=recipe.lora.r,
-        dropout=recipe.lora.dropout > 0,
+        rank=0 if lora == "none" else lora.r,
+        dropout=lora != "none" and lora.dropout > 0,
         slices=kind == "cpu",
     )
 

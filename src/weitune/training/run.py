@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weitune.data.conversation import Conversation, Turn
-from weitune.errors import Interrupted
-from weitune.evaluate.questions import Question, first_questions
-from weitune.generate.engine import Engine
+from weitune.data.preview import parts as preview_parts
+from weitune.errors import InputError, Interrupted
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
 from weitune.model.starts import EVA_STEPS
 from weitune.recipe.load import build_recipe, read_recipe_file
 from weitune.recipe.schema import Recipe
+from weitune.report.run_report import write_report
 from weitune.training import changes, disk, foresight
 from weitune.training import folder as run_folder
 from weitune.training.assemble import Trainable, make_loop, make_trainable
 from weitune.training.checkpoint import publish_adapter
+from weitune.training.forecast import forecast_run
 from weitune.training.ingredients import Ingredients, check_stops, gather
 from weitune.training.journal import Journal
 from weitune.training.lock import run_lock
@@ -33,10 +33,14 @@ from weitune.training.past import Past
 from weitune.training.patience import refusals_explained
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
-from weitune.training.validation import SAMPLES, Validator, chosen_checkpoint
+from weitune.training.validation import chosen_checkpoint, make_validator
+from weitune.training.workload import Workload
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_PREVIEWED = 3
+"""Examples that the report shows as the model sees them."""
 
 
 def train(
@@ -56,7 +60,9 @@ def train(
         trainable = _load(session, parts, recipe.train.precision, fresh=True)
         loop = _make_loop(session, parts, trainable)
         if session.main:
-            environment = _environment(parts, trainable, loop)
+            forecast = forecast_run(parts, trainable, loop)
+            session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
+            environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
             run_folder.create(folder, recipe, environment, _accounts(parts))
         session.accelerator.wait_for_everyone()
         with session.lock():
@@ -176,31 +182,23 @@ def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micr
     return make_loop(
         trainable, parts.recipe.train, parts.examples, parts.plan, accelerator=session.accelerator,
         micro_tokens=micro_tokens, plus_ratio=1.0 if lora == "none" else lora.plus_ratio,
+        longest=int(parts.examples.lengths.max()),
     )  # fmt: skip
 
 
 def _accounts(parts: Ingredients) -> dict[str, Any]:
     """Return what is said of the data in the run's folder."""
-    report = parts.prepared.report.to_json()
+    shown = [parts.examples[k] for k in range(min(len(parts.examples), _PREVIEWED))]
+    preview = [
+        {"place": str(example.origin),
+         "parts": [[part.text, part.kind] for part in preview_parts(example, parts.tokenizer, parts.framing)]}
+        for example in shown
+    ]  # fmt: skip
+    report = {**parts.prepared.report.to_json(), "preview": preview}
     if parts.validation is None:
         return report
     learned = int(parts.validation.supervised.sum())
     return {**report, "validation": {"examples": len(parts.validation), "learned_tokens": learned}}
-
-
-def _validator(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop) -> Validator | None:
-    """Return what evaluates the run, if its recipe has validation data."""
-    if parts.validation is None:
-        return None
-    recipe = parts.recipe
-    engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing) if session.main else None
-    if recipe.train.sample_prompts is None:
-        files = recipe.data if isinstance(recipe.validation, float) else recipe.validation or []
-        questions = first_questions(parts.validation, files, recipe, SAMPLES)
-    else:
-        turns = [Turn("user", text) for text in recipe.train.sample_prompts]
-        questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]
-    return Validator(loop, parts.validation, engine, questions, recipe.train.sample_tokens)
 
 
 def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[str, Any]:
@@ -241,8 +239,8 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
 def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, past: Past | None = None) -> None:
     """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
     folder, train, plan = session.folder, parts.recipe.train, parts.plan
-    longest = int(parts.examples.lengths.max())
-    need = foresight.MemoryNeed.of(trainable, loop.micro_tokens, train.batch_size, longest)
+    largest = Workload.of(parts.examples, plan, loop.layout, loop.micro_tokens).largest
+    need = foresight.PassNeed.of(trainable, largest)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)
     if foreseen := memory.foreseen():
         session.note(foreseen)
@@ -255,7 +253,7 @@ def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Lo
     }
     journal = Journal(
         folder, trainable.trained, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory,
-        validator=_validator(session, parts, trainable, loop),
+        validator=make_validator(loop, parts, trainable, main=session.main),
     )  # fmt: skip
     with session.stop.finishing_steps():
         try:
@@ -272,6 +270,16 @@ def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Lo
         finally:
             session.reporter.ended()
             journal.close()
+            if session.main:
+                _report(session)
+
+
+def _report(session: _Session) -> None:
+    """Write the run's report; a run does not fail for want of one."""
+    try:
+        session.reporter.say(f"report: {write_report(session.folder)}")
+    except (OSError, InputError, ValueError, KeyError, TypeError) as error:
+        session.reporter.say(f"no report could be written: {error}")
 
 
 def _command(folder: Path) -> str:

@@ -66,7 +66,7 @@ def measure(
     loaded = load_model(
         recipe.model, precision=recipe.train.precision, hub=recipe.hub, revision=recipe.revision, device=device
     )
-    trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model)
+    trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     longest = int(parts.examples.lengths.max())
     loop = make_loop(trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=longest)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from weitune.data.conversation import Conversation, Turn
 from weitune.data.holdout import ExampleSet
 from weitune.data.plan import share
 from weitune.evaluate.loss import MeasuredLoss, measure_loss
-from weitune.evaluate.questions import Question
+from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.engine import Engine
 from weitune.training.checkpoint import Checkpoint, fault_of
@@ -31,6 +32,8 @@ from weitune.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from weitune.evaluate.loss import Progress
+    from weitune.training.assemble import Trainable
+    from weitune.training.ingredients import Ingredients
 
 SAMPLES = 3
 """Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
@@ -152,3 +155,18 @@ class Validator:
         sums = torch.tensor([found.sum, found.weight], dtype=torch.float64, device=accelerator.device)
         total, weight = accelerator.reduce(sums, reduction="sum").tolist()
         return MeasuredLoss(total, weight)
+
+
+def make_validator(loop: Loop, parts: Ingredients, trainable: Trainable, *, main: bool) -> Validator | None:
+    """Return what evaluates a run, if its recipe has validation data; only the ``main`` process answers questions."""
+    if parts.validation is None:
+        return None
+    recipe = parts.recipe
+    engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing) if main else None
+    if recipe.train.sample_prompts is None:
+        files = recipe.data if isinstance(recipe.validation, float) else recipe.validation or []
+        questions = first_questions(parts.validation, files, recipe, SAMPLES)
+    else:
+        turns = [Turn("user", text) for text in recipe.train.sample_prompts]
+        questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]
+    return Validator(loop, parts.validation, engine, questions, recipe.train.sample_tokens)

@@ -1,0 +1,44 @@
+"""``weitune compare``: several runs in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN…")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE", help="Also write one HTML page.")
+def command(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Put runs side by side: where their recipes differ, what came of them, and their curves."""
+    if len(runs) < 2:
+        raise click.UsageError("Name at least two runs.")
+    from rich.console import Console
+    from rich.table import Table
+
+    from weitune.errors import InputError
+    from weitune.report.comparison import compare, differences, names_of, results
+    from weitune.report.page import write_page
+    from weitune.report.record import RunRecord
+
+    records = [RunRecord.of(run) for run in runs]
+    console = Console(highlight=False)
+    for title, rows in (("Where the recipes differ", differences(records)), ("Results", results(records))):
+        table = Table(title=title, title_justify="left", box=None)
+        for head in ("", *names_of(records)):
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    if output is not None:
+        try:
+            write_page(output, compare(records))
+        except OSError as error:
+            raise InputError(
+                f"'{output}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
+            ) from None
+        from weitune.cli.terminal import console as aside
+
+        aside().print(f"written: {output}", markup=False)

@@ -1,0 +1,106 @@
+"""Several runs on one page: where their recipes differ, their curves in one picture, their evaluations side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from weitune.report.chart import Line, chart
+from weitune.report.evaluated import figures
+from weitune.report.page import page, section, table
+from weitune.report.record import RunRecord, smoothed
+
+_PLACES = ("output",)
+_MISSING = "–"
+
+
+def compare(records: Sequence[RunRecord]) -> str:
+    """Return the page about ``records``, in their order."""
+    names = names_of(records)
+    lead = f"{len(records)} runs: {', '.join(names)}"
+    return page("Runs compared", lead, [
+        section("Where the recipes differ", table(["key", *names], differences(records))),
+        section("Results", table(["", *names], results(records), numbers=True)),
+        section("Curves", f'<div class="charts">{_charts(records, names)}</div>\n'),
+        section("Evaluations", _evaluations(records, names)),
+    ])  # fmt: skip
+
+
+def names_of(records: Sequence[RunRecord]) -> list[str]:
+    """Return a name for each run: its folder's, or the whole path where two folders have the same name."""
+    names = [record.name for record in records]
+    return [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
+
+
+def differences(records: Sequence[RunRecord]) -> list[list[str]]:
+    """Return one row for each key of the recipe that is not the same in all runs."""
+    values = [record.values() for record in records]
+    rows = ([key, *(each[key] for each in values)] for key in values[0] if key not in _PLACES)
+    return [[key, *map(_shown, found)] for key, *found in rows if any(value != found[0] for value in found)]
+
+
+def results(records: Sequence[RunRecord]) -> list[list[str]]:
+    """Return what came of each run, one row a figure."""
+    columns = [_result(record) for record in records]
+    return [[name, *(column[name] for column in columns)] for name in columns[0]]
+
+
+def _result(record: RunRecord) -> dict[str, str]:
+    loss, validation = record.series("loss"), record.series("loss", "validation")
+    seconds = sum(value for _, value in record.series("step_seconds"))
+    best = min(validation, key=lambda point: point[1], default=None)
+    return {
+        "steps": f"{len(loss):,}",
+        "time in steps, s": f"{seconds:,.0f}",
+        "training loss, smoothed": f"{smoothed(loss)[-1][1]:.4f}" if loss else _MISSING,
+        "validation loss, last": f"{validation[-1][1]:.4f}" if validation else _MISSING,
+        "validation loss, best": f"{best[1]:.4f}" if best else _MISSING,
+        "at step": f"{best[0]:.0f}" if best else _MISSING,
+        "peak memory, GiB": f"{max((v for _, v in record.series('memory_bytes')), default=0) / 2**30:.2f}",
+    }
+
+
+def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
+    def lines(kind: str, key: str = "loss", *, smooth: bool = False) -> list[Line]:
+        found = [record.series(key, kind) for record in records]
+        return [Line(name, smoothed(points) if smooth else points, colour=k)
+                for k, (name, points) in enumerate(zip(names, found, strict=True))]  # fmt: skip
+
+    by_time = [
+        Line(name, _by_time(record), colour=k) for k, (name, record) in enumerate(zip(names, records, strict=True))
+    ]
+    return (
+        chart("Validation loss", lines("validation"))
+        + chart("Validation loss over time", by_time, x_label="seconds")
+        + chart("Training loss, smoothed", lines("step", smooth=True))
+        + chart("Learning rate", lines("step", "learning_rate"))
+    )
+
+
+def _by_time(record: RunRecord) -> list[tuple[float, float]]:
+    """Return (seconds spent in steps so far, validation loss): evaluations themselves cost no time here."""
+    spent, points = 0.0, []
+    for event in record.events:
+        if event.get("event") == "step":
+            spent += float(event.get("step_seconds", 0.0))
+        elif event.get("event") == "validation" and isinstance(event.get("loss"), float):
+            points.append((spent, event["loss"]))
+    return points
+
+
+def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
+    """Return the figures of every model that was judged."""
+    judged: list[tuple[str, dict[str, Any]]] = [
+        (f"{name}: {model['which']}", model)
+        for name, record in zip(names, records, strict=True)
+        for model in (record.evaluation or {}).get("models", [])
+    ]
+    if not judged:
+        return ""
+    return table(["", *(head for head, _ in judged)], figures([model for _, model in judged]), numbers=True)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,90 @@
+"""What a run's folder tells, read for a report. Files that are missing or broken leave their part out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weitune.generate.run_folder import Run
+from weitune.recipe.load import dump_recipe, fields
+from weitune.recipe.schema import Recipe
+
+_SMOOTHING = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as its files tell it."""
+
+    path: Path
+    recipe: Recipe
+    environment: Mapping[str, Any]
+    data: Mapping[str, Any]
+    events: tuple[Mapping[str, Any], ...]
+    evaluation: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> RunRecord:
+        """Read the run in ``folder``. Raises RunError if there is none, RecipeError if its recipe is broken."""
+        run = Run(folder)
+        return cls(
+            path=run.path,
+            recipe=run.recipe,
+            environment=_json(folder / "environment.json") or {},
+            data=_json(folder / "data.json") or {},
+            events=tuple(run.events()),
+            evaluation=_json(folder / "evaluation.json"),
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.absolute().name
+
+    @property
+    def recipe_text(self) -> str:
+        """The whole recipe as YAML."""
+        return dump_recipe(self.recipe)
+
+    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
+        """Return the events of one kind, such as ``step`` or ``validation``, in order."""
+        return [event for event in self.events if event.get("event") == kind]
+
+    def series(self, key: str, kind: str = "step") -> list[tuple[float, float]]:
+        """Return (step, value) of a number in the events of a kind; what is not a finite number is left out."""
+        pairs = ((_number(event.get("step")), _number(event.get(key))) for event in self.of_kind(kind))
+        return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+    def values(self) -> dict[str, Any]:
+        """Return every key of the recipe by its dotted name."""
+        found = {}
+        for key, _ in fields():
+            value: Any = self.recipe
+            for part in key.split("."):
+                value = getattr(value, part)
+            found[key] = value
+        return found
+
+
+def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the exponential moving average of the values, free of its start: weights 0.9^k, normalised."""
+    result, total, weight = [], 0.0, 0.0
+    for x, y in points:
+        total, weight = _SMOOTHING * total + y, _SMOOTHING * weight + 1
+        result.append((x, total / weight))
+    return result
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,204 @@
+"""``report.html`` of a run: what was trained on what, how it went, what came of it, and how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weitune.report.chart import Line, chart
+from weitune.report.evaluated import evaluation_section
+from weitune.report.page import code, folded, page, section, table, text, tiles, write_page
+from weitune.report.record import RunRecord, smoothed
+
+FILE = "report.html"
+_GIB = 1 << 30
+_SHOWN_SAMPLES = 12
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of the run in ``folder`` and return its path.
+
+    Raises RunError if there is no run, OSError if the system refuses to write.
+    """
+    target = folder / FILE
+    write_page(target, run_report(RunRecord.of(folder)))
+    return target
+
+
+def run_report(record: RunRecord) -> str:
+    """Return the report as one page."""
+    recipe = record.recipe
+    lead = f"{recipe.model} · {', '.join(recipe.data)}"
+    return page(f"Run {record.name}", lead, [
+        section("At a glance", tiles(_facts(record))),
+        section("Curves", f'<div class="charts">{_charts(record)}</div>\n'),
+        section("Answers while it trained", _samples(record.of_kind("validation"))),
+        evaluation_section(record.evaluation),
+        section("Data", _data(record.data)),
+        section("What is learned", _preview(record.data.get("preview") or [])),
+        section("Memory: forecast and truth", _memory(record)),
+        section("What can be done with it", code(_commands(record))),
+        section("To repeat it", _repeat(record)),
+    ])  # fmt: skip
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    steps, told = record.of_kind("step"), record.of_kind("validation")
+    start = next(iter(record.of_kind("start")), {})
+    facts = [("steps", f"{len(steps):,} of {start.get('steps', '?')}")]
+    if steps:
+        loss = smoothed(record.series("loss"))
+        seconds = sum(event.get("step_seconds", 0.0) for event in steps)
+        facts += [
+            ("training loss, smoothed", f"{loss[-1][1]:.3f}" if loss else "–"),
+            ("time in steps", _duration(seconds)),
+            ("tokens a second", f"{sum(e.get('tokens', 0) for e in steps) / seconds:,.0f}" if seconds else "–"),
+        ]
+    losses = record.series("loss", "validation")
+    if losses:
+        best = min(losses, key=lambda point: point[1])
+        facts += [("validation loss, before", f"{losses[0][1]:.3f}"), ("last", f"{losses[-1][1]:.3f}")]
+        facts.append(("best", f"{best[1]:.3f} at step {best[0]:.0f}"))
+        facts.append(("perplexity, last", _plain(told[-1].get("perplexity"))))
+    end = next(iter(reversed(record.of_kind("end"))), None)
+    facts.append(("state", _state(record, end)))
+    return facts
+
+
+def _state(record: RunRecord, end: Mapping[str, Any] | None) -> str:
+    if end is not None:
+        chosen = end.get("adapter_step", end.get("step"))
+        return "finished" if chosen == end.get("step") else f"finished; adapter of step {chosen}"
+    stop = next(iter(reversed(record.of_kind("stop"))), None)
+    return f"stopped by {stop.get('reason')}" if stop else "not finished"
+
+
+def _charts(record: RunRecord) -> str:
+    loss = record.series("loss")
+    drawn = [
+        chart("Loss", [
+            Line("every step", loss, faint=True), Line("training, smoothed", smoothed(loss)),
+            Line("validation", record.series("loss", "validation"), colour=1),
+        ]),
+        chart("Learning rate", [Line("learning rate", record.series("learning_rate"), colour=2)]),
+        chart("Gradient norm before clipping", [Line("gradient norm", record.series("grad_norm"), colour=3)]),
+        chart("Speed, tokens a second", [Line("tokens a second", record.series("tokens_per_second"), colour=4)]),
+    ]  # fmt: skip
+    return "".join(drawn)
+
+
+def _samples(told: Sequence[Mapping[str, Any]]) -> str:
+    """Return the answers to each prompt over the steps."""
+    by_prompt: dict[str, list[tuple[object, Mapping[str, Any]]]] = {}
+    for event in told:
+        for sample in event.get("samples") or []:
+            by_prompt.setdefault(str(sample.get("prompt")), []).append((event.get("step"), sample))
+    parts = []
+    for prompt, answers in by_prompt.items():
+        reference = answers[0][1].get("reference")
+        rows = [(f"step {step}", sample.get("answer", "") + ("" if sample.get("stopped") else " …"))
+                for step, sample in _spread(answers)]  # fmt: skip
+        if reference is not None:
+            rows.append(("data", reference))
+        parts.append(f"<p><b>{text(prompt)}</b></p>\n" + table((), rows, said=True))
+    return "".join(parts)
+
+
+def _spread(items: list[Any]) -> list[Any]:
+    """Return at most so many items, evenly spaced, the first and the last among them."""
+    if len(items) <= _SHOWN_SAMPLES:
+        return items
+    last = len(items) - 1
+    return [items[round(k * last / (_SHOWN_SAMPLES - 1))] for k in range(_SHOWN_SAMPLES)]
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    if not data:
+        return ""
+    rows, examples, tokens = data.get("rows", {}), data.get("examples", {}), data.get("tokens", {})
+    facts: list[tuple[str, object]] = [
+        ("rows read", _plain(rows.get("read"))), ("rows trained", _plain(rows.get("trained"))),
+        *((f"set aside: {reason}", _plain(count)) for reason, count in rows.get("set_aside", {}).items()),
+        ("examples", _plain(examples.get("kept"))), ("cut", _plain(examples.get("cut"))),
+        ("tokens", _plain(tokens.get("all"))), ("learned tokens", _plain(tokens.get("supervised"))),
+        ("exact copies of a row", _plain(data.get("found", {}).get("exact_duplicates"))),
+    ]  # fmt: skip
+    if held := data.get("validation"):
+        facts.append(("examples for validation", _plain(held.get("examples"))))
+    lengths = tokens.get("per_example") or {}
+    sources = [(source.get("name"), _plain(source.get("rows")), source.get("format"))
+               for source in data.get("sources", [])]  # fmt: skip
+    spread = table(["tokens of an example", *lengths], [["", *map(_plain, lengths.values())]], numbers=True)
+    return table(["file", "rows", "format"], sources) + table((), facts) + (spread if lengths else "")
+
+
+def _preview(shown: Sequence[Mapping[str, Any]]) -> str:
+    blocks = []
+    for item in shown:
+        parts = "".join(_part(str(part[0]), str(part[1])) for part in item.get("parts", []))
+        blocks.append(f'<p><small>{text(item.get("place", ""))}</small></p><pre class="text">{parts}</pre>\n')
+    lead = "<p><mark>Marked text</mark> is learned; <span class='control'>grey</span> only frames the turns.</p>\n"
+    return lead + "".join(blocks) if blocks else ""
+
+
+def _part(content: str, kind: str) -> str:
+    if kind == "learned":
+        return f"<mark>{text(content)}</mark>"
+    return f'<span class="control">{text(content)}</span>' if kind == "control" else text(content)
+
+
+def _memory(record: RunRecord) -> str:
+    forecast = record.environment.get("forecast")
+    peak = max((value for _, value in record.series("memory_bytes")), default=None)
+    rows = [(name, _gib(size)) for name, size in (forecast or {}).items()]
+    if forecast:
+        rows.append(("forecast, all", _gib(sum(forecast.values()))))
+    if peak:
+        rows.append(("measured peak of this process", _gib(peak)))
+    return table(["part", "size"], rows, numbers=True)
+
+
+def _commands(record: RunRecord) -> str:
+    folder = shlex.quote(str(record.path))
+    return (
+        f"weitune chat {folder}\nweitune eval {folder}\n"
+        f"weitune export {folder} --format merged --output {folder}/merged\nweitune serve {folder}\n"
+    )
+
+
+def _repeat(record: RunRecord) -> str:
+    environment = {k: v for k, v in record.environment.items() if k not in {"basis", "packages", "forecast"}}
+    packages = record.environment.get("packages", {})
+    return (
+        code(f"weitune train {shlex.quote(str(record.path / 'recipe.yaml'))} --output ANOTHER-FOLDER\n")
+        + folded("The whole recipe", code(record.recipe_text, wrapped=True))
+        + folded("Machine and versions", table((), [*environment.items(), *packages.items()]))
+        + folded("Fingerprints of model and data", code(_leaves(record.environment.get("basis", {})), wrapped=True))
+    )
+
+
+def _leaves(tree: Any, prefix: str = "") -> str:
+    if not isinstance(tree, Mapping):
+        return ""
+    lines = ""
+    for key, value in tree.items():
+        lines += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else f"{prefix}{key}: {value}\n"
+    return lines
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def _gib(count: float) -> str:
+    return f"{count / _GIB:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
