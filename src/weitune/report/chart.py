@@ -39,7 +39,8 @@ def chart(title: str, lines: Sequence[Line], *, x_label: str = "step") -> str:
     x_ticks, y_ticks = ticks(place.left, place.right), ticks(place.low, place.high)
     drawn = [_grid(place, x_ticks, y_ticks, x_label)]
     drawn += [_line(place, line) for line in sorted(lines, key=lambda line: not line.faint)]
-    legend = "".join(f'<span class="c{line.colour % 8}">{escape(line.name)}</span>' for line in lines if not line.faint)
+    spans = [f'<span class="c{line.colour % 8}">{escape(line.name)}</span>' for line in lines if not line.faint]
+    legend = "".join(spans) if len(spans) > 1 else ""  # one line alone is what the title says
     return (
         f'<figure><figcaption>{escape(title)}<small class="legend">{legend}</small></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg></figure>\n'

@@ -44,11 +44,16 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .said td { min-width: 12rem; overflow-wrap: anywhere; white-space: pre-wrap }
+.said.steps td:first-child { min-width: 0; width: 6rem; color: var(--soft) }
 pre { font: 13px/1.5 ui-monospace, monospace; background: var(--card); border-radius: .5rem; padding: .7rem .9rem;
   overflow-x: auto; margin: .5rem 0 } pre.text { white-space: pre-wrap; overflow-wrap: anywhere }
 mark { background: var(--learned); color: inherit } .control { color: var(--soft) } .good { color: var(--good) }
 details { margin: .6rem 0 } summary { cursor: pointer; font-weight: 600 }
 .bar { background: var(--k0); height: .55rem; border-radius: .3rem; min-width: 2px }
+@media (max-width: 40rem) {
+  .said thead { display: none } .said tr { display: block; border-bottom: 1px solid var(--line); padding: .4rem 0 }
+  .said td { display: block; border: 0; padding: .1rem 0; min-width: 0 } .said.steps td:first-child { width: auto }
+  .said td[data-h]::before { content: attr(data-h); display: block; font-size: .8rem; color: var(--soft) } }
 @media print { body { max-width: none } details { display: block } }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -90,18 +95,20 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: bo
     kind = ' class="n"' if numbers else ""
 
     def row(cells: Sequence[object], tag: str) -> str:
-        first, *others = (text(cell) for cell in cells)
-        return f"<tr><{tag}>{first}</{tag}>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for cell in others) + "</tr>"
+        first, *others = (
+            f"{label if said and tag == 'td' else ''}>{text(cell)}</{tag}>"
+            for label, cell in zip(labels, cells, strict=True)
+        )
+        return f"<tr><{tag}{first}" + "".join(f"<{tag}{kind}{cell}" for cell in others) + "</tr>"
 
-    body = "".join(row(cells, "td") for cells in rows)
-    if not body:
+    rows = list(rows)
+    if not rows:
         return ""
-    style = ' class="said"' if said else ""
-    return (
-        f'<div class="wide"><table{style}><thead>{row(heads, "th")}</thead><tbody>{body}</tbody></table></div>\n'
-        if heads
-        else f'<div class="wide"><table{style}><tbody>{body}</tbody></table></div>\n'
-    )
+    labels = [f' data-h="{text(head)}"' for head in heads] or [""] * len(rows[0])  # heads of cells, on a phone
+    style = f' class="said{"" if heads else " steps"}"' if said else ""
+    head = f"<thead>{row(heads, 'th')}</thead>" if heads else ""
+    body = "".join(row(cells, "td") for cells in rows)
+    return f'<div class="wide"><table{style}>{head}<tbody>{body}</tbody></table></div>\n'
 
 
 def folded(title: str, content: str) -> str:

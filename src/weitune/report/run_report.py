@@ -59,8 +59,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     losses = record.series("loss", "validation")
     if losses:
         best = min(losses, key=lambda point: point[1])
-        facts += [("validation loss, before", f"{losses[0][1]:.3f}"), ("last", f"{losses[-1][1]:.3f}")]
-        facts.append(("best", f"{best[1]:.3f} at step {best[0]:.0f}"))
+        facts += [("validation loss, before", f"{losses[0][1]:.3f}"), ("validation loss, last", f"{losses[-1][1]:.3f}")]
+        facts.append(("validation loss, best", f"{best[1]:.3f} at step {best[0]:.0f}"))
         facts.append(("perplexity, last", _plain(told[-1].get("perplexity"))))
     end = next(iter(reversed(record.of_kind("end"))), None)
     facts.append(("state", _state(record, end)))
