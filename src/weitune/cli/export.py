@@ -50,8 +50,8 @@ def command(
       ollama        a GGUF file and a Modelfile for `ollama create`; takes --type
 
     The export is opened by the engine it is for and compared with base + adapter on dialogues of the run's data: prompt
-    tokens, greedy answers, log-probabilities and stopping. If they differ by more than the format's bounds, the exit
-    code is 4.
+    tokens, greedy answers, log-probabilities and stopping. If they differ by more than the format's bounds, that is an
+    error, and what was written is kept as NAME.failed.
     """
     if checkpoint == "base":
         raise click.BadParameter("the base has no adapter to export", param_hint="--checkpoint")
@@ -67,7 +67,8 @@ def command(
         quiet_libraries()
         import torch
 
-        from weitune.export.run import Order, export
+        from weitune.export.order import Order
+        from weitune.export.run import export
         from weitune.export.verify import VerificationError
 
     order = Order(format_, gguf_type, getattr(torch, dtype) if dtype else None, 0 if no_verify else prompts)  # type: ignore[arg-type]

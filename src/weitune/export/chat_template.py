@@ -1,10 +1,10 @@
 """The chat template that an export carries: the run's framing, as one Jinja source that needs no arguments.
 
 Training, ``chat`` and ``serve`` frame with the tokenizer's template, the run's template arguments and the run's system
-prompt. Other programs know only the template, so it gets the other two as defaults: whoever passes an argument or a
-system message of their own still gets it.
+prompt. Other programs know only the template, so it holds the other two: the arguments for good (llama.cpp would pass
+``enable_thinking`` of its own), the system prompt for dialogues that have none.
 
-    {%- if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}       the run's arguments
+    {%- set enable_thinking = false %}                                                         the run's arguments
     {%- if messages[0]['role'] != 'system' %}{% set messages = [{…}] + messages %}{% endif %}  its system prompt
     {%- if tools %}…{% else %}                                                                 a second template, if any
     …                                                                                          the template itself
@@ -41,14 +41,8 @@ def self_contained_template(framing: Framing, system: str | None, end_of_turn: s
         with_tools = described.get("template_with_tools")
     if with_tools is not None:
         source = "{%- if tools %}" + with_tools + "{%- else %}" + source + "{%- endif %}"
-    return _defaults(arguments) + _opening(system) + source
-
-
-def _defaults(arguments: Mapping[str, Any]) -> str:
-    return "".join(
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
-        for name, value in sorted(arguments.items())
-    )
+    settings = "".join(f"{{%- set {name} = {_literal(value)} %}}" for name, value in sorted(arguments.items()))
+    return settings + _opening(system) + source
 
 
 def _opening(system: str | None) -> str:

@@ -5,9 +5,9 @@ Both sides of a comparison give :class:`Observation` values; :mod:`.verify` comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,11 @@ class Observation:
     margins: tuple[float, ...] = ()
     """How far the likeliest token was ahead of the second, in log-probability, at every step of the greedy answer."""
 
+    def ended_at(self, tokens: Collection[int]) -> Observation:
+        """Return what would have been observed if the answer ended at ``tokens`` too."""
+        at = next((i for i, token in enumerate(self.greedy) if token in tokens), None)
+        return self if at is None else replace(self, greedy=self.greedy[:at], stopped=True)
+
 
 class Subject(Protocol):
     """A model in an engine."""
@@ -55,10 +60,17 @@ class TransformersSubject:
 
     def __init__(self, model: Any, prompt_of: Any, stop_tokens: Iterable[int]) -> None:
         """``prompt_of`` returns the tokens of a probe; answers end at ``stop_tokens``."""
-        from transformers import __version__
+        from transformers import GenerationConfig, __version__
 
         self.engine = f"transformers {__version__}"
         self._model, self._prompt_of, self._stop_tokens = model, prompt_of, frozenset(stop_tokens)
+        model.generation_config = GenerationConfig()  # `generate` would fill in the base's own sampling
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that the model computes in."""
+        dtype: torch.dtype = self._model.dtype
+        return dtype
 
     def observe(self, probe: Probe) -> Observation:
         """Generate greedily, and read the log-probabilities of the taught answer in one forward pass."""
@@ -112,4 +124,5 @@ def merged_subject(folder: Path, tuned: Tuned) -> Iterator[Subject]:
         ids: list[int] = tokenizer.apply_chat_template(probe.messages, add_generation_prompt=True, return_dict=False)
         return ids
 
-    yield TransformersSubject(model, prompt_of, model.generation_config.eos_token_id)
+    stops = model.generation_config.eos_token_id
+    yield TransformersSubject(model, prompt_of, stops if isinstance(stops, list) else [stops])

@@ -51,7 +51,8 @@ def choose_probes(tuned: Tuned, count: int) -> tuple[list[Probe], list[str]]:
     try:
         return _spread(_probes(tuned, tuned.recipe.data), count), []
     except InputError as error:
-        note = f"the run's data cannot be read ({error.message.splitlines()[0]}); built-in dialogues take their place"
+        reason = " ".join(error.message.split())
+        note = f"the run's data cannot be read ({reason[:200]}); built-in dialogues take their place"
         return _spread(_probes(tuned, _BUILTIN), count), [note]
 
 

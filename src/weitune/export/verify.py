@@ -5,8 +5,7 @@
     logprobs   mean absolute difference over the tokens of the taught answers, at most ``mean_difference``
     stop       the export ends answers at every token at which the run does, and where the run's own answers end
 
-Bounds belong to the number format. Only those of merged and F32 exports rest on a measurement (SmolLM2-135M, 4
-prompts); the others are estimates that still have to be measured.
+Bounds belong to the number format; docs/export.md has what they were measured from.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Verdict:
 class VerificationError(WeituneError):
     """An export does not say what base + adapter say; :attr:`verdict` has every check."""
 
-    exit_code = 4
+    exit_code = 2
 
     def __init__(self, verdict: Verdict, where: str) -> None:
         """Name the checks that failed; ``where`` is the folder that keeps the export."""
@@ -106,35 +105,53 @@ def _tokens(rows: Sequence[_Row], text_of: Callable[[int], str]) -> Check:
 
 def _answers(rows: Sequence[_Row], bounds: Bounds, text_of: Callable[[int], str]) -> Check:
     """Let answers part only where the two likeliest tokens were close."""
-    parted = []
-    for number, (probe, expected, found) in enumerate(rows, 1):
-        at = _parting(expected.greedy, found.greedy)
-        if at is None:
-            continue
-        margin = expected.margins[at]  # at the end of a shorter answer, that of the token that ended it
-        told = f"token {at + 1} of the answer {_told(expected.greedy, found.greedy, at, text_of)}"
-        parted.append((margin, f"{_named(number, probe)}: {told}, {margin:.4f} ahead of the second"))
+    parted = partings([expected for _, expected, _ in rows], [found for _, _, found in rows])
     same = f"{len(rows) - len(parted)} of {len(rows)} are the same"
     if not parted:
         return Check("answers", True, same)
-    margin, where = max(parted)
-    return Check("answers", margin <= bounds.margin, f"{same}; {where} (bound {bounds.margin:g})")
+    margin, number, at = max((each.margin, each.number, each.at) for each in parted)
+    probe, expected, found = rows[number]
+    told = f"token {at + 1} of the answer {_told(expected.greedy, found.greedy, at, text_of)}"
+    where = f"{_named(number + 1, probe)}: {told}, {margin:.4f} ahead of the second (bound {bounds.margin:g})"
+    return Check("answers", margin <= bounds.margin, f"{same}; {where}")
 
 
 def _logprobs(rows: Sequence[_Row], bounds: Bounds) -> Check:
-    differences = [
-        (abs(a - b), number, at)
-        for number, (_, expected, found) in enumerate(rows, 1)
-        for at, (a, b) in enumerate(zip(expected.logprobs, found.logprobs, strict=True), 1)
-    ]
-    mean = sum(difference for difference, _, _ in differences) / len(differences)
-    largest, number, at = max(differences)
+    each = differences([expected for _, expected, _ in rows], [found for _, _, found in rows])
+    mean = sum(difference for difference, _, _ in each) / len(each)
+    largest, number, at = max(each)
     return Check(
         "logprobs",
         mean <= bounds.mean_difference,
-        f"mean difference {mean:.2e} (bound {bounds.mean_difference:g}) over {len(differences)} tokens; "
-        f"the largest, {largest:.2e}, at token {at} of answer {number}",
+        f"mean difference {mean:.2e} (bound {bounds.mean_difference:g}) over {len(each)} tokens; "
+        f"the largest, {largest:.2e}, at token {at + 1} of answer {number + 1}",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Where the greedy answers to probe ``number`` become different, and by how much the expected token led there."""
+
+    number: int
+    at: int
+    margin: float
+
+
+def partings(expected: Sequence[Observation], found: Sequence[Observation]) -> list[Parting]:
+    """Return the first difference of each pair of greedy answers that differ."""
+    pairs = enumerate(zip(expected, found, strict=True))
+    places = [(number, _parting(a.greedy, b.greedy)) for number, (a, b) in pairs]
+    # At the end of a shorter answer, the margin is that of the token that ended it.
+    return [Parting(number, at, expected[number].margins[at]) for number, at in places if at is not None]
+
+
+def differences(expected: Sequence[Observation], found: Sequence[Observation]) -> list[tuple[float, int, int]]:
+    """Return for every token of the taught answers how far its log-probabilities are apart, its probe and place."""
+    return [
+        (abs(a - b), number, at)
+        for number, (one, other) in enumerate(zip(expected, found, strict=True))
+        for at, (a, b) in enumerate(zip(one.logprobs, other.logprobs, strict=True))
+    ]
 
 
 def _stops(rows: Sequence[_Row], bounds: Bounds, running_on: Sequence[str]) -> Check:

@@ -1,0 +1,36 @@
+"""What to export, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from weitune.export.gguf_file import GgufType
+from weitune.export.merged import Progress
+
+if TYPE_CHECKING:
+    from weitune.export.tuned import Tuned
+
+Format = Literal["merged", "gguf", "gguf-adapter", "ollama"]
+Stage = Callable[[str], Progress]
+"""Called with the title of a piece of work; returns what is called as it proceeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to export and how."""
+
+    format: Format
+    gguf_type: GgufType = "Q8_0"
+    dtype: torch.dtype | None = None
+    """Number format of ``merged``; None: the base's."""
+    prompts: int = 8
+    """Dialogues that the export is compared on; 0: it is not compared."""
+
+
+def gguf_name(tuned: Tuned, order: Order) -> str:
+    """Return the name of the GGUF file in an export's folder."""
+    return f"{tuned.name}-adapter.gguf" if order.format == "gguf-adapter" else f"{tuned.name}-{order.gguf_type}.gguf"
