@@ -1,9 +1,9 @@
 """llama.cpp in this process (the package ``xllamacpp``): continuous batching, a prompt cache, adapters by request.
 
-    this process  ── HTTP over a socket in a folder that only this user can open ──▶  llama.cpp's own server, a thread
-
     this process  ── HTTP over a socket in a folder only this user can open ──▶  llama.cpp's own server, in threads
-a key nobody else knows, so no other way leads to the model. A request ends early by closing its connection.
+
+Every request carries a key that only this process knows, so no other way leads to the model. One ends early by closing
+its connection.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""Requests: what is read, what is refused, and that nothing a client sends is a fault of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.serve.asgi import ASK, ScriptedEngine, make_app
+from weitune.data.conversation import Turn
+from weitune.serve.errors import ApiError
+from weitune.serve.request import ChatRequest, Limits, parse_request
+
+OFFERS = make_app(ScriptedEngine())._offers
+LIMITS = Limits(max_tokens=100, choices=2)
+
+
+def parse(**fields: Any) -> ChatRequest:
+    return parse_request({**ASK, **fields}, OFFERS, LIMITS)
+
+
+def test_defaults_are_those_of_chat() -> None:
+    request = parse()
+    assert request.sampling.greedy
+    assert request.sampling.max_new_tokens == 100
+    assert (request.choices, request.stream, request.stop) == (1, False, ())
+    assert request.conversation.system == "你是甄嬛。"
+
+
+def test_contents_may_come_in_parts_and_roles_under_new_names() -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    assert parse(messages=messages).conversation.turns == (Turn("system", "Be brief."), Turn("user", "ab"))
+
+
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    assert parse(messages=[{"role": "user", "content": "a\ud83d"}]).conversation.turns[-1].content == "a?"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 5), ("messages", "x"), ("messages", []), ("messages", [5]), ("messages", [{"role": "user"}]),
+        ("messages", [{"role": "tool", "content": "x"}]), ("messages", [{"role": [], "content": "x"}]),
+        ("messages", [{"role": "assistant", "content": "x"}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]),
+        ("temperature", -1), ("temperature", "1"), ("temperature", True), ("temperature", float("nan")), ("top_p", 0),
+        ("top_p", 1.1), ("top_k", -1), ("top_k", 1.5), ("n", 0), ("n", 3), ("max_tokens", 0), ("max_tokens", 101),
+        ("max_completion_tokens", 10**30), ("seed", 2**63), ("seed", "7"), ("stop", ""), ("stop", [1]),
+        ("stop", ["x"] * 17), ("stop", "x" * 257), ("stream", "yes"), ("stream_options", 1), ("logit_bias", {"x": 1}),
+        ("logit_bias", {"5": 101}), ("logit_bias", []), ("presence_penalty", 3), ("tools", [{"type": "function"}]),
+        ("response_format", {"type": "json_object"}), ("logprobs", True), ("top_logprobs", 5), ("temprature", 1),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_its_name(field: str, value: Any) -> None:
+    with pytest.raises(ApiError) as error:
+        parse(**{field: value})
+    assert error.value.status == 400
+    assert (error.value.param or error.value.message).startswith(field)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tools": []}, {"tool_choice": "none"}, {"response_format": {"type": "text"}}, {"logprobs": False}, {"user": "me"},
+     {"temperature": None}, {"metadata": {"a": "b"}}, {"seed": -5}, {"n": None}, {"top_logprobs": 0}],
+)  # fmt: skip
+def test_what_changes_nothing_is_let_pass(fields: dict[str, Any]) -> None:
+    assert parse(**fields).conversation == parse().conversation
+
+
+def test_an_unknown_model_names_those_there_are() -> None:
+    with pytest.raises(ApiError, match="there are: base, zhenhuan") as error:
+        parse(model="gpt-4")
+    assert (error.value.status, error.value.code) == (404, "model_not_found")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["model", "messages", "stream", "stream_options", "stop", "n", "max_tokens", "temperature", "top_p", "top_k",
+     "seed", "logit_bias", "tools", "response_format", "user", "frequency_penalty", "x"]
+)  # fmt: skip
+
+
+@given(body=JSON | st.dictionaries(FIELDS, JSON, max_size=6).map(lambda found: {**ASK, **found}))
+def test_whatever_is_sent_gives_a_request_or_a_refusal(body: Any) -> None:
+    try:
+        request = parse_request(body, OFFERS, LIMITS)
+    except ApiError as error:
+        assert 400 <= error.status < 500  # noqa: PT017
+    else:
+        assert request.sampling.max_new_tokens <= LIMITS.max_tokens
