@@ -249,3 +249,54 @@ def test_a_model_cannot_steer_the_terminal() -> None:
     from weitune.cli.chat_session import _harmless
 
     assert _harmless("a\x1b[2Jb\x07\x9b31m甄嬛\n\t😀\u200d") == "a[2Jb31m甄嬛\n\t😀\u200d"
+
+
+@pytest.fixture
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_llama_cpp_answers_as_transformers_do(pipe: Any, run: Run) -> None:
+    engine = ["--engine", "llama.cpp", "--type", "F32", *LENGTH]
+    lines = ("你是谁？", "/base", "And I?")
+    code, out, err = pipe(*lines, options=engine)
+    assert code == 0
+    assert (out, err) == pipe(*lines)[1:]
+    code, out, _ = pipe(*lines, options=["--checkpoint", "5", *engine])
+    assert out == pipe(*lines, options=["--checkpoint", "5", *LENGTH])[1]
+    code, out, _ = pipe("你是谁？", options=["--checkpoint", "base", *engine])
+    assert out == run.chat("你是谁？", checkpoint="base", max_new_tokens=8) + "\n"
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_server_answers_as_the_run_does(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.serve.live import live, prepared, silent
+
+    with prepared({"tiny": run}, "F32", silent) as library, live(library) as server:
+        for name in ("tiny", str(run.path)):
+            assert main(["chat", name, "--url", server.url, "--prompt", "你是谁？", *LENGTH]) == 0
+            shown = capsys.readouterr()
+            assert shown.out == run.chat("你是谁？", max_new_tokens=8) + "\n"
+            assert shown.err == "(cut)\n"
+        assert main(["chat", "tiny", "--url", server.url, "--prompt", "x", "--checkpoint", "base", *LENGTH]) == 0
+        assert capsys.readouterr().out == run.chat("x", checkpoint="base", system="", max_new_tokens=8) + "\n"
+        assert main(["chat", "other", "--url", server.url, "--prompt", "x"]) == 2
+        assert "has no model 'other'\nIt has base, tiny." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "llama.cpp"], "--engine and --url exclude each other"),
+        (["--checkpoint", "5"], "what the server was started with"),
+        (["--system", ""], "not left out"),
+        ([], "cannot be reached"),
+    ],
+)
+def test_what_a_server_cannot_be_told_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "tiny", "--url", "http://127.0.0.1:1", "--prompt", "x", *options]) == 2
+    assert message in capsys.readouterr().err

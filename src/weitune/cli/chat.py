@@ -13,7 +13,11 @@ import click
 from weitune.generate.sampling import Sampling
 
 if TYPE_CHECKING:
-    from weitune.generate.run_folder import Which
+    from weitune.cli.chat_session import ChatSession
+    from weitune.generate.run_folder import Run, Which
+
+ENGINES = ("transformers", "llama.cpp")
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 
 _SIMPLE_TYPES = {"int": int, "float": float, "int | None": int}
 
@@ -58,35 +62,76 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--system", metavar="TEXT", help="System prompt instead of the run's own; '' for none.")
 @sampling_options
 @click.option(
-    "--device", metavar="DEVICE", help="Where to compute, such as cpu, cuda:1 or mps; if not given, the best there is."
+    "--engine", type=click.Choice(ENGINES), default="transformers", show_default=True,
+    help="llama.cpp is faster on CPUs; its answers are those of a quantized base.",
+)  # fmt: skip
+@click.option(
+    "--type", "gguf_type", type=click.Choice(GGUF_TYPES, case_sensitive=False), default="Q8_0", show_default=True,
+    help="Type of the base's matrices in llama.cpp; F32 answers as transformers does.",
+)  # fmt: skip
+@click.option(
+    "--device", metavar="DEVICE", help="Where transformers compute, such as cpu, cuda:1 or mps.  [default: the best]"
 )
-def command(
-    run: Path, prompt: str | None, checkpoint: Which, system: str | None, device: str | None, **sampling: Any
-) -> int:
+@click.option("--url", metavar="URL", help="Ask the server there; RUN is then the name of a model it has.")
+@click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True, help="The server's key.")
+def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None, **options: Any) -> int:
     """Talk to the model that was tuned in the folder RUN.
 
     Answers appear as they are generated and the dialogue is remembered; type /help for what else can be done. Ctrl-C
     stops an answer, Ctrl-D ends the chat. Questions can also come from a pipe, one a line.
     """
-    from weitune.generate.run_folder import Run
+    sampling = Sampling(**{option.name: options[option.name] for option in fields(Sampling)})
+    folder = None
+    if options["url"] is None:
+        from weitune.generate.run_folder import Run
 
-    options = Sampling(**sampling)
-    folder = Run(run)
-    folder.adapter_folder(checkpoint)  # fail before the libraries load
-    system = folder.recipe.system if system is None else system
+        folder = Run(run)
+        folder.adapter_folder(checkpoint)  # fail before the libraries load
+        system = folder.recipe.system if system is None else system
+    else:
+        _check_remote(checkpoint, system)
 
     from weitune.cli.terminal import quiet_libraries, working
 
     with working("starting …"):  # importing the libraries takes seconds
         from weitune.cli.chat_session import ChatSession
 
-        quiet_libraries()
-    session = ChatSession(folder, checkpoint, device=device, system=system, sampling=options)
+        if folder is not None:
+            quiet_libraries()
+    with _partners(folder, str(run), checkpoint, options) as partners:
+        _talk(ChatSession(*partners, system=system, sampling=sampling), prompt)
+    return 0
+
+
+def _partners(folder: Run | None, name: str, checkpoint: Which, options: dict[str, Any]) -> Any:
+    """Return the two that are talked to, as a context."""
+    from weitune.cli import chat_partners
+
+    if folder is None:
+        return chat_partners.on_server(options["url"], "base" if checkpoint == "base" else name, options["api_key"])
+    if options["engine"] == "llama.cpp":
+        return chat_partners.in_llama_cpp(folder, checkpoint, options["gguf_type"])
+    return chat_partners.in_transformers(folder, checkpoint, options["device"])
+
+
+def _check_remote(checkpoint: Which, system: str | None) -> None:
+    """Refuse what a server cannot be told."""
+    given = click.get_current_context().get_parameter_source
+    for name in ("engine", "gguf_type", "device"):
+        if given(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.removeprefix('gguf_')} and --url exclude each other")
+    if checkpoint not in {"last", "base"}:
+        raise click.UsageError("with --url, the checkpoint is what the server was started with")
+    if system == "":
+        raise click.UsageError("with --url, a system prompt can be replaced and not left out")
+
+
+def _talk(session: ChatSession, prompt: str | None) -> None:
+    """Answer ``prompt``, a person at a terminal, or the lines of a pipe."""
     if prompt is not None:
         session.load()
         session.say(prompt)
-        return 0
-    if sys.stdin.isatty():
+    elif sys.stdin.isatty():
         from weitune.cli.chat_input import typed_lines
 
         session.welcome()
@@ -94,4 +139,3 @@ def command(
     else:
         session.load()
         session.converse(sys.stdin)
-    return 0

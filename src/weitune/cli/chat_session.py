@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from rich.text import Text
 
 from weitune.cli.terminal import console, print_error, working
 from weitune.errors import WeituneError
+from weitune.generate.chat_engine import ChatEngine, ChatStream
 from weitune.generate.dialogue import Dialogue
-from weitune.generate.engine import Engine
-from weitune.generate.run_folder import Run, Which
 from weitune.generate.sampling import Sampling
-from weitune.generate.stream import AnswerStream
 
 HELP = """\
 /reset            forget the dialogue
@@ -31,34 +30,36 @@ HELP = """\
 Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer."""
 
 
-class ChatSession:
-    """One person's talk with one run."""
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """Whom one talks to: ``name`` says it to people, ``load`` returns the engine, loading it on first use."""
 
-    def __init__(
-        self, run: Run, checkpoint: Which, *, device: str | None, system: str | None, sampling: Sampling
-    ) -> None:
-        """Talk to an adapter of ``run``; nothing is loaded yet."""
-        self.run, self.checkpoint, self.device, self.sampling = run, checkpoint, device, sampling
+    name: str
+    load: Callable[[], ChatEngine]
+
+
+class ChatSession:
+    """One person's talk with a tuned model, and now and then with its base."""
+
+    def __init__(self, tuned: Partner, base: Partner, *, system: str | None, sampling: Sampling) -> None:
+        """Talk to ``tuned``; nothing is loaded yet."""
+        self.tuned, self.base, self.sampling = tuned, base, sampling
         self.dialogue = Dialogue(system)
         self._told_dropped = False
 
-    def load(self, which: Which | None = None) -> Engine:
-        """Return the engine of an adapter (default: the chat's own), with a sign of life while it loads."""
-        which = self.checkpoint if which is None else which
-        name = "the base model" if which == "base" else self.run.recipe.model
-        with working(f"loading {name} …"):
-            return self.run.engine(which, device=self.device)
+    def load(self, partner: Partner | None = None) -> ChatEngine:
+        """Return the engine of ``partner`` (default: the tuned model), with a sign of life while it loads."""
+        partner = partner or self.tuned
+        with working(f"loading {partner.name} …"):
+            return partner.load()
 
     def welcome(self) -> None:
         """Load the model, and say who is there."""
         engine = self.load()
-        adapter = self.run.adapter_folder(self.checkpoint)
-        tuned = f"with {adapter.name}" if adapter else "without adapter"
-        model = engine.model
-        tell(f"{self.run.recipe.model} {tuned} · {str(model.dtype).removeprefix('torch.')} on {model.device}")
+        tell(f"{self.tuned.name} · {engine.about}")
         if self.dialogue.system:
             tell(f"system prompt: {self.dialogue.system}")
-        for note in engine.framing.notes:
+        for note in engine.notes:
             tell(note)
         tell("/help lists the commands, Ctrl-D ends the chat.\n")
 
@@ -131,11 +132,11 @@ class ChatSession:
             tell("There is no question yet; ask one, or type /base QUESTION.\n")
             return
         dialogue = self.dialogue.copy() if text else self.dialogue.before_last_question()
-        base = self.load("base")
+        base = self.load(self.base)
         tell("base:")
         self._print(dialogue.ask(base, question, self.sampling))
 
-    def _print(self, stream: AnswerStream) -> None:
+    def _print(self, stream: ChatStream) -> None:
         """Write an answer to standard output while it is generated."""
         show = _harmless if sys.stdout.isatty() else str
         try:
@@ -145,7 +146,8 @@ class ChatSession:
             stream.close()
             print(flush=True)
         if not stream.answer.stopped:
-            tell(f"(cut after {len(stream.answer.tokens)} tokens)")
+            count = stream.length_tokens
+            tell("(cut)" if count is None else f"(cut after {count} tokens)")
         if sys.stdin.isatty() and sys.stdout.isatty():
             print(flush=True)
 

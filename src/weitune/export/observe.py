@@ -63,13 +63,13 @@ class TransformersSubject:
         from transformers import GenerationConfig, __version__
 
         self.engine = f"transformers {__version__}"
-        self._model, self._prompt_of, self._stop_tokens = model, prompt_of, frozenset(stop_tokens)
+        self.model, self._prompt_of, self._stop_tokens = model, prompt_of, frozenset(stop_tokens)
         model.generation_config = GenerationConfig()  # `generate` would fill in the base's own sampling
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format that the model computes in."""
-        dtype: torch.dtype = self._model.dtype
+        dtype: torch.dtype = self.model.dtype
         return dtype
 
     def observe(self, probe: Probe) -> Observation:
@@ -90,15 +90,15 @@ class TransformersSubject:
             max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=sorted(self._stop_tokens),
             pad_token_id=min(self._stop_tokens), output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
-        ids = torch.tensor([prompt], device=self._model.device)
-        output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        ids = torch.tensor([prompt], device=self.model.device)
+        output = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         best = torch.stack([logits[0].float().topk(2).values for logits in output.logits])  # (steps, 2)
         return tuple(output.sequences[0, len(prompt) :].tolist()), tuple((best[:, 0] - best[:, 1]).tolist())
 
     def _logprobs(self, probe: Probe) -> tuple[float, ...]:
-        ids = torch.tensor([probe.context + probe.answer], device=self._model.device)
+        ids = torch.tensor([probe.context + probe.answer], device=self.model.device)
         with torch.inference_mode():
-            logits = self._model(ids, logits_to_keep=len(probe.answer) + 1, use_cache=False).logits[0, :-1]
+            logits = self.model(ids, logits_to_keep=len(probe.answer) + 1, use_cache=False).logits[0, :-1]
         chosen = logits.float().log_softmax(-1).gather(1, ids[0, -len(probe.answer) :, None])
         return tuple(chosen[:, 0].tolist())
 

@@ -28,7 +28,7 @@ class LlamaCppSubject:
 
     def observe(self, probe: Probe) -> Observation:
         """Let llama.cpp frame, tokenize and answer the probe, and tell how likely the taught answer is."""
-        prompt = self._prompt(probe)
+        prompt = self.prompt(probe)
         body = self._llama.body(prompt, Sampling(max_new_tokens=ANSWER_TOKENS), self._adapter)
         answer = self._llama.request("/completion", body)
         stopped = answer["stop_type"] == "eos"
@@ -40,7 +40,8 @@ class LlamaCppSubject:
         forced = {"prompt": [token], "n_predict": 2, "logit_bias": [[token, _CERTAIN]]}
         return bool(self._llama.request("/completion", forced)["stop_type"] == "eos")
 
-    def _prompt(self, probe: Probe) -> tuple[int, ...]:
+    def prompt(self, probe: Probe) -> tuple[int, ...]:
+        """Return the tokens that llama.cpp makes of the probe's messages."""
         if not self._framed:
             return probe.prompt
         rendered = self._llama.request("/apply-template", {"messages": probe.messages})["prompt"]

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.messages import split_reasoning
 from weitune.errors import InputError
-from weitune.generate.engine import Engine
+from weitune.generate.chat_engine import ChatEngine, ChatStream
 from weitune.generate.sampling import Sampling
-from weitune.generate.stream import AnswerStream
 
 History = Iterable["Turn | Mapping[str, str]"]
 """Earlier turns, as turns or as ``{"role": …, "content": …}``."""
@@ -36,7 +35,7 @@ class Dialogue:
         self.dropped = 0
         """How many turns no longer fit the model's context."""
 
-    def ask(self, engine: Engine, text: str, sampling: Sampling | None = None) -> AnswerStream:
+    def ask(self, engine: ChatEngine, text: str, sampling: Sampling | None = None) -> ChatStream:
         """Return the answer to ``text`` as a stream; :meth:`remember` it once it has been heard.
 
         The oldest turns that leave no room for the answer are dropped for good. Raises InputError if the question alone
@@ -69,7 +68,7 @@ class Dialogue:
         asked = max((at for at, turn in enumerate(self.turns) if turn.role == "user"), default=0)
         return Dialogue(self.system, self.turns[:asked])
 
-    def _fitting(self, engine: Engine, question: Turn, sampling: Sampling) -> tuple[int, Conversation]:
+    def _fitting(self, engine: ChatEngine, question: Turn, sampling: Sampling) -> tuple[int, Conversation]:
         """Return where the dialogue has to begin for the answer to have room, and the conversation from there.
 
         Room is the longest answer asked for, but at most a quarter of the context.
@@ -81,7 +80,7 @@ class Dialogue:
         starts = [at for at, turn in enumerate(turns) if at == 0 or turn.role == "user"]
         for start in starts:
             conversation = Conversation(tuple(turns[start:])).with_system(self.system)
-            if context is None or len(engine.framing.prompt(conversation)) + room <= context:
+            if context is None or engine.prompt_tokens(conversation) + room <= context:
                 break
         return start, conversation
 

@@ -60,6 +60,20 @@ class Engine:
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
+    @property
+    def about(self) -> str:
+        """What computes the answers, and where."""
+        return f"{str(self.model.dtype).removeprefix('torch.')} on {self.model.device}"
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know about how conversations are framed."""
+        return self.framing.notes
+
+    def prompt_tokens(self, conversation: Conversation) -> int:
+        """Return the length of the prompt, which may leave no room for an answer."""
+        return len(self.framing.prompt(conversation))
+
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the prompt's tokens. Raises InputError if they leave no room for an answer."""
         tokens = list(self.framing.prompt(conversation))

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from weitune.errors import InputError, MissingExtraError, ModelError
+from weitune.generate.events import server_sent_events
 from weitune.generate.sampling import Sampling
 
 _F32 = 0  # GGML_TYPE_F32
@@ -193,15 +194,16 @@ def _accepted(connection: http.client.HTTPConnection) -> http.client.HTTPRespons
 
 
 def _events(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
-    """Yield the server-sent events that come over ``connection``, until they end or it is closed."""
+    """Yield the chunks that come over ``connection``; one that is closed before its response begins gives none."""
+    response = None
     try:
-        for line in _accepted(connection):
-            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
-                yield json.loads(line[6:])
-    except (OSError, http.client.HTTPException):  # closed, by either side
+        response = _accepted(connection)
+    except (OSError, http.client.HTTPException):
         return
     finally:
-        connection.close()
+        if response is None:
+            connection.close()
+    yield from server_sent_events(connection, response)
 
 
 def _refused(text: str) -> InputError:

@@ -108,6 +108,11 @@ class AnswerStream(Iterator[str]):
         received = self._received
         return Answer("".join(received.text), tuple(received.tokens), received.stopped)
 
+    @property
+    def length_tokens(self) -> int:
+        """How many tokens have been generated."""
+        return len(self._received.tokens)
+
 
 def _receive(
     received: _Received, start: Start, detokenizer: Detokenizer, stop_tokens: frozenset[int]

@@ -13,24 +13,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from weitune.errors import InputError
 from weitune.generate.llama_cpp import Completion, LlamaCpp
+from weitune.generate.llama_engine import ChunkReader, Piece
 from weitune.serve.admission import Admission
 from weitune.serve.errors import ApiError
 from weitune.serve.request import ChatRequest
-
-Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text that became certain, how many tokens the answer has by now, and in the last piece why it ended."""
-
-    text: str
-    tokens: int
-    finish: Finish | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +78,14 @@ class Answering:
 
 
 async def _pieces(chunks: AsyncIterator[dict[str, Any]], stop_tokens: frozenset[int]) -> AsyncGenerator[Piece, None]:
-    """Turn the engine's chunks into pieces. The run's stop tokens end an answer, known to the engine or not."""
-    tokens = 0
+    """Turn the engine's chunks into pieces. Raises ApiError if they break off."""
+    reader = ChunkReader(stop_tokens)
     async for chunk in chunks:
-        if not stop_tokens.isdisjoint(chunk.get("tokens", ())):
-            yield Piece("", tokens, "stop")
+        piece = reader.read(chunk)
+        if piece.text or piece.finish:
+            yield piece
+        if piece.finish:
             return
-        tokens = chunk.get("tokens_predicted", tokens)
-        if chunk.get("stop"):
-            yield Piece(chunk["content"], tokens, "length" if chunk["stop_type"] == "limit" else "stop")
-            return
-        if chunk.get("content"):
-            yield Piece(chunk["content"], tokens)
     raise ApiError(500, "the engine broke off the answer")
 
 

@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
-from weitune.serve.answering import Answering, Framed, Piece
+from weitune.generate.llama_engine import Piece
+from weitune.serve.answering import Answering, Framed
 from weitune.serve.errors import ApiError
 from weitune.serve.guard import ClientGone, Guard, Receive, Scope, Send
 from weitune.serve.library import Offer

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from weitune.serve.answering import Finish
+from weitune.generate.llama_engine import Finish
 
 
 @dataclass(frozen=True, slots=True)

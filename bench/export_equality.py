@@ -1,0 +1,165 @@
+"""How far the exports of a run are from base + adapter, in every format; verification's bounds rest on its figures.
+
+    python -m bench.export_equality RUN [--prompts 50] [--types F32,F16,BF16,Q8_0,Q4_0] [--name NAME]
+
+    tokens         every dialogue of the run's data, framed and tokenized by the run, by transformers and by llama.cpp
+    merged         the largest difference of any logit, over prompts and answers, in float32
+    F32 … Q4_0     greedy answers, and log-probabilities of the taught answers, in llama.cpp
+    adapter        the adapter's GGUF on the base's F32 GGUF, beside base + adapter, and beside the merged F32 GGUF
+
+Every part is printed and kept in ``bench/results`` as soon as it is there. Needs xllamacpp, and room for a float32 copy
+of the model on the disk and two in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from weitune import Run
+from weitune.data.conversation import Conversation
+from weitune.data.prepare import read_options
+from weitune.data.read import read_conversations
+from weitune.export.gguf_adapter import write_gguf_adapter
+from weitune.export.gguf_file import GGUF_TYPES, GgufType, write_gguf
+from weitune.export.merged import write_merged
+from weitune.export.observe import ANSWER_TOKENS, Observation, TransformersSubject, merged_subject, reference
+from weitune.export.observe_gguf import LlamaCppSubject, gguf_subject
+from weitune.export.probes import Probe, choose_probes
+from weitune.export.proof import observed
+from weitune.export.tuned import Tuned, open_tuned
+from weitune.export.verify import differences, partings
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def silent(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+class Figures:
+    """Results so far, on the screen and in a file."""
+
+    def __init__(self, name: str, **about: Any) -> None:
+        """Begin with what is measured."""
+        self.path, self.found = RESULTS / f"export_equality-{name}.json", dict(about)
+
+    def add(self, part: str, figures: dict[str, Any]) -> None:
+        """Print and keep the figures of one part."""
+        print(f"{part}: {json.dumps(figures, ensure_ascii=False)}", flush=True)
+        self.found[part] = figures
+        RESULTS.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(self.found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def compared(expected: Sequence[Observation], found: Sequence[Observation]) -> dict[str, Any]:
+    """Return how far observations are apart."""
+    each = [difference for difference, _, _ in differences(expected, found)]
+    parted = partings(expected, found)
+    return {
+        "prompts": len(expected),
+        "same_prompts": sum(a.prompt == b.prompt for a, b in zip(expected, found, strict=True)),
+        "same_answers": len(expected) - len(parted),
+        "partings": [[place.number, place.at, round(place.margin, 5)] for place in parted],
+        "largest_margin": max((place.margin for place in parted), default=0.0),
+        "answer_tokens": len(each),
+        "mean_difference": sum(each) / len(each),
+        "largest_difference": max(each),
+    }
+
+
+def token_equality(tuned: Tuned, subject: LlamaCppSubject) -> dict[str, Any]:
+    """Frame and tokenize every dialogue of the data in three ways, and count those that differ."""
+    rows = other = strange = tokens = 0
+    for conversation in read_conversations(tuned.recipe.data, read_options(tuned.recipe)):
+        asked = Conversation(conversation.turns[:-1])
+        prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
+        probe = Probe(asked, prompt, prompt, ())
+        theirs = tuned.tokenizer.apply_chat_template(
+            probe.messages, chat_template=tuned.template, add_generation_prompt=True, return_dict=False
+        )
+        rows, tokens = rows + 1, tokens + len(prompt)
+        other += tuple(theirs) != prompt
+        strange += subject.prompt(probe) != prompt
+    return {"rows": rows, "tokens": tokens, "differ_in_transformers": other, "differ_in_llama_cpp": strange}
+
+
+def logit_difference(run: TransformersSubject, merged: TransformersSubject, probes: Sequence[Probe]) -> dict[str, Any]:
+    """Return the largest difference of any logit over prompts and answers, and what logits there are."""
+    largest = size = 0.0
+    for probe in probes:
+        ids = torch.tensor([probe.context + probe.answer])
+        with torch.inference_mode():
+            one, two = (subject.model(ids, use_cache=False).logits.float() for subject in (run, merged))
+        largest = max(largest, float((one - two).abs().max()))
+        size = max(size, float(one.abs().max()))
+    return {"prompts": len(probes), "largest_difference": largest, "largest_logit": size}
+
+
+def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
+    """Write and measure one export after the other."""
+    probes, notes = choose_probes(tuned, count)
+    figures.add("probes", {"count": len(probes), "notes": notes})
+    longest = max(max(len(each.prompt) + ANSWER_TOKENS, len(each.context + each.answer)) for each in probes) + 1
+    end = tuned.framing.end_of_turn
+
+    run = reference(tuned)
+    (scratch / "merged").mkdir()
+    write_merged(scratch / "merged", tuned, torch.float32, silent)
+    with merged_subject(scratch / "merged", tuned) as merged:
+        figures.add("merged", logit_difference(run, cast(TransformersSubject, merged), probes))
+        del merged
+    expected = observed(run, probes, silent)
+    del run
+
+    in_llama_cpp: dict[str, list[Observation]] = {}
+    for gguf_type in types:
+        path = scratch / f"{gguf_type}.gguf"
+        write_gguf(path, tuned, tuned.merged, gguf_type, template=tuned.template, progress=silent)
+        with gguf_subject(path, None, end, longest) as subject:
+            if gguf_type == types[0]:
+                figures.add("tokens", token_equality(tuned, cast(LlamaCppSubject, subject)))
+            in_llama_cpp[gguf_type] = observed(subject, probes, silent)
+        figures.add(gguf_type, compared(expected, in_llama_cpp[gguf_type]))
+        path.unlink()
+    write_gguf(
+        scratch / "base.gguf", tuned, tuned.base, "F32", template=tuned.template_without_system, progress=silent
+    )  # fmt: skip
+    write_gguf_adapter(scratch / "adapter.gguf", tuned, silent)
+    with gguf_subject(scratch / "base.gguf", scratch / "adapter.gguf", end, longest) as subject:
+        beside = observed(subject, probes, silent)
+    figures.add("adapter", compared(expected, beside))
+    if "F32" in in_llama_cpp:
+        figures.add("adapter beside merged F32", compared(in_llama_cpp["F32"], beside))
+
+
+def main() -> None:
+    """Measure one run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--types", default=",".join(GGUF_TYPES))
+    parser.add_argument("--name", help="end of the result's file name  [default: the run's name]")
+    options = parser.parse_args()
+    types = cast("list[GgufType]", options.types.split(","))
+    tuned = open_tuned(Run(options.run))
+    figures = Figures(
+        options.name or tuned.name, model=Path(tuned.recipe.model).name, tied=tuned.config.tie_word_embeddings,
+        cores=len(os.sched_getaffinity(0)),
+    )  # fmt: skip
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="weitune-bench-") as scratch:
+        measure(tuned, types, options.prompts, figures, Path(scratch))
+    figures.add("seconds", {"all": round(time.perf_counter() - began)})
+
+
+if __name__ == "__main__":
+    main()

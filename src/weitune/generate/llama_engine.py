@@ -1,0 +1,133 @@
+"""The engine of chat and serve on llama.cpp: chunks of its stream become text, tokens and a reason to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from weitune.data.conversation import Conversation
+from weitune.errors import InputError
+from weitune.generate.detokenize import REPLACEMENT
+from weitune.generate.llama_cpp import Completion, LlamaCpp
+from weitune.generate.sampling import Sampling
+from weitune.generate.stream import Answer
+
+if TYPE_CHECKING:
+    from weitune.data.render import Framing
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became certain, how many tokens the answer has by now, and in the last piece why it ended."""
+
+    text: str
+    tokens: int
+    finish: Finish | None = None
+
+
+class ChunkReader:
+    """Turns the chunks of one answer into pieces. The run's stop tokens end it, known to llama.cpp or not.
+
+    llama.cpp ends an answer that is cut within a character with U+FFFD in its place; as everywhere in weitune, what is
+    not a whole character at an answer's end is left out. So U+FFFD is held back until something follows it.
+    """
+
+    def __init__(self, stop_tokens: frozenset[int]) -> None:
+        """Begin an answer."""
+        self._stop_tokens = stop_tokens
+        self._tokens, self._held = 0, ""
+
+    def read(self, chunk: Mapping[str, Any]) -> Piece:
+        """Return what ``chunk`` adds, which may be nothing."""
+        if not self._stop_tokens.isdisjoint(chunk.get("tokens", ())):
+            return Piece("", self._tokens, "stop")
+        self._tokens = chunk.get("tokens_predicted", self._tokens)
+        text = self._held + chunk.get("content", "")
+        whole = text.rstrip(REPLACEMENT)
+        self._held = text[len(whole) :]
+        if not chunk.get("stop"):
+            return Piece(whole, self._tokens)
+        return Piece(whole, self._tokens, "length" if chunk["stop_type"] == "limit" else "stop")
+
+
+class LlamaStream(Iterator[str]):
+    """One answer of llama.cpp's, as text. It is being generated from the beginning, read or not."""
+
+    def __init__(self, completion: Completion, stop_tokens: frozenset[int]) -> None:
+        """Read ``completion``, which ends at ``stop_tokens``."""
+        self._completion, self._reader = completion, ChunkReader(stop_tokens)
+        self._texts: list[str] = []
+        self._last = Piece("", 0)
+
+    def __next__(self) -> str:
+        """Return the next piece of text, never an empty one. Raises InputError if llama.cpp refuses the request."""
+        while self._last.finish is None:
+            self._last = self._reader.read(next(self._completion))  # StopIteration for one that was closed
+            if self._last.finish is not None:
+                self.close()
+            if self._last.text:
+                self._texts.append(self._last.text)
+                return self._last.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """End generation with the token under way."""
+        self._completion.close()
+
+    @property
+    def answer(self) -> Answer:
+        """The answer as far as it has been read, without its tokens: llama.cpp does not tell all of them."""
+        return Answer("".join(self._texts), (), self._last.finish == "stop")
+
+    @property
+    def length_tokens(self) -> int:
+        """How many tokens have been generated."""
+        return self._last.tokens
+
+
+class LlamaEngine:
+    """A model in llama.cpp that answers conversations, with one of the loaded adapters or with none."""
+
+    def __init__(
+        self, llama: LlamaCpp, framing: Framing, stop_tokens: frozenset[int], adapter: int | None, name: str
+    ) -> None:
+        """Frame with ``framing``; ``name`` says what is loaded, such as the type of its numbers."""
+        self._llama, self._framing, self._stop_tokens = llama, framing, stop_tokens
+        self._adapter, self._name = adapter, name
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens can be read and written together."""
+        return self._llama.context_tokens
+
+    @property
+    def about(self) -> str:
+        """What computes the answers."""
+        return f"{self._name} in llama.cpp"
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know about how conversations are framed."""
+        return self._framing.notes
+
+    def prompt_tokens(self, conversation: Conversation) -> int:
+        """Return the length of the prompt."""
+        return len(self._framing.prompt(conversation))
+
+    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> LlamaStream:
+        """Return the answer as a stream of text. Raises InputError if the conversation is too long."""
+        sampling = sampling or Sampling()
+        prompt = self._framing.prompt(conversation)
+        room = self.context_tokens - len(prompt)
+        if room < 1:
+            raise InputError(
+                f"the conversation has {len(prompt):,} tokens, but llama.cpp was given room for "
+                f"{self.context_tokens:,}, its answer included",
+                "Shorten it, or begin a new conversation.",
+            )
+        body = self._llama.body(prompt, sampling, self._adapter)
+        body["n_predict"] = min(sampling.max_new_tokens, room)
+        return LlamaStream(self._llama.complete(body), self._stop_tokens)

@@ -1,0 +1,133 @@
+"""A server elsewhere as an engine: what is sent, what is read, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from weitune.data.conversation import Conversation, Turn
+from weitune.errors import InputError
+from weitune.generate.remote import RemoteEngine
+from weitune.generate.sampling import Sampling
+
+ASKED = Conversation((Turn("user", "你是谁？"),))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with what the test has put into ``reply``: a status and the parts of a body."""
+
+    reply: tuple[int, list[bytes]] = (200, [])
+    seen: ClassVar[list[tuple[str, dict[str, str], Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.path, dict(self.headers), body))
+        self._answer()
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, dict(self.headers), None))
+        self._answer()
+
+    def _answer(self) -> None:
+        status, parts = self.reply
+        self.send_response(status)
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(part)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Handler.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def event(**choice: Any) -> bytes:
+    return b"data: " + json.dumps({"choices": [choice]}, ensure_ascii=False).encode() + b"\n\n"
+
+
+STREAM = [
+    event(delta={"role": "assistant", "content": ""}), event(delta={"content": "甄"}), event(delta={"content": "嬛。"}),
+    event(delta={}, finish_reason="stop"), b"data: [DONE]\n\n",
+]  # fmt: skip
+
+
+def test_an_answer_is_read_piece_by_piece(url: str) -> None:
+    Handler.reply = (200, STREAM)
+    stream = RemoteEngine(url, "zhenhuan", "sesame").stream(ASKED.with_system("S"), Sampling(max_new_tokens=9, top_k=4))
+    assert list(stream) == ["甄", "嬛。"]
+    assert (stream.answer.text, stream.answer.stopped) == ("甄嬛。", True)
+    path, headers, body = Handler.seen[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer sesame"
+    assert body == {
+        "model": "zhenhuan", "stream": True, "max_tokens": 9, "top_k": 4, "temperature": 0.0,
+        "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "你是谁？"}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_an_address_may_have_its_v1(url: str, end: str) -> None:
+    Handler.reply = (200, [json.dumps({"data": [{"id": "a"}, {"id": "b"}]}).encode()])
+    assert RemoteEngine(url.removeprefix("http://") + end, "a").models() == ["a", "b"]
+    assert Handler.seen[0][0] == "/v1/models"
+    assert "Authorization" not in Handler.seen[0][1]
+
+
+def test_an_answer_that_is_closed_or_cut_is_told_as_such(url: str) -> None:
+    Handler.reply = (200, [*STREAM[:3], event(delta={}, finish_reason="length")])
+    engine = RemoteEngine(url, "a")
+    whole = engine.stream(ASKED)
+    assert "".join(whole) == "甄嬛。"
+    assert not whole.answer.stopped
+    closed = engine.stream(ASKED)
+    next(closed)
+    closed.close()
+    assert list(closed) == []
+    assert closed.answer.text == "甄"
+
+
+@pytest.mark.parametrize(
+    ("reply", "message", "cure"),
+    [
+        ((401, [b'{"error": {"message": "no key"}}']), r"refuses \(401\): no key", "--api-key"),
+        ((429, [b'{"error": {"message": "busy"}}']), "busy", "Wait a moment"),
+        ((500, [b"<html>oh</html>"]), "<html>oh</html>", "names"),
+        ((502, []), "without a reason", "names"),
+        ((200, [b'data: {"error": {"message": "it broke"}}\n\n']), "broke off: it broke", "again"),
+    ],
+)
+def test_what_a_server_refuses_is_told(url: str, reply: tuple[int, list[bytes]], message: str, cure: str) -> None:
+    Handler.reply = reply
+    with pytest.raises(InputError, match=message) as error:
+        list(RemoteEngine(url, "a").stream(ASKED))
+    assert cure in error.value.cure
+
+
+def test_something_else_than_a_server_is_told() -> None:
+    with pytest.raises(InputError, match="is not the address"):
+        RemoteEngine("ftp://localhost", "a")
+    with pytest.raises(InputError, match="is not the address"):
+        RemoteEngine("http://localhost:99999", "a")
+    with pytest.raises(InputError, match="cannot be reached"):
+        RemoteEngine("http://127.0.0.1:1", "a").models()
+
+
+def test_another_protocol_is_told(url: str) -> None:
+    Handler.reply = (200, [b"hello"])
+    with pytest.raises(InputError, match="does not speak the OpenAI protocol"):
+        RemoteEngine(url, "a").models()

@@ -1,0 +1,229 @@
+"""The server as its clients meet it: the unmodified ``openai`` package, and connections that mean no good."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.serve.live import Live, live, prepared, silent, two_runs
+from weitune import Run
+from weitune.serve import http as http_module
+from weitune.serve.guard import Guard
+from weitune.serve.library import Library
+from weitune.serve.local import Capacity
+from weitune.serve.request import Limits
+
+pytest.importorskip("xllamacpp")
+openai = pytest.importorskip("openai")
+
+QUESTION = "你是谁？"
+ASK = [{"role": "user", "content": QUESTION}]
+LENGTH = 24
+LIMITS = Limits(max_tokens=1000, choices=2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    return two_runs(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def library(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        with prepared(runs, "F32", silent) as library:
+            yield library
+
+
+@pytest.fixture(scope="module")
+def server(library: Library) -> Iterator[Live]:
+    with live(library, capacity=Capacity(slots=3, queue=32, threads=1), limits=LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> Any:
+    return client_of(server)
+
+
+def client_of(server: Live, key: str = "none") -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=250)
+
+
+def said(client: Any, model: str = "first", messages: Any = ASK, **options: Any) -> str:
+    reply = client.chat.completions.create(model=model, messages=messages, **{"max_tokens": LENGTH, **options})
+    return str(reply.choices[0].message.content)
+
+
+def endless(library: Library) -> dict[str, Any]:
+    """Return options of an answer that does not end before 900 tokens."""
+    stops = library.offers["first"].stop_tokens
+    return {"max_tokens": 900, "logit_bias": {str(token): -100 for token in stops}}
+
+
+def test_answers_are_those_of_chat(client: Any, runs: dict[str, Run]) -> None:
+    answers = {name: said(client, name) for name in ("first", "second", "base")}
+    assert answers["first"] == runs["first"].chat(QUESTION, max_new_tokens=LENGTH)
+    assert answers["second"] == runs["second"].chat(QUESTION, max_new_tokens=LENGTH)
+    assert answers["base"] == runs["first"].chat(QUESTION, system="", checkpoint="base", max_new_tokens=LENGTH)
+    assert len(set(answers.values())) == 3
+
+
+def test_a_dialogue_and_a_system_prompt_of_ones_own(client: Any, runs: dict[str, Run]) -> None:
+    history = [*ASK, {"role": "assistant", "content": "我家住在河边。"}]
+    messages = [{"role": "system", "content": "Be kind."}, *history, {"role": "user", "content": "And I?"}]
+    expected = runs["first"].chat("And I?", history=history, system="Be kind.", max_new_tokens=LENGTH)
+    assert said(client, messages=messages) == expected
+
+
+def test_two_adapters_and_the_base_at_once(client: Any) -> None:
+    names = ["first", "second", "base"]
+    alone = {name: said(client, name) for name in names}
+    with ThreadPoolExecutor(9) as clients:
+        together = list(clients.map(lambda name: (name, said(client, name)), names * 3))
+    assert all(answer == alone[name] for name, answer in together)
+
+
+def test_a_stream_says_the_same(client: Any) -> None:
+    stream = client.chat.completions.create(
+        model="first", messages=ASK, max_tokens=LENGTH, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    whole = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 4
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+
+
+def test_stop_ends_an_answer_before_it(client: Any) -> None:
+    answer = said(client)
+    stop = re.findall(r"\w{2,}", answer)[-1]  # no half character, which no text can name
+    reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, stop=stop)
+    assert reply.choices[0].message.content == answer[: answer.index(stop)] != ""
+    assert reply.choices[0].finish_reason == "stop"
+
+
+def test_max_tokens_cuts(client: Any) -> None:
+    reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=3)
+    assert (reply.choices[0].finish_reason, reply.usage.completion_tokens) == ("length", 3)
+    with pytest.raises(openai.BadRequestError, match="max_tokens must be at most 1000"):
+        said(client, max_tokens=1001)
+
+
+def test_the_same_seed_says_the_same(client: Any) -> None:
+    options = {"temperature": 1.5, "seed": 5}
+    assert said(client, **options) == said(client, **options)
+    assert len({said(client, temperature=1.5, seed=seed) for seed in range(4)}) > 1
+    reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, n=2, **options)
+    first, second = (choice.message.content for choice in reply.choices)
+    assert first == said(client, **options) != second
+
+
+def test_refusals_are_the_clients_own_exceptions(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["base", "first", "second"]
+    with pytest.raises(openai.NotFoundError, match="there are: base, first, second"):
+        said(client, "gpt-4")
+    with pytest.raises(openai.BadRequestError, match="unknown parameter 'temprature'"):
+        said(client, extra_body={"temprature": 1})
+    with pytest.raises(openai.BadRequestError, match="this server takes 1024") as error:
+        said(client, messages=[{"role": "user", "content": "house " * 2000}])
+    assert error.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="does not support 'tools'"):
+        said(client, tools=[{"type": "function", "function": {"name": "f"}}])
+
+
+ROUTES = [("GET", "/health"), ("GET", "/v1/models"), ("GET", "/v1/models/base"), ("GET", "/metrics"),
+          ("POST", "/v1/chat/completions"), ("GET", "/nowhere")]  # fmt: skip
+
+
+def test_a_key_closes_every_route(library: Library) -> None:
+    with live(library, guard=Guard(key="sesame")) as server:
+        body = {"model": "first", "messages": ASK, "max_tokens": 2}
+        for method, path in ROUTES:
+            for headers in ({}, {"Authorization": "Bearer wrong"}):
+                assert server.request(method, path, body, headers)[0] == 401
+        with pytest.raises(openai.AuthenticationError):
+            said(client_of(server, "wrong"))
+        assert said(client_of(server, "sesame"))
+
+
+def test_names_and_pages_of_others_are_refused(server: Live) -> None:
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        for method, path in ROUTES:
+            assert server.request(method, path, {}, headers)[0] == 403
+    assert server.request("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_vanish_free_their_slots(stream: bool, library: Library, server: Live) -> None:
+    before = server.metric('weitune_requests_total{status="499"}')
+    body = {"model": "first", "messages": ASK, "stream": stream, **endless(library)}
+    payload = json.dumps(body).encode()
+    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
+    connections = [server.connect() for _ in range(6)]
+    for connection in connections:
+        connection.sendall(header.encode() + payload)
+    server.wait_for("weitune_running", 3)
+    for connection in connections:
+        connection.close()
+    server.wait_for("weitune_running", 0)
+    server.wait_for('weitune_requests_total{status="499"}', before + 6)
+    assert server.metric("weitune_waiting") == 0
+
+
+def test_beyond_the_queue_clients_are_told_to_come_back(library: Library) -> None:
+    with live(library, capacity=Capacity(slots=1, queue=1, threads=1), limits=LIMITS) as server:
+        client = client_of(server)
+        options = {"model": "first", "messages": ASK, "stream": True, **endless(library)}
+        held = client.chat.completions.create(**options)
+        next(iter(held))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: next(iter(client.chat.completions.create(**options))))
+            server.wait_for("weitune_waiting", 1)
+            with pytest.raises(openai.RateLimitError) as refused:
+                said(client)
+            assert refused.value.response.headers["retry-after"] == "1"
+            held.close()
+            assert waiting.result(60)
+        assert said(client)
+
+
+def test_bodies_that_are_too_large_or_no_json_change_nothing(server: Live) -> None:
+    path = "/v1/chat/completions"
+    assert server.request("POST", path, b"x" * (4 << 20) + b"x")[0] == 413
+    for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"model": "first", "messages": ' + b"[" * 9000):
+        assert server.request("POST", path, body)[0] == 400
+    assert server.request("GET", "/health")[0] == 200
+
+
+def test_a_header_that_does_not_end_is_given_up(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "_HEADER_SECONDS", 0.3)
+    for sent in (b"", b"GET /health HTTP/1.1\r\nHost: localh"):
+        with server.connect() as connection:
+            connection.sendall(sent)
+            connection.settimeout(10)
+            assert connection.recv(100) == b""
+    with server.connect() as connection:  # one byte at a time gains nothing
+        began = time.monotonic()
+        with suppress(OSError):
+            for byte in b"GET /health HTTP/1.1\r\nX-Slow: " + b"x" * 200:
+                connection.send(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - began < 3
+
+
+def test_a_header_that_is_too_long_is_refused(server: Live) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * (64 << 10))
+        with suppress(ConnectionResetError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 4")
+    assert server.request("GET", "/health")[0] == 200
