@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from weitune.errors import InputError, MissingExtraError, ModelError
+from weitune.errors import InputError, ModelError
 from weitune.export.adapter_weights import AdapterWeights
 from weitune.export.generation_config import write_generation_config
 from weitune.export.tuned import Tuned
@@ -40,10 +40,14 @@ class Command:
         return " ".join([*hidden, *map(shlex.quote, self.arguments)])
 
     def run(self) -> None:
-        """Become vLLM. Raises MissingExtraError if it is not installed."""
+        """Become vLLM. Raises InputError if it is not installed."""
         program = shutil.which(self.arguments[0])
         if program is None:
-            raise MissingExtraError("vllm", "vllm")
+            raise InputError(
+                "there is no program 'vllm' here",
+                "Install it where weitune is (pip install vllm), print the command with --dry-run to start it "
+                "elsewhere, or serve with --engine llama.cpp.",
+            )
         os.execve(program, list(self.arguments), {**os.environ, **self.environment})  # noqa: S606
 
 

@@ -1,0 +1,74 @@
+"""Real vocabularies, under a tiny model: llama.cpp makes the same tokens of prompts as the run does.
+
+`bench/export_equality.py` has the long form, on every row of a run's data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.export.runs import silent
+from tests.tiny import save_tiny_adapter, tiny_model
+from weitune import Run
+from weitune.data.conversation import Conversation, Turn
+from weitune.export.gguf_file import write_gguf
+from weitune.export.observe_gguf import LlamaCppSubject
+from weitune.export.probes import Probe
+from weitune.export.tuned import open_tuned
+from weitune.generate.llama_cpp import LlamaCpp
+
+pytest.importorskip("xllamacpp")
+MODELS = Path.home() / ".cache" / "weitune" / "test-models"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "huanhuan.json"
+ODD = [
+    "", " ", "  two  spaces  and\ttabs\t\t", "\n\n\nlines\r\n\r\nand more\n", "1234567890 3.14 ½ ²", "don't I'LL we'Ve",
+    "naïve café ŒUVRE", "e\u0301 and é", "😀👩‍👩‍👧 \u200d\ufeff", "ภาษาไทย हिन्दी العربية", "def f(x):\n    return x**2  # ok",
+    "“臣妾”——做不到啊！……（跪）", "<p>&amp;</p> {{ x }} {% y %}", "｜ ▁ Ġ ĉ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "family"), [("qwen2.5-0.5b", "qwen2"), ("smollm2-135m", "llama")])
+def test_llama_cpp_tokenizes_as_the_run_does(name: str, family: str, tmp_path: Path) -> None:
+    tokenizer = _tokenizer(name)
+    run = _run(tmp_path, family, tokenizer)
+    tuned = open_tuned(run)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tuned, tuned.base, "F16", template=tuned.template, progress=silent(""))
+    questions = list(ODD)
+    if SHARED.is_file():
+        rows = json.loads(SHARED.read_text(encoding="utf-8"))
+        questions += [row["instruction"] + row["input"] for row in rows[::50]]
+    with LlamaCpp(path, context_tokens=64, threads=1) as llama:
+        subject = LlamaCppSubject(llama, tuned.framing.end_of_turn, framed=True)
+        for question in questions:
+            asked = Conversation((Turn("user", question),))
+            prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
+            assert subject.prompt(Probe(asked, prompt, prompt, ())) == prompt, question
+
+
+def _tokenizer(name: str) -> Any:
+    if not (MODELS / name / "tokenizer.json").is_file():
+        pytest.skip(f"the test model {name} is not built")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(MODELS / name))
+
+
+def _run(folder: Path, family: str, tokenizer: Any) -> Run:
+    """Write a run of a tiny model that has the vocabulary of ``tokenizer``."""
+    from weitune.recipe.load import build_recipe, dump_recipe
+
+    model = tiny_model(
+        family, vocab_size=len(tokenizer), tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    save_tiny_adapter(folder / "run" / "adapter", folder / "model")
+    tree = {"model": str(folder / "model"), "data": ["x.json"], "system": "现在你要扮演皇帝身边的女人--甄嬛"}
+    (folder / "run" / "recipe.yaml").write_text(dump_recipe(build_recipe(tree)), encoding="utf-8")
+    return Run(folder / "run")
