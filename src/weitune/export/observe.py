@@ -47,6 +47,8 @@ class Subject(Protocol):
     """A model in an engine."""
 
     engine: str
+    at_once: int
+    """How many probes it can be asked at the same time, from threads."""
 
     def observe(self, probe: Probe) -> Observation:
         """Try ``probe``."""
@@ -57,6 +59,8 @@ class Subject(Protocol):
 
 class TransformersSubject:
     """A model in transformers, with its adapter beside the weights or without one."""
+
+    at_once = 1
 
     def __init__(self, model: Any, prompt_of: Any, stop_tokens: Iterable[int]) -> None:
         """``prompt_of`` returns the tokens of a probe; answers end at ``stop_tokens``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,9 +61,10 @@ def verdict_on(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> Verdic
 def observed(subject: Subject, probes: list[Probe], progress: Progress) -> list[Observation]:
     """Try every probe on ``subject``."""
     found = []
-    for done, probe in enumerate(probes, 1):
-        found.append(subject.observe(probe))
-        progress(done, len(probes))
+    with ThreadPoolExecutor(subject.at_once) as pool:
+        for done, observation in enumerate(pool.map(subject.observe, probes), 1):
+            found.append(observation)
+            progress(done, len(probes))
     return found
 
 
