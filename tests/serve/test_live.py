@@ -108,7 +108,7 @@ def test_stop_ends_an_answer_before_it(client: Any) -> None:
     answer = said(client)
     stop = re.findall(r"\w{2,}", answer)[-1]  # no half character, which no text can name
     reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, stop=stop)
-    assert reply.choices[0].message.content == answer[: answer.index(stop)] != ""
+    assert reply.choices[0].message.content == answer[: answer.index(stop)].rstrip("\ufffd") != ""
     assert reply.choices[0].finish_reason == "stop"
 
 
