@@ -126,6 +126,15 @@ def test_a_folder_of_somebody_elses_is_left_alone(run: Run, tmp_path: Path) -> N
         write_repository(run, tmp_path / "out", "me/zhenhuan")
 
 
+def test_a_whole_model_is_refused(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    (run.path / "adapter" / "config.json").write_text("{}")
+    save_file({}, run.path / "adapter" / "model.safetensors")
+    with pytest.raises(RunError, match="holds a whole model"):
+        write_repository(run, tmp_path / "out", "me/zhenhuan")
+
+
 class Hub:
     """Takes the place of a hub's client, and remembers what it was asked for."""
 

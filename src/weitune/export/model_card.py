@@ -52,7 +52,7 @@ def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> 
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.rsplit('/', maxsplit=1)[-1]}",
-        f"A LoRA adapter (rank {tuned.recipe.lora.r}) of `{recipe.model}`, trained with weitune.",
+        f"A LoRA adapter (rank {_rank(tuned)}) of `{recipe.model}`, trained with weitune.",
         _system(tuned.recipe),
         _usage(tuned, repository, base or recipe.model),
         _data(_read(run.path / "data.json")),
@@ -61,6 +61,11 @@ def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> 
         _licence(licence, recipe.model),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rank(tuned: Tuned) -> int:
+    config = _read(tuned.adapter_folder / "adapter_config.json") or {}
+    return int(config["r"])
 
 
 def _system(recipe: Recipe) -> str:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import yaml
 
-from weitune.errors import InputError, MissingExtraError
+from weitune.errors import InputError, MissingExtraError, RunError
 from weitune.export.destination import MARK, check_destination, write_json, written_aside
 from weitune.export.model_card import hub_id, model_card, without_paths
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.generate.run_folder import Run, Which
+from weitune.model.saved import holds_model
 from weitune.recipe.load import dump_recipe
 
 Hub = Literal["huggingface", "modelscope"]
@@ -30,6 +31,11 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
         raise InputError(f"'{repository}' is not the name of a repository", "Give it as USER/NAME.")
     check_destination(folder, force=True)
     tuned = open_tuned(run, checkpoint)
+    if holds_model(tuned.adapter_folder):
+        raise RunError(
+            f"'{tuned.adapter_folder}' holds a whole model, and only adapters are pushed",
+            f"Upload it with the hub's own program:  hf upload {repository} {tuned.adapter_folder}",
+        )
     with written_aside(folder) as partial:
         shutil.copyfile(tuned.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
         write_json(partial / "adapter_config.json", _adapter_config(tuned))
