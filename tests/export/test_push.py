@@ -35,7 +35,9 @@ def run(tmp_path: Path) -> Run:
     (run.path / "data.json").write_text(json.dumps(DATA), encoding="utf-8")
     (run.path / "environment.json").write_text(json.dumps({"precision": "fp32", "packages": {"torch": "2.13.0"}}))
     steps = [{"event": "step", "step": step, "loss": loss, "tokens": 50} for step, loss in ((1, 3.25), (2, 1.5))]
-    (run.path / "events.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    judged = [{"event": "validation", "step": step, "loss": loss} for step, loss in ((0, 4.0), (2, 2.25))]
+    events = [*steps, *judged, {"event": "end", "step": 2, "adapter_step": 2}]
+    (run.path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (Path(run.recipe.model) / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
     return run
 
@@ -56,7 +58,8 @@ def test_the_card_says_what_the_run_recorded(run: Run, tmp_path: Path) -> None:
     for told in (
         "# zhenhuan\n", f"> {SYSTEM}", "10 rows were read and 8 trained, 2 set aside (answer is empty)",
         "1,234 tokens, of which 567 were learned", "3 rows repeat", "| dialogues.json | alpaca | 10 |",
-        "2 optimizer steps over 100 tokens", "from 3.250 to 1.500", "Trained in fp32, with torch 2.13.0",
+        "2 optimizer steps over 100 tokens", "from 3.250 to 1.500", "validation data is 2.2500; that of the base was 4.0000",
+        "Trained in fp32, with torch 2.13.0",
         "its licence is `apache-2.0`",
     ):  # fmt: skip
         assert told in card

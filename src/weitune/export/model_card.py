@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ def _data(report: Mapping[str, Any] | None) -> str:
 
 def _training(run: Run, tuned: Tuned, environment: Mapping[str, Any] | None) -> str:
     """Tell what the run measured: training loss, validation, and what it ran on."""
-    steps = [event for event in run.events() if event.get("event") == "step"]
+    events = list(run.events())
+    steps = [event for event in events if event.get("event") == "step"]
     lines = ["## Training", ""]
     if steps:
         tokens = sum(event.get("tokens", 0) for event in steps)
@@ -128,14 +129,24 @@ def _training(run: Run, tuned: Tuned, environment: Mapping[str, Any] | None) -> 
             f"{steps[-1]['step']:,} optimizer steps over {tokens:,} tokens; the loss of a step went from "
             f"{steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}. This adapter is `{tuned.adapter_folder.name}`."
         )
-    state = _read(tuned.adapter_folder / "state.json") or {}
-    if isinstance(state.get("metric"), float):
-        lines.append(f"Its loss on the validation data is {state['metric']:.4f}.")
+    judged = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
+    losses = {event["step"]: event["loss"] for event in judged}
+    if (step := _step_of(tuned.adapter_folder, events)) in losses:
+        of_base = f"; that of the base was {losses[0]:.4f}" if 0 in losses else ""
+        lines.append(f"Its loss on the validation data is {losses[step]:.4f}{of_base}.")
     if environment:
         packages = environment.get("packages", {})
         versions = ", ".join(f"{name} {packages[name]}" for name in ("weitune", "torch", "peft") if packages.get(name))
         lines.append(f"Trained in {environment.get('precision', 'an unknown precision')}, with {versions}.")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _step_of(adapter: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the step that an adapter was saved at; that of the final one stands in the event that ended the run."""
+    if (step := adapter.name.removeprefix("checkpoint-")).isdecimal():
+        return int(step)
+    ends = [event for event in events if event.get("event") == "end"]
+    return ends[-1].get("adapter_step") if ends else None
 
 
 def _licence(licence: str | None, base: str) -> str:

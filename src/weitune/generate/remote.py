@@ -49,8 +49,8 @@ class RemoteEngine:
         return f"the server at {self._url.netloc.rpartition('@')[2]}"
 
     def prompt_tokens(self, conversation: Conversation) -> int:
-        """Raise NotImplementedError: only the server can tell, and it does when a conversation is too long."""
-        raise NotImplementedError
+        """Return 0: only the server can tell, and it does when a conversation is too long."""
+        return 0
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> RemoteStream:
         """Return the answer as a stream of text. Raises InputError if the server refuses or cannot be reached."""
