@@ -17,20 +17,24 @@ import json
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.serving import Service, keep, service, wait_for
+from weitune import Run
+from weitune.export.tuned import open_tuned
 
 ASK = {"messages": [{"role": "user", "content": "你是谁？"}], "max_tokens": 2000}
 BODY_LIMIT = 1 << 20
 
 
-def vanish(server: Service, model: str, clients: int, stream: bool) -> dict[str, Any]:
+def vanish(server: Service, model: str, clients: int, stops: Sequence[int], *, stream: bool) -> dict[str, Any]:
     """Close every connection while answers are being generated and others wait for their turn."""
-    payload = json.dumps({**ASK, "model": model, "stream": stream}).encode()
+    endless = {"logit_bias": {str(token): -100 for token in stops}}
+    payload = json.dumps({**ASK, **endless, "model": model, "stream": stream}).encode()
     header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
     before = server.metric('weitune_requests_total{status="499"}')
     connections = []
@@ -118,11 +122,12 @@ def main() -> None:
     options = parser.parse_args()
     limits = ("--slots", "4", "--queue", str(options.clients), "--max-body", str(BODY_LIMIT))
     model = options.run.resolve().name
+    stops = open_tuned(Run(options.run)).stop_tokens
     with service(options.run, *limits) as server:
         server.chat(**{**ASK, "model": model, "max_tokens": 8})
         result: dict[str, Any] = {"resident_bytes_before": server.resident_bytes()}
-        result["vanish_streamed"] = vanish(server, model, options.clients, stream=True)
-        result["vanish_whole"] = vanish(server, model, options.clients, stream=False)
+        result["vanish_streamed"] = vanish(server, model, options.clients, stops, stream=True)
+        result["vanish_whole"] = vanish(server, model, options.clients, stops, stream=False)
         result["resident_bytes_after_vanishing"] = server.resident_bytes()
         for part in ("first", "second"):  # what the first round needs once, the second does not need again
             result[f"malformed_{part}"] = malformed(server, model, options.requests)
