@@ -72,7 +72,7 @@ def test_other_formats_without_comparison(format_: str, files: set[str], run: Ru
         (["{run}", "--format", "onnx"], "'onnx' is not one of", ""),
         (["{run}"], "Missing option '--format'", ""),
         (["{run}", "--format", "merged", "--checkpoint", "base"], "the base has no adapter to export", ""),
-        (["{run}", "--format", "merged", "--checkpoint", "7"], "has no checkpoint 7", "'last'"),
+        (["{run}", "--format", "merged", "--output", "{run}/x", "--checkpoint", "7"], "has no checkpoint 7", "'last'"),
         (["{run}", "--format", "merged", "--output", "{run}"], "is not an export of weitune", "--output"),
         (["{run}", "--format", "gguf", "--type", "Q3_K"], "'Q3_K' is not one of", ""),
     ],
