@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import CORPUS, tiny_tokenizer
@@ -37,6 +37,7 @@ def sentencepiece_like() -> Any:
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters=[REPLACEMENT])))
 def test_every_piece_is_whole_and_nothing_is_lost(text: str) -> None:
+    assume(not any(token in text for token in TOKENIZER.get_added_vocab()))  # Hypothesis tries literals of our own code
     pieces = pieces_of(TOKENIZER, TOKENIZER(text)["input_ids"])
     assert "".join(pieces) == text
     assert not any(REPLACEMENT in piece for piece in pieces)
