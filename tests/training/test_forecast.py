@@ -253,6 +253,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four processes, each of which imports everything
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the process's data are Linux's")
 class TestUnderALimit:
     """A wide, shallow model whose activations are most of what it takes: 300 KB a token, 4,000 tokens a step."""

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Entry("weitune.cli.train", "Fine-tune a chat model on your dialogues."),
     "plan": Entry("weitune.cli.plan", "Know what a run will take before it starts."),
     "chat": Entry("weitune.cli.chat", "Talk to the model of a run."),
+    "watch": Entry("weitune.cli.watch", "Look at a run while it trains."),
     "eval": Entry("weitune.cli.eval", "Judge a run beside its base model."),
     "compare": Entry("weitune.cli.compare", "Put several runs side by side."),
     "serve": Entry("weitune.cli.serve", "Serve runs to clients of the OpenAI API."),
