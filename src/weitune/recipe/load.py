@@ -29,6 +29,18 @@ def fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
             yield from fields(section, f"{prefix}{name}.")
 
 
+def values(recipe: Recipe) -> dict[str, Any]:
+    """Return the value of every leaf field by its dotted name; None for one in a group that a word stands for."""
+    found: dict[str, Any] = {}
+    for key, _ in fields():
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if not isinstance(value, BaseModel):
+            found[key] = value
+    return found
+
+
 def section_of(info: FieldInfo) -> type[BaseModel] | None:
     """Return the section class of a field that is a group of fields, else None."""
     for candidate in (info.annotation, *map(_bare, get_args(info.annotation))):

@@ -237,6 +237,16 @@ class Train(Section):
         return value
 
 
+class Log(Section):
+    """Where figures go besides the run's folder."""
+
+    trackers: Annotated[
+        list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]], BeforeValidator(_as_list)
+    ] = []
+    """Trackers that get the figures of every step and evaluation, through accelerate; each needs the extra of its
+    name. Those that write files write into the run's folder, below `logs`."""
+
+
 class Recipe(Section):
     """Everything that decides the outcome of a run."""
 
@@ -269,6 +279,8 @@ class Recipe(Section):
     """The adapter; `none`: train the whole model."""
     train: Train = Train()
     """The optimisation."""
+    log: Log = Log()
+    """Where figures go besides the run's folder."""
 
     @field_validator("train")
     @classmethod

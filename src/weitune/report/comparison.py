@@ -35,8 +35,9 @@ def names_of(records: Sequence[RunRecord]) -> list[str]:
 def differences(records: Sequence[RunRecord]) -> list[list[str]]:
     """Return one row for each key of the recipe that is not the same in all runs."""
     values = [record.values() for record in records]
-    rows = ([key, *(each[key] for each in values)] for key in values[0] if key not in _PLACES)
-    return [[key, *map(_shown, found)] for key, *found in rows if any(value != found[0] for value in found)]
+    keys = dict.fromkeys(key for each in values for key in each if key not in _PLACES)
+    rows = {key: [each.get(key) for each in values] for key in keys}
+    return [[key, *map(_shown, found)] for key, found in rows.items() if any(value != found[0] for value in found)]
 
 
 def results(records: Sequence[RunRecord]) -> list[list[str]]:

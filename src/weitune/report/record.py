@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.generate.run_folder import Run
-from weitune.recipe.load import dump_recipe, fields
+from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
 
 _SMOOTHING = 0.9
@@ -60,13 +60,7 @@ class RunRecord:
 
     def values(self) -> dict[str, Any]:
         """Return every key of the recipe by its dotted name."""
-        found = {}
-        for key, _ in fields():
-            value: Any = self.recipe
-            for part in key.split("."):
-                value = getattr(value, part)
-            found[key] = value
-        return found
+        return values(self.recipe)
 
 
 def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "train.patience": "",
     "train.sample_prompts": "",
     "train.sample_tokens": "",
+    "log.trackers": "",
     "train.save_on_each_node": "",
 }
 """Keys that may have other values, and what follows from it."""

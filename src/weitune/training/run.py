@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from weitune.training.past import Past
 from weitune.training.patience import refusals_explained
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
+from weitune.training.trackers import TrackedReporter, check_trackers
 from weitune.training.validation import chosen_checkpoint, make_validator
 from weitune.training.workload import Workload
 
@@ -56,6 +57,7 @@ def train(
     folder = run_folder.output_folder(recipe)
     run_folder.check_free(folder)
     with _session(folder, reporter, stop, device) as session:
+        check_trackers(recipe)
         parts = gather(recipe, session.reporter, session.accelerator)
         trainable = _load(session, parts, recipe.train.precision, fresh=True)
         loop = _make_loop(session, parts, trainable)
@@ -214,6 +216,7 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
 
 def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     """Check that everything is as it was, and train from where ``past`` ends."""
+    check_trackers(recipe)
     parts = gather(recipe, session.reporter, session.accelerator)
     changes.check_basis(session.folder, past.basis, parts.basis)
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
@@ -239,6 +242,9 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
 def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, past: Past | None = None) -> None:
     """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
     folder, train, plan = session.folder, parts.recipe.train, parts.plan
+    if parts.recipe.log.trackers:
+        tracked = TrackedReporter(session.reporter, session.accelerator, parts.recipe, folder)
+        session = replace(session, reporter=tracked)
     largest = Workload.of(parts.examples, plan, loop.layout, loop.micro_tokens).largest
     need = foresight.PassNeed.of(trainable, largest)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)

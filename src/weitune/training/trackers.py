@@ -1,0 +1,98 @@
+"""Trackers of other makers, through accelerate: the figures of each step and evaluation go there too.
+
+Each is a package of its own that an extra of the same name brings. A tracker hears what the reporter hears; the run's
+own folder stays the record that counts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weitune.errors import MissingExtraError
+from weitune.recipe.load import values
+from weitune.training.loop import StepRecord
+from weitune.training.reporter import Reporter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from weitune.recipe.schema import Recipe
+    from weitune.training.validation import Evaluation
+
+FOLDER = "logs"
+PROJECT = "weitune"
+_STEP = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise MissingExtraError if the package of a tracker that ``recipe`` asks for is not installed."""
+    for name in recipe.log.trackers:
+        if not installed(name):
+            raise MissingExtraError(name, name)
+
+
+def installed(name: str) -> bool:
+    """Return whether the package ``name`` is there, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+class TrackedReporter(Reporter):
+    """Passes everything on to another reporter, and figures to trackers as well; on the main process only."""
+
+    def __init__(self, inner: Reporter, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
+        """Start the trackers of ``recipe``; those that write files write below ``folder``."""
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        self._inner = inner
+        self._trackers = []
+        config = {key: value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
+                  for key, value in values(recipe).items()}  # fmt: skip
+        for name in recipe.log.trackers if accelerator.is_main_process else []:
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            tracker = kind(PROJECT, folder / FOLDER) if kind.requires_logging_directory else kind(PROJECT)
+            tracker.start()
+            tracker.store_init_configuration(config)
+            self._trackers.append(tracker)
+
+    def say(self, line: str) -> None:
+        """Pass it on."""
+        self._inner.say(line)
+
+    def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
+        """Pass it on."""
+        self._inner.started(folder, done, steps, log_every)
+
+    def stepped(self, record: StepRecord) -> None:
+        """Log the figures of a step."""
+        self._log({f"train/{name}": float(getattr(record, name)) for name in _STEP}, record.step)
+        self._inner.stepped(record)
+
+    def evaluating(self) -> Callable[[int, int], None] | None:
+        """Pass it on."""
+        return self._inner.evaluating()
+
+    def evaluated(self, found: Evaluation) -> None:
+        """Log the figures of an evaluation."""
+        self._log({"validation/loss": found.loss, "validation/perplexity": found.perplexity}, found.step)
+        self._inner.evaluated(found)
+
+    def saved(self, folder: Path) -> None:
+        """Pass it on."""
+        self._inner.saved(folder)
+
+    def ended(self) -> None:
+        """Close the trackers."""
+        for tracker in self._trackers:
+            with suppress(Exception):  # a run does not fail for a tracker that cannot say goodbye
+                tracker.finish()
+        self._trackers = []
+        self._inner.ended()
+
+    def _log(self, figures: dict[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(figures, step=step)

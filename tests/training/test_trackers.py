@@ -1,0 +1,49 @@
+"""Trackers get the figures of every step and evaluation; one that is not installed is named before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import make_inputs
+from weitune.errors import MissingExtraError
+from weitune.recipe.load import build_recipe
+from weitune.training import trackers
+from weitune.training.events import read_events
+from weitune.training.run import train
+
+KEYS: dict[str, Any] = {
+    "validation": 0.3, "train.max_steps": 4, "train.evaluate_every": 2, "train.sample_prompts": [],
+    "log.trackers": "tensorboard",
+}  # fmt: skip
+
+
+def test_tensorboard_has_what_the_events_have(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(make_inputs(tmp_path / "in").recipe(tmp_path / "run", **KEYS), device="cpu").path
+    found = EventAccumulator(str(run / trackers.FOLDER / trackers.PROJECT))
+    found.Reload()
+    for tag, kind in (("train/loss", "step"), ("validation/loss", "validation")):
+        told = [(event["step"], event["loss"]) for event in read_events(run) if event["event"] == kind]
+        kept = [(scalar.step, scalar.value) for scalar in found.Scalars(tag)]
+        assert [step for step, _ in kept] == [step for step, _ in told]
+        assert [value for _, value in kept] == pytest.approx([value for _, value in told], rel=1e-6)
+    assert {"train/learning_rate", "train/memory_bytes", "validation/perplexity"} <= set(found.Tags()["scalars"])
+
+
+def test_one_that_is_not_installed_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(tmp_path / "in")
+    monkeypatch.setattr(trackers, "installed", lambda name: name != "mlflow")
+    with pytest.raises(MissingExtraError, match=r"weitune\[mlflow\]"):
+        train(inputs.recipe(tmp_path / "run", **{"log.trackers": "tensorboard,mlflow"}), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_can_be_asked_for_are_accelerates() -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    recipe = build_recipe({"model": "m", "data": ["d"]}, {"log.trackers": "tensorboard,wandb,swanlab,trackio,mlflow"})
+    assert set(recipe.log.trackers) <= set(LOGGER_TYPE_TO_CLASS)
