@@ -1,6 +1,7 @@
 """The prefix tree as a value: every property is checked against the examples themselves."""
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from weitune.data.conversation import Example, Span
 from weitune.data.pack import PackedBatch, pack, pack_separately, visible
-from weitune.data.plan import Plan, split
+from weitune.data.plan import Plan, share, split
 
 
 @st.composite
@@ -117,3 +118,23 @@ def test_the_plan_is_fixed_for_ever() -> None:
     """Resuming an old run on a new version must see the same steps: these numbers may never change."""
     assert Plan(10, 4, 2, 42).step(0).tolist() == [7, 1, 6, 4]
     assert Plan(10, 4, 2, 42).step(5).tolist() == [6, 8]
+
+
+@given(st.lists(example(), min_size=1, max_size=7), st.integers(1, 4))
+def test_shares_are_whole_and_the_largest_is_as_small_as_a_cut_can_make_it(
+    batch_examples: list[Example], devices: int
+) -> None:
+    shares = share(batch_examples, devices)
+    assert len(shares) == devices
+    ordered = sorted(batch_examples, key=lambda e: (e.input_ids, e.spans))
+    assert [e for part in shares for e in part] == ordered
+
+    def largest(parts: list[list[Example]]) -> int:
+        return max(len(pack(part)) for part in parts if part)
+
+    cuts = [
+        [ordered[a:b] for a, b in zip((0, *inner), (*inner, len(ordered)), strict=True)]
+        for count in range(devices)
+        for inner in combinations(range(1, len(ordered)), count)
+    ]
+    assert largest(shares) == min(map(largest, cuts))

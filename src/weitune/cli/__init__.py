@@ -86,8 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # bytes or characters the terminal's encoding lacks must not end a chat
             stream.reconfigure(errors="replace")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = command_line.main(args=arguments, prog_name="weitune", standalone_mode=False)
+        result = command_line.main(args=arguments, prog_name="weitune", standalone_mode=False, obj=arguments)
     except click.ClickException as error:
         error.show()
         return error.exit_code

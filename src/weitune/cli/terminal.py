@@ -5,6 +5,7 @@ Standard output belongs to results (an answer, a table that someone pipes on); e
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,7 +34,9 @@ def print_error(error: WeituneError) -> None:
     """Write an error's message, then its cure, to standard error."""
     from rich.text import Text
 
-    console().print(Text.assemble(("error: ", "bold red"), getattr(error, "message", None) or str(error)))
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"process {rank}: "
+    console().print(Text.assemble(who, ("error: ", "bold red"), getattr(error, "message", None) or str(error)))
     if cure := getattr(error, "cure", ""):
         console().print(Text(cure))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from weitune.cli.launch import LAUNCHED, Machines, launch
 from weitune.cli.recipe_options import overrides_from, recipe_options
 
 
@@ -17,8 +18,16 @@ from weitune.cli.recipe_options import overrides_from, recipe_options
 @click.argument("recipe", required=False, metavar="[RECIPE]")
 @click.option("--resume", "resume_from", metavar="RUN", help="Go on with the run in this folder.")
 @click.option("--device", metavar="DEVICE", help="Device to train on, such as cpu or cuda:1.  [default: the best one]")
+@click.option("--devices", type=click.IntRange(min=1), help="Processes on this machine, one for each device.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together.  [default: 1]")
+@click.option("--node-rank", type=int, default=0, help="Which of the machines this is, from 0.  [default: 0]")
+@click.option("--main-address", default="", metavar="HOST:PORT", help="Where machine 0 meets the others.")
 @recipe_options
-def command(recipe: str | None, resume_from: str | None, device: str | None, **options: Any) -> None:
+@click.pass_context
+def command(
+    context: click.Context, /, recipe: str | None, resume_from: str | None, device: str | None,
+    devices: int | None, nodes: int, node_rank: int, main_address: str, **options: Any,
+) -> int | None:  # fmt: skip
     """Fine-tune a chat model on dialogues with LoRA.
 
     RECIPE is a YAML file or the name of a preset (demo, tutorial); every key of it can be given as an option too, and
@@ -28,8 +37,11 @@ def command(recipe: str | None, resume_from: str | None, device: str | None, **o
       weitune train --model Qwen/Qwen2.5-7B-Instruct --data dialogues.json --output runs/mine
       weitune train recipe.yaml --lora.r 16
       weitune train --resume runs/mine
+      weitune train recipe.yaml --devices 8
     """
     overrides = overrides_from(options)
+    if ((devices or 1) > 1 or nodes > 1) and LAUNCHED not in os.environ:
+        return launch(Machines(devices or 1, nodes, node_rank, main_address), context.obj)
     if resume_from is not None:
         if recipe is not None:
             raise click.UsageError("Give a recipe or --resume, not both: a run keeps its own recipe.")
@@ -41,6 +53,7 @@ def command(recipe: str | None, resume_from: str | None, device: str | None, **o
             raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune train --help`.")
         built = load_recipe(recipe, overrides)
         _run(lambda reporter, stop: _train(built, reporter, device, stop))
+    return None
 
 
 def _train(recipe: Any, reporter: Any, device: str | None, stop: Any) -> Path:
@@ -72,8 +85,12 @@ def _run(work: Callable[[Any, Any], Path]) -> None:
 def _shown(work: Callable[[Any], Path]) -> None:
     from weitune.cli.terminal import console, quiet_libraries
     from weitune.cli.training_view import TrainingView
+    from weitune.training.reporter import Reporter
 
     quiet_libraries()
+    if os.environ.get("RANK", "0") != "0":  # one process of several talks
+        work(Reporter())
+        return
     with TrainingView() as view:
         folder = work(view)
     console().print(f"done: {folder / 'adapter'}\ntalk to it:  weitune chat {folder}", markup=False)

@@ -97,14 +97,31 @@ def split(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]
 
 
 def share(examples: Sequence[Example], devices: int) -> list[list[Example]]:
-    """Divide a step's examples among ``devices`` so that each computes about as many distinct prefix tokens.
+    """Divide a step's examples among ``devices`` so that the one with most to compute has as little as possible.
 
-    Examples that begin alike stay neighbours, so most of them meet on one device. A device may get none when there are
-    fewer examples than devices.
+    Examples that begin alike stay neighbours; where a device begins among them, it computes their beginning anew, which
+    is counted: groups are kept together where that pays. A device may get none when there are fewer examples than
+    devices. The cut is the best there is in this order, found by bisection over the largest share.
     """
     ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
-    costs = [len(b.inputs) - shared_length(a.inputs, b.inputs) for a, b in pairwise(ordered)]
-    ends = np.cumsum([len(ordered[0].inputs), *costs])
-    middles = ends - np.diff(ends, prepend=0) / 2
-    owners = np.minimum((middles * devices / ends[-1]).astype(int), devices - 1)
-    return [[e for e, owner in zip(ordered, owners, strict=True) if owner == device] for device in range(devices)]
+    whole = [len(example.inputs) for example in ordered]
+    new = [len(b.inputs) - shared_length(a.inputs, b.inputs) for a, b in pairwise(ordered)]
+
+    def cut(most: int) -> list[int]:
+        """Return where devices begin if none may compute more than ``most`` tokens."""
+        starts, load = [0], whole[0]
+        for k, cost in enumerate(new, 1):
+            load += cost
+            if load > most:
+                starts.append(k)
+                load = whole[k]
+        return starts
+
+    low, high = max(whole), whole[0] + sum(new)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= devices else (middle + 1, high)
+    starts = cut(low)
+    ends = [*starts[1:], len(ordered)]
+    shares = [list(ordered[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return shares + [[] for _ in range(devices - len(shares))]

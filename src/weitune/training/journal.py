@@ -29,7 +29,7 @@ _EVENT_BYTES = 4096
 
 
 class Journal:
-    """A :class:`~weitune.training.loop.Watcher` that writes into the run's folder; only the main process writes."""
+    """A :class:`~weitune.training.loop.Watcher` that writes into the run's folder, if this is the ``main`` process."""
 
     def __init__(
         self,
@@ -41,13 +41,14 @@ class Journal:
         reporter: Reporter,
         stop: StopRequest,
         memory: MemoryWatch,
+        main: bool = True,
         validator: Validator | None = None,
     ) -> None:
         """Keep what checkpoints are made of; ``state`` goes into each of them, with what ``validator`` finds."""
         self._folder, self._trained, self._loop, self._state = folder, trained, loop, state
         self._reporter, self._stop, self._memory, self._validator = reporter, stop, memory, validator
         self._accelerator = loop.accelerator
-        self._main = loop.accelerator.is_main_process
+        self._main = main
         self._patience = Patience(folder, reporter.say, stop)
         self._log: EventLog | None = None
         self._saver: Saver | None = None

@@ -31,6 +31,7 @@ from weitune.training.lock import run_lock
 from weitune.training.loop import Loop
 from weitune.training.past import Past
 from weitune.training.patience import refusals_explained
+from weitune.training.processes import losses_of_peers_explained, make_accelerator, writes
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
 from weitune.training.trackers import TrackedReporter, check_trackers
@@ -56,7 +57,7 @@ def train(
     """
     folder = run_folder.output_folder(recipe)
     run_folder.check_free(folder)
-    with _session(folder, reporter, stop, device) as session:
+    with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session:
         check_trackers(recipe)
         parts = gather(recipe, session.reporter, session.accelerator)
         trainable = _load(session, parts, recipe.train.precision, fresh=True)
@@ -89,7 +90,7 @@ def resume(
     folder = Path(folder)
     run_folder.check_run(folder)
     recipe = build_recipe(read_recipe_file(str(folder / run_folder.RECIPE)), overrides)
-    with _session(folder, reporter, stop, device) as session, session.lock():
+    with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session, session.lock():
         past = Past.of(folder)
         for line in changes.check_recipe(folder, past.recipe, recipe):
             session.note(line)
@@ -115,13 +116,10 @@ class _Session:
     stop: StopRequest
     accelerator: Accelerator
     device: str | None
+    main: bool
+    """Whether this process writes."""
     notes: list[str] = field(default_factory=list)
     """What is out of the ordinary about this start."""
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return bool(self.accelerator.is_main_process)
 
     def note(self, line: str) -> None:
         """Say ``line`` and keep it for the events."""
@@ -147,15 +145,14 @@ class _Session:
 
 @contextmanager
 def _session(
-    folder: Path, reporter: Reporter | None, stop: StopRequest | None, device: str | None
+    folder: Path, reporter: Reporter | None, stop: StopRequest | None, device: str | None, each_node: bool
 ) -> Iterator[_Session]:
     """Heed signals while the block runs. Raises Interrupted if one comes before the first step."""
-    from accelerate import Accelerator
-
     with stop_requests(stop) as asked:
         try:
-            accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
-            yield _Session(folder, reporter or Reporter(), asked, accelerator, device)
+            accelerator = make_accelerator(device)
+            main = writes(accelerator, on_each_node=each_node)
+            yield _Session(folder, reporter or Reporter(), asked, accelerator, device, main)
         except KeyboardInterrupt:
             left = f"go on with {_command(folder)}" if (folder / run_folder.RECIPE).exists() else "nothing was written"
             raise Interrupted(f"stopped by {asked.reason or 'the keyboard'} before a step was done; {left}") from None
@@ -259,13 +256,14 @@ def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Lo
     }
     journal = Journal(
         folder, trainable.trained, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory,
-        validator=make_validator(loop, parts, trainable, main=session.main),
+        main=session.main, validator=make_validator(loop, parts, trainable, main=session.main),
     )  # fmt: skip
     with session.stop.finishing_steps():
         try:
             start = journal.begin(past.checkpoint if past else None, session.notes)
             session.reporter.started(folder, start, plan.steps, train.log_every)
-            with memory.explained(_command(folder)):
+            gone = losses_of_peers_explained(session.accelerator, _command(folder))
+            with gone, memory.explained(_command(folder)):
                 journal.catch_up()
                 if not journal.complete:
                     loop.run(journal.step, journal)

@@ -1,0 +1,51 @@
+"""Several processes at one run: how they find each other, which of them writes, and what is said when one is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from weitune.errors import RunError
+from weitune.model.load import choose_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LONGEST_WAIT = timedelta(hours=2)
+"""How long processes wait for each other: one prepares the data, one waits for a full disk."""
+_GONE = ("onnection closed by peer", "onnection reset by peer", "roken pipe", "[Rank ")
+"""What gloo and NCCL say."""
+
+
+def make_accelerator(device: str | None) -> Accelerator:
+    """Join the other processes of this run, if a launcher's variables say that there are some."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Buffers are constants of the model: nothing to broadcast at every step.
+    handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
+    cpu = choose_device(device).type == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
+
+
+def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:
+    """Return whether this process writes the run's folder: one does, or one on each machine."""
+    return bool(accelerator.is_local_main_process if on_each_node else accelerator.is_main_process)
+
+
+@contextmanager
+def losses_of_peers_explained(accelerator: Accelerator, command: str) -> Iterator[None]:
+    """Raise RunError if another process of the run is gone in the block; ``command`` goes on with the run."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        gone = isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in _GONE)
+        if accelerator.num_processes == 1 or not gone:
+            raise
+        raise RunError(
+            f"another process of this run is gone: {(str(error).strip().splitlines() or ['no word'])[0]}",
+            f"See what it said. Go on from the last checkpoint with {command}.",
+        ) from error
