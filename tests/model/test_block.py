@@ -22,7 +22,7 @@ from weitune.model.decoder import BlockDecoder
 from weitune.model.dropout import DropoutString
 from weitune.model.probe import probe
 from weitune.model.supervised import Row, SupervisedModel
-from weitune.recipe.schema import PROJECTIONS, Lora
+from weitune.recipe.schema import PROJECTIONS, Lora, Recompute
 
 CPU = torch.device("cpu")
 
@@ -44,11 +44,11 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def loss_and_gradients(
-    adapted: Any, row: Row, *, fast: bool, keep: bool = True, plain_head: bool = True
+    adapted: Any, row: Row, *, fast: bool, recompute: Recompute = "none", plain_head: bool = True
 ) -> tuple[torch.Tensor, dict]:
     model = adapted.get_base_model()
     blocks = BlockDecoder.of(model) if fast else None
-    supervised = SupervisedModel(model, plain_head=plain_head, blocks=blocks, keep_feed_forward=keep)
+    supervised = SupervisedModel(model, plain_head=plain_head, blocks=blocks, recompute=recompute)
     supervised.train()
     adapted.zero_grad()
     loss = supervised(row)
@@ -56,12 +56,12 @@ def loss_and_gradients(
     return loss.detach(), {name: p.grad.clone() for name, p in adapted.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("recompute", ["none", "feed-forward", "block"])
 @pytest.mark.parametrize("family", TEMPLATE_OF)
-def test_losses_and_gradients_equal_those_of_the_modules(family: str, keep: bool) -> None:
+def test_losses_and_gradients_equal_those_of_the_modules(family: str, recompute: Recompute) -> None:
     adapted = adapted_model(family)
     row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
-    loss, gradients = loss_and_gradients(adapted, row, fast=True, keep=keep)
+    loss, gradients = loss_and_gradients(adapted, row, fast=True, recompute=recompute)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
     for name, gradient in expected.items():

@@ -13,7 +13,7 @@ from weitune.data.plan import Plan
 from weitune.model.decoder import BlockDecoder
 from weitune.model.probe import probe
 from weitune.model.supervised import SupervisedModel
-from weitune.recipe.schema import Train
+from weitune.recipe.schema import Recompute, Train
 from weitune.training.loop import Loop, StepRecord
 from weitune.training.optim import make_optimizer
 
@@ -36,7 +36,7 @@ class Recorder:
 
 def make_loop(
     adapted: Any, examples: Sequence[Example], plan: Plan, train: Train, *, layout: Layout = SHARED,
-    micro_tokens: int = 4096, fast: bool = True, keep_feed_forward: bool = True,
+    micro_tokens: int = 4096, fast: bool = True, recompute: Recompute = "none",
 ) -> Loop:  # fmt: skip
     model = adapted.get_base_model()
     abilities = probe(model)
@@ -48,7 +48,7 @@ def make_loop(
             model,
             plain_head=abilities.plain_head,
             blocks=BlockDecoder.of(model) if abilities.plain_blocks and fast else None,
-            keep_feed_forward=keep_feed_forward,
+            recompute=recompute,
         ),
         optimizer=make_optimizer(adapted.named_parameters(), train),
         accelerator=Accelerator(cpu=True),

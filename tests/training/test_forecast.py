@@ -97,7 +97,8 @@ class TestNeed:
 
     def test_of_the_fast_path_is_less(self) -> None:
         assert self.bytes(1024) < 0.6 * self.bytes(1024, plain_blocks=False)
-        assert self.bytes(1024, keep_feed_forward=False) < self.bytes(1024)
+        assert self.bytes(1024, recompute="block") < self.bytes(1024, recompute="feed-forward")
+        assert self.bytes(1024, recompute="feed-forward") < self.bytes(1024)
 
     def test_logits_never_exceed_a_chunk(self) -> None:
         many = pass_bytes(self.shape, PassSize(8192, 8192, 100), Manner(4))[1]

@@ -105,16 +105,20 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     deadline: float | None = None
     while any(process.poll() is None for process in processes):
         if failed is None:
-            failed = next((k for k, process in enumerate(processes) if process.returncode), None)
+            failed = _culprit(processes)
             if failed is not None and processes[failed].returncode not in _ORDERLY:
                 deadline = time.monotonic() + _SECONDS_TO_FOLLOW.get(processes[failed].returncode, _SECONDS_OTHERWISE)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
         time.sleep(_GLANCE_SECONDS)
-    if failed is None:
-        failed = next((k for k, process in enumerate(processes) if process.returncode), None)
-    return failed
+    return _culprit(processes) if failed is None else failed
+
+
+def _culprit(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Return which has failed: one that a signal ended before those that may have missed it."""
+    ended = [(process.returncode > 0, k) for k, process in enumerate(processes) if process.returncode]
+    return min(ended)[1] if ended else None
 
 
 def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> ExitStack:

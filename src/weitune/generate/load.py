@@ -19,6 +19,7 @@ from weitune.model.load import load_model
 from weitune.model.saved import MODEL_FILES, holds_model
 from weitune.model.stored import is_quantized
 from weitune.model.trained import load_weights_into
+from weitune.recipe.schema import QUANTIZED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +32,14 @@ def load_engine(recipe: Recipe, adapter: Path | None, *, device: str | None = No
 
     Raises ModelError if the model cannot be loaded, RunError if the adapter does not fit it.
     """
+    storage = recipe.train.storage if recipe.train.storage in QUANTIZED else "auto"
     loaded = load_model(
-        recipe.model, precision=recipe.train.precision, hub=recipe.hub, revision=recipe.revision, device=device
+        recipe.model,
+        precision=recipe.train.precision,
+        storage=storage,
+        hub=recipe.hub,
+        revision=recipe.revision,
+        device=device,
     )
     model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter)
     return Engine(model, loaded.tokenizer, framing_for(loaded.tokenizer, recipe.tokens))

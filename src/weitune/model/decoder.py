@@ -18,6 +18,8 @@ from weitune.model.attention import Tree, attention_for
 from weitune.model.block import ACTIVATIONS, BlockParts, Norm, Pass, run_block
 from weitune.model.dropout import DropoutString
 from weitune.model.projection import LoraGroup, read_projection
+from weitune.model.recompute import run_block_twice
+from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,22 +36,25 @@ class _Positions:
 class BlockDecoder:
     """The decoder of a model as a list of :class:`BlockParts`."""
 
-    def __init__(self, decoder: Any, blocks: list[BlockParts]) -> None:
+    def __init__(self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype) -> None:
         """Made by :meth:`of`."""
-        self._decoder, self._blocks = decoder, blocks
+        self._decoder, self._blocks, self._dtype = decoder, blocks, dtype
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> BlockDecoder | None:
-        """Return the block decoder of ``model``, or None if its parts are not those of a plain block."""
+    def of(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
+        """Return the block decoder of ``model``, or None if its parts are not those of a plain block.
+
+        It computes in ``dtype``, whatever the weights are stored in; in the model's own if that is not given.
+        """
         decoder = model.get_decoder()
         if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return None
         blocks = [_read_block(layer) for layer in decoder.layers]
         found = [block for block in blocks if block is not None]
-        return cls(decoder, found) if len(found) == len(blocks) else None
+        return cls(decoder, found, dtype or model.dtype) if len(found) == len(blocks) else None
 
     @property
     def trains_all(self) -> bool:
@@ -58,14 +63,15 @@ class BlockDecoder:
         return all(id(each) in ours for each in self._decoder.layers.parameters() if each.requires_grad)
 
     def states(
-        self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, keep_feed_forward: bool = True
+        self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
     ) -> Tensor:
         """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
-        hidden = self._decoder.embed_tokens(input_ids[None])[0]
-        run = self.begin(hidden, tree, training=training, keep_feed_forward=keep_feed_forward)
+        hidden = self._decoder.embed_tokens(input_ids[None])[0].to(self._dtype)
+        run = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
+        compute = run_block_twice if recompute == "block" else run_block
         for block in self._blocks[:-1]:
-            hidden = run_block(block, hidden, run)
-        hidden = run_block(self._blocks[-1], hidden, run, rows)
+            hidden = compute(block, hidden, run)
+        hidden = compute(self._blocks[-1], hidden, run, rows)
         states: Tensor = self._decoder.norm(hidden)
         return states
 

@@ -15,6 +15,8 @@ import torch
 
 from weitune.errors import ModelError
 from weitune.model.locate import ModelFiles, locate
+from weitune.model.stored import quantization
+from weitune.recipe.schema import QUANTIZED, Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -29,6 +31,7 @@ class LoadedModel:
     files: ModelFiles
     device: torch.device
     dtype: torch.dtype
+    """What it is computed in; its weights may lie in memory otherwise (``train.storage``)."""
 
     @property
     def split_over_devices(self) -> bool:
@@ -76,6 +79,11 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def stored_dtype(storage: Storage, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format of the weights that ``storage`` does not round, for a model computed in ``dtype``."""
+    return {"auto": dtype, "fp32": torch.float32}.get(storage, torch.bfloat16)
+
+
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model. Raises ModelError if there is none, or if it has no Rust implementation."""
     from transformers import AutoTokenizer
@@ -100,6 +108,7 @@ def load_model(
     model: str,
     *,
     precision: str = "auto",
+    storage: Storage = "auto",
     hub: str = "huggingface",
     revision: str | None = None,
     device: str | None = None,
@@ -109,11 +118,16 @@ def load_model(
     Raises ModelError if the model cannot be found or loaded.
     """
     files = locate(model, hub=hub, revision=revision)
-    return load_weights(files, load_tokenizer(files), precision=precision, device=device)
+    return load_weights(files, load_tokenizer(files), precision=precision, storage=storage, device=device)
 
 
 def load_weights(
-    files: ModelFiles, tokenizer: PreTrainedTokenizerFast, *, precision: str = "auto", device: str | None = None
+    files: ModelFiles,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    precision: str = "auto",
+    storage: Storage = "auto",
+    device: str | None = None,
 ) -> LoadedModel:
     """Load the weights of a model whose tokenizer is here already.
 
@@ -122,7 +136,8 @@ def load_weights(
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
-    return LoadedModel(_load(files, dtype, _placement(target, device)), tokenizer, files, target, dtype)
+    model = _load(files, dtype, storage, _placement(target, device))
+    return LoadedModel(model, tokenizer, files, target, dtype)
 
 
 def _placement(target: torch.device, asked: str | None) -> Any:
@@ -135,11 +150,16 @@ def _placement(target: torch.device, asked: str | None) -> Any:
     return {"": target}
 
 
-def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
+def _load(files: ModelFiles, dtype: torch.dtype, storage: Storage, placement: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    if storage in QUANTIZED and files.gguf:
+        raise ModelError(
+            f"train.storage {storage}: weights from a .gguf file have been rounded once already",
+            "Take the model's safetensors, or train.storage bf16.",
+        )
     options: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": stored_dtype(storage, dtype),
         "device_map": placement,
         "trust_remote_code": False,
         "local_files_only": True,
@@ -148,6 +168,8 @@ def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedMo
         options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"use_safetensors": True}
+    if storage in QUANTIZED:
+        options |= {"quantization_config": quantization(storage, dtype)}
     # The GGUF reader draws a bar of its own on standard error, terminal or not.
     aside: AbstractContextManager[Any] = redirect_stderr(io.StringIO()) if files.gguf else nullcontext()
     try:
@@ -159,6 +181,9 @@ def _load(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedMo
         ) from error
     if files.gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone
     model.eval()
     model.requires_grad_(False)
     return model

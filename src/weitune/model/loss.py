@@ -72,7 +72,7 @@ class _SupervisedLoss(torch.autograd.Function):
             if gradient is not None:
                 # d loss / d logits = weight · (softmax − one-hot)
                 slope = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
-                torch.mm(slope.to(head.dtype), head, out=gradient[part])
+                _times_head(slope.to(hidden.dtype), head, out=gradient[part])
                 gradient[part].mul_(weight[:, None])
         ctx.save_for_backward(gradient)
         return total
@@ -88,5 +88,16 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> T
     step = HEAD_ROWS if hidden.device.type == "cpu" else head.shape[0]
     for start in range(0, head.shape[0], step):
         part = slice(start, start + step)
-        torch.mm(hidden, head[part].T, out=out[:, part])
-    return out if bias is None else out.add_(bias)
+        torch.mm(hidden, head[part].to(hidden.dtype).T, out=out[:, part])
+    return out if bias is None else out.add_(bias.to(out.dtype))
+
+
+def _times_head(slope: Tensor, head: Tensor, out: Tensor) -> None:
+    """Write slope · head to ``out``; a head stored in another format is widened a few rows at a time."""
+    if head.dtype == slope.dtype:
+        torch.mm(slope, head, out=out)
+        return
+    out.zero_()
+    for start in range(0, head.shape[0], HEAD_ROWS):
+        part = slice(start, start + HEAD_ROWS)
+        out.addmm_(slope[:, part], head[part].to(slope.dtype))

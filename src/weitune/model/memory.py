@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -15,10 +16,10 @@ SHARE_OF_FREE_MEMORY = 0.7
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that this process may still take on ``device``, in bytes."""
+    """Return the memory that this process may still take on ``device``, in bytes; processes of one run share it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return host_memory().available
+    return host_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -23,9 +23,11 @@ from typing import Any
 
 from weitune.model.attention import BLOCK_ROWS
 from weitune.model.loss import CHUNK_LOGITS
+from weitune.recipe.schema import Recompute
 
-LEAST_TOKENS, MOST_TOKENS = 256, 16_384
-"""Between these ``train.micro_tokens: auto`` chooses."""
+LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 1024, 16_384
+"""Between the outer two ``train.micro_tokens: auto`` chooses; values are computed again if fewer than enough would
+fit."""
 _CHECKPOINT_COPIES = 5
 """Copies of the adapter's size while a checkpoint is written: three in the snapshot, two in the file at hand."""
 _MOMENTS = 2
@@ -94,26 +96,39 @@ class Manner:
     """Of the base model's format as it computes: 4 or 2."""
     plain_blocks: bool = True
     """Whether :mod:`weitune.model.block` runs it, or the model's own modules under autograd."""
-    keep_feed_forward: bool = True
+    recompute: Recompute = "none"
     rank: int = 8
     dropout: bool = True
     slices: bool = True
     """Whether wide values are worked on in slices, as on a CPU."""
 
+    @property
+    def keep_feed_forward(self) -> bool:
+        """Whether backward finds the feed-forward layers' inner values."""
+        return self.recompute == "none"
+
 
 def activation_bytes_per_token(shape: Shape, manner: Manner) -> int:
-    """Return what a pass keeps of one token over all blocks.
+    """Return what a pass keeps of one token over all blocks; of blocks that are computed again, their inputs and one.
 
     For the model's own modules it is an estimate: autograd keeps about 16 vectors of the hidden size and 6 of the
     feed-forward size a block.
     """
+    block = _kept_of_a_block(shape, manner)
+    if manner.recompute == "block" or (manner.recompute != "none" and not manner.plain_blocks):
+        return (shape.layers * shape.hidden + block) * manner.number_bytes
+    return shape.layers * block * manner.number_bytes
+
+
+def _kept_of_a_block(shape: Shape, manner: Manner) -> int:
+    """Return how many numbers a block keeps of a token."""
     if not manner.plain_blocks:
-        return int(shape.layers * (16 * shape.hidden + 6 * shape.wide) * manner.number_bytes)
+        return 16 * shape.hidden + 6 * shape.wide
     attention = 3 * shape.queries + 3 * shape.keys + shape.heads
     wide = 2 * shape.wide if manner.keep_feed_forward else 0
     holes = shape.wide + shape.hidden if manner.slices else 0
     low = _PROJECTIONS * manner.rank
-    return shape.layers * (2 * shape.hidden + attention + wide + low + holes) * manner.number_bytes
+    return 2 * shape.hidden + attention + wide + low + holes
 
 
 def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:

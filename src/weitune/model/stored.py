@@ -10,11 +10,40 @@ A layer's matrix is made when it is used and forgotten after: one is in memory a
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from weitune.errors import MissingExtraError
+from weitune.recipe.schema import Storage
+
+
+def quantization(storage: Storage, dtype: torch.dtype) -> Any:
+    """Return transformers' configuration for ``storage`` int8 or nf4, computed in ``dtype``.
+
+    Raises MissingExtraError if bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("bitsandbytes", "quantized")
+    from transformers import BitsAndBytesConfig
+
+    if storage == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def widen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Store all frozen weights of ``model`` that are not quantized in ``dtype``."""
+    for module in model.modules():
+        if not is_quantized(module):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
 
 
 def is_quantized(layer: Any) -> bool:

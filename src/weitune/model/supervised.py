@@ -20,6 +20,7 @@ from weitune.data.pad import PaddedBatch
 from weitune.model.attention import Tree
 from weitune.model.decoder import BlockDecoder
 from weitune.model.loss import supervised_loss
+from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,18 +79,21 @@ class SupervisedModel(nn.Module):
         *,
         plain_head: bool = True,
         blocks: BlockDecoder | None = None,
-        keep_feed_forward: bool = True,
+        recompute: Recompute = "none",
     ) -> None:
         """Keep ``model``.
 
         ``plain_head`` says that its logits are the output layer's product and nothing more; ``blocks`` runs its decoder
-        for packed rows in place of its own modules; ``keep_feed_forward`` is explained in :mod:`weitune.model.block`.
+        for packed rows in place of its own modules; ``recompute`` says what backward computes again instead of keeping
+        (the model's own modules know whole blocks only).
         """
         super().__init__()
         self.model = model
         self.plain_head = plain_head
-        self.keep_feed_forward = keep_feed_forward
+        self.recompute = recompute
         self._blocks = blocks
+        if recompute != "none" and blocks is None:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, row: Row) -> Tensor:
         """Return the sum over the row's predictions of weight · cross entropy."""
@@ -107,7 +111,7 @@ class SupervisedModel(nn.Module):
         if self._blocks is None or row.tree is None:
             return hidden_states(self.model, row)[row.rows]
         return self._blocks.states(
-            row.input_ids[0], row.tree, row.rows, training=self.training, keep_feed_forward=self.keep_feed_forward
+            row.input_ids[0], row.tree, row.rows, training=self.training, recompute=self.recompute
         )
 
 

@@ -72,6 +72,8 @@ Ranges = Annotated[
 """Whole numbers from 0 and ranges of them with both ends, such as `0-7`."""
 TAKEN_FROM_BASE = ("pissa", "olora")
 """Starts of an adapter that change the base's weights."""
+Storage = Literal["auto", "fp32", "bf16", "int8", "nf4"]
+Recompute = Literal["none", "feed-forward", "block"]
 QUANTIZED = ("int8", "nf4")
 """Storage that rounds the base's linear layers."""
 
@@ -202,11 +204,11 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the base model. `auto`: bf16 on a GPU or CPU that computes in it, fp32 elsewhere. The adapter
     is always trained in fp32."""
-    storage: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    storage: Storage = "auto"
     """How the frozen base lies in memory; it is computed in `precision`, layer by layer. `auto`: as it is computed.
     `bf16` halves fp32. `int8` and `nf4` (4 bits, QLoRA, arXiv 2305.14314) round its linear layers and need the extra
     `quantized`."""
-    recompute: Literal["auto", "none", "feed-forward", "block"] = "auto"
+    recompute: Literal["auto"] | Recompute = "auto"
     """What the backward pass computes again instead of keeping it: nothing, the feed-forward layers' inner values, or
     whole blocks. `auto`: as much as memory asks for. Changes memory and speed, never the result."""
     log_every: int = Field(10, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
@@ -21,12 +21,13 @@ from weitune.model.memory import (
     keep_freed_memory,
     resident_bytes,
 )
-from weitune.model.need import Manner, Shape, trained_bytes
+from weitune.model.need import ENOUGH_TOKENS, Manner, PassSize, Shape, pass_bytes, trained_bytes
 from weitune.model.probe import Abilities, probe
 from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
+from weitune.model.stored import widen
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.model.trained import LoraAdapter, Trained, WholeModel
-from weitune.recipe.schema import Lora, Train
+from weitune.recipe.schema import Lora, Recompute, Train
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
 
@@ -110,6 +111,8 @@ def make_trainable(
             plain_blocks=abilities.plain_blocks and blocks is not None and blocks.trains_all,
         ),
     )
+    if not trainable.abilities.plain_blocks and loaded.model.dtype != loaded.dtype:
+        widen(loaded.model, loaded.dtype)  # its own modules compute in what they are stored in
     if plain.init_from:
         start_from(trained, adapter_folder(plain.init_from))
     elif plain.init == "loftq":
@@ -138,12 +141,12 @@ def make_loop(
     loaded, abilities = trainable.loaded, trainable.abilities
     if loaded.device.type == "cpu":
         keep_freed_memory()
-    if micro_tokens is None:
-        micro_tokens = _chosen(trainable, longest) if train.micro_tokens == "auto" else int(train.micro_tokens)
+    memory = choose_memory_plan(trainable, train, micro_tokens, longest)
     model = SupervisedModel(
         loaded.model,
         plain_head=abilities.plain_head,
-        blocks=BlockDecoder.of(loaded.model) if abilities.plain_blocks else None,
+        blocks=BlockDecoder.of(loaded.model, loaded.dtype) if abilities.plain_blocks else None,
+        recompute=memory.recompute,
     )
     return Loop(
         model=accelerator.prepare_model(model, device_placement=False),
@@ -153,11 +156,31 @@ def make_loop(
         plan=plan,
         layout=trainable.layout,
         train=train,
-        micro_tokens=micro_tokens,
+        micro_tokens=memory.micro_tokens,
+        recompute=memory.recompute,
     )
 
 
-def _chosen(trainable: Trainable, longest: int) -> int:
-    """Return what ``train.micro_tokens: auto`` stands for on this device, as it is now."""
-    budget = SHARE_OF_FREE_MEMORY * (free_bytes(trainable.loaded.device) - trainable.still_to_come())
-    return choose_micro_tokens(trainable.shape, trainable.manner, budget=int(budget), longest=longest)
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a step fits into memory: neither changes its result."""
+
+    micro_tokens: int
+    recompute: Recompute
+
+
+def choose_memory_plan(trainable: Trainable, train: Train, micro_tokens: int | None, longest: int) -> MemoryPlan:
+    """Return what ``auto`` stands for on this device, as it is now; ``micro_tokens`` overrides the recipe.
+
+    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass.
+    """
+    if micro_tokens is None and train.micro_tokens != "auto":
+        micro_tokens = train.micro_tokens
+    budget = int(SHARE_OF_FREE_MEMORY * (free_bytes(trainable.loaded.device) - trainable.still_to_come()))
+    levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
+    wanted = PassSize(micro_tokens or ENOUGH_TOKENS, micro_tokens or ENOUGH_TOKENS, longest)
+    manners = [replace(trainable.manner, recompute=level) for level in levels]
+    fitting = (manner for manner in manners if sum(pass_bytes(trainable.shape, wanted, manner)) <= budget)
+    manner = next(fitting, manners[-1])
+    tokens = micro_tokens or choose_micro_tokens(trainable.shape, manner, budget=budget, longest=longest)
+    return MemoryPlan(tokens, manner.recompute)

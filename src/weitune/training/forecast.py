@@ -91,6 +91,7 @@ def manner_for(outline: Outline, recipe: Recipe, precision: Precision, kind: str
         number_bytes=4 if precision == "fp32" else 2,
         plain_blocks=outline.abilities.plain_blocks,
         rank=0 if lora == "none" else lora.r,
+        recompute="none" if recipe.train.recompute == "auto" else recipe.train.recompute,
         dropout=lora != "none" and lora.dropout > 0,
         slices=kind == "cpu",
     )

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from weitune.errors import ModelError, RunError
 from weitune.model.host_memory import host_memory
-from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_weights
+from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_weights, stored_dtype
 from weitune.model.memory import free_bytes, peak_bytes, resident_bytes
 from weitune.model.need import MemoryNeed, PassSize, pass_bytes
+from weitune.recipe.schema import Recompute, Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _SCARCE = 0.03
 """Share of all memory below which what is left counts as nearly nothing."""
 _GIB = 1 << 30
+_LEAST_BYTES = {"int8": 1.0, "nf4": 0.5}
+"""Bytes of a number in quantized storage, were there no layers that stay as they are."""
 _REFUSALS = ("can't allocate memory", "not enough memory")
 """What torch's allocator for the CPU says."""
 
@@ -56,16 +59,20 @@ def weight_numbers(files: ModelFiles) -> int:
 
 
 def load_if_it_fits(
-    files: ModelFiles, tokenizer: PreTrainedTokenizerFast, precision: str, device: str | None
+    files: ModelFiles,
+    tokenizer: PreTrainedTokenizerFast,
+    precision: str,
+    device: str | None,
+    storage: Storage = "auto",
 ) -> LoadedModel:
     """Load a model's weights (:func:`~weitune.model.load.load_weights`). Raises ModelError if memory will not do."""
     target = choose_device(device)
-    dtype = choose_dtype(precision, target)
-    need = weight_numbers(files) * dtype.itemsize
+    dtype = stored_dtype(storage, choose_dtype(precision, target))
+    need = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize))
     if target.type == "cpu" and need > host_memory().available:  # an accelerator's driver says no without killing
         raise _too_large(files, dtype, need, target)
     try:
-        return load_weights(files, tokenizer, precision=precision, device=device)
+        return load_weights(files, tokenizer, precision=precision, storage=storage, device=device)
     except ModelError as error:
         if error.__cause__ is not None and is_out_of_memory(error.__cause__):
             raise _too_large(files, dtype, need, target) from error
@@ -74,10 +81,10 @@ def load_if_it_fits(
 
 def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.device) -> ModelError:
     name = str(dtype).removeprefix("torch.")
-    bf16 = "use --train.precision bf16 (half the memory), " if dtype == torch.float32 else ""
+    bf16 = "use --train.storage bf16 (half the memory), " if dtype == torch.float32 else ""
     return ModelError(
         f"the weights of '{files.folder}' need {_gib(need)} in {name}, and {_gib(free_bytes(device))} are free",
-        f"End other programs, {bf16}or take a smaller model.",
+        f"End other programs, {bf16}use --train.storage nf4 (an eighth of fp32), or take a smaller model.",
     )
 
 
@@ -92,9 +99,10 @@ class PassNeed:
     """Bytes that training takes once, and has not taken yet."""
 
     @classmethod
-    def of(cls, trainable: Trainable, size: PassSize) -> PassNeed:
+    def of(cls, trainable: Trainable, size: PassSize, recompute: Recompute = "none") -> PassNeed:
         """Estimate the need of a pass of ``size``."""
-        return cls(size, sum(pass_bytes(trainable.shape, size, trainable.manner)), trainable.still_to_come())
+        manner = replace(trainable.manner, recompute=recompute)
+        return cls(size, sum(pass_bytes(trainable.shape, size, manner)), trainable.still_to_come())
 
     @property
     def tokens(self) -> int:
@@ -116,11 +124,11 @@ class PassNeed:
         if self.tokens > self.longest:
             return (
                 f"Lower train.micro_tokens (now {self.tokens:,}; a run may go on with another value). "
-                "In a new run, lora.r and train.precision bf16 lower the need too."
+                "train.recompute block lowers the need too."
             )
         return (
             f"The longest example has {self.longest:,} tokens and makes the pass that large: in a new run, lower "
-            "tokens.max_length, or use train.precision bf16."
+            "tokens.max_length. train.recompute block lowers the need too."
         )
 
 

@@ -25,7 +25,7 @@ from weitune.data.plan import Plan, share
 from weitune.errors import NonFiniteError
 from weitune.model.memory import peak_bytes
 from weitune.model.supervised import Row
-from weitune.recipe.schema import Train
+from weitune.recipe.schema import Recompute, Train
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Loop:
     layout: Layout
     train: Train
     micro_tokens: int
+    recompute: Recompute = "none"
 
     def run(self, start: int, watcher: Watcher) -> None:
         """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` has had enough.

@@ -161,7 +161,10 @@ def _session(
 def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool) -> Trainable:
     """Load the weights and attach the adapter. Raises ModelError if they do not fit memory, data or recipe."""
     recipe = parts.recipe
-    loaded = foresight.load_if_it_fits(parts.files, parts.tokenizer, precision, session.device)
+    loaded = foresight.load_if_it_fits(
+        parts.files, parts.tokenizer, "fp32" if recipe.lora == "none" else precision, session.device,
+        recipe.train.storage,
+    )  # fmt: skip
     check_stops(loaded, parts.framing, session.reporter)
     steps = (parts.examples_of(step) for step in range(min(EVA_STEPS, parts.plan.steps)))
     trainable = make_trainable(
@@ -207,6 +210,7 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
         "precision": str(loaded.dtype).removeprefix("torch."),
         "shares_rows": trainable.abilities.shares_rows,
         "micro_tokens": loop.micro_tokens,
+        "recompute": loop.recompute,
         "basis": parts.basis,
     }
 
@@ -243,7 +247,7 @@ def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Lo
         tracked = TrackedReporter(session.reporter, session.accelerator, parts.recipe, folder)
         session = replace(session, reporter=tracked)
     largest = Workload.of(parts.examples, plan, loop.layout, loop.micro_tokens).largest
-    need = foresight.PassNeed.of(trainable, largest)
+    need = foresight.PassNeed.of(trainable, largest, loop.recompute)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)
     if foreseen := memory.foreseen():
         session.note(foreseen)

@@ -1,0 +1,143 @@
+"""One adapter from several, by PEFT's own methods.
+
+    linear   the weighted sum of the A and of the B matrices; for adapters of one rank
+    cat      all ranks side by side: exactly the weighted sum of the updates
+    svd      the weighted sum of the updates, cut back to the largest rank
+    ties     small entries dropped, signs agreed on, then summed (Yadav et al., arXiv 2306.01708)
+    dare     entries dropped at random and the rest enlarged, then summed (Yu et al., arXiv 2311.03099)
+
+The result is a run's folder: the first one's recipe, and ``adapter/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+
+from weitune.errors import InputError, RunError
+from weitune.generate.run_folder import Run
+from weitune.model.load import load_model
+from weitune.model.saved import ADAPTER_FILES, holds_adapter
+from weitune.model.trained import LoraAdapter
+from weitune.publish import flush
+from weitune.recipe.load import dump_recipe
+
+Method = Literal["linear", "cat", "svd", "ties", "dare"]
+_PEFT_NAMES = {"linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "dare": "dare_linear"}
+_SAME_BASE = ("model", "revision", "tokens")
+"""Keys of the recipe that must agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How adapters are combined."""
+
+    method: Method = "linear"
+    weights: Sequence[float] = ()
+    """One for each adapter; 1 / count for each if there are none."""
+    density: float = 0.5
+    """Share of the entries that ``ties`` and ``dare`` keep."""
+    seed: int = 42
+    """Fixes what ``dare`` drops."""
+
+
+def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
+    """Combine the adapters of ``runs`` and write a run that has the result.
+
+    Raises InputError if the runs or the weights do not go together, or if ``output`` exists.
+    """
+    weights = list(mixture.weights) or [1 / len(runs)] * len(runs)
+    folders = _check(runs, weights, output)
+    recipe = runs[0].recipe
+    loaded = load_model(recipe.model, precision="fp32", hub=recipe.hub, revision=recipe.revision, device="cpu")
+    tensors, config = _combined(loaded.model, folders, weights, mixture)
+    _write(output, {
+        Path("recipe.yaml"): dump_recipe(recipe.model_copy(update={"output": str(output)})).encode(),
+        Path("adapter") / ADAPTER_FILES[0]: config,
+        Path("adapter") / ADAPTER_FILES[1]: save(tensors, metadata={"format": "pt"}),
+        Path("combined.json"): _described(runs, weights, mixture),
+    })  # fmt: skip
+    return Run(output)
+
+
+def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[Path]:
+    """Return the folders of the adapters. Raises InputError if they cannot be combined."""
+    if len(runs) < 2:
+        raise InputError("there is nothing to combine", "Give two runs or more.")
+    if len(weights) != len(runs):
+        raise InputError(f"{len(runs)} adapters and {len(weights)} weights", "Give a weight for each adapter.")
+    if output.exists():
+        raise InputError(f"'{output}' is there already", "Give another --output.")
+    first = runs[0].recipe
+    different = [
+        f"{key}: {getattr(first, key)} in '{runs[0].path}', {getattr(run.recipe, key)} in '{run.path}'"
+        for run in runs[1:]
+        for key in _SAME_BASE
+        if getattr(run.recipe, key) != getattr(first, key)
+    ]
+    if different:
+        raise InputError(
+            "these adapters do not belong to one model:\n  " + "\n  ".join(different), "Combine runs of one base."
+        )
+    folders = [folder for run in runs if (folder := run.adapter_folder("last")) is not None]
+    if not all(map(holds_adapter, folders)):
+        raise RunError("a run that has trained the whole model has no adapter to combine", "Give runs with adapters.")
+    return folders
+
+
+def _combined(
+    model: Any, folders: Sequence[Path], weights: Sequence[float], mixture: Mixture
+) -> tuple[dict[str, torch.Tensor], bytes]:
+    from peft import PeftModel
+
+    names = [f"part{k}" for k in range(len(folders))]
+    density = {"density": mixture.density} if mixture.method in {"ties", "dare"} else {}
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        for name, folder in zip(names[1:], folders[1:], strict=True):
+            adapted.load_adapter(str(folder), adapter_name=name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixture.seed)
+            adapted.add_weighted_adapter(
+                names, list(weights), "default", combination_type=_PEFT_NAMES[mixture.method], **density
+            )
+    except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"peft cannot combine these adapters by '{mixture.method}': {said}",
+            "Adapters of different ranks go together by cat or svd.",
+        ) from error
+    for name in names:
+        adapted.delete_adapter(name)
+    adapted.set_adapter("default")
+    saved = LoraAdapter(adapted)
+    return {name: tensor.contiguous() for name, tensor in saved.tensors().items()}, saved.config()
+
+
+def _described(runs: Sequence[Run], weights: Sequence[float], mixture: Mixture) -> bytes:
+    parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
+    about = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
+    return (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _write(folder: Path, files: dict[Path, bytes]) -> None:
+    """Write ``files`` into a new folder, which gets its name when all are there."""
+    import shutil
+
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        for name, data in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(data)
+            flush(partial / name)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"'{folder}' cannot be written: {error}", "Give an --output that has room.") from error

@@ -1,0 +1,74 @@
+"""Combined adapters: the sums that the methods promise, and what does not go together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import save_tiny_adapter, save_tiny_run
+from weitune import Run
+from weitune.cli import main
+from weitune.errors import InputError
+from weitune.export.adapter_weights import AdapterWeights
+from weitune.export.combine import Mixture, combine
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    first = save_tiny_run(tmp_path / "a")
+    second = tmp_path / "b"
+    shutil.copytree(first, second)
+    save_tiny_adapter(second / "adapter", tmp_path / "a-model", seed=2)
+    return [Run(first), Run(second)]
+
+
+def updates(folder: Path) -> dict[str, torch.Tensor]:
+    found = AdapterWeights(folder / "adapter").updates
+    return {name: update.scale * update.b @ update.a for name, update in found.items()}
+
+
+@pytest.mark.parametrize("method", ["cat", "svd"])
+def test_updates_add_up(method: str, runs: list[Run], tmp_path: Path) -> None:
+    made = combine(runs, tmp_path / "ab", Mixture(method, (0.7, 0.3)))  # type: ignore[arg-type]
+    a, b, both = (updates(path) for path in (runs[0].path, runs[1].path, made.path))
+    for name, update in both.items():
+        wanted = 0.7 * a[name] + 0.3 * b[name]
+        if method == "svd":  # the best of rank 4
+            left, values, right = torch.linalg.svd(wanted)
+            wanted = (left[:, :4] * values[:4]) @ right[:4]
+        torch.testing.assert_close(update, wanted, rtol=1e-3, atol=1e-4)
+    assert isinstance(made.chat("Who are you?", device="cpu", max_new_tokens=3), str)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare"])
+def test_an_adapter_with_itself_and_every_entry_kept_is_itself(method: str, runs: list[Run], tmp_path: Path) -> None:
+    made = combine([runs[0], runs[0]], tmp_path / "aa", Mixture(method, (), density=1.0))  # type: ignore[arg-type]
+    one, both = updates(runs[0].path), updates(made.path)
+    for name, update in both.items():
+        torch.testing.assert_close(update, one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_the_same_each_time_and_depends_on_the_seed(runs: list[Run], tmp_path: Path) -> None:
+    made = [updates(combine(runs, tmp_path / f"ab{k}", Mixture("dare", seed=seed)).path)
+            for k, seed in enumerate((1, 1, 2))]  # fmt: skip
+    name = next(iter(made[0]))
+    assert torch.equal(made[0][name], made[1][name])
+    assert not torch.equal(made[0][name], made[2][name])
+
+
+def test_what_does_not_go_together_is_refused(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="weights"):
+        combine(runs, tmp_path / "ab", Mixture(weights=(1.0,)))
+    with pytest.raises(InputError, match="already"):
+        combine(runs, runs[0].path, Mixture())
+    with pytest.raises(InputError, match="one model"):
+        combine([runs[0], Run(save_tiny_run(tmp_path / "c", "llama"))], tmp_path / "ab", Mixture())
+    assert main(["merge-adapters", str(runs[0].path), "--output", str(tmp_path / "ab")]) == 2
+    assert main(["merge-adapters", *(str(run.path) for run in runs), "--weights", "a,b", "--output", "x"]) == 2
+    assert "nothing to combine" in capsys.readouterr().err
+    assert not (tmp_path / "ab").exists()
