@@ -43,9 +43,16 @@ def test_updates_add_up(method: str, runs: list[Run], tmp_path: Path) -> None:
     assert isinstance(made.chat("Who are you?", device="cpu", max_new_tokens=3), str)
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare"])
-def test_an_adapter_with_itself_and_every_entry_kept_is_itself(method: str, runs: list[Run], tmp_path: Path) -> None:
-    made = combine([runs[0], runs[0]], tmp_path / "aa", Mixture(method, (), density=1.0))  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["linear", "dare"])
+def test_all_the_weight_on_one_and_every_entry_kept_is_that_one(method: str, runs: list[Run], tmp_path: Path) -> None:
+    made = combine(runs, tmp_path / "aa", Mixture(method, (1.0, 0.0), density=1.0))  # type: ignore[arg-type]
+    one, both = updates(runs[0].path), updates(made.path)
+    for name, update in both.items():
+        torch.testing.assert_close(update, one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_ties_of_an_adapter_with_itself_are_itself(runs: list[Run], tmp_path: Path) -> None:
+    made = combine([runs[0], runs[0]], tmp_path / "aa", Mixture("ties", (1.0, 1.0), density=1.0))
     one, both = updates(runs[0].path), updates(made.path)
     for name, update in both.items():
         torch.testing.assert_close(update, one[name], rtol=1e-3, atol=1e-4)

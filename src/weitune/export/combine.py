@@ -1,6 +1,6 @@
 """One adapter from several, by PEFT's own methods.
 
-    linear   the weighted sum of the A and of the B matrices; for adapters of one rank
+    linear   the sums of the A and of the B matrices, each by the root of its weight; for adapters of one rank
     cat      all ranks side by side: exactly the weighted sum of the updates
     svd      the weighted sum of the updates, cut back to the largest rank
     ties     small entries dropped, signs agreed on, then summed (Yadav et al., arXiv 2306.01708)
