@@ -39,8 +39,9 @@ def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ModelError) as caught:
         load_if_it_fits(files, tokenizer, "fp32", "cpu")
     assert f"the weights of '{tmp_path}' need" in str(caught.value)
-    assert "--train.precision bf16" in caught.value.cure
+    assert "--train.storage bf16" in caught.value.cure
     assert load_if_it_fits(files, tokenizer, "bf16", "cpu") == "loaded"
+    assert load_if_it_fits(files, tokenizer, "fp32", "cpu", "nf4") == "loaded"
 
 
 def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
