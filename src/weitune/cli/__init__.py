@@ -34,7 +34,7 @@ COMMANDS = {
     "eval": Entry("weitune.cli.eval", "Judge a run beside its base model."),
     "compare": Entry("weitune.cli.compare", "Put several runs side by side."),
     "serve": Entry("weitune.cli.serve", "Serve runs to clients of the OpenAI API."),
-    "export": Entry("weitune.cli.export", "Write a run for transformers, llama.cpp or Ollama, with proof."),
+    "export": Entry("weitune.cli.export", "Write a run for transformers, llama.cpp, Ollama, with proof."),
     "push": Entry("weitune.cli.push", "Upload an adapter and its model card to a hub."),
     "merge-adapters": Entry("weitune.cli.merge_adapters", "Combine the adapters of several runs."),
     "demo": Entry("weitune.cli.demo", "See all of it in four minutes: a persona before and after."),
