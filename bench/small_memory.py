@@ -95,7 +95,7 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
 
     loop.run(0, Watcher())
     return {
-        **job,
+        **{key: value for key, value in job.items() if key not in {"model", "examples"}},
         "plain_blocks": trainable.abilities.plain_blocks,
         "own_bytes_loading": after_loading,
         "own_bytes": own.close(),
