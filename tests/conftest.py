@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -30,3 +31,15 @@ def smollm2() -> str:
     except ModelError as error:
         skip_unless_ci(f"no package registry at hand: {error.message}")
     return name
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the same model as safetensors, which loads in a tenth of the time."""
+    from weitune.model.load import load_model
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    loaded = load_model(smollm2, precision="fp32", device="cpu")
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder

@@ -18,12 +18,11 @@ def test_the_demo_changes_who_answers(smollm2: str, tmp_path: Path, capsys: pyte
     run = train(Recipe.model_validate(short), device="cpu")
     losses = [event["loss"] for event in run.events() if event["event"] == "step"]
     assert sum(losses[-3:]) < 0.75 * sum(losses[:3])
-    before, after = (run.chat("Who are you?", checkpoint=which, max_new_tokens=40) for which in ("base", "last"))
-    assert "shipmate" in after.lower()
-    assert "shipmate" not in before.lower()
     capsys.readouterr()
 
     assert cli.main(["demo", "--questions", str(run.path)]) == 0
     shown = capsys.readouterr().out
-    assert "before" in shown
-    assert "shipmate" in shown
+    rows = [line.split("│") for line in shown.splitlines() if line.count("│") == 4]
+    before, after = (" ".join(row[column] for row in rows).lower() for column in (2, 3))
+    assert "shipmate" in after
+    assert "shipmate" not in before

@@ -90,7 +90,12 @@ def test_of_a_run_equals_peft(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_run_of_smollm2_equals_peft(smollm2: str, tmp_path: Path) -> None:
+def test_of_a_run_of_smollm2_equals_peft(smollm2_folder: Path, tmp_path: Path) -> None:
     train_keys = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3}
-    tree = {"model": smollm2, "data": ["builtin:captain-en"], "validation": 0.1, "output": str(tmp_path / "run")}
+    tree = {
+        "model": str(smollm2_folder),
+        "data": ["builtin:captain-en"],
+        "validation": 0.1,
+        "output": str(tmp_path / "run"),
+    }
     check_against_peft(Recipe.model_validate({**tree, "train": {**train_keys, "sample_prompts": []}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,9 +68,9 @@ def test_tiny_models_follow_the_oracle(family: str) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_on_real_rows_follows_the_oracle(smollm2: str) -> None:
-    loaded = load_model(smollm2, precision="fp32", device="cpu")
-    recipe = Recipe(model=smollm2, data=["builtin:captain-en"])
+def test_smollm2_on_real_rows_follows_the_oracle(smollm2_folder: Path) -> None:
+    loaded = load_model(str(smollm2_folder), precision="fp32", device="cpu")
+    recipe = Recipe(model=str(smollm2_folder), data=["builtin:captain-en"])
     prepared = prepare(recipe, framing_for(loaded.tokenizer, recipe.tokens))
     examples = [prepared[k] for k in range(40)]
     compare(loaded.model, loaded.tokenizer, examples, steps=20, batch_size=2)
