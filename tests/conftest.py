@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("weitune", deadline=None)  # a busy machine is no failure
 settings.load_profile("weitune")
+
+if os.environ.get("CI"):  # which installs them; without them, tests would hide
+    for module in ("openai", "xllamacpp"):
+        importlib.import_module(module)
+
+SHARED = Path(__file__).parents[2] / "shared"
+MODELS = Path.home() / ".cache" / "weitune" / "test-models"
 
 
 def skip_unless_ci(reason: str) -> None:
@@ -42,4 +53,37 @@ def smollm2_folder(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     loaded = load_model(smollm2, precision="fp32", device="cpu")
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tokenizer_of_test_model(name: str) -> Any:
+    """Load the tokenizer of a test model; the model is built when CI asks for it, otherwise the test is skipped."""
+    if not (MODELS / name / "tokenizer.json").is_file():
+        script = SHARED / "models" / "build_test_models.py"
+        if "CI" not in os.environ:
+            pytest.skip(f"build {name} with {script.name} first")
+        subprocess.run([sys.executable, str(script), name, str(MODELS)], check=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(MODELS / name))
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> Any:
+    """Return the tokenizer of Qwen2.5."""
+    return tokenizer_of_test_model("qwen2.5-0.5b")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> Any:
+    """Return the tokenizer of SmolLM2."""
+    return tokenizer_of_test_model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        skip_unless_ci("the shared data are not here")
     return folder

@@ -22,8 +22,6 @@ from weitune.export.tuned import open_tuned
 from weitune.generate.llama_cpp import LlamaCpp
 
 pytest.importorskip("xllamacpp")
-MODELS = Path.home() / ".cache" / "weitune" / "test-models"
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "huanhuan.json"
 ODD = [
     "", " ", "  two  spaces  and\ttabs\t\t", "\n\n\nlines\r\n\r\nand more\n", "1234567890 3.14 ½ ²", "don't I'LL we'Ve",
     "naïve café ŒUVRE", "😀👩\u200d👩\u200d👧 \u200d\ufeff", "ภาษาไทย हिन्दी العربية",
@@ -32,31 +30,23 @@ ODD = [
 """All of it composed (NFC): llama.cpp does not compose, as Qwen's tokenizer does (docs/export.md)."""
 
 
-@pytest.mark.parametrize(("name", "family"), [("qwen2.5-0.5b", "qwen2"), ("smollm2-135m", "llama")])
-def test_llama_cpp_tokenizes_as_the_run_does(name: str, family: str, tmp_path: Path) -> None:
-    tokenizer = _tokenizer(name)
+@pytest.mark.parametrize(("name", "family"), [("qwen", "qwen2"), ("smollm2", "llama")])
+def test_llama_cpp_tokenizes_as_the_run_does(
+    name: str, family: str, shared_data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(f"{name}_tokenizer")
     run = _run(tmp_path, family, tokenizer)
     tuned = open_tuned(run)
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tuned, tuned.base, "F16", template=tuned.template, progress=silent(""))
-    questions = list(ODD)
-    if SHARED.is_file():
-        rows = json.loads(SHARED.read_text(encoding="utf-8"))
-        questions += [row["instruction"] + row["input"] for row in rows[::50]]
+    rows = json.loads((shared_data / "huanhuan.json").read_text(encoding="utf-8"))
+    questions = [*ODD, *(row["instruction"] + row["input"] for row in rows[::50])]
     with LlamaCpp(path, context_tokens=64, threads=1) as llama:
         subject = LlamaCppSubject(llama, tuned.framing.end_of_turn, framed=True)
         for question in questions:
             asked = Conversation((Turn("user", question),))
             prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
             assert subject.prompt(Probe(asked, prompt, prompt, ())) == prompt, question
-
-
-def _tokenizer(name: str) -> Any:
-    if not (MODELS / name / "tokenizer.json").is_file():
-        pytest.skip(f"the test model {name} is not built")
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(MODELS / name))
 
 
 def _run(folder: Path, family: str, tokenizer: Any) -> Run:
