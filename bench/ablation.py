@@ -26,7 +26,7 @@ from bench.examples import huanhuan
 from weitune.data.layout import SHARED
 from weitune.data.pack import PackedBatch, pack, pack_separately
 from weitune.data.plan import Plan
-from weitune.model import attention, block, decoder, dropout, loss, memory
+from weitune.model import attention, block, decoder, dropout, loss, memory, probe
 from weitune.model.load import load_model
 from weitune.recipe.schema import Lora, Train
 from weitune.training import assemble
@@ -80,7 +80,7 @@ class Bernoulli(dropout.DropoutString):
 
 def layout(lay: Callable[[Any], PackedBatch]) -> Change:
     """Lay the step's examples out with ``lay``."""
-    return lambda stack: stack.enter_context(patch.object(assemble, "SHARED", replace(SHARED, lay=lay)))
+    return lambda stack: stack.enter_context(patch.object(probe, "SHARED", replace(SHARED, lay=lay)))
 
 
 def setting(module: Any, name: str, value: Any) -> Change:

@@ -73,3 +73,8 @@ class Interrupted(WeituneError):  # noqa: N818  (an event, not a fault)
     """The run was asked to stop; a checkpoint was written."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    """Return the first line of what ``error`` says; ``otherwise``, or its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [otherwise or type(error).__name__])[0]

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from weitune.data.holdout import ExampleSet, hold_out
-from weitune.data.layout import SEPARATE, SHARED
 from weitune.data.prepare import prepare
 from weitune.errors import RunError
 from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
 from weitune.evaluate.loss import measure_loss
 from weitune.evaluate.metrics import score
 from weitune.evaluate.questions import Question, questions_in, rows_of
-from weitune.evaluate.samples import own_attention
 from weitune.generate.engine import Engine
 from weitune.generate.run_folder import Run, Which
 from weitune.generate.sampling import Sampling
@@ -146,7 +144,7 @@ class _Losses:
         abilities = probe(model)
         blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
         self._model = SupervisedModel(model, plain_head=abilities.plain_head, blocks=blocks)
-        self._layout = SHARED if abilities.shares_rows else SEPARATE
+        self._layout = abilities.layout
         self._training, self._own = model.config._attn_implementation, attention
         model.set_attn_implementation(attention)
 
@@ -172,14 +170,13 @@ def _answers(
     fitting = [at for at in range(len(questions)) if limit is None or lengths[at] < limit]
     order = sorted(fitting, key=lengths.__getitem__)
     found: dict[int, Answer] = {}
-    with own_attention(engine.model):
-        for start in range(0, len(order), options.batch_size):
-            batch = order[start : start + options.batch_size]
-            conversations = [questions[at].conversation for at in batch]
-            sampling = Sampling(max_new_tokens=max_new_tokens)
-            answers = engine.answers(conversations, sampling, batch_size=options.batch_size)
-            found |= dict(zip(batch, answers, strict=True))
-            progress(len(found), len(order))
+    for start in range(0, len(order), options.batch_size):
+        batch = order[start : start + options.batch_size]
+        conversations = [questions[at].conversation for at in batch]
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        answers = engine.answers(conversations, sampling, batch_size=options.batch_size)
+        found |= dict(zip(batch, answers, strict=True))
+        progress(len(found), len(order))
     return [found.get(at, Answer("", (), stopped=False)) for at in range(len(questions))]
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
-from weitune.errors import InputError, RunError
+from weitune.errors import InputError, RunError, first_line
 from weitune.generate.run_folder import Run
 from weitune.model.load import load_model
 from weitune.model.saved import ADAPTER_FILES, holds_adapter
@@ -109,7 +109,7 @@ def _combined(
                 names, list(weights), "default", combination_type=_PEFT_NAMES[mixture.method], **density
             )
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise InputError(
             f"peft cannot combine these adapters by '{mixture.method}': {said}",
             "Adapters of different ranks go together by cat or svd.",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from weitune.errors import InputError, MissingExtraError, RunError
+from weitune.errors import InputError, MissingExtraError, RunError, first_line
 from weitune.export.destination import MARK, check_destination, write_json, written_aside
 from weitune.export.model_card import hub_id, model_card, without_paths
 from weitune.export.tuned import Tuned, open_tuned
@@ -54,7 +54,7 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
     except MissingExtraError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         login = "`modelscope login`" if hub == "modelscope" else "`hf auth login`"
         raise InputError(
             f"'{folder}' could not be uploaded to {repository}: {first}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weitune.errors import ModelError
+from weitune.errors import ModelError, first_line
 from weitune.model.locate import ModelFiles, locate
 from weitune.model.stored import quantization
 from weitune.recipe.schema import QUANTIZED, Storage
@@ -49,7 +49,7 @@ def choose_device(device: str | None = None) -> torch.device:
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
             raise ModelError(
-                f"the device '{device}' cannot be used: {_first_line(error)}",
+                f"the device '{device}' cannot be used: {first_line(error)}",
                 "Give cpu, cuda, cuda:1, mps or xpu, as this machine has.",
             ) from None
     if not torch.accelerator.is_available():
@@ -93,7 +93,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
     except Exception as error:
         raise ModelError(
-            f"the tokenizer in '{files.folder}' cannot be loaded: {_first_line(error)}",
+            f"the tokenizer in '{files.folder}' cannot be loaded: {first_line(error)}",
             "Check that tokenizer.json and tokenizer_config.json are there and complete.",
         ) from error
     if not tokenizer.is_fast:
@@ -177,7 +177,7 @@ def _load(files: ModelFiles, dtype: torch.dtype, storage: Storage, placement: An
             model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
     except Exception as error:
         raise ModelError(
-            f"the model in '{files.folder}' cannot be loaded: {_first_line(error)}", _cure(files.folder)
+            f"the model in '{files.folder}' cannot be loaded: {first_line(error)}", _cure(files.folder)
         ) from error
     if files.gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now
@@ -194,7 +194,3 @@ def _cure(folder: Path) -> str:
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return "It has only pickled weights (*.bin), which weitune does not open: use a copy with *.safetensors."
     return "Check that the download is complete, and that the installed transformers knows this architecture."
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

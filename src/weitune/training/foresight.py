@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from weitune.errors import ModelError, RunError
+from weitune.errors import ModelError, RunError, first_line
 from weitune.model.host_memory import host_memory
 from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_weights, stored_dtype
 from weitune.model.memory import free_bytes, peak_bytes, resident_bytes
@@ -177,7 +177,7 @@ class MemoryWatch:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            said = (str(error).strip().splitlines() or ["no more memory"])[0]
+            said = first_line(error, "no more memory")
             free = _gib(free_bytes(self._device))
             raise RunError(
                 f"memory ran out: {said}\n{self._need}; {free} are free now",

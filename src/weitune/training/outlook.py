@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from weitune.data.layout import SEPARATE, SHARED
 from weitune.errors import ModelError
 from weitune.model.load import choose_device, choose_dtype
 from weitune.model.locate import locate
@@ -119,8 +118,7 @@ def _largest(recipe: Recipe, found: Outline, parts: Ingredients | None) -> tuple
     if parts is None:
         tokens = recipe.train.batch_size * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
-    layout = SHARED if found.abilities.shares_rows else SEPARATE
-    workload = Workload.of(parts.examples, parts.plan, layout, MOST_TOKENS)
+    workload = Workload.of(parts.examples, parts.plan, found.abilities.layout, MOST_TOKENS)
     return workload.largest, workload
 
 

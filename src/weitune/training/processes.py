@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from weitune.errors import RunError
+from weitune.errors import RunError, first_line
 from weitune.model.load import choose_device
 
 if TYPE_CHECKING:
@@ -46,6 +46,6 @@ def losses_of_peers_explained(accelerator: Accelerator, command: str) -> Iterato
         if accelerator.num_processes == 1 or not gone:
             raise
         raise RunError(
-            f"another process of this run is gone: {(str(error).strip().splitlines() or ['no word'])[0]}",
+            f"another process of this run is gone: {first_line(error, 'no word')}",
             f"See what it said. Go on from the last checkpoint with {command}.",
         ) from error

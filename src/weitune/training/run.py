@@ -16,6 +16,7 @@ from weitune.data.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
+from weitune.model.need import PassSize
 from weitune.model.starts import EVA_STEPS
 from weitune.recipe.load import build_recipe, read_recipe_file
 from weitune.recipe.schema import Recipe
@@ -62,14 +63,15 @@ def train(
         parts = gather(recipe, session.reporter, session.accelerator)
         trainable = _load(session, parts, recipe.train.precision, fresh=True)
         loop = _make_loop(session, parts, trainable)
+        largest = _largest_pass(parts, loop)
         if session.main:
-            forecast = forecast_run(parts, trainable, loop)
+            forecast = forecast_run(parts, trainable, largest)
             session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
             environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
             run_folder.create(folder, recipe, environment, _accounts(parts))
         session.accelerator.wait_for_everyone()
         with session.lock():
-            _train(session, parts, trainable, loop)
+            _train(session, parts, trainable, loop, largest)
     return Run(folder)
 
 
@@ -237,16 +239,22 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
                 session.note(line)
             run_folder.update_recipe(session.folder, recipe)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
-    _train(session, parts, trainable, _make_loop(session, parts, trainable, chosen), past)
+    loop = _make_loop(session, parts, trainable, chosen)
+    _train(session, parts, trainable, loop, _largest_pass(parts, loop), past)
 
 
-def _train(session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, past: Past | None = None) -> None:
+def _largest_pass(parts: Ingredients, loop: Loop) -> PassSize:
+    return Workload.of(parts.examples, loop.plan, loop.layout, loop.micro_tokens).largest
+
+
+def _train(
+    session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, largest: PassSize, past: Past | None = None
+) -> None:
     """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
     folder, train, plan = session.folder, parts.recipe.train, parts.plan
     if parts.recipe.log.trackers:
         tracked = TrackedReporter(session.reporter, session.accelerator, parts.recipe, folder)
         session = replace(session, reporter=tracked)
-    largest = Workload.of(parts.examples, plan, loop.layout, loop.micro_tokens).largest
     need = foresight.PassNeed.of(trainable, largest, loop.recompute)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)
     if foreseen := memory.foreseen():

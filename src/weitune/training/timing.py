@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weitune.data.layout import SEPARATE, SHARED
 from weitune.model.load import load_model
 from weitune.model.memory import peak_bytes
 from weitune.model.outline import Outline
@@ -17,6 +16,7 @@ from weitune.training.assemble import make_loop, make_trainable
 from weitune.training.forecast import step_costs
 from weitune.training.ingredients import Ingredients
 from weitune.training.loop import StepRecord
+from weitune.training.processes import make_accelerator
 from weitune.training.workload import Workload
 
 MEASURED_STEPS = 2
@@ -60,22 +60,19 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
 ) -> Timing:
     """Load the model, train three steps and forget them. Raises what training raises."""
-    from accelerate import Accelerator
-
     recipe = parts.recipe
     loaded = load_model(
         recipe.model, precision=recipe.train.precision, hub=recipe.hub, revision=recipe.revision, device=device
     )
     trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, fresh=False)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    accelerator = make_accelerator(device)
     longest = int(parts.examples.lengths.max())
     loop = make_loop(trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=longest)
     watch = _Stopwatch(progress)
     loop.run(0, watch)
     counted = watch.records[1:] or watch.records
-    layout = SHARED if trainable.abilities.shares_rows else SEPARATE
-    first = Workload.of(parts.examples, parts.plan, layout, loop.micro_tokens, steps=[r.step - 1 for r in counted])
-    whole = Workload.of(parts.examples, parts.plan, layout, loop.micro_tokens)
+    first = Workload.of(parts.examples, parts.plan, loop.layout, loop.micro_tokens, steps=[r.step - 1 for r in counted])
+    whole = Workload.of(parts.examples, parts.plan, loop.layout, loop.micro_tokens)
     pace = sum(record.step_seconds for record in counted) / sum(step_costs(outline, first))
     costs = step_costs(outline, whole)
     step_seconds = pace * sum(costs) / len(costs)
