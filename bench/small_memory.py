@@ -59,7 +59,7 @@ def load(job: dict[str, Any]) -> Any:
 
     if job["shape_7b"]:
         model = random_nf4(SHAPE)
-        return LoadedModel(model, None, None, torch.device("cpu"), torch.float32)
+        return LoadedModel(model, None, None, torch.device("cpu"), torch.float32, "nf4")
     return load_model(job["model"], precision="fp32", storage=job["storage"], device="cpu")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.tiny import tiny_model
 from weitune.errors import ModelError
-from weitune.model.adapter import attach_adapter, count_parameters
+from weitune.model.adapter import attach_adapter, count_adapted, count_parameters
 from weitune.recipe.schema import Lora
 
 QWEN25_7B = {
@@ -33,6 +35,21 @@ def test_qwen25_7b_has_the_tutorials_number_of_trainable_parameters() -> None:
     count = count_parameters(adapted)
     assert (count.trainable, count.total) == (20_185_088, 7_635_801_600)
     assert str(count) == "trainable parameters: 20,185,088 of 7,635,801,600 (0.2643 %)"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {}, {"target_modules": ["all-linear"]}, {"target_modules": ["self_attn.q_proj", "down_proj"]},
+        {"layers": ["1"]}, {"rank_pattern": {"down_proj": 3, r"layers\.0\..*q_proj": 5}}, {"dora": True},
+        {"freeze_a": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_adapter_is_counted_as_peft_makes_it(keys: dict[str, Any]) -> None:
+    lora = Lora.model_validate(keys)
+    counted = count_adapted(tiny_model(), lora)
+    assert counted == count_parameters(attach_adapter(tiny_model(), lora, seed=0, base="tiny"))
 
 
 def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone() -> None:

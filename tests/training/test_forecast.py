@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tiny import save_tiny
 from weitune import cli
@@ -19,9 +21,11 @@ from weitune.model.gpus import find_gpu, parse_memory
 from weitune.model.locate import ModelFiles
 from weitune.model.need import Manner, PassSize, Shape, fitting_tokens, pass_bytes
 from weitune.model.outline import Outline, outline
+from weitune.model.stored import is_quantized
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Recipe
-from weitune.training.forecast import Target, fit, ways_to_fit
+from weitune.training.assemble import make_trainable as make
+from weitune.training.forecast import Format, Target, fit, formats, manner_for, ways_to_fit
 
 QWEN_7B = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 3584,
@@ -112,28 +116,67 @@ def test_the_most_tokens_that_fit() -> None:
     assert fitting_tokens(lambda tokens: True) == 16_384
 
 
+FP32, BF16 = Format("fp32", "fp32"), Format("bf16", "bf16")
+
+
 def test_auto_takes_what_a_card_has(found: Outline) -> None:
     largest = PassSize(16_384, 16_384, 1024)
-    small, large = (fit(found, recipe(), Target("card", "cuda", gib * GIB), "bf16", largest) for gib in (24, 80))
+    small, large = (fit(found, recipe(), Target("card", "cuda", gib * GIB), BF16, largest) for gib in (24, 80))
     assert small.fits
     assert large.fits
-    assert small.micro_tokens < large.micro_tokens
+    assert small.chosen.micro_tokens < large.chosen.micro_tokens
     assert small.need.total > 20 * GIB  # so the card is used
-    assert not fit(found, recipe(), Target("card", "cuda", 24 * GIB), "fp32", largest).fits
-    quarter = fit(found, recipe(), Target("card", "cuda", 24 * GIB), "4-bit", largest).need.weights
-    assert quarter < 0.45 * small.need.weights
+    assert not fit(found, recipe(), Target("card", "cuda", 24 * GIB), FP32, largest).fits
+
+
+def test_storage_decides_what_the_weights_take(found: Outline) -> None:
+    target, largest = Target("here", "cpu", 200 * GIB), PassSize(256, 10, 100)
+    of = {form.storage: fit(found, recipe(), target, form, largest) for form in formats(found, recipe(), "fp32")}
+    weights = {storage: each.need.weights for storage, each in of.items()}
+    linear, others = found.linear, found.frozen - found.linear
+    assert weights["fp32"] == 4 * found.frozen
+    assert weights["bf16"] == 2 * (found.frozen - found.untied_embeddings)  # mapped as they lie on the disk
+    assert weights["int8"] == linear + 2 * others
+    assert weights["nf4"] == int(0.516 * linear) + 2 * others
+    widest = 3584 * 18944
+    beside = {storage: sum(pass_bytes(found.shape, largest, manner_for(found, recipe(), each.format, "cpu")))
+              for storage, each in of.items()}  # fmt: skip
+    assert {storage: count - beside["fp32"] for storage, count in beside.items()} == {
+        "fp32": 0, "bf16": 4 * widest, "int8": 8 * widest, "nf4": 6 * widest,
+    }  # fmt: skip
+
+
+def test_only_what_the_recipe_allows_is_told(found: Outline) -> None:
+    assert [form.storage for form in formats(found, recipe(**{"lora.init": "pissa"}), "bf16")] == ["fp32", "bf16"]
+    assert formats(found, recipe(lora="none"), "bf16") == [FP32]
+    assert [form.storage for form in formats(replace(found, gguf=True), recipe(), "bf16")] == ["fp32", "bf16"]
+
+
+def test_auto_computes_again_what_training_would(found: Outline) -> None:
+    target, largest = Target("here", "cpu", 34 * GIB), PassSize(2048, 600, 100)
+    tight = fit(found, recipe(), target, FP32, largest)
+    assert tight.chosen.recompute == "block"
+    kept = fit(found, recipe(**{"train.recompute": "none"}), target, FP32, largest)
+    assert kept.chosen.recompute == "none"
+    assert tight.need.activations < kept.need.activations
+    assert fit(found, recipe(), replace(target, memory=200 * GIB), FP32, largest).chosen.recompute == "none"
 
 
 def test_every_way_that_is_named_makes_it_fit(found: Outline) -> None:
     largest = PassSize(16_384, 16_384, 1024)
     target = Target("card", "cuda", 34 * GIB)
-    assert not fit(found, recipe(**{"train.micro_tokens": 16_384}), target, "fp32", largest).fits
-    ways = ways_to_fit(found, recipe(**{"train.micro_tokens": 16_384}), target, "bf16", largest)
-    assert "train.micro_tokens 4096" in ways
+    large = recipe(**{"train.micro_tokens": 16_384, "train.recompute": "none"})
+    ways = ways_to_fit(found, large, target, BF16, largest)
+    assert {"train.micro_tokens 4096", "train.recompute block", "train.storage nf4 and train.micro_tokens 256"} <= {
+        *ways
+    }
     for way in ways:
         keys = dict(part.rsplit(" ", 1) for part in way.split(" and ") if "max_length" not in part)
-        assert fit(found, recipe(**keys), target, "bf16", largest).fits
-    assert ways_to_fit(found, recipe(), Target("small", "cuda", 4 * GIB), "fp32", largest) == []
+        changed = recipe(**{"train.micro_tokens": 16_384, "train.recompute": "none"} | keys)
+        assert fit(found, changed, target, Format.of(changed, torch.bfloat16), largest).fits
+    small = Target("small", "cuda", 10 * GIB)
+    assert ways_to_fit(found, recipe(), small, FP32, largest) == ["train.storage nf4"]
+    assert ways_to_fit(found, recipe(), replace(small, memory=4 * GIB), FP32, largest) == []
 
 
 class TestGpus:
@@ -179,9 +222,10 @@ def test_the_command_tells_everything(data: Path, tmp_path: Path, capsys: pytest
     assert told["data"]["rows"]["read"] == 10
     assert 0 < told["saved_by_sharing"] < 1
     assert told["here"]["total_bytes"] == sum(told["here"]["need"].values())
-    assert [(each["target"], each["precision"]) for each in told["targets"]][3:] == [
-        ("T4", "fp32"), ("T4", "bf16"), ("T4", "4-bit"),
+    assert [(each["target"], each["precision"], each["storage"]) for each in told["targets"]][4:] == [
+        ("T4", "fp32", "fp32"), ("T4", "bf16", "bf16"), ("T4", "bf16", "int8"), ("T4", "bf16", "nf4"),
     ]  # fmt: skip
+    assert told["here"]["recompute"] == "none"
     assert plan("--model", str(model), "--data", str(data), "--gpu", "T4") == 0
     shown = capsys.readouterr().out
     assert "it fits here" in shown
@@ -196,15 +240,24 @@ def test_what_will_not_fit_is_exit_code_2(seven: Path, data: Path, capsys: pytes
     assert "20,185,088 are trained (0.2643%)" in shown
     assert "it will not fit here" in shown
     assert "train.precision bf16" in shown
+    assert "train.storage nf4" in shown
 
 
-def test_the_time_is_measured(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = save_tiny(tmp_path / "model")
-    assert plan("--model", str(model), "--data", str(data), "--train.batch_size", "2", "--measure", "--json") == 0
+@pytest.mark.parametrize("storage", ["auto", "nf4"])
+def test_the_time_is_measured(
+    storage: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weitune.training import timing
+
+    loaded = []
+    monkeypatch.setattr(timing, "make_trainable", lambda *args, **keys: loaded.append(args[0]) or make(*args, **keys))
+    model, keys = save_tiny(tmp_path / "model"), ["--train.batch_size", "2", "--train.storage", storage]
+    assert plan("--model", str(model), "--data", str(data), *keys, "--measure", "--json") == 0
     time = json.loads(capsys.readouterr().out)["time"]
     assert time["seconds"] == pytest.approx(15 * time["step_seconds"])
     assert time["tokens_per_second"] > 0
     assert time["peak_bytes"] > 1 << 20
+    assert any(is_quantized(module) for module in loaded[0].model.modules()) == (storage == "nf4")
 
 
 def test_train_says_it_first_and_keeps_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,8 +24,10 @@ def print_outlook(outlook: Outlook) -> None:
         console.print(Text(line))
     console.print(_by_part(outlook.here))
     console.print()
-    console.print(_by_device(outlook))
-    console.print(Text(f"\ndisk: {_size(outlook.disk)} for the run's folder"))
+    for name in dict.fromkeys(each.target.name for each in outlook.fits):
+        console.print(_by_device([each for each in outlook.fits if each.target.name == name]))
+        console.print()
+    console.print(Text(f"disk: {_size(outlook.disk)} for the run's folder"))
     if outlook.timing is not None:
         timing = outlook.timing
         console.print(
@@ -53,7 +57,10 @@ def _about(outlook: Outlook) -> list[str]:
 
 
 def _by_part(here: Fit) -> Table:
-    table = Table(title=f"Memory at the peak, {here.target.name}, {here.precision}", title_justify="left", box=None)
+    stored = f", stored in {here.format.storage}" * (here.format.storage != here.format.precision)
+    title = f"Memory at the peak, {here.target.name}, {here.format.precision}{stored}"
+    caption = f"train.micro_tokens {here.chosen.micro_tokens:,}, train.recompute {here.chosen.recompute}"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
     table.add_column("part")
     table.add_column("size", justify="right")
     for name, size in here.need.parts().items():
@@ -63,22 +70,18 @@ def _by_part(here: Fit) -> Table:
     return table
 
 
-def _by_device(outlook: Outlook) -> Table:
-    table = Table(title="What would fit, with the train.micro_tokens of each", title_justify="left", box=None)
-    table.add_column("device")
-    table.add_column("memory", justify="right")
-    formats = list(dict.fromkeys(each.precision for each in outlook.fits))
-    for precision in formats:
-        table.add_column(precision, justify="right")
-    for name in dict.fromkeys(each.target.name for each in outlook.fits):
-        row = [each for each in outlook.fits if each.target.name == name]
-        table.add_row(name, _size(row[0].target.memory), *map(_verdict, row))
+def _by_device(fits: Sequence[Fit]) -> Table:
+    target = fits[0].target
+    title = f"What would fit, {target.name}, {_size(target.memory)} free"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("train.storage", "computed in", "memory", "micro_tokens", "recompute"):
+        table.add_column(name, justify="right")
+    for each in fits:
+        need = _size(each.need.total)
+        verdict = Text(need, style="green") if each.fits else Text(f"no: {need}", style="red")
+        chosen = each.chosen
+        table.add_row(*astuple(each.format)[::-1], verdict, f"{chosen.micro_tokens:,}", chosen.recompute)
     return table
-
-
-def _verdict(each: Fit) -> Text:
-    text = f"{_size(each.need.total)} at {each.micro_tokens:,}"
-    return Text(text, style="green") if each.fits else Text(f"no: {text}", style="red")
 
 
 def _size(count: int) -> str:

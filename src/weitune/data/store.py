@@ -138,18 +138,21 @@ class _Batch:
     """NumPy views of one record batch."""
 
     def __init__(self, batch: Any) -> None:
+        def column(name: str) -> Any:
+            return _numbers(batch.column(name))
+
         def values(name: str) -> Any:
-            return batch.column(name).flatten().to_numpy()
+            return _numbers(batch.column(name).values)
 
         def ends(name: str) -> Any:
-            return batch.column(name).offsets.to_numpy()
+            return _numbers(batch.column(name).offsets)
 
         self._tokens, self._token_ends = values("input_ids"), ends("input_ids")
         self._starts, self._stops, self._weights = values("starts"), values("stops"), values("span_weights")
         self._span_ends = ends("starts")
-        self._source, self._row, self._line = (batch.column(name).to_numpy() for name in ("source", "row", "line"))
+        self._source, self._row, self._line = map(column, ("source", "row", "line"))
         self.lengths = np.diff(self._token_ends)
-        self.weights, self.supervised = batch.column("weight").to_numpy(), batch.column("supervised").to_numpy()
+        self.weights, self.supervised = column("weight"), column("supervised")
 
     def columns(self) -> tuple[Any, ...]:
         """Return what decides the examples: tokens, their number, spans, and their number."""
@@ -162,6 +165,13 @@ class _Batch:
         spans = zip(self._starts[part].tolist(), self._stops[part].tolist(), self._weights[part].tolist(), strict=True)
         origin = Origin(names[self._source[i]], int(self._row[i]), int(self._line[i]) or None)
         return Example(tuple(tokens), tuple(Span(*span) for span in spans), origin)
+
+
+def _numbers(column: Any) -> Any:
+    """Return a NumPy view of an Arrow array of numbers; its own ``to_numpy`` would import pandas, half a second."""
+    return np.frombuffer(
+        column.buffers()[1], np.dtype(str(column.type)), len(column), column.offset * column.type.byte_width
+    )
 
 
 def _joined(parts: list[Any], dtype: Any) -> Any:

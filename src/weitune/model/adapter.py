@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,35 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of ``model``, a shared one once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
+
+
+def count_adapted(model: Any, lora: Lora) -> ParameterCount:
+    """Return what :func:`count_parameters` finds after :func:`attach_adapter`, which need not be called.
+
+    So nobody waits for PEFT, which takes seconds to import. ``modules_to_save`` and ``train_tokens`` are not counted.
+    """
+    head = model.get_output_embeddings()
+    layers = set(layer_numbers(model, lora.layers)) if lora.layers else None
+    total = trained = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and _is_target(name, lora, layers) and module is not head:
+            rank = next(
+                (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), lora.r
+            )
+            a, b = rank * module.in_features, rank * module.out_features
+            b += module.out_features if lora.dora else 0
+            total += a + b
+            trained += b if lora.freeze_a else a + b
+    return ParameterCount(trained, count_parameters(model).total + total)
+
+
+def _is_target(name: str, lora: Lora, layers: set[int] | None) -> bool:
+    """Return whether PEFT puts an adapter on the linear layer ``name``."""
+    named = lora.target_modules == [ALL_LINEAR] or any(f".{name}".endswith(f".{end}") for end in lora.target_modules)
+    if not named or layers is None:
+        return named
+    number = re.match(r".*\.[^.]*\.(\d+)\.", name)
+    return number is not None and int(number[1]) in layers
 
 
 def attach_adapter(

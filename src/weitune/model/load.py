@@ -31,7 +31,9 @@ class LoadedModel:
     files: ModelFiles
     device: torch.device
     dtype: torch.dtype
-    """What it is computed in; its weights may lie in memory otherwise (``train.storage``)."""
+    """What it is computed in."""
+    storage: Storage = "auto"
+    """How its weights lie in memory."""
 
     @property
     def split_over_devices(self) -> bool:
@@ -137,7 +139,7 @@ def load_weights(
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
     model = _load(files, dtype, storage, _placement(target, device))
-    return LoadedModel(model, tokenizer, files, target, dtype)
+    return LoadedModel(model, tokenizer, files, target, dtype, storage)
 
 
 def _placement(target: torch.device, asked: str | None) -> Any:

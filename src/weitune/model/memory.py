@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
 from weitune.model.host_memory import host_memory
-from weitune.model.need import Manner, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.model.need import ENOUGH_TOKENS, Manner, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.recipe.schema import Recompute, Train
 
 SHARE_OF_FREE_MEMORY = 0.7
 """What ``auto`` lets a pass take of the memory that is free: forecasts err, and other programs need some."""
@@ -70,3 +73,30 @@ def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: i
         return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
 
     return fitting_tokens(fits)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a step fits into memory: neither changes its result."""
+
+    micro_tokens: int
+    recompute: Recompute
+
+
+def plan_memory(
+    shape: Shape, manner: Manner, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
+) -> MemoryPlan:
+    """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
+
+    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass. ``longest`` is
+    the longest example, in tokens.
+    """
+    if micro_tokens is None and train.micro_tokens != "auto":
+        micro_tokens = train.micro_tokens
+    levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
+    wanted = PassSize(micro_tokens or ENOUGH_TOKENS, micro_tokens or ENOUGH_TOKENS, longest)
+    manners = [replace(manner, recompute=level) for level in levels]
+    fitting = (manner for manner in manners if sum(pass_bytes(shape, wanted, manner)) <= budget)
+    chosen = next(fitting, manners[-1])
+    tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest)
+    return MemoryPlan(tokens, chosen.recompute)

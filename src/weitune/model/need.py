@@ -101,6 +101,8 @@ class Manner:
     dropout: bool = True
     slices: bool = True
     """Whether wide values are worked on in slices, as on a CPU."""
+    dense_bytes: int = 0
+    """Of one number of a frozen matrix that is made for its use (:func:`weitune.model.stored.dense_bytes`)."""
 
     @property
     def keep_feed_forward(self) -> bool:
@@ -143,6 +145,7 @@ def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
     wide_values = 3 if manner.keep_feed_forward else 5
     backward = (
         size.tokens * ((wide_values if manner.slices else wide_values + 3) * shape.wide + 6 * shape.hidden) * number
+        + shape.wide * shape.hidden * manner.dense_bytes
     )
     return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from weitune.errors import ModelError, first_line
-from weitune.model.adapter import attach_adapter, check_targets, count_parameters
+from weitune.model.adapter import ParameterCount, attach_adapter, check_targets, count_adapted, count_parameters
 from weitune.model.locate import ModelFiles
 from weitune.model.need import Shape
 from weitune.model.probe import Abilities, probe
@@ -39,11 +39,13 @@ class Outline:
     """Numbers of the model and its adapter."""
     trainable: int
     linear: int
-    """Numbers in the linear layers of the decoder blocks: those that 4-bit formats shorten."""
+    """Numbers in the linear layers of the decoder blocks: those that quantized storage shortens."""
     untied_embeddings: int
     """Numbers of the input embeddings where they are not those of the output head, of which few rows are ever read."""
     stored: torch.dtype | None
     """The number format on the disk, if the configuration says it and the file is mapped as it is."""
+    gguf: bool
+    """Whether the weights come from a .gguf file, which rounded them once already."""
     abilities: Abilities
 
     @property
@@ -78,8 +80,7 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
         abilities = replace(abilities, plain_blocks=False)
     else:
         check_targets(model, lora)
-        plain = lora.model_copy(update={"init": "default", "init_from": None, "train_tokens": None})
-        count = count_parameters(attach_adapter(model, plain, seed=0, base=""))
+        count = _count(model, lora)
         if lora.dora:
             abilities = replace(abilities, plain_blocks=False)
     return Outline(
@@ -89,8 +90,16 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
         linear=linear,
         untied_embeddings=0 if tied else embeddings.weight.numel(),
         stored=stored,
+        gguf=bool(files.gguf),
         abilities=abilities,
     )
+
+
+def _count(model: Any, lora: Lora) -> ParameterCount:
+    if not lora.modules_to_save:
+        return count_adapted(model, lora)
+    plain = lora.model_copy(update={"init": "default", "init_from": None, "train_tokens": None})
+    return count_parameters(attach_adapter(model, plain, seed=0, base=""))
 
 
 def _read_config(files: ModelFiles) -> Any:

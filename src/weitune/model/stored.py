@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from weitune.errors import MissingExtraError
-from weitune.recipe.schema import Storage
+from weitune.recipe.schema import QUANTIZED, Storage
+
+_NUMBER_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.516}
+"""Of one number of a linear layer; nf4 with its block scales quantized again (QLoRA, arXiv 2305.14314: 4.127 bits)."""
+_DENSE_BYTES = {"int8": 8, "nf4": 6}
+"""Of one number while :func:`dense` makes a matrix in fp32: two products in fp32, or bf16 and fp32."""
 
 
 def quantization(storage: Storage, dtype: torch.dtype) -> Any:
@@ -35,6 +40,22 @@ def quantization(storage: Storage, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def stored_bytes(storage: Storage) -> float:
+    """Return the bytes of one number of a linear layer in ``storage``, which is not ``auto``."""
+    return _NUMBER_BYTES[storage]
+
+
+def dense_bytes(storage: Storage, dtype: torch.dtype, *, plain_blocks: bool) -> int:
+    """Return the bytes that one number takes while its matrix is made in ``dtype``, beside the stored one.
+
+    Without ``plain_blocks`` weights that are not quantized are widened once (:func:`widen`).
+    """
+    if storage in QUANTIZED:
+        return _DENSE_BYTES[storage] if dtype == torch.float32 or storage == "int8" else dtype.itemsize
+    narrow = storage != "auto" and stored_bytes(storage) < dtype.itemsize
+    return dtype.itemsize if narrow and plain_blocks else 0
 
 
 def widen(model: nn.Module, dtype: torch.dtype) -> None:

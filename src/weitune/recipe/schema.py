@@ -74,7 +74,7 @@ TAKEN_FROM_BASE = ("pissa", "olora")
 """Starts of an adapter that change the base's weights."""
 Storage = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 Recompute = Literal["none", "feed-forward", "block"]
-QUANTIZED = ("int8", "nf4")
+QUANTIZED: tuple[Storage, ...] = ("int8", "nf4")
 """Storage that rounds the base's linear layers."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -16,18 +16,19 @@ from weitune.model.decoder import BlockDecoder
 from weitune.model.load import LoadedModel
 from weitune.model.memory import (
     SHARE_OF_FREE_MEMORY,
-    choose_micro_tokens,
+    MemoryPlan,
     free_bytes,
     keep_freed_memory,
+    plan_memory,
     resident_bytes,
 )
-from weitune.model.need import ENOUGH_TOKENS, Manner, PassSize, Shape, pass_bytes, trained_bytes
+from weitune.model.need import Manner, Shape, trained_bytes
 from weitune.model.probe import Abilities, probe
 from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
-from weitune.model.stored import widen
+from weitune.model.stored import dense_bytes, widen
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.model.trained import LoraAdapter, Trained, WholeModel
-from weitune.recipe.schema import Lora, Recompute, Train
+from weitune.recipe.schema import Lora, Train
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
 
@@ -64,6 +65,7 @@ class Trainable:
             rank=lora.r if lora else 0,
             dropout=bool(lora and lora.lora_dropout),
             slices=self.loaded.device.type == "cpu",
+            dense_bytes=dense_bytes(self.loaded.storage, self.loaded.dtype, plain_blocks=self.abilities.plain_blocks),
         )
 
     def still_to_come(self) -> int:
@@ -161,26 +163,9 @@ def make_loop(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """How a step fits into memory: neither changes its result."""
-
-    micro_tokens: int
-    recompute: Recompute
-
-
 def choose_memory_plan(trainable: Trainable, train: Train, micro_tokens: int | None, longest: int) -> MemoryPlan:
-    """Return what ``auto`` stands for on this device, as it is now; ``micro_tokens`` overrides the recipe.
-
-    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass.
-    """
-    if micro_tokens is None and train.micro_tokens != "auto":
-        micro_tokens = train.micro_tokens
+    """Return what ``auto`` stands for on this device, as it is now; ``micro_tokens`` overrides the recipe."""
     budget = int(SHARE_OF_FREE_MEMORY * (free_bytes(trainable.loaded.device) - trainable.still_to_come()))
-    levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
-    wanted = PassSize(micro_tokens or ENOUGH_TOKENS, micro_tokens or ENOUGH_TOKENS, longest)
-    manners = [replace(trainable.manner, recompute=level) for level in levels]
-    fitting = (manner for manner in manners if sum(pass_bytes(trainable.shape, wanted, manner)) <= budget)
-    manner = next(fitting, manners[-1])
-    tokens = micro_tokens or choose_micro_tokens(trainable.shape, manner, budget=budget, longest=longest)
-    return MemoryPlan(tokens, manner.recompute)
+    return plan_memory(
+        trainable.shape, trainable.manner, train, budget=budget, longest=longest, micro_tokens=micro_tokens
+    )

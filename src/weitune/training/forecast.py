@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from weitune.model.memory import SHARE_OF_FREE_MEMORY, choose_micro_tokens
+from weitune.model.memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
 from weitune.model.need import Manner, MemoryNeed, PassSize, pass_bytes, trained_bytes
 from weitune.model.outline import Outline, outline
-from weitune.recipe.schema import Recipe
+from weitune.model.stored import dense_bytes, stored_bytes
+from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Recompute, Storage
 from weitune.training.workload import Workload
 
 if TYPE_CHECKING:
     from weitune.training.assemble import Trainable
     from weitune.training.ingredients import Ingredients
 
-Precision = Literal["fp32", "bf16", "4-bit"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "4-bit")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FOUR_BIT_BYTES = 0.516
-"""Of one number in NF4 with its block scales quantized again (QLoRA, arXiv 2305.14314: 4.127 bits)."""
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
@@ -46,12 +44,33 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Format:
+    """In what the base is computed, and in what it lies in memory."""
+
+    precision: Precision
+    storage: Storage
+    """Not ``auto``."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, dtype: torch.dtype) -> Format:
+        """Return the format of a run of ``recipe`` that computes in ``dtype``."""
+        precision: Precision = "fp32" if dtype == torch.float32 or recipe.lora == "none" else "bf16"
+        storage = recipe.train.storage
+        return cls(precision, precision if storage == "auto" else storage)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base is computed in."""
+        return DTYPES[self.precision]
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
-    """The memory of a run on a target in one number format."""
+    """The memory of a run on a target in one format."""
 
     target: Target
-    precision: Precision
-    micro_tokens: int
+    format: Format
+    chosen: MemoryPlan
     need: MemoryNeed
 
     @property
@@ -60,13 +79,13 @@ class Fit:
         return self.need.total <= self.target.memory
 
 
-def memory_need(outline: Outline, precision: Precision, manner: Manner, size: PassSize, kind: str) -> MemoryNeed:
+def memory_need(outline: Outline, form: Format, manner: Manner, size: PassSize, kind: str) -> MemoryNeed:
     """Return the memory of a run whose largest pass is ``size``, on a device of ``kind``."""
     adapter, gradients, optimizer = trained_bytes(outline.trainable)
     activations, logits = pass_bytes(outline.shape, size, manner)
     return MemoryNeed(
         framework=_FRAMEWORK.get(kind, _CONTEXT),
-        weights=_weights(outline, precision, kind),
+        weights=_weights(outline, form, kind),
         adapter=adapter,
         gradients=gradients,
         optimizer=optimizer,
@@ -75,41 +94,40 @@ def memory_need(outline: Outline, precision: Precision, manner: Manner, size: Pa
     )
 
 
-def _weights(outline: Outline, precision: Precision, kind: str) -> int:
-    if precision == "4-bit":
-        return int(outline.linear * _FOUR_BIT_BYTES + (outline.frozen - outline.linear) * 2)
-    dtype = DTYPES[precision]
+def _weights(outline: Outline, form: Format, kind: str) -> int:
+    if form.storage in QUANTIZED:
+        others = 2 if outline.abilities.plain_blocks else form.dtype.itemsize
+        return int(outline.linear * stored_bytes(form.storage) + (outline.frozen - outline.linear) * others)
+    dtype = DTYPES[form.storage] if outline.abilities.plain_blocks else form.dtype
     mapped = kind == "cpu" and outline.stored == dtype  # then what is never read takes no memory
     return (outline.frozen - (outline.untied_embeddings if mapped else 0)) * dtype.itemsize
 
 
-def manner_for(outline: Outline, recipe: Recipe, precision: Precision, kind: str) -> Manner:
-    """Return how a run of ``recipe`` computes its passes on a device of ``kind``."""
-    lora = recipe.lora
+def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Manner:
+    """Return how a run of ``recipe`` that keeps everything for backward computes on a device of ``kind``."""
+    lora, plain_blocks = recipe.lora, outline.abilities.plain_blocks
     return Manner(
-        number_bytes=4 if precision == "fp32" else 2,
-        plain_blocks=outline.abilities.plain_blocks,
+        number_bytes=form.dtype.itemsize,
+        plain_blocks=plain_blocks,
         rank=0 if lora == "none" else lora.r,
-        recompute="none" if recipe.train.recompute == "auto" else recipe.train.recompute,
         dropout=lora != "none" and lora.dropout > 0,
         slices=kind == "cpu",
+        dense_bytes=dense_bytes(form.storage, form.dtype, plain_blocks=plain_blocks),
     )
 
 
-def fit(outline: Outline, recipe: Recipe, target: Target, precision: Precision, largest: PassSize) -> Fit:
-    """Return the need on ``target``, with the ``train.micro_tokens`` of ``recipe`` or what ``auto`` would choose there.
+def fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize) -> Fit:
+    """Return the need on ``target``, with what ``recipe`` leaves to ``auto`` chosen as training would choose it there.
 
     ``largest`` is the largest pass if nothing is split.
     """
-    manner = manner_for(outline, recipe, precision, target.kind)
-    asked = recipe.train.micro_tokens
-    if asked == "auto":
-        nothing = PassSize(0, 0, largest.longest)
-        rest = memory_need(outline, precision, manner, nothing, target.kind).total
-        budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
-        asked = choose_micro_tokens(outline.shape, manner, budget=budget, longest=largest.longest)
-    need = memory_need(outline, precision, manner, capped(largest, asked), target.kind)
-    return Fit(target, precision, asked, need)
+    manner = manner_for(outline, recipe, form, target.kind)
+    rest = memory_need(outline, form, replace(manner, dense_bytes=0), PassSize(0, 0, 0), target.kind).total
+    budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
+    chosen = plan_memory(outline.shape, manner, recipe.train, budget=budget, longest=largest.longest)
+    manner = replace(manner, recompute=chosen.recompute)
+    need = memory_need(outline, form, manner, capped(largest, chosen.micro_tokens), target.kind)
+    return Fit(target, form, chosen, need)
 
 
 def capped(largest: PassSize, micro_tokens: int) -> PassSize:
@@ -118,27 +136,61 @@ def capped(largest: PassSize, micro_tokens: int) -> PassSize:
     return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens))
 
 
-def ways_to_fit(outline: Outline, recipe: Recipe, target: Target, precision: Precision, largest: PassSize) -> list[str]:
+def formats(outline: Outline, recipe: Recipe, precision: Precision) -> list[Format]:
+    """Return every format of a run of ``recipe`` where it would compute in ``precision``, the widest first."""
+    full = Format("fp32", "fp32")
+    if recipe.lora == "none":
+        return [full]
+    rounded: tuple[Storage, ...] = QUANTIZED if _may_be_quantized(outline, recipe) else ()
+    return [full, *(Format(precision, storage) for storage in ("bf16", *rounded))]
+
+
+def _may_be_quantized(outline: Outline, recipe: Recipe) -> bool:
+    return not outline.gguf and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
+
+
+def ways_to_fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize) -> list[str]:
     """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
-    return [words for words, changed, kind, size in _changes(recipe, precision, largest)
-            if fit(outline, changed, target, kind, size).fits]  # fmt: skip
+    ways: list[str] = []
+    for words, changed, to, size in _changes(outline, recipe, form, largest):
+        more_than_enough = any(words.startswith(f"{way} and ") for way in ways)
+        if not more_than_enough and fit(outline, changed, target, to, size).fits:
+            ways.append(words)
+    return ways
 
 
 def _changes(
-    recipe: Recipe, precision: Precision, largest: PassSize
-) -> Iterator[tuple[str, Recipe, Precision, PassSize]]:
-    def with_tokens(tokens: int) -> Recipe:
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_tokens": tokens})})
+    outline: Outline, recipe: Recipe, form: Format, largest: PassSize
+) -> Iterator[tuple[str, Recipe, Format, PassSize]]:
+    def with_train(**keys: Any) -> Recipe:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
 
     for tokens in (4096, 2048, 1024, 512, 256):
         if tokens < (largest.tokens if recipe.train.micro_tokens == "auto" else int(recipe.train.micro_tokens)):
-            yield f"train.micro_tokens {tokens}", with_tokens(tokens), precision, largest
-    if precision == "fp32":
-        yield "train.precision bf16", recipe, "bf16", largest
-        yield "train.precision bf16 and train.micro_tokens 256", with_tokens(256), "bf16", largest
+            yield f"train.micro_tokens {tokens}", with_train(micro_tokens=tokens), form, largest
+    for key, value, to in _milder(outline, recipe, form):
+        yield f"train.{key} {value}", with_train(**{key: value}), to, largest
+        both = with_train(**{key: value, "micro_tokens": 256})
+        yield f"train.{key} {value} and train.micro_tokens 256", both, to, largest
     shorter = replace(largest, longest=min(largest.longest, 512))
     if shorter != largest:
-        yield "tokens.max_length 512 and train.micro_tokens 512", with_tokens(512), precision, shorter
+        yield "tokens.max_length 512 and train.micro_tokens 512", with_train(micro_tokens=512), form, shorter
+
+
+def _milder(outline: Outline, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
+    """Yield (key of ``train``, value, format with it) of what takes less memory for as many tokens."""
+    train = recipe.train
+    if train.recompute in {"none", "feed-forward"}:
+        yield "recompute", "block", form
+    if recipe.lora == "none":
+        return
+    if form.storage == "fp32":
+        yield "storage", "bf16", replace(form, storage="bf16")
+    if form.precision == "fp32" and train.storage != "fp32":
+        yield "precision", "bf16", Format("bf16", "bf16" if train.storage == "auto" else form.storage)
+    if _may_be_quantized(outline, recipe):
+        for storage in QUANTIZED[QUANTIZED.index(form.storage) + 1 if form.storage in QUANTIZED else 0 :]:
+            yield "storage", storage, replace(form, storage=storage)
 
 
 def checkpoint_bytes(outline: Outline) -> int:
@@ -162,8 +214,9 @@ def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
     return 4.0 * sum(blocks * size.tokens + head * size.predictions for size in step)
 
 
-def forecast_run(parts: Ingredients, trainable: Trainable, largest: PassSize) -> MemoryNeed:
+def forecast_run(parts: Ingredients, trainable: Trainable, largest: PassSize, recompute: Recompute) -> MemoryNeed:
     """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
-    precision: Precision = "fp32" if trainable.loaded.dtype == torch.float32 else "bf16"
+    form = Format.of(parts.recipe, trainable.loaded.dtype)
     found = outline(parts.files, parts.recipe.lora)
-    return memory_need(found, precision, trainable.manner, largest, trainable.loaded.device.type)
+    manner = replace(trainable.manner, recompute=recompute)
+    return memory_need(found, form, manner, largest, trainable.loaded.device.type)

@@ -13,7 +13,7 @@ from weitune.model.memory import free_bytes
 from weitune.model.need import MOST_TOKENS, PassSize
 from weitune.model.outline import Outline, outline
 from weitune.recipe.schema import Recipe
-from weitune.training.forecast import PRECISIONS, Fit, Precision, Target, disk_bytes, fit, ways_to_fit
+from weitune.training.forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.training.ingredients import Ingredients, gather
 from weitune.training.reporter import Reporter
 from weitune.training.timing import Timing, measure
@@ -35,9 +35,9 @@ class Outlook:
     workload: Workload | None
     largest: PassSize
     here: Fit
-    """This machine, in the number format that the recipe asks for."""
+    """This machine, in the format that the recipe asks for."""
     fits: Sequence[Fit]
-    """Every target in every number format."""
+    """Every target with the base stored in every way."""
     ways: Sequence[str]
     """If the run will not fit here: changes of the recipe, each of which makes it fit."""
     disk: int
@@ -86,10 +86,11 @@ def look_ahead(recipe: Recipe, *, device: str | None = None, others: Sequence[tu
         notes.say("no tokenizer beside the model: the data are not counted, and passes of full length are assumed")
     largest, workload = _largest(recipe, found, parts)
     target = choose_device(device)
-    precision: Precision = "fp32" if choose_dtype(recipe.train.precision, target).itemsize == 4 else "bf16"
+    form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
     this = Target(f"this machine ({target.type})", target.type, free_bytes(target))
-    here = fit(found, recipe, this, precision, largest)
-    targets = [this, *(Target(name, "cuda", memory) for name, memory in others)]
+    here = fit(found, recipe, this, form, largest)
+    elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
+    targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
     return Outlook(
         recipe=recipe,
         outline=found,
@@ -98,8 +99,12 @@ def look_ahead(recipe: Recipe, *, device: str | None = None, others: Sequence[tu
         workload=workload,
         largest=largest,
         here=here,
-        fits=[fit(found, recipe, each, kind, largest) for each in targets for kind in PRECISIONS],
-        ways=[] if here.fits else ways_to_fit(found, recipe, this, precision, largest),
+        fits=[
+            fit(found, recipe, each, to, largest)
+            for each, precision in targets
+            for to in formats(found, recipe, precision)
+        ],
+        ways=[] if here.fits else ways_to_fit(found, recipe, this, form, largest),
         disk=disk_bytes(found, recipe),
     )
 
@@ -124,7 +129,7 @@ def _largest(recipe: Recipe, found: Outline, parts: Ingredients | None) -> tuple
 
 def _fit_json(each: Fit) -> dict[str, Any]:
     return {
-        "target": each.target.name, "memory_bytes": each.target.memory, "precision": each.precision,
-        "micro_tokens": each.micro_tokens, "need": each.need.parts(), "total_bytes": each.need.total,
-        "fits": each.fits,
+        "target": each.target.name, "memory_bytes": each.target.memory, "precision": each.format.precision,
+        "storage": each.format.storage, **asdict(each.chosen), "need": each.need.parts(),
+        "total_bytes": each.need.total, "fits": each.fits,
     }  # fmt: skip

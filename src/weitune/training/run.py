@@ -65,7 +65,7 @@ def train(
         loop = _make_loop(session, parts, trainable)
         largest = _largest_pass(parts, loop)
         if session.main:
-            forecast = forecast_run(parts, trainable, largest)
+            forecast = forecast_run(parts, trainable, largest, loop.recompute)
             session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
             environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
             run_folder.create(folder, recipe, environment, _accounts(parts))

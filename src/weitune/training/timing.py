@@ -62,7 +62,12 @@ def measure(
     """Load the model, train three steps and forget them. Raises what training raises."""
     recipe = parts.recipe
     loaded = load_model(
-        recipe.model, precision=recipe.train.precision, hub=recipe.hub, revision=recipe.revision, device=device
+        recipe.model,
+        precision="fp32" if recipe.lora == "none" else recipe.train.precision,
+        storage=recipe.train.storage,
+        hub=recipe.hub,
+        revision=recipe.revision,
+        device=device,
     )
     trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(device)
