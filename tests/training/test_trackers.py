@@ -34,6 +34,31 @@ def test_tensorboard_has_what_the_events_have(tmp_path: Path) -> None:
     assert {"train/learning_rate", "train/memory_bytes", "validation/perplexity"} <= set(found.Tags()["scalars"])
 
 
+OFFLINE = {
+    "wandb": {"WANDB_MODE": "offline"},
+    "swanlab": {"SWANLAB_MODE": "offline"},
+    "trackio": {"TRACKIO_DIR": "logs"},
+    "mlflow": {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"},
+}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_the_others_write_every_figure_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not trackers.installed(name):
+        pytest.skip(f"the extra {name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    for variable, value in OFFLINE[name].items():
+        monkeypatch.setenv(variable, value)
+    recipe = make_inputs(tmp_path / "in").recipe(tmp_path / "run", **{**KEYS, "log.trackers": name})
+    run = train(recipe, device="cpu").path
+    place = {"wandb": run / trackers.FOLDER, "swanlab": run / trackers.FOLDER, "trackio": tmp_path / "logs"}
+    written = place.get(name, tmp_path / "mlflow.db")
+    files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
+    contents = b"".join(path.read_bytes() for path in files)
+    for figure in ("train/loss", "train/learning_rate", "validation/loss", "lora.alpha"):
+        assert figure.encode() in contents, figure
+
+
 def test_one_that_is_not_installed_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(tmp_path / "in")
     monkeypatch.setattr(trackers, "installed", lambda name: name != "mlflow")

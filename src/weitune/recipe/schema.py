@@ -246,7 +246,8 @@ class Log(Section):
         list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]], BeforeValidator(_as_list)
     ] = []
     """Trackers that get the figures of every step and evaluation, through accelerate; each needs the extra of its
-    name. Those that write files write into the run's folder, below `logs`."""
+    name. TensorBoard, wandb and SwanLab write into the run's folder, below `logs`, MLflow and trackio where
+    `MLFLOW_TRACKING_URI` and `TRACKIO_DIR` say."""
 
 
 class Recipe(Section):

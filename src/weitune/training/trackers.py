@@ -1,7 +1,7 @@
 """Trackers of other makers, through accelerate: the figures of each step and evaluation go there too.
 
-Each is a package of its own that an extra of the same name brings. A tracker hears what the reporter hears; the run's
-own folder stays the record that counts.
+Each is a package of its own that an extra of the same name brings. A tracker hears what the reporter hears, and calls
+the run what its folder is called; the run's own folder stays the record that counts.
 """
 
 from __future__ import annotations
@@ -41,11 +41,28 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def _options(name: str, folder: Path) -> dict[str, str]:
+    """Return what the tracker ``name`` is started with: its files below ``folder`` where it takes a place for them."""
+    logs = str(folder / FOLDER)
+    match name:
+        case "tensorboard":
+            return {"logging_dir": logs}
+        case "wandb":
+            (folder / FOLDER).mkdir(exist_ok=True)  # it would write elsewhere
+            return {"dir": logs, "name": folder.name}
+        case "swanlab":
+            return {"logdir": logs, "experiment_name": folder.name}
+        case "mlflow":
+            return {"run_name": folder.name}
+        case _:
+            return {"name": folder.name}
+
+
 class TrackedReporter(Reporter):
     """Passes everything on to another reporter, and figures to trackers as well; on the main process only."""
 
     def __init__(self, inner: Reporter, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
-        """Start the trackers of ``recipe``; those that write files write below ``folder``."""
+        """Start the trackers of ``recipe`` for the run in ``folder``."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         self._inner = inner
@@ -53,8 +70,7 @@ class TrackedReporter(Reporter):
         config = {key: value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
                   for key, value in values(recipe).items()}  # fmt: skip
         for name in recipe.log.trackers if accelerator.is_main_process else []:
-            kind = LOGGER_TYPE_TO_CLASS[name]
-            tracker = kind(PROJECT, folder / FOLDER) if kind.requires_logging_directory else kind(PROJECT)
+            tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
             tracker.start()
             tracker.store_init_configuration(config)
             self._trackers.append(tracker)
