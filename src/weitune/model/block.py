@@ -8,7 +8,8 @@ feed-forward layer, when memory is short), and the adapters' low-rank states. No
 dropout masks are made again. Frozen weights get no gradient; an input that nobody learns from (below the first adapter)
 gets none either. The adapters of projections that read one input share its dropout mask and one product (LoraGroup).
 
-Wide intermediate values (T, I) are worked on in slices of rows that stay in the processor's cache.
+The feed-forward layer is computed in slices of its inner columns: two products, adapters, activation and the product
+back are done while a slice's values are in the processor's cache, so no value (T, I) is ever whole.
 
 The last block can be asked for some rows only: everything after attention then runs on those.
 
@@ -30,6 +31,8 @@ from weitune.model.projection import AdapterGradients, Factors, LoraGroup
 
 SLICE_ELEMENTS = 1 << 19
 """Elements of a wide value that are worked on at once on a CPU: 2 MiB in float32."""
+SLICE_COLUMNS = 64, 512, 1280
+"""Columns of a slice: a multiple of the first, about between the others; there products are fastest."""
 
 Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], None]]
 """A function, and what writes its gradient, given (slope, input), in place of the input."""
@@ -118,11 +121,11 @@ class _Masked:
     def scale(self) -> float:
         return self.dropout.scale if self.dropout else 1.0
 
-    def mask(self, like: Tensor) -> Tensor | None:
-        return self.dropout.mask(self.offset, (like.shape[0], like.shape[1])) if self.dropout else None
+    def mask(self, rows: int) -> Tensor | None:
+        return self.dropout.mask(self.offset, (rows, self.group.inputs)) if self.dropout else None
 
     def drop(self, x: Tensor) -> Tensor:
-        mask = self.mask(x)
+        mask = self.mask(len(x))
         return x if mask is None else x * mask
 
     def factors(self, like: Tensor) -> Factors | None:
@@ -142,7 +145,7 @@ class _Masked:
         if factors is None or low is None:
             return x_slope, []
         low_slope = factors.gradient_of_low(slopes)
-        _add_masked(x_slope, low_slope @ factors.a, self.mask(x))
+        _add_masked(x_slope, low_slope @ factors.a, self.mask(len(x)))
         return x_slope, self._adapters(slopes, low, low_slope, x)
 
     def backward_to_adapters(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
@@ -173,30 +176,11 @@ class _Block(torch.autograd.Function):
         (middle,), low_out = out.forward(taken)
         middle.add_(residual)
 
-        normed, _ = parts.norm_post.forward(middle)
-        gate, up = parts.gate_up.frozen(normed)
-        factors, factors_down = gate_up.factors(normed), down.factors(normed)
-        low_wide = gate_up.drop(normed) @ factors.a.T if factors else None
-        wide = torch.empty_like(gate) if run.keep_feed_forward else up
-        lows = []
-        for part, mask in _slices(wide, down):
-            if factors and low_wide is not None:
-                factors.add_to([gate[part], up[part]], low_wide[part])
-            torch.mul(parts.activation[0](gate[part]), up[part], out=wide[part])
-            if factors_down:
-                dropped = wide[part] if mask is None else wide[part] * mask
-                lows.append(dropped @ factors_down.a.T)
-        low_down = torch.cat(lows) if lows else None
-        (output,) = parts.down.frozen(wide)
-        if factors_down and low_down is not None:
-            factors_down.add_to([output], low_down)
+        output, low_wide, low_down, inner = _feed_forward(parts, gate_up, down, middle, run)
 
         ctx.parts, ctx.run, ctx.rows, ctx.masked = parts, run, rows, masked
-        ctx.kept = _Kept(
-            leaves, attended, hidden, middle, (low_qkv, low_out, low_wide, low_down),
-            (gate, up) if run.keep_feed_forward else None,
-        )  # fmt: skip
-        return output.add_(middle)
+        ctx.kept = _Kept(leaves, attended, hidden, middle, (low_qkv, low_out, low_wide, low_down), inner)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -217,7 +201,42 @@ class _Kept:
     hidden: Tensor
     middle: Tensor
     lows: tuple[Tensor | None, ...]
-    wide: tuple[Tensor, Tensor] | None
+    inner: list[tuple[Tensor, Tensor]]
+    """gate and up, slice by slice; empty if they are to be computed again"""
+
+
+def _feed_forward(
+    parts: BlockParts, gate_up: _Masked, down: _Masked, middle: Tensor, run: Pass
+) -> tuple[Tensor, Tensor | None, Tensor | None, list[tuple[Tensor, Tensor]]]:
+    """Return the block's output, the low-rank states of both groups, and gate and up if they are kept."""
+    normed, _ = parts.norm_post.forward(middle)
+    factors, factors_down = gate_up.factors(normed), down.factors(normed)
+    low_wide = gate_up.drop(normed) @ factors.a.T if factors else None
+    low_down = normed.new_zeros(len(normed), len(factors_down.a)) if factors_down else None
+    mask, (frozen,) = down.mask(len(normed)), parts.down.projections
+    weight, bias = frozen.weight(normed.dtype), frozen.bias(normed.dtype)
+    output = middle.clone() if bias is None else middle + bias
+    inner = []
+    for part in _slices(normed, parts.down.inputs):
+        gate, up = _gate_and_up(parts, normed, factors, low_wide, part)
+        wide = parts.activation[0](gate).mul_(up)
+        output.addmm_(wide, weight[:, part].T)
+        if factors_down and low_down is not None:
+            low_down.addmm_(wide if mask is None else wide.mul_(mask[:, part]), factors_down.a[:, part].T)
+        if run.keep_feed_forward:
+            inner.append((gate, up))
+    if factors_down and low_down is not None:
+        factors_down.add_to([output], low_down)
+    return output, low_wide, low_down, inner
+
+
+def _gate_and_up(
+    parts: BlockParts, normed: Tensor, factors: Factors | None, low: Tensor | None, part: slice
+) -> tuple[Tensor, Tensor]:
+    """Return columns ``part`` of gate and up."""
+    outputs = parts.gate_up.frozen(normed, part)
+    gate, up = outputs if factors is None or low is None else factors.of(part).add_to(outputs, low)
+    return gate, up
 
 
 def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -226,36 +245,34 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
     _, _, gate_up, down = ctx.masked
     _, _, low_wide, low_down = kept.lows
     normed, inverse = parts.norm_post.forward(kept.middle)
-    gate, up = kept.wide or parts.gate_up.frozen(normed)
-    gate = gate if ctx.run.once else gate.clone()
-    if ctx.run.once:
-        kept.wide = None
-    up_slope = parts.down.gradient_of_input([slope])  # the gradient of gate·up, and of up when a slice is done
     factors, factors_down = gate_up.factors(slope), down.factors(slope)
-    low_slope = factors_down.gradient_of_low([slope]) if factors_down else None
+    down_slope = factors_down.gradient_of_low([slope]) if factors_down else None
+    low_slope = torch.zeros_like(low_wide) if low_wide is not None else None
     found_down, found_wide = AdapterGradients(parts.down, down.scale), AdapterGradients(parts.gate_up, gate_up.scale)
-    wide_lows = []
-    for part, mask in _slices(up_slope, down):
-        g, u, s = gate[part], up[part], up_slope[part]
-        if factors and low_wide is not None and not ctx.run.keep_feed_forward:
-            factors.add_to([g, u], low_wide[part])
-        active = parts.activation[0](g)
-        if factors_down and low_slope is not None:
-            dropped = active * u if mask is None else (active * u).mul_(mask)
-            found_down.add_a(low_slope[part], dropped)
-            _add_masked(s, low_slope[part] @ factors_down.a, mask)
-        parts.activation[1](s * u, g)  # from here on, g is the gradient of gate
-        s.mul_(active)
-        if factors and low_wide is not None:
-            wide_lows.append(factors.gradient_of_low([g, s]))
-            found_wide.add_b(low_wide[part], [g, s])
+    mask, weight = down.mask(len(normed)), parts.down.projections[0].weight(slope.dtype)
+    normed_slope = torch.zeros_like(normed)
+    inner = kept.inner[::-1]
+    if ctx.run.once:
+        kept.inner = []
+    for part in _slices(normed, parts.down.inputs):
+        gate, up = inner.pop() if inner else _gate_and_up(parts, normed, factors, low_wide, part)
+        gate = gate if ctx.run.once else gate.clone()
+        active, wide_slope = parts.activation[0](gate), slope @ weight[:, part]
+        if factors_down and down_slope is not None:
+            wide, seen = active * up, None if mask is None else mask[:, part]
+            found_down.add_a(down_slope, wide if seen is None else wide.mul_(seen))
+            _add_masked(wide_slope, down_slope @ factors_down.a[:, part], seen)
+        parts.activation[1](wide_slope * up, gate)
+        slopes = [gate, wide_slope.mul_(active)]  # what was gate is its gradient now
+        if factors and low_wide is not None and low_slope is not None:
+            low_slope += factors.of(part).gradient_of_low(slopes)
+            found_wide.add_b(low_wide, slopes)
+        parts.gate_up.add_gradient_of_input(normed_slope, slopes, part)
     if low_down is not None:
         found_down.add_b(low_down, [slope])
-    normed_slope = parts.gate_up.gradient_of_input([gate, up_slope])
-    if factors and wide_lows:
-        low_slope = torch.cat(wide_lows)
+    if factors and low_slope is not None:
         found_wide.add_a(low_slope, gate_up.drop(normed))
-        _add_masked(normed_slope, low_slope @ factors.a, gate_up.mask(normed))
+        _add_masked(normed_slope, low_slope @ factors.a, gate_up.mask(len(normed)))
     middle_slope = parts.norm_post.backward(normed_slope, kept.middle, inverse).add_(slope)
     return middle_slope, found_wide.result() + found_down.result()
 
@@ -284,14 +301,15 @@ def _add_masked(total: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
     return total.add_(part) if mask is None else total.addcmul_(part, mask)
 
 
-def _slices(wide: Tensor, masked: _Masked) -> Iterator[tuple[slice, Tensor | None]]:
-    """Cut the rows of a wide value (T, I) into slices that stay in cache, each with its part of the mask."""
-    rows, width = wide.shape
-    step = max(1, SLICE_ELEMENTS // width) if wide.device.type == "cpu" else rows
-    mask = masked.mask(wide)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        yield part, None if mask is None else mask[part]
+def _slices(x: Tensor, width: int) -> Iterator[slice]:
+    """Cut ``width`` columns into slices whose values for the rows of ``x`` stay in cache."""
+    unit, least, most = SLICE_COLUMNS
+    step = width
+    if x.device.type == "cpu" and x.dtype.itemsize >= 4:  # sums over slices would be rounded too often in 16 bits
+        count = -(-width // min(max(SLICE_ELEMENTS // max(len(x), 1), least), most))
+        step = -(-width // (count * unit)) * unit
+    for start in range(0, width, step):
+        yield slice(start, min(start + step, width))
 
 
 def _silu_slope(slope: Tensor, x: Tensor) -> None:

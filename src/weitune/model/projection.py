@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from weitune.model.stored import dense, is_linear
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
@@ -29,14 +31,14 @@ class Projection:
     rate: float = 0.0
     """Dropout of the adapter's input."""
 
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the frozen matrix (N, K) to compute with in ``dtype``."""
-        return dense(self.layer, dtype)
+    def weight(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor:
+        """Return the frozen matrix (N, K), or some of its rows, to compute with in ``dtype``."""
+        return dense(self.layer, dtype, outputs)
 
-    def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """Return the frozen bias (N,), if there is one."""
+    def bias(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor | None:
+        """Return the frozen bias (N,), or a part of it, if there is one."""
         bias: Tensor | None = self.layer.bias
-        return None if bias is None else bias.to(dtype)
+        return None if bias is None else bias[outputs].to(dtype)
 
     @property
     def rank(self) -> int:
@@ -63,7 +65,7 @@ def read_projection(layer: Any) -> Projection | None:
 class LoraGroup:
     """Projections that read the same input: one dropout mask and one product through all their A matrices.
 
-    Every method works on all rows or on a slice of them, so that wide values can be worked on while they are in cache.
+    Where outputs are wide, methods work on a slice of their columns, so that a slice can be used while it is in cache.
     """
 
     def __init__(self, projections: list[Projection]) -> None:
@@ -71,6 +73,8 @@ class LoraGroup:
         self.projections = projections
         self.rate = max(p.rate for p in projections)
         self.ranks = [p.rank for p in projections]
+        self.inputs = projections[0].shape[1]
+        """K"""
 
     @property
     def adapted(self) -> bool:
@@ -82,10 +86,10 @@ class LoraGroup:
         """A and B of every adapter, in order."""
         return [tensor for p in self.projections for tensor in (p.a, p.b) if tensor is not None]
 
-    def frozen(self, inputs: Tensor) -> list[Tensor]:
-        """Return what the frozen layers make of ``inputs`` (T, K)."""
+    def frozen(self, inputs: Tensor, outputs: slice = ALL) -> list[Tensor]:
+        """Return what the frozen layers make of ``inputs`` (T, K): all outputs, or the same columns of each."""
         dtype = inputs.dtype
-        return [F.linear(inputs, p.weight(dtype), p.bias(dtype)) for p in self.projections]
+        return [F.linear(inputs, p.weight(dtype, outputs), p.bias(dtype, outputs)) for p in self.projections]
 
     def factors(self, dtype: torch.dtype, kept: float) -> Factors | None:
         """Return the adapters as ``dtype``, or None if there are none.
@@ -100,11 +104,14 @@ class LoraGroup:
 
     def gradient_of_input(self, slopes: list[Tensor]) -> Tensor:
         """Return the frozen layers' part of the gradient of the input, (T, K)."""
-        first, *others = zip(self.projections, slopes, strict=True)
-        total = first[1] @ first[0].weight(first[1].dtype)
-        for p, slope in others:
-            total.addmm_(slope, p.weight(slope.dtype))
+        total = slopes[0].new_zeros(len(slopes[0]), self.inputs)
+        self.add_gradient_of_input(total, slopes)
         return total
+
+    def add_gradient_of_input(self, total: Tensor, slopes: list[Tensor], outputs: slice = ALL) -> None:
+        """Add to ``total`` (T, K) the frozen layers' part of the gradient of the input, from these outputs."""
+        for p, slope in zip(self.projections, slopes, strict=True):
+            total.addmm_(slope, p.weight(slope.dtype, outputs))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +123,10 @@ class Factors:
     b: list[Tensor | None]
     """(N, R) of each projection, times its constant factors; by columns, which makes the products 2.5 times faster"""
     ranks: list[int]
+
+    def of(self, outputs: slice) -> Factors:
+        """Return the factors of some columns of every output."""
+        return Factors(self.a, [None if b is None else b[outputs] for b in self.b], self.ranks)
 
     def add_to(self, outputs: list[Tensor], low: Tensor) -> list[Tensor]:
         """Add the adapters' part to ``outputs`` in place: ``low`` (T, sum of R) through the B matrices."""
@@ -131,33 +142,32 @@ class Factors:
 
 
 class AdapterGradients:
-    """The gradients of a group's A and B matrices, added up slice by slice."""
+    """The gradients of a group's A and B matrices, written whole or by slices of their columns."""
 
     def __init__(self, group: LoraGroup, scale: float) -> None:
         """Begin with nothing; ``scale`` is dropout's factor for what it kept."""
         self._group, self._scale = group, scale
-        self._a: Tensor | None = None
-        self._b: list[Tensor | None] = [None] * len(group.projections)
+        self._a: list[Tensor] = []
+        self._b: list[list[Tensor]] = [[] for _ in group.projections]
 
     def add_a(self, low_slope: Tensor, dropped: Tensor) -> None:
-        """Add what the gradient of the low-rank states (T, sum of R) makes of the masked input (T, K)."""
-        product = low_slope.T @ dropped
-        self._a = product if self._a is None else self._a.add_(product)
+        """Make the next columns of A's from the gradient of the low-rank states (T, sum of R) and masked inputs."""
+        self._a.append(low_slope.T @ dropped)
 
     def add_b(self, low: Tensor, slopes: list[Tensor]) -> None:
-        """Add what the low-rank states (T, sum of R) make of the gradients of the outputs."""
-        for k, (part, slope) in enumerate(zip(low.split(self._group.ranks, dim=1), slopes, strict=True)):
+        """Make the next rows of B's from the low-rank states (T, sum of R) and the gradients of these outputs."""
+        for found, part, slope in zip(self._b, low.split(self._group.ranks, dim=1), slopes, strict=True):
             if part.shape[1]:
-                product, so_far = part.T @ slope, self._b[k]
-                self._b[k] = product if so_far is None else so_far.add_(product)
+                found.append(part.T @ slope)
 
     def result(self) -> list[Tensor]:
         """Return the gradients in the order of the group's parameters."""
         found: list[Tensor] = []
-        if self._a is None:
+        if not self._a:
             return found
-        a_slopes = self._a.split(self._group.ranks, dim=0)
-        for p, a_slope, b_slope in zip(self._group.projections, a_slopes, self._b, strict=True):
-            if p.a is not None and p.b is not None and b_slope is not None:
-                found += [a_slope.to(p.a.dtype), (b_slope.T * (p.scale * self._scale)).to(p.b.dtype)]
+        a_slopes = torch.cat(self._a, dim=1).split(self._group.ranks, dim=0)
+        for p, a_slope, b_slopes in zip(self._group.projections, a_slopes, self._b, strict=True):
+            if p.a is not None and p.b is not None:
+                b_slope = torch.cat(b_slopes, dim=1).T * (p.scale * self._scale)
+                found += [a_slope.to(p.a.dtype), b_slope.to(p.b.dtype)]
         return found

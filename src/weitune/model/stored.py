@@ -78,16 +78,39 @@ def is_linear(layer: Any) -> bool:
     return type(layer) is nn.Linear or is_quantized(layer)
 
 
-def dense(layer: Any, dtype: torch.dtype) -> Tensor:
-    """Return the weight (N, K) of a linear layer in ``dtype``; the weight itself if it lies in memory like that."""
+def dense(layer: Any, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+    """Return ``rows`` of the weight (N, K) of a linear layer in ``dtype``: a view, if it lies in memory like that."""
     weight = layer.weight
     if type(layer) is nn.Linear:
-        plain: Tensor = weight.to(dtype)
+        plain: Tensor = weight[rows].to(dtype)
         return plain
     bnb = sys.modules["bitsandbytes"]
     if isinstance(layer, bnb.nn.Linear4bit):
-        found: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return found.to(dtype)
+        return _from_four_bits(bnb, weight, rows).to(dtype)
     scales = layer.state.SCB if getattr(weight, "SCB", None) is None else weight.SCB  # the first forward moves them
-    rounded: Tensor = bnb.functional.int8_vectorwise_dequant(weight.data, scales)
+    rounded: Tensor = bnb.functional.int8_vectorwise_dequant(weight.data[rows], scales[rows])
     return rounded.to(dtype)
+
+
+def _from_four_bits(bnb: Any, weight: Any, rows: slice) -> Tensor:
+    """Return ``rows`` of a matrix in 4 bits; alone, if they begin and end where the blocks of one scale do."""
+    state = weight.quant_state
+    height, width = state.shape
+    start, stop, _ = rows.indices(height)
+    first, last = start * width, stop * width
+    if (first, last) == (0, height * width) or first % state.blocksize or last % state.blocksize:
+        whole: Tensor = bnb.functional.dequantize_4bit(weight.data, state)
+        return whole[rows]
+    scales = state.absmax
+    if state.nested:
+        scales = bnb.functional.dequantize_blockwise(scales, state.state2) + state.offset
+    part = bnb.functional.QuantState(
+        absmax=scales[first // state.blocksize : last // state.blocksize].float(),
+        shape=torch.Size((stop - start, width)),
+        code=state.code,
+        blocksize=state.blocksize,
+        quant_type=state.quant_type,
+        dtype=state.dtype,
+    )
+    found: Tensor = bnb.functional.dequantize_4bit(weight.data.view(-1, 1)[first // 2 : last // 2], part)
+    return found
