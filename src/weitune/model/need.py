@@ -6,7 +6,7 @@
 
                   h, middle    2·C          q, k, v and what attention keeps of them    3·HD + 3·GD + H
                   gate, up     2·I          the adapters' low-rank states               7·R
-                  holes        I + C        what is freed in a block and fits nothing later (measured, not derived)
+                  holes        C            what is freed in a block and fits nothing later (measured, not derived)
 
                   and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
     logits        one chunk of the output head
@@ -128,7 +128,7 @@ def _kept_of_a_block(shape: Shape, manner: Manner) -> int:
         return 16 * shape.hidden + 6 * shape.wide
     attention = 3 * shape.queries + 3 * shape.keys + shape.heads
     wide = 2 * shape.wide if manner.keep_feed_forward else 0
-    holes = shape.wide + shape.hidden if manner.slices else 0
+    holes = shape.hidden if manner.slices else 0
     low = _PROJECTIONS * manner.rank
     return 2 * shape.hidden + attention + wide + low + holes
 
@@ -142,11 +142,9 @@ def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if manner.slices else 0
     chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
     logits = chunk * (4 if number == 4 else 4 + 2 * number)  # in float32, and the product and slope if that is another
-    wide_values = 3 if manner.keep_feed_forward else 5
-    backward = (
-        size.tokens * ((wide_values if manner.slices else wide_values + 3) * shape.wide + 6 * shape.hidden) * number
-        + shape.wide * shape.hidden * manner.dense_bytes
-    )
+    wide_values = 4 if manner.keep_feed_forward else 6
+    wide = 0 if manner.slices and number >= 4 else wide_values * shape.wide  # what is sliced stays in cache
+    backward = size.tokens * (wide + 6 * shape.hidden) * number + shape.wide * shape.hidden * manner.dense_bytes
     return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
 
 
