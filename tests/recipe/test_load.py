@@ -195,6 +195,20 @@ def test_all_problems_come_together():
     assert [line.split(":")[0] for line in lines] == ["model", "data", "lora.r", "train.epochs", "train.precison"]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"lora": "none"}, {"lora.dora": True}, {"lora.init": "pissa"}, {"lora.init": "eva"}, {"train.storage": "nf4"},
+        {"lora.modules_to_save": ["lm_head"]}, {"lora.train_tokens": ["<a>"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_divided_base_cannot_do(other):
+    build_recipe(LEAST, other)
+    (line,) = problems(LEAST, {**other, "train.shard": True})
+    assert line.startswith("train.shard: ")
+
+
 @pytest.mark.parametrize("value", [1j, {"a": 1}, [None], -1, b"x", True, ""], ids=repr)
 @pytest.mark.parametrize("key", [key for key, _ in fields()])
 def test_no_message_speaks_the_language_of_the_validator(key, value):

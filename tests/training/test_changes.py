@@ -17,7 +17,7 @@ OTHER: dict[str, Any] = {
     "train.epochs": 4, "train.max_steps": 9, "train.micro_tokens": 512, "train.log_every": 3,
     "train.checkpoint_every": 7, "train.keep_checkpoints": 1, "train.evaluate_every": 5, "train.patience": 2,
     "log.trackers": ["wandb"], "train.sample_prompts": ["Hi"], "train.sample_tokens": 9, "train.recompute": "block",
-    "train.save_on_each_node": True,
+    "train.save_on_each_node": True, "train.shard": True,
 }  # fmt: skip
 PLACES: dict[str, Any] = {
     "model": "n", "hub": "modelscope", "revision": "v2", "data": ["e.json"], "weights": {"d.json": 1.0}, "output": "o",

@@ -25,7 +25,7 @@ from weitune.model.stored import is_quantized
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Recipe
 from weitune.training.assemble import make_trainable as make
-from weitune.training.forecast import Format, Target, fit, formats, manner_for, ways_to_fit
+from weitune.training.forecast import Format, Target, fit, formats, manner_for, memory_need, ways_to_fit
 
 QWEN_7B = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 3584,
@@ -60,6 +60,18 @@ def test_qwen_7b_from_its_configuration_alone(found: Outline) -> None:
     assert found.abilities.plain_blocks
     assert found.stored is not None
     assert found.stored.itemsize == 2
+
+
+def test_a_divided_base_takes_its_part_and_twice_the_largest_unit(found: Outline) -> None:
+    whole, half, eighth = (
+        memory_need(found, Format("bf16", "bf16"), Manner(number_bytes=2), PassSize(512, 100, 300), "cuda", shards)
+        for shards in (1, 2, 8)
+    )
+    head = 2 * 2 * 152064 * 3584  # larger than a layer
+    assert whole.weights == 2 * found.frozen
+    assert half.weights == found.frozen + head
+    assert eighth.weights == found.frozen // 8 * 2 + head
+    assert whole.total - whole.weights == eighth.total - eighth.weights
 
 
 def test_rank_and_targets_decide_what_is_trained(seven: Path, found: Outline) -> None:

@@ -48,11 +48,12 @@ def measure_loss(
     micro_tokens: int,
     device: torch.device,
     progress: Progress | None = None,
+    idle: Sequence[Sequence[Example]] = (),
 ) -> MeasuredLoss:
     """Return the loss of ``model`` (a :class:`~weitune.model.supervised.SupervisedModel`) on ``examples``.
 
     ``progress`` is called with (passes done, passes in all); what it raises ends the measurement, with the model as it
-    was.
+    was. ``idle`` passes are made afterwards and do not count: other processes may need this one's part of the weights.
     """
     total = 0.0
     batches = layout.split(examples, micro_tokens)
@@ -61,6 +62,8 @@ def measure_loss(
             total += float(model(Row.of(layout.lay(batch), device)).double())
             if progress is not None:
                 progress(done, len(batches))
+        for others in idle:
+            model(Row.of(layout.lay(others), device))
     return MeasuredLoss(total, sum(example.weight for example in examples))
 
 

@@ -39,15 +39,19 @@ class Engine:
     (:meth:`~weitune.data.conversation.Conversation.with_system`), as training does.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, framing: Framing) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, framing: Framing, *, in_step: bool = False
+    ) -> None:
         """Answer with ``model``, which stays the caller's: it may be one that is being trained, or a PEFT model.
 
-        Answers end at the framing's stop tokens and at those in the model's generation config.
+        Answers end at the framing's stop tokens and at those in the model's generation config. With ``in_step``, all
+        processes of a run answer the same together, and none stops computing before the last one has its answer.
         """
         # PEFT puts the adapter into the layers of the model it wraps, so that model generates as tuned.
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.tokenizer = tokenizer
         self.framing = framing
+        self._in_step = in_step
         self._one_at_a_time = threading.Lock()  # readers in several threads take turns
         own = self.model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own] if own is not None else []
@@ -159,6 +163,7 @@ class Engine:
                 logits_processor=processors(sampling, mask),
                 stopping_criteria=StoppingCriteriaList(stopping),
                 streamer=streamer,
+                synced_gpus=self._in_step,
             )
         return output[:, width:]
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from weitune.model.dropout import DropoutString
 from weitune.model.projection import AdapterGradients, Factors, LoraGroup
+from weitune.model.shard import gathered
 
 SLICE_ELEMENTS = 1 << 19
 """Elements of a wide value that are worked on at once on a CPU: 2 MiB in float32."""
@@ -73,6 +74,8 @@ class BlockParts:
     activation: Activation
     attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """From q (T, H·D), k and v (T, G·D) before rotary, and the pass, to (T, H·D); differentiable by autograd."""
+    layer: torch.nn.Module
+    """Whose weights these are."""
 
     @property
     def groups(self) -> tuple[LoraGroup, ...]:
@@ -100,7 +103,8 @@ class Pass:
 
 def run_block(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None = None) -> Tensor:
     """Return the block's output of ``hidden`` (T, C): (T, C), or (len(rows), C) for some ``rows`` only."""
-    output: Tensor = _Block.apply(hidden, parts, run, rows, *parts.parameters)  # type: ignore[no-untyped-call]
+    with gathered(parts.layer):
+        output: Tensor = _Block.apply(hidden, parts, run, rows, *parts.parameters)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -187,8 +191,9 @@ class _Block(torch.autograd.Function):
         kept: _Kept = ctx.kept
         if ctx.run.once:
             ctx.kept = None  # autograd would hold it until the whole graph dies
-        middle_slope, found_wide = _feed_forward_backward(ctx, kept, slopes[0])
-        hidden_slope, found_attention = _attention_backward(ctx, kept, middle_slope)
+        with gathered(ctx.parts.layer):
+            middle_slope, found_wide = _feed_forward_backward(ctx, kept, slopes[0])
+            hidden_slope, found_attention = _attention_backward(ctx, kept, middle_slope)
         return hidden_slope, None, None, None, *found_attention, *found_wide
 
 

@@ -109,6 +109,7 @@ def _read_block(layer: nn.Module) -> BlockParts | None:
         down=LoraGroup([down]),
         activation=activation,
         attend=attend,
+        layer=layer,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from weitune.errors import ModelError, first_line
 from weitune.model.locate import ModelFiles, locate
+from weitune.model.shard import shard
 from weitune.model.stored import quantization
 from weitune.recipe.schema import QUANTIZED, Storage
 
@@ -34,6 +35,8 @@ class LoadedModel:
     """What it is computed in."""
     storage: Storage = "auto"
     """How its weights lie in memory."""
+    shards: int = 1
+    """Among how many processes its matrices are divided (``train.shard``)."""
 
     @property
     def split_over_devices(self) -> bool:
@@ -130,16 +133,22 @@ def load_weights(
     precision: str = "auto",
     storage: Storage = "auto",
     device: str | None = None,
+    shards: int = 1,
 ) -> LoadedModel:
     """Load the weights of a model whose tokenizer is here already.
 
-    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``). Raises
-    ModelError if they cannot be loaded.
+    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``). With ``shards``,
+    each of so many processes that have found each other keeps a part (:mod:`.shard`). Raises ModelError if they cannot
+    be loaded.
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
-    model = _load(files, dtype, storage, _placement(target, device))
-    return LoadedModel(model, tokenizer, files, target, dtype, storage)
+    if shards == 1:
+        model = _load(files, dtype, storage, _placement(target, device))
+    else:
+        model = _load(files, dtype, storage, {"": "cpu"}, widened_later=True)
+        shard(model, target, stored_dtype(storage, dtype))
+    return LoadedModel(model, tokenizer, files, target, dtype, storage, shards)
 
 
 def _placement(target: torch.device, asked: str | None) -> Any:
@@ -152,7 +161,10 @@ def _placement(target: torch.device, asked: str | None) -> Any:
     return {"": target}
 
 
-def _load(files: ModelFiles, dtype: torch.dtype, storage: Storage, placement: Any) -> PreTrainedModel:
+def _load(
+    files: ModelFiles, dtype: torch.dtype, storage: Storage, placement: Any, *, widened_later: bool = False
+) -> PreTrainedModel:
+    """Load the weights; those that are ``widened_later`` to float32 are left as they are mapped from the file."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
     if storage in QUANTIZED and files.gguf:
@@ -160,8 +172,9 @@ def _load(files: ModelFiles, dtype: torch.dtype, storage: Storage, placement: An
             f"train.storage {storage}: weights from a .gguf file have been rounded once already",
             "Take the model's safetensors, or train.storage bf16.",
         )
+    stored = stored_dtype(storage, dtype)
     options: dict[str, Any] = {
-        "dtype": stored_dtype(storage, dtype),
+        "dtype": "auto" if widened_later and stored == torch.float32 else stored,
         "device_map": placement,
         "trust_remote_code": False,
         "local_files_only": True,

@@ -20,6 +20,7 @@ from weitune.data.pad import PaddedBatch
 from weitune.model.attention import Tree
 from weitune.model.decoder import BlockDecoder
 from weitune.model.loss import supervised_loss
+from weitune.model.shard import gathered
 from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class SupervisedModel(nn.Module):
         head = self.model.get_output_embeddings()
         hidden = self._states(row)[row.index]
         hidden, targets, weights = (x.to(head.weight.device) for x in (hidden, row.targets, row.weights))
-        return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
+        with gathered(head):
+            return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
 
     def _states(self, row: Row) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""

@@ -211,6 +211,10 @@ class Train(Section):
     recompute: Literal["auto"] | Recompute = "auto"
     """What the backward pass computes again instead of keeping it: nothing, the feed-forward layers' inner values, or
     whole blocks. `auto`: as much as memory asks for. Changes memory and speed, never the result."""
+    shard: bool = False
+    """Divide the frozen base among the processes (`--devices`) instead of giving each a copy, for a base that fits no
+    single device; every layer is put together while it is computed (docs/cluster.md). Changes memory and speed, never
+    the result."""
     log_every: int = Field(10, ge=1)
     """Steps between two printed log lines; `events.jsonl` has every step."""
     checkpoint_every: int = Field(100, ge=1)
@@ -248,6 +252,11 @@ class Log(Section):
     """Trackers that get the figures of every step and evaluation, through accelerate; each needs the extra of its
     name. TensorBoard, wandb and SwanLab write into the run's folder, below `logs`, MLflow and trackio where
     `MLFLOW_TRACKING_URI` and `TRACKIO_DIR` say."""
+
+
+def _needs_whole_weights(lora: Lora) -> bool:
+    """Return whether the adapter looks at whole weights of the base, or trains some, apart from computing a layer."""
+    return bool(lora.dora or lora.init in (*TAKEN_FROM_BASE, "eva") or lora.modules_to_save or lora.train_tokens)
 
 
 class Recipe(Section):
@@ -308,4 +317,9 @@ class Recipe(Section):
             (init == "none" and precision == "bf16", "train.precision: a whole model is trained in fp32"),
             (init == "none" and storage not in {"auto", "fp32"}, "train.storage: a whole model is trained in fp32"),
             (precision == "bf16" and storage == "fp32", "train.storage: fp32 is wider than train.precision bf16"),
+            (
+                self.train.shard and (quantized or self.lora == "none" or _needs_whole_weights(self.lora)),
+                "train.shard: it divides a base in fp32 or bf16 under plain LoRA, without lora.dora, modules_to_save, "
+                "train_tokens and a start out of the base",
+            ),
         )

@@ -11,6 +11,7 @@ from torch import nn
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
 from weitune.data.plan import Plan
+from weitune.errors import ModelError
 from weitune.model.adapter import attach_adapter, check_targets, token_numbers
 from weitune.model.decoder import BlockDecoder
 from weitune.model.load import LoadedModel
@@ -24,6 +25,7 @@ from weitune.model.memory import (
 )
 from weitune.model.need import Manner, Shape, trained_bytes
 from weitune.model.probe import Abilities, probe
+from weitune.model.shard import gathered_bytes, held_numbers
 from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.stored import dense_bytes, widen
 from weitune.model.supervised import Row, SupervisedModel
@@ -31,6 +33,7 @@ from weitune.model.trained import LoraAdapter, Trained, WholeModel
 from weitune.recipe.schema import Lora, Train
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
+from weitune.training.processes import averaging_adapters
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,10 +76,11 @@ class Trainable:
 
         Weights that are mapped from a file come when they are read, gradients and moments with the first step.
         """
-        numbers = [(p.numel(), p.element_size(), p.requires_grad) for p in self.trained.model.parameters()]
+        numbers = [(held_numbers(p), p.element_size(), p.requires_grad) for p in self.trained.model.parameters()]
         held = sum(numel * size for numel, size, _ in numbers)
         unread = max(0, held - resident_bytes()) if self.loaded.device.type == "cpu" else 0
-        return unread + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
+        whole = gathered_bytes(self.loaded.model) if self.loaded.shards > 1 else 0
+        return unread + whole + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
 
 
 def make_trainable(
@@ -109,11 +113,16 @@ def make_trainable(
         trained,
         replace(
             abilities,
-            plain_head=abilities.plain_head and type(head) is nn.Linear and not head.weight.requires_grad,
+            plain_head=abilities.plain_head and isinstance(head, nn.Linear) and not head.weight.requires_grad,
             plain_blocks=abilities.plain_blocks and blocks is not None and blocks.trains_all,
         ),
     )
     if not trainable.abilities.plain_blocks and loaded.model.dtype != loaded.dtype:
+        if loaded.shards > 1:
+            raise ModelError(
+                f"train.storage: this model's own modules compute it in {loaded.dtype}, and parts are not widened",
+                "With train.shard, leave train.storage out.",
+            )
         widen(loaded.model, loaded.dtype)  # its own modules compute in what they are stored in
     if plain.init_from:
         start_from(trained, adapter_folder(plain.init_from))
@@ -150,8 +159,9 @@ def make_loop(
         blocks=BlockDecoder.of(loaded.model, loaded.dtype) if abilities.plain_blocks else None,
         recompute=memory.recompute,
     )
+    sharded = loaded.shards > 1
     return Loop(
-        model=accelerator.prepare_model(model, device_placement=False),
+        model=averaging_adapters(model) if sharded else accelerator.prepare_model(model, device_placement=False),
         optimizer=make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio),
         accelerator=accelerator,
         examples=examples,
@@ -160,6 +170,7 @@ def make_loop(
         train=train,
         micro_tokens=memory.micro_tokens,
         recompute=memory.recompute,
+        sharded=sharded,
     )
 
 

@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "train.max_steps": "the learning rate of the steps to come follows the new length",
     "train.micro_tokens": "equal up to rounding",
     "train.recompute": "",
+    "train.shard": "",
     "train.log_every": "",
     "train.checkpoint_every": "",
     "train.keep_checkpoints": "",

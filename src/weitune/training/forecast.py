@@ -79,13 +79,18 @@ class Fit:
         return self.need.total <= self.target.memory
 
 
-def memory_need(outline: Outline, form: Format, manner: Manner, size: PassSize, kind: str) -> MemoryNeed:
-    """Return the memory of a run whose largest pass is ``size``, on a device of ``kind``."""
+def memory_need(
+    outline: Outline, form: Format, manner: Manner, size: PassSize, kind: str, shards: int = 1
+) -> MemoryNeed:
+    """Return the memory of a process of a run whose largest pass is ``size``, on a device of ``kind``.
+
+    The base is divided among ``shards`` processes.
+    """
     adapter, gradients, optimizer = trained_bytes(outline.trainable)
     activations, logits = pass_bytes(outline.shape, size, manner)
     return MemoryNeed(
         framework=_FRAMEWORK.get(kind, _CONTEXT),
-        weights=_weights(outline, form, kind),
+        weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
         adapter=adapter,
         gradients=gradients,
         optimizer=optimizer,
@@ -101,6 +106,13 @@ def _weights(outline: Outline, form: Format, kind: str) -> int:
     dtype = DTYPES[form.storage] if outline.abilities.plain_blocks else form.dtype
     mapped = kind == "cpu" and outline.stored == dtype  # then what is never read takes no memory
     return (outline.frozen - (outline.untied_embeddings if mapped else 0)) * dtype.itemsize
+
+
+def _sharded(outline: Outline, form: Format, shards: int) -> int:
+    """Return what a part of the weights takes, and gathering the largest unit (:mod:`weitune.model.shard`)."""
+    shape = outline.shape
+    unit = max(outline.linear // shape.layers, shape.hidden * shape.vocabulary)
+    return (outline.frozen // shards + 2 * unit) * DTYPES[form.storage].itemsize
 
 
 def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Manner:
@@ -146,7 +158,8 @@ def formats(outline: Outline, recipe: Recipe, precision: Precision) -> list[Form
 
 
 def _may_be_quantized(outline: Outline, recipe: Recipe) -> bool:
-    return not outline.gguf and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
+    plain = not outline.gguf and not recipe.train.shard
+    return plain and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
 
 
 def ways_to_fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize) -> list[str]:
@@ -218,5 +231,5 @@ def forecast_run(parts: Ingredients, trainable: Trainable, largest: PassSize, re
     """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
     form = Format.of(parts.recipe, trainable.loaded.dtype)
     found = outline(parts.files, parts.recipe.lora)
-    manner = replace(trainable.manner, recompute=recompute)
-    return memory_need(found, form, manner, largest, trainable.loaded.device.type)
+    manner, loaded = replace(trainable.manner, recompute=recompute), trainable.loaded
+    return memory_need(found, form, manner, largest, loaded.device.type, loaded.shards)

@@ -64,15 +64,17 @@ def load_if_it_fits(
     precision: str,
     device: str | None,
     storage: Storage = "auto",
+    shards: int = 1,
 ) -> LoadedModel:
     """Load a model's weights (:func:`~weitune.model.load.load_weights`). Raises ModelError if memory will not do."""
     target = choose_device(device)
     dtype = stored_dtype(storage, choose_dtype(precision, target))
-    need = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize))
-    if target.type == "cpu" and need > host_memory().available:  # an accelerator's driver says no without killing
+    need = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize)) // shards
+    there = host_memory().available if shards == 1 else free_bytes(target)  # parts are not shared, mapped files are
+    if target.type == "cpu" and need > there:  # an accelerator's driver says no without killing
         raise _too_large(files, dtype, need, target)
     try:
-        return load_weights(files, tokenizer, precision=precision, storage=storage, device=device)
+        return load_weights(files, tokenizer, precision=precision, storage=storage, device=device, shards=shards)
     except ModelError as error:
         if error.__cause__ is not None and is_out_of_memory(error.__cause__):
             raise _too_large(files, dtype, need, target) from error

@@ -82,6 +82,8 @@ class Loop:
     train: Train
     micro_tokens: int
     recompute: Recompute = "none"
+    sharded: bool = False
+    """Whether the base is divided among the processes, so that they must make their passes together."""
 
     def run(self, start: int, watcher: Watcher) -> None:
         """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` has had enough.
@@ -119,21 +121,28 @@ class Loop:
             if not watcher.stepped(record):
                 return
 
+    def passes(self, own: int) -> int:
+        """Return how many passes this process makes if its examples need ``own``; all processes must ask together."""
+        if not self.sharded:
+            return own
+        return int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
+
     def _accumulate(self, examples: Sequence[Example]) -> tuple[float, int]:
         """Add up the gradients of a step on this device; return the step's loss and the tokens computed here."""
         world = self.accelerator.num_processes
         weight = sum(example.weight for example in examples)
         mine = share(examples, world)[self.accelerator.process_index] if world > 1 else examples
+        batches = self.layout.split(mine, self.micro_tokens)
+        own = len(batches)
         # A device without examples still takes part in the reduction of gradients, with weight 0.
-        batches = self.layout.split(mine, self.micro_tokens) or [list(examples[:1])]
+        batches += [list(examples[:1])] * (max(self.passes(own), 1) - own)
         total = torch.zeros((), dtype=torch.float64)
         computed = 0
         for k, batch in enumerate(batches):
             laid = self.layout.lay(batch)
             computed += len(laid)
-            last = k == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if mine else 0.0)
+            with self.accelerator.no_sync(self.model) if k < len(batches) - 1 else nullcontext():
+                loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if k < own else 0.0)
                 self.accelerator.backward(loss * (world / weight))  # reduction takes the mean over devices
             total += loss.detach().double().cpu()
         if world > 1:

@@ -12,6 +12,7 @@ from weitune.model.load import choose_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
 LONGEST_WAIT = timedelta(hours=2)
 """How long processes wait for each other: one prepares the data, one waits for a full disk."""
@@ -27,6 +28,18 @@ def make_accelerator(device: str | None) -> Accelerator:
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
     cpu = choose_device(device).type == "cpu"
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
+
+
+def averaging_adapters(model: nn.Module) -> nn.Module:
+    """Return ``model`` so that backward averages the gradients of what is trained of it over all processes.
+
+    The rest may be sharded; accelerate puts no model that has a sharded weight into DDP.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:

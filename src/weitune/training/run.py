@@ -163,9 +163,13 @@ def _session(
 def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool) -> Trainable:
     """Load the weights and attach the adapter. Raises ModelError if they do not fit memory, data or recipe."""
     recipe = parts.recipe
+    processes = session.accelerator.num_processes
+    if recipe.train.shard:
+        among = f"the base is divided among {processes} processes" if processes > 1 else "one process holds the base"
+        session.reporter.say(f"train.shard: {among}")
     loaded = foresight.load_if_it_fits(
         parts.files, parts.tokenizer, "fp32" if recipe.lora == "none" else precision, session.device,
-        recipe.train.storage,
+        recipe.train.storage, processes if recipe.train.shard else 1,
     )  # fmt: skip
     check_stops(loaded, parts.framing, session.reporter)
     steps = (parts.examples_of(step) for step in range(min(EVA_STEPS, parts.plan.steps)))

@@ -149,7 +149,9 @@ class Validator:
         world = accelerator.num_processes
         mine = share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples
         model = accelerator.unwrap_model(loop.model)  # no reduction of gradients takes part in this
-        found = measure_loss(model, mine, loop.layout, loop.micro_tokens, accelerator.device, progress)
+        own = len(loop.layout.split(mine, loop.micro_tokens))
+        idle = [self._examples[:1]] * (loop.passes(own) - own)
+        found = measure_loss(model, mine, loop.layout, loop.micro_tokens, accelerator.device, progress, idle)
         if world == 1:
             return found
         sums = torch.tensor([found.sum, found.weight], dtype=torch.float64, device=accelerator.device)
@@ -158,11 +160,17 @@ class Validator:
 
 
 def make_validator(loop: Loop, parts: Ingredients, trainable: Trainable, *, main: bool) -> Validator | None:
-    """Return what evaluates a run, if its recipe has validation data; only the ``main`` process answers questions."""
+    """Return what evaluates a run, if its recipe has validation data.
+
+    Only the ``main`` process answers questions, or all of them together if the base is divided among them.
+    """
     if parts.validation is None:
         return None
     recipe = parts.recipe
-    engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing) if main else None
+    sharded = trainable.loaded.shards > 1
+    engine = None
+    if main or sharded:
+        engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing, in_step=sharded)
     if recipe.train.sample_prompts is None:
         files = recipe.data if isinstance(recipe.validation, float) else recipe.validation or []
         questions = first_questions(parts.validation, files, recipe, SAMPLES)

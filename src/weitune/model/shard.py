@@ -1,0 +1,92 @@
+"""A frozen base divided among the processes of a run, by torch's ``fully_shard`` (FSDP, arXiv 2304.11277).
+
+                process 0    process 1
+    matrices    first rows   last rows    whole while their unit is computed: a layer, the embeddings, the head
+    vectors     all          all
+    adapters    all          all          their gradients are averaged, as without sharding
+
+A module that runs by its own forward is gathered by FSDP's hooks; whoever reads its weights from outside does so within
+:func:`gathered`. Every process must come to the same units in the same order, or all wait for ever.
+
+Cost: of the matrices 1/n in memory and, for a moment, the largest unit twice; each layer is sent twice in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from weitune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Keep this process's part of the matrices of ``model`` on ``device``, and all of the rest, at least as ``dtype``.
+
+    Weights may be mapped from their files: a unit at a time is read. A head that shares the embeddings' matrix gets one
+    of its own; both are frozen. Raises ModelError if the model has no list of decoder layers.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        head.weight = nn.Parameter(embeddings.weight.detach(), requires_grad=False)
+    # PEFT takes a mesh of this name for one that leaves the layers' shapes as they are.
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("fsdp",))
+    for unit in _units(model):
+        _place(unit, device, dtype)
+        vectors = {parameter for parameter in unit.parameters() if parameter.dim() < 2}
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=vectors)
+    _place(model, device, dtype)
+
+
+@contextmanager
+def gathered(module: Any) -> Iterator[None]:
+    """Have the weights of ``module`` whole in the block, if it is a unit of :func:`shard`."""
+    if not hasattr(module, "unshard"):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+def held_numbers(parameter: nn.Parameter) -> int:
+    """Return how many numbers of ``parameter`` this process holds between passes."""
+    local = getattr(parameter, "to_local", None)
+    return int((local() if local else parameter).numel())
+
+
+def gathered_bytes(model: PreTrainedModel) -> int:
+    """Return what gathering the largest unit takes: what all sent, and the matrices made of it."""
+    return 2 * max(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in _units(model))
+
+
+def _units(model: PreTrainedModel) -> list[nn.Module]:
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            "train.shard: this model has no list of decoder layers that could be divided",
+            "Leave train.shard out, or use train.storage nf4.",
+        )
+    head = model.get_output_embeddings()
+    return [model.get_input_embeddings(), *layers, *([head] if head is not None else [])]
+
+
+def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move what is not sharded to ``device``; weights that are narrower than ``dtype`` are widened."""
+    for parameter in module.parameters():
+        if not hasattr(parameter, "to_local"):
+            parameter.data = parameter.data.to(device, torch.promote_types(parameter.dtype, dtype))
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, name, buffer.to(device))
