@@ -165,7 +165,7 @@ def test_only_what_the_recipe_allows_is_told(found: Outline) -> None:
 
 
 def test_auto_computes_again_what_training_would(found: Outline) -> None:
-    target, largest = Target("here", "cpu", 34 * GIB), PassSize(2048, 600, 100)
+    target, largest = Target("here", "cpu", 32 * GIB), PassSize(2048, 600, 100)
     tight = fit(found, recipe(), target, FP32, largest)
     assert tight.chosen.recompute == "block"
     kept = fit(found, recipe(**{"train.recompute": "none"}), target, FP32, largest)
