@@ -87,6 +87,19 @@ def test_interrupted_and_resumed_is_the_same_run(inputs: Inputs, whole: Path, tm
     assert Run(run).adapter_folder("best").name == Run(whole).adapter_folder("best").name  # type: ignore[union-attr]
 
 
+def test_a_stop_before_the_last_evaluation_leaves_it_to_the_next_start(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    stop = StopRequest()
+    run = train(
+        inputs.recipe(tmp_path / "run", **KEYS), device="cpu", reporter=Listener(after={10: stop.stop}), stop=stop
+    ).path
+    assert found(run) == found(whole)[:-1]
+    resume(run, device="cpu")
+    assert found(run) == found(whole)
+    assert digest(run / "adapter") == digest(whole / "adapter")
+
+
 def worsening(inputs: Inputs, output: Path, **more: Any) -> Any:
     """A recipe that learns its rows by heart and so gets worse on others."""
     keys = {"train.learning_rate": 0.05, "train.epochs": 30, "train.evaluate_every": 4, "train.sample_prompts": []}

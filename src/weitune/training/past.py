@@ -71,7 +71,9 @@ class Past:
 
     def is_complete(self, recipe: Recipe) -> bool:
         """Return whether the run has nothing left to do by ``recipe``."""
-        return self.step == self.steps(recipe) or self.standing.patience_is_lost(recipe.train.patience)
+        standing = self.standing
+        judged = recipe.validation is None or standing.has(self.step)  # a stop may have come before the last evaluation
+        return (judged and self.step == self.steps(recipe)) or standing.patience_is_lost(recipe.train.patience)
 
     def steps(self, recipe: Recipe) -> int:
         """Return how many steps the whole run has by ``recipe``."""
