@@ -111,6 +111,19 @@ def test_what_is_wrong_is_said_once_with_its_exit_code(inputs: Inputs, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "engine"), [("USE_DEEPSPEED", "DeepSpeed"), ("USE_FSDP", "FSDP"), ("USE_MEGATRON_LM", "Megatron")]
+)
+def test_an_engine_of_accelerate_that_would_not_be_used_is_refused(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, engine: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{variable}", "true")  # as `accelerate launch --config_file` sets it
+    with pytest.raises(InputError, match=f"asks for .*{engine}") as refused:
+        train(inputs.recipe(tmp_path / "run"), device="cpu")
+    assert "--train.shard true" in refused.value.cure
+    assert not (tmp_path / "run").exists()
+
+
 def test_machines_must_know_where_to_meet() -> None:
     with pytest.raises(InputError, match="meet"):
         Machines(2, nodes=2).environments()

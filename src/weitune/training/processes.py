@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from weitune.errors import RunError, first_line
+from weitune.errors import InputError, RunError, first_line
 from weitune.model.load import choose_device
 
 if TYPE_CHECKING:
@@ -18,10 +19,26 @@ LONGEST_WAIT = timedelta(hours=2)
 """How long processes wait for each other: one prepares the data, one waits for a full disk."""
 _GONE = ("onnection closed by peer", "onnection reset by peer", "roken pipe", "[Rank ")
 """What gloo and NCCL say."""
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "accelerate's FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What accelerate's launcher says of engines that want model and optimizer for themselves."""
 
 
 def make_accelerator(device: str | None) -> Accelerator:
-    """Join the other processes of this run, if a launcher's variables say that there are some."""
+    """Join the other processes of this run, if a launcher's variables say that there are some.
+
+    Raises InputError if accelerate's configuration asks for an engine that this run would not use.
+    """
+    for variable, engine in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in {"1", "true"}:
+            raise InputError(
+                f"accelerate's configuration asks for {engine}, and weitune would train without it",
+                "Take it out of the configuration (distributed_type: MULTI_GPU), or start with `weitune train "
+                "--devices`. To divide the base among the devices, add --train.shard true.",
+            )
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # Buffers are constants of the model: nothing to broadcast at every step.
