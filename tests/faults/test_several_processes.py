@@ -23,7 +23,10 @@ from weitune.training.run import train
 
 PATIENCE_SECONDS = 250
 STEPS = 28
-PLAIN = {"lora.dropout": 0.0, "train.epochs": 4, "train.checkpoint_every": 2, "train.keep_checkpoints": 50}
+PLAIN = {
+    "lora.dropout": 0.0, "train.epochs": 4, "train.checkpoint_every": 2, "train.keep_checkpoints": 50,
+    "train.evaluate_every": 10, "train.sample_prompts": [],
+}  # fmt: skip
 
 
 def weitune(*arguments: str) -> subprocess.Popen[str]:
@@ -42,7 +45,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 def recipe_file(inputs: Inputs, folder: Path) -> str:
     path = folder / "recipe.yaml"
-    flat = inputs.tree(folder / "run", **PLAIN)
+    flat = inputs.tree(folder / "run", validation=[str(inputs.data)], **PLAIN)
     tree: dict[str, object] = {}
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
@@ -57,6 +60,10 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in found]
 
 
+def validation_losses(run: Path) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in read_events(run) if event["event"] == "validation"}
+
+
 def adapter(run: Path) -> torch.Tensor:
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
@@ -64,11 +71,14 @@ def adapter(run: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def alone(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(inputs.recipe(tmp_path_factory.mktemp("alone") / "run", **PLAIN), device="cpu").path
+    output = tmp_path_factory.mktemp("alone") / "run"
+    return train(inputs.recipe(output, validation=[str(inputs.data)], **PLAIN), device="cpu").path
 
 
 def assert_as_alone(run: Path, alone: Path) -> None:
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+    assert list(validation_losses(alone)) == [0, 10, 20, STEPS]
+    assert validation_losses(run) == pytest.approx(validation_losses(alone), rel=1e-5)
     assert (adapter(run) - adapter(alone)).norm() / adapter(alone).norm() < 1e-5
 
 
@@ -78,7 +88,9 @@ def test_two_processes_equal_one_and_one_of_them_talks(inputs: Inputs, tmp_path:
     assert said.count("done:") == 1
     assert said.count("trainable parameters") == 1
     processes = {
-        event["computed_tokens"] < event["tokens"] for event in read_events(tmp_path / "run") if "loss" in event
+        event["computed_tokens"] < event["tokens"]
+        for event in read_events(tmp_path / "run")
+        if event["event"] == "step"
     }
     assert processes == {True}
 
