@@ -28,6 +28,7 @@ _ALPACA = {"data": str(SHARED / "alpaca_en_demo.json")}
 RECIPES: dict[str, dict[str, str]] = {
     "default": _HUANHUAN,
     "micro-256": {**_HUANHUAN, "train.micro_tokens": "256"},
+    "nf4": {**_HUANHUAN, "train.micro_tokens": "256", "train.storage": "nf4"},
     "rank-64": {**_HUANHUAN, "lora.r": "64", "lora.dropout": "0", "train.batch_size": "8"},
     "long": {**_ALPACA, "tokens.max_length": "512", "train.batch_size": "8", "lora.target_modules": "q_proj,v_proj"},
 }
