@@ -83,6 +83,27 @@ def test_a_weight_is_what_it_was_but_for_rounding(storage: Any, tmp_path: Path) 
             assert 0 < distance(dense(module, torch.float32), weight) < largest
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (slice(3, 70), slice(None)),
+        (slice(None), slice(-64, None)),
+        (slice(1, 5), slice(0, 64)),
+        (slice(None), slice(7, 9)),
+    ],
+    ids=["rows", "columns", "both", "within a block"],
+)
+def test_a_part_of_a_matrix_is_that_part_of_the_whole(
+    storage: Any, rows: slice, columns: slice, tmp_path: Path
+) -> None:
+    for name in ("gate_proj", "down_proj"):
+        layer = getattr(trainable_of(tmp_path, storage).loaded.model.get_decoder().layers[0].mlp, name).base_layer
+        part = dense(layer, torch.float32, rows, columns)
+        assert part.numel()
+        assert torch.equal(part, dense(layer, torch.float32)[rows, columns])
+
+
 def test_fast_blocks_compute_what_4_bit_modules_do(tmp_path: Path) -> None:
     trainable = trainable_of(tmp_path, "nf4")
     assert trainable.abilities.plain_blocks

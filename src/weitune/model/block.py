@@ -219,13 +219,13 @@ def _feed_forward(
     low_wide = gate_up.drop(normed) @ factors.a.T if factors else None
     low_down = normed.new_zeros(len(normed), len(factors_down.a)) if factors_down else None
     mask, (frozen,) = down.mask(len(normed)), parts.down.projections
-    weight, bias = frozen.weight(normed.dtype), frozen.bias(normed.dtype)
+    bias = frozen.bias(normed.dtype)
     output = middle.clone() if bias is None else middle + bias
     inner = []
     for part in _slices(normed, parts.down.inputs):
         gate, up = _gate_and_up(parts, normed, factors, low_wide, part)
         wide = parts.activation[0](gate).mul_(up)
-        output.addmm_(wide, weight[:, part].T)
+        output.addmm_(wide, frozen.weight(wide.dtype, inputs=part).T)
         if factors_down and low_down is not None:
             low_down.addmm_(wide if mask is None else wide.mul_(mask[:, part]), factors_down.a[:, part].T)
         if run.keep_feed_forward:
@@ -254,7 +254,7 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
     down_slope = factors_down.gradient_of_low([slope]) if factors_down else None
     low_slope = torch.zeros_like(low_wide) if low_wide is not None else None
     found_down, found_wide = AdapterGradients(parts.down, down.scale), AdapterGradients(parts.gate_up, gate_up.scale)
-    mask, weight = down.mask(len(normed)), parts.down.projections[0].weight(slope.dtype)
+    mask, (frozen,) = down.mask(len(normed)), parts.down.projections
     normed_slope = torch.zeros_like(normed)
     inner = kept.inner[::-1]
     if ctx.run.once:
@@ -262,7 +262,7 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
     for part in _slices(normed, parts.down.inputs):
         gate, up = inner.pop() if inner else _gate_and_up(parts, normed, factors, low_wide, part)
         gate = gate if ctx.run.once else gate.clone()
-        active, wide_slope = parts.activation[0](gate), slope @ weight[:, part]
+        active, wide_slope = parts.activation[0](gate), slope @ frozen.weight(slope.dtype, inputs=part)
         if factors_down and down_slope is not None:
             wide, seen = active * up, None if mask is None else mask[:, part]
             found_down.add_a(down_slope, wide if seen is None else wide.mul_(seen))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weitune.model.attention import BLOCK_ROWS
+from weitune.model.block import SLICE_COLUMNS
 from weitune.model.loss import CHUNK_LOGITS
 from weitune.recipe.schema import Recompute
 
@@ -144,8 +145,14 @@ def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
     logits = chunk * (4 if number == 4 else 4 + 2 * number)  # in float32, and the product and slope if that is another
     wide_values = 4 if manner.keep_feed_forward else 6
     wide = 0 if manner.slices and number >= 4 else wide_values * shape.wide  # what is sliced stays in cache
-    backward = size.tokens * (wide + 6 * shape.hidden) * number + shape.wide * shape.hidden * manner.dense_bytes
+    backward = size.tokens * (wide + 6 * shape.hidden) * number + _made_at_once(shape, manner) * manner.dense_bytes
     return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
+
+
+def _made_at_once(shape: Shape, manner: Manner) -> int:
+    """Return how many numbers of a frozen matrix are made at once, where it does not lie in memory as it is used."""
+    sliced = manner.plain_blocks and manner.slices and manner.number_bytes >= 4
+    return shape.hidden * (max(shape.queries, SLICE_COLUMNS[2]) if sliced else shape.wide)
 
 
 def fitting_tokens(fits: Callable[[int], bool], least: int = LEAST_TOKENS, most: int = MOST_TOKENS) -> int:

@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weitune.model.stored import dense, is_linear
-
-ALL = slice(None)
+from weitune.model.stored import ALL, dense, is_linear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +29,9 @@ class Projection:
     rate: float = 0.0
     """Dropout of the adapter's input."""
 
-    def weight(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor:
-        """Return the frozen matrix (N, K), or some of its rows, to compute with in ``dtype``."""
-        return dense(self.layer, dtype, outputs)
+    def weight(self, dtype: torch.dtype, outputs: slice = ALL, inputs: slice = ALL) -> Tensor:
+        """Return the frozen matrix (N, K), or a part of it, to compute with in ``dtype``."""
+        return dense(self.layer, dtype, outputs, inputs)
 
     def bias(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor | None:
         """Return the frozen bias (N,), or a part of it, if there is one."""

@@ -5,7 +5,7 @@
     bitsandbytes 4 bits   NF4 (Dettmers et al., arXiv 2305.14314): a      0.52 bytes
                           scale for 64 numbers, itself in 8 bits
 
-A layer's matrix is made when it is used and forgotten after: one is in memory at a time.
+A layer's matrix, or the part of it that is used at a time, is made when it is used and forgotten after.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from weitune.errors import MissingExtraError
 from weitune.recipe.schema import QUANTIZED, Storage
 
+ALL = slice(None)
 _NUMBER_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.516}
 """Of one number of a linear layer; nf4 with its block scales quantized again (QLoRA, arXiv 2305.14314: 4.127 bits)."""
 _DENSE_BYTES = {"int8": 8, "nf4": 6}
@@ -78,39 +79,42 @@ def is_linear(layer: Any) -> bool:
     return type(layer) is nn.Linear or is_quantized(layer)
 
 
-def dense(layer: Any, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """Return ``rows`` of the weight (N, K) of a linear layer in ``dtype``: a view, if it lies in memory like that."""
+def dense(layer: Any, dtype: torch.dtype, rows: slice = ALL, columns: slice = ALL) -> Tensor:
+    """Return ``rows`` and ``columns`` of the weight (N, K) of a linear layer in ``dtype``.
+
+    It is a view, if it lies in memory like that.
+    """
     weight = layer.weight
     if type(layer) is nn.Linear:
-        plain: Tensor = weight[rows].to(dtype)
+        plain: Tensor = weight[rows, columns].to(dtype)
         return plain
     bnb = sys.modules["bitsandbytes"]
     if isinstance(layer, bnb.nn.Linear4bit):
-        return _from_four_bits(bnb, weight, rows).to(dtype)
+        return _from_four_bits(bnb, weight, rows, columns).to(dtype)
     scales = layer.state.SCB if getattr(weight, "SCB", None) is None else weight.SCB  # the first forward moves them
-    rounded: Tensor = bnb.functional.int8_vectorwise_dequant(weight.data[rows], scales[rows])
+    rounded: Tensor = bnb.functional.int8_vectorwise_dequant(weight.data[rows, columns], scales[rows])
     return rounded.to(dtype)
 
 
-def _from_four_bits(bnb: Any, weight: Any, rows: slice) -> Tensor:
-    """Return ``rows`` of a matrix in 4 bits; alone, if they begin and end where the blocks of one scale do."""
+def _from_four_bits(bnb: Any, weight: Any, rows: slice, columns: slice) -> Tensor:
+    """Return a part of a matrix in 4 bits; alone, if it begins and ends where the blocks of one scale do."""
     state = weight.quant_state
-    height, width = state.shape
-    start, stop, _ = rows.indices(height)
-    first, last = start * width, stop * width
-    if (first, last) == (0, height * width) or first % state.blocksize or last % state.blocksize:
+    (height, width), size = state.shape, state.blocksize
+    start, stop, _ = columns.indices(width)
+    if width % size or start % size or stop % size:
         whole: Tensor = bnb.functional.dequantize_4bit(weight.data, state)
-        return whole[rows]
+        return whole[rows, columns]
     scales = state.absmax
     if state.nested:
         scales = bnb.functional.dequantize_blockwise(scales, state.state2) + state.offset
+    packed = weight.data.view(height, width // 2)[rows, start // 2 : stop // 2].contiguous()
     part = bnb.functional.QuantState(
-        absmax=scales[first // state.blocksize : last // state.blocksize].float(),
-        shape=torch.Size((stop - start, width)),
+        absmax=scales.view(height, width // size)[rows, start // size : stop // size].float().contiguous().view(-1),
+        shape=torch.Size((len(packed), stop - start)),
         code=state.code,
-        blocksize=state.blocksize,
+        blocksize=size,
         quant_type=state.quant_type,
         dtype=state.dtype,
     )
-    found: Tensor = bnb.functional.dequantize_4bit(weight.data.view(-1, 1)[first // 2 : last // 2], part)
+    found: Tensor = bnb.functional.dequantize_4bit(packed.view(-1, 1), part)
     return found
