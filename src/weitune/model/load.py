@@ -15,6 +15,7 @@ import torch
 
 from weitune.errors import ModelError, first_line
 from weitune.model.locate import ModelFiles, locate
+from weitune.model.memory import giving_back
 from weitune.model.shard import shard
 from weitune.model.stored import quantization
 from weitune.recipe.schema import QUANTIZED, Storage
@@ -187,8 +188,9 @@ def _load(
         options |= {"quantization_config": quantization(storage, dtype)}
     # The GGUF reader draws a bar of its own on standard error, terminal or not.
     aside: AbstractContextManager[Any] = redirect_stderr(io.StringIO()) if files.gguf else nullcontext()
+    read_once = sorted(files.folder.glob("*.safetensors")) if storage in QUANTIZED else []
     try:
-        with aside:
+        with aside, giving_back(read_once):
             model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
     except Exception as error:
         raise ModelError(

@@ -1,0 +1,50 @@
+"""Loading with conversion leaves neither holes nor pages of the file behind."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from weitune.model.memory import giving_back
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux")
+MIB = 1 << 20
+
+
+def resident(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def test_pages_of_a_file_that_have_been_read_are_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    path, link = tmp_path / "blob", tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(64 * MIB))
+    os.sync()  # only pages that are on the disk can be given back
+    link.symlink_to(path)
+    with link.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        before = resident("RssFile")
+        told = sum(mapped[:: mmap.PAGESIZE])
+        read = resident("RssFile")
+        assert read - before > 60 * MIB
+        with giving_back([link]):
+            time.sleep(1)
+        assert resident("RssFile") < read - 50 * MIB
+        assert sum(mapped[:: mmap.PAGESIZE]) == told
+
+
+def test_freed_tensors_go_back_at_once() -> None:
+    before = resident("RssAnon")
+    with giving_back():
+        kept = []
+        for _ in range(20):  # what is kept lies between what is freed
+            freed = torch.ones(4 * MIB)
+            kept.append(torch.ones(MIB // 2))
+            del freed
+        assert resident("RssAnon") - before < 20 * 2 * MIB + 16 * MIB
+    assert len(kept) == 20
