@@ -86,7 +86,8 @@ def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move what is not sharded to ``device``; weights that are narrower than ``dtype`` are widened."""
     for parameter in module.parameters():
         if not hasattr(parameter, "to_local"):
-            parameter.data = parameter.data.to(device, torch.promote_types(parameter.dtype, dtype))
+            to = torch.promote_types(parameter.dtype, dtype)
+            parameter.data = parameter.data.to(device, to, copy=parameter.dim() < 2)  # which lets go of the file
     for owner in module.modules():
         for name, buffer in owner.named_buffers(recurse=False):
             setattr(owner, name, buffer.to(device))
