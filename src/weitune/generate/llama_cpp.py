@@ -117,7 +117,11 @@ class LlamaCpp:
         return Completion(connection)
 
     def body(self, prompt: Sequence[int], sampling: Sampling, adapter: int | None = None) -> dict[str, Any]:
-        """Return the request that continues ``prompt`` as ``sampling`` says, with the adapter of that number."""
+        """Return the request that continues ``prompt`` as ``sampling`` says, with the adapter of that number.
+
+        An answer drawn from a seed begins with an empty cache: a prompt that is computed in other pieces has other
+        last digits, which are enough to draw another of a large vocabulary's rare tokens.
+        """
         seed = {} if sampling.seed is None else {"seed": sampling.seed % 2**32}
         return {
             "prompt": list(prompt),
@@ -128,7 +132,7 @@ class LlamaCpp:
             "top_p": sampling.top_p,
             "repeat_penalty": sampling.repetition_penalty,
             "repeat_last_n": self.context_tokens,
-            "cache_prompt": True,
+            "cache_prompt": not (seed and sampling.temperature),
             "return_tokens": True,
             "lora": [{"id": i, "scale": float(i == adapter)} for i in range(self.adapters)],
             **seed,
