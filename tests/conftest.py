@@ -46,7 +46,7 @@ def smollm2() -> str:
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the same model as safetensors, which loads in a tenth of the time."""
+    """Return a folder with the same model as safetensors, which transformers and PEFT load in a moment."""
     from weitune.model.load import load_model
 
     folder = tmp_path_factory.mktemp("smollm2")

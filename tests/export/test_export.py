@@ -151,7 +151,7 @@ def test_a_wrong_export_is_found_out(
 
 @needs_llama_cpp
 def test_a_wrong_row_order_is_found_out(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weitune.export.gguf_architecture import Architecture
+    from weitune.model.gguf_architecture import Architecture
 
     monkeypatch.setattr(Architecture, "to_gguf", lambda self, name, tensor: tensor)
     with pytest.raises(VerificationError, match="logprobs"):

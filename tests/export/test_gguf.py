@@ -18,11 +18,11 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from weitune import Run
 from weitune.errors import ModelError
 from weitune.export.gguf_adapter import write_gguf_adapter
-from weitune.export.gguf_architecture import Architecture, architecture_of
 from weitune.export.gguf_file import GgufType, write_gguf
 from weitune.export.gguf_metadata import rope_factors, shape_metadata
 from weitune.export.gguf_vocabulary import end_metadata, vocabulary_metadata
 from weitune.export.tuned import open_tuned
+from weitune.model.gguf_architecture import Architecture, architecture_of
 
 
 def write(run: Run, path: Path, gguf_type: GgufType = "F32") -> Any:

@@ -1,8 +1,8 @@
 """A base model's weights, read one tensor at a time under the names that transformers gives them.
 
 :class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed
-and with the row order of attention undone (see :mod:`.gguf_architecture`); :class:`MergedWeights` either of them with
-an adapter added. Reading costs one tensor of memory; the files are mapped, not loaded.
+and with the row order of attention undone (:mod:`weitune.model.gguf_architecture`); :class:`MergedWeights` either of
+them with an adapter added. Reading costs one tensor of memory; the files are mapped, not loaded.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from weitune.errors import ModelError, RunError
+from weitune.model.gguf_architecture import architecture_of_gguf
+from weitune.model.gguf_header import GgufHeader, read_header
 from weitune.model.locate import ModelFiles
 
 if TYPE_CHECKING:
     from weitune.export.adapter_weights import AdapterWeights
-    from weitune.export.gguf_architecture import Architecture
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -48,10 +49,7 @@ class Weights(Protocol):
 def open_weights(files: ModelFiles) -> Weights:
     """Return the weights of a model on this disk. Raises ModelError if they cannot be read tensor by tensor."""
     if files.gguf:
-        from weitune.export.gguf_architecture import architecture_of_gguf
-
-        path = files.folder / files.gguf
-        return GgufWeights(path, architecture_of_gguf(path))
+        return GgufWeights(read_header(files.path))
     return SafetensorsWeights(files.folder)
 
 
@@ -91,32 +89,22 @@ class SafetensorsWeights:
 class GgufWeights:
     """The tensors of a ``.gguf`` file as transformers knows them, in float32."""
 
-    def __init__(self, path: Path, architecture: Architecture) -> None:
-        """Map the file."""
-        from gguf import GGUFReader
-
-        self.architecture = architecture
-        self.tensors: list[Any] = GGUFReader(path).tensors
-        """The file's own records, in order: ``.name``, ``.shape``, ``.tensor_type`` and ``.data`` as stored."""
-        named = ((architecture.huggingface_name(tensor.name), tensor) for tensor in self.tensors)
+    def __init__(self, header: GgufHeader) -> None:
+        """Raises ModelError if weitune does not know the architecture."""
+        self.architecture = architecture_of_gguf(header)
+        self.tensors = list(header.tensors.values())
+        """As they are stored, in the order of the file."""
+        named = ((self.architecture.huggingface_name(tensor.name), tensor) for tensor in self.tensors)
         self._known = {name: tensor for name, tensor in named if name}
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
         """Every tensor's format (float32) and shape, in the order of the file."""
-        return {
-            name: Slot(torch.float32, tuple(int(n) for n in reversed(tensor.shape)))
-            for name, tensor in self._known.items()
-        }
+        return {name: Slot(torch.float32, tensor.shape) for name, tensor in self._known.items()}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return a tensor, dequantized."""
-        from gguf.quants import dequantize
-
-        record = self._known[name]
-        values = torch.from_numpy(dequantize(record.data, record.tensor_type).copy())
-        tensor = self.architecture.to_huggingface(name, values.reshape(self.slots[name].shape))
-        return tensor if dtype is None else tensor.to(dtype)
+        return self.architecture.to_huggingface(name, self._known[name].read(dtype or torch.float32))
 
 
 class MergedWeights:

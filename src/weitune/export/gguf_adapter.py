@@ -18,11 +18,12 @@ from gguf import GGMLQuantizationType
 
 from weitune.errors import ModelError
 from weitune.export.adapter_weights import LowRankUpdate
-from weitune.export.gguf_architecture import Architecture, architecture_of, architecture_of_gguf
 from weitune.export.gguf_file import TensorPlan, write_gguf_file
 from weitune.export.gguf_metadata import real, text
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned
+from weitune.model.gguf_architecture import Architecture, architecture_of, architecture_of_gguf
+from weitune.model.gguf_header import read_header
 
 
 def write_gguf_adapter(path: Path, tuned: Tuned, progress: Progress) -> None:
@@ -33,7 +34,7 @@ def write_gguf_adapter(path: Path, tuned: Tuned, progress: Progress) -> None:
             "llama.cpp's adapter format cannot hold a DoRA adapter, which rescales the base's weights too",
             "Merge it:  weitune export RUN --format gguf",
         )
-    architecture = architecture_of_gguf(tuned.files.folder / tuned.files.gguf) if tuned.files.gguf else (
+    architecture = architecture_of_gguf(read_header(tuned.files.path)) if tuned.files.gguf else (
         architecture_of(tuned.config)
     )  # fmt: skip
     _ = tuned.merged  # the shapes of the adapter are checked against the base's

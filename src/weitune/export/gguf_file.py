@@ -12,24 +12,25 @@ file, its metadata is kept, and tensors that neither the adapter nor the type ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quantize
 
 from weitune.errors import ModelError
 from weitune.export.base_weights import GgufWeights, MergedWeights, Weights
-from weitune.export.gguf_architecture import Architecture, architecture_of, architecture_of_gguf
 from weitune.export.gguf_metadata import Field, Metadata, number, rope_factors, shape_metadata, text
 from weitune.export.gguf_vocabulary import end_metadata, vocabulary_metadata
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned
+from weitune.model.gguf_architecture import Architecture, architecture_of, architecture_of_gguf
+from weitune.model.gguf_header import GgufHeader, StoredTensor, read_header
 
 GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
@@ -42,7 +43,7 @@ _FILE_TYPE = {
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 _BLOCK = 32
-_REPLACED = ("GGUF.", "general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
+_REPLACED = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,9 @@ def write_gguf_file(
 
 def _described(tuned: Tuned, template: str) -> tuple[Architecture, dict[str, Field]]:
     if tuned.files.gguf:
-        path = tuned.files.folder / tuned.files.gguf
-        kept = _kept_metadata(path)
-        return architecture_of_gguf(path), {
-            **kept, **end_metadata(tuned.stop_tokens), "tokenizer.chat_template": text(template)
+        header = read_header(tuned.files.path)
+        return architecture_of_gguf(header), {
+            **_kept_metadata(header), **end_metadata(tuned.stop_tokens), "tokenizer.chat_template": text(template)
         }  # fmt: skip
     architecture = architecture_of(tuned.config)
     return architecture, {
@@ -116,14 +116,13 @@ def _described(tuned: Tuned, template: str) -> tuple[Architecture, dict[str, Fie
     }
 
 
-def _kept_metadata(path: Path) -> dict[str, Field]:
+def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
     """Return the metadata of a base file, but for what an export says itself."""
-    found = {}
-    for key, field in GGUFReader(path).fields.items():
-        if not key.startswith(_REPLACED) and key != "general.architecture":
-            element = field.types[-1] if len(field.types) > 1 else None
-            found[key] = Field(field.contents(), field.types[0], element)
-    return found
+    return {
+        key: Field(entry.value, entry.type, entry.element)
+        for key, entry in header.metadata.items()
+        if not key.startswith(_REPLACED) and key != "general.architecture"
+    }
 
 
 def _plan(tuned: Tuned, architecture: Architecture, weights: Weights, gguf_type: GgufType) -> list[TensorPlan]:
@@ -169,18 +168,19 @@ def _plan_from_gguf(weights: Weights, gguf_type: GgufType) -> list[TensorPlan]:
     assert isinstance(base, GgufWeights)  # noqa: S101  (the caller saw that the base is a .gguf)
     plans = []
     for tensor in base.tensors:
-        shape = tuple(int(n) for n in reversed(tensor.shape))
         name = base.architecture.huggingface_name(tensor.name)
-        stored = _stored_type(tensor.name.removesuffix(".weight"), shape, gguf_type)
-        if name is None or (name not in updates and stored == tensor.tensor_type):
-            plans.append(TensorPlan(tensor.name, shape, tensor.tensor_type, _copying(tensor)))
+        stored = _stored_type(tensor.name.removesuffix(".weight"), tensor.shape, gguf_type)
+        if name is None or (name not in updates and stored == tensor.type):
+            plans.append(TensorPlan(tensor.name, tensor.shape, tensor.type, _copying(tensor)))
         else:
-            plans.append(TensorPlan(tensor.name, shape, stored, _reading(base.architecture, weights, name, stored)))
+            plans.append(
+                TensorPlan(tensor.name, tensor.shape, stored, _reading(base.architecture, weights, name, stored))
+            )
     return plans
 
 
-def _copying(tensor: Any) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: np.asarray(tensor.data)
+def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: np.frombuffer(tensor.content, np.uint8)
 
 
 def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType) -> GGMLQuantizationType:
@@ -197,6 +197,6 @@ def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType) -> GGMLQua
 
 def ends_at(path: Path, stop_tokens: Sequence[int]) -> bool:
     """Tell whether a GGUF file names every one of ``stop_tokens`` as the end of an answer."""
-    fields: Mapping[str, Any] = GGUFReader(path).fields
-    named = {fields[key].contents() for key in fields if key.startswith("tokenizer.ggml.eo") and key.endswith("_id")}
+    header = read_header(path)
+    named = {header.get(key) for key in header.metadata if key.startswith("tokenizer.ggml.eo") and key.endswith("_id")}
     return set(stop_tokens) <= named

@@ -16,6 +16,7 @@ from weitune.export.destination import MARK, check_destination, write_json, writ
 from weitune.export.model_card import hub_id, model_card, without_paths
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.generate.run_folder import Run, Which
+from weitune.model.gguf_header import read_header
 from weitune.model.saved import holds_model
 from weitune.recipe.load import dump_recipe
 
@@ -65,10 +66,8 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
 def base_licence(tuned: Tuned, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
     """Return the licence of the base as its own files name it, or its page on the hub; None if neither does."""
     if tuned.files.gguf:
-        from gguf import GGUFReader
-
-        field = GGUFReader(tuned.files.folder / tuned.files.gguf).fields.get("general.license")
-        return str(field.contents()) if field else None
+        licence: str | None = read_header(tuned.files.path).get("general.license")
+        return licence
     readme = tuned.files.folder / "README.md"
     if readme.is_file() and (head := re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), re.DOTALL)):
         found = yaml.safe_load(head[1])

@@ -15,6 +15,7 @@ from weitune.export.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.chat_template import self_contained_template
 from weitune.export.generation_config import base_stop_tokens
 from weitune.generate.run_folder import Run, Which
+from weitune.model.config import read_config
 from weitune.model.load import load_tokenizer
 from weitune.model.locate import ModelFiles, locate
 from weitune.recipe.schema import Recipe
@@ -52,13 +53,7 @@ class Tuned:
     @cached_property
     def config(self) -> Any:
         """The base's transformers configuration; of a ``.gguf`` file, as transformers reads it."""
-        from transformers import AutoConfig
-
-        where = {"gguf_file": self.files.gguf} if self.files.gguf else {}
-        config = AutoConfig.from_pretrained(self.files.folder, local_files_only=True, trust_remote_code=False, **where)
-        if self.files.gguf and hasattr(config, "quantization_config"):
-            del config.quantization_config
-        return config
+        return read_config(self.files)
 
     @cached_property
     def base_stop_tokens(self) -> tuple[int, ...]:

@@ -5,15 +5,14 @@ Only safetensors and GGUF weights are read, and no code that comes with a model 
 
 from __future__ import annotations
 
-import io
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weitune.errors import ModelError, first_line
+from weitune.errors import InputError, ModelError, first_line
+from weitune.model.gguf_model import gguf_model, gguf_tokenizer
 from weitune.model.locate import ModelFiles, locate
 from weitune.model.memory import giving_back
 from weitune.model.shard import shard
@@ -94,9 +93,13 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model. Raises ModelError if there is none, or if it has no Rust implementation."""
     from transformers import AutoTokenizer
 
-    where = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
+        if files.gguf:
+            tokenizer = gguf_tokenizer(files)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    except InputError:
+        raise
     except Exception as error:
         raise ModelError(
             f"the tokenizer in '{files.folder}' cannot be loaded: {first_line(error)}",
@@ -166,7 +169,7 @@ def _load(
     files: ModelFiles, dtype: torch.dtype, storage: Storage, placement: Any, *, widened_later: bool = False
 ) -> PreTrainedModel:
     """Load the weights; those that are ``widened_later`` to float32 are left as they are mapped from the file."""
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     if storage in QUANTIZED and files.gguf:
         raise ModelError(
@@ -174,30 +177,28 @@ def _load(
             "Take the model's safetensors, or train.storage bf16.",
         )
     stored = stored_dtype(storage, dtype)
-    options: dict[str, Any] = {
-        "dtype": "auto" if widened_later and stored == torch.float32 else stored,
-        "device_map": placement,
-        "trust_remote_code": False,
-        "local_files_only": True,
-    }
-    if files.gguf:
-        options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
-    else:
-        options |= {"use_safetensors": True}
-    if storage in QUANTIZED:
-        options |= {"quantization_config": quantization(storage, dtype)}
-    # The GGUF reader draws a bar of its own on standard error, terminal or not.
-    aside: AbstractContextManager[Any] = redirect_stderr(io.StringIO()) if files.gguf else nullcontext()
+    options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
     read_once = sorted(files.folder.glob("*.safetensors")) if storage in QUANTIZED else []
     try:
-        with aside, giving_back(read_once):
-            model = AutoModelForCausalLM.from_pretrained(files.folder, **options)
+        if files.gguf:
+            model = gguf_model(files, stored, placement)
+        else:
+            with giving_back(read_once):
+                model = AutoModelForCausalLM.from_pretrained(
+                    files.folder,
+                    dtype="auto" if widened_later and stored == torch.float32 else stored,
+                    device_map=placement,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    **options,
+                )
+    except InputError:
+        raise
     except Exception as error:
         raise ModelError(
             f"the model in '{files.folder}' cannot be loaded: {first_line(error)}", _cure(files.folder)
         ) from error
-    if files.gguf and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are plain numbers now
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone

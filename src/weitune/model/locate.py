@@ -30,6 +30,11 @@ class ModelFiles:
     folder: Path
     gguf: str | None = None
 
+    @property
+    def path(self) -> Path:
+        """The ``.gguf`` file, or else the folder."""
+        return self.folder / self.gguf if self.gguf else self.folder
+
 
 @dataclass(frozen=True, slots=True)
 class Builtin:

@@ -17,6 +17,7 @@ from torch import nn
 
 from weitune.errors import ModelError, first_line
 from weitune.model.adapter import ParameterCount, attach_adapter, check_targets, count_adapted, count_parameters
+from weitune.model.config import read_config
 from weitune.model.locate import ModelFiles
 from weitune.model.need import Shape
 from weitune.model.probe import Abilities, probe
@@ -60,7 +61,7 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
     Single trained tokens are not counted. Raises ModelError if the configuration cannot be read, or if a
     target module does not exist.
     """
-    config = _read_config(files)
+    config = read_config(files)
     stored = None if files.gguf else _stored(config)  # making a model writes its own number format there
     try:
         with torch.device("meta"):
@@ -100,20 +101,6 @@ def _count(model: Any, lora: Lora) -> ParameterCount:
         return count_adapted(model, lora)
     plain = lora.model_copy(update={"init": "default", "init_from": None, "train_tokens": None})
     return count_parameters(attach_adapter(model, plain, seed=0, base=""))
-
-
-def _read_config(files: ModelFiles) -> Any:
-    from transformers import AutoConfig
-
-    where = {"gguf_file": files.gguf} if files.gguf else {}
-    try:
-        config: Any = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False, **where)
-    except Exception as error:
-        raise ModelError(
-            f"the model's configuration in '{files.folder}' cannot be read: {first_line(error)}",
-            "Check config.json, and that the installed transformers knows this architecture.",
-        ) from error
-    return config
 
 
 def _from_config(config: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,19 +43,16 @@ _REFUSALS = ("can't allocate memory", "not enough memory")
 def weight_numbers(files: ModelFiles) -> int:
     """Return how many numbers a model's weight files hold, by their headers."""
     if files.gguf:
-        from gguf import GGUFReader
+        from weitune.model.gguf_header import read_header
 
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(str(files.folder / files.gguf)).tensors)
+        return sum(prod(tensor.shape) for tensor in read_header(files.path).tensors.values())
     from safetensors import safe_open
 
     total = 0
     for path in files.folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as weights:
             for name in weights.keys():  # noqa: SIM118  (not a mapping)
-                size = 1
-                for side in weights.get_slice(name).get_shape():
-                    size *= side
-                total += size
+                total += prod(weights.get_slice(name).get_shape())
     return total
 
 

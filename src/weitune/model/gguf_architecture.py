@@ -1,4 +1,4 @@
-"""What GGUF calls a model's parts, for the families that weitune writes: Llama and Mistral, Qwen2, Qwen3.
+"""What GGUF calls a model's parts, for the families that weitune reads and writes: Llama and Mistral, Qwen2, Qwen3.
 
     model.layers.0.self_attn.q_proj.weight  ◀─▶  blk.0.attn_q.weight
 
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from weitune.errors import ModelError
+from weitune.model.gguf_header import GgufHeader
 
 _OF_TRANSFORMERS = {
     "LlamaForCausalLM": "llama",
@@ -108,17 +108,21 @@ def architecture_of(config: Any) -> Architecture:
     return Architecture(name, config.num_attention_heads, config.num_key_value_heads)
 
 
-def architecture_of_gguf(path: Path) -> Architecture:
-    """Return the architecture of a ``.gguf`` file. Raises ModelError if weitune does not write it."""
-    from gguf import GGUFReader
+def known_architecture(header: GgufHeader) -> Architecture | None:
+    """Return the architecture of a ``.gguf`` file, or None if it is none of those above."""
+    name = header.architecture
+    heads = header.get(f"{name}.attention.head_count")
+    kv_heads = header.get(f"{name}.attention.head_count_kv", heads)
+    known = name in _OF_TRANSFORMERS.values() and isinstance(heads, int) and isinstance(kv_heads, int)
+    return Architecture(name, heads, kv_heads) if known else None
 
-    fields = GGUFReader(path).fields
-    name = str(fields["general.architecture"].contents())
-    if name not in _OF_TRANSFORMERS.values():
-        raise _unknown(name)
-    heads = int(fields[f"{name}.attention.head_count"].contents())
-    kv_heads = fields.get(f"{name}.attention.head_count_kv")
-    return Architecture(name, heads, int(kv_heads.contents()) if kv_heads else heads)
+
+def architecture_of_gguf(header: GgufHeader) -> Architecture:
+    """Return the architecture of a ``.gguf`` file. Raises ModelError if weitune does not write it."""
+    found = known_architecture(header)
+    if found is None:
+        raise _unknown(header.architecture)
+    return found
 
 
 def _unknown(found: str) -> ModelError:
