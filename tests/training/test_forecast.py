@@ -95,9 +95,10 @@ def test_a_tiny_model_is_counted_as_if_it_were_loaded(tmp_path: Path) -> None:
 def test_an_architecture_that_cannot_share_is_found_out(tmp_path: Path) -> None:
     config = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from weitune.model.outline import _abilities, _read_config
+    from weitune.model.config import read_config
+    from weitune.model.outline import _abilities
 
-    assert not _abilities(_read_config(ModelFiles(tmp_path))).shares_rows
+    assert not _abilities(read_config(ModelFiles(tmp_path))).shares_rows
 
 
 class TestNeed:
@@ -354,7 +355,6 @@ class TestUnderALimit:
     def test_auto_finishes_where_a_whole_step_would_not(self, tree: dict[str, Any], tmp_path: Path) -> None:
         limits = [250 * MIB, 400 * MIB, 700 * MIB]
         chosen = [self.run(tree, tmp_path / f"{limit}", limit)["micro_tokens"] for limit in limits]
-        assert chosen == sorted(chosen)
-        assert chosen[0] < chosen[2]
+        assert chosen[0] < min(chosen[1:])  # with most memory, a pass is perhaps shorter, but nothing is computed again
         whole = self.run(tree, tmp_path / "whole", limits[0], micro_tokens=16_384)
         assert "memory ran out" in whole["refused"]

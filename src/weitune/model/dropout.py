@@ -30,8 +30,7 @@ class DropoutString:
         """
         self.scale = 1.0 / (1.0 - rate)
         """What the kept elements must be multiplied by; left to the caller, who multiplies by a constant anyway."""
-        draws = torch.empty(length + SLACK, dtype=torch.float32, device=device).uniform_()
-        self._string = (draws >= rate).to(dtype)
+        self._string = torch.empty(length + SLACK, dtype=torch.float32, device=device).uniform_().ge_(rate).to(dtype)
 
     def draw_offset(self) -> int:
         """Draw where a new mask begins."""

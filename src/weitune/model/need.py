@@ -144,8 +144,12 @@ def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
     chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
     logits = chunk * (4 if number == 4 else 4 + 2 * number)  # in float32, and the product and slope if that is another
     wide_values = 4 if manner.keep_feed_forward else 6
-    wide = 0 if manner.slices and number >= 4 else wide_values * shape.wide  # what is sliced stays in cache
-    backward = size.tokens * (wide + 6 * shape.hidden) * number + _made_at_once(shape, manner) * manner.dense_bytes
+    if manner.slices and number >= 4:
+        wide_values = 3  # slices are small, but leave holes that no other fits (measured, not derived)
+    backward = (
+        size.tokens * (wide_values * shape.wide + 6 * shape.hidden) * number
+        + _made_at_once(shape, manner) * manner.dense_bytes
+    )
     return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
 
 

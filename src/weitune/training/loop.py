@@ -145,6 +145,7 @@ class Loop:
                 loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if k < own else 0.0)
                 self.accelerator.backward(loss * (world / weight))  # reduction takes the mean over devices
             total += loss.detach().double().cpu()
+            del loss  # and with it what its graph holds, before the next pass takes as much
         if world > 1:
             total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
         return float(total) / weight, computed
