@@ -222,7 +222,8 @@ def test_a_person_stops_an_answer_and_leaves(long_winded: Terminal) -> None:
     assert "/help lists the commands" in opening
     chat.type("你是谁？\r")
     chat.wait_for("你是谁？")
-    time.sleep(1)  # into the answer
+    chat.wait_for(r"loading [^\x1b]*\x1b.*?\x1b\[2K")  # the model is there, and the line about it gone
+    time.sleep(0.5)  # into the answer
     chat.type("\x03")
     chat.wait_for(r"\(stopped\)")
     chat.wait_for("› ")
