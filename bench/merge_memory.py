@@ -23,8 +23,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from bench.compare import RESULTS, model_folder
+from bench.compare import model_folder
 from bench.gpu_7b import SHAPE
+from bench.serving import keep
 from weitune.export.base_weights import Slot
 from weitune.export.safetensors_file import shard_names, shards, write_safetensors
 from weitune.recipe.schema import PROJECTIONS
@@ -109,9 +110,7 @@ def main() -> None:
         shard = max(file.stat().st_size for file in (scratch / "run" / "export").rglob("*.safetensors"))
     result = {"layers": arguments.layers, "own_bytes": own, "resident_bytes": resident, "seconds": round(seconds, 1),
               "written_bytes": written, "largest_shard_bytes": shard}  # fmt: skip
-    print(json.dumps(result, indent=2))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "merge_memory.json").write_text(json.dumps(result, indent=2) + "\n")
+    keep("merge_memory", result)
 
 
 if __name__ == "__main__":
