@@ -34,6 +34,8 @@ FAST: dict[str, dict[str, Any]] = {
     "plain": {},
     "gaussian": {"init": "gaussian"},
     "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "dora with rslora and patterns": {"dora": True, "rslora": True, "rank_pattern": {"q_proj": 2}},
     "pissa": {"init": "pissa"},
     "pissa with rslora and patterns": {
         "init": "pissa", "rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 5},
@@ -48,7 +50,6 @@ FAST: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What weitune's blocks compute themselves."""
 SLOW: dict[str, dict[str, Any]] = {
-    "dora": {"dora": True},
     "norms": {"modules_to_save": ["input_layernorm"]},
 }
 """What PEFT's layers compute."""

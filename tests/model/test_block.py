@@ -36,6 +36,8 @@ def adapted_model(family: str, dtype: torch.dtype = torch.float64, **lora: Any) 
     for name, parameter in adapted.named_parameters():
         if ".lora_B." in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw, dtype=dtype)
+        elif "magnitude" in name:
+            parameter.data *= 1 + 0.2 * torch.randn(parameter.shape, generator=draw, dtype=dtype)
     return adapted
 
 
@@ -56,10 +58,11 @@ def loss_and_gradients(
     return loss.detach(), {name: p.grad.clone() for name, p in adapted.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("recompute", ["none", "feed-forward", "block"])
 @pytest.mark.parametrize("family", TEMPLATE_OF)
-def test_losses_and_gradients_equal_those_of_the_modules(family: str, recompute: Recompute) -> None:
-    adapted = adapted_model(family)
+def test_losses_and_gradients_equal_those_of_the_modules(family: str, recompute: Recompute, dora: bool) -> None:
+    adapted = adapted_model(family, dora=dora)
     row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
     loss, gradients = loss_and_gradients(adapted, row, fast=True, recompute=recompute)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False)
@@ -70,8 +73,9 @@ def test_losses_and_gradients_equal_those_of_the_modules(family: str, recompute:
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["v_proj", "down_proj"], ["up_proj"], ["o_proj"], list(PROJECTIONS)])
-def test_any_choice_of_projections(targets: list[str]) -> None:
-    adapted = adapted_model("qwen2", target_modules=targets, r=3)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_any_choice_of_projections(targets: list[str], dora: bool) -> None:
+    adapted = adapted_model("qwen2", target_modules=targets, r=3, dora=dora)
     row = Row.of(pack(examples_with_forks(6, vocabulary=400)), CPU)
     loss, gradients = loss_and_gradients(adapted, row, fast=True)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False)
@@ -150,6 +154,6 @@ def test_variants_that_peft_alone_computes_are_left_to_it() -> None:
 
     model = tiny_model("qwen2")
     probe(model)
-    dora = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]))
-    assert BlockDecoder.of(dora.get_base_model()) is None
+    biased = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, lora_bias=True, target_modules=["q_proj"]))
+    assert BlockDecoder.of(biased.get_base_model()) is None
     assert BlockDecoder.of(model) is not None

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.dropout import DropoutString
-from weitune.model.projection import AdapterGradients, Factors, LoraGroup
+from weitune.model.group_pass import AdapterGradients, GroupPass, add_masked
+from weitune.model.projection import Factors, LoraGroup
 from weitune.model.shard import gathered
 
 SLICE_ELEMENTS = 1 << 19
@@ -108,68 +109,12 @@ def run_block(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None 
     return output
 
 
-@dataclass(slots=True)
-class _Masked:
-    """A group with its dropout mask in one pass: known by its offset, so that backward can make it again."""
-
-    group: LoraGroup
-    dropout: DropoutString | None
-    offset: int
-
-    @classmethod
-    def draw(cls, group: LoraGroup, run: Pass) -> _Masked:
-        dropout = run.dropout if group.adapted and group.rate else None
-        return cls(group, dropout, dropout.draw_offset() if dropout else 0)
-
-    @property
-    def scale(self) -> float:
-        return self.dropout.scale if self.dropout else 1.0
-
-    def mask(self, rows: int) -> Tensor | None:
-        return self.dropout.mask(self.offset, (rows, self.group.inputs)) if self.dropout else None
-
-    def drop(self, x: Tensor) -> Tensor:
-        mask = self.mask(len(x))
-        return x if mask is None else x * mask
-
-    def factors(self, like: Tensor) -> Factors | None:
-        return self.group.factors(like.dtype, self.scale)
-
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Return the outputs of the group and its low-rank states."""
-        outputs, factors = self.group.frozen(x), self.factors(x)
-        if factors is None:
-            return outputs, None
-        low = self.drop(x) @ factors.a.T
-        return factors.add_to(outputs, low), low
-
-    def backward(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the gradient of the input ``x``, and those of the adapters."""
-        x_slope, factors = self.group.gradient_of_input(slopes), self.factors(x)
-        if factors is None or low is None:
-            return x_slope, []
-        low_slope = factors.gradient_of_low(slopes)
-        _add_masked(x_slope, low_slope @ factors.a, self.mask(len(x)))
-        return x_slope, self._adapters(slopes, low, low_slope, x)
-
-    def backward_to_adapters(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
-        """Return the gradients of the adapters alone."""
-        factors = self.factors(x)
-        return [] if factors is None or low is None else self._adapters(slopes, low, factors.gradient_of_low(slopes), x)
-
-    def _adapters(self, slopes: list[Tensor], low: Tensor, low_slope: Tensor, x: Tensor) -> list[Tensor]:
-        found = AdapterGradients(self.group, self.scale)
-        found.add_a(low_slope, self.drop(x))
-        found.add_b(low, slopes)
-        return found.result()
-
-
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, parts: BlockParts, run: Pass, rows: Tensor | None, *parameters: Tensor
     ) -> Tensor:
-        qkv, out, gate_up, down = masked = [_Masked.draw(group, run) for group in parts.groups]
+        qkv, out, gate_up, down = passes = [GroupPass.draw(group, run.dropout) for group in parts.groups]
         heads, low_qkv = qkv.forward(parts.norm_in.forward(hidden)[0])
         leaves = query, key, value = tuple(head.requires_grad_() for head in heads)
         with torch.enable_grad():
@@ -182,7 +127,7 @@ class _Block(torch.autograd.Function):
 
         output, low_wide, low_down, inner = _feed_forward(parts, gate_up, down, middle, run)
 
-        ctx.parts, ctx.run, ctx.rows, ctx.masked = parts, run, rows, masked
+        ctx.parts, ctx.run, ctx.rows, ctx.passes = parts, run, rows, passes
         ctx.kept = _Kept(leaves, attended, hidden, middle, (low_qkv, low_out, low_wide, low_down), inner)
         return output
 
@@ -211,23 +156,27 @@ class _Kept:
 
 
 def _feed_forward(
-    parts: BlockParts, gate_up: _Masked, down: _Masked, middle: Tensor, run: Pass
+    parts: BlockParts, gate_up: GroupPass, down: GroupPass, middle: Tensor, run: Pass
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[tuple[Tensor, Tensor]]]:
     """Return the block's output, the low-rank states of both groups, and gate and up if they are kept."""
     normed, _ = parts.norm_post.forward(middle)
     factors, factors_down = gate_up.factors(normed), down.factors(normed)
-    low_wide = gate_up.drop(normed) @ factors.a.T if factors else None
+    dropped = gate_up.drop(normed)
+    low_wide = dropped @ factors.a.T if factors else None
+    entry = _Entry(gate_up, normed, dropped, factors, low_wide)
     low_down = normed.new_zeros(len(normed), len(factors_down.a)) if factors_down else None
-    mask, (frozen,) = down.mask(len(normed)), parts.down.projections
+    mask, (frozen,) = down.mask(len(normed)), down.group.projections
     bias = frozen.bias(normed.dtype)
     output = middle.clone() if bias is None else middle + bias
     inner = []
     for part in _slices(normed, parts.down.inputs):
-        gate, up = _gate_and_up(parts, normed, factors, low_wide, part)
+        gate, up = entry.gate_and_up(part)
         wide = parts.activation[0](gate).mul_(up)
         output.addmm_(wide, frozen.weight(wide.dtype, inputs=part).T)
         if factors_down and low_down is not None:
-            low_down.addmm_(wide if mask is None else wide.mul_(mask[:, part]), factors_down.a[:, part].T)
+            wide = wide if mask is None else wide.mul_(mask[:, part])
+            down.add_frozen_of_dropped([output], wide, inputs=part)
+            low_down.addmm_(wide, factors_down.a[:, part].T)
         if run.keep_feed_forward:
             inner.append((gate, up))
     if factors_down and low_down is not None:
@@ -235,49 +184,66 @@ def _feed_forward(
     return output, low_wide, low_down, inner
 
 
-def _gate_and_up(
-    parts: BlockParts, normed: Tensor, factors: Factors | None, low: Tensor | None, part: slice
-) -> tuple[Tensor, Tensor]:
-    """Return columns ``part`` of gate and up."""
-    outputs = parts.gate_up.frozen(normed, part)
-    gate, up = outputs if factors is None or low is None else factors.of(part).add_to(outputs, low)
-    return gate, up
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """What the columns of gate and up are made from."""
+
+    gate_up: GroupPass
+    normed: Tensor
+    dropped: Tensor
+    """What dropout left of it."""
+    factors: Factors | None
+    low: Tensor | None
+
+    def gate_and_up(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return columns ``part`` of gate and up."""
+        gate, up = outputs = self.gate_up.frozen(self.normed, self.dropped, part)
+        if self.factors is not None and self.low is not None:
+            self.factors.of(part).add_to(outputs, self.low)
+        return gate, up
 
 
 def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return the gradient at the block's second fork, and those of the feed-forward layer's adapters."""
     parts: BlockParts = ctx.parts
-    _, _, gate_up, down = ctx.masked
+    _, _, gate_up, down = ctx.passes
     _, _, low_wide, low_down = kept.lows
     normed, inverse = parts.norm_post.forward(kept.middle)
     factors, factors_down = gate_up.factors(slope), down.factors(slope)
+    entry = _Entry(gate_up, normed, gate_up.drop(normed), factors, low_wide)
     down_slope = factors_down.gradient_of_low([slope]) if factors_down else None
     low_slope = torch.zeros_like(low_wide) if low_wide is not None else None
-    found_down, found_wide = AdapterGradients(parts.down, down.scale), AdapterGradients(parts.gate_up, gate_up.scale)
-    mask, (frozen,) = down.mask(len(normed)), parts.down.projections
-    normed_slope = torch.zeros_like(normed)
+    found_down, found_wide = AdapterGradients(down), AdapterGradients(gate_up)
+    mask, (frozen,) = down.mask(len(normed)), down.group.projections
+    normed_slope, dropped_slope = torch.zeros_like(normed), torch.zeros_like(normed)
     inner = kept.inner[::-1]
     if ctx.run.once:
         kept.inner = []
     for part in _slices(normed, parts.down.inputs):
-        gate, up = inner.pop() if inner else _gate_and_up(parts, normed, factors, low_wide, part)
+        gate, up = inner.pop() if inner else entry.gate_and_up(part)
         gate = gate if ctx.run.once else gate.clone()
         active, wide_slope = parts.activation[0](gate), slope @ frozen.weight(slope.dtype, inputs=part)
         if factors_down and down_slope is not None:
             wide, seen = active * up, None if mask is None else mask[:, part]
-            found_down.add_a(down_slope, wide if seen is None else wide.mul_(seen))
-            _add_masked(wide_slope, down_slope @ factors_down.a[:, part], seen)
+            wide = wide if seen is None else wide.mul_(seen)
+            found_down.add_a(down_slope, wide)
+            found_down.add_magnitudes(wide, [slope], inputs=part)
+            wide_dropped_slope = down_slope @ factors_down.a[:, part]
+            down.add_gradient_of_dropped(wide_dropped_slope, [slope], inputs=part)
+            add_masked(wide_slope, wide_dropped_slope, seen)
         parts.activation[1](wide_slope * up, gate)
         slopes = [gate, wide_slope.mul_(active)]  # what was gate is its gradient now
         if factors and low_wide is not None and low_slope is not None:
             low_slope += factors.of(part).gradient_of_low(slopes)
             found_wide.add_b(low_wide, slopes)
-        parts.gate_up.add_gradient_of_input(normed_slope, slopes, part)
+            found_wide.add_magnitudes(entry.dropped, slopes, part)
+            gate_up.add_gradient_of_dropped(dropped_slope, slopes, part)
+        gate_up.group.add_gradient_of_input(normed_slope, slopes, part)
     if low_down is not None:
         found_down.add_b(low_down, [slope])
     if factors and low_slope is not None:
-        found_wide.add_a(low_slope, gate_up.drop(normed))
-        _add_masked(normed_slope, low_slope @ factors.a, gate_up.mask(len(normed)))
+        found_wide.add_a(low_slope, entry.dropped)
+        add_masked(normed_slope, dropped_slope.addmm_(low_slope, factors.a), gate_up.mask(len(normed)))
     middle_slope = parts.norm_post.backward(normed_slope, kept.middle, inverse).add_(slope)
     return middle_slope, found_wide.result() + found_down.result()
 
@@ -285,7 +251,7 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
 def _attention_backward(ctx: Any, kept: _Kept, middle_slope: Tensor) -> tuple[Tensor | None, list[Tensor]]:
     """Return the gradient of the block's input, and those of the adapters before and after attention."""
     parts: BlockParts = ctx.parts
-    qkv, out, _, _ = ctx.masked
+    qkv, out, _, _ = ctx.passes
     attended = kept.attended.detach()
     taken = attended if ctx.rows is None else attended[ctx.rows]
     taken_slope, found_out = out.backward([middle_slope], kept.lows[1], taken)
@@ -299,11 +265,6 @@ def _attention_backward(ctx: Any, kept: _Kept, middle_slope: Tensor) -> tuple[Te
         return None, qkv.backward_to_adapters(slopes, kept.lows[0], normed) + found_out
     normed_slope, found_qkv = qkv.backward(slopes, kept.lows[0], normed)
     return parts.norm_in.backward(normed_slope, kept.hidden, inverse).add_(residual_slope), found_qkv + found_out
-
-
-def _add_masked(total: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
-    """Add ``part`` to ``total`` in place, where ``mask`` is 1."""
-    return total.add_(part) if mask is None else total.addcmul_(part, mask)
 
 
 def _slices(x: Tensor, width: int) -> Iterator[slice]:

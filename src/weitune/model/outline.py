@@ -82,8 +82,6 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
     else:
         check_targets(model, lora)
         count = _count(model, lora)
-        if lora.dora:
-            abilities = replace(abilities, plain_blocks=False)
     return Outline(
         shape=Shape.of(config),
         parameters=count.total,

@@ -24,14 +24,19 @@ class Projection:
     """(R, K)"""
     b: nn.Parameter | None = None
     """(N, R)"""
-    scale: float = 0.0
-    """alpha / r"""
+    scale: float | Tensor = 0.0
+    """alpha / r; in a pass of DoRA times the factor of every row, (N, 1)"""
     rate: float = 0.0
     """Dropout of the adapter's input."""
+    magnitude: nn.Parameter | None = None
+    """DoRA's m (N,), if it is a DoRA adapter"""
+    stretch: Tensor | None = None
+    """Factors (N,) of the frozen matrix's rows, in a pass of DoRA"""
 
     def weight(self, dtype: torch.dtype, outputs: slice = ALL, inputs: slice = ALL) -> Tensor:
         """Return the frozen matrix (N, K), or a part of it, to compute with in ``dtype``."""
-        return dense(self.layer, dtype, outputs, inputs)
+        found = dense(self.layer, dtype, outputs, inputs)
+        return found if self.stretch is None else found * self.stretch[outputs, None].to(dtype)
 
     def bias(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor | None:
         """Return the frozen bias (N,), or a part of it, if there is one."""
@@ -45,19 +50,33 @@ class Projection:
 
 
 def read_projection(layer: Any) -> Projection | None:
-    """Return the tensors of ``layer``: a plain linear layer, or PEFT's plain LoRA on one; None for anything else."""
+    """Return the tensors of ``layer``: a linear layer, or PEFT's plain LoRA or DoRA on one; None for anything else."""
     if is_linear(layer):
         return Projection(layer, (layer.out_features, layer.in_features))
     base: Any = getattr(layer, "base_layer", None)
     if not is_linear(base) or getattr(layer, "active_adapters", None) != ["default"]:
         return None
-    if layer.merged or layer.lora_variant or layer.lora_bias.get("default"):  # DoRA and other variants are PEFT's own
+    if layer.merged or layer.lora_bias.get("default") or not _plain_or_dora(layer):
         return None
     dropout = layer.lora_dropout["default"]
     rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
-    a, b = layer.lora_A["default"], layer.lora_B["default"]
-    shape = (base.out_features, base.in_features)
-    return Projection(base, shape, a.weight, b.weight, float(layer.scaling["default"]), rate)
+    a, b, magnitudes = layer.lora_A["default"], layer.lora_B["default"], layer.lora_magnitude_vector
+    return Projection(
+        base,
+        shape=(base.out_features, base.in_features),
+        a=a.weight,
+        b=b.weight,
+        scale=float(layer.scaling["default"]),
+        rate=rate,
+        magnitude=magnitudes["default"].weight if "default" in magnitudes else None,
+    )
+
+
+def _plain_or_dora(layer: Any) -> bool:
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    variant = layer.lora_variant.get("default")
+    return variant is None or type(variant) is DoraLinearVariant
 
 
 class LoraGroup:
@@ -81,8 +100,8 @@ class LoraGroup:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """A and B of every adapter, in order."""
-        return [tensor for p in self.projections for tensor in (p.a, p.b) if tensor is not None]
+        """A and B, and DoRA's m, of every adapter, in order."""
+        return [tensor for p in self.projections for tensor in (p.a, p.b, p.magnitude) if tensor is not None]
 
     def frozen(self, inputs: Tensor, outputs: slice = ALL) -> list[Tensor]:
         """Return what the frozen layers make of ``inputs`` (T, K): all outputs, or the same columns of each."""
@@ -137,35 +156,3 @@ class Factors:
         """Return the gradient of the low-rank states, (T, sum of R), from those of the outputs."""
         parts = [slope @ b for b, slope in zip(self.b, slopes, strict=True) if b is not None]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-class AdapterGradients:
-    """The gradients of a group's A and B matrices, written whole or by slices of their columns."""
-
-    def __init__(self, group: LoraGroup, scale: float) -> None:
-        """Begin with nothing; ``scale`` is dropout's factor for what it kept."""
-        self._group, self._scale = group, scale
-        self._a: list[Tensor] = []
-        self._b: list[list[Tensor]] = [[] for _ in group.projections]
-
-    def add_a(self, low_slope: Tensor, dropped: Tensor) -> None:
-        """Make the next columns of A's from the gradient of the low-rank states (T, sum of R) and masked inputs."""
-        self._a.append(low_slope.T @ dropped)
-
-    def add_b(self, low: Tensor, slopes: list[Tensor]) -> None:
-        """Make the next rows of B's from the low-rank states (T, sum of R) and the gradients of these outputs."""
-        for found, part, slope in zip(self._b, low.split(self._group.ranks, dim=1), slopes, strict=True):
-            if part.shape[1]:
-                found.append(part.T @ slope)
-
-    def result(self) -> list[Tensor]:
-        """Return the gradients in the order of the group's parameters."""
-        found: list[Tensor] = []
-        if not self._a:
-            return found
-        a_slopes = torch.cat(self._a, dim=1).split(self._group.ranks, dim=0)
-        for p, a_slope, b_slopes in zip(self._group.projections, a_slopes, self._b, strict=True):
-            if p.a is not None and p.b is not None:
-                b_slope = torch.cat(b_slopes, dim=1).T * (p.scale * self._scale)
-                found += [a_slope.to(p.a.dtype), b_slope.to(p.b.dtype)]
-        return found

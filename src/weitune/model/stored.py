@@ -48,15 +48,18 @@ def stored_bytes(storage: Storage) -> float:
     return _NUMBER_BYTES[storage]
 
 
-def dense_bytes(storage: Storage, dtype: torch.dtype, *, plain_blocks: bool) -> int:
+def dense_bytes(storage: Storage, dtype: torch.dtype, *, plain_blocks: bool, dora: bool = False) -> int:
     """Return the bytes that one number takes while its matrix is made in ``dtype``, beside the stored one.
 
-    Without ``plain_blocks`` weights that are not quantized are widened once (:func:`widen`).
+    Without ``plain_blocks`` weights that are not quantized are widened once (:func:`widen`); with ``dora`` too the
+    blocks multiply a matrix by its rows' factors.
     """
+    rescaled = dtype.itemsize if dora and plain_blocks else 0
     if storage in QUANTIZED:
-        return _DENSE_BYTES[storage] if dtype == torch.float32 or storage == "int8" else dtype.itemsize
+        made = _DENSE_BYTES[storage] if dtype == torch.float32 or storage == "int8" else dtype.itemsize
+        return made + rescaled
     narrow = storage != "auto" and stored_bytes(storage) < dtype.itemsize
-    return dtype.itemsize if narrow and plain_blocks else 0
+    return (dtype.itemsize if narrow and plain_blocks else 0) + rescaled
 
 
 def widen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -62,13 +62,16 @@ class Trainable:
     def manner(self) -> Manner:
         """How its passes are computed."""
         lora: Any = getattr(self.trained.model, "peft_config", {}).get("default")
+        plain_blocks = self.abilities.plain_blocks
         return Manner(
             number_bytes=self.loaded.dtype.itemsize,
-            plain_blocks=self.abilities.plain_blocks,
+            plain_blocks=plain_blocks,
             rank=lora.r if lora else 0,
             dropout=bool(lora and lora.lora_dropout),
             slices=self.loaded.device.type == "cpu",
-            dense_bytes=dense_bytes(self.loaded.storage, self.loaded.dtype, plain_blocks=self.abilities.plain_blocks),
+            dense_bytes=dense_bytes(
+                self.loaded.storage, self.loaded.dtype, plain_blocks=plain_blocks, dora=bool(lora and lora.use_dora)
+            ),
         )
 
     def still_to_come(self) -> int:

@@ -124,7 +124,7 @@ def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Man
         rank=0 if lora == "none" else lora.r,
         dropout=lora != "none" and lora.dropout > 0,
         slices=kind == "cpu",
-        dense_bytes=dense_bytes(form.storage, form.dtype, plain_blocks=plain_blocks),
+        dense_bytes=dense_bytes(form.storage, form.dtype, plain_blocks=plain_blocks, dora=lora != "none" and lora.dora),
     )
 
 
