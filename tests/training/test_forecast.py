@@ -225,6 +225,35 @@ def plan(*arguments: str) -> int:
     return cli.main(["plan", "--device", "cpu", *arguments])
 
 
+def test_each_of_several_devices_computes_less_and_holds_a_part_if_the_base_is_divided(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["--model", str(save_tiny(tmp_path / "model")), "--data", str(data), "--gpu", "T4", "--json"]
+
+    def told(*more: str) -> dict[str, Any]:
+        plan(*usual, *more)
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    one, two, divided = told(), told("--devices", "2"), told("--devices", "2", "--train.shard", "true")
+    assert [each["processes"] for each in (one, two, divided)] == [1, 2, 2]
+    assert two["largest_pass"]["tokens"] < 0.7 * one["largest_pass"]["tokens"]
+    assert two["here"]["memory_bytes"] < 0.6 * one["here"]["memory_bytes"]  # processes share what this machine has
+    assert two["targets"][-1]["memory_bytes"] == one["targets"][-1]["memory_bytes"]  # but have a card each
+    for name, size in two["here"]["need"].items():
+        assert (divided["here"]["need"][name] == size) == (name != "weights")
+    plan(*usual[:-1], "--devices", "2")
+    assert "each of 2 processes" in capsys.readouterr().out
+    assert plan(*usual, "--devices", "2", "--measure") == 2
+    assert "--devices" in capsys.readouterr().err
+
+
+def test_dividing_the_base_is_a_way_to_fit_where_there_are_several_devices(found: Outline) -> None:
+    large, target = PassSize(2000, 700, 200), Target("card", "cuda", 16 * GIB)
+    assert "train.shard true" not in ways_to_fit(found, recipe(), target, BF16, large)
+    assert "train.shard true" in ways_to_fit(found, recipe(), target, BF16, large, processes=4)
+
+
 def test_the_command_tells_everything(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_tiny(tmp_path / "model")
     (model / "model.safetensors").unlink()  # weights are not looked at

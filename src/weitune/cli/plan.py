@@ -14,6 +14,7 @@ from weitune.cli.recipe_options import overrides_from, recipe_options
 @click.option("--device", metavar="DEVICE", help="Device to train on, such as cpu or cuda:1.  [default: the best one]")
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="Also for this GPU, such as 'RTX 4090'.")
 @click.option("--device-memory", "memories", multiple=True, metavar="SIZE", help="Also for a GPU with so much: 24GB.")
+@click.option("--devices", type=click.IntRange(1), default=1, metavar="N", help="Forecast each of N processes.")
 @click.option("--measure", is_flag=True, help="Load the model and time two steps here, to forecast the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @recipe_options
@@ -22,6 +23,7 @@ def command(
     device: str | None,
     gpus: tuple[str, ...],
     memories: tuple[str, ...],
+    devices: int,
     measure: bool,
     as_json: bool,
     **options: Any,
@@ -38,6 +40,8 @@ def command(
     if recipe is None and not overrides:
         raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune plan --help`.")
     built = load_recipe(recipe, overrides)
+    if measure and devices > 1:
+        raise click.UsageError("--measure times one process; leave --devices out.")
     named = [(gpu.name, gpu.bytes) for gpu in map(find_gpu, gpus)]
     named += [(f"GPU with {size}", parse_memory(size)) for size in memories]
 
@@ -47,7 +51,7 @@ def command(
         quiet_libraries()
         from weitune.training.outlook import look_ahead, timed
 
-        outlook = look_ahead(built, device=device, others=named)
+        outlook = look_ahead(built, device=device, others=named, processes=devices)
     if measure:
         with progress("measuring", unit="step") as bar:
             outlook = timed(outlook, device=device, progress=bar.update)

@@ -22,7 +22,7 @@ def print_outlook(outlook: Outlook) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for line in [*_about(outlook), ""]:
         console.print(Text(line))
-    console.print(_by_part(outlook.here))
+    console.print(_by_part(outlook.here, outlook.processes))
     console.print()
     for name in dict.fromkeys(each.target.name for each in outlook.fits):
         console.print(_by_device([each for each in outlook.fits if each.target.name == name]))
@@ -56,9 +56,10 @@ def _about(outlook: Outlook) -> list[str]:
     return lines
 
 
-def _by_part(here: Fit) -> Table:
+def _by_part(here: Fit, processes: int) -> Table:
     stored = f", stored in {here.format.storage}" * (here.format.storage != here.format.precision)
-    title = f"Memory at the peak, {here.target.name}, {here.format.precision}{stored}"
+    each = f"Memory of each of {processes} processes at the peak" if processes > 1 else "Memory at the peak"
+    title = f"{each}, {here.target.name}, {here.format.precision}{stored}"
     caption = f"train.micro_tokens {here.chosen.micro_tokens:,}, train.recompute {here.chosen.recompute}"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
     table.add_column("part")

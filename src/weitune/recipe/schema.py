@@ -301,6 +301,12 @@ class Recipe(Section):
             raise ValueError("`patience` counts evaluations, so it needs `validation` data")
         return value
 
+    @property
+    def may_be_sharded(self) -> bool:
+        """Whether ``train.shard`` could divide the base."""
+        whole = self.lora == "none" or _needs_whole_weights(self.lora)
+        return not whole and self.train.storage not in QUANTIZED
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         """Refuse what cannot go together across groups."""
@@ -318,7 +324,7 @@ class Recipe(Section):
             (init == "none" and storage not in {"auto", "fp32"}, "train.storage: a whole model is trained in fp32"),
             (precision == "bf16" and storage == "fp32", "train.storage: fp32 is wider than train.precision bf16"),
             (
-                self.train.shard and (quantized or self.lora == "none" or _needs_whole_weights(self.lora)),
+                self.train.shard and not self.may_be_sharded,
                 "train.shard: it divides a base in fp32 or bf16 under plain LoRA, without lora.dora, modules_to_save, "
                 "train_tokens and a start out of the base",
             ),

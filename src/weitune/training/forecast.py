@@ -128,17 +128,18 @@ def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Man
     )
 
 
-def fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize) -> Fit:
+def fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
     """Return the need on ``target``, with what ``recipe`` leaves to ``auto`` chosen as training would choose it there.
 
-    ``largest`` is the largest pass if nothing is split.
+    ``largest`` is the largest pass if nothing is split, of one of the run's ``processes``, each of which has a target.
     """
     manner = manner_for(outline, recipe, form, target.kind)
-    rest = memory_need(outline, form, replace(manner, dense_bytes=0), PassSize(0, 0, 0), target.kind).total
+    shards = processes if recipe.train.shard else 1
+    rest = memory_need(outline, form, replace(manner, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
     chosen = plan_memory(outline.shape, manner, recipe.train, budget=budget, longest=largest.longest)
     manner = replace(manner, recompute=chosen.recompute)
-    need = memory_need(outline, form, manner, capped(largest, chosen.micro_tokens), target.kind)
+    need = memory_need(outline, form, manner, capped(largest, chosen.micro_tokens), target.kind, shards)
     return Fit(target, form, chosen, need)
 
 
@@ -162,18 +163,20 @@ def _may_be_quantized(outline: Outline, recipe: Recipe) -> bool:
     return plain and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
 
 
-def ways_to_fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize) -> list[str]:
+def ways_to_fit(
+    outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
+) -> list[str]:
     """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
     ways: list[str] = []
-    for words, changed, to, size in _changes(outline, recipe, form, largest):
+    for words, changed, to, size in _changes(outline, recipe, form, largest, processes):
         more_than_enough = any(words.startswith(f"{way} and ") for way in ways)
-        if not more_than_enough and fit(outline, changed, target, to, size).fits:
+        if not more_than_enough and fit(outline, changed, target, to, size, processes).fits:
             ways.append(words)
     return ways
 
 
 def _changes(
-    outline: Outline, recipe: Recipe, form: Format, largest: PassSize
+    outline: Outline, recipe: Recipe, form: Format, largest: PassSize, processes: int
 ) -> Iterator[tuple[str, Recipe, Format, PassSize]]:
     def with_train(**keys: Any) -> Recipe:
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
@@ -181,6 +184,8 @@ def _changes(
     for tokens in (4096, 2048, 1024, 512, 256):
         if tokens < (largest.tokens if recipe.train.micro_tokens == "auto" else int(recipe.train.micro_tokens)):
             yield f"train.micro_tokens {tokens}", with_train(micro_tokens=tokens), form, largest
+    if processes > 1 and recipe.may_be_sharded and not recipe.train.shard:
+        yield "train.shard true", with_train(shard=True), form, largest
     for key, value, to in _milder(outline, recipe, form):
         yield f"train.{key} {value}", with_train(**{key: value}), to, largest
         both = with_train(**{key: value, "micro_tokens": 256})

@@ -41,6 +41,8 @@ class Outlook:
     ways: Sequence[str]
     """If the run will not fit here: changes of the recipe, each of which makes it fit."""
     disk: int
+    processes: int = 1
+    """Among which each step is divided; memory is that of one of them."""
     timing: Timing | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class Outlook:
             "steps_per_epoch": plan.steps_per_epoch if plan else None,
             "saved_by_sharing": self.workload.saved_by_sharing if self.workload else None,
             "largest_pass": asdict(self.largest),
+            "processes": self.processes,
             "here": _fit_json(self.here),
             "targets": [_fit_json(each) for each in self.fits],
             "ways_to_fit": list(self.ways),
@@ -71,10 +74,13 @@ class _Notes(Reporter):
         self.lines.append(line)
 
 
-def look_ahead(recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = ()) -> Outlook:
+def look_ahead(
+    recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = (), processes: int = 1
+) -> Outlook:
     """Return the outlook of a run on this machine, and on GPUs given as (name, bytes of memory).
 
-    Nothing of the model is needed but its configuration and its tokenizer. Raises InputError as training would.
+    With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Nothing of
+    the model is needed but its configuration and its tokenizer. Raises InputError as training would.
     """
     notes = _Notes()
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
@@ -84,11 +90,12 @@ def look_ahead(recipe: Recipe, *, device: str | None = None, others: Sequence[tu
         parts = gather(recipe, notes, weights=False)
     else:
         notes.say("no tokenizer beside the model: the data are not counted, and passes of full length are assumed")
-    largest, workload = _largest(recipe, found, parts)
+    largest, workload = _largest(recipe, found, parts, processes)
     target = choose_device(device)
     form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
-    this = Target(f"this machine ({target.type})", target.type, free_bytes(target))
-    here = fit(found, recipe, this, form, largest)
+    free = free_bytes(target) // (processes if target.type == "cpu" else 1)
+    this = Target(f"this machine ({target.type})", target.type, free)
+    here = fit(found, recipe, this, form, largest, processes)
     elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
     targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
     return Outlook(
@@ -100,30 +107,33 @@ def look_ahead(recipe: Recipe, *, device: str | None = None, others: Sequence[tu
         largest=largest,
         here=here,
         fits=[
-            fit(found, recipe, each, to, largest)
+            fit(found, recipe, each, to, largest, processes)
             for each, precision in targets
             for to in formats(found, recipe, precision)
         ],
-        ways=[] if here.fits else ways_to_fit(found, recipe, this, form, largest),
+        ways=[] if here.fits else ways_to_fit(found, recipe, this, form, largest, processes),
         disk=disk_bytes(found, recipe),
+        processes=processes,
     )
 
 
 def timed(
     outlook: Outlook, *, device: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Outlook:
-    """Return the outlook with the time of the run, from two steps made here. Needs the weights."""
+    """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
     if outlook.parts is None:
         raise ModelError("a model without a tokenizer cannot be measured", "Give the whole model.")
     return replace(outlook, timing=measure(outlook.parts, outlook.outline, device=device, progress=progress))
 
 
-def _largest(recipe: Recipe, found: Outline, parts: Ingredients | None) -> tuple[PassSize, Workload | None]:
+def _largest(
+    recipe: Recipe, found: Outline, parts: Ingredients | None, processes: int
+) -> tuple[PassSize, Workload | None]:
     """Return the largest pass, unsplit, and the steps it was found in."""
     if parts is None:
-        tokens = recipe.train.batch_size * recipe.tokens.max_length
+        tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
-    workload = Workload.of(parts.examples, parts.plan, found.abilities.layout, MOST_TOKENS)
+    workload = Workload.of(parts.examples, parts.plan, found.abilities.layout, MOST_TOKENS, processes=processes)
     return workload.largest, workload
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from weitune.data.holdout import ExampleSet
 from weitune.data.layout import Layout
-from weitune.data.plan import Plan
+from weitune.data.plan import Plan, share
 from weitune.model.need import PassSize
 
 _STEPS_LOOKED_AT = 200
@@ -30,9 +30,18 @@ class Workload:
 
     @classmethod
     def of(
-        cls, examples: ExampleSet, plan: Plan, layout: Layout, micro_tokens: int, steps: Sequence[int] | None = None
+        cls,
+        examples: ExampleSet,
+        plan: Plan,
+        layout: Layout,
+        micro_tokens: int,
+        steps: Sequence[int] | None = None,
+        processes: int = 1,
     ) -> Workload:
-        """Lay ``steps`` (from 0), or some of the first epoch, out as passes of at most ``micro_tokens``."""
+        """Lay ``steps`` (from 0), or some of the first epoch, out as passes of at most ``micro_tokens``.
+
+        Each step's examples are divided among ``processes`` as training divides them.
+        """
         last = min(plan.steps, plan.steps_per_epoch) - 1
         looked_at = np.unique(np.linspace(0, last, _STEPS_LOOKED_AT).astype(int)).tolist() if steps is None else steps
         found, tokens = [], 0
@@ -40,7 +49,8 @@ class Workload:
             batch = [examples[int(i)] for i in plan.step(step)]
             tokens += sum(len(example.input_ids) for example in batch)
             passes = []
-            for part in layout.split(batch, micro_tokens):
+            shares = share(batch, processes) if processes > 1 else [batch]
+            for part in (part for mine in shares for part in layout.split(mine, micro_tokens)):
                 laid = layout.lay(part)
                 passes.append(PassSize(len(laid), len(laid.rows), max(len(example.inputs) for example in part)))
             found.append(passes)
