@@ -66,6 +66,25 @@ def test_the_card_says_what_the_run_recorded(run: Run, tmp_path: Path) -> None:
         assert told in card
 
 
+def test_the_card_holds_the_evaluation_of_this_adapter_and_no_other(run: Run, tmp_path: Path) -> None:
+    def judged(which: str, step: int | None, loss: float) -> dict[str, Any]:
+        scores = {"chrf": 10 * loss, "tokens": 5.0}
+        return {"which": which, "step": step, "loss": loss, "perplexity": 9.0, "scores": scores, "general": None}
+
+    models = [judged("base", None, 4.5), judged("checkpoint-1", 1, 3.25), judged("last", 2, 2.125)]
+    rows = {"name": "/home/me/secret/validation.json", "examples": 12, "questions": 7}
+    (run.path / "evaluation.json").write_text(json.dumps({"rows": rows, "models": models}))
+    write_repository(run, tmp_path / "out", "me/zhenhuan")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "on validation.json: 12 examples, 7 questions" in card
+    assert "| | base | this adapter |\n| --- | ---: | ---: |\n| loss | 4.500 | 2.125 |" in card
+    assert "| chrF | 45.000 | 21.250 |" in card
+
+    (run.path / "evaluation.json").write_text(json.dumps({"rows": rows, "models": models[:2]}))
+    write_repository(run, tmp_path / "other", "me/zhenhuan")
+    assert "## Evaluation" not in (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_card_of_a_bare_run_claims_nothing(tmp_path: Path) -> None:
     write_repository(save_run(tmp_path / "run", "llama"), tmp_path / "out", "me/bare")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

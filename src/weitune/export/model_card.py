@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
+from weitune.evaluate.evaluation import FILE as EVALUATION
 from weitune.export.tuned import Tuned
 from weitune.generate.run_folder import Run
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
+from weitune.report.evaluated import figures
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,6 +59,7 @@ def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> 
         _usage(tuned, repository, base or recipe.model),
         _data(_read(run.path / "data.json")),
         _training(run, tuned, _read(run.path / "environment.json")),
+        _evaluation(_read(run.path / EVALUATION), _step_of(tuned.adapter_folder, list(run.events()))),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
         _licence(licence, recipe.model),
     ]
@@ -139,6 +142,25 @@ def _training(run: Run, tuned: Tuned, environment: Mapping[str, Any] | None) -> 
         versions = ", ".join(f"{name} {packages[name]}" for name in ("weitune", "torch", "peft") if packages.get(name))
         lines.append(f"Trained in {environment.get('precision', 'an unknown precision')}, with {versions}.")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None, step: int | None) -> str:
+    """Return what `weitune eval` measured of this adapter, beside its base if that was judged too."""
+    judged = (evaluation or {}).get("models", [])
+    shown = [model for model in judged if model["which"] == "base" or (step is not None and model["step"] == step)]
+    if not evaluation or all(model["which"] == "base" for model in shown):
+        return ""
+    rows = evaluation["rows"]
+    lines = [
+        "## Evaluation",
+        "",
+        f"`weitune eval` on {_file_name(rows['name'])}: {rows['examples']} examples, {rows['questions']} questions.",
+        "",
+        f"| | {' | '.join('base' if model['which'] == 'base' else 'this adapter' for model in shown)} |",
+        f"| --- {'| ---: ' * len(shown)}|",
+        *(f"| {' | '.join(row)} |" for row in figures(shown)),
+    ]
+    return "\n".join(lines)
 
 
 def _step_of(adapter: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
