@@ -70,6 +70,24 @@ def test_examples_of_one_row_stay_together() -> None:
     assert not {held[i].origin for i in range(len(held))} & {learned[i].origin for i in range(len(learned))}
 
 
+@pytest.mark.parametrize("turns", [1, 4])
+def test_a_prompt_that_many_rows_share_is_learned(turns: int) -> None:
+    """Whatever number it has, and so wherever its SHA-256 comes in the order."""
+    for shared in range(100, 120):
+        asked = [shared] * 40 + [shared + 1] * 3 + list(range(1, 61))
+        rows = [example(prompt, turn, n) for n, prompt in enumerate(asked) for turn in range(turns)]
+        learned, held = hold_out(InMemory(rows), 0.3)
+        assert len(learned) + len(held) == turns * len(asked)
+        assert sum(ids[1] == shared for ids in contents(learned)) == 40 * turns
+        assert len(held) == pytest.approx(0.3 * len(rows), abs=turns)
+
+
+def test_a_prompt_that_many_rows_share_is_held_out_if_there_are_no_others() -> None:
+    rows = [example(n % 2, n, n) for n in range(40)]
+    learned, held = hold_out(InMemory(rows), 0.1)
+    assert len(learned) == len(held) == 20
+
+
 def test_one_prompt_cannot_be_divided() -> None:
     with pytest.raises(DataError, match="all 4 examples have the same prompt"):
         hold_out(InMemory([example(1, n, n) for n in range(4)]), 0.5)

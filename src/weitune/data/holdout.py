@@ -6,6 +6,8 @@
 
 Which prompts are held out is decided by their own SHA-256: neither the seed nor the order of the rows plays a part, so
 runs that differ in their recipe are judged by the same rows. A prompt is the tokens before the first that is learned.
+One that many rows share, such as "Who are you?" in the data of a character, is learned: held out, it would outweigh all
+others in the figures, and be missing from what the model knows.
 
 Cost: every example is read once.
 """
@@ -13,6 +15,7 @@ Cost: every example is read once.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -23,6 +26,9 @@ from weitune.data.conversation import Example, Origin
 from weitune.errors import DataError
 
 Indices = npt.NDArray[np.int64]
+
+LARGEST_SHARE = 0.05
+"""Of the rows held out that one prompt may have, unless too few others are there."""
 
 
 class ExampleSet(Protocol):
@@ -74,16 +80,19 @@ def hold_out(examples: ExampleSet, fraction: float) -> tuple[Selection, Selectio
     Raises DataError if there are too few different prompts for both.
     """
     members: dict[bytes, list[int]] = {}
-    for i, key in enumerate(prompts(examples)):
+    rows: Counter[bytes] = Counter()
+    for i, (key, begins) in enumerate(_prompts(examples)):
         members.setdefault(key, []).append(i)
+        rows[key] += begins
     if len(members) < 2:
         raise DataError(
             f"no validation data can be held out: all {len(examples)} examples have the same prompt",
             "Give `validation` a file of its own.",
         )
     wanted = min(max(1, round(fraction * len(examples))), len(examples) - 1)
+    most = max(1.0, LARGEST_SHARE * fraction * rows.total())
     held: list[int] = []
-    for key in sorted(members)[:-1]:
+    for key in sorted(members, key=lambda key: (rows[key] > most, key))[:-1]:
         if len(held) >= wanted:
             break
         held += members[key]
@@ -94,11 +103,17 @@ def hold_out(examples: ExampleSet, fraction: float) -> tuple[Selection, Selectio
 
 def prompts(examples: ExampleSet) -> Iterator[bytes]:
     """Yield a key for the prompt of every example's row: equal keys, equal prompts."""
+    return (key for key, _ in _prompts(examples))
+
+
+def _prompts(examples: ExampleSet) -> Iterator[tuple[bytes, bool]]:
+    """Yield for every example the key of its row's prompt, and whether it is the row's first."""
     row: Origin | None = None
     key = b""
     for i in range(len(examples)):
         example = examples[i]
-        if example.origin is None or example.origin != row:  # the row's first example stands for all of them
+        begins = example.origin is None or example.origin != row  # the first example stands for all of them
+        if begins:
             tokens = np.asarray(example.input_ids[: example.spans[0].start], np.int32)
             key, row = hashlib.sha256(tokens.tobytes()).digest(), example.origin
-        yield key
+        yield key, begins
