@@ -51,7 +51,8 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[P
             with Stages() as stages:
                 library = loaded.enter_context(prepared({"tuned": run}, gguf_type, stages.begin, which))
             context = min(_CONTEXT_TOKENS, library.context_tokens)
-            return loaded.enter_context(LlamaCpp(library.model, library.adapters, context_tokens=context)), library
+            llama = LlamaCpp(library.model, library.adapters, context_tokens=context, exact=library.exact)
+            return loaded.enter_context(llama), library
 
         def engine(*, tuned: bool) -> ChatEngine:
             from weitune.generate.llama_engine import LlamaEngine

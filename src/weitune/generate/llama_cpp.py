@@ -52,8 +52,9 @@ class LlamaCpp:
     ) -> None:
         """Load ``model``; ``slots`` answers are generated at once, each with ``context_tokens`` for itself.
 
-        ``exact`` computes attention in float32, for comparisons. Raises MissingExtraError without ``xllamacpp``,
-        ModelError if llama.cpp cannot open the files.
+        ``exact`` computes attention in float32 and keeps its cache in it, twice the usual size.
+
+        Raises MissingExtraError without ``xllamacpp``, ModelError if llama.cpp cannot open the files.
         """
         require_llama_cpp()
         import xllamacpp

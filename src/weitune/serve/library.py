@@ -45,6 +45,8 @@ class Library:
     offers: Mapping[str, Offer]
     context_tokens: int
     """How many tokens the model can read and write together."""
+    exact: bool = False
+    """Whether the base is in float32, so that attention and its cache should be too."""
 
 
 def named_runs(arguments: list[str]) -> dict[str, Run]:
@@ -102,7 +104,8 @@ def prepared(
         ]
         of_base = _offer_of_base(first)
         limit = first.config.max_position_embeddings
-        yield Library(model, tuple(adapters), {offer.name: offer for offer in [of_base, *offers]}, limit)
+        by_name = {offer.name: offer for offer in [of_base, *offers]}
+        yield Library(model, tuple(adapters), by_name, limit, exact=gguf_type == "F32")
 
 
 def _offer_of_base(tuned: Tuned) -> Offer:

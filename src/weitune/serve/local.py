@@ -43,7 +43,12 @@ def serve(
     """Load ``library`` and answer at ``listening`` until a signal comes, or ``started``'s server is told to exit."""
     context = min(capacity.context_tokens, library.context_tokens)
     with LlamaCpp(
-        library.model, library.adapters, slots=capacity.slots, context_tokens=context, threads=capacity.threads
+        library.model,
+        library.adapters,
+        slots=capacity.slots,
+        context_tokens=context,
+        threads=capacity.threads,
+        exact=library.exact,
     ) as llama:
         asyncio.run(_serve(llama, library, listening, capacity, guard, limits, started))
 
