@@ -3,8 +3,8 @@
     python -m bench.plan_accuracy [--models qwen2.5-0.5b smollm2-135m] [--recipes default …] [--measure]
 
 For each model and recipe, `weitune plan --json` forecasts a run of a few steps in one process, and `weitune train` does
-them in another, whose peak resident memory the kernel tells (ru_maxrss). With --measure the time of the steps after
-the first is compared too; a busy machine makes that figure worthless, but not the memory.
+them in another, whose peak resident memory the kernel tells (ru_maxrss). With --measure the runs are longer, and the
+time of all their steps is compared too; a busy machine makes that figure worthless, but not the memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 from bench.compare import RESULTS, model_folder
 from bench.examples import SHARED, SYSTEM
 
-STEPS = 3
+STEPS, TIMED_STEPS = 3, 10
 _HUANHUAN = {"data": str(SHARED / "huanhuan.json"), "system": SYSTEM}
 _ALPACA = {"data": str(SHARED / "alpaca_en_demo.json")}
 RECIPES: dict[str, dict[str, str]] = {
@@ -62,7 +61,12 @@ def one(model: str, name: str, *, measure: bool) -> dict[str, Any]:
     """Forecast and make one run."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
-        keys = {"model": model_folder(model), "train.max_steps": str(STEPS), "train.precision": "fp32", **RECIPES[name]}
+        keys = {
+            "model": model_folder(model),
+            "train.max_steps": str(TIMED_STEPS if measure else STEPS),
+            "train.precision": "fp32",
+            **RECIPES[name],
+        }
         options = [part for key, value in keys.items() for part in (f"--{key}", value)]
         more = ["--measure"] if measure else []
         command = [sys.executable, "-m", "weitune"]
@@ -92,8 +96,8 @@ def one(model: str, name: str, *, measure: bool) -> dict[str, Any]:
         "parts": plan["here"]["need"], "largest_pass": plan["largest_pass"],
     }  # fmt: skip
     if measure:
-        seconds = statistics.mean(e["step_seconds"] for e in events if e["event"] == "step" and e["step"] > 1)
-        row["time_error"] = plan["time"]["step_seconds"] / seconds - 1
+        seconds = sum(event["step_seconds"] for event in events if event["event"] == "step")
+        row["time_error"] = plan["time"]["seconds"] / seconds - 1
     return row
 
 
