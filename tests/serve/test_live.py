@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.serve.live import Live, live, prepared, silent, two_runs
 from weitune import Run
+from weitune.generate.llama_cpp import LlamaCpp
+from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
 from weitune.serve.guard import Guard
 from weitune.serve.library import Library
@@ -89,6 +92,24 @@ def test_two_adapters_and_the_base_at_once(client: Any) -> None:
     with ThreadPoolExecutor(9) as clients:
         together = list(clients.map(lambda name: (name, said(client, name)), names * 3))
     assert all(answer == alone[name] for name, answer in together)
+
+
+def test_no_adapter_goes_on_from_what_another_has_read(library: Library) -> None:
+    """llama.cpp keeps prompts that lost their slot to a longer answer by their tokens, whichever adapter read them."""
+    prompts = [[*range(10, 30), *range(30 + 10 * n, 40 + 10 * n)] for n in range(3)]
+
+    def likely(llama: LlamaCpp, adapter: int, prompt: list[int], *, cached: bool) -> list[float]:
+        body = llama.body(prompt, Sampling(max_new_tokens=60), adapter)
+        answer = llama.request("/completion", {**body, "cache_prompt": cached, "n_probs": 1, "ignore_eos": True})
+        return [token["logprob"] for token in answer["completion_probabilities"][:20]]
+
+    with LlamaCpp(library.model, library.adapters, slots=2, exact=True) as llama:
+        found, alone = (
+            np.array([[likely(llama, adapter, prompt, cached=cached) for prompt in prompts] for adapter in (0, 1)])
+            for cached in (True, False)
+        )
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-3)
 
 
 def test_a_stream_says_the_same(client: Any) -> None:

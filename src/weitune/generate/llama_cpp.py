@@ -26,6 +26,9 @@ from weitune.generate.events import server_sent_events
 from weitune.generate.sampling import Sampling
 
 _F32 = 0  # GGML_TYPE_F32
+_SHARED_CACHE_MIB = 0
+"""Of prompts that no slot holds. None, for llama.cpp finds them by their tokens, whichever adapter read them (its issue
+26207)."""
 _BATCH_TOKENS = 256  # prompt tokens between two looks at who has gone; larger ones stall the other answers
 
 
@@ -73,6 +76,7 @@ class LlamaCpp:
         params.hostnames = [f"{self._folder.name}/llama.sock" if hasattr(socket, "AF_UNIX") else "127.0.0.1"]
         params.api_keys = [self._key]
         params.ui = params.fit_params = False
+        params.cache_ram_mib = _SHARED_CACHE_MIB
         params.verbosity = -1
         if exact:
             params.cache_type_k = params.cache_type_v = _F32
