@@ -3,9 +3,10 @@
     python -m bench.adapters [--kinds plain dora …]
 
 The loss before and after is of the same eight dialogues, without dropout. "peft" is the largest difference between the
-logits of the trained model and those of a fresh base with the saved adapter, loaded by plain PEFT; "merged" likewise
-after PEFT merged it (not where the base is quantized, which PEFT rounds again). Every run is then exported: merged, as
-a GGUF file in F16, and as a GGUF adapter, each compared with base + adapter by the engine that it is for.
+logits of the run as `weitune chat` loads it and those of a fresh base with the saved adapter, loaded by plain PEFT;
+"merged" likewise after PEFT merged it (not where the base is quantized, which PEFT rounds again). Every run is then
+exported: merged, as a GGUF file in F16, and as a GGUF adapter, each compared with base + adapter by the engine that it
+is for.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def recipe_of(kind: str, folder: Path) -> Recipe:
 
 
 def saved_and_loaded(run: Run) -> dict[str, float]:
-    """Return the largest differences of logits: in plain transformers and PEFT, and merged by PEFT."""
+    """Return the largest differences of logits from weitune's own loading: in plain PEFT, and merged by PEFT."""
     tokens = torch.arange(100, 160)[None]
     trained = logits(run.engine(device="cpu").model, tokens)
     recipe = run.recipe
