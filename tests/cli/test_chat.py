@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
@@ -160,6 +159,7 @@ class Terminal:
 
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a terminal, also where the tests run in the background
             os.environ |= {"TERM": "xterm-256color", "COLUMNS": "200"}
             os.execv(sys.executable, [sys.executable, "-m", "weitune", "chat", *arguments])  # noqa: S606
         self.seen = ""
@@ -176,17 +176,6 @@ class Terminal:
                 self._read()
         before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return before
-
-    def press_until(self, key: str, pattern: str, presses: int = 5) -> None:
-        """Press ``key``, and again every few seconds, until the screen got ``pattern``."""
-        for _ in range(presses - 1):
-            time.sleep(0.5)
-            self.type(key)
-            with contextlib.suppress(AssertionError):
-                self.wait_for(pattern, seconds=10)
-                return
-        self.type(key)
-        self.wait_for(pattern)
 
     def _read(self) -> None:
         chunk = os.read(self.terminal, 65536).decode(errors="replace")
@@ -235,7 +224,9 @@ def test_a_person_stops_an_answer_and_leaves(long_winded: Terminal) -> None:
     chat.type("你是谁？\r")
     chat.wait_for("你是谁？")
     chat.wait_for(r"loading [^\x1b]*\x1b.*?\x1b\[2K")  # the model is there, and the line about it gone
-    chat.press_until("\x03", r"\(stopped\)")  # twice in many runs the first one was lost; why is not known yet
+    time.sleep(0.5)  # into the answer
+    chat.type("\x03")
+    chat.wait_for(r"\(stopped\)")
     chat.wait_for("› ")
     chat.type("/help\r")
     chat.wait_for("Alt-Enter begins a new line")
