@@ -51,6 +51,8 @@ def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> 
         "pipeline_tag": "text-generation",
         "tags": ["lora", "weitune"],
     }
+    events = list(run.events())
+    step = _step_of(tuned.adapter_folder, events)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.rsplit('/', maxsplit=1)[-1]}",
@@ -58,8 +60,8 @@ def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> 
         _system(tuned.recipe),
         _usage(tuned, repository, base or recipe.model),
         _data(_read(run.path / "data.json")),
-        _training(run, tuned, _read(run.path / "environment.json")),
-        _evaluation(_read(run.path / EVALUATION), _step_of(tuned.adapter_folder, list(run.events()))),
+        _training(events, tuned, step, _read(run.path / "environment.json")),
+        _evaluation(_read(run.path / EVALUATION), step),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
         _licence(licence, recipe.model),
     ]
@@ -121,9 +123,10 @@ def _data(report: Mapping[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def _training(run: Run, tuned: Tuned, environment: Mapping[str, Any] | None) -> str:
+def _training(
+    events: Sequence[Mapping[str, Any]], tuned: Tuned, step: int | None, environment: Mapping[str, Any] | None
+) -> str:
     """Tell what the run measured: training loss, validation, and what it ran on."""
-    events = list(run.events())
     steps = [event for event in events if event.get("event") == "step"]
     lines = ["## Training", ""]
     if steps:
@@ -134,7 +137,7 @@ def _training(run: Run, tuned: Tuned, environment: Mapping[str, Any] | None) -> 
         )
     judged = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
     losses = {event["step"]: event["loss"] for event in judged}
-    if (step := _step_of(tuned.adapter_folder, events)) in losses:
+    if step in losses:
         of_base = f"; that of the base was {losses[0]:.4f}" if 0 in losses else ""
         lines.append(f"Its loss on the validation data is {losses[step]:.4f}{of_base}.")
     if environment:
