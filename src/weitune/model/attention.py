@@ -19,7 +19,7 @@ memory is linear in T, for no scores are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree_flex"
 BLOCK_ROWS = 64
 """Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
+ROUND = 64
+"""Sizes of 16-bit rows on a CPU are multiples of this: oneDNN writes code for every new shape of a product and keeps
+it, which takes time and, over some hundred shapes, gigabytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +50,11 @@ class Block:
     """(K,) row indices: the ancestors of row ``start``, then the block itself."""
     seen: Tensor
     """(stop - start, K) which of the keys each row sees."""
+
+    def rounded_up(self, unit: int) -> Block:
+        """Return the block with keys that no row sees, up to a multiple of ``unit``."""
+        spare = -len(self.keys) % unit
+        return replace(self, keys=F.pad(self.keys, (0, spare)), seen=F.pad(self.seen, (0, spare)))
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +71,13 @@ class Tree:
     def of(cls, batch: PackedBatch, device: torch.device) -> Tree:
         """Copy the shape of ``batch`` to ``device``."""
         return cls(torch.from_numpy(batch.position_ids).to(device), torch.from_numpy(batch.subtree_end).to(device))
+
+    def rounded_up(self, unit: int) -> Tree:
+        """Return the tree with tokens that see themselves alone, up to a multiple of ``unit``."""
+        length = len(self.subtree_end)
+        spare = -length % unit
+        ends = torch.arange(length + 1, length + spare + 1, device=self.subtree_end.device)
+        return Tree(F.pad(self.position_ids, (0, spare)), torch.cat([self.subtree_end, ends]))
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what ``make`` returns, made only once for all layers."""
@@ -222,7 +237,8 @@ def _blocks_with_bias(tree: Tree, window: int | None, repeat: int, dtype: torch.
 
     def make() -> list[tuple[Block, Tensor]]:
         nothing, never = torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype)
-        return [(block, nothing.where(block.seen, never).repeat(repeat, 1)) for block in tree.blocks(window)]
+        blocks = [block.rounded_up(ROUND) if dtype.itemsize == 2 else block for block in tree.blocks(window)]
+        return [(block, nothing.where(block.seen, never).repeat(repeat, 1)) for block in blocks]
 
     made: list[tuple[Block, Tensor]] = tree.once(("bias", window, repeat, dtype), make)
     return made

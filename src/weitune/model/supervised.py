@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
-from weitune.model.attention import Tree
+from weitune.model.attention import ROUND, Tree
 from weitune.model.decoder import BlockDecoder
 from weitune.model.loss import supervised_loss
 from weitune.model.shard import gathered
@@ -64,6 +64,20 @@ class Row:
         tree = Tree.of(batch, device)
         return cls(input_ids[None], rows, index, targets, weights, tree.position_ids[None], tree)
 
+    def rounded_up(self, unit: int) -> Row:
+        """Return the packed row with tokens that no other sees, rows that predict nothing, and predictions that count
+        nothing, so that T, U and N are multiples of ``unit``. Its loss and gradients are the same."""
+        if self.tree is None or self.position_ids is None:
+            return self
+        tree = self.tree.rounded_up(unit)
+        length = len(tree.subtree_end)
+        idle = torch.ones(length, dtype=torch.bool, device=self.rows.device).index_fill_(0, self.rows, False)
+        rows = torch.cat([self.rows, idle.nonzero()[: -len(self.rows) % unit, 0]])
+        more = -len(self.targets) % unit
+        index, targets, weights = (F.pad(x, (0, more)) for x in (self.index, self.targets, self.weights))
+        input_ids = F.pad(self.input_ids, (0, length - self.input_ids.shape[1]))
+        return Row(input_ids, rows, index, targets, weights, tree.position_ids[None], tree)
+
     def inputs(self) -> dict[str, object]:
         """Return the keyword arguments for the model's forward. No cache: with one, a packed row would leak."""
         if self.tree is None:
@@ -98,6 +112,8 @@ class SupervisedModel(nn.Module):
 
     def forward(self, row: Row) -> Tensor:
         """Return the sum over the row's predictions of weight · cross entropy."""
+        if self._is_cached_by_shape:
+            row = row.rounded_up(ROUND)
         if not self.plain_head:
             logits = predicted_logits(self.model, row)
             losses = F.cross_entropy(logits.float(), row.targets.to(logits.device), reduction="none")
@@ -107,6 +123,11 @@ class SupervisedModel(nn.Module):
         hidden, targets, weights = (x.to(head.weight.device) for x in (hidden, row.targets, row.weights))
         with gathered(head):
             return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
+
+    @property
+    def _is_cached_by_shape(self) -> bool:
+        """Whether products are made by code that oneDNN writes for their very shape and keeps: 16 bits on a CPU."""
+        return self.model.device.type == "cpu" and self.model.dtype.itemsize == 2
 
     def _states(self, row: Row) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""
