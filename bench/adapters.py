@@ -104,6 +104,7 @@ def recipe_of(kind: str, folder: Path) -> Recipe:
             "epochs": 7,
             "learning_rate": 2e-5 if kind == "none" else 2e-4,
             "schedule": "constant",
+            "precision": "fp32",
             "storage": "nf4" if kind in {"nf4", "loftq"} else "auto",
         },
     })  # fmt: skip

@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, str]] = {
     "micro-256": {**_HUANHUAN, "train.micro_tokens": "256"},
     "nf4": {**_HUANHUAN, "train.micro_tokens": "256", "train.storage": "nf4"},
     "rank-64": {**_HUANHUAN, "lora.r": "64", "lora.dropout": "0", "train.batch_size": "8"},
+    "bf16": {**_HUANHUAN, "train.precision": "bf16", "train.max_steps": "30"},  # until shapes of rows come again
     "long": {**_ALPACA, "tokens.max_length": "512", "train.batch_size": "8", "lora.target_modules": "q_proj,v_proj"},
 }
 

@@ -91,7 +91,7 @@ def test_of_a_run_equals_peft(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_of_a_run_of_smollm2_equals_peft(smollm2_folder: Path, tmp_path: Path) -> None:
-    train_keys = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3}
+    train_keys = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "precision": "fp32"}
     tree = {
         "model": str(smollm2_folder),
         "data": ["builtin:captain-en"],

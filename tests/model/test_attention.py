@@ -83,6 +83,21 @@ def test_values_and_gradients_equal_the_dense_ones(
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("window", [None, 7])
+def test_16_bits_see_the_same_through_blocks_of_round_sizes(window: int | None) -> None:
+    tree = tree_of(shapes()["forks everywhere"])
+    length = len(tree.subtree_end)
+    draw = torch.Generator().manual_seed(1)
+    exact = tuple(torch.randn(1, n, length, 16, generator=draw, dtype=torch.bfloat16) for n in (6, 2, 2))
+    slope = torch.randn(1, length, 6, 16, generator=draw, dtype=torch.bfloat16)
+    expected = attend(dense_tree_attention, tuple(x.double() for x in exact), tree, window, slope.double())
+    found = attend(block_tree_attention, exact, tree, window, slope)
+    sizes = {len(block.keys) for block, _ in attention._blocks_with_bias(tree, window, 3, torch.bfloat16)}
+    assert all(size % attention.ROUND == 0 for size in sizes)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.01
+
+
 def test_what_a_tree_cannot_compute_is_refused() -> None:
     tree = tree_of([text(1, 2, 3)])
     heads = [torch.randn(1, 2, 3, 8) for _ in range(3)]

@@ -118,6 +118,42 @@ def test_a_bfloat16_base_with_a_float32_adapter() -> None:
         assert distance(gradients[name], gradient) < 0.1, name
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["blocks", "modules"])
+@pytest.mark.parametrize("count", [3, 12, 40])
+def test_a_row_of_round_sizes_is_worth_the_same(count: int, fast: bool) -> None:
+    adapted = adapted_model("qwen2")
+    row = Row.of(pack(examples_with_forks(count, vocabulary=400)), CPU)
+    rounded = row.rounded_up(64)
+    assert {x.shape[-1] % 64 for x in (rounded.input_ids, rounded.rows, rounded.index, rounded.weights)} == {0}
+    assert len(rounded.rows.unique()) == len(rounded.rows)
+    loss, gradients = loss_and_gradients(adapted, rounded, fast=fast)
+    expected_loss, expected = loss_and_gradients(adapted, row, fast=fast)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=0)
+    for name, gradient in expected.items():
+        assert distance(gradients[name], gradient) < 1e-6, name
+
+
+@pytest.mark.parametrize(("dtype", "round_sizes"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_what_computes_in_16_bits_on_a_cpu_gets_round_sizes(
+    dtype: torch.dtype, round_sizes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = adapted_model("qwen2", torch.float32)
+    model = adapted.get_base_model().bfloat16()  # stored in 16 bits either way
+    seen: list[int] = []
+    states = BlockDecoder.states
+
+    def watched(blocks: BlockDecoder, input_ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(len(input_ids))
+        return states(blocks, input_ids, *rest, **more)
+
+    monkeypatch.setattr(BlockDecoder, "states", watched)
+    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    assert row.input_ids.shape[1] % 64
+    loss = SupervisedModel(model, blocks=BlockDecoder.of(model, dtype))(row)
+    assert loss.isfinite()
+    assert (seen[0] % 64 == 0) is round_sizes
+
+
 def test_dropout_agrees_with_pefts_on_average() -> None:
     """The mean of loss and gradients over many masks lies within two standard errors of PEFT's."""
     adapted = adapted_model("qwen2", torch.float32, dropout=0.3)

@@ -61,7 +61,7 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for library in ("transformers", "peft", "torch", "accelerate"):
+    for library in ("transformers", "peft", "torch", "accelerate", "bitsandbytes"):
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
         logging.getLogger(library).setLevel(logging.ERROR)
 

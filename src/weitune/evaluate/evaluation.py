@@ -19,7 +19,7 @@ from weitune.data.holdout import ExampleSet, hold_out
 from weitune.data.prepare import prepare
 from weitune.errors import RunError
 from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
-from weitune.evaluate.loss import measure_loss
+from weitune.evaluate.loss import MICRO_TOKENS, measure_loss
 from weitune.evaluate.metrics import score
 from weitune.evaluate.questions import Question, questions_in, rows_of
 from weitune.generate.engine import Engine
@@ -32,8 +32,6 @@ from weitune.model.supervised import SupervisedModel
 from weitune.publish import publish_file
 
 FILE = "evaluation.json"
-MICRO_TOKENS = 2048
-"""Tokens of a pass; nothing is kept of it, so any machine that holds the model can take it."""
 _GENERAL_TOKENS = 48
 
 

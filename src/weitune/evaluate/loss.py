@@ -20,6 +20,9 @@ from weitune.data.conversation import Example
 from weitune.data.layout import Layout
 from weitune.model.supervised import Row
 
+MICRO_TOKENS = 1024
+"""Tokens of a pass: nothing is kept of it, so whatever can be trained can take it, and more are not faster."""
+
 Progress = Callable[[int, int], None]
 
 

@@ -128,13 +128,17 @@ class LlamaCpp:
         last digits, which are enough to draw another of a large vocabulary's rare tokens.
         """
         seed = {} if sampling.seed is None else {"seed": sampling.seed % 2**32}
-        return {
-            "prompt": list(prompt),
-            "n_predict": sampling.max_new_tokens,
+        drawn = {
             "samplers": ["penalties", "temperature", "top_k", "top_p"],  # the order of transformers
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
+        }
+        likeliest = {"samplers": ["penalties", "top_k"], "top_k": 1}  # no softmax over the vocabulary
+        return {
+            "prompt": list(prompt),
+            "n_predict": sampling.max_new_tokens,
+            **(likeliest if sampling.greedy else drawn),
             "repeat_penalty": sampling.repetition_penalty,
             "repeat_last_n": self.context_tokens,
             "cache_prompt": not (seed and sampling.temperature),

@@ -38,7 +38,7 @@ class BlockDecoder:
 
     def __init__(self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype) -> None:
         """Made by :meth:`of`."""
-        self._decoder, self._blocks, self._dtype = decoder, blocks, dtype
+        self._decoder, self._blocks, self.dtype = decoder, blocks, dtype
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
@@ -66,7 +66,7 @@ class BlockDecoder:
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
     ) -> Tensor:
         """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
-        hidden = self._decoder.embed_tokens(input_ids[None])[0].to(self._dtype)
+        hidden = self._decoder.embed_tokens(input_ids[None])[0].to(self.dtype)
         run = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
         compute = run_block_twice if recompute == "block" else run_block
         for block in self._blocks[:-1]:

@@ -31,26 +31,23 @@ class GroupPass:
     dropout: DropoutString | None
     offset: int
     beside: list[Projection | None]
-    """(c - 1)∘W for x', where something is dropped; empty without DoRA."""
+    """Of each projection (c - 1)∘W for x', with DoRA and where something is dropped."""
     magnitudes: list[Magnitude | None]
+    """Of each projection, with DoRA."""
 
     @classmethod
     def draw(cls, group: LoraGroup, dropout: DropoutString | None) -> GroupPass:
         """Begin a pass: take the next piece of ``dropout``, if this group drops anything."""
         dropout = dropout if group.adapted and group.rate else None
         offset = dropout.draw_offset() if dropout else 0
-        if all(p.magnitude is None for p in group.projections):
-            return cls(group, dropout, offset, [], [])
-        magnitudes = [Magnitude.of(p) for p in group.projections]
-        now, beside = list(group.projections), []
+        now, magnitudes = list(group.projections), [Magnitude.of(p) for p in group.projections]
+        beside: list[Projection | None] = [None] * len(now)
         for index, (p, found) in enumerate(zip(group.projections, magnitudes, strict=True)):
-            extra = None
             if found is not None:
                 stretch = found.ratio
                 now[index] = replace(p, scale=p.scale * stretch[:, None], stretch=None if dropout else stretch)
-                extra = replace(p, stretch=(stretch - 1) * dropout.scale) if dropout else None
-            beside.append(extra)
-        return cls(LoraGroup(now), dropout, offset, beside if dropout else [], magnitudes)
+                beside[index] = replace(p, stretch=(stretch - 1) * dropout.scale) if dropout else None
+        return cls(LoraGroup(now), dropout, offset, beside, magnitudes)
 
     @property
     def kept(self) -> float:
@@ -89,7 +86,7 @@ class GroupPass:
         self, total: list[Tensor], dropped: Tensor, outputs: slice = ALL, inputs: slice = ALL
     ) -> None:
         """Add to each of ``total`` (T, N) what the frozen matrix beside makes of ``dropped`` (T, K), or of a part."""
-        for p, output in zip(self.beside, total, strict=False):
+        for p, output in zip(self.beside, total, strict=True):
             if p is not None:
                 output.addmm_(dropped, p.weight(dropped.dtype, outputs, inputs).T)
 
@@ -113,7 +110,7 @@ class GroupPass:
         self, total: Tensor, slopes: list[Tensor], outputs: slice = ALL, inputs: slice = ALL
     ) -> None:
         """Add to ``total`` (T, K) the gradient of ``x'`` by way of the frozen matrices beside, from these outputs."""
-        for p, slope in zip(self.beside, slopes, strict=False):
+        for p, slope in zip(self.beside, slopes, strict=True):
             if p is not None:
                 total.addmm_(slope, p.weight(slope.dtype, outputs, inputs))
 
@@ -179,7 +176,7 @@ class AdapterGradients:
 
     def add_magnitudes(self, dropped: Tensor, slopes: list[Tensor], outputs: slice = ALL, inputs: slice = ALL) -> None:
         """Make the next rows of DoRA's magnitudes, or their part that these inputs make."""
-        for found, magnitude, slope in zip(self._products, self._run.magnitudes, slopes, strict=False):
+        for found, magnitude, slope in zip(self._products, self._run.magnitudes, slopes, strict=True):
             if magnitude is not None:
                 weight = magnitude.frozen.weight(slope.dtype, outputs, inputs)
                 part = (dropped @ weight.T).mul_(slope).sum(0)

@@ -127,7 +127,8 @@ class SupervisedModel(nn.Module):
     @property
     def _is_cached_by_shape(self) -> bool:
         """Whether products are made by code that oneDNN writes for their very shape and keeps: 16 bits on a CPU."""
-        return self.model.device.type == "cpu" and self.model.dtype.itemsize == 2
+        dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
+        return self.model.device.type == "cpu" and dtype.itemsize == 2
 
     def _states(self, row: Row) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""

@@ -22,7 +22,7 @@ import torch
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.holdout import ExampleSet
 from weitune.data.plan import share
-from weitune.evaluate.loss import MeasuredLoss, measure_loss
+from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.engine import Engine
@@ -149,9 +149,10 @@ class Validator:
         world = accelerator.num_processes
         mine = share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples
         model = accelerator.unwrap_model(loop.model)  # no reduction of gradients takes part in this
-        own = len(loop.layout.split(mine, loop.micro_tokens))
+        micro_tokens = min(loop.micro_tokens, MICRO_TOKENS)
+        own = len(loop.layout.split(mine, micro_tokens))
         idle = [self._examples[:1]] * (loop.passes(own) - own)
-        found = measure_loss(model, mine, loop.layout, loop.micro_tokens, accelerator.device, progress, idle)
+        found = measure_loss(model, mine, loop.layout, micro_tokens, accelerator.device, progress, idle)
         if world == 1:
             return found
         sums = torch.tensor([found.sum, found.weight], dtype=torch.float64, device=accelerator.device)
