@@ -128,26 +128,32 @@ def test_gradients_equal_those_of_pefts_layers(kind: str, tmp_path: Path) -> Non
         assert distance(gradients[name], gradient) < 1e-3, name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"plain", "gaussian"}])
-def test_it_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
-    lora = lora_of(kind, dropout=0.2)
+def test_it_resumes_to_the_same_bits(kind: str, precision: Any, tmp_path: Path) -> None:
+    keys = {"lora": lora_of(kind, dropout=0.2), "train": four_examples_a_step(precision)}
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    train(recipe_for(tmp_path / "a", lora=lora), device="cpu")
+    train(recipe_for(tmp_path / "a", **keys), device="cpu")
     with pytest.raises(Interrupted):
-        train(recipe_for(tmp_path / "b", lora=lora), device="cpu", reporter=StopAfter(3))
+        train(recipe_for(tmp_path / "b", **keys), device="cpu", reporter=StopAfter(3))
     resume(tmp_path / "b" / "run", device="cpu")
     assert_same_files(tmp_path / "a" / "run", tmp_path / "b" / "run", "adapter_model.safetensors")
+
+
+def four_examples_a_step(precision: Any) -> Train:
+    return Train(batch_size=4, epochs=2, checkpoint_every=2, learning_rate=1e-3, precision=precision)
 
 
 def test_a_whole_model_learns_resumes_to_the_same_bits_and_answers(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    run = train(recipe_for(tmp_path / "a", lora="none"), device="cpu")
+    settings = four_examples_a_step("fp32")
+    run = train(recipe_for(tmp_path / "a", lora="none", train=settings), device="cpu")
     losses = [event["loss"] for event in run.events() if event["event"] == "step"]
     assert losses[-1] < 0.9 * losses[0]
     with pytest.raises(Interrupted):
-        train(recipe_for(tmp_path / "b", lora="none"), device="cpu", reporter=StopAfter(3))
+        train(recipe_for(tmp_path / "b", lora="none", train=settings), device="cpu", reporter=StopAfter(3))
     resume(tmp_path / "b" / "run", device="cpu")
     assert_same_files(run.path, tmp_path / "b" / "run", "model.safetensors")
 

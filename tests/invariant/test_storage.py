@@ -185,6 +185,9 @@ def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", dtype=torch.bfloat16, quantization_config=quantization("nf4", torch.float32)
     )
+    for module in theirs.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # another kernel, that rounds to 16 bits
+            module.support_avx512bf16_for_cpu = False
     assert torch.equal(logits(PeftModel.from_pretrained(theirs, tmp_path)), logits(mended.trained.model))
 
     (tmp_path / "run").mkdir()

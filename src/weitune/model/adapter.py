@@ -87,7 +87,9 @@ def attach_adapter(
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base
-    if lora.init not in TAKEN_FROM_BASE:
+    if lora.init in TAKEN_FROM_BASE:
+        _take_from_base(adapted, lora.init, seed)
+    else:
         draw_adapter(adapted, seed, gaussian=lora.init == "gaussian")
     if lora.freeze_a:
         for name, parameter in adapted.named_parameters():
@@ -110,13 +112,32 @@ def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
         alpha_pattern=alphas,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        init_lora_weights={"pissa": "pissa_niter_16", "olora": "olora"}.get(lora.init, True),
+        init_lora_weights=True,
         modules_to_save=lora.modules_to_save,
         trainable_token_indices=token_ids or None,
         ensure_weight_tying=bool(lora.modules_to_save) and bool(getattr(model.config, "tie_word_embeddings", False)),
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
+    """Let PEFT start the float32 adapter with what it takes out of the base.
+
+    Were it asked to by the configuration, it would round A and B to the base's format after it took s B A out, and a
+    run that goes on, which knows what was rounded, would take something else out.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    method = {"pissa": "pissa_niter_16", "olora": "olora"}[init]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer) and init == "pissa":
+                layer.pissa_init("default", method)
+            elif isinstance(layer, LoraLayer):
+                layer.olora_init("default")
+    adapted.peft_config["default"].init_lora_weights = method
 
 
 def _whole(alpha: float) -> Any:
