@@ -18,6 +18,7 @@ from typing import Any
 from bench.side import peak_flops, write_examples
 from weitune.data.conversation import Example
 from weitune.data.plan import Plan
+from weitune.training.forecast import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
 LABEL = {"weitune": "weitune", "plain": "plain recipe"}
@@ -31,7 +32,7 @@ def compare(
     ``steps`` says how many optimizer steps each side does a round; the first warms up and is not counted.
     """
     steps = steps or {"weitune": 4, "plain": 3}
-    job = {"model": model, "batch_size": 16, "micro_tokens": "auto", "dropout": 0.1, **job}
+    job = {"model": model, "batch_size": 16, "micro_tokens": "auto", "dropout": 0.1, "precision": "fp32", **job}
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in steps}
     peaks: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -39,7 +40,7 @@ def compare(
         write_examples(path, examples)
         for _ in range(rounds):
             for side, count in steps.items():
-                peaks.append(peak_flops())
+                peaks.append(peak_flops(DTYPES[job["precision"]]))
                 spec = Path(scratch) / f"{side}.json"
                 spec.write_text(json.dumps({**job, "examples": str(path), "steps": count}))
                 done = subprocess.run(

@@ -41,7 +41,7 @@ def write_examples(path: Path, examples: list[Example]) -> None:
 def load(job: dict[str, Any]) -> LoadedModel:
     """Load the job's model folder, or make a model of the job's shape with random weights where it will run."""
     if "shape" not in job:
-        return load_model(job["model"], precision="fp32", device="cpu")
+        return load_model(job["model"], precision=job["precision"], device="cpu")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
@@ -59,9 +59,9 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_flops() -> float:
-    """Measure float32 matrix multiplication on a shape of Qwen2.5-0.5B, in operations a second: the best of 20."""
-    a, b = torch.randn(1024, 896), torch.randn(896, 4864)
+def peak_flops(dtype: torch.dtype = torch.float32) -> float:
+    """Measure matrix multiplication on a shape of Qwen2.5-0.5B, in operations a second: the best of 20."""
+    a, b = torch.randn(1024, 896, dtype=dtype), torch.randn(896, 4864, dtype=dtype)
     best = 0.0
     for _ in range(20):
         began = time.perf_counter()
@@ -92,7 +92,7 @@ def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> di
             losses.append(record.loss)
             computed.append(record.computed_tokens)
             if loaded.device.type == "cpu":
-                peaks.append(peak_flops())
+                peaks.append(peak_flops(loaded.dtype))
             self.began = time.perf_counter()
             return True
 

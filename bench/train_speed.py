@@ -1,6 +1,6 @@
 """How much faster is a training step? weitune against transformers.Trainer + PEFT, in turn, on real rows.
 
-    python -m bench.train_speed [--data huanhuan.json] [--model qwen2.5-0.5b] [--rounds 3]
+    python -m bench.train_speed [--data huanhuan.json] [--model qwen2.5-0.5b] [--precision fp32] [--rounds 3]
 
 Data: the tutorial's (huanhuan.json, its framing, 16 examples a step, dropout 0.1). ``needed`` counts the operations
 that are left when padding, unsupervised logits and repeated beginnings are gone, as docs/performance.md explains.
@@ -53,16 +53,18 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-0.5b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--micro-tokens", default="auto")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of both sides' base model")
     arguments = parser.parse_args()
     model = model_folder(arguments.model)
     examples = (huanhuan if arguments.data == "huanhuan" else persona)(model)
     micro = arguments.micro_tokens if arguments.micro_tokens == "auto" else int(arguments.micro_tokens)
-    result = compare(examples, model, rounds=arguments.rounds, micro_tokens=micro)
+    result = compare(examples, model, rounds=arguments.rounds, micro_tokens=micro, precision=arguments.precision)
     epoch = Plan(len(examples), 16, 1, 42, 40)
     needed = needed_gflop(model, examples, epoch)
     result["needed_gflop"] = sum(needed) / sum(len(epoch.step(k)) for k in range(epoch.steps))
     result["share_of_peak"] = share_of_peak(result["weitune"], needed)
-    report(f"train_speed-{arguments.model}-{arguments.data}-{arguments.micro_tokens}", result)
+    of = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
+    report(f"train_speed-{arguments.model}-{arguments.data}-{arguments.micro_tokens}{of}", result)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def command(
 ) -> int | None:  # fmt: skip
     """Fine-tune a chat model on dialogues with LoRA.
 
-    RECIPE is a YAML file or the name of a preset (demo, tutorial); every key of it can be given as an option too, and
-    an option wins.
+    RECIPE is a YAML file or the name of a preset (demo, fast, tutorial); every key of it can be given as an option
+    too, and an option wins.
 
     \b
       weitune train --model Qwen/Qwen2.5-7B-Instruct --data dialogues.json --output runs/mine

@@ -6,7 +6,8 @@
 
                   h, middle    2·C          q, k, v and what attention keeps of them    3·HD + 3·GD + H
                   gate, up     2·I          the adapters' low-rank states               7·R
-                  holes        C            what is freed in a block and fits nothing later (measured, not derived)
+                  holes        C            what is freed in a block and fits nothing later (measured, not derived;
+                                            in 16 bits, whose wide values are not sliced, C + I)
 
                   and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
     logits        one chunk of the output head
@@ -129,7 +130,7 @@ def _kept_of_a_block(shape: Shape, manner: Manner) -> int:
         return 16 * shape.hidden + 6 * shape.wide
     attention = 3 * shape.queries + 3 * shape.keys + shape.heads
     wide = 2 * shape.wide if manner.keep_feed_forward else 0
-    holes = shape.hidden if manner.slices else 0
+    holes = (shape.hidden + (shape.wide if manner.number_bytes == 2 else 0)) if manner.slices else 0
     low = _PROJECTIONS * manner.rank
     return 2 * shape.hidden + attention + wide + low + holes
 

@@ -28,6 +28,8 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
+_PRODUCTS = 250 * _MIB
+"""What oneDNN writes and keeps for the shapes of products in 16 bits on a CPU, once they come again (measured)."""
 _CONTEXT = 700 * _MIB
 """Of an accelerator: an assumption."""
 
@@ -89,7 +91,7 @@ def memory_need(
     adapter, gradients, optimizer = trained_bytes(outline.trainable)
     activations, logits = pass_bytes(outline.shape, size, manner)
     return MemoryNeed(
-        framework=_FRAMEWORK.get(kind, _CONTEXT),
+        framework=_FRAMEWORK.get(kind, _CONTEXT) + (_PRODUCTS if kind == "cpu" and manner.number_bytes == 2 else 0),
         weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
         adapter=adapter,
         gradients=gradients,
