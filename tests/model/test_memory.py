@@ -6,11 +6,16 @@ import mmap
 import os
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.tiny import save_tiny
+from weitune.model import load
 from weitune.model.memory import giving_back
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux")
@@ -48,3 +53,19 @@ def test_freed_tensors_go_back_at_once() -> None:
             del freed
         assert resident("RssAnon") - before < 20 * 2 * MIB + 16 * MIB
     assert len(kept) == 20
+
+
+@pytest.mark.parametrize(("precision", "converts"), [("bf16", True), ("fp32", False)])
+def test_the_pages_of_a_file_go_back_where_weights_are_converted_and_stay_where_they_are_mapped(
+    precision: Any, converts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[Path]] = []
+
+    def giving(files: Iterable[Path] = ()) -> AbstractContextManager[None]:
+        given.append(list(files))
+        return nullcontext()
+
+    monkeypatch.setattr(load, "giving_back", giving)
+    folder = save_tiny(tmp_path / "model")  # in float32
+    load.load_model(str(folder), precision=precision, device="cpu")
+    assert given == [sorted(Path(folder).glob("*.safetensors")) if converts else []]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from weitune.errors import InputError, ModelError, first_line
 from weitune.model.locate import ModelFiles
 
@@ -25,3 +27,9 @@ def read_config(files: ModelFiles) -> Any:
             f"the model's configuration in '{files.folder}' cannot be read: {first_line(error)}",
             "Check config.json, and that the installed transformers knows this architecture.",
         ) from error
+
+
+def dtype_on_disk(config: Any) -> torch.dtype | None:
+    """Return the number format of the weights' files, if ``config`` says it."""
+    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, found, None) if isinstance(found, str) else found

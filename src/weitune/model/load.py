@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weitune.errors import InputError, ModelError, first_line
+from weitune.model.config import dtype_on_disk, read_config
 from weitune.model.gguf_model import gguf_model, gguf_tokenizer
 from weitune.model.locate import ModelFiles, locate
 from weitune.model.memory import giving_back
@@ -178,7 +179,7 @@ def _load(
         )
     stored = stored_dtype(storage, dtype)
     options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
-    read_once = sorted(files.folder.glob("*.safetensors")) if storage in QUANTIZED else []
+    read_once = [] if widened_later or not _converts(files, stored, storage) else files.folder.glob("*.safetensors")
     try:
         if files.gguf:
             model = gguf_model(files, stored, placement)
@@ -205,6 +206,11 @@ def _load(
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
+    """Whether the weights are made from what the files hold, which is then read once, and not mapped as it is."""
+    return storage in QUANTIZED or (not files.gguf and dtype_on_disk(read_config(files)) != stored)
 
 
 def _cure(folder: Path) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from weitune.errors import ModelError, first_line
 from weitune.model.adapter import ParameterCount, attach_adapter, check_targets, count_adapted, count_parameters
-from weitune.model.config import read_config
+from weitune.model.config import dtype_on_disk, read_config
 from weitune.model.locate import ModelFiles
 from weitune.model.need import Shape
 from weitune.model.probe import Abilities, probe
@@ -62,7 +62,7 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
     target module does not exist.
     """
     config = read_config(files)
-    stored = None if files.gguf else _stored(config)  # making a model writes its own number format there
+    stored = None if files.gguf else dtype_on_disk(config)  # making a model writes its own number format there
     try:
         with torch.device("meta"):
             model = _from_config(config)
@@ -105,11 +105,6 @@ def _from_config(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-
-
-def _stored(config: Any) -> torch.dtype | None:
-    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    return getattr(torch, found, None) if isinstance(found, str) else found
 
 
 def _abilities(config: Any) -> Abilities:
