@@ -163,7 +163,7 @@ def line(row: dict[str, Any]) -> str:
 
 def keep(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Write the table among the results."""
-    names = {"model": Path(arguments.model).name, "data": Path(arguments.data).name}
+    names = {"model": Path(arguments.model).name, "data": Path(arguments.data).name.removeprefix("builtin:")}
     asked = {key: getattr(arguments, key) for key in ("validation", "batch_size", "evaluate_every")}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"settings-{names['model']}-{Path(names['data']).stem}.json"
