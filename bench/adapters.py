@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "half the layers": {"layers": "15-29"},
     "patterns": {"rank_pattern": {"down_proj": 16}, "alpha_pattern": {"q_proj": 16}},
     "norms": {"modules_to_save": ["norm"]},
-    "tokens": {"train_tokens": "captain,sea,ship"},
+    "tokens": {"train_tokens": "Ġcaptain,Ġsea,Ġship"},
     "go on": {"init_from": FIRST},
     "nf4": {},
     "none": {},
