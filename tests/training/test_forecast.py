@@ -109,8 +109,11 @@ class TestNeed:
 
     def test_grows_with_tokens_and_halves_with_the_format(self) -> None:
         assert self.bytes(2048) > 1.5 * self.bytes(1024)
-        half = sum(pass_bytes(self.shape, PassSize(4096, 10, 100), Manner(2)))
-        assert half < 0.6 * sum(pass_bytes(self.shape, PassSize(4096, 10, 100), Manner(4)))
+        for slices, share in ((False, 0.51), (True, 0.7)):  # wide values are sliced in float32 on a CPU, not in 16 bits
+            whole, half = (
+                sum(pass_bytes(self.shape, PassSize(4096, 10, 100), Manner(size, slices=slices))) for size in (4, 2)
+            )
+            assert half < share * whole
 
     def test_of_the_fast_path_is_less(self) -> None:
         assert self.bytes(1024) < 0.6 * self.bytes(1024, plain_blocks=False)
