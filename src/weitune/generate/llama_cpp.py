@@ -8,6 +8,7 @@ its connection.
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -26,6 +27,7 @@ from weitune.generate.events import server_sent_events
 from weitune.generate.sampling import Sampling
 
 _F32 = 0  # GGML_TYPE_F32
+_OMP_PAUSE_HARD = 2
 _SHARED_CACHE_MIB = 0
 """Of prompts that no slot holds. None, for llama.cpp finds them by their tokens, whichever adapter read them (its issue
 26207)."""
@@ -62,6 +64,7 @@ class LlamaCpp:
         require_llama_cpp()
         import xllamacpp
 
+        end_openmp_threads()
         self.slots, self.context_tokens, self.adapters = slots, context_tokens, len(adapters)
         self._key = secrets.token_urlsafe(32)
         self._folder = tempfile.TemporaryDirectory(prefix="weitune-")
@@ -191,6 +194,16 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.connect(self._path)
+
+
+def end_openmp_threads() -> None:
+    """End the threads that OpenMP keeps for this one, which PyTorch's last large operation left; new ones may follow.
+
+    GNU's OpenMP, which both use, counts all threads it keeps. Once they are more than the cores, those of llama.cpp no
+    longer spin but sleep whenever they wait for each other, several hundred times a token: it is then a quarter slower.
+    """
+    with suppress(OSError, AttributeError):  # another OpenMP, or one before version 5.0
+        ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(_OMP_PAUSE_HARD)
 
 
 def usable_cores() -> int:

@@ -40,8 +40,11 @@ class GroupPass:
         """Begin a pass: take the next piece of ``dropout``, if this group drops anything."""
         dropout = dropout if group.adapted and group.rate else None
         offset = dropout.draw_offset() if dropout else 0
-        now, magnitudes = list(group.projections), [Magnitude.of(p) for p in group.projections]
-        beside: list[Projection | None] = [None] * len(now)
+        magnitudes = [Magnitude.of(p) for p in group.projections]
+        beside: list[Projection | None] = [None] * len(magnitudes)
+        if not any(magnitudes):
+            return cls(group, dropout, offset, beside, magnitudes)
+        now = list(group.projections)
         for index, (p, found) in enumerate(zip(group.projections, magnitudes, strict=True)):
             if found is not None:
                 stretch = found.ratio

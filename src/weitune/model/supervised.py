@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
-from weitune.model.attention import ROUND, Tree
+from weitune.model.attention import ROUND, Tree, cached_by_shape
 from weitune.model.decoder import BlockDecoder
 from weitune.model.loss import supervised_loss
 from weitune.model.shard import gathered
@@ -112,7 +112,8 @@ class SupervisedModel(nn.Module):
 
     def forward(self, row: Row) -> Tensor:
         """Return the sum over the row's predictions of weight · cross entropy."""
-        if self._is_cached_by_shape:
+        dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
+        if cached_by_shape(self.model.device.type, dtype.itemsize):
             row = row.rounded_up(ROUND)
         if not self.plain_head:
             logits = predicted_logits(self.model, row)
@@ -123,12 +124,6 @@ class SupervisedModel(nn.Module):
         hidden, targets, weights = (x.to(head.weight.device) for x in (hidden, row.targets, row.weights))
         with gathered(head):
             return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
-
-    @property
-    def _is_cached_by_shape(self) -> bool:
-        """Whether products are made by code that oneDNN writes for their very shape and keeps: 16 bits on a CPU."""
-        dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
-        return self.model.device.type == "cpu" and dtype.itemsize == 2
 
     def _states(self, row: Row) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from weitune.model.attention import cached_by_shape
 from weitune.model.memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
 from weitune.model.need import Manner, MemoryNeed, PassSize, pass_bytes, trained_bytes
 from weitune.model.outline import Outline, outline
@@ -29,7 +30,7 @@ _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
 _PRODUCTS = 250 * _MIB
-"""What oneDNN writes and keeps for the shapes of products in 16 bits on a CPU, once they come again (measured)."""
+"""What oneDNN keeps where :func:`cached_by_shape` holds, once shapes come again (measured)."""
 _CONTEXT = 700 * _MIB
 """Of an accelerator: an assumption."""
 
@@ -91,7 +92,7 @@ def memory_need(
     adapter, gradients, optimizer = trained_bytes(outline.trainable)
     activations, logits = pass_bytes(outline.shape, size, manner)
     return MemoryNeed(
-        framework=_FRAMEWORK.get(kind, _CONTEXT) + (_PRODUCTS if kind == "cpu" and manner.number_bytes == 2 else 0),
+        framework=_FRAMEWORK.get(kind, _CONTEXT) + (_PRODUCTS if cached_by_shape(kind, manner.number_bytes) else 0),
         weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
         adapter=adapter,
         gradients=gradients,
