@@ -66,12 +66,12 @@ def main() -> None:
     wanted = parser.parse_args().kinds
     quiet_libraries()
     found = []
+    RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for kind in dict.fromkeys([FIRST, *wanted]):
             found.append(one := learn(kind, Path(folder)))
             print(line(one), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "adapters-smollm2-135m.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            (RESULTS / "adapters-smollm2-135m.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def learn(kind: str, folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -53,6 +54,36 @@ def test_freed_tensors_go_back_at_once() -> None:
             del freed
         assert resident("RssAnon") - before < 20 * 2 * MIB + 16 * MIB
     assert len(kept) == 20
+
+
+_WITH_HOLES = """
+from tests.model.test_memory import MIB, resident
+import torch
+from weitune.model.memory import give_back_freed, keep_freed_memory
+
+keep_freed_memory()
+before = resident("RssAnon")
+kept = []
+for _ in range(20):
+    freed = torch.ones(4 * MIB)
+    kept.append(torch.ones(MIB // 2))
+    del freed
+taken = [torch.ones(2 * MIB) for _ in range(20)]
+kept += taken[::2]
+del taken
+full = resident("RssAnon") - before
+give_back_freed()
+print(full // MIB, (resident("RssAnon") - before) // MIB, all(bool((each == 1).all()) for each in kept))
+"""
+
+
+def test_what_was_kept_for_other_sizes_goes_back_on_demand() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITH_HOLES], capture_output=True, text=True, check=True)
+    full, left, whole = done.stdout.split()
+    needed = 20 * 2 + 10 * 8  # MiB
+    assert int(full) > needed + 60
+    assert int(left) < needed + 16
+    assert whole == "True"
 
 
 @pytest.mark.parametrize(("precision", "converts"), [("bf16", True), ("fp32", False)])

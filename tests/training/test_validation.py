@@ -12,6 +12,7 @@ import pytest
 from tests.faults.runs import Inputs, Listener, digest, make_inputs
 from weitune.errors import DataError, Interrupted, RunError
 from weitune.generate.run_folder import Run
+from weitune.training import validation
 from weitune.training.events import read_events
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
@@ -60,6 +61,18 @@ def test_training_goes_on_to_the_same_bits(inputs: Inputs, whole: Path, tmp_path
     often = train(inputs.recipe(tmp_path / "often", **KEYS | {"train.evaluate_every": 1}), device="cpu").path
     assert digest(often / "adapter") == digest(whole / "adapter")
     assert [e[1] for e in found(often) if e[0] in {0, 3, 6, 9, 10}] == [e[1] for e in found(whole)]
+
+
+def test_freed_memory_goes_back_before_and_after_an_evaluation(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    measure, answer = validation.measure_loss, validation.answer_samples
+    monkeypatch.setattr(validation, "give_back_freed", lambda: done.append("give back"))
+    monkeypatch.setattr(validation, "measure_loss", lambda *a: (done.append("loss"), measure(*a))[1])
+    monkeypatch.setattr(validation, "answer_samples", lambda *a: (done.append("samples"), answer(*a))[1])
+    train(inputs.recipe(tmp_path / "run", **KEYS | {"train.evaluate_every": 10}), device="cpu")
+    assert done == ["give back", "loss", "samples", "give back"] * 2
 
 
 def test_each_evaluation_leaves_a_checkpoint_that_knows_it(inputs: Inputs, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -49,8 +49,16 @@ def keep_freed_memory() -> None:
     A training step frees and takes the same large tensors again and again. By default each goes back to the system and
     comes again page by page, some 50,000 page faults a step for Qwen2.5-0.5B; the peak is the same. See mallopt(3).
     """
-    _mallopt(_MMAP_MAX, 0)
-    _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    _glibc("mallopt", _MMAP_MAX, 0)
+    _glibc("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed() -> None:
+    """Give what :func:`keep_freed_memory` has kept back to the system: what comes next has other sizes.
+
+    It would stay, in holes that the other sizes do not fit, and the peak would be the sum of both. See malloc_trim(3).
+    """
+    _glibc("malloc_trim", 0)
 
 
 @contextmanager
@@ -62,16 +70,16 @@ def giving_back(files: Iterable[Path] = ()) -> Iterator[None]:
     """
     ended = threading.Event()
     watch = threading.Thread(target=_give_back_pages, args=({str(f.resolve()) for f in files}, ended), daemon=True)
-    _mallopt(_MMAP_MAX, 1 << 16)
-    _mallopt(_MMAP_THRESHOLD, 1 << 20)
+    _glibc("mallopt", _MMAP_MAX, 1 << 16)
+    _glibc("mallopt", _MMAP_THRESHOLD, 1 << 20)
     watch.start()
     try:
         yield
     finally:
         ended.set()
         watch.join()
-        _mallopt(_MMAP_THRESHOLD, 1 << 25)  # where glibc itself lets them rise to
-        _mallopt(_TRIM_THRESHOLD, 1 << 26)
+        _glibc("mallopt", _MMAP_THRESHOLD, 1 << 25)  # where glibc itself lets them rise to
+        _glibc("mallopt", _TRIM_THRESHOLD, 1 << 26)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -79,13 +87,11 @@ _MADV_PAGEOUT = 21
 """It loses nothing, whatever lies at the address by then. See madvise(2)."""
 
 
-def _mallopt(option: int, value: int) -> None:
+def _glibc(function: str, *numbers: int) -> None:
     if sys.platform != "linux":
         return
-    try:
-        ctypes.CDLL("libc.so.6").mallopt(option, value)
-    except (OSError, AttributeError):  # another C library
-        return
+    with suppress(OSError, AttributeError):  # another C library
+        getattr(ctypes.CDLL("libc.so.6"), function)(*numbers)
 
 
 def _give_back_pages(paths: set[str], ended: threading.Event) -> None:

@@ -26,6 +26,7 @@ from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.engine import Engine
+from weitune.model.memory import give_back_freed
 from weitune.training.checkpoint import Checkpoint, fault_of
 from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
@@ -136,11 +137,14 @@ class Validator:
             if progress is not None:
                 progress(done, total)
 
+        give_back_freed()
         try:
             measured = self._measure(watched)
+            samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
         except _StopAskedError:
             return None
-        samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
+        finally:
+            give_back_freed()
         seconds = time.perf_counter() - began
         return Evaluation(step, measured.mean, measured.perplexity, measured.weight, seconds, samples)
 
