@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.side import peak_flops, write_examples
+from bench.side import EPOCHS, peak_flops, write_examples
 from weitune.data.conversation import Example
 from weitune.data.plan import Plan
 from weitune.training.forecast import DTYPES
@@ -40,7 +40,7 @@ def compare(
         write_examples(path, examples)
         for _ in range(rounds):
             for side, count in steps.items():
-                peaks.append(peak_flops(DTYPES[job["precision"]]))
+                peaks.append(peak_flops(DTYPES[job["precision"]], job.get("device", "cpu")))
                 spec = Path(scratch) / f"{side}.json"
                 spec.write_text(json.dumps({**job, "examples": str(path), "steps": count}))
                 done = subprocess.run(
@@ -49,7 +49,7 @@ def compare(
                 if done.returncode:
                     raise RuntimeError(done.stderr[-2000:])
                 runs[side].append(json.loads(done.stdout.splitlines()[-1]))
-    plan = Plan(len(examples), job["batch_size"], 1, 42, max(steps.values()))
+    plan = Plan(len(examples), job["batch_size"], EPOCHS, 42, max(steps.values()))
     job["model"] = Path(job["model"]).name  # results may be published; where a model lies is nobody's business
     result: dict[str, Any] = {"job": job, "rounds": rounds, "peak_gflops": max(peaks) / 1e9}
     for side, done in runs.items():

@@ -22,6 +22,10 @@ from weitune.data.conversation import Example, Span
 from weitune.data.plan import Plan
 from weitune.model.load import LoadedModel, load_model
 from weitune.recipe.schema import Lora, Train
+from weitune.training.forecast import DTYPES
+
+EPOCHS = 3
+"""A job trains as many steps of so many epochs as it asks for."""
 
 
 def read_examples(path: str) -> list[Example]:
@@ -44,7 +48,7 @@ def load(job: dict[str, Any]) -> LoadedModel:
         return load_model(job["model"], precision=job["precision"], device="cpu")
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
+    device, dtype = torch.device(job["device"]), DTYPES[job["precision"]]
     with device:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**job["shape"]), dtype=dtype)
@@ -59,15 +63,26 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_flops(dtype: torch.dtype = torch.float32) -> float:
-    """Measure matrix multiplication on a shape of Qwen2.5-0.5B, in operations a second: the best of 20."""
-    a, b = torch.randn(1024, 896, dtype=dtype), torch.randn(896, 4864, dtype=dtype)
+def peak_flops(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Measure matrix multiplication, in operations a second: the best of 20 on a shape of Qwen2.5-0.5B, or on a GPU on
+    one of Qwen2.5-7B."""
+    rows, inner, columns = (1024, 896, 4864) if device == "cpu" else (1024, 3584, 18944)
+    a, b = (torch.randn(shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, columns)))
     best = 0.0
     for _ in range(20):
+        wait_for(device)
         began = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * 1024 * 896 * 4864 / (time.perf_counter() - began))
+        for _ in range(repeat := 1 if device == "cpu" else 20):
+            torch.mm(a, b)
+        wait_for(device)
+        best = max(best, repeat * 2 * rows * inner * columns / (time.perf_counter() - began))
     return best
+
+
+def wait_for(device: str) -> None:
+    """Return when ``device`` has done all it was asked."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
@@ -154,7 +169,7 @@ def main(side: str, job_path: str) -> None:
     quiet_libraries()
     job = json.loads(Path(job_path).read_text())
     examples = read_examples(job["examples"])
-    plan = Plan(len(examples), job["batch_size"], 1, 42, job["steps"])
+    plan = Plan(len(examples), job["batch_size"], EPOCHS, 42, job["steps"])
     figures = (weitune_side if side == "weitune" else plain_side)(job, examples, plan)
     print(json.dumps({"side": side, **figures}))
 

@@ -19,14 +19,11 @@ from weitune.data.pack import pack
 from weitune.data.plan import Plan
 
 
-def needed_gflop(model: str, examples: list[Example], plan: Plan) -> list[float]:
+def needed_gflop(config: Any, examples: list[Example], plan: Plan) -> list[float]:
     """Return the operations (10⁹) that each step of ``plan`` needs: forward and backward of every distinct token.
 
     A frozen weight costs 2 operations a token forward and 2 backward; the head works at supervised tokens only.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     size = config.hidden_size // heads
     block = config.hidden_size * size * (2 * heads + 2 * groups) + 3 * config.hidden_size * config.intermediate_size
@@ -48,6 +45,8 @@ def share_of_peak(figures: dict[str, Any], needed: list[float]) -> float:
 
 def main() -> None:
     """Measure and print."""
+    from transformers import AutoConfig
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="huanhuan", choices=["huanhuan", "persona"])
     parser.add_argument("--model", default="qwen2.5-0.5b")
@@ -60,7 +59,7 @@ def main() -> None:
     micro = arguments.micro_tokens if arguments.micro_tokens == "auto" else int(arguments.micro_tokens)
     result = compare(examples, model, rounds=arguments.rounds, micro_tokens=micro, precision=arguments.precision)
     epoch = Plan(len(examples), 16, 1, 42, 40)
-    needed = needed_gflop(model, examples, epoch)
+    needed = needed_gflop(AutoConfig.from_pretrained(model), examples, epoch)
     result["needed_gflop"] = sum(needed) / sum(len(epoch.step(k)) for k in range(epoch.steps))
     result["share_of_peak"] = share_of_peak(result["weitune"], needed)
     of = "" if arguments.precision == "fp32" else f"-{arguments.precision}"

@@ -123,7 +123,7 @@ def test_a_bfloat16_base_with_a_float32_adapter() -> None:
 def test_a_row_of_round_sizes_is_worth_the_same(count: int, fast: bool) -> None:
     adapted = adapted_model("qwen2")
     row = Row.of(pack(examples_with_forks(count, vocabulary=400)), CPU)
-    rounded = row.rounded_up(64)
+    rounded = row.rounded_up(64, 64)
     assert {x.shape[-1] % 64 for x in (rounded.input_ids, rounded.rows, rounded.index, rounded.weights)} == {0}
     assert len(rounded.rows.unique()) == len(rounded.rows)
     loss, gradients = loss_and_gradients(adapted, rounded, fast=fast)

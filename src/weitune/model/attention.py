@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.data.pack import PackedBatch
+from weitune.model.fused import can_compile, fused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,7 +127,9 @@ def register() -> None:
 
 def attention_for(device: torch.device) -> str:
     """Return the name of the attention that is fastest on ``device``."""
-    return FLEX if device.type == "cuda" else BLOCKS
+    if device.type == "cuda":
+        return FLEX if can_compile() else DENSE
+    return BLOCKS
 
 
 def dense_tree_attention(
@@ -267,10 +269,11 @@ def flex_tree_attention(
 ) -> tuple[Tensor, None]:
     """Compute the same as :func:`dense_tree_attention` with FlexAttention; the fast path on GPUs.
 
-    On a GPU it is compiled once for all lengths of a row. There is no dropout of attention weights here; models that
-    ask for it in training are rare, and are told so.
+    On a GPU it is compiled once for all lengths of a row. Keys and values are copied for every query head of theirs:
+    with few of them backward would keep few of a GPU's processors busy. There is no dropout of attention weights here;
+    models that ask for it in training are rare, and are told so.
     """
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
     tree = _checked(tree, extra)
     if extra.get("dropout"):
@@ -286,16 +289,18 @@ def flex_tree_attention(
     block_mask = tree.once(
         ("flex", sliding_window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
     )
-    attend: Any = _compiled(flex_attention) if query.is_cuda else flex_attention
-    out = attend(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
-    return out.transpose(1, 2).contiguous(), None
+    repeat = query.shape[1] // key.shape[1]
+    keys, values = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (key, value))
+    return _flex(query, keys, values, block_mask, scaling), None
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile ``function`` once; row lengths change from step to step, so they are dynamic."""
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
-    return compiled
+@fused
+def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scaling: float | None) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    out: Any = flex_attention(query, key, value, block_mask=block_mask, scale=scaling)
+    turned: Tensor = out.transpose(1, 2).contiguous()
+    return turned
 
 
 def _checked(tree: Tree | None, extra: dict[str, Any]) -> Tree:

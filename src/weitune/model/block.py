@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.dropout import DropoutString
+from weitune.model.fused import fused
 from weitune.model.group_pass import AdapterGradients, GroupPass, add_masked
 from weitune.model.projection import Factors, LoraGroup
 from weitune.model.shard import gathered
@@ -35,6 +36,9 @@ SLICE_ELEMENTS = 1 << 19
 """Elements of a wide value that are worked on at once on a CPU: 2 MiB in float32."""
 SLICE_COLUMNS = 64, 512, 1280
 """Columns of a slice: a multiple of the first, about between the others; there products are fastest."""
+
+_FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+"""Whether this torch has RMSNorm as one kernel on a GPU."""
 
 Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], None]]
 """A function, and what writes its gradient, given (slope, input), in place of the input."""
@@ -50,12 +54,21 @@ class Norm:
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the normalised ``x`` (T, C), and 1 / root mean square of each row (T, 1) in float32."""
+        if x.is_cuda and _FUSED_NORM:
+            weight = self.weight.to(x.dtype)
+            normed, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[1]], weight, self.epsilon)
+            return normed, inverse
         exact = x.float() if x.dtype is not torch.float64 else x
         inverse = (exact.square().mean(-1, keepdim=True) + self.epsilon).rsqrt_()
         return (exact * inverse).to(x.dtype).mul_(self.weight), inverse
 
     def backward(self, slope: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
         """Return the gradient of ``x`` from that of the normalised ``x``."""
+        if x.is_cuda and _FUSED_NORM:
+            found: Tensor = torch.ops.aten._fused_rms_norm_backward(
+                slope, x, [x.shape[1]], inverse, self.weight.to(x.dtype), [True, False]
+            )[0]
+            return found
         exact = x.float() if x.dtype is not torch.float64 else x
         weighted = (slope * self.weight).to(exact.dtype)
         mean = (weighted * exact).mean(-1, keepdim=True).mul_(inverse.pow(3))
@@ -171,7 +184,7 @@ def _feed_forward(
     inner = []
     for part in _slices(normed, parts.down.inputs):
         gate, up = entry.gate_and_up(part)
-        wide = parts.activation[0](gate).mul_(up)
+        wide = _gated(gate, up, parts.activation[0])
         output.addmm_(wide, frozen.weight(wide.dtype, inputs=part).T)
         if factors_down and low_down is not None:
             wide = wide if mask is None else wide.mul_(mask[:, part])
@@ -223,16 +236,15 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
         gate, up = inner.pop() if inner else entry.gate_and_up(part)
         gate = gate if ctx.run.once else gate.clone()
         active, wide_slope = parts.activation[0](gate), slope @ frozen.weight(slope.dtype, inputs=part)
+        seen, wide_dropped_slope = None if mask is None else mask[:, part], None
         if factors_down and down_slope is not None:
-            wide, seen = active * up, None if mask is None else mask[:, part]
-            wide = wide if seen is None else wide.mul_(seen)
+            wide = _dropped(active, up, seen)
             found_down.add_a(down_slope, wide)
             found_down.add_magnitudes(wide, [slope], inputs=part)
             wide_dropped_slope = down_slope @ factors_down.a[:, part]
             down.add_gradient_of_dropped(wide_dropped_slope, [slope], inputs=part)
-            add_masked(wide_slope, wide_dropped_slope, seen)
-        parts.activation[1](wide_slope * up, gate)
-        slopes = [gate, wide_slope.mul_(active)]  # what was gate is its gradient now
+        _write_slopes(wide_slope, gate, up, active, wide_dropped_slope, seen, parts.activation[1])
+        slopes = [gate, wide_slope]
         if factors and low_wide is not None and low_slope is not None:
             low_slope += factors.of(part).gradient_of_low(slopes)
             found_wide.add_b(low_wide, slopes)
@@ -246,6 +258,33 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
         add_masked(normed_slope, dropped_slope.addmm_(low_slope, factors.a), gate_up.mask(len(normed)))
     middle_slope = parts.norm_post.backward(normed_slope, kept.middle, inverse).add_(slope)
     return middle_slope, found_wide.result() + found_down.result()
+
+
+@fused
+def _gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    return activation(gate).mul_(up)
+
+
+@fused
+def _dropped(active: Tensor, up: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what dropout leaves of the inner values."""
+    wide = active * up
+    return wide if mask is None else wide.mul_(mask)
+
+
+@fused
+def _write_slopes(
+    wide: Tensor, gate: Tensor, up: Tensor, active: Tensor, dropped: Tensor | None, mask: Tensor | None,
+    write: Callable[[Tensor, Tensor], None],
+) -> None:  # fmt: skip
+    """Write the gradients of gate and up in place of ``gate`` and of ``wide``, the inner values' own without dropout.
+
+    ``dropped`` is their gradient by way of what dropout left of them.
+    """
+    if dropped is not None:
+        add_masked(wide, dropped, mask)
+    write(wide * up, gate)
+    wide.mul_(active)
 
 
 def _attention_backward(ctx: Any, kept: _Kept, middle_slope: Tensor) -> tuple[Tensor | None, list[Tensor]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from weitune.model.attention import Tree, attention_for
 from weitune.model.block import ACTIVATIONS, BlockParts, Norm, Pass, run_block
 from weitune.model.dropout import DropoutString
+from weitune.model.fused import fused
 from weitune.model.projection import LoraGroup, read_projection
 from weitune.model.recompute import run_block_twice
 from weitune.recipe.schema import Recompute
@@ -143,6 +144,7 @@ def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tens
         return None
     from transformers import AttentionInterface
 
+    rotate = fused(rotate)
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     config = getattr(attention, "config", None)  # where Mistral keeps what others have in the layer
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))

@@ -16,8 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SLACK = 1 << 16
-"""How many offsets there are."""
+UNIT = 16
+"""Offsets are multiples of this: numbers are read several at a time from where memory is so divided."""
+SLACK = UNIT << 14
+"""The largest offset."""
 
 
 class DropoutString:
@@ -34,7 +36,7 @@ class DropoutString:
 
     def draw_offset(self) -> int:
         """Draw where a new mask begins."""
-        return int(torch.randint(SLACK, ()))
+        return int(torch.randint(SLACK // UNIT, ())) * UNIT
 
     def mask(self, offset: int, shape: tuple[int, int]) -> Tensor:
         """Return the mask of ``shape`` at ``offset``: a view, not a copy."""

@@ -9,7 +9,7 @@ of x'. The gradient of m costs the product W x' once more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class GroupPass:
     """Of each projection (c - 1)∘W for x', with DoRA and where something is dropped."""
     magnitudes: list[Magnitude | None]
     """Of each projection, with DoRA."""
+    _made: list[Factors] = field(default_factory=list)
 
     @classmethod
     def draw(cls, group: LoraGroup, dropout: DropoutString | None) -> GroupPass:
@@ -67,8 +68,13 @@ class GroupPass:
         return x if mask is None else x * mask
 
     def factors(self, like: Tensor) -> Factors | None:
-        """Return the adapters' matrices in the format of ``like``."""
-        return self.group.factors(like.dtype, self.kept)
+        """Return the adapters' matrices in the format of ``like``: on a GPU those of forward, on a CPU made again."""
+        if self._made:
+            return self._made[0]
+        factors = self.group.factors(like.dtype, self.kept)
+        if factors is not None and like.is_cuda:
+            self._made.append(factors)
+        return factors
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Return the outputs of the group for ``x`` (T, K), and its low-rank states (T, sum of R)."""
@@ -194,16 +200,20 @@ class AdapterGradients:
         if not self._a:
             return found
         kept = self._run.kept
-        a_slopes = torch.cat(self._a, dim=1).split(self._group.ranks, dim=0)
+        a_slopes = _joined(self._a, dim=1).split(self._group.ranks, dim=0)
         for index, (p, a_slope) in enumerate(zip(self._group.projections, a_slopes, strict=True)):
             if p.a is None or p.b is None:
                 continue
-            b_slope = torch.cat(self._b[index], dim=1).T
+            b_slope = _joined(self._b[index], dim=1).T
             found += [a_slope.to(p.a.dtype), (b_slope * (p.scale * kept)).to(p.b.dtype)]
             if p.magnitude is not None and (magnitude := self._run.magnitudes[index]) is not None:
-                slope = magnitude.slope(torch.cat(self._products[index]), b_slope, kept)
+                slope = magnitude.slope(_joined(self._products[index], dim=0), b_slope, kept)
                 found.append(slope.to(p.magnitude.dtype))
         return found
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def add_masked(total: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:

@@ -117,7 +117,9 @@ class LoraGroup:
             return None
         a = torch.cat([p.a.detach() for p in self.projections if p.a is not None])
         b = [None if p.b is None else (p.b.detach() * (p.scale * kept)).to(dtype) for p in self.projections]
-        return Factors(a.to(dtype), [None if x is None else x.T.contiguous().T for x in b], self.ranks)
+        if a.device.type == "cpu":
+            b = [None if x is None else x.T.contiguous().T for x in b]
+        return Factors(a.to(dtype), b, self.ranks)
 
     def gradient_of_input(self, slopes: list[Tensor]) -> Tensor:
         """Return the frozen layers' part of the gradient of the input, (T, K)."""
@@ -138,7 +140,8 @@ class Factors:
     a: Tensor
     """(sum of R, K), one below the other"""
     b: list[Tensor | None]
-    """(N, R) of each projection, times its constant factors; by columns, which makes the products 2.5 times faster"""
+    """(N, R) of each projection, times its constant factors; by columns on a CPU, whose products are 2.5 times faster
+    so"""
     ranks: list[int]
 
     def of(self, outputs: slice) -> Factors:

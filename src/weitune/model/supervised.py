@@ -64,19 +64,34 @@ class Row:
         tree = Tree.of(batch, device)
         return cls(input_ids[None], rows, index, targets, weights, tree.position_ids[None], tree)
 
-    def rounded_up(self, unit: int) -> Row:
+    def rounded_up(self, tokens: int, predictions: int) -> Row:
         """Return the packed row with tokens that no other sees, rows that predict nothing, and predictions that count
-        nothing, so that T, U and N are multiples of ``unit``. Its loss and gradients are the same."""
+        nothing, so that T is a multiple of ``tokens``, N one of ``predictions``, and U one as far as there are tokens.
+
+        Its loss and gradients are the same.
+        """
         if self.tree is None or self.position_ids is None:
             return self
-        tree = self.tree.rounded_up(unit)
+        tree = self.tree.rounded_up(tokens)
         length = len(tree.subtree_end)
         idle = torch.ones(length, dtype=torch.bool, device=self.rows.device).index_fill_(0, self.rows, False)
-        rows = torch.cat([self.rows, idle.nonzero()[: -len(self.rows) % unit, 0]])
-        more = -len(self.targets) % unit
+        rows = torch.cat([self.rows, idle.nonzero()[: -len(self.rows) % predictions, 0]])
+        more = -len(self.targets) % predictions
         index, targets, weights = (F.pad(x, (0, more)) for x in (self.index, self.targets, self.weights))
         input_ids = F.pad(self.input_ids, (0, length - self.input_ids.shape[1]))
         return Row(input_ids, rows, index, targets, weights, tree.position_ids[None], tree)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What a packed row consists of."""
+        shape = [] if self.tree is None else [self.tree.position_ids, self.tree.subtree_end]
+        return [self.input_ids, self.rows, self.index, self.targets, self.weights, *shape]
+
+    def to(self, device: torch.device) -> Row:
+        """Copy the packed row to ``device``, without the masks made for it."""
+        tensors = [tensor.to(device, copy=True) for tensor in self.tensors]
+        input_ids, rows, index, targets, weights, position_ids, subtree_end = tensors
+        return Row(input_ids, rows, index, targets, weights, position_ids[None], Tree(position_ids, subtree_end))
 
     def inputs(self) -> dict[str, object]:
         """Return the keyword arguments for the model's forward. No cache: with one, a packed row would leak."""
@@ -114,7 +129,7 @@ class SupervisedModel(nn.Module):
         """Return the sum over the row's predictions of weight · cross entropy."""
         dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
         if cached_by_shape(self.model.device.type, dtype.itemsize):
-            row = row.rounded_up(ROUND)
+            row = row.rounded_up(ROUND, ROUND)
         if not self.plain_head:
             logits = predicted_logits(self.model, row)
             losses = F.cross_entropy(logits.float(), row.targets.to(logits.device), reduction="none")

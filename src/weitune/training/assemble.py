@@ -25,6 +25,7 @@ from weitune.model.memory import (
 )
 from weitune.model.need import Manner, Shape, trained_bytes
 from weitune.model.probe import Abilities, probe
+from weitune.model.recorded import RecordedPasses, can_record, recorded_tokens
 from weitune.model.shard import gathered_bytes, held_numbers
 from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.stored import dense_bytes, widen
@@ -163,8 +164,17 @@ def make_loop(
         recompute=memory.recompute,
     )
     sharded = loaded.shards > 1
+    recorded = None
+    if sharded:
+        wrapped: nn.Module = averaging_adapters(model)
+    elif abilities.plain_blocks and can_record(loaded.model):
+        manner = replace(trainable.manner, recompute=memory.recompute)
+        wrapped = model
+        recorded = RecordedPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
+    else:
+        wrapped = accelerator.prepare_model(model, device_placement=False)
     return Loop(
-        model=averaging_adapters(model) if sharded else accelerator.prepare_model(model, device_placement=False),
+        model=wrapped,
         optimizer=make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio),
         accelerator=accelerator,
         examples=examples,
@@ -174,12 +184,22 @@ def make_loop(
         micro_tokens=memory.micro_tokens,
         recompute=memory.recompute,
         sharded=sharded,
+        recorded=recorded,
     )
 
 
 def choose_memory_plan(trainable: Trainable, train: Train, micro_tokens: int | None, longest: int) -> MemoryPlan:
     """Return what ``auto`` stands for on this device, as it is now; ``micro_tokens`` overrides the recipe."""
-    budget = int(SHARE_OF_FREE_MEMORY * (free_bytes(trainable.loaded.device) - trainable.still_to_come()))
     return plan_memory(
-        trainable.shape, trainable.manner, train, budget=budget, longest=longest, micro_tokens=micro_tokens
+        trainable.shape,
+        trainable.manner,
+        train,
+        budget=_budget(trainable),
+        longest=longest,
+        micro_tokens=micro_tokens,
     )
+
+
+def _budget(trainable: Trainable) -> int:
+    """Return the bytes that a pass may take on the device as it is now."""
+    return int(SHARE_OF_FREE_MEMORY * (free_bytes(trainable.loaded.device) - trainable.still_to_come()))

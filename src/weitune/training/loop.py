@@ -21,9 +21,11 @@ from torch import nn
 
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
+from weitune.data.pack import PackedBatch
 from weitune.data.plan import Plan, share
 from weitune.errors import NonFiniteError
 from weitune.model.memory import peak_bytes
+from weitune.model.recorded import RecordedPasses
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate
@@ -84,6 +86,8 @@ class Loop:
     recompute: Recompute = "none"
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
+    recorded: RecordedPasses | None = None
+    """What makes passes on a GPU, and takes the mean of gradients in place of a wrapper."""
 
     def run(self, start: int, watcher: Watcher) -> None:
         """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` has had enough.
@@ -97,7 +101,7 @@ class Loop:
             rate = learning_rate(step, self.plan.steps, self.train)
             seed_step(self.train.seed, step, self.accelerator.process_index)
             loss, computed = self._accumulate(examples)
-            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
+            norm = self._clip()
             seconds = time.perf_counter() - began
             tokens = sum(len(example.input_ids) for example in examples)
             record = StepRecord(
@@ -117,7 +121,10 @@ class Loop:
                 raise NonFiniteError(_not_finite(record, examples))
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            if self.recorded is None:
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                self.recorded.forget()
             if not watcher.stepped(record):
                 return
 
@@ -126,6 +133,13 @@ class Loop:
         if not self.sharded:
             return own
         return int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
+
+    def _clip(self) -> float:
+        """Clip the gradients, and return their norm before."""
+        most = self.train.max_grad_norm
+        if self.recorded is not None:
+            return float(self.recorded.clip(most))
+        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), most))
 
     def _accumulate(self, examples: Sequence[Example]) -> tuple[float, int]:
         """Add up the gradients of a step on this device; return the step's loss and the tokens computed here."""
@@ -141,12 +155,19 @@ class Loop:
         for k, batch in enumerate(batches):
             laid = self.layout.lay(batch)
             computed += len(laid)
+            counts = 1.0 if k < own else 0.0
+            slope = counts * world / weight  # reduction takes the mean over devices
+            if self.recorded is not None and isinstance(laid, PackedBatch) and self.recorded.take(laid):
+                total += counts * self.recorded.run(laid, slope).cpu()
+                continue
             with self.accelerator.no_sync(self.model) if k < len(batches) - 1 else nullcontext():
-                loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if k < own else 0.0)
-                self.accelerator.backward(loss * (world / weight))  # reduction takes the mean over devices
-            total += loss.detach().double().cpu()
+                loss = self.model(Row.of(laid, self.accelerator.device))
+                self.accelerator.backward(loss * slope)
+            total += counts * loss.detach().double().cpu()
             del loss  # and with it what its graph holds, before the next pass takes as much
         if world > 1:
+            if self.recorded is not None:
+                self.recorded.average()
             total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
         return float(total) / weight, computed
 
