@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
 from weitune.model import attention
-from weitune.model.probe import probe
+from weitune.model.probe import _TOLERANCE, probe
 
 
 def build(family: str, **overrides: Any) -> Any:
@@ -66,3 +66,17 @@ def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     everything_before = lambda tree, rows, keys, window=None: keys[None, :] <= rows[:, None]  # noqa: E731
     monkeypatch.setattr(attention.Tree, "seen", everything_before)
     assert "mix" in probe(tiny_model("qwen2")).why_not
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_rounding_is_not_taken_for_a_leak(leaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep model in 16 bits may move by more than is expected of one; then it moves by as much alone in a row."""
+    model = tiny_model().bfloat16()
+    if leaks:
+        monkeypatch.setattr(attention.Tree, "seen", lambda tree, rows, keys, window=None: keys[None] <= rows[:, None])
+    for tolerance, passes in ((3e-3, True), (5e-4, False)):  # its rounding is 4e-3
+        monkeypatch.setitem(_TOLERANCE, torch.bfloat16, tolerance)
+        abilities = probe(model)
+        assert abilities.shares_rows is (passes and not leaks)
+        assert ("mix" in abilities.why_not) is not abilities.shares_rows
+        model.set_attn_implementation("eager")

@@ -56,8 +56,10 @@ def probe(model: PreTrainedModel) -> Abilities:
     with torch.no_grad():
         expected = hidden_states(model, apart)
         plain_head = _plain_head(model, apart, expected)
-        why_not = _foreign_layers(model) or _why_rows_leak(model, examples, expected)
-        plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device))
+        why_not, bound = _foreign_layers(model), _TOLERANCE[model.dtype]
+        if not why_not:
+            why_not, bound = _why_rows_leak(model, examples, expected)
+        plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device), bound)
     return Abilities(not why_not, plain_head, plain_blocks, why_not)
 
 
@@ -73,20 +75,30 @@ def _foreign_layers(model: PreTrainedModel) -> str:
     return f"it has layers of kind {', '.join(sorted(kinds))}" if kinds else ""
 
 
-def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> str:
-    """Return why the packed row differs from the separate examples, or nothing if it does not."""
-    original = model.config._attn_implementation
-    batch = pack(examples)
+def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> tuple[str, float]:
+    """Return why the packed row differs from the separate examples, or nothing if it does not, and by how much two
+    ways of computing the same may differ."""
+    original, bound = model.config._attn_implementation, _TOLERANCE[model.dtype]
     try:
         model.set_attn_implementation(attention.attention_for(expected.device))
-        found = hidden_states(model, Row.of(batch, expected.device))
-        error = max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
-        reason = "" if error < _TOLERANCE[model.dtype] else f"tokens of different examples mix (difference {error:.1e})"
+        error = _error(model, examples, expected)
+        if error >= bound:  # rounding moves an example as far in a row of its own, where nothing can mix
+            width = len(expected) // len(examples)
+            alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
+            bound = min(2 * max(alone), 4 * bound)
+        reason = "" if error < bound else f"tokens of different examples mix (difference {error:.1e})"
     except _MISFITS as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
     if reason:
         model.set_attn_implementation(original)
-    return reason
+    return reason, bound
+
+
+def _error(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> float:
+    """Return the largest distance between the states of ``examples`` in one packed row and those they must have."""
+    batch = pack(examples)
+    found = hidden_states(model, Row.of(batch, expected.device))
+    return max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
 
 
 def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,8 +121,8 @@ def _plain_head(model: PreTrainedModel, row: Row, hidden: Tensor) -> bool:
     return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
 
 
-def _plain_blocks(model: PreTrainedModel, row: Row) -> bool:
-    """Return whether the model's blocks compute what :mod:`weitune.model.block` computes."""
+def _plain_blocks(model: PreTrainedModel, row: Row, bound: float) -> bool:
+    """Return whether the model's blocks compute what :mod:`weitune.model.block` computes, up to ``bound``."""
     blocks = BlockDecoder.of(model)
     if blocks is None or row.tree is None:
         return False
@@ -119,7 +131,7 @@ def _plain_blocks(model: PreTrainedModel, row: Row) -> bool:
     except _MISFITS:
         return False
     exact = model.dtype == torch.float32 and not any(is_quantized(module) for module in model.modules())
-    bound = _TOLERANCE[model.dtype] / 10 if exact else _TOLERANCE[torch.bfloat16]  # rounding differs by this much
+    bound = bound / 10 if exact else max(bound, _TOLERANCE[torch.bfloat16])  # rounding differs by this much
     return _distance(ours, hidden_states(model, row)[row.rows]) < bound
 
 

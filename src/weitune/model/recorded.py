@@ -9,8 +9,6 @@ than a large GPU finishes them. A recording starts them all at once (CUDA C++ Pr
 
 Rows are rounded up so that there are few shapes. All three give the same bits: what dropout drops is drawn anew in a
 replay, and where a mask begins in what was drawn, which a recording keeps, depends on the shape alone.
-
-Several processes record on their own, and take the mean of their gradients at the end of a step.
 """
 
 from __future__ import annotations
@@ -61,9 +59,6 @@ class RecordedPasses:
         self._pool: Any = None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._gradients = torch.zeros(sum(p.numel() for p in trained), device=self._device)
-        if torch.distributed.is_initialized():
-            for parameter in trained:
-                torch.distributed.broadcast(parameter.data, 0)
         for parameter, part in zip(trained, self._gradients.split([p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -76,11 +71,6 @@ class RecordedPasses:
         norm: Tensor = torch.linalg.vector_norm(self._gradients)
         self._gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
         return norm
-
-    def average(self) -> None:
-        """Take the mean of the gradients of all processes."""
-        torch.distributed.all_reduce(self._gradients)
-        self._gradients /= torch.distributed.get_world_size()
 
     def forget(self) -> None:
         """Set all gradients to zero."""

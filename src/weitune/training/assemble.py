@@ -165,16 +165,11 @@ def make_loop(
     )
     sharded = loaded.shards > 1
     recorded = None
-    if sharded:
-        wrapped: nn.Module = averaging_adapters(model)
-    elif abilities.plain_blocks and can_record(loaded.model):
+    if abilities.plain_blocks and accelerator.num_processes == 1 and can_record(loaded.model):
         manner = replace(trainable.manner, recompute=memory.recompute)
-        wrapped = model
         recorded = RecordedPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
-    else:
-        wrapped = accelerator.prepare_model(model, device_placement=False)
     return Loop(
-        model=wrapped,
+        model=averaging_adapters(model) if sharded else accelerator.prepare_model(model, device_placement=False),
         optimizer=make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio),
         accelerator=accelerator,
         examples=examples,

@@ -87,7 +87,7 @@ class Loop:
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
     recorded: RecordedPasses | None = None
-    """What makes passes on a GPU, and takes the mean of gradients in place of a wrapper."""
+    """What makes the passes of a process that is alone with its GPU."""
 
     def run(self, start: int, watcher: Watcher) -> None:
         """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` has had enough.
@@ -155,19 +155,15 @@ class Loop:
         for k, batch in enumerate(batches):
             laid = self.layout.lay(batch)
             computed += len(laid)
-            counts = 1.0 if k < own else 0.0
-            slope = counts * world / weight  # reduction takes the mean over devices
             if self.recorded is not None and isinstance(laid, PackedBatch) and self.recorded.take(laid):
-                total += counts * self.recorded.run(laid, slope).cpu()
+                total += self.recorded.run(laid, 1 / weight).cpu()
                 continue
             with self.accelerator.no_sync(self.model) if k < len(batches) - 1 else nullcontext():
-                loss = self.model(Row.of(laid, self.accelerator.device))
-                self.accelerator.backward(loss * slope)
-            total += counts * loss.detach().double().cpu()
+                loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if k < own else 0.0)
+                self.accelerator.backward(loss * (world / weight))  # reduction takes the mean over devices
+            total += loss.detach().double().cpu()
             del loss  # and with it what its graph holds, before the next pass takes as much
         if world > 1:
-            if self.recorded is not None:
-                self.recorded.average()
             total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
         return float(total) / weight, computed
 
