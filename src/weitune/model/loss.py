@@ -61,7 +61,8 @@ class _SupervisedLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        step = min(max(1, chunk_logits // head.shape[0]), hidden.shape[0])
+        most = max(1, chunk_logits // head.shape[0])
+        step = -(-hidden.shape[0] // max(1, -(-hidden.shape[0] // most)))  # as even as can be: few rows multiply slowly
         product = torch.empty((step, head.shape[0]), dtype=hidden.dtype, device=hidden.device)  # the one large tensor
         for start in range(0, hidden.shape[0], max(step, 1)):
             part = slice(start, start + step)
