@@ -50,7 +50,8 @@ def compare(
                     raise RuntimeError(done.stderr[-2000:])
                 runs[side].append(json.loads(done.stdout.splitlines()[-1]))
     plan = Plan(len(examples), job["batch_size"], EPOCHS, 42, max(steps.values()))
-    job["model"] = Path(job["model"]).name  # results may be published; where a model lies is nobody's business
+    for key in {"model", "tokenizer"} & set(job):  # results may be published; where a model lies is nobody's business
+        job[key] = Path(job[key]).name
     result: dict[str, Any] = {"job": job, "rounds": rounds, "peak_gflops": max(peaks) / 1e9}
     for side, done in runs.items():
         result[side] = _figures(done, examples, plan, job["batch_size"])
