@@ -51,7 +51,7 @@ class RecordedPasses:
     """
 
     def __init__(self, model: SupervisedModel, most_tokens: int = MOST_TOKENS) -> None:
-        """Keep ``model``; rows of more than ``most_tokens`` are not taken."""
+        """Keep ``model``; rows of more than ``most_tokens`` are not recorded, which changes no bit of the results."""
         self._model, self._device = model, model.model.device
         self._most_tokens = most_tokens
         self._slope = torch.zeros((), device=self._device)
@@ -63,8 +63,8 @@ class RecordedPasses:
             parameter.grad = part.view_as(parameter)
 
     def take(self, batch: PackedBatch) -> bool:
-        """Return whether ``batch`` can be recorded."""
-        return len(batch) <= self._most_tokens
+        """Return whether ``batch`` is small enough to gain from being recorded."""
+        return len(batch) <= MOST_TOKENS
 
     def clip(self, most: float) -> Tensor:
         """Scale all gradients so that their norm is at most ``most``, and return what it was."""
@@ -93,7 +93,7 @@ class RecordedPasses:
     def _recording(self, shape: tuple[int, ...], row: Row) -> _Recording | None:
         """Return the recording of passes of ``shape``, which is made when such a ``row`` comes for the second time."""
         if shape not in self._found:
-            if len(self._found) < MOST_RECORDINGS:
+            if len(self._found) < MOST_RECORDINGS and shape[0] <= self._most_tokens:
                 self._found[shape] = None
             return None
         if self._found[shape] is None and self._pool is not _NEVER:
