@@ -1,7 +1,9 @@
 """Run both sides of a comparison in turn, each in a process of its own, and report medians and their ratio.
 
 The machine may be shared and drift, so the sides take turns, and how fast it multiplies matrices just then is measured
-before every side and after every step of weitune. Figures are the medians over all counted steps of all rounds.
+before every side and after every step of weitune. Steps differ in length, so only those count that both sides do, all
+but the first: examples and tokens over the time that these took, of the median round. Where the first steps of a side
+are not like the later ones, ``settled`` takes the median step of each side instead.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ LABEL = {"weitune": "weitune", "plain": "plain recipe"}
 
 
 def compare(
-    examples: list[Example], model: str, *, rounds: int = 3, steps: dict[str, int] | None = None, **job: Any
+    examples: list[Example],
+    model: str,
+    *,
+    rounds: int = 3,
+    steps: dict[str, int] | None = None,
+    settled: bool = False,
+    **job: Any,
 ) -> dict[str, Any]:
     """Train both sides over ``examples`` in the same order and return their figures.
 
@@ -54,23 +62,26 @@ def compare(
         job[key] = Path(job[key]).name
     result: dict[str, Any] = {"job": job, "rounds": rounds, "peak_gflops": max(peaks) / 1e9}
     for side, done in runs.items():
-        result[side] = _figures(done, examples, plan, job["batch_size"])
+        last = steps[side] if settled else min(steps.values())
+        counted = [[examples[int(i)] for i in plan.step(step)] for step in range(1, last)]
+        result[side] = _figures(done, counted, settled)
     result["ratio"] = result["weitune"]["examples_per_second"] / result["plain"]["examples_per_second"]
     result["memory_ratio"] = result["weitune"]["peak_bytes"] / result["plain"]["peak_bytes"]
     return result
 
 
-def _figures(runs: list[dict[str, Any]], examples: list[Example], plan: Plan, batch_size: int) -> dict[str, Any]:
-    rates, useful = [], []
-    for run in runs:
-        for step, seconds in list(enumerate(run["seconds"]))[1:]:
-            batch = [examples[int(i)] for i in plan.step(step)]
-            rates.append(len(batch) / seconds)
-            useful.append(sum(len(e.input_ids) for e in batch) / seconds)
+def _figures(runs: list[dict[str, Any]], counted: list[list[Example]], settled: bool) -> dict[str, Any]:
+    """Return the figures of one side; ``counted`` are the examples of its second step and of those after it."""
+    seconds = [run["seconds"][1 : len(counted) + 1] for run in runs]
+    sizes = [(len(batch), sum(len(e.input_ids) for e in batch)) for batch in counted]
+    if settled:
+        pairs = [(size, each) for run in seconds for size, each in zip(sizes, run, strict=True)]
+        rates = [statistics.median(size[k] / each for size, each in pairs) for k in range(2)]
+    else:
+        rates = [sum(size[k] for size in sizes) / statistics.median(map(sum, seconds)) for k in range(2)]
     return {
-        "examples_per_second": statistics.median(rates),
-        "best_examples_per_second": max(rates),
-        "useful_tokens_per_second": statistics.median(useful),
+        "examples_per_second": rates[0],
+        "useful_tokens_per_second": rates[1],
         "peak_bytes": max(run["peak_bytes"] for run in runs),
         "seconds": [run["seconds"] for run in runs],
         "peak_flops": [run.get("peak_flops", []) for run in runs],

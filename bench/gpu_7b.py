@@ -55,6 +55,7 @@ def main() -> None:
         tokenizer,
         rounds=arguments.rounds,
         steps={"weitune": arguments.steps, "plain": min(arguments.steps, 12)},
+        settled=True,
         shape=shape,
         device=arguments.device,
         precision="bf16",
