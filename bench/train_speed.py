@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.compare import compare, model_folder, report
 from bench.examples import huanhuan, persona
+from bench.side import EPOCHS
 from weitune.data.conversation import Example
 from weitune.data.pack import pack
 from weitune.data.plan import Plan
@@ -63,7 +64,7 @@ def main() -> None:
     result = compare(
         examples, model, rounds=arguments.rounds, steps=STEPS, micro_tokens=micro, precision=arguments.precision
     )
-    epoch = Plan(len(examples), 16, 1, 42, 40)
+    epoch = Plan(len(examples), 16, EPOCHS, 42, 40)
     needed = needed_gflop(AutoConfig.from_pretrained(model), examples, epoch)
     result["needed_gflop"] = sum(needed) / sum(len(epoch.step(k)) for k in range(epoch.steps))
     result["share_of_peak"] = share_of_peak(result["weitune"], needed)
