@@ -92,7 +92,12 @@ def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> di
     from weitune.training.assemble import make_loop, make_trainable
 
     loaded = load(job)
-    train = Train(batch_size=job["batch_size"], micro_tokens=job["micro_tokens"], max_steps=job["steps"])
+    train = Train(
+        batch_size=job["batch_size"],
+        micro_tokens=job["micro_tokens"],
+        max_steps=job["steps"],
+        recompute=job.get("recompute", "auto"),
+    )
     trainable = make_trainable(loaded, Lora(dropout=job["dropout"]), seed=42, base=job["model"])
     loop = make_loop(trainable, train, examples, plan, accelerator=Accelerator(cpu=loaded.device.type == "cpu"))
     seconds: list[float] = []
