@@ -90,7 +90,7 @@ def setting(module: Any, name: str, value: Any) -> Change:
 
 def own_modules(stack: ExitStack) -> None:
     """Run transformers' modules and PEFT's layers under autograd, still on the shared row."""
-    stack.enter_context(patch.object(assemble.BlockDecoder, "of", lambda model: None))
+    stack.enter_context(patch.object(assemble.BlockDecoder, "of", lambda *given: None))
 
 
 def whole_last_block(stack: ExitStack) -> None:
