@@ -16,7 +16,7 @@ from weitune import train
 from weitune.data.pack import pack
 from weitune.errors import Interrupted
 from weitune.model.adapter import attach_adapter
-from weitune.model.attention import Tree, dense_tree_attention, flex_tree_attention
+from weitune.model.attention import Tree, dense_tree_attention, flex_tree_attention, register
 from weitune.model.decoder import BlockDecoder
 from weitune.model.probe import probe
 from weitune.model.recorded import RecordedPasses
@@ -28,6 +28,7 @@ from weitune.training.run import resume
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 GPU = torch.device("cuda")
+register()
 
 
 @pytest.mark.parametrize("window", [None, 7])
