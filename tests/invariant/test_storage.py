@@ -25,7 +25,7 @@ from weitune.errors import Interrupted, MissingExtraError, RunError
 from weitune.export.run import Order, export
 from weitune.model.load import load_model
 from weitune.model.memory import SHARE_OF_FREE_MEMORY
-from weitune.model.need import PassSize, pass_bytes
+from weitune.model.need import ENOUGH_TOKENS, PassSize, pass_bytes
 from weitune.model.stored import dense, is_quantized
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Lora, Recompute, Train
@@ -139,7 +139,7 @@ def test_recomputing_changes_no_bit_of_the_losses(kind: dict[str, Any], tmp_path
 
 def test_as_little_is_recomputed_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainable = trainable_of(tmp_path, "fp32")
-    size = PassSize(1024, 1024, 20)
+    size = PassSize(ENOUGH_TOKENS, ENOUGH_TOKENS, 20)
     beside = trainable.still_to_come()
     for level in get_args(Recompute):
         need = sum(pass_bytes(trainable.shape, size, replace(trainable.manner, recompute=level)))

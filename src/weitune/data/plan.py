@@ -7,8 +7,9 @@ one device or eight see the same steps.
     epoch 0: [7 2 9 0][4 1 8 3][6 5]   epoch 1: [3 9 …]      steps 0 1 2 | 3 …
 
 A step that does not fit one forward pass is split into micro-batches (:func:`split`). Examples are sorted first, so
-those that begin alike meet in one micro-batch and share their beginning there. Cost: O(n log n) of an epoch's examples,
-once an epoch; a step's split is O(tokens of the step).
+those that begin alike meet in one micro-batch and share their beginning there; micro-batches are alike in size, for the
+largest decides how much memory a step takes. Cost: O(n log n) of an epoch's examples, once an epoch; a step's split is
+O(tokens of the step).
 """
 
 from __future__ import annotations
@@ -76,24 +77,14 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 def split(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
     """Split a step's examples into micro-batches of at most ``micro_tokens`` distinct prefix tokens each.
 
-    A micro-batch always holds at least one example, however long it is. Every example is in exactly one micro-batch,
-    and the split does not depend on the order of ``examples``.
+    There are as few as can be, and the one with most tokens has as few as can be. A micro-batch always holds at least
+    one example, however long it is. Every example is in exactly one micro-batch, and the split does not depend on the
+    order of ``examples``.
     """
-    ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
-    batches: list[list[Example]] = []
-    room = 0
-    previous: Sequence[int] = ()
-    for example in ordered:
-        inputs = example.inputs
-        new = len(inputs) - shared_length(previous, inputs)
-        if not batches or new > room:
-            batches.append([])
-            room = micro_tokens
-            new = len(inputs)
-        batches[-1].append(example)
-        room -= new
-        previous = inputs
-    return batches
+    if not examples:
+        return []
+    line = _Line.of(examples)
+    return line.divide(len(line.starts(micro_tokens)), most=micro_tokens)
 
 
 def share(examples: Sequence[Example], devices: int) -> list[list[Example]]:
@@ -101,27 +92,47 @@ def share(examples: Sequence[Example], devices: int) -> list[list[Example]]:
 
     Examples that begin alike stay neighbours; where a device begins among them, it computes their beginning anew, which
     is counted: groups are kept together where that pays. A device may get none when there are fewer examples than
-    devices. The cut is the best there is in this order, found by bisection over the largest share.
+    devices.
     """
-    ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
-    whole = [len(example.inputs) for example in ordered]
-    new = [len(b.inputs) - shared_length(a.inputs, b.inputs) for a, b in pairwise(ordered)]
+    line = _Line.of(examples)
+    shares = line.divide(devices, most=line.whole[0] + sum(line.new))
+    return shares + [[] for _ in range(devices - len(shares))]
 
-    def cut(most: int) -> list[int]:
-        """Return where devices begin if none may compute more than ``most`` tokens."""
-        starts, load = [0], whole[0]
-        for k, cost in enumerate(new, 1):
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Examples side by side in sorted order, to be cut into parts."""
+
+    examples: list[Example]
+    whole: list[int]
+    """Tokens of an example where a part begins with it."""
+    new: list[int]
+    """Tokens that an example adds to the one before, from the second on."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> _Line:
+        ordered = sorted(examples, key=lambda example: (example.input_ids, example.spans))
+        new = [len(b.inputs) - shared_length(a.inputs, b.inputs) for a, b in pairwise(ordered)]
+        return cls(ordered, [len(example.inputs) for example in ordered], new)
+
+    def starts(self, most: int) -> list[int]:
+        """Return where parts begin if none may have more than ``most`` tokens, but for a single example."""
+        starts, load = [0], self.whole[0]
+        for k, cost in enumerate(self.new, 1):
             load += cost
             if load > most:
                 starts.append(k)
-                load = whole[k]
+                load = self.whole[k]
         return starts
 
-    low, high = max(whole), whole[0] + sum(new)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(cut(middle)) <= devices else (middle + 1, high)
-    starts = cut(low)
-    ends = [*starts[1:], len(ordered)]
-    shares = [list(ordered[start:end]) for start, end in zip(starts, ends, strict=True)]
-    return shares + [[] for _ in range(devices - len(shares))]
+    def divide(self, parts: int, *, most: int) -> list[list[Example]]:
+        """Cut into at most ``parts`` so that the largest is smallest; with ``most`` tokens a part it must be possible.
+
+        The cut is the best there is in this order, found by bisection over the largest part.
+        """
+        low, high = 1, most
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(self.starts(middle)) <= parts else (middle + 1, high)
+        starts = self.starts(low)
+        return [self.examples[start:end] for start, end in pairwise([*starts, len(self.examples)])]

@@ -121,7 +121,8 @@ def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: i
     """
 
     def fits(tokens: int) -> bool:
-        return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
+        most = max(tokens, longest)
+        return sum(pass_bytes(shape, PassSize(most, most, longest), manner)) <= budget
 
     return fitting_tokens(fits)
 
@@ -145,7 +146,8 @@ def plan_memory(
     if micro_tokens is None and train.micro_tokens != "auto":
         micro_tokens = train.micro_tokens
     levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
-    wanted = PassSize(micro_tokens or ENOUGH_TOKENS, micro_tokens or ENOUGH_TOKENS, longest)
+    most = max(micro_tokens or ENOUGH_TOKENS, longest)
+    wanted = PassSize(most, most, longest)
     manners = [replace(manner, recompute=level) for level in levels]
     fitting = (manner for manner in manners if sum(pass_bytes(shape, wanted, manner)) <= budget)
     chosen = next(fitting, manners[-1])
