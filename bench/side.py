@@ -85,13 +85,15 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
-    """Train with weitune's loop."""
+def weitune_side(
+    job: dict[str, Any], examples: list[Example], plan: Plan, loaded: LoadedModel | None = None
+) -> dict[str, Any]:
+    """Train with weitune's loop, a model that is ``loaded`` or the one that the job names."""
     from accelerate import Accelerator
 
     from weitune.training.assemble import make_loop, make_trainable
 
-    loaded = load(job)
+    loaded = loaded or load(job)
     train = Train(
         batch_size=job["batch_size"],
         micro_tokens=job["micro_tokens"],
@@ -128,6 +130,8 @@ def weitune_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> di
         "computed_tokens": computed,
         "peak_flops": peaks,
         "micro_tokens": loop.micro_tokens,
+        "plain_blocks": trainable.abilities.plain_blocks,
+        "recorded": loop.recorded is not None,
         "peak_bytes": peak_bytes(loaded.device),
     }
 

@@ -70,6 +70,18 @@ def test_a_run_in_bfloat16_learns(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``device_map="auto"``, which one process with several GPUs takes, on the GPU there is."""
+    losses = []
+    for placement in ("here", "auto"):
+        if placement == "auto":
+            monkeypatch.setattr("weitune.model.load._placement", lambda target, asked: "auto")
+        (tmp_path / placement).mkdir()
+        run = train(recipe_for(tmp_path / placement))
+        losses.append([event["loss"] for event in run.events() if event["event"] == "step"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

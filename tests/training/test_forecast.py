@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from weitune.model.need import Manner, PassSize, Shape, fitting_tokens, pass_byt
 from weitune.model.outline import Outline, outline
 from weitune.model.stored import is_quantized
 from weitune.recipe.load import build_recipe
-from weitune.recipe.schema import Lora, Recipe
+from weitune.recipe.schema import Lora, Recipe, Recompute
 from weitune.training.assemble import make_trainable as make
 from weitune.training.forecast import Format, Target, fit, formats, manner_for, memory_need, ways_to_fit
 
@@ -169,7 +169,7 @@ def test_only_what_the_recipe_allows_is_told(found: Outline) -> None:
 
 
 def test_auto_computes_again_what_training_would(found: Outline) -> None:
-    target, largest = Target("here", "cpu", 32 * GIB), PassSize(2048, 600, 100)
+    target, largest = Target("here", "cpu", 31 * GIB), PassSize(2048, 600, 100)
     tight = fit(found, recipe(), target, FP32, largest)
     assert tight.chosen.recompute == "block"
     kept = fit(found, recipe(**{"train.recompute": "none"}), target, FP32, largest)
@@ -346,7 +346,7 @@ except RunError as error:
     print(json.dumps({"refused": str(error)}))
 else:
     environment = json.loads((run.path / "environment.json").read_text())
-    print(json.dumps({"micro_tokens": environment["micro_tokens"]}))
+    print(json.dumps({key: environment[key] for key in ("micro_tokens", "recompute")}))
 """
 MIB = 1 << 20
 
@@ -386,7 +386,9 @@ class TestUnderALimit:
 
     def test_auto_finishes_where_a_whole_step_would_not(self, tree: dict[str, Any], tmp_path: Path) -> None:
         limits = [250 * MIB, 400 * MIB, 700 * MIB]
-        chosen = [self.run(tree, tmp_path / f"{limit}", limit)["micro_tokens"] for limit in limits]
-        assert chosen[0] < min(chosen[1:])  # with most memory, a pass is perhaps shorter, but nothing is computed again
+        told = [self.run(tree, tmp_path / f"{limit}", limit) for limit in limits]
+        chosen = [(-get_args(Recompute).index(each["recompute"]), each["micro_tokens"]) for each in told]
+        assert chosen == sorted(chosen)  # with more memory less is computed again, or as much in longer passes
+        assert len(set(chosen)) == len(chosen)
         whole = self.run(tree, tmp_path / "whole", limits[0], micro_tokens=16_384)
         assert "memory ran out" in whole["refused"]
