@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
-from weitune.data.pack import pack
+from weitune.data.pack import PackedBatch, pack
 from weitune.errors import Interrupted
 from weitune.model.adapter import attach_adapter
 from weitune.model.attention import Tree, dense_tree_attention, flex_tree_attention, register
@@ -110,25 +109,38 @@ def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dty
     assert float(passes.clip(norm)) == pytest.approx(norm / 2, rel=1e-5)
 
 
-def test_passes_that_cannot_be_recorded_are_made_as_they_are() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_passes_that_cannot_be_recorded_are_made_as_they_are(dropout: float) -> None:
     model = tiny_model("qwen2").to(GPU)
-    adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
+    adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
     supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
     passes = RecordedPasses(supervised)
 
     def waits_for_the_gpu(module: torch.nn.Module, given: object, states: torch.Tensor) -> None:
         assert torch.isfinite(states).all().item()
 
-    asked = model.get_decoder().norm.register_forward_hook(waits_for_the_gpu)
-    batch, found = pack(examples_with_forks(12, vocabulary=400)), []
-    for turn in range(4):
-        if turn == 3:
-            asked.remove()
+    small, large = (pack(examples_with_forks(count, vocabulary=400)) for count in (12, 40))
+    found: dict[int, list[list[float]]] = {len(small): [], len(large): []}
+
+    def run(batch: PackedBatch) -> None:
+        seed_step(42, 1, 0)
         passes.forget()
-        with pytest.warns(RuntimeWarning, match="CUDA graphs") if turn == 1 else nullcontext():
-            loss = passes.run(batch, 1.0)
-        found.append([float(loss), *(float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad)])
-    assert found[0] == found[1] == found[2] == found[3]
+        loss = passes.run(batch, 1.0)
+        found[len(batch)].append(
+            [float(loss), *(float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad)]
+        )
+
+    for batch in (small, small, small, large):
+        run(batch)
+    asked = model.get_decoder().norm.register_forward_hook(waits_for_the_gpu)
+    with pytest.warns(RuntimeWarning, match="CUDA graphs"):
+        run(large)
+    for batch in (large, small):
+        run(batch)
+    asked.remove()
+    for batch in (large, small):
+        run(batch)
+    assert all(each == same[0] for same in found.values() for each in same)
 
 
 @pytest.mark.parametrize("storage", ["auto", "nf4", "int8"])

@@ -19,7 +19,7 @@ from torch import Tensor
 UNIT = 16
 """Offsets are multiples of this: numbers are read several at a time from where memory is so divided."""
 SLACK = UNIT << 14
-"""The largest offset."""
+"""Offsets are smaller than this."""
 
 
 class DropoutString:

@@ -32,7 +32,6 @@ TOKENS, PREDICTIONS = 128, 256
 MOST_TOKENS = 4096
 """Passes of more tokens keep a GPU busy by themselves."""
 MOST_RECORDINGS = 32
-_NEVER = object()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +56,8 @@ class RecordedPasses:
         self._slope = torch.zeros((), device=self._device)
         self._found: dict[tuple[int, ...], _Recording | None] = {}
         self._pool: Any = None
+        self._records = True
+        """Whether this model's passes can be recorded, as far as has been seen."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._gradients = torch.zeros(sum(p.numel() for p in trained), device=self._device)
         for parameter, part in zip(trained, self._gradients.split([p.numel() for p in trained]), strict=True):
@@ -92,11 +93,13 @@ class RecordedPasses:
 
     def _recording(self, shape: tuple[int, ...], row: Row) -> _Recording | None:
         """Return the recording of passes of ``shape``, which is made when such a ``row`` comes for the second time."""
+        if not self._records:
+            return None
         if shape not in self._found:
             if len(self._found) < MOST_RECORDINGS and shape[0] <= self._most_tokens:
                 self._found[shape] = None
             return None
-        if self._found[shape] is None and self._pool is not _NEVER:
+        if self._found[shape] is None:
             self._found[shape] = self._record(row)
         return self._found[shape]
 
@@ -114,7 +117,8 @@ class RecordedPasses:
             warnings.warn(
                 f"passes are not recorded as CUDA graphs, and slower: {first_line(error)}", RuntimeWarning, stacklevel=2
             )
-            self._pool = _NEVER
+            self._found, self._records = {}, False
+            _release_generator(self._device)
             return None
         self._pool = graph.pool()  # they never run at once
         return _Recording(row, loss, graph)
@@ -138,6 +142,15 @@ def recorded_tokens(shape: Shape, manner: Manner, *, budget: int) -> int:
         return 2 * sum(pass_bytes(shape, PassSize(tokens, tokens, tokens), manner)) <= budget
 
     return fitting_tokens(fits, least=0, most=MOST_TOKENS)
+
+
+def _release_generator(device: torch.device) -> None:
+    """Let the generator of ``device`` draw again after a recording that failed, from where it was before.
+
+    Such a recording (torch 2.11) leaves it as if it were still recorded; replays of others would draw by that state.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager

@@ -165,7 +165,8 @@ def make_loop(
     )
     sharded = loaded.shards > 1
     recorded = None
-    if abilities.plain_blocks and accelerator.num_processes == 1 and can_record(loaded.model):
+    alone = accelerator.num_processes == 1 and not sharded
+    if alone and abilities.plain_blocks and can_record(loaded.model):
         manner = replace(trainable.manner, recompute=memory.recompute)
         recorded = RecordedPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
     return Loop(
