@@ -1,6 +1,6 @@
 """A step of Qwen2.5-7B's shape on a GPU in every way that a base can lie there, each in a process of its own.
 
-    python -m bench.gpu_ways [--ways bf16 auto sharded nf4 int8] [--layers 28] [--steps 14]
+    python -m bench.gpu_ways [--ways bf16 auto sharded nf4 int8] [--layers 28] [--steps 60]
 
     bf16       on one GPU; its passes are recorded as CUDA graphs
     auto       the same, placed by ``device_map="auto"``, as it is where one process owns several GPUs
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-0.5b", help="folder of the tokenizer")
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

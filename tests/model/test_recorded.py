@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from weitune.model.decoder import BlockDecoder
 from weitune.model.recorded import RecordedPasses, can_record
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.recipe.schema import Lora
+from weitune.training.optim import seed_step
 
 
 def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
@@ -37,6 +40,36 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
     assert torch.get_rng_state().equal(before)
     assert float(passes.clip(float(norm) / 2)) == pytest.approx(float(norm), rel=1e-5)
     assert float(passes.clip(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)
+
+
+def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("CUDAGraph", "current_stream", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    monkeypatch.setattr("weitune.model.recorded._release_generator", lambda device: None)
+    register()
+    model = tiny_model("qwen2")
+    adapted = attach_adapter(model, Lora(dropout=0.1), seed=1, base="tiny")
+    passes = RecordedPasses(SupervisedModel(model, blocks=BlockDecoder.of(model)).train())
+    batch, calls = pack(examples_with_forks(12, vocabulary=400)), []
+
+    def fails_in_the_recording(module: torch.nn.Module, given: object, states: torch.Tensor) -> None:
+        calls.append(states)
+        if len(calls) == 2:
+            raise RuntimeError("this cannot be recorded")
+
+    model.get_decoder().norm.register_forward_hook(fails_in_the_recording)
+    found = []
+    for turn in range(3):
+        seed_step(42, 1, 0)
+        passes.forget()
+        with pytest.warns(RuntimeWarning, match="cannot be recorded") if turn == 1 else nullcontext():
+            loss = passes.run(batch, 1.0)
+        found.append([loss, *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
+    assert len(calls) == 4  # as it is, the recording, and two in its place
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 
 
 def test_only_what_lies_on_one_gpu_is_recorded() -> None:

@@ -82,10 +82,9 @@ class RecordedPasses:
         row = Row.of(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
         shape = tuple(len(x) for x in (row.input_ids[0], row.rows, row.targets))
         self._slope.fill_(slope)
-        with _drawing_by(shape[0]):
-            recording = self._recording(shape, row)
-            if recording is None:
-                return self._pass(row.to(self._device)).double()
+        recording = self._recording(shape, row)
+        if recording is None:
+            return self._pass(row.to(self._device)).double()
         for place, tensor in zip(recording.row.tensors, row.tensors, strict=True):
             place.copy_(tensor)
         recording.graph.replay()
@@ -104,8 +103,9 @@ class RecordedPasses:
         return self._found[shape]
 
     def _pass(self, row: Row) -> Tensor:
-        loss: Tensor = self._model(row)
-        torch.autograd.backward(loss, self._slope)
+        with _drawing_by(row.input_ids.shape[1]):
+            loss: Tensor = self._model(row)
+            torch.autograd.backward(loss, self._slope)
         return loss.detach()
 
     def _record(self, row: Row) -> _Recording | None:
