@@ -3,8 +3,9 @@
     python -m bench.gpu_ways [--ways bf16 auto sharded nf4 int8] [--layers 28] [--steps 60]
 
     bf16       on one GPU; its passes are recorded as CUDA graphs
-    auto       the same, placed by ``device_map="auto"``, as it is where one process owns several GPUs
-    sharded    divided by FSDP2 over NCCL among the processes there are: this one
+    auto       the same, placed by ``device_map="auto"``, which weitune asks for where one process owns several GPUs;
+               on a single one accelerate adds nothing that moves values between layers
+    sharded    divided by FSDP2 over NCCL among the processes there are: this one; not recorded
     nf4, int8  its linear layers rounded by bitsandbytes
 
 A model with random weights is written to a folder first and loaded from there, as a user's would be. Rows and order are
@@ -106,15 +107,14 @@ def main() -> None:
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode:
-                print(f"{way:8s} {done.stderr[-1500:]}", flush=True)
-                continue
+                sys.exit(f"{way}: {done.stderr[-1500:]}")
             found = json.loads(done.stdout.splitlines()[-1])
             rate = BATCH / statistics.median(found["seconds"][1:])
             results.append({"way": way, "layers": arguments.layers, "examples_per_second": rate, **found})
             print(
                 f"{way:8s} {rate:7.1f} examples/s  {found['peak_bytes'] / 1e9:6.2f} GB  first and last loss "
                 f"{found['losses'][0]:.4f} {found['losses'][-1]:.4f}  first step {found['seconds'][0]:.1f} s"
-                f"{'' if found['plain_blocks'] else '  own modules'}{'  recorded' if found['recorded'] else ''}",
+                f"{'' if found['plain_blocks'] else '  own modules'}  {found['recordings']} recordings",
                 flush=True,
             )
     RESULTS.mkdir(exist_ok=True)

@@ -142,6 +142,7 @@ def test_micro_batches_are_few_and_the_largest_is_as_small_as_a_cut_can_make_it(
         for cut in cuts(batch_examples, most=len(batch_examples))
         if all(len(part) == 1 or len(pack(part)) <= micro_tokens for part in cut)
     ]
+    assert found in fitting
     assert (len(found), largest(found)) == min((len(cut), largest(cut)) for cut in fitting)
 
 

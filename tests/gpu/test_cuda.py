@@ -70,7 +70,7 @@ def test_a_run_in_bfloat16_learns(tmp_path: Path) -> None:
 
 
 def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``device_map="auto"``, which one process with several GPUs takes, on the GPU there is."""
+    """``device_map="auto"``, which one process with several GPUs takes, on the one there is: nothing moves there."""
     losses = []
     for placement in ("here", "auto"):
         if placement == "auto":

@@ -19,11 +19,12 @@ from weitune.data.plan import Plan
 from weitune.errors import InputError
 from weitune.model.gpus import find_gpu, parse_memory
 from weitune.model.locate import ModelFiles
+from weitune.model.memory import MemoryPlan, plan_memory
 from weitune.model.need import Manner, PassSize, Shape, fitting_tokens, pass_bytes
 from weitune.model.outline import Outline, outline
 from weitune.model.stored import is_quantized
 from weitune.recipe.load import build_recipe
-from weitune.recipe.schema import Lora, Recipe, Recompute
+from weitune.recipe.schema import Lora, Recipe, Recompute, Train
 from weitune.training.assemble import make_trainable as make
 from weitune.training.forecast import Format, Target, fit, formats, manner_for, memory_need, ways_to_fit
 
@@ -119,6 +120,18 @@ class TestNeed:
         assert self.bytes(1024) < 0.6 * self.bytes(1024, plain_blocks=False)
         assert self.bytes(1024, recompute="block") < self.bytes(1024, recompute="feed-forward")
         assert self.bytes(1024, recompute="feed-forward") < self.bytes(1024)
+
+    def test_the_longest_example_counts(self) -> None:
+        manner, longest = Manner(4), 4096
+        need = sum(pass_bytes(self.shape, PassSize(longest, longest, longest), manner))
+
+        def plan(budget: int, longest: int) -> MemoryPlan:
+            return plan_memory(self.shape, manner, Train(), budget=budget, longest=longest)
+
+        assert plan(need, longest) == MemoryPlan(longest, "none")
+        assert plan(need - 1, longest).recompute == "feed-forward"
+        assert plan(need - 1, 100).recompute == "none"
+        assert plan(0, longest) == MemoryPlan(longest, "block")
 
     def test_logits_never_exceed_a_chunk(self) -> None:
         many = pass_bytes(self.shape, PassSize(8192, 8192, 100), Manner(4))[1]

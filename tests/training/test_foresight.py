@@ -65,7 +65,7 @@ class TestNeed:
         need = PassNeed.of(trainable, PassSize(2048, 500, 300))
         assert need.bytes == sum(pass_bytes(trainable.shape, need.size, trainable.manner))
         assert need.beside > 0  # gradients and moments
-        assert "Lower train.micro_tokens (now 2,048" in need.cure
+        assert "Lower train.micro_tokens below 2,048" in need.cure
 
     def test_of_one_example_longer_than_a_pass(self, trainable: Trainable) -> None:
         need = PassNeed.of(trainable, PassSize(900, 500, 900))
@@ -112,7 +112,7 @@ def test_running_out_is_explained(monkeypatch: pytest.MonkeyPatch, error: Except
     with pytest.raises(RunError) as caught, watch(monkeypatch, available=1 << 30, total=1 << 40).explained("`again`"):
         raise error
     assert "memory ran out: " in str(caught.value)
-    assert "Lower train.micro_tokens (now 1,000" in str(caught.value)
+    assert "Lower train.micro_tokens below 1,000" in str(caught.value)
     assert "Go on from the last checkpoint with `again`." in str(caught.value)
 
 

@@ -91,8 +91,7 @@ def share(examples: Sequence[Example], devices: int) -> list[list[Example]]:
     """Divide a step's examples among ``devices`` so that the one with most to compute has as little as possible.
 
     Examples that begin alike stay neighbours; where a device begins among them, it computes their beginning anew, which
-    is counted: groups are kept together where that pays. A device may get none when there are fewer examples than
-    devices.
+    is counted: groups are kept together where that pays. A device may get none.
     """
     line = _Line.of(examples)
     shares = line.divide(devices, most=line.whole[0] + sum(line.new))

@@ -15,7 +15,16 @@ from typing import get_args
 import torch
 
 from weitune.model.host_memory import host_memory
-from weitune.model.need import ENOUGH_TOKENS, Manner, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.model.need import (
+    ENOUGH_TOKENS,
+    LEAST_TOKENS,
+    MOST_TOKENS,
+    Manner,
+    PassSize,
+    Shape,
+    fitting_tokens,
+    pass_bytes,
+)
 from weitune.recipe.schema import Recompute, Train
 
 SHARE_OF_FREE_MEMORY = 0.7
@@ -117,14 +126,13 @@ def resident_bytes() -> int:
 def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: int) -> int:
     """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
 
-    ``longest`` is the longest example: a pass holds at least that one.
+    It is never less than ``longest``, the longest example, since some pass must hold that one.
     """
 
     def fits(tokens: int) -> bool:
-        most = max(tokens, longest)
-        return sum(pass_bytes(shape, PassSize(most, most, longest), manner)) <= budget
+        return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
 
-    return fitting_tokens(fits)
+    return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest), MOST_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +148,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
 
-    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass. ``longest`` is
-    the longest example, in tokens.
+    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass, and the longest
+    example, of ``longest`` tokens, too.
     """
     if micro_tokens is None and train.micro_tokens != "auto":
         micro_tokens = train.micro_tokens

@@ -28,8 +28,8 @@ from weitune.model.loss import CHUNK_LOGITS
 from weitune.recipe.schema import Recompute
 
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
-"""Between the outer two ``train.micro_tokens: auto`` chooses; values are computed again only if fewer than enough would
-fit, for passes of so many tokens are about as fast as longer ones."""
+"""Between the outer two ``train.micro_tokens: auto`` chooses, unless an example is longer than the first; values are
+computed again only if fewer than enough would fit, for passes of so many tokens are about as fast as longer ones."""
 _CHECKPOINT_COPIES = 5
 """Copies of the adapter's size while a checkpoint is written: three in the snapshot, two in the file at hand."""
 _MOMENTS = 2

@@ -8,7 +8,8 @@ than a large GPU finishes them. A recording starts them all at once (CUDA C++ Pr
     every later one            its row is copied to where the recording reads, and the recording replayed
 
 Rows are rounded up so that there are few shapes. All three give the same bits: what dropout drops is drawn anew in a
-replay, and where a mask begins in what was drawn, which a recording keeps, depends on the shape alone.
+replay, and where a mask begins in what was drawn, which a recording keeps, depends on the shape alone. Where a
+recording fails, all passes are run as they are from then on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TOKENS, PREDICTIONS = 128, 256
 MOST_TOKENS = 4096
 """Passes of more tokens keep a GPU busy by themselves."""
 MOST_RECORDINGS = 32
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Those whose recording failed. They must live on: the allocator of torch 2.11 goes on asking them what is theirs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +75,11 @@ class RecordedPasses:
         norm: Tensor = torch.linalg.vector_norm(self._gradients)
         self._gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
         return norm
+
+    @property
+    def recordings(self) -> int:
+        """How many shapes are recorded now."""
+        return sum(found is not None for found in self._found.values())
 
     def forget(self) -> None:
         """Set all gradients to zero."""
@@ -117,6 +125,7 @@ class RecordedPasses:
             warnings.warn(
                 f"passes are not recorded as CUDA graphs, and slower: {first_line(error)}", RuntimeWarning, stacklevel=2
             )
+            _FAILED.append(graph)
             self._found, self._records = {}, False
             _release_generator(self._device)
             return None
@@ -147,7 +156,8 @@ def recorded_tokens(shape: Shape, manner: Manner, *, budget: int) -> int:
 def _release_generator(device: torch.device) -> None:
     """Let the generator of ``device`` draw again after a recording that failed, from where it was before.
 
-    Such a recording (torch 2.11) leaves it as if it were still recorded; replays of others would draw by that state.
+    In torch 2.11 such a recording leaves the generator's state as if it went on; here the generator gets a new one.
+    Recordings made before know the old state only, which no seed reaches any more: they cannot be replayed.
     """
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())

@@ -165,7 +165,7 @@ def make_loop(
     )
     sharded = loaded.shards > 1
     recorded = None
-    alone = accelerator.num_processes == 1 and not sharded
+    alone = accelerator.num_processes == 1 and not sharded  # what processes send each other is not recorded
     if alone and abilities.plain_blocks and can_record(loaded.model):
         manner = replace(trainable.manner, recompute=memory.recompute)
         recorded = RecordedPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))

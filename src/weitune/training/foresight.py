@@ -123,7 +123,7 @@ class PassNeed:
         """The keys that lower the need; only the first may change when a run goes on."""
         if self.tokens > self.longest:
             return (
-                f"Lower train.micro_tokens (now {self.tokens:,}; a run may go on with another value). "
+                f"Lower train.micro_tokens below {self.tokens:,} (a run may go on with another value). "
                 "train.recompute block lowers the need too."
             )
         return (
