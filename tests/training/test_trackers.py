@@ -12,6 +12,7 @@ from weitune.errors import MissingExtraError
 from weitune.recipe.load import build_recipe
 from weitune.training import trackers
 from weitune.training.events import read_events
+from weitune.training.reporter import Reporter
 from weitune.training.run import train
 
 KEYS: dict[str, Any] = {
@@ -57,6 +58,38 @@ def test_the_others_write_every_figure_offline(name: str, tmp_path: Path, monkey
     contents = b"".join(path.read_bytes() for path in files)
     for figure in ("train/loss", "train/learning_rate", "validation/loss", "lora.alpha"):
         assert figure.encode() in contents, figure
+
+
+@pytest.mark.parametrize("method", ["start", "log", "finish"])
+def test_the_run_goes_on_without_one_that_fails(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    calls: list[str] = []
+
+    class Unreachable:
+        def __init__(self, project: str, **options: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any:
+            def call(*values: Any, **more: Any) -> None:
+                calls.append(name)
+                if name == method:
+                    raise ConnectionError("no route to host\nand much more")
+
+            return call
+
+    class Listener(Reporter):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    said: list[str] = []
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Unreachable)
+    recipe = make_inputs(tmp_path / "in").recipe(tmp_path / "run", **KEYS)
+    run = train(recipe, device="cpu", reporter=Listener())
+    assert [event["step"] for event in read_events(run.path) if event["event"] == "step"] == [1, 2, 3, 4]
+    assert (run.path / "adapter" / "adapter_model.safetensors").exists()
+    assert calls.count(method) == 1
+    assert [line for line in said if line.startswith("tensorboard failed (no route to host);")]
+    assert calls[-1] == method, "nothing is asked of it afterwards"
 
 
 def test_one_that_is_not_installed_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
 """Trackers of other makers, through accelerate: the figures of each step and evaluation go there too.
 
 Each is a package of its own that an extra of the same name brings. A tracker hears what the reporter hears, and calls
-the run what its folder is called; the run's own folder stays the record that counts.
+the run what its folder is called; the run's own folder stays the record that counts. So a run does not end because a
+tracker fails, whose server may be down: it says so once and goes on without that tracker.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from weitune.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
     from weitune.recipe.schema import Recipe
     from weitune.training.validation import Evaluation
@@ -66,14 +68,14 @@ class TrackedReporter(Reporter):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         self._inner = inner
-        self._trackers = []
+        self._trackers: dict[str, GeneralTracker] = {}
         config = {key: value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
                   for key, value in values(recipe).items()}  # fmt: skip
         for name in recipe.log.trackers if accelerator.is_main_process else []:
-            tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
-            tracker.start()
-            tracker.store_init_configuration(config)
-            self._trackers.append(tracker)
+            with self._given_up_if_it_fails(name):
+                self._trackers[name] = tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
+                tracker.start()
+                tracker.store_init_configuration(config)
 
     def say(self, line: str) -> None:
         """Pass it on."""
@@ -103,12 +105,22 @@ class TrackedReporter(Reporter):
 
     def ended(self) -> None:
         """Close the trackers."""
-        for tracker in self._trackers:
-            with suppress(Exception):  # a run does not fail for a tracker that cannot say goodbye
+        for name, tracker in list(self._trackers.items()):
+            with self._given_up_if_it_fails(name):
                 tracker.finish()
-        self._trackers = []
+        self._trackers = {}
         self._inner.ended()
 
     def _log(self, figures: dict[str, float], step: int) -> None:
-        for tracker in self._trackers:
-            tracker.log(figures, step=step)
+        for name, tracker in list(self._trackers.items()):
+            with self._given_up_if_it_fails(name):
+                tracker.log(figures, step=step)
+
+    @contextmanager
+    def _given_up_if_it_fails(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (whatever another maker's package raises)
+            self._trackers.pop(name, None)
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            self._inner.say(f"{name} failed ({why}); the run goes on without it, and events.jsonl has every figure")
