@@ -126,7 +126,7 @@ def resident_bytes() -> int:
 def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: int) -> int:
     """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
 
-    It is never less than ``longest``, the longest example, since some pass must hold that one.
+    It is never less than ``longest``, the longest example, since some pass must hold that one, but at most MOST_TOKENS.
     """
 
     def fits(tokens: int) -> bool:

@@ -46,6 +46,11 @@ class Ingredients:
     basis: Basis
     """What must be the same again when the run goes on (:mod:`.changes`)."""
 
+    @property
+    def longest(self) -> int:
+        """The longest example that is learned, in tokens."""
+        return int(self.examples.lengths.max())
+
     def examples_of(self, step: int) -> list[Example]:
         """Return the examples of an optimizer step, from 0."""
         return [self.examples[int(i)] for i in self.plan.step(step)]

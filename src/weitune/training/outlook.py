@@ -134,7 +134,7 @@ def _largest(
         tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
     workload = Workload.of(parts.examples, parts.plan, found.abilities.layout, MOST_TOKENS, processes=processes)
-    return replace(workload.largest, longest=int(parts.examples.lengths.max())), workload
+    return replace(workload.largest, longest=parts.longest), workload
 
 
 def _fit_json(each: Fit) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micr
     return make_loop(
         trainable, parts.recipe.train, parts.examples, parts.plan, accelerator=session.accelerator,
         micro_tokens=micro_tokens, plus_ratio=1.0 if lora == "none" else lora.plus_ratio,
-        longest=int(parts.examples.lengths.max()),
+        longest=parts.longest,
     )  # fmt: skip
 
 

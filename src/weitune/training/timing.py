@@ -71,8 +71,9 @@ def measure(
     )
     trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(device)
-    longest = int(parts.examples.lengths.max())
-    loop = make_loop(trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=longest)
+    loop = make_loop(
+        trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=parts.longest
+    )
     watch = _Stopwatch(progress)
     loop.run(0, watch)
     counted = watch.records[1:] or watch.records
