@@ -49,14 +49,7 @@ def compare(
         for _ in range(rounds):
             for side, count in steps.items():
                 peaks.append(peak_flops(DTYPES[job["precision"]], job.get("device", "cpu")))
-                spec = Path(scratch) / f"{side}.json"
-                spec.write_text(json.dumps({**job, "examples": str(path), "steps": count}))
-                done = subprocess.run(
-                    [sys.executable, "-m", "bench.side", side, str(spec)], capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    raise RuntimeError(done.stderr[-2000:])
-                runs[side].append(json.loads(done.stdout.splitlines()[-1]))
+                runs[side].append(run_apart(["bench.side", side], {**job, "examples": str(path), "steps": count}))
     plan = Plan(len(examples), job["batch_size"], EPOCHS, 42, max(steps.values()))
     for key in {"model", "tokenizer"} & set(job):  # results may be published; where a model lies is nobody's business
         job[key] = Path(job[key]).name
@@ -68,6 +61,19 @@ def compare(
     result["ratio"] = result["weitune"]["examples_per_second"] / result["plain"]["examples_per_second"]
     result["memory_ratio"] = result["weitune"]["peak_bytes"] / result["plain"]["peak_bytes"]
     return result
+
+
+def run_apart(module: list[str], job: dict[str, Any]) -> dict[str, Any]:
+    """Run ``python -m`` ``module`` with the file of ``job`` as last argument and return the JSON of its last line."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "job.json"
+        spec.write_text(json.dumps(job))
+        done = subprocess.run(
+            [sys.executable, "-m", *module, str(spec)], capture_output=True, text=True, check=False
+        )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _figures(runs: list[dict[str, Any]], counted: list[list[Example]], settled: bool) -> dict[str, Any]:

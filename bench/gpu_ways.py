@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 
 import torch
 
-from bench.compare import RESULTS, model_folder
+from bench.compare import RESULTS, model_folder, run_apart
 from bench.examples import huanhuan
 from bench.gpu_7b import SHAPE
 from bench.side import EPOCHS, read_examples, weitune_side, write_examples
@@ -93,7 +92,7 @@ def main() -> None:
     examples = huanhuan(tokenizer)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        path, model, spec = Path(scratch) / "examples.jsonl", Path(scratch) / "model", Path(scratch) / "job.json"
+        path, model = Path(scratch) / "examples.jsonl", Path(scratch) / "model"
         write_examples(path, examples)
         make_folder(model, arguments.layers, arguments.device, tokenizer)
         for way in arguments.ways:
@@ -101,14 +100,7 @@ def main() -> None:
                 "model": str(model), "examples": str(path), "way": way, "device": arguments.device,
                 "steps": arguments.steps, "batch_size": BATCH, "micro_tokens": "auto", "dropout": 0.0,
             }  # fmt: skip
-            spec.write_text(json.dumps(job))
-            done = subprocess.run(
-                [sys.executable, "-m", "bench.gpu_ways", "--job", str(spec)],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                sys.exit(f"{way}: {done.stderr[-1500:]}")
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = run_apart(["bench.gpu_ways", "--job"], job)
             rate = BATCH / statistics.median(found["seconds"][1:])
             results.append({"way": way, "layers": arguments.layers, "examples_per_second": rate, **found})
             print(

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.compare import RESULTS, model_folder
+from bench.compare import RESULTS, model_folder, run_apart
 from bench.examples import huanhuan
 from bench.gpu_7b import SHAPE
 from bench.random_weights import random_nf4
@@ -134,16 +132,8 @@ def main() -> None:
                     "micro_tokens": arguments.micro_tokens, "batch_size": arguments.batch_size,
                     "steps": arguments.steps, "shape_7b": arguments.shape_7b,
                 }  # fmt: skip
-                spec = Path(scratch) / "job.json"
-                spec.write_text(json.dumps(job))
                 began = time.perf_counter()
-                done = subprocess.run(
-                    [sys.executable, "-m", "bench.small_memory", "--job", str(spec)],
-                    capture_output=True, text=True, check=False,
-                )  # fmt: skip
-                if done.returncode:
-                    raise RuntimeError(done.stderr[-2000:])
-                results.append(found := json.loads(done.stdout.splitlines()[-1]))
+                results.append(found := run_apart(["bench.small_memory", "--job"], job))
                 print(
                     f"{storage:5s} {recompute:13s} own {found['own_bytes'] / 1e9:5.2f} GB (loading "
                     f"{found['own_bytes_loading'] / 1e9:5.2f})  resident {found['resident_bytes'] / 1e9:5.2f} GB  "
