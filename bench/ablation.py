@@ -26,7 +26,7 @@ from bench.examples import huanhuan
 from weitune.data.layout import SHARED
 from weitune.data.pack import PackedBatch, pack, pack_separately
 from weitune.data.plan import Plan
-from weitune.model import attention, block, decoder, dropout, loss, memory, probe
+from weitune.model import allocator, attention, block, decoder, dropout, loss, probe
 from weitune.model.load import load_model
 from weitune.recipe.schema import Lora, Train
 from weitune.training import assemble
@@ -116,7 +116,7 @@ def memory_given_back() -> Iterator[None]:
         with patch.object(assemble, "keep_freed_memory", lambda: None):
             yield
     finally:
-        memory.keep_freed_memory()
+        allocator.keep_freed_memory()
 
 
 VARIANTS: dict[str, Change] = {
@@ -127,9 +127,9 @@ VARIANTS: dict[str, Change] = {
     "modules and PEFT layers under autograd": own_modules,
     "a Bernoulli mask for every input": setting(decoder, "DropoutString", Bernoulli),
     "one dense mask in attention": setting(decoder, "attention_for", lambda device: attention.DENSE),
-    "wide values whole, not in slices": setting(block, "SLICE_ELEMENTS", 1 << 60),
+    "wide values whole, not in slices": setting(block, "SLICE_COLUMNS", (64, 1 << 60)),
     "the last block at every row": whole_last_block,
-    "the head in one piece": setting(loss, "HEAD_ROWS", 1 << 60),
+    "the head in one piece": setting(loss, "HEAD_ROWS", (1 << 60, 1 << 60)),
     "freed memory given back": lambda stack: stack.enter_context(memory_given_back()),
 }
 

@@ -17,6 +17,7 @@ from weitune.data.conversation import Example, Span
 from weitune.data.plan import Plan
 from weitune.data.prepare import prepare
 from weitune.data.render import framing_for
+from weitune.model import product
 from weitune.model.adapter import attach_adapter
 from weitune.model.load import load_model
 from weitune.recipe.schema import Lora, Recipe, Train
@@ -41,7 +42,16 @@ def examples_with_forks(count: int, vocabulary: int, seed: int = 0) -> list[Exam
     return made
 
 
-def compare(model: Any, tokenizer: Any, examples: list[Example], *, steps: int, batch_size: int, **train: Any) -> None:
+def compare(
+    model: Any,
+    tokenizer: Any,
+    examples: list[Example],
+    *,
+    steps: int,
+    batch_size: int,
+    tolerance: float = 1e-4,
+    **train: Any,
+) -> None:
     plan = Plan(len(examples), batch_size, epochs=2, seed=3, max_steps=steps)
     settings = Train(batch_size=batch_size, learning_rate=1e-3, **train)
     theirs = attach_adapter(copy.deepcopy(model), LORA, seed=1, base="tiny")
@@ -58,7 +68,7 @@ def compare(model: Any, tokenizer: Any, examples: list[Example], *, steps: int, 
     # One distance for the whole adapter: AdamW makes as much of a gradient near 0 as of any, so the rounding of a
     # single small tensor says nothing.
     whole = [torch.cat([p.flatten() for p in m.parameters() if p.requires_grad]).detach() for m in (ours, theirs)]
-    assert (whole[0] - whole[1]).norm() / whole[1].norm() < 1e-4
+    assert (whole[0] - whole[1]).norm() / whole[1].norm() < tolerance
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
@@ -68,12 +78,22 @@ def test_tiny_models_follow_the_oracle(family: str) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_on_real_rows_follows_the_oracle(smollm2_folder: Path) -> None:
+@pytest.mark.parametrize(("onednn", "tolerance"), [(False, 1e-4), (True, 2e-4)], ids=["usual", "onednn"])
+def test_smollm2_on_real_rows_follows_the_oracle(
+    onednn: bool, tolerance: float, smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PyTorch's usual products, which the oracle shares, and by oneDNN's, whose rounding is its own.
+
+    From a run in float64 the adapter of the oracle is 0.94e-4 away, ours by oneDNN 1.0e-4.
+    """
+    if onednn and not product._onednn_works():
+        pytest.skip("this PyTorch has no such operator of oneDNN")
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: onednn)
     loaded = load_model(str(smollm2_folder), precision="fp32", device="cpu")
     recipe = Recipe(model=str(smollm2_folder), data=["builtin:captain-en"])
     prepared = prepare(recipe, framing_for(loaded.tokenizer, recipe.tokens))
     examples = [prepared[k] for k in range(40)]
-    compare(loaded.model, loaded.tokenizer, examples, steps=20, batch_size=2)
+    compare(loaded.model, loaded.tokenizer, examples, steps=20, batch_size=2, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -12,6 +12,7 @@ from weitune.data.conversation import Example, Span
 from weitune.data.pack import pack, visible
 from weitune.model import attention
 from weitune.model.attention import Tree, block_tree_attention, dense_tree_attention, flex_tree_attention
+from weitune.model.product import round_rows
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def test_16_bits_see_the_same_through_blocks_of_round_sizes(window: int | None) 
     expected = attend(dense_tree_attention, tuple(x.double() for x in exact), tree, window, slope.double())
     found = attend(block_tree_attention, exact, tree, window, slope)
     sizes = {len(block.keys) for block, _ in attention._blocks_with_bias(tree, window, 3, torch.bfloat16)}
-    assert all(size % attention.ROUND == 0 for size in sizes)
+    assert all(size % round_rows("cpu", torch.bfloat16) == 0 for size in sizes)
     for ours, theirs in zip(found, expected, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 0.01
 

@@ -15,6 +15,7 @@ from tests.invariant.test_oracle import examples_with_forks
 from tests.model.test_attention import text
 from tests.tiny import TEMPLATE_OF, tiny_model
 from weitune.data.pack import pack
+from weitune.model import product
 from weitune.model.adapter import attach_adapter
 from weitune.model.attention import Tree
 from weitune.model.block import run_block
@@ -133,10 +134,13 @@ def test_a_row_of_round_sizes_is_worth_the_same(count: int, fast: bool) -> None:
         assert distance(gradients[name], gradient) < 1e-6, name
 
 
-@pytest.mark.parametrize(("dtype", "round_sizes"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_what_computes_in_16_bits_on_a_cpu_gets_round_sizes(
-    dtype: torch.dtype, round_sizes: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("dtype", "onednn", "unit"), [(torch.bfloat16, False, 64), (torch.float32, False, 1), (torch.float32, True, 16)]
+)
+def test_what_onednn_multiplies_gets_round_sizes(
+    dtype: torch.dtype, onednn: bool, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: onednn)
     adapted = adapted_model("qwen2", torch.float32)
     model = adapted.get_base_model().bfloat16()  # stored in 16 bits either way
     seen: list[int] = []
@@ -148,10 +152,11 @@ def test_what_computes_in_16_bits_on_a_cpu_gets_round_sizes(
 
     monkeypatch.setattr(BlockDecoder, "states", watched)
     row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
-    assert row.input_ids.shape[1] % 64
+    length = row.input_ids.shape[1]
+    assert length % 16
     loss = SupervisedModel(model, blocks=BlockDecoder.of(model, dtype))(row)
     assert loss.isfinite()
-    assert (seen[0] % 64 == 0) is round_sizes
+    assert seen == [length + -length % unit]
 
 
 def test_dropout_agrees_with_pefts_on_average() -> None:

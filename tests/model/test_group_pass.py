@@ -51,8 +51,7 @@ def run_with_masks_of(block: Any, dropout: DropoutString, layer: Any) -> None:
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if slices:
-        monkeypatch.setattr("weitune.model.block.SLICE_COLUMNS", (16, 16, 48))
-        monkeypatch.setattr("weitune.model.block.SLICE_ELEMENTS", 1)
+        monkeypatch.setattr("weitune.model.block.SLICE_COLUMNS", (16, 48))
         monkeypatch.setattr("weitune.model.group_pass.PIECE_ELEMENTS", (PIECE_ELEMENTS[0], 200))
     adapted = adapted_model("qwen2", r=3, dropout=0.4, dora=dora).train()
     model = adapted.get_base_model()

@@ -17,7 +17,7 @@ import torch
 
 from tests.tiny import save_tiny
 from weitune.model import load
-from weitune.model.memory import giving_back
+from weitune.model.allocator import giving_back
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux")
 MIB = 1 << 20
@@ -59,7 +59,7 @@ def test_freed_tensors_go_back_at_once() -> None:
 _WITH_HOLES = """
 from tests.model.test_memory import MIB, resident
 import torch
-from weitune.model.memory import give_back_freed, keep_freed_memory
+from weitune.model.allocator import give_back_freed, keep_freed_memory
 
 keep_freed_memory()
 before = resident("RssAnon")

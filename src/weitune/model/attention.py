@@ -28,6 +28,7 @@ from torch import Tensor
 
 from weitune.data.pack import PackedBatch
 from weitune.model.fused import can_compile, fused
+from weitune.model.product import round_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree_flex"
 BLOCK_ROWS = 64
 """Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
-ROUND = 64
-"""Sizes of rows are multiples of this where :func:`cached_by_shape` holds; they come again after some hundred rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,22 +232,14 @@ def _folded(heads: Tensor, block: Block, groups: int) -> Tensor:
     return heads[:, :, block.start : block.stop].reshape(1, groups, -1, heads.shape[-1])
 
 
-def cached_by_shape(kind: str, number_bytes: int) -> bool:
-    """Return whether products of such numbers on a device of ``kind`` run code written for their very shape and kept.
-
-    oneDNN does so for 16 bits on a CPU. Left alone, that takes time and, over some hundred shapes, gigabytes.
-    """
-    return kind == "cpu" and number_bytes == 2
-
-
 def _blocks_with_bias(tree: Tree, window: int | None, repeat: int, dtype: torch.dtype) -> list[tuple[Block, Tensor]]:
     """Return the blocks, each with its additive mask repeated for every query head of a group."""
 
     def make() -> list[tuple[Block, Tensor]]:
         nothing, never = torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype)
         blocks = tree.blocks(window)
-        if cached_by_shape("cpu", dtype.itemsize):
-            blocks = [block.rounded_up(ROUND) for block in blocks]
+        if dtype.itemsize == 2:  # PyTorch itself gives these products to oneDNN
+            blocks = [block.rounded_up(round_rows("cpu", dtype)) for block in blocks]
         return [(block, nothing.where(block.seen, never).repeat(repeat, 1)) for block in blocks]
 
     made: list[tuple[Block, Tensor]] = tree.once(("bias", window, repeat, dtype), make)

@@ -29,13 +29,13 @@ from torch import Tensor
 from weitune.model.dropout import DropoutString
 from weitune.model.fused import fused
 from weitune.model.group_pass import AdapterGradients, GroupPass, add_masked
+from weitune.model.product import add_linear, times
 from weitune.model.projection import Factors, LoraGroup
 from weitune.model.shard import gathered
 
-SLICE_ELEMENTS = 1 << 19
-"""Elements of a wide value that are worked on at once on a CPU: 2 MiB in float32."""
-SLICE_COLUMNS = 64, 512, 1280
-"""Columns of a slice: a multiple of the first, about between the others; there products are fastest."""
+SLICE_COLUMNS = 64, 1280
+"""Columns of a wide value that are worked on at once on a CPU: a multiple of the first, at most the second. With fewer
+products are slower, and with more what lies in the processor's cache is gone before it is used."""
 
 _FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm_backward")
 """Whether this torch has RMSNorm as one kernel on a GPU."""
@@ -185,7 +185,7 @@ def _feed_forward(
     for part in _slices(normed, parts.down.inputs):
         gate, up = entry.gate_and_up(part)
         wide = _gated(gate, up, parts.activation[0])
-        output.addmm_(wide, frozen.weight(wide.dtype, inputs=part).T)
+        add_linear(output, wide, frozen.weight(wide.dtype, inputs=part))
         if factors_down and low_down is not None:
             wide = wide if mask is None else wide.mul_(mask[:, part])
             down.add_frozen_of_dropped([output], wide, inputs=part)
@@ -235,7 +235,7 @@ def _feed_forward_backward(ctx: Any, kept: _Kept, slope: Tensor) -> tuple[Tensor
     for part in _slices(normed, parts.down.inputs):
         gate, up = inner.pop() if inner else entry.gate_and_up(part)
         gate = gate if ctx.run.once else gate.clone()
-        active, wide_slope = parts.activation[0](gate), slope @ frozen.weight(slope.dtype, inputs=part)
+        active, wide_slope = parts.activation[0](gate), times(slope, frozen.weight(slope.dtype, inputs=part))
         seen, wide_dropped_slope = None if mask is None else mask[:, part], None
         if factors_down and down_slope is not None:
             wide = _dropped(active, up, seen)
@@ -307,11 +307,11 @@ def _attention_backward(ctx: Any, kept: _Kept, middle_slope: Tensor) -> tuple[Te
 
 
 def _slices(x: Tensor, width: int) -> Iterator[slice]:
-    """Cut ``width`` columns into slices whose values for the rows of ``x`` stay in cache."""
-    unit, least, most = SLICE_COLUMNS
+    """Cut ``width`` columns of what belongs to the rows of ``x`` into slices, as even as can be."""
+    unit, most = SLICE_COLUMNS
     step = width
     if x.device.type == "cpu" and x.dtype.itemsize >= 4:  # sums over slices would be rounded too often in 16 bits
-        count = -(-width // min(max(SLICE_ELEMENTS // max(len(x), 1), least), most))
+        count = -(-width // most)
         step = -(-width // (count * unit)) * unit
     for start in range(0, width, step):
         yield slice(start, min(start + step, width))

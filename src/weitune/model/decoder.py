@@ -18,6 +18,7 @@ from weitune.model.attention import Tree, attention_for
 from weitune.model.block import ACTIVATIONS, BlockParts, Norm, Pass, run_block
 from weitune.model.dropout import DropoutString
 from weitune.model.fused import fused
+from weitune.model.product import lay_by_columns
 from weitune.model.projection import LoraGroup, read_projection
 from weitune.model.recompute import run_block_twice
 from weitune.recipe.schema import Recompute
@@ -62,6 +63,12 @@ class BlockDecoder:
         """Whether the blocks give a gradient to everything in them that is trained."""
         ours = {id(parameter) for block in self._blocks for parameter in block.parameters}
         return all(id(each) in ours for each in self._decoder.layers.parameters() if each.requires_grad)
+
+    def lay_out(self) -> None:
+        """Lay the matrices that are multiplied by slices of their columns so that it is done fast."""
+        for block in self._blocks:
+            for projection in block.down.projections:
+                lay_by_columns(projection.layer)
 
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weitune.model.dropout import DropoutString
+from weitune.model.product import add_linear, add_times, linear
 from weitune.model.projection import Factors, LoraGroup, Projection
 from weitune.model.stored import ALL
 
@@ -97,7 +98,7 @@ class GroupPass:
         """Add to each of ``total`` (T, N) what the frozen matrix beside makes of ``dropped`` (T, K), or of a part."""
         for p, output in zip(self.beside, total, strict=True):
             if p is not None:
-                output.addmm_(dropped, p.weight(dropped.dtype, outputs, inputs).T)
+                add_linear(output, dropped, p.weight(dropped.dtype, outputs, inputs))
 
     def backward(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the gradient of the input ``x``, and those of the adapters."""
@@ -121,7 +122,7 @@ class GroupPass:
         """Add to ``total`` (T, K) the gradient of ``x'`` by way of the frozen matrices beside, from these outputs."""
         for p, slope in zip(self.beside, slopes, strict=True):
             if p is not None:
-                total.addmm_(slope, p.weight(slope.dtype, outputs, inputs))
+                add_times(total, slope, p.weight(slope.dtype, outputs, inputs))
 
     def _adapters(self, slopes: list[Tensor], low: Tensor, low_slope: Tensor, x: Tensor) -> list[Tensor]:
         found, dropped = AdapterGradients(self), self.drop(x)
@@ -188,7 +189,7 @@ class AdapterGradients:
         for found, magnitude, slope in zip(self._products, self._run.magnitudes, slopes, strict=True):
             if magnitude is not None:
                 weight = magnitude.frozen.weight(slope.dtype, outputs, inputs)
-                part = (dropped @ weight.T).mul_(slope).sum(0)
+                part = linear(dropped, weight).mul_(slope).sum(0)
                 if inputs == ALL or not found:
                     found.append(part)
                 else:

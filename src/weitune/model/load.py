@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weitune.errors import InputError, ModelError, first_line
+from weitune.model.allocator import giving_back
 from weitune.model.config import dtype_on_disk, read_config
 from weitune.model.gguf_model import gguf_model, gguf_tokenizer
 from weitune.model.locate import ModelFiles, locate
-from weitune.model.memory import giving_back
 from weitune.model.shard import shard
 from weitune.model.stored import quantization
 from weitune.recipe.schema import QUANTIZED, Storage

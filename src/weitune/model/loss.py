@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weitune.model.allocator import empty_apart
+from weitune.model.product import by_onednn, linear, round_rows
+
 CHUNK_LOGITS = 1 << 26
 """Logits held at once, at most: 64 Mi numbers, 256 MiB in float32."""
-HEAD_ROWS = 512
-"""Rows of the head that are multiplied at once on a CPU, which is faster than all at once."""
+HEAD_ROWS = 512, 2048
+"""Rows of the head that are multiplied at once on a CPU, which is faster than all at once; the second by oneDNN."""
 
 
 def reference_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor) -> Tensor:
@@ -61,9 +64,8 @@ class _SupervisedLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        most = max(1, chunk_logits // head.shape[0])
-        step = -(-hidden.shape[0] // max(1, -(-hidden.shape[0] // most)))  # as even as can be: few rows multiply slowly
-        product = torch.empty((step, head.shape[0]), dtype=hidden.dtype, device=hidden.device)  # the one large tensor
+        step = _chunk_rows(hidden, max(1, chunk_logits // head.shape[0]))
+        product = empty_apart(step, head.shape[0], hidden)  # the one large tensor
         for start in range(0, hidden.shape[0], max(step, 1)):
             part = slice(start, start + step)
             logits = _logits(hidden[part], head, bias, product[: len(targets[part])]).to(exact)
@@ -84,21 +86,37 @@ class _SupervisedLoss(torch.autograd.Function):
         return (gradient * grads[0].to(gradient.dtype) if gradient is not None else None, None, None, None, None, None)
 
 
+def _chunk_rows(hidden: Tensor, most: int) -> int:
+    """Return how many of the states, at most ``most``, go through the head at once: for few, products are slow."""
+    unit = round_rows(hidden.device.type, hidden.dtype)
+    unit = unit if most >= unit else 1
+    chunks = max(1, -(-len(hidden) // (most // unit * unit)))
+    return -(-len(hidden) // (chunks * unit)) * unit
+
+
 def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """Write hidden · headᵀ + bias to ``out`` and return it."""
-    step = HEAD_ROWS if hidden.device.type == "cpu" else head.shape[0]
+    ours = by_onednn(hidden.device.type, hidden.dtype)
+    step = HEAD_ROWS[ours] if hidden.device.type == "cpu" else head.shape[0]
     for start in range(0, head.shape[0], step):
         part = slice(start, start + step)
-        torch.mm(hidden, head[part].to(hidden.dtype).T, out=out[:, part])
+        rows = head[part].to(hidden.dtype)
+        if ours:
+            out[:, part] = linear(hidden, rows)
+        else:
+            torch.mm(hidden, rows.T, out=out[:, part])
     return out if bias is None else out.add_(bias.to(out.dtype))
 
 
 def _times_head(slope: Tensor, head: Tensor, out: Tensor) -> None:
-    """Write slope · head to ``out``; a head stored in another format is widened a few rows at a time."""
+    """Write slope · head to ``out``; a head stored in another format is widened a few rows at a time.
+
+    oneDNN would sum as many numbers one after the other as it gets rows of the head: 1.6 times the rounding error.
+    """
     if head.dtype == slope.dtype:
         torch.mm(slope, head, out=out)
         return
     out.zero_()
-    for start in range(0, head.shape[0], HEAD_ROWS):
-        part = slice(start, start + HEAD_ROWS)
+    for start in range(0, head.shape[0], HEAD_ROWS[0]):
+        part = slice(start, start + HEAD_ROWS[0])
         out.addmm_(slope[:, part], head[part].to(slope.dtype))

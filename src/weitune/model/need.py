@@ -157,7 +157,7 @@ def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
 def _made_at_once(shape: Shape, manner: Manner) -> int:
     """Return how many numbers of a frozen matrix are made at once, where it does not lie in memory as it is used."""
     sliced = manner.plain_blocks and manner.slices and manner.number_bytes >= 4
-    return shape.hidden * (max(shape.queries, SLICE_COLUMNS[2]) if sliced else shape.wide)
+    return shape.hidden * (max(shape.queries, SLICE_COLUMNS[1]) if sliced else shape.wide)
 
 
 def fitting_tokens(fits: Callable[[int], bool], least: int = LEAST_TOKENS, most: int = MOST_TOKENS) -> int:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weitune.model.product import add_times, linear
 from weitune.model.stored import ALL, dense, is_linear
 
 
@@ -106,7 +106,7 @@ class LoraGroup:
     def frozen(self, inputs: Tensor, outputs: slice = ALL) -> list[Tensor]:
         """Return what the frozen layers make of ``inputs`` (T, K): all outputs, or the same columns of each."""
         dtype = inputs.dtype
-        return [F.linear(inputs, p.weight(dtype, outputs), p.bias(dtype, outputs)) for p in self.projections]
+        return [linear(inputs, p.weight(dtype, outputs), p.bias(dtype, outputs)) for p in self.projections]
 
     def factors(self, dtype: torch.dtype, kept: float) -> Factors | None:
         """Return the adapters as ``dtype``, or None if there are none.
@@ -130,7 +130,7 @@ class LoraGroup:
     def add_gradient_of_input(self, total: Tensor, slopes: list[Tensor], outputs: slice = ALL) -> None:
         """Add to ``total`` (T, K) the frozen layers' part of the gradient of the input, from these outputs."""
         for p, slope in zip(self.projections, slopes, strict=True):
-            total.addmm_(slope, p.weight(slope.dtype, outputs))
+            add_times(total, slope, p.weight(slope.dtype, outputs))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
-from weitune.model.attention import ROUND, Tree, cached_by_shape
+from weitune.model.attention import Tree
 from weitune.model.decoder import BlockDecoder
 from weitune.model.loss import supervised_loss
+from weitune.model.product import round_rows
 from weitune.model.shard import gathered
 from weitune.recipe.schema import Recompute
 
@@ -128,8 +129,11 @@ class SupervisedModel(nn.Module):
     def forward(self, row: Row) -> Tensor:
         """Return the sum over the row's predictions of weight · cross entropy."""
         dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
-        if cached_by_shape(self.model.device.type, dtype.itemsize):
-            row = row.rounded_up(ROUND, ROUND)
+        tokens, predictions = (
+            round_rows(self.model.device.type, dtype, count) for count in (row.input_ids.shape[1], len(row.targets))
+        )
+        if tokens > 1:
+            row = row.rounded_up(tokens, predictions)
         if not self.plain_head:
             logits = predicted_logits(self.model, row)
             losses = F.cross_entropy(logits.float(), row.targets.to(logits.device), reduction="none")

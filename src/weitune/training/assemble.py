@@ -13,18 +13,19 @@ from weitune.data.layout import Layout
 from weitune.data.plan import Plan
 from weitune.errors import ModelError
 from weitune.model.adapter import attach_adapter, check_targets, token_numbers
+from weitune.model.allocator import giving_back, keep_freed_memory
 from weitune.model.decoder import BlockDecoder
 from weitune.model.load import LoadedModel
 from weitune.model.memory import (
     SHARE_OF_FREE_MEMORY,
     MemoryPlan,
     free_bytes,
-    keep_freed_memory,
     plan_memory,
     resident_bytes,
 )
 from weitune.model.need import Manner, Shape, trained_bytes
 from weitune.model.probe import Abilities, probe
+from weitune.model.product import by_onednn, kept_bytes
 from weitune.model.recorded import RecordedPasses, can_record, recorded_tokens
 from weitune.model.shard import gathered_bytes, held_numbers
 from weitune.model.starts import adapter_folder, start_eva, start_from, start_loftq
@@ -78,13 +79,15 @@ class Trainable:
     def still_to_come(self) -> int:
         """Return the bytes that training will take besides its passes and has not taken yet.
 
-        Weights that are mapped from a file come when they are read, gradients and moments with the first step.
+        Weights that are mapped from a file come when they are read, gradients and moments with the first step, and the
+        code of products with new shapes.
         """
         numbers = [(held_numbers(p), p.element_size(), p.requires_grad) for p in self.trained.model.parameters()]
         held = sum(numel * size for numel, size, _ in numbers)
         unread = max(0, held - resident_bytes()) if self.loaded.device.type == "cpu" else 0
         whole = gathered_bytes(self.loaded.model) if self.loaded.shards > 1 else 0
-        return unread + whole + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
+        code = kept_bytes(self.loaded.device.type, self.loaded.dtype)
+        return unread + whole + code + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
 
 
 def make_trainable(
@@ -135,6 +138,9 @@ def make_trainable(
     elif plain.init == "eva":
         lay, device = trainable.layout.lay, loaded.device
         start_eva(adapted, [Row.of(lay(examples), device) for examples in steps])
+    if blocks and trainable.abilities.plain_blocks and by_onednn(loaded.device.type, loaded.dtype):
+        with giving_back(loaded.files.folder.glob("*.safetensors")):
+            blocks.lay_out()
     return trainable
 
 

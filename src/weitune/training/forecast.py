@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from weitune.model.attention import cached_by_shape
 from weitune.model.memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
 from weitune.model.need import Manner, MemoryNeed, PassSize, pass_bytes, trained_bytes
 from weitune.model.outline import Outline, outline
+from weitune.model.product import kept_bytes
 from weitune.model.stored import dense_bytes, stored_bytes
 from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Recompute, Storage
 from weitune.training.workload import Workload
@@ -29,8 +29,6 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
-_PRODUCTS = 250 * _MIB
-"""What oneDNN keeps where :func:`cached_by_shape` holds, once shapes come again (measured)."""
 _CONTEXT = 700 * _MIB
 """Of an accelerator: an assumption."""
 
@@ -92,7 +90,7 @@ def memory_need(
     adapter, gradients, optimizer = trained_bytes(outline.trainable)
     activations, logits = pass_bytes(outline.shape, size, manner)
     return MemoryNeed(
-        framework=_FRAMEWORK.get(kind, _CONTEXT) + (_PRODUCTS if cached_by_shape(kind, manner.number_bytes) else 0),
+        framework=_FRAMEWORK.get(kind, _CONTEXT) + kept_bytes(kind, form.dtype),
         weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
         adapter=adapter,
         gradients=gradients,

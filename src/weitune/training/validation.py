@@ -26,7 +26,7 @@ from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.engine import Engine
-from weitune.model.memory import give_back_freed
+from weitune.model.allocator import give_back_freed
 from weitune.training.checkpoint import Checkpoint, fault_of
 from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
