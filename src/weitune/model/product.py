@@ -2,7 +2,7 @@
 
 PyTorch gives float32 to MKL, whose code for processors of AMD is that for AVX2, whatever they have. oneDNN, which it
 takes for 16 bits and for compiled models, has code for AVX-512 that runs on them too: for Qwen2.5-0.5B's feed-forward
-layers 10 to 25 % faster (docs/performance.md). So there it gets the products with frozen matrices, as long as these, or
+layers 8 to 25 % faster (docs/performance.md). So there it gets the products with frozen matrices, as long as these, or
 their transposes, lie in memory without gaps: with gaps it takes hundreds of times longer. All else is PyTorch's choice.
 
 oneDNN writes code for every shape that it meets, and keeps it. For numbers of rows that are multiples of
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 _ROUND = {2: 64, 4: 16}
 """Rows at least, by the bytes of a number."""
 _CODE_BYTES = {2: 250 << 20, 4: 128 << 20}
+"""What the code for shapes takes in the end, by the bytes of a number (measured)."""
 
 
 @functools.cache

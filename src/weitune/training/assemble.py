@@ -138,7 +138,8 @@ def make_trainable(
     elif plain.init == "eva":
         lay, device = trainable.layout.lay, loaded.device
         start_eva(adapted, [Row.of(lay(examples), device) for examples in steps])
-    if blocks and trainable.abilities.plain_blocks and by_onednn(loaded.device.type, loaded.dtype):
+    whole = loaded.shards == 1 and trainable.abilities.plain_blocks
+    if blocks and whole and by_onednn(loaded.device.type, loaded.dtype):
         with giving_back(loaded.files.folder.glob("*.safetensors")):
             blocks.lay_out()
     return trainable
