@@ -84,7 +84,7 @@ def test_smollm2_on_real_rows_follows_the_oracle(
 ) -> None:
     """By PyTorch's usual products, which the oracle shares, and by oneDNN's, whose rounding is its own.
 
-    From a run in float64 the adapter of the oracle is 0.94e-4 away, ours by oneDNN 1.0e-4.
+    From a run in float64 the adapter of the oracle is 0.94e-4 away, ours with the blocks by oneDNN 1.0e-4.
     """
     if onednn and not product._onednn_works():
         pytest.skip("this PyTorch has no such operator of oneDNN")
