@@ -14,7 +14,7 @@ from tests.model.test_block import CPU, adapted_model, distance, loss_and_gradie
 from weitune.data.pack import pack
 from weitune.model import product
 from weitune.model.decoder import BlockDecoder
-from weitune.model.loss import reference_loss, supervised_loss
+from weitune.model.loss import _times_head, reference_loss, supervised_loss
 from weitune.model.product import add_linear, add_times, lay_by_columns, linear, round_rows, times
 from weitune.model.supervised import Row
 
@@ -154,6 +154,36 @@ def test_a_shape_that_is_new_is_multiplied_in_another_thread_first(monkeypatch: 
 
 
 @needs_onednn
+def test_without_a_thread_to_be_had_it_is_multiplied_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(product, "_met", set())
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    x, weight = torch.arange(128.0).view(16, 8), torch.arange(32.0).view(4, 8)
+    assert torch.equal(linear(x, weight), x @ weight.T)
+
+
+@needs_onednn
+def test_the_gradient_of_the_loss_is_as_exact_as_by_pytorchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary is long, so that it matters in which order its rows are added."""
+    draw = torch.Generator().manual_seed(0)
+    head, slope = torch.randn(40_000, 64, generator=draw), torch.randn(48, 40_000, generator=draw).mul_(2).softmax(-1)
+    target = torch.randint(8_000, (48, 1), generator=draw)
+    slope.scatter_add_(1, target, torch.full((48, 1), -1.0))
+    exact = slope.double() @ head.double()
+
+    def error(onednn: bool) -> float:
+        monkeypatch.setattr(product, "onednn_is_faster", lambda: onednn)
+        out = torch.empty(48, 64)
+        _times_head(slope.clone(), target, head, out)
+        return float((out - exact).norm() / exact.norm())
+
+    assert error(onednn=True) < error(onednn=False)
+
+
+@needs_onednn
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_a_row_is_worth_the_same_by_both_libraries(
     dora: bool, multiplied: list[Tensor], monkeypatch: pytest.MonkeyPatch
@@ -209,4 +239,4 @@ def test_the_head_by_onednn(n: int, chunk_rows: int, multiplied: list[Tensor], m
     (expected_slope,) = torch.autograd.grad(expected, hidden)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-4, atol=1e-5)
-    assert {len(weight) for weight in multiplied} == {96, 8}
+    assert {tuple(weight.shape) for weight in multiplied} == {(96, 24), (8, 24), (24, 96), (24, 8)}  # there and back

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.allocator import empty_apart
-from weitune.model.product import by_onednn, linear, round_rows
+from weitune.model.product import add_times, by_onednn, linear, round_rows
 
 CHUNK_LOGITS = 1 << 26
 """Logits held at once, at most: 64 Mi numbers, 256 MiB in float32."""
@@ -75,7 +75,7 @@ class _SupervisedLoss(torch.autograd.Function):
             if gradient is not None:
                 # d loss / d logits = weight · (softmax − one-hot)
                 slope = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
-                _times_head(slope.to(hidden.dtype), head, out=gradient[part])
+                _times_head(slope.to(hidden.dtype), target, head, out=gradient[part])
                 gradient[part].mul_(weight[:, None])
         ctx.save_for_backward(gradient)
         return total
@@ -108,15 +108,22 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> T
     return out if bias is None else out.add_(bias.to(out.dtype))
 
 
-def _times_head(slope: Tensor, head: Tensor, out: Tensor) -> None:
+def _times_head(slope: Tensor, target: Tensor, head: Tensor, out: Tensor) -> None:
     """Write slope · head to ``out``; a head stored in another format is widened a few rows at a time.
 
-    oneDNN would sum as many numbers one after the other as it gets rows of the head: 1.6 times the rounding error.
+    ``slope`` (N, V) is used up. oneDNN adds as many numbers one after the other as it gets rows of the head, so the
+    row of ``target`` (N, 1), the largest as a rule, comes last: after it every number would be rounded as coarsely.
     """
-    if head.dtype == slope.dtype:
+    ours = by_onednn(slope.device.type, slope.dtype)
+    if head.dtype == slope.dtype and not ours:
         torch.mm(slope, head, out=out)
         return
+    if ours:
+        largest = slope.gather(1, target)
+        slope.scatter_(1, target, 0)
     out.zero_()
-    for start in range(0, head.shape[0], HEAD_ROWS[0]):
-        part = slice(start, start + HEAD_ROWS[0])
-        out.addmm_(slope[:, part], head[part].to(slope.dtype))
+    for start in range(0, head.shape[0], HEAD_ROWS[ours]):
+        part = slice(start, start + HEAD_ROWS[ours])
+        add_times(out, slope[:, part], head[part].to(slope.dtype))
+    if ours:
+        out.addcmul_(largest, head[target.squeeze(1)].to(slope.dtype))

@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     shape = x.shape, x.stride(), weight.shape, weight.stride(), bias is None
     if shape not in _met:
         _met.add(shape)
-        with ThreadPoolExecutor(1) as apart:  # which ends again: OpenMP's waits are slow with more threads than cores
+        # The thread ends again: OpenMP's waits are slow with more threads than cores.
+        with ThreadPoolExecutor(1) as apart, suppress(RuntimeError):  # no thread to be had: then it lies here
             apart.submit(_multiplied, x, weight, bias).result()
     return _multiplied(x, weight, bias)
 
