@@ -28,6 +28,7 @@ def give_back_freed() -> None:
 
     It would stay, in holes that the other sizes do not fit, and the peak would be the sum of both. See malloc_trim(3).
     """
+    _apart.clear()
     _glibc("malloc_trim", 0)
 
 
@@ -52,19 +53,34 @@ def giving_back(files: Iterable[Path] = ()) -> Iterator[None]:
         _glibc("mallopt", _TRIM_THRESHOLD, 1 << 26)
 
 
-def empty_apart(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-    """Return an unwritten matrix (rows, columns) of the format and on the device of ``like``.
+@contextmanager
+def unwritten_apart(rows: int, columns: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Lend an unwritten matrix (rows, columns) of the format and on the device of ``like``, to the end of the block.
 
     A large one on a CPU is mapped apart from the heap, where it would leave a hole that small ones fill and it does not
-    fit again; and in pages of 2 MiB where the system has them, for that is a few hundred page faults less for each.
+    fit again; and in pages of 2 MiB where the system has them, for that is a few hundred page faults less for each. It
+    stays for the next one, since new pages are cleared first, until :func:`give_back_freed`.
     """
     size = rows * columns * like.element_size()
     if sys.platform != "linux" or like.device.type != "cpu" or size < _LARGE:
-        return like.new_empty(rows, columns)
+        yield like.new_empty(rows, columns)
+        return
+    memory = _apart.pop() if _apart else None
+    if memory is None or len(memory) < size:
+        memory = _mapped(size)
+    yield torch.frombuffer(memory, dtype=like.dtype, count=rows * columns).view(rows, columns)
+    _apart[:] = [memory]
+
+
+_apart: list[mmap.mmap] = []
+"""What was lent last, if it is not lent now."""
+
+
+def _mapped(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without such pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype).view(rows, columns)
+    return memory
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4

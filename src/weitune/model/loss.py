@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weitune.model.allocator import empty_apart
+from weitune.model.allocator import unwritten_apart
 from weitune.model.product import add_times, by_onednn, linear, round_rows
 
 CHUNK_LOGITS = 1 << 26
@@ -65,18 +65,18 @@ class _SupervisedLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         step = _chunk_rows(hidden, max(1, chunk_logits // head.shape[0]))
-        product = empty_apart(step, head.shape[0], hidden)  # the one large tensor
-        for start in range(0, hidden.shape[0], max(step, 1)):
-            part = slice(start, start + step)
-            logits = _logits(hidden[part], head, bias, product[: len(targets[part])]).to(exact)
-            logs = torch.log_softmax(logits, dim=-1, out=logits)
-            target, weight = targets[part, None], weights[part].to(exact)
-            total -= (logs.gather(1, target).squeeze(1) * weight).sum()
-            if gradient is not None:
-                # d loss / d logits = weight · (softmax − one-hot)
-                slope = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
-                _times_head(slope.to(hidden.dtype), target, head, out=gradient[part])
-                gradient[part].mul_(weight[:, None])
+        with unwritten_apart(step, head.shape[0], hidden) as product:  # the one large tensor
+            for start in range(0, hidden.shape[0], max(step, 1)):
+                part = slice(start, start + step)
+                logits = _logits(hidden[part], head, bias, product[: len(targets[part])]).to(exact)
+                logs = torch.log_softmax(logits, dim=-1, out=logits)
+                target, weight = targets[part, None], weights[part].to(exact)
+                total -= (logs.gather(1, target).squeeze(1) * weight).sum()
+                if gradient is not None:
+                    # d loss / d logits = weight · (softmax − one-hot)
+                    slope = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
+                    _times_head(slope.to(hidden.dtype), target, head, out=gradient[part])
+                    gradient[part].mul_(weight[:, None])
         ctx.save_for_backward(gradient)
         return total
 
