@@ -21,6 +21,7 @@ from weitune.errors import MissingExtraError, ModelError, first_line
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
+_NOT_WANTED = ["*/*", "consolidated*"]  # the same weights once more, in folders or, as Mistral names them, beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,10 @@ def _folder(path: Path) -> ModelFiles:
 
 def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except GatedRepoError:
         raise ModelError(
             f"'{model}' wants its licence accepted first",
@@ -118,7 +119,12 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
             f"there is no model '{model}' on Hugging Face, and no folder of that name here",
             "Check the spelling; a private model needs `hf auth login`.",
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"'{model}' has no revision '{revision}' on Hugging Face",
+            "Give a branch, a tag or a commit that the model's page shows.",
+        ) from None
+    except Exception as error:  # noqa: BLE001  (a connection that breaks is an error of the client's HTTP library)
         raise ModelError(
             f"'{model}' could not be downloaded from Hugging Face: {first_line(error)}",
             "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
@@ -132,7 +138,7 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
     except ImportError:
         raise MissingExtraError("modelscope", "modelscope") from None
     try:
-        return Path(snapshot_download(model, revision=revision, allow_file_pattern=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
         raise ModelError(
             f"'{model}' could not be downloaded from ModelScope: {first_line(error)}",
