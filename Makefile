@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reference bench clean help
+.PHONY: demo test check format reference bench llama-cpp clean help
 
 help:
 	@echo "make demo       fine-tune a small model on a persona and compare it with its base (about 4 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make format     format the code"
 	@echo "make reference  write docs/recipe.md and docs/recipe.schema.json anew"
 	@echo "make bench      measure a training step against transformers + PEFT"
+	@echo "make llama-cpp  build llama.cpp for this processor, in place of the wheel (about 10 minutes)"
 
 # Installed once, and again only when the pins or the dependencies change.
 $(READY): constraints.txt pyproject.toml
@@ -41,6 +42,10 @@ reference: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench.train_speed
+
+llama-cpp: $(READY)
+	CMAKE_ARGS='-DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF' $(BIN)/python -m pip install \
+		--constraint constraints.txt --force-reinstall --no-deps --no-binary xllamacpp xllamacpp
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xllamacpp
 
 from bench.compare import peak_flops
 from bench.serving import Service, keep, service
@@ -98,7 +99,7 @@ def main() -> None:
         "model": Path(tuned.recipe.model).name, "dtype": str(subject.dtype), "cores": cores, "clients": options.clients,
         "tokens_an_answer": options.tokens, "tokens_per_second": medians, "all_rounds": rates,
         "one_to_plain": medians["one"] / medians["plain"], "together_to_one": medians["together"] / medians["one"],
-        "peak_gflops": [round(peak / 1e9, 1) for peak in peaks],
+        "llama_cpp": xllamacpp.get_system_info(), "peak_gflops": [round(peak / 1e9, 1) for peak in peaks],
     })  # fmt: skip
 
 

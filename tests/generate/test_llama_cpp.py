@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
-from weitune.generate.llama_cpp import LlamaCpp
+from weitune.generate.llama_cpp import LlamaCpp, misses_avx512
 from weitune.generate.sampling import Sampling
 
 
@@ -51,3 +52,19 @@ print(with_team - alone, threads() - alone, bool(torch.ones(1 << 20).cos_().sum(
 def test_threads_of_torch_are_gone_before_llama_cpp_starts_its_own() -> None:
     found = subprocess.run([sys.executable, "-c", _OF_TORCH], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["2", "0", "True", "2"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "build", "missed"),
+    [
+        ("AVX512", "CPU : AVX2 = 1 | F16C = 1 | ", True),
+        ("AVX512", "CPU : AVX2 = 1 | AVX512 = 1 | AVX512_VNNI = 1 | ", False),
+        ("AVX2", "CPU : AVX2 = 1 | F16C = 1 | ", False),
+    ],
+)
+def test_a_build_that_leaves_avx512_unused_is_known(
+    processor: str, build: str, missed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setitem(sys.modules, "xllamacpp", SimpleNamespace(get_system_info=lambda: build))
+    assert misses_avx512() is missed

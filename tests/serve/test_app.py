@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.serve.asgi import ASK, Client, ScriptedEngine, make_app, until
+from weitune.generate.llama_engine import Piece
 from weitune.generate.sampling import Sampling
 from weitune.serve.guard import Guard
+from weitune.serve.request import Limits, parse_request
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -49,6 +52,17 @@ def test_a_streamed_reply() -> None:
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 3
     assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
+
+
+def test_of_a_whole_answer_the_loop_hears_once() -> None:
+    async def pieces_of(stream: bool) -> list[Piece]:
+        app = make_app(ScriptedEngine())
+        framed = app._answering.frame(parse_request({**ASK, "stream": stream}, app._offers, Limits()))
+        return [piece async for piece in app._answering.answer(framed)]
+
+    streamed, whole = run(pieces_of(True)), run(pieces_of(False))
+    assert len(streamed) > 1
+    assert whole == [replace(streamed[-1], text="".join(piece.text for piece in streamed))]
 
 
 def test_several_answers_have_seeds_of_their_own() -> None:

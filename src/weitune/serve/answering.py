@@ -1,19 +1,21 @@
 """From a request to text, piece by piece: the bridge between asyncio and the engine.
 
-    request ── frame ──▶ tokens ──▶ slot ──▶ thread: llama.cpp's stream ──▶ asyncio queue ──▶ Piece, Piece, …
+    request ── frame ──▶ tokens ──▶ slot ──▶ thread: llama.cpp's stream, Piece, Piece, … ──▶ asyncio queue
 
-A thread reads each running answer, so there are as many threads as slots. When the task that iterates is cancelled (its
-client has gone), the engine's connection is closed, and llama.cpp drops the answer with the token under way.
+A thread reads each running answer, so there are as many threads as slots. llama.cpp streams every answer, for then it
+notices within a token when nobody reads any more. Of one that the client wants whole the thread makes a single piece:
+the event loop would take time from llama.cpp at each token. When the task that iterates is cancelled (its client has
+gone), the engine's connection is closed, and llama.cpp drops the answer with the token under way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from weitune.errors import InputError
 from weitune.generate.llama_cpp import Completion, LlamaCpp
@@ -21,6 +23,8 @@ from weitune.generate.llama_engine import ChunkReader, Piece
 from weitune.serve.admission import Admission
 from weitune.serve.errors import ApiError
 from weitune.serve.request import ChatRequest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,17 @@ class Answering:
         return Framed(replace(request, sampling=replace(request.sampling, max_new_tokens=longest)), prompt)
 
     async def answer(self, framed: Framed, choice: int = 0) -> AsyncGenerator[Piece, None]:
-        """Yield one answer; ``choice`` counts the answers to one request, which differ by their seeds.
+        """Yield one answer, in pieces if the request wants it streamed; ``choice`` counts the answers to one request,
+        which differ by their seeds.
 
         Raises ApiError if the engine refuses it.
         """
         async with self.admission.slot():
             completion = self.llama.complete(self._body(framed, choice))
-            async with aclosing(_read(completion, self._readers)) as chunks:
-                async for piece in _pieces(chunks, framed.request.offer.stop_tokens):
+            pieces = _pieces(completion, framed.request.offer.stop_tokens)
+            wanted = pieces if framed.request.stream else _joined(pieces)
+            async with aclosing(_read(wanted, completion, self._readers)) as read:
+                async for piece in read:
                     yield piece
 
     def _body(self, framed: Framed, choice: int) -> dict[str, Any]:
@@ -77,32 +84,39 @@ class Answering:
         return {**body, **request.extra, "stop": list(request.stop)}
 
 
-async def _pieces(chunks: AsyncIterator[dict[str, Any]], stop_tokens: frozenset[int]) -> AsyncGenerator[Piece, None]:
-    """Turn the engine's chunks into pieces. Raises ApiError if they break off."""
+def _pieces(completion: Completion, stop_tokens: frozenset[int]) -> Iterator[Piece]:
+    """Turn the engine's chunks into pieces. Raises ApiError if it refuses the request, or breaks off."""
     reader = ChunkReader(stop_tokens)
-    async for chunk in chunks:
-        piece = reader.read(chunk)
-        if piece.text or piece.finish:
-            yield piece
-        if piece.finish:
-            return
+    try:
+        for chunk in completion:
+            piece = reader.read(chunk)
+            if piece.text or piece.finish:
+                yield piece
+            if piece.finish:
+                return
+    except InputError as error:
+        raise ApiError(400, error.message) from None
     raise ApiError(500, "the engine broke off the answer")
 
 
-async def _read(completion: Completion, threads: ThreadPoolExecutor) -> AsyncGenerator[dict[str, Any], None]:
-    """Read a blocking stream in a thread."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield a whole answer as one piece."""
+    *texts, last = pieces
+    yield replace(last, text="".join(piece.text for piece in (*texts, last)))
 
-    def tell(item: dict[str, Any] | Exception | None) -> None:
+
+async def _read(items: Iterable[T], completion: Completion, threads: ThreadPoolExecutor) -> AsyncGenerator[T, None]:
+    """Yield what is made of ``completion``, read in a thread, and close it."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+
+    def tell(item: T | Exception | None) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, item)
 
     def read() -> None:
         try:
-            for chunk in completion:
-                tell(chunk)
-        except InputError as error:
-            tell(ApiError(400, error.message))
+            for item in items:
+                tell(item)
         except Exception as error:  # noqa: BLE001  (raised again in the task that reads)
             tell(error)
         finally:
