@@ -191,6 +191,9 @@ def test_modelscope_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "modelscope", types.ModuleType("modelscope"))
     assert upload(tmp_path, "me/zhenhuan", hub="modelscope", private=False).endswith("/models/me/zhenhuan")
     assert Hub.calls[0] == ("me/zhenhuan", {"visibility": "public", "exist_ok": True})
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlanguage: zh\n---\n\n# A run\n")
+    upload(tmp_path, "me/zhenhuan", hub="modelscope")
+    assert Hub.calls[0] == ("me/zhenhuan", {"visibility": "private", "exist_ok": True, "license": "other"})
     monkeypatch.setitem(sys.modules, "modelscope.hub.api", None)  # type: ignore[arg-type]
     with pytest.raises(MissingExtraError, match="modelscope"):
         upload(tmp_path, "me/zhenhuan", hub="modelscope")

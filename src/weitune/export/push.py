@@ -68,13 +68,19 @@ def base_licence(tuned: Tuned, ask_hub: Callable[[str], str | None] | None = Non
     if tuned.files.gguf:
         licence: str | None = read_header(tuned.files.path).get("general.license")
         return licence
-    readme = tuned.files.folder / "README.md"
-    if readme.is_file() and (head := re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), re.DOTALL)):
+    if (told := _licence_on_card(tuned.files.folder / "README.md")) is not None:
+        return told
+    name = hub_id(tuned.recipe)
+    return (ask_hub or _licence_on_hub)(name) if name and tuned.recipe.hub == "huggingface" else None
+
+
+def _licence_on_card(card: Path) -> str | None:
+    """Return the licence that a model card's head names."""
+    if card.is_file() and (head := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
         found = yaml.safe_load(head[1])
         if isinstance(found, dict) and isinstance(found.get("license"), str):
             return str(found["license"])
-    name = hub_id(tuned.recipe)
-    return (ask_hub or _licence_on_hub)(name) if name and tuned.recipe.hub == "huggingface" else None
+    return None
 
 
 def _licence_on_hub(name: str) -> str | None:
@@ -112,6 +118,8 @@ def _to_modelscope(folder: Path, repository: str, private: bool) -> str:
     except ImportError:
         raise MissingExtraError("modelscope", "modelscope") from None
     api = HubApi()
-    api.create_repo(repository, visibility="private" if private else "public", exist_ok=True)
+    licence = _licence_on_card(folder / "README.md")
+    told = {} if licence is None else {"license": licence}  # where it is not told, the client says Apache 2.0
+    api.create_repo(repository, visibility="private" if private else "public", exist_ok=True, **told)
     api.upload_folder(repo_id=repository, folder_path=str(folder), ignore_patterns=[MARK])
     return f"https://modelscope.cn/models/{repository}"
