@@ -96,16 +96,13 @@ class App:
             await unless_gone((self._stream if request.stream else self._whole)(framed, sending), receive)
 
     async def _whole(self, framed: Framed, sending: Sending) -> None:
-        choices = framed.request.choices
-        texts: list[list[str]] = [[] for _ in range(choices)]
-        last = [Piece("", 0)] * choices
+        answers = [Piece("", 0)] * framed.request.choices
         async with aclosing(self._answers(framed)) as pieces:
-            async for index, piece in pieces:
-                texts[index].append(piece.text)
-                last[index] = piece
-        usage = usage_of(len(framed.prompt), sum(piece.tokens for piece in last))
-        answers = [("".join(text), piece.finish or "stop") for text, piece in zip(texts, last, strict=True)]
-        await sending.json(200, Reply(framed.request.offer.name).whole(answers, usage))
+            async for index, piece in pieces:  # one for each answer
+                answers[index] = piece
+        usage = usage_of(len(framed.prompt), sum(piece.tokens for piece in answers))
+        told = [(piece.text, piece.finish or "stop") for piece in answers]
+        await sending.json(200, Reply(framed.request.offer.name).whole(told, usage))
 
     async def _stream(self, framed: Framed, sending: Sending) -> None:
         reply = Reply(framed.request.offer.name)
