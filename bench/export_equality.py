@@ -35,6 +35,7 @@ from weitune.export.observe import ANSWER_TOKENS, Observation, TransformersSubje
 from weitune.export.observe_gguf import LlamaCppSubject, gguf_subject
 from weitune.export.probes import Probe, choose_probes
 from weitune.export.proof import observed
+from weitune.export.smoothing import smoothed
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.export.verify import differences, partings
 
@@ -123,12 +124,16 @@ def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figure
     in_llama_cpp: dict[str, list[Observation]] = {}
     for gguf_type in types:
         path = scratch / f"{gguf_type}.gguf"
-        write_gguf(path, tuned, tuned.merged, gguf_type, template=tuned.template, progress=silent)
+        model = smoothed(tuned, gguf_type, lambda title: silent)
+        write_gguf(path, tuned, model.weights, gguf_type, head=model.head, template=tuned.template, progress=silent)
         with gguf_subject(path, None, end, longest) as subject:
             if gguf_type == types[0]:
                 figures.add("tokens", token_equality(tuned, cast(LlamaCppSubject, subject)))
             in_llama_cpp[gguf_type] = observed(subject, probes, silent)
-        figures.add(gguf_type, compared(expected, in_llama_cpp[gguf_type]))
+        figures.add(
+            gguf_type, {"head": model.head, "bytes": path.stat().st_size,
+                        **compared(expected, in_llama_cpp[gguf_type])}
+        )  # fmt: skip
         path.unlink()
     write_gguf(
         scratch / "base.gguf", tuned, tuned.base, "F32", template=tuned.template_without_system, progress=silent

@@ -35,11 +35,12 @@ _DTYPES = ("float32", "float16", "bfloat16")
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Number format of `merged`.  [default: the base's]")
 @click.option("--prompts", type=click.IntRange(1), default=8, show_default=True, help="Dialogues to compare on.")
+@click.option("--no-smooth", is_flag=True, help="Quantize channels as they are, without evening them out first.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the export with base + adapter.")
 @click.option("--force", is_flag=True, help="Replace an earlier export in the same folder.")
 def command(
-    run: Path, format_: str, output: Path | None, gguf_type: str, dtype: str | None, prompts: int, no_verify: bool,
-    force: bool, checkpoint: Any,
+    run: Path, format_: str, output: Path | None, gguf_type: str, dtype: str | None, prompts: int, no_smooth: bool,
+    no_verify: bool, force: bool, checkpoint: Any,
 ) -> None:  # fmt: skip
     """Export the run in the folder RUN, and prove that the result says what was trained.
 
@@ -71,7 +72,8 @@ def command(
         from weitune.export.run import export
         from weitune.export.verify import VerificationError
 
-    order = Order(format_, gguf_type, getattr(torch, dtype) if dtype else None, 0 if no_verify else prompts)  # type: ignore[arg-type]
+    number_format = getattr(torch, dtype) if dtype else None
+    order = Order(format_, gguf_type, number_format, 0 if no_verify else prompts, not no_smooth)  # type: ignore[arg-type]
     with Stages() as stages:
         try:
             exported = export(folder, target, order, checkpoint=checkpoint, force=force, stage=stages.begin)

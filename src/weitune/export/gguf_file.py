@@ -2,7 +2,7 @@
 
     matrices            in the type asked for
     norms and biases    F32 always, as llama.cpp wants them
-    embedding, head     Q8_0 at least: what they lose, every token loses
+    embedding, head     Q8_0 at least: what they lose, every token loses; the head F16 if asked for
     a row that is not a multiple of 32 values cannot be quantized, and is F16
 
 Tensors are read (and merged), reordered, quantized and written one at a time. From a base that is itself a ``.gguf``
@@ -62,15 +62,34 @@ class TensorPlan:
         return int(math.prod(self.shape) // values * size)
 
 
+def check_gguf(tuned: Tuned) -> None:
+    """Raise ModelError if :func:`write_gguf` would, before long work is done for it."""
+    architecture, _ = _described(tuned, tuned.template)
+    if not tuned.files.gguf:
+        _plan(tuned, architecture, tuned.merged, "F32", "F32")
+
+
 def write_gguf(
-    path: Path, tuned: Tuned, weights: Weights, gguf_type: GgufType, *, template: str, progress: Progress
+    path: Path,
+    tuned: Tuned,
+    weights: Weights,
+    gguf_type: GgufType,
+    *,
+    template: str,
+    progress: Progress,
+    head: GgufType = "Q8_0",
 ) -> None:
     """Write ``weights`` (the base's, or merged) with the tokenizer of ``tuned`` and the chat ``template``.
+
+    ``head`` is the type of the output head in a quantized file, and of the embedding if that is the head.
 
     Raises ModelError if GGUF or weitune has no place for a part of this model.
     """
     architecture, metadata = _described(tuned, template)
-    plans = _plan_from_gguf(weights, gguf_type) if tuned.files.gguf else _plan(tuned, architecture, weights, gguf_type)
+    if tuned.files.gguf:
+        plans = _plan_from_gguf(weights, gguf_type)
+    else:
+        plans = _plan(tuned, architecture, weights, gguf_type, head)
     write_gguf_file(
         path,
         architecture.name,
@@ -125,8 +144,11 @@ def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
     }
 
 
-def _plan(tuned: Tuned, architecture: Architecture, weights: Weights, gguf_type: GgufType) -> list[TensorPlan]:
+def _plan(
+    tuned: Tuned, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
+) -> list[TensorPlan]:
     tied = tuned.config.tie_word_embeddings
+    head_stem = "token_embd" if tied else "output"
     plans = []
     foreign = []
     for name, slot in weights.slots.items():
@@ -137,7 +159,7 @@ def _plan(tuned: Tuned, architecture: Architecture, weights: Weights, gguf_type:
         if stem is None:
             foreign.append(name)
             continue
-        stored = _stored_type(stem, slot.shape, gguf_type)
+        stored = _stored_type(stem, slot.shape, gguf_type, head if stem == head_stem else "Q8_0")
         plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
     if foreign:
         raise ModelError(
@@ -183,7 +205,8 @@ def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:
     return lambda: np.frombuffer(tensor.content, np.uint8)
 
 
-def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType) -> GGMLQuantizationType:
+def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType, outer: GgufType = "Q8_0") -> GGMLQuantizationType:
+    """Return the type of a tensor in a file whose type is ``wanted``; ``outer``: that of the embedding and the head."""
     if len(shape) == 1:
         return GGMLQuantizationType.F32
     if not wanted.startswith("Q"):
@@ -191,7 +214,7 @@ def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType) -> GGMLQua
     if shape[-1] % _BLOCK:
         return GGMLQuantizationType.F16
     if stem in {"token_embd", "output"}:
-        return GGMLQuantizationType.Q8_0
+        return GGMLQuantizationType[outer]
     return GGMLQuantizationType[wanted]
 
 

@@ -29,6 +29,8 @@ class Order:
     """Number format of ``merged``; None: the base's."""
     prompts: int = 8
     """Dialogues that the export is compared on; 0: it is not compared."""
+    smooth: bool = True
+    """Whether the channels of a quantized GGUF file are evened out first (:mod:`.smoothing`)."""
 
 
 def gguf_name(tuned: Tuned, order: Order) -> str:

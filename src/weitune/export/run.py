@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from weitune.export import destination
-from weitune.export.gguf_file import write_gguf
+from weitune.export.gguf_file import check_gguf, write_gguf
 from weitune.export.merged import write_merged
 from weitune.export.ollama import modelfile, turn_frames
 from weitune.export.order import Order, Stage, gguf_name
 from weitune.export.proof import verdict_on
+from weitune.export.smoothing import LEVELS, Smoothed, smoothed
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.export.verify import Verdict, VerificationError
 from weitune.generate.run_folder import Run, Which
@@ -65,17 +66,22 @@ def export(
 
 
 def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> None:
-    progress = stage(f"writing {order.format}")
+    title = f"writing {order.format}"
     if order.format == "merged":
-        write_merged(folder, tuned, order.dtype, progress)
+        write_merged(folder, tuned, order.dtype, stage(title))
     elif order.format == "gguf-adapter":
         from weitune.export.gguf_adapter import write_gguf_adapter
 
-        write_gguf_adapter(folder / gguf_name(tuned, order), tuned, progress)
+        write_gguf_adapter(folder / gguf_name(tuned, order), tuned, stage(title))
     else:
-        frames = _frames(tuned) if order.format == "ollama" else None  # refused before a long write
+        frames = _frames(tuned) if order.format == "ollama" else None  # refused before long work
+        check_gguf(tuned)
         name = gguf_name(tuned, order)
-        write_gguf(folder / name, tuned, tuned.merged, order.gguf_type, template=tuned.template, progress=progress)
+        model = smoothed(tuned, order.gguf_type, stage) if order.smooth else Smoothed(tuned.merged, "Q8_0")
+        write_gguf(
+            folder / name, tuned, model.weights, order.gguf_type, head=model.head, template=tuned.template,
+            progress=stage(title),
+        )  # fmt: skip
         if frames is not None:
             stops = [str(tuned.tokenizer.convert_ids_to_tokens(token)) for token in tuned.stop_tokens]
             context = min(tuned.config.max_position_embeddings, 4096)
@@ -103,11 +109,13 @@ def _described(tuned: Tuned, order: Order) -> dict[str, Any]:
     from importlib.metadata import version
 
     adapter = (tuned.adapter_folder / "adapter_model.safetensors").read_bytes()
-    kind = {} if order.format == "merged" else {"type": order.gguf_type}
+    kind: dict[str, Any] = {} if order.format in {"merged", "gguf-adapter"} else {"type": order.gguf_type}
+    if kind and order.gguf_type in LEVELS:
+        kind["smooth"] = order.smooth
     return {
         "weitune": version("weitune"),
         "format": order.format,
-        **({} if order.format == "gguf-adapter" else kind),
+        **kind,
         "run": tuned.name,
         "adapter": tuned.adapter_folder.name,
         "adapter_sha256": hashlib.sha256(adapter).hexdigest(),

@@ -1,0 +1,257 @@
+"""Even out the channels of a model before it is quantized, without changing what it computes.
+
+A quantized matrix has one step for 32 neighbouring columns, and llama.cpp rounds what it multiplies the matrix with in
+the same way: one large channel takes the digits of 31 others. Wherever channels come straight from a norm's weight or
+from the rows of another matrix, they can be divided by a factor there, and the columns that take them multiplied by it:
+
+    input_layernorm            w_j / s_j      q, k and v     column j * s_j
+    post_attention_layernorm   w_j / s_j      gate and up    column j * s_j
+    up                         row j / s_j    down           column j * s_j
+    the last norm              w_j / s_j      the head, unless it is the embedding too
+
+Factors are powers of two, which change exponents and no digit: computed in float32, the smoothed model gives the same
+bits as before. How large channels are is measured on dialogues of the run's own data.
+
+The source is SmoothQuant (Xiao et al., arXiv 2211.10438), with its factors |x_j|^a / |w_j|^(1-a). Here |x_j| is the
+root mean square, and a is chosen for every 32 columns by an estimate of the error, which can also choose 1 for all.
+
+A head that is the embedding too cannot be evened out: it stays F16 where its rounding alone would cost too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weitune.errors import InputError
+from weitune.export.base_weights import Slot, Weights
+from weitune.export.gguf_file import GgufType
+from weitune.export.merged import Progress
+from weitune.export.observe import reference
+from weitune.export.order import Stage
+from weitune.export.probes import Probe, choose_probes
+from weitune.export.tuned import Tuned
+
+BLOCK = 32
+"""Columns that share a step in Q8_0 and Q4_0."""
+LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
+"""The largest number that a weight of a quantized type can become, in steps."""
+_ACTIVATION_LEVELS = 127
+_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+_FARTHEST = 6  # of a factor's exponent from 0: the steps themselves are float16, whose range is small
+_QUIET = 1 / 16  # of the median of its block: no channel counts as smaller, for it may be larger in other dialogues
+_ROWS_AT_ONCE = 8192
+HEAD_LOSS = 0.02
+"""How far log-probabilities may go astray in a Q8_0 head, in the mean: a fifth of what a Q8_0 file may differ."""
+_DIALOGUES, _TOKENS = 64, 2048  # measured on, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Values inside a model: the module whose rows make them, and the modules whose columns take them."""
+
+    made: str
+    taken: tuple[str, ...]
+
+
+class Smoothed(NamedTuple):
+    """What to write to a GGUF file."""
+
+    weights: Weights
+    head: GgufType
+    """The type of the output head: F16 where rounding it, and what enters it, costs too much by itself."""
+
+
+def smoothed(tuned: Tuned, gguf_type: GgufType, stage: Stage) -> Smoothed:
+    """Return the merged weights of ``tuned`` with their channels evened out for ``gguf_type``.
+
+    They are returned as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (what the
+    adapter does not change is copied from it), and if there is no dialogue to measure on.
+    """
+    plain = Smoothed(tuned.merged, "Q8_0")
+    if gguf_type not in LEVELS or tuned.files.gguf:
+        return plain
+    try:
+        probes = _first_tokens(choose_probes(tuned, _DIALOGUES)[0])
+    except InputError:
+        probes = []
+    if not probes:
+        return plain
+    channels = list(channels_of(tuned.config))
+    run = reference(tuned).model
+    sizes = channel_sizes(run, channels, probes, stage("measuring channels"))
+    weights = SmoothedWeights(tuned.merged, channels, sizes, gguf_type, stage("evening out channels"))
+    fine = gguf_type == "Q8_0" and head_loss(run, probes, weights.factors.get("lm_head.weight")) > HEAD_LOSS
+    return Smoothed(weights, "F16" if fine else "Q8_0")
+
+
+def _first_tokens(probes: Sequence[Probe]) -> list[Probe]:
+    """Return as many of ``probes`` as have :data:`_TOKENS` tokens together, one at least."""
+    ends = accumulate(len(probe.context + probe.answer) for probe in probes)
+    return [probe for at, (probe, end) in enumerate(zip(probes, ends, strict=True)) if not at or end <= _TOKENS]
+
+
+def channels_of(config: Any) -> Iterator[Channels]:
+    """Yield the channels of a model of the Llama and Qwen families that can be scaled, in order of computation."""
+    for layer in range(config.num_hidden_layers):
+        at = f"model.layers.{layer}"
+        attention, mlp = f"{at}.self_attn", f"{at}.mlp"
+        yield Channels(f"{at}.input_layernorm", (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"))
+        yield Channels(f"{at}.post_attention_layernorm", (f"{mlp}.gate_proj", f"{mlp}.up_proj"))
+        yield Channels(f"{mlp}.up_proj", (f"{mlp}.down_proj",))
+    if not config.tie_word_embeddings:
+        yield Channels("model.norm", ("lm_head",))
+
+
+def channel_sizes(
+    model: Any, channels: Iterable[Channels], probes: Sequence[Probe], progress: Progress
+) -> dict[str, Tensor]:
+    """Return the root mean square of channels over ``probes``, shape (in,), by the first module that takes them.
+
+    ``model`` is base + adapter in transformers; one forward pass for each probe.
+    """
+    sums: dict[str, Tensor] = {}
+    tokens = 0
+
+    def adding(name: str) -> Any:
+        def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            squares = inputs[0].float().square().sum(dim=(0, 1))  # inputs[0]: (1, T, in)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        return add
+
+    names = [each.taken[0] for each in channels]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(adding(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            for done, probe in enumerate(probes, 1):
+                ids = torch.tensor([probe.context + probe.answer], device=model.device)
+                model(ids, use_cache=False)
+                tokens += ids.shape[1]
+                progress(done, len(probes))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: (total / tokens).sqrt().cpu() for name, total in sums.items()}
+
+
+class SmoothedWeights:
+    """Weights with their channels evened out for a quantized type."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        channels: Sequence[Channels],
+        sizes: Mapping[str, Tensor],
+        gguf_type: GgufType,
+        progress: Progress,
+    ) -> None:
+        """Read every matrix once to choose the factors; ``sizes`` are those of :func:`channel_sizes`."""
+        self._weights = weights
+        self.factors: dict[str, Tensor] = {}
+        """By what the columns of a weight are multiplied, shape (in,)."""
+        self._divisors: dict[str, Tensor] = {}
+        for done, each in enumerate(channels, 1):
+            size = sizes[each.taken[0]]
+            if size.shape[0] % BLOCK == 0:
+                matrices = (weights.read(f"{module}.weight", torch.float32) for module in each.taken)
+                factors = smoothing_factors(size, list(matrices), LEVELS[gguf_type])
+                self.factors.update((f"{module}.weight", factors) for module in each.taken)
+                self._divisors.update((f"{each.made}.{kind}", factors) for kind in ("weight", "bias"))
+            progress(done, len(channels))
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Those of the weights before."""
+        return self._weights.slots
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor with its rows divided and its columns multiplied."""
+        tensor = self._weights.read(name, dtype)
+        if name in self._divisors:
+            factors = self._divisors[name].to(tensor.dtype)
+            tensor = tensor / factors.reshape(-1, *[1] * (tensor.ndim - 1))
+        return tensor * self.factors[name].to(tensor.dtype) if name in self.factors else tensor
+
+
+def head_loss(model: Any, probes: Sequence[Probe], factors: Tensor | None) -> float:
+    """Return how far the log-probabilities of the taught tokens are off if the head alone is Q8_0, in the mean.
+
+    ``factors``, shape (in,), multiply the head's columns and divide what enters them.
+    """
+    from torch.nn.functional import linear
+
+    weight = model.get_output_embeddings().weight.detach().float().cpu()  # (V, in)
+    if weight.shape[1] % BLOCK:
+        return 0.0  # its type is F16 in any case
+    scaled = weight if factors is None else weight * factors
+    coarse = _rounded(scaled)
+    off = []
+    for probe in probes:
+        ids = torch.tensor([probe.context + probe.answer], device=model.device)
+        with torch.inference_mode():
+            states = model.model(ids, use_cache=False).last_hidden_state[0, -len(probe.answer) - 1 : -1].float().cpu()
+        entering = states if factors is None else states / factors
+        answer = torch.tensor(probe.answer)[:, None]
+        fine, rounded = (
+            linear(x, w).log_softmax(-1).gather(1, answer) for x, w in ((states, weight), (_rounded(entering), coarse))
+        )
+        off.append((fine - rounded).abs().flatten())
+    return float(torch.cat(off).mean())
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Return what is left of ``values``, shape (n, in), in Q8_0."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    stored = quantize(values.numpy(), GGMLQuantizationType.Q8_0)
+    return torch.from_numpy(dequantize(stored, GGMLQuantizationType.Q8_0)).reshape(values.shape)
+
+
+def smoothing_factors(size: Tensor, matrices: Sequence[Tensor], levels: int) -> Tensor:
+    """Return powers of two, shape (in,), for channels of the given root mean squares, shape (in,).
+
+    ``matrices``, each of shape (out, in), take the channels and are rounded to ``levels`` steps either way.
+    """
+    largest = torch.stack([matrix.abs().amax(0) for matrix in matrices]).amax(0)
+    of_channel, of_weight = _log2(size), _log2(largest)
+    best = torch.zeros(size.shape[0] // BLOCK, BLOCK)
+    least = estimated_error(size, matrices, torch.exp2(best).flatten(), levels)
+    for a in _EXPONENTS:
+        wanted = a * of_channel - (1 - a) * of_weight
+        tried = (wanted - wanted.mean(1, keepdim=True)).round().clamp(-_FARTHEST, _FARTHEST)
+        error = estimated_error(size, matrices, torch.exp2(tried).flatten(), levels)
+        best = torch.where((error < least)[:, None], tried, best)
+        least = torch.minimum(error, least)
+    return torch.exp2(best).flatten()
+
+
+def estimated_error(size: Tensor, matrices: Sequence[Tensor], factors: Tensor, levels: int) -> Tensor:
+    """Return the squared error of the products with rounded factors, up to one constant, for every block of columns.
+
+    A block's step is its largest value by the number of steps; rounding is off by a constant share of a step, so
+    every weight of a column meets the step of its activations, and every activation the steps of its weights' blocks.
+    """
+    values = (size / factors).reshape(-1, BLOCK)  # (in / 32, 32)
+    step = (values.amax(1) / _ACTIVATION_LEVELS).square()
+    energy = values.square().sum(1)
+    error = torch.zeros(values.shape[0])
+    for matrix in matrices:
+        for rows in matrix.split(_ROWS_AT_ONCE):
+            blocks = (rows * factors).unflatten(1, (-1, BLOCK))  # (out, in / 32, 32)
+            error += step * blocks.square().sum((0, 2))
+            error += energy * (blocks.abs().amax(2) / levels).square().sum(0)
+    return error
+
+
+def _log2(sizes: Tensor) -> Tensor:
+    """Return the logarithms of ``sizes``, shape (in / 32, 32)."""
+    blocks = sizes.reshape(-1, BLOCK)
+    floor = (blocks.median(1, keepdim=True).values * _QUIET).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.maximum(blocks, floor).log2()

@@ -1,0 +1,266 @@
+"""Channels evened out before quantization: the model stays what it was, and what is rounded loses less."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFReader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.export.runs import DIALOGUES, logits, save_run, silent
+from tests.export.test_export import needs_llama_cpp
+from tests.tiny import tiny_model
+from weitune import Run
+from weitune.export import smoothing
+from weitune.export.gguf_file import GgufType, write_gguf
+from weitune.export.order import Order
+from weitune.export.probes import choose_probes
+from weitune.export.run import export
+from weitune.export.smoothing import (
+    BLOCK,
+    SmoothedWeights,
+    channel_sizes,
+    channels_of,
+    estimated_error,
+    head_loss,
+    smoothed,
+    smoothing_factors,
+)
+from weitune.export.tuned import Tuned, open_tuned
+from weitune.export.verify import VerificationError
+
+IDS = torch.tensor([[5, 17, 40, 8, 99, 3, 250, 61]])
+
+
+def uneven_run(folder: Path, family: str = "llama", *, tied: bool = False) -> Run:
+    """Write a run on a model some of whose channels are much larger than others, and their columns smaller."""
+    run = save_run(folder, family)
+    model = tiny_model(family, tie_word_embeddings=tied)
+    generator = torch.Generator().manual_seed(3)
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for each in channels_of(model.config):
+            made = modules[each.made].weight
+            large = torch.randperm(made.shape[0], generator=generator)[:6]
+            made[large] *= 32
+            for name in each.taken:
+                modules[name].weight[:, large] /= 32
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1, generator=generator)
+    model.save_pretrained(run.recipe.model)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return uneven_run(tmp_path_factory.mktemp("smoothing") / "run")
+
+
+def weights_of(tuned: Tuned, gguf_type: GgufType = "Q8_0") -> SmoothedWeights:
+    found = smoothed(tuned, gguf_type, silent).weights
+    assert isinstance(found, SmoothedWeights)
+    return found
+
+
+def model_of(tuned: Tuned, weights: Any) -> Any:
+    """Return ``weights`` as a model of transformers in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(tuned.config, dtype=torch.float32).eval()
+    tensors = {name: weights.read(name, torch.float32) for name in weights.slots}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+    return model
+
+
+def rounded(values: torch.Tensor, levels: int = 127) -> torch.Tensor:
+    blocks = values.unflatten(-1, (-1, BLOCK))
+    step = blocks.abs().amax(-1, keepdim=True) / levels
+    return torch.where(step > 0, (blocks / step).round() * step, blocks).flatten(-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_model_gives_the_same_bits(family: str, tied: bool, tmp_path: Path) -> None:
+    tuned = open_tuned(uneven_run(tmp_path / "run", family, tied=tied))
+    weights = weights_of(tuned)
+    every = torch.cat([factors for name, factors in sorted(weights.factors.items())])
+    assert every.min() < 1 < every.max()
+    assert {name for name in weights.factors if "layers" not in name} == (set() if tied else {"lm_head.weight"})
+    assert torch.equal(logits(model_of(tuned, weights), IDS), logits(model_of(tuned, tuned.merged), IDS))
+
+
+def test_the_channels_are_those_of_the_model() -> None:
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        for tied in (False, True):
+            model = tiny_model(family, tie_word_embeddings=tied)
+            modules = dict(model.named_modules())
+            taking = [name for each in channels_of(model.config) for name in each.taken]
+            assert len(set(taking)) == len(taking) == 2 * 6 + (not tied)  # all but o, whose channels no weight makes
+            for each in channels_of(model.config):
+                for name in each.taken:
+                    assert modules[each.made].weight.shape[0] == modules[name].weight.shape[1]
+
+
+def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
+    tuned = open_tuned(run)
+    model = smoothing.reference(tuned).model
+    probes, _ = choose_probes(tuned, 4)
+    channels = list(channels_of(tuned.config))
+    done: list[tuple[int, int]] = []
+    sizes = channel_sizes(model, channels, probes, lambda at, total: done.append((at, total)))
+    assert done == [(i, len(DIALOGUES)) for i in range(1, len(DIALOGUES) + 1)]
+    with torch.inference_mode():
+        states = [
+            model.model(torch.tensor([each.context + each.answer]), use_cache=False).last_hidden_state[0]
+            for each in probes
+        ]
+    expected = torch.cat(states).square().mean(0).sqrt()
+    assert torch.allclose(sizes["lm_head"], expected, rtol=1e-5)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_large_channel_no_longer_takes_the_digits_of_the_others() -> None:
+    torch.manual_seed(0)
+    values, matrix = torch.randn(200, 64), torch.randn(48, 64) * 0.05
+    values[:, 7] *= 100
+    size = values.square().mean(0).sqrt()
+    factors = smoothing_factors(size, [matrix[:20], matrix[20:]], 127)
+    assert factors[7] >= 8 * factors[[i for i in range(32) if i != 7]].max()
+    exact = values.double() @ matrix.double().T
+
+    def error(factors: torch.Tensor) -> float:
+        return float((rounded(values / factors) @ rounded(matrix * factors).T - exact).std())
+
+    assert error(factors) < 0.5 * error(torch.ones(64))
+
+
+@pytest.mark.parametrize("levels", [127, 8])
+def test_the_estimate_is_right_about_how_errors_compare(levels: int) -> None:
+    torch.manual_seed(1)
+    found, expected = [], []
+    for spread in (0.0, 0.5, 1.0, 1.5, 2.0):
+        size = torch.exp(spread * torch.randn(64))
+        values, matrix = torch.randn(400, 64) * size, torch.randn(96, 64) * torch.exp(spread / 2 * torch.randn(64))
+        exact = values.double() @ matrix.double().T
+        found.append(float(estimated_error(size, [matrix], torch.ones(64), levels).sum().sqrt()))
+        expected.append(float((rounded(values) @ rounded(matrix, levels).T - exact).square().sum(1).mean().sqrt()))
+    ratios = torch.tensor(expected) / torch.tensor(found)
+    assert ratios.max() / ratios.min() < 2  # while the errors themselves differ by far more
+    assert max(expected) / min(expected) > 20
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**31), st.integers(1, 3), st.floats(0, 6), st.sampled_from([127, 8]), st.booleans()
+)  # fmt: skip
+def test_factors_are_powers_of_two_and_never_make_it_worse(
+    seed: int, blocks: int, spread: float, levels: int, dead: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.exp(spread * torch.randn(blocks * BLOCK, generator=generator))
+    matrix = torch.randn(10, blocks * BLOCK, generator=generator)
+    if dead:
+        size[:20], matrix[:, 10:BLOCK] = 0, 0
+    factors = smoothing_factors(size, [matrix], levels)
+    exponents = factors.log2()
+    assert torch.equal(exponents, exponents.round())
+    assert exponents.abs().max() <= 6
+    before, after = (estimated_error(size, [matrix], each, levels) for each in (torch.ones_like(factors), factors))
+    assert (after <= before).all()
+
+
+def test_a_channel_that_was_silent_keeps_its_weights() -> None:
+    """Other dialogues may use it: its column must not vanish below the step of its block."""
+    size, matrix = torch.ones(BLOCK), torch.ones(8, BLOCK)
+    size[3] = 0
+    factors = smoothing_factors(size, [matrix], 127)
+    assert factors[3] / factors[4] >= 1 / 16
+
+
+@pytest.mark.parametrize("gguf_type", ["F32", "F16", "BF16"])
+def test_other_types_are_left_alone(run: Run, gguf_type: GgufType) -> None:
+    tuned = open_tuned(run)
+    assert smoothed(tuned, gguf_type, silent) == (tuned.merged, "Q8_0")
+
+
+def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
+    tuned = open_tuned(run)
+    base = tmp_path / "base.gguf"
+    write_gguf(base, tuned, tuned.base, "F16", template=tuned.template_without_system, progress=silent(""))
+    second = open_tuned(save_run(tmp_path / "second", "llama", model=str(base)))
+    assert smoothed(second, "Q8_0", silent).weights is second.merged
+
+
+def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = open_tuned(run)
+    monkeypatch.setattr(smoothing, "choose_probes", lambda tuned, count: ([], []))
+    assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
+
+
+def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes, _ = choose_probes(open_tuned(run), 4)
+    first = len(probes[0].context + probes[0].answer)
+    for limit, count in ((1, 1), (first, 1), (10**6, 4)):
+        monkeypatch.setattr(smoothing, "_TOKENS", limit)
+        assert smoothing._first_tokens(probes) == probes[:count]
+
+
+@pytest.mark.parametrize(("tied", "tensor"), [(False, "output"), (True, "token_embd")])
+def test_a_head_that_rounding_would_spoil_stays_f16(
+    tied: bool, tensor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = open_tuned(uneven_run(tmp_path / "run", tied=tied))
+    for bound, gguf_type, expected in ((0.0, "Q8_0", "F16"), (9.0, "Q8_0", "Q8_0"), (0.0, "Q4_0", "Q8_0")):
+        monkeypatch.setattr(smoothing, "HEAD_LOSS", bound)
+        found = smoothed(tuned, gguf_type, silent)  # type: ignore[arg-type]
+        assert found.head == expected
+        path = tmp_path / "x.gguf"
+        write_gguf(
+            path, tuned, found.weights, gguf_type, head=found.head, template=tuned.template, progress=silent("")  # type: ignore[arg-type]
+        )  # fmt: skip
+        types = {each.name: each.tensor_type.name for each in GGUFReader(path).tensors}
+        assert types[f"{tensor}.weight"] == expected
+        assert types["token_embd.weight"] == (expected if tied else "Q8_0")
+
+
+def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run) -> None:
+    tuned = open_tuned(run)
+    model, (probes, _) = smoothing.reference(tuned).model, choose_probes(tuned, 4)
+    weight = model.get_output_embeddings().weight.detach()
+    off = []
+    for probe in probes:
+        ids = torch.tensor([probe.context + probe.answer])
+        with torch.inference_mode():
+            states = model.model(ids, use_cache=False).last_hidden_state[0]
+        for at, token in enumerate(probe.answer, len(probe.context)):
+            fine = (states[at - 1] @ weight.T).log_softmax(-1)
+            coarse = (rounded(states[at - 1]) @ rounded(weight).T).log_softmax(-1)
+            off.append(float((fine - coarse)[token].abs()))
+    found = head_loss(model, probes, None)
+    assert found == pytest.approx(sum(off) / len(off), rel=0.1)  # steps are float16 in a file
+    assert head_loss(model, probes, weights_of(tuned).factors["lm_head.weight"]) < 0.7 * found
+
+
+@needs_llama_cpp
+def test_llama_cpp_finds_the_difference(run: Run, tmp_path: Path) -> None:
+    exported = export(run, tmp_path / "smooth", Order("gguf", "Q8_0"))
+    with pytest.raises(VerificationError) as error:
+        export(run, tmp_path / "rough", Order("gguf", "Q8_0", smooth=False))
+    said = []
+    for verdict, folder, smooth in (
+        (exported.verdict, exported.folder, True), (error.value.verdict, tmp_path / "rough.failed", False)
+    ):  # fmt: skip
+        assert verdict is not None
+        assert json.loads((folder / "weitune.json").read_text())["smooth"] is smooth
+        said.append(next(check.found for check in verdict.checks if check.name == "logprobs"))
+    smooth_mean, rough_mean = (float(found.split()[2]) for found in said)
+    assert smooth_mean < 0.6 * rough_mean
