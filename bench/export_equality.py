@@ -3,12 +3,12 @@
     python -m bench.export_equality RUN [--prompts 50] [--types F32,F16,BF16,Q8_0,Q4_0] [--name NAME]
 
     tokens         every dialogue of the run's data, framed and tokenized by the run, by transformers and by llama.cpp
-    merged         the largest difference of any logit, over prompts and answers, in float32
+    merged         the largest difference of any logit, over prompts and answers, in float32 and in float64
     F32 … Q4_0     greedy answers, and log-probabilities of the taught answers, in llama.cpp
     adapter        the adapter's GGUF on the base's F32 GGUF, beside base + adapter, and beside the merged F32 GGUF
 
 Every part is printed and kept in ``bench/results`` as soon as it is there. Needs xllamacpp, and room for a float32 copy
-of the model on the disk and two in memory.
+of the model on the disk and six in memory.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ from weitune.export.observe import ANSWER_TOKENS, Observation, TransformersSubje
 from weitune.export.observe_gguf import LlamaCppSubject, gguf_subject
 from weitune.export.probes import Probe, choose_probes
 from weitune.export.proof import observed
-from weitune.export.smoothing import smoothed
+from weitune.export.smoothing import LEVELS, smoothed
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.export.verify import differences, partings
 
@@ -94,15 +95,23 @@ def token_equality(tuned: Tuned, subject: LlamaCppSubject) -> dict[str, Any]:
 
 
 def logit_difference(run: TransformersSubject, merged: TransformersSubject, probes: Sequence[Probe]) -> dict[str, Any]:
-    """Return the largest difference of any logit over prompts and answers, and what logits there are."""
-    largest = size = 0.0
+    """Return the largest difference of any logit over prompts and answers: in float32, and with products in float64.
+
+    The latter shows the file alone. How far float32 takes base + adapter and the merged model from it is told too.
+    """
+    models = [run.model, merged.model, deepcopy(run.model).double(), deepcopy(merged.model).double()]
+    largest, size = [0.0] * 4, 0.0
     for probe in probes:
         ids = torch.tensor([probe.context + probe.answer])
         with torch.inference_mode():
-            one, two = (subject.model(ids, use_cache=False).logits.float() for subject in (run, merged))
-        largest = max(largest, float((one - two).abs().max()))
+            one, two, exact_one, exact_two = (model(ids, use_cache=False).logits.double() for model in models)
+        pairs = ((one, two), (exact_one, exact_two), (one, exact_one), (two, exact_two))
+        largest = [max(now, float((a - b).abs().max())) for now, (a, b) in zip(largest, pairs, strict=True)]
         size = max(size, float(one.abs().max()))
-    return {"prompts": len(probes), "largest_difference": largest, "largest_logit": size}
+    return {
+        "prompts": len(probes), "largest_difference": largest[0], "largest_difference_in_float64": largest[1],
+        "base_and_adapter_from_float64": largest[2], "merged_from_float64": largest[3], "largest_logit": size,
+    }  # fmt: skip
 
 
 def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
@@ -131,7 +140,7 @@ def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figure
                 figures.add("tokens", token_equality(tuned, cast(LlamaCppSubject, subject)))
             in_llama_cpp[gguf_type] = observed(subject, probes, silent)
         figures.add(
-            gguf_type, {"head": model.head, "bytes": path.stat().st_size,
+            gguf_type, {**({"head": model.head} if gguf_type in LEVELS else {}), "bytes": path.stat().st_size,
                         **compared(expected, in_llama_cpp[gguf_type])}
         )  # fmt: skip
         path.unlink()

@@ -50,7 +50,7 @@ def _without_adapter(write):  # type: ignore[no-untyped-def]
     def spoiled(folder, tuned, order, stage):  # type: ignore[no-untyped-def]
         for update in tuned.adapter.updates.values():
             update.b.zero_()
-        write(folder, tuned, order, stage)
+        return write(folder, tuned, order, stage)
 
     return spoiled
 
@@ -63,6 +63,13 @@ def test_other_formats_without_comparison(format_: str, files: set[str], run: Ru
     options = ["--format", format_, "--type", "q4_0", "--no-verify", "--output", str(tmp_path / "out")]
     assert main(["export", str(run.path), *options]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"weitune.json"}
+
+
+def test_channels_are_left_as_they_are_on_demand(run: Run, tmp_path: Path) -> None:
+    for name, options in (("even", []), ("as-it-was", ["--no-smooth"])):
+        asked = ["export", str(run.path), "--format", "gguf", "--no-verify", "--output", str(tmp_path / name), *options]
+        assert main(asked) == 0
+        assert json.loads((tmp_path / name / "weitune.json").read_text())["smoothed"] is (name == "even")
 
 
 @pytest.mark.parametrize(

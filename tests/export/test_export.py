@@ -120,17 +120,18 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Make the written export wrong in one of the ways that exports are wrong elsewhere."""
     write = export_module._write
 
-    def spoiled(folder: Path, tuned: Any, order: Order, stage: Any) -> None:
+    def spoiled(folder: Path, tuned: Any, order: Order, stage: Any) -> Any:
         if what == "scale":
             for update in tuned.adapter.updates.values():
                 object.__setattr__(update, "scale", update.scale / 2)
-        write(folder, tuned, order, stage)
+        written = write(folder, tuned, order, stage)
         if what == "template":
             for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
                 path.write_text(path.read_text("utf-8").replace(SYSTEM, "你是。"), "utf-8")
         if what == "stop":
             path = folder / "generation_config.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [5]}))
+        return written
 
     monkeypatch.setattr(export_module, "_write", spoiled)
 

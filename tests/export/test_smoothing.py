@@ -16,6 +16,7 @@ from tests.export.runs import DIALOGUES, logits, save_run, silent
 from tests.export.test_export import needs_llama_cpp
 from tests.tiny import tiny_model
 from weitune import Run
+from weitune.errors import InputError
 from weitune.export import smoothing
 from weitune.export.gguf_file import GgufType, write_gguf
 from weitune.export.order import Order
@@ -24,10 +25,10 @@ from weitune.export.run import export
 from weitune.export.smoothing import (
     BLOCK,
     SmoothedWeights,
-    channel_sizes,
     channels_of,
     estimated_error,
     head_loss,
+    measure,
     smoothed,
     smoothing_factors,
 )
@@ -37,22 +38,23 @@ from weitune.export.verify import VerificationError
 IDS = torch.tensor([[5, 17, 40, 8, 99, 3, 250, 61]])
 
 
-def uneven_run(folder: Path, family: str = "llama", *, tied: bool = False) -> Run:
+def uneven_run(folder: Path, family: str = "llama", *, variant: str = "lora", **config: Any) -> Run:
     """Write a run on a model some of whose channels are much larger than others, and their columns smaller."""
-    run = save_run(folder, family)
-    model = tiny_model(family, tie_word_embeddings=tied)
+    run = save_run(folder, family, variant=variant)
+    model = tiny_model(family, **config)
     generator = torch.Generator().manual_seed(3)
     modules = dict(model.named_modules())
     with torch.no_grad():
-        for each in channels_of(model.config):
-            made = modules[each.made].weight
-            large = torch.randperm(made.shape[0], generator=generator)[:6]
-            made[large] *= 32
-            for name in each.taken:
-                modules[name].weight[:, large] /= 32
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1, generator=generator)
+        for each in channels_of(model.config):
+            made = modules[each.made]
+            large = torch.randperm(made.weight.shape[0], generator=generator)[:6]
+            for parameter in made.parameters():
+                parameter[large] *= 32
+            for name in each.taken:
+                modules[name].weight[:, large] /= 32
     model.save_pretrained(run.recipe.model)
     return run
 
@@ -87,14 +89,19 @@ def rounded(values: torch.Tensor, levels: int = 127) -> torch.Tensor:
     return torch.where(step > 0, (blocks / step).round() * step, blocks).flatten(-2)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_model_gives_the_same_bits(family: str, tied: bool, tmp_path: Path) -> None:
-    tuned = open_tuned(uneven_run(tmp_path / "run", family, tied=tied))
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [("llama", {}), ("llama", {"attention_bias": True, "mlp_bias": True}), ("llama", {"tie_word_embeddings": True}),
+     ("mistral", {}), ("qwen2", {}), ("qwen2", {"tie_word_embeddings": True}), ("qwen3", {})],
+)  # fmt: skip
+def test_the_model_gives_the_same_bits(family: str, config: dict[str, Any], variant: str, tmp_path: Path) -> None:
+    tuned = open_tuned(uneven_run(tmp_path / "run", family, variant=variant, **config))
     weights = weights_of(tuned)
     every = torch.cat([factors for name, factors in sorted(weights.factors.items())])
     assert every.min() < 1 < every.max()
-    assert {name for name in weights.factors if "layers" not in name} == (set() if tied else {"lm_head.weight"})
+    outer = {name for name in weights.factors if "layers" not in name}
+    assert outer == (set() if tuned.config.tie_word_embeddings else {"lm_head.weight"})
     assert torch.equal(logits(model_of(tuned, weights), IDS), logits(model_of(tuned, tuned.merged), IDS))
 
 
@@ -114,18 +121,21 @@ def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     tuned = open_tuned(run)
     model = smoothing.reference(tuned).model
     probes, _ = choose_probes(tuned, 4)
-    channels = list(channels_of(tuned.config))
     done: list[tuple[int, int]] = []
-    sizes = channel_sizes(model, channels, probes, lambda at, total: done.append((at, total)))
+    found = measure(model, list(channels_of(tuned.config)), probes, lambda at, total: done.append((at, total)))
     assert done == [(i, len(DIALOGUES)) for i in range(1, len(DIALOGUES) + 1)]
-    with torch.inference_mode():
-        states = [
-            model.model(torch.tensor([each.context + each.answer]), use_cache=False).last_hidden_state[0]
-            for each in probes
-        ]
-    expected = torch.cat(states).square().mean(0).sqrt()
-    assert torch.allclose(sizes["lm_head"], expected, rtol=1e-5)
     assert not any(module._forward_pre_hooks for module in model.modules())
+    with torch.inference_mode():
+        all_ids = [torch.tensor([each.context + each.answer]) for each in probes]
+        every = [model.model(ids, output_hidden_states=True) for ids in all_ids]
+    last = torch.cat([output.last_hidden_state[0] for output in every])
+    entering = torch.cat([output.hidden_states[1][0] for output in every])  # the second layer
+    normed = model.model.layers[1].input_layernorm(entering)
+    for name, expected in (("lm_head", last), ("model.layers.1.self_attn.q_proj", normed)):
+        assert torch.allclose(found.sizes[name], expected.square().mean(0).sqrt(), rtol=1e-4)
+    assert found.taught.tolist() == [token for each in probes for token in each.answer]
+    assert found.states.shape == (len(found.taught), 64)
+    assert torch.allclose(found.states[-1], every[-1].last_hidden_state[0, -2], atol=1e-5)
 
 
 def test_a_large_channel_no_longer_takes_the_digits_of_the_others() -> None:
@@ -173,23 +183,33 @@ def test_factors_are_powers_of_two_and_never_make_it_worse(
     factors = smoothing_factors(size, [matrix], levels)
     exponents = factors.log2()
     assert torch.equal(exponents, exponents.round())
-    assert exponents.abs().max() <= 6
+    assert exponents.abs().max() <= 4
     before, after = (estimated_error(size, [matrix], each, levels) for each in (torch.ones_like(factors), factors))
     assert (after <= before).all()
 
 
-def test_a_channel_that_was_silent_keeps_its_weights() -> None:
-    """Other dialogues may use it: its column must not vanish below the step of its block."""
-    size, matrix = torch.ones(BLOCK), torch.ones(8, BLOCK)
+@pytest.mark.parametrize("levels", [127, 8])
+def test_a_channel_that_was_silent_keeps_its_weights(levels: int) -> None:
+    """Other dialogues may use it: its column must not vanish below the steps of its block."""
+    torch.manual_seed(2)
+    size, matrix = torch.ones(BLOCK), torch.randn(64, BLOCK)
     size[3] = 0
+    scaled = matrix * smoothing_factors(size, [matrix], levels)
+    kept = rounded(scaled, levels)[:, 3]
+    assert (kept - scaled[:, 3]).norm() < 0.5 * scaled[:, 3].norm()
+
+
+def test_a_column_of_zeros_does_not_blunt_the_others() -> None:
+    size, matrix = torch.ones(BLOCK), torch.ones(8, BLOCK)
+    size[5], matrix[:, 9] = 50, 0
     factors = smoothing_factors(size, [matrix], 127)
-    assert factors[3] / factors[4] >= 1 / 16
+    assert factors[5] / factors[4] >= 4
 
 
 @pytest.mark.parametrize("gguf_type", ["F32", "F16", "BF16"])
 def test_other_types_are_left_alone(run: Run, gguf_type: GgufType) -> None:
     tuned = open_tuned(run)
-    assert smoothed(tuned, gguf_type, silent) == (tuned.merged, "Q8_0")
+    assert smoothed(tuned, gguf_type, silent) == (tuned.merged, "Q8_0", ())
 
 
 def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
@@ -205,20 +225,34 @@ def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(smoothing, "choose_probes", lambda tuned, count: ([], []))
     assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
 
+    def refused(tuned: Tuned, count: int) -> Any:
+        raise InputError("none of them can be framed", "")
+
+    monkeypatch.setattr(smoothing, "choose_probes", refused)
+    assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
+
+
+def test_dialogues_that_stand_in_are_told_of(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "llama", data=[str(tmp_path / "gone.json")])
+    exported = export(run, tmp_path / "out", Order("gguf", "Q4_0", prompts=0))
+    described = json.loads((exported.folder / "weitune.json").read_text())
+    assert described["smoothed"] is True
+    assert "built-in dialogues" in described["smoothed_on"][0]
+
 
 def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     probes, _ = choose_probes(open_tuned(run), 4)
-    first = len(probes[0].context + probes[0].answer)
-    for limit, count in ((1, 1), (first, 1), (10**6, 4)):
+    first, second = (len(each.context + each.answer) for each in probes[:2])
+    for limit, chosen in ((1, [0]), (first, [0]), (first + second, [0, 2]), (10**6, [0, 1, 2, 3])):
         monkeypatch.setattr(smoothing, "_TOKENS", limit)
-        assert smoothing._first_tokens(probes) == probes[:count]
+        assert smoothing._within(probes) == [probes[at] for at in chosen]
 
 
 @pytest.mark.parametrize(("tied", "tensor"), [(False, "output"), (True, "token_embd")])
 def test_a_head_that_rounding_would_spoil_stays_f16(
     tied: bool, tensor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned = open_tuned(uneven_run(tmp_path / "run", tied=tied))
+    tuned = open_tuned(uneven_run(tmp_path / "run", tie_word_embeddings=tied))
     for bound, gguf_type, expected in ((0.0, "Q8_0", "F16"), (9.0, "Q8_0", "Q8_0"), (0.0, "Q4_0", "Q8_0")):
         monkeypatch.setattr(smoothing, "HEAD_LOSS", bound)
         found = smoothed(tuned, gguf_type, silent)  # type: ignore[arg-type]
@@ -232,22 +266,21 @@ def test_a_head_that_rounding_would_spoil_stays_f16(
         assert types["token_embd.weight"] == (expected if tied else "Q8_0")
 
 
-def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run) -> None:
+def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = open_tuned(run)
-    model, (probes, _) = smoothing.reference(tuned).model, choose_probes(tuned, 4)
-    weight = model.get_output_embeddings().weight.detach()
+    probes, _ = choose_probes(tuned, 4)
+    measured = measure(smoothing.reference(tuned).model, [], probes, silent(""))
+    head = tuned.merged.read("lm_head.weight")
     off = []
-    for probe in probes:
-        ids = torch.tensor([probe.context + probe.answer])
-        with torch.inference_mode():
-            states = model.model(ids, use_cache=False).last_hidden_state[0]
-        for at, token in enumerate(probe.answer, len(probe.context)):
-            fine = (states[at - 1] @ weight.T).log_softmax(-1)
-            coarse = (rounded(states[at - 1]) @ rounded(weight).T).log_softmax(-1)
-            off.append(float((fine - coarse)[token].abs()))
-    found = head_loss(model, probes, None)
+    for state, token in zip(measured.states, measured.taught, strict=True):
+        fine = (state @ head.T).log_softmax(-1)
+        coarse = (rounded(state) @ rounded(head).T).log_softmax(-1)
+        off.append(float((fine - coarse)[token].abs()))
+    found = head_loss(measured, head, None, silent(""))
     assert found == pytest.approx(sum(off) / len(off), rel=0.1)  # steps are float16 in a file
-    assert head_loss(model, probes, weights_of(tuned).factors["lm_head.weight"]) < 0.7 * found
+    monkeypatch.setattr(smoothing, "_ROWS_AT_ONCE", 100)
+    assert head_loss(measured, head, None, silent("")) == pytest.approx(found, rel=1e-4)
+    assert head_loss(measured, head, weights_of(tuned).factors["lm_head.weight"], silent("")) < 0.7 * found
 
 
 @needs_llama_cpp
@@ -260,7 +293,7 @@ def test_llama_cpp_finds_the_difference(run: Run, tmp_path: Path) -> None:
         (exported.verdict, exported.folder, True), (error.value.verdict, tmp_path / "rough.failed", False)
     ):  # fmt: skip
         assert verdict is not None
-        assert json.loads((folder / "weitune.json").read_text())["smooth"] is smooth
+        assert json.loads((folder / "weitune.json").read_text())["smoothed"] is smooth
         said.append(next(check.found for check in verdict.checks if check.name == "logprobs"))
     smooth_mean, rough_mean = (float(found.split()[2]) for found in said)
     assert smooth_mean < 0.6 * rough_mean

@@ -16,7 +16,7 @@ from weitune.export.merged import write_merged
 from weitune.export.ollama import modelfile, turn_frames
 from weitune.export.order import Order, Stage, gguf_name
 from weitune.export.proof import verdict_on
-from weitune.export.smoothing import LEVELS, Smoothed, smoothed
+from weitune.export.smoothing import Smoothed, smoothed
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.export.verify import Verdict, VerificationError
 from weitune.generate.run_folder import Run, Which
@@ -53,8 +53,8 @@ def export(
         require_llama_cpp()
     tuned = open_tuned(run, checkpoint)
     with destination.written_aside(folder) as partial:
-        _write(partial, tuned, order, stage)
-        destination.write_json(partial / destination.MARK, _described(tuned, order))
+        written = _write(partial, tuned, order, stage)
+        destination.write_json(partial / destination.MARK, _described(tuned, order, written))
         verdict = verdict_on(partial, tuned, order, stage) if order.prompts else None
         if verdict is not None:
             destination.write_json(partial / VERIFICATION, verdict.to_json())
@@ -65,28 +65,32 @@ def export(
     return Exported(folder, verdict)
 
 
-def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> None:
+def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, Any]:
+    """Write the export, and return what there is to say of a GGUF file of the whole model."""
     title = f"writing {order.format}"
     if order.format == "merged":
         write_merged(folder, tuned, order.dtype, stage(title))
-    elif order.format == "gguf-adapter":
+        return {}
+    if order.format == "gguf-adapter":
         from weitune.export.gguf_adapter import write_gguf_adapter
 
         write_gguf_adapter(folder / gguf_name(tuned, order), tuned, stage(title))
-    else:
-        frames = _frames(tuned) if order.format == "ollama" else None  # refused before long work
-        check_gguf(tuned)
-        name = gguf_name(tuned, order)
-        model = smoothed(tuned, order.gguf_type, stage) if order.smooth else Smoothed(tuned.merged, "Q8_0")
-        write_gguf(
-            folder / name, tuned, model.weights, order.gguf_type, head=model.head, template=tuned.template,
-            progress=stage(title),
-        )  # fmt: skip
-        if frames is not None:
-            stops = [str(tuned.tokenizer.convert_ids_to_tokens(token)) for token in tuned.stop_tokens]
-            context = min(tuned.config.max_position_embeddings, 4096)
-            text = modelfile(name, frames, tuned.recipe.system, stops, context)
-            (folder / "Modelfile").write_text(text, encoding="utf-8")
+        return {}
+    frames = _frames(tuned) if order.format == "ollama" else None  # refused before long work
+    check_gguf(tuned)
+    name = gguf_name(tuned, order)
+    model = smoothed(tuned, order.gguf_type, stage) if order.smooth else Smoothed(tuned.merged)
+    write_gguf(
+        folder / name, tuned, model.weights, order.gguf_type, head=model.head, template=tuned.template,
+        progress=stage(title),
+    )  # fmt: skip
+    if frames is not None:
+        stops = [str(tuned.tokenizer.convert_ids_to_tokens(token)) for token in tuned.stop_tokens]
+        context = min(tuned.config.max_position_embeddings, 4096)
+        text = modelfile(name, frames, tuned.recipe.system, stops, context)
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
+    about = {"type": order.gguf_type, "smoothed": model.weights is not tuned.merged}
+    return {**about, **({"smoothed_on": model.notes} if model.notes else {})}
 
 
 def _frames(tuned: Tuned) -> Any:
@@ -104,18 +108,15 @@ def _frames(tuned: Tuned) -> Any:
     return turn_frames(render, automatic)
 
 
-def _described(tuned: Tuned, order: Order) -> dict[str, Any]:
-    """Return what an export was made from: the same for the same run, whenever and wherever."""
+def _described(tuned: Tuned, order: Order, written: dict[str, Any]) -> dict[str, Any]:
+    """Return what an export was made from, and what was ``written``."""
     from importlib.metadata import version
 
     adapter = (tuned.adapter_folder / "adapter_model.safetensors").read_bytes()
-    kind: dict[str, Any] = {} if order.format in {"merged", "gguf-adapter"} else {"type": order.gguf_type}
-    if kind and order.gguf_type in LEVELS:
-        kind["smooth"] = order.smooth
     return {
         "weitune": version("weitune"),
         "format": order.format,
-        **kind,
+        **written,
         "run": tuned.name,
         "adapter": tuned.adapter_folder.name,
         "adapter_sha256": hashlib.sha256(adapter).hexdigest(),

@@ -26,6 +26,8 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from weitune.errors import InputError
@@ -43,12 +45,12 @@ LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 """The largest number that a weight of a quantized type can become, in steps."""
 _ACTIVATION_LEVELS = 127
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)
-_FARTHEST = 6  # of a factor's exponent from 0: the steps themselves are float16, whose range is small
+_FARTHEST = 4  # of a factor's exponent from 0: the steps themselves are float16, whose range is small
 _QUIET = 1 / 16  # of the median of its block: no channel counts as smaller, for it may be larger in other dialogues
 _ROWS_AT_ONCE = 8192
 HEAD_LOSS = 0.02
 """How far log-probabilities may go astray in a Q8_0 head, in the mean: a fifth of what a Q8_0 file may differ."""
-_DIALOGUES, _TOKENS = 64, 2048  # measured on, at most
+_DIALOGUES, _TOKENS = 64, 2048  # measured on, at most and about
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,25 @@ class Channels:
     taken: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What base + adapter does on dialogues of the run's data."""
+
+    sizes: Mapping[str, Tensor]
+    """Root mean square of channels, shape (in,), by the first module that takes them."""
+    states: Tensor
+    """What enters the head before each taught token, shape (n, in)."""
+    taught: Tensor
+    """Those tokens, shape (n,)."""
+
+
 class Smoothed(NamedTuple):
     """What to write to a GGUF file."""
 
     weights: Weights
-    head: GgufType
+    head: GgufType = "Q8_0"
     """The type of the output head: F16 where rounding it, and what enters it, costs too much by itself."""
+    notes: Sequence[str] = ()
 
 
 def smoothed(tuned: Tuned, gguf_type: GgufType, stage: Stage) -> Smoothed:
@@ -73,27 +88,29 @@ def smoothed(tuned: Tuned, gguf_type: GgufType, stage: Stage) -> Smoothed:
     They are returned as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (what the
     adapter does not change is copied from it), and if there is no dialogue to measure on.
     """
-    plain = Smoothed(tuned.merged, "Q8_0")
     if gguf_type not in LEVELS or tuned.files.gguf:
-        return plain
+        return Smoothed(tuned.merged)
     try:
-        probes = _first_tokens(choose_probes(tuned, _DIALOGUES)[0])
+        probes, notes = choose_probes(tuned, _DIALOGUES)
     except InputError:
-        probes = []
+        probes, notes = [], []
     if not probes:
-        return plain
+        return Smoothed(tuned.merged)
     channels = list(channels_of(tuned.config))
-    run = reference(tuned).model
-    sizes = channel_sizes(run, channels, probes, stage("measuring channels"))
-    weights = SmoothedWeights(tuned.merged, channels, sizes, gguf_type, stage("evening out channels"))
-    fine = gguf_type == "Q8_0" and head_loss(run, probes, weights.factors.get("lm_head.weight")) > HEAD_LOSS
-    return Smoothed(weights, "F16" if fine else "Q8_0")
+    measured = measure(reference(tuned).model, channels, _within(probes), stage("measuring channels"))
+    weights = SmoothedWeights(tuned.merged, channels, measured.sizes, gguf_type, stage("evening out channels"))
+    if gguf_type != "Q8_0":
+        return Smoothed(weights, notes=notes)
+    name = "model.embed_tokens.weight" if tuned.config.tie_word_embeddings else "lm_head.weight"
+    loss = head_loss(measured, tuned.merged.read(name), weights.factors.get(name), stage("trying the head"))
+    return Smoothed(weights, "F16" if loss > HEAD_LOSS else "Q8_0", notes)
 
 
-def _first_tokens(probes: Sequence[Probe]) -> list[Probe]:
-    """Return as many of ``probes`` as have :data:`_TOKENS` tokens together, one at least."""
+def _within(probes: Sequence[Probe]) -> Sequence[Probe]:
+    """Return some of ``probes``, spread evenly: as many as the first that have :data:`_TOKENS` tokens together."""
     ends = accumulate(len(probe.context + probe.answer) for probe in probes)
-    return [probe for at, (probe, end) in enumerate(zip(probes, ends, strict=True)) if not at or end <= _TOKENS]
+    count = max(1, sum(end <= _TOKENS for end in ends))
+    return probes[:: len(probes) // count][:count]
 
 
 def channels_of(config: Any) -> Iterator[Channels]:
@@ -108,36 +125,35 @@ def channels_of(config: Any) -> Iterator[Channels]:
         yield Channels("model.norm", ("lm_head",))
 
 
-def channel_sizes(
-    model: Any, channels: Iterable[Channels], probes: Sequence[Probe], progress: Progress
-) -> dict[str, Tensor]:
-    """Return the root mean square of channels over ``probes``, shape (in,), by the first module that takes them.
-
-    ``model`` is base + adapter in transformers; one forward pass for each probe.
-    """
+def measure(model: Any, channels: Iterable[Channels], probes: Sequence[Probe], progress: Progress) -> Measured:
+    """Run ``model``, base + adapter in transformers, on ``probes``."""
     sums: dict[str, Tensor] = {}
     tokens = 0
 
+    def add(name: str, values: Tensor) -> None:  # values: (1, T, in)
+        squares = values.float().square().sum(dim=(0, 1))
+        sums[name] = sums[name] + squares if name in sums else squares
+
     def adding(name: str) -> Any:
-        def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            squares = inputs[0].float().square().sum(dim=(0, 1))  # inputs[0]: (1, T, in)
-            sums[name] = sums[name] + squares if name in sums else squares
+        return lambda module, inputs: add(name, inputs[0])
 
-        return add
-
-    names = [each.taken[0] for each in channels]
+    names = [each.taken[0] for each in channels if each.taken[0] != "lm_head"]
     hooks = [model.get_submodule(name).register_forward_pre_hook(adding(name)) for name in names]
+    states = []
     try:
         with torch.inference_mode():
             for done, probe in enumerate(probes, 1):
                 ids = torch.tensor([probe.context + probe.answer], device=model.device)
-                model(ids, use_cache=False)
+                entering = model.model(ids, use_cache=False).last_hidden_state  # without the head and its logits
+                add("lm_head", entering)
+                states.append(entering[0, -len(probe.answer) - 1 : -1].float().cpu())
                 tokens += ids.shape[1]
                 progress(done, len(probes))
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (total / tokens).sqrt().cpu() for name, total in sums.items()}
+    sizes = {name: (total / tokens).sqrt().cpu() for name, total in sums.items()}
+    return Measured(sizes, torch.cat(states), torch.tensor([token for probe in probes for token in probe.answer]))
 
 
 class SmoothedWeights:
@@ -151,7 +167,7 @@ class SmoothedWeights:
         gguf_type: GgufType,
         progress: Progress,
     ) -> None:
-        """Read every matrix once to choose the factors; ``sizes`` are those of :func:`channel_sizes`."""
+        """Read every matrix once to choose the factors; ``sizes`` are those of :func:`measure`."""
         self._weights = weights
         self.factors: dict[str, Tensor] = {}
         """By what the columns of a weight are multiplied, shape (in,)."""
@@ -160,7 +176,8 @@ class SmoothedWeights:
             size = sizes[each.taken[0]]
             if size.shape[0] % BLOCK == 0:
                 matrices = (weights.read(f"{module}.weight", torch.float32) for module in each.taken)
-                factors = smoothing_factors(size, list(matrices), LEVELS[gguf_type])
+                levels = LEVELS["Q8_0" if each.taken == ("lm_head",) else gguf_type]
+                factors = smoothing_factors(size, list(matrices), levels)
                 self.factors.update((f"{module}.weight", factors) for module in each.taken)
                 self._divisors.update((f"{each.made}.{kind}", factors) for kind in ("weight", "bias"))
             progress(done, len(channels))
@@ -179,37 +196,41 @@ class SmoothedWeights:
         return tensor * self.factors[name].to(tensor.dtype) if name in self.factors else tensor
 
 
-def head_loss(model: Any, probes: Sequence[Probe], factors: Tensor | None) -> float:
-    """Return how far the log-probabilities of the taught tokens are off if the head alone is Q8_0, in the mean.
+def head_loss(measured: Measured, head: Tensor, factors: Tensor | None, progress: Progress) -> float:
+    """Return how far the log-probabilities of the taught tokens are off if ``head`` (V, in) alone is Q8_0, in the mean.
 
     ``factors``, shape (in,), multiply the head's columns and divide what enters them.
     """
-    from torch.nn.functional import linear
+    if head.shape[1] % BLOCK:
+        return 0.0  # it cannot be Q8_0
+    factors = torch.ones(head.shape[1]) if factors is None else factors
+    parts = head.split(_ROWS_AT_ONCE)
 
-    weight = model.get_output_embeddings().weight.detach().float().cpu()  # (V, in)
-    if weight.shape[1] % BLOCK:
-        return 0.0  # its type is F16 in any case
-    scaled = weight if factors is None else weight * factors
-    coarse = _rounded(scaled)
-    off = []
-    for probe in probes:
-        ids = torch.tensor([probe.context + probe.answer], device=model.device)
-        with torch.inference_mode():
-            states = model.model(ids, use_cache=False).last_hidden_state[0, -len(probe.answer) - 1 : -1].float().cpu()
-        entering = states if factors is None else states / factors
-        answer = torch.tensor(probe.answer)[:, None]
-        fine, rounded = (
-            linear(x, w).log_softmax(-1).gather(1, answer) for x, w in ((states, weight), (_rounded(entering), coarse))
-        )
-        off.append((fine - rounded).abs().flatten())
-    return float(torch.cat(off).mean())
+    def coarse_rows() -> Iterator[Tensor]:
+        for done, rows in enumerate(parts, 1):
+            yield _rounded(rows.float() * factors)
+            progress(done, len(parts))
+
+    fine = _logprobs(measured.states, (rows.float() for rows in parts), measured.taught)
+    coarse = _logprobs(_rounded(measured.states / factors), coarse_rows(), measured.taught)
+    return float((fine - coarse).abs().mean())
+
+
+def _logprobs(states: Tensor, head: Iterable[Tensor], tokens: Tensor) -> Tensor:
+    """Return the log-probability of ``tokens`` (n,) after ``states`` (n, in); ``head`` comes a few rows at a time."""
+    total, chosen = torch.full((len(tokens),), -torch.inf), torch.zeros(len(tokens))
+    first = 0
+    for rows in head:
+        logits = states @ rows.T
+        total = torch.logaddexp(total, logits.logsumexp(1))
+        here = (tokens >= first) & (tokens < first + len(rows))
+        chosen[here] = logits[here, tokens[here] - first]
+        first += len(rows)
+    return chosen - total
 
 
 def _rounded(values: Tensor) -> Tensor:
     """Return what is left of ``values``, shape (n, in), in Q8_0."""
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize, quantize
-
     stored = quantize(values.numpy(), GGMLQuantizationType.Q8_0)
     return torch.from_numpy(dequantize(stored, GGMLQuantizationType.Q8_0)).reshape(values.shape)
 
@@ -219,8 +240,9 @@ def smoothing_factors(size: Tensor, matrices: Sequence[Tensor], levels: int) -> 
 
     ``matrices``, each of shape (out, in), take the channels and are rounded to ``levels`` steps either way.
     """
-    largest = torch.stack([matrix.abs().amax(0) for matrix in matrices]).amax(0)
-    of_channel, of_weight = _log2(size), _log2(largest)
+    size = _audible(size)
+    largest = torch.stack([torch.maximum(matrix.amax(0), -matrix.amin(0)) for matrix in matrices]).amax(0)
+    of_channel, of_weight = (values.reshape(-1, BLOCK).log2() for values in (size, _audible(largest)))
     best = torch.zeros(size.shape[0] // BLOCK, BLOCK)
     least = estimated_error(size, matrices, torch.exp2(best).flatten(), levels)
     for a in _EXPONENTS:
@@ -250,8 +272,8 @@ def estimated_error(size: Tensor, matrices: Sequence[Tensor], factors: Tensor, l
     return error
 
 
-def _log2(sizes: Tensor) -> Tensor:
-    """Return the logarithms of ``sizes``, shape (in / 32, 32)."""
+def _audible(sizes: Tensor) -> Tensor:
+    """Return ``sizes``, shape (in,), none smaller than a share of its block's median."""
     blocks = sizes.reshape(-1, BLOCK)
     floor = (blocks.median(1, keepdim=True).values * _QUIET).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.maximum(blocks, floor).log2()
+    return torch.maximum(blocks, floor).flatten()
