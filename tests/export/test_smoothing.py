@@ -18,12 +18,11 @@ from tests.tiny import tiny_model
 from weitune import Run
 from weitune.errors import InputError
 from weitune.export import smoothing
-from weitune.export.gguf_file import GgufType, write_gguf
+from weitune.export.gguf_file import BLOCK, GgufType, write_gguf
 from weitune.export.order import Order
 from weitune.export.probes import choose_probes
 from weitune.export.run import export
 from weitune.export.smoothing import (
-    BLOCK,
     SmoothedWeights,
     channels_of,
     estimated_error,

@@ -42,7 +42,8 @@ _FILE_TYPE = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-_BLOCK = 32
+BLOCK = 32
+"""Columns that share a step in Q8_0 and Q4_0."""
 _REPLACED = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
 
 
@@ -211,7 +212,7 @@ def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType, outer: Ggu
         return GGMLQuantizationType.F32
     if not wanted.startswith("Q"):
         return GGMLQuantizationType[wanted]
-    if shape[-1] % _BLOCK:
+    if shape[-1] % BLOCK:
         return GGMLQuantizationType.F16
     if stem in {"token_embd", "output"}:
         return GGMLQuantizationType[outer]

@@ -32,15 +32,13 @@ from torch import Tensor
 
 from weitune.errors import InputError
 from weitune.export.base_weights import Slot, Weights
-from weitune.export.gguf_file import GgufType
+from weitune.export.gguf_file import BLOCK, GgufType
 from weitune.export.merged import Progress
 from weitune.export.observe import reference
 from weitune.export.order import Stage
 from weitune.export.probes import Probe, choose_probes
 from weitune.export.tuned import Tuned
 
-BLOCK = 32
-"""Columns that share a step in Q8_0 and Q4_0."""
 LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 """The largest number that a weight of a quantized type can become, in steps."""
 _ACTIVATION_LEVELS = 127
