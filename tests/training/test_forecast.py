@@ -340,7 +340,7 @@ def test_steps_are_laid_out_as_training_lays_them_out() -> None:
 
 
 LIMITED = """
-import json, resource, sys
+import json, os, resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -348,24 +348,32 @@ from transformers import AutoConfig
 from weitune import Recipe, train
 from weitune.errors import RunError
 import weitune.training.run, weitune.evaluate.loss, peft, accelerate, datasets
-recipe, spare = Recipe.model_validate_json(sys.argv[1]), int(sys.argv[2])
-torch.mm(torch.ones(64, 64), torch.ones(64, 64))
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-limit = 1024 * int(status["VmData"].split()[0]) + spare
-resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-try:
-    run = train(recipe, device="cpu")
-except RunError as error:
-    print(json.dumps({"refused": str(error)}))
-else:
+
+def limited(recipe, spare):
+    torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    limit = 1024 * int(status["VmData"].split()[0]) + spare
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        run = train(recipe, device="cpu")
+    except RunError as error:
+        return {"refused": str(error)}
     environment = json.loads((run.path / "environment.json").read_text())
-    print(json.dumps({key: environment[key] for key in ("micro_tokens", "recompute")}))
+    return {key: environment[key] for key in ("micro_tokens", "recompute")}
+
+for recipe, spare in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        print(json.dumps(limited(Recipe.model_validate(recipe), spare)), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit("a limited process ended early")
 """
 MIB = 1 << 20
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # four processes, each of which imports everything
+@pytest.mark.timeout(900)  # one process that imports everything, and four that begin as copies of it
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the process's data are Linux's")
 class TestUnderALimit:
     """A wide, shallow model whose activations are most of what it takes: 300 KB a token, 4,000 tokens a step."""
@@ -388,20 +396,20 @@ class TestUnderALimit:
         train = {"batch_size": 16, "max_steps": 2, "precision": "fp32"}
         return {"model": str(folder / "model"), "data": [str(folder / "rows.json")], "train": train}
 
-    def run(self, tree: dict[str, Any], output: Path, spare: int, **train: Any) -> dict[str, Any]:
-        recipe = {**tree, "output": str(output), "train": {**tree["train"], **train}}
+    def run(self, recipes: list[tuple[dict[str, Any], int]]) -> list[dict[str, Any]]:
         done = subprocess.run(
-            [sys.executable, "-c", LIMITED, json.dumps(recipe), str(spare)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", LIMITED, json.dumps(recipes)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return told
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     def test_auto_finishes_where_a_whole_step_would_not(self, tree: dict[str, Any], tmp_path: Path) -> None:
         limits = [250 * MIB, 400 * MIB, 700 * MIB]
-        told = [self.run(tree, tmp_path / f"{limit}", limit) for limit in limits]
+        recipes = [({**tree, "output": str(tmp_path / f"{limit}")}, limit) for limit in limits]
+        in_one_pass = {**tree, "output": str(tmp_path / "whole"), "train": {**tree["train"], "micro_tokens": 16_384}}
+        *told, whole = self.run([*recipes, (in_one_pass, limits[0])])
+        assert len(told) == len(limits)
         chosen = [(-get_args(Recompute).index(each["recompute"]), each["micro_tokens"]) for each in told]
         assert chosen == sorted(chosen)  # with more memory less is computed again, or as much in longer passes
         assert len(set(chosen)) == len(chosen)
-        whole = self.run(tree, tmp_path / "whole", limits[0], micro_tokens=16_384)
         assert "memory ran out" in whole["refused"]
