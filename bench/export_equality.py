@@ -3,12 +3,12 @@
     python -m bench.export_equality RUN [--prompts 50] [--types F32,F16,BF16,Q8_0,Q4_0] [--name NAME]
 
     tokens         every dialogue of the run's data, framed and tokenized by the run, by transformers and by llama.cpp
-    merged         the largest difference of any logit, over prompts and answers, in float32
+    merged         the largest difference of any logit, over prompts and answers, in float32 and in float64
     F32 … Q4_0     greedy answers, and log-probabilities of the taught answers, in llama.cpp
     adapter        the adapter's GGUF on the base's F32 GGUF, beside base + adapter, and beside the merged F32 GGUF
 
 Every part is printed and kept in ``bench/results`` as soon as it is there. Needs xllamacpp, and room for a float32 copy
-of the model on the disk and three in memory.
+of the model on the disk and six in memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 import torch
-from torch.nn import functional
 
 from weitune import Run
 from weitune.data.conversation import Conversation
@@ -96,33 +95,23 @@ def token_equality(tuned: Tuned, subject: LlamaCppSubject) -> dict[str, Any]:
 
 
 def logit_difference(run: TransformersSubject, merged: TransformersSubject, probes: Sequence[Probe]) -> dict[str, Any]:
-    """Return the largest difference of any logit, over prompts and answers, of two models in float32.
+    """Return the largest difference of any logit over prompts and answers: in float32, and with products in float64.
 
-    A matrix product sums hundreds of float32 terms in an order of its own, and its rounding is part of that difference.
-    With rounded products (each is summed in float64 and rounded to float32 once) it is not; how far the order of sums
-    alone takes base + adapter, and the merged model, from there is told beside.
+    The latter shows the file alone. How far float32 takes base + adapter and the merged model from it is told too.
     """
-    models = (run.model, merged.model)
+    models = [run.model, merged.model, deepcopy(run.model).double(), deepcopy(merged.model).double()]
     largest, size = [0.0] * 4, 0.0
     for probe in probes:
         ids = torch.tensor([probe.context + probe.answer])
         with torch.inference_mode():
-            one, two = (model(ids, use_cache=False).logits for model in models)
-            with patch.object(functional, "linear", rounded_product):
-                rounded_one, rounded_two = (model(ids, use_cache=False).logits for model in models)
-        pairs = ((one, two), (rounded_one, rounded_two), (one, rounded_one), (two, rounded_two))
+            one, two, exact_one, exact_two = (model(ids, use_cache=False).logits.double() for model in models)
+        pairs = ((one, two), (exact_one, exact_two), (one, exact_one), (two, exact_two))
         largest = [max(now, float((a - b).abs().max())) for now, (a, b) in zip(largest, pairs, strict=True)]
         size = max(size, float(one.abs().max()))
     return {
-        "prompts": len(probes), "largest_difference": largest[0], "with_rounded_products": largest[1],
-        "sums_of_base_and_adapter": largest[2], "sums_of_merged": largest[3], "largest_logit": size,
+        "prompts": len(probes), "largest_difference": largest[0], "largest_difference_in_float64": largest[1],
+        "base_and_adapter_from_float64": largest[2], "merged_from_float64": largest[3], "largest_logit": size,
     }  # fmt: skip
-
-
-def rounded_product(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Multiply as ``torch.nn.functional.linear`` does, with sums in float64."""
-    product = values.double() @ weight.double().T
-    return (product if bias is None else product + bias.double()).to(values.dtype)
 
 
 def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
