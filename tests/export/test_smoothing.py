@@ -110,7 +110,7 @@ def test_the_channels_are_those_of_the_model() -> None:
             model = tiny_model(family, tie_word_embeddings=tied)
             modules = dict(model.named_modules())
             taking = [name for each in channels_of(model.config) for name in each.taken]
-            assert len(set(taking)) == len(taking) == 2 * 6 + (not tied)  # all but o, whose channels no weight makes
+            assert len(set(taking)) == len(taking) == 2 * 6 + (not tied)  # all but o: scaling v for it gained nothing
             for each in channels_of(model.config):
                 for name in each.taken:
                     assert modules[each.made].weight.shape[0] == modules[name].weight.shape[1]
