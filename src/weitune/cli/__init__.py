@@ -17,6 +17,7 @@ from typing import NamedTuple
 import click
 
 from weitune.errors import WeituneError
+from weitune.model.contention import share_the_processor
 
 
 class Entry(NamedTuple):
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # bytes or characters the terminal's encoding lacks must not end a chat
             stream.reconfigure(errors="replace")
+    share_the_processor()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = command_line.main(args=arguments, prog_name="weitune", standalone_mode=False, obj=arguments)

@@ -16,6 +16,7 @@ from weitune.data.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
+from weitune.model.contention import share_the_processor
 from weitune.model.need import PassSize
 from weitune.model.starts import EVA_STEPS
 from weitune.recipe.load import build_recipe, read_recipe_file
@@ -150,6 +151,7 @@ def _session(
     folder: Path, reporter: Reporter | None, stop: StopRequest | None, device: str | None, each_node: bool
 ) -> Iterator[_Session]:
     """Heed signals while the block runs. Raises Interrupted if one comes before the first step."""
+    share_the_processor()
     with stop_requests(stop) as asked:
         try:
             accelerator = make_accelerator(device)

@@ -1,0 +1,149 @@
+"""Let OpenMP's threads sleep while other programs want the processor.
+
+GNU's OpenMP, which PyTorch brings on Linux, lets a thread that waits for another one spin for about a millisecond
+before it sleeps. On a quiet machine that is right: the wait is short, and waking a thread takes longer. Beside another
+busy program the awaited thread is often not running, and the spinning one keeps it from the processor: beside two busy
+loops on two cores, an optimizer step of SmolLM2 takes eight times as long (bench/busy.py).
+
+So a daemon thread reads how long this process's threads wait for a processor (``/proc/self/task/*/schedstat``):
+
+    a thread waited for over 25 % of the time, twice in a row    ─▶ a second pool of sleeping OpenMP threads is opened
+    none waited for over 8 % of the time, for three seconds      ─▶ it is closed again
+
+While the second pool is open, libgomp counts more threads than processors, and its threads spin only briefly before
+they sleep. Nothing else changes: the threads that compute, their number and their results stay the same to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+USER_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Environment variables by which a user decides how long threads spin; then weitune leaves it at that."""
+_TASKS = Path("/proc/self/task")
+_PERIOD_SECONDS = 0.25
+_CONTENDED_SHARE, _CONTENDED_PERIODS = 0.25, 2
+_QUIET_SHARE, _QUIET_PERIODS = 0.08, 12
+
+
+class Contention:
+    """Decides from the periods so far whether the processor is contended."""
+
+    def __init__(self) -> None:
+        """Assume a quiet machine."""
+        self.contended = False
+        self._run = 0
+
+    def update(self, share: float) -> bool:
+        """Take the share of a period for which a thread waited (the largest of all threads); return the verdict."""
+        against = share < _QUIET_SHARE if self.contended else share > _CONTENDED_SHARE
+        self._run = self._run + 1 if against else 0
+        if self._run >= (_QUIET_PERIODS if self.contended else _CONTENDED_PERIODS):
+            self.contended, self._run = not self.contended, 0
+        return self.contended
+
+
+class SecondPool:
+    """Sleeping OpenMP threads, so many that there are more than processors, until it is closed."""
+
+    def __init__(self) -> None:
+        """Open it. Raises OSError or AttributeError if the process has not loaded GNU's OpenMP."""
+        openmp = _loaded_openmp()
+        parallel = openmp.GOMP_parallel  # (function, argument, threads, flags): what compilers call for a region
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL) returns at once
+        threads = max(2, openmp.omp_get_num_procs() - openmp.omp_get_max_threads() + 2)
+        self._owner = ThreadPoolExecutor(1, "openmp-second-pool")  # OpenMP's threads belong to the one that asks
+        self._owner.submit(parallel, nothing, None, threads, 0).result()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._owner.shutdown()
+
+
+def _loaded_openmp() -> ctypes.CDLL:
+    """Return the GNU OpenMP that this process has loaded; torch would use a copy that is loaded here before its own."""
+    return ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+
+
+def _spins() -> bool:
+    """Return whether there are OpenMP threads that could spin."""
+    try:
+        return bool(_loaded_openmp().omp_get_max_threads() > 1)
+    except (OSError, AttributeError):
+        return False
+
+
+def waited_seconds(tasks: Path = _TASKS) -> dict[str, float]:
+    """Return how long each thread of this process has been ready to run without a processor, by its number.
+
+    Empty where the system does not tell.
+    """
+    waited = {}
+    with suppress(OSError):
+        for task in tasks.iterdir():
+            with suppress(OSError, IndexError, ValueError):  # a thread that has ended meanwhile
+                waited[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    return waited
+
+
+def longest_wait(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Return the longest wait of a thread between two readings, in seconds."""
+    return max((waited - before[task] for task, waited in after.items() if task in before), default=0.0)
+
+
+class Watch(threading.Thread):
+    """Opens and closes the second pool as the processor becomes contended and quiet."""
+
+    def __init__(
+        self, read: Callable[[], Mapping[str, float]] = waited_seconds, period: float = _PERIOD_SECONDS
+    ) -> None:
+        """``read`` returns the waiting times so far, every ``period`` seconds."""
+        super().__init__(name="openmp-contention", daemon=True)
+        self._read, self._period = read, period
+        self._ended = threading.Event()
+        self.pool: SecondPool | None = None
+
+    def run(self) -> None:
+        """Look until the process ends or :meth:`end` is called."""
+        contention, before = Contention(), self._read()
+        with suppress(RuntimeError):  # no thread can be started: the process is ending
+            while not self._ended.wait(self._period):
+                after = self._read()
+                self._follow(contention.update(longest_wait(before, after) / self._period))
+                before = after
+        if self.pool is not None:
+            self.pool.close()
+
+    def end(self) -> None:
+        """Stop looking, and close the pool."""
+        self._ended.set()
+        self.join()
+
+    def _follow(self, contended: bool) -> None:
+        if contended and self.pool is None and _spins():
+            with suppress(OSError, AttributeError):
+                self.pool = SecondPool()
+        elif not contended and self.pool is not None:
+            self.pool.close()
+            self.pool = None
+
+
+_started: int | None = None
+"""The process that watches; a fork of it does not."""
+
+
+def share_the_processor() -> None:
+    """Start watching, once in a process, unless the user has set how long threads spin or the system tells nothing."""
+    global _started  # noqa: PLW0603  (one watch in a process)
+    if _started == os.getpid() or any(name in os.environ for name in USER_SETTINGS) or not waited_seconds():
+        return
+    _started = os.getpid()
+    Watch().start()
