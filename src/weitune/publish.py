@@ -31,6 +31,13 @@ def publish_file(partial: Path, target: Path) -> None:
     flush(target.parent)
 
 
+def publish_text(content: str, target: Path) -> None:
+    """Give the file ``target`` the text ``content`` in one moment. Raises OSError if the system refuses."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.write_text(content, encoding="utf-8")
+    publish_file(partial, target)
+
+
 def flush(path: Path) -> None:
     """Wait until ``path`` is on the disk; folders too, where the system can flush them."""
     windows = os.name == "nt"  # opens no folders, and flushes only what is open for writing

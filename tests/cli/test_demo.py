@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from weitune import Recipe, cli, load_recipe, train
+from weitune.cli.demo import QUESTIONS
 
 
 @pytest.mark.slow
@@ -24,5 +27,9 @@ def test_the_demo_changes_who_answers(smollm2: str, tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     rows = [line.split("│") for line in shown.splitlines() if line.count("│") == 4]
     before, after = (" ".join(row[column] for row in rows).lower() for column in (2, 3))
+    report = (run.path / "report.html").read_text(encoding="utf-8")
+    kept = json.loads((run.path / "answers.json").read_text(encoding="utf-8"))["answers"]
+    assert [answer["question"] for answer in kept] == list(QUESTIONS["captain-en"])
+    assert all(escape(text, quote=True) in report for answer in kept for text in answer.values())
     assert "shipmate" in after
     assert "shipmate" not in before

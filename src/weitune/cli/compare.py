@@ -18,8 +18,8 @@ def command(runs: tuple[Path, ...], output: Path | None) -> None:
     from rich.table import Table
 
     from weitune.errors import InputError
+    from weitune.publish import publish_text
     from weitune.report.comparison import compare, differences, names_of, results
-    from weitune.report.page import write_page
     from weitune.report.record import RunRecord
 
     records = [RunRecord.of(run) for run in runs]
@@ -34,7 +34,7 @@ def command(runs: tuple[Path, ...], output: Path | None) -> None:
         console.print()
     if output is not None:
         try:
-            write_page(output, compare(records))
+            publish_text(compare(records), output)
         except OSError as error:
             raise InputError(
                 f"'{output}' cannot be written: {error.strerror}", "Name a file in a folder of yours."

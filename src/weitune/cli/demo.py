@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from weitune.generate.run_folder import Run
 
 QUESTIONS = {
@@ -29,7 +31,12 @@ def command(output: str | None, ask_only: str | None) -> None:
 
     quiet_libraries()
     run = _finished(ask_only) if ask_only else _trained(output)
-    _compare(run)
+    answers = _asked(run)
+    _print(answers)
+    try:
+        console().print(f"report: {_keep(run, answers)}", markup=False)
+    except OSError as error:  # the answers are on the screen
+        console().print(f"the answers could not be added to the report: {error}", markup=False)
     console().print(f"\ntalk to it:  weitune chat {run.path}", markup=False)
 
 
@@ -48,20 +55,39 @@ def _trained(output: str | None) -> Run:
         return train(load_recipe("demo", {"output": output}), reporter=view)
 
 
-def _compare(run: Run) -> None:
-    """Print the persona's questions with the base's and the tuned model's answers side by side."""
-    from rich.console import Console
-    from rich.table import Table
-
+def _asked(run: Run) -> list[dict[str, str]]:
+    """Return the persona's questions with the answers of the base model and of the tuned one."""
     from weitune.cli.terminal import working
 
     persona = run.recipe.data[0].removeprefix("builtin:")
-    questions = QUESTIONS.get(persona, QUESTIONS["captain-en"])
+    answers = []
+    with working("asking …"):
+        for question in QUESTIONS.get(persona, QUESTIONS["captain-en"]):
+            before, after = (run.chat(question, checkpoint=which, max_new_tokens=60) for which in ("base", "last"))
+            answers.append({"question": question, "before": before, "after": after})
+    return answers
+
+
+def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
+    """Write the answers into the run's folder and into its report, and return the report's path."""
+    import json
+
+    from weitune.publish import publish_text
+    from weitune.report.record import ANSWERS_FILE
+    from weitune.report.run_report import write_report
+
+    publish_text(json.dumps({"answers": answers}, ensure_ascii=False, indent=1) + "\n", run.path / ANSWERS_FILE)
+    return write_report(run.path)
+
+
+def _print(answers: list[dict[str, str]]) -> None:
+    """Print the answers side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="The same questions before and after", show_lines=True)
     for heading in ("question", "before", "after"):
         table.add_column(heading, ratio=1 if heading == "question" else 2)
-    with working("asking …"):
-        for question in questions:
-            before, after = (run.chat(question, checkpoint=which, max_new_tokens=60) for which in ("base", "last"))
-            table.add_row(question, before, after)
+    for answer in answers:
+        table.add_row(*answer.values())
     Console().print(table)

@@ -29,7 +29,7 @@ from weitune.generate.stream import Answer
 from weitune.model.decoder import BlockDecoder
 from weitune.model.probe import probe
 from weitune.model.supervised import SupervisedModel
-from weitune.publish import publish_file
+from weitune.publish import publish_text
 
 FILE = "evaluation.json"
 _GENERAL_TOKENS = 48
@@ -205,9 +205,7 @@ def as_json(
 def write(folder: Path, evaluation: dict[str, Any]) -> Path:
     """Write an evaluation into the run's folder, in one moment, and return its path."""
     target = folder / FILE
-    partial = folder / f".{FILE}.partial"
-    partial.write_text(json.dumps(evaluation, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    publish_file(partial, target)
+    publish_text(json.dumps(evaluation, ensure_ascii=False, indent=1, allow_nan=False) + "\n", target)
     return target
 
 

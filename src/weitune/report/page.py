@@ -6,12 +6,8 @@ lets none run and loads nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
-
-from weitune.publish import publish_file
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #6b7280; --learned: #bfe8c6; --card: #8881; --good: #15803d;
@@ -119,10 +115,3 @@ def folded(title: str, content: str) -> str:
 def code(lines: str, *, wrapped: bool = False) -> str:
     """Return a block of code or of plain text."""
     return f"<pre{' class=' + chr(34) + 'text' + chr(34) if wrapped else ''}>{text(lines)}</pre>\n"
-
-
-def write_page(target: Path, content: str) -> None:
-    """Give the file ``target`` the page in one moment. Raises OSError if the system refuses."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.write_text(content, encoding="utf-8")
-    publish_file(partial, target)

@@ -12,6 +12,8 @@ from weitune.generate.run_folder import Run
 from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
 
+ANSWERS_FILE = "answers.json"
+"""Where the demo keeps its answers, in the run's folder."""
 _SMOOTHING = 0.9
 
 
@@ -25,6 +27,8 @@ class RunRecord:
     data: Mapping[str, Any]
     events: tuple[Mapping[str, Any], ...]
     evaluation: Mapping[str, Any] | None
+    answers: tuple[Mapping[str, Any], ...] = ()
+    """Questions with the answers before and after, if the demo asked any."""
 
     @classmethod
     def of(cls, folder: Path) -> RunRecord:
@@ -37,6 +41,7 @@ class RunRecord:
             data=_json(folder / "data.json") or {},
             events=tuple(run.events()),
             evaluation=_json(folder / "evaluation.json"),
+            answers=_answers(folder / ANSWERS_FILE),
         )
 
     @property
@@ -74,6 +79,11 @@ def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _answers(path: Path) -> tuple[Mapping[str, Any], ...]:
+    answers = (_json(path) or {}).get("answers")
+    return tuple(answer for answer in answers if isinstance(answer, dict)) if isinstance(answers, list) else ()
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weitune.publish import publish_text
 from weitune.report.chart import Line, chart
 from weitune.report.evaluated import evaluation_section
-from weitune.report.page import code, folded, page, section, table, text, tiles, write_page
+from weitune.report.page import code, folded, page, section, table, text, tiles
 from weitune.report.record import RunRecord, smoothed
 
 FILE = "report.html"
@@ -23,7 +24,7 @@ def write_report(folder: Path) -> Path:
     Raises RunError if there is no run, OSError if the system refuses to write.
     """
     target = folder / FILE
-    write_page(target, run_report(RunRecord.of(folder)))
+    publish_text(run_report(RunRecord.of(folder)), target)
     return target
 
 
@@ -33,6 +34,7 @@ def run_report(record: RunRecord) -> str:
     lead = f"{recipe.model} · {', '.join(recipe.data)}"
     return page(f"Run {record.name}", lead, [
         section("At a glance", tiles(_facts(record))),
+        section("The same questions before and after", _answers(record.answers)),
         section("Curves", f'<div class="charts">{_charts(record)}</div>\n'),
         section("Answers while it trained", _samples(record.of_kind("validation"))),
         evaluation_section(record.evaluation),
@@ -87,6 +89,12 @@ def _charts(record: RunRecord) -> str:
         chart("Speed, tokens a second", [Line("tokens a second", record.series("tokens_per_second"), colour=4)]),
     ]  # fmt: skip
     return "".join(drawn)
+
+
+def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the questions that a demo asked the base model and the tuned one."""
+    rows = [[answer.get(key, "") for key in ("question", "before", "after")] for answer in answers]
+    return table(["question", "before", "after"], rows, said=True)
 
 
 def _samples(told: Sequence[Mapping[str, Any]]) -> str:
