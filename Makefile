@@ -1,14 +1,17 @@
 # Everything needs only Python 3.11, git and make; the first target that runs installs the rest into .venv.
 PYTHON ?= python3.11
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Errors only: pip's warnings are about the machine's own settings, and read like errors of this project.
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .PHONY: demo test check format reference bench llama-cpp clean help
 
 help:
 	@echo "make demo       fine-tune a small model on a persona and compare it with its base (about 4 minutes)"
-	@echo "make test       run every test"
+	@echo "make test       run every test, WORKERS at a time (one for each core, four at most)"
 	@echo "make check      lint, types, import directions"
 	@echo "make format     format the code"
 	@echo "make reference  write docs/recipe.md and docs/recipe.schema.json anew"
@@ -17,15 +20,18 @@ help:
 
 # Installed once, and again only when the pins or the dependencies change.
 $(READY): constraints.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@test -x $(BIN)/python || command -v $(PYTHON) > /dev/null || \
+		{ echo "There is no $(PYTHON) here. Install it, or name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Installing weitune and its dependencies into $(VENV) (1 to 3 minutes, once) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/weitune demo
 
 test: $(READY)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check
@@ -44,7 +50,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.train_speed
 
 llama-cpp: $(READY)
-	CMAKE_ARGS='-DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF' $(BIN)/python -m pip install \
+	CMAKE_ARGS='-DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF' $(PIP) install \
 		--constraint constraints.txt --force-reinstall --no-deps --no-binary xllamacpp xllamacpp
 
 clean:

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one on each core; read when torch is loaded
+
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("weitune", deadline=None)  # a busy machine is no failure
@@ -38,7 +41,8 @@ def smollm2() -> str:
 
     name = "builtin:smollm2-135m"
     try:
-        locate(name)
+        with _built_once(name):
+            locate(name)
     except ModelError as error:
         skip_unless_ci(f"no package registry at hand: {error.message}")
     return name
@@ -56,13 +60,20 @@ def smollm2_folder(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def _built_once(name: str) -> FileLock:
+    """Return a lock, so that of the processes that run tests one builds a model and the others find it."""
+    MODELS.mkdir(parents=True, exist_ok=True)
+    return FileLock(MODELS / f".{name.replace(':', '-')}.lock")
+
+
 def tokenizer_of_test_model(name: str) -> Any:
     """Load the tokenizer of a test model; the model is built when CI asks for it, otherwise the test is skipped."""
-    if not (MODELS / name / "tokenizer.json").is_file():
-        script = SHARED / "models" / "build_test_models.py"
-        if "CI" not in os.environ:
-            pytest.skip(f"build {name} with {script.name} first")
-        subprocess.run([sys.executable, str(script), name, str(MODELS)], check=True)
+    with _built_once(name):
+        if not (MODELS / name / "tokenizer.json").is_file():
+            script = SHARED / "models" / "build_test_models.py"
+            if "CI" not in os.environ:
+                pytest.skip(f"build {name} with {script.name} first")
+            subprocess.run([sys.executable, str(script), name, str(MODELS)], check=True)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(MODELS / name))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny_run
 from weitune import Run
 from weitune.cli import main
@@ -167,7 +168,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+    def wait_for(self, pattern: str, seconds: float = HANG_SECONDS) -> str:
         """Return what the screen got up to ``pattern``, and forget it."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
@@ -183,7 +184,7 @@ class Terminal:
             os.write(self.terminal, b"\x1b[1;1R")
         self.seen += chunk
 
-    def exit_code(self, seconds: float = 30) -> int:
+    def exit_code(self, seconds: float = HANG_SECONDS) -> int:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if select.select([self.terminal], [], [], 0.1)[0]:
@@ -224,7 +225,7 @@ def test_a_person_stops_an_answer_and_leaves(long_winded: Terminal) -> None:
     chat.type("你是谁？\r")
     chat.wait_for("你是谁？")
     chat.wait_for(r"loading [^\x1b]*\x1b.*?\x1b\[2K")  # the model is there, and the line about it gone
-    time.sleep(0.5)  # into the answer
+    chat.wait_for(r"[^\W\d_]{3}")  # into the answer: no control sequence has three letters in a row
     chat.type("\x03")
     chat.wait_for(r"\(stopped\)")
     chat.wait_for("› ")

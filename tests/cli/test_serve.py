@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.export.runs import save_run
+from tests.limits import HANG_SECONDS
 from tests.serve.live import two_runs
 from weitune import Run
 from weitune.cli import main
@@ -55,7 +56,7 @@ def typed(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def get(said: str, path: str, key: str | None = None) -> tuple[int, bytes]:
     port = re.search(r"listening at http://[\w.]+:(\d+)/v1", said)
     assert port, said
-    connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=HANG_SECONDS)
     connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
     response = connection.getresponse()
     return response.status, response.read()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny_run
 from weitune import cli
 from weitune.cli.dashboard import Dashboard, duration, short
@@ -113,13 +114,13 @@ def test_events_are_followed_as_they_come(tmp_path: Path) -> None:
     path.write_text(json.dumps(START) + "\n" + whole)
     wait_for(lambda: dashboard.step == 1)
     write(tmp_path, END)
-    follower.join(timeout=30)
+    follower.join(timeout=HANG_SECONDS)
     assert not follower.is_alive()
     assert dashboard.ended == "finished"
 
 
 def wait_for(condition: Any) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANG_SECONDS
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
     assert condition()

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.limits import HANG_SECONDS
 from weitune.training.events import read_events
-
-_PATIENCE_SECONDS = 600.0
 
 
 class Starter:
@@ -75,8 +74,8 @@ class Process:
         return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
 
     def until(self, condition: Callable[[], object], pause: float = 0.002) -> None:
-        """Look again and again until ``condition`` holds. Fails if the process ends before, or after ten minutes."""
-        end = time.monotonic() + _PATIENCE_SECONDS
+        """Look again and again until ``condition`` holds. Fails if the process ends before, or after HANG_SECONDS."""
+        end = time.monotonic() + HANG_SECONDS
         while not condition():
             assert self._alive() or condition(), f"it ended too early:\n{self.said}"
             if time.monotonic() > end:

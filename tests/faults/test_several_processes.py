@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from tests.faults.processes import steps_done
 from tests.faults.runs import Inputs
+from tests.limits import HANG_SECONDS
 from weitune.cli.launch import Machines
 from weitune.errors import InputError
 from weitune.training.events import read_events
 from weitune.training.run import train
 
-PATIENCE_SECONDS = 250
 STEPS = 28
 PLAIN = {
     "lora.dropout": 0.0, "train.epochs": 4, "train.checkpoint_every": 2, "train.keep_checkpoints": 50,
@@ -38,7 +38,7 @@ def weitune(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    said, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == code, said
     return said
 
@@ -146,7 +146,7 @@ def test_machines_must_know_where_to_meet() -> None:
 
 
 def until(condition: object, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + HANG_SECONDS
     while not condition():  # type: ignore[operator]
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end

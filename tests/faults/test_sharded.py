@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.faults.runs import STEPS, Inputs
+from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny, tiny_model
 from weitune.cli.launch import Machines
 from weitune.training.events import read_events
@@ -63,7 +64,7 @@ def together(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for environment in Machines(2).environments()
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=250)[0] for process in processes]
+        said = [process.communicate(timeout=HANG_SECONDS)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.limits import HANG_SECONDS
 from tests.tiny import tiny_tokenizer
 from weitune.generate.detokenize import Detokenizer
 from weitune.generate.stream import AnswerStream
@@ -116,7 +117,7 @@ def test_a_reader_sees_each_piece_before_the_answer_is_whole() -> None:
     def start(queue: Any, cancelled: Any) -> None:
         queue.put(torch.tensor([[1]]))
         queue.put(torch.tensor([HELLO[0]]))
-        assert heard.wait(10), "the first piece was held back until the end"
+        assert heard.wait(HANG_SECONDS), "the first piece was held back until the end"
 
     stream = stream_of(start)
     assert next(stream) == "Th"

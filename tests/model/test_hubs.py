@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub import TOKEN, LocalHub, local_hub
+from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny
 from weitune.cli import main
 from weitune.errors import ModelError
@@ -43,7 +44,9 @@ def test_a_model_comes_through_a_mirror_and_its_adapter_goes_back(
     ]  # fmt: skip
     others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     mirror = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    trained = subprocess.run(train, env=others | mirror, capture_output=True, text=True, check=False, timeout=300)
+    trained = subprocess.run(
+        train, env=others | mirror, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
     assert trained.returncode == 0, trained.stderr
 
     push = ["push", str(run), "--to", "me/zhenhuan"]

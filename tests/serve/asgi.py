@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.limits import HANG_SECONDS
 from tests.tiny import tiny_tokenizer
 from weitune.data.render import framing_for
 from weitune.generate.sampling import Sampling
@@ -145,7 +146,7 @@ def make_app(
     return App(offers, answering, guard or Guard(), limits or Limits())
 
 
-async def until(condition: Any, seconds: float = 5) -> None:
+async def until(condition: Any, seconds: float = HANG_SECONDS) -> None:
     """Wait until ``condition()`` holds."""
     end = time.monotonic() + seconds
     while not condition():

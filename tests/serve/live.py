@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.export.runs import save_adapter, save_run, silent
+from tests.limits import HANG_SECONDS
 from weitune import Run
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, listen
@@ -39,7 +40,7 @@ class Live:
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
         """Return status and body of one raw request."""
-        connection = http.client.HTTPConnection(*self.address, timeout=120)
+        connection = http.client.HTTPConnection(*self.address, timeout=HANG_SECONDS)
         try:
             payload = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
             connection.request(method, path, payload, dict(headers or {}))
@@ -50,14 +51,14 @@ class Live:
 
     def connect(self) -> socket.socket:
         """Return a bare connection."""
-        return socket.create_connection(self.address, timeout=120)
+        return socket.create_connection(self.address, timeout=HANG_SECONDS)
 
     def metric(self, name: str) -> float:
         """Return a figure of /metrics; 0 if it is not there yet."""
         lines = self.request("GET", "/metrics")[1].decode().splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
-    def wait_for(self, name: str, value: float, seconds: float = 10) -> float:
+    def wait_for(self, name: str, value: float, seconds: float = HANG_SECONDS) -> float:
         """Wait until a metric has ``value``; return how long that took."""
         began = time.monotonic()
         while self.metric(name) != value:
@@ -88,7 +89,7 @@ def live(
 
     thread = threading.Thread(target=work, name="serve")
     thread.start()
-    url, server = started.get(timeout=120)
+    url, server = started.get(timeout=HANG_SECONDS)
     try:
         yield Live(url)
     finally:

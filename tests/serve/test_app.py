@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.limits import HANG_SECONDS
 from tests.serve.asgi import ASK, Client, ScriptedEngine, make_app, until
 from weitune.generate.llama_engine import Piece
 from weitune.generate.sampling import Sampling
@@ -275,7 +276,7 @@ def test_a_reader_that_stands_still_is_let_go(monkeypatch: pytest.MonkeyPatch) -
         async def send(message: Any) -> None:
             await asyncio.sleep(3600)
 
-        await asyncio.wait_for(app(scope, receive, send), 5)
+        await asyncio.wait_for(app(scope, receive, send), HANG_SECONDS)
         assert app._answering.admission.running == 0
 
     run(go())

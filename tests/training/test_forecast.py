@@ -373,7 +373,6 @@ MIB = 1 << 20
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # one process that imports everything, and four that begin as copies of it
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the process's data are Linux's")
 class TestUnderALimit:
     """A wide, shallow model whose activations are most of what it takes: 300 KB a token, 4,000 tokens a step."""
