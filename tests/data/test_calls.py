@@ -184,7 +184,9 @@ def test_what_only_the_assistant_has_may_be_empty_elsewhere() -> None:
         [SCHEMA],
         [TOOL],
         json.dumps([SCHEMA]),
-        [json.dumps(SCHEMA), ],
+        [
+            json.dumps(SCHEMA),
+        ],
         [json.dumps(TOOL)],
         [{"type": "function", **SCHEMA}],
         [{**SCHEMA, "parameters": json.dumps(SCHEMA["parameters"])}],
@@ -278,6 +280,12 @@ def test_items_of_openais_responses() -> None:
         {"type": "function_call_output", "call_id": "c1", "output": "noon"},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
     )
-    assert said == (ASKED, Turn("assistant", "", tool_calls=(NAMED,)), Turn("tool", "noon", tool_call_id="c1"), ANSWERED)
+    assert said == (
+        ASKED,
+        Turn("assistant", "", tool_calls=(NAMED,)),
+        Turn("tool", "noon", tool_call_id="c1"),
+        ANSWERED,
+    )
     assert unread(messages(user(), {**call, "status": "completed"})) == {"messages[].status": 1}
-    assert fault(messages(user(), {"type": "reasoning", "summary": []}, assistant())).field == "messages[1].type"
+    unknown, *_ = faults(messages(user(), {"type": "reasoning", "summary": []}, assistant()))
+    assert (unknown.kind, unknown.field) == ("unknown role", "messages[1].type")

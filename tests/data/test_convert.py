@@ -29,7 +29,11 @@ CALLS = st.lists(
 TOOLS = st.lists(
     st.fixed_dictionaries(
         {"name": TEXT},
-        optional={"description": TEXT, "parameters": st.dictionaries(TEXT, VALUES, max_size=2), "strict": st.booleans()},
+        optional={
+            "description": TEXT,
+            "parameters": st.dictionaries(TEXT, VALUES, max_size=2),
+            "strict": st.booleans(),
+        },
     ).map(lambda schema: {"type": "function", "function": schema}),
     max_size=2,
 ).map(tuple)

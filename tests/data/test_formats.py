@@ -53,7 +53,10 @@ def system(content: Any = "s", **fields: Any) -> dict[str, Any]:
         ({"prompt": "q", "completion": "a"}, (ASKED, ANSWERED)),
         ({"prompt": [user()], "completion": [assistant()]}, (ASKED, ANSWERED)),
         ({"prompt": "q", "response": "a"}, (ASKED, ANSWERED)),
-        ({"query": "q", "response": "a", "history": [["x", "y"]]}, (Turn("user", "x"), Turn("assistant", "y"), ASKED, ANSWERED)),
+        (
+            {"query": "q", "response": "a", "history": [["x", "y"]]},
+            (Turn("user", "x"), Turn("assistant", "y"), ASKED, ANSWERED),
+        ),
         ({"question": "q", "answer": "a", "system": "s"}, (SYSTEM, ASKED, ANSWERED)),
         ({"conversation": [{"input": "q", "output": "a", "system": "s"}]}, (SYSTEM, ASKED, ANSWERED)),
         ({"conversation": [{"human": "q", "assistant": "a"}] * 2}, (ASKED, ANSWERED) * 2),
@@ -65,7 +68,10 @@ def system(content: Any = "s", **fields: Any) -> dict[str, Any]:
         (speeches(human="q", model="a", user="q", ai="a"), (ASKED, ANSWERED) * 2),
         ({"conversations": [user(), assistant()]}, (ASKED, ANSWERED)),
         ({"messages": speeches(human="q", gpt="a")["conversations"]}, (ASKED, ANSWERED)),
-        ({"messages": [user(), {"from": "gpt", "value": "a"}, {"role": "user", "value": "q"}, assistant()]}, (ASKED, ANSWERED) * 2),
+        (
+            {"messages": [user(), {"from": "gpt", "value": "a"}, {"role": "user", "value": "q"}, assistant()]},
+            (ASKED, ANSWERED) * 2,
+        ),
         ({"messages": json.dumps([user(), assistant()])}, (ASKED, ANSWERED)),
         ({"conversations": "\n" + json.dumps(speeches(human="q", gpt="a")["conversations"])}, (ASKED, ANSWERED)),
         (messages(user(), assistant(), system="s"), (Turn("system", "s"), ASKED, ANSWERED)),
@@ -374,11 +380,15 @@ def nest(levels: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("place", ["output", "system", "history", "tools", "messages", "conversations", "kto_tag"])
+@pytest.mark.parametrize("place", ["output", "system", "history", "messages", "conversations", "kto_tag"])
 def test_values_nested_without_end(place: str) -> None:
     row = {"instruction": "q", "output": "a", place: nest(100_000)}
     (problem,) = faults(row)
     assert problem.row == 4
+
+
+def test_tools_nested_without_end() -> None:
+    assert fault(messages(user(), assistant(), tools=nest(100_000))).field == "tools"
 
 
 def test_unread_values_nested_without_end() -> None:

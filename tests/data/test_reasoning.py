@@ -56,7 +56,7 @@ def test_reasoning_is_cut_where_qwen3_cuts_it(before: str, reasoning: str, rest:
         messages(user(), assistant("  a", reasoning_content="r")),
         messages(user(), assistant("  a", reasoning="r", thinking=None)),
         messages(user(), assistant("  a", thinking="r", reasoning_content="")),
-        messages(user(), assistant("  a", thinking="r", reasoning="\nr\n")),
+        messages(user(), assistant("  a", thinking="\nr\n", reasoning="r")),
         messages(user(), assistant("<think>r</think>  a", reasoning_content="r")),
         messages(user(), assistant("<think>r</think>  a", reasoning_content="")),
         messages(user(), assistant([{"type": "thinking", "thinking": "r", "signature": "s"}, "  a"])),

@@ -12,6 +12,7 @@ Any of these, and lists of them, may be JSON in a text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,12 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
 
 
 def is_empty(value: Any) -> bool:
-    """Tell whether an optional field holds nothing: null, an empty list or object, a blank text, or null as text."""
+    """Tell whether an optional field holds nothing: null, an empty list or object, a blank text, or null as text.
+
+    Not a number is how pandas says null.
+    """
+    if isinstance(value, float):
+        return math.isnan(value)
     return value is None or value in ([], {}) or (isinstance(value, str) and value.strip() in ("", "null"))
 
 

@@ -19,15 +19,21 @@ from weitune.data.conversation import Role, ToolCall, Turn
 from weitune.data.fields import Fields
 from weitune.data.problems import shown
 
-_TEXTS = frozenset({"text", "input_text", "output_text"})
-_THOUGHTS = frozenset({"thinking", "reasoning"})
-_CALLS = frozenset({"tool_use", "tool_call", "function_call"})
-_RESULT = "tool_result"
+_KINDS = {
+    "text": "text", "input_text": "text", "output_text": "text",
+    "thinking": "reasoning", "reasoning": "reasoning",
+    "tool_use": "call", "tool_call": "call", "function_call": "call",
+    "tool_result": "result",
+}  # fmt: skip
+"""What parts of each type become."""
 _TEXT_KEYS = ("text", "value", "content")
 _THOUGHT_KEYS = ("thinking", "reasoning", *_TEXT_KEYS)
+_SIGNED = frozenset({"type", "signature"})
+"""Besides its text, what a part may have. Anthropic signs reasoning; that is not to be learned."""
 _RESULT_KEYS = frozenset({"type", "tool_use_id", "content"})
 _ORDER = ("reasoning", "text", "call")
 _PART_CURE = 'Write {"type": "text", "text": "…"}; images and sounds cannot be learned from.'
+_ENCRYPTED_CURE = "Remove the part, whose text is encrypted, or the row."
 _PLACES: Mapping[Role, frozenset[str]] = {
     "system": frozenset({"text"}),
     "user": frozenset({"text", "result"}),
@@ -120,27 +126,23 @@ def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
         fields.fault("wrong type", "a text part", shown(item), _PART_CURE, place)
         return []
     kind = item.get("type") or "text"
-    if not isinstance(kind, str):
-        kind = ""
-    if kind in _TEXTS:
-        return [_Part("text", _text(fields, item, _TEXT_KEYS, frozenset(), place), place)]
-    if kind in _THOUGHTS:
-        return [_Part("reasoning", _text(fields, item, _THOUGHT_KEYS, frozenset({"signature"}), place), place)]
-    if kind in _CALLS:
-        return [_Part("call", call, place) for call in _calls(fields, item, place)]
-    if kind == _RESULT:
-        return [_Part("result", _result(fields, item, place), place)]
-    cure = _PART_CURE
-    if kind == "redacted_thinking":
-        cure = "Remove the part: its text is encrypted. Or remove the row."
-    fields.fault("not text", "a part of type text", shown(item["type"]), cure, f"{place}.type")
-    return []
+    if not isinstance(kind, str) or kind not in _KINDS:
+        cure = _ENCRYPTED_CURE if kind == "redacted_thinking" else _PART_CURE
+        fields.fault("not text", "a part of type text", shown(item["type"]), cure, f"{place}.type")
+        return []
+    becomes = _KINDS[kind]
+    if becomes == "call":
+        return [_Part(becomes, call, place) for call in _calls(fields, item, place)]
+    if becomes == "result":
+        return [_Part(becomes, _result(fields, item, place), place)]
+    keys = _TEXT_KEYS if becomes == "text" else _THOUGHT_KEYS
+    return [_Part(becomes, _text(fields, item, keys, place), place)]
 
 
-def _text(fields: Fields, part: Mapping[str, Any], keys: Sequence[str], known: frozenset[str], place: str) -> str:
+def _text(fields: Fields, part: Mapping[str, Any], keys: Sequence[str], place: str) -> str:
     """Return a part's text, under the first of ``keys`` that it has."""
     key = next((key for key in keys if part.get(key) is not None), keys[0])
-    fields.only({k: v for k, v in part.items() if v is not None}, known | {"type", key}, f"{place}.")
+    fields.only({k: v for k, v in part.items() if v is not None}, _SIGNED | {key}, f"{place}.")
     return _joined(fields, part, key, place)
 
 
@@ -151,7 +153,7 @@ def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> st
     texts = []
     for i, item in enumerate(part[key]):
         spot = f"{place}.{key}[{i}]"
-        if isinstance(item, dict) and item.get("type", "text") in _TEXTS:
+        if isinstance(item, dict) and item.get("type", "text") in ("text", "input_text", "output_text"):
             texts.append(fields.text(item, "text", f"{spot}."))
         else:
             fields.fault("not text", "a text part", shown(item), _PART_CURE, spot)

@@ -1,7 +1,7 @@
 """Lists of messages, as OpenAI's API, ShareGPT's exports and other tools write them, to turns.
 
     {"role": "assistant", "content": "…", "tool_calls": […], "weight": 0}        {"from": "gpt", "value": "…"}
-    {"role": "tool_call", "content": "{\\"name\\": \\"tides\\", …}"}                  {"from": "function_call", "value": …}
+    {"role": "tool_call", "content": "{\\"name\\": …}"}                          {"from": "function_call", "value": …}
     {"type": "function_call", "name": "tides", "arguments": "{…}"}               an item of OpenAI's Responses
 
 A message that is nothing but calls belongs to the answer right before it, as a model gives both in one turn.
@@ -18,7 +18,7 @@ from weitune.data.content import read_content
 from weitune.data.conversation import Role, ToolCall, Turn
 from weitune.data.fields import Fields
 from weitune.data.problems import shown
-from weitune.data.reasoning import REASONING_KEYS, agreed, given_reasoning, spoken_reasoning, split_reasoning
+from weitune.data.reasoning import REASONING_KEYS, agreed, given_reasoning, split_reasoning, spoken_reasoning
 from weitune.data.weights import WEIGHT_KEYS, read_weight
 
 _ROLES: dict[str, Role] = {
@@ -34,7 +34,8 @@ _CALLS = frozenset({"function_call", "tool_call"})
 _ROLE_KEYS = ("role", "from", "type")
 _CONTENT_KEYS = ("content", "value")
 _REASONING_KEYS = frozenset(REASONING_KEYS)
-_ANSWER_KEYS = _REASONING_KEYS | {"tool_calls", "function_call"}
+_CALL_KEYS = ("tool_calls", "function_call")
+_ANSWER_KEYS = _REASONING_KEYS.union(_CALL_KEYS)
 """Fields that only an answer of the assistant has."""
 _KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name"}
 
@@ -73,7 +74,8 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
         return [Turn("user", "")]
     where = f"{place}."
     named = _role_key(message)
-    role = _role(fields, message, named, where)
+    known_role = _role(fields, message, named, where)
+    role = known_role or "user"
     if named == "type" and role == "assistant" and _is_calls(message):
         call = read_call(fields, message, place)
         return [Turn("assistant", "", tool_calls=(call,) if call else ())]
@@ -82,8 +84,8 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
     fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)
     if role == "assistant":
         return [_answer(fields, message, named, said, where)]
-    for key in _ANSWER_KEYS.intersection(message):
-        if not is_empty(message[key]):
+    for key in sorted(_ANSWER_KEYS.intersection(message)):
+        if known_role and not is_empty(message[key]):
             cure = "Move it to the assistant's message it belongs to, or remove it."
             fields.fault("wrong role", "a field that this role has", f"`{key}` in a {role} message", cure, where + key)
     content = read_content(fields, message, said, role, where)
@@ -115,14 +117,15 @@ def _known(named: str, said: str, role: Role) -> frozenset[str]:
     return keys | {_answered_key(named)} if role == "tool" else keys
 
 
-def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> Role:
+def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> Role | None:
+    """Return the role under ``key``; None after noting a fault."""
     name = fields.text(message, key, where)
     if name in _ROLES:
         return _ROLES[name]
     if isinstance(message.get(key), str):
         known = ", ".join(_ROLES)
         fields.fault("unknown role", f"one of {known}", shown(name), "Use one of these names.", where + key)
-    return "user"
+    return None
 
 
 def _is_calls(message: Any) -> bool:
@@ -140,7 +143,7 @@ def _answer(fields: Fields, message: Mapping[str, Any], named: str, said: str, w
         thought, made = _call_content(fields, message, said, where)
         reasoning |= {} if thought is None else {said: thought}
         calls += made
-    elif not calls or message.get(said) is not None:
+    elif message.get(said) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
         content = read_content(fields, message, said, "assistant", where)
         calls += content.calls
         text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + said)

@@ -1,7 +1,7 @@
 """Questions and answers in pairs: Alpaca's ``history`` and the ``conversation`` of XTuner and ms-swift.
 
-    "history": [["question", "answer"], …]
-    "conversation": [{"system": "…", "input": "question", "output": "answer"}, …]        or human and assistant
+"history": [["question", "answer"], …]
+"conversation": [{"system": "…", "input": "question", "output": "answer"}, …]        or human and assistant
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ _SHOWN = 3
 """Problems of one kind that the terminal shows."""
 _LONGEST_SHOWN = 60
 """Characters of a wrong value that a message repeats."""
-_BLANK_LETTERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_BLANK_LETTERS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 """Characters that Unicode counts as printable and that leave no mark: fillers and variation selectors."""
 
 

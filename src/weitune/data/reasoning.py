@@ -21,7 +21,7 @@ _OPENING, _CLOSING = "<think>", "</think>"
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
-    """Return the reasoning and the rest of an assistant's text; the reasoning is None if the text does not open with it.
+    """Return the reasoning that opens an assistant's text (None if there is none) and the rest.
 
     It ends at the first closing tag. A text without an opening tag before that is the output of a model whose prompt
     ended with the opening tag. Reasoning between the tags may be empty: then it is ``""``.

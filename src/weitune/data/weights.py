@@ -1,7 +1,7 @@
 """How much of a message is learned: a number that scales its loss, or a truth value, under the names tools use.
 
-    "weight", "loss_weight"     a number of at least 0
-    "loss", "train"             true or false (or 1 or 0)
+"weight", "loss_weight"     a number of at least 0
+"loss", "train"             true or false (or 1 or 0)
 """
 
 from __future__ import annotations
