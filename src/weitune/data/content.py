@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from weitune.data.calls import read_call, read_call_text
 from weitune.data.conversation import Role, ToolCall, Turn
@@ -53,17 +53,16 @@ class Content:
     turns: list[Turn] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     kind: str
     value: Any
     place: str
 
 
 def read_content(fields: Fields, message: Mapping[str, Any], key: str, role: Role, where: str) -> Content:
-    """Return what stands under ``key`` of a message; faults go to ``fields``."""
+    """Return what stands under ``key`` of a message: a text or parts, but under ``value`` a text."""
     value = message.get(key)
-    if not isinstance(value, list):
+    if not isinstance(value, list) or key == "value":
         return Content(fields.text(message, key, where))
     parts = [part for i, item in enumerate(value) for part in _part(fields, item, f"{where}{key}[{i}]")]
     for part in parts:
@@ -142,8 +141,14 @@ def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
 def _text(fields: Fields, part: Mapping[str, Any], keys: Sequence[str], place: str) -> str:
     """Return a part's text, under the first of ``keys`` that it has."""
     key = next((key for key in keys if part.get(key) is not None), keys[0])
-    fields.only({k: v for k, v in part.items() if v is not None}, _SIGNED | {key}, f"{place}.")
+    _only(fields, part, _SIGNED | {key}, place)
     return _joined(fields, part, key, place)
+
+
+def _only(fields: Fields, part: Mapping[str, Any], known: frozenset[str], place: str) -> None:
+    """Count a part's unread keys, but not those that hold nothing: some tools write every key in every part."""
+    if not known.issuperset(part):
+        fields.only({key: value for key, value in part.items() if value not in (None, False)}, known, f"{place}.")
 
 
 def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> str:
@@ -171,7 +176,7 @@ def _calls(fields: Fields, part: Mapping[str, Any], place: str) -> Sequence[Tool
 
 def _result(fields: Fields, part: Mapping[str, Any], place: str) -> Turn:
     """Return what a tool answered, Anthropic's way."""
-    fields.only({k: v for k, v in part.items() if v not in (None, False)}, _RESULT_KEYS, f"{place}.")
+    _only(fields, part, _RESULT_KEYS, place)
     answers = fields.optional_text(part, "tool_use_id", f"{place}.")
     text = "" if part.get("content") is None else _joined(fields, part, "content", place)
     return Turn("tool", text, tool_call_id=answers)

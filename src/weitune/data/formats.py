@@ -67,10 +67,12 @@ class RowReader:
     """Fields that nothing reads, with the number of rows that have them."""
     notes: Counter[str] = field(default_factory=Counter)
     """What the report should say of rows, with their number."""
+    _columns: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Take the format from the options, if they name one."""
         self.format = "columns" if self.options.columns is not None else self.options.format
+        self._columns = frozenset((self.options.columns or {}).values())
 
     def read(self, row: object, origin: Origin) -> Conversation:
         """Return the conversation in ``row``. Raises FaultyRow with every problem of the row."""
@@ -92,8 +94,7 @@ class RowReader:
 
     def _read(self, fields: Fields, row: Row) -> _Read:
         """Return the turns and tools of ``row``; faults go to ``fields``."""
-        columns = frozenset((self.options.columns or {}).values())
-        refuse_other_kinds(fields, row, self.format, columns)
+        refuse_other_kinds(fields, row, self.format, self._columns)
         if fields.faults:  # what else is wrong follows from that
             return (), ()
         if self.format is None:

@@ -52,6 +52,8 @@ def spoken_reasoning(fields: Fields, text: str, given: dict[str, str], part: str
 
     ``part`` is the reasoning that a part of the content holds. Where reasoning is given, a closing tag alone is text.
     """
+    if part is None and _CLOSING not in text:  # nearly always
+        return text
     key = place.rpartition(".")[2]
     if part is not None:
         given[key] = part
