@@ -35,6 +35,8 @@ def test_arguments_under_any_of_their_names(key: str, as_text: bool, under_funct
     call = {"type": "function", "id": "c1", "function": function} if under_function else {**function, "id": "c1"}
     assert calls_of(call) == (NAMED,)
     assert calls_of(json.dumps(call)) == (NAMED,)
+    if under_function:
+        assert calls_of({**call, "function": json.dumps(function)}) == (NAMED,)
 
 
 def test_arguments_beside_the_function() -> None:
@@ -188,6 +190,7 @@ def test_what_only_the_assistant_has_may_be_empty_elsewhere() -> None:
             json.dumps(SCHEMA),
         ],
         [json.dumps(TOOL)],
+        [{"type": "function", "function": json.dumps(SCHEMA)}],
         [{"type": "function", **SCHEMA}],
         [{**SCHEMA, "parameters": json.dumps(SCHEMA["parameters"])}],
         [{"name": "tides", "description": "d", "input_schema": SCHEMA["parameters"]}],
@@ -221,6 +224,7 @@ def test_unread_keys_of_tools_are_counted() -> None:
         ({"name": "tides"}, "wrong type", "tools"),
         (3, "wrong type", "tools"),
         (["{"], "not valid JSON", "tools[0]"),
+        ([{"function": "tides"}], "not valid JSON", "tools[0].function"),
         ([3], "wrong type", "tools[0]"),
         ([{"type": "function"}], "wrong type", "tools[0]"),
         ([{"name": "tides", "parameters": "x"}], "not valid JSON", "tools[0].parameters"),

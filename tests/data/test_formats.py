@@ -363,6 +363,26 @@ def test_names_that_differ_only_by_what_cannot_be_seen(name: str) -> None:
     assert "Rename the field" in problem.cure
 
 
+@pytest.mark.parametrize("name", ["input\u200b", "input ", "ｓｙｓｔｅｍ", "\ufeffhistory"])
+def test_optional_fields_that_only_look_right(name: str) -> None:
+    problem = fault({"instruction": "q", "output": "a", name: "x"})
+    assert problem.kind == "misnamed field"
+    assert problem.found == f"`{shown_name(name)}`"
+    assert problem.expected == f"the name `{problem.field}`"
+    assert unread({"instruction": "q", "input": "", "output": "a", "input ": "x"}) == {r"input\x20": 1}
+    assert unread({"instruction": "q", "output": "a", "System": "x"}) == {"System": 1}
+
+
+def test_keys_of_messages_and_calls_that_only_look_right() -> None:
+    call = {"name": "tides", "arguments\u200b": {"port": "Brest"}}
+    row = messages(user(**{"train\u200b": True}), assistant(None, tool_calls=[call]))
+    found = [(problem.kind, problem.field) for problem in faults(row)]
+    assert found == [
+        ("misnamed field", "messages[0].train"),
+        ("misnamed field", "messages[1].tool_calls[0].arguments"),
+    ]
+
+
 def test_names_of_an_unknown_format_are_shown() -> None:
     problem = fault({"\ufeffmessages": [], "out\u200bput ": "a", "": "q"})
     assert problem.found == r'\ufeffmessages, out\u200bput\x20, ""'

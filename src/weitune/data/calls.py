@@ -89,7 +89,9 @@ def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
         return None
     function = holder.get("function") if isinstance(holder, dict) else None
     bare = function is None
-    function = holder if bare else function
+    function = holder if bare else fields.json(function, "a function call", f"{where}.function")
+    if function is UNREADABLE:
+        return None
     if not isinstance(function, dict):
         fields.fault("wrong type", "a function call (an object)", shown(function), _CALL_CURE, where)
         return None
@@ -167,10 +169,19 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
     if not isinstance(tools, list):
         fields.fault("wrong type", "a list of tools", shown(tools), "Write a list, even for one tool.", where)
         return ()
-    items = [fields.json(item, "a tool", f"{where}[{i}]") for i, item in enumerate(tools)]
+    items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(tools)]
     if UNREADABLE in items or not fields.sound(items, where):
         return ()
     return tuple(tool for i, item in enumerate(items) if (tool := _tool(fields, item, f"{where}[{i}]")))
+
+
+def _decoded(fields: Fields, item: Any, where: str) -> Any:
+    """Return a tool that is JSON in a text, or whose function is."""
+    tool = fields.json(item, "a tool", where)
+    if not isinstance(tool, dict) or not isinstance(tool.get("function"), str):
+        return tool
+    function = fields.json(tool["function"], "a function", f"{where}.function")
+    return UNREADABLE if function is UNREADABLE else {**tool, "function": function}
 
 
 def _tool(fields: Fields, item: Any, where: str) -> Mapping[str, Any] | None:

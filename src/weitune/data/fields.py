@@ -22,6 +22,7 @@ _DEEPEST = 100
 _INDEX = re.compile(r"\[\d+\]")
 _NULL_CURE = 'Write "" if it is meant to be empty, or remove the row.'
 _MISSING_CURE = "Add the field, or say which columns to read with `columns`."
+_NAME_CURE = "Rename the field; its name may hold characters that cannot be seen."
 _JSON_CURE = "Correct the JSON in this text: write it with json.dumps (Python's str() makes no JSON)."
 
 
@@ -33,6 +34,7 @@ class Fields:
         self.faults: list[Problem] = []
         self._unused = unused
         self._notes = Counter[str]() if notes is None else notes
+        self._misnamed: dict[str, str] = {}
 
     def fault(self, kind: str, expected: str, found: str, cure: str, field: str) -> None:
         """Note a fault."""
@@ -48,10 +50,19 @@ class Fields:
             for key in holder:
                 if key not in known:
                     self.unread(_shown_name(key), where)
+                    if (name := _visible(key)) in known and name not in holder:
+                        self._misnamed[where + name] = key
 
     def unread(self, name: str, where: str = "") -> None:
         """Count a field that nothing reads; the places of a list count as one."""
         self._unused[_INDEX.sub("[]", where) + name] += 1
+
+    def check_names(self) -> None:
+        """Note a fault for every field that only characters nobody sees keep from being read."""
+        noted = {problem.field for problem in self.faults}
+        for field, name in self._misnamed.items():
+            if field not in noted:
+                self.fault("misnamed field", f"the name `{field}`", f"`{shown_name(name)}`", _NAME_CURE, field)
 
     def text(self, holder: Mapping[str, Any], key: str, where: str = "", default: str | None = None) -> str:
         """Return the text under ``key``; ``default`` if it is absent and there is one."""
@@ -92,10 +103,9 @@ class Fields:
     def _missing(self, holder: Mapping[str, Any], key: str, expected: str, where: str) -> None:
         """Note that there is no ``key``, and the name that looks like it, if there is one."""
         found, cure = f"no field `{where}{key}`", _MISSING_CURE
-        twin = next((name for name in holder if _plain(str(name)) == _plain(key)), None)
+        twin = next((name for name in holder if _visible(name).casefold() == key.casefold()), None)
         if twin is not None:
-            found += f", but one named `{shown_name(twin)}`"
-            cure = "Rename the field; its name may hold characters that cannot be seen."
+            found, cure = f"{found}, but one named `{shown_name(twin)}`", _NAME_CURE
         self.fault("missing field", expected, found, cure, where + key)
 
     def characters(self, text: str, field: str) -> str:
@@ -159,10 +169,10 @@ def _unsound(value: Any) -> str | None:
     return f"values nested more than {_DEEPEST} levels deep"
 
 
-def _plain(name: str) -> str:
-    """Return ``name`` without what the eye does not see: blanks, invisible characters, width and case."""
-    visible = (char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char)[0] not in "CZ")
-    return "".join(visible).casefold()
+@lru_cache(maxsize=256)
+def _visible(name: str) -> str:
+    """Return ``name`` without what the eye does not see: blanks, invisible characters and full width."""
+    return "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char)[0] not in "CZ")
 
 
 @lru_cache(maxsize=256)

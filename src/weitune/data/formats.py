@@ -88,6 +88,7 @@ class RowReader:
             cure = "Remove the value that is nested so deeply, or the row."
             problem = Problem("nested too deeply", "the values of this format", "one with too many levels", cure)
             raise FaultyRow(problem.at(origin)) from None
+        fields.check_names()
         if fields.faults:
             raise FaultyRow(*(problem.at(origin) for problem in fields.faults))
         return Conversation(turns, tools, origin)
