@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.reading_rows import HERE, assistant, messages, read, user
 from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.convert import to_messages, write_rows
+from weitune.data.formats import Options
 from weitune.data.problems import FaultyRow
+from weitune.data.read import Reader
 from weitune.data.reasoning import opens_with_reasoning, split_reasoning
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -109,3 +113,11 @@ def test_a_stream_of_another_encoding_gets_escapes() -> None:
     assert terminal.getvalue().isascii()
     assert "你" in pipe.getvalue()
     assert json.loads(terminal.getvalue()) == json.loads(pipe.getvalue()) == to_messages(conversation)
+
+
+@pytest.mark.parametrize("name", ["alpaca_en_demo.json", "glaive_toolcall_zh_demo.json", "v1_sft_demo.jsonl"])
+def test_real_files_read_back_equal(name: str, shared_data: Path) -> None:
+    for _, conversation in Reader([str(shared_data / name)], Options()).conversations():
+        row = json.loads(json.dumps(to_messages(conversation), ensure_ascii=False))
+        again = read(row)
+        assert (again.turns, again.tools) == (conversation.turns, conversation.tools)

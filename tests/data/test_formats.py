@@ -75,6 +75,7 @@ def system(content: Any = "s", **fields: Any) -> dict[str, Any]:
         ({"messages": json.dumps([user(), assistant()])}, (ASKED, ANSWERED)),
         ({"conversations": "\n" + json.dumps(speeches(human="q", gpt="a")["conversations"])}, (ASKED, ANSWERED)),
         (messages(user(), assistant(), system="s"), (Turn("system", "s"), ASKED, ANSWERED)),
+        (messages(user(), assistant(), system=[{"type": "text", "text": "s"}]), (SYSTEM, ASKED, ANSWERED)),
         (messages({"role": "developer", "content": "s"}, assistant()), (Turn("system", "s"), ANSWERED)),
         (messages(user([{"type": "text", "text": "q"}]), assistant()), (ASKED, ANSWERED)),
         (messages(user(), assistant([{"type": "text", "value": "a"}, "b"])), (ASKED, Turn("assistant", "ab"))),

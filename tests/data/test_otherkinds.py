@@ -28,6 +28,7 @@ PROMPT = {"prompt": "q", "completion": "a"}
         ("label", False),
         ("label", "False"),
         ("label", " true "),
+        ("Label", False),
     ],
 )
 def test_verdicts(row: dict[str, Any], name: str, value: Any) -> None:
@@ -74,13 +75,14 @@ def test_a_class_of_its_own_column_is_an_answer() -> None:
         ({"input": {"messages": [user()]}, "preferred_output": [assistant()], "non_preferred_output": [assistant()]},
          "non_preferred_output"),
         ({**PROMPT, "rejected": False}, "rejected"),
+        ({"Prompt": "q", "Chosen": "a", "Rejected": "b"}, "Chosen"),
     ],
 )  # fmt: skip
 def test_compared_answers(row: dict[str, Any], field: str) -> None:
     found = faults(row)
     assert {problem.kind for problem in found} == {"preference row"}
     assert field in [problem.field for problem in found]
-    assert "completion" in found[0].cure
+    assert "To learn the better answers" in found[0].cure
 
 
 def test_empty_columns_of_comparisons_are_unread() -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weitune.data.calls import read_tools
+from weitune.data.content import read_content
 from weitune.data.conversation import Conversation, Origin, Turn
 from weitune.data.fields import Fields
 from weitune.data.messages import late_system, read_messages
@@ -211,7 +212,8 @@ def _columns(fields: Fields, row: Row, options: Options) -> _Read:
 
 
 def _system(fields: Fields, row: Row) -> Sequence[Turn]:
-    system = fields.optional_text(row, "system")
+    """Return the turn of the field ``system``: a text, or a list of parts as Anthropic's API has it."""
+    system = "" if row.get("system") is None else read_content(fields, row, "system", "system", "").text
     return (Turn("system", system),) if system else ()
 
 

@@ -26,6 +26,12 @@ _COMPARED = re.compile(
     re.IGNORECASE,
 )
 _VERDICTS = frozenset({"kto_tag", "label"})
+_COLUMN_CURE = (
+    "To learn the better answers as they are, name their column, such as `columns: {user: prompt, assistant: chosen}`."
+)
+_FILE_CURE = (
+    "To learn the better answers as they are, write them alone: as `prompt` and `completion`, or as whole `messages`."
+)
 _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 
 
@@ -35,8 +41,8 @@ def refuse_other_kinds(fields: Fields, row: Mapping[str, Any], read_as: str | No
         value = row[name]
         if is_empty(value) or name in columns:
             continue
-        if name in _VERDICTS:
-            if read_as is not None and (name == "kto_tag" or _is_verdict(value, read_as)):
+        if name.casefold() in _VERDICTS:
+            if read_as is not None and (name.casefold() == "kto_tag" or _is_verdict(value, read_as)):
                 _refuse_verdict(fields, name, value)
         elif not columns:
             _refuse_field(fields, name, value)
@@ -45,7 +51,8 @@ def refuse_other_kinds(fields: Fields, row: Mapping[str, Any], read_as: str | No
 @lru_cache(maxsize=256)
 def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of a row's field names that may tell its kind: none, nearly always."""
-    return tuple(name for name in names if name in _VERDICTS or name in _MEDIA or _COMPARED.fullmatch(name))
+    plain = _VERDICTS | _MEDIA
+    return tuple(name for name in names if name.casefold() in plain or _COMPARED.fullmatch(name))
 
 
 def _is_verdict(value: Any, read_as: str | None) -> bool:
@@ -70,7 +77,7 @@ def _refuse_verdict(fields: Fields, name: str, value: Any) -> None:
 
 
 def _refuse_field(fields: Fields, name: str, value: Any) -> None:
-    if name in _MEDIA:
+    if name.casefold() in _MEDIA:
         fields.fault(
             "not text",
             "text alone",
@@ -83,7 +90,6 @@ def _refuse_field(fields: Fields, name: str, value: Any) -> None:
             "preference row",
             "one answer to learn",
             f"`{shown_name(name)}`, one of several answers that were compared",
-            "weitune does not learn from comparisons yet. To learn the better answers as they are, write them under "
-            "`completion` (or name their column: `columns: {user: prompt, assistant: chosen}`) without the others.",
+            f"weitune does not learn from comparisons yet. {_COLUMN_CURE if isinstance(value, str) else _FILE_CURE}",
             name,
         )
