@@ -174,9 +174,10 @@ def test_what_only_the_assistant_has(said: dict[str, Any], field: str) -> None:
 
 
 def test_what_only_the_assistant_has_may_be_empty_elsewhere() -> None:
-    padded = {"tool_calls": None, "function_call": None, "reasoning_content": "", "tool_call_id": None}
-    del padded["tool_call_id"]
-    assert turns(user(**padded), assistant(**padded))[0] == ASKED
+    padded = {"tool_calls": None, "function_call": None, "thinking": None, "tool_call_id": None}
+    assert turns(user(**padded), assistant(**padded)) == (ASKED, ANSWERED)
+    assert turns(user(tool_calls=[], reasoning=""), assistant()) == (ASKED, ANSWERED)
+    assert unread(messages(user(**padded), assistant(**padded))) == {}
     assert unread(messages(user(tool_call_id="c1"), assistant())) == {"messages[].tool_call_id": 1}
 
 

@@ -62,6 +62,7 @@ def test_results_become_turns_of_tools() -> None:
     heard = Turn("tool", "noon", tool_call_id="c1")
     assert turns(user(), assistant([USE]), user([result]), assistant())[2] == heard
     parts = {**result, "content": [{"type": "text", "text": "no"}, {"type": "text", "text": "on"}]}
+    assert turns(user([{**result, "content": ["no", "on"]}]), assistant())[0] == heard
     last = {"type": "tool_result", "tool_use_id": "c2"}
     said = turns(user(), assistant([USE]), user([parts, last, {"type": "text", "text": "And now?"}]), assistant())
     assert said[2:5] == (heard, Turn("tool", "", tool_call_id="c2"), Turn("user", "And now?"))

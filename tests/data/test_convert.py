@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.reading_rows import HERE, assistant, messages, read, user
 from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.convert import to_messages, write_rows
 from weitune.data.formats import Options
-from weitune.data.problems import FaultyRow
+from weitune.data.problems import FaultyRow, Problem
 from weitune.data.read import Reader
 from weitune.data.reasoning import opens_with_reasoning, split_reasoning
 
@@ -81,6 +81,118 @@ def test_what_was_read_once_reads_the_same_ever_after(text: str, given: str | No
     except FaultyRow:
         return  # two reasonings
     assert read(to_messages(conversation)) == conversation
+
+
+NAMES = st.sampled_from([
+    "messages", "conversations", "conversation", "role", "from", "type", "content", "value", "text", "tool_calls",
+    "function_call", "function", "name", "arguments", "args", "input", "output", "instruction", "history", "system",
+    "tools", "functions", "prompt", "completion", "response", "query", "weight", "train", "reasoning", "thinking", "id",
+    "tool_call_id", "call_id", "tool_use_id", "parameters", "human", "assistant",
+])  # fmt: skip
+WORDS = st.sampled_from([
+    "user", "assistant", "system", "tool", "tool_call", "function_call", "function_call_output", "thinking", "text",
+    "tool_use", "tool_result", "human", "gpt", "<think>r</think>a", "r</think>a", "", "[]", "{}", "null", "\ud83d",
+    '{"name": "f"}', '[{"name": "f", "args": "{}"}]', '[{"role": "assistant", "content": "a"}]', '[["q", "a"]]',
+])  # fmt: skip
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.sampled_from([0, 1, 0.5, -1, float("nan")]) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+PART_KEYS = ("text", "thinking", "name", "input", "content")
+PART = st.fixed_dictionaries({"type": WORDS}, optional=dict.fromkeys(PART_KEYS, JUNK))
+MESSAGE = st.fixed_dictionaries(
+    {"role": WORDS, "content": WORDS | st.lists(PART | WORDS, max_size=3)},
+    optional=dict.fromkeys(("tool_calls", "function_call", "reasoning", "thinking", "train", "weight", "name"), JUNK),
+)
+BROKEN_ROW = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGE | JUNK, min_size=1, max_size=4)}, optional={"system": WORDS, "tools": JUNK}
+)
+
+SAID = st.sampled_from(
+    ["", "a", " a\n", "<think>r</think>a", "r</think>\n\n a", "<think>\n\n</think>a</think>", "<think>a"]
+)
+ARGUMENTS = st.sampled_from([{}, None, "", "null", '{"a": "é"}', {"a": [1, None, {"b": 0.5}]}])
+CALL = st.builds(
+    lambda key, arguments, id_, wrap: wrap({"name": "f", key: arguments}) | id_,
+    st.sampled_from(["arguments", "args", "parameters", "input"]),
+    ARGUMENTS,
+    st.sampled_from([{}, {"id": "c1"}, {"call_id": "c2"}, {"id": None}]),
+    st.sampled_from([lambda call: call, lambda call: {"type": "function", "function": call}]),
+)
+PARTS = st.builds(
+    lambda thoughts, texts, calls: thoughts + texts + calls,
+    st.lists(st.sampled_from([{"type": "thinking", "thinking": "s"}, {"type": "reasoning", "text": ""}]), max_size=1),
+    st.lists(SAID | st.builds(lambda text: {"type": "output_text", "text": text}, SAID), max_size=2),
+    st.lists(st.builds(lambda call: {**call, "type": "tool_use"}, CALL), max_size=2),
+)
+WEIGHTS = st.sampled_from([{}, {"weight": 0.5, "train": True}, {"loss": False}, {"loss_weight": 0, "train": None}])
+ANSWER = st.builds(
+    lambda content, fields, weights: {"role": "assistant", "content": content, **fields, **weights},
+    SAID | PARTS,
+    st.fixed_dictionaries({}, optional={
+        "tool_calls": st.lists(CALL, max_size=2) | st.lists(CALL, max_size=2).map(json.dumps),
+        "function_call": st.none() | CALL, "reasoning_content": st.sampled_from(["", "r", None]),
+        "thinking": st.sampled_from(["", "r\n"]), "name": st.sampled_from(["Ann", None]),
+    }),
+    WEIGHTS,
+)  # fmt: skip
+CALLED = st.builds(
+    lambda role, calls, as_text, weights: {role: "tool_call", "content": json.dumps(calls) if as_text else calls} | weights,
+    st.sampled_from(["role", "from"]), CALL | st.lists(CALL, min_size=1, max_size=2), st.booleans(), WEIGHTS,
+)  # fmt: skip
+HEARD = st.sampled_from([
+    {"from": "observation", "value": "x"}, {"role": "tool", "content": "x", "tool_call_id": "c1", "name": "f"},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": ["x"]}, "and?"], "name": "Bo"},
+    {"type": "function_call_output", "call_id": "c1", "output": "x"}, {"role": "function", "name": "f", "content": "x"},
+    {"role": "user", "content": "<think>x</think>", "train": True}, {"from": "human", "value": " x"},
+])  # fmt: skip
+ROW = st.builds(
+    lambda system, said, given, tools: {"messages": system + said} | given | tools,
+    st.lists(st.sampled_from([{"role": "system", "content": "s"}, {"role": "developer", "content": ""}]), max_size=2),
+    st.lists(ANSWER | CALLED | HEARD, max_size=4).map(lambda said: [*said, {"role": "assistant", "content": "a"}]),
+    st.sampled_from([{}, {"system": "s"}, {"system": "t"}, {"system": ""}]),
+    st.sampled_from(
+        [{}, {"tools": [{"name": "f", "input_schema": {}}]}, {"functions": '[{"name": "f"}]'}, {"tools": ""}]
+    ),
+)
+"""Rows of which many are in order, in as many spellings as there are."""
+
+
+def read_or_faults(row: Any) -> Conversation | tuple[Problem, ...]:
+    try:
+        return read(row)
+    except FaultyRow as faulty:
+        return faulty.problems
+
+
+def check(row: Any) -> bool:
+    """Check that ``row`` reads back equal, or that its faults can be shown; tell which."""
+    found = read_or_faults(row)
+    if not isinstance(found, Conversation):
+        assert all(problem.cure and str(problem).encode() for problem in found)
+        return False
+    written = json.loads(json.dumps(to_messages(found), ensure_ascii=False, allow_nan=False).encode())
+    assert read(written) == found
+    return True
+
+
+@settings(max_examples=300)
+@given(row=BROKEN_ROW | st.dictionaries(NAMES, JUNK, max_size=5) | JUNK)
+def test_any_value_is_a_conversation_or_has_faults(row: Any) -> None:
+    check(row)
+
+
+def test_every_spelling_reads_back_equal() -> None:
+    outcomes: list[bool] = []
+
+    @settings(max_examples=300)
+    @given(row=ROW)
+    def examples(row: Any) -> None:
+        outcomes.append(check(row))
+
+    examples()
+    assert sum(outcomes) > 100
 
 
 def test_empty_reasoning_survives() -> None:

@@ -38,7 +38,7 @@ def test_verdicts(row: dict[str, Any], name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("row", [PROMPT, messages(user(), assistant()), speeches(human="q", gpt="a")])
-@pytest.mark.parametrize("value", [0, 1, 1.0, "0", "1"])
+@pytest.mark.parametrize("value", [0, 1, 1.0, "0", "1", "1.0", " 0"])
 def test_verdicts_as_numbers(row: dict[str, Any], value: Any) -> None:
     assert fault({**row, "label": value}).field == "label"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.reading_rows import assistant, fault, faults, messages, read, turns, unread, user
+from tests.data.reading_rows import ASKED, assistant, fault, faults, messages, read, turns, unread, user
 
 
 def weight(**keys: Any) -> float:
@@ -91,6 +91,7 @@ def test_parts_of_a_message_are_not_learned_apart() -> None:
     problem = fault(messages(user(), assistant(train_detail=detail)))
     assert problem.field == "messages[1].train_detail"
     assert weight(train_detail=[]) == 1.0
+    assert turns(user(train_detail=detail), assistant())[0] == ASKED
 
 
 def test_pairs_of_xtuner() -> None:

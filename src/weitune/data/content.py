@@ -26,6 +26,7 @@ _KINDS = {
     "tool_result": "result",
 }  # fmt: skip
 """What parts of each type become."""
+_TEXT_TYPES = tuple(kind for kind, becomes in _KINDS.items() if becomes == "text")
 _TEXT_KEYS = ("text", "value", "content")
 _THOUGHT_KEYS = ("thinking", "reasoning", *_TEXT_KEYS)
 _SIGNED = frozenset({"type", "signature"})
@@ -45,7 +46,10 @@ _PLACES: Mapping[Role, frozenset[str]] = {
 
 @dataclass(slots=True)
 class Content:
-    """What a message says; ``reasoning`` is None if no part holds any. ``turns`` is what it is, with tools' results."""
+    """What a message says; ``reasoning`` is None if no part holds any.
+
+    A message with tools' results becomes several ``turns``; for any other there are none here.
+    """
 
     text: str = ""
     reasoning: str | None = None
@@ -158,7 +162,10 @@ def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> st
     texts = []
     for i, item in enumerate(part[key]):
         spot = f"{place}.{key}[{i}]"
-        if isinstance(item, dict) and item.get("type", "text") in ("text", "input_text", "output_text"):
+        if isinstance(item, str):
+            texts.append(fields.characters(item, spot))
+        elif isinstance(item, dict) and (item.get("type") or "text") in _TEXT_TYPES:
+            _only(fields, item, _SIGNED | {"text"}, spot)
             texts.append(fields.text(item, "text", f"{spot}."))
         else:
             fields.fault("not text", "a text part", shown(item), _PART_CURE, spot)

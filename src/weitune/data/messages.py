@@ -37,7 +37,7 @@ _REASONING_KEYS = frozenset(REASONING_KEYS)
 _CALL_KEYS = ("tool_calls", "function_call")
 _ANSWER_KEYS = _REASONING_KEYS.union(_CALL_KEYS)
 """Fields that only an answer of the assistant has."""
-_KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name"}
+_KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name", "tool_call_id"}
 
 
 def read_messages(fields: Fields, messages: Sequence[Any], where: str = "messages") -> tuple[Turn, ...]:
@@ -82,6 +82,8 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
     said = _content_key(message, named)
     known = _known(named, said, role)
     fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)
+    if role != "tool" and not is_empty(message.get("tool_call_id")):
+        fields.unread("tool_call_id", where)
     if role == "assistant":
         return [_answer(fields, message, named, said, where)]
     for key in sorted(_ANSWER_KEYS.intersection(message)):
@@ -93,7 +95,8 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
     name = fields.optional_text(message, "name", where)
     if content.turns:
         return [turn._replace(weight=weight, name=name) if turn.role == role else turn for turn in content.turns]
-    answers = fields.optional_text(message, _answered_key(named), where) if role == "tool" else None
+    answered = "call_id" if named == "type" else "tool_call_id"
+    answers = fields.optional_text(message, answered, where) if role == "tool" else None
     return [Turn(role, content.text, weight, name=name, tool_call_id=answers)]
 
 
@@ -107,14 +110,10 @@ def _content_key(message: Mapping[str, Any], named: str) -> str:
     return next((key for key in _CONTENT_KEYS if key in message), "value" if named == "from" else "content")
 
 
-def _answered_key(named: str) -> str:
-    return "call_id" if named == "type" else "tool_call_id"
-
-
 @lru_cache(maxsize=64)
 def _known(named: str, said: str, role: Role) -> frozenset[str]:
     keys = _KEYS | {named, said}
-    return keys | {_answered_key(named)} if role == "tool" else keys
+    return keys | {"call_id"} if role == "tool" and named == "type" else keys
 
 
 def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> Role | None:

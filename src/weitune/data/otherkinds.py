@@ -60,9 +60,11 @@ def _is_verdict(value: Any, read_as: str | None) -> bool:
 
     Beside Alpaca's fields (which have ``kto_tag`` for that) and in tables of any kind, 1 and 0 are classes.
     """
-    if isinstance(value, bool) or (isinstance(value, str) and value.strip().casefold() in ("true", "false")):
+    if isinstance(value, str):
+        value = value.strip().casefold()
+    if isinstance(value, bool) or value in ("true", "false"):
         return True
-    return read_as in ("messages", "sharegpt", "prompt-completion") and value in (0, 1, "0", "1")
+    return read_as in ("messages", "sharegpt", "prompt-completion") and value in (0, 1, "0", "1", "0.0", "1.0")
 
 
 def _refuse_verdict(fields: Fields, name: str, value: Any) -> None:

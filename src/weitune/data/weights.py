@@ -30,7 +30,9 @@ def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: s
     """
     if WEIGHT_KEYS.isdisjoint(message):
         return 1.0
-    if message.get(_SPANS):
+    if message.get(_SPANS) and role != "assistant":
+        fields.unread(f"{_SPANS} ({role})", where)
+    elif message.get(_SPANS):
         fields.fault(
             "parts of a message",
             "a weight for a whole message",
