@@ -138,9 +138,11 @@ ANSWER = st.builds(
     WEIGHTS,
 )  # fmt: skip
 CALLED = st.builds(
-    lambda role, calls, as_text, weights: {role: "tool_call", "content": json.dumps(calls) if as_text else calls} | weights,
-    st.sampled_from(["role", "from"]), CALL | st.lists(CALL, min_size=1, max_size=2), st.booleans(), WEIGHTS,
-)  # fmt: skip
+    lambda key, calls, weights: {key: "tool_call", "content": calls, **weights},
+    st.sampled_from(["role", "from"]),
+    CALL | CALL.map(json.dumps) | st.lists(CALL, min_size=1, max_size=2),
+    WEIGHTS,
+)
 HEARD = st.sampled_from([
     {"from": "observation", "value": "x"}, {"role": "tool", "content": "x", "tool_call_id": "c1", "name": "f"},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": ["x"]}, "and?"], "name": "Bo"},

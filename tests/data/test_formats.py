@@ -326,7 +326,7 @@ def test_messages_and_calls_in_a_table(tmp_path: Path) -> None:
 def test_system_prompts_become_one(row: dict[str, Any], expected: str, noted: int) -> None:
     reader = RowReader(Options())
     assert reader.read(row, HERE).turns == (Turn("system", expected), ASKED, ANSWERED)
-    assert reader.notes[JOINED] == noted
+    assert reader.remarks[JOINED] == noted
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_the_report_counts_joined_system_prompts(tmp_path: Path) -> None:
     path.write_text(json.dumps([row, {**row, "system": "t"}, {**row, "system": "u"}]), encoding="utf-8")
     reader = Reader([str(path)], Options())
     assert len(list(reader.conversations())) == 3
-    assert reader.reports[0].to_json()["notes"] == {JOINED: 2}
+    assert reader.reports[0].to_json()["remarks"] == {JOINED: 2}
 
 
 @pytest.mark.parametrize("name", ["output\u200b", "\ufeffoutput", "output ", "ｏｕｔｐｕｔ", "out\u00adput", "Output"])

@@ -27,22 +27,22 @@ _JSON_CURE = "Correct the JSON in this text: write it with json.dumps (Python's 
 
 
 class Fields:
-    """What reading one row has found: faults, the fields that nothing reads, and notes for the report."""
+    """What reading one row has found: faults, the fields that nothing reads, and remarks for the report."""
 
-    def __init__(self, unused: Counter[str], notes: Counter[str] | None = None) -> None:
-        """Count unread fields in ``unused`` and notes in ``notes``, which all rows of a file share."""
+    def __init__(self, unused: Counter[str], remarks: Counter[str] | None = None) -> None:
+        """Count unread fields in ``unused`` and remarks in ``remarks``, which all rows of a file share."""
         self.faults: list[Problem] = []
         self._unused = unused
-        self._notes = Counter[str]() if notes is None else notes
+        self._remarks = Counter[str]() if remarks is None else remarks
         self._misnamed: dict[str, str] = {}
 
     def fault(self, kind: str, expected: str, found: str, cure: str, field: str) -> None:
         """Note a fault."""
         self.faults.append(Problem(kind, expected, found, cure, field=field))
 
-    def note(self, text: str) -> None:
+    def remark(self, text: str) -> None:
         """Count something about this row that the report should say."""
-        self._notes[text] += 1
+        self._remarks[text] += 1
 
     def only(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
         """Count the fields of ``holder`` that are not ``known``."""

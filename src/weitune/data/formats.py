@@ -29,7 +29,7 @@ from weitune.errors import RecipeError
 
 Row = Mapping[str, Any]
 JOINED = "with several system prompts, joined into one"
-"""Note about a row whose system prompts were joined."""
+"""Remark about a row whose system prompts were joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class RowReader:
     format: str | None = None
     unused: Counter[str] = field(default_factory=Counter)
     """Fields that nothing reads, with the number of rows that have them."""
-    notes: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
     """What the report should say of rows, with their number."""
     _columns: frozenset[str] = frozenset()
 
@@ -82,7 +82,7 @@ class RowReader:
                 Problem("not an object", "an object with named fields", shown(row), "Write each row as {…}.").at(origin)
             )
         self.format = self.format or recognise(row)
-        fields = Fields(self.unused, self.notes)
+        fields = Fields(self.unused, self.remarks)
         try:
             turns, tools = self._read(fields, row)
         except RecursionError:  # a wrong value that even a message cannot show
@@ -224,7 +224,7 @@ def _with_one_system(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
         return tuple(turns)
     texts = list(dict.fromkeys(turn.content for turn in turns[:count] if turn.content.strip()))
     if len(texts) > 1:
-        fields.note(JOINED)
+        fields.remark(JOINED)
     return (turns[0]._replace(content="\n\n".join(texts)), *turns[count:])
 
 
