@@ -112,6 +112,22 @@ def test_arguments_as_deep_as_allowed() -> None:
     assert calls_of({"name": "tides", "arguments": nested(60)}) == (ToolCall("tides", nested(60)),)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "tides", "params": ARGUMENTS},
+        {"function": {"name": "tides", "kwargs": ARGUMENTS}},
+        {"function": {"name": "tides"}, "tool_input": json.dumps(ARGUMENTS)},
+        {"name": "tides", "port": "Brest"},
+    ],
+)
+def test_arguments_under_an_unknown_name(call: Any) -> None:
+    problem = fault(calling(call))
+    assert problem.kind == "missing field"
+    assert problem.field.endswith("arguments")
+    assert "`port`" in problem.found or "Brest" in problem.found
+
+
 def test_a_surrogate_in_a_name() -> None:
     problem = fault(calling({"name": "ti\ud83ddes"}))
     assert (problem.kind, problem.field) == ("undecodable text", "messages[1].tool_calls[0].name")

@@ -379,8 +379,8 @@ def test_keys_of_messages_and_calls_that_only_look_right() -> None:
     row = messages(user(**{"train\u200b": True}), assistant(None, tool_calls=[call]))
     found = [(problem.kind, problem.field) for problem in faults(row)]
     assert found == [
+        ("missing field", "messages[1].tool_calls[0].arguments"),
         ("misnamed field", "messages[0].train"),
-        ("misnamed field", "messages[1].tool_calls[0].arguments"),
     ]
 
 

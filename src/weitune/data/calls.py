@@ -18,7 +18,7 @@ from typing import Any
 
 from weitune.data.conversation import ToolCall
 from weitune.data.fields import UNREADABLE, Fields
-from weitune.data.problems import shown
+from weitune.data.problems import shown, shown_name
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _HOLDER_KEYS = frozenset({"type", "id", "call_id", "function", *_ARGUMENTS})
@@ -120,6 +120,16 @@ def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mappi
             if arguments is None:
                 return None
             found[where + key] = arguments
+    *_, inner = places
+    if not found and (other := _likely_arguments(places)):
+        fields.fault(
+            "missing field",
+            "arguments",
+            f"none under {', '.join(_ARGUMENTS)}, but {other}",
+            "Rename the field to `arguments`, or remove it if the call has none.",
+            f"{inner}arguments",
+        )
+        return None
     values = list(found.values())
     if any(value != values[0] for value in values):
         fields.fault(
@@ -131,6 +141,18 @@ def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mappi
         )
         return None
     return values[0] if values else {}
+
+
+def _likely_arguments(places: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the field of a call that may be its arguments under a name of its own, or nothing."""
+    for holder in places.values():
+        if any(key in holder for key in _ARGUMENTS):
+            return ""
+    for holder in places.values():
+        for key, value in holder.items():
+            if key not in _CALL_KEYS and isinstance(value, str | list | dict) and not is_empty(value):
+                return f"`{shown_name(key)}` with {shown(value)}"
+    return ""
 
 
 def _mapping(fields: Fields, value: Any, expected: str, cure: str, where: str) -> Mapping[str, Any] | None:
