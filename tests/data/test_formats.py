@@ -7,47 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from weitune.data.conversation import Conversation, Origin, ToolCall, Turn
-from weitune.data.convert import to_messages
-from weitune.data.formats import Options, RowReader
-from weitune.data.messages import split_reasoning
-from weitune.data.problems import FaultyRow, Problem
+from tests.data.files import as_table
+from tests.data.reading_rows import (
+    ANSWERED,
+    ASKED,
+    HERE,
+    assistant,
+    fault,
+    faults,
+    messages,
+    read,
+    speeches,
+    turns,
+    unread,
+    user,
+)
+from weitune.data.conversation import Conversation, ToolCall, Turn
+from weitune.data.formats import JOINED, Options, RowReader, recognise
+from weitune.data.problems import shown_name
 from weitune.data.read import Reader
 from weitune.errors import RecipeError
 
-HERE = Origin("rows.json", 4)
+SYSTEM = Turn("system", "s")
 
 
-def read(row: Any, **options: Any) -> Conversation:
-    return RowReader(Options(**options)).read(row, HERE)
-
-
-def faults(row: Any, **options: Any) -> list[Problem]:
-    with pytest.raises(FaultyRow) as error:
-        read(row, **options)
-    return list(error.value.problems)
-
-
-ASKED, ANSWERED = Turn("user", "q"), Turn("assistant", "a")
-
-
-def user(content: Any = "q", **fields: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content, **fields}
-
-
-def assistant(content: Any = "a", **fields: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content, **fields}
-
-
-def messages(*said: Any, **fields: Any) -> dict[str, Any]:
-    return {"messages": list(said), **fields}
-
-
-def speeches(**said: Any) -> dict[str, Any]:
-    return {"conversations": [{"from": speaker, "value": text} for speaker, text in said.items()]}
+def system(content: Any = "s", **fields: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content, **fields}
 
 
 @pytest.mark.parametrize(
@@ -66,10 +52,30 @@ def speeches(**said: Any) -> dict[str, Any]:
         ({"instruction": "q", "output": "see <think>r</think>a"}, (ASKED, Turn("assistant", "see <think>r</think>a"))),
         ({"prompt": "q", "completion": "a"}, (ASKED, ANSWERED)),
         ({"prompt": [user()], "completion": [assistant()]}, (ASKED, ANSWERED)),
+        ({"prompt": "q", "response": "a"}, (ASKED, ANSWERED)),
+        (
+            {"query": "q", "response": "a", "history": [["x", "y"]]},
+            (Turn("user", "x"), Turn("assistant", "y"), ASKED, ANSWERED),
+        ),
+        ({"question": "q", "answer": "a", "system": "s"}, (SYSTEM, ASKED, ANSWERED)),
+        ({"conversation": [{"input": "q", "output": "a", "system": "s"}]}, (SYSTEM, ASKED, ANSWERED)),
+        ({"conversation": [{"human": "q", "assistant": "a"}] * 2}, (ASKED, ANSWERED) * 2),
+        ({"conversation": [user(), assistant()], "system": "s"}, (SYSTEM, ASKED, ANSWERED)),
         (speeches(human="q", gpt="a"), (ASKED, ANSWERED)),
         ({**speeches(human="q", gpt="a"), "system": "s"}, (Turn("system", "s"), ASKED, ANSWERED)),
+        (speeches(human="q", gpt="a", user="q", chatgpt="a"), (ASKED, ANSWERED) * 2),
+        (speeches(human="q", bing="a", user="q", bard="a"), (ASKED, ANSWERED) * 2),
+        (speeches(human="q", model="a", user="q", ai="a"), (ASKED, ANSWERED) * 2),
         ({"conversations": [user(), assistant()]}, (ASKED, ANSWERED)),
+        ({"messages": speeches(human="q", gpt="a")["conversations"]}, (ASKED, ANSWERED)),
+        (
+            {"messages": [user(), {"from": "gpt", "value": "a"}, {"role": "user", "value": "q"}, assistant()]},
+            (ASKED, ANSWERED) * 2,
+        ),
+        ({"messages": json.dumps([user(), assistant()])}, (ASKED, ANSWERED)),
+        ({"conversations": "\n" + json.dumps(speeches(human="q", gpt="a")["conversations"])}, (ASKED, ANSWERED)),
         (messages(user(), assistant(), system="s"), (Turn("system", "s"), ASKED, ANSWERED)),
+        (messages(user(), assistant(), system=[{"type": "text", "text": "s"}]), (SYSTEM, ASKED, ANSWERED)),
         (messages({"role": "developer", "content": "s"}, assistant()), (Turn("system", "s"), ANSWERED)),
         (messages(user([{"type": "text", "text": "q"}]), assistant()), (ASKED, ANSWERED)),
         (messages(user(), assistant([{"type": "text", "value": "a"}, "b"])), (ASKED, Turn("assistant", "ab"))),
@@ -159,6 +165,24 @@ def test_a_format_that_does_not_exist() -> None:
         ({"instruction": ["q"], "output": "a"}, "wrong type", "instruction"),
         ({"instruction": "q", "output": "a", "history": [["x"]]}, "wrong type", "history[0]"),
         ({"instruction": "q", "output": "a", "history": "x"}, "wrong type", "history[0]"),
+        ({"instruction": "q", "output": "a", "history": {"q": "a"}}, "wrong type", "history[0]"),
+        ({"instruction": "q", "output": "a", "history": "[['x', 'y']]"}, "not valid JSON", "history"),
+        ({"instruction": "q", "output": "a", "history": '[["x"]]'}, "wrong type", "history[0]"),
+        ({"instruction": "q", "output": "a", "history": [["x", "\ud83d"]]}, "undecodable text", "history[0]"),
+        ({"messages": "[]"}, "empty conversation", "messages"),
+        ({"messages": "{}"}, "wrong type", "messages"),
+        ({"messages": "[{"}, "not valid JSON", "messages"),
+        ({"messages": "[{'role': 'user', 'content': 'q'}]"}, "not valid JSON", "messages"),
+        ({"messages": "[" * 5000}, "not valid JSON", "messages"),
+        ({"conversations": '["q"]'}, "wrong type", "conversations[0]"),
+        ({"conversation": [{"input": "q", "output": "a"}, "q"]}, "wrong type", "conversation[1]"),
+        ({"conversation": [{"input": "q", "output": "a"}, {"input": "q"}]}, "missing field", "conversation[1].output"),
+        (messages({"role": "us\ud83der", "content": "q"}), "undecodable text", "messages[0].role"),
+        (messages({"role": ["user"], "content": "q"}), "wrong type", "messages[0].role"),
+        (messages({"role": None, "content": "q"}), "null field", "messages[0].role"),
+        (messages(user(name="\ud83d")), "undecodable text", "messages[0].name"),
+        (messages({"role": "tool", "content": "x", "tool_call_id": 3}), "wrong type", "messages[0].tool_call_id"),
+        ({"conversations": [{"from": "human"}]}, "missing field", "conversations[0].value"),
         (messages(), "empty conversation", "messages"),
         ({"messages": None}, "null field", "messages"),
         ({"messages": "hi"}, "wrong type", "messages"),
@@ -204,6 +228,31 @@ def test_bad_rows_name_field_and_cure(row: Any, kind: str, field: str) -> None:
         assert problem.place.startswith("rows.json row 4")
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (messages(user(), assistant()), "messages"),
+        ({"messages": "[]"}, "messages"),
+        (speeches(human="q", gpt="a"), "sharegpt"),
+        ({"conversations": [user(), assistant()]}, "messages"),
+        ({"conversations": json.dumps([user(), assistant()])}, "messages"),
+        ({"conversations": json.dumps(speeches(human="q", gpt="a")["conversations"])}, "sharegpt"),
+        ({"conversation": [{"input": "q", "output": "a"}]}, "sharegpt"),
+        ({"conversation": json.dumps([user(), assistant()])}, "messages"),
+        ({"instruction": "q", "output": "a", "conversation": [1]}, "alpaca"),
+        ({"question": "q", "output": "a"}, "alpaca"),
+        ({"prompt": "q", "response": "a"}, "prompt-completion"),
+        ({"query": "q", "response": "a"}, "prompt-completion"),
+        ({"question": "q", "answer": "a"}, "prompt-completion"),
+        ({"question": "q", "response": "a"}, None),
+        ({"conversation": "c1"}, None),
+        ({"text": "q"}, None),
+    ],
+)
+def test_formats_are_recognised(row: dict[str, Any], expected: str | None) -> None:
+    assert recognise(row) == expected
+
+
 def test_every_fault_of_a_row_is_named() -> None:
     row = {"messages": [{"role": "bot", "content": 1}, {"role": "user", "content": None}]}
     assert [p.field for p in faults(row)] == ["messages[0].role", "messages[0].content", "messages[1].content"]
@@ -228,26 +277,140 @@ def test_the_first_row_that_is_recognised_decides(tmp_path: Path) -> None:
     assert {problem.row for problem in reader.problems} == {1, 3}
 
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
-WEIGHT = st.sampled_from([1.0, 0.0, 0.25])
-CALLS = st.lists(
-    st.builds(ToolCall, TEXT, st.dictionaries(TEXT, st.integers() | TEXT, max_size=2), st.none() | TEXT), max_size=2
-).map(tuple)
+@pytest.mark.parametrize("history", ["", " ", "[]", "null", None, []])
+def test_no_history(history: Any) -> None:
+    assert read({"instruction": "q", "output": "a", "history": history}).turns == (ASKED, ANSWERED)
 
 
-@st.composite
-def any_conversation(draw: st.DrawFn) -> Conversation:
-    turns = [Turn("system", draw(TEXT))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
-        content = draw(TEXT.filter(lambda text: split_reasoning(text)[0] is None))
-        turns.append(Turn("user", draw(TEXT), draw(WEIGHT), name=draw(st.none() | TEXT)))
-        turns.append(Turn("assistant", content, draw(WEIGHT), draw(st.none() | TEXT.filter(bool)), draw(CALLS)))
-        turns.append(Turn("tool", draw(TEXT), tool_call_id=draw(st.none() | TEXT)))
-    tools = [{"type": "function", "function": {"name": draw(TEXT), "parameters": {}}}] if draw(st.booleans()) else []
-    return Conversation(tuple(turns), tuple(tools), HERE)
+def test_history_in_a_table(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "q", "input": "", "output": "a", "system": "", "history": history}
+        for history in ("", "[]", json.dumps([["x", "y"]]))
+    ]
+    path = tmp_path / "rows.csv"
+    path.write_text(as_table(rows, ","), encoding="utf-8")
+    reader = Reader([str(path)], Options())
+    said = [conversation.turns for _, conversation in reader.conversations()]
+    assert said == [(ASKED, ANSWERED)] * 2 + [(Turn("user", "x"), Turn("assistant", "y"), ASKED, ANSWERED)]
+    assert not reader.problems
 
 
-@given(conversation=any_conversation())
-def test_converted_rows_read_back_equal(conversation: Conversation) -> None:
-    row = json.loads(json.dumps(to_messages(conversation), ensure_ascii=False))
-    assert read(row) == conversation
+def test_messages_and_calls_in_a_table(tmp_path: Path) -> None:
+    said = [user(), assistant("", tool_calls=json.dumps([{"name": "tides", "args": {"port": "Brest"}}]))]
+    tools = json.dumps([{"name": "tides"}])
+    path = tmp_path / "rows.csv"
+    path.write_text(as_table([{"messages": json.dumps(said), "tools": tools}], ","), encoding="utf-8")
+    reader = Reader([str(path)], Options())
+    ((_, conversation),) = reader.conversations()
+    assert conversation.turns[1].tool_calls == (ToolCall("tides", {"port": "Brest"}),)
+    assert conversation.tools == ({"type": "function", "function": {"name": "tides"}},)
+    assert reader.reports[0].format == "messages"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected", "noted"),
+    [
+        (messages(system(), user(), assistant()), "s", 0),
+        (messages(system("s"), system("t"), user(), assistant()), "s\n\nt", 1),
+        (messages(system(), {"role": "developer", "content": "t"}, user(), assistant()), "s\n\nt", 1),
+        (messages(system("t"), user(), assistant(), system="s"), "s\n\nt", 1),
+        (messages(system("t"), system("u"), user(), assistant(), system="s"), "s\n\nt\n\nu", 1),
+        (messages(system("s"), user(), assistant(), system="s"), "s", 0),
+        (messages(system(""), user(), assistant(), system="s"), "s", 0),
+        (messages(system(""), system(" "), user(), assistant()), "", 0),
+        (messages(system("s"), user(), assistant(), system=""), "s", 0),
+        ({**speeches(system="t", human="q", gpt="a"), "system": "s"}, "s\n\nt", 1),
+        ({"prompt": [system("t"), user()], "completion": "a", "system": "s"}, "s\n\nt", 1),
+    ],
+)
+def test_system_prompts_become_one(row: dict[str, Any], expected: str, noted: int) -> None:
+    reader = RowReader(Options())
+    assert reader.read(row, HERE).turns == (Turn("system", expected), ASKED, ANSWERED)
+    assert reader.remarks[JOINED] == noted
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        (messages(user(), system(), assistant()), "messages[1]"),
+        (messages(system(), user(), assistant(), system(), user(), assistant()), "messages[3]"),
+        (messages(user(), assistant(), {"role": "developer", "content": "t"}, system="s"), "messages[2]"),
+        (speeches(human="q", system="s", gpt="a"), "conversations[1]"),
+        ({"prompt": "q", "completion": [system(), assistant()]}, "completion[0]"),
+        ({"prompt": [system(), user()], "completion": "a", "history": [["x", "y"]]}, "prompt[0]"),
+        ({"conversation": [{"input": "q", "output": "a"}, {"input": "q", "output": "a", "system": "s"}]},
+         "conversation[1].system"),
+    ],
+)  # fmt: skip
+def test_a_system_prompt_within_the_dialogue(row: dict[str, Any], field: str) -> None:
+    problem = fault(row)
+    assert (problem.kind, problem.field) == ("system prompt within the dialogue", field)
+
+
+def test_the_report_counts_joined_system_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    row = messages(system(), user(), assistant())
+    path.write_text(json.dumps([row, {**row, "system": "t"}, {**row, "system": "u"}]), encoding="utf-8")
+    reader = Reader([str(path)], Options())
+    assert len(list(reader.conversations())) == 3
+    assert reader.reports[0].to_json()["remarks"] == {JOINED: 2}
+
+
+@pytest.mark.parametrize("name", ["output\u200b", "\ufeffoutput", "output ", "ｏｕｔｐｕｔ", "out\u00adput", "Output"])
+def test_names_that_differ_only_by_what_cannot_be_seen(name: str) -> None:
+    problem = fault({"instruction": "q", name: "a"})
+    assert (problem.kind, problem.field) == ("missing field", "output")
+    assert problem.found == f"no field `output`, but one named `{shown_name(name)}`"
+    assert "Rename the field" in problem.cure
+
+
+@pytest.mark.parametrize("name", ["input\u200b", "input ", "ｓｙｓｔｅｍ", "\ufeffhistory"])
+def test_optional_fields_that_only_look_right(name: str) -> None:
+    problem = fault({"instruction": "q", "output": "a", name: "x"})
+    assert problem.kind == "misnamed field"
+    assert problem.found == f"`{shown_name(name)}`"
+    assert problem.expected == f"the name `{problem.field}`"
+    assert unread({"instruction": "q", "input": "", "output": "a", "input ": "x"}) == {r"input\x20": 1}
+    assert unread({"instruction": "q", "output": "a", "System": "x"}) == {"System": 1}
+
+
+def test_keys_of_messages_and_calls_that_only_look_right() -> None:
+    call = {"name": "tides", "arguments\u200b": {"port": "Brest"}}
+    row = messages(user(**{"train\u200b": True}), assistant(None, tool_calls=[call]))
+    found = [(problem.kind, problem.field) for problem in faults(row)]
+    assert found == [
+        ("missing field", "messages[1].tool_calls[0].arguments"),
+        ("misnamed field", "messages[0].train"),
+    ]
+
+
+def test_names_of_an_unknown_format_are_shown() -> None:
+    problem = fault({"\ufeffmessages": [], "out\u200bput ": "a", "": "q"})
+    assert problem.found == r'\ufeffmessages, out\u200bput\x20, ""'
+
+
+def test_unread_names_can_be_printed_and_written() -> None:
+    row = {"instruction": "q", "output": "a", "mood\ud83d": 1, "id\u200b": 2, "心情": 3}
+    assert unread(row) == {r"mood\ud83d": 1, r"id\u200b": 1, "心情": 1}
+
+
+def nest(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("place", ["output", "system", "history", "messages", "conversations", "kto_tag"])
+def test_values_nested_without_end(place: str) -> None:
+    row = {"instruction": "q", "output": "a", place: nest(100_000)}
+    (problem,) = faults(row)
+    assert problem.row == 4
+
+
+def test_tools_nested_without_end() -> None:
+    assert fault(messages(user(), assistant(), tools=nest(100_000))).field == "tools"
+
+
+def test_unread_values_nested_without_end() -> None:
+    assert turns(user(trace=nest(100_000)), assistant()) == (ASKED, ANSWERED)

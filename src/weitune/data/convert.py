@@ -23,10 +23,14 @@ def to_messages(conversation: Conversation) -> dict[str, Any]:
 
 
 def write_rows(conversations: Iterable[Conversation], stream: IO[str]) -> int:
-    """Write one row a line and return how many there were."""
+    """Write one row a line and return how many there were.
+
+    A stream of another encoding than UTF-8 (a terminal, a pipe) gets what lies beyond ASCII as JSON's escapes.
+    """
     rows = 0
+    escaped = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
     for conversation in conversations:
-        stream.write(json.dumps(to_messages(conversation), ensure_ascii=False) + "\n")
+        stream.write(json.dumps(to_messages(conversation), ensure_ascii=escaped) + "\n")
         rows += 1
     return rows
 

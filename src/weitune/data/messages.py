@@ -1,171 +1,186 @@
-"""Message lists, as OpenAI's API and ShareGPT's exports write them, to turns.
+"""Lists of messages, as OpenAI's API, ShareGPT's exports and other tools write them, to turns.
 
     {"role": "assistant", "content": "…", "tool_calls": […], "weight": 0}        {"from": "gpt", "value": "…"}
+    {"role": "tool_call", "content": "{\\"name\\": …}"}                          {"from": "function_call", "value": …}
+    {"type": "function_call", "name": "tides", "arguments": "{…}"}               an item of OpenAI's Responses
 
-A leading ``<think>…</think>`` in an assistant's text becomes the turn's reasoning, for the chat template to frame.
+A message that is nothing but calls belongs to the answer right before it, as a model gives both in one turn.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from weitune.data.calls import is_empty, read_call, read_call_text, read_message_calls
+from weitune.data.content import read_content
 from weitune.data.conversation import Role, ToolCall, Turn
 from weitune.data.fields import Fields
 from weitune.data.problems import shown
+from weitune.data.reasoning import REASONING_KEYS, agreed, given_reasoning, split_reasoning, spoken_reasoning
+from weitune.data.weights import WEIGHT_KEYS, read_weight
 
 _ROLES: dict[str, Role] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
-    "function": "tool",
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "ai": "assistant",
+    "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_call_output": "tool",
 }  # fmt: skip
-_SPEAKERS: dict[str, Role] = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "function_call": "assistant", "observation": "tool", "tool": "tool",
-}  # fmt: skip
-_WEIGHTS = frozenset({"weight", "loss_weight"})
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", *_REASONING}) | _WEIGHTS
-_SPEECH_KEYS = frozenset({"from", "value"}) | _WEIGHTS
-_THOUGHT = re.compile(r"\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
-
-
-def split_reasoning(text: str) -> tuple[str | None, str]:
-    """Return the reasoning and the rest of an assistant's text; the reasoning is None if it does not open the text."""
-    if "<think>" in text and (match := _THOUGHT.match(text)):
-        return match[1], text[match.end() :]
-    return None, text
+_CALLS = frozenset({"function_call", "tool_call"})
+"""Roles of messages that are nothing but calls."""
+_ROLE_KEYS = ("role", "from", "type")
+_CONTENT_KEYS = ("content", "value")
+_REASONING_KEYS = frozenset(REASONING_KEYS)
+_CALL_KEYS = ("tool_calls", "function_call")
+_ANSWER_KEYS = _REASONING_KEYS.union(_CALL_KEYS)
+"""Fields that only an answer of the assistant has."""
+_KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name", "tool_call_id"}
 
 
 def read_messages(fields: Fields, messages: Sequence[Any], where: str = "messages") -> tuple[Turn, ...]:
-    """Return the turns of OpenAI ``messages``; faults go to ``fields``."""
-    return tuple(_message(fields, message, f"{where}[{i}].") for i, message in enumerate(messages))
-
-
-def _message(fields: Fields, message: Any, where: str) -> Turn:
-    if not isinstance(message, dict):
-        return _no_object(fields, message, where)
-    fields.only(message, _MESSAGE_KEYS, f"{where.partition('[')[0]}[].")
-    role = _role(fields, message, "role", _ROLES, where)
-    calls = _tool_calls(fields, message.get("tool_calls"), f"{where}tool_calls")
-    content = "" if calls and message.get("content") is None else _content(fields, message, where)
-    reasoning = next((text for key in _REASONING if (text := fields.optional_text(message, key, where))), None)
-    if role == "assistant" and reasoning is None:
-        reasoning, content = split_reasoning(content)
-    weight = fields.weight(message, where)
-    name = fields.optional_text(message, "name", where)
-    answers = fields.optional_text(message, "tool_call_id", where) if role == "tool" else None
-    return Turn(role, content, weight, reasoning, calls, name, answers)
-
-
-def _content(fields: Fields, message: Mapping[str, Any], where: str) -> str:
-    """Return a message's text: a text, or a list of text parts, ``{"type": "text", "text" or "value": …}``."""
-    parts = message.get("content")
-    if not isinstance(parts, list):
-        return fields.text(message, "content", where)
-    texts = []
-    for i, part in enumerate(parts):
-        place = f"{where}content[{i}]."
-        if isinstance(part, str):
-            texts.append(part)
-        elif not isinstance(part, dict):
-            fields.fault("wrong type", "a text part", shown(part), _PART_CURE, place[:-1])
-        elif part.get("type", "text") != "text":
-            fields.fault("not text", "a part of type text", shown(part["type"]), _PART_CURE, f"{place}type")
+    """Return the turns of ``messages``; faults go to ``fields``."""
+    turns: list[Turn] = []
+    for i, message in enumerate(messages):
+        place = f"{where}[{i}]"
+        made = _turns(fields, message, place)
+        if turns and made[0].role == "system" and turns[-1].role != "system":
+            late_system(fields, place)
+        if turns and turns[-1].role == "assistant" and _is_calls(message):
+            turns[-1] = _joined(fields, turns[-1], made[0], place)
         else:
-            texts.append(fields.text(part, "value" if "value" in part and "text" not in part else "text", place))
-    return "".join(texts)
+            turns += made
+    return tuple(turns)
 
 
-_PART_CURE = 'Write {"type": "text", "text": "…"}; images and sounds cannot be learned from.'
+def late_system(fields: Fields, where: str) -> None:
+    """Note that a system prompt stands after other turns."""
+    fields.fault(
+        "system prompt within the dialogue",
+        "a system prompt only at the beginning",
+        "one after other turns",
+        "Move it to the beginning, or make it part of what the user says.",
+        where,
+    )
 
 
-def read_speeches(fields: Fields, speeches: Sequence[Any], where: str = "conversations") -> tuple[Turn, ...]:
-    """Return the turns of ShareGPT ``conversations``; faults go to ``fields``."""
-    return tuple(_speech(fields, speech, f"{where}[{i}].") for i, speech in enumerate(speeches))
+def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
+    """Return the turns of one message: one, or several if a user's message holds tools' results."""
+    if not isinstance(message, dict):
+        cure = "Write each message as an object."
+        fields.fault("wrong type", "a message (an object)", shown(message), cure, place)
+        return [Turn("user", "")]
+    where = f"{place}."
+    named = _role_key(message)
+    known_role = _role(fields, message, named, where)
+    role = known_role or "user"
+    if named == "type" and role == "assistant" and _is_calls(message):
+        call = read_call(fields, message, place)
+        return [Turn("assistant", "", tool_calls=(call,) if call else ())]
+    said = _content_key(message, named)
+    known = _known(named, said, role)
+    fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)
+    if role != "tool" and not is_empty(message.get("tool_call_id")):
+        fields.unread("tool_call_id", where)
+    if role == "assistant":
+        return [_answer(fields, message, named, said, where)]
+    for key in sorted(_ANSWER_KEYS.intersection(message)):
+        if known_role and not is_empty(message[key]):
+            cure = "Move it to the assistant's message it belongs to, or remove it."
+            fields.fault("wrong role", "a field that this role has", f"`{key}` in a {role} message", cure, where + key)
+    content = read_content(fields, message, said, role, where)
+    weight = read_weight(fields, message, role, where)
+    name = fields.optional_text(message, "name", where)
+    if content.turns:
+        return [turn._replace(weight=weight, name=name) if turn.role == role else turn for turn in content.turns]
+    answered = "call_id" if named == "type" else "tool_call_id"
+    answers = fields.optional_text(message, answered, where) if role == "tool" else None
+    return [Turn(role, content.text, weight, name=name, tool_call_id=answers)]
 
 
-def _speech(fields: Fields, speech: Any, where: str) -> Turn:
-    if not isinstance(speech, dict):
-        return _no_object(fields, speech, where)
-    fields.only(speech, _SPEECH_KEYS, f"{where.partition('[')[0]}[].")
-    role = _role(fields, speech, "from", _SPEAKERS, where)
-    text = fields.text(speech, "value", where)
-    weight = fields.weight(speech, where)
-    if speech.get("from") == "function_call":
-        called = fields.json(text, "a function call", f"{where}value")
-        calls = called if isinstance(called, list) else [called] if called is not None else []
-        return Turn(role, "", weight, tool_calls=_tool_calls(fields, calls, f"{where}value"))
-    reasoning, content = split_reasoning(text) if role == "assistant" else (None, text)
-    return Turn(role, content, weight, reasoning)
+def _role_key(message: Mapping[str, Any]) -> str:
+    return next((key for key in _ROLE_KEYS if key in message), "role")
 
 
-def _no_object(fields: Fields, value: object, where: str) -> Turn:
-    fields.fault("wrong type", "a message (an object)", shown(value), "Write each message as an object.", where[:-1])
-    return Turn("user", "")
+def _content_key(message: Mapping[str, Any], named: str) -> str:
+    if named == "type" and "output" in message:  # what a function of OpenAI's Responses returned
+        return "output"
+    return next((key for key in _CONTENT_KEYS if key in message), "value" if named == "from" else "content")
 
 
-def _role(fields: Fields, holder: Mapping[str, Any], key: str, roles: Mapping[str, Role], where: str) -> Role:
-    name = fields.text(holder, key, where)
-    if name in roles:
-        return roles[name]
-    if isinstance(holder.get(key), str):
-        fields.fault("unknown role", f"one of {', '.join(roles)}", shown(name), "Use one of these names.", where + key)
-    return "user"
+@lru_cache(maxsize=64)
+def _known(named: str, said: str, role: Role) -> frozenset[str]:
+    keys = _KEYS | {named, said}
+    return keys | {"call_id"} if role == "tool" and named == "type" else keys
 
 
-def _tool_calls(fields: Fields, calls: Any, where: str) -> tuple[ToolCall, ...]:
-    if calls is None or calls == []:
-        return ()
-    if not isinstance(calls, list):
-        fields.fault("wrong type", "a list of calls", shown(calls), "Write a list, even for one call.", where)
-        return ()
-    return tuple(call for i, value in enumerate(calls) if (call := _tool_call(fields, value, f"{where}[{i}]")))
+def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> Role | None:
+    """Return the role under ``key``; None after noting a fault."""
+    name = fields.text(message, key, where)
+    if name in _ROLES:
+        return _ROLES[name]
+    if isinstance(message.get(key), str):
+        known = ", ".join(_ROLES)
+        fields.fault("unknown role", f"one of {known}", shown(name), "Use one of these names.", where + key)
+    return None
 
 
-def _tool_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
-    """Return a call, written bare (``name``, ``arguments``) or as OpenAI does (under ``function``)."""
-    function = value.get("function", value) if isinstance(value, dict) else value
-    if not isinstance(function, dict):
-        fields.fault("wrong type", "a function call (an object)", shown(function), _CALL_CURE, where)
-        return None
-    name = fields.text(function, "name", f"{where}.")
-    fields.decodable(function.get("arguments"), f"{where}.arguments")
-    arguments = function.get("arguments", {})
-    arguments = fields.json(arguments, "an object of arguments", f"{where}.arguments") if arguments != "" else {}
-    if not isinstance(arguments, dict):
-        if arguments is not None or function.get("arguments", "") is None:
-            fields.fault("wrong type", "an object of arguments", shown(arguments), _CALL_CURE, f"{where}.arguments")
-        return None
-    return ToolCall(name, arguments, fields.optional_text(value, "id", f"{where}."))
+def _is_calls(message: Any) -> bool:
+    """Tell whether a message is nothing but calls."""
+    role = message.get(_role_key(message)) if isinstance(message, dict) else None
+    return isinstance(role, str) and role in _CALLS
 
 
-_CALL_CURE = 'Write {"name": "…", "arguments": {…}}.'
+def _answer(fields: Fields, message: Mapping[str, Any], named: str, said: str, where: str) -> Turn:
+    """Return the assistant's turn: reasoning, text and calls, wherever the message holds them."""
+    calls = read_message_calls(fields, message, where)
+    reasoning: dict[str, str] = {} if _REASONING_KEYS.isdisjoint(message) else given_reasoning(fields, message, where)
+    text = ""
+    if _is_calls(message):
+        thought, made = _call_content(fields, message, said, where)
+        reasoning |= {} if thought is None else {said: thought}
+        calls += made
+    elif message.get(said) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
+        content = read_content(fields, message, said, "assistant", where)
+        calls += content.calls
+        text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + said)
+    return Turn(
+        "assistant",
+        text,
+        read_weight(fields, message, "assistant", where),
+        agreed(fields, reasoning, where.rstrip(".")) if reasoning else None,
+        calls,
+        fields.optional_text(message, "name", where),
+    )
 
 
-def read_tools(fields: Fields, value: Any, where: str = "tools") -> tuple[Mapping[str, Any], ...]:
-    """Return tool schemas from a list, or a list as JSON in a text, each under ``function`` as templates expect it."""
-    if value is None or value == "":
-        return ()
-    tools = fields.json(value, "a list of tools", where)
-    if tools is None:
-        return ()
-    if not isinstance(tools, list):
-        fields.fault("wrong type", "a list of tools", shown(tools), "Write a list, even for one tool.", where)
-        return ()
-    fields.decodable(tools, where)
-    return tuple(tool for i, item in enumerate(tools) if (tool := _tool(fields, item, f"{where}[{i}]")))
+def _call_content(
+    fields: Fields, message: Mapping[str, Any], said: str, where: str
+) -> tuple[str | None, tuple[ToolCall, ...]]:
+    """Return the reasoning and the calls of a message whose content is JSON of calls, reasoning in tags before it."""
+    value, reasoning = message.get(said), None
+    if not isinstance(value, dict | list):
+        value = fields.text(message, said, where)
+        if value.lstrip().startswith("<"):
+            reasoning, value = split_reasoning(value)
+    return reasoning, read_call_text(fields, value, where + said)
 
 
-def _tool(fields: Fields, item: Any, where: str) -> Mapping[str, Any] | None:
-    schema = item.get("function", item) if isinstance(item, dict) else item
-    if not isinstance(schema, dict) or not isinstance(schema.get("name"), str):
+def _joined(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
+    """Return the answer ``before`` with the ``calls`` that follow it."""
+    if before.weight != calls.weight:
         fields.fault(
-            "wrong type",
-            "a tool with a name",
-            shown(item),
-            'Write {"type": "function", "function": {"name": "…", "parameters": {…}}}.',
-            where,
+            "two weights",
+            "one weight for an answer and its calls",
+            f"{before.weight:g} before and {calls.weight:g} here",
+            "Give both messages the same weight.",
+            place,
         )
-        return None
-    return {"type": "function", "function": schema}
+    thoughts = {"the message before": before.reasoning, "this one": calls.reasoning}
+    return before._replace(
+        reasoning=agreed(fields, {key: text for key, text in thoughts.items() if text is not None}, place),
+        tool_calls=before.tool_calls + calls.tool_calls,
+        name=calls.name if before.name is None else before.name,
+    )

@@ -25,11 +25,14 @@ class SourceReport:
     format: str | None = None
     rows: int = 0
     unused: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to rows that the user should know, with the number of rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON."""
+        remarks = {"remarks": dict(self.remarks)} if self.remarks else {}
         return {"name": self.name, "kind": self.kind, "encoding": self.encoding, "compression": self.compression,
-                "format": self.format, "rows": self.rows, "unused_fields": dict(self.unused)}  # fmt: skip
+                "format": self.format, "rows": self.rows, "unused_fields": dict(self.unused), **remarks}  # fmt: skip
 
 
 class Reader:
@@ -57,7 +60,7 @@ class Reader:
     def items(self) -> Iterator[tuple[int, Conversation | tuple[Problem, ...]]]:
         """Yield every row, with the number of its source, as a conversation or as its problems."""
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
-            reader = RowReader(self._options, unused=report.unused)
+            reader = RowReader(self._options, unused=report.unused, remarks=report.remarks)
             for raw in raw_rows(source):
                 item = _read(reader, raw)
                 is_row = isinstance(raw, RawRow) or raw.row is not None

@@ -199,7 +199,7 @@ def _source_line(source: Mapping[str, Any]) -> str:
     if source["unused_fields"]:
         fields = ", ".join(f"{name} ({n:,})" for name, n in sorted(source["unused_fields"].items())[:8])
         line += f"; fields not used: {fields}"
-    return line
+    return line + "".join(f"; {_count(n, 'row')} {remark}" for remark, n in source.get("remarks", {}).items())
 
 
 def _count(n: int, one: str, many: str = "") -> str:
