@@ -37,7 +37,7 @@ def test_verdicts(row: dict[str, Any], name: str, value: Any) -> None:
     assert f"`{name}`" in problem.cure
 
 
-@pytest.mark.parametrize("row", [PROMPT, messages(user(), assistant()), speeches(human="q", gpt="a")])
+@pytest.mark.parametrize("row", [ALPACA, PROMPT, messages(user(), assistant()), speeches(human="q", gpt="a")])
 @pytest.mark.parametrize("value", [0, 1, 1.0, "0", "1", "1.0", " 0"])
 def test_verdicts_as_numbers(row: dict[str, Any], value: Any) -> None:
     assert fault({**row, "label": value}).field == "label"
@@ -47,11 +47,6 @@ def test_verdicts_as_numbers(row: dict[str, Any], value: Any) -> None:
 def test_classes_are_no_verdicts(value: Any) -> None:
     for row in (ALPACA, PROMPT, messages(user(), assistant())):
         assert unread({**row, "label": value}) == {"label": 1}
-
-
-@pytest.mark.parametrize("value", [0, 1, "0", "1"])
-def test_classes_beside_alpaca(value: Any) -> None:
-    assert unread({**ALPACA, "label": value}) == {"label": 1}
 
 
 def test_a_class_of_its_own_column_is_an_answer() -> None:

@@ -56,15 +56,15 @@ def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_verdict(value: Any, read_as: str | None) -> bool:
-    """Tell whether a ``label`` says if an answer is good: true or false, or 1 or 0 in the formats that KTO data have.
+    """Tell whether a ``label`` says if an answer is good: true or false, or 1 or 0.
 
-    Beside Alpaca's fields (which have ``kto_tag`` for that) and in tables of any kind, 1 and 0 are classes.
+    In a table whose columns the recipe names, 1 and 0 are classes.
     """
     if isinstance(value, str):
         value = value.strip().casefold()
     if isinstance(value, bool) or value in ("true", "false"):
         return True
-    return read_as in ("messages", "sharegpt", "prompt-completion") and value in (0, 1, "0", "1", "0.0", "1.0")
+    return read_as != "columns" and value in (0, 1, "0", "1", "0.0", "1.0")
 
 
 def _refuse_verdict(fields: Fields, name: str, value: Any) -> None:
