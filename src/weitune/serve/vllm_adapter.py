@@ -41,7 +41,9 @@ def checked_adapter(name: str, tuned: Tuned) -> AdapterWeights:
         return adapter
     found = _layers(tuned.files)
     wrapped = tuned.config.get_text_config() is not tuned.config
-    lost = [layer for layer in adapter.updates if not _matches(layer, found, wrapped)]
+    lost = [
+        layer for layer, update in adapter.updates.items() if not _matches(layer, found, wrapped) and update.b.any()
+    ]  # B of a layer that text never passes, as in a vision tower, is zero as it began: nothing is lost
     if lost:
         raise _no_effect(name, tuned, adapter, lost, found)
     return adapter
