@@ -48,12 +48,15 @@ _SPACE = st.sampled_from(["", " ", "\t", "\n", "\r\n", "\n\n", "  \n", "\n  ", "
 _CORE = st.sampled_from([
     "x", "{{ messages[0].content }}", "{%- if true %}\n  y\n{%- endif %}", "{% if true %}y{% endif %}", "{# note #}",
     "{%- set messages = [{'role': 'system', 'content': 's'}] + messages %}{{ messages | length }}",
-    "{% for m in messages -%} {{ m.role }} {% endfor %}", "{% macro f() %}m{% endmacro %}{{ f() }}", "'\"{{ \"\\\"'\" }}",
+    "{% for m in messages -%} {{ m.role }} {% endfor %}", "{% macro f() %}m{% endmacro %}{{ f() }}",
+    "'\"{{ \"\\\"'\" }}",
 ])  # fmt: skip
 _TEXT = st.tuples(_SPACE, _CORE, _SPACE, _CORE, _SPACE).map("".join)
 
 
-@given(st.dictionaries(st.sampled_from(["base", "a", 'b"\\', "甄嬛", "😀", "{% endif %}", "new\nline"]), _TEXT, min_size=1))
+@given(
+    st.dictionaries(st.sampled_from(["base", "a", 'b"\\', "甄嬛", "😀", "{% endif %}", "new\nline"]), _TEXT, min_size=1)
+)
 def test_space_at_the_edges_and_names_of_any_kind(texts: dict[str, str]) -> None:
     joined = template_by_model(texts)
     for name, text in texts.items():
