@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from weitune.serve.vllm_models import VARIABLE
 
 _UNKNOWN = (
-    "the chat template was not told the model: start vLLM with the --middleware that weitune printed, "
-    "and name a model that it serves"
+    "the chat template was not told which model is asked: weitune's --middleware tells it, for the models that it knows "
+    "(vLLM tries the template once as it starts; that one refusal means nothing)"
 )
 
 
