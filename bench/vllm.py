@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,15 @@ class Server:
         finally:
             connection.close()
 
-    def answer(self, model: str, question: str, **more: Any) -> str:
-        """Return the text of a reply."""
+    def answer(self, model: str, question: str, **more: Any) -> tuple[str, tuple[int, ...]]:
+        """Return the text of a reply, and its tokens."""
         messages = [{"role": "user", "content": question}]
-        status, reply = self.request("/v1/chat/completions", {"model": model, "messages": messages, **more})
+        body = {"model": model, "messages": messages, "return_token_ids": True, **more}
+        status, reply = self.request("/v1/chat/completions", body)
         if status != http.client.OK:
             raise RuntimeError(reply)
-        return str(reply["choices"][0]["message"]["content"])
+        choice = reply["choices"][0]
+        return choice["message"]["content"], tuple(choice["token_ids"])
 
 
 def free_port() -> int:
@@ -131,7 +134,7 @@ def train(folder: Path) -> Run:
     return Run(folder / "captain")
 
 
-def gap(run: Run, question: str, length: int, which: Which, found: str) -> float:
+def gap(run: Run, question: str, length: int, which: Which, found: Sequence[int]) -> float:
     """Return how far the likeliest token is ahead of the second where ``found`` leaves the run's own greedy answer."""
     engine = run.engine(which)
     system = None if which == "base" else run.recipe.system
@@ -144,24 +147,22 @@ def gap(run: Run, question: str, length: int, which: Which, found: str) -> float
     ids = torch.tensor([prompt])
     output: Any = engine.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     tokens = output.sequences[0, len(prompt) :].tolist()
-    for i, logits in enumerate(output.logits):
-        if tokens[i] in engine.stop_tokens or not found.startswith(engine.tokenizer.decode(tokens[: i + 1])):
-            best = logits[0].float().topk(2).values
-            return float(best[0] - best[1])
-    raise AssertionError((question, found, engine.tokenizer.decode(tokens)))
+    parted = next(i for i, pair in enumerate(zip_longest(tokens, found)) if pair[0] != pair[1])
+    best = output.logits[parted][0].float().topk(2).values
+    return float(best[0] - best[1])
 
 
 def compared(server: Server, model: str, run: Run, wanted: Mapping[str, str], length: int) -> dict[str, Any]:
     """Ask every question and return how the answers compare with those of ``weitune chat``."""
     which: Which = "base" if model == "base" else "last"
     answers = {question: server.answer(model, question, max_tokens=length) for question in wanted}
-    differ = [question for question, answer in answers.items() if answer != wanted[question]]
+    differ = [question for question, (text, _) in answers.items() if text != wanted[question]]
     first = next(iter(wanted))
     return {
         "questions": len(wanted), "same": len(wanted) - len(differ),
-        "gaps": [gap(run, question, length, which, answers[question]) for question in differ],
+        "gaps": [gap(run, question, length, which, answers[question][1]) for question in differ],
         "repeated": server.answer(model, first, max_tokens=length) == answers[first],
-        "answers": answers,
+        "answers": {question: text for question, (text, _) in answers.items()},
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from weitune.serve.vllm_models import VARIABLE
 
 _UNKNOWN = (
-    "the chat template was not told which model is asked: weitune's --middleware tells it, for the models that it knows "
+    "the chat template was not told which model is asked: weitune's --middleware tells it, for the models it serves "
     "(vLLM tries the template once as it starts; that one refusal means nothing)"
 )
 
