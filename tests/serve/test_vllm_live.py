@@ -1,4 +1,4 @@
-"""The real vLLM: what it answers is what weitune answers. Runs where WEITUNE_VLLM_PYTHON names a Python that has vLLM."""
+"""The real vLLM answers what weitune answers. Needs WEITUNE_VLLM_PYTHON: the Python of an environment that has vLLM."""
 
 from __future__ import annotations
 

@@ -66,4 +66,4 @@ def test_space_at_the_edges_and_names_of_any_kind(texts: dict[str, str]) -> None
 @pytest.mark.parametrize("arguments", [{}, {VARIABLE: "c"}])
 def test_a_request_without_the_name_is_refused_rather_than_framed_in_some_way(arguments: dict[str, str]) -> None:
     joined = template_by_model({"a": "A", "base": "B"})
-    assert "was not told the model" in rendered(joined, DIALOGUES[0], **arguments)
+    assert "was not told which model is asked" in rendered(joined, DIALOGUES[0], **arguments)
