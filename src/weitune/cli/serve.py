@@ -36,7 +36,7 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
               help="The adapter of step N, or the last one, of every run.")  # fmt: skip
 @click.option("--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0",
-              show_default=True, help="Type of the base's matrices in llama.cpp.")  # fmt: skip
+              show_default=True, help="Type of the base's matrices; in vLLM F32, F16 or BF16.")  # fmt: skip
 @_count("--slots", 4, "Answers generated at the same time.")
 @_count("--queue", 32, "Answers that may wait; beyond, clients get 429.")
 @_count("--context", 4096, "Tokens of prompt and answer together.")
