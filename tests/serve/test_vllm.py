@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import weitune
 from tests.export.runs import SYSTEM, save_adapter, save_run
 from tests.serve.live import two_runs
 from tests.serve.test_vllm_template import rendered
@@ -89,6 +93,23 @@ def test_what_the_command_says(tmp_path: Path) -> None:
     }  # fmt: skip
     assert json.loads((folder / "weitune_vllm.json").read_text())["body_bytes"] == 1000
     assert after(command_for(runs, tmp_path / "cache", context_tokens=99), "--max-model-len") == "99"
+
+
+def test_it_becomes_vllm_with_what_it_needs_in_the_environment(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$VLLM_API_KEY" "$@"\n')
+    program.chmod(0o755)
+    command = Command(("vllm", "serve", "a b"), {"PYTHONPATH": "/files"}, {"VLLM_API_KEY": "sesame"}, ())
+    assert str(command) == "VLLM_API_KEY=… PYTHONPATH=/files vllm serve 'a b'"
+    code = f"from weitune.serve.vllm import Command; Command({command.arguments!r}, {dict(command.environment)!r}, " \
+           f"{dict(command.secrets)!r}, ()).run()"  # fmt: skip
+    paths = [str(Path(weitune.__file__).parents[1]), "/plugins"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+        env={"PATH": str(program.parent), "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [os.pathsep.join(["/files", *paths]), "sesame", "serve", "a b"]
 
 
 def test_another_server_does_not_change_the_files_of_the_first(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _TEMPLATE = "chat_template.jinja"
 _MODULE = "weitune_vllm"
 """The middleware's name where vLLM imports it."""
+_PATH = "PYTHONPATH"
 _GGUF_NOTE = "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
 
 
@@ -75,7 +76,10 @@ class Command:
                 "Install it where weitune is (pip install vllm), print the command with --dry-run to start it "
                 "elsewhere, or serve with --engine llama.cpp.",
             )
-        os.execve(program, list(self.arguments), {**os.environ, **self.environment, **self.secrets})  # noqa: S606
+        environment = {**os.environ, **self.environment, **self.secrets}
+        if _PATH in self.environment and os.environ.get(_PATH):
+            environment[_PATH] += os.pathsep + os.environ[_PATH]
+        os.execve(program, list(self.arguments), environment)  # noqa: S606
 
 
 def vllm_command(
@@ -110,7 +114,7 @@ def vllm_command(
     )  # fmt: skip
     return Command(
         arguments,
-        {"PYTHONPATH": str(folder)} if told else {},
+        {_PATH: str(folder)} if told else {},
         {"VLLM_API_KEY": listening.key} if listening.key else {},
         (_GGUF_NOTE,) if first.files.gguf else (),
     )
