@@ -100,7 +100,10 @@ def test_vllm_is_told_everything_and_the_key_stays_off_the_list_of_processes(
     run = runs["first"]
     options = ["--engine", "vllm", "--api-key", "sesame", "--port", "9000", "--dry-run"]
     assert main(["serve", str(run.path), *options]) == 0
-    command = capsys.readouterr().out
+    command, notes = capsys.readouterr()
+    assert (
+        notes == "note: vLLM takes the text of a control token in a message, such as <|im_end|>, for the token itself\n"
+    )
     assert re.match(rf"VLLM_API_KEY=… PYTHONPATH=\S+ vllm serve {re.escape(run.recipe.model)} ", command)
     assert "sesame" not in command
     for part in ("--port 9000", "--enable-lora", "--max-lora-rank 8", f'"path": "{run.path}/adapter"'):

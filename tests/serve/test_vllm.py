@@ -95,6 +95,13 @@ def test_what_the_command_says(tmp_path: Path) -> None:
     assert after(command_for(runs, tmp_path / "cache", context_tokens=99), "--max-model-len") == "99"
 
 
+def test_a_gguf_base_is_said_to_need_vllms_plugin(tmp_path: Path, smollm2: str) -> None:
+    run = save_run(tmp_path / "run", "llama", model=smollm2)
+    command = command_for({"run": run}, tmp_path / "cache")
+    assert command.arguments[2].endswith(".gguf")
+    assert "vllm-gguf-plugin" in command.notes[-1]
+
+
 def test_it_becomes_vllm_with_what_it_needs_in_the_environment(tmp_path: Path) -> None:
     program = tmp_path / "bin" / "vllm"
     program.parent.mkdir()

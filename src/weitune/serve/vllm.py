@@ -14,7 +14,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,6 @@ _TEMPLATE = "chat_template.jinja"
 _MODULE = "weitune_vllm"
 """The middleware's name where vLLM imports it."""
 _PATH = "PYTHONPATH"
-_GGUF_NOTE = "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +115,16 @@ def vllm_command(
         arguments,
         {_PATH: str(folder)} if told else {},
         {"VLLM_API_KEY": listening.key} if listening.key else {},
-        (_GGUF_NOTE,) if first.files.gguf else (),
+        tuple(_notes(first)),
     )
+
+
+def _notes(tuned: Tuned) -> Iterator[str]:
+    """Yield what differs from the llama.cpp engine, or may keep vLLM from starting."""
+    end = tuned.tokenizer.convert_ids_to_tokens(tuned.framing.end_of_turn)
+    yield f"vLLM takes the text of a control token in a message, such as {end}, for the token itself"
+    if tuned.files.gguf:
+        yield "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
 
 
 def _written(
