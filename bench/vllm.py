@@ -103,7 +103,7 @@ def vllm(python: str, arguments: Sequence[str], environment: Mapping[str, str], 
             yield server
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(_SECONDS)
 
 
 def _wait(process: subprocess.Popen[bytes], server: Server, log: Any) -> None:
