@@ -101,16 +101,23 @@ def test_vllm_is_told_everything_and_the_key_stays_off_the_list_of_processes(
     run = runs["first"]
     options = ["--engine", "vllm", "--api-key", "sesame", "--port", "9000", "--dry-run"]
     assert main(["serve", str(run.path), *options]) == 0
-    command = capsys.readouterr().out
-    assert command.startswith(f"VLLM_API_KEY=… vllm serve {run.recipe.model} ")
+    command, notes = capsys.readouterr()
+    assert (
+        notes == "note: vLLM takes the text of a control token in a message, such as <|im_end|>, for the token itself\n"
+    )
+    assert re.match(rf"VLLM_API_KEY=… PYTHONPATH=\S+ vllm serve {re.escape(run.recipe.model)} ", command)
     assert "sesame" not in command
     for part in ("--port 9000", "--enable-lora", "--max-lora-rank 8", f'"path": "{run.path}/adapter"'):
         assert part in command
     template = re.search(r"--chat-template (\S+)", command)
     assert template
     assert "你是甄嬛。" in Path(template[1]).read_text(encoding="utf-8")
-    assert main(["serve", str(run.path), str(runs["second"].path), *options]) == 0
-    assert "clients must send the system prompt themselves" in capsys.readouterr().err
+    assert "--dtype" not in command
+    both = [str(run.path), str(runs["second"].path), "--type", "f32", "--allow-origin", "https://a.example"]
+    assert main(["serve", *both, "--context", "100", *options]) == 0
+    command = capsys.readouterr().out
+    for part in ("--dtype float32", "--allowed-origins '[\"https://a.example\"]'", "--max-model-len 100"):
+        assert part in command
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["serve", str(run.path), *options[:-1]]) == 2
     assert "there is no program 'vllm' here" in capsys.readouterr().err

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from weitune.serve.guard import Guard
 
 _TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+_VLLM_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""vLLM's names of the types that it has too."""
 
 
 def _count(name: str, default: int | None, about: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -34,7 +36,7 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
               help="The adapter of step N, or the last one, of every run.")  # fmt: skip
 @click.option("--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0",
-              show_default=True, help="Type of the base's matrices in llama.cpp.")  # fmt: skip
+              show_default=True, help="Type of the base's matrices; in vLLM F32, F16 or BF16.")  # fmt: skip
 @_count("--slots", 4, "Answers generated at the same time.")
 @_count("--queue", 32, "Answers that may wait; beyond, clients get 429.")
 @_count("--context", 4096, "Tokens of prompt and answer together.")
@@ -105,17 +107,19 @@ def _serve_here(
         serve(library, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
 
 
-def _serve_vllm(runs: dict[str, Run], *, host: str, port: int, checkpoint: Any, dry_run: bool, **options: Any) -> None:
+def _serve_vllm(
+    runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
+) -> None:
     from weitune.cli.terminal import console
     from weitune.model.locate import cache_folder
     from weitune.serve.library import open_all
-    from weitune.serve.vllm import vllm_command
+    from weitune.serve.vllm import Listening, vllm_command
 
     opened = open_all(runs, checkpoint)
     key = _guard(host, options).key
-    folder = cache_folder() / "vllm" / "+".join(opened)
-    context = options["context"]
-    start = vllm_command(opened, folder, host=host, port=port, key=key, context_tokens=context)
+    listening = Listening(host, port, key, options["allow_origin"], options["max_body"])
+    dtype = _VLLM_DTYPES.get(gguf_type)
+    start = vllm_command(opened, cache_folder() / "vllm", listening, context_tokens=options["context"], dtype=dtype)
     for note in start.notes:
         console().print(f"note: {note}", markup=False)
     if dry_run:

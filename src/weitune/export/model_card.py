@@ -101,7 +101,8 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_to
 ```
 
 `chat_template.jinja` has the framing of training with its system prompt as the default, for programs that take a
-template (`vllm serve … --chat-template chat_template.jinja`)."""
+template (`vllm serve … --chat-template chat_template.jinja`). vLLM answers greedily, as above, with
+`--generation-config vllm --override-generation-config '{{"temperature": 0}}'`."""
 
 
 def _data(report: Mapping[str, Any] | None) -> str:

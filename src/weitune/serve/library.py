@@ -11,6 +11,7 @@ from pathlib import Path
 from weitune.data.render import Framing, framing_for
 from weitune.errors import InputError, RunError
 from weitune.export.base_file import base_file
+from weitune.export.chat_template import self_contained_template
 from weitune.export.gguf_adapter import write_gguf_adapter
 from weitune.export.gguf_file import GgufType
 from weitune.export.merged import Progress
@@ -103,12 +104,23 @@ def prepared(
             for i, (name, tuned) in enumerate(opened.items())
         ]
         of_base = _offer_of_base(first)
-        limit = first.config.max_position_embeddings
+        limit = first.config.get_text_config().max_position_embeddings
         by_name = {offer.name: offer for offer in [of_base, *offers]}
         yield Library(model, tuple(adapters), by_name, limit, exact=gguf_type == "F32")
 
 
+def base_framing(tuned: Tuned) -> Framing:
+    """Return how the base frames as its makers meant it: its own chat template, with a run's template arguments."""
+    return framing_for(tuned.tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
+
+
+def base_template(tuned: Tuned) -> str:
+    """Return that framing as a chat template that needs no arguments."""
+    framing = base_framing(tuned)
+    return self_contained_template(framing, None, str(tuned.tokenizer.convert_ids_to_tokens(framing.end_of_turn)))
+
+
 def _offer_of_base(tuned: Tuned) -> Offer:
-    """Return the base as its makers meant it: its own chat template, with a run's template arguments."""
-    framing = framing_for(tuned.tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
+    """Return the base as its makers meant it, without any run's system prompt."""
+    framing = base_framing(tuned)
     return Offer(BASE, framing, frozenset([*framing.stop_tokens, *tuned.base_stop_tokens]), None, None)

@@ -1,43 +1,70 @@
 """Serve runs with vLLM, which speaks the protocol and loads PEFT adapters itself: the command that starts it.
 
-    vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template …
+    vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template … --middleware weitune_vllm.ModelName
 
-vLLM has one chat template for all, so runs with different system prompts share it without any; their prompts are then
-the clients' to send.
+vLLM has one chat template for all models. Here it holds the framing of every run and that of the base, and a middleware
+tells it which of them a request names (:mod:`.vllm_template`, :mod:`.vllm_models`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from weitune.errors import InputError, ModelError
 from weitune.export.adapter_weights import AdapterWeights
+from weitune.export.destination import write_json
 from weitune.export.generation_config import write_generation_config
 from weitune.export.tuned import Tuned
-from weitune.serve.library import BASE
+from weitune.publish import publish
+from weitune.serve import vllm_models
+from weitune.serve.library import BASE, base_framing, base_template
+from weitune.serve.vllm_adapter import checked_adapter, is_uneven, write_even
+from weitune.serve.vllm_template import template_by_model
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for the largest rank."""
+_TEMPLATE = "chat_template.jinja"
+_MODULE = "weitune_vllm"
+"""The middleware's name where vLLM imports it."""
+_PATH = "PYTHONPATH"
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where vLLM listens, and to whom."""
+
+    host: str
+    port: int
+    key: str | None = None
+    origins: tuple[str, ...] = ()
+    """Web sites whose pages may use the server."""
+    body_bytes: int = 4 << 20
+    """The longest body of a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How to start vLLM: arguments, and what goes into its environment to stay off the list of processes."""
+    """How to start vLLM: arguments, and what is added to its environment."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    secrets: Mapping[str, str]
+    """What goes into the environment to stay off the list of processes."""
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return the command as one would type it, the key left out."""
-        hidden = [f"{name}=…" for name in self.environment]
-        return " ".join([*hidden, *map(shlex.quote, self.arguments)])
+        """Return the command as one would type it, the secrets left out."""
+        hidden = [f"{name}=…" for name in self.secrets]
+        shown = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*hidden, *shown, *map(shlex.quote, self.arguments)])
 
     def run(self) -> None:
         """Become vLLM. Raises InputError if it is not installed."""
@@ -48,55 +75,94 @@ class Command:
                 "Install it where weitune is (pip install vllm), print the command with --dry-run to start it "
                 "elsewhere, or serve with --engine llama.cpp.",
             )
-        os.execve(program, list(self.arguments), {**os.environ, **self.environment})  # noqa: S606
+        environment = {**os.environ, **self.environment, **self.secrets}
+        if _PATH in self.environment and os.environ.get(_PATH):
+            environment[_PATH] += os.pathsep + os.environ[_PATH]
+        os.execve(program, list(self.arguments), environment)  # noqa: S606
 
 
 def vllm_command(
-    runs: Mapping[str, Tuned], folder: Path, *, host: str, port: int, key: str | None, context_tokens: int
+    runs: Mapping[str, Tuned], cache: Path, listening: Listening, *, context_tokens: int, dtype: str | None = None
 ) -> Command:
-    """Return the command for ``runs`` on one base; their chat template and stop tokens are written to ``folder``.
+    """Return the command for ``runs`` on one base. The files that it names are written to a folder in ``cache``.
 
-    Raises ModelError or InputError if vLLM cannot serve them together.
+    ``dtype`` is vLLM's name of a number format; None leaves the choice to vLLM. Raises ModelError if vLLM cannot serve
+    the runs.
     """
-    opened = list(runs.values())
-    first = opened[0]
-    systems = {tuned.recipe.system for tuned in opened}
-    texts = {tuned.template if len(systems) == 1 else tuned.template_without_system for tuned in opened}
-    if len(texts) > 1:
-        raise InputError(
-            "the runs frame dialogues in different ways, and vLLM has one chat template for all",
-            "Serve them by separate servers, or with --engine llama.cpp.",
-        )
-    notes = [] if len(systems) == 1 else [
-        "the runs have different system prompts, and vLLM one template: clients must send the system prompt themselves"
-    ]  # fmt: skip
-    adapters = {name: _checked(AdapterWeights(tuned.adapter_folder)) for name, tuned in runs.items()}
+    first = next(iter(runs.values()))
+    adapters = {name: checked_adapter(name, tuned) for name, tuned in runs.items()}
     rank = max(update.rank for adapter in adapters.values() for update in adapter.updates.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    template = folder / "chat_template.jinja"
-    template.write_text(texts.pop(), encoding="utf-8")
-    stops = dict.fromkeys(token for tuned in opened for token in tuned.stop_tokens)
-    write_generation_config(folder, first.files, list(stops), first.tokenizer.pad_token_id)
+    own = base_template(first)
+    template = template_by_model({BASE: own, **{name: tuned.template for name, tuned in runs.items()}})
+    told = template != own
+    folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
     modules = [
-        json.dumps({"name": name, "path": str(adapter.folder.resolve())}) for name, adapter in adapters.items()
-    ]  # fmt: skip
-    base = first.files.folder / first.files.gguf if first.files.gguf else first.files.folder
+        json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
+        for i, (name, adapter) in enumerate(adapters.items())
+    ]
+    limit = getattr(first.config.get_text_config(), "max_position_embeddings", None) or context_tokens
     arguments = (
-        "vllm", "serve", str(base.resolve()), "--served-model-name", BASE,
-        "--host", host, "--port", str(port), "--max-model-len", str(context_tokens),
+        "vllm", "serve", str(first.files.path.resolve()), "--served-model-name", BASE,
+        "--host", listening.host, "--port", str(listening.port), "--max-model-len", str(min(context_tokens, limit)),
         "--enable-lora", "--max-loras", str(len(runs)), "--max-lora-rank", str(_rank(rank)),
-        "--lora-modules", *modules, "--chat-template", str(template.resolve()),
-        "--generation-config", str(folder.resolve()),
+        "--lora-modules", *modules, "--chat-template", str(folder / _TEMPLATE),
+        "--chat-template-content-format", "string",  # as in training: no template gets parts of a text
+        "--generation-config", str(folder), "--allowed-origins", json.dumps(list(listening.origins)),
+        *(["--dtype", dtype] if dtype else []),
+        *(["--middleware", f"{_MODULE}.{vllm_models.ModelName.__name__}"] if told else []),
     )  # fmt: skip
-    return Command(arguments, {"VLLM_API_KEY": key} if key else {}, tuple(notes))
+    return Command(
+        arguments,
+        {_PATH: str(folder)} if told else {},
+        {"VLLM_API_KEY": listening.key} if listening.key else {},
+        tuple(_notes(first)),
+    )
 
 
-def _checked(adapter: AdapterWeights) -> AdapterWeights:
-    if adapter.has_magnitudes:
-        raise ModelError(
-            "vLLM cannot serve a DoRA adapter beside its base", "Export the run as `merged` and serve that."
-        )
-    return adapter
+def _notes(tuned: Tuned) -> Iterator[str]:
+    """Yield what differs from the llama.cpp engine, or may keep vLLM from starting."""
+    end = tuned.tokenizer.convert_ids_to_tokens(tuned.framing.end_of_turn)
+    yield f"vLLM takes the text of a control token in a message, such as {end}, for the token itself"
+    if tuned.files.gguf:
+        yield "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
+
+
+def _written(
+    cache: Path, runs: Mapping[str, Tuned], adapters: Mapping[str, AdapterWeights], template: str, body_bytes: int
+) -> Path:
+    """Write what vLLM reads to a folder named after its contents, so that no other server's files take its place."""
+    first = next(iter(runs.values()))
+    stops = dict.fromkeys([
+        *(token for tuned in runs.values() for token in tuned.stop_tokens), *base_framing(first).stop_tokens,
+    ])  # fmt: skip
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch:
+        partial = Path(scratch) / "partial"
+        partial.mkdir()
+        (partial / _TEMPLATE).write_text(template, encoding="utf-8", newline="")
+        write_generation_config(partial, first.files, list(stops), first.tokenizer.pad_token_id)
+        shutil.copyfile(vllm_models.__file__, partial / f"{_MODULE}.py")
+        write_json(partial / f"{_MODULE}.json", {"base": BASE, "body_bytes": body_bytes})
+        for i, adapter in enumerate(adapters.values()):
+            if is_uneven(adapter):
+                write_even(adapter, _even_folder(partial, i, adapter))
+        folder = cache / _digest(partial)
+        if not folder.exists():
+            publish(partial, folder)
+    return folder
+
+
+def _even_folder(folder: Path, i: int, adapter: AdapterWeights) -> Path:
+    """Return where vLLM finds the adapter of run ``i``: where it is, or as it was written anew."""
+    return folder / f"adapter-{i}" if is_uneven(adapter) else adapter.folder
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def _rank(needed: int) -> int:
