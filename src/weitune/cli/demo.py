@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from weitune.shell import shell_command
+
 if TYPE_CHECKING:
     from weitune.generate.run_folder import Run
 
@@ -30,7 +32,7 @@ def command(output: str | None, ask_only: str | None) -> None:
     quiet_libraries()
     run = _finished(ask_only) if ask_only else _trained(output)
     _compare(run)
-    console().print(f"\ntalk to it:  weitune chat {run.path}", markup=False)
+    console().print(f"\ntalk to it:  {shell_command('chat', run.path)}", markup=False)
 
 
 def _finished(folder: str) -> Run:
