@@ -121,6 +121,11 @@ def write_gguf_file(
 
 
 def _described(tuned: Tuned, template: str) -> tuple[Architecture, dict[str, Field]]:
+    if "\0" in template:
+        raise ModelError(
+            "the chat template or the system prompt has the character U+0000, at which llama.cpp ends a text",
+            "Take it out of the system prompt, or export the run as `merged`.",
+        )
     if tuned.files.gguf:
         header = read_header(tuned.files.path)
         return architecture_of_gguf(header), {

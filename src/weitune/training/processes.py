@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
 from weitune.model.load import choose_device
+from weitune.training.meeting import take_new_place
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,7 @@ def make_accelerator(device: str | None) -> Accelerator:
             )
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    take_new_place()
     # Buffers are constants of the model: nothing to broadcast at every step.
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
     cpu = choose_device(device).type == "cpu"
