@@ -97,7 +97,9 @@ def go_string(literal: str) -> str:
 
 def render_go(template: str, messages: list[dict[str, str]]) -> str:
     """Run the few actions that weitune writes, as Go's text/template does."""
-    actions = re.findall(r'\{\{-? ?((?:"(?:\\.|[^"\\])*"|[^"{}])*?) ?\}\}', template)
+    action = r'\{\{-? ?((?:"(?:\\.|[^"\\])*"|[^"{}])*?) ?\}\}'
+    assert re.sub(action, "", template) == ""  # text between actions would be written too
+    actions = re.findall(action, template)
     return run(iter([*actions, "end"]), messages, None)
 
 

@@ -70,6 +70,12 @@ def check_gguf(tuned: Tuned) -> None:
         _plan(tuned, architecture, tuned.merged, "F32", "F32")
 
 
+def planned_bytes(tuned: Tuned, weights: Weights, gguf_type: GgufType) -> int:
+    """Return how many bytes the tensors take that :func:`write_gguf` would write of a model that is no ``.gguf``."""
+    plans = _plan(tuned, architecture_of(tuned.config), weights, gguf_type, "Q8_0")
+    return sum(plan.bytes for plan in plans)
+
+
 def write_gguf(
     path: Path,
     tuned: Tuned,
