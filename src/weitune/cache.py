@@ -37,14 +37,18 @@ ABOUT = {
     "vllm": "settings for vLLM",
     "unfinished": "left behind half written",
 }
-_DATA_FILES = (EXAMPLES, REPORT)
-_VLLM_FILES = ("chat_template.jinja", "generation_config.json")
+_DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
+_VLLM_FILES = re.compile(
+    r"chat_template\.jinja|generation_config\.json|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
+    r"adapter-\d+/adapter_(?:config\.json|model\.safetensors)"
+)
 _DATA = re.compile(r"[0-9a-f]{32}")
 _GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
 _UNFINISHED = {
     "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
     "gguf": re.compile(rf"\.{_GGUF.pattern}\.\d+\.partial"),
     "models": re.compile(r"tmp\w{8}"),
+    "vllm": re.compile(r"\.\w{8}"),
 }
 _IN_USE_SECONDS = 24 * 3600
 """How long nothing may have been written to something unfinished before nobody is taken to be at it."""
@@ -90,9 +94,16 @@ def delete(entry: Entry) -> int:
         size = path.lstat().st_size
         path.unlink()
         freed += size
-    if entry.path not in entry.files and not any(entry.path.iterdir()):
-        entry.path.rmdir()
+    if entry.path not in entry.files:
+        for folder in ({path.parent for path in entry.files} - {entry.path}, {entry.path}):
+            _remove_if_empty(folder)
     return freed
+
+
+def _remove_if_empty(folders: set[Path]) -> None:
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _data(root: Path) -> Iterator[Entry]:
@@ -102,8 +113,10 @@ def _data(root: Path) -> Iterator[Entry]:
 
 def _models(root: Path) -> Iterator[Entry]:
     for name, builtin in BUILTIN.items():
-        for path in _folders(root / "models", lambda found, name=name: found == name):
-            yield from _entry("models", path, _files(path, (Path(builtin.member).name,)), f"builtin:{name}")
+        for path in _folders(root / "models", {name}.__contains__):
+            yield from _entry(
+                "models", path, _files(path, re.compile(re.escape(Path(builtin.member).name))), f"builtin:{name}"
+            )
 
 
 def _gguf(root: Path) -> Iterator[Entry]:
@@ -113,8 +126,8 @@ def _gguf(root: Path) -> Iterator[Entry]:
 
 
 def _vllm(root: Path) -> Iterator[Entry]:
-    for path in _folders(root / "vllm", lambda name: True):
-        yield from _entry("vllm", path, _files(path, _VLLM_FILES), ", ".join(path.name.split("+")))
+    for path in _folders(root / "vllm", lambda name: not name.startswith(".")):
+        yield from _entry("vllm", path, _files(path, _VLLM_FILES), path.name)
 
 
 def _unfinished(root: Path) -> Iterator[Entry]:
@@ -136,8 +149,10 @@ def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty
         yield Entry(kind, path, files, sum(status.st_size for status in found), max(times), owner)
 
 
-def _files(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    return tuple(folder / name for name in names if _is_file(folder / name))
+def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
+    """Return the files in ``folder``, and in folders in it, that have one of ``names``."""
+    inside = [*_children(folder), *(file for below in _folders(folder, bool) for file in _children(below))]
+    return tuple(path for path in inside if names.fullmatch(path.relative_to(folder).as_posix()) and _is_file(path))
 
 
 def _folders(folder: Path, wanted: Callable[[str], object]) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from weitune.room import check_room
@@ -18,7 +19,6 @@ def check_room_on_disk(model: str, revision: str | None, wanted: Sequence[str], 
     be, or does not say how large files are, nothing is refused: the download itself says what is wrong.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import filter_repo_objects
 
     if constants.HF_HUB_OFFLINE or _has_weights(model, revision):
         return
@@ -27,9 +27,14 @@ def check_room_on_disk(model: str, revision: str | None, wanted: Sequence[str], 
     except Exception:  # noqa: BLE001  (whatever it is, the download runs into it too, and explains it)
         return
     sizes = {file.rfilename: file.size for file in found.siblings or () if file.size}
-    names = filter_repo_objects(list(sizes), allow_patterns=list(wanted), ignore_patterns=list(unwanted))
+    names = [name for name in sizes if _matches(name, wanted) and not _matches(name, unwanted)]
     need = sum(sizes[name] for name in names if not _cached(model, name, found.sha))
     check_room(Path(constants.HF_HUB_CACHE), need, f"the download of '{model}'", _CURE)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether one of ``patterns`` fits ``name``, as the hub's client has it: a star fits slashes too."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _has_weights(model: str, revision: str | None) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from weitune.errors import RunError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 _STORE_IS_KEPT = "TORCHELASTIC_USE_AGENT_STORE"
 _PORT = "MASTER_PORT"
@@ -35,7 +35,8 @@ def take_new_place() -> None:
     """Let this process meet the others at a new port, if torchrun has them meet where earlier ones did."""
     if os.environ.get(_STORE_IS_KEPT) != "True":
         return
-    from torch.distributed import PrefixStore, TCPStore, is_initialized
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    from torch.distributed import is_initialized
 
     if is_initialized():  # they have met
         return
