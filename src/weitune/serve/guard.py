@@ -112,8 +112,9 @@ def host_name(text: str) -> str:
     Raises InputError if it could never be one.
     """
     try:
-        name = urlsplit(f"//{text}").hostname or ""
-        ascii_name = name.rstrip(".").encode("idna").decode()
+        parts = urlsplit(f"//{text}")
+        name = (parts.hostname or "").rstrip(".")
+        ascii_name = name.encode("idna").decode() if parts.port != 0 else ""
     except ValueError:  # a port that is no number, or a part of the name that is too long
         ascii_name = ""
     if not ascii_name or set(text) & set("/@?#*\\") or text != text.strip():
