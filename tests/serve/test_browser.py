@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from tests.serve.asgi import ASK, ScriptedEngine, make_app
-from weitune.serve.admission import Admission
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, http_server, listen, url_of
 
@@ -65,7 +64,7 @@ def serving(guard: Guard) -> Iterator[str]:
     servers: list[Server] = []
 
     async def work(listening: Any) -> None:
-        servers.append(http_server(app, Admission(1, 1)))
+        servers.append(http_server(app))
         started.set()
         await servers[0].serve(sockets=[listening])
 

@@ -10,6 +10,7 @@ import pytest
 from tests.serve.asgi import ASK, Client, Response, ScriptedEngine, make_app
 from weitune import cli
 from weitune.errors import InputError
+from weitune.serve import app as app_module
 from weitune.serve.app import App
 from weitune.serve.guard import Guard, host_name
 from weitune.serve.origins import read_origins
@@ -106,6 +107,18 @@ def test_429_and_500_can_be_read_there_too(caplog: pytest.LogCaptureFixture) -> 
     assert response.json["error"]["type"] == "server_error"
     assert cors(response)["access-control-allow-origin"] == SITE
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_503_can_be_read_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "_EXTRA_REQUESTS", -3)
+    app = make_app(ScriptedEngine(), slots=1, queue=1, guard=Guard(origins=ALLOWED))
+    for _ in range(2):
+        response = send("GET", "/health", app=app, origin=SITE)
+        assert response.status == 503
+        assert response.json["error"]["code"] == "overloaded"
+        assert cors(response)["access-control-allow-origin"] == SITE
+    monkeypatch.setattr(app_module, "_EXTRA_REQUESTS", 0)
+    assert send("GET", "/health", app=app, origin=SITE).status == 200
 
 
 @pytest.mark.parametrize(

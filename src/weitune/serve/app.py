@@ -31,6 +31,8 @@ from weitune.serve.sending import Sending
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499
+_EXTRA_REQUESTS = 256
+"""Requests that may be open beside those for answers; beyond, each costs memory and gets 503."""
 Handler = Callable[[Receive, Sending], Awaitable[None]]
 
 
@@ -41,6 +43,7 @@ class App:
         """Keep the parts; nothing is started."""
         self._offers, self._answering, self._guard, self._limits = offers, answering, guard, limits
         self._metrics = Metrics(answering.admission)
+        self._open = 0
         self._routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
             "/v1/models": ("GET", self._models),
@@ -54,6 +57,7 @@ class App:
             return
         sending = Sending(send, headers=cors_headers(self._guard.origins, scope))
         status = 200
+        self._open += 1
         try:
             status = await self._answer(scope, receive, sending)
         except ApiError as error:
@@ -63,10 +67,15 @@ class App:
         except Exception:
             logging.getLogger(__name__).exception("a request could not be answered; this is a fault in weitune")
             status = await self._refuse(sending, ApiError(500, "the server failed to answer this request"))
+        finally:
+            self._open -= 1
         self._metrics.finished(status)
 
     async def _answer(self, scope: Scope, receive: Receive, sending: Sending) -> int:
         """Answer a request and return the status. Raises ApiError if it is refused."""
+        admission = self._answering.admission
+        if self._open > admission.slots + admission.queue + _EXTRA_REQUESTS:
+            raise ApiError(503, "the server has too many requests open", code="overloaded")
         self._guard.check_place(scope)
         if is_preflight(scope):  # it never carries a key
             await sending.nothing(preflight_headers(self._guard.origins, scope))

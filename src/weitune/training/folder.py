@@ -102,8 +102,9 @@ def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: M
             disk.write_file(partial / name, contents)
             flush(partial / name)
         flush(partial)
+        left = list(folder.iterdir()) if folder.is_dir() else []  # listed first: what comes later is another's run
         check_free(folder)
-        for path in folder.iterdir() if folder.is_dir() else ():
+        for path in left:
             disk.remove(path)
         if os.name == "nt" and folder.is_dir():
             folder.rmdir()  # elsewhere, an empty folder gives way, and only an empty one
