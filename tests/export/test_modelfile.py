@@ -68,7 +68,7 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
                     break
                 name += " "
             else:
-                assert char.isascii()
+                assert char.isascii() and (char.isalnum() or char == "_"), "Ollama refuses this file"  # noqa: PT018
                 name += char
             if name.lower().startswith("parameter ") and name.endswith(" ") and len(name.split()) == 2:
                 break

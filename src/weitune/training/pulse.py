@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from weitune.training import events
@@ -68,8 +69,11 @@ class Pulse:
 
     def _silent_seconds(self) -> float:
         """Return how long ago something was last written into the run's folder."""
-        times = [path.stat().st_mtime for path in map(self._run.joinpath, (events.FILE, FILE, "")) if path.exists()]
-        return time.time() - max(times, default=0.0)
+        newest = 0.0
+        for path in map(self._run.joinpath, (events.FILE, FILE, "")):
+            with suppress(OSError):
+                newest = max(newest, path.stat().st_mtime)
+        return time.time() - newest
 
 
 def _exists(holder: Holder) -> bool:
