@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 
+from tests.export.runs import save_run, silent
+from weitune.export.base_file import base_file
+from weitune.export.tuned import open_tuned
+from weitune.generate import llama_cpp
 from weitune.generate.llama_cpp import LlamaCpp, misses_avx512
 from weitune.generate.sampling import Sampling
 
@@ -68,3 +76,52 @@ def test_a_build_that_leaves_avx512_unused_is_known(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
     monkeypatch.setitem(sys.modules, "xllamacpp", SimpleNamespace(get_system_info=lambda: build))
     assert misses_avx512() is missed
+
+
+@pytest.mark.parametrize(("length", "place"), [(60, "TMPDIR"), (100, "elsewhere"), (240, "elsewhere")])
+def test_a_socket_has_a_short_path_however_long_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, place: str
+) -> None:
+    socket = pytest.importorskip("socket")
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("this system has no such sockets")
+    base = Path(tempfile.mkdtemp(dir="/tmp"))
+    long = base / ("x" * (length - len(str(base)) - 1))
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = llama_cpp._socket_folder()
+    assert folder is not None
+    path = f"{folder.name}/{llama_cpp._SOCKET}"
+    assert path.startswith(str(long)) == (place == "TMPDIR")
+    assert Path(folder.name).stat().st_mode & 0o777 == 0o700
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+    folder.cleanup()
+    assert not list(long.iterdir())
+    shutil.rmtree(base)
+
+
+def test_where_no_folder_is_short_enough_the_loopback_address_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a key all the same, and for two at once."""
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    long = tmp_path / ("folder-" * 20)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    model = base_file(open_tuned(save_run(tmp_path / "run")), "F32", silent)
+    with LlamaCpp(model, context_tokens=64, threads=1) as short_path:
+        monkeypatch.setattr(llama_cpp, "_SHORT_FOLDERS", ("/no/such/folder",))
+        with LlamaCpp(model, context_tokens=64, threads=1) as one, LlamaCpp(model, context_tokens=64, threads=1) as two:
+            assert all(engine._address.startswith("http://127.0.0.1:") for engine in (one, two))
+            answers = [
+                [chunk["content"] for chunk in engine.complete(engine.body([5, 6], Sampling(max_new_tokens=3)))]
+                for engine in (short_path, one, two)
+            ]
+            assert answers[0] == answers[1] == answers[2]
+            stranger = urlsplit(one._address)
+            connection = http.client.HTTPConnection(str(stranger.hostname), stranger.port)
+            connection.request("POST", "/completion", b'{"prompt": [5]}', {"Content-Type": "application/json"})
+            assert connection.getresponse().status == 401
+            connection.close()

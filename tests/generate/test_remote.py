@@ -131,3 +131,30 @@ def test_another_protocol_is_told(url: str) -> None:
     Handler.reply = (200, [b"hello"])
     with pytest.raises(InputError, match="does not speak the OpenAI protocol"):
         RemoteEngine(url, "a").models()
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("", "/v1/models"),
+        ("/", "/v1/models"),
+        ("/v1", "/v1/models"),
+        ("/v1/", "/v1/models"),
+        ("/v1/chat/completions", "/v1/models"),
+        ("/chat/completions/", "/v1/models"),
+        ("/v1/models", "/v1/models"),
+        ("/openai", "/openai/v1/models"),
+        ("/api/v3", "/api/v3/models"),
+    ],
+)
+def test_the_address_may_end_anywhere(url: str, path: str, asked: str) -> None:
+    Handler.reply = (200, [b'{"data": [{"id": "a"}]}'])
+    assert RemoteEngine(url + path, "a").models() == ["a"]
+    assert Handler.seen[-1][0] == asked
+
+
+def test_a_path_that_is_not_there_is_named_with_a_hint(url: str) -> None:
+    Handler.reply = (404, [b'{"error": {"message": "no such path"}}'])
+    with pytest.raises(InputError, match=r"refuses \(404\) for /openai/v1/models: no such path") as error:
+        RemoteEngine(f"{url}/openai", "a").models()
+    assert f"up to the version, such as {url}/v1" in error.value.cure

@@ -43,5 +43,17 @@ def test_the_scripts_can_be_parsed() -> None:
     ast.parse(BLOCKS["python"])
 
 
+def test_what_restarts_a_job_runs_a_command_that_may_be_started_again() -> None:
+    assert "#SBATCH --requeue" in BLOCKS["bash"]
+    assert "--resume-existing" in BLOCKS["bash"]
+    assert '"--resume-existing"' in BLOCKS["python"]
+    assert any("--max-restarts" in line and "--resume-existing" in line for line in TEXT.splitlines())
+    assert all(
+        context.params["resume_existing"]
+        for arguments in commands() if "--resume-existing" in arguments
+        for context in [command.make_context("train", [w if "$" not in w else "1" for w in arguments])]
+    )  # fmt: skip
+
+
 def test_there_are_commands_of_every_kind() -> None:
     assert sum("--main-address" in arguments for arguments in commands()) >= 4

@@ -260,7 +260,7 @@ def test_a_reader_that_stands_still_is_let_go(monkeypatch: pytest.MonkeyPatch) -
     from weitune.serve import app as app_module
     from weitune.serve.sending import Sending
 
-    monkeypatch.setattr(app_module, "Sending", lambda send: Sending(send, seconds=0.1))
+    monkeypatch.setattr(app_module, "Sending", lambda send, headers: Sending(send, seconds=0.1, headers=headers))
 
     async def go() -> None:
         engine = ScriptedEngine()

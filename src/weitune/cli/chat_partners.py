@@ -71,9 +71,10 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[P
 @contextmanager
 def on_server(url: str, name: str, key: str | None) -> Iterator[Partners]:
     """Give partners at ``url``; ``name`` is a model there, or a run's folder whose name is one."""
+    from weitune.generate.naming import given_name
     from weitune.generate.remote import RemoteEngine
 
-    model = Path(name).resolve().name if Path(name).is_dir() else name
+    model = given_name(Path(name)) if Path(name).is_dir() else name
 
     @cache
     def engine(model: str) -> ChatEngine:

@@ -34,6 +34,8 @@ class Dashboard:
         self.step = 0
         self.ended = ""
         """Why no further step comes, once that is so."""
+        self.gone = ""
+        """Why the run has no process, if it ended without saying so."""
         self._note = ""
         self._last: Mapping[str, Any] = {}
         self._evaluation: Mapping[str, Any] = {}
@@ -46,6 +48,7 @@ class Dashboard:
         self._note = ""
         if kind in {"start", "resume"}:
             self.steps, self.step, self.ended = int(event.get("steps", 0)), int(event.get("step", 0)), ""
+            self.gone = ""
         elif kind == "step":
             self.step, self._last = int(event["step"]), event
             self._loss.add(event.get("loss"))
@@ -57,6 +60,8 @@ class Dashboard:
                 self._best = loss, int(event["step"])
         elif kind in {"end", "stop", "not finite"}:
             self.ended = {"end": "finished", "stop": f"stopped by {event.get('reason')}"}.get(str(kind), str(kind))
+        elif kind == "gone":
+            self.ended, self.gone = "its process is gone", str(event.get("reason"))
 
     def note(self, text: str) -> None:
         """Show ``text`` at the bar's end until the next event."""

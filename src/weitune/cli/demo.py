@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from weitune.shell import shell_command
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,7 +39,7 @@ def command(output: str | None, ask_only: str | None) -> None:
         console().print(f"report: {_keep(run, answers)}", markup=False)
     except OSError as error:  # the answers are on the screen
         console().print(f"the answers could not be added to the report: {error}", markup=False)
-    console().print(f"\ntalk to it:  weitune chat {run.path}", markup=False)
+    console().print(f"\ntalk to it:  {shell_command('chat', run.path)}", markup=False)
 
 
 def _finished(folder: str) -> Run:

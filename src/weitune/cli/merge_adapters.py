@@ -7,6 +7,8 @@ from typing import get_args
 
 import click
 
+from weitune.shell import shell_command
+
 _METHODS = ("linear", "cat", "svd", "ties", "dare")
 
 
@@ -41,4 +43,4 @@ def command(runs: tuple[str, ...], output: str, weights: str | None, method: str
     chosen: Method = next(each for each in get_args(Method) if each == method)
     mixture = Mixture(chosen, numbers, density, seed)
     run = combine([Run(path) for path in runs], Path(output), mixture)
-    console().print(f"done: {run.path / 'adapter'}\ntalk to it:  weitune chat {run.path}", markup=False)
+    console().print(f"done: {run.path / 'adapter'}\ntalk to it:  {shell_command('chat', run.path)}", markup=False)

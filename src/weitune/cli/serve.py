@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weitune.cli.chat import Checkpoint
-from weitune.errors import MissingExtraError
+from weitune.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from weitune.generate.run_folder import Run
@@ -32,7 +32,9 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True,
               help="Key that clients must send. One is made up where others can reach the server.")  # fmt: skip
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Another name the server may be asked for by.")
-@click.option("--allow-origin", multiple=True, metavar="URL", help="A web site whose pages may use the server.")
+@click.option("--allow-origin", multiple=True, metavar="ORIGIN",
+              help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
+              "--api-key only. May be given several times.")  # fmt: skip
 @click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
               help="The adapter of step N, or the last one, of every run.")  # fmt: skip
 @click.option("--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0",
@@ -131,9 +133,17 @@ def _serve_vllm(
 
 def _guard(host: str, options: dict[str, Any]) -> Guard:
     """Return the rules for clients; a server that others can reach gets a key if it was given none."""
-    from weitune.serve.guard import Guard, is_loopback
+    from weitune.serve.guard import Guard, host_name, is_loopback
+    from weitune.serve.origins import ALL, read_origins
 
     key = options["api_key"]
+    origins = read_origins(options["allow_origin"])
+    hosts = frozenset(map(host_name, options["allow_host"]))
+    if ALL in origins and key is None and is_loopback(host):
+        raise InputError(
+            "--allow-origin '*' without a key lets any web page that you open use this server",
+            "Add --api-key KEY, or name the sites.",
+        )
     if key is None and not is_loopback(host):
         import secrets
 
@@ -141,5 +151,4 @@ def _guard(host: str, options: dict[str, Any]) -> Guard:
         from weitune.cli.terminal import console
 
         console().print(f"API key (shown once): {key}", markup=False)
-    hosts = frozenset(name.lower() for name in options["allow_host"])
-    return Guard(host, key, hosts, frozenset(options["allow_origin"]), options["max_body"])
+    return Guard(host, key, hosts, origins, options["max_body"])

@@ -12,11 +12,15 @@ import click
 
 from weitune.cli.launch import LAUNCHED, Machines, launch
 from weitune.cli.recipe_options import overrides_from, recipe_options
+from weitune.shell import shell_command
 
 
 @click.command()
 @click.argument("recipe", required=False, metavar="[RECIPE]")
 @click.option("--resume", "resume_from", metavar="RUN", help="Go on with the run in this folder.")
+@click.option("--resume-existing", is_flag=True,
+              help="Go on with the run if its folder (--output) holds it; start it if not. For commands that are "
+              "started again after a crash.")  # fmt: skip
 @click.option("--device", metavar="DEVICE", help="Device to train on, such as cpu or cuda:1.  [default: the best one]")
 @click.option("--devices", type=click.IntRange(min=1), help="Processes on this machine, one for each device.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together.  [default: 1]")
@@ -25,7 +29,7 @@ from weitune.cli.recipe_options import overrides_from, recipe_options
 @recipe_options
 @click.pass_context
 def command(
-    context: click.Context, /, recipe: str | None, resume_from: str | None, device: str | None,
+    context: click.Context, /, recipe: str | None, resume_from: str | None, resume_existing: bool, device: str | None,
     devices: int | None, nodes: int, node_rank: int, main_address: str, **options: Any,
 ) -> int | None:  # fmt: skip
     """Fine-tune a chat model on dialogues with LoRA.
@@ -37,6 +41,7 @@ def command(
       weitune train --model Qwen/Qwen2.5-7B-Instruct --data dialogues.json --output runs/mine
       weitune train recipe.yaml --lora.r 16
       weitune train --resume runs/mine
+      weitune train recipe.yaml --output runs/mine --resume-existing
       weitune train recipe.yaml --devices 8
     """
     overrides = overrides_from(options)
@@ -45,6 +50,8 @@ def command(
     if resume_from is not None:
         if recipe is not None:
             raise click.UsageError("Give a recipe or --resume, not both: a run keeps its own recipe.")
+        if resume_existing:
+            raise click.UsageError("Give --resume or --resume-existing, not both: the latter is for a recipe.")
         _run(lambda reporter, stop: _resume(resume_from, overrides, reporter, device, stop))
     else:
         from weitune.recipe.load import load_recipe
@@ -52,14 +59,14 @@ def command(
         if recipe is None and not overrides:
             raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune train --help`.")
         built = load_recipe(recipe, overrides)
-        _run(lambda reporter, stop: _train(built, reporter, device, stop))
+        _run(lambda reporter, stop: _train(built, resume_existing, reporter, device, stop))
     return None
 
 
-def _train(recipe: Any, reporter: Any, device: str | None, stop: Any) -> Path:
+def _train(recipe: Any, resume_existing: bool, reporter: Any, device: str | None, stop: Any) -> Path:
     from weitune.training.run import train
 
-    return train(recipe, reporter=reporter, device=device, stop=stop).path
+    return train(recipe, resume_existing=resume_existing, reporter=reporter, device=device, stop=stop).path
 
 
 def _resume(folder: str, overrides: dict[str, Any], reporter: Any, device: str | None, stop: Any) -> Path:
@@ -93,4 +100,4 @@ def _shown(work: Callable[[Any], Path]) -> None:
         return
     with TrainingView() as view:
         folder = work(view)
-    console().print(f"done: {folder / 'adapter'}\ntalk to it:  weitune chat {folder}", markup=False)
+    console().print(f"done: {folder / 'adapter'}\ntalk to it:  {shell_command('chat', folder)}", markup=False)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from weitune.shell import shell_command
+
+if TYPE_CHECKING:
+    from weitune.cli.dashboard import Dashboard
+    from weitune.training.pulse import Pulse
 
 _PAUSE_SECONDS = 0.5
 
@@ -16,7 +23,7 @@ _PAUSE_SECONDS = 0.5
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Show how it stands now, and exit.")
 def command(run: Path, once: bool) -> None:
-    """Watch the run in the folder RUN until it ends.
+    """Watch the run in the folder RUN until it ends, or until its process is gone.
 
     Nothing of the run is touched, so Ctrl-C ends only the watching. Where standard output is no terminal, every step is
     a line.
@@ -26,33 +33,49 @@ def command(run: Path, once: bool) -> None:
 
     from weitune.cli.dashboard import Dashboard
     from weitune.generate.run_folder import Run
+    from weitune.training.pulse import Pulse
 
     folder = Run(run)
-    dashboard = Dashboard()
+    dashboard, pulse = Dashboard(), Pulse(folder.path)
     console = Console(highlight=False)
-    if once or not console.is_terminal:
-        for event in folder.events() if once else follow(folder.path, dashboard):
-            if once:
-                dashboard.feed(event)
-            elif line := plain_line(event):
+    if once:
+        _show_once(folder.path, folder.events(), dashboard, pulse)
+        console.print(dashboard)
+    elif console.is_terminal:
+        with Live(dashboard, console=console, refresh_per_second=4):
+            for _ in follow(folder.path, dashboard, pulse):
+                pass
+    else:
+        for event in follow(folder.path, dashboard, pulse):
+            if line := plain_line(event):
                 console.print(line, markup=False, soft_wrap=True)
-        if once:
-            console.print(dashboard)
-        return
-    with Live(dashboard, console=console, refresh_per_second=4):
-        for _ in follow(folder.path, dashboard):
-            pass
+    if dashboard.gone:
+        if once or console.is_terminal:
+            console.print(_gone_line(dashboard.step, dashboard.gone), markup=False, soft_wrap=True)
+        console.print(f"go on with it:  {shell_command('train', '--resume', run)}", markup=False, soft_wrap=True)
 
 
-def follow(folder: Path, dashboard: Any) -> Iterator[Mapping[str, Any]]:
+def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, pulse: Pulse) -> None:
+    """Feed all events to ``dashboard``, and that the process is gone if it is."""
+    pulse.gone()
+    time.sleep(_PAUSE_SECONDS / 10)
+    reason = pulse.gone()  # before the events are read: what the process wrote last is among them
+    for event in events:
+        dashboard.feed(event)
+    if reason and not dashboard.ended:
+        dashboard.feed({"event": "gone", "step": dashboard.step, "reason": reason})
+
+
+def follow(folder: Path, dashboard: Dashboard, pulse: Pulse | None = None) -> Iterator[Mapping[str, Any]]:
     """Yield the events of a run as they come, each fed to ``dashboard`` first, until one says that the run has ended.
 
     A run that goes on takes repeated steps out of its file; then the file is shorter, and is read from its start.
+    With ``pulse``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
+    if the process is gone without an event that says so, a last event named ``gone`` does.
     """
-    import json
-
     path, position, rest = folder / "events.jsonl", 0, b""
     while True:
+        reason = pulse.gone() if pulse else ""  # before the events are read: what was written last is among them
         size = path.stat().st_size if path.exists() else 0
         if size < position:
             position, rest = 0, b""
@@ -62,17 +85,33 @@ def follow(folder: Path, dashboard: Any) -> Iterator[Mapping[str, Any]]:
                 rest += file.read()
                 position = file.tell()
         *lines, rest = rest.split(b"\n")
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:  # torn by a crash
-                continue
-            if isinstance(event, dict):
-                dashboard.feed(event)
-                yield event
+        for event in filter(None, map(_parsed, lines)):
+            dashboard.feed(event)
+            if pulse and isinstance(seconds := event.get("step_seconds"), float):
+                pulse.step_seconds = seconds
+            yield event
         if dashboard.ended:
+            if not (pulse and pulse.held):
+                return
+        elif reason:
+            gone = {"event": "gone", "step": dashboard.step, "reason": reason}
+            dashboard.feed(gone)
+            yield gone
             return
         time.sleep(_PAUSE_SECONDS)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the event in ``line``, or nothing if a crash tore it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _gone_line(step: object, reason: object) -> str:
+    return f"gone after step {step}: {reason}"
 
 
 def plain_line(event: Mapping[str, Any]) -> str:
@@ -85,6 +124,8 @@ def plain_line(event: Mapping[str, Any]) -> str:
             )
         case "validation":
             return f"step {event.get('step')}  validation loss {event.get('loss')}"
+        case "gone":
+            return _gone_line(event.get("step"), event.get("reason"))
         case "start" | "resume" | "end" | "stop" | "not finite" as kind:
             return f"{kind} at step {event.get('step')}"
         case _:

@@ -29,6 +29,7 @@ from weitune.data.settle import settle, weighted
 from weitune.data.store import ExampleWriter, StoredExamples
 from weitune.errors import DataError, RecipeError
 from weitune.recipe.schema import Recipe
+from weitune.room import cache_cure, check_room, mark_used
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -62,6 +63,7 @@ def prepare(
     found = None if reader.problems else _open(folder, fingerprint, reader)
     if found is not None:
         return found
+    check_room(data_cache(), _bytes_foreseen(reader), "the prepared data", cache_cure())
     with building(folder) as partial:
         report = _build(partial / EXAMPLES, reader, recipe, framing, progress)
         if reader.problems:
@@ -73,6 +75,11 @@ def prepare(
             )
         (partial / REPORT).write_text(json.dumps(report.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
     return Prepared(folder, fingerprint, report)
+
+
+def _bytes_foreseen(reader: Reader) -> int:
+    """Return how many bytes the examples will take at least, by the size of the files: 4 bytes a token."""
+    return sum(source.facts.size_bytes for source in reader.sources if source.facts) // 2
 
 
 def read_options(recipe: Recipe) -> Options:
@@ -113,6 +120,7 @@ def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
         content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         for source, now in zip(content["sources"], reader.reports, strict=True):
             source["name"] = now.name
+        mark_used(folder / REPORT)
         return Prepared(folder, fingerprint, DataReport(content))
     except (OSError, ValueError, KeyError, pa.ArrowException):
         shutil.rmtree(folder, ignore_errors=True)

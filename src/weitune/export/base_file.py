@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weitune.errors import ModelError
-from weitune.export.gguf_file import GgufType, write_gguf
+from weitune.export.gguf_file import GgufType, planned_bytes, write_gguf
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned
 from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from weitune.model.locate import cache_folder
 from weitune.publish import publish_file
+from weitune.room import cache_cure, check_room, mark_used
 
 _LAYOUT = 1
 """Counts up when the same base would be written otherwise."""
@@ -31,7 +32,9 @@ def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress
         return tuned.files.folder / tuned.files.gguf
     path = cache_folder() / "gguf" / f"{_fingerprint(tuned)}-{gguf_type}.gguf"
     if path.is_file():
+        mark_used(path)
         return path
+    check_room(path.parent, planned_bytes(tuned, tuned.base, gguf_type), f"the base as {gguf_type}", cache_cure())
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may make it at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

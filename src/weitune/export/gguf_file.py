@@ -70,6 +70,12 @@ def check_gguf(tuned: Tuned) -> None:
         _plan(tuned, architecture, tuned.merged, "F32", "F32")
 
 
+def planned_bytes(tuned: Tuned, weights: Weights, gguf_type: GgufType) -> int:
+    """Return how many bytes the tensors take that :func:`write_gguf` would write of a model that is no ``.gguf``."""
+    plans = _plan(tuned, architecture_of(tuned.config), weights, gguf_type, "Q8_0")
+    return sum(plan.bytes for plan in plans)
+
+
 def write_gguf(
     path: Path,
     tuned: Tuned,
@@ -121,6 +127,11 @@ def write_gguf_file(
 
 
 def _described(tuned: Tuned, template: str) -> tuple[Architecture, dict[str, Field]]:
+    if "\0" in template:
+        raise ModelError(
+            "the chat template or the system prompt has the character U+0000, at which llama.cpp ends a text",
+            "Take it out of the system prompt, or export the run as `merged`.",
+        )
     if tuned.files.gguf:
         header = read_header(tuned.files.path)
         return architecture_of_gguf(header), {

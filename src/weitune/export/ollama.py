@@ -8,17 +8,20 @@ a few dialogues, reads off what stands around each role's text, and writes that 
 
 Then it renders other dialogues both ways and compares: a template that does more than frame turns is refused. What the
 model's tokenizer puts first by itself (``<|begin_of_text|>``) is left out, for Ollama adds it too.
+
+The run's system prompt is the Modelfile's SYSTEM if that can hold it as training framed it (:mod:`.modelfile`), and
+otherwise stands in the template, framed, for dialogues that have no system message of their own.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2.exceptions import TemplateError
 
 from weitune.errors import ModelError
+from weitune.export.modelfile import go_action, holds, value
 
 Messages = list[dict[str, str]]
 Render = Callable[[Messages, bool], str]
@@ -37,7 +40,9 @@ class TurnFrames:
     opening: str
     """What asks for an answer."""
     head: str
-    """What opens a dialogue without a system message, such as the model's default system prompt."""
+    """What opens a dialogue without a system message: the model's default system prompt, or the run's."""
+    system: str | None = None
+    """The run's system prompt, for SYSTEM, if that can hold it; Ollama puts it before dialogues that have none."""
 
     def render(self, messages: Messages) -> str:
         """Frame ``messages`` and ask for an answer, as :meth:`go_template` does."""
@@ -47,30 +52,37 @@ class TurnFrames:
 
     def go_template(self) -> str:
         """Return the frames as an Ollama template. Ollama itself puts the Modelfile's SYSTEM before the messages."""
-        head = f'{{{{- if ne (index .Messages 0).Role "system" }}}}{_go(self.head)}{{{{- end }}}}' if self.head else ""
+        head = f'{{{{- if ne (index .Messages 0).Role "system" }}}}{go_action(self.head)}{{{{- end }}}}' * bool(
+            self.head
+        )
         words = ("if", "else if", "else if")
         branches = "".join(
-            f'{{{{- {word} eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}'
+            f'{{{{- {word} eq .Role "{role}" }}}}{go_action(before)}{{{{ .Content }}}}{go_action(after)}'
             for word, (role, (before, after)) in zip(words, self.around.items(), strict=True)
         )
-        return f"{head}{{{{- range .Messages }}}}{branches}{{{{- end }}}}{{{{- end }}}}{_go(self.opening)}"
+        return f"{head}{{{{- range .Messages }}}}{branches}{{{{- end }}}}{{{{- end }}}}{go_action(self.opening)}"
 
 
-def turn_frames(render: Render, automatic: str = "") -> TurnFrames:
+def turn_frames(render: Render, automatic: str = "", system: str | None = None) -> TurnFrames:
     """Read the frames off what ``render`` makes of dialogues; ``automatic`` is what the tokenizer puts first.
 
-    Raises ModelError if the template does more than frame turns.
+    ``system`` is the run's system prompt. Raises ModelError if the template does more than frame turns.
     """
 
     def shown(roles: str, ask: bool = False) -> str:
         return render(_dialogue(roles), ask).removeprefix(automatic)
 
+    frames = None
     try:
         frames = _read_off(shown)
         strange = next((case for case in _ASKED if shown(case, True) != frames.render(_dialogue(case))), None)
+        if system is not None and strange is None:
+            asked = [{"role": "system", "content": system}, *_dialogue("u")]
+            frames = _opened(frames, system, render(asked, True).removeprefix(automatic))
     except (ValueError, TemplateError):
         strange = _ASKED[2]
-    if strange is not None:
+    if strange is not None or frames is None:
+        strange = strange or _ASKED[2]
         raise ModelError(
             "this model's chat template does more than put a frame around every turn, and weitune cannot say that in "
             f"Ollama's template language; it differs for: {', '.join(_ROLES[letter] for letter in strange)}",
@@ -93,13 +105,38 @@ def _read_off(shown: Callable[..., str]) -> TurnFrames:
     )
 
 
-def modelfile(model: str, frames: TurnFrames, system: str | None, stop_texts: Sequence[str], context: int) -> str:
-    """Return the Modelfile: greedy, as the run answers, with its system prompt and the texts that end an answer."""
+def _opened(frames: TurnFrames, system: str, rendered: str) -> TurnFrames:
+    """Return ``frames`` for a run with a system prompt; ``rendered`` is how training framed it with a question.
+
+    Raises ValueError if the question is not framed as elsewhere.
+    """
+    before, after = frames.around["user"]
+    question = f"{before}{_text(0)}{after}{frames.opening}"
+    if not rendered.endswith(question):
+        raise ValueError("the system prompt changes how a question is framed")
+    opening = rendered.removesuffix(question)
+    before, after = frames.around["system"]
+    if system and holds(system) and opening == f"{before}{system}{after}":
+        return replace(frames, system=system)
+    return replace(frames, head=opening)
+
+
+def modelfile(model: str, frames: TurnFrames, stop_texts: Sequence[str], context: int) -> str:
+    """Return the Modelfile: greedy, as the run answers, with its system prompt and the texts that end an answer.
+
+    Raises ModelError if a text that ends an answer, or the file's name, cannot be written in a Modelfile.
+    """
+    for text in (model, *stop_texts):
+        if not holds(text) or (text == model and set(text) & set("\n\r")):
+            raise ModelError(
+                f"a Modelfile cannot hold {text!a}: Ollama leaves out characters that do not print",
+                "Export the run as `gguf`, or, if it is the run's name, rename its folder.",
+            )
     lines = [
         f"FROM ./{model}",
         f'TEMPLATE """{frames.go_template()}"""',
-        *([f"SYSTEM {_quoted(system)}"] if system else []),
-        *(f"PARAMETER stop {_quoted(text)}" for text in stop_texts),
+        *([f"SYSTEM {value(frames.system)}"] if frames.system else []),
+        *(f"PARAMETER stop {value(text)}" for text in stop_texts),
         "PARAMETER temperature 0",
         "PARAMETER repeat_penalty 1",
         f"PARAMETER num_ctx {context}",
@@ -118,12 +155,3 @@ def _text(i: int) -> str:
 def _around(rendered: str, text: str) -> tuple[str, str]:
     before, after = rendered.split(text)
     return before, after
-
-
-def _quoted(text: str) -> str:
-    return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'
-
-
-def _go(text: str) -> str:
-    """Return ``text`` as a Go action, so that neither its braces nor its white space are touched."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

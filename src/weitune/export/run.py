@@ -87,14 +87,14 @@ def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, 
     if frames is not None:
         stops = [str(tuned.tokenizer.convert_ids_to_tokens(token)) for token in tuned.stop_tokens]
         context = min(tuned.config.max_position_embeddings, 4096)
-        text = modelfile(name, frames, tuned.recipe.system, stops, context)
-        (folder / "Modelfile").write_text(text, encoding="utf-8")
+        text = modelfile(name, frames, stops, context)
+        (folder / "Modelfile").write_bytes(text.encode())  # as it is: a text may have line ends of any kind
     about = {"type": order.gguf_type, "smoothed": model.weights is not tuned.merged}
     return {**about, **({"smoothed_on": model.notes} if model.notes else {})}
 
 
 def _frames(tuned: Tuned) -> Any:
-    """Read the frames of the run's turns, without its system prompt: the Modelfile says that by itself."""
+    """Read the frames of the run's turns, and its system prompt, which the Modelfile says by itself."""
     template = tuned.template_without_system
     tokenizer = tuned.tokenizer
 
@@ -105,7 +105,7 @@ def _frames(tuned: Tuned) -> Any:
 
     plain, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     automatic = tokenizer.decode(plain[: len(plain) - len(bare)])
-    return turn_frames(render, automatic)
+    return turn_frames(render, automatic, tuned.recipe.system)
 
 
 def _described(tuned: Tuned, order: Order, written: dict[str, Any]) -> dict[str, Any]:

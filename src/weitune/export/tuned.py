@@ -14,6 +14,7 @@ from weitune.export.adapter_weights import AdapterWeights
 from weitune.export.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.chat_template import self_contained_template
 from weitune.export.generation_config import base_stop_tokens
+from weitune.generate.naming import given_name
 from weitune.generate.run_folder import Run, Which
 from weitune.model.config import read_config
 from weitune.model.load import load_tokenizer
@@ -96,4 +97,4 @@ def open_tuned(run: Run, which: Which = "last") -> Tuned:
         )
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
     tokenizer = load_tokenizer(files)
-    return Tuned(run.path.resolve().name, recipe, folder, files, tokenizer, framing_for(tokenizer, recipe.tokens))
+    return Tuned(given_name(run.path), recipe, folder, files, tokenizer, framing_for(tokenizer, recipe.tokens))

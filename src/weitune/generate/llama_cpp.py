@@ -2,6 +2,8 @@
 
     this process  ── HTTP over a socket in a folder only this user can open ──▶  llama.cpp's own server, in threads
 
+(over the loopback address where the system has no such sockets, or no folder with a path short enough for one)
+
 Every request carries a key that only this process knows, so no other way leads to the model. One ends early by closing
 its connection.
 """
@@ -14,6 +16,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +34,11 @@ _OMP_PAUSE_HARD = 2
 _SHARED_CACHE_MIB = 0
 """Of prompts that no slot holds. None, for llama.cpp finds them by their tokens, whichever adapter read them (its issue
 26207)."""
+_SOCKET = "llama.sock"
+_SOCKET_PATH_BYTES = 107 if sys.platform.startswith("linux") else 103
+"""The longest path of a socket; the system would cut a longer one, or refuse it."""
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (a folder that only this user can open is made there)
+"""Where a socket is put if the folder for temporary files (``TMPDIR``) has too long a path."""
 _BATCH_TOKENS = 256  # prompt tokens between two looks at who has gone; larger ones stall the other answers
 
 
@@ -67,7 +75,7 @@ class LlamaCpp:
         end_openmp_threads()
         self.slots, self.context_tokens, self.adapters = slots, context_tokens, len(adapters)
         self._key = secrets.token_urlsafe(32)
-        self._folder = tempfile.TemporaryDirectory(prefix="weitune-")
+        self._folder = _socket_folder()
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 1.0) for path in adapters]
@@ -76,7 +84,7 @@ class LlamaCpp:
         params.n_batch = _BATCH_TOKENS
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or usable_cores()
         params.n_threads_http = slots + 4
-        params.hostnames = [f"{self._folder.name}/llama.sock" if hasattr(socket, "AF_UNIX") else "127.0.0.1"]
+        params.hostnames = [f"{self._folder.name}/{_SOCKET}" if self._folder else "127.0.0.1"]
         params.api_keys = [self._key]
         params.ui = params.fit_params = False
         params.cache_ram_mib = _SHARED_CACHE_MIB
@@ -87,7 +95,7 @@ class LlamaCpp:
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
-            self._folder.cleanup()
+            self.close()
             raise ModelError(
                 f"llama.cpp cannot open '{model}': {error}",
                 "Check that the file is whole, and that the adapters belong to it.",
@@ -107,7 +115,8 @@ class LlamaCpp:
     def close(self) -> None:
         """Unload the model, ending every request."""
         self._server = None
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Return llama.cpp's answer, decoded from JSON; without ``body`` it is a GET. Raises InputError for errors."""
@@ -160,6 +169,22 @@ class LlamaCpp:
         payload = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
         connection.request("GET" if body is None else "POST", path, payload, headers)
+
+
+def _socket_folder() -> tempfile.TemporaryDirectory[str] | None:
+    """Return a new folder that only this user can open, for a socket; None if there is none with a short enough path.
+
+    Then llama.cpp is reached over the loopback address, where its key alone keeps others out.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    for place in (None, *_SHORT_FOLDERS):
+        with suppress(OSError):
+            folder = tempfile.TemporaryDirectory(prefix="weitune-", dir=place)
+            if len(os.fsencode(f"{folder.name}/{_SOCKET}")) <= _SOCKET_PATH_BYTES:
+                return folder
+            folder.cleanup()
+    return None
 
 
 class Completion(Iterator[dict[str, Any]]):

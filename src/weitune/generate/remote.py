@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -21,6 +22,7 @@ _OPTIONS = {"max_new_tokens": "max_tokens"}
 """What the protocol calls our options, where it has another name."""
 _ALWAYS = ("max_new_tokens", "temperature")
 """Options that are sent even if they are at their default: servers have others."""
+_VERSION = re.compile(r"/v\d+\Z")
 _CURE = "Check the address, and that the server runs:  weitune serve RUN"
 
 
@@ -31,7 +33,10 @@ class RemoteEngine:
     notes: Sequence[str] = ()
 
     def __init__(self, url: str, model: str, key: str | None = None) -> None:
-        """Ask for ``model`` at ``url``, with or without ``/v1``. Raises InputError if that is not an address."""
+        """Ask for ``model`` at ``url``, with ``/v1`` or without, or with the path that is asked for.
+
+        Raises InputError if that is not an address.
+        """
         parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
             known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -40,8 +45,7 @@ class RemoteEngine:
         if not known:
             raise InputError(f"'{url}' is not the address of a server", "Give one such as http://127.0.0.1:8000.")
         self.model, self._url, self._key = model, parts, key
-        path = parts.path.rstrip("/")
-        self._path = path if path.endswith("/v1") else f"{path}/v1"
+        self._path = _base_path(parts.path)
 
     @property
     def about(self) -> str:
@@ -71,9 +75,23 @@ class RemoteEngine:
         try:
             return [str(model["id"]) for model in json.loads(response.read())["data"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.about} does not speak the OpenAI protocol: {error}", _CURE) from error
+            raise InputError(
+                f"{self.about} does not speak the OpenAI protocol at {self._path}/models: {error}", self._address_cure
+            ) from error
         finally:
             connection.close()
+
+    def _cure(self, status: int, path: str) -> str:
+        """Return what to do about a refusal."""
+        if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
+            return "Give the server's key by --api-key or WEITUNE_API_KEY."
+        if status == http.client.NOT_FOUND and path == "/models":
+            return self._address_cure
+        return "Wait a moment and ask again." if status == http.client.TOO_MANY_REQUESTS else "Change what it names."
+
+    @property
+    def _address_cure(self) -> str:
+        return f"Give the address up to the version, such as {self._url.scheme}://{self._url.netloc.rpartition('@')[2]}/v1."
 
     def _post(self, path: str, body: Any) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         return self._request("POST", path, json.dumps(body).encode())
@@ -95,7 +113,10 @@ class RemoteEngine:
         if response.status != http.client.OK:
             message = _message(response.read(1 << 16).decode(errors="replace"))
             connection.close()
-            raise InputError(f"{self.about} refuses ({response.status}): {message}", _cure(response.status))
+            where = f" for {self._path}{path}" if response.status == http.client.NOT_FOUND else ""
+            raise InputError(
+                f"{self.about} refuses ({response.status}){where}: {message}", self._cure(response.status, path)
+            )
         return connection, response
 
 
@@ -143,7 +164,9 @@ def _message(text: str) -> str:
         return text[:200] or "without a reason"
 
 
-def _cure(status: int) -> str:
-    if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
-        return "Give the server's key by --api-key or WEITUNE_API_KEY."
-    return "Wait a moment and ask again." if status == http.client.TOO_MANY_REQUESTS else "Change what it names."
+def _base_path(path: str) -> str:
+    """Return the path that ``/models`` and ``/chat/completions`` are put after; it ends with a version."""
+    path = path.rstrip("/")
+    for asked in ("/chat/completions", "/completions", "/models"):
+        path = path.removesuffix(asked)
+    return path if _VERSION.search(path) else f"{path}/v1"

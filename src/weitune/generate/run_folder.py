@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
 from weitune.model.saved import holds_adapter, holds_model
+from weitune.shell import shell_command
 
 if TYPE_CHECKING:
     from weitune.generate.dialogue import History
@@ -79,7 +80,7 @@ class Run:
                 return self.path / f"checkpoint-{steps[-1]}"
             raise RunError(
                 f"the run '{self.path}' has no adapter yet: it did not reach its first checkpoint",
-                f"Go on with it:  weitune train --resume {self.path}",
+                f"Go on with it:  {shell_command('train', '--resume', self.path)}",
             )
         if which == "best":
             return self.path / f"checkpoint-{self._best(steps)}"

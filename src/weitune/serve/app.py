@@ -4,6 +4,7 @@
     GET   /v1/models            what can be asked for
     GET   /metrics              counts, in Prometheus' format
     POST  /v1/chat/completions  answers, whole or streamed
+    OPTIONS, of any path        what pages of allowed sites may send (CORS)
 
 A client that goes away is noticed at once, whether its answer is streamed or not: one task waits for its disconnection
 while another answers, and ends the other.
@@ -12,6 +13,7 @@ while another answers, and ends the other.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
@@ -22,12 +24,15 @@ from weitune.serve.errors import ApiError
 from weitune.serve.guard import ClientGone, Guard, Receive, Scope, Send
 from weitune.serve.library import Offer
 from weitune.serve.metrics import Metrics
+from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
 from weitune.serve.request import Limits, parse_request
 from weitune.serve.response import Reply, usage_of
 from weitune.serve.sending import Sending
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499
+_EXTRA_REQUESTS = 256
+"""Requests that may be open beside those for answers; beyond, each costs memory and gets 503."""
 Handler = Callable[[Receive, Sending], Awaitable[None]]
 
 
@@ -38,6 +43,7 @@ class App:
         """Keep the parts; nothing is started."""
         self._offers, self._answering, self._guard, self._limits = offers, answering, guard, limits
         self._metrics = Metrics(answering.admission)
+        self._open = 0
         self._routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
             "/v1/models": ("GET", self._models),
@@ -49,18 +55,39 @@ class App:
         """Answer one request, whatever is wrong with it."""
         if scope["type"] != "http":
             return
-        sending = Sending(send)
+        sending = Sending(send, headers=cors_headers(self._guard.origins, scope))
         status = 200
+        self._open += 1
         try:
-            self._guard.check(scope)
-            await self._handler(scope)(receive, sending)
+            status = await self._answer(scope, receive, sending)
         except ApiError as error:
-            status = error.status
-            with suppress(ClientGone):
-                await sending.error(error)
+            status = await self._refuse(sending, error)
         except ClientGone:
             status = _GONE
+        except Exception:
+            logging.getLogger(__name__).exception("a request could not be answered; this is a fault in weitune")
+            status = await self._refuse(sending, ApiError(500, "the server failed to answer this request"))
+        finally:
+            self._open -= 1
         self._metrics.finished(status)
+
+    async def _answer(self, scope: Scope, receive: Receive, sending: Sending) -> int:
+        """Answer a request and return the status. Raises ApiError if it is refused."""
+        admission = self._answering.admission
+        if self._open > admission.slots + admission.queue + _EXTRA_REQUESTS:
+            raise ApiError(503, "the server has too many requests open", code="overloaded")
+        self._guard.check_place(scope)
+        if is_preflight(scope):  # it never carries a key
+            await sending.nothing(preflight_headers(self._guard.origins, scope))
+            return 204
+        self._guard.check_client(scope)
+        await self._handler(scope)(receive, sending)
+        return 200
+
+    async def _refuse(self, sending: Sending, error: ApiError) -> int:
+        with suppress(ClientGone):
+            await sending.error(error)
+        return error.status
 
     def _handler(self, scope: Scope) -> Handler:
         path: str = scope["path"]
@@ -69,10 +96,18 @@ class App:
         elif path.startswith("/v1/models/"):
             method, handler = "GET", self._model_named(path.removeprefix("/v1/models/"))
         else:
-            raise ApiError(404, f"there is no {path[:100]} here")
+            raise ApiError(404, self._no_such(path))
         if scope["method"] != method:
             raise ApiError(405, f"{path[:100]} takes {method}")
         return handler
+
+    def _no_such(self, path: str) -> str:
+        """Say that there is no ``path``, and which one may be meant."""
+        meant = next((known for known in self._routes if _plain(known) == _plain(path)), None)
+        if meant is None and _plain(path).startswith("models/"):
+            meant = "/v1/models/NAME"
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(self._routes)}"
+        return f"there is no {path[:100]} here; {hint}"
 
     async def _health(self, receive: Receive, sending: Sending) -> None:
         await sending.json(200, {"status": "ok"})
@@ -128,6 +163,14 @@ class App:
                 if piece.finish:
                     self._metrics.answered(framed.request.offer.name, len(framed.prompt), piece.tokens)
                 yield index, piece
+
+
+def _plain(path: str) -> str:
+    """Return ``path`` without what clients get wrong: ``/v1`` left out or given twice, slashes, capitals."""
+    parts = [part for part in path.lower().split("/") if part]
+    while parts and parts[0] == "v1":
+        parts.pop(0)
+    return "/".join(parts)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What every request must pass before anything reads it: host, origin, key, size and time.
 
     Host      of another name     403    a page that made its own name point here (DNS rebinding) gets nothing
-    Origin    of another site     403    nor does a page that simply posts here
+    Origin    of another site     403    nor does a page that simply posts here (:mod:`.origins`)
     key       missing or wrong    401    on every path, when the server has a key
     body      too large           413    counted while it arrives, whatever its header says
               too slow            408
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from weitune.errors import InputError
 from weitune.serve.errors import ApiError
+from weitune.serve.origins import allows
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,18 +42,26 @@ class Guard:
     hosts: frozenset[str] = frozenset()
     """Other names under which the server may be asked for."""
     origins: frozenset[str] = frozenset()
-    """Web sites whose pages may use the server, such as ``https://chat.example.org``."""
+    """Web sites whose pages may use the server, such as ``https://chat.example.org``; ``*`` for all."""
     body_bytes: int = 4 << 20
     body_seconds: float = 30
 
     def check(self, scope: Scope) -> None:
         """Raise ApiError unless the request's headers are in order."""
+        self.check_place(scope)
+        self.check_client(scope)
+
+    def check_place(self, scope: Scope) -> None:
+        """Raise ApiError unless the request is for a name of this server, and from no page of another site."""
         hosts = _header(scope, b"host")
         if len(hosts) != 1 or not self._knows(hosts[0]):
             raise ApiError(403, "this server does not answer under that name", code="host_not_allowed")
         for origin in _header(scope, b"origin"):
-            if origin not in self.origins and urlsplit(origin).netloc != hosts[0]:
+            if not allows(self.origins, origin) and urlsplit(origin).netloc != hosts[0]:
                 raise ApiError(403, "this server does not answer pages of that site", code="origin_not_allowed")
+
+    def check_client(self, scope: Scope) -> None:
+        """Raise ApiError unless the request shows the key and announces a body that is not too large."""
         if self.key is not None and not _same(_header(scope, b"authorization"), f"Bearer {self.key}"):
             raise ApiError(401, "wrong or missing API key: send 'Authorization: Bearer KEY'", code="invalid_api_key")
         for length in _header(scope, b"content-length"):
@@ -94,6 +104,22 @@ class Guard:
             return False
         # A rebound name is a name: an address in the Host header was typed by somebody who meant this server.
         return address.is_loopback or not is_loopback(self.bound_to)
+
+
+def host_name(text: str) -> str:
+    """Return the name in an ``--allow-host``, as the Host header of a request has it.
+
+    Raises InputError if it could never be one.
+    """
+    try:
+        parts = urlsplit(f"//{text}")
+        name = (parts.hostname or "").rstrip(".")
+        ascii_name = name.encode("idna").decode() if parts.port != 0 else ""
+    except ValueError:  # a port that is no number, or a part of the name that is too long
+        ascii_name = ""
+    if not ascii_name or set(text) & set("/@?#*\\") or text != text.strip():
+        raise InputError(f"--allow-host '{text}' is not the name of a host", "Give one such as chat.example.org.")
+    return ascii_name
 
 
 def is_loopback(address: str) -> bool:

@@ -15,13 +15,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from weitune.errors import InputError
-from weitune.serve.admission import Admission
 from weitune.serve.app import App
 
 _HEADER_SECONDS = 10
 _IDLE_SECONDS = 15
 _HEADER_BYTES = 16 << 10
-_EXTRA_CONNECTIONS = 256
 
 
 class PatientUpTo(H11Protocol):
@@ -88,7 +86,7 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def http_server(app: App, admission: Admission) -> Server:
+def http_server(app: App) -> Server:
     """Return a server of ``app``; run it by ``await server.serve(sockets=[listen(…)])``."""
     config = uvicorn.Config(
         app,
@@ -99,7 +97,6 @@ def http_server(app: App, admission: Admission) -> Server:
         log_level="error",
         access_log=False,
         server_header=False,
-        limit_concurrency=admission.slots + admission.queue + _EXTRA_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=_HEADER_BYTES,

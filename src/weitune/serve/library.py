@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from weitune.export.gguf_adapter import write_gguf_adapter
 from weitune.export.gguf_file import GgufType
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned, open_tuned
+from weitune.generate.naming import given_name
 from weitune.generate.run_folder import Run, Which
 from weitune.model.fingerprint import model_fingerprint
 from weitune.recipe.schema import Tokens
@@ -59,11 +61,12 @@ def named_runs(arguments: list[str]) -> dict[str, Run]:
     for argument in arguments:
         name, _, path = argument.rpartition("=") if not Path(argument).exists() else ("", "", argument)
         run = Run(path)
-        name = name or run.path.resolve().name
+        name = name or given_name(run.path)
         if name in found or name == BASE:
             raise InputError(
-                f"two models would have the name '{name}'", f"Give one another name:  another-name={path}"
-            )  # fmt: skip
+                f"two models would have the name '{name}'",
+                f"Give one another name:  {shlex.quote(f'another-name={path}')}",
+            )
         found[name] = run
     return found
 

@@ -64,6 +64,6 @@ async def _serve(
 ) -> None:
     admission = Admission(capacity.slots, capacity.queue)
     app = App(library.offers, Answering(llama, admission), guard, limits)
-    server = http_server(app, admission)
+    server = http_server(app)
     started(url_of(listening), server)  # the socket listens already: whoever comes now waits a moment
     await server.serve(sockets=[listening])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from weitune.serve.errors import ApiError
 from weitune.serve.guard import ClientGone, Send
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 _SEND_SECONDS = 30
 """A client that reads nothing for so long is taken for gone."""
@@ -17,9 +19,9 @@ _SEND_SECONDS = 30
 class Sending:
     """One response."""
 
-    def __init__(self, send: Send, seconds: float = _SEND_SECONDS) -> None:
-        """Send through ASGI's ``send``."""
-        self._send, self._seconds = send, seconds
+    def __init__(self, send: Send, seconds: float = _SEND_SECONDS, headers: Headers = ()) -> None:
+        """Send through ASGI's ``send``; every response has ``headers``."""
+        self._send, self._headers, self._seconds = send, headers, seconds
         self.begun = False
         """Whether the status is out, so that an error can no longer have its own."""
 
@@ -32,6 +34,12 @@ class Sending:
         body = text.encode()
         await self._begin(status, kind, [(b"content-length", str(len(body)).encode())])
         await self._put({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def nothing(self, headers: Headers) -> None:
+        """Send a response without a body. Raises ClientGone if nobody reads it."""
+        self.begun = True
+        await self._put({"type": "http.response.start", "status": 204, "headers": [*self._headers, *headers]})
+        await self._put({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def error(self, error: ApiError) -> None:
         """Send an error, as the last event if the response has begun. Raises ClientGone if nobody reads it."""
@@ -59,6 +67,7 @@ class Sending:
             (b"x-content-type-options", b"nosniff"),
             *([(b"retry-after", b"1")] if status == 429 else []),
             *([(b"www-authenticate", b"Bearer")] if status == 401 else []),
+            *self._headers,
             *headers,
         ]
         await self._put({"type": "http.response.start", "status": status, "headers": headers})

@@ -76,21 +76,24 @@ def discard(folder: Path) -> None:
     remove(outdated)
 
 
-def remove(folder: Path) -> None:
-    """Delete ``folder`` and all that is in it, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def remove(path: Path) -> None:
+    """Delete the file ``path``, or the folder and all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
+
+
+def is_left_behind(path: Path) -> bool:
+    """Return whether ``path`` has the name of something half written or half deleted."""
+    return _LEFT_BEHIND.fullmatch(path.name) is not None
 
 
 def tidy(run: Path) -> None:
     """Delete what a process that was killed left half written or half deleted in ``run``."""
     for path in run.glob(".*"):
-        if not _LEFT_BEHIND.fullmatch(path.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if is_left_behind(path):
+            remove(path)
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 
-from weitune.errors import RunError
+from weitune.errors import RecipeError, RunError
 from weitune.publish import flush
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
-from weitune.training import disk, events
+from weitune.shell import shell_command
+from weitune.training import disk, events, lock
 
 RECIPE, ENVIRONMENT, DATA, ADAPTER_FOLDER = "recipe.yaml", "environment.json", "data.json", "adapter"
 _PACKAGES = ("weitune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow")
@@ -49,10 +50,32 @@ def check_free(folder: Path) -> None:
     if (folder / RECIPE).exists():
         raise RunError(
             f"'{folder}' already holds a run",
-            f"Go on with it by `weitune train --resume {folder}`, or give another --output.",
+            f"Go on with it by `{shell_command('train', '--resume', folder)}`, or give another --output.",
         )
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
         raise RunError(f"'{folder}' is not an empty folder", "Give another --output, or empty it yourself.")
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether ``folder`` holds a run. Raises RunError if it does not, and no new run can be put into it."""
+    if (folder / RECIPE).is_file():
+        return True
+    check_free(folder)
+    return False
+
+
+def _left_behind(path: Path) -> bool:
+    """Return whether ``path`` is a file that a killed process may leave in a run's folder, and nothing else is."""
+    return path.name == lock.FILE or disk.is_left_behind(path)
+
+
+def check_named(recipe: Recipe) -> None:
+    """Raise RecipeError unless ``recipe`` says where its run goes: the default name has the time in it."""
+    if not recipe.output:
+        raise RecipeError(
+            "--resume-existing needs a fixed folder: without `output`, every start makes a new one",
+            "Add `output: runs/NAME` to the recipe, or --output runs/NAME to the command.",
+        )
 
 
 def check_run(folder: Path) -> None:
@@ -79,7 +102,10 @@ def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: M
             disk.write_file(partial / name, contents)
             flush(partial / name)
         flush(partial)
+        left = list(folder.iterdir()) if folder.is_dir() else []  # listed first: what comes later is another's run
         check_free(folder)
+        for path in left:
+            disk.remove(path)
         if os.name == "nt" and folder.is_dir():
             folder.rmdir()  # elsewhere, an empty folder gives way, and only an empty one
         partial.rename(folder)

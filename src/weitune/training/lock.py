@@ -25,6 +25,8 @@ FILE = ".lock"
 _NO_LOCKS = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
 _BEYOND_THE_TEXT = 1 << 30
 """Where Windows locks a byte: a locked one cannot be read by others."""
+_TRIES, _PAUSE_SECONDS = 10, 0.05
+"""How often the lock is tried: someone who looks at it (:func:`look`) holds it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,39 @@ class Lock:
     """The holder before, if it did not come to an orderly end: killed, or the machine stopped."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a process that does not train sees of a run's lock."""
+
+    held: bool | None
+    """Whether a process holds it; None if there is no lock file, or the file system has no locks."""
+    holder: Holder | None
+    """Who holds it, or held it and had no orderly end."""
+
+
+def look(run: Path) -> Sighting:
+    """Look at the lock of the folder ``run``. Nothing is written, and a process that wants the lock still gets it."""
+    try:
+        descriptor = os.open(run / FILE, os.O_RDONLY | disk.BINARY)
+    except OSError:
+        return Sighting(None, None)
+    try:
+        free = _acquire(descriptor, shared=True)
+        return Sighting(None if free is None else not free, _holder(descriptor))
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def run_lock(run: Path) -> Iterator[Lock]:
     """Hold the lock of the folder ``run`` while the block runs. Raises RunError if another process holds it."""
     descriptor = os.open(run / FILE, os.O_RDWR | os.O_CREAT | disk.BINARY, 0o666)
     try:
         held = _acquire(descriptor)
+        for _ in range(_TRIES):
+            if held is False:
+                time.sleep(_PAUSE_SECONDS)
+                held = _acquire(descriptor)
         holder = _holder(descriptor)
         if held is False:
             raise RunError(
@@ -71,8 +100,8 @@ def run_lock(run: Path) -> Iterator[Lock]:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int) -> bool | None:
-    """Return whether the lock is ours now; None if there are no locks here."""
+def _acquire(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Return whether the lock is ours now, or ``shared`` with others who look; None if there are no locks here."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -82,7 +111,7 @@ def _acquire(descriptor: int) -> bool | None:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return None if error.errno in _NO_LOCKS else False
     return True

@@ -15,6 +15,7 @@ from weitune.model.outline import Outline, outline
 from weitune.recipe.schema import Recipe
 from weitune.training.forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.training.ingredients import Ingredients, gather
+from weitune.training.optim import warmup_note
 from weitune.training.reporter import Reporter
 from weitune.training.timing import Timing, measure
 from weitune.training.workload import Workload
@@ -60,6 +61,7 @@ class Outlook:
             "targets": [_fit_json(each) for each in self.fits],
             "ways_to_fit": list(self.ways),
             "disk_bytes": self.disk,
+            "notes": list(self.notes),
             "time": asdict(self.timing) if self.timing else None,
         }
 
@@ -88,6 +90,8 @@ def look_ahead(
     parts: Ingredients | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
         parts = gather(recipe, notes, weights=False)
+        if note := warmup_note(parts.plan.steps, recipe.train):
+            notes.say(note)
     else:
         notes.say("no tokenizer beside the model: the data are not counted, and passes of full length are assumed")
     largest, workload = _largest(recipe, found, parts, processes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from weitune.errors import RunError
+from weitune.shell import shell_command
 from weitune.training import disk
 from weitune.training.signals import StopRequest
 
@@ -30,7 +31,7 @@ def refusals_explained(run: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"'{run.absolute()}' cannot be written to: {error}",
-            f"See to the folder's disk and permissions, then go on with `weitune train --resume {run}`.",
+            f"See to the folder's disk and permissions, then go on with `{shell_command('train', '--resume', run)}`.",
         ) from error
 
 
@@ -67,8 +68,8 @@ class Patience:
                 return result
         raise RunError(
             trouble,
-            "Everything written before is as it was. Make room or mend the disk, then go on with "
-            f"`weitune train --resume {self._run}`.",
+            "Everything written before is as it was. Make room or repair the disk, then go on with "
+            f"`{shell_command('train', '--resume', self._run)}`.",
         )
 
     def _wait(self, seconds: float) -> None:

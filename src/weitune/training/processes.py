@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
 from weitune.model.load import choose_device
+from weitune.training.meeting import take_new_place
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+
+T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=2)
 """How long processes wait for each other: one prepares the data, one waits for a full disk."""
@@ -41,6 +45,7 @@ def make_accelerator(device: str | None) -> Accelerator:
             )
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    take_new_place()
     # Buffers are constants of the model: nothing to broadcast at every step.
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
     cpu = choose_device(device).type == "cpu"
@@ -57,6 +62,47 @@ def averaging_adapters(model: nn.Module) -> nn.Module:
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
     return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def agreed(accelerator: Accelerator, view: Callable[[], T] | None) -> T:
+    """Return what ``view`` returns, or raise the InputError that it raises, on every process alike.
+
+    A process without a ``view`` hears what the others see. Raises RunError if they see different things.
+    """
+    told: list[tuple[T | None, InputError | None]] = []
+    if view is not None:
+        try:
+            told = [(view(), None)]
+        except InputError as refusal:
+            told = [(None, refusal)]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        told = gather_object(told)
+    found, error = told[0]
+    if error is not None:
+        raise error
+    if any(each != told[0] for each in told[1:]):
+        raise RunError(
+            "the machines of this run do not find the same in the run's folder",
+            "Copy the run's folder to all of them, or remove it from all. If they share a disk, leave "
+            "train.save_on_each_node out.",
+        )
+    return cast("T", found)
+
+
+def check_same_step(accelerator: Accelerator, step: int, run: Path) -> None:
+    """Raise RunError on every process unless all of them have found the same newest checkpoint in ``run``."""
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    steps = sorted(set(gather_object([step])))
+    if len(steps) > 1:
+        raise RunError(
+            f"the processes find different checkpoints in '{run}': of step {steps[0]} and of step {steps[-1]}",
+            "See that all machines have the same files there, and start again.",
+        )
 
 
 def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:

@@ -6,11 +6,11 @@ not as it was is found before anything of the run is changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from weitune.data.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
@@ -22,6 +22,7 @@ from weitune.model.starts import EVA_STEPS
 from weitune.recipe.load import build_recipe, read_recipe_file
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
+from weitune.shell import shell_command
 from weitune.training import changes, disk, foresight
 from weitune.training import folder as run_folder
 from weitune.training.assemble import Trainable, make_loop, make_trainable
@@ -31,9 +32,10 @@ from weitune.training.ingredients import Ingredients, check_stops, gather
 from weitune.training.journal import Journal
 from weitune.training.lock import run_lock
 from weitune.training.loop import Loop
+from weitune.training.optim import warmup_note
 from weitune.training.past import Past
 from weitune.training.patience import refusals_explained
-from weitune.training.processes import losses_of_peers_explained, make_accelerator, writes
+from weitune.training.processes import agreed, check_same_step, losses_of_peers_explained, make_accelerator, writes
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
 from weitune.training.trackers import TrackedReporter, check_trackers
@@ -43,36 +45,42 @@ from weitune.training.workload import Workload
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+T = TypeVar("T")
+
 _PREVIEWED = 3
 """Examples that the report shows as the model sees them."""
 
 
 def train(
-    recipe: Recipe, *, reporter: Reporter | None = None, device: str | None = None, stop: StopRequest | None = None
+    recipe: Recipe,
+    *,
+    resume_existing: bool = False,
+    reporter: Reporter | None = None,
+    device: str | None = None,
+    stop: StopRequest | None = None,
 ) -> Run:
     """Fine-tune as ``recipe`` says and return the finished run.
 
-    ``stop`` lets a program end the run from another thread, as SIGINT and SIGTERM do. Raises InputError (and leaves no
-    folder) if the recipe, the data, the model or the output folder are not in order, RunError if disk or memory will
-    not do, NonFiniteError if a loss or gradient is not finite, and Interrupted after a stop, with a checkpoint written
-    if a step was done.
+    With ``resume_existing``, a run that is in ``recipe.output`` already is gone on with, as :func:`resume` does, if it
+    is the run of this recipe; so the same call may be made again after a crash. ``stop`` lets a program end the run
+    from another thread, as SIGINT and SIGTERM do.
+
+    Raises InputError (and leaves no folder) if the recipe, the data, the model or the output folder are not in order,
+    RunError if disk or memory will not do, NonFiniteError if a loss or gradient is not finite, and Interrupted after a
+    stop, with a checkpoint written if a step was done.
     """
     folder = run_folder.output_folder(recipe)
-    run_folder.check_free(folder)
+    if resume_existing:
+        run_folder.check_named(recipe)
+    else:
+        run_folder.check_free(folder)
     with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session:
-        check_trackers(recipe)
-        parts = gather(recipe, session.reporter, session.accelerator)
-        trainable = _load(session, parts, recipe.train.precision, fresh=True)
-        loop = _make_loop(session, parts, trainable)
-        largest = _largest_pass(parts, loop)
-        if session.main:
-            forecast = forecast_run(parts, trainable, largest, loop.recompute)
-            session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
-            environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
-            run_folder.create(folder, recipe, environment, _accounts(parts))
-        session.accelerator.wait_for_everyone()
-        with session.lock():
-            _train(session, parts, trainable, loop, largest)
+        # Decided once the processes have met: one that comes late would find the folder that another has just made.
+        if resume_existing and session.sees(lambda: run_folder.holds_run(folder)):
+            with session.lock():
+                _resume(session, recipe)
+        else:
+            _begin(session, recipe)
     return Run(folder)
 
 
@@ -94,19 +102,7 @@ def resume(
     run_folder.check_run(folder)
     recipe = build_recipe(read_recipe_file(str(folder / run_folder.RECIPE)), overrides)
     with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session, session.lock():
-        past = Past.of(folder)
-        for line in changes.check_recipe(folder, past.recipe, recipe):
-            session.note(line)
-        changes.check_length(folder, past.step, past.steps(recipe))
-        if past.checkpoint and past.is_complete(recipe):
-            more = "train.epochs" if past.step == past.steps(recipe) else "train.patience"
-            session.reporter.say(f"the run is complete after {past.step} steps; with more {more} it would go on")
-            if session.main:
-                with refusals_explained(folder):
-                    chosen = chosen_checkpoint(folder, past.step, past.standing, recipe.train.patience)
-                    publish_adapter(chosen, folder / run_folder.ADAPTER_FOLDER)
-        else:
-            _go_on(session, past, recipe)
+        _resume(session, recipe)
     return Run(folder)
 
 
@@ -124,6 +120,10 @@ class _Session:
     notes: list[str] = field(default_factory=list)
     """What is out of the ordinary about this start."""
 
+    def sees(self, view: Callable[[], T]) -> T:
+        """Return what ``view`` returns, or raise what it raises, where the run's folder is written: on all alike."""
+        return agreed(self.accelerator, view if self.main else None)
+
     def note(self, line: str) -> None:
         """Say ``line`` and keep it for the events."""
         self.reporter.say(line)
@@ -131,19 +131,22 @@ class _Session:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's lock, if this is the process that writes, and clear away what a killed one left."""
-        if not self.main:
-            yield
-            return
+        """Hold the run's lock in the process that writes, and clear away what a killed one left.
+
+        Raises RunError, on every process of the run, if another run's process holds it.
+        """
         with ExitStack() as stack:
-            with refusals_explained(self.folder):
-                lock = stack.enter_context(run_lock(self.folder))
-                disk.tidy(self.folder)
-            if not lock.held:
-                self.note("this file system has no locks: let no second process train in this folder")
-            if lock.abandoned:
-                self.note(f"{lock.abandoned} had no orderly end: it was killed, or the machine stopped")
+            self.sees(lambda: self._take_lock(stack))
             yield
+
+    def _take_lock(self, stack: ExitStack) -> None:
+        with refusals_explained(self.folder):
+            lock = stack.enter_context(run_lock(self.folder))
+            disk.tidy(self.folder)
+        if not lock.held:
+            self.note("this file system has no locks: let no second process train in this folder")
+        if lock.abandoned:
+            self.note(f"{lock.abandoned} had no orderly end: it was killed, or the machine stopped")
 
 
 @contextmanager
@@ -160,6 +163,42 @@ def _session(
         except KeyboardInterrupt:
             left = f"go on with {_command(folder)}" if (folder / run_folder.RECIPE).exists() else "nothing was written"
             raise Interrupted(f"stopped by {asked.reason or 'the keyboard'} before a step was done; {left}") from None
+
+
+def _begin(session: _Session, recipe: Recipe) -> None:
+    """Gather what a new run is made of, make its folder, and train."""
+    check_trackers(recipe)
+    parts = gather(recipe, session.reporter, session.accelerator)
+    trainable = _load(session, parts, recipe.train.precision, fresh=True)
+    loop = _make_loop(session, parts, trainable)
+    largest = _largest_pass(parts, loop)
+    if session.main:
+        forecast = forecast_run(parts, trainable, largest, loop.recompute)
+        session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
+        environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
+        run_folder.create(session.folder, recipe, environment, _accounts(parts))
+    session.accelerator.wait_for_everyone()
+    with session.lock():
+        _train(session, parts, trainable, loop, largest)
+
+
+def _resume(session: _Session, recipe: Recipe) -> None:
+    """Go on with the session's run as ``recipe`` says, or leave it as it is if it is complete."""
+    folder = session.folder
+    past = Past.of(folder)
+    check_same_step(session.accelerator, past.step, folder)
+    for line in changes.check_recipe(folder, past.recipe, recipe):
+        session.note(line)
+    changes.check_length(folder, past.step, past.steps(recipe))
+    if past.checkpoint and past.is_complete(recipe):
+        more = "train.epochs" if past.step == past.steps(recipe) else "train.patience"
+        session.reporter.say(f"the run is complete after {past.step} steps; with more {more} it would go on")
+        if session.main:
+            with refusals_explained(folder):
+                chosen = chosen_checkpoint(folder, past.step, past.standing, recipe.train.patience)
+                publish_adapter(chosen, folder / run_folder.ADAPTER_FOLDER)
+    else:
+        _go_on(session, past, recipe)
 
 
 def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool) -> Trainable:
@@ -263,8 +302,8 @@ def _train(
         session = replace(session, reporter=tracked)
     need = foresight.PassNeed.of(trainable, largest, loop.recompute)
     memory = foresight.MemoryWatch(need, trainable.loaded.device)
-    if foreseen := memory.foreseen():
-        session.note(foreseen)
+    for line in filter(None, (memory.foreseen(), warmup_note(plan.steps, train))):
+        session.note(line)
     state = {
         "steps": plan.steps,
         "micro_tokens": loop.micro_tokens,
@@ -305,4 +344,4 @@ def _report(session: _Session) -> None:
 
 
 def _command(folder: Path) -> str:
-    return f"`weitune train --resume {folder}`"
+    return f"`{shell_command('train', '--resume', folder)}`"

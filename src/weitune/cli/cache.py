@@ -1,0 +1,130 @@
+"""``weitune cache``: what is kept on the disk, and how to get the room back."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from weitune.cache import KINDS, Entry, delete, entries
+from weitune.model.locate import cache_folder
+from weitune.room import size_text
+
+_WIDE = 200
+"""Characters of a line where there is no terminal."""
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Age(click.ParamType):  # type: ignore[type-arg]
+    """An age such as ``30d``, in seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return ``value`` in seconds."""
+        if isinstance(value, int | float):
+            return value
+        found = re.fullmatch(r"(\d{1,6})([mhdw])", str(value))
+        if not found:
+            self.fail(f"'{value}' is no age; give one such as 30d, 12h, 90m or 2w", param, ctx)
+        return int(found[1]) * _SECONDS[found[2]]
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """List what weitune keeps in its cache folder: kind, size, last use, and what it was made for.
+
+    All of it is made again when it is needed. Models that a hub's client downloaded lie in its own cache
+    (`hf cache ls`).
+    """
+    if context.invoked_subcommand is not None:
+        return
+    found = entries()
+    if as_json:
+        import json
+
+        shown = [
+            {"kind": entry.kind, "path": str(entry.path), "bytes": entry.bytes, "used": entry.used, "for": entry.owner}
+            for entry in found
+        ]
+        print(json.dumps({"folder": str(cache_folder()), "entries": shown}, ensure_ascii=False, indent=1))
+        return
+    _show(found)
+    print(f"{size_text(sum(entry.bytes for entry in found))} in {cache_folder()}")
+
+
+@command.command()
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only this kind; may be repeated.")
+@click.option("--older-than", type=Age(), metavar="AGE", help="Only what was not used for so long: 30d, 12h, 2w.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask first.")
+def clear(kinds: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> int:
+    """Delete what weitune keeps in its cache folder: all of it, or what the options name.
+
+    Only files that weitune wrote are deleted. What a process is writing is left alone, and processes that use a file
+    keep it until they end.
+    """
+    now = time.time()
+    chosen = [
+        entry
+        for entry in entries()
+        if (not kinds or entry.kind in kinds) and (older_than is None or now - entry.used >= older_than)
+    ]
+    writing, chosen = [e for e in chosen if e.in_use], [e for e in chosen if not e.in_use]
+    _show(chosen)
+    for entry in writing:
+        print(f"left alone, since a process may be writing it: {entry.path}")
+    total = size_text(sum(entry.bytes for entry in chosen))
+    if dry_run or not chosen:
+        print(f"{total} would be deleted" if chosen else "there is nothing to delete")
+        return 0
+    if not yes and not _agreed(f"delete {total}?"):
+        print("nothing was deleted")
+        return 0
+    return _delete(chosen)
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise click.UsageError("Nobody can be asked here: add --yes, or --dry-run to see what would be deleted.")
+    return click.confirm(question)
+
+
+def _delete(chosen: Sequence[Entry]) -> int:
+    """Delete entries and return the exit code."""
+    freed = [_freed(entry) for entry in chosen]
+    print(f"{size_text(sum(size or 0 for size in freed))} deleted")
+    return 2 if None in freed else 0
+
+
+def _freed(entry: Entry) -> int | None:
+    """Delete ``entry`` and return its bytes, or say why that cannot be and return None."""
+    try:
+        return delete(entry)
+    except OSError as error:
+        print(f"error: '{entry.path}' cannot be deleted: {error.strerror or error}", file=sys.stderr)
+        return None
+
+
+def _show(found: Sequence[Entry]) -> None:
+    """Print entries as a table."""
+    if not found:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None)
+    for name in ("kind", "size", "last use", "for", "where"):
+        table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        place = f"{entry.path.parent.name}/{entry.path.name}"
+        table.add_row(*map(Text, (entry.kind, size_text(entry.bytes), used, entry.owner or "–", place)))
+    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE).print(table)

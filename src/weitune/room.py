@@ -1,0 +1,50 @@
+"""Room on the disk, looked at before anything large is written to a cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from weitune.errors import InputError
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def check_room(folder: Path, need_bytes: int, what: str, cure: str) -> None:
+    """Raise InputError if ``what`` will need ``need_bytes`` in ``folder`` and the disk has less.
+
+    ``folder`` need not exist yet. Where the system does not say how much is free, nothing is refused.
+    """
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError:
+        return
+    if free < need_bytes:
+        raise InputError(
+            f"{what} needs {size_text(need_bytes)} in '{folder}', and {size_text(free)} are free there", cure
+        )
+
+
+def mark_used(path: Path) -> None:
+    """Note at ``path``, a file in the cache, that it is used now; ``weitune cache`` goes by that."""
+    with suppress(OSError):  # a cache that others may only read
+        os.utime(path)
+
+
+def cache_cure() -> str:
+    """Return how to get room where weitune keeps what it has prepared."""
+    return (
+        "Make room there (`weitune cache` shows what weitune keeps, `weitune cache clear` deletes it), or set "
+        "XDG_CACHE_HOME to a folder with room."
+    )
+
+
+def size_text(count: int) -> str:
+    """Return a size as people read it, in powers of 1000: ``98.4 MB``."""
+    size, unit = float(count), 0
+    while size >= 1000 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{count:,} bytes" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"

@@ -1,0 +1,108 @@
+"""Which web sites' pages may use the server, and how a browser is told (CORS).
+
+    page of https://chat.example.org ── browser ──▶ OPTIONS, with Origin, without the key     204, what it may send
+                                                ──▶ POST, with Origin and the key             the answer
+
+A browser shows an answer to a page of another site only if it has ``Access-Control-Allow-Origin``. So an allowed site's
+gets that on every answer, streams and errors too; pages of other sites get none of these headers, and 403.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from weitune.errors import InputError
+
+if TYPE_CHECKING:
+    from weitune.serve.guard import Scope
+    from weitune.serve.sending import Headers
+
+ALL = "*"
+"""Stands for every site."""
+_PORTS = {"http": 80, "https": 443}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
+_METHODS = b"GET, POST"
+_ALWAYS_SENT = ("authorization", "content-type")
+_SENT = re.compile(
+    r"accept|accept-language|api-key|authorization|baggage|cache-control|content-language|content-type|http-referer|"
+    r"idempotency-key|last-event-id|openai-[\w-]+|pragma|traceparent|tracestate|user-agent|x-api-key|x-client-[\w-]+|"
+    r"x-request-id|x-requested-with|x-stainless-[\w-]+|x-title",
+    re.ASCII,
+)
+"""Headers that clients of the OpenAI API send from pages. The server reads ``authorization`` alone."""
+_SECONDS = b"600"
+"""How long a browser may remember the answer to a preflight."""
+_PRIVATE = b"access-control-request-private-network"
+
+
+def read_origins(given: Iterable[str]) -> frozenset[str]:
+    """Return the values of ``--allow-origin`` as browsers write origins. Raises InputError if one is no origin."""
+    return frozenset(text if text == ALL else _origin(text) for text in given)
+
+
+def allows(allowed: frozenset[str], origin: str) -> bool:
+    """Return whether pages of ``origin`` may use the server."""
+    return origin in allowed or ALL in allowed
+
+
+def cors_headers(allowed: frozenset[str], scope: Scope) -> Headers:
+    """Return what every answer to this request, an error too, has for the browser."""
+    if not allowed:
+        return ()
+    vary = (b"vary", b"Origin")  # a shared cache must not give one site's answer to another
+    origins = [value for name, value in scope["headers"] if name == b"origin"]
+    if len(origins) != 1 or not allows(allowed, origins[0].decode("latin-1")):
+        return (vary,)
+    return (
+        vary,
+        (b"access-control-allow-origin", origins[0]),
+        (b"access-control-expose-headers", b"Retry-After"),
+    )
+
+
+def preflight_headers(allowed: frozenset[str], scope: Scope) -> Headers:
+    """Return what a preflight of an allowed site is told besides; nothing for others, whose browser then stops."""
+    headers = scope["headers"]
+    if not all(allows(allowed, value.decode("latin-1")) for name, value in headers if name == b"origin"):
+        return ()
+    asked = b",".join(value for name, value in headers if name == b"access-control-request-headers")
+    names = (name.strip().lower() for name in asked.decode("latin-1").split(","))
+    sent = dict.fromkeys([*_ALWAYS_SENT, *(name for name in names if _SENT.fullmatch(name))])
+    private = (_PRIVATE, b"true") in [(name, value.lower()) for name, value in headers]
+    return (
+        (b"access-control-allow-methods", _METHODS),
+        (b"access-control-allow-headers", ", ".join(sent).encode()),
+        (b"access-control-max-age", _SECONDS),
+        *([(b"access-control-allow-private-network", b"true")] if private else []),
+    )
+
+
+def is_preflight(scope: Scope) -> bool:
+    """Return whether a browser asks what a page of another site may send."""
+    names = {name for name, _ in scope["headers"]}
+    return scope["method"] == "OPTIONS" and {b"origin", b"access-control-request-method"} <= names
+
+
+def _origin(text: str) -> str:
+    """Return an ``--allow-origin`` as browsers write it. Raises InputError if no browser would ever send it."""
+    if text == "null":  # pages from files and sandboxes
+        return text
+    origin = ""
+    try:
+        parts = urlsplit(text.removesuffix("/"))
+        host, port = parts.hostname or "", parts.port
+        host = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        written = f":{port}" if port not in {None, _PORTS.get(parts.scheme)} else ""
+        whole = not (parts.path or parts.query or parts.fragment or parts.username is not None)
+        origin = f"{parts.scheme}://{host}{written}" if whole else ""
+    except ValueError:
+        pass
+    if not _ORIGIN.fullmatch(origin):
+        raise InputError(
+            f"--allow-origin '{text}' is not the origin of a web site",
+            "Give scheme and host, and the port if it is a special one, without a path: https://chat.example.org.",
+        )
+    return origin
