@@ -10,7 +10,7 @@ runs/zhenhuan/
 from __future__ import annotations
 
 import json
-import math
+import logging
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
+from weitune.generate.best import best_of
 from weitune.model.saved import holds_adapter, holds_model
 
 if TYPE_CHECKING:
+    from weitune.generate.base import Say
     from weitune.generate.dialogue import History
     from weitune.generate.engine import Engine
+    from weitune.model.locate import ModelFiles
     from weitune.recipe.schema import Recipe
 
 Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
-"""An adapter of a run: the last one, the one with the lowest validation loss, none, or that of a checkpoint's step."""
+"""An adapter of a run: the last one, the best one (:mod:`.best`), none, or that of a checkpoint's step."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ENGINES_KEPT = 2
@@ -40,16 +43,34 @@ class Run:
     run.chat("And who am I?", history=[{"role": "user", "content": "Who are you?"}, …], temperature=0.7)
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open the folder ``path``. Raises RunError if it is not a run's."""
+    made_elsewhere = False
+    """Whether this is a plain adapter of another program (:mod:`.plain_adapter`)."""
+
+    def __init__(self, path: str | Path, *, accept_changed_base: bool = False, say: Say | None = None) -> None:
+        """Open the folder ``path``. Raises RunError if it is not a run's.
+
+        With ``accept_changed_base`` a base model that is not the one the run was trained on is used all the same.
+        ``say`` gets lines for the user; without it they are logged.
+        """
         self.path = Path(path)
+        self.accept_changed_base = accept_changed_base
+        self._say = say or logging.getLogger("weitune").warning
         self._engines: dict[tuple[Which, str | None], Engine] = {}
+        self._base: ModelFiles | None = None
+        self._check_folder()
+
+    def _check_folder(self) -> None:
         if not (self.path / "recipe.yaml").is_file():
             raise _not_a_run(self.path)
 
     def __repr__(self) -> str:
         """Return for example ``Run('runs/zhenhuan')``."""
-        return f"Run({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as it was given."""
+        return self.path.absolute().name or self.path.resolve().name
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -57,6 +78,20 @@ class Run:
         from weitune.recipe.load import load_recipe
 
         return load_recipe(str(self.path / "recipe.yaml"))
+
+    def base_files(self) -> ModelFiles:
+        """Return the files of the base model; all who open the run's model get them here.
+
+        The first call finds them, downloads them if need be, and compares them with what the run recorded. Raises
+        ModelError if they cannot be found, RunError if they are not those that the run was trained on.
+        """
+        if self._base is None:
+            from weitune.generate.base import checked_base, recorded_basis
+
+            self._base = checked_base(
+                self.path, self.recipe, recorded_basis(self.path), accept=self.accept_changed_base, say=self._say
+            )
+        return self._base
 
     def checkpoints(self) -> list[int]:
         """Return the steps of the checkpoints that are complete, in order."""
@@ -92,15 +127,14 @@ class Run:
         return self.path / f"checkpoint-{which}"
 
     def _best(self, steps: list[int]) -> int:
-        """Return the step of the checkpoint with the lowest metric, the latest one of equals."""
-        metrics = {step: _metric(self.path / f"checkpoint-{step}" / "state.json") for step in steps}
-        measured = {step: metric for step, metric in metrics.items() if metric is not None}
-        if not measured:
+        """Return the step of the best checkpoint (:mod:`.best`)."""
+        found = best_of((step, _metric(self.path / f"checkpoint-{step}" / "state.json")) for step in steps)
+        if found is None:
             raise RunError(
                 f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
                 "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
             )
-        return min(measured, key=lambda step: (measured[step], -step))
+        return found[0]
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the run's events in order; a line that a crash or a full disk tore is passed over."""
@@ -127,10 +161,10 @@ class Run:
         if engine is None:
             from weitune.generate.load import load_engine
 
-            folder = self.adapter_folder(checkpoint)
+            folder, files = self.adapter_folder(checkpoint), self.base_files()
             while len(self._engines) >= _ENGINES_KEPT:  # before loading, so that three are never in memory
                 del self._engines[next(iter(self._engines))]
-            engine = load_engine(self.recipe, folder, device=device)
+            engine = load_engine(self.recipe, folder, files=files, device=device)
         self._engines[key] = engine
         return engine
 
@@ -163,12 +197,11 @@ def _is_adapter(folder: Path) -> bool:
     return holds_adapter(folder) or holds_model(folder)
 
 
-def _metric(path: Path) -> float | None:
+def _metric(path: Path) -> object:
     try:
-        metric = json.loads(path.read_text(encoding="utf-8")).get("metric")
+        return json.loads(path.read_text(encoding="utf-8")).get("metric")
     except (OSError, ValueError, AttributeError):
         return None
-    return metric if isinstance(metric, float) and math.isfinite(metric) else None
 
 
 def _not_a_run(path: Path) -> RunError:

@@ -21,7 +21,12 @@ from weitune.errors import MissingExtraError, ModelError, first_line
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
-_NOT_WANTED = ["*/*", "consolidated*"]  # the same weights once more, in folders or, as Mistral names them, beside
+_NOT_WANTED = ["*/*", "consolidated*", "adapter_*"]
+"""The same weights once more, in folders or, as Mistral names them, beside; and adapters that lie beside a model."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,29 @@ class ModelFiles:
 
     folder: Path
     gguf: str | None = None
+    commit: str | None = None
+    """The commit of the hub's repository that the folder is a snapshot of, if that is known."""
+    adapter: Path | None = None
+    """Folder of an adapter that was made elsewhere: the tokenizer and the chat template in it go before the model's."""
 
     @property
     def path(self) -> Path:
         """The ``.gguf`` file, or else the folder."""
         return self.folder / self.gguf if self.gguf else self.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the files of the tokenizer are."""
+        own = self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZER_FILES)
+        return self.adapter if own and self.adapter is not None else self.folder
+
+    @property
+    def template(self) -> Path | None:
+        """A chat template that lies with the adapter, without a tokenizer."""
+        if self.adapter is None or self.tokenizer_folder == self.adapter:
+            return None
+        path = self.adapter / TEMPLATE_FILE
+        return path if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +103,25 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
         return ModelFiles(path.parent, path.name)
     if path.is_dir():
         return _folder(path)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith((".", "~")):
+    if not is_hub_id(model):
         raise ModelError(
             f"there is no model '{model}': no such folder or file, and it does not have the form of a hub id",
             "Give a model folder, a .gguf file, a hub id such as Qwen/Qwen2.5-7B-Instruct, or builtin:smollm2-135m.",
         )
     download = _from_modelscope if hub == "modelscope" else _from_huggingface
-    return ModelFiles(download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])]))
+    folder = download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])])
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"'{model}' on the hub has no config.json: it is not a model as transformers saves one",
+            "If it is an adapter, give its base model. If it has .gguf files, download one and give its path.",
+        )
+    return ModelFiles(folder, commit=folder.name if _COMMIT.fullmatch(folder.name) else None)
+
+
+def is_hub_id(model: str) -> bool:
+    """Return whether ``model`` is looked up on a hub: it has the form of an id, and nothing here has that name."""
+    there = Path(model).expanduser().exists()
+    return bool(_HUB_ID.fullmatch(model)) and not model.startswith((".", "~")) and not there
 
 
 def _folder(path: Path) -> ModelFiles:
