@@ -53,7 +53,8 @@ def choose_probes(tuned: Tuned, count: int) -> tuple[list[Probe], list[str]]:
     except InputError as error:
         reason = " ".join(error.message.split())
         note = f"the run's data cannot be read ({reason[:200]}); built-in dialogues take their place"
-        return _spread(_probes(tuned, read_conversations(_BUILTIN, read_options(tuned.recipe))), count), [note]
+        builtin = read_conversations(_BUILTIN, read_options(tuned.recipe))
+        return _spread(_probes(tuned, builtin), count), [note]
 
 
 def _spread(probes: Iterator[Probe], count: int) -> list[Probe]:

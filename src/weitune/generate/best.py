@@ -12,11 +12,11 @@ from collections.abc import Iterable
 
 def best_of(losses: Iterable[tuple[int, object]]) -> tuple[int, float] | None:
     """Return step and loss of the best of (step, loss), in any order; None if no loss is a finite number."""
-    measured = [(step, loss) for step, value in losses if (loss := finite_loss(value)) is not None]
+    measured = [(step, loss) for step, value in losses if (loss := finite(value)) is not None]
     return min(measured, key=lambda pair: (pair[1], pair[0]), default=None)
 
 
-def finite_loss(value: object) -> float | None:
-    """Return ``value`` if it is a finite number, as a loss that counts must be."""
+def finite(value: object) -> float | None:
+    """Return ``value`` if it is a finite number, and None if it is not."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]

@@ -118,9 +118,7 @@ class PlainAdapter(Run):
         if self._base is None:
             check_adapter(self.adapter)
             recorded = fingerprints_in(_json(self.adapter / "state.json").get("basis"))
-            found = checked_base(
-                self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say
-            )
+            found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
             of_weitune = self._recipe_of_weitune() is not None  # frames with the base's tokenizer and the recipe
             self._base = found if of_weitune else replace(found, adapter=self.adapter)
         return self._base

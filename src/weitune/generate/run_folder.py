@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
 from weitune.generate.best import best_of
-from weitune.model.saved import holds_adapter, holds_model
+from weitune.model.saved import ADAPTER_FILES, holds_adapter, holds_model
 
 if TYPE_CHECKING:
     from weitune.generate.base import Say
@@ -211,6 +211,11 @@ def _not_a_run(path: Path) -> RunError:
         return RunError(f"there is no folder '{path}'", cure)
     if not path.is_dir():
         return RunError(f"'{path}' is a file, not a run's folder", cure)
+    if (path / ADAPTER_FILES[0]).is_file() and not (path.parent / "recipe.yaml").is_file():
+        return RunError(
+            f"'{path}' is an adapter that was made elsewhere, not a run: it has no recipe.yaml",
+            "`weitune chat`, `eval`, `export` and `serve` open it; in Python, weitune.generate.plain_adapter.open_run.",
+        )
     if (path.parent / "recipe.yaml").is_file():
         step = _CHECKPOINT.fullmatch(path.name)
         which = f"; choose this adapter with  --checkpoint {step[1]}" if step else ""

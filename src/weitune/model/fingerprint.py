@@ -41,15 +41,20 @@ def base_fingerprints(files: ModelFiles) -> dict[str, str]:
     }
 
 
+def fingerprints_as(recorded: Mapping[str, object], files: ModelFiles) -> dict[str, str]:
+    """Return :func:`base_fingerprints`, the model's in the old form if ``recorded`` has it and it is the same."""
+    now = base_fingerprints(files)
+    if recorded.get("model") not in {None, now["model"]} and recorded["model"] == _with_every_file(files):
+        now["model"] = str(recorded["model"])
+    return now
+
+
 def differences(recorded: Mapping[str, object], files: ModelFiles) -> list[str]:
     """Return a line for each of the ``recorded`` fingerprints that ``files`` do not have any more."""
-    now = base_fingerprints(files)
-    if recorded.get("model") != now["model"] and recorded.get("model") == _with_every_file(files):
-        now["model"] = str(recorded["model"])
     return [
-        f"{name}: {str(recorded[name])[:12]}… recorded, {now[name][:12]}… now"
-        for name in now
-        if name in recorded and recorded[name] != now[name]
+        f"{name}: {str(recorded[name])[:12]}… recorded, {now[:12]}… now"
+        for name, now in fingerprints_as(recorded, files).items()
+        if name in recorded and recorded[name] != now
     ]
 
 

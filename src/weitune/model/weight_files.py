@@ -88,9 +88,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
                 raise ValueError(f"its header has {length:,} bytes, and the file {size:,} in all")
             header: dict[str, Any] = json.loads(file.read(length))
         first = _LENGTH.size + length
-        tensors = {
-            name: _stored(path.name, entry, first) for name, entry in header.items() if name != "__metadata__"
-        }
+        tensors = {name: _stored(path.name, entry, first) for name, entry in header.items() if name != "__metadata__"}
         end = max((tensor.start + tensor.bytes for tensor in tensors.values()), default=first)
         if end != size:
             raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
