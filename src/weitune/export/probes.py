@@ -49,7 +49,7 @@ def choose_probes(tuned: Tuned, count: int) -> tuple[list[Probe], list[str]]:
     Built-in dialogues stand in when the data are not here any more. Raises InputError if those cannot be framed either.
     """
     try:
-        return _spread(_probes(tuned, tuned.recipe.data), count), []
+        return _spread(_probes(tuned, tuned.dialogues()), count), []
     except InputError as error:
         reason = " ".join(error.message.split())
         note = f"the run's data cannot be read ({reason[:200]}); built-in dialogues take their place"

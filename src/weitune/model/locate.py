@@ -155,6 +155,8 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
             "Check the spelling; a private model needs `hf auth login`.",
         ) from None
     except RevisionNotFoundError:
+        if cached := _cached_commit(model, revision):
+            return cached
         raise ModelError(
             f"'{model}' has no revision '{revision}' on Hugging Face",
             "Give a branch, a tag or a commit that the model's page shows.",
@@ -165,6 +167,19 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
             "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
             "or give the path of a folder that holds the model.",
         ) from None
+
+
+def _cached_commit(model: str, revision: str | None) -> Path | None:
+    """Return the snapshot of a commit that the hub no longer has, if it was downloaded once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if revision is None or not _COMMIT.fullmatch(revision):
+        return None
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> Path:
