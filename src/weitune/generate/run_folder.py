@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
 from weitune.generate.best import best_of
+from weitune.generate.manifest import damage_of
 from weitune.model.saved import ADAPTER_FILES, holds_adapter, holds_model
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Run:
         self._say = say or logging.getLogger("weitune").warning
         self._engines: dict[tuple[Which, str | None], Engine] = {}
         self._base: ModelFiles | None = None
+        self._damages: dict[int, str] = {}
         self._check_folder()
 
     def _check_folder(self) -> None:
@@ -102,7 +104,7 @@ class Run:
         """Return the PEFT folder of an adapter (of a whole model that was trained, its folder); None for ``base``.
 
         ``last`` is the final adapter, or the newest checkpoint while there is none. Raises RunError if the run has no
-        adapter yet, no such checkpoint, or for ``best`` none that was validated.
+        adapter yet, no such checkpoint or one whose files are damaged, or for ``best`` none that was validated.
         """
         if which == "base":
             return None
@@ -111,30 +113,44 @@ class Run:
             if _is_adapter(final):
                 return final
             if steps:
-                return self.path / f"checkpoint-{steps[-1]}"
+                return self._whole(steps[-1])
             raise RunError(
                 f"the run '{self.path}' has no adapter yet: it did not reach its first checkpoint",
                 f"Go on with it:  weitune train --resume {self.path}",
             )
         if which == "best":
-            return self.path / f"checkpoint-{self._best(steps)}"
+            return self._best(steps)
         if which not in steps:
             known = f"It has {', '.join(map(str, steps))}." if steps else "It has none."
             raise RunError(
                 f"the run '{self.path}' has no checkpoint {which!r}",
                 f"{known} 'last' stands for the final adapter, 'base' for the model without one.",
             )
-        return self.path / f"checkpoint-{which}"
+        return self._whole(which)
 
-    def _best(self, steps: list[int]) -> int:
-        """Return the step of the best checkpoint (:mod:`.best`)."""
-        found = best_of((step, _metric(self.path / f"checkpoint-{step}" / "state.json")) for step in steps)
-        if found is None:
-            raise RunError(
-                f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
-                "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
-            )
-        return found[0]
+    def _whole(self, step: int) -> Path:
+        """Return the folder of a checkpoint. Raises RunError if its files are not those that were written."""
+        folder = self.path / f"checkpoint-{step}"
+        if damage := self._damage(step):
+            raise RunError(f"'{folder}' is damaged: {damage}", "Choose another checkpoint with --checkpoint.")
+        return folder
+
+    def _damage(self, step: int) -> str:
+        if step not in self._damages:
+            self._damages[step] = damage_of(self.path / f"checkpoint-{step}")
+        return self._damages[step]
+
+    def _best(self, steps: list[int]) -> Path:
+        """Return the folder of the best checkpoint (:mod:`.best`) that is not damaged."""
+        metrics = {step: _metric(self.path / f"checkpoint-{step}" / "state.json") for step in steps}
+        while found := best_of(metrics.items()):
+            if not self._damage(found[0]):
+                return self.path / f"checkpoint-{found[0]}"
+            del metrics[found[0]]
+        raise RunError(
+            f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
+            "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
+        )
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the run's events in order; a line that a crash or a full disk tore is passed over."""
