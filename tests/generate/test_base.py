@@ -41,6 +41,10 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def said(log: pytest.LogCaptureFixture) -> list[str]:
+    return [entry.getMessage() for entry in log.records if entry.name == "weitune"]
+
+
 def model_of(run: Path) -> Path:
     return Path(Run(run).recipe.model)
 
@@ -89,7 +93,7 @@ def test_what_has_changed_is_named(name: str, run: Path, caplog: pytest.LogCaptu
     assert OPTION in refused.value.cure
     with caplog.at_level(logging.WARNING):
         assert Run(run, accept_changed_base=True).base_files() == ModelFiles(model_of(run))
-    (told,) = caplog.messages
+    (told,) = said(caplog)
     assert "is used all the same" in told
     assert line in told
 
@@ -98,7 +102,7 @@ def test_one_line_for_a_run_without_a_record(run: Path, caplog: pytest.LogCaptur
     (run / "environment.json").unlink()
     opened = Run(run)
     assert {opened.base_files() for _ in range(3)} == {ModelFiles(model_of(run))}
-    assert caplog.messages == [
+    assert said(caplog) == [
         f"'{run}' has no record of its base model's contents: {model_of(run)} is used as it is here"
     ]
 

@@ -142,7 +142,8 @@ def test_a_run_that_recorded_no_commit_gets_the_one_it_was_trained_on(
     hub.add("someone/tiny", save_tiny(tmp_path / "model", seed=9))
     assert Run(run).recipe.revision is None
     assert Run(run).base_files().commit == commit
-    assert f"the commit {commit}" in caplog.messages[-1]
+    (line,) = [entry.getMessage() for entry in caplog.records if entry.name == "weitune"]
+    assert f"the commit {commit}" in line
     shutil.rmtree(Run(run).base_files().folder)
     with pytest.raises(RunError, match="is not the one that it was trained on") as refused:
         Run(run).base_files()
