@@ -53,8 +53,8 @@ class Dashboard:
             self._pace.add(event.get("step_seconds"))
         elif kind == "validation":
             self._evaluation = event
-            if step := int(event["step"]):  # before the first step there is no checkpoint
-                self._best = best_of([*([self._best] if self._best else []), (step, event.get("loss"))])
+            found = int(event["step"]), event.get("loss")
+            self._best = best_of([*([self._best] if self._best else []), found])
         elif kind in {"end", "stop", "not finite"}:
             self.ended = {"end": "finished", "stop": f"stopped by {event.get('reason')}"}.get(str(kind), str(kind))
 
