@@ -11,7 +11,7 @@ from weitune.cli.chat import Checkpoint
 from weitune.cli.run_options import accepting_changed_base, base_of_plain_adapter, opened, system_of_plain_adapter
 
 if TYPE_CHECKING:
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run_folder import Run, Which
 
 
 class Adapters(Checkpoint):
@@ -72,7 +72,8 @@ def command(
     go into RUN/evaluation.json and RUN/report.html.
     """
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
-    which = folder.checkpoints() if checkpoint == "all" else [checkpoint]
+    every: list[Which] = [*folder.checkpoints()] or ["last"]
+    which = every if checkpoint == "all" else [checkpoint]
     for each in which:
         folder.adapter_folder(each)  # fail before the libraries load
 

@@ -108,7 +108,7 @@ class MergedWeights:
     """The weights of a base with an adapter added: float32 arithmetic, rounded once to the base's format."""
 
     def __init__(self, base: Weights, adapter: AdapterWeights) -> None:
-        """Raises RunError if the adapter changes weights that the base's files do not have."""
+        """Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'."""
         self.base = base
         self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
         if missing := [name for name in self.updates if name not in base.slots]:
@@ -117,6 +117,13 @@ class MergedWeights:
                 f"{', '.join(missing[:3])}",
                 "Check that the recipe's `model` is the one that the run was trained on. A model that stores its "
                 "layers under other names can be merged with peft's merge_and_unload.",
+            )
+        modules = (name.removesuffix(".weight") for name in base.slots)
+        if incomplete := adapter.missing(modules):
+            raise RunError(
+                f"the adapter in '{adapter.folder}' is incomplete: it has no update of {len(incomplete)} weights "
+                f"of the kind that it changes: {', '.join(incomplete[:3])}",
+                "Use another checkpoint of the run, or copy the adapter again.",
             )
 
     @property

@@ -25,6 +25,7 @@ from weitune.errors import RecipeError, RunError
 from weitune.generate.base import checked_base, fingerprints_in
 from weitune.generate.run_folder import Run, Which
 from weitune.model.locate import is_hub_id
+from weitune.model.saved import MODEL_FILES, holds_model
 from weitune.model.saved_adapter import CONFIG, check_adapter, check_files, read_adapter_config
 from weitune.recipe.load import build_recipe, load_recipe
 from weitune.recipe.schema import Recipe
@@ -90,6 +91,11 @@ class PlainAdapter(Run):
         super().__init__(path, accept_changed_base=accept_changed_base, say=say)
 
     def _check_folder(self) -> None:
+        if holds_model(self.adapter):
+            raise RunError(
+                f"'{self.adapter}' holds an adapter ({CONFIG}) and a whole model ({MODEL_FILES[1]})",
+                "Move the one away that is not meant: the model may have the adapter in its weights already.",
+            )
         check_files(self.adapter)
 
     @cached_property
