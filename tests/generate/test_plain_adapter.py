@@ -162,6 +162,10 @@ def test_its_own_tokenizer_and_template_go_before_the_bases(base: Path, adapter:
     (adapter / "chat_template.jinja").write_text(framed, encoding="utf-8")
     by_template = open_run(adapter).chat(QUESTION, **SHORT)
     assert by_template == expected_answer(base, adapter, template=framed) != plain
+    (adapter / "chat_template.jinja").unlink()
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"chat_template": framed}), encoding="utf-8")
+    assert open_run(adapter).chat(QUESTION, **SHORT) == by_template
+    assert open_run(adapter).base_files().tokenizer_folder == base
     tokenizer = tiny_tokenizer("chatml-default")
     tokenizer.chat_template = framed
     tokenizer.save_pretrained(adapter)
@@ -398,6 +402,11 @@ def test_it_is_judged_by_rows_that_are_given(
     assert [model["which"] for model in json.loads(shown.out)["models"]] == ["base", "last"]
     assert "written" not in shown.err
     assert state_of(adapter) == before
+    (tmp_path / "taken").write_text("")
+    assert main([*arguments, "--output", str(tmp_path / "taken")]) == 2
+    shown = capsys.readouterr()
+    assert "chrF" in shown.out
+    assert "cannot be written to" in shown.err
     assert main([*arguments, "--output", str(tmp_path / "judged")]) == 0
     assert sorted(path.name for path in (tmp_path / "judged").iterdir()) == ["evaluation.json", "report.html"]
     assert "Evaluation of mine" in (tmp_path / "judged" / "report.html").read_text(encoding="utf-8")

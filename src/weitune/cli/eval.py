@@ -90,8 +90,6 @@ def command(
         judged = ev.judge_models(folder, rows, which, chosen, stages.begin)
         win = _win_rate(rows, judged, judge, judge_model, judge_key, stages.begin) if judge else None
     found = ev.as_json(rows, judged, chosen, win)
-    target = output or (None if folder.made_elsewhere else run)
-    page = _written(folder, found, target) if target else None
     if as_json:
         import json
 
@@ -100,8 +98,9 @@ def command(
         from weitune.cli.eval_view import print_evaluation
 
         print_evaluation(found)
-    if page:
-        console().print(f"written: {page}", markup=False)
+    target = output or (None if folder.made_elsewhere else run)
+    if target:
+        console().print(f"written: {_written(folder, found, target)}", markup=False)
 
 
 def _written(folder: Run, found: dict[str, Any], target: Path) -> Path:

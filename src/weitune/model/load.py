@@ -102,8 +102,8 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
             tokenizer = gguf_tokenizer(files)
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if files.template:
-            tokenizer.chat_template = files.template.read_text(encoding="utf-8")
+        if files.template is not None:
+            tokenizer.chat_template = files.template
     except InputError:
         raise
     except Exception as error:

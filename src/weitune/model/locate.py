@@ -8,6 +8,7 @@ Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT m
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -25,8 +26,8 @@ _NOT_WANTED = ["*/*", "consolidated*", "adapter_*"]
 """The same weights once more, in folders or, as Mistral names them, beside; and adapters that lie beside a model."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-TEMPLATE_FILE = "chat_template.jinja"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,19 @@ class ModelFiles:
     @property
     def tokenizer_folder(self) -> Path:
         """Where the files of the tokenizer are."""
-        own = self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZER_FILES)
+        own = self.adapter is not None and any((self.adapter / name).is_file() for name in _TOKENIZERS)
         return self.adapter if own and self.adapter is not None else self.folder
 
     @property
-    def template(self) -> Path | None:
+    def template(self) -> str | None:
         """A chat template that lies with the adapter, without a tokenizer."""
         if self.adapter is None or self.tokenizer_folder == self.adapter:
             return None
-        path = self.adapter / TEMPLATE_FILE
-        return path if path.is_file() else None
+        if (self.adapter / _TEMPLATE).is_file():
+            return (self.adapter / _TEMPLATE).read_text(encoding="utf-8")
+        config = self.adapter / _TOKENIZER_CONFIG
+        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True, slots=True)
