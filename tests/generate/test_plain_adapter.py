@@ -372,7 +372,11 @@ def test_it_is_served_under_its_folders_name(
     pytest.importorskip("xllamacpp")
     pytest.importorskip("uvicorn")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    from weitune.serve.library import prepared
+
     as_llama_factory(adapter, base)
+    framed = (adapter / "chat_template.jinja").read_text(encoding="utf-8").replace("You are Tiny.", "You are tuned.")
+    (adapter / "chat_template.jinja").write_text(framed, encoding="utf-8")
     (tmp_path / "link").symlink_to(adapter)
     run = save_tiny_run(tmp_path / "run", model=str(base), system="You are Ida.")
     dry = ["--dry-run", "--port", "0", "--type", "F32"]
@@ -383,6 +387,9 @@ def test_it_is_served_under_its_folders_name(
     assert "model 'mine', system prompt: You are Maren." in shown
     assert "model 'other', system prompt: You are Ida." in shown
     assert "model 'link'" in shown
+    with prepared({"mine": open_run(adapter)}, "F32", lambda title: lambda done, total: None) as library:
+        assert library.offers["mine"].framing.describe()["template"] == framed
+        assert library.offers["base"].framing.describe()["template"] != framed
     assert main(["serve", str(adapter), "--engine", "vllm", "--dry-run", "--model", str(base)]) == 0
     assert f'"name": "mine", "path": "{adapter}"' in capsys.readouterr().out
 

@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from weitune.data.render import framing_for
 from weitune.errors import InputError, RunError, first_line
+from weitune.generate.load import incomplete, incomplete_refused
 from weitune.generate.run_folder import Run
 from weitune.model.fingerprint import base_fingerprints
 from weitune.model.load import load_tokenizer, load_weights
@@ -111,9 +112,11 @@ def _combined(
     names = [f"part{k}" for k in range(len(folders))]
     density = {"density": mixture.density} if mixture.method in {"ties", "dare"} else {}
     try:
-        adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        with incomplete_refused(folders[0]):
+            adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
         for name, folder in zip(names[1:], folders[1:], strict=True):
-            adapted.load_adapter(str(folder), adapter_name=name)
+            if missing := adapted.load_adapter(str(folder), adapter_name=name).missing_keys:
+                raise incomplete(folder, f"it lacks {len(missing)} tensors, such as {missing[0]}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixture.seed)
             adapted.add_weighted_adapter(

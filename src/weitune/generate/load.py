@@ -7,6 +7,8 @@ the base is a copy of its own: exact, at the price of a second model in memory o
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,23 +89,36 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
     check_adapter(folder)
     try:
-        with warnings.catch_warnings(record=True) as complaints:
-            warnings.simplefilter("always")
+        with incomplete_refused(folder):
             tuned: PeftModel = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False)
+    except RunError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
             f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",
             "Check that the recipe's `model` is the one it was trained on, and that the files are whole.",
         ) from error
-    missing = [str(each.message) for each in complaints if "missing adapter keys" in str(each.message)]
-    if missing:
-        raise RunError(
-            f"the adapter in '{folder}' is incomplete: {missing[0].splitlines()[0][:300]}",
-            "Use another checkpoint of the run, or train it again.",
-        )
     _check_all_used(tuned, folder)
     return tuned
+
+
+@contextmanager
+def incomplete_refused(folder: Path) -> Iterator[None]:
+    """Raise RunError if PEFT says in the block that it found too few tensors in ``folder``: it only warns of that."""
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        yield
+    missing = [str(each.message) for each in complaints if "missing adapter keys" in str(each.message)]
+    if missing:
+        raise incomplete(folder, missing[0].splitlines()[0][:300])
+
+
+def incomplete(folder: Path, why: str) -> RunError:
+    """Return the error of an adapter that lacks tensors."""
+    return RunError(
+        f"the adapter in '{folder}' is incomplete: {why}", "Use another checkpoint of the run, or train it again."
+    )
 
 
 def _check_all_used(tuned: PeftModel, folder: Path) -> None:

@@ -17,6 +17,7 @@ from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned, open_tuned
 from weitune.generate.run_folder import Run, Which
 from weitune.model.fingerprint import base_fingerprints
+from weitune.model.load import load_tokenizer
 from weitune.recipe.schema import Tokens
 
 BASE = "base"
@@ -110,5 +111,6 @@ def prepared(
 
 def _offer_of_base(tuned: Tuned) -> Offer:
     """Return the base as its makers meant it: its own chat template, with a run's template arguments."""
-    framing = framing_for(tuned.tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
+    tokenizer = tuned.tokenizer if tuned.files.adapter is None else load_tokenizer(replace(tuned.files, adapter=None))
+    framing = framing_for(tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
     return Offer(BASE, framing, frozenset([*framing.stop_tokens, *tuned.base_stop_tokens]), None, None)
