@@ -17,7 +17,7 @@ from tests.export.runs import save_adapter
 from tests.tiny import save_tiny, save_tiny_adapter, save_tiny_run, tiny_tokenizer
 from weitune import Run
 from weitune.cli import main
-from weitune.errors import RunError
+from weitune.errors import ModelError, RunError
 from weitune.generate.plain_adapter import PlainAdapter, open_run
 
 SHORT = {"max_new_tokens": 8, "device": "cpu"}
@@ -131,7 +131,13 @@ def test_it_answers_as_peft_does_and_nothing_is_written(
     assert state_of(adapter) == before
 
 
-def test_a_base_that_is_not_here_must_be_given(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def not_on_the_hub(model: str, *others: object) -> Path:
+    raise ModelError(f"there is no model '{model}' on Hugging Face", "Check the spelling.")
+
+
+def test_a_base_that_is_not_here_must_be_given(
+    base: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_ms_swift(adapter, Path("/root/.cache/of/another/machine"))
     arguments = ["chat", str(adapter), "--prompt", QUESTION, "--max-new-tokens", "8", "--device", "cpu"]
     assert main(arguments) == 2
@@ -140,6 +146,10 @@ def test_a_base_that_is_not_here_must_be_given(base: Path, adapter: Path, capsys
     assert "--model Qwen/Qwen2.5-7B-Instruct" in shown
     assert main([*arguments, "--model", str(base)]) == 0
     assert capsys.readouterr().out == expected_answer(base, adapter) + "\n"
+    configure(adapter, base_model_name_or_path="models/of-another-machine")  # looks like a hub's id
+    monkeypatch.setattr("weitune.model.locate._from_huggingface", not_on_the_hub)
+    assert main(arguments) == 2
+    assert "--model" in capsys.readouterr().err
     configure(adapter, base_model_name_or_path=None)
     assert main(arguments) == 2
     assert "names no base model" in capsys.readouterr().err

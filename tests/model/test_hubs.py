@@ -135,6 +135,9 @@ def test_a_run_keeps_the_commit_that_a_name_stood_for(hub: LocalHub, tmp_path: P
 def test_a_run_that_recorded_no_commit_gets_the_one_it_was_trained_on(
     hub: LocalHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from tests.faults.runs import Listener
+    from weitune.training.run import resume
+
     run = _trained(hub, tmp_path)
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     commit = Run(run).recipe.revision
@@ -144,6 +147,11 @@ def test_a_run_that_recorded_no_commit_gets_the_one_it_was_trained_on(
     assert Run(run).base_files().commit == commit
     (line,) = [entry.getMessage() for entry in caplog.records if entry.name == "weitune"]
     assert f"the commit {commit}" in line
+    going_on = Listener()
+    resume(run, overrides={"train.max_steps": 2}, device="cpu", reporter=going_on)
+    assert f"the commit {commit}" in going_on.text
+    assert Run(run).recipe.revision == commit
+    (run / "recipe.yaml").write_text(recipe.replace(f"revision: {commit}", "revision: null"), encoding="utf-8")
     shutil.rmtree(Run(run).base_files().folder)
     with pytest.raises(RunError, match="is not the one that it was trained on") as refused:
         Run(run).base_files()

@@ -63,7 +63,7 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
         return files
     earlier = _earlier_commit(files, recorded)
     if earlier is not None:
-        say(f"{recipe.model} has changed on its hub; the commit {earlier.commit} that '{place}' was trained on is used")
+        say(_moved_on(place, recipe, earlier))
         return earlier
     shown = "\n  ".join(changed)
     if accept:
@@ -73,6 +73,25 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
         f"the base of '{place}' is not the one that it was trained on ({files.path}):\n  {shown}",
         f"{_fix(place, recipe)}, or use what is there now with {OPTION} (in Python: accept_changed_base=True).",
     )
+
+
+def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], say: Say) -> Recipe:
+    """Return ``recipe`` with the commit of a hub's model that was ``recorded``, if the hub has moved on since.
+
+    So a run goes on that was begun by a version that did not record the commit.
+    """
+    if not recorded or not is_hub_id(recipe.model):
+        return recipe
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    earlier = _earlier_commit(files, recorded) if differences(recorded, files) else None
+    if earlier is None:
+        return recipe
+    say(_moved_on(place, recipe, earlier))
+    return recipe.model_copy(update={"revision": earlier.commit})
+
+
+def _moved_on(place: Path, recipe: Recipe, earlier: ModelFiles) -> str:
+    return f"{recipe.model} has changed on its hub; the commit {earlier.commit} that '{place}' was trained on is used"
 
 
 def _fix(place: Path, recipe: Recipe) -> str:

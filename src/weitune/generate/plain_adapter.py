@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weitune.errors import RecipeError, RunError
+from weitune.errors import ModelError, RecipeError, RunError
 from weitune.generate.base import checked_base, fingerprints_in
 from weitune.generate.run_folder import Run, Which
 from weitune.model.locate import is_hub_id
@@ -124,7 +124,11 @@ class PlainAdapter(Run):
         if self._base is None:
             check_adapter(self.adapter)
             recorded = fingerprints_in(_json(self.adapter / "state.json").get("basis"))
-            found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
+            try:
+                found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
+            except ModelError as error:
+                given = "" if self._model else f"\n{self._give_model()}"
+                raise ModelError(error.message, error.cure + given) from None
             of_weitune = self._recipe_of_weitune() is not None  # frames with the base's tokenizer and the recipe
             self._base = found if of_weitune else replace(found, adapter=self.adapter)
         return self._base

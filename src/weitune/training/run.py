@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitune.data.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
+from weitune.generate.base import fingerprints_in, pinned
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
 from weitune.model.fingerprint import fingerprints_as
@@ -225,6 +226,7 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
 def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     """Check that everything is as it was, and train from where ``past`` ends."""
     check_trackers(recipe)
+    recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
     parts = gather(recipe, session.reporter, session.accelerator)
     changes.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
