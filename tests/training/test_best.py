@@ -39,7 +39,7 @@ def specification(history: list[tuple[int, float | None]]) -> int | None:
 
 
 @given(st.lists(LOSSES, min_size=1, max_size=9), st.integers(1, 3), LOSSES, st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_all_agree_on_the_best_of_any_history(
     losses: list[float | None], keep: int, before: float | None, shuffled: bool
 ) -> None:

@@ -51,7 +51,7 @@ class LowRankUpdate:
             raise RunError(
                 f"the adapter changes a weight of shape ({self.b.shape[0]}, {self.a.shape[1]}), "
                 f"but the base's has {tuple(weight.shape)}",
-                "Check that the recipe's `model` is the one that the run was trained on.",
+                "Check that the base is the one that the adapter was trained on.",
             )
         tuned = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:

@@ -115,7 +115,7 @@ class MergedWeights:
             raise RunError(
                 f"the adapter in '{adapter.folder}' changes {len(missing)} weights that the base's files do not have: "
                 f"{', '.join(missing[:3])}",
-                "Check that the recipe's `model` is the one that the run was trained on. A model that stores its "
+                "Check that the base is the one that the adapter was trained on. A model that stores its "
                 "layers under other names can be merged with peft's merge_and_unload.",
             )
         modules = (name.removesuffix(".weight") for name in base.slots)

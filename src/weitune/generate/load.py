@@ -97,7 +97,7 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
             f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",
-            "Check that the recipe's `model` is the one it was trained on, and that the files are whole.",
+            "Check that the base is the one that it was trained on, and that the files are whole.",
         ) from error
     _check_all_used(tuned, folder)
     return tuned
