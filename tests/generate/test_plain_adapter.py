@@ -315,6 +315,10 @@ def test_what_was_pushed_opens_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     answer = opened.chat(QUESTION, **SHORT)
     shutil.move("elsewhere", "run-model")
     assert answer == Run(run).chat(QUESTION, **SHORT)
+    Path("pushed", "recipe.yaml").write_text("model: [of, another, program]")
+    lines: list[str] = []
+    assert open_run("pushed", model="run-model", say=lines.append).recipe.system is None
+    assert ["is not used, for it cannot be read: the recipe has 2 problems" in line for line in lines] == [True]
 
 
 @pytest.mark.parametrize(

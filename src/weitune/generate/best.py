@@ -18,5 +18,6 @@ def best_of(losses: Iterable[tuple[int, object]]) -> tuple[int, float] | None:
 
 def finite(value: object) -> float | None:
     """Return ``value`` if it is a finite number, and None if it is not."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weitune.errors import ModelError, RecipeError, RunError
+from weitune.errors import ModelError, RecipeError, RunError, first_line
 from weitune.generate.base import checked_base, fingerprints_in
 from weitune.generate.run_folder import Run, Which
 from weitune.model.locate import is_hub_id
@@ -108,7 +108,7 @@ class PlainAdapter(Run):
     @cached_property
     def recipe(self) -> Recipe:
         """What is known of how the adapter was made. Raises RunError if its base is not known or not here."""
-        known = self._recipe_of_weitune()
+        known = self._recipe_of_weitune
         base, revision = self._base_name(known)
         changes: dict[str, Any] = {"model": base, "revision": revision, "validation": None, "output": None}
         if known is None:
@@ -129,7 +129,7 @@ class PlainAdapter(Run):
             except ModelError as error:
                 given = "" if self._model else f"\n{self._give_model()}"
                 raise ModelError(error.message, error.cure + given) from None
-            of_weitune = self._recipe_of_weitune() is not None  # frames with the base's tokenizer and the recipe
+            of_weitune = self._recipe_of_weitune is not None  # frames with the base's tokenizer and the recipe
             self._base = found if of_weitune else replace(found, adapter=self.adapter)
         return self._base
 
@@ -171,14 +171,16 @@ class PlainAdapter(Run):
             return f"Give it with --model; args.json says it was {suggested}:  --model {shlex.quote(suggested)}"
         return "Give it with --model: a folder, a hub id or a .gguf file."
 
+    @cached_property
     def _recipe_of_weitune(self) -> Recipe | None:
-        """Return the recipe of an adapter that weitune made, if it lies here."""
+        """The recipe of an adapter that weitune made, if it lies here."""
         try:
             if (self.path / _OF_A_RUN).is_file():
                 return load_recipe(str(self.path / _OF_A_RUN))
             tree = _json(self.adapter / "state.json").get("recipe")
             return build_recipe(tree) if isinstance(tree, dict) else None
-        except RecipeError:
+        except RecipeError as error:
+            self._say(f"the recipe in '{self.path}' is not used, for it cannot be read: {first_line(error)}")
             return None
 
     def _arguments(self) -> dict[str, str]:
