@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.tiny import save_tiny_adapter, save_tiny_run
 from weitune import Run
 from weitune.cli import main
-from weitune.errors import InputError
+from weitune.errors import InputError, RunError
 from weitune.export.adapter_weights import AdapterWeights
 from weitune.export.combine import Mixture, combine
 
@@ -78,4 +79,13 @@ def test_what_does_not_go_together_is_refused(
     assert main(["merge-adapters", str(runs[0].path), "--output", str(tmp_path / "ab")]) == 2
     assert main(["merge-adapters", *(str(run.path) for run in runs), "--weights", "a,b", "--output", "x"]) == 2
     assert "nothing to combine" in capsys.readouterr().err
+    assert not (tmp_path / "ab").exists()
+
+
+def test_an_incomplete_adapter_is_not_combined(runs: list[Run], tmp_path: Path) -> None:
+    path = runs[1].path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor for name, tensor in tensors.items() if "layers.1" not in name}, path)
+    with pytest.raises(RunError, match="is incomplete"):
+        combine(runs, tmp_path / "ab", Mixture())
     assert not (tmp_path / "ab").exists()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -287,6 +288,19 @@ def test_a_broken_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ModelError, match="is not a whole GGUF file"):
             read_config(locate(str(path)))
+
+
+def test_a_part_of_a_divided_file_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "model-00001-of-00002.gguf"
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_uint16("split.count", 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="is one of the 2 parts of a model") as refused:
+        read_config(locate(str(path)))
+    assert "llama-gguf-split --merge" in refused.value.cure
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

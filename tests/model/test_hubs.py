@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from huggingface_hub import constants
 from tests.hub import TOKEN, LocalHub, local_hub
 from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny
+from weitune import Run
 from weitune.cli import main
-from weitune.errors import ModelError
+from weitune.errors import ModelError, RunError
 from weitune.model.locate import locate
 
 
@@ -109,3 +111,61 @@ def test_a_hub_out_of_reach_is_said(hub: LocalHub, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ModelError, match="could not be downloaded") as error:
         locate("someone/tiny")
     assert "HF_ENDPOINT" in error.value.cure
+
+
+def _trained(hub: LocalHub, tmp_path: Path, **keys: object) -> Path:
+    from weitune.recipe.load import build_recipe
+    from weitune.training.run import train
+
+    data = tmp_path / "dialogues.json"
+    data.write_text(json.dumps([{"instruction": f"Question {i}?", "output": f"Answer {i}."} for i in range(4)]))
+    recipe = {"model": "someone/tiny", "data": [str(data)], "output": str(tmp_path / "run"), "train.max_steps": 1,
+              "train.precision": "fp32", "train.checkpoint_every": 1, **keys}  # fmt: skip
+    return train(build_recipe({}, recipe), device="cpu").path
+
+
+def test_a_run_keeps_the_commit_that_a_name_stood_for(hub: LocalHub, tmp_path: Path) -> None:
+    run = _trained(hub, tmp_path)
+    before = Run(run).chat("Who are you?", max_new_tokens=8, device="cpu")
+    commit = Run(run).recipe.revision
+    assert commit == locate("someone/tiny").commit
+    hub.add("someone/tiny", save_tiny(tmp_path / "model", seed=9))
+    assert locate("someone/tiny").commit != commit
+    assert Run(run).base_files().commit == commit
+    assert Run(run).chat("Who are you?", max_new_tokens=8, device="cpu") == before
+
+
+def test_a_run_that_recorded_no_commit_gets_the_one_it_was_trained_on(
+    hub: LocalHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.faults.runs import Listener
+    from weitune.training.run import resume
+
+    run = _trained(hub, tmp_path)
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    commit = Run(run).recipe.revision
+    (run / "recipe.yaml").write_text(recipe.replace(f"revision: {commit}", "revision: null"), encoding="utf-8")
+    hub.add("someone/tiny", save_tiny(tmp_path / "model", seed=9))
+    assert Run(run).recipe.revision is None
+    assert Run(run).base_files().commit == commit
+    (line,) = [entry.getMessage() for entry in caplog.records if entry.name == "weitune"]
+    assert f"the commit {commit}" in line
+    going_on = Listener()
+    resume(run, overrides={"train.max_steps": 2}, device="cpu", reporter=going_on)
+    assert f"the commit {commit}" in going_on.text
+    assert Run(run).recipe.revision == commit
+    (run / "recipe.yaml").write_text(recipe.replace(f"revision: {commit}", "revision: null"), encoding="utf-8")
+    shutil.rmtree(Run(run).base_files().folder)
+    with pytest.raises(RunError, match="is not the one that it was trained on") as refused:
+        Run(run).base_files()
+    assert f"`revision` in {run / 'recipe.yaml'}" in refused.value.cure
+
+
+def test_an_adapter_beside_a_model_is_not_downloaded(hub: LocalHub) -> None:
+    files = hub.repositories["someone/tiny"]
+    files.update({"adapter_config.json": b"{}", "adapter_model.safetensors": b"{}"})
+    found = locate("someone/tiny")
+    assert not list(found.folder.glob("adapter_*"))
+    hub.repositories["someone/adapter"] = {"adapter_config.json": b"{}", "README.md": b"x"}
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        locate("someone/adapter")

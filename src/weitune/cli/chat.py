@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weitune.cli.run_options import accepting_changed_base, base_of_plain_adapter, opened
 from weitune.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="The adapter of step N, the last one, the one with the lowest validation loss, or none.",
 )
 @click.option("--system", metavar="TEXT", help="System prompt instead of the run's own; '' for none.")
+@base_of_plain_adapter
+@accepting_changed_base
 @sampling_options
 @click.option(
     "--engine", type=click.Choice(ENGINES), default="transformers", show_default=True,
@@ -75,7 +78,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--url", metavar="URL", help="Ask the server there; RUN is then the name of a model it has.")
 @click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True, help="The server's key.")
 def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None, **options: Any) -> int:
-    """Talk to the model that was tuned in the folder RUN.
+    """Talk to the model that was tuned in the folder RUN, or to an adapter that PEFT or a program built on it wrote.
 
     Answers appear as they are generated and the dialogue is remembered; type /help for what else can be done. Ctrl-C
     stops an answer, Ctrl-D ends the chat. Questions can also come from a pipe, one a line.
@@ -83,9 +86,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
     sampling = Sampling(**{option.name: options[option.name] for option in fields(Sampling)})
     folder = None
     if options["url"] is None:
-        from weitune.generate.run_folder import Run
-
-        folder = Run(run)
+        folder = _opened(run, system, options)
         folder.adapter_folder(checkpoint)  # fail before the libraries load
         system = folder.recipe.system if system is None else system
     else:
@@ -98,9 +99,18 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
 
         if folder is not None:
             quiet_libraries()
+            folder.base_files()
     with _partners(folder, str(run), checkpoint, options) as partners:
         _talk(ChatSession(*partners, system=system, sampling=sampling), prompt)
     return 0
+
+
+def _opened(run: Path, system: str | None, options: dict[str, Any]) -> Run:
+    """Open what is talked to; of a plain adapter, ``system`` is the system prompt that it has."""
+    from weitune.generate.plain_adapter import is_plain_adapter
+
+    own = system if is_plain_adapter(run) else None
+    return opened([run], model=options["model"], system=own, accept_changed_base=options["accept_changed_base"])(run)
 
 
 def _partners(folder: Run | None, name: str, checkpoint: Which, options: dict[str, Any]) -> Any:
@@ -117,9 +127,10 @@ def _partners(folder: Run | None, name: str, checkpoint: Which, options: dict[st
 def _check_remote(checkpoint: Which, system: str | None) -> None:
     """Refuse what a server cannot be told."""
     given = click.get_current_context().get_parameter_source
-    for name in ("engine", "gguf_type", "device"):
+    for name in ("engine", "gguf_type", "device", "model", "accept_changed_base"):
         if given(name) == click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.removeprefix('gguf_')} and --url exclude each other")
+            option = name.removeprefix("gguf_").replace("_", "-")
+            raise click.UsageError(f"--{option} and --url exclude each other")
     if checkpoint not in {"last", "base"}:
         raise click.UsageError("with --url, the checkpoint is what the server was started with")
     if system == "":

@@ -6,23 +6,34 @@ from pathlib import Path
 
 import click
 
+from weitune.cli.run_options import accepting_changed_base, note
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN…")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE", help="Also write one HTML page.")
-def command(runs: tuple[Path, ...], output: Path | None) -> None:
-    """Put runs side by side: where their recipes differ, what came of them, and their curves."""
+@accepting_changed_base
+def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool) -> None:
+    """Put runs side by side: where their recipes differ, what came of them, and their curves.
+
+    No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
+    """
     if len(runs) < 2:
         raise click.UsageError("Name at least two runs.")
     from rich.console import Console
     from rich.table import Table
 
     from weitune.errors import InputError
+    from weitune.generate.run_folder import Run
     from weitune.publish import publish_text
     from weitune.report.comparison import compare, differences, names_of, results
     from weitune.report.record import RunRecord
 
     records = [RunRecord.of(run) for run in runs]
+    for run in runs:
+        opened = Run(run, accept_changed_base=accept_changed_base, say=note)
+        if Path(opened.recipe.model).expanduser().exists():
+            opened.base_files()
     console = Console(highlight=False)
     for title, rows in (("Where the recipes differ", differences(records)), ("Results", results(records))):
         table = Table(title=title, title_justify="left", box=None)

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weitune.cli.terminal import rate
+from weitune.generate.best import best_of
 
 _SMOOTHING = 0.9
 _SHORT = 100
@@ -39,7 +40,7 @@ class Dashboard:
         self._note = ""
         self._last: Mapping[str, Any] = {}
         self._evaluation: Mapping[str, Any] = {}
-        self._best: tuple[float, int] | None = None
+        self._best: tuple[int, float] | None = None
         self._loss, self._pace = _Average(), _Average()
 
     def feed(self, event: Mapping[str, Any]) -> None:
@@ -55,9 +56,8 @@ class Dashboard:
             self._pace.add(event.get("step_seconds"))
         elif kind == "validation":
             self._evaluation = event
-            loss = event.get("loss")
-            if isinstance(loss, float) and (self._best is None or loss < self._best[0]):
-                self._best = loss, int(event["step"])
+            found = int(event["step"]), event.get("loss")
+            self._best = best_of([*([self._best] if self._best else []), found])
         elif kind in {"end", "stop", "not finite"}:
             self.ended = {"end": "finished", "stop": f"stopped by {event.get('reason')}"}.get(str(kind), str(kind))
         elif kind == "gone":
@@ -90,7 +90,7 @@ class Dashboard:
         found = self._evaluation
         if not found:
             return []
-        best = f"; best {self._best[0]:.4f} at step {self._best[1]}" if self._best else ""
+        best = f"; best {self._best[1]:.4f} at step {self._best[0]}" if self._best else ""
         lines = [
             f"step {found.get('step')}: validation loss {_number(found.get('loss'), '.4f')}, "
             f"perplexity {_number(found.get('perplexity'), ',.2f')}{best}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from weitune.cli.chat import Checkpoint
+from weitune.cli.run_options import accepting_changed_base, base_of_plain_adapter, opened, system_of_plain_adapter
+
+if TYPE_CHECKING:
+    from weitune.generate.run_folder import Run, Which
 
 
 class Adapters(Checkpoint):
@@ -39,6 +43,13 @@ class Adapters(Checkpoint):
 @click.option("--judge-model", metavar="NAME", default="default", show_default=True, help="Its model.")
 @click.option("--judge-key", metavar="KEY", envvar="OPENAI_API_KEY", help="Its key.  [default: $OPENAI_API_KEY]")
 @click.option("--device", metavar="DEVICE", help="Where to compute, such as cpu or cuda:1; if not given, the best.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where evaluation.json and report.html go.  [default: RUN; nowhere for an adapter that was made elsewhere]",
+)  # fmt: skip
+@base_of_plain_adapter
+@system_of_plain_adapter
+@accepting_changed_base
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(
     run: Path,
@@ -48,6 +59,10 @@ def command(
     judge: str | None,
     judge_model: str,
     judge_key: str | None,
+    output: Path | None,
+    model: str | None,
+    system: str | None,
+    accept_changed_base: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -56,10 +71,9 @@ def command(
     Loss and perplexity on all rows; chrF, BLEU, ROUGE-L and more on answers; what it still knows of the world. Results
     go into RUN/evaluation.json and RUN/report.html.
     """
-    from weitune.generate.run_folder import Run
-
-    folder = Run(run)
-    which = folder.checkpoints() if checkpoint == "all" else [checkpoint]
+    folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
+    every: list[Which] = [*folder.checkpoints()] or ["last"]
+    which = every if checkpoint == "all" else [checkpoint]
     for each in which:
         folder.adapter_folder(each)  # fail before the libraries load
 
@@ -69,7 +83,6 @@ def command(
     with working("starting …"):
         quiet_libraries()
         from weitune.evaluate import evaluation as ev
-        from weitune.report.run_report import write_report
 
         rows = ev.rows_for(folder, files, limit)
     chosen = ev.Options(**options)
@@ -77,8 +90,6 @@ def command(
         judged = ev.judge_models(folder, rows, which, chosen, stages.begin)
         win = _win_rate(rows, judged, judge, judge_model, judge_key, stages.begin) if judge else None
     found = ev.as_json(rows, judged, chosen, win)
-    ev.write(run, found)
-    page = write_report(run)
     if as_json:
         import json
 
@@ -87,7 +98,28 @@ def command(
         from weitune.cli.eval_view import print_evaluation
 
         print_evaluation(found)
-    console().print(f"written: {page}", markup=False)
+    target = output or (None if folder.made_elsewhere else run)
+    if target:
+        console().print(f"written: {_written(folder, found, target)}", markup=False)
+
+
+def _written(folder: Run, found: dict[str, Any], target: Path) -> Path:
+    """Write ``evaluation.json`` and the report into ``target``, and return the report's path."""
+    from weitune.errors import InputError
+    from weitune.evaluate.evaluation import write
+    from weitune.report.run_report import write_evaluation_report, write_report
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write(target, found)
+        if target == folder.path and not folder.made_elsewhere:
+            return write_report(target)
+        return write_evaluation_report(target, folder.name, folder.recipe.model, found)
+    except OSError as error:
+        raise InputError(
+            f"the evaluation cannot be written to '{target}': {error.strerror or error}",
+            "Give another folder with --output.",
+        ) from None
 
 
 def _win_rate(rows: Any, judged: Any, url: str, model: str, key: str | None, begin: Any) -> dict[str, Any]:

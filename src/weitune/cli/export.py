@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weitune.cli.chat import Checkpoint
+from weitune.cli.run_options import accepting_changed_base, base_of_plain_adapter, opened, system_of_plain_adapter
 
 if TYPE_CHECKING:
     from weitune.export.verify import Verdict
@@ -20,7 +21,9 @@ _DTYPES = ("float32", "float16", "bfloat16")
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "format_", type=click.Choice(_FORMATS), required=True, help="What to write.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/FORMAT]")
+@click.option("--output", type=click.Path(path_type=Path),
+              help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
+              "export/NAME/FORMAT below the working directory]")  # fmt: skip
 @click.option(
     "--checkpoint",
     metavar="N|best|last",
@@ -38,9 +41,12 @@ _DTYPES = ("float32", "float16", "bfloat16")
 @click.option("--no-smooth", is_flag=True, help="Quantize channels as they are, without evening them out first.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the export with base + adapter.")
 @click.option("--force", is_flag=True, help="Replace an earlier export in the same folder.")
+@base_of_plain_adapter
+@system_of_plain_adapter
+@accepting_changed_base
 def command(
     run: Path, format_: str, output: Path | None, gguf_type: str, dtype: str | None, prompts: int, no_smooth: bool,
-    no_verify: bool, force: bool, checkpoint: Any,
+    no_verify: bool, force: bool, checkpoint: Any, model: str | None, system: str | None, accept_changed_base: bool,
 ) -> None:  # fmt: skip
     """Export the run in the folder RUN, and prove that the result says what was trained.
 
@@ -56,10 +62,9 @@ def command(
     """
     if checkpoint == "base":
         raise click.BadParameter("the base has no adapter to export", param_hint="--checkpoint")
-    from weitune.generate.run_folder import Run
-
-    folder = Run(run)
-    target = output or folder.path / "export" / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
+    folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
+    below = Path("export") / folder.name if folder.made_elsewhere else folder.path / "export"
+    target = output or below / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
 
     from weitune.cli.stages import Stages
     from weitune.cli.terminal import console, quiet_libraries, working

@@ -7,6 +7,7 @@ from typing import get_args
 
 import click
 
+from weitune.cli.run_options import accepting_changed_base, note
 from weitune.shell import shell_command
 
 _METHODS = ("linear", "cat", "svd", "ties", "dare")
@@ -20,7 +21,11 @@ _METHODS = ("linear", "cat", "svd", "ties", "dare")
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
               help="Share of the entries that ties and dare keep.")  # fmt: skip
 @click.option("--seed", type=int, default=42, show_default=True, help="Fixes what dare drops.")
-def command(runs: tuple[str, ...], output: str, weights: str | None, method: str, density: float, seed: int) -> None:
+@accepting_changed_base
+def command(
+    runs: tuple[str, ...], output: str, weights: str | None, method: str, density: float, seed: int,
+    accept_changed_base: bool,
+) -> None:  # fmt: skip
     """Combine the adapters of runs that share a base into a new run.
 
     linear adds matrices of one rank; cat adds the updates exactly, and ranks add up; svd does so and cuts back to the
@@ -42,5 +47,6 @@ def command(runs: tuple[str, ...], output: str, weights: str | None, method: str
     quiet_libraries()
     chosen: Method = next(each for each in get_args(Method) if each == method)
     mixture = Mixture(chosen, numbers, density, seed)
-    run = combine([Run(path) for path in runs], Path(output), mixture)
+    parts = [Run(path, accept_changed_base=accept_changed_base, say=note) for path in runs]
+    run = combine(parts, Path(output), mixture)
     console().print(f"done: {run.path / 'adapter'}\ntalk to it:  {shell_command('chat', run.path)}", markup=False)

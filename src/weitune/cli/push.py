@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from weitune.cli.chat import Checkpoint
+from weitune.cli.run_options import accepting_changed_base, note
 
 
 @click.command()
@@ -20,9 +21,11 @@ from weitune.cli.chat import Checkpoint
 @click.option("--public", is_flag=True, help="Make a new repository public; without this, only you can see it.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/repository]")
 @click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")
+@accepting_changed_base
 def command(
-    run: Path, repository: str, hub: Any, checkpoint: Any, public: bool, output: Path | None, dry_run: bool
-) -> None:
+    run: Path, repository: str, hub: Any, checkpoint: Any, public: bool, output: Path | None, dry_run: bool,
+    accept_changed_base: bool,
+) -> None:  # fmt: skip
     """Upload the adapter of the run in the folder RUN, with a model card written from what the run recorded.
 
     The card accounts for the data, and has the recipe, the losses, the licence of the base and how to use the adapter.
@@ -33,7 +36,7 @@ def command(
     from weitune.cli.terminal import console, quiet_libraries, working
     from weitune.generate.run_folder import Run
 
-    folder = Run(run)
+    folder = Run(run, accept_changed_base=accept_changed_base, say=note)
     target = output or folder.path / "export" / "repository"
     with working("writing …"):
         quiet_libraries()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from weitune.cli.chat import Checkpoint
+from weitune.cli.run_options import accepting_changed_base, base_of_plain_adapter, opened, system_of_plain_adapter
 from weitune.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -47,7 +49,12 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @_count("--max-body", 4 << 20, "Bytes of a request's body.")
 @_count("--threads", None, "Cores to compute on.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and start nothing.")
-def command(runs: tuple[str, ...], **options: Any) -> None:
+@base_of_plain_adapter
+@system_of_plain_adapter
+@accepting_changed_base
+def command(
+    runs: tuple[str, ...], model: str | None, system: str | None, accept_changed_base: bool, **options: Any
+) -> None:
     """Serve the runs in the folders RUN to clients of the OpenAI API, all on one copy of their base model.
 
     \b
@@ -65,7 +72,9 @@ def command(runs: tuple[str, ...], **options: Any) -> None:
         quiet_libraries()
         from weitune.serve.library import named_runs
 
-        found = named_runs(list(runs))
+        paths = [run if Path(run).exists() else run.rpartition("=")[2] for run in runs]
+        open_one = opened(paths, model=model, system=system, accept_changed_base=accept_changed_base)
+        found = named_runs(list(runs), open_one)
     (_serve_vllm if options["engine"] == "vllm" else _serve_here)(found, **options)
 
 

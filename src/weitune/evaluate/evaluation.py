@@ -79,16 +79,20 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
     """
     from weitune.data.render import framing_for
     from weitune.model.load import load_tokenizer
-    from weitune.model.locate import locate
 
     recipe = run.recipe
     files = files or (recipe.validation if isinstance(recipe.validation, list) else ())
     if not files and recipe.validation is None:
+        if run.made_elsewhere:
+            raise RunError(
+                f"the adapter '{run.path}' was made elsewhere: there is nothing here to judge it by",
+                "Give rows that were not learned with --data FILE.",
+            )
         raise RunError(
             f"the run '{run.path}' has no validation data to be judged by",
             "Give rows that were not learned with --data FILE, or train with `validation: 0.02` in the recipe.",
         )
-    tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False))
+    tokenizer = load_tokenizer(run.base_files())
     framing = framing_for(tokenizer, recipe.tokens)
     if files:
         name, examples = ", ".join(files), prepare(recipe, framing, files=files)
@@ -203,7 +207,7 @@ def as_json(
 
 
 def write(folder: Path, evaluation: dict[str, Any]) -> Path:
-    """Write an evaluation into the run's folder, in one moment, and return its path."""
+    """Write an evaluation into ``folder`` (a run's, say), in one moment, and return its path."""
     target = folder / FILE
     publish_text(json.dumps(evaluation, ensure_ascii=False, indent=1, allow_nan=False) + "\n", target)
     return target

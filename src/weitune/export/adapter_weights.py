@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from weitune.model.saved import holds_model
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
+_DIGITS = re.compile(r"\d+")
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 """Starts that take a part out of the base's weights: their adapters do not fit the base as it was."""
 
@@ -49,7 +51,7 @@ class LowRankUpdate:
             raise RunError(
                 f"the adapter changes a weight of shape ({self.b.shape[0]}, {self.a.shape[1]}), "
                 f"but the base's has {tuple(weight.shape)}",
-                "Check that the recipe's `model` is the one that the run was trained on.",
+                "Check that the base is the one that the adapter was trained on.",
             )
         tuned = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:
@@ -64,8 +66,20 @@ class AdapterWeights:
         """Read ``folder``. Raises RunError if it is broken or holds what cannot be added to a base's weights."""
         config, tensors = _read(folder)
         self.folder = folder
+        self._chosen_layers = any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
+        self._chosen_layers |= isinstance(config.get("target_modules"), str)  # a pattern, which may name layers
         self.alpha = float(config["lora_alpha"])
         self.updates = _updates(folder, config, tensors)
+
+    def missing(self, modules: Iterable[str]) -> list[str]:
+        """Return those of a base's ``modules`` that lack their update while the same module of other layers has one.
+
+        An adapter that was made for some layers only lacks nothing.
+        """
+        if self._chosen_layers:
+            return []
+        kinds = {_DIGITS.sub("#", module) for module in self.updates}
+        return [module for module in modules if module not in self.updates and _DIGITS.sub("#", module) in kinds]
 
     @property
     def has_magnitudes(self) -> bool:

@@ -14,7 +14,7 @@ from weitune.errors import ModelError
 from weitune.export.gguf_file import GgufType, planned_bytes, write_gguf
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned
-from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
+from weitune.model.fingerprint import base_fingerprints
 from weitune.model.locate import cache_folder
 from weitune.publish import publish_file
 from weitune.room import cache_cure, check_room, mark_used
@@ -52,6 +52,5 @@ def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress
 
 
 def _fingerprint(tuned: Tuned) -> str:
-    parts = [_LAYOUT, model_fingerprint(tuned.files), tokenizer_fingerprint(tuned.files), list(tuned.stop_tokens),
-             tuned.template_without_system]  # fmt: skip
+    parts = [_LAYOUT, base_fingerprints(tuned.files), list(tuned.stop_tokens), tuned.template_without_system]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -21,6 +21,7 @@ from weitune.errors import ModelError, RunError
 from weitune.model.gguf_architecture import architecture_of_gguf
 from weitune.model.gguf_header import GgufHeader, read_header
 from weitune.model.locate import ModelFiles
+from weitune.model.weight_files import stored_weights
 
 if TYPE_CHECKING:
     from weitune.export.adapter_weights import AdapterWeights
@@ -63,25 +64,21 @@ class SafetensorsWeights:
         if "quantization_config" in config:
             raise ModelError(
                 f"the weights in '{folder}' are quantized, and an adapter cannot be added to them as they are",
-                "Give the model that was quantized as the recipe's `model`, with 16 or 32 bits a weight.",
+                "Give the model that was quantized, with 16 or 32 bits a weight: as the recipe's `model`, or with "
+                "--model for an adapter that was made elsewhere.",
             )
-        self._file_of = _index(folder)
+        self._stored = stored_weights(folder)
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
         """Every tensor's format and shape, file by file."""
-        found = {}
-        for file in dict.fromkeys(self._file_of.values()):
-            with safe_open(self._folder / file, framework="pt") as tensors:
-                for name in sorted(tensors.keys()):
-                    if self._file_of.get(name) == file:
-                        part = tensors.get_slice(name)
-                        found[name] = Slot(_dtype(self._folder, name, part.get_dtype()), tuple(part.get_shape()))
-        return found
+        return {
+            name: Slot(_dtype(self._folder, name, weight.dtype), weight.shape) for name, weight in self._stored.items()
+        }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return a tensor, mapped from its file."""
-        with safe_open(self._folder / self._file_of[name], framework="pt") as tensors:
+        with safe_open(self._folder / self._stored[name].file, framework="pt") as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor if dtype is None else tensor.to(dtype)
 
@@ -111,15 +108,22 @@ class MergedWeights:
     """The weights of a base with an adapter added: float32 arithmetic, rounded once to the base's format."""
 
     def __init__(self, base: Weights, adapter: AdapterWeights) -> None:
-        """Raises RunError if the adapter changes weights that the base's files do not have."""
+        """Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'."""
         self.base = base
         self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
         if missing := [name for name in self.updates if name not in base.slots]:
             raise RunError(
                 f"the adapter in '{adapter.folder}' changes {len(missing)} weights that the base's files do not have: "
                 f"{', '.join(missing[:3])}",
-                "Check that the recipe's `model` is the one that the run was trained on. A model that stores its "
+                "Check that the base is the one that the adapter was trained on. A model that stores its "
                 "layers under other names can be merged with peft's merge_and_unload.",
+            )
+        modules = (name.removesuffix(".weight") for name in base.slots)
+        if incomplete := adapter.missing(modules):
+            raise RunError(
+                f"the adapter in '{adapter.folder}' is incomplete: it has no update of {len(incomplete)} weights "
+                f"of the kind that it changes: {', '.join(incomplete[:3])}",
+                "Use another checkpoint of the run, or copy the adapter again.",
             )
 
     @property
@@ -132,20 +136,6 @@ class MergedWeights:
         if name not in self.updates:
             return self.base.read(name, dtype)
         return self.updates[name].applied(self.base.read(name)).to(dtype or self.slots[name].dtype)
-
-
-def _index(folder: Path) -> dict[str, str]:
-    """Return which file has which tensor, by the index if there is one."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return dict(sorted(weight_map.items(), key=lambda item: (item[1], item[0])))
-    if (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", framework="pt") as tensors:
-            return dict.fromkeys(sorted(tensors.keys()), "model.safetensors")
-    raise ModelError(
-        f"'{folder}' has no model.safetensors", "Use a copy of the model with safetensors, and check its download."
-    )
 
 
 def _dtype(folder: Path, name: str, text: str) -> torch.dtype:

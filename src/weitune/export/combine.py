@@ -6,7 +6,7 @@
     ties     small entries dropped, signs agreed on, then summed (Yadav et al., arXiv 2306.01708)
     dare     entries dropped at random and the rest enlarged, then summed (Yu et al., arXiv 2311.03099)
 
-The result is a run's folder: the first one's recipe, and ``adapter/``.
+The result is a run's folder: the first one's recipe, ``adapter/``, and in ``environment.json`` what its base is.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
+from weitune.data.render import framing_for
 from weitune.errors import InputError, RunError, first_line
+from weitune.generate.load import incomplete, incomplete_refused
 from weitune.generate.run_folder import Run
-from weitune.model.load import load_model
+from weitune.model.fingerprint import base_fingerprints
+from weitune.model.load import load_tokenizer, load_weights
 from weitune.model.saved import ADAPTER_FILES, holds_adapter
 from weitune.model.trained import LoraAdapter
 from weitune.publish import flush
@@ -31,8 +34,6 @@ from weitune.recipe.load import dump_recipe
 
 Method = Literal["linear", "cat", "svd", "ties", "dare"]
 _PEFT_NAMES = {"linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "dare": "dare_linear"}
-_SAME_BASE = ("model", "revision", "tokens")
-"""Keys of the recipe that must agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,16 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     """
     weights = list(mixture.weights) or [1 / len(runs)] * len(runs)
     folders = _check(runs, weights, output)
-    recipe = runs[0].recipe
-    loaded = load_model(recipe.model, precision="fp32", hub=recipe.hub, revision=recipe.revision, device="cpu")
+    recipe, files = runs[0].recipe, runs[0].base_files()
+    tokenizer = load_tokenizer(files)
+    framing = {key: value for key, value in framing_for(tokenizer, recipe.tokens).describe().items()
+               if key != "tokenizer_sha256"}  # fmt: skip
+    loaded = load_weights(files, tokenizer, precision="fp32", device="cpu")
     tensors, config = _combined(loaded.model, folders, weights, mixture)
+    changes = {"output": str(output), "revision": files.commit or recipe.revision}
     _write(output, {
-        Path("recipe.yaml"): dump_recipe(recipe.model_copy(update={"output": str(output)})).encode(),
+        Path("recipe.yaml"): dump_recipe(recipe.model_copy(update=changes)).encode(),
+        Path("environment.json"): _as_json({"basis": {**base_fingerprints(files), "framing": framing}}),
         Path("adapter") / ADAPTER_FILES[0]: config,
         Path("adapter") / ADAPTER_FILES[1]: save(tensors, metadata={"format": "pt"}),
         Path("combined.json"): _described(runs, weights, mixture),
@@ -75,12 +81,18 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
         raise InputError(f"{len(runs)} adapters and {len(weights)} weights", "Give a weight for each adapter.")
     if output.exists():
         raise InputError(f"'{output}' is there already", "Give another --output.")
-    first = runs[0].recipe
+    first, *others = runs
     different = [
-        f"{key}: {getattr(first, key)} in '{runs[0].path}', {getattr(run.recipe, key)} in '{run.path}'"
-        for run in runs[1:]
-        for key in _SAME_BASE
-        if getattr(run.recipe, key) != getattr(first, key)
+        f"tokens: {first.recipe.tokens} in '{first.path}', {run.recipe.tokens} in '{run.path}'"
+        for run in others
+        if run.recipe.tokens != first.recipe.tokens
+    ]
+    base = base_fingerprints(first.base_files())
+    different += [
+        f"{name}: that of {first.recipe.model} in '{first.path}', another of {run.recipe.model} in '{run.path}'"
+        for run in others
+        for name, found in base_fingerprints(run.base_files()).items()
+        if found != base[name]
     ]
     if different:
         raise InputError(
@@ -100,9 +112,11 @@ def _combined(
     names = [f"part{k}" for k in range(len(folders))]
     density = {"density": mixture.density} if mixture.method in {"ties", "dare"} else {}
     try:
-        adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        with incomplete_refused(folders[0]):
+            adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
         for name, folder in zip(names[1:], folders[1:], strict=True):
-            adapted.load_adapter(str(folder), adapter_name=name)
+            if missing := adapted.load_adapter(str(folder), adapter_name=name).missing_keys:
+                raise incomplete(folder, f"it lacks {len(missing)} tensors, such as {missing[0]}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixture.seed)
             adapted.add_weighted_adapter(
@@ -124,7 +138,11 @@ def _combined(
 def _described(runs: Sequence[Run], weights: Sequence[float], mixture: Mixture) -> bytes:
     parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
     about = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
-    return (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode()
+    return _as_json(about)
+
+
+def _as_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def _write(folder: Path, files: dict[Path, bytes]) -> None:

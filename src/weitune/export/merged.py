@@ -85,12 +85,13 @@ def _write_config(folder: Path, tuned: Tuned, dtype: torch.dtype | None) -> None
 
 
 def _write_tokenizer(folder: Path, tuned: Tuned) -> None:
-    if tuned.files.gguf:
+    source = tuned.files.tokenizer_folder
+    if tuned.files.gguf and source == tuned.files.folder:
         tuned.tokenizer.save_pretrained(folder)
     else:
         for name in _TOKENIZER:
-            if (tuned.files.folder / name).is_file():
-                shutil.copyfile(tuned.files.folder / name, folder / name)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     (folder / "chat_template.jinja").write_text(tuned.template, encoding="utf-8")
     path = folder / "tokenizer_config.json"

@@ -15,6 +15,7 @@ import torch
 
 from weitune.export.probes import Probe
 from weitune.export.tuned import Tuned
+from weitune.generate.load import attach_saved_adapter
 from weitune.model.load import load_tokenizer, load_weights
 from weitune.model.locate import ModelFiles
 
@@ -109,11 +110,9 @@ class TransformersSubject:
 
 def reference(tuned: Tuned) -> TransformersSubject:
     """Return the run itself: its base, loaded as for training, with the adapter beside the weights."""
-    from peft import PeftModel
-
     precision = tuned.recipe.train.precision
     model = load_weights(tuned.files, tuned.tokenizer, precision=precision).model
-    adapted = PeftModel.from_pretrained(model, str(tuned.adapter_folder), low_cpu_mem_usage=False).eval()
+    adapted = attach_saved_adapter(model, tuned.adapter_folder).eval()
     return TransformersSubject(adapted.get_base_model(), lambda probe: probe.prompt, tuned.stop_tokens)
 
 

@@ -7,7 +7,7 @@ answer    the supervised tokens of the last turn, end of turn included
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -49,11 +49,12 @@ def choose_probes(tuned: Tuned, count: int) -> tuple[list[Probe], list[str]]:
     Built-in dialogues stand in when the data are not here any more. Raises InputError if those cannot be framed either.
     """
     try:
-        return _spread(_probes(tuned, tuned.recipe.data), count), []
+        return _spread(_probes(tuned, tuned.dialogues()), count), []
     except InputError as error:
         reason = " ".join(error.message.split())
         note = f"the run's data cannot be read ({reason[:200]}); built-in dialogues take their place"
-        return _spread(_probes(tuned, _BUILTIN), count), [note]
+        builtin = read_conversations(_BUILTIN, read_options(tuned.recipe))
+        return _spread(_probes(tuned, builtin), count), [note]
 
 
 def _spread(probes: Iterator[Probe], count: int) -> list[Probe]:
@@ -63,9 +64,9 @@ def _spread(probes: Iterator[Probe], count: int) -> list[Probe]:
     return found[::step][:count]
 
 
-def _probes(tuned: Tuned, files: Sequence[str]) -> Iterator[Probe]:
+def _probes(tuned: Tuned, conversations: Iterable[Conversation]) -> Iterator[Probe]:
     """Yield a probe for every dialogue that ends with an answer in plain text and fits the run's longest example."""
-    for conversation in read_conversations(files, read_options(tuned.recipe)):
+    for conversation in conversations:
         *before, last = conversation.turns
         plain = not conversation.tools and all(turn.role != "tool" and not turn.tool_calls for turn in before)
         if last.role != "assistant" or last.tool_calls or last.weight == 0 or not plain or not before:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Conversation
+from weitune.data.prepare import read_options
+from weitune.data.read import read_conversations
 from weitune.data.render import Framing, framing_for
 from weitune.errors import RunError
+from weitune.evaluate.general import general_questions
 from weitune.export.adapter_weights import AdapterWeights
 from weitune.export.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.chat_template import self_contained_template
 from weitune.export.generation_config import base_stop_tokens
-from weitune.generate.naming import given_name
+from weitune.generate.load import check_vocabulary
 from weitune.generate.run_folder import Run, Which
 from weitune.model.config import read_config
 from weitune.model.load import load_tokenizer
-from weitune.model.locate import ModelFiles, locate
+from weitune.model.locate import ModelFiles
 from weitune.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -35,6 +39,17 @@ class Tuned:
     files: ModelFiles
     tokenizer: PreTrainedTokenizerFast
     framing: Framing
+    made_elsewhere: bool = False
+    """Whether the adapter is another program's, whose data are not known."""
+
+    def dialogues(self) -> Iterable[Conversation]:
+        """Yield the run's data as conversations; of an adapter that was made elsewhere, the general check questions.
+
+        Raises InputError if the data cannot be read.
+        """
+        if self.made_elsewhere:
+            return (question.answered for question in general_questions())
+        return read_conversations(self.recipe.data, read_options(self.recipe))
 
     @cached_property
     def adapter(self) -> AdapterWeights:
@@ -86,7 +101,10 @@ class Tuned:
 
 
 def open_tuned(run: Run, which: Which = "last") -> Tuned:
-    """Open ``run`` with one of its adapters. Raises RunError or ModelError if a part is missing or broken."""
+    """Open ``run`` with one of its adapters.
+
+    Raises RunError or ModelError if a part is missing or broken, or if the base is not the one of training.
+    """
     folder = run.adapter_folder(which)
     assert folder is not None  # noqa: S101  (callers never ask for the base)
     recipe = run.recipe
@@ -95,6 +113,9 @@ def open_tuned(run: Run, which: Which = "last") -> Tuned:
             f"the adapter of '{run.path}' makes good what 4-bit storage rounds away: it fits that storage and no other",
             "Load it with peft on the base in NF4, or train with another lora.init.",
         )
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    files = run.base_files()
     tokenizer = load_tokenizer(files)
-    return Tuned(given_name(run.path), recipe, folder, files, tokenizer, framing_for(tokenizer, recipe.tokens))
+    framing = framing_for(tokenizer, recipe.tokens)
+    if run.made_elsewhere:
+        check_vocabulary(framing, files, read_config(files).get_text_config().vocab_size)
+    return Tuned(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)

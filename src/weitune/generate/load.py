@@ -7,6 +7,8 @@ the base is a copy of its own: exact, at the price of a second model in memory o
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,34 +17,50 @@ from safetensors.torch import load_file
 from weitune.data.render import framing_for
 from weitune.errors import RunError
 from weitune.generate.engine import Engine
-from weitune.model.load import load_model
-from weitune.model.saved import MODEL_FILES, holds_model
+from weitune.model.load import load_tokenizer, load_weights
+from weitune.model.locate import ModelFiles, locate
+from weitune.model.saved import ADAPTER_FILES, MODEL_FILES, holds_model
+from weitune.model.saved_adapter import check_adapter
 from weitune.model.stored import is_quantized
 from weitune.model.trained import load_weights_into
+from weitune.model.weight_files import read_safetensors_header
 from weitune.recipe.schema import QUANTIZED
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from weitune.data.render import Framing
     from weitune.recipe.schema import Recipe
 
 
-def load_engine(recipe: Recipe, adapter: Path | None, *, device: str | None = None) -> Engine:
+def load_engine(
+    recipe: Recipe, adapter: Path | None, *, files: ModelFiles | None = None, device: str | None = None
+) -> Engine:
     """Load the recipe's model, merge the adapter in folder ``adapter`` (None: leave the base as it is), and frame it.
 
-    Raises ModelError if the model cannot be loaded, RunError if the adapter does not fit it.
+    ``files`` are those of the model, if they have been found already. Raises ModelError if the model cannot be loaded,
+    RunError if the adapter does not fit it.
     """
     storage = recipe.train.storage if recipe.train.storage in QUANTIZED else "auto"
-    loaded = load_model(
-        recipe.model,
-        precision=recipe.train.precision,
-        storage=storage,
-        hub=recipe.hub,
-        revision=recipe.revision,
-        device=device,
-    )
+    files = files or locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    tokenizer = load_tokenizer(files)
+    framing = framing_for(tokenizer, recipe.tokens)
+    loaded = load_weights(files, tokenizer, precision=recipe.train.precision, storage=storage, device=device)
     model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter)
-    return Engine(model, loaded.tokenizer, framing_for(loaded.tokenizer, recipe.tokens))
+    check_vocabulary(framing, files, model.get_input_embeddings().weight.shape[0])
+    return Engine(model, tokenizer, framing)
+
+
+def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:
+    """Raise RunError if a token that frames dialogues is not among the ``rows`` of the model's embedding."""
+    outside = sorted(token for token in {*framing.control_ids, *framing.stop_tokens} if token >= rows)
+    if outside and files.adapter is not None:
+        raise RunError(
+            f"the tokenizer in '{files.tokenizer_folder}' has {len(outside)} control tokens, such as {outside[0]}, "
+            f"that the model '{files.path}' does not have: it has {rows:,} tokens",
+            "Give the base that the adapter was trained on with --model.",
+        )
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -51,31 +69,74 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     The weights of a whole model in ``folder`` take the place of those of ``model``. Raises RunError if the adapter
     lacks weights that its configuration announces, or does not fit the model.
     """
-    from peft import PeftModel
-
     if holds_model(folder):
         return _whole(model, folder)
-    try:
-        with warnings.catch_warnings(record=True) as complaints:
-            warnings.simplefilter("always")
-            tuned: Any = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(
-            f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",
-            "Check that the recipe's `model` is the one it was trained on, and that the files are whole.",
-        ) from error
-    missing = [str(each.message) for each in complaints if "missing adapter keys" in str(each.message)]
-    if missing:
-        raise RunError(
-            f"the adapter in '{folder}' is incomplete: {missing[0].splitlines()[0][:300]}",
-            "Use another checkpoint of the run, or train it again.",
-        )
+    tuned: Any = attach_saved_adapter(model, folder)
     if any(is_quantized(module) for module in model.modules()):
         quantized: PreTrainedModel = tuned  # a sum would be rounded again
         return quantized
     merged: PreTrainedModel = tuned.merge_and_unload()
     return merged
+
+
+def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return ``model`` with the adapter in ``folder`` beside its weights.
+
+    Raises RunError if the adapter lacks weights that its configuration announces, has others that the model has no
+    place for, or if this PEFT does not know a part of its configuration.
+    """
+    from peft import PeftModel
+
+    check_adapter(folder)
+    try:
+        with incomplete_refused(folder):
+            tuned: PeftModel = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False)
+    except RunError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunError(
+            f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",
+            "Check that the base is the one that it was trained on, and that the files are whole.",
+        ) from error
+    _check_all_used(tuned, folder)
+    return tuned
+
+
+@contextmanager
+def incomplete_refused(folder: Path) -> Iterator[None]:
+    """Raise RunError if PEFT says in the block that it found too few tensors in ``folder``: it only warns of that."""
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        yield
+    missing = [str(each.message) for each in complaints if "missing adapter keys" in str(each.message)]
+    if missing:
+        raise incomplete(folder, missing[0].splitlines()[0][:300])
+
+
+def incomplete(folder: Path, why: str) -> RunError:
+    """Return the error of an adapter that lacks tensors."""
+    return RunError(
+        f"the adapter in '{folder}' is incomplete: {why}", "Use another checkpoint of the run, or train it again."
+    )
+
+
+def _check_all_used(tuned: PeftModel, folder: Path) -> None:
+    """Raise RunError if the adapter's file has tensors that PEFT passed over, for the model has no place for them."""
+    from peft import get_peft_model_state_dict
+
+    if tuned.peft_config["default"].target_parameters:  # PEFT may have converted what older versions wrote
+        return
+    known = {*get_peft_model_state_dict(tuned, save_embedding_layers=False), *tuned.state_dict()}
+    names = {name: name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+             for name in read_safetensors_header(folder / ADAPTER_FILES[1])}  # fmt: skip
+    strange = [name for name, now in names.items() if name not in known and now not in known]
+    if strange:
+        raise RunError(
+            f"the adapter in '{folder}' has {len(strange)} tensors that this model has no place for, such as "
+            f"{strange[0]}",
+            "Use the model that the adapter was trained on.",
+        )
 
 
 def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -10,7 +10,7 @@ runs/zhenhuan/
 from __future__ import annotations
 
 import json
-import math
+import logging
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,16 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
-from weitune.model.saved import holds_adapter, holds_model
+from weitune.generate.best import best_of
+from weitune.generate.manifest import damage_of
+from weitune.generate.naming import given_name
+from weitune.model.saved import ADAPTER_FILES, holds_adapter, holds_model
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
+    from weitune.generate.base import Say
     from weitune.generate.dialogue import History
     from weitune.generate.engine import Engine
+    from weitune.model.locate import ModelFiles
     from weitune.recipe.schema import Recipe
 
 Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
-"""An adapter of a run: the last one, the one with the lowest validation loss, none, or that of a checkpoint's step."""
+"""An adapter of a run: the last one, the best one (:mod:`.best`), none, or that of a checkpoint's step."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ENGINES_KEPT = 2
@@ -41,16 +46,35 @@ class Run:
     run.chat("And who am I?", history=[{"role": "user", "content": "Who are you?"}, …], temperature=0.7)
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open the folder ``path``. Raises RunError if it is not a run's."""
+    made_elsewhere = False
+    """Whether this is a plain adapter of another program (:mod:`.plain_adapter`)."""
+
+    def __init__(self, path: str | Path, *, accept_changed_base: bool = False, say: Say | None = None) -> None:
+        """Open the folder ``path``. Raises RunError if it is not a run's.
+
+        With ``accept_changed_base`` a base model that is not the one the run was trained on is used all the same.
+        ``say`` gets lines for the user; without it they are logged.
+        """
         self.path = Path(path)
+        self.accept_changed_base = accept_changed_base
+        self._say = say or logging.getLogger("weitune").warning
         self._engines: dict[tuple[Which, str | None], Engine] = {}
+        self._base: ModelFiles | None = None
+        self._damages: dict[int, str] = {}
+        self._check_folder()
+
+    def _check_folder(self) -> None:
         if not (self.path / "recipe.yaml").is_file():
             raise _not_a_run(self.path)
 
     def __repr__(self) -> str:
         """Return for example ``Run('runs/zhenhuan')``."""
-        return f"Run({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as it was given."""
+        return given_name(self.path)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -58,6 +82,20 @@ class Run:
         from weitune.recipe.load import load_recipe
 
         return load_recipe(str(self.path / "recipe.yaml"))
+
+    def base_files(self) -> ModelFiles:
+        """Return the files of the base model; all who open the run's model get them here.
+
+        The first call finds them, downloads them if need be, and compares them with what the run recorded. Raises
+        ModelError if they cannot be found, RunError if they are not those that the run was trained on.
+        """
+        if self._base is None:
+            from weitune.generate.base import checked_base, recorded_basis
+
+            self._base = checked_base(
+                self.path, self.recipe, recorded_basis(self.path), accept=self.accept_changed_base, say=self._say
+            )
+        return self._base
 
     def checkpoints(self) -> list[int]:
         """Return the steps of the checkpoints that are complete, in order."""
@@ -68,7 +106,7 @@ class Run:
         """Return the PEFT folder of an adapter (of a whole model that was trained, its folder); None for ``base``.
 
         ``last`` is the final adapter, or the newest checkpoint while there is none. Raises RunError if the run has no
-        adapter yet, no such checkpoint, or for ``best`` none that was validated.
+        adapter yet, no such checkpoint or one whose files are damaged, or for ``best`` none that was validated.
         """
         if which == "base":
             return None
@@ -77,31 +115,44 @@ class Run:
             if _is_adapter(final):
                 return final
             if steps:
-                return self.path / f"checkpoint-{steps[-1]}"
+                return self._whole(steps[-1])
             raise RunError(
                 f"the run '{self.path}' has no adapter yet: it did not reach its first checkpoint",
                 f"Go on with it:  {shell_command('train', '--resume', self.path)}",
             )
         if which == "best":
-            return self.path / f"checkpoint-{self._best(steps)}"
+            return self._best(steps)
         if which not in steps:
             known = f"It has {', '.join(map(str, steps))}." if steps else "It has none."
             raise RunError(
                 f"the run '{self.path}' has no checkpoint {which!r}",
                 f"{known} 'last' stands for the final adapter, 'base' for the model without one.",
             )
-        return self.path / f"checkpoint-{which}"
+        return self._whole(which)
 
-    def _best(self, steps: list[int]) -> int:
-        """Return the step of the checkpoint with the lowest metric, the latest one of equals."""
+    def _whole(self, step: int) -> Path:
+        """Return the folder of a checkpoint. Raises RunError if its files are not those that were written."""
+        folder = self.path / f"checkpoint-{step}"
+        if damage := self._damage(step):
+            raise RunError(f"'{folder}' is damaged: {damage}", "Choose another checkpoint with --checkpoint.")
+        return folder
+
+    def _damage(self, step: int) -> str:
+        if step not in self._damages:
+            self._damages[step] = damage_of(self.path / f"checkpoint-{step}")
+        return self._damages[step]
+
+    def _best(self, steps: list[int]) -> Path:
+        """Return the folder of the best checkpoint (:mod:`.best`) that is not damaged."""
         metrics = {step: _metric(self.path / f"checkpoint-{step}" / "state.json") for step in steps}
-        measured = {step: metric for step, metric in metrics.items() if metric is not None}
-        if not measured:
-            raise RunError(
-                f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
-                "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
-            )
-        return min(measured, key=lambda step: (measured[step], -step))
+        while found := best_of(metrics.items()):
+            if not self._damage(found[0]):
+                return self.path / f"checkpoint-{found[0]}"
+            del metrics[found[0]]
+        raise RunError(
+            f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
+            "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
+        )
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the run's events in order; a line that a crash or a full disk tore is passed over."""
@@ -128,10 +179,10 @@ class Run:
         if engine is None:
             from weitune.generate.load import load_engine
 
-            folder = self.adapter_folder(checkpoint)
+            folder, files = self.adapter_folder(checkpoint), self.base_files()
             while len(self._engines) >= _ENGINES_KEPT:  # before loading, so that three are never in memory
                 del self._engines[next(iter(self._engines))]
-            engine = load_engine(self.recipe, folder, device=device)
+            engine = load_engine(self.recipe, folder, files=files, device=device)
         self._engines[key] = engine
         return engine
 
@@ -164,12 +215,11 @@ def _is_adapter(folder: Path) -> bool:
     return holds_adapter(folder) or holds_model(folder)
 
 
-def _metric(path: Path) -> float | None:
+def _metric(path: Path) -> object:
     try:
-        metric = json.loads(path.read_text(encoding="utf-8")).get("metric")
+        return json.loads(path.read_text(encoding="utf-8")).get("metric")
     except (OSError, ValueError, AttributeError):
         return None
-    return metric if isinstance(metric, float) and math.isfinite(metric) else None
 
 
 def _not_a_run(path: Path) -> RunError:
@@ -179,6 +229,11 @@ def _not_a_run(path: Path) -> RunError:
         return RunError(f"there is no folder '{path}'", cure)
     if not path.is_dir():
         return RunError(f"'{path}' is a file, not a run's folder", cure)
+    if (path / ADAPTER_FILES[0]).is_file() and not (path.parent / "recipe.yaml").is_file():
+        return RunError(
+            f"'{path}' is an adapter that was made elsewhere, not a run: it has no recipe.yaml",
+            "`weitune chat`, `eval`, `export` and `serve` open it; in Python, weitune.generate.plain_adapter.open_run.",
+        )
     if (path.parent / "recipe.yaml").is_file():
         step = _CHECKPOINT.fullmatch(path.name)
         which = f"; choose this adapter with  --checkpoint {step[1]}" if step else ""

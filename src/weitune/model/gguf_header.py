@@ -111,13 +111,19 @@ def read_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return _parse(content)
+        header = _parse(content)
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, struct.error) as error:
         raise ModelError(
             f"'{path}' is not a whole GGUF file: {error}", "Check that the download is complete."
         ) from error
+    if (parts := header.get("split.count", 1)) > 1:
+        raise ModelError(
+            f"'{path}' is one of the {parts} parts of a model",
+            "Join them with llama.cpp's `llama-gguf-split --merge`, and give the whole file.",
+        )
+    return header
 
 
 def _parse(content: memoryview) -> GgufHeader:

@@ -5,6 +5,7 @@ Only safetensors and GGUF weights are read, and no code that comes with a model 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from weitune.model.gguf_model import gguf_model, gguf_tokenizer
 from weitune.model.locate import ModelFiles, locate
 from weitune.model.shard import shard
 from weitune.model.stored import quantization
+from weitune.model.weight_files import stored_weights, weight_files
 from weitune.recipe.schema import QUANTIZED, Storage
 
 if TYPE_CHECKING:
@@ -94,21 +96,24 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model. Raises ModelError if there is none, or if it has no Rust implementation."""
     from transformers import AutoTokenizer
 
+    folder = files.tokenizer_folder
     try:
-        if files.gguf:
+        if files.gguf and folder == files.folder:
             tokenizer = gguf_tokenizer(files)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if files.template is not None:
+            tokenizer.chat_template = files.template
     except InputError:
         raise
     except Exception as error:
         raise ModelError(
-            f"the tokenizer in '{files.folder}' cannot be loaded: {first_line(error)}",
+            f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}",
             "Check that tokenizer.json and tokenizer_config.json are there and complete.",
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(
-            f"the model in '{files.folder}' has only a slow Python tokenizer",
+            f"the model in '{folder}' has only a slow Python tokenizer",
             "Convert it to a tokenizer.json with transformers, or use a model that has one.",
         )
     return tokenizer
@@ -179,26 +184,31 @@ def _load(
         )
     stored = stored_dtype(storage, dtype)
     options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
-    read_once = [] if widened_later or not _converts(files, stored, storage) else files.folder.glob("*.safetensors")
+    if not files.gguf:
+        stored_weights(files.folder)  # refuses what transformers would load in silence, or in part
+    read_once = [] if widened_later or not _converts(files, stored, storage) else weight_files(files.folder)
     try:
         if files.gguf:
             model = gguf_model(files, stored, placement)
         else:
             with giving_back(read_once):
-                model = AutoModelForCausalLM.from_pretrained(
+                model, report = AutoModelForCausalLM.from_pretrained(
                     files.folder,
                     dtype="auto" if widened_later and stored == torch.float32 else stored,
                     device_map=placement,
                     trust_remote_code=False,
                     local_files_only=True,
                     use_safetensors=True,
+                    output_loading_info=True,
                     **options,
                 )
+            _check_complete(files.folder, report["missing_keys"])
     except InputError:
         raise
     except Exception as error:
         raise ModelError(
-            f"the model in '{files.folder}' cannot be loaded: {first_line(error)}", _cure(files.folder)
+            f"the model in '{files.folder}' cannot be loaded: {first_line(error)}",
+            "Check that the download is complete, and that the installed transformers knows this architecture.",
         ) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -213,8 +223,12 @@ def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
     return storage in QUANTIZED or (not files.gguf and dtype_on_disk(read_config(files)) != stored)
 
 
-def _cure(folder: Path) -> str:
-    """Say the likeliest mend for a model that does not load."""
-    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        return "It has only pickled weights (*.bin), which weitune does not open: use a copy with *.safetensors."
-    return "Check that the download is complete, and that the installed transformers knows this architecture."
+def _check_complete(folder: Path, missing: Collection[str]) -> None:
+    """Raise ModelError if weights were missing: transformers draws such weights at random and goes on."""
+    if missing:
+        names = sorted(missing)
+        raise ModelError(
+            f"the model in '{folder}' lacks {len(names)} weights of its architecture: {', '.join(names[:3])}"
+            + (", …" if len(names) > 3 else ""),
+            "Check that the download is complete, and that config.json belongs to it.",
+        )

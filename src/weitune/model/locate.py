@@ -8,6 +8,7 @@ Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT m
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -23,7 +24,12 @@ from weitune.room import cache_cure, check_room, mark_used
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
-_NOT_WANTED = ["*/*", "consolidated*"]  # the same weights once more, in folders or, as Mistral names them, beside
+_NOT_WANTED = ["*/*", "consolidated*", "adapter_*"]
+"""The same weights once more, in folders or, as Mistral names them, beside; and adapters that lie beside a model."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,32 @@ class ModelFiles:
 
     folder: Path
     gguf: str | None = None
+    commit: str | None = None
+    """The commit of the hub's repository that the folder is a snapshot of, if that is known."""
+    adapter: Path | None = None
+    """Folder of an adapter that was made elsewhere: the tokenizer and the chat template in it go before the model's."""
 
     @property
     def path(self) -> Path:
         """The ``.gguf`` file, or else the folder."""
         return self.folder / self.gguf if self.gguf else self.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the files of the tokenizer are."""
+        own = self.adapter is not None and any((self.adapter / name).is_file() for name in _TOKENIZERS)
+        return self.adapter if own and self.adapter is not None else self.folder
+
+    @property
+    def template(self) -> str | None:
+        """A chat template that lies with the adapter, without a tokenizer."""
+        if self.adapter is None or self.tokenizer_folder == self.adapter:
+            return None
+        if (self.adapter / _TEMPLATE).is_file():
+            return (self.adapter / _TEMPLATE).read_text(encoding="utf-8")
+        config = self.adapter / _TOKENIZER_CONFIG
+        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +111,25 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
         return ModelFiles(path.parent, path.name)
     if path.is_dir():
         return _folder(path)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith((".", "~")):
+    if not is_hub_id(model):
         raise ModelError(
             f"there is no model '{model}': no such folder or file, and it does not have the form of a hub id",
             "Give a model folder, a .gguf file, a hub id such as Qwen/Qwen2.5-7B-Instruct, or builtin:smollm2-135m.",
         )
     download = _from_modelscope if hub == "modelscope" else _from_huggingface
-    return ModelFiles(download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])]))
+    folder = download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])])
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"'{model}' on the hub has no config.json: it is not a model as transformers saves one",
+            "If it is an adapter, give its base model. If it has .gguf files, download one and give its path.",
+        )
+    return ModelFiles(folder, commit=folder.name if _COMMIT.fullmatch(folder.name) else None)
+
+
+def is_hub_id(model: str) -> bool:
+    """Return whether ``model`` is looked up on a hub: it has the form of an id, and nothing here has that name."""
+    there = Path(model).expanduser().exists()
+    return bool(_HUB_ID.fullmatch(model)) and not model.startswith((".", "~")) and not there
 
 
 def _folder(path: Path) -> ModelFiles:
@@ -126,6 +165,8 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
             "Check the spelling; a private model needs `hf auth login`.",
         ) from None
     except RevisionNotFoundError:
+        if cached := _cached_commit(model, revision):
+            return cached
         raise ModelError(
             f"'{model}' has no revision '{revision}' on Hugging Face",
             "Give a branch, a tag or a commit that the model's page shows.",
@@ -136,6 +177,19 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
             "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
             "or give the path of a folder that holds the model.",
         ) from None
+
+
+def _cached_commit(model: str, revision: str | None) -> Path | None:
+    """Return the snapshot of a commit that the hub no longer has, if it was downloaded once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if revision is None or not _COMMIT.fullmatch(revision):
+        return None
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> Path:

@@ -25,6 +25,7 @@ from weitune.model.saved import ADAPTER_FILES, holds_adapter
 from weitune.model.stored import dense, is_quantized
 from weitune.model.supervised import Row, hidden_states
 from weitune.model.trained import LoraAdapter
+from weitune.model.weight_files import stored_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -112,10 +113,7 @@ def start_eva(model: PeftModel, rows: Sequence[Row]) -> None:
 
 def start_loftq(model: PeftModel, folder: Path) -> None:
     """Set A and B of every 4-bit layer to what its storage lost of the weight in the files of ``folder``."""
-    places: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            places |= dict.fromkeys(weights.keys(), path)
+    places = {name: folder / weight.file for name, weight in stored_weights(folder).items()}
     for name, layer in model.get_base_model().named_modules():
         base = getattr(layer, "base_layer", None)
         if not hasattr(layer, "lora_A") or not is_quantized(base):

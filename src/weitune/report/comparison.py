@@ -49,14 +49,14 @@ def results(records: Sequence[RunRecord]) -> list[list[str]]:
 def _result(record: RunRecord) -> dict[str, str]:
     loss, validation = record.series("loss"), record.series("loss", "validation")
     seconds = sum(value for _, value in record.series("step_seconds"))
-    best = min(validation, key=lambda point: point[1], default=None)
+    best = record.best
     return {
         "steps": f"{len(loss):,}",
         "time in steps, s": f"{seconds:,.0f}",
         "training loss, smoothed": f"{smoothed(loss)[-1][1]:.4f}" if loss else _MISSING,
         "validation loss, last": f"{validation[-1][1]:.4f}" if validation else _MISSING,
         "validation loss, best": f"{best[1]:.4f}" if best else _MISSING,
-        "at step": f"{best[0]:.0f}" if best else _MISSING,
+        "at step": f"{best[0]}" if best else _MISSING,
         "peak memory, GiB": f"{max((v for _, v in record.series('memory_bytes')), default=0) / 2**30:.2f}",
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weitune.generate.best import best_of, finite
 from weitune.generate.run_folder import Run
 from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
@@ -60,8 +61,13 @@ class RunRecord:
 
     def series(self, key: str, kind: str = "step") -> list[tuple[float, float]]:
         """Return (step, value) of a number in the events of a kind; what is not a finite number is left out."""
-        pairs = ((_number(event.get("step")), _number(event.get(key))) for event in self.of_kind(kind))
+        pairs = ((finite(event.get("step")), finite(event.get(key))) for event in self.of_kind(kind))
         return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and validation loss of the best checkpoint; before the first step there is none."""
+        return best_of((int(step), loss) for step, loss in self.series("loss", "validation") if step > 0)
 
     def values(self) -> dict[str, Any]:
         """Return every key of the recipe by its dotted name."""
@@ -75,10 +81,6 @@ def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
         total, weight = _SMOOTHING * total + y, _SMOOTHING * weight + 1
         result.append((x, total / weight))
     return result
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _answers(path: Path) -> tuple[Mapping[str, Any], ...]:

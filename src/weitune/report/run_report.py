@@ -28,6 +28,16 @@ def write_report(folder: Path) -> Path:
     return target
 
 
+def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Mapping[str, Any]) -> Path:
+    """Write a page with an evaluation and nothing else into ``folder`` and return its path.
+
+    Raises OSError if the system refuses to write.
+    """
+    target = folder / FILE
+    publish_text(page(f"Evaluation of {name}", base, [evaluation_section(evaluation)]), target)
+    return target
+
+
 def run_report(record: RunRecord) -> str:
     """Return the report as one page."""
     recipe = record.recipe
@@ -60,9 +70,9 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ]
     losses = record.series("loss", "validation")
     if losses:
-        best = min(losses, key=lambda point: point[1])
         facts += [("validation loss, before", f"{losses[0][1]:.3f}"), ("validation loss, last", f"{losses[-1][1]:.3f}")]
-        facts.append(("validation loss, best", f"{best[1]:.3f} at step {best[0]:.0f}"))
+        if best := record.best:
+            facts.append(("validation loss, best", f"{best[1]:.3f} at step {best[0]}"))
         facts.append(("perplexity, last", _plain(told[-1].get("perplexity"))))
     end = next(iter(reversed(record.of_kind("end"))), None)
     facts.append(("state", _state(record, end)))

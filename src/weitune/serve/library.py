@@ -6,7 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weitune.data.render import Framing, framing_for
@@ -17,9 +17,9 @@ from weitune.export.gguf_adapter import write_gguf_adapter
 from weitune.export.gguf_file import GgufType
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned, open_tuned
-from weitune.generate.naming import given_name
 from weitune.generate.run_folder import Run, Which
-from weitune.model.fingerprint import model_fingerprint
+from weitune.model.fingerprint import base_fingerprints
+from weitune.model.load import load_tokenizer
 from weitune.recipe.schema import Tokens
 
 BASE = "base"
@@ -52,16 +52,16 @@ class Library:
     """Whether the base is in float32, so that attention and its cache should be too."""
 
 
-def named_runs(arguments: list[str]) -> dict[str, Run]:
-    """Return runs by name, from ``FOLDER`` (named like the folder) or ``NAME=FOLDER``.
+def named_runs(arguments: list[str], open_one: Callable[[str], Run] = Run) -> dict[str, Run]:
+    """Return runs by name, from ``FOLDER`` (named like the folder) or ``NAME=FOLDER``, each opened by ``open_one``.
 
     Raises RunError if one is not a run, InputError if a name is not free.
     """
     found: dict[str, Run] = {}
     for argument in arguments:
         name, _, path = argument.rpartition("=") if not Path(argument).exists() else ("", "", argument)
-        run = Run(path)
-        name = name or given_name(run.path)
+        run = open_one(path)
+        name = name or run.name
         if name in found or name == BASE:
             raise InputError(
                 f"two models would have the name '{name}'",
@@ -75,7 +75,7 @@ def open_all(runs: Mapping[str, Run], checkpoint: Which = "last") -> dict[str, T
     """Open runs that share a base. Raises RunError if they do not."""
     opened = {name: open_tuned(run, checkpoint) for name, run in runs.items()}
     first, *others = opened
-    prints = {name: model_fingerprint(tuned.files) for name, tuned in opened.items()}
+    prints = {name: base_fingerprints(replace(tuned.files, adapter=None)) for name, tuned in opened.items()}
     for name in others:
         if prints[name] != prints[first]:
             raise RunError(
@@ -114,7 +114,8 @@ def prepared(
 
 def base_framing(tuned: Tuned) -> Framing:
     """Return how the base frames as its makers meant it: its own chat template, with a run's template arguments."""
-    return framing_for(tuned.tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
+    tokenizer = tuned.tokenizer if tuned.files.adapter is None else load_tokenizer(replace(tuned.files, adapter=None))
+    return framing_for(tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
 
 
 def base_template(tuned: Tuned) -> str:

@@ -32,6 +32,7 @@ from weitune.model.starts import adapter_folder, start_eva, start_from, start_lo
 from weitune.model.stored import dense_bytes, widen
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.model.trained import LoraAdapter, Trained, WholeModel
+from weitune.model.weight_files import weight_files
 from weitune.recipe.schema import Lora, Train
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
@@ -140,7 +141,7 @@ def make_trainable(
         start_eva(adapted, [Row.of(lay(examples), device) for examples in steps])
     whole = loaded.shards == 1 and trainable.abilities.plain_blocks
     if blocks and whole and by_onednn(loaded.device.type, loaded.dtype):
-        with giving_back(loaded.files.folder.glob("*.safetensors")):
+        with giving_back([] if loaded.files.gguf else weight_files(loaded.files.folder)):
             blocks.lay_out()
     return trainable
 

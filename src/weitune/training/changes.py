@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from weitune.errors import RunError
+from weitune.model.fingerprint import ADDED
 from weitune.recipe.load import fields
 from weitune.recipe.schema import Recipe
 
@@ -61,12 +62,15 @@ def check_recipe(run: Path, before: Recipe, now: Recipe) -> list[str]:
 
 
 def check_basis(run: Path, before: Basis, now: Basis) -> None:
-    """Raise RunError if anything that the numbers depend on is not what it was."""
+    """Raise RunError if anything that the numbers depend on is not what it was.
+
+    What an older version did not record yet is not compared.
+    """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     refused = [
         f"{key}: {_brief(old.get(key))} before, {_brief(new.get(key))} now"
         for key in {**old, **new}
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (key in ADDED and key not in old)
     ]
     if refused:
         raise _refusal(run, refused)

@@ -23,6 +23,7 @@ from weitune.model.host_memory import host_memory
 from weitune.model.load import LoadedModel, choose_device, choose_dtype, load_weights, stored_dtype
 from weitune.model.memory import free_bytes, peak_bytes, resident_bytes
 from weitune.model.need import MemoryNeed, PassSize, pass_bytes
+from weitune.model.weight_files import stored_weights
 from weitune.recipe.schema import Recompute, Storage
 
 if TYPE_CHECKING:
@@ -46,14 +47,7 @@ def weight_numbers(files: ModelFiles) -> int:
         from weitune.model.gguf_header import read_header
 
         return sum(prod(tensor.shape) for tensor in read_header(files.path).tensors.values())
-    from safetensors import safe_open
-
-    total = 0
-    for path in files.folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118  (not a mapping)
-                total += prod(weights.get_slice(name).get_shape())
-    return total
+    return sum(weight.numbers for weight in stored_weights(files.folder).values())
 
 
 def load_if_it_fits(

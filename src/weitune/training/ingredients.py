@@ -16,7 +16,8 @@ from weitune.data.plan import Plan
 from weitune.data.prepare import Prepared, prepare
 from weitune.data.render import Framing, framing_for
 from weitune.errors import DataError, ModelError
-from weitune.model.fingerprint import model_fingerprint, tokenizer_fingerprint
+from weitune.generate.base import recorded_basis
+from weitune.model.fingerprint import base_fingerprints, differences
 from weitune.model.load import LoadedModel, load_tokenizer
 from weitune.model.locate import ModelFiles, locate
 from weitune.model.saved import ADAPTER_FILES
@@ -61,9 +62,12 @@ def gather(
 ) -> Ingredients:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
 
+    A model of a hub has the commit that it was found at as the ``revision`` of the recipe that is returned.
     Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
     """
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=weights)
+    if files.commit:  # what the name stands for now; the hub may move on
+        recipe = recipe.model_copy(update={"revision": files.commit})
     tokenizer = load_tokenizer(files)
     framing = framing_for(tokenizer, recipe.tokens)
     for note in framing.notes:
@@ -77,12 +81,16 @@ def gather(
         examples, validation = divide(prepared, recipe, framing, reporter)
     train = recipe.train
     plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
-    basis = _basis(files, framing, examples, plan)
+    base = base_fingerprints(files) if weights else {}
+    basis = {**base, **_basis(framing, examples, plan)}
     if validation is not None:
         basis = {**basis, "validation": {"examples": len(validation), "contents": validation.digest()}}
     if recipe.lora != "none" and recipe.lora.init_from:
-        tensors = (adapter_folder(recipe.lora.init_from) / ADAPTER_FILES[1]).read_bytes()
-        basis = {**basis, "lora.init_from": hashlib.sha256(tensors).hexdigest()}
+        start = adapter_folder(recipe.lora.init_from)
+        basis = {**basis, "lora.init_from": hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()}
+        recorded = recorded_basis(start) or recorded_basis(start.parent)
+        if base and (changed := differences(recorded, files)):
+            reporter.say(f"lora.init_from: '{start}' was trained on another base:\n  " + "\n  ".join(changed))
     return Ingredients(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
 
 
@@ -127,10 +135,8 @@ def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> No
         reporter.say(f"the model's generation config does not stop at {text}; weitune does, in chat and in exports")
 
 
-def _basis(files: ModelFiles, framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
+def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
     return {
-        "model": model_fingerprint(files),
-        "tokenizer": tokenizer_fingerprint(files),
         "framing": {key: value for key, value in framing.describe().items() if key != "tokenizer_sha256"},
         "data": {
             "examples": len(examples),

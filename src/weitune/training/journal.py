@@ -117,7 +117,7 @@ class Journal:
         """Wait for the last checkpoint and publish its adapter as the final one."""
         if self._main:
             self._settle(wait=True)
-            chosen = chosen_checkpoint(self._folder, self.step, self._standing, self._loop.train.patience)
+            chosen = chosen_checkpoint(self._folder, self.step, self._loop.train.patience)
             target = self._folder / ADAPTER_FOLDER
             self._patience.keep_trying(lambda: publish_adapter(chosen, target), ADAPTER_FOLDER, _bytes_of(chosen))
             if self.step < self._loop.plan.steps:

@@ -41,6 +41,11 @@ class Past:
             raise RunError(
                 f"{folder / run_folder.ENVIRONMENT} does not say what the run was computed from", "Begin a new run."
             )
+        if "data" not in (state.get("basis") or environment["basis"]):
+            raise RunError(
+                f"the run in '{folder}' was not trained, so it cannot go on: it was merged from other runs",
+                "Begin a new run with `lora.init_from` set to it.",
+            )
         return cls(checkpoint, faulty, environment, state, build_recipe(tree))
 
     @property

@@ -13,8 +13,10 @@ Cost: every checkpoint that stays is read and hashed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
+from weitune.generate.best import best_of, finite
 from weitune.training import disk
 from weitune.training.checkpoint import MANIFEST, Checkpoint, fault_of, list_checkpoints, read_manifest
 
@@ -36,7 +38,7 @@ def rotate(run: Path, keep: int) -> list[tuple[Checkpoint, str]]:
             newest.append(checkpoint)
     if len(newest) < keep:
         return faulty
-    best = _best(older, below=min(map(metric_of, newest)))
+    best = best_checkpoint([*older, *newest])
     for checkpoint in older:
         if checkpoint != best and _is_ours(checkpoint):
             disk.discard(checkpoint.folder)
@@ -44,21 +46,21 @@ def rotate(run: Path, keep: int) -> list[tuple[Checkpoint, str]]:
 
 
 def metric_of(checkpoint: Checkpoint) -> float:
-    """Return the metric of a checkpoint, of which the lowest is the best; infinity if it was not measured."""
+    """Return the metric of a checkpoint; infinity if it was not measured."""
     try:
-        metric = checkpoint.state.get("metric")
-    except (OSError, ValueError):
-        return math.inf
-    return metric if isinstance(metric, float) and math.isfinite(metric) else math.inf
+        metric = finite(checkpoint.state.get("metric"))
+    except (OSError, ValueError, AttributeError):
+        metric = None
+    return math.inf if metric is None else metric
 
 
-def _best(checkpoints: list[Checkpoint], below: float) -> Checkpoint | None:
-    """Return the good checkpoint with the lowest metric, if that is lower than ``below``."""
-    for checkpoint in sorted(checkpoints, key=metric_of):
-        if metric_of(checkpoint) >= below:
-            return None
-        if not fault_of(checkpoint):
-            return checkpoint
+def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """Return the best (:mod:`weitune.generate.best`) of the good ones among ``checkpoints``; None if none is known."""
+    left = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    while found := best_of((step, metric_of(checkpoint)) for step, checkpoint in left.items()):
+        best = left.pop(found[0])
+        if not fault_of(best):
+            return best
     return None
 
 

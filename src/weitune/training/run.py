@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from weitune.data.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
+from weitune.generate.base import fingerprints_in, pinned
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
 from weitune.model.contention import share_the_processor
+from weitune.model.fingerprint import fingerprints_as
 from weitune.model.need import PassSize
 from weitune.model.starts import EVA_STEPS
 from weitune.recipe.load import build_recipe, read_recipe_file
@@ -176,7 +178,7 @@ def _begin(session: _Session, recipe: Recipe) -> None:
         forecast = forecast_run(parts, trainable, largest, loop.recompute)
         session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
         environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
-        run_folder.create(session.folder, recipe, environment, _accounts(parts))
+        run_folder.create(session.folder, parts.recipe, environment, _accounts(parts))
     session.accelerator.wait_for_everyone()
     with session.lock():
         _train(session, parts, trainable, loop, largest)
@@ -195,7 +197,7 @@ def _resume(session: _Session, recipe: Recipe) -> None:
         session.reporter.say(f"the run is complete after {past.step} steps; with more {more} it would go on")
         if session.main:
             with refusals_explained(folder):
-                chosen = chosen_checkpoint(folder, past.step, past.standing, recipe.train.patience)
+                chosen = chosen_checkpoint(folder, past.step, recipe.train.patience)
                 publish_adapter(chosen, folder / run_folder.ADAPTER_FOLDER)
     else:
         _go_on(session, past, recipe)
@@ -265,8 +267,9 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
 def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     """Check that everything is as it was, and train from where ``past`` ends."""
     check_trackers(recipe)
+    recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
     parts = gather(recipe, session.reporter, session.accelerator)
-    changes.check_basis(session.folder, past.basis, parts.basis)
+    changes.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
     was = {"shares_rows": past.environment.get("shares_rows")}
     changes.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
@@ -282,7 +285,7 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
         with refusals_explained(session.folder):
             for line in past.set_aside_faulty():
                 session.note(line)
-            run_folder.update_recipe(session.folder, recipe)
+            run_folder.update_recipe(session.folder, parts.recipe)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
     loop = _make_loop(session, parts, trainable, chosen)
     _train(session, parts, trainable, loop, _largest_pass(parts, loop), past)

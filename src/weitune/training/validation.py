@@ -10,7 +10,6 @@ checkpoint, so a run that goes on knows what it had found.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +24,12 @@ from weitune.data.plan import share
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
+from weitune.generate.best import best_of, finite
 from weitune.generate.engine import Engine
 from weitune.model.allocator import give_back_freed
-from weitune.training.checkpoint import Checkpoint, fault_of
+from weitune.training.checkpoint import Checkpoint, list_checkpoints
 from weitune.training.loop import Loop
+from weitune.training.rotation import best_checkpoint
 from weitune.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -74,17 +75,16 @@ class Standing:
     def add(self, step: int, loss: float) -> bool:
         """Take note of a loss, and return whether it is lower than all before."""
         best = self.best()
-        self.losses.append((step, loss if math.isfinite(loss) else None))
-        return math.isfinite(loss) and (best is None or loss < best[1])
+        self.losses.append((step, finite(loss)))
+        return self.best() != best
 
     def has(self, step: int) -> bool:
         """Return whether the model was evaluated after ``step`` steps."""
         return any(there == step for there, _ in self.losses)
 
     def best(self, *, after: int = -1) -> tuple[int, float] | None:
-        """Return step and loss of the lowest (the first of equals) ``after`` a step, if there is one."""
-        finite = [(step, loss) for step, loss in self.losses if loss is not None and step > after]
-        return min(finite, key=lambda pair: pair[1], default=None)
+        """Return step and loss of the best evaluation (:mod:`weitune.generate.best`) ``after`` a step, if any."""
+        return best_of((step, loss) for step, loss in self.losses if step > after)
 
     def patience_is_lost(self, patience: int | None) -> bool:
         """Return whether the last ``patience`` evaluations have brought nothing better."""
@@ -94,15 +94,15 @@ class Standing:
         return len(self.losses) - 1 - [step for step, _ in self.losses].index(best[0]) >= patience
 
 
-def chosen_checkpoint(run: Path, step: int, standing: Standing, patience: int | None) -> Checkpoint:
+def chosen_checkpoint(run: Path, step: int, patience: int | None) -> Checkpoint:
     """Return the checkpoint that a run which ended after ``step`` publishes: its last one, or its best one if it had
-    ``patience`` to lose."""
-    best = standing.best(after=0) if patience is not None else None
-    for candidate in (best[0] if best else step, step):
-        checkpoint = Checkpoint(run / f"checkpoint-{candidate}", candidate)
-        if candidate == step or not fault_of(checkpoint):
-            break
-    return checkpoint
+    ``patience`` to lose.
+
+    That is the best of the good ones that are there, as for `--checkpoint best`: one may have rotted on the disk.
+    """
+    last = Checkpoint(run / f"checkpoint-{step}", step)
+    best = best_checkpoint(list_checkpoints(run)) if patience is not None else None
+    return best or last
 
 
 class _StopAskedError(Exception):

@@ -1,0 +1,205 @@
+"""Adapters that were made elsewhere: a folder as PEFT, LLaMA-Factory, Unsloth or ms-swift write it, used like a run.
+
+    FOLDER/
+      adapter_config.json        names the base model, by a hub id or by a path of the machine that trained
+      adapter_model.safetensors
+      tokenizer.json …           if present, used instead of the base's, and so is its chat template
+      chat_template.jinja        if there is no tokenizer: the base's tokenizer with this template
+      checkpoint-100/ …          adapters too
+      args.json                  ms-swift's settings: the model's id and the system prompt are suggested from it
+      recipe.yaml, state.json    of weitune: a pushed adapter, or a checkpoint copied out of its run
+
+Nothing is written into such a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitune.errors import ModelError, RecipeError, RunError, first_line
+from weitune.generate.base import checked_base, fingerprints_in
+from weitune.generate.run_folder import Run, Which
+from weitune.model.locate import is_hub_id
+from weitune.model.saved import MODEL_FILES, holds_model
+from weitune.model.saved_adapter import CONFIG, check_adapter, check_files, read_adapter_config
+from weitune.recipe.load import build_recipe, load_recipe
+from weitune.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from weitune.generate.base import Say
+    from weitune.model.locate import ModelFiles
+
+_OF_A_RUN = "recipe.yaml"
+
+
+def open_run(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    accept_changed_base: bool = False,
+    say: Say | None = None,
+) -> Run:
+    """Open a run, or a plain adapter as if it were one.
+
+    ``model`` and ``system`` are the base and the system prompt of a plain adapter. Raises RunError if ``path`` is
+    neither, or if they are given for a run, which has its own.
+    """
+    folder = Path(path)
+    if not is_plain_adapter(folder):
+        for option, value in (("--model", model), ("--system", system)):
+            if value is not None and (folder / _OF_A_RUN).is_file():
+                raise RunError(
+                    f"'{folder}' is a run of weitune, which has a model and a system prompt of its own",
+                    f"Leave {option} out; it is for adapters that were made elsewhere.",
+                )
+        return Run(folder, accept_changed_base=accept_changed_base, say=say)
+    return PlainAdapter(folder, model=model, system=system, accept_changed_base=accept_changed_base, say=say)
+
+
+def is_plain_adapter(folder: Path) -> bool:
+    """Return whether ``folder`` has an adapter and is no run of weitune nor a part of one."""
+    part = (folder.parent / _OF_A_RUN).is_file()
+    run = (folder / _OF_A_RUN).is_file() and not (folder / CONFIG).is_file()
+    return not part and not run and ((folder / CONFIG).is_file() or bool(_checkpoints(folder)))
+
+
+class PlainAdapter(Run):
+    """An adapter of another program, with the interface of a run."""
+
+    made_elsewhere = True
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        accept_changed_base: bool = False,
+        say: Say | None = None,
+    ) -> None:
+        """Open the folder ``path``; ``model`` is the base if not the one that the adapter names.
+
+        Raises RunError if there is no LoRA adapter in safetensors.
+        """
+        self._model, self._system = model, system
+        super().__init__(path, accept_changed_base=accept_changed_base, say=say)
+
+    def _check_folder(self) -> None:
+        if holds_model(self.adapter):
+            raise RunError(
+                f"'{self.adapter}' holds an adapter ({CONFIG}) and a whole model ({MODEL_FILES[1]})",
+                "Move the one away that is not meant: the model may have the adapter in its weights already.",
+            )
+        check_files(self.adapter)
+
+    @cached_property
+    def adapter(self) -> Path:
+        """The folder of the adapter: this one, or its newest checkpoint."""
+        if (self.path / CONFIG).is_file():
+            return self.path
+        return self.path / f"checkpoint-{_checkpoints(self.path)[-1]}"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What is known of how the adapter was made. Raises RunError if its base is not known or not here."""
+        known = self._recipe_of_weitune
+        base, revision = self._base_name(known)
+        changes: dict[str, Any] = {"model": base, "revision": revision, "validation": None, "output": None}
+        if known is None:
+            known = Recipe(model=base, data=[str(self.path)])
+        if self._system is not None:
+            changes["system"] = self._system or None
+        elif known.system is None and (system := self._arguments().get("system")):
+            self._say(f"args.json in '{self.path}' names a system prompt; to use it:  --system {shlex.quote(system)}")
+        return known.model_copy(update=changes)
+
+    def base_files(self) -> ModelFiles:
+        """Return the files of the base model, with the adapter's tokenizer before the base's."""
+        if self._base is None:
+            check_adapter(self.adapter)
+            recorded = fingerprints_in(_json(self.adapter / "state.json").get("basis"))
+            try:
+                found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
+            except ModelError as error:
+                given = "" if self._model else f"\n{self._give_model()}"
+                raise ModelError(error.message, error.cure + given) from None
+            of_weitune = self._recipe_of_weitune is not None  # frames with the base's tokenizer and the recipe
+            self._base = found if of_weitune else replace(found, adapter=self.adapter)
+        return self._base
+
+    def checkpoints(self) -> list[int]:
+        """Return the steps of the checkpoints in the folder, in order."""
+        return _checkpoints(self.path)
+
+    def adapter_folder(self, which: Which = "last") -> Path | None:
+        """Return the folder of an adapter; None for ``base``. Raises RunError if there is no such checkpoint."""
+        if which == "base":
+            return None
+        if which == "last":
+            return self.adapter
+        steps = self.checkpoints()
+        if which in steps:
+            return self.path / f"checkpoint-{which}"
+        known = f"It has {', '.join(map(str, steps))}." if steps else "It has none; leave --checkpoint out."
+        raise RunError(f"the adapter '{self.path}' has no checkpoint {which!r}", known)
+
+    def _base_name(self, known: Recipe | None) -> tuple[str, str | None]:
+        """Return the base's name, and its revision on a hub."""
+        if self._model is not None:
+            return self._model, None
+        config = read_adapter_config(self.adapter)
+        name = known.model if known else config.get("base_model_name_or_path")
+        revision = known.revision if known else config.get("revision")
+        if not isinstance(name, str) or not name:
+            raise RunError(f"{CONFIG} in '{self.adapter}' names no base model", self._give_model())
+        if name.startswith("builtin:") or Path(name).expanduser().exists():
+            return name, None
+        if not is_hub_id(name):
+            raise RunError(f"the base of the adapter '{self.path}' is not here: {name}", self._give_model())
+        return name, revision if isinstance(revision, str) else None
+
+    def _give_model(self) -> str:
+        arguments = self._arguments()
+        suggested = next((arguments[key] for key in ("model", "model_id_or_path") if arguments.get(key)), None)
+        if suggested and is_hub_id(suggested):
+            return f"Give it with --model; args.json says it was {suggested}:  --model {shlex.quote(suggested)}"
+        return "Give it with --model: a folder, a hub id or a .gguf file."
+
+    @cached_property
+    def _recipe_of_weitune(self) -> Recipe | None:
+        """The recipe of an adapter that weitune made, if it lies here."""
+        try:
+            if (self.path / _OF_A_RUN).is_file():
+                return load_recipe(str(self.path / _OF_A_RUN))
+            tree = _json(self.adapter / "state.json").get("recipe")
+            return build_recipe(tree) if isinstance(tree, dict) else None
+        except RecipeError as error:
+            self._say(f"the recipe in '{self.path}' is not used, for it cannot be read: {first_line(error)}")
+            return None
+
+    def _arguments(self) -> dict[str, str]:
+        """Return the texts among ms-swift's settings, which lie in the folder or above it."""
+        above = [self.adapter.parent] if self.adapter.name.startswith("checkpoint-") else []
+        for folder in [self.adapter, *above]:
+            if found := _json(folder / "args.json"):
+                return {key: value for key, value in found.items() if isinstance(value, str)}
+        return {}
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    found = [entry for entry in folder.glob("checkpoint-*") if entry.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(int(entry.name.removeprefix("checkpoint-")) for entry in found if (entry / CONFIG).is_file())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
