@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from weitune.data.preview import Part, Shown
+from weitune.data.preview import BORDER, Part, Shown
 
 _STYLE = """
 :root { color-scheme: light dark; --learned: #bfe8c6; --control: #8a8f98; --line: #8884; --bad: #c0392b }
@@ -26,8 +26,9 @@ h2 small { font-weight: 400; color: var(--control); margin-left: .5rem }
 pre { font: 13px/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }
 mark { background: var(--learned); color: inherit }
 .control { color: var(--control) }
+i::before { content: "BORDER"; color: var(--bad); font-style: normal }
 .bad { color: var(--bad) }
-"""
+""".replace("BORDER", BORDER)
 
 _SCRIPT = """
 const form = document.querySelector('form'), rows = [...document.querySelectorAll('article')];
@@ -57,7 +58,8 @@ def page(title: str, shown: Sequence[Shown], facts: Sequence[str]) -> str:
         f"<h1>{escape(title)}</h1>\n"
         + "".join(f"<p>{escape(fact)}</p>\n" for fact in facts)
         + "<p><mark>Marked text</mark> is what the model learns to write; "
-        '<span class="control">grey tokens</span> only frame the turns.</p>\n'
+        '<span class="control">grey tokens</span> only frame the turns. Text that only looks like such a token is shown '
+        "with the borders of its own tokens: <i></i>&lt;<i></i>th<i></i>ink<i></i>&gt;<i></i>.</p>\n"
         '<form><label>tokens from <input name="least" type="number" min="0"></label>\n'
         '<label>to <input name="most" type="number" min="0"></label>\n'
         f'<label>only <select name="tag"><option value="">all rows</option>{choices}</select></label>\n'
@@ -81,7 +83,7 @@ def _article(item: Shown) -> str:
 
 
 def _part(part: Part) -> str:
-    text = escape(part.text)
+    text = "<i></i>".join(map(escape, part.pieces))  # no characters, so that copies and the filter see the text
     if part.kind == "learned":
         title = f' title="weight {part.weight:g}"' if part.weight != 1 else ""
         return f"<mark{title}>{text}</mark>"

@@ -32,7 +32,7 @@ from weitune.recipe.schema import Recipe
 
 Progress = Callable[[int, "int | None"], None]
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the same data would be prepared differently."""
 
 

@@ -54,9 +54,9 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe the run was made from. Raises RecipeError if someone broke it."""
-        from weitune.recipe.load import load_recipe
+        from weitune.recipe.load import load_recorded
 
-        return load_recipe(str(self.path / "recipe.yaml"))
+        return load_recorded(self.path)
 
     def checkpoints(self) -> list[int]:
         """Return the steps of the checkpoints that are complete, in order."""

@@ -18,7 +18,7 @@ from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
 from weitune.model.need import PassSize
 from weitune.model.starts import EVA_STEPS
-from weitune.recipe.load import build_recipe, read_recipe_file
+from weitune.recipe.load import load_recorded
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
 from weitune.training import changes, disk, foresight
@@ -91,7 +91,7 @@ def resume(
     """
     folder = Path(folder)
     run_folder.check_run(folder)
-    recipe = build_recipe(read_recipe_file(str(folder / run_folder.RECIPE)), overrides)
+    recipe = load_recorded(folder, overrides)
     with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session, session.lock():
         past = Past.of(folder)
         for line in changes.check_recipe(folder, past.recipe, recipe):

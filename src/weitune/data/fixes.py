@@ -1,0 +1,88 @@
+"""What could be changed about a row, or about the template's arguments, when a template cannot frame it.
+
+Nothing here is advice yet: whoever asks tries each change and names those that work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from weitune.data.conversation import Conversation, Turn
+
+_UNLEARNED = "give such turns `weight: 0`, so that they are context and not learned"
+
+
+class Fix(NamedTuple):
+    """A change, in words and done."""
+
+    words: str
+    conversation: Conversation
+    arguments: Mapping[str, Any]
+    """Arguments of the template besides those that are given."""
+
+
+def fixes_for(kind: str, at: int, conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
+    """Yield what could be tried for a refusal of ``kind`` at turn ``at`` (from 0).
+
+    ``names`` are the arguments that the template asks for.
+    """
+    if kind == "first":
+        yield from _for_an_opening_answer(at, conversation)
+    elif kind in ("prompt", "reasoning"):
+        yield from _for_reasoning(kind, at, conversation, names)
+    elif kind == "turns":
+        yield from _for_arguments(conversation, names)
+
+
+def shape(conversation: Conversation) -> tuple[Any, ...]:
+    """Return what rows have in common for which the same change works."""
+    turns = [(t.role, t.reasoning and bool(t.reasoning), len(t.tool_calls), bool(t.weight)) for t in conversation.turns]
+    return (tuple(turns), bool(conversation.tools))
+
+
+def _for_arguments(conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
+    for name in names:
+        for value in (True, False):
+            yield Fix(f"set `tokens.template_args: {{{name}: {str(value).lower()}}}`", conversation, {name: value})
+
+
+def _for_an_opening_answer(at: int, conversation: Conversation) -> Iterator[Fix]:
+    turns = conversation.turns
+    yield Fix(_UNLEARNED, _unlearned(conversation, at), {})
+    if conversation.system is None:
+        yield Fix(
+            "open the row with a system prompt (or set `system` in the recipe)",
+            replace(conversation, turns=(Turn("system", "x"), *turns)),
+            {},
+        )
+    asked = (*turns[:at], Turn("user", "x"), *turns[at:])
+    yield Fix("put a turn of the user before the assistant's first one", replace(conversation, turns=asked), {})
+    yield Fix("leave the assistant's first turn out", replace(conversation, turns=(*turns[:at], *turns[at + 1 :])), {})
+
+
+def _for_reasoning(kind: str, at: int, conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
+    turn = conversation.turns[at]
+    yield from _for_arguments(conversation, names)
+    if turn.reasoning is None:
+        yield Fix(
+            "give such turns their reasoning (`reasoning_content`; an empty text means an answer without thinking)",
+            _changed(conversation, at, turn._replace(reasoning="")),
+            {},
+        )
+    else:
+        yield Fix("remove the reasoning of such turns", _changed(conversation, at, turn._replace(reasoning=None)), {})
+    if kind == "prompt" and conversation.system is not None:
+        yield Fix("leave out `system`", replace(conversation, turns=conversation.turns[1:]), {})
+    if any(other.role == "assistant" and other.weight for i, other in enumerate(conversation.turns) if i != at):
+        yield Fix(_UNLEARNED, _unlearned(conversation, at), {})
+
+
+def _unlearned(conversation: Conversation, at: int) -> Conversation:
+    return _changed(conversation, at, conversation.turns[at]._replace(weight=0.0))
+
+
+def _changed(conversation: Conversation, at: int, turn: Turn) -> Conversation:
+    turns = conversation.turns
+    return replace(conversation, turns=(*turns[:at], turn, *turns[at + 1 :]))
