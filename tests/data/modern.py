@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.data.families import Family, build
 
@@ -40,6 +40,10 @@ class Modern:
     plain: tuple[str, ...] = ()
     reads: str | None = "reasoning_content"
     """The field of a message in which its template reads reasoning; None if it has no place for it."""
+    frame: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
+    """What stands around reasoning in a content, for turns in which the template reads no field."""
+    drops: Literal["", "answers", "all"] = ""
+    """The turns of which the template writes no reasoning, whatever it is given; `answers` are those without a call."""
     borrowed: bool = False
     """The end of a turn is the first token of the next."""
     named_ids: bool = False
@@ -62,17 +66,17 @@ MODERN = {
                         "<|end|>", "<|end|>", reads=None),
     "gemma3": Modern("gemma3", ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), "<eos>",
                      "<end_of_turn>", bos="<bos>", reads=None),
-    "gemma4": Modern("gemma4", _GEMMA4, "<eos>", "<turn|>", "<|tool_response>", bos="<bos>", reads="reasoning",
-                     arguments=({}, {"enable_thinking": True})),
+    "gemma4": Modern("gemma4", _GEMMA4, "<eos>", "<turn|>", "<|tool_response>", bos="<bos>", reads="reasoning", drops="answers",
+                     frame=("<|channel>thought\n", "\n<channel|>"), borrowed=True, arguments=({}, {"enable_thinking": True})),
     "gemma4-large": Modern("gemma4", _GEMMA4, "<eos>", "<turn|>", "<|tool_response>", bos="<bos>", reads="reasoning",
-                           arguments=({}, {"enable_thinking": True}), always=(("large", True),)),
+                           drops="answers", frame=("<|channel>thought\n", "\n<channel|>"), borrowed=True, arguments=({}, {"enable_thinking": True}), always=(("large", True),)),
     "llama4": Modern("llama4", ("<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>",
                      "<|eom|>", "<|python_start|>", "<|python_end|>"), "<|eot|>", "<|eot|>", "<|eom|>",
                      bos="<|begin_of_text|>", reads=None),
     "mistral7": Modern("mistral7", ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
                        "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]",
                        "[TOOL_RESULTS]", "[TOOL_CONTENT]", "[/TOOL_RESULTS]", "[THINK]", "[/THINK]"), "</s>", "</s>",
-                       "</s>", bos="<s>", reads="parts"),
+                       "</s>", bos="<s>", reads="parts", frame=("[THINK]", "[/THINK]")),
     "gpt-oss": Modern("gpt-oss", ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>", "<|end|>",
                       "<|message|>", "<|call|>"), "<|return|>", "<|return|>", "<|call|>",
                       arguments=({}, {"reasoning_effort": "high"})),
@@ -84,9 +88,10 @@ MODERN = {
                      plain=("/nothink", *_THINK, *_HERMES, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
                      borrowed=True, arguments=_MODES),
     "deepseek-v3": Modern("deepseek-v3", **_DEEPSEEK_MODEL),
-    "deepseek-r1-old": Modern("deepseek-v3", **_DEEPSEEK_MODEL, always=(("strips", True),)),
-    "deepseek-r1": Modern("deepseek-v3", **_DEEPSEEK_MODEL, always=(("strips", True), ("opens", True))),
-    "deepseek-v3.1": Modern("deepseek-v3.1", **_DEEPSEEK_MODEL, arguments=({}, {"thinking": True})),
+    "deepseek-r1-old": Modern("deepseek-v3", **_DEEPSEEK_MODEL, drops="answers", always=(("strips", True),)),
+    "deepseek-r1": Modern("deepseek-v3", **_DEEPSEEK_MODEL, drops="answers",
+                          always=(("strips", True), ("opens", True))),
+    "deepseek-v3.1": Modern("deepseek-v3.1", **_DEEPSEEK_MODEL, drops="all", arguments=({}, {"thinking": True})),
     "kimi-k2": Modern("kimi-k2", ("[BOS]", "[EOS]", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>",
                       "<|im_end|>", "<|tool_calls_section_begin|>", "<|tool_call_begin|>",
                       "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"), "[EOS]",

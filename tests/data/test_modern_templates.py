@@ -62,16 +62,37 @@ def conversations(model: Modern) -> Iterator[Conversation]:
         yield Conversation((*opening, *thinking), tools, Origin("f.json", 1))
 
 
+def reads_field(model: Modern, turn: Turn) -> bool:
+    """Tell whether the template reads the reasoning of ``turn`` in a field of its own."""
+    if model.reads in ("reasoning", "parts"):
+        return bool(turn.tool_calls) == (model.reads == "reasoning")
+    return model.reads is not None
+
+
+def is_dropped(model: Modern, turn: Turn) -> bool:
+    """Tell whether the template writes no reasoning of ``turn``, although it has some."""
+    return turn.reasoning is not None and model.drops in ("all", "all" if turn.tool_calls else "answers")
+
+
+def thinking(model: Modern, turn: Turn) -> dict[str, Any]:
+    """Return the message's fields that hold reasoning, or a content that opens with it."""
+    if is_dropped(model, turn):
+        return {}
+    if not reads_field(model, turn):
+        return {"content": f"{turn.reasoning}".join(model.frame) + turn.content}
+    if model.reads == "parts":
+        parts = [{"type": "thinking", "thinking": turn.reasoning}]
+        return {"content": [*parts, {"type": "text", "text": turn.content}]}
+    return {str(model.reads): turn.reasoning}
+
+
 def as_messages(model: Modern, turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
     """Return ``turns`` as a user of transformers would write them for the model."""
     messages = []
     for turn in turns:
         message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-        if turn.reasoning is not None and model.reads == "parts":
-            parts = [{"type": "thinking", "thinking": turn.reasoning}]
-            message["content"] = [*parts, {"type": "text", "text": turn.content}]
-        elif turn.reasoning is not None and model.reads is not None:
-            message[model.reads] = turn.reasoning
+        if turn.reasoning is not None:
+            message |= thinking(model, turn)
         if turn.tool_calls:
             as_text = model.template.startswith("deepseek")
             message["tool_calls"] = [
@@ -119,8 +140,10 @@ def check(name: str, arguments: dict[str, Any], conversation: Conversation, fram
         assert prompt == applied(name, conversation, i, arguments, ask=True)
         assert list(example.input_ids[: len(prompt)]) == prompt
         whole = applied(name, conversation, turns, arguments)
-        reads = model.reads is not None and (model.reads != "reasoning" or turn.tool_calls)
-        if reads or turn.reasoning is None:
+        final = conversation.turns[turns - 1]
+        if is_dropped(model, final):
+            without_reasoning(name, example, decoded(name, whole), str(final.reasoning))
+        else:
             same_tokens(name, example, whole, borrowed=model.borrowed)
         ends = {tokenizer.convert_tokens_to_ids(model.end_of_call if turn.tool_calls else model.end_of_turn)}
         [span] = [s for s in example.spans if s.start >= len(prompt)][:1]
@@ -141,6 +164,18 @@ def check(name: str, arguments: dict[str, Any], conversation: Conversation, fram
                 )
 
 
+def without_reasoning(name: str, example: Example, whole: str, reasoning: str) -> None:
+    """Compare with a rendering from which the template has dropped the reasoning, which stands before the answer."""
+    opening, closing = (re.escape(tag.strip()) for tag in MODERN[name].frame)
+    text = decoded(name, example.input_ids)
+    taken_out = [
+        text[: found.start()] + kept + text[found.end() :]
+        for found in re.finditer(rf"{opening}\s*{re.escape(reasoning)}\s*{closing}\s*", text)
+        for kept in ("", closing)  # a template that has ended the thought itself keeps that
+    ]
+    assert whole in taken_out
+
+
 def span_text(name: str, example: Example, span: Any) -> str:
     return decoded(name, example.input_ids[span.start : span.stop])
 
@@ -157,11 +192,19 @@ def same_tokens(name: str, example: Example, whole: list[int], *, borrowed: bool
         assert [token for token in ids if token not in blank] == [token for token in whole if token not in blank]
 
 
+def thinking_as(reasoning: str | None, turns: tuple[Turn, ...]) -> Iterator[Turn]:
+    """Yield ``turns`` with ``reasoning`` in answers that have none; None: without reasoning."""
+    for turn in turns:
+        changes = turn.role == "assistant" and (not turn.reasoning or reasoning is None)
+        yield turn._replace(reasoning=reasoning) if changes else turn
+
+
 FIXES = {
-    "remove the reasoning": lambda turn: turn._replace(reasoning=None),
-    "an empty text": lambda turn: turn._replace(reasoning=""),
-    "give such turns their reasoning": lambda turn: turn._replace(reasoning="I think."),
-    "`weight: 0`": lambda turn: turn._replace(weight=0.0),
+    "remove the reasoning of such turns": lambda turns, i: thinking_as(None, turns),
+    "remove the reasoning of the turns before it": lambda turns, i: (*thinking_as(None, turns[:i]), *turns[i:]),
+    "an empty text": lambda turns, i: thinking_as("", turns),
+    "give such turns their reasoning": lambda turns, i: thinking_as("I think.", turns),
+    "`weight: 0`": lambda turns, i: (*turns[:i], turns[i]._replace(weight=0.0), *turns[i + 1 :]),
 }
 
 
@@ -171,10 +214,8 @@ def works(name: str, arguments: dict[str, Any], conversation: Conversation, fix:
     if found:
         arguments = {**arguments, found[1]: found[2] == "true"}
     else:
-        change = next(change for words, change in FIXES.items() if words in fix)
-        turns = list(conversation.turns)
-        turns[turn] = change(turns[turn])
-        conversation = replace(conversation, turns=tuple(turns))
+        change = next(change for words, change in FIXES.items() if words in fix.lower())
+        conversation = replace(conversation, turns=tuple(change(conversation.turns, turn)))
     try:
         framing_of(name, arguments).examples(conversation)
     except DataError:

@@ -224,12 +224,12 @@ class ChatFraming(Framing):
         if key not in self._fixes:
             if len(self._fixes) == _SHAPES_TRIED:
                 return None
-            fixes = fixes_for(refusal.kind, refusal.turn, conversation, self._template.asks_for)
-            working: list[str] = []
-            for fix in fixes:
-                if len(working) < _FIXES_NAMED and self._works(fix):
-                    working.append(fix.words)
-            words = ", or ".join(working)
+            working: list[Fix] = []
+            for fix in fixes_for(refusal.kind, refusal.turn, conversation, self._template.asks_for):
+                known = bool(fix.group) and any(fix.group == other.group for other in working)
+                if len(working) < _FIXES_NAMED and not known and self._works(fix):
+                    working.append(fix)
+            words = ", or ".join(fix.words for fix in working)
             self._fixes[key] = words[:1].upper() + words[1:] + "." if words else ""
         return self._fixes[key] or None
 

@@ -163,10 +163,10 @@ class Conventions:
     def _in_field(self, called: bool, fields: tuple[str, ...]) -> Thoughts | None:
         """Return what stands around reasoning in ``fields``, if it is read there."""
         probe = self._probe(called, "" if called else ANSWER)
-        text = self._try(self._probe(called, "" if called else ANSWER, dict.fromkeys(fields, THOUGHT)))
+        text = self._try([probe[0], {**probe[1], **dict.fromkeys(fields, THOUGHT)}])
         if text is None or not self._reads(text, called, content=not called):
             return None
-        prompt = self._try(probe[:-1], prompting=True) or ""
+        prompt = self._try(probe[:-1], called=called, prompting=True) or ""
         without = self._try(probe) or ""
         before, _, after = text.partition(THOUGHT)
         rest = without[len(prompt) :] if without.startswith(prompt) else ""
@@ -192,13 +192,14 @@ class Conventions:
     def _is_framed(self, text: str, opening: str, closing: str) -> bool:
         """Tell whether a rendering keeps what stands around reasoning, once, or has control tokens of its own there."""
         before, _, after = text.partition(THOUGHT)
-        before, between, opening = before.rstrip(), after[: after.find(ANSWER)], opening.strip()
+        before, between = before.rstrip(), after[: after.find(ANSWER)]
+        opening, closing = opening.strip(), closing.strip()
         if before.endswith(opening):
-            if before.removesuffix(opening).rstrip().endswith(opening):
+            if before.removesuffix(opening).rstrip().endswith((opening, closing)):
                 return False
-        elif not any(control.stop == len(before) for control in self._controls.find(before)):
+        elif before.endswith(closing) or not any(c.stop == len(before) for c in self._controls.find(before)):
             return False
-        return closing.strip() in between or any(True for _ in self._controls.find(between))
+        return closing in between or any(True for _ in self._controls.find(between))
 
     @cached_property
     def empty_blocks(self) -> tuple[str, ...]:
@@ -215,7 +216,7 @@ class Conventions:
         """Return the empty thought in an answer after ``before``, or nothing."""
         thoughts = self.thoughts(called)
         turn = Turn("assistant", ANSWER, tool_calls=(CALL,) if called else ())
-        prompt = self._try(before, prompting=True)
+        prompt = self._try(before, called=called or None, prompting=True)
         texts = [
             self._try([*before, *self.messages([turn._replace(reasoning=reasoning)])]) for reasoning in (None, THOUGHT)
         ]
@@ -227,18 +228,22 @@ class Conventions:
         same = "".join(without.split()) == "".join(given.replace(THOUGHT, "").split())
         return without if same and THOUGHT in given and without.strip() else ""
 
-    def _probe(self, called: bool, content: Any, more: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def _probe(self, called: bool, content: Any) -> list[dict[str, Any]]:
         """Return a question and an answer, perhaps a call."""
         if called and not content:
             content = self.calls.empty
-        messages = _probe(content, self.calls if called else None)
-        messages[-1].update(more or {})
-        return messages
+        return _probe(content, self.calls if called else None)
 
-    def _try(self, messages: Sequence[Mapping[str, Any]], *, prompting: bool = False) -> str | None:
-        """Render ``messages``, with a tool if that is accepted; None if the template refuses them."""
-        calls = any("tool_calls" in message for message in messages)
-        for tools in ([_TOOL], []) if calls else ([],):
+    def _try(
+        self, messages: Sequence[Mapping[str, Any]], *, called: bool | None = None, prompting: bool = False
+    ) -> str | None:
+        """Render ``messages``; None if the template refuses them.
+
+        With a tool where there are calls, or will be (``called``), if the template accepts one.
+        """
+        if called is None:
+            called = any("tool_calls" in message for message in messages)
+        for tools in ([_TOOL], []) if called else ([],):
             try:
                 return self._template.render(messages, tools, prompting).text
             except REFUSALS:

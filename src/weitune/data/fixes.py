@@ -21,6 +21,8 @@ class Fix(NamedTuple):
     conversation: Conversation
     arguments: Mapping[str, Any]
     """Arguments of the template besides those that are given."""
+    group: str = ""
+    """Of changes in a group, the first one that works will do."""
 
 
 def fixes_for(kind: str, at: int, conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
@@ -63,26 +65,40 @@ def _for_an_opening_answer(at: int, conversation: Conversation) -> Iterator[Fix]
 
 
 def _for_reasoning(kind: str, at: int, conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
-    turn = conversation.turns[at]
     yield from _for_arguments(conversation, names)
-    if turn.reasoning is None:
-        yield Fix(
-            "give such turns their reasoning (`reasoning_content`; an empty text means an answer without thinking)",
-            _changed(conversation, at, turn._replace(reasoning="")),
-            {},
-        )
+    if conversation.turns[at].reasoning:
+        yield Fix("remove the reasoning of such turns", _thinking(conversation, at, None), {})
     else:
-        yield Fix("remove the reasoning of such turns", _changed(conversation, at, turn._replace(reasoning=None)), {})
-    if kind == "prompt" and conversation.system is not None:
-        yield Fix("leave out `system`", replace(conversation, turns=conversation.turns[1:]), {})
+        words = "give such turns their reasoning (`reasoning_content`"
+        empty = "; an empty text means an answer without thinking)"
+        yield Fix(words + empty, _thinking(conversation, None, ""), {}, "give")
+        yield Fix(words + ")", _thinking(conversation, None, "x"), {}, "give")
+    if kind == "prompt":
+        if any(turn.reasoning is not None for turn in conversation.turns[:at]):
+            earlier = [turn._replace(reasoning=None) for turn in conversation.turns[:at]]
+            without = replace(conversation, turns=(*earlier, *conversation.turns[at:]))
+            yield Fix("remove the reasoning of the turns before it", without, {})
+        if conversation.system is not None:
+            yield Fix("leave out `system`", replace(conversation, turns=conversation.turns[1:]), {})
     if any(other.role == "assistant" and other.weight for i, other in enumerate(conversation.turns) if i != at):
         yield Fix(_UNLEARNED, _unlearned(conversation, at), {})
 
 
+def _thinking(conversation: Conversation, at: int | None, reasoning: str | None) -> Conversation:
+    """Return ``conversation`` with ``reasoning`` in its answers that have none, or instead of that of turns like ``at``,
+    with a call or without."""
+
+    def changed(turn: Turn) -> Turn:
+        if turn.role != "assistant":
+            return turn
+        if at is None:
+            return turn._replace(reasoning=turn.reasoning or reasoning)
+        alike = bool(turn.tool_calls) == bool(conversation.turns[at].tool_calls)
+        return turn._replace(reasoning=reasoning) if alike else turn
+
+    return replace(conversation, turns=tuple(map(changed, conversation.turns)))
+
+
 def _unlearned(conversation: Conversation, at: int) -> Conversation:
-    return _changed(conversation, at, conversation.turns[at]._replace(weight=0.0))
-
-
-def _changed(conversation: Conversation, at: int, turn: Turn) -> Conversation:
     turns = conversation.turns
-    return replace(conversation, turns=(*turns[:at], turn, *turns[at + 1 :]))
+    return replace(conversation, turns=(*turns[:at], turns[at]._replace(weight=0.0), *turns[at + 1 :]))

@@ -114,8 +114,9 @@ class Script:
         header, opening = _opened(prompt, thoughts)
         if not rendered.text.startswith(header):
             return rendered  # and the prompt will be found not to be its beginning
-        block = opening + self._hide(turn.reasoning) + thoughts.close
         at, text = len(header), rendered.text
+        closed = text[at:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
+        block = opening + self._hide(turn.reasoning) + ("" if closed else thoughts.close)
         moved = [(a + len(block), b + len(block)) if a >= at else (a, b) for a, b in rendered.generated]
         marks = sorted([*moved, (at, at + len(block))]) if self._template.marks_generation else []
         return Rendered(text[:at] + block + text[at:], tuple(marks))
@@ -138,11 +139,11 @@ class Script:
 
 
 def _opened(prompt: str, thoughts: Thoughts) -> tuple[str, str]:
-    """Return the part of ``prompt`` before an opening of reasoning at its end, and the opening to be written."""
+    """Return the part of ``prompt`` before an opening of reasoning at its end, and the opening to be written: its own
+    if it has one."""
     opening = thoughts.open.strip()
     end = prompt.rstrip()
     if not opening or not end.endswith(opening):
         return prompt, thoughts.open
     header = end.removesuffix(opening)
-    given = prompt[len(header) :]
-    return header, thoughts.open if thoughts.open.startswith(given) else given
+    return header, prompt[len(header) :]
