@@ -122,6 +122,11 @@ def tokenizer_of(name: str) -> Any:
     model = MODERN[name]
     fixed = "".join(f"{{%- set {key} = {str(value).lower()} %}}" for key, value in model.always)
     family = Family(
-        fixed + template_of(model.template), model.special, model.eos, model.end_of_turn, bos=model.bos, plain=model.plain
+        fixed + template_of(model.template),
+        model.special,
+        model.eos,
+        model.end_of_turn,
+        bos=model.bos,
+        plain=model.plain,
     )
     return build(family)

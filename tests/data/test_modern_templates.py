@@ -224,8 +224,8 @@ def works(name: str, arguments: dict[str, Any], conversation: Conversation, fix:
 
 
 REFUSED = {
-    "deepseek-r1": 24, "deepseek-v3.1": 0, "exaone4": 0, "gemma4-large": 0, "glm4.5": 0, "hunyuan": 0, "minimax-m2": 0,
-    "qwen3": 0, "qwen3.5": 0,
+    "deepseek-r1": 14, "deepseek-v3.1": 22, "exaone4": 16, "gemma4-large": 24, "glm4.5": 8, "gpt-oss": 8, "hunyuan": 10,
+    "minimax-m2": 16, "qwen3": 8, "qwen3.5": 8,
 }  # fmt: skip
 """How many of the conversations cannot be framed, for each model of which some cannot."""
 
@@ -243,5 +243,8 @@ def test_as_transformers_or_refused_with_a_fix_that_works(name: str) -> None:
                 refused += 1
                 turn = int(re.search(r"turn (\d+)", error.message)[1]) - 1  # type: ignore[index]
                 fixes = re.split(r", or (?=\w)", str(error.cure))
-                assert all(works(name, arguments, conversation, fix, turn) for fix in fixes), (error.message, error.cure)
+                assert all(works(name, arguments, conversation, fix, turn) for fix in fixes), (
+                    error.message,
+                    error.cure,
+                )
     assert refused == REFUSED.get(name, 0)

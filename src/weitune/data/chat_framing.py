@@ -11,8 +11,8 @@ that inference never does. If every ``q`` is a prefix of the whole, one example 
 that drop earlier reasoning), each turn becomes an example of its own, rendered exactly as at inference; the prefix tree
 makes their shared beginnings cheap. Cost: two renderings a turn, then one batch through the Rust tokenizer.
 
-An empty thought that the template writes before an answer without reasoning (``<think>\\n\\n</think>\\n\\n``) is computed
-but not learned, unless the recipe wants it: learning it would teach the model not to think.
+An empty thought that the template writes before an answer without reasoning (``<think>\\n\\n</think>\\n\\n``) is
+computed but not learned, unless the recipe wants it: learning it would teach the model not to think.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Templates differ in what they read, and none says so:
 
-    arguments of a call     an object (``arguments | tojson``, ``arguments.items()``), or JSON as text (``'…' + arguments``)
-    reasoning               a field of the message (``reasoning_content``, ``thinking``, ``reasoning``), a part of its
-                            content (``{"type": "thinking", …}``), ``<think>`` tags in its content, or nowhere
+    arguments of a call    an object (``arguments | tojson``, ``arguments.items()``), or JSON in a text
+    reasoning              a field of the message (``reasoning_content``, ``thinking``, ``reasoning``), a part of its
+                           content (``{"type": "thinking", …}``), ``<think>`` tags in its content, or nowhere
 
 Each is decided once for a template, not row by row: a rendering without an exception may still be wrong, such as a
 Python dictionary in place of JSON. A template may read reasoning in turns with a call only, so both kinds are tried.
@@ -48,8 +48,8 @@ class Calls(NamedTuple):
     """Whether the name of a function is written only in the call's id, `functions.NAME:NUMBER` (Kimi K2)."""
 
     def id_of(self, call: ToolCall, turn: int, place: int, number: int) -> str:
-        """Return the id of a call, its own if that will do: it is the ``place``-th of ``turn``, the ``number``-th of all.
-        Mistral's templates insist on nine letters or digits."""
+        """Return the id of a call, its own if that will do. It is the ``place``-th of ``turn`` and the ``number``-th of
+        all. Mistral's templates insist on nine letters or digits."""
         if self.names_in_ids:
             return call.id if call.id and call.name in call.id else f"functions.{call.name}:{number}"
         return call.id or f"call{turn:03}{place:02}"
@@ -243,12 +243,14 @@ class Conventions:
         """
         if called is None:
             called = any("tool_calls" in message for message in messages)
-        for tools in ([_TOOL], []) if called else ([],):
-            try:
-                return self._template.render(messages, tools, prompting).text
-            except REFUSALS:
-                continue
-        return None
+        with_tool = self._rendered(messages, [_TOOL], prompting) if called else None
+        return with_tool if with_tool is not None else self._rendered(messages, [], prompting)
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], tools: list[Any], prompting: bool) -> str | None:
+        try:
+            return self._template.render(messages, tools, prompting).text
+        except REFUSALS:
+            return None
 
 
 def _thinking(turn: Turn, thoughts: Thoughts, hide: Hide) -> dict[str, Any]:

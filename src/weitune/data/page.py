@@ -26,9 +26,10 @@ h2 small { font-weight: 400; color: var(--control); margin-left: .5rem }
 pre { font: 13px/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }
 mark { background: var(--learned); color: inherit }
 .control { color: var(--control) }
-i::before { content: "BORDER"; color: var(--bad); font-style: normal }
+.alike { font-size: 0; border-bottom: 1px dotted var(--bad) }
+.alike::before { content: attr(data-shown); font: 13px/1.55 ui-monospace, monospace }
 .bad { color: var(--bad) }
-""".replace("BORDER", BORDER)
+"""
 
 _SCRIPT = """
 const form = document.querySelector('form'), rows = [...document.querySelectorAll('article')];
@@ -58,8 +59,8 @@ def page(title: str, shown: Sequence[Shown], facts: Sequence[str]) -> str:
         f"<h1>{escape(title)}</h1>\n"
         + "".join(f"<p>{escape(fact)}</p>\n" for fact in facts)
         + "<p><mark>Marked text</mark> is what the model learns to write; "
-        '<span class="control">grey tokens</span> only frame the turns. Text that only looks like such a token is shown '
-        "with the borders of its own tokens: <i></i>&lt;<i></i>th<i></i>ink<i></i>&gt;<i></i>.</p>\n"
+        '<span class="control">grey tokens</span> only frame the turns. Text that only looks like such a token is '
+        f"shown with the borders of its own tokens: {_LETTERS}.</p>\n"
         '<form><label>tokens from <input name="least" type="number" min="0"></label>\n'
         '<label>to <input name="most" type="number" min="0"></label>\n'
         f'<label>only <select name="tag"><option value="">all rows</option>{choices}</select></label>\n'
@@ -82,9 +83,16 @@ def _article(item: Shown) -> str:
     )
 
 
+_LETTERS = escape(BORDER.join(("", "<", "th", "ink", ">", "")))
+
+
 def _part(part: Part) -> str:
-    text = "<i></i>".join(map(escape, part.pieces))  # no characters, so that copies and the filter see the text
+    """Return a part; if it has borders they are only shown, so that copies and the filter have the text as it is."""
+    shown = f' class="alike" data-shown="{escape(BORDER.join(part.pieces))}"' if part.borders else ""
+    text = escape(part.text)
     if part.kind == "learned":
         title = f' title="weight {part.weight:g}"' if part.weight != 1 else ""
-        return f"<mark{title}>{text}</mark>"
-    return f'<span class="control">{text}</span>' if part.kind == "control" else text
+        return f"<mark{title}{shown}>{text}</mark>"
+    if part.kind == "control":
+        return f'<span class="control">{text}</span>'
+    return f"<span{shown}>{text}</span>" if shown else text

@@ -100,7 +100,9 @@ def _borders(text: str, ids: Sequence[int], tokenizer: Any, framing: Framing) ->
     if ends[-1] != len(text):  # a character in several tokens, or a space that only the first one loses
         ends = [len(_decoded(tokenizer, ids[: n + 1])) for n in range(len(ids))]
     controls = {span for span, token in zip(pairwise([0, *ends]), ids, strict=True) if token in framing.control_ids}
-    borders = {edge for a, b in lookalikes if (a, b) not in controls for edge in (a, b, *(e for e in ends if a < e < b))}
+    borders = {
+        edge for a, b in lookalikes if (a, b) not in controls for edge in (a, b, *(e for e in ends if a < e < b))
+    }
     return tuple(sorted(borders))
 
 

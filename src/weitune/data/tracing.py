@@ -1,7 +1,7 @@
 """Rendering with disguised texts, while the template decides by the texts themselves.
 
-Templates ask what a text holds: ``'</think>' in content``, ``content.startswith('<tool_response>')``. Of a disguised text
-(:mod:`.control`) they would get another answer than of the text itself, and take another branch. So the template's
+Templates ask what a text holds: ``'</think>' in content``, ``content.startswith('<tool_response>')``. Of a disguised
+text (:mod:`.control`) they would get another answer than of the text itself, and take another branch. So the template's
 syntax tree is changed, once for each template: comparisons see the texts' own characters, and methods and filters that
 search or cut a text find their places in the text itself and then cut the disguised one, which is as long:
 
@@ -29,8 +29,8 @@ from weitune.data.control import Disguise
 _DISGUISE = "weitune disguise"
 """The variable that holds the disguise; with a space in its name, no template can read it."""
 _PLAIN, _METHOD = "weitune_plain", "weitune_method"
-_COMPARING = ("in", "eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge",
-              ">=")  # fmt: skip
+_COMPARING = ("in", "eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan",
+              "ge", ">=")  # fmt: skip
 """Tests that compare texts, as in `selectattr('content', 'eq', …)`."""
 
 
@@ -77,7 +77,8 @@ class _Instrument(NodeTransformer):
         if not isinstance(method, nodes.Getattr):
             return node
         called = _filter(method.node, _METHOD, [nodes.Const(method.attr), *node.args])
-        called.kwargs, called.dyn_args, called.dyn_kwargs = node.kwargs, node.dyn_args, node.dyn_kwargs
+        for part in ("kwargs", "dyn_args", "dyn_kwargs"):
+            setattr(called, part, getattr(node, part))
         return called
 
 
@@ -101,10 +102,10 @@ def _plain_filter(context: Context, value: Any) -> Any:
     return _plain(context, value)
 
 
-def _on_plain(test: Callable[..., bool]) -> Callable[..., bool]:
+def _on_plain(test: Any) -> Callable[..., bool]:
     @pass_context
     def compared(context: Context, *values: Any) -> bool:
-        return test(*(_plain(context, value) for value in values))
+        return bool(test(*(_plain(context, value) for value in values)))
 
     return compared
 
@@ -178,8 +179,8 @@ def _trim_filter(context: Context, value: Any, chars: str | None = None) -> str:
 
 
 _ASKING = frozenset({"startswith", "endswith", "find", "rfind", "index", "rindex", "count", "isalnum", "isalpha",
-                     "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace",
-                     "istitle", "isupper"})  # fmt: skip
+                     "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable",
+                     "isspace", "istitle", "isupper"})  # fmt: skip
 """Methods of a text whose answer is no text."""
 _CUTTING: Mapping[str, Callable[..., Any]] = {
     "split": _split, "rsplit": _split, "partition": _partition, "rpartition": _partition, "splitlines": _lines,

@@ -80,7 +80,9 @@ class TurnEnds:
         opening = self._controls.find(text, len(prompt), max(text.rfind(ANSWER), 0))
         return prompt == asked and any(True for _ in opening)
 
-    def _end(self, last: str, followed: str, said: str, each: set[int] | frozenset[int] = frozenset()) -> TurnEnd | None:
+    def _end(
+        self, last: str, followed: str, said: str, each: set[int] | frozenset[int] = frozenset()
+    ) -> TurnEnd | None:
         """Return the end of a turn from what follows ``said`` in two renderings; ``each`` are no ends."""
         if said not in last:
             return None
