@@ -1,9 +1,9 @@
 """Chat models of today, by the behaviour that their publishers describe: tokens, and templates in `templates`.
 
-The templates are written here, as small as they can be with what makes each one awkward: an end of turn that is the next
-role's token (GLM), an end of sequence after the whole dialogue (Phi-3), another end in the last turn (gpt-oss), arguments
-as text (DeepSeek), names of functions only in the ids of calls (Kimi K2), reasoning only beside calls (Gemma 4), prompts
-that open a thought (Qwen3.5, MiniMax, DeepSeek R1) or close one (DeepSeek V3.1, EXAONE 4).
+The templates are written here, as small as they can be with what makes each one awkward: an end of turn that is the
+next role's token (GLM), an end of sequence after the whole dialogue (Phi-3), another end in the last turn (gpt-oss),
+arguments as text (DeepSeek), names of functions only in the ids of calls (Kimi K2), reasoning only beside calls
+(Gemma 4), prompts that open a thought (Qwen3.5, MiniMax, DeepSeek R1) or close one (DeepSeek V3.1, EXAONE 4).
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ from typing import Any, Literal
 from tests.data.families import Family, build
 
 _FOLDER = Path(__file__).parent / "templates"
-_IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_THINK = ("<think>", "</think>")
-_HERMES = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-_DEEPSEEK = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜tool▁calls▁begin｜>",
-             "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<｜tool▁outputs▁begin｜>",
-             "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>")  # fmt: skip
-_GEMMA4 = ("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>",
-           "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')  # fmt: skip
+
+
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
 @dataclass(frozen=True)
@@ -32,10 +28,11 @@ class Modern:
 
     template: str
     special: tuple[str, ...]
-    eos: str
     end_of_turn: str
     end_of_call: str | None = None
     """None: the template knows no tools."""
+    eos: str | None = None
+    """The end of a turn if not given."""
     bos: str | None = None
     plain: tuple[str, ...] = ()
     reads: str | None = "reasoning_content"
@@ -52,62 +49,147 @@ class Modern:
     """Arguments that tell apart two models that share a template here."""
 
 
+_IM = _tokens("<|endoftext|> <|im_start|> <|im_end|>")
+_THINK = _tokens("<think> </think>")
+_CALLS = _tokens("<tool_call> </tool_call> <tool_response> </tool_response>")
 _MODES: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": True}, {"enable_thinking": False})
-_DEEPSEEK_MODEL: dict[str, Any] = {
-    "special": _DEEPSEEK, "bos": _DEEPSEEK[0], "eos": _DEEPSEEK[1], "end_of_turn": _DEEPSEEK[1],
-    "end_of_call": _DEEPSEEK[1], "plain": _THINK, "reads": None,
-}  # fmt: skip
+_DEEPSEEK: dict[str, Any] = {
+    "special": _tokens(
+        "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁sep｜> "
+        "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> <｜tool▁outputs▁begin｜> "
+        "<｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
+    ),
+    "bos": "<｜begin▁of▁sentence｜>",
+    "end_of_turn": "<｜end▁of▁sentence｜>",
+    "end_of_call": "<｜end▁of▁sentence｜>",
+    "plain": _THINK,
+    "reads": None,
+}
+_GEMMA4: dict[str, Any] = {
+    "special": _tokens(
+        "<pad> <eos> <bos> <|turn> <turn|> <|think|> <|channel> <channel|> <|tool> <tool|> <|tool_call> <tool_call|> "
+        '<|tool_response> <tool_response|> <|"|>'
+    ),
+    "bos": "<bos>",
+    "eos": "<eos>",
+    "end_of_turn": "<turn|>",
+    "end_of_call": "<|tool_response>",
+    "reads": "reasoning",
+    "drops": "answers",
+    "frame": ("<|channel>thought\n", "\n<channel|>"),
+    "borrowed": True,
+    "arguments": ({}, {"enable_thinking": True}),
+}
+_PHI = _tokens("<|endoftext|> <|system|> <|user|> <|assistant|> <|end|>")
+
 MODERN = {
-    "phi3": Modern("phi3", ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), "<|endoftext|>",
-                   "<|end|>", reads=None),
-    "phi4": Modern("phi4", (*_IM, "<|im_sep|>"), "<|im_end|>", "<|im_end|>", reads=None),
-    "phi4-mini": Modern("phi4-mini", ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>",
-                        "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>"), "<|endoftext|>",
-                        "<|end|>", "<|end|>", reads=None),
-    "gemma3": Modern("gemma3", ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), "<eos>",
-                     "<end_of_turn>", bos="<bos>", reads=None),
-    "gemma4": Modern("gemma4", _GEMMA4, "<eos>", "<turn|>", "<|tool_response>", bos="<bos>", reads="reasoning", drops="answers",
-                     frame=("<|channel>thought\n", "\n<channel|>"), borrowed=True, arguments=({}, {"enable_thinking": True})),
-    "gemma4-large": Modern("gemma4", _GEMMA4, "<eos>", "<turn|>", "<|tool_response>", bos="<bos>", reads="reasoning",
-                           drops="answers", frame=("<|channel>thought\n", "\n<channel|>"), borrowed=True, arguments=({}, {"enable_thinking": True}), always=(("large", True),)),
-    "llama4": Modern("llama4", ("<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>",
-                     "<|eom|>", "<|python_start|>", "<|python_end|>"), "<|eot|>", "<|eot|>", "<|eom|>",
-                     bos="<|begin_of_text|>", reads=None),
-    "mistral7": Modern("mistral7", ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
-                       "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]",
-                       "[TOOL_RESULTS]", "[TOOL_CONTENT]", "[/TOOL_RESULTS]", "[THINK]", "[/THINK]"), "</s>", "</s>",
-                       "</s>", bos="<s>", reads="parts", frame=("[THINK]", "[/THINK]")),
-    "gpt-oss": Modern("gpt-oss", ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>", "<|end|>",
-                      "<|message|>", "<|call|>"), "<|return|>", "<|return|>", "<|call|>",
-                      arguments=({}, {"reasoning_effort": "high"})),
-    "qwen3": Modern("qwen3", _IM, "<|im_end|>", "<|im_end|>", "<|im_end|>", plain=(*_HERMES, *_THINK), arguments=_MODES),
-    "qwen3.5": Modern("qwen3.5", _IM, "<|im_end|>", "<|im_end|>", "<|im_end|>", plain=(*_HERMES, *_THINK),
-                      arguments=_MODES),
-    "glm4.5": Modern("glm4.5", ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>",
-                     "<|observation|>"), "<|endoftext|>", "<|user|>", "<|observation|>",
-                     plain=("/nothink", *_THINK, *_HERMES, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-                     borrowed=True, arguments=_MODES),
-    "deepseek-v3": Modern("deepseek-v3", **_DEEPSEEK_MODEL),
-    "deepseek-r1-old": Modern("deepseek-v3", **_DEEPSEEK_MODEL, drops="answers", always=(("strips", True),)),
-    "deepseek-r1": Modern("deepseek-v3", **_DEEPSEEK_MODEL, drops="answers",
-                          always=(("strips", True), ("opens", True))),
-    "deepseek-v3.1": Modern("deepseek-v3.1", **_DEEPSEEK_MODEL, drops="all", arguments=({}, {"thinking": True})),
-    "kimi-k2": Modern("kimi-k2", ("[BOS]", "[EOS]", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>",
-                      "<|im_end|>", "<|tool_calls_section_begin|>", "<|tool_call_begin|>",
-                      "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"), "[EOS]",
-                      "<|im_end|>", "<|im_end|>", plain=_THINK, reads=None, named_ids=True),
-    "exaone4": Modern("exaone4", ("[BOS]", "[PAD]", "[|endofturn|]", "[|system|]", "[|user|]", "[|assistant|]",
-                      "[|tool|]"), "[|endofturn|]", "[|endofturn|]", "[|endofturn|]",
-                      plain=(*_THINK, "<tool_call>", "</tool_call>", "<tool_result>", "</tool_result>"),
-                      arguments=_MODES),
-    "granite": Modern("granite", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), "<|end_of_text|>",
-                      "<|end_of_text|>", "<|end_of_text|>", plain=_HERMES, reads=None),
-    "hunyuan": Modern("hunyuan", ("<｜hy_begin▁of▁sentence｜>", "<｜hy_User｜>", "<｜hy_Assistant｜>",
-                      "<｜hy_place▁holder▁no▁2｜>", "<｜hy_place▁holder▁no▁3｜>"), "<｜hy_place▁holder▁no▁2｜>",
-                      "<｜hy_place▁holder▁no▁2｜>", plain=(*_THINK, "<answer>", "</answer>"), reads=None,
-                      arguments=_MODES),
-    "minimax-m2": Modern("minimax-m2", ("]~!b[", "]~b]", "[e~["), "[e~[", "[e~[", "[e~[",
-                         plain=(*_THINK, "<minimax:tool_call>", "</minimax:tool_call>")),
+    "phi3": Modern("phi3", _PHI, "<|end|>", eos="<|endoftext|>", reads=None),
+    "phi4": Modern("phi4", (*_IM, "<|im_sep|>"), "<|im_end|>", reads=None),
+    "phi4-mini": Modern(
+        "phi4-mini",
+        (*_PHI, *_tokens("<|tool|> <|/tool|> <|tool_call|> <|/tool_call|> <|tool_response|>")),
+        "<|end|>",
+        "<|end|>",
+        eos="<|endoftext|>",
+        reads=None,
+    ),
+    "gemma3": Modern(
+        "gemma3", _tokens("<pad> <eos> <bos> <start_of_turn> <end_of_turn>"), "<end_of_turn>", eos="<eos>", bos="<bos>",
+        reads=None,
+    ),
+    "gemma4": Modern("gemma4", **_GEMMA4),
+    "gemma4-large": Modern("gemma4", **_GEMMA4, always=(("large", True),)),
+    "llama4": Modern(
+        "llama4",
+        _tokens("<|begin_of_text|> <|header_start|> <|header_end|> <|eot|> <|eom|> <|python_start|> <|python_end|>"),
+        "<|eot|>",
+        "<|eom|>",
+        bos="<|begin_of_text|>",
+        reads=None,
+    ),
+    "mistral7": Modern(
+        "mistral7",
+        _tokens(
+            "<unk> <s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
+            "[TOOL_CALLS] [CALL_ID] [ARGS] [TOOL_RESULTS] [TOOL_CONTENT] [/TOOL_RESULTS] [THINK] [/THINK]"
+        ),
+        "</s>",
+        "</s>",
+        bos="<s>",
+        reads="parts",
+        frame=("[THINK]", "[/THINK]"),
+    ),
+    "gpt-oss": Modern(
+        "gpt-oss",
+        _tokens("<|startoftext|> <|return|> <|channel|> <|start|> <|end|> <|message|> <|call|>"),
+        "<|return|>",
+        "<|call|>",
+        arguments=({}, {"reasoning_effort": "high"}),
+    ),
+    "qwen3": Modern("qwen3", _IM, "<|im_end|>", "<|im_end|>", plain=(*_CALLS, *_THINK), arguments=_MODES),
+    "qwen3.5": Modern("qwen3.5", _IM, "<|im_end|>", "<|im_end|>", plain=(*_CALLS, *_THINK), arguments=_MODES),
+    "glm4.5": Modern(
+        "glm4.5",
+        _tokens("<|endoftext|> [gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>"),
+        "<|user|>",
+        "<|observation|>",
+        eos="<|endoftext|>",
+        plain=(*_THINK, *_CALLS, *_tokens("/nothink <arg_key> </arg_key> <arg_value> </arg_value>")),
+        borrowed=True,
+        arguments=_MODES,
+    ),
+    "deepseek-v3": Modern("deepseek-v3", **_DEEPSEEK),
+    "deepseek-r1-old": Modern("deepseek-v3", **_DEEPSEEK, drops="answers", always=(("strips", True),)),
+    "deepseek-r1": Modern("deepseek-v3", **_DEEPSEEK, drops="answers", always=(("strips", True), ("opens", True))),
+    "deepseek-v3.1": Modern("deepseek-v3.1", **_DEEPSEEK, drops="all", arguments=({}, {"thinking": True})),
+    "kimi-k2": Modern(
+        "kimi-k2",
+        _tokens(
+            "[BOS] [EOS] <|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> <|im_end|> "
+            "<|tool_calls_section_begin|> <|tool_call_begin|> <|tool_call_argument_begin|> <|tool_call_end|> "
+            "<|tool_calls_section_end|>"
+        ),
+        "<|im_end|>",
+        "<|im_end|>",
+        eos="[EOS]",
+        plain=_THINK,
+        reads=None,
+        named_ids=True,
+    ),
+    "exaone4": Modern(
+        "exaone4",
+        _tokens("[BOS] [PAD] [|endofturn|] [|system|] [|user|] [|assistant|] [|tool|]"),
+        "[|endofturn|]",
+        "[|endofturn|]",
+        plain=(*_THINK, *_tokens("<tool_call> </tool_call> <tool_result> </tool_result>")),
+        arguments=_MODES,
+    ),
+    "granite": Modern(
+        "granite",
+        _tokens("<|end_of_text|> <|start_of_role|> <|end_of_role|>"),
+        "<|end_of_text|>",
+        "<|end_of_text|>",
+        plain=_CALLS,
+        reads=None,
+    ),
+    "hunyuan": Modern(
+        "hunyuan",
+        _tokens(
+            "<｜hy_begin▁of▁sentence｜> <｜hy_User｜> <｜hy_Assistant｜> <｜hy_place▁holder▁no▁2｜> "
+            "<｜hy_place▁holder▁no▁3｜>"
+        ),
+        "<｜hy_place▁holder▁no▁2｜>",
+        plain=(*_THINK, *_tokens("<answer> </answer>")),
+        reads=None,
+        arguments=_MODES,
+    ),
+    "minimax-m2": Modern(
+        "minimax-m2",
+        _tokens("]~!b[ ]~b] [e~["),
+        "[e~[",
+        "[e~[",
+        plain=(*_THINK, *_tokens("<minimax:tool_call> </minimax:tool_call>")),
+    ),
 }  # fmt: skip
 
 
@@ -121,12 +203,6 @@ def tokenizer_of(name: str) -> Any:
     """Return a small tokenizer of the model."""
     model = MODERN[name]
     fixed = "".join(f"{{%- set {key} = {str(value).lower()} %}}" for key, value in model.always)
-    family = Family(
-        fixed + template_of(model.template),
-        model.special,
-        model.eos,
-        model.end_of_turn,
-        bos=model.bos,
-        plain=model.plain,
-    )
-    return build(family)
+    source = fixed + template_of(model.template)
+    eos = model.eos or model.end_of_turn
+    return build(Family(source, model.special, eos, model.end_of_turn, bos=model.bos, plain=model.plain))

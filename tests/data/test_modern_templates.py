@@ -232,19 +232,22 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_as_transformers_or_refused_with_a_fix_that_works(name: str) -> None:
-    model = MODERN[name]
     refused = 0
-    for arguments in model.arguments:
+    for arguments in MODERN[name].arguments:
         framing = framing_of(name, arguments)
-        for conversation in conversations(model):
-            try:
-                check(name, arguments, conversation, framing)
-            except DataError as error:
+        for conversation in conversations(MODERN[name]):
+            error = checked(name, arguments, conversation, framing)
+            if error is not None:
                 refused += 1
-                turn = int(re.search(r"turn (\d+)", error.message)[1]) - 1  # type: ignore[index]
+                turn = int(re.findall(r"turn (\d+)", error.message)[0]) - 1
                 fixes = re.split(r", or (?=\w)", str(error.cure))
-                assert all(works(name, arguments, conversation, fix, turn) for fix in fixes), (
-                    error.message,
-                    error.cure,
-                )
+                assert all(works(name, arguments, conversation, fix, turn) for fix in fixes), error.cure
     assert refused == REFUSED.get(name, 0)
+
+
+def checked(name: str, arguments: dict[str, Any], conversation: Conversation, framing: Framing) -> DataError | None:
+    try:
+        check(name, arguments, conversation, framing)
+    except DataError as error:
+        return error
+    return None

@@ -70,16 +70,17 @@ class ControlTokens:
 
     def dangerous(self, text: str) -> bool:
         """Tell whether ``text`` spells a control token, or begins or ends with a part that a neighbour could finish."""
-        return self._lookalike.search(text) is not None or any(self._edges(text))
+        return self._lookalike.search(text) is not None or any(True for _ in self._edges(text))
 
-    def _edges(self, text: str) -> tuple[bool, bool]:
-        """Tell whether a control token could begin before ``text`` or end after it."""
+    def _edges(self, text: str) -> Iterator[int]:
+        """Yield where in ``text`` a control token could end that began before it, or begin that ends after it."""
         if not text:
-            return False, False
+            return
         head, tail = text[: self._reach], text[-self._reach :]
-        opens = not self._last.isdisjoint(head) and any(head[:k] in self._tails for k in range(1, len(head) + 1))
-        closes = not self._first.isdisjoint(tail) and any(tail[k:] in self._heads for k in range(len(tail)))
-        return opens, closes
+        if not self._last.isdisjoint(head):
+            yield from (k - 1 for k in range(1, len(head) + 1) if head[:k] in self._tails)
+        if not self._first.isdisjoint(tail):
+            yield from (len(text) - len(tail) + k for k in range(len(tail)) if tail[k:] in self._heads)
 
     def disguise(self, texts: Iterable[str], template: str) -> Disguise | None:
         """Return a disguise for ``texts``, or None if no text needs one (nearly always).
@@ -93,11 +94,8 @@ class ControlTokens:
 
     def _hide(self, text: str, stand_in: dict[str, str]) -> str:
         hidden = self._lookalike.sub(lambda match: stand_in[match[1]], text)
-        opens, closes = self._edges(text)
-        if opens:
-            hidden = stand_in[text[0]] + hidden[1:]
-        if closes:
-            hidden = hidden[:-1] + stand_in[text[-1]]
+        for at in self._edges(text):
+            hidden = hidden[:at] + stand_in[text[at]] + hidden[at + 1 :]
         return hidden
 
 

@@ -85,8 +85,8 @@ def _for_reasoning(kind: str, at: int, conversation: Conversation, names: Sequen
 
 
 def _thinking(conversation: Conversation, at: int | None, reasoning: str | None) -> Conversation:
-    """Return ``conversation`` with ``reasoning`` in its answers that have none; or, in place of their own, in turns like
-    turn ``at``, with a call or without."""
+    """Return ``conversation`` with ``reasoning`` in its answers that have none; or, in place of their own, in all turns
+    that call as turn ``at`` does, or do not as it does not."""
 
     def changed(turn: Turn) -> Turn:
         if turn.role != "assistant":

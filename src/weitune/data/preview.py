@@ -125,10 +125,8 @@ def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: 
         seen.add(twin)
         for whole in examples:
             example, tags = _as_trained(whole, recipe.tokens)
-            shown = parts(example, tokenizer, framing)
-            alike = ["look-alike"] if any(part.borders for part in shown) else []
-            tags += [*_tags(conversation, example), *alike, *copies]
-            yield Shown(_place(conversation.origin), shown, tuple(tags))
+            tags += [*_tags(conversation, example), *copies]
+            yield Shown(_place(conversation.origin), parts(example, tokenizer, framing), tuple(tags))
 
 
 def _faulty(problems: tuple[Problem, ...]) -> Shown:
