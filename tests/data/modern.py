@@ -56,8 +56,8 @@ _MODES: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": True}, {"enable_th
 _DEEPSEEK: dict[str, Any] = {
     "special": _tokens(
         "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁sep｜> "
-        "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> <｜tool▁outputs▁begin｜> "
-        "<｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
+        "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> "
+        "<｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
     ),
     "bos": "<｜begin▁of▁sentence｜>",
     "end_of_turn": "<｜end▁of▁sentence｜>",
