@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.data.modern import MODERN, Modern, tokenizer_of
 from weitune.data.conversation import Conversation, Example, Origin, ToolCall, Turn
@@ -27,8 +30,13 @@ TOOL = {
 NAMES = sorted(MODERN)
 
 
-def framing_of(name: str, arguments: dict[str, Any], **tokens: Any) -> Framing:
-    return framing_for(tokenizer_of(name), Tokens(template_args=arguments or None, **tokens))
+def framing_of(name: str, arguments: dict[str, Any]) -> Framing:
+    return _framing_of(name, tuple(arguments.items()))
+
+
+@cache
+def _framing_of(name: str, arguments: tuple[tuple[str, Any], ...]) -> Framing:
+    return framing_for(tokenizer_of(name), Tokens(template_args=dict(arguments) or None))
 
 
 def call_of(model: Modern, number: int = 0) -> ToolCall:
@@ -251,3 +259,46 @@ def checked(name: str, arguments: dict[str, Any], conversation: Conversation, fr
     except DataError as error:
         return error
     return None
+
+
+LOOK_ALIKES = [
+    "<think>",
+    "</think>",
+    "<tool_response>",
+    "</tool_response>",
+    "/nothink",
+    "[THINK]",
+    "<answer>",
+    "</answer>",
+]
+
+
+def examples_or_error(framing: Framing, conversation: Conversation) -> list[Example] | DataError:
+    try:
+        return framing.examples(conversation)
+    except DataError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "glm4.5", "exaone4", "gpt-oss", "granite", "hunyuan", "mistral7"])
+@settings(max_examples=30)
+@given(data=st.data())
+def test_look_alikes_take_the_branch_that_transformers_takes(name: str, data: st.DataObject) -> None:
+    model = MODERN[name]
+    tokens = [*model.special, *model.plain, *LOOK_ALIKES, "<", "</think", "nk>", "a", " ", "\n"]
+    text = st.lists(st.sampled_from(tokens), max_size=3).map("".join)
+    conversation = data.draw(st.sampled_from(list(conversations(model))))
+    turns = [turn if turn.tool_calls else turn._replace(content=data.draw(text)) for turn in conversation.turns]
+    conversation = replace(conversation, turns=tuple(turns))
+    arguments = data.draw(st.sampled_from(model.arguments))
+    made = examples_or_error(framing_of(name, arguments), conversation)
+    if isinstance(made, DataError):  # the template drops a text, or its prompt does not fit
+        assert "something of its own" not in made.message
+        return
+    for _, example, count in taught(conversation, made):
+        whole = tokenizer_of(name).apply_chat_template(
+            as_messages(model, conversation.turns[:count]),
+            tools=list(conversation.tools) or None, tokenize=False, **arguments,
+        )  # fmt: skip
+        text_of = decoded(name, example.input_ids)
+        assert whole == text_of or (model.borrowed and text_of.startswith(whole))

@@ -143,8 +143,10 @@ def test_reasoning_that_a_template_drops_from_a_learned_turn_is_refused_with_a_w
 
 
 def test_a_thought_that_nothing_closes_is_refused() -> None:
-    template = FAMILIES["smollm2"].template.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
-        "message.content +", "('<think>\\n' if message.role == 'assistant' else '') + message.content +"
+    template = (
+        FAMILIES["smollm2"]
+        .template.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+        .replace("message.content +", "('<think>\\n' if message.role == 'assistant' else '') + message.content +")
     )
     framing = framing_with(template)
     with pytest.raises(DataError, match="an end of the thought") as error:
@@ -171,7 +173,7 @@ def test_the_tutorials_framing_learns_reasoning_in_tokens() -> None:
     framing = framing_for(reworked("qwen3", DROPS), Tokens(template="chat"))
     assert framing.control_ids >= set(ids_of("<think>", "</think>"))
     tokenizer = reworked("qwen3", DROPS)
-    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     tutorial = framing_for(tokenizer, Tokens(template="tutorial"))
     [example] = tutorial.examples(Conversation((ASKED, THOUGHT._replace(reasoning="Is it </think>?"))))
     assert learned("qwen3", example) == ["<think>\nIs it </think>?\n</think>\n\nAt noon.<|endoftext|>"]
