@@ -207,6 +207,31 @@ def test_an_argument_that_the_template_asks_for_is_tried_before_it_is_named() ->
         )
 
 
+def test_an_argument_with_another_value_than_true_or_false_is_tried_too() -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- if effort not in ['low', 'none'] %}"
+        "{{- '<think>\\n' }}{%- endif %}{%- endif %}"
+    )
+    with pytest.raises(DataError, match="never sees later") as error:
+        framing_with(template).examples(Conversation((ASKED, ANSWER)))
+    assert str(error.value.cure).startswith('Set `tokens.template_args: {effort: "low"}`, or give such turns')
+    framing_with(template, template_args={"effort": "low"}).examples(Conversation((ASKED, ANSWER)))
+
+
+def test_an_answer_is_learned_after_what_every_prompt_has_of_it() -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n</think>' }}{%- endif %}"
+    )
+    framing = framing_with(template)
+    turns = (ASKED, ANSWER, Turn("user", "And then?"), Turn("assistant", "At six."))
+    first, second = framing.examples(Conversation(turns))
+    assert (learned("qwen3", first), learned("qwen3", second)) == (["At noon.<|im_end|>"], ["At six.<|im_end|>"])
+    for example, before in ((first, turns[:1]), (second, turns[:3])):
+        assert list(example.input_ids[: example.spans[0].start]) == framing.prompt(Conversation(before))
+
+
 def test_changes_are_tried_for_a_few_shapes_of_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from weitune.data import chat_framing
 

@@ -34,6 +34,7 @@ from weitune.data.turn_ends import TurnEnd, TurnEnds
 from weitune.errors import ModelError
 from weitune.recipe.schema import Tokens
 
+Ranges = tuple[tuple[int, int], ...]
 _FIXES_NAMED = 3
 """Changes that work and that a message names, at most."""
 _SHAPES_TRIED = 32
@@ -46,7 +47,7 @@ class Region(NamedTuple):
     text: str
     start: int
     stop: int
-    learned: tuple[tuple[int, int], ...]
+    learned: Ranges
 
 
 class ChatFraming(Framing):
@@ -130,6 +131,8 @@ class ChatFraming(Framing):
         prompt = self._prompt_of(script, i)
         text, generated = script.render(i + 1)
         if not text.startswith(prompt):
+            text, generated = self._after_prefill(prompt, text, generated)
+        if not text.startswith(prompt):
             raise _never_seen(script, i, prompt, text)
         end_of_turn = self._end_of(turn)
         text += end_of_turn.following
@@ -145,6 +148,30 @@ class ChatFraming(Framing):
         check_thought(turn, i, prompt, ids, self._conventions.tags, self._controls.ids)
         start = len(prompt) + self._empty_thought(turn, text, len(prompt))
         return Region(text, len(prompt), end.stop, self._learned(start, end, generated))
+
+    def _after_prefill(self, prompt: str, text: str, generated: Ranges) -> tuple[str, Ranges]:
+        """Return the rendering with what the prompt has of the answer and a finished turn has not, if that is so."""
+        header = prompt.removesuffix(self._prefill)
+        if not self._prefill or header == prompt or not text.startswith(header):
+            return text, generated
+        by = len(self._prefill)
+        moved = tuple((a + by, b + by) if a >= len(header) else (a, b) for a, b in generated)
+        return prompt + text[len(header) :], moved
+
+    @cached_property
+    def _prefill(self) -> str:
+        """What every prompt of the template has of the answer, if no argument of the template can leave it out."""
+        prefill = self._conventions.prefill
+        if prefill.rstrip().endswith(self._conventions.tags[0].strip()):
+            return ""  # it opens a thought, which the answer has to close
+        switched = prefill and any(self._prefill_with({name: value}) == "" for name, value in self._template.asks_for)
+        return "" if switched else prefill
+
+    def _prefill_with(self, arguments: Mapping[str, Any]) -> str | None:
+        try:
+            return self._with_arguments(arguments)._conventions.prefill
+        except ModelError:
+            return None
 
     def _prompt_of(self, script: Script, i: int) -> str:
         """Return what asks for turn ``i``. Raises Refusal, also if nothing does."""
@@ -186,7 +213,7 @@ class ChatFraming(Framing):
             return 0
         return next((len(block) for block in self._conventions.empty_blocks if text.startswith(block, start)), 0)
 
-    def _learned(self, start: int, end: Control, generated: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    def _learned(self, start: int, end: Control, generated: Ranges) -> Ranges:
         """Return the learned character ranges: the turn, or what the template marks of it, and the end of the turn."""
         if not self._template.marks_generation:
             return ((start, end.stop),)

@@ -202,6 +202,13 @@ class Conventions:
         return closing in between or any(True for _ in self._controls.find(between))
 
     @cached_property
+    def prefill(self) -> str:
+        """What the template writes of an answer when it asks for one, and not in a finished turn."""
+        prompt = self._try([_said("user", QUESTION)], prompting=True) or ""
+        header, _, said = (self._try(_probe(ANSWER)) or "").partition(ANSWER)
+        return prompt.removeprefix(header) if said and prompt.startswith(header) else ""
+
+    @cached_property
     def empty_blocks(self) -> tuple[str, ...]:
         """What the template writes before an answer without reasoning where it would write reasoning: an empty thought.
 

@@ -5,6 +5,7 @@ Nothing here is advice yet: whoever asks tries each change and names those that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from weitune.data.conversation import Conversation, Turn
 
 _UNLEARNED = "give such turns `weight: 0`, so that they are context and not learned"
+Arguments = Sequence[tuple[str, Any]]
 
 
 class Fix(NamedTuple):
@@ -25,17 +27,17 @@ class Fix(NamedTuple):
     """Of changes in a group, the first one that works will do."""
 
 
-def fixes_for(kind: str, at: int, conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
+def fixes_for(kind: str, at: int, conversation: Conversation, arguments: Arguments) -> Iterator[Fix]:
     """Yield what could be tried for a refusal of ``kind`` at turn ``at`` (from 0).
 
-    ``names`` are the arguments that the template asks for.
+    ``arguments`` are those that the template asks for, with values.
     """
     if kind == "first":
         yield from _for_an_opening_answer(at, conversation)
     elif kind in ("prompt", "reasoning"):
-        yield from _for_reasoning(kind, at, conversation, names)
+        yield from _for_reasoning(kind, at, conversation, arguments)
     elif kind == "turns":
-        yield from _for_arguments(conversation, names)
+        yield from _for_arguments(conversation, arguments)
 
 
 def shape(conversation: Conversation) -> tuple[Any, ...]:
@@ -44,10 +46,10 @@ def shape(conversation: Conversation) -> tuple[Any, ...]:
     return (tuple(turns), bool(conversation.tools))
 
 
-def _for_arguments(conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
-    for name in names:
-        for value in (True, False):
-            yield Fix(f"set `tokens.template_args: {{{name}: {str(value).lower()}}}`", conversation, {name: value})
+def _for_arguments(conversation: Conversation, arguments: Arguments) -> Iterator[Fix]:
+    for name, value in arguments:
+        written = json.dumps(value, ensure_ascii=False)
+        yield Fix(f"set `tokens.template_args: {{{name}: {written}}}`", conversation, {name: value}, name)
 
 
 def _for_an_opening_answer(at: int, conversation: Conversation) -> Iterator[Fix]:
@@ -64,8 +66,8 @@ def _for_an_opening_answer(at: int, conversation: Conversation) -> Iterator[Fix]
     yield Fix("leave the assistant's first turn out", replace(conversation, turns=(*turns[:at], *turns[at + 1 :])), {})
 
 
-def _for_reasoning(kind: str, at: int, conversation: Conversation, names: Sequence[str]) -> Iterator[Fix]:
-    yield from _for_arguments(conversation, names)
+def _for_reasoning(kind: str, at: int, conversation: Conversation, arguments: Arguments) -> Iterator[Fix]:
+    yield from _for_arguments(conversation, arguments)
     if conversation.turns[at].reasoning:
         yield Fix("remove the reasoning of such turns", _thinking(conversation, at, None), {})
     else:

@@ -6,10 +6,11 @@ Rendering is transformers' sandboxed Jinja, the very function behind ``apply_cha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from jinja2 import nodes
 from jinja2.exceptions import TemplateError
 from jinja2.meta import find_undeclared_variables
 
@@ -70,13 +71,20 @@ class ChatTemplate:
         return self.source + self.with_tools + json.dumps(self._variables, ensure_ascii=False, default=str)
 
     @cached_property
-    def asks_for(self) -> list[str]:
-        """Names of the arguments that the template asks for, whether they are given or not."""
-        names: set[str] = set()
-        for source in {self.source, self.with_tools}:
+    def asks_for(self) -> list[tuple[str, Any]]:
+        """The arguments that the template asks for, given or not, each with a value to try: a truth value, or what the
+        template compares it with."""
+        found: dict[tuple[str, str], tuple[str, Any]] = {}
+        for source in dict.fromkeys((self.source, self.with_tools)):
             environment = environment_of(source)
-            names |= find_undeclared_variables(environment.parse(source)) - set(environment.globals)
-        return sorted(name for name in names - _GIVEN if not name.endswith(("_token", "_tokens")))
+            tree = environment.parse(source)
+            compared = list(_comparisons(tree))  # first, since the next line folds constants
+            names = find_undeclared_variables(tree) - set(environment.globals) - _GIVEN
+            switched = [(name, value) for name in sorted(names) for value in (True, False)]
+            for name, value in [*switched, *compared]:
+                if name in names and not name.endswith(("_token", "_tokens")):
+                    found[name, repr(value)] = (name, value)
+        return list(found.values())
 
     def render(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> Rendered:
         """Render plain message dicts. Raises whatever the template raises."""
@@ -108,6 +116,16 @@ class ChatTemplate:
     @cached_property
     def _traced_with_tools(self) -> TracedTemplate:
         return self._traced if self.with_tools == self.source else TracedTemplate(self.with_tools)
+
+
+def _comparisons(tree: nodes.Template) -> Iterator[tuple[str, Any]]:
+    """Yield every name that ``tree`` compares with a text or a number, and that."""
+    for comparison in tree.find_all(nodes.Compare):
+        operands = [comparison.expr, *(operand.expr for operand in comparison.ops)]
+        names = [operand.name for operand in operands if isinstance(operand, nodes.Name)]
+        values = [const.value for operand in operands for const in (operand, *operand.find_all(nodes.Const))
+                  if isinstance(const, nodes.Const) and isinstance(const.value, str | int | float)]  # fmt: skip
+        yield from ((name, value) for name in names for value in values)
 
 
 def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[ChatTemplate, str | None]:
