@@ -232,6 +232,38 @@ def test_an_answer_is_learned_after_what_every_prompt_has_of_it() -> None:
         assert list(example.input_ids[: example.spans[0].start]) == framing.prompt(Conversation(before))
 
 
+@pytest.mark.parametrize(
+    ("name", "turns", "cure"),
+    [
+        ("gemma", (ASKED, ASKED, ANSWER), "Join neighbouring turns of the same role."),
+        ("mistral", (ASKED, ANSWER, ANSWER), "Join neighbouring turns of the same role."),
+        ("no-system", (Turn("system", "s"), ASKED, ANSWER),
+         "Put the system prompt at the beginning of the user's first turn."),
+        ("no-system", (Turn("system", "s"), ASKED, ASKED, ANSWER), None),
+    ],
+)  # fmt: skip
+def test_turns_that_a_template_refuses(name: str, turns: tuple[Turn, ...], cure: str | None) -> None:
+    if name == "no-system":
+        refusing = "{%- if messages[0].role == 'system' %}{{- raise_exception('no system role') }}{%- endif %}"
+        refusing += (
+            "{%- if messages[1:] and messages[0].role == messages[1].role %}{{- raise_exception('x') }}{%- endif %}"
+        )
+        framing = framing_with(refusing + FAMILIES["smollm2"].template)
+    else:
+        framing = framing_of(name)
+    with pytest.raises(DataError, match="turns that the chat template accepts") as error:
+        framing.examples(Conversation(turns))
+    assert str(error.value.cure) == (cure or "Give the conversation the turns this model's template knows, or set "
+                                     "`tokens.template_args` as it asks.")  # fmt: skip
+
+
+def test_tools_that_a_template_leaves_out() -> None:
+    tool = {"type": "function", "function": {"name": "sun", "parameters": {}}}
+    with pytest.raises(DataError, match="leaves out the tool 'sun'") as error:
+        framing_of("smollm2").examples(Conversation((ASKED, ANSWER), (tool,)))
+    assert str(error.value.cure) == "Remove `tools`."
+
+
 def test_changes_are_tried_for_a_few_shapes_of_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from weitune.data import chat_framing
 

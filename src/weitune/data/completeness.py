@@ -41,6 +41,7 @@ def check_complete(script: Script, whole: str, regions: Mapping[int, str]) -> No
                 "a chat template with a place for tools",
                 f"one that leaves out the tool {name!r}",
                 "Use a model whose chat template writes tools, or remove `tools`.",
+                kind="tools",
             )
 
 

@@ -91,11 +91,14 @@ class Conventions:
         messages: list[dict[str, Any]] = []
         ids: dict[str, str] = {}  # as the row has them, and as they are written
         open_calls: list[str] = []
+        number = 0
         for turn in turns:
             message = self._message(turn, hide)
             if turn.tool_calls:
-                open_calls = [self.calls.id_of(call, len(messages), i, len(ids) + i)
-                              for i, call in enumerate(turn.tool_calls)]  # fmt: skip
+                open_calls = [
+                    self.calls.id_of(call, len(messages), i, number + i) for i, call in enumerate(turn.tool_calls)
+                ]
+                number += len(open_calls)
                 ids |= {call.id or id_: id_ for call, id_ in zip(turn.tool_calls, open_calls, strict=True)}
                 message["tool_calls"] = [
                     self._call(call, id_, hide) for call, id_ in zip(turn.tool_calls, open_calls, strict=True)

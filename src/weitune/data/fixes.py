@@ -38,6 +38,9 @@ def fixes_for(kind: str, at: int, conversation: Conversation, arguments: Argumen
         yield from _for_reasoning(kind, at, conversation, arguments)
     elif kind == "turns":
         yield from _for_arguments(conversation, arguments)
+        yield from _for_turns(conversation)
+    elif kind == "tools":
+        yield Fix("remove `tools`", replace(conversation, tools=()), {})
 
 
 def shape(conversation: Conversation) -> tuple[Any, ...]:
@@ -50,6 +53,22 @@ def _for_arguments(conversation: Conversation, arguments: Arguments) -> Iterator
     for name, value in arguments:
         written = json.dumps(value, ensure_ascii=False)
         yield Fix(f"set `tokens.template_args: {{{name}: {written}}}`", conversation, {name: value}, name)
+
+
+def _for_turns(conversation: Conversation) -> Iterator[Fix]:
+    first, *others = conversation.turns or (Turn("user", ""),)
+    if first.role == "system" and others and others[0].role == "user":
+        asked = others[0]._replace(content=f"{first.content}\n\n{others[0].content}")
+        words = "put the system prompt at the beginning of the user's first turn"
+        yield Fix(words, replace(conversation, turns=(asked, *others[1:])), {})
+    joined: list[Turn] = []
+    for turn in conversation.turns:
+        if joined and joined[-1].role == turn.role in ("user", "assistant") and not joined[-1].tool_calls:
+            joined[-1] = turn._replace(content=f"{joined[-1].content}\n\n{turn.content}")
+        else:
+            joined.append(turn)
+    if len(joined) < len(conversation.turns):
+        yield Fix("join neighbouring turns of the same role", replace(conversation, turns=tuple(joined)), {})
 
 
 def _for_an_opening_answer(at: int, conversation: Conversation) -> Iterator[Fix]:
