@@ -224,6 +224,41 @@ def test_an_empty_thought_before_a_call_and_after_a_tool_is_context() -> None:
     assert learned("qwen3", answer) == ["At noon.<|im_end|>"]
 
 
+def test_an_empty_thought_that_a_template_always_writes_makes_room_for_a_real_one() -> None:
+    always = DROPS.replace("+ said +", "+ ('<think>\\n\\n</think>\\n\\n' if m.role == 'assistant' else '') + said +")
+    for template in (always, always.replace("m.content.split('</think>')[-1] if m.role == 'assistant' else ", "")):
+        framing = framing_with(template)
+        [example] = framing.examples(Conversation((ASKED, ANSWER)))
+        assert learned("qwen3", example) == ["At noon.<|im_end|>"]
+        [example] = framing.examples(Conversation((ASKED, THOUGHT)))
+        assert learned("qwen3", example) == ["<think>\nThe moon is full.\n</think>\n\nAt noon.<|im_end|>"]
+        [example] = framing.examples(Conversation((ASKED, ANSWER._replace(reasoning=""))))
+        assert learned("qwen3", example) == [EMPTY + "At noon.<|im_end|>"]
+
+
+def test_marked_generations_include_reasoning_that_the_template_has_no_place_for() -> None:
+    marked = DROPS.replace("{{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>\\n' }}", (
+        "{{- '<|im_start|>' + m.role + '\\n' }}{% generation %}{{- said }}{% endgeneration %}{{- '<|im_end|>\\n' }}"
+    ))  # fmt: skip
+    [example] = framing_with(marked).examples(Conversation((ASKED, THOUGHT)))
+    text = "".join(learned("qwen3", example))
+    assert text == "<think>\nThe moon is full.\n</think>\n\nAt noon.<|im_end|>"
+
+
+def test_a_second_template_for_conversations_with_tools_has_its_own_conventions() -> None:
+    tool = {"type": "function", "function": {"name": "tides", "parameters": {}}}
+    with_tools = FAMILIES["qwen3"].template
+    tokenizer = reworked("qwen3", DROPS)
+    tokenizer.chat_template = {"default": DROPS, "tool_use": with_tools}
+    framing = framing_for(tokenizer, Tokens())
+    for tools in ((), (tool,)):
+        [example] = framing.examples(Conversation((ASKED, THOUGHT), tools))
+        assert learned("qwen3", example) == ["<think>\nThe moon is full.\n</think>\n\nAt noon.<|im_end|>"]
+        [example] = framing.examples(Conversation((ASKED, ANSWER), tools))
+        assert learned("qwen3", example) == ["At noon.<|im_end|>"]
+        assert (EMPTY in decoded("qwen3", example.input_ids)) == bool(tools)
+
+
 def test_the_fingerprint_tells_both_apart_where_there_are_empty_thoughts() -> None:
     default, before = framing_of("qwen3").describe(), framing_of("qwen3", learn_empty_reasoning=True).describe()
     assert default == {**before, "empty_reasoning": "context"}

@@ -59,6 +59,9 @@ class ChatFraming(Framing):
         self._tokenizer, self._tokens = tokenizer, tokens
         self._template, note = chat_template(tokenizer, tokens.template_args)
         self._conventions = Conventions(self._template, self._controls)
+        with_tools = self._template.for_tools()
+        own = with_tools is not self._template
+        self._with_tools = Conventions(with_tools, self._controls) if own else self._conventions
         self.notes += [note] if note else []
         if self._template.reads_date:
             self.notes.append(
@@ -107,10 +110,14 @@ class ChatFraming(Framing):
     @cached_property
     def _learns_empty_thoughts(self) -> bool:
         """Whether all is learned that the template writes of an answer; so it is where it writes no empty thoughts."""
-        return self._tokens.learn_empty_reasoning or not self._conventions.empty_blocks
+        blocks = (*self._conventions.empty_blocks, *self._with_tools.empty_blocks)
+        return self._tokens.learn_empty_reasoning or not blocks
 
     def _script(self, conversation: Conversation) -> Script:
-        return Script(self._template, self._controls, self._conventions, conversation)
+        return Script(self._template, self._controls, self._conventions_of(conversation), conversation)
+
+    def _conventions_of(self, conversation: Conversation) -> Conventions:
+        return self._with_tools if conversation.tools else self._conventions
 
     def _draft(self, conversation: Conversation) -> list[Draft]:
         """Return the drafts. Raises Refusal if the template cannot frame the conversation."""
@@ -146,7 +153,9 @@ class ChatFraming(Framing):
             )
         ids = [control.id for control in controls]
         check_thought(turn, i, prompt, ids, self._conventions.tags, self._controls.ids)
-        start = len(prompt) + self._empty_thought(turn, text, len(prompt))
+        start = len(prompt)
+        if turn.reasoning is None and not self._learns_empty_thoughts:
+            start += self._conventions_of(script.conversation).empty_block_at(text, start)
         return Region(text, len(prompt), end.stop, self._learned(start, end, generated))
 
     def _after_prefill(self, prompt: str, text: str, generated: Ranges) -> tuple[str, Ranges]:
@@ -206,12 +215,6 @@ class ChatFraming(Framing):
 
     def _end_of(self, turn: Turn) -> TurnEnd:
         return self._end_of_call or self._end if turn.tool_calls else self._end
-
-    def _empty_thought(self, turn: Turn, text: str, start: int) -> int:
-        """Return how many characters at ``start`` are an empty thought that the template writes and the row has not."""
-        if turn.reasoning is not None or self._learns_empty_thoughts:
-            return 0
-        return next((len(block) for block in self._conventions.empty_blocks if text.startswith(block, start)), 0)
 
     def _learned(self, start: int, end: Control, generated: Ranges) -> Ranges:
         """Return the learned character ranges: the turn, or what the template marks of it, and the end of the turn."""

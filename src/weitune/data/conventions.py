@@ -211,6 +211,10 @@ class Conventions:
         header, _, said = (self._try(_probe(ANSWER)) or "").partition(ANSWER)
         return prompt.removeprefix(header) if said and prompt.startswith(header) else ""
 
+    def empty_block_at(self, text: str, at: int) -> int:
+        """Return the length of the empty thought at ``at`` in a rendering."""
+        return next((len(block) for block in self.empty_blocks if text.startswith(block, at)), 0)
+
     @cached_property
     def empty_blocks(self) -> tuple[str, ...]:
         """What the template writes before an answer without reasoning where it would write reasoning: an empty thought.

@@ -115,11 +115,13 @@ class Script:
         if not rendered.text.startswith(header):
             return rendered  # and the prompt will be found not to be its beginning
         at, text = len(header), rendered.text
-        closed = text[at:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
+        rest = at + self._conventions.empty_block_at(text, at)  # which the template writes before every answer
+        closed = text[rest:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
         block = opening + self._hide(turn.reasoning) + ("" if closed else thoughts.close)
-        moved = [(a + len(block), b + len(block)) if a >= at else (a, b) for a, b in rendered.generated]
+        by = at + len(block) - rest
+        moved = [(max(a, rest) + by, b + by) if b > at else (a, b) for a, b in rendered.generated]
         marks = sorted([*moved, (at, at + len(block))]) if self._template.marks_generation else []
-        return Rendered(text[:at] + block + text[at:], tuple(marks))
+        return Rendered(text[:at] + block + text[rest:], tuple(marks))
 
     def _hide(self, text: str) -> str:
         return self.disguise.hide(text) if self.disguise is not None else text

@@ -57,9 +57,16 @@ class ChatTemplate:
         self.source = source
         self.with_tools = with_tools
         self.arguments = dict(arguments)
+        self._specials = specials
         self._variables = {**specials, **arguments}
         self.marks_generation = "endgeneration" in source + with_tools
         self.reads_date = "strftime_now" in source + with_tools
+
+    def for_tools(self) -> ChatTemplate:
+        """Return the template of conversations with tools, as one for all."""
+        if self.with_tools == self.source:
+            return self
+        return ChatTemplate(self.with_tools, self.with_tools, self.arguments, self._specials)
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the text: sources and arguments."""
