@@ -265,9 +265,9 @@ def test_tools_that_a_template_leaves_out() -> None:
 
 
 def test_changes_are_tried_for_a_few_shapes_of_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from weitune.data import chat_framing
+    from weitune.data import fixes
 
-    monkeypatch.setattr(chat_framing, "_SHAPES_TRIED", 1)
+    monkeypatch.setattr(fixes, "_SHAPES_TRIED", 1)
     framing = framing_of("qwen2.5")
     cures = []
     for turns in (GREETING, GREETING, GREETING[:1]):

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from weitune.data.completeness import check_complete, check_thought
+from weitune.data.completeness import check_complete, check_thought, never_seen
 from weitune.data.control import Control
 from weitune.data.conventions import Conventions
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.encode import Draft, Learned
-from weitune.data.fixes import Fix, fixes_for, shape
+from weitune.data.fixes import Advisor, Fix
 from weitune.data.render import Framing
 from weitune.data.script import Refusal, Script
 from weitune.data.template import chat_template
@@ -35,10 +35,6 @@ from weitune.errors import ModelError
 from weitune.recipe.schema import Tokens
 
 Ranges = tuple[tuple[int, int], ...]
-_FIXES_NAMED = 3
-"""Changes that work and that a message names, at most."""
-_SHAPES_TRIED = 32
-"""Shapes of faulty rows for which changes are tried, at most: each costs a few renderings."""
 
 
 class Region(NamedTuple):
@@ -75,14 +71,15 @@ class ChatFraming(Framing):
             self.notes.append("The chat template has no generation prompt; the model learns to open its own turns.")
         self.end_of_turn = self._end.token
         self.stop_tokens = tuple(dict.fromkeys(end.token for end in (self._end, self._end_of_call) if end))
-        self._fixes: dict[Any, str] = {}
+        self._advisor = Advisor(self._works)
 
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return one draft for all learned turns, or one for each (see the module's docstring)."""
         try:
             return self._draft(conversation)
         except Refusal as refusal:
-            raise refusal.error(conversation, self._advice(refusal, conversation)) from None
+            advice = self._advisor.advice(refusal.kind, refusal.turn, conversation, self._template)
+            raise refusal.error(conversation, advice) from None
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens of all turns and the template's opening of an answer."""
@@ -140,7 +137,7 @@ class ChatFraming(Framing):
         if not text.startswith(prompt):
             text, generated = self._after_prefill(prompt, text, generated)
         if not text.startswith(prompt):
-            raise _never_seen(script, i, prompt, text)
+            raise never_seen(script, i, prompt, text)
         end_of_turn = self._end_of(turn)
         text += end_of_turn.following
         controls = list(self._controls.find(text, len(prompt)))
@@ -246,23 +243,6 @@ class ChatFraming(Framing):
                 if text.startswith(prompt):
                     yield len(prompt)
 
-    def _advice(self, refusal: Refusal, conversation: Conversation) -> str | None:
-        """Return which changes have been tried and work for ``conversation``, or rows of its shape; None if none do."""
-        if not refusal.kind:
-            return None
-        key = (refusal.kind, refusal.turn, shape(conversation))
-        if key not in self._fixes:
-            if len(self._fixes) == _SHAPES_TRIED:
-                return None
-            working: list[Fix] = []
-            for fix in fixes_for(refusal.kind, refusal.turn, conversation, self._template.asks_for):
-                known = bool(fix.group) and any(fix.group == other.group for other in working)
-                if len(working) < _FIXES_NAMED and not known and self._works(fix):
-                    working.append(fix)
-            words = ", or ".join(fix.words for fix in working)
-            self._fixes[key] = words[:1].upper() + words[1:] + "." if words else ""
-        return self._fixes[key] or None
-
     def _works(self, fix: Fix) -> bool:
         """Tell whether ``fix`` makes a conversation framable."""
         try:
@@ -279,28 +259,8 @@ class ChatFraming(Framing):
         return ChatFraming(self._tokenizer, self._tokens.model_copy(update={"template_args": together}))
 
 
-def _never_seen(script: Script, i: int, prompt: str, text: str) -> Refusal:
-    """Say where what asks for turn ``i`` and what is to be learned part, in the template's words and tokens."""
-    without, given = (script.reveal(_around(*pair)) for pair in ((prompt, text), (text, prompt)))
-    alike = " (once a control token, once text that looks like one)" if without == given else ""
-    return Refusal(
-        f"the chat template to write the same before turn {i + 1} whether or not the answer is there",
-        f"{without!r} without it and {given!r} with it{alike}; the model would learn what it never sees later",
-        "Set `tokens.template_args` so that both agree, give the answers what is missing (such as reasoning), or leave "
-        "out what moves (such as `system`).",
-        kind="prompt",
-        turn=i,
-    )
-
-
 def learned_turns(turns: Sequence[Turn], supervise: str) -> dict[int, float]:
     """Return the weight of every assistant turn that is learned, by its place."""
     found = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     chosen = found if supervise == "all" else found[-1:]
     return {i: turns[i].weight for i in chosen if turns[i].weight}
-
-
-def _around(text: str, other: str) -> str:
-    """Return the last characters of ``text`` from where it parts from ``other``, for a message."""
-    at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-    return text[max(0, at - 20) : at + 20]

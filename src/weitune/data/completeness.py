@@ -1,4 +1,8 @@
-"""What a template leaves out of a conversation would be lost in silence, so it is looked for."""
+"""What must hold of renderings before anything is learned from them.
+
+What a template leaves out of a conversation would be lost in silence; what it writes otherwise than at inference would
+be learned for nothing.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +76,27 @@ def check_thought(
         )
 
 
+def never_seen(script: Script, i: int, prompt: str, text: str) -> Refusal:
+    """Say where what asks for turn ``i`` and what is to be learned part, in the template's words and tokens."""
+    without, given = (script.reveal(_around(*pair)) for pair in ((prompt, text), (text, prompt)))
+    alike = " (once a control token, once text that looks like one)" if without == given else ""
+    return Refusal(
+        f"the chat template to write the same before turn {i + 1} whether or not the answer is there",
+        f"{without!r} without it and {given!r} with it{alike}; the model would learn what it never sees later",
+        "Set `tokens.template_args` so that both agree, give the answers what is missing (such as reasoning), or leave "
+        "out what moves (such as `system`).",
+        kind="prompt",
+        turn=i,
+    )
+
+
 def _contains(shown: str, content: str) -> bool:
     """Tell whether a rendering shows ``content``: trimmed perhaps, or as JSON (tools' answers in some templates)."""
     content = content.strip()
     return content in shown or any(json.dumps(content, ensure_ascii=only)[1:-1] in shown for only in (False, True))
+
+
+def _around(text: str, other: str) -> str:
+    """Return the last characters of ``text`` from where it parts from ``other``, for a message."""
+    at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    return text[max(0, at - 20) : at + 20]

@@ -1,17 +1,22 @@
 """What could be changed about a row, or about the template's arguments, when a template cannot frame it.
 
-Nothing here is advice yet: whoever asks tries each change and names those that work.
+Each change is tried on the row, and only those that work become advice.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.data.template import ChatTemplate
 
+_FIXES_NAMED = 3
+"""Changes that work and that a message names, at most."""
+_SHAPES_TRIED = 32
+"""Shapes of faulty rows for which changes are tried, at most: each costs a few renderings."""
 _UNLEARNED = "give such turns `weight: 0`, so that they are context and not learned"
 Arguments = Sequence[tuple[str, Any]]
 
@@ -25,6 +30,30 @@ class Fix(NamedTuple):
     """Arguments of the template besides those that are given."""
     group: str = ""
     """Of changes in a group, the first one that works will do."""
+
+
+class Advisor:
+    """Gives advice about rows, once for all rows of a shape."""
+
+    def __init__(self, works: Callable[[Fix], bool]) -> None:
+        """``works`` tells whether a change makes a conversation framable."""
+        self._works = works
+        self._known: dict[Any, str] = {}
+
+    def advice(self, kind: str, at: int, conversation: Conversation, template: ChatTemplate) -> str | None:
+        """Return what helps with a refusal of ``kind`` at turn ``at`` (from 0); None if nothing does."""
+        key = (kind, at, shape(conversation))
+        if key not in self._known:
+            if not kind or len(self._known) == _SHAPES_TRIED:
+                return None
+            working: list[Fix] = []
+            for fix in fixes_for(kind, at, conversation, template.asks_for):
+                known = bool(fix.group) and any(fix.group == other.group for other in working)
+                if len(working) < _FIXES_NAMED and not known and self._works(fix):
+                    working.append(fix)
+            words = ", or ".join(fix.words for fix in working)
+            self._known[key] = words[:1].upper() + words[1:] + "." if words else ""
+        return self._known[key] or None
 
 
 def fixes_for(kind: str, at: int, conversation: Conversation, arguments: Arguments) -> Iterator[Fix]:

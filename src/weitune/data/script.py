@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weitune.data.control import ControlTokens, Disguise, texts_in
-from weitune.data.conventions import Conventions, Thoughts, hidden
+from weitune.data.conventions import Conventions, hidden
 from weitune.data.conversation import Conversation
+from weitune.data.probing import Thoughts
 from weitune.data.problems import framing_error
 from weitune.data.template import REFUSALS, ChatTemplate, Rendered
 from weitune.errors import DataError

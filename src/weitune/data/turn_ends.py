@@ -18,8 +18,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from weitune.data.control import Control, ControlTokens
-from weitune.data.conventions import ANSWER, CALL, QUESTION, Conventions
+from weitune.data.conventions import Conventions
 from weitune.data.conversation import Turn
+from weitune.data.probing import ANSWER, CALL, QUESTION
 from weitune.data.template import REFUSALS, ChatTemplate
 from weitune.errors import ModelError
 

@@ -17,9 +17,10 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from weitune.data.conventions import spoken, tags_of
+from weitune.data.conventions import spoken
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.encode import Draft, Learned, Piece, Text
+from weitune.data.probing import tags_of
 from weitune.data.problems import framing_error
 from weitune.data.render import Framing
 from weitune.errors import DataError, ModelError
