@@ -246,7 +246,7 @@ def test_tools_calls_and_results_are_rendered_and_safe(name: str) -> None:
         ("gemma", ("user", "user", "assistant"), (), "must alternate"),
         ("mistral", ("user", "assistant", "assistant"), (), "must alternate"),
         ("smollm2", ("user", "assistant"), (TOOL,), "leaves out the tool 'tides'"),
-        ("qwen2.5", ("assistant",), (), "nothing that asks for it"),
+        ("qwen2.5", ("assistant",), (), "nothing asks for it"),
     ],
 )
 def test_what_a_template_cannot_frame_is_refused_with_reason_and_row(

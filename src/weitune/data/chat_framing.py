@@ -191,8 +191,9 @@ class ChatFraming(Framing):
             if asked:
                 raise
         raise Refusal(
-            f"a turn of the user before turn {i + 1}, which is the assistant's",
-            "nothing that asks for it, and this chat template cannot tell what the model sees before such a turn",
+            f"a turn of the user before turn {i + 1}",
+            f"that turn {i + 1} is the assistant's and nothing asks for it; this chat template cannot tell what the "
+            "model sees before such a turn",
             "Open the row with a turn of the user.",
             kind="first",
             turn=i,

@@ -102,7 +102,7 @@ def _for_turns(conversation: Conversation) -> Iterator[Fix]:
 
 def _for_an_opening_answer(at: int, conversation: Conversation) -> Iterator[Fix]:
     turns = conversation.turns
-    yield Fix(_UNLEARNED, _unlearned(conversation, at), {})
+    yield from _for_other_turns(at, conversation)
     if conversation.system is None:
         yield Fix(
             "open the row with a system prompt (or set `system` in the recipe)",
@@ -130,8 +130,15 @@ def _for_reasoning(kind: str, at: int, conversation: Conversation, arguments: Ar
             yield Fix("remove the reasoning of the turns before it", without, {})
         if conversation.system is not None:
             yield Fix("leave out `system`", replace(conversation, turns=conversation.turns[1:]), {})
-    if any(other.role == "assistant" and other.weight for i, other in enumerate(conversation.turns) if i != at):
-        yield Fix(_UNLEARNED, _unlearned(conversation, at), {})
+    yield from _for_other_turns(at, conversation)
+
+
+def _for_other_turns(at: int, conversation: Conversation) -> Iterator[Fix]:
+    """Yield the change that leaves the other turns to be learned, if there are some."""
+    turns = conversation.turns
+    if any(turn.role == "assistant" and turn.weight for i, turn in enumerate(turns) if i != at):
+        context = turns[at]._replace(weight=0.0)
+        yield Fix(_UNLEARNED, replace(conversation, turns=(*turns[:at], context, *turns[at + 1 :])), {})
 
 
 def _thinking(conversation: Conversation, at: int | None, reasoning: str | None) -> Conversation:
@@ -147,8 +154,3 @@ def _thinking(conversation: Conversation, at: int | None, reasoning: str | None)
         return turn._replace(reasoning=reasoning) if alike else turn
 
     return replace(conversation, turns=tuple(map(changed, conversation.turns)))
-
-
-def _unlearned(conversation: Conversation, at: int) -> Conversation:
-    turns = conversation.turns
-    return replace(conversation, turns=(*turns[:at], turns[at]._replace(weight=0.0), *turns[at + 1 :]))
