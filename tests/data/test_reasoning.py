@@ -236,6 +236,18 @@ def test_an_empty_thought_that_a_template_always_writes_makes_room_for_a_real_on
         assert learned("qwen3", example) == [EMPTY + "At noon.<|im_end|>"]
 
 
+def test_an_empty_thought_that_the_prompt_opens_and_the_template_always_closes() -> None:
+    always = DROPS_AND_OPENS.replace(
+        "+ said +", "+ ('<think>\\n\\n</think>\\n\\n' if m.role == 'assistant' else '') + said +"
+    )
+    framing = framing_with(always)
+    [example] = framing.examples(Conversation((ASKED, ANSWER)))
+    assert learned("qwen3", example) == ["At noon.<|im_end|>"]
+    [example] = framing.examples(Conversation((ASKED, THOUGHT)))
+    assert learned("qwen3", example) == ["The moon is full.\n</think>\n\nAt noon.<|im_end|>"]
+    assert thoughts_in(example) == ids_of("<think>", "</think>")
+
+
 def test_marked_generations_include_reasoning_that_the_template_has_no_place_for() -> None:
     marked = DROPS.replace("{{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>\\n' }}", (
         "{{- '<|im_start|>' + m.role + '\\n' }}{% generation %}{{- said }}{% endgeneration %}{{- '<|im_end|>\\n' }}"

@@ -128,7 +128,8 @@ class Conventions:
             return ""
         without, given = (str(text)[len(prompt) : str(text).rfind(ANSWER)] for text in texts)
         if thoughts.place == "before":
-            given = thoughts.open + THOUGHT + thoughts.close
+            opened = prompt.rstrip().endswith(thoughts.open.strip() or " ")
+            given = ("" if opened else thoughts.open) + THOUGHT + thoughts.close
         same = "".join(without.split()) == "".join(given.replace(THOUGHT, "").split())
         return without if same and THOUGHT in given and without.strip() else ""
 

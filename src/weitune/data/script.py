@@ -111,11 +111,17 @@ class Script:
         thoughts = self._conventions.thoughts(bool(turn.tool_calls))
         if thoughts.place != "before":
             return rendered
-        prompt = self.render(turns - 1, prompting=True).text
+        try:
+            prompt = self.render(turns - 1, prompting=True).text
+        except Refusal:  # nothing asks for the turn, so it is not learned
+            return rendered
+        text = rendered.text
         header, opening = _opened(prompt, thoughts)
-        if not rendered.text.startswith(header):
+        if header != prompt and text.startswith(prompt):  # the finished turn has the opening too
+            header, opening = prompt, ""
+        if not text.startswith(header):
             return rendered  # and the prompt will be found not to be its beginning
-        at, text = len(header), rendered.text
+        at = len(header)
         rest = at + self._conventions.empty_block_at(text, at)  # which the template writes before every answer
         closed = text[rest:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
         block = opening + self._hide(turn.reasoning) + ("" if closed else thoughts.close)
