@@ -169,6 +169,35 @@ def test_a_prompt_that_has_closed_the_thought_does_not_take_reasoning() -> None:
     assert text.endswith("<｜Assistant｜><think>The moon is full.</think>At noon.<｜end▁of▁sentence｜>")
 
 
+@pytest.mark.parametrize(
+    ("name", "raw", "answer"),
+    [
+        ("mistral7", "[THINK]The moon is full.[/THINK]At noon.", "[THINK]The moon is full.[/THINK]At noon.</s>"),
+        ("gemma4", "<|channel>thought\nThe moon is full.\n<channel|>At noon.",
+         "<|channel>thought\nThe moon is full.\n<channel|>At noon.<turn|>"),
+        ("gpt-oss",
+         "<|channel|>analysis<|message|>The moon is full.<|end|><|start|>assistant<|channel|>final<|message|>At noon.",
+         "<|channel|>analysis<|message|>The moon is full.<|end|><|start|>assistant<|channel|>final<|message|>At noon."
+         "<|return|>"),
+    ],
+)  # fmt: skip
+def test_raw_outputs_in_the_templates_own_words_are_reasoning(name: str, raw: str, answer: str) -> None:
+    tokenizer = modern.tokenizer_of(name)
+    framing = framing_for(tokenizer, Tokens())
+    [example] = framing.examples(Conversation((ASKED, ANSWER._replace(content=raw))))
+    [span] = example.spans
+    learned_ids = example.input_ids[span.start : span.stop]
+    assert tokenizer.decode(learned_ids) == answer
+    assert list(learned_ids) == tokenizer.encode(answer, add_special_tokens=False)
+    asking = (ASKED, ANSWER._replace(content=raw), ASKED)
+    split = (ASKED, THOUGHT, ASKED)
+    assert framing.prompt(Conversation(asking)) == framing.prompt(Conversation(split))
+    unclosed = raw.replace("[/THINK]", "").replace("<channel|>", "").replace("<|end|>", "")
+    if name == "mistral7":  # not in its form: text, in letters
+        [example] = framing.examples(Conversation((ASKED, ANSWER._replace(content=unclosed))))
+        assert tokenizer.convert_tokens_to_ids("[THINK]") not in example.input_ids
+
+
 def test_the_tutorials_framing_learns_reasoning_in_tokens() -> None:
     framing = framing_for(reworked("qwen3", DROPS), Tokens(template="chat"))
     assert framing.control_ids >= set(ids_of("<think>", "</think>"))

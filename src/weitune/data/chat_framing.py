@@ -75,6 +75,7 @@ class ChatFraming(Framing):
 
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return one draft for all learned turns, or one for each (see the module's docstring)."""
+        conversation = self._conventions_of(conversation).read(conversation)
         try:
             return self._draft(conversation)
         except Refusal as refusal:
@@ -83,7 +84,7 @@ class ChatFraming(Framing):
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens of all turns and the template's opening of an answer."""
-        script = self._script(conversation)
+        script = self._script(self._conventions_of(conversation).read(conversation))
         try:
             text = script.render(len(conversation.turns), prompting=True).text
         except Refusal as refusal:

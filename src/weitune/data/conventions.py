@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from weitune.data.control import ControlTokens
-from weitune.data.conversation import ToolCall, Turn
+from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.probing import ANSWER, CALL, QUESTION, TAGS, THOUGHT, Calls, Probing, Thoughts, said
 from weitune.data.template import ChatTemplate
 
@@ -38,9 +39,29 @@ class Conventions:
 
     def __init__(self, template: ChatTemplate, controls: ControlTokens) -> None:
         """Find nothing yet."""
+        self._controls = controls
         self._probing = Probing(template, controls)
         self.tags = self._probing.tags
         self.thoughts = self._probing.thoughts
+
+    def read(self, conversation: Conversation) -> Conversation:
+        """Return ``conversation`` with the reasoning that opens an answer in the template's own words, such as
+        ``[THINK]…[/THINK]`` or the analysis channel, as reasoning: outputs of such models, saved raw.
+
+        Reasoning in ``<think>`` tags has been read with the row.
+        """
+        opening, closing = self._own_frame
+        if not opening or not any(opening in turn.content for turn in conversation.turns):
+            return conversation
+        return replace(conversation, turns=tuple(_parted(turn, opening, closing) for turn in conversation.turns))
+
+    @cached_property
+    def _own_frame(self) -> tuple[str, str]:
+        """What the template or the tokenizer has around the reasoning of an answer, if that is not ``<think>``."""
+        thoughts = self.thoughts(False)
+        opening, closing = thoughts.open.strip(), thoughts.close.strip()
+        known = closing and opening != TAGS[0][0].strip() and any(True for _ in self._controls.find(opening))
+        return (opening, closing) if known else ("", "")
 
     def messages(self, turns: Sequence[Turn], hide: Hide = str) -> list[dict[str, Any]]:
         """Return ``turns`` as the template wants them, with every text of theirs through ``hide``."""
@@ -132,6 +153,15 @@ class Conventions:
             given = ("" if opened else thoughts.open) + THOUGHT + thoughts.close
         same = "".join(without.split()) == "".join(given.replace(THOUGHT, "").split())
         return without if same and THOUGHT in given and without.strip() else ""
+
+
+def _parted(turn: Turn, opening: str, closing: str) -> Turn:
+    """Return ``turn`` with what stands between ``opening`` and ``closing`` at its beginning as its reasoning."""
+    text = turn.content.lstrip()
+    if turn.role != "assistant" or turn.reasoning is not None or not text.startswith(opening):
+        return turn
+    reasoning, closed, content = text.removeprefix(opening).partition(closing)
+    return turn._replace(reasoning=reasoning.strip("\n"), content=content.lstrip("\n")) if closed else turn
 
 
 def _thinking(turn: Turn, thoughts: Thoughts, hide: Hide) -> dict[str, Any]:
