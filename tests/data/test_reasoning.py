@@ -277,6 +277,17 @@ def test_an_empty_thought_that_the_prompt_opens_and_the_template_always_closes()
     assert thoughts_in(example) == ids_of("<think>", "</think>")
 
 
+def test_reasoning_stands_after_the_opening_of_a_turn_that_the_model_writes() -> None:
+    template = DROPS[: DROPS.index("{%- if add_generation_prompt")]
+    [example] = framing_with(template).examples(Conversation((ASKED, THOUGHT)))
+    opening = "<|im_start|>assistant\n"
+    assert learned("qwen3", example) == [opening + "<think>\nThe moon is full.\n</think>\n\nAt noon.<|im_end|>"]
+    template = FAMILIES["qwen3"].template
+    template = template[: template.rindex("{%- if add_generation_prompt")]
+    [example] = framing_with(template).examples(Conversation((ASKED, ANSWER)))
+    assert learned("qwen3", example) == [opening + EMPTY + "At noon.<|im_end|>"]
+
+
 def test_marked_generations_include_reasoning_that_the_template_has_no_place_for() -> None:
     marked = DROPS.replace("{{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>\\n' }}", (
         "{{- '<|im_start|>' + m.role + '\\n' }}{% generation %}{{- said }}{% endgeneration %}{{- '<|im_end|>\\n' }}"

@@ -118,6 +118,11 @@ class Conventions:
         """What the template writes of an answer when it asks for one, and not in a finished turn."""
         return self._probing.prefill
 
+    @property
+    def turn_opening(self) -> str:
+        """What opens an assistant's turn in a template that has no generation prompt, so that the model writes it."""
+        return self._probing.turn_opening
+
     def empty_block_at(self, text: str, at: int) -> int:
         """Return the length of the empty thought at ``at`` in a rendering."""
         return next((len(block) for block in self.empty_blocks if text.startswith(block, at)), 0)
@@ -126,8 +131,11 @@ class Conventions:
     def empty_blocks(self) -> tuple[str, ...]:
         """What the template writes before an answer without reasoning where it would write reasoning: an empty thought.
 
-        The longest first. Tried after a question and after a tool's answer, with and without a call.
+        The longest first. Tried after a question and after a tool's answer, with and without a call. None where the
+        model opens its own turns: there the block stands amid what it has to learn.
         """
+        if self.turn_opening:
+            return ()
         asked = [said("user", QUESTION)]
         told = [
             *self._probing.probe(True, ""),

@@ -145,6 +145,16 @@ class Probing:
         return closing in between or any(True for _ in self._controls.find(between))
 
     @cached_property
+    def turn_opening(self) -> str:
+        """What opens an assistant's turn in a template that has no generation prompt, so that the model writes it."""
+        asked = self.render([said("user", QUESTION)])
+        if asked is None or asked != self.render([said("user", QUESTION)], prompting=True):
+            return ""
+        header, answer, _ = (self.render(_probe(ANSWER)) or "").partition(ANSWER)
+        opening = header.removeprefix(asked) if answer and header.startswith(asked) else ""
+        return opening if opening.strip() else ""
+
+    @cached_property
     def prefill(self) -> str:
         """What the template writes of an answer when it asks for one, and not in a finished turn."""
         prompt = self.render([said("user", QUESTION)], prompting=True) or ""

@@ -122,6 +122,8 @@ class Script:
         if not text.startswith(header):
             return rendered  # and the prompt will be found not to be its beginning
         at = len(header)
+        if text.startswith(self._conventions.turn_opening, at):
+            at += len(self._conventions.turn_opening)
         rest = at + self._conventions.empty_block_at(text, at)  # which the template writes before every answer
         closed = text[rest:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
         block = opening + self._hide(turn.reasoning) + ("" if closed else thoughts.close)
