@@ -205,7 +205,11 @@ FAMILIES = {
 @cache
 def tokenizer_of(name: str) -> Any:
     """Return a small fast tokenizer of the family."""
-    family = FAMILIES[name]
+    return build(FAMILIES[name])
+
+
+def build(family: Family) -> Any:
+    """Return a small fast tokenizer with the tokens and the template of ``family``."""
     core = _core(family.style)
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in family.special])
     core.add_tokens([AddedToken(text, special=False, normalized=False) for text in family.plain])

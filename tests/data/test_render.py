@@ -20,6 +20,8 @@ LOOK_ALIKES = [
     *("<|im_", "end|>", "<", ">", "|>", "[", "/INST]", "\n", "\n\n", " ", "  "),
 ]
 
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+
 
 def framing_of(name: str, **tokens: Any) -> Framing:
     return framing_for(tokenizer_of(name), Tokens(template_args=FAMILIES[name].arguments or None, **tokens))
@@ -60,9 +62,9 @@ def content_as_written(name: str, turn: Turn) -> str:
 def answer_as_written(name: str, turn: Turn) -> str:
     """Return what the model learns to write for ``turn`` when it is the last one, from the family's description."""
     end = FAMILIES[name].end_of_turn
-    if name == "qwen3":
-        return f"<think>\n{(turn.reasoning or '').strip(chr(10))}\n</think>\n\n{turn.content.lstrip(chr(10))}{end}"
-    if name == "qwen3-not-thinking":
+    if name == "qwen3" and turn.reasoning is not None:
+        return f"<think>\n{turn.reasoning.strip(chr(10))}\n</think>\n\n{turn.content.lstrip(chr(10))}{end}"
+    if name.startswith("qwen3"):  # an empty thought is not learned
         return turn.content.lstrip("\n") + end
     return (" " if name.startswith("mistral") else "") + content_as_written(name, turn) + end
 
@@ -134,7 +136,9 @@ def test_training_sees_the_prompts_of_inference(name: str, data: st.DataObject) 
     spans = [(e, span) for e in framing.examples(conversation) for span in e.spans]
     for (example, span), i in zip(spans, answers(conversation), strict=True):
         prompt = framing.prompt(Conversation(conversation.turns[:i]))
-        assert list(example.input_ids[: span.start]) == prompt
+        empty = EMPTY_THOUGHT if name == "qwen3" and conversation.turns[i].reasoning is None else ""
+        assert list(example.input_ids[: len(prompt)]) == prompt
+        assert decoded(name, example.input_ids[len(prompt) : span.start]) == empty
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -242,7 +246,7 @@ def test_tools_calls_and_results_are_rendered_and_safe(name: str) -> None:
         ("gemma", ("user", "user", "assistant"), (), "must alternate"),
         ("mistral", ("user", "assistant", "assistant"), (), "must alternate"),
         ("smollm2", ("user", "assistant"), (TOOL,), "leaves out the tool 'tides'"),
-        ("qwen2.5", ("assistant",), (), "no turns"),
+        ("qwen2.5", ("assistant",), (), "nothing asks for it"),
     ],
 )
 def test_what_a_template_cannot_frame_is_refused_with_reason_and_row(
@@ -289,10 +293,12 @@ def test_a_thinking_template_without_reasoning_is_refused() -> None:
         "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
         "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
     )
-    with pytest.raises(DataError, match="enable_thinking"):
-        framing_for(reworked("qwen3", template), Tokens()).examples(
-            Conversation((Turn("user", "a"), Turn("assistant", "b")))
-        )
+    framing = framing_for(reworked("qwen3", template), Tokens())
+    with pytest.raises(DataError, match="never sees later") as error:
+        framing.examples(Conversation((Turn("user", "a"), Turn("assistant", "b"))))
+    assert "reasoning_content" in str(error.value.cure)
+    [example] = framing.examples(Conversation((Turn("user", "a"), Turn("assistant", "b", reasoning=""))))
+    assert learned("qwen3", example) == ["\n</think>\n\nb<|im_end|>"]
 
 
 def test_a_template_without_an_end_of_turn_is_refused() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from weitune.errors import RecipeError
-from weitune.recipe.load import build_recipe, dump_recipe, fields, load_recipe, preset_names
+from weitune.recipe.load import build_recipe, dump_recipe, fields, load_recipe, preset_names, recorded
 from weitune.recipe.schema import PROJECTIONS, Lora, Recipe, Tokens, Train
 
 LEAST = {"model": "some/model", "data": "dialogues.json"}
@@ -299,3 +299,14 @@ recipes = st.builds(
 def test_a_recipe_written_and_read_is_the_same(recipe):
     assert build_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
     assert dump_recipe(build_recipe(yaml.safe_load(dump_recipe(recipe)))) == dump_recipe(recipe)
+
+
+def test_a_record_of_an_earlier_version_says_what_that_version_did():
+    assert not build_recipe(LEAST).tokens.learn_empty_reasoning
+    for tokens in ({}, {"tokens": None}, {"tokens": {"max_length": 20}}):
+        recipe = build_recipe(recorded({**LEAST, **tokens}))
+        assert recipe.tokens.learn_empty_reasoning
+        assert recipe.tokens.max_length == (20 if tokens.get("tokens") else 1024)
+    now = build_recipe(LEAST)
+    assert build_recipe(recorded(now.model_dump(mode="json"))) == now
+    assert problems(recorded({**LEAST, "tokens": 3}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.tiny import TEMPLATE_OF, save_tiny
 from weitune import Recipe, Run, train
 from weitune.data.prepare import prepare
 from weitune.data.render import framing_for
-from weitune.errors import DataError, Interrupted
+from weitune.errors import DataError, Interrupted, RunError
 from weitune.model.load import load_tokenizer
 from weitune.model.locate import locate
 from weitune.recipe.schema import Lora, Tokens, Train
@@ -96,6 +97,33 @@ def test_a_stopped_run_resumes_to_the_same_bits(stop: int, tmp_path: Path) -> No
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     losses = [[e["loss"] for e in run.events() if e["event"] == "step"] for run in (resumed, whole)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_from_before_a_key_existed_resumes_as_it_was(tmp_path: Path) -> None:
+    """Version 0.1.0 learned empty thoughts, and did not know the key that asks for it."""
+    rows = [{"messages": row["messages"][:2]} for row in DIALOGUES]
+    learned: dict[str, Run] = {}
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        recipe = recipe_for(tmp_path / name, "qwen3", tokens=Tokens(learn_empty_reasoning=True))
+        Path(recipe.data[0]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if name == "whole":
+            learned[name] = train(recipe, device="cpu")
+            continue
+        with pytest.raises(Interrupted):
+            train(recipe, device="cpu", reporter=StopAfter(1))
+        record = tmp_path / name / "run" / "recipe.yaml"
+        text = record.read_text()
+        assert "  learn_empty_reasoning: true\n" in text
+        record.write_text(text.replace("  learn_empty_reasoning: true\n", ""))
+        assert Run(record.parent).recipe.tokens.learn_empty_reasoning
+        for checkpoint in record.parent.glob("checkpoint-*"):  # they hold the recipe too
+            shutil.rmtree(checkpoint)
+        learned[name] = resume(record.parent, device="cpu")
+    adapters = [(run.path / "adapter" / "adapter_model.safetensors").read_bytes() for run in learned.values()]
+    assert adapters[0] == adapters[1]
+    with pytest.raises(RunError, match="learn_empty_reasoning: True before, False now"):
+        resume(tmp_path / "stopped" / "run", overrides={"tokens.learn_empty_reasoning": False}, device="cpu")
 
 
 def test_dropout_changes_from_step_to_step_but_not_from_run_to_run(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import click
 from weitune.cli.recipe_options import overrides_from, recipe_options
 
 _READING = ("system", "columns", "format", "weights", "model", "hub", "revision")
-_TOKENS = ("tokens.max_length", "tokens.truncation", "tokens.template", "tokens.template_args", "tokens.supervise")
+_TOKENS = ("tokens.max_length", "tokens.truncation", "tokens.template", "tokens.template_args", "tokens.supervise",
+           "tokens.learn_empty_reasoning")  # fmt: skip
 _NO_MODEL = "none"
 """Stands for the model in a recipe that is only read with."""
 

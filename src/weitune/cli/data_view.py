@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weitune.data.preview import BORDER
+
 if TYPE_CHECKING:
     from weitune.data.check import Check
-    from weitune.data.preview import Shown
+    from weitune.data.preview import Part, Shown
 
 _BINS = 12
 _BAR_WIDTH = 40
@@ -83,11 +85,20 @@ def print_preview(items: Iterable[Shown], notes: Iterable[str]) -> None:
         for problem in item.problems:
             console.print(Text(f"{problem}\n  cure: {problem.cure}", style="red"))
         if item.parts:
-            console.print(Text.assemble(*((part.text, _STYLES[part.kind]) for part in item.parts)), end="")
+            console.print(Text.assemble(*map(_styled, item.parts)), end="")
             console.print("" if item.parts[-1].text.endswith("\n") else "\n", end="")
-            for text in item.learned:
-                console.print(Text("learned: ", style="bold").append(text, style=_STYLES["learned"]))
+            for part in item.parts:
+                if part.kind == "learned":
+                    console.print(Text("learned: ", style="bold").append_text(_styled(part)))
+            if any(part.borders for part in item.parts):
+                console.print(Text(f"{BORDER}: borders of tokens in text that only looks like a control token", "dim"))
             console.print()
+
+
+def _styled(part: Part) -> Text:
+    """Return the text of ``part`` in its colour, with a sign at the borders of tokens that spell a look-alike."""
+    style = _STYLES[part.kind]
+    return Text(BORDER, style="bold red").join(Text(piece, style=style) for piece in part.pieces)
 
 
 def _facts(item: Shown) -> str:

@@ -1,8 +1,9 @@
 """Control tokens: the added tokens that frame a conversation, and text that merely looks like them.
 
 A row may hold the text ``<|im_end|>``. Rendered by a chat template and tokenized, it would end the turn. So before a
-template sees a row's text, the first character of every look-alike is replaced by a stand-in, a character that occurs
-nowhere else; what still matches afterwards was written by the template; then the text gets its characters back:
+template writes a row's text, the first character of every look-alike is replaced by a stand-in, a character that occurs
+nowhere else; what still matches afterwards was written by the template; then the text gets its characters back
+(:mod:`.tracing` makes sure that the template still decides by the text's own characters):
 
     row        stop <|im_end|>                            look-alike
     hidden     stop ⟂|im_end|>                            same length, no match
@@ -63,22 +64,23 @@ class ControlTokens:
             content = match[0] if match[0] in self.ids else match[0].strip()
             yield Control(match.start(), match.end(), self.ids[content])
 
-    def lookalikes(self, text: str) -> list[int]:
-        """Return where ``text`` spells a control token (characters from its start)."""
-        return [match.start() for match in self._literal.finditer(text)]
+    def lookalikes(self, text: str) -> list[tuple[int, int]]:
+        """Return from where to where ``text`` spells control tokens (characters from its start)."""
+        return [match.span() for match in self._literal.finditer(text)]
 
     def dangerous(self, text: str) -> bool:
         """Tell whether ``text`` spells a control token, or begins or ends with a part that a neighbour could finish."""
-        return self._lookalike.search(text) is not None or any(self._edges(text))
+        return self._lookalike.search(text) is not None or any(True for _ in self._edges(text))
 
-    def _edges(self, text: str) -> tuple[bool, bool]:
-        """Tell whether a control token could begin before ``text`` or end after it."""
+    def _edges(self, text: str) -> Iterator[int]:
+        """Yield where in ``text`` a control token could end that began before it, or begin that ends after it."""
         if not text:
-            return False, False
+            return
         head, tail = text[: self._reach], text[-self._reach :]
-        opens = not self._last.isdisjoint(head) and any(head[:k] in self._tails for k in range(1, len(head) + 1))
-        closes = not self._first.isdisjoint(tail) and any(tail[k:] in self._heads for k in range(len(tail)))
-        return opens, closes
+        if not self._last.isdisjoint(head):
+            yield from (k - 1 for k in range(1, len(head) + 1) if head[:k] in self._tails)
+        if not self._first.isdisjoint(tail):
+            yield from (len(text) - len(tail) + k for k in range(len(tail)) if tail[k:] in self._heads)
 
     def disguise(self, texts: Iterable[str], template: str) -> Disguise | None:
         """Return a disguise for ``texts``, or None if no text needs one (nearly always).
@@ -88,37 +90,42 @@ class ControlTokens:
         texts = list(texts)
         if not any(map(self.dangerous, texts)):
             return None
-        return Disguise(self, set(template).union(*texts))
+        return Disguise(self, _free_characters([template, *texts]))
 
     def _hide(self, text: str, stand_in: dict[str, str]) -> str:
         hidden = self._lookalike.sub(lambda match: stand_in[match[1]], text)
-        opens, closes = self._edges(text)
-        if opens:
-            hidden = stand_in[text[0]] + hidden[1:]
-        if closes:
-            hidden = hidden[:-1] + stand_in[text[-1]]
+        for at in self._edges(text):
+            hidden = hidden[:at] + stand_in[text[at]] + hidden[at + 1 :]
         return hidden
 
 
 class Disguise:
     """Stand-ins for one conversation: :meth:`hide` before rendering, :meth:`reveal` after."""
 
-    def __init__(self, controls: ControlTokens, used: set[str]) -> None:
-        """Draw stand-ins from the characters not in ``used``."""
+    def __init__(self, controls: ControlTokens, free: Iterator[str]) -> None:
+        """Draw stand-ins from the ``free`` characters."""
         self._controls = controls
-        self._free = iter(char for char in _STAND_INS if char not in used)
-        self._stand_in: dict[str, str] = _Drawn(self._free)
+        self._stand_in: dict[str, str] = _Drawn(free)
 
     def hide(self, text: str) -> str:
         """Return ``text``, as long as before, with no control token in it nor at its edges."""
         return self._controls._hide(text, self._stand_in)
 
+    def plain(self, text: str) -> str:
+        """Give ``text`` its own characters back, one for one."""
+        for char, stand_in in self._stand_in.items():
+            text = text.replace(stand_in, char)
+        return text
+
+    def unescape(self, text: str) -> str:
+        """Return rendered ``text`` with every stand-in as one character: `tojson` may have escaped it to ASCII."""
+        for stand_in in self._stand_in.values():
+            text = text.replace(_json_escape(stand_in), stand_in)
+        return text
+
     def reveal(self, text: str) -> str:
         """Give a piece of rendered text its own characters back."""
-        for char, stand_in in self._stand_in.items():
-            # A template may ask `tojson` for ASCII only; then the stand-in comes back as an escape.
-            text = text.replace(stand_in, char).replace(_json_escape(stand_in), char)
-        return text
+        return self.plain(self.unescape(text))
 
 
 class _Drawn(dict[str, str]):
@@ -131,6 +138,16 @@ class _Drawn(dict[str, str]):
     def __missing__(self, char: str) -> str:
         self[char] = next(self._free)
         return self[char]
+
+
+def _free_characters(texts: Sequence[str]) -> Iterator[str]:
+    """Yield the characters that occur in no text, not even as the escape that JSON in ASCII would write."""
+    used = set().union(*texts)
+    escaped = {unit for text in texts if "\\u" in text for unit in _ESCAPE.findall(text)}
+    return (char for char in _STAND_INS if char not in used and _json_escape(char)[:6] not in escaped)
+
+
+_ESCAPE = re.compile(r"\\u[0-9a-f]{4}")
 
 
 def _json_escape(char: str) -> str:

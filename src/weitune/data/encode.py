@@ -138,7 +138,7 @@ class PieceEncoder:
 
         For models whose merges spell a control token, as SentencePiece vocabularies may.
         """
-        edges = [0, *(at + 1 for at in self._controls.lookalikes(text)), len(text)]
+        edges = [0, *(at + 1 for at, _ in self._controls.lookalikes(text)), len(text)]
         parts = [text[a:b] for a, b in pairwise(edges)]
         head, *rest = parts
         encodings = [self._prefixing.encode(head, add_special_tokens=False)]

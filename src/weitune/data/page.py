@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from weitune.data.preview import Part, Shown
+from weitune.data.preview import BORDER, Part, Shown
 
 _STYLE = """
 :root { color-scheme: light dark; --learned: #bfe8c6; --control: #8a8f98; --line: #8884; --bad: #c0392b }
@@ -26,6 +26,8 @@ h2 small { font-weight: 400; color: var(--control); margin-left: .5rem }
 pre { font: 13px/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }
 mark { background: var(--learned); color: inherit }
 .control { color: var(--control) }
+.alike { font-size: 0; border-bottom: 1px dotted var(--bad) }
+.alike::before { content: attr(data-shown); font: 13px/1.55 ui-monospace, monospace }
 .bad { color: var(--bad) }
 """
 
@@ -57,7 +59,8 @@ def page(title: str, shown: Sequence[Shown], facts: Sequence[str]) -> str:
         f"<h1>{escape(title)}</h1>\n"
         + "".join(f"<p>{escape(fact)}</p>\n" for fact in facts)
         + "<p><mark>Marked text</mark> is what the model learns to write; "
-        '<span class="control">grey tokens</span> only frame the turns.</p>\n'
+        '<span class="control">grey tokens</span> only frame the turns. Text that only looks like such a token is '
+        f"shown with the borders of its own tokens: {_LETTERS}.</p>\n"
         '<form><label>tokens from <input name="least" type="number" min="0"></label>\n'
         '<label>to <input name="most" type="number" min="0"></label>\n'
         f'<label>only <select name="tag"><option value="">all rows</option>{choices}</select></label>\n'
@@ -80,9 +83,16 @@ def _article(item: Shown) -> str:
     )
 
 
+_LETTERS = escape(BORDER.join(("", "<", "th", "ink", ">", "")))
+
+
 def _part(part: Part) -> str:
+    """Return a part; if it has borders they are only shown, so that copies and the filter have the text as it is."""
+    shown = f' class="alike" data-shown="{escape(BORDER.join(part.pieces))}"' if part.borders else ""
     text = escape(part.text)
     if part.kind == "learned":
         title = f' title="weight {part.weight:g}"' if part.weight != 1 else ""
-        return f"<mark{title}>{text}</mark>"
-    return f'<span class="control">{text}</span>' if part.kind == "control" else text
+        return f"<mark{title}{shown}>{text}</mark>"
+    if part.kind == "control":
+        return f'<span class="control">{text}</span>'
+    return f"<span{shown}>{text}</span>" if shown else text

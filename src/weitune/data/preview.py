@@ -2,13 +2,16 @@
 
 <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎hello<|im_end|>⏎
 control     prompt control    control     prompt    ╰── learned ──╯
+
+Text that only looks like a control token is shown with the borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that letters
+and token can be told apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice, pairwise
 from typing import Any, Literal
 
 from weitune.data.conversation import Conversation, Example, Origin
@@ -20,6 +23,8 @@ from weitune.data.settle import cut
 from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
 
+BORDER = "┊"
+"""The sign between two tokens."""
 Kind = Literal["control", "prompt", "learned"]
 
 
@@ -31,6 +36,13 @@ class Part:
     kind: Kind
     tokens: int
     weight: float = 0.0
+    borders: tuple[int, ...] = ()
+    """Where in ``text`` tokens begin and end that spell a look-alike of a control token."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text, cut at its :attr:`borders`."""
+        return [self.text[a:b] for a, b in pairwise([0, *self.borders, len(self.text)])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +81,29 @@ def parts(example: Example, tokenizer: Any, framing: Framing) -> tuple[Part, ...
     result = []
     for (kind, weight), run in groupby(range(len(kinds)), key=kinds.__getitem__):
         ids = [example.input_ids[i] for i in run]
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        result.append(Part(text, kind, len(ids), weight))
+        text = _decoded(tokenizer, ids)
+        result.append(Part(text, kind, len(ids), weight, _borders(text, ids, tokenizer, framing)))
     return tuple(result)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _borders(text: str, ids: Sequence[int], tokenizer: Any, framing: Framing) -> tuple[int, ...]:
+    """Return where tokens begin and end within the look-alikes of ``text``, the decoded ``ids``."""
+    lookalikes = framing.lookalikes(text)
+    if not lookalikes:
+        return ()
+    ends = list(accumulate(len(_decoded(tokenizer, [token])) for token in ids))
+    if ends[-1] != len(text):  # a character in several tokens, or a space that only the first one loses
+        ends = [len(_decoded(tokenizer, ids[: n + 1])) for n in range(len(ids))]
+    controls = {span for span, token in zip(pairwise([0, *ends]), ids, strict=True) if token in framing.control_ids}
+    borders = {
+        edge for a, b in lookalikes if (a, b) not in controls for edge in (a, b, *(e for e in ends if a < e < b))
+    }
+    return tuple(sorted(borders))
 
 
 def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: int | None = None) -> Iterator[Shown]:

@@ -1,22 +1,22 @@
-"""A chat template, and the text it makes of a conversation.
+"""A chat template: its source and arguments, and the text that it makes of messages.
 
-Rendering is transformers' sandboxed Jinja, the very function behind ``apply_chat_template``. A :class:`Script` is one
-conversation under one template: it renders any number of its turns, with every look-alike of a control token disguised.
+Rendering is transformers' sandboxed Jinja, the very function behind ``apply_chat_template``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from jinja2 import nodes
 from jinja2.exceptions import TemplateError
+from jinja2.meta import find_undeclared_variables
 
-from weitune.data.control import ControlTokens, Disguise, texts_in
-from weitune.data.conversation import Conversation, Turn
-from weitune.data.problems import framing_error
-from weitune.errors import DataError, ModelError
+from weitune.data.control import Disguise
+from weitune.data.tracing import TracedTemplate, environment_of
+from weitune.errors import ModelError
 
 CHATML = (
     "{% for message in messages %}"
@@ -36,8 +36,10 @@ PLAIN = (
 )
 """For a tokenizer without any control tokens but an end of sequence."""
 
-_SENTINEL = "reasoning-before-the-answer"
-_REFUSALS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError)
+Messages = Sequence[Mapping[str, Any]]
+REFUSALS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError)
+"""What a template raises that does not accept its messages."""
+_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class Rendered(NamedTuple):
@@ -55,19 +57,16 @@ class ChatTemplate:
         self.source = source
         self.with_tools = with_tools
         self.arguments = dict(arguments)
+        self._specials = specials
         self._variables = {**specials, **arguments}
         self.marks_generation = "endgeneration" in source + with_tools
         self.reads_date = "strftime_now" in source + with_tools
 
-    @cached_property
-    def reads_reasoning(self) -> bool:
-        """Whether the template writes an assistant's reasoning, tried out on a small dialogue."""
-        question = {"role": "user", "content": "?"}
-        answer = {"role": "assistant", "content": "!", "reasoning_content": _SENTINEL}
-        try:
-            return _SENTINEL in self.render([question, answer], [], False).text
-        except _REFUSALS:
-            return False
+    def for_tools(self) -> ChatTemplate:
+        """Return the template of conversations with tools, as one for all."""
+        if self.with_tools == self.source:
+            return self
+        return ChatTemplate(self.with_tools, self.with_tools, self.arguments, self._specials)
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the text: sources and arguments."""
@@ -78,13 +77,29 @@ class ChatTemplate:
         """Return every text that the template may write besides a conversation's own."""
         return self.source + self.with_tools + json.dumps(self._variables, ensure_ascii=False, default=str)
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any], add_generation_prompt: bool) -> Rendered:
+    @cached_property
+    def asks_for(self) -> list[tuple[str, Any]]:
+        """The arguments that the template asks for, given or not, each with a value to try: a truth value, or what the
+        template compares it with."""
+        found: dict[tuple[str, str], tuple[str, Any]] = {}
+        for source in dict.fromkeys((self.source, self.with_tools)):
+            environment = environment_of(source)
+            tree = environment.parse(source)
+            compared = list(_comparisons(tree))  # first, since the next line folds constants
+            names = find_undeclared_variables(tree) - set(environment.globals) - _GIVEN
+            switched = [(name, value) for name in sorted(names) for value in (True, False)]
+            for name, value in [*switched, *compared]:
+                if name in names and not name.endswith(("_token", "_tokens")):
+                    found[name, repr(value)] = (name, value)
+        return list(found.values())
+
+    def render(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> Rendered:
         """Render plain message dicts. Raises whatever the template raises."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         texts, generated = render_jinja_template(
-            conversations=[messages],
-            tools=tools or None,
+            conversations=[list(messages)],
+            tools=list(tools) or None,
             chat_template=self.with_tools if tools else self.source,
             return_assistant_tokens_mask=self.marks_generation,
             add_generation_prompt=add_generation_prompt,
@@ -92,56 +107,32 @@ class ChatTemplate:
         )
         return Rendered(texts[0], tuple(generated[0]) if generated else ())
 
+    def trace(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool, disguise: Disguise) -> str:
+        """Render disguised messages as :meth:`render` would render their own texts. Raises what the template raises."""
+        traced = self._traced_with_tools if tools else self._traced
+        variables = {
+            "messages": list(messages), "tools": list(tools) or None, "documents": None,
+            "add_generation_prompt": add_generation_prompt, **self._variables,
+        }  # fmt: skip
+        return traced.render(variables, disguise)
 
-class Script:
-    """One conversation under one template. Renderings are kept, for neighbouring turns ask for the same ones."""
+    @cached_property
+    def _traced(self) -> TracedTemplate:
+        return TracedTemplate(self.source)
 
-    def __init__(self, template: ChatTemplate, controls: ControlTokens, conversation: Conversation) -> None:
-        """Turn ``conversation`` into messages, disguised where need be."""
-        self.conversation = conversation
-        self._template = template
-        messages = _messages(conversation.turns, template.reads_reasoning)
-        tools = [dict(tool) for tool in conversation.tools]
-        texts = [
-            *texts_in([{k: v for k, v in message.items() if k != "role"} for message in messages]),
-            *texts_in(tools),
-        ]
-        self.disguise = controls.disguise(texts, template.writes())
-        if self.disguise is not None:
-            messages = [{**_hidden(message, self.disguise), "role": message["role"]} for message in messages]
-            tools = _hidden(tools, self.disguise)
-        self.messages: list[dict[str, Any]] = messages
-        self.tools: list[Any] = tools
-        self._kept: dict[tuple[int, bool], Rendered] = {}
+    @cached_property
+    def _traced_with_tools(self) -> TracedTemplate:
+        return self._traced if self.with_tools == self.source else TracedTemplate(self.with_tools)
 
-    def render(self, turns: int, prompting: bool = False) -> Rendered:
-        """Render the first ``turns`` turns; ``prompting`` asks for the assistant's next one.
 
-        Raises DataError if the template refuses them.
-        """
-        key = (turns, prompting)
-        if key not in self._kept:
-            try:
-                self._kept[key] = self._template.render(self.messages[:turns], self.tools, prompting)
-            except _REFUSALS as error:
-                raise self._refused(turns, error) from None
-        return self._kept[key]
-
-    def reveal(self, text: str) -> str:
-        """Give rendered ``text`` its own characters back."""
-        return self.disguise.reveal(text) if self.disguise is not None else text
-
-    def _refused(self, turns: int, error: Exception) -> DataError:
-        roles = ", ".join(turn.role for turn in self.conversation.turns[:turns]) or "no turns"
-        return self.problem(
-            "turns that the chat template accepts",
-            f"{roles}: {error}",
-            "Give the conversation the turns this model's template knows, or set `tokens.template_args` as it asks.",
-        )
-
-    def problem(self, expected: str, found: str, cure: str) -> DataError:
-        """Return an error about this row."""
-        return framing_error(self.conversation.origin, expected, found, cure)
+def _comparisons(tree: nodes.Template) -> Iterator[tuple[str, Any]]:
+    """Yield every name that ``tree`` compares with a text or a number, and that."""
+    for comparison in tree.find_all(nodes.Compare):
+        operands = [comparison.expr, *(operand.expr for operand in comparison.ops)]
+        names = [operand.name for operand in operands if isinstance(operand, nodes.Name)]
+        values = [const.value for operand in operands for const in (operand, *operand.find_all(nodes.Const))
+                  if isinstance(const, nodes.Const) and isinstance(const.value, str | int | float)]  # fmt: skip
+        yield from ((name, value) for name in names for value in values)
 
 
 def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[ChatTemplate, str | None]:
@@ -164,44 +155,3 @@ def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[
         )
     note = "The tokenizer has no chat template; turns are framed as plain text (`User:`, `Assistant:`)."
     return ChatTemplate(PLAIN, PLAIN, arguments or {}, specials), note
-
-
-def spoken(turn: Turn) -> str:
-    """Return what a turn says as plain text, reasoning first, for framings that have no place for reasoning."""
-    return turn.content if turn.reasoning is None else f"<think>\n{turn.reasoning}\n</think>\n\n{turn.content}"
-
-
-def _messages(turns: tuple[Turn, ...], reads_reasoning: bool) -> list[dict[str, Any]]:
-    """Return the turns as chat templates expect them; a tool's answer names the call it answers."""
-    messages: list[dict[str, Any]] = []
-    open_calls: list[str] = []
-    for turn in turns:
-        message: dict[str, Any] = {"role": turn.role, "content": turn.content if reads_reasoning else spoken(turn)}
-        if reads_reasoning and turn.reasoning is not None:
-            message["reasoning_content"] = turn.reasoning
-        if turn.name is not None:
-            message["name"] = turn.name
-        if turn.tool_calls:
-            # Mistral's templates insist on nine letters or digits.
-            open_calls = [call.id or f"call{len(messages):03}{i:02}" for i, call in enumerate(turn.tool_calls)]
-            message["tool_calls"] = [
-                {"type": "function", "id": id_, "function": {"name": call.name, "arguments": call.arguments}}
-                for id_, call in zip(open_calls, turn.tool_calls, strict=True)
-            ]
-        if turn.role == "tool":
-            id_ = turn.tool_call_id or (open_calls[0] if open_calls else None)
-            if id_ is not None:
-                message["tool_call_id"] = id_
-                open_calls = [other for other in open_calls if other != id_]
-        messages.append(message)
-    return messages
-
-
-def _hidden(value: Any, disguise: Disguise) -> Any:
-    if isinstance(value, str):
-        return disguise.hide(value)
-    if isinstance(value, Mapping):
-        return {_hidden(key, disguise): _hidden(item, disguise) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hidden(item, disguise) for item in value]
-    return value

@@ -17,11 +17,12 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from weitune.data.conventions import spoken
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.encode import Draft, Learned, Piece, Text
+from weitune.data.probing import tags_of
 from weitune.data.problems import framing_error
 from weitune.data.render import Framing
-from weitune.data.template import spoken
 from weitune.errors import DataError, ModelError
 
 _SYSTEM, _QUESTION = "\ufdd0", "\ufdd1"  # noncharacters, so that no tokenizer has them in a control token
@@ -58,8 +59,7 @@ class TutorialFraming(Framing):
         answer = turns[-1]
         pieces = self._framing(conversation, turns[:-1])
         start = len(pieces)
-        if text := spoken(answer):
-            pieces.append(Text(text, bare=False))
+        pieces += self._spoken(answer)
         pieces.append((self.end_of_turn,))
         learned = (Learned(start, len(pieces), answer.weight),) if answer.weight else ()
         return [Draft(tuple(pieces), learned, conversation.origin)]
@@ -76,6 +76,16 @@ class TutorialFraming(Framing):
             "stop_tokens": list(self.stop_tokens),
             "tokenizer_sha256": self.tokenizer_hash(),
         }
+
+    def _spoken(self, answer: Turn) -> list[Piece]:
+        """Return what an answer says. Its reasoning stands between the tokenizer's tags for it, if it has some."""
+        text, tags = spoken(answer, tags_of(self._controls)), "".join(tags_of(self._controls))
+        if answer.reasoning is None or not self._controls.lookalikes(tags):
+            return [Text(text, bare=False)] if text else []
+        disguise = self._controls.disguise([answer.reasoning, answer.content], tags)
+        if disguise is not None:
+            text = spoken(answer, tags_of(self._controls), disguise.hide)
+        return self._encoder.split(text, (), disguise)[0]
 
     def _framing(self, conversation: Conversation, asked: Sequence[Turn]) -> list[Piece]:
         """Return the framing of the turns before the answer."""

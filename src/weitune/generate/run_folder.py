@@ -79,9 +79,9 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe the run was made from. Raises RecipeError if someone broke it."""
-        from weitune.recipe.load import load_recipe
+        from weitune.recipe.load import load_recorded
 
-        return load_recipe(str(self.path / "recipe.yaml"))
+        return load_recorded(self.path)
 
     def base_files(self) -> ModelFiles:
         """Return the files of the base model; all who open the run's model get them here.

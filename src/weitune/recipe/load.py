@@ -18,6 +18,10 @@ from weitune.errors import RecipeError
 from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
+RECORD = "recipe.yaml"
+"""The file in a run's folder that holds its recipe, whole."""
+_BEFORE_THEY_WERE_KEYS = {"tokens.learn_empty_reasoning": True}
+
 
 def fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield every leaf field of the recipe as (dotted name, field); a group that a word may stand for is one too."""
@@ -98,6 +102,27 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
         lines = explain(error.errors(), merged, [key for key, _ in fields()])
         title = "the recipe has a problem" if len(lines) == 1 else f"the recipe has {len(lines)} problems"
         raise RecipeError("\n  ".join([f"{title}:", *lines]), "See docs/recipe.md for every key.") from None
+
+
+def recorded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``tree``, the recipe that a run's folder records, with the keys that its version of weitune did not know.
+
+    Each gets the value that says what that version did, so that the run stays the run it was.
+    """
+    completed = _copied(tree)
+    for dotted, value in _BEFORE_THEY_WERE_KEYS.items():
+        *parents, last = dotted.split(".")
+        below = completed
+        for parent in parents:
+            below = below.setdefault(parent, {}) if isinstance(below, dict) else {}
+        if isinstance(below, dict):
+            below.setdefault(last, value)
+    return completed
+
+
+def load_recorded(folder: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe that the run in ``folder`` records, with ``overrides`` laid over it."""
+    return build_recipe(recorded(read_recipe_file(str(folder / RECORD))), overrides)
 
 
 def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -119,6 +119,10 @@ class Tokens(Section):
     """Arguments for the chat template, such as `enable_thinking: false`; used again whenever the model answers."""
     supervise: Literal["all", "last"] = "all"
     """Which assistant turns are learned: `all`, or only the `last` of each conversation."""
+    learn_empty_reasoning: bool = False
+    """Learn the empty reasoning block (such as `<think></think>`) that a thinking model's template writes before an
+    answer without reasoning. It is context by default, since learning it teaches the model not to think
+    (docs/data.md)."""
 
 
 class Lora(Section):

@@ -9,7 +9,7 @@ from typing import Any
 
 from weitune.data.plan import Plan
 from weitune.errors import RunError
-from weitune.recipe.load import build_recipe, read_recipe_file
+from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
 from weitune.training import folder as run_folder
 from weitune.training.changes import Basis
@@ -36,7 +36,7 @@ class Past:
         environment = run_folder.read_environment(folder)
         checkpoint, faulty = newest_good(folder)
         state = checkpoint.state if checkpoint else {}
-        tree = state.get("recipe") or read_recipe_file(str(folder / run_folder.RECIPE))
+        recipe = build_recipe(recorded(state["recipe"])) if state.get("recipe") else load_recorded(folder)
         if "basis" not in environment:
             raise RunError(
                 f"{folder / run_folder.ENVIRONMENT} does not say what the run was computed from", "Begin a new run."
@@ -46,7 +46,7 @@ class Past:
                 f"the run in '{folder}' was not trained, so it cannot go on: it was merged from other runs",
                 "Begin a new run with `lora.init_from` set to it.",
             )
-        return cls(checkpoint, faulty, environment, state, build_recipe(tree))
+        return cls(checkpoint, faulty, environment, state, recipe)
 
     @property
     def step(self) -> int:

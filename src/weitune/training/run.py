@@ -21,7 +21,7 @@ from weitune.model.contention import share_the_processor
 from weitune.model.fingerprint import fingerprints_as
 from weitune.model.need import PassSize
 from weitune.model.starts import EVA_STEPS
-from weitune.recipe.load import build_recipe, read_recipe_file
+from weitune.recipe.load import load_recorded
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
 from weitune.shell import shell_command
@@ -102,7 +102,7 @@ def resume(
     """
     folder = Path(folder)
     run_folder.check_run(folder)
-    recipe = build_recipe(read_recipe_file(str(folder / run_folder.RECIPE)), overrides)
+    recipe = load_recorded(folder, overrides)
     with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session, session.lock():
         _resume(session, recipe)
     return Run(folder)
