@@ -27,7 +27,7 @@ from weitune.generate.run_folder import Run, Which
 from weitune.model.locate import is_hub_id
 from weitune.model.saved import MODEL_FILES, holds_model
 from weitune.model.saved_adapter import CONFIG, check_adapter, check_files, read_adapter_config
-from weitune.recipe.load import build_recipe, load_recipe
+from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -176,9 +176,9 @@ class PlainAdapter(Run):
         """The recipe of an adapter that weitune made, if it lies here."""
         try:
             if (self.path / _OF_A_RUN).is_file():
-                return load_recipe(str(self.path / _OF_A_RUN))
+                return load_recorded(self.path)
             tree = _json(self.adapter / "state.json").get("recipe")
-            return build_recipe(tree) if isinstance(tree, dict) else None
+            return build_recipe(recorded(tree)) if isinstance(tree, dict) else None
         except RecipeError as error:
             self._say(f"the recipe in '{self.path}' is not used, for it cannot be read: {first_line(error)}")
             return None
