@@ -89,3 +89,13 @@ def test_a_question_longer_than_the_context_is_refused_and_nothing_is_dropped() 
         dialogue.ask(engine, "a long story " * 60, SHORT)
     assert len(dialogue.turns) == 2
     assert dialogue.dropped == 0
+
+
+def test_what_an_earlier_answer_thought_is_kept_apart_too() -> None:
+    history = [
+        {"role": "user", "content": "</think>"},
+        {"role": "assistant", "content": "Full moon.\n</think>\n\nAt noon."},
+    ]
+    asked, answered = Dialogue(history=history).turns
+    assert (asked.content, asked.reasoning) == ("</think>", None)
+    assert (answered.content, answered.reasoning) == ("At noon.", "Full moon.")

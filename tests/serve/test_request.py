@@ -97,3 +97,12 @@ def test_whatever_is_sent_gives_a_request_or_a_refusal(body: Any) -> None:
         assert 400 <= error.status < 500  # noqa: PT017
     else:
         assert request.sampling.max_new_tokens <= LIMITS.max_tokens
+
+
+def test_what_the_assistant_thought_is_reasoning_as_in_training() -> None:
+    thought = "<think>\nThe moon is full.\n</think>\n\nAt noon."
+    messages = [{"role": role, "content": thought} for role in ("user", "assistant", "user")]
+    asked, answered, again = parse(messages=messages).conversation.turns[1:]
+    assert (answered.reasoning, answered.content) == ("The moon is full.", "At noon.")
+    assert {asked.content, again.content} == {thought}
+    assert {asked.reasoning, again.reasoning} == {None}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from weitune.data.conversation import Role, Turn
 from weitune.data.fields import Fields
 from weitune.data.problems import shown
 
@@ -34,6 +35,12 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
         return None, text
     reasoning = text[start + len(_OPENING) if start >= 0 else 0 : end]
     return reasoning.strip("\n"), text[end + len(_CLOSING) :].lstrip("\n")
+
+
+def said(role: Role, text: str) -> Turn:
+    """Return the turn that says ``text``; what an assistant thought in tags before its answer becomes its reasoning."""
+    reasoning, content = split_reasoning(text) if role == "assistant" else (None, text)
+    return Turn(role, content, reasoning=reasoning)
 
 
 def opens_with_reasoning(text: str) -> bool:

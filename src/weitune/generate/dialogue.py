@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.reasoning import split_reasoning
+from weitune.data.reasoning import said
 from weitune.errors import InputError
 from weitune.generate.chat_engine import ChatEngine, ChatStream
 from weitune.generate.sampling import Sampling
@@ -51,8 +51,7 @@ class Dialogue:
     def remember(self, question: str, answer: str) -> None:
         """Add a question and its answer, unless the answer is empty."""
         if answer:
-            reasoning, content = split_reasoning(answer)  # which many templates leave out of earlier turns
-            self.turns += [Turn("user", question), Turn("assistant", content, reasoning=reasoning)]
+            self.turns += [Turn("user", question), said("assistant", answer)]
 
     @property
     def last_question(self) -> str | None:
@@ -95,4 +94,4 @@ def _as_turn(turn: Turn | Mapping[str, str]) -> Turn:
             f"a turn of the history is {dict(turn)!r}",
             'Each turn needs a role and a text: {"role": "user", "content": "Hello"}.',
         )
-    return Turn(role, content)  # type: ignore[arg-type]
+    return said(role, content)  # type: ignore[arg-type]

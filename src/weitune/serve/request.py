@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weitune.data.conversation import Conversation, Turn
+from weitune.data.conversation import Conversation, Role, Turn
+from weitune.data.reasoning import said
 from weitune.errors import InputError
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
@@ -22,7 +23,7 @@ _REFUSED = frozenset({"tools", "tool_choice", "functions", "function_call", "res
                       "prediction", "web_search_options", "logprobs", "top_logprobs"})  # fmt: skip
 _HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
 """Values of a refused field that ask for nothing."""
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGES = 4096
 _STOP_TEXTS = 16
 _STOP_LENGTH = 256
@@ -185,7 +186,7 @@ def _turn(message: Any, where: str) -> Turn:
         raise ApiError(400, f"{where}.content must be a text, or a list of text parts", param=f"{where}.content")
     # Half a surrogate pair is a valid escape in JSON and no text; no tokenizer takes it.
     text = "".join(part["text"] for part in parts).encode("utf-8", "replace").decode("utf-8")
-    return Turn(_ROLES[role], text)  # type: ignore[arg-type]
+    return said(_ROLES[role], text)
 
 
 def _is_text(part: Any) -> bool:
