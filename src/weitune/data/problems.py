@@ -5,6 +5,8 @@ A file of a million bad rows must not fill the memory: each kind keeps its first
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +20,8 @@ _SHOWN = 3
 """Problems of one kind that the terminal shows."""
 _LONGEST_SHOWN = 60
 """Characters of a wrong value that a message repeats."""
+_BLANK_LETTERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Characters that Unicode counts as printable and that leave no mark: fillers and variation selectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,32 @@ def framing_error(origin: Origin | None, expected: str, found: str, cure: str) -
     problem = Problem("cannot be framed", expected, found, cure)
     problem = problem.at(origin) if origin is not None else problem
     return DataError(str(problem), cure, (problem,))
+
+
+def shown_name(name: str) -> str:
+    r"""Return the name of a file, column or field for a message, with what cannot be seen written as an escape.
+
+    A zero-width space becomes ``\u200b``, a blank at either end ``\x20``, half of a surrogate pair ``\udcb2``, and so
+    do the accents of a decomposed letter. Names that differ never look the same for such a reason, and the result can
+    be printed and written in UTF-8. A name without any characters is shown as ``""``.
+    """
+    if not name:
+        return '""'
+    bare = name.strip(" ")
+    start = name.find(bare) if bare else len(name)
+    composed = name.isascii() or unicodedata.is_normalized("NFC", name)
+    return "".join(
+        char if start <= at < start + len(bare) and _leaves_a_mark(char, composed) else _escape(char)
+        for at, char in enumerate(name)
+    )
+
+
+def _leaves_a_mark(char: str, composed: bool) -> bool:
+    return char.isprintable() and not _BLANK_LETTERS.match(char) and (composed or not unicodedata.combining(char))
+
+
+def _escape(char: str) -> str:
+    return "\\x20" if char == " " else char.encode("unicode_escape").decode()
 
 
 def shown(value: object) -> str:
