@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitune.data import jsonrows
+from weitune.data import jsonwindow
 from weitune.data.jsonrows import json_rows
 from weitune.data.problems import Problem
 from weitune.data.rows import RawRow
@@ -26,7 +26,7 @@ OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
 
 @pytest.fixture(params=[1, 7, 1 << 18])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonrows, "_WINDOW", request.param)
+    monkeypatch.setattr(jsonwindow, "_WINDOW", request.param)
 
 
 def read(text: str) -> list[RawRow | Problem]:

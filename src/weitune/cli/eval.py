@@ -80,9 +80,9 @@ def command(
     ev.write(run, found)
     page = write_report(run)
     if as_json:
-        import json
+        from weitune.data.jsontext import json_text
 
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json_text(found, indent=1))
     else:
         from weitune.cli.eval_view import print_evaluation
 

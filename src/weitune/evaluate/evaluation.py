@@ -9,13 +9,13 @@ One model after the other is in memory (two at most), each with its adapter merg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weitune.data.holdout import ExampleSet, hold_out
+from weitune.data.jsontext import json_text
 from weitune.data.prepare import prepare
 from weitune.errors import RunError
 from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
@@ -206,7 +206,7 @@ def write(folder: Path, evaluation: dict[str, Any]) -> Path:
     """Write an evaluation into the run's folder, in one moment, and return its path."""
     target = folder / FILE
     partial = folder / f".{FILE}.partial"
-    partial.write_text(json.dumps(evaluation, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json_text(evaluation, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     publish_file(partial, target)
     return target
 

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from weitune.recipe.encodings import check_encoding
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
 
@@ -278,6 +280,9 @@ class Recipe(Section):
     that is not named."""
     format: Literal["alpaca", "sharegpt", "messages", "prompt-completion"] | None = None
     """Format of the rows; recognised from the first row of each file if not given."""
+    encoding: str | dict[str, str] | None = None
+    """Encoding of the text files (JSON, CSV, TSV) as Python calls it, such as `cp949`, or of each by its name in `data`
+    such as `{old.csv: cp949}`; found out if not given."""
     columns: dict[str, str] | None = None
     """For a table with column names of its own: which column holds which part, such as
     `{user: 问题, assistant: 回答}`. Parts: system, user, assistant."""
@@ -293,6 +298,19 @@ class Recipe(Section):
     """The optimisation."""
     log: Log = Log()
     """Where figures go besides the run's folder."""
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _number_for_a_name(cls, value: Any) -> Any:
+        """Let `encoding: 1252` be a name: Python calls some encodings by a number."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encodings(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for name in value.values() if isinstance(value, dict) else [value] if value is not None else []:
+            check_encoding(name)
+        return value
 
     @field_validator("train")
     @classmethod

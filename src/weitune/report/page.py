@@ -124,5 +124,5 @@ def code(lines: str, *, wrapped: bool = False) -> str:
 def write_page(target: Path, content: str) -> None:
     """Give the file ``target`` the page in one moment. Raises OSError if the system refuses."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.write_text(content, encoding="utf-8")
+    partial.write_text(content, encoding="utf-8", errors="backslashreplace")
     publish_file(partial, target)
