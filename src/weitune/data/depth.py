@@ -9,17 +9,18 @@ from typing import Any
 
 DEEPEST = 200
 """Levels of objects and lists in one value."""
+_HOLDERS = frozenset({dict, list, tuple})
 
 
 def too_deep(value: Any, levels: int = DEEPEST) -> bool:
     """Tell whether ``value`` has more than ``levels`` levels of objects and lists. Cost: one visit to each of them."""
-    layer = [value] if isinstance(value, dict | list | tuple) else []
+    layer = [value] if type(value) in _HOLDERS else []
     for _ in range(levels):
         layer = [
             inner
             for holder in layer
-            for inner in (holder.values() if isinstance(holder, dict) else holder)
-            if isinstance(inner, dict | list | tuple)
+            for inner in (holder.values() if type(holder) is dict else holder)
+            if type(inner) in _HOLDERS
         ]
         if not layer:
             return False

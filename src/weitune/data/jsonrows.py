@@ -28,7 +28,7 @@ _LOOKAHEAD = 1 << 22
 _SHOWN = 15
 """Characters of a file that a message repeats."""
 _OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
-_LINE_CURE = "Fix the text at that place; `python -m json.tool FILE` shows the same fault."
+_LINE_CURE = "Fix the text at that place."
 _REST_CURE = f"{_LINE_CURE} The rows after it could not be read."
 
 Rows = Generator[RawRow | Problem, None, bool]
@@ -38,8 +38,8 @@ Rows = Generator[RawRow | Problem, None, bool]
 def json_rows(
     stream: IO[str], file: str, part: str | None = None, shape: Shape | None = None, notes: Notes | None = None
 ) -> Iterator[RawRow | Problem]:
-    """Yield the rows of a JSON file; ``part`` names the field of its object that has them."""
-    yield from _Reader(Window(stream), file, part, shape or Shape(), notes or Notes()).rows()
+    """Return the rows of a JSON file, as they are read; ``part`` names the field of its object that has them."""
+    return _Reader(Window(stream), file, part, shape or Shape(), notes or Notes()).rows()
 
 
 class _TooLong(Exception):  # noqa: N818  (an answer, not a fault)
@@ -53,11 +53,6 @@ class _Top:
         self._window, self._file = window, file
         self._decoder = Decoder()
         self._row = 0
-
-    def _next(self, value: Any, line: int | None = None) -> RawRow:
-        """Return the next row."""
-        self._row += 1
-        return RawRow(Origin(self._file, self._row, line), value)
 
     def _decode(self, most: int | None = None) -> tuple[Any, int] | Exception:
         """Decode the value at the place, reading on while it is cut off by the window's end.
@@ -117,6 +112,8 @@ class _Arrays(_Top):
 
     def __init__(self, window: Window, file: str) -> None:
         super().__init__(window, file)
+        self._begun = False
+        """Whether something has been read."""
         self._lines = False
         """Whether a value has stood alone on a line, so that the next line begins a value too."""
 
@@ -145,14 +142,20 @@ class _Arrays(_Top):
     def _whole_lines(self) -> Rows:
         """Yield the objects from the place on that stand in the window, each on lines of its own; tell if there are."""
         rows = whole_lines(self._window, self._decoder)
+        row = self._row
         for line, value in rows:
-            yield self._next(value, line)
+            row += 1
+            yield RawRow(Origin(self._file, row, line), value)
+        self._row = row
         return bool(rows)
 
     def _faulty(self, error: Exception, origin: Origin) -> Rows:
         """Yield the fault of the value at the place, and go on with the next line if lines are rows."""
         window = self._window
-        fault = self._malformed(error, _LINE_CURE).at(origin)
+        if self._begun and isinstance(error, json.JSONDecodeError) and error.pos == window.at:
+            fault = self._unexpected("the end of the file, or another row", origin.row, rest=False)
+        else:
+            fault = self._malformed(error, _LINE_CURE).at(origin)
         found = window.line_end(_LOOKAHEAD)
         if found is None or not (self._lines or found[1] in {"", "{", "["}):
             yield replace(fault, cure=_REST_CURE)
@@ -181,9 +184,11 @@ class _Arrays(_Top):
                     yield self._unexpected("a comma or the end of the array", self._row + 1, rest=not self._lines)
                     return self._resume(window.at)
             begun = True
+            row = self._row
             for value in whole_values(window, decoder):
-                yield self._next(value)
-            self._row += 1
+                row += 1
+                yield RawRow(Origin(self._file, row), value)
+            self._row = row + 1
             origin = Origin(self._file, self._row)
             outcome = self._decode()
             if isinstance(outcome, Exception):
@@ -226,6 +231,7 @@ class _Reader(_Arrays):
                 going_on = yield from self._object()
             elif not (self._lines and (yield from self._whole_lines())):
                 going_on = yield from self._value()
+            self._begun = True
 
     def _object(self) -> Rows:
         """Yield the rows of the object at the place: itself, or those that it holds."""
@@ -257,7 +263,8 @@ class _Reader(_Arrays):
             return
         yield from (self._here(repeated_key(key)) for key in self._decoder.repeated)
         for value in held.rows:
-            yield self._next(value)
+            self._row += 1
+            yield RawRow(Origin(self._file, self._row), value)
         self._notes.unused.update(held.unread)
 
     def _members(self, chosen: str, *, only: bool = True) -> Rows:

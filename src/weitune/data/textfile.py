@@ -157,9 +157,18 @@ def _declared(head: bytes) -> str | None:
             return name
     head = head[:_HEAD]
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if len(head) < 4 or 50 * max(even, odd) < len(head) or 10 * min(even, odd) > max(even, odd):
-        return None
+    most = max(even, odd)
+    if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and _is_utf8(head)):
+        return None  # none, or a few that are damage
     return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def open_text(path: Path, encoding: str, newline: str | None = "") -> IO[str]:
