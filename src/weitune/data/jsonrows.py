@@ -23,7 +23,7 @@ from weitune.data.jsonwindow import Decoder, Window, after_space, cut_off, repea
 from weitune.data.problems import Problem
 from weitune.data.rows import Notes, RawRow
 
-_LOOKAHEAD = 1 << 22
+_LOOKAHEAD = 1 << 20
 """Characters of an object that are looked at to tell whether it is a row; a longer one is read as it comes."""
 _SHOWN = 15
 """Characters of a file that a message repeats."""
@@ -330,7 +330,8 @@ class _Reader(_Arrays):
             outcome = self._decode()
             if isinstance(outcome, Exception):
                 return self._malformed(outcome, _REST_CURE)
-            if isinstance(outcome[0], dict) or self._shape.decides(key):
+            holds = isinstance(outcome[0], dict) and contents(outcome[0], self._shape) is not None
+            if holds or self._shape.decides(key):
                 others.append(key)
             window.move(outcome[1])
             return None
@@ -363,5 +364,17 @@ class _Reader(_Arrays):
                     return None
                 at += 1
         except (ValueError, RecursionError, IndexError):
-            long = bool(seen) and _OBJECTS.match(text, start) is not None
-            return seen[-1] if long and not any(map(self._shape.decides, seen)) else None
+            if not seen or any(map(self._shape.decides, seen)) or not self._begins_rows(seen[-1], start):
+                return None
+            return seen[-1]
+
+    def _begins_rows(self, key: str, at: int) -> bool:
+        """Tell whether the list at ``at`` begins with a row, or under a usual name with an object."""
+        match = _OBJECTS.match(self._window.text, at)
+        if match is None:
+            return False
+        try:
+            first = self._decoder.decode(self._window.text, match.end() - 1)[0]
+        except (ValueError, RecursionError):
+            first = {}  # too long to look at
+        return self._shape.holds_rows(key, [first])

@@ -201,7 +201,7 @@ def judge(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
     if good > bad:
         return "utf-8", None
     likely = _ranked(sample, ENCODINGS)
-    if chinese.certain and likely and likely[0].codec == CHINESE:
+    if likely and likely[0].codec == CHINESE and (chinese.certain or utf8_line is not None):
         odd = min((n for n in (chinese.odd_line, utf8_line) if n is not None), default=None)
         return CHINESE, _mixed(odd) if odd is not None else None
     return "utf-8", _unknown(likely, sample, first_bad)
