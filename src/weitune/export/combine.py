@@ -11,7 +11,6 @@ The result is a run's folder: the first one's recipe, and ``adapter/``.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
+from weitune.data.jsontext import json_text
 from weitune.errors import InputError, RunError, first_line
 from weitune.generate.run_folder import Run
 from weitune.model.load import load_model
@@ -124,7 +124,7 @@ def _combined(
 def _described(runs: Sequence[Run], weights: Sequence[float], mixture: Mixture) -> bytes:
     parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
     about = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
-    return (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode()
+    return (json_text(about, indent=2) + "\n").encode()
 
 
 def _write(folder: Path, files: dict[Path, bytes]) -> None:
