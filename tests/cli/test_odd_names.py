@@ -93,3 +93,10 @@ def test_json_text_can_be_written_and_read_back() -> None:
     value = {"a\ud83d": ["\udcb2", "数据 😀", "\\ud83d"], "n": 1.5}
     assert json.loads(json_text(value, indent=1).encode()) == value
     assert json_text(value).count("数据 😀") == 1
+
+
+def test_a_system_prompt_must_be_text(odd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "convert", odd, "--system", "\udcb2"]) == 2
+    said = capsys.readouterr().err
+    assert "system: must be text in UTF-8" in said
+    assert "Traceback" not in said

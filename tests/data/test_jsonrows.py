@@ -120,66 +120,70 @@ def test_nothing_but_blanks_is_no_row() -> None:
     assert read("[ ]") == []
 
 
-def explained(text: str) -> list[tuple[str, Any]]:
+Found = list[tuple[str, Any]]
+DECODER = json.JSONDecoder()
+
+
+def after(text: str, pattern: str, at: int) -> int:
+    match = re.compile(pattern).match(text, at)
+    return match.end() if match else at
+
+
+def next_line(text: str, at: int) -> int:
+    return (text.find("\n", at) + 1) or len(text)
+
+
+def explained(text: str) -> Found:
     """Read a whole text value by value: the specification of what stands at the top of a file."""
-    decoder = json.JSONDecoder()
-    found: list[tuple[str, Any]] = []
+    found: Found = []
     at, lines = 0, False
-
-    def after(pattern: str, at: int) -> int:
-        match = re.compile(pattern).match(text, at)
-        return match.end() if match else at
-
-    def next_line(at: int) -> int:
-        return (text.find("\n", at) + 1) or len(text)
-
-    while (at := after(r"[\s\ufeff]*", at)) < len(text):
-        start = at
+    while (at := after(text, r"[\s\ufeff]*", at)) < len(text):
         if text[at] == "[":
-            at, begun = at + 1, False
-            while True:
-                at = after(r"\s*", at)
-                if text[at : at + 1] == "]":
-                    at += 1
-                    break
-                if begun and text[at : at + 1] != ",":
-                    found.append(("fault", None))
-                    if not lines:
-                        return found
-                    at = at if at == 0 or text[at - 1 : at] == "\n" else next_line(at)
-                    break
-                at = after(r"\s*", at + begun)
-                try:
-                    value, at = decoder.raw_decode(text, at)
-                except json.JSONDecodeError as error:
-                    found.append(("fault", None))
-                    if not lines:
-                        return found
-                    at = error.pos if text[error.pos - 1 : error.pos] == "\n" else next_line(error.pos)
-                    break
-                found.append(("row", value))
-                begun = True
+            at, whole = explained_array(text, at + 1, found)
+            if not whole and not lines:
+                return found
+            if not whole and text[at - 1] != "\n":
+                at = next_line(text, at)
             continue
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = DECODER.raw_decode(text, at)
         except json.JSONDecodeError:
             end = text.find("\n", at)
-            following = after(r"[\s\ufeff]*", end) if end >= 0 else len(text)
+            following = after(text, r"[\s\ufeff]*", end) if end >= 0 else len(text)
             begins = text[following : following + 1] if text[following - 1 : following] in "\n\ufeff" else " "
             found.append(("fault", None))
             if not lines and following < len(text) and begins not in "{[":
                 return found
             at = end if end >= 0 else len(text)
             continue
-        rest = after(r"(?:[^\S\n]|\ufeff)*", end)
+        rest = after(text, r"(?:[^\S\n]|\ufeff)*", end)
         if text[rest : rest + 1] in {"", "\n", "{", "["}:
             found.append(("row", value))
-            lines = lines or (text[rest : rest + 1] in {"", "\n"} and "\n" not in text[start:end])
+            lines = lines or (text[rest : rest + 1] in {"", "\n"} and "\n" not in text[at:end])
             at = rest
         else:
             found.append(("fault", None))
-            at = next_line(rest)
+            at = next_line(text, rest)
     return found
+
+
+def explained_array(text: str, at: int, found: Found) -> tuple[int, bool]:
+    """Return where an array ends, or where its fault is, and which of the two it is."""
+    begun = False
+    while True:
+        at = after(text, r"\s*", at)
+        if text[at : at + 1] == "]":
+            return at + 1, True
+        if begun and text[at : at + 1] != ",":
+            found.append(("fault", None))
+            return at, False
+        try:
+            value, at = DECODER.raw_decode(text, after(text, r"\s*", at + begun))
+        except json.JSONDecodeError as error:
+            found.append(("fault", None))
+            return error.pos, False
+        found.append(("row", value))
+        begun = True
 
 
 ROW = st.builds(lambda n: {"instruction": f"q{n}", "output": "a}, ]\n[{"}, st.integers(0, 9))

@@ -281,7 +281,7 @@ class Recipe(Section):
     format: Literal["alpaca", "sharegpt", "messages", "prompt-completion"] | None = None
     """Format of the rows; recognised from the first row of each file if not given."""
     encoding: str | dict[str, str] | None = None
-    """Encoding of the text files (JSON, CSV, TSV) as Python calls it, such as `cp949`, or of each by its name in `data`
+    """Encoding of text files (JSON, CSV, TSV) as Python calls it, such as `cp949`, or of each by its name in `data`,
     such as `{old.csv: cp949}`; found out if not given."""
     columns: dict[str, str] | None = None
     """For a table with column names of its own: which column holds which part, such as
@@ -298,6 +298,14 @@ class Recipe(Section):
     """The optimisation."""
     log: Log = Log()
     """Where figures go besides the run's folder."""
+
+    @field_validator("system")
+    @classmethod
+    def _characters(cls, value: str | None) -> str | None:
+        """Refuse bytes of a command line that are no text: no tokenizer takes them."""
+        if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError("must be text in UTF-8")
+        return value
 
     @field_validator("encoding", mode="before")
     @classmethod
