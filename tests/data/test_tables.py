@@ -151,7 +151,7 @@ def test_nulls_that_a_table_added_are_removed_at_every_level_and_counted(tmp_pat
         prepared = prepare(Recipe(model="any", data=[str(path)]), framing)
         assert [example.input_ids for example in prepared] == expected
         [line] = [line for line in prepared.report.lines() if line.startswith(str(path))]
-        # user turns: tool_calls; arguments: 2, 1, 2 of port, year, inner; inner: y, and x
+        # three user turns without calls, five of the arguments, and two fields of the objects within
         assert line.endswith("; null fields removed (10)")
     assert "null fields" not in "".join(prepare(Recipe(model="any", data=[str(plain)]), framing).report.lines())
 
@@ -284,3 +284,25 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "iterdir", refusing)
     [fault] = problems(tmp_path)
     assert (fault.kind, fault.file) == ("unreadable folder", str(closed))
+
+
+def test_a_damaged_arrow_file_is_a_fault_and_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "rows.arrow"
+    rows = pa.Table.from_pylist(CALLS)
+    with pa.ipc.new_stream(path, rows.schema) as writer:
+        writer.write_table(rows)
+    content = path.read_bytes()
+    for at in range(8, len(content), 5):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        assert all(problem.cure for problem in check(Recipe(model="any", data=[str(path)]), None).problems)
+
+
+def test_hub_data_sets_lose_the_same_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list(CALLS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    reader = reader_of("owner/name")
+    calls = [conversation.turns[1].tool_calls[0].arguments for conversation in conversations_of(reader)]
+    assert calls == [{"port": "Brest"}, {"year": 1999, "inner": {"x": 1}}, {"inner": {"y": [None, 2]}}]
+    assert reader.reports[0].to_json()["null_fields_removed"] == 10

@@ -65,6 +65,7 @@ def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterato
                 found = f"`{shown_name(twice)}` twice"
                 yield Problem("repeated column", "different column names", found, "Rename one of them.", file)
                 return
+            batch.validate(full=True)  # Arrow trusts what it maps, and would read outside of a damaged file
             clean = cleaner(batch.schema, notes)
             for start in range(0, batch.num_rows, _BATCH):
                 for value in batch.slice(start, _BATCH).to_pylist():
