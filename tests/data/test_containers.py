@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from weitune.data import jsonrows, jsonwindow
+from weitune.data import jsonvalues, jsonwindow
 from weitune.data.formats import Options
 from weitune.data.problems import Problem
 from weitune.data.read import Reader, conversations_of
@@ -23,7 +23,7 @@ def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Read objects whole, or as those that are too long for that."""
     if request.param == "long":
         monkeypatch.setattr(jsonwindow, "_WINDOW", 8)
-        monkeypatch.setattr(jsonrows, "_LOOKAHEAD", 16)
+        monkeypatch.setattr(jsonvalues, "LOOKAHEAD", 16)
 
 
 def questions(folder: Path, text: str, part: str = "") -> list[str]:
@@ -70,7 +70,7 @@ def test_a_row_that_holds_rows_stays_one_and_is_never_split_in_silence(
     text = json.dumps({"examples": [B], **A})
     assert questions(tmp_path, text) == ["q1"]
     monkeypatch.setattr(jsonwindow, "_WINDOW", 8)
-    monkeypatch.setattr(jsonrows, "_LOOKAHEAD", 16)
+    monkeypatch.setattr(jsonvalues, "LOOKAHEAD", 16)
     with pytest.raises(DataError, match="`examples`, `instruction`, `output`"):
         questions(tmp_path, text)
 
@@ -130,7 +130,7 @@ def test_fields_beside_the_rows_are_listed(tmp_path: Path) -> None:
 def test_a_long_object_of_rows_never_lies_in_memory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr(jsonrows, "_LOOKAHEAD", 1 << 18)
+    monkeypatch.setattr(jsonvalues, "LOOKAHEAD", 1 << 18)
     path = tmp_path / "rows.json"
     row = json.dumps({"instruction": "x" * 500, "output": "y" * 500})
     path.write_text('{"version": 1, "data": [' + ", ".join([row] * 40_000) + '], "more": true}', encoding="utf-8")

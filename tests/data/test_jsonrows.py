@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitune.data import jsonrows, jsonwindow
+from weitune.data import jsonvalues, jsonwindow
 from weitune.data.jsonrows import json_rows
 from weitune.data.problems import Problem
 from weitune.data.rows import RawRow
@@ -210,8 +210,8 @@ def test_the_fast_ways_give_what_the_slow_ones_give(pieces: list[str], joint: st
     text = joint.join(pieces)
     fast = read(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonrows, "whole_values", lambda *_: [])
-        patch.setattr(jsonrows, "whole_lines", lambda *_: [])
+        patch.setattr(jsonvalues, "whole_values", lambda *_: [])
+        patch.setattr(jsonvalues, "whole_lines", lambda *_: [])
         assert read(text) == fast
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonwindow, "_objects_at_once", lambda *_: [])
