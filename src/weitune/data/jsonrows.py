@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO
 
 from weitune.data import jsonvalues
@@ -162,7 +163,7 @@ class _Reader(Values):
         fault = None
         for item in self.array():
             if isinstance(item, Problem):
-                fault = item
+                fault = replace(item, row=None)
             elif item.origin.row == row + 1 and self._shape.holds_rows(key, [item.value]):
                 others.append(key)
         self.row = row

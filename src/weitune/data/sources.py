@@ -257,19 +257,22 @@ def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = N
     ``shape`` tells rows from objects that hold rows; what is noticed besides goes to ``notes``.
     """
     row = 0
-    item: Raw | None = None
+    found = "none"
     try:
         for item in _read(source, shape or Shape(), notes or Notes()):
             row = item.row or row if isinstance(item, Problem) else item.origin.row
+            found = "only empty cells" if found and isinstance(item, BlankRow) else ""
             yield item
     except OSError as error:
+        found = ""
         yield _unreadable(source.name, error, row + 1)
     except UnicodeError as error:
+        found = ""
         encoding = source.facts.encoding if source.facts else "utf-8"
         cure = "Save the file as UTF-8, or say what it is with `encoding`."
         yield Problem("undecodable text", f"{encoding} text", str(error)[:120], cure, source.name, row + 1)
-    if item is None and row == 0:
-        yield Problem("no rows", "rows", "none", "Put rows into it, or leave it out.", source.name)
+    if found:
+        yield Problem("no rows", "rows", found, "Put rows into it, or leave it out.", source.name)
 
 
 def _read(source: Source, shape: Shape, notes: Notes) -> Iterator[Raw]:
