@@ -21,7 +21,7 @@ from weitune.data.problems import Problem, shown_name
 _TRAIN = ("train", "training", "test", "validation", "valid", "eval", "dev")
 _USUAL = frozenset((*_TRAIN, "data", "dataset", "rows", "examples", "items", "instances", "samples", "records"))
 """Names under which people keep rows."""
-_LISTS = frozenset({"messages", "conversations"})
+_LISTS = frozenset({"messages", "conversations", "conversation"})
 """Fields that hold a list in a row, not a text."""
 _LOOKED_AT = 10
 """Elements of a list that are looked at to tell whether it holds rows."""
@@ -49,7 +49,7 @@ class Shape:
         return self.columns.issubset(value) if self.columns else recognise(value) is not None
 
     def decides(self, key: str) -> bool:
-        """Tell whether a field of this name makes an object a row."""
+        """Tell whether a field of this name alone makes an object a row."""
         return key in self.columns if self.columns else recognise({key: None}) is not None
 
     def holds_rows(self, key: str, value: object) -> bool:
@@ -67,8 +67,8 @@ def contents(value: Mapping[str, Any], shape: Shape, part: str | None = None) ->
     """
     if part is not None:
         return _named(value, shape, part)
-    if deciding := [key for key in value if shape.decides(key)]:
-        return _columns(value, deciding)
+    if (deciding := [key for key in value if shape.decides(key)]) or shape.is_row(value):
+        return _columns(value, deciding or list(value))
     if value and all(shape.is_row(item) and contents(item, shape) is None for item in value.values()):
         return Held(rows=list(value.values()))
     return _cells(value) or _listed(value, shape) or _within(value, shape)
