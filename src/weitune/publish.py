@@ -32,9 +32,12 @@ def publish_file(partial: Path, target: Path) -> None:
 
 
 def publish_text(content: str, target: Path) -> None:
-    """Give the file ``target`` the text ``content`` in one moment. Raises OSError if the system refuses."""
+    """Give the file ``target`` the text ``content`` in one moment; half a surrogate pair is written as its escape.
+
+    Raises OSError if the system refuses.
+    """
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.write_text(content, encoding="utf-8")
+    partial.write_text(content, encoding="utf-8", errors="backslashreplace")
     publish_file(partial, target)
 
 

@@ -141,6 +141,10 @@ IN_JSON_ROW: dict[str, Callable[[str], str]] = {
     "repeated-key": lambda text: text.replace("{", '{"again": 1, "again": 2, ', 1),
     "not-a-number": lambda text: text.replace("{", '{"x": 01, ', 1),
     "python": lambda text: text.replace("{", '{"x": None, ', 1),
+    "too-deep": lambda text: text.replace("{", '{"x": ' + "[" * 1200 + "]" * 1200 + ", ", 1),
+    "too-deep-objects": lambda text: text.replace("{", '{"x": ' + '{"y": ' * 1200 + "0" + "}" * 1200 + ", ", 1),
+    "huge-number": lambda text: text.replace("{", '{"x": ' + "1" * 5000 + ", ", 1),
+    "zero-byte": lambda text: text.replace("q", "q\0", 1),
 }
 
 WHOLE_FILES: dict[str, tuple[str, bytes]] = {
@@ -166,6 +170,22 @@ WHOLE_FILES: dict[str, tuple[str, bytes]] = {
     "too-many-cells": ("tsv", b"instruction\toutput\nq\ta\tb\n"),
     "repeated-column": ("csv", b"output,output\nq,a\n"),
     "latin-1": ("csv", "instruction,output\ncafé,crème brûlée\n".encode("latin-1")),
+    "korean": ("csv", "instruction,output\n오늘 날씨가 어때요?,서울은 맑습니다.\n".encode("cp949")),
+    "japanese": ("json", '[{"instruction": "今日の天気はどうですか", "output": "晴れです"}]'.encode("shift_jis")),
+    "taiwanese": ("tsv", "instruction\toutput\n今天天氣如何？\t台北今天晴朗\n".encode("big5")),
+    "thai": ("jsonl", '{"instruction": "สวัสดีครับ", "output": "อากาศดีมาก"}'.encode("tis-620")),
+    "several-lists": (
+        "json",
+        b'{"train": [{"instruction": "q", "output": "a"}], "test": [{"prompt": "q", "completion": ""}]}',
+    ),
+    "unequal-columns": ("json", b'{"instruction": ["q", "r"], "output": ["a"]}'),
+    "array-that-ends-early": ("json", b'[{"instruction": "q", "output": "a"}], {"instruction": "q", "output": "a"}]'),
+    "text-after-the-array": ("json", b'[{"instruction": "q", "output": "a"}] and more'),
+    "header-again": ("csv", b"instruction,output\nq,a\n\xef\xbb\xbfinstruction,output\nq,a\n"),
+    "cell-without-a-column": ("csv", b"instruction,output,\nq,a,x\n"),
+    "no-column-names": ("csv", b",,\nq,a,x\n"),
+    "only-blank-cells": ("csv", b"instruction,output\n,\n"),
+    "not-arrow": ("arrow", b"this is not it"),
     "not-parquet": ("parquet", b"PAR1 this is not it PAR1"),
     "gzip-that-is-none": ("json.gz", b"\x1f\x8b nothing packed"),
     "zstd-that-is-none": ("json.zst", b"\x28\xb5\x2f\xfd nothing packed"),

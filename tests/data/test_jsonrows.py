@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitune.data import jsonrows
+from weitune.data import jsonvalues, jsonwindow
 from weitune.data.jsonrows import json_rows
 from weitune.data.problems import Problem
 from weitune.data.rows import RawRow
@@ -26,7 +27,7 @@ OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
 
 @pytest.fixture(params=[1, 7, 1 << 18])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonrows, "_WINDOW", request.param)
+    monkeypatch.setattr(jsonwindow, "_WINDOW", request.param)
 
 
 def read(text: str) -> list[RawRow | Problem]:
@@ -117,3 +118,135 @@ def test_repeated_keys_are_faults() -> None:
 def test_nothing_but_blanks_is_no_row() -> None:
     assert read(" \n\t\n") == []
     assert read("[ ]") == []
+
+
+Found = list[tuple[str, Any]]
+DECODER = json.JSONDecoder()
+
+
+def after(text: str, pattern: str, at: int) -> int:
+    match = re.compile(pattern).match(text, at)
+    return match.end() if match else at
+
+
+def next_line(text: str, at: int) -> int:
+    return (text.find("\n", at) + 1) or len(text)
+
+
+def explained(text: str) -> Found:
+    """Read a whole text value by value: the specification of what stands at the top of a file."""
+    found: Found = []
+    at, lines = 0, False
+    while (at := after(text, r"[\s\ufeff]*", at)) < len(text):
+        if text[at] == "[":
+            at, whole = explained_array(text, at + 1, found)
+            if not whole and not lines:
+                return found
+            if not whole and text[at - 1] != "\n":
+                at = next_line(text, at)
+            continue
+        try:
+            value, end = DECODER.raw_decode(text, at)
+        except json.JSONDecodeError:
+            end = text.find("\n", at)
+            following = after(text, r"[\s\ufeff]*", end) if end >= 0 else len(text)
+            begins = text[following : following + 1] if text[following - 1 : following] in "\n\ufeff" else " "
+            found.append(("fault", None))
+            if not lines and following < len(text) and begins not in "{[":
+                return found
+            at = end if end >= 0 else len(text)
+            continue
+        rest = after(text, r"(?:[^\S\n]|\ufeff)*", end)
+        if text[rest : rest + 1] in {"", "\n", "{", "["}:
+            found.append(("row", value))
+            lines = lines or (text[rest : rest + 1] in {"", "\n"} and "\n" not in text[at:end])
+            at = rest
+        else:
+            found.append(("fault", None))
+            at = next_line(text, rest)
+    return found
+
+
+def explained_array(text: str, at: int, found: Found) -> tuple[int, bool]:
+    """Return where an array ends, or where its fault is, and which of the two it is."""
+    begun = False
+    while True:
+        at = after(text, r"\s*", at)
+        if text[at : at + 1] == "]":
+            return at + 1, True
+        if begun and text[at : at + 1] != ",":
+            found.append(("fault", None))
+            return at, False
+        try:
+            value, at = DECODER.raw_decode(text, after(text, r"\s*", at + begun))
+        except json.JSONDecodeError as error:
+            found.append(("fault", None))
+            return error.pos, False
+        found.append(("row", value))
+        begun = True
+
+
+ROW = st.builds(lambda n: {"instruction": f"q{n}", "output": "a}, ]\n[{"}, st.integers(0, 9))
+PIECE = st.one_of(
+    st.lists(ROW, max_size=4).map(json.dumps),
+    st.lists(ROW, max_size=3).map(lambda rows: json.dumps(rows, indent=1)),
+    ROW.map(json.dumps),
+    ROW.map(lambda row: json.dumps(row, indent=1)),
+    st.lists(ROW, min_size=1, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows)) + "\n"),
+    st.sampled_from(["]", "}", ",", '{"a": ', "[", "x", "\ufeff", '"', "[{},]", "[1 2]", '{"a": 1, "b"}', "\x00", "5"]),
+)
+
+
+@pytest.mark.usefixtures("window")
+@given(pieces=st.lists(PIECE, max_size=6), joint=st.sampled_from(["", "\n", "\r\n", " ", "\n\n"]))
+def test_rows_and_faults_explain_the_whole_file(pieces: list[str], joint: str) -> None:
+    text = joint.join(pieces).replace("\r\n", "\n")
+    read_as = [("row", row.value) if isinstance(row, RawRow) else ("fault", None) for row in read(text)]
+    assert read_as == explained(text)
+
+
+@given(pieces=st.lists(PIECE, max_size=6), joint=st.sampled_from(["", "\n", " "]))
+def test_the_fast_ways_give_what_the_slow_ones_give(pieces: list[str], joint: str) -> None:
+    text = joint.join(pieces)
+    fast = read(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonvalues, "whole_values", lambda *_: [])
+        patch.setattr(jsonvalues, "whole_lines", lambda *_: [])
+        assert read(text) == fast
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonwindow, "_objects_at_once", lambda *_: [])
+        assert read(text) == fast
+
+
+@pytest.mark.usefixtures("window")
+@pytest.mark.parametrize(("first", "second"), [(91, 372), (999, 1000), (1, 1)])
+def test_joined_arrays_lose_no_row(first: int, second: int) -> None:
+    rows = [{"instruction": f"q{i}", "output": "a" * 40} for i in range(min(first + second, 300))]
+    cut = first * len(rows) // (first + second)
+    assert values(json.dumps(rows[:cut]) + "\n" + json.dumps(rows[cut:])) == rows
+
+
+@pytest.mark.usefixtures("window")
+def test_lines_whose_file_had_no_last_line_break_are_joined_rows() -> None:
+    assert values('{"a": 1}\n{"a": 2}{"a": 3}\n\ufeff{"a": 4}\n[{"a": 5},\n{"a": 6}]\n{"a": 7}') == [
+        {"a": n} for n in range(1, 8)
+    ]
+
+
+@pytest.mark.usefixtures("window")
+def test_an_array_that_ends_too_early_is_a_fault_with_its_place() -> None:
+    good, *faults = read('[{"a": 1}],\n{"a": 2},\n{"a": 3}]\n')
+    assert isinstance(good, RawRow)
+    places = [(fault.row, fault.line, fault.column) for fault in faults if isinstance(fault, Problem)]
+    assert places == [(2, 1, 11), (3, 2, 9), (4, 3, 9)]
+
+
+@pytest.mark.usefixtures("window")
+def test_rows_nested_too_deeply_are_faults_and_cost_one_line() -> None:
+    deep = '{"x": ' + '{"a": ' * 1200 + "1" + "}" * 1200 + "}"
+    fault, row = read(f'{deep}\n{{"a": 1}}\n')
+    assert isinstance(fault, Problem)
+    assert (fault.row, fault.line, fault.found) == (1, 1, "an object nested too deeply")
+    assert isinstance(row, RawRow)
+    assert values('{"x": ' + "[" * 199 + "]" * 199 + "}")
+    assert isinstance(read('{"x": ' + "[" * 201 + "]" * 201 + "}")[0], Problem)

@@ -298,3 +298,12 @@ def test_twins_are_counted_as_a_table_would(rows: list[tuple[str, str, str]]) ->
         answers.setdefault((system, question), set()).add(answer)
     contested = sum(len(several) for several in answers.values() if len(several) > 1)
     assert twins.count() == (len(rows) - len(set(rows)), contested)
+
+
+def test_the_encoding_that_was_said_distinguishes_prepared_data(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("instruction,output\nё,é\n".encode("koi8-r", "replace").replace(b"?", b"\xc5"))
+    said = [prepared_from(recipe_for(path, encoding=encoding)) for encoding in ("koi8-r", "cp1251", "KOI8_R")]
+    assert said[0].fingerprint != said[1].fingerprint
+    assert said[0].fingerprint == said[2].fingerprint
+    assert said[0].digest() != said[1].digest()

@@ -43,10 +43,17 @@ def test_every_encoding_reads_the_same_and_is_named(tmp_path: Path, kind: str, e
     assert Reader([str(path)], Options()).reports[0].encoding == encoding
 
 
-CHINESE = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5, codec="gb2312"), min_size=4, max_size=40)
+SENTENCES = [
+    "你好，今天天气怎么样？",
+    "北京今天晴，气温二十五度，适合出门。",
+    "请用一句话介绍上海。",
+    "我是甄嬛，家父是大理寺少卿甄远道。",
+    "學而時習之，不亦說乎？",
+    "上海是中国最大的城市之一。",
+]
 
 
-@given(texts=st.lists(CHINESE, min_size=1, max_size=5), encoding=st.sampled_from(["utf-8", "gb18030", "utf-16"]))
+@given(texts=st.lists(st.sampled_from(SENTENCES), min_size=1), encoding=st.sampled_from(["utf-8", "gb18030", "utf-16"]))
 def test_chinese_encodings_are_told_apart(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], encoding: str
 ) -> None:
@@ -80,7 +87,9 @@ def test_half_a_surrogate_pair_names_its_row(tmp_path: Path) -> None:
 def test_latin_1_is_not_taken_for_chinese(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"instruction": "café crème", "output": "naïve élève"}\n'.encode("latin-1") * 3)
-    assert examine(path).encoding == "utf-8"
+    fault = examine(path).fault
+    assert fault is not None
+    assert "cp1252 or latin-1" in fault.found
 
 
 def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:

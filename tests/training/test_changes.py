@@ -24,7 +24,7 @@ PLACES: dict[str, Any] = {
     "validation": ["w.json"], "lora.init_from": "runs/before",
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
-    "validation": 0.1, "format": "alpaca", "columns": {"user": "q"}, "system": "s",
+    "validation": 0.1, "format": "alpaca", "columns": {"user": "q"}, "encoding": "cp949", "system": "s",
     "tokens.max_length": 99, "tokens.truncation": "cut", "tokens.template": "tutorial",
     "tokens.template_args": {"enable_thinking": False}, "tokens.supervise": "last",
     "lora.r": 4, "lora.alpha": 16, "lora.dropout": 0.0, "lora.target_modules": ["q_proj"],
@@ -79,3 +79,10 @@ def test_a_basis_with_more_or_less_in_it() -> None:
     for before, now in (({"a": 1}, {}), ({}, {"a": 1}), ({"a": {"b": 1}}, {"a": {"b": "x" * 64}})):
         with pytest.raises(RunError, match=r"\n  a"):
             check_basis(RUN, before, now)
+
+
+def test_files_whose_encoding_was_named_may_move() -> None:
+    before = build_recipe({**BEFORE.model_dump(), "encoding": {"d.json": "cp949"}})
+    assert check_recipe(RUN, before, build_recipe(before.model_dump(), {"encoding": {"e.json": "cp949"}})) == []
+    with pytest.raises(RunError, match=r"\n  encoding: by file before, cp949 now"):
+        check_recipe(RUN, before, build_recipe(before.model_dump(), {"encoding": "cp949"}))

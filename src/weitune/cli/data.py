@@ -9,7 +9,7 @@ import click
 
 from weitune.cli.recipe_options import overrides_from, recipe_options
 
-_READING = ("system", "columns", "format", "weights", "model", "hub", "revision")
+_READING = ("system", "columns", "format", "encoding", "weights", "model", "hub", "revision")
 _TOKENS = ("tokens.max_length", "tokens.truncation", "tokens.template", "tokens.template_args", "tokens.supervise",
            "tokens.learn_empty_reasoning")  # fmt: skip
 _NO_MODEL = "none"
@@ -20,7 +20,7 @@ _NO_MODEL = "none"
 def command() -> None:
     """Look at dialogues as the model will see them.
 
-    FILES are JSON, JSON Lines, CSV, TSV or Parquet (also .gz and .zst), folders of these, or hub ids.
+    FILES are JSON, JSON Lines, CSV, TSV, Parquet or Arrow (also .gz and .zst), folders of these, or hub ids.
     """
 
 
@@ -54,9 +54,9 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     with progress("checking", unit="row") as bar:
         result = check(recipe, framing, bar.update)
     if as_json:
-        import json
+        from weitune.data.jsontext import json_text
 
-        print(json.dumps(result.to_json(), ensure_ascii=False, indent=1))
+        print(json_text(result.to_json(), indent=1))
     else:
         from weitune.cli.data_view import print_check
 
@@ -83,15 +83,14 @@ def preview_command(
     """
     from itertools import islice
 
-    from weitune.data.prepare import read_options
+    from weitune.data.prepare import recipe_reader
     from weitune.data.preview import look
-    from weitune.data.read import Reader
 
     recipe = _recipe(files, recipe_file, options)
     if recipe.model == _NO_MODEL:
         raise click.UsageError("A preview needs --model, for its tokenizer and chat template.")
     framing, tokenizer = _framing(recipe)
-    reader = Reader(recipe.data, read_options(recipe))
+    reader = recipe_reader(recipe)
     if reader.problems:
         raise reader.problems.error()
     shown = look(reader, framing, tokenizer, recipe, row)
@@ -109,7 +108,7 @@ def preview_command(
 
 
 @command.command("convert", short_help="Write any format as clean messages.")
-@_options("system", "columns", "format")
+@_options("system", "columns", "format", "encoding")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to write; standard output if not given.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str, force: bool, **options: Any) -> None:
@@ -119,11 +118,11 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
 
     from weitune.cli.terminal import console
     from weitune.data.convert import write_file, write_rows
-    from weitune.data.prepare import read_options
-    from weitune.data.read import read_conversations
+    from weitune.data.prepare import recipe_reader
+    from weitune.data.read import conversations_of
 
     recipe = _recipe(files, recipe_file, options)
-    conversations = read_conversations(recipe.data, read_options(recipe), recipe.system)
+    conversations = conversations_of(recipe_reader(recipe), recipe.system)
     if output == "-":
         rows = write_rows(conversations, sys.stdout)
     else:
@@ -167,7 +166,7 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
     title = f"{', '.join(Path(name).name for name in recipe.data)} for {recipe.model}"
     text = page(title, items, notes)
     try:
-        Path(page_file).write_text(text, encoding="utf-8")
+        Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(
             f"'{page_file}' cannot be written: {error.strerror}", "Name a file in a folder of yours."

@@ -91,9 +91,9 @@ def command(
         win = _win_rate(rows, judged, judge, judge_model, judge_key, stages.begin) if judge else None
     found = ev.as_json(rows, judged, chosen, win)
     if as_json:
-        import json
+        from weitune.data.jsontext import json_text
 
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json_text(found, indent=1))
     else:
         from weitune.cli.eval_view import print_evaluation
 

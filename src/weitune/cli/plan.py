@@ -56,9 +56,9 @@ def command(
         with progress("measuring", unit="step") as bar:
             outlook = timed(outlook, device=device, progress=bar.update)
     if as_json:
-        import json
+        from weitune.data.jsontext import json_text
 
-        print(json.dumps(outlook.to_json(), ensure_ascii=False, indent=1))
+        print(json_text(outlook.to_json(), indent=1))
     else:
         from weitune.cli.plan_view import print_outlook
 

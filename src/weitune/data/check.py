@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from weitune.data.pack import pack
 from weitune.data.plan import Plan
-from weitune.data.prepare import account, read_options
+from weitune.data.prepare import account, recipe_reader
 from weitune.data.problems import Problems
 from weitune.data.read import Reader
 from weitune.data.render import Framing
@@ -53,7 +53,7 @@ class Check:
 
 def check(recipe: Recipe, framing: Framing | None, progress: Callable[[int, int | None], None] | None = None) -> Check:
     """Read (and with a ``framing`` prepare) the recipe's data, and judge them. Never raises DataError."""
-    reader = Reader(recipe.data, read_options(recipe))
+    reader = recipe_reader(recipe)
     if framing is None:
         return _without_model(reader, progress)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +85,7 @@ def _without_model(reader: Reader, progress: Callable[[int, int | None], None] |
         learned.append(sum(len(turn.content) for turn in conversation.turns if turn.role == "assistant"))
         if progress is not None and not len(lengths) % 1000:
             progress(reader.rows, None)
+    accounts.blank(reader.blank_rows, reader.blank_places)
     sources = [report.to_json() for report in reader.reports]
     characters = np.array(lengths, np.int32)
     report = make_report(

@@ -34,11 +34,13 @@ JOINED = "with several system prompts, joined into one"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How rows are read: the format by name or None (recognise it), column names, and what joins Alpaca's two parts."""
+    """How rows are read: the format by name or None (recognise it), column names, what joins Alpaca's two parts, and
+    the encoding of text files if it was said, of all or by their names."""
 
     format: str | None = None
     columns: Mapping[str, str] | None = None
     joiner: str = "\n"
+    encoding: str | Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a format or a part that does not exist."""

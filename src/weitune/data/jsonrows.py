@@ -1,282 +1,205 @@
-"""JSON files as a stream of rows: an array, one value a line, or values one after the other.
+"""JSON files as a stream of rows: an array, one value a line, values one after the other, or files joined together.
 
-    [ {…}, {…},        a window of text moves over the file; the C scanner decodes what rows are whole in it,
-      {…} ]            so memory holds one window and its rows, however long the array is
+    [{…}, {…}] {…}          everything at the top is read in order: the elements of an array are rows, an object is a
+    {…}                     row, or holds rows (:mod:`.containers`); white space and byte order marks may stand between
+    [{…}]
 
-A fault in a line of JSON Lines costs that row; a fault in an array costs the rest of the file, for nobody can tell
-where the next row begins. Either is reported with line and column.
+Every character that is not white space belongs to a row or to a fault, which is reported with line and column. A fault
+in a line of JSON Lines costs that row; a fault in an array, or in an object of several lines, costs the rest of the
+file, for nobody can tell where the next row begins.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from dataclasses import replace
+from typing import IO
 
+from weitune.data import jsonvalues
+from weitune.data.containers import Held, Shape, contents, missing_part, several
 from weitune.data.conversation import Origin
+from weitune.data.jsonvalues import REST_CURE, Rows, TooLong, Values
+from weitune.data.jsonwindow import Window, after_space, repeated_key
 from weitune.data.problems import Problem
-from weitune.data.rows import RawRow
+from weitune.data.rows import Notes, RawRow
 
-_WINDOW = 1 << 18
-_LONGEST_ATOM = 12
-"""Characters of the longest piece of JSON besides texts and numbers: an escaped surrogate pair."""
-_SHOWN = 20
-_SPACE = re.compile(r"[ \t\r\n]*")
-_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
-_LINE_CURE = "Mend the text at that place; `python -m json.tool FILE` shows the same fault."
-_ARRAY_CURE = f"{_LINE_CURE} The rows after it could not be read."
+_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 
 
-class _Decoder:
-    """The C scanner of the standard library, which also notices a key that an object has twice."""
-
-    def __init__(self) -> None:
-        self.repeated: list[str] = []
-        self._json = json.JSONDecoder(object_pairs_hook=self._object)
-
-    def decode(self, text: str, at: int) -> tuple[Any, int]:
-        self.repeated.clear()
-        return self._json.raw_decode(text, at)
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self.repeated += sorted({key for key in keys if keys.count(key) > 1})
-        return value
-
-    def problems(self, origin: Origin) -> tuple[Problem, ...]:
-        """Return what is wrong with the value that was decoded last."""
-        if not self.repeated:
-            return ()
-        return tuple(
-            Problem(
-                "repeated key", "every key once", f"the key {key!r} twice", "Rename or remove one of them.", field=key
-            ).at(origin)
-            for key in self.repeated
-        )
+def json_rows(
+    stream: IO[str], file: str, part: str | None = None, shape: Shape | None = None, notes: Notes | None = None
+) -> Iterator[RawRow | Problem]:
+    """Return the rows of a JSON file, as they are read; ``part`` names the field of its object that has them."""
+    return _Reader(Window(stream), file, part, shape or Shape(), notes or Notes()).rows()
 
 
-def json_rows(stream: IO[str], file: str) -> Iterator[RawRow | Problem]:
-    """Yield the rows of a JSON file of any of the three shapes, told apart by its first characters."""
-    window = _Window(stream)
-    window.skip_space()
-    if window.ended:
-        return
-    if window.text[window.at] == "[":
-        yield from _array_rows(window, file)
-    elif _is_lines(window):
-        yield from line_rows(window.remaining_lines(), file, window.line)
-    else:
-        yield from _value_rows(window, file)
+class _Reader(Values):
+    """Reads what stands at the top of a file, one after the other."""
 
+    def __init__(self, window: Window, file: str, part: str | None, shape: Shape, notes: Notes) -> None:
+        super().__init__(window, file)
+        self._part, self._shape, self._notes = part, shape, notes
+        self._holders = True
+        """Whether objects may hold rows: until one was a row itself."""
 
-def line_rows(lines: Iterator[str], file: str, first_line: int = 1) -> Iterator[RawRow | Problem]:
-    """Yield the rows of JSON Lines; blank lines are no rows."""
-    decoder = _Decoder()
-    row = 0
-    for number, line in enumerate(lines, first_line):
-        if not line or line.isspace():
-            continue
-        row += 1
-        origin = Origin(file, row, number)
-        try:
-            value, end = decoder.decode(line, _after_space(line, 0))
-            if (end := _after_space(line, end)) < len(line):
-                raise json.JSONDecodeError("Extra data", line, end)
-        except (ValueError, RecursionError) as error:
-            column = error.pos + 1 if isinstance(error, json.JSONDecodeError) else None
-            yield _malformed(error, _LINE_CURE, number, column).at(origin)
-            continue
-        yield RawRow(origin, value, decoder.problems(origin))
-
-
-def _array_rows(window: _Window, file: str) -> Iterator[RawRow | Problem]:
-    decoder = _Decoder()
-    window.at += 1
-    row = 0
-    while True:
-        if not (row and window.pass_comma()):
-            window.skip_space()
-            if window.peek() == "]":
-                window.at += 1
-                window.skip_space()
-                if not window.ended:
-                    yield _unexpected(window, "the end of the file after the array", file, row + 1)
+    def rows(self) -> Iterator[RawRow | Problem]:
+        going_on = True
+        while going_on and self.window.skip_blank():
+            first = self.window.peek()
+            if self._part is not None and first != "{":
+                yield self.here(missing_part(self._part, []))
                 return
-            if row:
-                yield _unexpected(window, "a comma or the end of the array", file, row + 1)
-                return
-        if values := _many_values(window, decoder):
-            for row, value in enumerate(values, row + 1):  # noqa: B020  (goes on counting)
-                yield RawRow(Origin(file, row), value)
-            continue
-        row += 1
-        yield (item := _next_value(window, decoder, file, row))
-        if isinstance(item, Problem):
-            return
+            if first == "[":
+                going_on = yield from self.array()
+            elif first == "{" and self._holders:
+                going_on = yield from self._object()
+            elif not (self.lines and (yield from self.whole_lines())):
+                going_on = yield from self.value()
+            self.begun = True
 
-
-def _many_values(window: _Window, decoder: _Decoder) -> list[Any]:
-    """Decode the whole values that lie in the window at once, as far as they are objects in order, and go past them.
-
-    A piece of an array that ends with an object is balanced only if it ends where a value of the array does. Returns
-    nothing if there is anything to tell of one of them, or to wait for.
-    """
-    end = window.text.rfind("},", window.at) + 1
-    if not end:
-        return []
-    try:
-        values, _ = decoder.decode(f"[{window.text[window.at : end]}]", 0)
-    except (ValueError, RecursionError):
-        return []
-    if decoder.repeated:
-        return []
-    window.at = end
-    return values  # type: ignore[no-any-return]
-
-
-def _value_rows(window: _Window, file: str) -> Iterator[RawRow | Problem]:
-    decoder = _Decoder()
-    row = 0
-    while not window.ended:
-        row += 1
-        yield (item := _next_value(window, decoder, file, row))
-        if isinstance(item, Problem):
-            return
-        window.skip_space()
-
-
-def _next_value(window: _Window, decoder: _Decoder, file: str, row: int) -> RawRow | Problem:
-    """Decode the value at the window's place, reading on while it is cut off by the window's end."""
-    origin = Origin(file, row)
-    while True:
-        outcome = _attempt(window, decoder)
+    def _object(self) -> Rows:
+        """Yield the rows of the object at the place: itself, or those that it holds."""
+        outcome = self.decode(jsonvalues.LOOKAHEAD)
+        if isinstance(outcome, TooLong):
+            key = self._part if self._part is not None else self._long_list()
+            if key is not None:
+                return (yield from self._members(key, only=self._part is not None))
+            outcome = self.decode()
         if isinstance(outcome, Exception):
-            if not (_cut_off(outcome, window) and window.more()):
-                at = outcome.pos if isinstance(outcome, json.JSONDecodeError) else window.at
-                return _malformed(outcome, _ARRAY_CURE, *window.place(at)).at(origin)
-        elif outcome[1] < len(window.text) or not window.more():  # a number may go on beyond the window
-            value, window.at = outcome
-            return RawRow(origin, value, decoder.problems(origin))
-
-
-def _attempt(window: _Window, decoder: _Decoder) -> tuple[Any, int] | Exception:
-    try:
-        return decoder.decode(window.text, window.at)
-    except (ValueError, RecursionError) as error:
-        return error
-
-
-def _cut_off(error: Exception, window: _Window) -> bool:
-    """Tell whether a fault may come from the end of the window alone."""
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    return error.msg.startswith("Unterminated string") or error.pos >= len(window.text) - _LONGEST_ATOM
-
-
-def _malformed(error: Exception, cure: str, line: int, column: int | None) -> Problem:
-    if isinstance(error, json.JSONDecodeError):
-        near = error.doc[max(0, error.pos - 15) : error.pos + 15].strip()
-        found = f"{error.msg[:1].lower()}{error.msg[1:]} near {near!r}" if near else "the end of the text"
-    elif isinstance(error, RecursionError):
-        found = "an object nested too deeply"
-    else:
-        found = str(error)
-    return Problem("not valid JSON", "a JSON value", found, cure, line=line, column=column)
-
-
-def _unexpected(window: _Window, expected: str, file: str, row: int) -> Problem:
-    while len(window.text) - window.at < _SHOWN and window.more():
-        pass
-    line, column = window.place(window.at)
-    found = repr(window.text[window.at : window.at + _SHOWN]) if not window.ended else "the end of the file"
-    return Problem("not valid JSON", expected, found, _ARRAY_CURE, file, row, line, column)
-
-
-def _is_lines(window: _Window) -> bool:
-    """Tell whether the first line is a whole JSON value."""
-    while (end := window.text.find("\n", window.at)) < 0 and window.more():
-        pass
-    line = window.text[window.at :] if end < 0 else window.text[window.at : end]
-    try:
-        json.loads(line)
-    except ValueError:
-        # A fault in the first of many lines: the second one, which begins a value too, gives the shape away.
-        return end >= 0 and window.text[window.at] == "{" and window.text[end + 1 : end + 2] == "{"
-    return True
-
-
-def _after_space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
-
-
-class _Window:
-    """A piece of the file's text that moves forward; knows the line and column of every place in it."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self.text = ""
-        self.at = 0
-        self.line = 1
-        self._column = 1
-        self._whole = False
-        self.more()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the place is the end of the file."""
-        return self.at >= len(self.text) and not self.more()
-
-    def peek(self) -> str:
-        return "" if self.ended else self.text[self.at]
-
-    def more(self) -> bool:
-        """Forget what lies behind and read as much again as lies ahead, at least a window; tell if there was any."""
-        block = "" if self._whole else self._stream.read(max(_WINDOW, len(self.text) - self.at))
-        if not block:
-            self._whole = True
-            return False
-        self.line, self._column = self.place(self.at)
-        self.text = self.text[self.at :] + block
-        self.at = 0
+            if self._part is None:
+                return (yield from self.value())  # which says what is wrong
+            return (yield from self.faulty(outcome, Origin(self.file, 1, self.window.line)))
+        value, end = outcome
+        held = contents(value, self._shape, self._part)
+        if held is None:
+            self._holders = False
+            return (yield from self.value())
+        if isinstance(held, Held) and held.key is not None:
+            return (yield from self._members(held.key))
+        yield from self._held(held)
+        self.window.move(end)
         return True
 
-    def pass_comma(self) -> bool:
-        """Go past a comma and the blanks around it, to the next value; tell whether there was a comma."""
-        match = _COMMA.match(self.text, self.at)
-        if match is not None and match.end() < len(self.text):  # nearly always
-            self.at = match.end()
-            return True
-        self.skip_space()
-        if self.peek() != ",":
-            return False
-        self.at += 1
-        self.skip_space()
+    def _held(self, held: Held | Problem) -> Iterator[RawRow | Problem]:
+        """Yield rows that were put together from an object, or why they cannot be."""
+        if isinstance(held, Problem):
+            yield self.here(held)
+            return
+        yield from (self.here(repeated_key(key)) for key in self.decoder.repeated)
+        for value in held.rows:
+            self.row += 1
+            yield RawRow(Origin(self.file, self.row), value)
+        self._notes.unused.update(held.unread)
+
+    def _members(self, chosen: str, *, only: bool = True) -> Rows:
+        """Yield the rows in the list ``chosen`` of the object at the place, as they come.
+
+        Unless it is known to be the ``only`` one, another list of rows is a fault.
+        """
+        window = self.window
+        window.move(window.at + 1)
+        seen: list[str] = []
+        others: list[str] = []
+        while True:
+            key = self._key(begun=bool(seen))
+            if isinstance(key, Problem):
+                yield key
+                return False
+            if key is None:
+                break
+            if key in seen:
+                yield self.here(repeated_key(key))
+            seen.append(key)
+            if key == chosen and window.peek() == "[":
+                if not (yield from self.array()):
+                    return False
+            elif (fault := self._pass_over(key, others)) is not None:
+                yield fault
+                return False
+        self._notes.unused.update(key for key in seen if key != chosen)
+        if chosen not in seen or chosen in others:
+            yield self.here(missing_part(chosen, others))
+        elif others and not only:
+            yield self.here(several([(key, None) for key in (chosen, *others)]))
         return True
 
-    def skip_space(self) -> None:
-        self.at = _after_space(self.text, self.at)
-        while self.at >= len(self.text) and self.more():
-            self.at = _after_space(self.text, self.at)
+    def _key(self, *, begun: bool) -> str | Problem | None:
+        """Go to the next value of an object, and return its key; None at the object's end."""
+        window = self.window
+        row = self.row + 1
+        window.skip_space()
+        if window.peek() == "}":
+            window.move(window.at + 1)
+            return None
+        if begun:
+            if window.peek() != ",":
+                return self.unexpected("a comma or the end of the object", row, rest=True)
+            window.move(window.at + 1)
+            window.skip_space()
+        outcome = self.decode() if window.peek() == '"' else None
+        if not isinstance(outcome, tuple):
+            return self.unexpected("a key in double quotes", row, rest=True)
+        window.move(outcome[1])
+        window.skip_space()
+        if window.peek() != ":":
+            return self.unexpected("a colon after the key", row, rest=True)
+        window.move(window.at + 1)
+        window.skip_space()
+        return str(outcome[0])
 
-    def place(self, at: int) -> tuple[int, int]:
-        """Return line and column of a place in the window."""
-        newlines = self.text.count("\n", 0, at)
-        if not newlines:
-            return self.line, self._column + at
-        return self.line + newlines, at - self.text.rfind("\n", 0, at)
+    def _pass_over(self, key: str, others: list[str]) -> Problem | None:
+        """Go past a value that is not read, element by element; note in ``others`` one that may have rows."""
+        row, window = self.row, self.window
+        if window.peek() != "[":
+            outcome = self.decode()
+            if isinstance(outcome, Exception):
+                return self.malformed(outcome, REST_CURE)
+            holds = isinstance(outcome[0], dict) and contents(outcome[0], self._shape) is not None
+            if holds or self._shape.decides(key):
+                others.append(key)
+            window.move(outcome[1])
+            return None
+        fault = None
+        for item in self.array():
+            if isinstance(item, Problem):
+                fault = replace(item, row=None)
+            elif item.origin.row == row + 1 and self._shape.holds_rows(key, [item.value]):
+                others.append(key)
+        self.row = row
+        return fault
 
-    def remaining_lines(self) -> Iterator[str]:
-        """Yield the lines from here on."""
-        while not self.ended:
-            end = self.text.find("\n", self.at)
-            if end < 0:
-                if self.more():
-                    continue
-                end = len(self.text)
-            line = self.text[self.at : end]
-            self.at = min(end + 1, len(self.text))
-            yield line
+    def _long_list(self) -> str | None:
+        """Return the key of the list of objects that makes the object at the place longer than is looked ahead.
+
+        None if there is no such list, or if the object has a field that only a row has.
+        """
+        text, at, start = self.window.text, self.window.at + 1, 0
+        seen: list[str] = []
+        try:
+            while True:
+                key, at = self.decoder.decode(text, after_space(text, at))
+                at = after_space(text, at)
+                if not isinstance(key, str) or text[at] != ":":
+                    return None
+                seen.append(key)
+                start = after_space(text, at + 1)
+                at = after_space(text, self.decoder.decode(text, start)[1])
+                if text[at] != ",":
+                    return None
+                at += 1
+        except (ValueError, RecursionError, IndexError):
+            if not seen or any(map(self._shape.decides, seen)) or not self._begins_rows(seen[-1], start):
+                return None
+            return seen[-1]
+
+    def _begins_rows(self, key: str, at: int) -> bool:
+        """Tell whether the list at ``at`` begins with a row, or under a usual name with an object."""
+        match = _OBJECTS.match(self.window.text, at)
+        if match is None:
+            return False
+        try:
+            first = self.decoder.decode(self.window.text, match.end() - 1)[0]
+        except (ValueError, RecursionError):
+            first = {}  # too long to look at
+        return self._shape.holds_rows(key, [first])

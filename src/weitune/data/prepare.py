@@ -10,6 +10,7 @@ Memory holds a few batches and 16 bytes a row.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import shutil
@@ -22,10 +23,13 @@ from weitune.data.batches import encoded_batches, without_cycle_collection
 from weitune.data.cache import EXAMPLES, REPORT, building, data_cache
 from weitune.data.conversation import Example
 from weitune.data.formats import Options
+from weitune.data.jsontext import json_text
+from weitune.data.problems import shown_name
 from weitune.data.read import Reader
 from weitune.data.render import Framing
 from weitune.data.report import Accounts, DataReport, make_report
 from weitune.data.settle import settle, weighted
+from weitune.data.sources import contains
 from weitune.data.store import ExampleWriter, StoredExamples
 from weitune.errors import DataError, RecipeError
 from weitune.recipe.schema import Recipe
@@ -55,7 +59,7 @@ def prepare(
     ``progress`` is called with (rows done, rows in all or None). Raises DataError with every problem of every row, or
     if nothing is left to learn.
     """
-    reader = Reader(recipe.data if files is None else files, read_options(recipe))
+    reader = recipe_reader(recipe, files)
     if not reader.sources:
         raise reader.problems.error()
     fingerprint = _fingerprint(reader, recipe, framing)
@@ -73,7 +77,7 @@ def prepare(
                 "\n  ".join(["there is nothing left to learn:", *report.lines()]),
                 "Raise `tokens.max_length`, or check the data with `weitune data check`.",
             )
-        (partial / REPORT).write_text(json.dumps(report.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+        (partial / REPORT).write_text(json_text(report.to_json(), indent=1), encoding="utf-8")
     return Prepared(folder, fingerprint, report)
 
 
@@ -85,7 +89,33 @@ def _bytes_foreseen(reader: Reader) -> int:
 def read_options(recipe: Recipe) -> Options:
     """Return how ``recipe`` has rows read; the tutorial joins Alpaca's instruction and input without a newline."""
     joiner = "" if recipe.tokens.template == "tutorial" else "\n"
-    return Options(recipe.format, recipe.columns, joiner)
+    return Options(recipe.format, recipe.columns, joiner, recipe.encoding)
+
+
+def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None) -> Reader:
+    """Return what reads ``recipe``'s data, or ``files``.
+
+    Raises RecipeError if `encoding` names a file that belongs neither to these nor to the recipe's other data.
+    """
+    reader = Reader(recipe.data if files is None else files, read_options(recipe))
+    validation = recipe.validation if isinstance(recipe.validation, list) else []
+    if files is not None and list(files) != validation:
+        return reader  # rows that the recipe does not name
+    others = validation if files is None else recipe.data
+    unknown = [name for name in reader.encodings_of_none if not _belongs(name, others)]
+    if unknown and not reader.problems:
+        known = [name for source in reader.sources if source.is_text for name in (source.given, source.name)]
+        near = difflib.get_close_matches(unknown[0], list(dict.fromkeys([*known, *others])), n=1, cutoff=0.0)
+        hint = f" Did you mean '{shown_name(near[0])}'?" if near else ""
+        raise RecipeError(
+            f"encoding: '{shown_name(unknown[0])}' is not one of the text files in `data`", f"Write it as there.{hint}"
+        )
+    return reader
+
+
+def _belongs(name: str, others: Sequence[str]) -> bool:
+    """Tell whether ``name`` is one of ``others``, lies in one of them, or holds one."""
+    return any(name == each or contains(each, Path(name)) or contains(name, Path(each)) for each in others)
 
 
 def _source_weights(reader: Reader, recipe: Recipe) -> list[float]:
@@ -134,7 +164,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
 
     parts = {
         "version": [_VERSION, tokenizers.__version__, transformers.__version__],
-        "sources": [[s.kind, s.facts.sha256 if s.facts else s.name, s.facts.encoding if s.facts else ""]
+        "sources": [[s.kind, s.facts.sha256 if s.facts else s.name, s.facts.encoding if s.facts else "", s.part]
                     for s in reader.sources],
         "framing": framing.describe(),
         "system": recipe.system,
@@ -164,6 +194,7 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
             writer.write(kept)
             if progress is not None:
                 progress(reader.rows, None)
+    accounts.blank(reader.blank_rows, reader.blank_places)
     sources = [report.to_json() for report in reader.reports]
     stored = StoredExamples(path, [source["name"] for source in sources])
     return make_report(accounts, sources, reader.problems.rows, stored.lengths, stored.supervised)

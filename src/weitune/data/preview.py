@@ -19,6 +19,7 @@ from weitune.data.problems import Problem
 from weitune.data.read import Reader
 from weitune.data.render import Framing
 from weitune.data.report import has_empty_answer
+from weitune.data.rows import BLANK, BlankRow
 from weitune.data.settle import cut
 from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
@@ -111,6 +112,9 @@ def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: 
     seen: set[int] = set()
     items = (item for _, item in reader.items())
     for item in items if row is None else islice(items, row - 1, row):
+        if isinstance(item, BlankRow):
+            yield Shown(_place(item.origin), (), (f"set aside: {BLANK}",))
+            continue
         if not isinstance(item, Conversation):
             yield _faulty(item)
             continue

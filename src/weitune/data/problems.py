@@ -48,8 +48,10 @@ class Problem:
     def place(self) -> str:
         """File, row, line, column and field, as far as they are known."""
         spot = ", ".join(f"{name} {n}" for name, n in [("line", self.line), ("column", self.column)] if n is not None)
-        parts = [self.file, f"row {self.row}" if self.row is not None else "", f"({spot})" if spot else ""]
-        return " ".join(part for part in parts if part) + (f", field `{self.field}`" if self.field else "")
+        file = shown_name(self.file) if self.file else ""
+        parts = [file, f"row {self.row}" if self.row is not None else "", f"({spot})" if spot else ""]
+        field = f", field `{shown_name(self.field)}`" if self.field else ""
+        return " ".join(part for part in parts if part) + field
 
     def __str__(self) -> str:
         """Return one line: place, what was expected, what was found."""

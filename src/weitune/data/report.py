@@ -18,9 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from weitune.data.conversation import Conversation, Origin
+from weitune.data.problems import shown_name
+from weitune.data.rows import BLANK
 
 _LISTED = 20
 """Rows that are listed for each reason they were set aside."""
+_NAMED = 8
+"""Fields not used that a line names."""
 _PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 100)
 
 
@@ -94,6 +98,13 @@ class Accounts:
         self.twins.add(conversation)
         self.empty_answers += has_empty_answer(conversation)
 
+    def blank(self, rows: int, places: list[str]) -> None:
+        """Book ``rows`` that are blank; ``places`` are those of the first."""
+        if rows:
+            self.rows += rows
+            self.rows_aside[BLANK] += rows
+            self.listed.setdefault(BLANK, []).extend(places[:_LISTED])
+
     def _list(self, reason: str, origin: Origin | None) -> None:
         places = self.listed.setdefault(reason, [])
         if len(places) < _LISTED:
@@ -122,7 +133,7 @@ class DataReport:
             + (f" + {rows['faulty']:,} faulty" if rows["faulty"] else "")
         )
         lines += [f"  set aside: {n:,} {reason}" for reason, n in rows["set_aside"].items()]
-        if examples["made"] != rows["read"] - rows["faulty"]:
+        if examples["made"] != rows["read"] - rows["faulty"] - rows["set_aside"].get(BLANK, 0):
             lines.append(
                 f"{_count(examples['made'], 'example')} made = {examples['kept']:,} kept + "
                 f"{sum(examples['set_aside'].values()):,} set aside (each learned turn is one example)"
@@ -195,10 +206,13 @@ def _spread(values: npt.NDArray[np.int32]) -> dict[str, float]:
 
 def _source_line(source: Mapping[str, Any]) -> str:
     how = [source["format"] or "unknown format", source["encoding"], source["compression"]]
-    line = f"{source['name']}: {_count(source['rows'], 'row')} ({', '.join(part for part in how if part)})"
+    line = f"{shown_name(source['name'])}: {_count(source['rows'], 'row')} ({', '.join(part for part in how if part)})"
     if source["unused_fields"]:
-        fields = ", ".join(f"{name} ({n:,})" for name, n in sorted(source["unused_fields"].items())[:8])
-        line += f"; fields not used: {fields}"
+        fields = sorted(source["unused_fields"].items())
+        line += f"; fields not used: {', '.join(f'{shown_name(name)} ({n:,})' for name, n in fields[:_NAMED])}"
+        line += f" and {len(fields) - _NAMED:,} more" if len(fields) > _NAMED else ""
+    if nulls := source.get("null_fields_removed"):
+        line += f"; null fields removed ({nulls:,})"
     return line + "".join(f"; {_count(n, 'row')} {remark}" for remark, n in source.get("remarks", {}).items())
 
 

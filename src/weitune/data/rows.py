@@ -1,11 +1,16 @@
-"""A row as a file has it, before its format is known."""
+"""A row as a file has it, before its format is known, and what is noticed besides rows."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from weitune.data.conversation import Origin
 from weitune.data.problems import Problem
+
+BLANK = "with only empty cells"
+"""Why a blank row is set aside."""
 
 
 class RawRow(NamedTuple):
@@ -14,3 +19,19 @@ class RawRow(NamedTuple):
     origin: Origin
     value: Any
     problems: tuple[Problem, ...] = ()
+
+
+class BlankRow(NamedTuple):
+    """A row of a spreadsheet in which every cell is empty."""
+
+    origin: Origin
+
+
+@dataclass(slots=True)
+class Notes:
+    """What reading a source has noticed besides its rows."""
+
+    unused: Counter[str] = field(default_factory=Counter)
+    """Fields that nothing reads, with their number."""
+    null_fields: int = 0
+    """Nulls that were removed from nested fields."""

@@ -1,7 +1,9 @@
 """From what the recipe names to files, and from a file to its rows.
 
-    a file          .json .jsonl .csv .tsv .parquet, each also .gz or .zst
-    a folder        every such file below it, in the order of their names
+    a file          .json .jsonl .csv .tsv .parquet .arrow, each also .gz or .zst
+    file:part       the field `part` of the object in a JSON file (:mod:`.containers`)
+    a folder        every such file below it, in the order of their names (:mod:`.folders`)
+    folder:split    one split of a data set that was saved to the folder
     builtin:NAME    a data set that ships with weitune
     owner/name      a data set on the Hugging Face hub; `owner/name:split`, `owner/name/config:split`
 
@@ -11,21 +13,25 @@ Nothing is unpacked or loaded whole; every reader streams.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
-from weitune.data.conversation import Origin
+from weitune.data.arrowrows import arrow_rows, dataset_rows, parquet_rows
+from weitune.data.containers import Shape
+from weitune.data.folders import files_below
 from weitune.data.jsonrows import json_rows
-from weitune.data.problems import Problem, Problems
-from weitune.data.rows import RawRow
-from weitune.data.tablerows import csv_rows, parquet_rows, present
-from weitune.data.textfile import FileFacts, blocks, examine, open_text
+from weitune.data.problems import Problem, Problems, shown_name
+from weitune.data.rows import BlankRow, Notes, RawRow
+from weitune.data.tablerows import csv_rows
+from weitune.data.textfile import Codec, FileFacts, blocks, examine, open_text
 
 _KINDS = {
     ".json": "json",
@@ -34,10 +40,15 @@ _KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+_TEXTS = ("json", "csv", "tsv")
 _PACKED = (".gz", ".zst", ".gzip", ".zstd")
+_SHIPPED = "builtin:"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.+\[\]%:-]+))?")
-_KNOWN = "a .json, .jsonl, .csv, .tsv or .parquet file (also .gz or .zst)"
+_KNOWN = "a .json, .jsonl, .csv, .tsv, .parquet or .arrow file (also .gz or .zst)"
+
+Raw = RawRow | BlankRow | Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,54 +62,139 @@ class Source:
     facts: FileFacts | None = None
     table: Any = None
     """The Arrow data set, if the source is one of the hub's."""
+    part: str | None = None
+    """The field of a JSON object that has the rows, if it was named."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the source is a file of text."""
+        return self.kind in _TEXTS
 
 
-def find_sources(names: Iterable[str], problems: Problems) -> list[Source]:
-    """Return every file that ``names`` stand for, examined (hash and encoding); what is wrong goes to ``problems``."""
+CodecOf = Callable[[Source], Codec | None]
+
+
+def find_sources(names: Iterable[str], problems: Problems, codec_of: CodecOf = lambda _: None) -> list[Source]:
+    """Return every file that ``names`` stand for, examined (hash and encoding); what is wrong goes to ``problems``.
+
+    ``codec_of`` returns the encoding that was said of a file of text, or None.
+    """
     sources = []
     for name in names:
-        for source in _expand(name, problems):
-            examined = _examined(source, problems)
+        try:
+            found = list(_expand(name, problems))
+        except OSError as error:  # a name that is too long, or below a folder that may not be entered
+            problems.add([_unreadable(name, error)], rows=0)
+            continue
+        for source in found:
+            examined = _examined(source, problems, codec_of)
             if examined is not None:
                 sources.append(examined)
     return sources
 
 
+def codecs_said(encoding: str | Mapping[str, str] | None) -> tuple[CodecOf, Callable[[Iterable[Source]], list[str]]]:
+    """Return what gives the encoding of a file of text, and what tells which file names of ``encoding`` are of none.
+
+    A name stands for a file, or for all files of a folder; the name that says most decides.
+    """
+    said = {} if encoding is None or isinstance(encoding, str) else dict(encoding)
+
+    def codec_of(source: Source) -> Codec | None:
+        if isinstance(encoding, str):
+            return Codec(encoding)
+        names = [name for name in said if stands_for(name, source)]
+        return Codec(said[max(names, key=len)], of_this_file=True) if names else None
+
+    def of_none(sources: Iterable[Source]) -> list[str]:
+        texts = [source for source in sources if source.is_text]
+        return [name for name in said if not any(stands_for(name, source) for source in texts)]
+
+    return codec_of, of_none
+
+
+def stands_for(name: str, source: Source) -> bool:
+    """Tell whether ``name`` is that of ``source``, as it was given or as a path, or of a folder it lies in."""
+    return name in {source.name, source.given} or (source.path is not None and contains(name, source.path))
+
+
+def contains(name: str, path: Path) -> bool:
+    """Tell whether ``name`` is the path of ``path`` or of a folder that it lies in."""
+    whole, outer = (Path(os.path.abspath(each)) for each in (path, _home(name)))  # noqa: PTH100  (keeps links)
+    return outer == whole or outer in whole.parents
+
+
+def _home(name: str) -> Path:
+    """Return the path that ``name`` is, with the home folder in place of ``~``; of an unknown user it stays."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  (pathlib raises)
+
+
 def _expand(name: str, problems: Problems) -> Iterator[Source]:
-    path = Path(name).expanduser()
-    if name.startswith("builtin:"):
+    path, part = _split_name(name)
+    if name.startswith(_SHIPPED):
         yield from _shipped(name, problems)
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
-        if not files:
-            problems.add([Problem("no data", f"{_KNOWN} in the folder", "none", "Name another folder.", name)], rows=0)
-        yield from (Source(str(file), _kind(file) or "", name, file) for file in files)
+        yield from _folder(name, path, part, problems)
     elif path.exists():
-        kind = _kind(path)
-        if kind is None:
-            problems.add(
-                [
-                    Problem(
-                        "unknown file type",
-                        _KNOWN,
-                        f"'{path.suffix or path.name}'",
-                        "Rename the file after what it holds, or convert it.",
-                        name,
-                    )
-                ],
-                rows=0,
-            )
-        else:
-            yield Source(name, kind, name, path)
+        yield from _file(name, path, part, problems)
+    elif path.is_symlink():
+        problems.add([_broken_link(name)], rows=0)
     elif _HUB_ID.fullmatch(name) and _kind(path) is None:
         yield Source(name, "hub", name)
     else:
         problems.add([Problem("missing file", "a file or folder", "nothing there", _nearest(path), name)], rows=0)
 
 
+def _split_name(name: str) -> tuple[Path, str | None]:
+    """Return the path in ``name`` and the part of it that is named behind a colon, if there is no file of that name.
+
+    The colon behind a drive's letter names no part.
+    """
+    path = _home(name)
+    at = len(name)
+    while not os.path.lexists(path) and (at := name.rfind(":", 0, at)) > 0:
+        before, part = _home(name[:at]), name[at + 1 :]
+        if part and not part.startswith(("/", "\\")) and before.exists():
+            return before, part
+    return path, None
+
+
+def _file(name: str, path: Path, part: str | None, problems: Problems) -> Iterator[Source]:
+    kind = _kind(path)
+    if not path.is_file():
+        cure = "Write the rows to a file, and name that."
+        problems.add([Problem("not a file", "a file or folder", "a device or pipe", cure, name)], rows=0)
+    elif kind is None:
+        found, cure = f"'{path.suffix or path.name}'", "Rename the file after what it holds, or convert it."
+        problems.add([Problem("unknown file type", _KNOWN, shown_name(found), cure, name)], rows=0)
+    elif part is not None and kind != "json":
+        cure = f"Leave `:{part}` out."
+        problems.add([Problem("missing part", "a JSON file", f"a {kind} file, which has no parts", cure, name)], rows=0)
+    else:
+        yield Source(name, kind, name, path, part=part)
+
+
+def _folder(name: str, path: Path, part: str | None, problems: Problems) -> Iterator[Source]:
+    found = list(files_below(path, lambda file: _kind(file) is not None, part))
+    for item in found:
+        if isinstance(item, Problem):
+            problems.add([item], rows=0)
+        elif item.is_file():
+            yield Source(str(item), _kind(item) or "", name, item)
+        else:
+            problems.add([_broken_link(str(item))], rows=0)
+    if not found:
+        problems.add([Problem("no data", f"{_KNOWN} in the folder", "none", "Name another folder.", name)], rows=0)
+
+
+def _broken_link(name: str) -> Problem:
+    cure = "Remove it, or put the file there that it stands for."
+    return Problem("not a file", "a file or folder", "a link to nothing, a device or a pipe", cure, name)
+
+
 def _shipped(name: str, problems: Problems) -> Iterator[Source]:
     folder = Path(__file__).parent / "builtin"
-    path = folder / f"{name.removeprefix('builtin:')}.jsonl"
+    path = folder / f"{name.removeprefix(_SHIPPED)}.jsonl"
     shipped = sorted(f"builtin:{entry.stem}" for entry in folder.glob("*.jsonl"))
     if f"builtin:{path.stem}" in shipped:
         yield Source(name, "json", name, path)
@@ -119,18 +215,22 @@ def _nearest(path: Path) -> str:
     import difflib
 
     folder = path.parent
-    there = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    try:
+        there = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        there = []
     near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
-    hint = f" Did you mean '{folder / near[0]}'?" if near else ""
+    hint = f" Did you mean '{shown_name(str(folder / near[0]))}'?" if near else ""
     return f"Check the path; it starts from the folder you are in.{hint}"
 
 
-def _examined(source: Source, problems: Problems) -> Source | None:
+def _examined(source: Source, problems: Problems, codec_of: CodecOf) -> Source | None:
     """Return ``source`` with the facts of its file, or None if there is nothing to read."""
     if source.path is None:
         return _from_hub(source, problems)
     try:
-        facts = examine(source.path, text=source.kind != "parquet")
+        codec = codec_of(source) if source.is_text and not source.name.startswith(_SHIPPED) else None
+        facts = examine(source.path, source.is_text, codec)
     except OSError as error:
         problems.add([_unreadable(source.name, error)], rows=0)
         return None
@@ -138,6 +238,9 @@ def _examined(source: Source, problems: Problems) -> Source | None:
         problems.add(
             [Problem("empty file", "rows", "an empty file", "Put rows into it, or leave it out.", source.name)], rows=0
         )
+        return None
+    if facts.fault is not None:
+        problems.add([replace(facts.fault, file=source.name)], rows=0)
         return None
     return replace(source, facts=facts)
 
@@ -148,49 +251,59 @@ def _unreadable(file: str, error: OSError, row: int | None = None) -> Problem:
     return Problem("unreadable file", "a readable file", found, cure, file, row)
 
 
-def raw_rows(source: Source) -> Iterator[RawRow | Problem]:
-    """Yield the rows of ``source`` in order; a fault that costs rows is a Problem in their place."""
+def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = None) -> Iterator[Raw]:
+    """Yield the rows of ``source`` in order; a fault that costs rows is a Problem in their place.
+
+    ``shape`` tells rows from objects that hold rows; what is noticed besides goes to ``notes``.
+    """
     row = 0
-    item: RawRow | Problem | None = None
+    found = "none"
     try:
-        for item in _read(source):
-            row = item.origin.row if isinstance(item, RawRow) else item.row or row
+        for item in _read(source, shape or Shape(), notes or Notes()):
+            row = item.row or row if isinstance(item, Problem) else item.origin.row
+            found = "only empty cells" if found and isinstance(item, BlankRow) else ""
             yield item
     except OSError as error:
+        found = ""
         yield _unreadable(source.name, error, row + 1)
-    except UnicodeDecodeError as error:
-        yield Problem(
-            "undecodable text", f"{error.encoding} text", error.reason, "Save the file as UTF-8.", source.name, row + 1
-        )
-    if item is None and row == 0:
-        yield Problem("no rows", "rows", "none", "Put rows into it, or leave it out.", source.name)
+    except UnicodeError as error:
+        found = ""
+        encoding = source.facts.encoding if source.facts else "utf-8"
+        cure = "Save the file as UTF-8, or say what it is with `encoding`."
+        yield Problem("undecodable text", f"{encoding} text", str(error)[:120], cure, source.name, row + 1)
+    if found:
+        yield Problem("no rows", "rows", found, "Put rows into it, or leave it out.", source.name)
 
 
-def _read(source: Source) -> Iterator[RawRow | Problem]:
+def _read(source: Source, shape: Shape, notes: Notes) -> Iterator[Raw]:
     if source.path is None:
-        for row, value in enumerate(source.table, 1):
-            yield RawRow(Origin(source.name, row), present(value))
-    elif source.kind == "parquet":
-        yield from _parquet_file_rows(source)
+        yield from dataset_rows(source.table, source.table.features.arrow_schema, source.name, notes)
+    elif not source.is_text:
+        rows = parquet_rows if source.kind == "parquet" else arrow_rows
+        with _unpacked(source) as file:
+            yield from rows(file, source.name, notes)
     else:
         encoding = source.facts.encoding if source.facts else "utf-8"
-        with open_text(source.path, encoding) as stream:
-            if source.kind == "json":
-                yield from json_rows(stream, source.name)
-            else:
-                yield from csv_rows(stream, source.name, "," if source.kind == "csv" else "\t")
+        if source.kind == "json":
+            with open_text(source.path, encoding, newline=None) as stream:
+                yield from json_rows(stream, source.name, source.part, shape, notes)
+        else:
+            with open_text(source.path, encoding) as stream:
+                yield from csv_rows(stream, source.name, "," if source.kind == "csv" else "\t", notes)
 
 
-def _parquet_file_rows(source: Source) -> Iterator[RawRow | Problem]:
+@contextmanager
+def _unpacked(source: Source) -> Iterator[Path | IO[bytes]]:
+    """Give the file of ``source``, unpacked into a temporary one if need be: a table is read from its end."""
     assert source.path is not None  # noqa: S101  (for mypy)
     if source.facts is None or source.facts.compression is None:
-        yield from parquet_rows(source.path, source.name)
+        yield source.path
         return
-    with tempfile.TemporaryFile() as unpacked:  # Parquet is read from its end
+    with tempfile.TemporaryFile() as unpacked:
         for block in blocks(source.path):
             unpacked.write(block)
         unpacked.seek(0)
-        yield from parquet_rows(unpacked, source.name)
+        yield unpacked
 
 
 def _from_hub(source: Source, problems: Problems) -> Source | None:

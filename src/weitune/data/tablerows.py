@@ -1,47 +1,51 @@
-"""Tables as a stream of rows: CSV, TSV and Parquet. A row is an object of column name to value.
+"""Delimited tables as a stream of rows: CSV and TSV. A row is an object of column name to cell, which is a text.
 
-In a table an empty cell of Parquet (null) means that the row has no such field; a cell of CSV is always text.
+What spreadsheets leave behind is known: rows of empty cells are set aside, empty columns at the end have no name and
+need none, and the numbers that pandas writes before every row stand in a first column without a name.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+from itertools import chain
+from typing import IO
 
 from weitune.data.conversation import Origin
-from weitune.data.problems import Problem
-from weitune.data.rows import RawRow
+from weitune.data.problems import Problem, shown, shown_name
+from weitune.data.rows import BlankRow, Notes, RawRow
 
 _LONGEST_CELL = 1 << 30
-_BATCH = 1024
+_MARK = "\ufeff"
 
 
-def csv_rows(stream: IO[str], file: str, delimiter: str) -> Iterator[RawRow | Problem]:
+def csv_rows(
+    stream: IO[str], file: str, delimiter: str, notes: Notes | None = None
+) -> Iterator[RawRow | BlankRow | Problem]:
     """Yield the rows of a delimited table whose first line names the columns; cells may span lines in quotes."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a story fits a cell
-    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    lines = iter(stream)
+    first = next(lines, "").lstrip(_MARK)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     row = 0
     try:
-        header = next(reader, None)
+        header = next(filter(None, reader), None)
         if header is None:
             return
         yield from _header_problems(header, file, delimiter)
+        if not any(map(str.strip, header)):
+            return
+        table = _Table(header, notes or Notes())
         for cells in reader:
             if not cells:
                 continue
             row += 1
             origin = Origin(file, row, reader.line_num)
-            if len(cells) == len(header):
-                yield RawRow(origin, dict(zip(header, cells, strict=True)))
+            if not any(map(str.strip, cells)):
+                yield BlankRow(origin)
             else:
-                yield Problem(
-                    "wrong number of cells",
-                    f"{len(header)} cells, one for each column",
-                    f"{len(cells)}",
-                    "Quote cells that hold the delimiter, and give every row all columns.",
-                ).at(origin)
+                value = table.row(cells)
+                yield value.at(origin) if isinstance(value, Problem) else RawRow(origin, value)
     except csv.Error as error:
         yield Problem(
             "not a valid table",
@@ -54,12 +58,78 @@ def csv_rows(stream: IO[str], file: str, delimiter: str) -> Iterator[RawRow | Pr
         )
 
 
+class _Table:
+    """The columns of a table, and how a row of cells becomes an object."""
+
+    def __init__(self, header: list[str], notes: Notes) -> None:
+        named = [at for at, name in enumerate(header) if name.strip()]
+        self._columns = len(header)
+        self._header = header[: named[-1] + 1]
+        self._named = [(header[at], at) for at in named]
+        self._unnamed = [at for at in range(len(self._header)) if at not in named]
+        self._notes = notes
+
+    def row(self, cells: list[str]) -> dict[str, str] | Problem:
+        """Return the row in ``cells``, or what is wrong with it."""
+        header = self._header
+        if len(cells) > len(header):  # nothing, or the empty columns of a spreadsheet
+            beyond = next((at for at in range(len(header), len(cells)) if cells[at].strip()), None)
+            if beyond is not None and beyond < self._columns:
+                return _without_name(beyond, cells[beyond])
+            cells = cells[: len(header)] if beyond is None else cells
+        if (problem := self._problem(cells)) is not None:
+            return problem
+        if not self._unnamed:
+            return dict(zip(header, cells, strict=True))
+        if self._unnamed[0] == 0 and cells[0].strip():
+            self._notes.unused["row number"] += 1
+        return {name: cells[at] for name, at in self._named}
+
+    def _problem(self, cells: list[str]) -> Problem | None:
+        """Return what is wrong with a row of as many cells as it has."""
+        header = self._header
+        if len(cells) != len(header):
+            return Problem(
+                "wrong number of cells",
+                f"{len(header)} cells, one for each column",
+                f"{len(cells)}",
+                "Quote cells that hold the delimiter, and give every row all columns.",
+            )
+        if cells[0].lstrip(_MARK) == header[0] and cells[1:] == header[1:]:
+            return Problem(
+                "header again",
+                "a row",
+                f"the names of the columns, {', '.join(shown_name(name) for name, _ in self._named)}",
+                "Remove the line; files that were joined have one each.",
+            )
+        if any("\0" in cell for cell in cells):
+            return Problem("not text", "text", "a NUL character (a zero byte)", "Save the file as text in UTF-8.")
+        for at in self._unnamed:
+            if cells[at].strip() and not (at == 0 and _is_number(cells[0])):
+                return _without_name(at, cells[at])
+        return None
+
+
+def _without_name(at: int, cell: str) -> Problem:
+    """Return the fault of a cell in a column that has no name."""
+    expected = f"a name for column {at + 1} in the first line"
+    return Problem("cell without a column", expected, f"none, and {shown(cell)}", "Name the column, or empty it.")
+
+
+def _is_number(cell: str) -> bool:
+    """Tell whether ``cell`` is a row's number, as pandas writes its index."""
+    return cell.isascii() and cell.isdigit()
+
+
 def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[Problem]:
-    names = [name for name in header if header.count(name) > 1]
-    if names:
-        yield Problem(
-            "repeated column", "different column names", f"{names[0]!r} twice", "Rename one of them.", file, line=1
-        )
+    names = [name for name in header if name.strip()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        found = f"`{shown_name(twice[0])}` twice"
+        yield Problem("repeated column", "different column names", found, "Rename one of them.", file, line=1)
+    if not names:
+        cure = "Write the names of the columns into the first line, and remove empty lines before it."
+        yield Problem("no column names", "the names of the columns", "a line of empty cells", cure, file, line=1)
     other = {",": "\t", "\t": ","}[delimiter]
     if len(header) == 1 and other in header[0]:
         yield Problem(
@@ -70,31 +140,3 @@ def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[P
             file,
             line=1,
         )
-
-
-def parquet_rows(source: Path | IO[bytes], file: str) -> Iterator[RawRow | Problem]:
-    """Yield the rows of a Parquet file, a batch at a time."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    row = 0
-    try:
-        with parquet.ParquetFile(source, memory_map=isinstance(source, Path)) as table:
-            for batch in table.iter_batches(_BATCH):
-                for value in batch.to_pylist():
-                    row += 1
-                    yield RawRow(Origin(file, row), present(value))
-    except (pa.ArrowException, OSError) as error:
-        yield Problem(
-            "not a valid Parquet file",
-            "a Parquet file",
-            " ".join(str(error).split())[:120],
-            "Write the file again; it is damaged or of another type.",
-            file,
-            row + 1,
-        )
-
-
-def present(row: dict[str, Any]) -> dict[str, Any]:
-    """Return ``row`` without its empty cells."""
-    return {key: value for key, value in row.items() if value is not None}

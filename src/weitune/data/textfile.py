@@ -1,9 +1,8 @@
 """Text files of any usual encoding, plain or compressed, as a stream of characters.
 
-One pass over the bytes gives what everything else needs: the hash of the contents and the encoding. UTF-8 (with or
-without a byte order mark), UTF-16 and GB18030 are told apart by reading, not by guessing from a name: bytes that are
-not UTF-8 are GB18030 only if they decode as such and most of them are everyday Chinese characters. Otherwise the file
-is damaged UTF-8, and the row with the first bad byte is named. Cost: one read of the file (two if it is not UTF-8).
+One pass over the bytes gives what everything else needs: the hash of the contents and the encoding. UTF-8 and UTF-16
+are known by reading, not guessed from a name; text that is neither is judged by :mod:`.legacy`. Whoever knows better
+says so, and then only a contradiction is a fault. Cost: one read of the file (two if it is not UTF-8).
 """
 
 from __future__ import annotations
@@ -18,19 +17,44 @@ from typing import IO
 
 import pyarrow as pa
 
+from weitune.data import legacy
+from weitune.data.problems import Problem
+
 _BLOCK = 1 << 20
-_SAMPLE = 1 << 16
+_HEAD = 1 << 12
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins as UTF-16's does
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_EVIDENT = 6
+"""Bytes of good UTF-8 beyond the first of each character from which on text cannot be anything else."""
+_KEEP = "weitune-keep"
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What one pass over a file tells: SHA-256 of the (decompressed) bytes, how many, compression and encoding."""
+    """What one pass over a file tells: SHA-256 of the (decompressed) bytes, how many, compression and encoding.
+
+    ``fault`` is why the text cannot be read.
+    """
 
     sha256: str
     size_bytes: int
     compression: str | None
     encoding: str
+    fault: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """The name of an encoding, and whether it was said of this very file or of all that are read."""
+
+    name: str
+    of_this_file: bool = False
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -56,8 +80,8 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield bytes(block)
 
 
-def examine(path: Path, text: bool = True) -> FileFacts:
-    """Read ``path`` once and return its facts; ``text`` False leaves the encoding out.
+def examine(path: Path, text: bool = True, codec: Codec | None = None) -> FileFacts:
+    """Read ``path`` once and return its facts; ``text`` False leaves the encoding out, ``codec`` decides on it.
 
     Raises OSError if the file cannot be read or its compression is broken.
     """
@@ -70,10 +94,10 @@ def examine(path: Path, text: bool = True) -> FileFacts:
         if text:
             scan = scan or _Scan(block)
             scan.feed(block)
-    if scan is not None:
-        scan.end()
-    encoding = "" if not text else "utf-8" if scan is None else scan.verdict(path)
-    return FileFacts(digest.hexdigest(), size, compression_of(path), encoding)
+    encoding, fault = "", None
+    if text:
+        encoding, fault = scan.verdict(path, codec) if scan is not None else ("utf-8", None)
+    return FileFacts(digest.hexdigest(), size, compression_of(path), encoding, fault)
 
 
 class _Scan:
@@ -82,68 +106,82 @@ class _Scan:
     def __init__(self, head: bytes) -> None:
         self._declared = _declared(head)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._damage: bytes | None = None
+        self._is_utf8 = True
+        self._beyond_ascii = 0
+        self._escape: str | None = None
 
     def feed(self, block: bytes) -> None:
-        if self._declared is None and self._damage is None:
+        if self._declared is None and self._is_utf8:
+            self._escape = self._escape or legacy.escape_in(block)
             try:
-                self._decoder.decode(block)
-            except UnicodeDecodeError as error:
-                self._damage = error.object[error.start : error.start + _SAMPLE]
+                self._beyond_ascii += len(block) - len(self._decoder.decode(block))
+            except UnicodeDecodeError:
+                self._is_utf8 = False
 
-    def end(self) -> None:
-        if self._declared is None and self._damage is None:
+    def verdict(self, path: Path, codec: Codec | None) -> tuple[str, Problem | None]:
+        """Return the encoding, and why the text cannot be read."""
+        if self._declared is None and self._is_utf8:
             try:
                 self._decoder.decode(b"", final=True)
-            except UnicodeDecodeError as error:
-                self._damage = error.object[error.start :]
-
-    def verdict(self, path: Path) -> str:
+            except UnicodeDecodeError:
+                self._is_utf8 = False
+        if codec is not None:
+            return self._said(codec)
         if self._declared is not None:
-            return self._declared
-        return "gb18030" if self._damage is not None and _is_chinese(self._damage, path) else "utf-8"
+            return self._declared, None
+        if not self._is_utf8:
+            return legacy.judge(blocks(path))
+        fault = legacy.escaped(blocks(path), self._escape) if self._escape and not self._beyond_ascii else None
+        return "utf-8", fault
+
+    def _said(self, codec: Codec) -> tuple[str, Problem | None]:
+        """Return the encoding that was said, unless the file can only be in another one."""
+        name = codecs.lookup(codec.name).name
+        declared = self._declared if self._declared in _MARKS.values() else None
+        if declared is not None:
+            if name.startswith(declared.removesuffix("-sig")):
+                return declared, None
+            evident, how = declared, "its first bytes say so"
+        elif self._is_utf8 and self._beyond_ascii >= _EVIDENT and not (codec.of_this_file or name.startswith("utf-8")):
+            evident, how = "utf-8", "all of it decodes as that"
+        else:
+            return name, None
+        cure = "Name the encoding of each file that has another: `encoding: {FILE: NAME}`."
+        return name, Problem("another encoding", f"{name} text, as `encoding` says", f"{evident}: {how}", cure)
 
 
 def _declared(head: bytes) -> str | None:
-    """Return the encoding that a byte order mark declares, or UTF-16 if every other byte of the beginning is zero."""
-    if head.startswith(codecs.BOM_UTF8):
-        return "utf-8-sig"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if len(head) >= 4 and head[1] == head[3] == 0 and head[0]:
-        return "utf-16-le"
-    if len(head) >= 4 and head[0] == head[2] == 0 and head[1]:
-        return "utf-16-be"
-    return None
+    """Return the encoding that a byte order mark declares, or UTF-16 if every other byte is often zero."""
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return name
+    head = head[:_HEAD]
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    most = max(even, odd)
+    if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and _is_utf8(head)):
+        return None  # none, or a few that are damage
+    return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _is_chinese(damage: bytes, path: Path) -> bool:
-    """Tell whether a file that is not UTF-8 is GB18030: it decodes, and most of what is not ASCII is in GB 2312."""
-    odd = damage.decode("utf-8", "replace")
-    if sum(char > "\x7f" and char != "\ufffd" for char in odd) > odd.count("\ufffd"):
-        return False  # mostly good UTF-8
-    decoder = codecs.getincrementaldecoder("gb18030")()
-    everyday = others = 0
+def _is_utf8(head: bytes) -> bool:
     try:
-        for block in blocks(path):
-            text = decoder.decode(block)
-            for char in filter("\x7f".__lt__, text if everyday + others < _SAMPLE else ""):
-                code = char.encode("gb18030")
-                common = len(code) == 2 and code[0] >= 0xA1 and code[1] >= 0xA1
-                everyday, others = everyday + common, others + (not common)
-        decoder.decode(b"", final=True)
+        codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return False
-    return everyday > others
+    return True
 
 
-def open_text(path: Path, encoding: str) -> IO[str]:
-    """Open ``path`` as text. What does not decode becomes a lone surrogate, so that its row can be named.
+def open_text(path: Path, encoding: str, newline: str | None = "") -> IO[str]:
+    """Open ``path`` as text. What does not decode becomes lone surrogates, so that its row can be named."""
+    codecs.register_error(_KEEP, _as_surrogates)
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=_KEEP, newline=newline)
 
-    Reading raises UnicodeDecodeError if a UTF-16 file ends within a character.
-    """
-    errors = "surrogatepass" if encoding.startswith("utf-16") else "surrogateescape"
-    return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=errors, newline="")
+
+def _as_surrogates(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    damaged = error.object[error.start : error.end]
+    return "".join(chr(0xDC00 + byte) for byte in damaged), error.end
 
 
 def undecodable(text: str) -> bool:

@@ -9,13 +9,13 @@ One model after the other is in memory (two at most), each with its adapter merg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weitune.data.holdout import ExampleSet, hold_out
+from weitune.data.jsontext import json_text
 from weitune.data.prepare import prepare
 from weitune.errors import RunError
 from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
@@ -209,7 +209,7 @@ def as_json(
 def write(folder: Path, evaluation: dict[str, Any]) -> Path:
     """Write an evaluation into ``folder`` (a run's, say), in one moment, and return its path."""
     target = folder / FILE
-    publish_text(json.dumps(evaluation, ensure_ascii=False, indent=1, allow_nan=False) + "\n", target)
+    publish_text(json_text(evaluation, indent=1, allow_nan=False) + "\n", target)
     return target
 
 

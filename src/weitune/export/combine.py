@@ -11,7 +11,6 @@ The result is a run's folder: the first one's recipe, ``adapter/``, and in ``env
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
+from weitune.data.jsontext import json_text
 from weitune.data.render import framing_for
 from weitune.errors import InputError, RunError, first_line
 from weitune.generate.load import incomplete, incomplete_refused
@@ -142,7 +142,7 @@ def _described(runs: Sequence[Run], weights: Sequence[float], mixture: Mixture) 
 
 
 def _as_json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+    return (json_text(value, indent=2) + "\n").encode()
 
 
 def _write(folder: Path, files: dict[Path, bytes]) -> None:

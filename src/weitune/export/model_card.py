@@ -35,6 +35,8 @@ def without_paths(recipe: Recipe) -> Recipe:
     named: dict[str, Any] = {"data": [_file_name(name) for name in recipe.data], "output": None}
     if recipe.weights:
         named["weights"] = {_file_name(name): weight for name, weight in recipe.weights.items()}
+    if isinstance(recipe.encoding, dict):
+        named["encoding"] = {_file_name(name): codec for name, codec in recipe.encoding.items()}
     if hub_id(recipe) is None:
         named["model"] = _file_name(recipe.model)
     return recipe.model_copy(update=named)

@@ -41,7 +41,7 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
         shutil.copyfile(tuned.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
         write_json(partial / "adapter_config.json", _adapter_config(tuned))
         card = model_card(run, tuned, repository, base_licence(tuned))
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         (partial / "recipe.yaml").write_text(dump_recipe(without_paths(tuned.recipe)), encoding="utf-8")
         (partial / "chat_template.jinja").write_text(tuned.template, encoding="utf-8")
         write_json(partial / MARK, {"format": "repository", "run": tuned.name})

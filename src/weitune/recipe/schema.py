@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from weitune.recipe.encodings import check_encoding
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
 
@@ -282,6 +284,9 @@ class Recipe(Section):
     that is not named."""
     format: Literal["alpaca", "sharegpt", "messages", "prompt-completion"] | None = None
     """Format of the rows; recognised from the first row of each file if not given."""
+    encoding: str | dict[str, str] | None = None
+    """Encoding of text files (JSON, CSV, TSV) as Python calls it, such as `cp949`, or of each by its name in `data`,
+    such as `{old.csv: cp949}`; found out if not given."""
     columns: dict[str, str] | None = None
     """For a table with column names of its own: which column holds which part, such as
     `{user: 问题, assistant: 回答}`. Parts: system, user, assistant."""
@@ -297,6 +302,27 @@ class Recipe(Section):
     """The optimisation."""
     log: Log = Log()
     """Where figures go besides the run's folder."""
+
+    @field_validator("system")
+    @classmethod
+    def _characters(cls, value: str | None) -> str | None:
+        """Refuse bytes of a command line that are no text: no tokenizer takes them."""
+        if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError("must be text in UTF-8")
+        return value
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _number_for_a_name(cls, value: Any) -> Any:
+        """Let `encoding: 1252` be a name: Python calls some encodings by a number."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encodings(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for name in value.values() if isinstance(value, dict) else [value] if value is not None else []:
+            check_encoding(name)
+        return value
 
     @field_validator("train")
     @classmethod

@@ -101,6 +101,8 @@ def _value(recipe: Recipe, key: str) -> Any:
         value = getattr(value, part, None)
     if isinstance(value, BaseModel):
         return "a group of keys"
+    if key == "encoding" and isinstance(value, dict):
+        return "by file"  # the files may have moved; what they hold is in the basis
     return "files" if key == "validation" and isinstance(value, list) else value  # what they hold is in the basis
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from weitune.data.jsontext import json_text
 from weitune.training import disk
 
 FILE = "events.jsonl"
@@ -62,7 +63,7 @@ class EventLog:
         Raises OSError if the system refuses; then the file is as it was before.
         """
         record = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
-        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (json_text(record, allow_nan=False) + "\n").encode()
         try:
             rest = memoryview(line)
             while rest:

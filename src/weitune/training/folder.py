@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from weitune.data.jsontext import json_text
 from weitune.errors import RecipeError, RunError
 from weitune.publish import flush
 from weitune.recipe.load import dump_recipe
@@ -142,7 +143,7 @@ def update_recipe(folder: Path, recipe: Recipe) -> None:
 
 def as_json(value: Mapping[str, Any]) -> bytes:
     """Return ``value`` as indented JSON."""
-    return (json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n").encode()
+    return (json_text(value, indent=2, default=str) + "\n").encode()
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

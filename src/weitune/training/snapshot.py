@@ -11,7 +11,6 @@ Cost: :meth:`Snapshot.take` copies three times what is trained and stops trainin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from weitune.data.jsontext import json_text
 from weitune.errors import NonFiniteError, RunError
 from weitune.model.trained import Trained
 from weitune.training.checkpoint import OPTIMIZER, STATE, Checkpoint
@@ -74,7 +74,7 @@ class Snapshot:
         yield self.names[1], save(dict(self.tensors), metadata={"format": "pt"})
         yield OPTIMIZER, save(dict(self.moments))
         state = {"step": self.step, **self.state}
-        yield STATE, (json.dumps(state, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+        yield STATE, (json_text(state, indent=2, allow_nan=False) + "\n").encode()
 
 
 def restore(checkpoint: Checkpoint, trained: Trained, optimizer: torch.optim.Optimizer) -> None:

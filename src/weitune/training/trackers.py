@@ -8,12 +8,12 @@ tracker fails, whose server may be down: it says so once and goes on without tha
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weitune.data.jsontext import json_text
 from weitune.errors import MissingExtraError
 from weitune.recipe.load import values
 from weitune.training.loop import StepRecord
@@ -69,7 +69,7 @@ class TrackedReporter(Reporter):
 
         self._inner = inner
         self._trackers: dict[str, GeneralTracker] = {}
-        config = {key: value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
+        config = {key: value if isinstance(value, int | float | str) else json_text(value)
                   for key, value in values(recipe).items()}  # fmt: skip
         for name in recipe.log.trackers if accelerator.is_main_process else []:
             with self._given_up_if_it_fails(name):
