@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 .PHONY: demo test check format reference bench llama-cpp clean help
 
 help:
-	@echo "make demo       fine-tune a small model on a persona and compare it with its base (about 4 minutes)"
+	@echo "make demo       fine-tune a small model on a persona and compare it with its base (1 to 4 minutes)"
 	@echo "make test       run every test, WORKERS at a time (one for each core, four at most)"
 	@echo "make check      lint, types, import directions"
 	@echo "make format     format the code"
@@ -22,7 +22,7 @@ help:
 $(READY): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || command -v $(PYTHON) > /dev/null || \
 		{ echo "There is no $(PYTHON) here. Install it, or name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@echo "Installing weitune and its dependencies into $(VENV) (1 to 3 minutes, once) …"
+	@echo "Installing weitune and its dependencies into $(VENV) (about a minute, once) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -3,8 +3,8 @@
     python -m bench.busy [--model smollm2-135m] [--precision bf16] [--loops 0 1 2] [--rounds 3] [--ways NAME …]
 
 Each way is a process of its own, since OpenMP reads its settings when it is loaded. All of them load the model and warm
-up first; then each does the same optimizer step and the same short answer, in turn, beside 0, 1, 2 … busy loops.
-A process that waits for its turn takes no time of the processor.
+up first; then each does the same optimizer step and the same short answer, in turn, beside 0, 1, 2 … busy loops, each
+twice, of which the second counts. A process that waits for its turn takes no time of the processor.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def measure(
             with busy_loops(load):
                 for worker in workers:
                     for job in _WORK:
+                        worker.seconds(job)  # meets the load
                         seconds[worker.name][job][load].append(worker.seconds(job))
             print(f"round {at + 1}, {load} busy loops", file=sys.stderr, flush=True)
     return seconds

@@ -39,7 +39,7 @@ COMMANDS = {
     "push": Entry("weitune.cli.push", "Upload an adapter and its model card to a hub."),
     "merge-adapters": Entry("weitune.cli.merge_adapters", "Combine the adapters of several runs."),
     "cache": Entry("weitune.cli.cache", "See what weitune keeps on the disk, and delete it."),
-    "demo": Entry("weitune.cli.demo", "See all of it in four minutes: a persona before and after."),
+    "demo": Entry("weitune.cli.demo", "See all of it in a few minutes: a persona before and after."),
     "data": Entry("weitune.cli.data", "Look at dialogues as the model will see them."),
 }
 """Every command in the order of ``weitune --help``; its module has it under the name ``command``."""
