@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from torch.distributed import HashStore
 
-from weitune.training.meeting import agree_on_place, take_new_place
+from weitune.training.meeting import agree_on_place, own_address, take_new_place
 
 
 def start(store: Any, ranks: list[int], processes: int) -> list[str]:
     """Start ``ranks`` in this order and return the places that they agree on."""
     with ThreadPoolExecutor(len(ranks)) as threads:
-        return list(threads.map(lambda rank: agree_on_place(store, rank, processes), ranks))
+        return list(threads.map(lambda rank: agree_on_place(store, rank, processes, f"host-{rank}"), ranks))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -25,7 +27,9 @@ def test_all_agree_start_after_start(processes: int) -> None:
         ranks = list(range(processes))
         agreed = start(store, ranks if k % 2 else ranks[::-1], processes)
         assert len(set(agreed)) == 1
-        assert agreed[0].isdecimal()
+        host, port = agreed[0].split(" ")
+        assert host == "host-0"  # process 0 holds the store, wherever it runs
+        assert port.isdecimal()
 
 
 def test_what_a_killed_process_left_is_not_taken() -> None:
@@ -35,6 +39,14 @@ def test_what_a_killed_process_left_is_not_taken() -> None:
     store.set("come/1/word-of-the-dead/1", "1")
     first, second = start(store, [0, 1], 2)
     assert first == second != "1"
+
+
+def test_the_address_is_this_machines() -> None:
+    assert own_address("127.0.0.1") == "127.0.0.1"
+    assert own_address("localhost") == "localhost"
+    mine = socket.gethostname()
+    with suppress(OSError):  # a machine that does not know its own name
+        assert own_address(mine) == mine
 
 
 def test_other_launchers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
