@@ -182,7 +182,7 @@ _COMMON_KEYS = frozenset({"system", "tools", "functions"})
 
 
 def _prompt_completion(fields: Fields, row: Row, _options: Options) -> _Read:
-    asked, answered = _question_and_answer(row) or ("prompt", "completion")
+    asked, answered = _question_and_answer(row) or _half_a_pair(row)
     fields.only(row, _COMMON_KEYS | {asked, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
     for key in (asked, answered):
@@ -200,6 +200,11 @@ def _prompt_completion(fields: Fields, row: Row, _options: Options) -> _Read:
 def _question_and_answer(row: Row) -> tuple[str, str] | None:
     """Return the names of the two fields, if ``row`` has both."""
     return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
+
+
+def _half_a_pair(row: Row) -> tuple[str, str]:
+    """Return the names of the two fields of which ``row`` has only one."""
+    return next((pair for pair in _PAIRS if pair[0] in row or pair[1] in row), _PAIRS[0])
 
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))
