@@ -27,6 +27,8 @@ _CALL_KEYS = _HOLDER_KEYS | _FUNCTION_KEYS
 _CALL_CURE = 'Write {"name": "…", "arguments": {…}}.'
 _TOOL_CURE = 'Write {"type": "function", "function": {"name": "…", "parameters": {…}}}.'
 _SCHEMAS = ("input_schema", "inputSchema")
+NULLS = "with null in a call or a tool, learned as it stands (`datasets` writes it for a field that a row lacks)"
+"""Remark about a row; in JSON a null may be meant, and only tables are known to add some."""
 _KWARGS = "additional_kwargs"
 """Where LangChain keeps what the API answered, calls in OpenAI's spelling among it."""
 _KWARGS_KEYS = frozenset({"tool_calls", "function_call"})
@@ -118,6 +120,8 @@ def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
     arguments = _arguments(fields, places)
     key = "call_id" if holder.get("call_id") is not None else "id"
     id_ = fields.optional_text(holder, key, f"{where}.")
+    if arguments and _has_null(arguments):
+        fields.remark(NULLS)
     return None if arguments is None else ToolCall(name, arguments, id_)
 
 
@@ -217,7 +221,16 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
     items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(tools)]
     if UNREADABLE in items or not fields.sound(items, where):
         return ()
+    if any(map(_has_null, items)):
+        fields.remark(NULLS)
     return tuple(tool for i, item in enumerate(items) if (tool := _tool(fields, item, f"{where}[{i}]")))
+
+
+def _has_null(value: Any) -> bool:
+    """Tell whether a field of an object, at any level, is null."""
+    if isinstance(value, dict):
+        return any(inner is None or _has_null(inner) for inner in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _decoded(fields: Fields, item: Any, where: str) -> Any:
