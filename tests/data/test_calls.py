@@ -128,6 +128,29 @@ def test_arguments_under_an_unknown_name(call: Any) -> None:
     assert "`port`" in problem.found or "Brest" in problem.found
 
 
+@pytest.mark.parametrize("name", ["", " ", None])
+def test_a_call_of_nothing(name: Any) -> None:
+    problem = fault(calling({"function": {"name": name, "arguments": {}}}))
+    assert (problem.kind, problem.field) == ("empty name", "messages[1].tool_calls[0].function.name")
+
+
+def test_calls_that_only_the_answer_within_a_message_of_langchain_has() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "tides", "arguments": json.dumps(ARGUMENTS)}}
+    kwargs: dict[str, Any]
+    for kwargs in ({"tool_calls": [call]}, {"function_call": {"name": "tides", "arguments": json.dumps(ARGUMENTS)}}):
+        [_, answer, *_] = turns(user(), assistant("", additional_kwargs=kwargs), tool(), assistant())
+        assert answer in (CALLED, CALLED._replace(tool_calls=(NAMED,)))
+    both = assistant(
+        "", tool_calls=[{"name": "tides", "args": ARGUMENTS, "id": "c1"}], additional_kwargs={"tool_calls": [call]}
+    )
+    assert turns(user(), both)[1].tool_calls == (NAMED,)
+    refused = assistant(additional_kwargs={"refusal": None})
+    assert unread(messages(user(additional_kwargs={}), refused)) == {
+        "messages[].additional_kwargs": 1,
+        "messages[].additional_kwargs.refusal": 1,
+    }
+
+
 def test_a_surrogate_in_a_name() -> None:
     problem = fault(calling({"name": "ti\ud83ddes"}))
     assert (problem.kind, problem.field) == ("undecodable text", "messages[1].tool_calls[0].name")

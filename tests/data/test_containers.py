@@ -15,6 +15,7 @@ from weitune.data.read import Reader, conversations_of
 from weitune.errors import DataError
 
 A, B = {"instruction": "q1", "output": "a1"}, {"instruction": "q2", "output": "a2"}
+PAIR = {"input": "q1", "output": "a1"}
 TURNS = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
 
 
@@ -49,6 +50,7 @@ def questions(folder: Path, text: str, part: str = "") -> list[str]:
         {"schema": {"fields": []}, "data": [{"index": 0, **A}, {"index": 1, **B}]},
         {"messages": [TURNS, [{"role": "user", "content": "q2"}, TURNS[1]]]},
         {"data": {"rows": [A, B]}},
+        {"conversations": [{"messages": TURNS}, {"messages": [{"role": "user", "content": "q2"}, TURNS[1]]}]},
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
@@ -58,7 +60,9 @@ def test_rows_are_found(tmp_path: Path, value: Any, indent: int | None) -> None:
 
 
 @pytest.mark.usefixtures("window")
-@pytest.mark.parametrize("row", [A, {"messages": TURNS, "tags": [{"x": 1}]}, {"tags": [{"x": 1}], **A}])
+@pytest.mark.parametrize(
+    "row", [A, {"messages": TURNS, "tags": [{"x": 1}]}, {"tags": [{"x": 1}], **A}, {"conversation": [PAIR]}]
+)
 def test_a_row_stays_a_row(tmp_path: Path, row: Any) -> None:
     assert questions(tmp_path, json.dumps(row, indent=2)) == ["q1"]
     assert questions(tmp_path, json.dumps(row) + "\n" + json.dumps(row)) == ["q1", "q1"]

@@ -20,6 +20,7 @@ from weitune.data.read import Reader
 from weitune.data.reasoning import opens_with_reasoning, split_reasoning
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+NAMES = TEXT.filter(str.strip)
 TAGGED = st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "]), max_size=5).map("".join)
 WEIGHT = st.sampled_from([1.0, 0.0, 0.25])
 VALUES = st.recursive(
@@ -28,7 +29,7 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 CALLS = st.lists(
-    st.builds(ToolCall, TEXT, st.dictionaries(TEXT, VALUES, max_size=2), st.none() | TEXT), max_size=2
+    st.builds(ToolCall, NAMES, st.dictionaries(TEXT, VALUES, max_size=2), st.none() | TEXT), max_size=2
 ).map(tuple)
 TOOLS = st.lists(
     st.fixed_dictionaries(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ TEXTS = {
     "el": "Καλημέρα, τι κάνεις σήμερα;",
     "ar": "مرحبا كيف حالك اليوم",
     "he": "שלום, מה שלומך היום?",
+    "en": "It is 25°C today, and a ticket costs £5 or 10½ marks.",
     "fr": "Où est le café, près de l'église ?",
     "pl": "Proszę opisać łódź żaglową.",
 }
@@ -45,6 +47,7 @@ LEGACY = [
     ("el", "cp1253", "cp1253"),
     ("ar", "cp1256", "cp1256"),
     ("he", "cp1255", "cp1255"),
+    ("en", "latin-1", "cp1252 or latin-1"),
     ("fr", "cp1252", "cp1252 or latin-1"),
     ("pl", "cp1250", "cp1250"),
 ]
@@ -100,6 +103,46 @@ def test_a_part_in_another_encoding_is_refused(tmp_path: Path) -> None:
         assert fault is not None
         assert fault.kind == "mixed encodings"
         assert fault.line == 52
+
+
+@pytest.mark.parametrize(("language", "encoding"), [("ko", "cp949"), ("tw", "big5"), ("ja", "euc_jp")])
+def test_a_single_line_in_another_encoding_is_refused(tmp_path: Path, language: str, encoding: str) -> None:
+    rows = [f"{TEXTS[language]},{TEXTS[language]}\n".encode(encoding)]
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"".join([b"instruction,output\n", *[f"{CHINESE[0]},x\n".encode("gb18030")] * 12, *rows]))
+    fault = examine(path).fault
+    assert fault is not None
+    assert (fault.kind, fault.line) == ("mixed encodings", 14)
+
+
+RARE = (
+    "黄芪、枸杞、薏苡仁、茯苓、蒲公英、菟丝子、鸡血藤、蛤蚧、鳖甲、罂粟壳、吴茱萸、砒霜、巴豆、斑蝥、蟾酥、硇砂、硼砂"
+)
+
+
+def test_a_line_of_rare_hanzi_among_others_is_chinese(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = ["instruction,output", *[f"{CHINESE[0]},x"] * 12, f"列出药材,{RARE}"]
+    path.write_bytes("\n".join(lines).encode("gb18030"))
+    assert questions(Reader([str(path)], Options()))[-1] == "列出药材"
+
+
+def test_rare_hanzi_alone_are_refused_with_the_way_to_read_them(tmp_path: Path) -> None:
+    path = table(tmp_path / "rows.csv", RARE, "gb18030")
+    fault = examine(path).fault
+    assert fault is not None
+    assert fault.found == 'bytes that read as gb18030, but hardly Chinese, “"黄芪、枸杞、薏苡仁、茯苓、蒲公英”'
+    assert "--encoding gb18030" in fault.cure
+    assert questions(Reader([str(path)], Options(encoding="gb18030"))) == [RARE] * 3
+
+
+def test_other_scripts_within_chinese_are_gb18030(tmp_path: Path) -> None:
+    for text in (
+        "你好的俄语是 Привет，谢谢是 Спасибо。",
+        "你好的日语是「こんにちは」，你知道吗？",
+        "中国是 zhōng guó，你好是 nǐ hǎo。",
+    ):
+        assert questions(Reader([str(table(tmp_path / "rows.csv", text, "gb18030"))], Options())) == [text] * 3
 
 
 def test_damaged_utf_8_names_the_row_even_if_the_damage_comes_last(tmp_path: Path) -> None:
@@ -158,7 +201,9 @@ def test_a_mapping_may_name_validation_files(tmp_path: Path) -> None:
     assert questions(recipe_reader(recipe, [str(other)])) == [TEXTS["ko"]] * 3
 
 
-@pytest.mark.parametrize("name", ["cp94", "base64", "rot13", "hex", "idna", "undefined", "", "a\0b", "\ud83d", 7.5, []])
+@pytest.mark.parametrize(
+    "name", ["cp94", "base64", "rot13", "hex", "idna", "undefined", "unicode_escape", "", "a\0b", "\ud83d", 7.5, []]
+)
 def test_no_encoding_of_text(name: Any) -> None:
     with pytest.raises(RecipeError, match="encoding"):
         build_recipe({"model": "m", "data": "d"}, {"encoding": name})
@@ -172,6 +217,14 @@ def test_the_key_is_kept_in_a_recipe(tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
     assert build_recipe({"model": "m", "data": "d", "encoding": 437}).encoding == "437"
+
+
+def test_a_name_of_another_system_is_not_proposed_again() -> None:
+    for name in ("ansi", "mbcs", "oem"):
+        if os.name != "nt":
+            with pytest.raises(RecipeError, match="there is no encoding") as error:
+                build_recipe({"model": "m", "data": "d"}, {"encoding": name})
+            assert f"did you mean '{name}'" not in str(error.value)
 
 
 @pytest.mark.parametrize("command", ["check", "convert"])

@@ -23,6 +23,7 @@ from tests.data.reading_rows import (
     unread,
     user,
 )
+from weitune.data.calls import NULLS
 from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.formats import JOINED, Options, RowReader, recognise
 from weitune.data.problems import shown_name
@@ -354,6 +355,36 @@ def test_the_report_counts_joined_system_prompts(tmp_path: Path) -> None:
     reader = Reader([str(path)], Options())
     assert len(list(reader.conversations())) == 3
     assert reader.reports[0].to_json()["remarks"] == {JOINED: 2}
+
+
+def test_lists_of_messages_in_the_texts_of_prompt_and_completion() -> None:
+    row = {"prompt": [user()], "completion": [assistant()]}
+    expected = read(row).turns
+    assert expected == (ASKED, ANSWERED)
+    assert read({key: json.dumps(value) for key, value in row.items()}).turns == expected
+    assert [p.kind for p in faults({key: str(value) for key, value in row.items()})] == ["not valid JSON"] * 2
+    text = json.dumps([user()])
+    assert read({"prompt": text, "completion": "a"}).turns == (Turn("user", text), ANSWERED)
+
+
+def test_nulls_in_calls_and_tools_are_reported(tmp_path: Path) -> None:
+    def row(arguments: Any, schema: Any) -> dict[str, Any]:
+        call = {"function": {"name": "tides", "arguments": arguments}}
+        tools = [{"name": "tides", "parameters": schema}]
+        return messages(user(), assistant(None, tool_calls=[call, call]), assistant(), tools=tools)
+
+    rows = [
+        row({"port": "Brest", "year": None}, {}),
+        row({"inner": [{"x": None}]}, {}),
+        row({}, {"properties": {"port": {"type": "string", "enum": None}}}),
+        row({"ports": [None]}, {"enum": [None]}),
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    reader = Reader([str(path)], Options())
+    [first, *_] = [conversation for _, conversation in reader.conversations()]
+    assert first.turns[1].tool_calls[0].arguments == {"port": "Brest", "year": None}
+    assert reader.reports[0].to_json()["remarks"] == {NULLS: 3}
 
 
 @pytest.mark.parametrize("name", ["output\u200b", "\ufeffoutput", "output ", "ｏｕｔｐｕｔ", "out\u00adput", "Output"])

@@ -140,10 +140,16 @@ def test_folders_are_read_in_the_order_of_names(tmp_path: Path) -> None:
         ("rows.json", b"  \n", "no rows"),
         ("rows.json", b"[]", "no rows"),
         ("rows.csv", b"instruction,output\n", "no rows"),
-        ("rows.csv", b"instruction;output\nx;y\n", "unknown format"),
+        ("rows.csv", b"instruction;output\nx;y\n", "wrong delimiter"),
         ("rows.csv", b"instruction\toutput\nx\ty\n", "wrong delimiter"),
         ("rows.tsv", b"output\toutput\nx\ty\n", "repeated column"),
         ("rows.parquet", b"PAR1 no", "not a valid Parquet file"),
+        ("rows.csv", b"PK\x03\x04" + bytes(range(256)), "not text"),
+        ("rows.tsv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512), "not text"),
+        ("rows.json", b"PAR1\x15\x04\x15" + bytes(64), "not text"),
+        ("rows.jsonl.gz", gzip.compress(b"BZh91AY&SY" + bytes(64), mtime=0), "not text"),
+        ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "not text"),
+        ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "not text"),
     ],
 )
 def test_files_that_hold_nothing_readable(tmp_path: Path, name: str, content: bytes, kind: str) -> None:

@@ -81,6 +81,8 @@ def test_blank_rows_alone_are_nothing_to_learn(tmp_path: Path, capsys: pytest.Ca
         "instruction,output\nq1,a1,,,\nq2,a2\n",
         ",instruction,output\n0,q1,a1\n1,q2,a2\n",
         "\ufeff\ufeffinstruction,output\nq1,a1\nq2,a2\n",
+        "instruction,output\nq1,a1\n\ufeffq2,a2\n",
+        'instruction,output\nq1,a1\n\ufeff"q2","a,2"\n',
         "instruction,output\rq1,a1\rq2,a2\r",
         "\n\ninstruction,output\nq1,a1\nq2,a2\n",
     ],
@@ -97,6 +99,11 @@ def test_what_spreadsheets_add_is_no_data(tmp_path: Path, text: str) -> None:
         ("instruction,output,output\nq,a,b\n", "repeated column", None, "`output` twice"),
         (",,\nq,a,b\n", "no column names", None, "a line of empty cells"),
         ("instruction,output\nq1,a1\n\ufeffinstruction,output\nq2,a2\n", "header again", 2, "instruction, output"),
+        ("instruction,output\nq1,a1\noutput,instruction\na2,q2\n", "header again", 2, "output, instruction"),
+        ("instruction,output\nq1,a1\nquestion,answer\nq2,a2\n", "header again", 2, "question, answer"),
+        ("prompt,response,x\nq1,a1,\ninput,output,instruction\nq2,a2,\n", "header again", 2, "input, output"),
+        ("sep=;\ninstruction;output\nq,a\n", "no column names", None, "'sep=;', which Excel writes"),
+        ("SEP=,\ninstruction,output\nq,a\n", "no column names", None, "which Excel writes"),
         ("instruction,output\nq1,a1\nq2\0,a2\n", "not text", 2, "NUL"),
         ("instruction,output\nq1\n", "wrong number of cells", 1, "1"),
         ("instruction,output\nq1,a1,x\n", "wrong number of cells", 1, "3"),
@@ -106,6 +113,24 @@ def test_faults_of_tables(tmp_path: Path, text: str, kind: str, row: int | None,
     [fault] = problems(table(tmp_path, text))
     assert (fault.kind, fault.row) == (kind, row)
     assert found in fault.found
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "a.csv"), ("|", "a.csv"), (",", "a.tsv"), (";", "a.tsv")])
+def test_another_separator_is_named_as_the_fault(tmp_path: Path, separator: str, name: str) -> None:
+    faults = problems(table(tmp_path, "instruction,output\nq,a\n".replace(",", separator), name))
+    assert faults[0].kind == "wrong delimiter"
+    assert faults[0].found == f"one column 'instruction{separator}output'"
+
+
+def test_a_byte_order_mark_within_a_cell_stays(tmp_path: Path) -> None:
+    assert questions(table(tmp_path, 'instruction,output\n"q1\n\ufeffx",a1\n')) == ["q1\n\ufeffx"]
+
+
+def test_words_that_are_names_of_columns_may_be_cells(tmp_path: Path) -> None:
+    assert questions(table(tmp_path, "instruction,output\ninstruction,a\nprompt,Eingabe\n")) == [
+        "instruction",
+        "prompt",
+    ]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("output ", r"output\x20"), ("output\u200b", r"output\u200b")])
@@ -178,6 +203,35 @@ def test_empty_columns_and_texts_and_lists_and_maps_keep_their_nulls_to_themselv
     assert notes.null_fields == 1
 
 
+def test_rows_of_nulls_alone_are_blank_and_half_a_pair_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"question": [None, "q", None, "r"], "answer": [None, "a", None, None]}), path)
+    [fault] = problems(path)
+    assert (fault.row, fault.field) == (4, "answer")
+    parquet.write_table(pa.table({"question": [None, "q", None], "answer": [None, "a", None]}), path)
+    reader = reader_of(path)
+    assert [conversation.turns[0].content for conversation in conversations_of(reader)] == ["q"]
+    assert (reader.rows, reader.blank_rows) == (3, 2)
+
+
+def test_nulls_within_every_kind_of_list_are_removed() -> None:
+    from weitune.data.arrowrows import cleaner
+    from weitune.data.rows import Notes
+
+    inner = pa.struct([("x", pa.int64()), ("y", pa.int64())])
+    for kind in (
+        pa.list_(inner),
+        pa.large_list(inner),
+        pa.list_(inner, 1),
+        pa.list_view(inner),
+        pa.large_list_view(inner),
+    ):
+        notes = Notes()
+        clean = cleaner(pa.schema([("calls", kind)]), notes)
+        assert clean({"calls": [{"x": 1, "y": None}]}) == {"calls": [{"x": 1}]}
+        assert notes.null_fields == 1
+
+
 def test_a_parquet_file_with_a_column_twice_is_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     parquet.write_table(pa.table([["a"], ["b"]], names=["output", "output"]), path)
@@ -232,6 +286,7 @@ def test_hidden_files_and_those_of_other_programs_are_no_data(tmp_path: Path) ->
         "part/state.json",
         "dataset_infos.json",
         "cache-1.arrow",
+        "~$a.csv",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}", encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from weitune.data.conversation import Origin
 from weitune.data.problems import Problem, shown_name
-from weitune.data.rows import Notes, RawRow
+from weitune.data.rows import BlankRow, Notes, RawRow
 
 _BATCH = 1024
 _FILE_MAGIC = b"ARROW1"
@@ -25,7 +25,9 @@ _FILE_MAGIC = b"ARROW1"
 Clean = Callable[[Any], Any]
 
 
-def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes | None = None) -> Iterator[RawRow | Problem]:
+def parquet_rows(
+    source: Path | IO[bytes], file: str, notes: Notes | None = None
+) -> Iterator[RawRow | BlankRow | Problem]:
     """Yield the rows of a Parquet file, a batch at a time."""
     from pyarrow import parquet
 
@@ -36,7 +38,9 @@ def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes | None = None
     yield from _rows(batches(), file, "Parquet", notes or Notes())
 
 
-def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes | None = None) -> Iterator[RawRow | Problem]:
+def arrow_rows(
+    source: Path | IO[bytes], file: str, notes: Notes | None = None
+) -> Iterator[RawRow | BlankRow | Problem]:
     """Yield the rows of a file in one of Arrow's two formats: a stream, as `datasets` writes, or with an index."""
     import pyarrow as pa
 
@@ -53,7 +57,7 @@ def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes | None = None) 
     yield from _rows(batches(), file, "Arrow", notes or Notes())
 
 
-def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterator[RawRow | Problem]:
+def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterator[RawRow | BlankRow | Problem]:
     import pyarrow as pa
 
     row = 0
@@ -70,7 +74,7 @@ def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterato
             for start in range(0, batch.num_rows, _BATCH):
                 for value in batch.slice(start, _BATCH).to_pylist():
                     row += 1
-                    yield RawRow(Origin(file, row), clean(value))
+                    yield _row(Origin(file, row), clean(value))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         article = "an" if kind == "Arrow" else "a"
         yield Problem(
@@ -83,11 +87,16 @@ def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterato
         )
 
 
-def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow]:
+def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow | BlankRow]:
     """Yield the rows of a data set of the hub, whose Arrow ``schema`` says which of their nulls were added."""
     clean = cleaner(schema, notes)
     for row, value in enumerate(table, 1):
-        yield RawRow(Origin(name, row), clean(value))
+        yield _row(Origin(name, row), clean(value))
+
+
+def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
+    """Return a row; it is blank if all of its cells were null, as those of a spreadsheet's empty lines are."""
+    return RawRow(origin, value) if value else BlankRow(origin)
 
 
 def cleaner(schema: Any, notes: Notes) -> Clean:
@@ -120,10 +129,16 @@ def _clean_of(kind: Any, notes: Notes) -> Clean | None:
         return _clean_of(kind.value_type, notes)
     if isinstance(kind, pa.BaseExtensionType):
         return _clean_of(kind.storage_type, notes)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if any(is_list(kind) for is_list in _lists(types)):
         inner = _clean_of(kind.value_type, notes)
         return _list_cleaner(inner) if inner is not None else None
     return None
+
+
+def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
+    """Return what tells the kinds of lists that Arrow has."""
+    usual = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return (*usual, types.is_list_view, types.is_large_list_view)
 
 
 def _struct_cleaner(kinds: dict[str, Any], notes: Notes) -> Clean:

@@ -27,12 +27,27 @@ _CALL_KEYS = _HOLDER_KEYS | _FUNCTION_KEYS
 _CALL_CURE = 'Write {"name": "…", "arguments": {…}}.'
 _TOOL_CURE = 'Write {"type": "function", "function": {"name": "…", "parameters": {…}}}.'
 _SCHEMAS = ("input_schema", "inputSchema")
+NULLS = "with null in a call or a tool, learned as it stands (`datasets` writes it for a field that a row lacks)"
+"""Remark about a row; in JSON a null may be meant, and only tables are known to add some."""
+_KWARGS = "additional_kwargs"
+"""Where LangChain keeps what the API answered, calls in OpenAI's spelling among it."""
+_KWARGS_KEYS = frozenset({"tool_calls", "function_call"})
 
 
 def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
-    """Return the calls under ``tool_calls``, or the one under ``function_call``, OpenAI's first format."""
+    """Return the calls under ``tool_calls``, or the one under ``function_call``, OpenAI's first format.
+
+    A message of LangChain may have them only under ``additional_kwargs``.
+    """
     calls = _calls(fields, message.get("tool_calls"), f"{where}tool_calls")
     single = message.get("function_call")
+    extra = message.get(_KWARGS)
+    if isinstance(extra, dict):
+        fields.only(extra, _KWARGS_KEYS, f"{where}{_KWARGS}.")
+        if not calls and is_empty(single):
+            return read_message_calls(fields, extra, f"{where}{_KWARGS}.")
+    elif not is_empty(extra):
+        fields.unread(_KWARGS, where)
     if is_empty(single):
         return calls
     call = read_call(fields, single, f"{where}function_call")
@@ -101,11 +116,23 @@ def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
         places[f"{where}.function."] = function
         fields.only(function, _FUNCTION_KEYS, f"{where}.function.")
     *_, inner = places
-    name = fields.text(function, "name", inner)
+    name = _name(fields, function, inner)
     arguments = _arguments(fields, places)
     key = "call_id" if holder.get("call_id") is not None else "id"
     id_ = fields.optional_text(holder, key, f"{where}.")
+    if arguments and _has_null(arguments):
+        fields.remark(NULLS)
     return None if arguments is None else ToolCall(name, arguments, id_)
+
+
+def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
+    """Return the name of the function that is called, which may not be blank."""
+    name = function.get("name", ...)
+    if name is None or (isinstance(name, str) and not name.strip()):
+        cure = "Write the name of the function, or remove the call."
+        fields.fault("empty name", "the name of a function", shown(name), cure, f"{where}name")
+        return ""
+    return fields.text(function, "name", where)
 
 
 def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -194,7 +221,16 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
     items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(tools)]
     if UNREADABLE in items or not fields.sound(items, where):
         return ()
+    if any(map(_has_null, items)):
+        fields.remark(NULLS)
     return tuple(tool for i, item in enumerate(items) if (tool := _tool(fields, item, f"{where}[{i}]")))
+
+
+def _has_null(value: Any) -> bool:
+    """Tell whether a field of an object, at any level, is null."""
+    if isinstance(value, dict):
+        return any(inner is None or _has_null(inner) for inner in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _decoded(fields: Fields, item: Any, where: str) -> Any:

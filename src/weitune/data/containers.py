@@ -68,6 +68,8 @@ def contents(value: Mapping[str, Any], shape: Shape, part: str | None = None) ->
     if part is not None:
         return _named(value, shape, part)
     if (deciding := [key for key in value if shape.decides(key)]) or shape.is_row(value):
+        if len(deciding) == 1 and _holds_dialogues(value[deciding[0]]):
+            return Held(deciding[0], unread=_others(value, deciding))
         return _columns(value, deciding or list(value))
     if value and all(shape.is_row(item) and contents(item, shape) is None for item in value.values()):
         return Held(rows=list(value.values()))
@@ -148,6 +150,15 @@ def _columns(value: Mapping[str, Any], deciding: Sequence[str]) -> Held | Proble
         rows = [{key: column[at] for key, column in tables.items()} for at in index]
         return Held(rows=rows, unread=_others(value, tables))
     return None
+
+
+def _holds_dialogues(value: object) -> bool:
+    """Tell whether a list that is named as one of messages has dialogues for elements, with messages of their own."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and any(isinstance(item.get(key), list) for key in _LISTS) for item in value)
+    )
 
 
 def _is_list_column(key: str, value: object) -> bool:

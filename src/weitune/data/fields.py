@@ -35,14 +35,17 @@ class Fields:
         self._unused = unused
         self._remarks = Counter[str]() if remarks is None else remarks
         self._misnamed: dict[str, str] = {}
+        self._remarked: set[str] = set()
 
     def fault(self, kind: str, expected: str, found: str, cure: str, field: str) -> None:
         """Note a fault."""
         self.faults.append(Problem(kind, expected, found, cure, field=field))
 
     def remark(self, text: str) -> None:
-        """Count something about this row that the report should say."""
-        self._remarks[text] += 1
+        """Count something about this row that the report should say, once."""
+        if text not in self._remarked:
+            self._remarked.add(text)
+            self._remarks[text] += 1
 
     def only(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
         """Count the fields of ``holder`` that are not ``known``."""

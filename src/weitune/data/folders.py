@@ -1,7 +1,7 @@
 """Which files of a folder are data, and data sets that `datasets` has saved to a folder.
 
     folder/                          every data file below it, in the order of their names
-        .ipynb_checkpoints/ ._a.json     hidden: not data
+        .ipynb_checkpoints/ ._a.json     hidden: not data; nor is ~$a.csv, which Excel keeps while a file is open
     saved/                           state.json     the Arrow files that it lists, in that order
     saved/                           dataset_dict.json     one such folder for each split: `saved:train`
 
@@ -53,7 +53,7 @@ def _below(
         yield from _saved_files(folder)
         return
     for entry in entries:
-        if entry.name.startswith(".") or entry.name in _NOT_DATA:
+        if entry.name.startswith((".", "~$")) or entry.name in _NOT_DATA:
             continue
         if entry.is_dir():
             yield from _below(entry, is_data, None, visited)

@@ -12,6 +12,7 @@ The lists of both chat formats may have either spelling of a message, and may be
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -182,12 +183,14 @@ _COMMON_KEYS = frozenset({"system", "tools", "functions"})
 
 
 def _prompt_completion(fields: Fields, row: Row, _options: Options) -> _Read:
-    asked, answered = _question_and_answer(row) or ("prompt", "completion")
+    asked, answered = _question_and_answer(row) or _half_a_pair(row)
     fields.only(row, _COMMON_KEYS | {asked, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
+    in_texts = all(isinstance(row.get(key), str) and _MESSAGES_IN_A_TEXT.match(row[key]) for key in (asked, answered))
     for key in (asked, answered):
-        if isinstance(row.get(key), list):
-            messages = read_messages(fields, row[key], key)
+        if isinstance(row.get(key), list) or in_texts:
+            said = fields.items(row, key, "a list of messages") if in_texts else row[key]
+            messages = read_messages(fields, said, key)
             if messages and messages[0].role == "system" and any(turn.role != "system" for turn in turns):
                 late_system(fields, f"{key}[0]")
             turns += messages
@@ -197,9 +200,18 @@ def _prompt_completion(fields: Fields, row: Row, _options: Options) -> _Read:
     return tuple(turns), read_tools(fields, row)
 
 
+_MESSAGES_IN_A_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
+"""How lists of messages begin in the cells of a table, as JSON or as Python writes them."""
+
+
 def _question_and_answer(row: Row) -> tuple[str, str] | None:
     """Return the names of the two fields, if ``row`` has both."""
     return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
+
+
+def _half_a_pair(row: Row) -> tuple[str, str]:
+    """Return the names of the two fields of which ``row`` has only one."""
+    return next((pair for pair in _PAIRS if pair[0] in row or pair[1] in row), _PAIRS[0])
 
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))

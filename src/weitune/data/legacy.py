@@ -32,6 +32,12 @@ _LONGEST_PIECE = 1 << 20
 _LONGEST_LINE = 1 << 12
 _LIKELY = 0.5
 """Least score of an encoding that is named."""
+_GOOD = 0.8
+"""Least score of another encoding for a single line among lines of GB18030."""
+_LEAST_OF_A_LINE = 6
+"""Characters of a line that is judged for itself."""
+_MOST_TRIED = 10_000
+"""Lines that are tried in other encodings."""
 
 _NEUTRAL = re.compile(
     "[\x00-\x7f\u2000-\u206f\u3000-\u3003\u3008-\u303f\uff00-\uff60\uffe0-\uffee\u2600-\u27bf\U0001f000-\U0001faff]+"
@@ -46,6 +52,7 @@ _THAI = re.compile(
 )
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc]")
 _IN_WORDS = re.compile("(?<=[A-Za-z])[^\x00-\x7f]|[^\x00-\x7f](?=[A-Za-z])")
+_BESIDE = re.compile("(?<=[A-Za-z0-9])[^\x00-\x7f]|[^\x00-\x7f](?=[A-Za-z0-9])")
 _ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso2022_kr", b"~{": "hz"}
 """Encodings that write everything in ASCII, and how they begin a stretch of other characters."""
 
@@ -93,7 +100,7 @@ def _among_latin(letters: frozenset[str]) -> Callable[[str], float]:
         found = [char for char in text if char > "\x7f"]
         if not found:
             return 0.0
-        within = len(_IN_WORDS.findall(text)) / len(found)
+        within = len(_BESIDE.findall(text)) / len(found)
         return sum(map(letters.__contains__, found)) / len(found) / 0.9 * min(1.0, within / 0.8)
 
     return score
@@ -142,7 +149,7 @@ class _Chinese:
         """Whether all bytes so far decode."""
         self.odd_line: int | None = None
         """The line near which text begins that decodes, but is not Chinese."""
-        self._all = self._frequent = 0
+        self._all = self._frequent = self._tried = 0
         self._rest = ""
 
     def feed(self, piece: bytes, line: int) -> None:
@@ -153,7 +160,11 @@ class _Chinese:
             self.possible = False
             return
         for at, each in enumerate(text.split("\n"), line):
-            self._rest += _NEUTRAL.sub("", each)
+            bare = _NEUTRAL.sub("", each)
+            if self.odd_line is None and self._tried < _MOST_TRIED and _is_odd(bare):
+                self._tried += 1
+                self.odd_line = at if _reads_better(each.encode(CHINESE)) else None
+            self._rest += bare
             while len(self._rest) >= _STRETCH:
                 self._judge(self._rest[:_STRETCH], at)
                 self._rest = self._rest[_STRETCH:]
@@ -170,8 +181,29 @@ class _Chinese:
         """Whether the text as a whole can only be Chinese."""
         self._judge(self._rest, 0)
         self._rest = ""
-        gain, loss = math.log(_EXPECTED / _MISREAD), math.log((1 - _EXPECTED) / (1 - _MISREAD))
-        return self.possible and self._frequent * gain + (self._all - self._frequent) * loss >= _CERTAIN
+        return self.possible and _evidence(self._all, self._frequent) >= _CERTAIN
+
+
+def _evidence(count: int, frequent_ones: int) -> float:
+    """Return how much likelier Chinese is than a misreading, as a logarithm, if so many of ``count`` are frequent."""
+    gain, loss = math.log(_EXPECTED / _MISREAD), math.log((1 - _EXPECTED) / (1 - _MISREAD))
+    return frequent_ones * gain + (count - frequent_ones) * loss
+
+
+def _is_odd(bare: str) -> bool:
+    """Tell whether a line of GB18030 is more like a misreading than like Chinese."""
+    return len(bare) >= _LEAST_OF_A_LINE and (
+        _evidence(len(bare), sum(map(frequent.HANZI.__contains__, bare))) <= -_CERTAIN
+    )
+
+
+def _reads_better(line: bytes) -> bool:
+    """Tell whether a line that GB18030 makes odd text of is good text in another encoding."""
+    return any(_score(each, [line]) >= _GOOD for each in ENCODINGS if each.codec != CHINESE)
+
+
+_RARE = Encoding(CHINESE, "gb18030, but hardly Chinese", _HANZI)
+"""How text is called that decodes as GB18030 and is no text in any encoding that is known."""
 
 
 def judge(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
@@ -198,13 +230,14 @@ def judge(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
             chinese.feed(piece, line)
             _add_to(sample, (each for _, each in others))
         line += piece.count(b"\n")
-    if good > bad:
+    surely_chinese = chinese.certain
+    if good > bad and (utf8_line is not None or chinese.odd_line is not None or not surely_chinese):
         return "utf-8", None
     likely = _ranked(sample, ENCODINGS)
-    if likely and likely[0].codec == CHINESE and (chinese.certain or utf8_line is not None):
+    if likely and likely[0].codec == CHINESE and (surely_chinese or utf8_line is not None):
         odd = min((n for n in (chinese.odd_line, utf8_line) if n is not None), default=None)
         return CHINESE, _mixed(odd) if odd is not None else None
-    return "utf-8", _unknown(likely, sample, first_bad)
+    return "utf-8", _unknown(likely or [_RARE] * chinese.possible, sample, first_bad)
 
 
 def escaped(blocks: Iterable[bytes], codec: str) -> Problem | None:

@@ -113,6 +113,8 @@ def _content_key(message: Mapping[str, Any], named: str) -> str:
 @lru_cache(maxsize=64)
 def _known(named: str, said: str, role: Role) -> frozenset[str]:
     keys = _KEYS | {named, said}
+    if role == "assistant":
+        return keys | {"additional_kwargs"}
     return keys | {"call_id"} if role == "tool" and named == "type" else keys
 
 

@@ -22,10 +22,11 @@ from weitune.data.problems import shown, shown_name
 _COMPARED = re.compile(
     r"(chosen|rejected)([_-]?(responses?|messages?|answers?|outputs?|completions?|conversations?|texts?))?"
     r"|(responses?|messages?|answers?|outputs?|completions?)[_-]?(chosen|rejected)"
-    r"|(non[_-]?)?preferred[_-]?(output|response|answer)",
+    r"|(non[_-]?|dis[_-]?)?preferred[_-]?(output|response|answer)|dis[_-]?preferred"
+    r"|(positive|negative|better|worse|bad|winning|losing)[_-]?(responses?|messages?|answers?|outputs?|completions?)",
     re.IGNORECASE,
 )
-_VERDICTS = frozenset({"kto_tag", "label"})
+_VERDICTS = frozenset({"kto_tag", "label", "desirable", "is_desirable", "is_preferred", "is_chosen"})
 _COLUMN_CURE = (
     "To learn the better answers as they are, name their column, such as `columns: {user: prompt, assistant: chosen}`."
 )

@@ -22,7 +22,7 @@ class RawRow(NamedTuple):
 
 
 class BlankRow(NamedTuple):
-    """A row of a spreadsheet in which every cell is empty."""
+    """A row of a table in which every cell is empty."""
 
     origin: Origin
 

@@ -7,8 +7,8 @@ need none, and the numbers that pandas writes before every row stand in a first 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import IO
 
 from weitune.data.conversation import Origin
@@ -17,6 +17,16 @@ from weitune.data.rows import BlankRow, Notes, RawRow
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"
+_ASKED = (
+    {"instruction", "output"}, {"prompt", "completion"}, {"prompt", "response"}, {"query", "response"},
+    {"question", "answer"},
+)  # fmt: skip
+"""Columns for a question and its answer, as the formats name them."""
+_NAMES = frozenset({"system", "input", "history", "tools"}.union(*_ASKED))
+_SEPARATOR = re.compile("sep=.?", re.IGNORECASE)
+"""The line that Excel writes above the names of the columns to say what separates them."""
+_SEPARATORS = {",": ("\t", ";", "|"), "\t": (",", ";", "|")}
+"""What else may separate columns."""
 
 
 def csv_rows(
@@ -24,19 +34,20 @@ def csv_rows(
 ) -> Iterator[RawRow | BlankRow | Problem]:
     """Yield the rows of a delimited table whose first line names the columns; cells may span lines in quotes."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a story fits a cell
-    lines = iter(stream)
-    first = next(lines, "").lstrip(_MARK)
-    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    lines = _Lines(stream)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     row = 0
     try:
         header = next(filter(None, reader), None)
         if header is None:
             return
         yield from _header_problems(header, file, delimiter)
-        if not any(map(str.strip, header)):
+        if not any(map(str.strip, header)) or _SEPARATOR.fullmatch(header[0]):
             return
         table = _Table(header, notes or Notes())
+        lines.row_begins = True
         for cells in reader:
+            lines.row_begins = True
             if not cells:
                 continue
             row += 1
@@ -58,6 +69,20 @@ def csv_rows(
         )
 
 
+class _Lines:
+    """The lines of a file, without byte order marks before rows: files that were joined have one each."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self.row_begins = True
+        """Whether the next line begins a row, and does not go on within a cell."""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._stream:
+            begins, self.row_begins = self.row_begins, False
+            yield line.lstrip(_MARK) if begins else line
+
+
 class _Table:
     """The columns of a table, and how a row of cells becomes an object."""
 
@@ -68,6 +93,7 @@ class _Table:
         self._named = [(header[at], at) for at in named]
         self._unnamed = [at for at in range(len(self._header)) if at not in named]
         self._notes = notes
+        self._names = _NAMES.union(self._header)
 
     def row(self, cells: list[str]) -> dict[str, str] | Problem:
         """Return the row in ``cells``, or what is wrong with it."""
@@ -85,6 +111,11 @@ class _Table:
             self._notes.unused["row number"] += 1
         return {name: cells[at] for name, at in self._named}
 
+    def _is_header(self, cells: list[str]) -> bool:
+        """Tell whether a row names columns: those of this table in any order, or all fields of a format."""
+        named = set(filter(str.strip, cells))
+        return sorted(cells) == sorted(self._header) or (named <= _NAMES and any(map(named.issuperset, _ASKED)))
+
     def _problem(self, cells: list[str]) -> Problem | None:
         """Return what is wrong with a row of as many cells as it has."""
         header = self._header
@@ -95,12 +126,12 @@ class _Table:
                 f"{len(cells)}",
                 "Quote cells that hold the delimiter, and give every row all columns.",
             )
-        if cells[0].lstrip(_MARK) == header[0] and cells[1:] == header[1:]:
+        if cells[0] in self._names and self._is_header(cells):
             return Problem(
                 "header again",
                 "a row",
-                f"the names of the columns, {', '.join(shown_name(name) for name, _ in self._named)}",
-                "Remove the line; files that were joined have one each.",
+                f"the names of columns, {', '.join(map(shown_name, filter(str.strip, cells)))}",
+                "Remove the line; files that were joined have one each. If their columns differ, give each a file.",
             )
         if any("\0" in cell for cell in cells):
             return Problem("not text", "text", "a NUL character (a zero byte)", "Save the file as text in UTF-8.")
@@ -130,13 +161,13 @@ def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[P
     if not names:
         cure = "Write the names of the columns into the first line, and remove empty lines before it."
         yield Problem("no column names", "the names of the columns", "a line of empty cells", cure, file, line=1)
-    other = {",": "\t", "\t": ","}[delimiter]
-    if len(header) == 1 and other in header[0]:
-        yield Problem(
-            "wrong delimiter",
-            f"columns separated by {delimiter!r}",
-            f"one column {header[0][:60]!r}",
-            "Name a file with commas .csv and one with tabs .tsv.",
-            file,
-            line=1,
-        )
+    if _SEPARATOR.fullmatch(header[0]):
+        cure = "Remove the first line."
+        found = f"{header[0]!r}, which Excel writes there to say what separates them"
+        yield Problem("no column names", "the names of the columns", found, cure, file, line=1)
+    elif len(header) == 1 and (other := next((each for each in _SEPARATORS[delimiter] if each in header[0]), None)):
+        cure = "Name a file with commas .csv and one with tabs .tsv."
+        if other not in _SEPARATORS:
+            cure = "Save the file with commas, as .csv, or with tabs, as .tsv."
+        found = f"one column {header[0][:60]!r}"
+        yield Problem("wrong delimiter", f"columns separated by {delimiter!r}", found, cure, file, line=1)

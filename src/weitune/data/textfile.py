@@ -22,6 +22,20 @@ from weitune.data.problems import Problem
 
 _BLOCK = 1 << 20
 _HEAD = 1 << 12
+_POINTER = b"version https://git-lfs"
+_NO_TEXT = {
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "Unpack it, or save the sheet as CSV in UTF-8."),
+    b"\xd0\xcf\x11\xe0": ("an Excel workbook or another document of Office", "Save the sheet as CSV in UTF-8."),
+    b"%PDF-": ("a PDF", "Write its text as rows of JSON Lines."),
+    b"PAR1\x15": ("a Parquet file", "Name it .parquet."),
+    b"ARROW1\0\0": ("an Arrow file", "Name it .arrow."),
+    b"\xfd7zXZ": ("an xz archive", "Unpack it, or pack it as .gz or .zst."),
+    b"BZh91AY": ("a bzip2 archive", "Unpack it, or pack it as .gz or .zst."),
+    b"7z\xbc\xaf": ("a 7z archive", "Unpack it."),
+    b"Rar!\x1a": ("a rar archive", "Unpack it."),
+    _POINTER: ("a pointer of Git LFS in place of the file", "Fetch the file: `git lfs pull`."),
+}
+"""How files begin that are no text with rows, whatever their names say: what they are, and the fix."""
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -87,17 +101,27 @@ def examine(path: Path, text: bool = True, codec: Codec | None = None) -> FileFa
     """
     digest = hashlib.sha256()
     size = 0
+    head = b""
     scan: _Scan | None = None
     for block in blocks(path):
         digest.update(block)
+        head = head or block[:_HEAD]
         size += len(block)
         if text:
             scan = scan or _Scan(block)
             scan.feed(block)
-    encoding, fault = "", None
-    if text:
+    encoding, fault = "", _no_text(head) if text or head.startswith(_POINTER) else None
+    if text and fault is None:
         encoding, fault = scan.verdict(path, codec) if scan is not None else ("utf-8", None)
     return FileFacts(digest.hexdigest(), size, compression_of(path), encoding, fault)
+
+
+def _no_text(head: bytes) -> Problem | None:
+    """Return the fault of a file that is known not to be text by its first bytes."""
+    for magic, (found, cure) in _NO_TEXT.items():
+        if head.startswith(magic):
+            return Problem("not text", "a file of text", found, cure)
+    return None
 
 
 class _Scan:

@@ -6,8 +6,8 @@ import codecs
 import difflib
 from encodings.aliases import aliases
 
-_NOT_OF_FILES = frozenset({"idna", "punycode", "undefined"})
-"""Encodings of host names, and one that refuses everything."""
+_NOT_OF_FILES = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"})
+"""Encodings of host names and of Python's own source text, and one that refuses everything."""
 
 
 def check_encoding(name: str) -> None:
@@ -27,6 +27,17 @@ def check_encoding(name: str) -> None:
 
 
 def _nearest(name: str) -> str:
-    known = sorted({*aliases, *(value.replace("_", "-") for value in aliases.values()), *aliases.values()})
+    known = sorted(
+        filter(_is_known, {*aliases, *(value.replace("_", "-") for value in aliases.values()), *aliases.values()})
+    )
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _is_known(name: str) -> bool:
+    """Tell whether this system has the encoding: `ansi` and `oem` are names on Windows alone."""
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        return False
+    return True
