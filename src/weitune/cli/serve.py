@@ -122,13 +122,13 @@ def _serve_vllm(
     runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
 ) -> None:
     from weitune.cli.terminal import console
-    from weitune.model.locate import cache_folder
+    from weitune.room import cache_folder
     from weitune.serve.library import open_all
     from weitune.serve.vllm import Listening, vllm_command
 
     opened = open_all(runs, checkpoint)
-    key = _guard(host, options).key
-    listening = Listening(host, port, key, options["allow_origin"], options["max_body"])
+    guard = _guard(host, options)
+    listening = Listening(host, port, guard.key, tuple(sorted(guard.origins)), options["max_body"])
     dtype = _VLLM_DTYPES.get(gguf_type)
     start = vllm_command(opened, cache_folder() / "vllm", listening, context_tokens=options["context"], dtype=dtype)
     for note in start.notes:

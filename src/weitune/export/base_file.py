@@ -15,9 +15,8 @@ from weitune.export.gguf_file import GgufType, planned_bytes, write_gguf
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned
 from weitune.model.fingerprint import base_fingerprints
-from weitune.model.locate import cache_folder
 from weitune.publish import publish_file
-from weitune.room import cache_cure, check_room, mark_used
+from weitune.room import cache_cure, cache_folder, check_room, mark_used
 
 _LAYOUT = 1
 """Counts up when the same base would be written otherwise."""

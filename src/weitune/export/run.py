@@ -86,7 +86,7 @@ def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, 
     )  # fmt: skip
     if frames is not None:
         stops = [str(tuned.tokenizer.convert_ids_to_tokens(token)) for token in tuned.stop_tokens]
-        context = min(tuned.config.max_position_embeddings, 4096)
+        context = min(tuned.config.get_text_config().max_position_embeddings, 4096)
         text = modelfile(name, frames, stops, context)
         (folder / "Modelfile").write_bytes(text.encode())  # as it is: a text may have line ends of any kind
     about = {"type": order.gguf_type, "smoothed": model.weights is not tuned.merged}

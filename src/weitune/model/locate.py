@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from weitune.errors import MissingExtraError, ModelError, first_line
 from weitune.model.hub_room import check_room_on_disk
-from weitune.room import cache_cure, check_room, mark_used
+from weitune.room import cache_cure, cache_folder, check_room, mark_used
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -86,12 +85,6 @@ BUILTIN = {
         bytes=98_362_432,
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Return the folder for what weitune downloads or prepares, by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "weitune"
 
 
 def locate(model: str, *, hub: str = "huggingface", revision: str | None = None, weights: bool = True) -> ModelFiles:

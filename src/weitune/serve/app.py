@@ -31,6 +31,7 @@ from weitune.serve.sending import Sending
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499
+_ALLOW = {"GET": b"GET, HEAD", "POST": b"POST"}
 _EXTRA_REQUESTS = 256
 """Requests that may be open beside those for answers; beyond, each costs memory and gets 503."""
 Handler = Callable[[Receive, Sending], Awaitable[None]]
@@ -97,8 +98,8 @@ class App:
             method, handler = "GET", self._model_named(path.removeprefix("/v1/models/"))
         else:
             raise ApiError(404, self._no_such(path))
-        if scope["method"] != method:
-            raise ApiError(405, f"{path[:100]} takes {method}")
+        if scope["method"] not in {method, "HEAD" if method == "GET" else method}:
+            raise ApiError(405, f"{path[:100]} takes {method}", headers=((b"allow", _ALLOW[method]),))
         return handler
 
     def _no_such(self, path: str) -> str:

@@ -53,7 +53,8 @@ def check_free(folder: Path) -> None:
             f"'{folder}' already holds a run",
             f"Go on with it by `{shell_command('train', '--resume', folder)}`, or give another --output.",
         )
-    if folder.is_file() or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
+    no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
+    if no_folder or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
         raise RunError(f"'{folder}' is not an empty folder", "Give another --output, or empty it yourself.")
 
 
