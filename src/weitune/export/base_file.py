@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from weitune.errors import ModelError
@@ -46,7 +47,8 @@ def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress
             "Make room there, or set XDG_CACHE_HOME to a folder that has it.",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
 
 

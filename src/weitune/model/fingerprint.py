@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from weitune.model.locate import ModelFiles
@@ -105,10 +106,8 @@ def _stop_tokens(files: ModelFiles) -> str:
     """Return the SHA-256 over the stop tokens of the generation config; over the file itself if it is broken."""
     path = files.folder / "generation_config.json"
     content = path.read_bytes() if path.is_file() and not files.gguf else b""
-    try:
+    with suppress(ValueError, AttributeError):
         content = json.dumps(json.loads(content).get("eos_token_id")).encode() if content else b"null"
-    except (ValueError, AttributeError):
-        pass
     return hashlib.sha256(content).hexdigest()
 
 

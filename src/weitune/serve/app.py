@@ -94,7 +94,7 @@ class App:
         path: str = scope["path"]
         if path in self._routes:
             method, handler = self._routes[path]
-        elif path.startswith("/v1/models/"):
+        elif path.startswith("/v1/models/") and path.strip("/") != "v1/models":
             method, handler = "GET", self._model_named(path.removeprefix("/v1/models/"))
         else:
             raise ApiError(404, self._no_such(path))
@@ -118,7 +118,9 @@ class App:
 
     def _model_named(self, name: str) -> Handler:
         if name not in self._offers:
-            raise ApiError(404, f"there is no model '{name[:100]}' here", param="model", code="model_not_found")
+            meant = name.rstrip("/")
+            hint = f"; did you mean /v1/models/{meant}?" if meant in self._offers else ""
+            raise ApiError(404, f"there is no model '{name[:100]}' here{hint}", param="model", code="model_not_found")
         return lambda receive, sending: sending.json(200, _model(name))
 
     async def _show_metrics(self, receive: Receive, sending: Sending) -> None:
