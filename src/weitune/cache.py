@@ -21,12 +21,14 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from weitune.data.cache import EXAMPLES, REPORT
-from weitune.model.locate import BUILTIN, cache_folder
+from weitune.model.locate import BUILTIN
+from weitune.room import cache_folder
 
 Kind = Literal["data", "models", "gguf", "vllm", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -81,19 +83,30 @@ def entries(folder: Path | None = None) -> list[Entry]:
     return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
 
 
+def unreadable(folder: Path | None = None) -> list[Path]:
+    """Return the folders of the cache that this user may not look into, so that nothing in them is listed."""
+    root = (folder or cache_folder()).resolve()
+    places = (root, *(root / kind for kind in KINDS))
+    return [path for path in places if _is_folder(path) and not os.access(path, os.R_OK | os.X_OK)]
+
+
 def delete(entry: Entry) -> int:
     """Delete ``entry`` and return how many bytes that freed. Raises OSError if the system refuses.
 
-    Files in its folder that weitune did not write stay, and so does the folder then.
+    Files in its folder that weitune did not write stay, and so does the folder then. What another process has deleted
+    meanwhile counts for nothing.
     """
     freed = 0
     if entry.kind == "unfinished" and entry.path.is_dir():
-        shutil.rmtree(entry.path)
-        return entry.bytes
+        with suppress(FileNotFoundError):
+            shutil.rmtree(entry.path)
+            freed = entry.bytes
+        return freed
     for path in reversed(entry.files):  # the one whose presence says that an entry is complete goes first
-        size = path.lstat().st_size
-        path.unlink()
-        freed += size
+        with suppress(FileNotFoundError):
+            size = path.lstat().st_size
+            path.unlink()
+            freed += size
     if entry.path not in entry.files:
         for folder in ({path.parent for path in entry.files} - {entry.path}, {entry.path}):
             _remove_if_empty(folder)
@@ -102,8 +115,9 @@ def delete(entry: Entry) -> int:
 
 def _remove_if_empty(folders: set[Path]) -> None:
     for folder in folders:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(FileNotFoundError):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _data(root: Path) -> Iterator[Entry]:
@@ -134,7 +148,7 @@ def _unfinished(root: Path) -> Iterator[Entry]:
     for kind, name in _UNFINISHED.items():
         folders = _folders(root / kind, BUILTIN.__contains__) if kind == "models" else [root / kind]
         for path in (path for folder in folders for path in _children(folder) if name.fullmatch(path.name)):
-            inside = tuple(each for each in path.rglob("*") if _is_file(each)) if _is_folder(path) else (path,)
+            inside = _files_below(path) if _is_folder(path) else (path,)
             yield from _entry("unfinished", path, inside, ABOUT[kind], empty=_is_folder(path))
 
 
@@ -153,6 +167,11 @@ def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
     """Return the files in ``folder``, and in folders in it, that have one of ``names``."""
     inside = [*_children(folder), *(file for below in _folders(folder, bool) for file in _children(below))]
     return tuple(path for path in inside if names.fullmatch(path.relative_to(folder).as_posix()) and _is_file(path))
+
+
+def _files_below(folder: Path) -> tuple[Path, ...]:
+    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return tuple(path for path in found if _is_file(path))
 
 
 def _folders(folder: Path, wanted: Callable[[str], object]) -> Iterator[Path]:

@@ -12,6 +12,23 @@ from weitune.errors import InputError
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
+def cache_folder() -> Path:
+    """Return the folder for what weitune downloads or prepares, by the XDG base directory specification.
+
+    A relative ``XDG_CACHE_HOME`` does not count, as the specification says. Raises InputError if there is no other.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "weitune"
+    try:
+        return Path.home() / ".cache" / "weitune"
+    except RuntimeError:  # a container whose user has no entry and no HOME
+        raise InputError(
+            "there is no folder for the cache: this user has no home folder",
+            "Set XDG_CACHE_HOME to a folder with room, by an absolute path.",
+        ) from None
+
+
 def check_room(folder: Path, need_bytes: int, what: str, cure: str) -> None:
     """Raise InputError if ``what`` will need ``need_bytes`` in ``folder`` and the disk has less.
 

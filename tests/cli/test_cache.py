@@ -17,11 +17,12 @@ from tests.hub import local_hub
 from tests.tiny import save_tiny
 from weitune import cli, room
 from weitune.cache import delete, entries
+from weitune.data.cache import data_cache
 from weitune.errors import InputError, ModelError
 from weitune.export.base_file import base_file
 from weitune.export.tuned import open_tuned
 from weitune.model import locate
-from weitune.room import check_room, size_text
+from weitune.room import cache_folder, check_room, size_text
 
 DAY = 24 * 3600
 DATA, GGUF = "0123456789abcdef" * 2, "fedcba9876543210" * 2
@@ -151,6 +152,39 @@ def test_an_entry_that_goes_while_it_is_deleted_is_no_traceback(
     assert "cannot be deleted: Permission denied" in capsys.readouterr().err
 
 
+def test_what_another_process_deletes_meanwhile_is_no_error(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = entries()
+    assert cli.main(["cache", "clear", "--yes"]) == 0
+    left = {entry.path for entry in entries()}
+    assert sum(delete(entry) for entry in found if entry.path not in left) == 0
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "gguf")  # root may read all
+    for arguments in (["cache"], ["cache", "clear", "--dry-run"]):
+        assert cli.main(arguments) == 0
+        assert f"note: '{cache / 'gguf'}' cannot be read" in capsys.readouterr().err
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the XDG base directory specification, which wants a relative path to be ignored."""
+    for given, folder in ((str(tmp_path), tmp_path / "weitune"), ("here", tmp_path / "me/.cache/weitune"),
+                          ("", tmp_path / "me/.cache/weitune")):  # fmt: skip
+        monkeypatch.setenv("HOME", str(tmp_path / "me"))
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert cache_folder() == folder
+        assert data_cache() == folder / "data"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match="no home folder"):
+        cache_folder()
+
+
 def test_a_real_cache_is_known_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What training and serving write is what `weitune cache` finds, so their names cannot drift apart."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -265,3 +299,16 @@ def test_sizes_are_readable() -> None:
     assert [size_text(size) for size in (0, 999, 1000, 98_362_432, 15_200_000_000)] == [
         "0 bytes", "999 bytes", "1.0 kB", "98.4 MB", "15.2 GB",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+def test_a_cache_that_is_no_folder_is_no_traceback(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if engine == "llama.cpp":
+        pytest.importorskip("xllamacpp")
+    (tmp_path / "file").write_text("")
+    run = save_run(tmp_path / "run")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli.main(["serve", str(run.path), "--engine", engine, "--dry-run", "--port", "0"]) == 2
+    assert "cannot be written to" in " ".join(capsys.readouterr().err.split())

@@ -115,7 +115,7 @@ def test_vllm_is_told_everything_and_the_key_stays_off_the_list_of_processes(
     assert template
     assert "你是甄嬛。" in Path(template[1]).read_text(encoding="utf-8")
     assert "--dtype" not in command
-    both = [str(run.path), str(runs["second"].path), "--type", "f32", "--allow-origin", "https://a.example"]
+    both = [str(run.path), str(runs["second"].path), "--type", "f32", "--allow-origin", "HTTPS://A.example:443/"]
     assert main(["serve", *both, "--context", "100", *options]) == 0
     command = capsys.readouterr().out
     for part in ("--dtype float32", "--allowed-origins '[\"https://a.example\"]'", "--max-model-len 100"):

@@ -124,3 +124,11 @@ def wait_for(condition: Any) -> None:
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
     assert condition()
+
+
+def test_a_run_that_was_not_trained_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as one that was merged from others."""
+    run = save_tiny_run(tmp_path / "my run")
+    for once in ([], ["--once"]):
+        assert cli.main(["watch", str(run), *once]) == 2
+        assert f"weitune chat '{run}'" in " ".join(capsys.readouterr().err.split())

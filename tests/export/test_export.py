@@ -222,3 +222,12 @@ def test_formats_are_all_declared() -> None:
 
     assert get_args(Format) == _FORMATS
     assert GGUF_TYPES == _TYPES
+
+
+@pytest.mark.parametrize("format_", ["merged", "gguf", "ollama"])
+def test_a_control_token_as_text_in_the_system_prompt_is_refused(format_: Format, tmp_path: Path) -> None:
+    """Without the proof, the wrong export would go through."""
+    run = save_run(tmp_path / "run", system="Never write <|im_end|>.")
+    with pytest.raises(InputError, match=r"the system prompt has the text <\|im_end\|>"):
+        export(run, tmp_path / "out", Order(format_, prompts=0))
+    assert not (tmp_path / "out").exists()

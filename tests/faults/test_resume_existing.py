@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from tests.faults.processes import steps_done
 from tests.faults.runs import STEPS, Inputs, Listener, assert_same_result, digest
 from tests.faults.test_lock import holder
 from tests.faults.test_resume import stopped
+from tests.tiny import save_tiny
 from weitune import cli
 from weitune.errors import InputError, RecipeError, RunError
 from weitune.training.events import read_events
@@ -88,6 +90,28 @@ def test_what_may_change_is_taken_from_the_recipe_given_now(inputs: Inputs, tmp_
     run = stopped(inputs, tmp_path / "run", 5)
     again(inputs, run, **{"train.keep_checkpoints": 7})
     assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["keep_checkpoints"] == 7
+
+
+def test_a_complete_run_is_not_taken_for_one_of_other_data_or_another_model(inputs: Inputs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    again(inputs, run)
+    before = digest(run)
+    rows = json.loads(inputs.data.read_text(encoding="utf-8"))
+    (tmp_path / "other.json").write_text(json.dumps([*rows[1:], {**rows[0], "output": "No."}]), encoding="utf-8")
+    with pytest.raises(RunError, match=r"data\.contents: .* before, .* now"):
+        again(inputs, run, data=[str(tmp_path / "other.json")])
+    with pytest.raises(RunError, match=r"model weights: .* before, .* now"):
+        again(inputs, run, model=str(save_tiny(tmp_path / "model", seed=9)))
+    assert digest(run) == before
+    (tmp_path / "copy.json").write_bytes(inputs.data.read_bytes())
+    assert "the run is complete" in again(inputs, run, data=[str(tmp_path / "copy.json")]).text
+
+
+def test_a_link_that_leads_nowhere_is_left_alone(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(RunError, match="is not an empty folder"):
+        again(inputs, tmp_path / "run")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(inputs: Inputs, tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from tests.tiny import save_tiny, save_tiny_adapter, save_tiny_run
 from weitune import Run
 from weitune.cli import main
 from weitune.errors import RunError
-from weitune.generate.base import recorded_basis
+from weitune.generate.base import place_of_base, recorded_basis
+from weitune.model import locate as locate_module
 from weitune.model.fingerprint import base_fingerprints, differences, model_fingerprint, weights_fingerprint
 from weitune.model.locate import ModelFiles, locate
+from weitune.recipe.load import dump_recipe
 
 OPTION = "--accept-changed-base"
 
@@ -245,3 +247,60 @@ def test_an_adapter_of_another_base_as_the_start_is_said(run: Path, tmp_path: Pa
         output = str(tmp_path / f"from-{model.name}")
         train(build_recipe({}, {**keys, "model": str(model), "output": output}), device="cpu", reporter=listener)
         assert sum("was trained on another base" in line for line in listener.lines) == said
+
+
+def started_in(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the record of ``run`` as if it had been started in ``folder``, with the base by a relative path."""
+    model = model_of(run)
+    monkeypatch.chdir(folder)
+    recipe = Run(run).recipe.model_copy(update={"model": str(model.relative_to(folder))})
+    (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    environment = {"basis": base_fingerprints(ModelFiles(model)), **place_of_base(recipe)}
+    (run / "environment.json").write_text(json.dumps(environment))
+
+
+def test_a_relative_path_of_a_base_is_found_from_elsewhere(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(run)
+    started_in(run, tmp_path, monkeypatch)
+    assert Run(run).recipe.model == "run-model"
+    assert Run(run).base_files().folder.absolute() == model
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert Run(run).base_files() == ModelFiles(model)
+    save_tiny(elsewhere / "run-model", seed=9)  # another model of that name is not taken for it
+    with pytest.raises(RunError, match="is not the one that it was trained on"):
+        Run(run).base_files()
+
+
+@pytest.mark.parametrize("option", [[], [OPTION]])
+def test_a_base_that_is_gone_is_not_looked_up_on_a_hub(
+    option: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``models/base`` has the form of a hub id, and is none of one."""
+    model = tmp_path / "models" / "base"
+    model.parent.mkdir()
+    model_of(run).rename(model)
+    recipe = Run(run).recipe.model_copy(update={"model": str(model)})
+    (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    started_in(run, tmp_path, monkeypatch)
+    monkeypatch.setattr(locate_module, "_from_huggingface", lambda *found: pytest.fail("the hub was asked"))
+    shutil.rmtree(model)
+    assert main(["chat", str(run), "--prompt", "x", *option]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"the base of '{run}' is not here any more: {model}" in shown
+    assert "write where it is now as `model`" in shown
+
+
+def test_other_stop_tokens_are_noticed(run: Path) -> None:
+    path = model_of(run) / "generation_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "temperature": 0.1}))  # no run heeds that
+    Run(run).base_files()
+    path.write_text(json.dumps({**config, "eos_token_id": [5, 6]}))
+    with pytest.raises(RunError, match=r"\n  stop tokens: \w{12}… recorded, \w{12}… now"):
+        Run(run).base_files()
+    record(run, "model", "tokenizer", "model weights", "tokenizer text")  # by a version that did not record them
+    Run(run).base_files()

@@ -424,7 +424,7 @@ def test_it_is_judged_by_rows_that_are_given(
     assert "written" not in shown.err
     assert state_of(adapter) == before
     (tmp_path / "taken").write_text("")
-    assert main([*arguments, "--output", str(tmp_path / "taken")]) == 2
+    assert main([*arguments, "--output", str(tmp_path / "taken" / "below")]) == 2
     shown = capsys.readouterr()
     assert "chrF" in shown.out
     assert "cannot be written to" in shown.err

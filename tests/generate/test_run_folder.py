@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -69,6 +70,26 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_metric(copied_run: Path)
     assert Run(copied_run).adapter_folder("best") == copied_run / "checkpoint-5"
     (copied_run / "checkpoint-5" / "state.json").write_text('{"metric": NaN}')
     assert Run(copied_run).adapter_folder("best") == copied_run / "checkpoint-10"
+
+
+def test_a_best_checkpoint_that_is_damaged_is_named(copied_run: Path) -> None:
+    for step in (5, 10):
+        folder = copied_run / f"checkpoint-{step}"
+        (folder / "state.json").write_text(json.dumps({"metric": step}))
+        (folder / "manifest.json").write_text('{"files": {"state.json": {"bytes": 3, "sha256": ""}}}')
+    content = (copied_run / "checkpoint-10" / "state.json").read_bytes()
+    whole = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (copied_run / "checkpoint-10" / "manifest.json").write_text(json.dumps({"files": {"state.json": whole}}))
+    said: list[str] = []
+    run = Run(copied_run, say=said.append)
+    assert {run.adapter_folder("best") for _ in range(3)} == {copied_run / "checkpoint-10"}
+    damage = "checkpoint-5 is damaged: state.json has 13 bytes instead of 3"
+    assert said == [f"checkpoint-10 is used, the best that is whole: {damage}"]
+    (copied_run / "checkpoint-10" / "state.json").write_text('{"metric": 1}')
+    with pytest.raises(RunError, match="that was measured is whole") as error:
+        Run(copied_run).adapter_folder("best")
+    assert damage in error.value.message
+    assert "checkpoint-10 is damaged" in error.value.message
 
 
 def test_what_is_not_a_run_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.cli.test_watch import wait_for
+from tests.limits import HANG_SECONDS
 from weitune.cli.launch import Machines
 from weitune.cli.train import command
 
@@ -57,3 +61,30 @@ def test_what_restarts_a_job_runs_a_command_that_may_be_started_again() -> None:
 
 def test_there_are_commands_of_every_kind() -> None:
     assert sum("--main-address" in arguments for arguments in commands()) >= 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script for bash")
+def test_the_script_for_slurm_passes_the_signal_on_and_waits_for_training(tmp_path: Path) -> None:
+    """Programs that only look like SLURM and weitune: training heeds SIGUSR1, goes on, and ends with 3."""
+    programs = {
+        "scontrol": "echo host",
+        "srun": 'exec "$@"',
+        "weitune": f"trap 'touch {tmp_path}/checkpoint' USR1; touch {tmp_path}/trains\n"
+        f"until [ -e {tmp_path}/end ]; do sleep 0.05; done; exit 3",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(BLOCKS["bash"])
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    job = subprocess.Popen(["bash", str(tmp_path / "job")], env=environment)
+    wait_for((tmp_path / "trains").exists)
+
+    def passed_on() -> bool:
+        job.send_signal(signal.SIGUSR1)
+        return (tmp_path / "checkpoint").exists()
+
+    wait_for(passed_on)
+    assert job.poll() is None
+    (tmp_path / "end").touch()
+    assert job.wait(HANG_SECONDS) == 3

@@ -19,7 +19,7 @@ from tests.serve.live import two_runs
 from tests.serve.test_vllm_template import rendered
 from tests.tiny import SHAPE, TEMPLATES, tiny_tokenizer
 from weitune import Run
-from weitune.errors import ModelError
+from weitune.errors import InputError, ModelError
 from weitune.export.adapter_weights import AdapterWeights
 from weitune.serve.library import open_all
 from weitune.serve.vllm import Command, Listening, vllm_command
@@ -227,3 +227,20 @@ def test_an_even_adapter_is_served_from_where_it_is(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "llama")
     module = json.loads(after(command_for({"run": run}, tmp_path / "cache"), "--lora-modules"))
     assert module == {"name": "run", "path": str(run.path / "adapter")}
+
+
+def test_files_beside_the_model_lend_no_names(tmp_path: Path) -> None:
+    """Only what vLLM loads counts: a copy of another precision may have other names."""
+    run = save_run(tmp_path / "run", "llama")
+    model = Path(run.recipe.model)
+    expected = command_for({"run": run}, tmp_path / "cache").arguments
+    save_file({"lm_head.weight": torch.zeros(1)}, model / "model.fp16.safetensors")
+    (model / "other.safetensors.index.json").write_text('{"weight_map": {"x.weight": "other.safetensors"}}')
+    assert command_for({"run": run}, tmp_path / "cache").arguments == expected
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = save_run(tmp_path / "run", "llama")
+    with pytest.raises(InputError, match=r"cannot be written to '.*/file/vllm': Not a directory"):
+        command_for({"run": run}, tmp_path / "file" / "vllm")

@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from weitune.cache import KINDS, Entry, delete, entries
-from weitune.model.locate import cache_folder
-from weitune.room import size_text
+from weitune.cache import KINDS, Entry, delete, entries, unreadable
+from weitune.room import cache_folder, size_text
 
 _WIDE = 200
 """Characters of a line where there is no terminal."""
@@ -46,6 +45,7 @@ def command(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     found = entries()
+    _say_unreadable()
     if as_json:
         import json
 
@@ -70,6 +70,7 @@ def clear(kinds: tuple[str, ...], older_than: float | None, dry_run: bool, yes: 
     Only files that weitune wrote are deleted. What a process is writing is left alone, and processes that use a file
     keep it until they end.
     """
+    _say_unreadable()
     now = time.time()
     chosen = [
         entry
@@ -88,6 +89,11 @@ def clear(kinds: tuple[str, ...], older_than: float | None, dry_run: bool, yes: 
         print("nothing was deleted")
         return 0
     return _delete(chosen)
+
+
+def _say_unreadable() -> None:
+    for path in unreadable():
+        print(f"note: '{path}' cannot be read by this user; what is in it is not listed", file=sys.stderr)
 
 
 def _agreed(question: str) -> bool:

@@ -25,6 +25,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
 
     from weitune.errors import InputError
     from weitune.generate.run_folder import Run
+    from weitune.paths import user_path
     from weitune.publish import publish_text
     from weitune.report.comparison import compare, differences, names_of, results
     from weitune.report.record import RunRecord
@@ -32,7 +33,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     records = [RunRecord.of(run) for run in runs]
     for run in runs:
         opened = Run(run, accept_changed_base=accept_changed_base, say=note)
-        if Path(opened.recipe.model).expanduser().exists():
+        if user_path(opened.recipe.model).exists():
             opened.base_files()
     console = Console(highlight=False)
     for title, rows in (("Where the recipes differ", differences(records)), ("Results", results(records))):

@@ -70,7 +70,11 @@ def command(
 
     Loss and perplexity on all rows; chrF, BLEU, ROUGE-L and more on answers; what it still knows of the world. Results
     go into RUN/evaluation.json and RUN/report.html.
+
+    RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it; its rows come from --data.
     """
+    if output is not None and output.exists() and not output.is_dir():
+        raise click.BadParameter(f"'{output}' is not a folder", param_hint="--output")
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     every: list[Which] = [*folder.checkpoints()] or ["last"]
     which = every if checkpoint == "all" else [checkpoint]

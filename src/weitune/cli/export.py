@@ -50,6 +50,8 @@ def command(
 ) -> None:  # fmt: skip
     """Export the run in the folder RUN, and prove that the result says what was trained.
 
+    RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it.
+
     \b
       merged        a model folder for transformers and vLLM
       gguf          one file for llama.cpp; takes --type

@@ -38,7 +38,8 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
               help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
               "--api-key only. May be given several times.")  # fmt: skip
 @click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
-              help="The adapter of step N, or the last one, of every run.")  # fmt: skip
+              help="The adapter of step N, the one with the lowest validation loss, or the last one, of "
+              "every run.")  # fmt: skip
 @click.option("--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0",
               show_default=True, help="Type of the base's matrices; in vLLM F32, F16 or BF16.")  # fmt: skip
 @_count("--slots", 4, "Answers generated at the same time.")
@@ -56,6 +57,8 @@ def command(
     runs: tuple[str, ...], model: str | None, system: str | None, accept_changed_base: bool, **options: Any
 ) -> None:
     """Serve the runs in the folders RUN to clients of the OpenAI API, all on one copy of their base model.
+
+    RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it.
 
     \b
       weitune serve runs/mine
@@ -122,13 +125,13 @@ def _serve_vllm(
     runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
 ) -> None:
     from weitune.cli.terminal import console
-    from weitune.model.locate import cache_folder
+    from weitune.room import cache_folder
     from weitune.serve.library import open_all
     from weitune.serve.vllm import Listening, vllm_command
 
     opened = open_all(runs, checkpoint)
-    key = _guard(host, options).key
-    listening = Listening(host, port, key, options["allow_origin"], options["max_body"])
+    guard = _guard(host, options)
+    listening = Listening(host, port, guard.key, tuple(sorted(guard.origins)), options["max_body"])
     dtype = _VLLM_DTYPES.get(gguf_type)
     start = vllm_command(opened, cache_folder() / "vllm", listening, context_tokens=options["context"], dtype=dtype)
     for note in start.notes:

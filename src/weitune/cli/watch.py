@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weitune.errors import RunError
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def command(run: Path, once: bool) -> None:
     from weitune.training.pulse import Pulse
 
     folder = Run(run)
+    if not (folder.path / "events.jsonl").is_file():
+        raise RunError(
+            f"there is nothing to watch: '{run}' was not trained here, it has no events.jsonl",
+            f"If it was merged from other runs, talk to it:  {shell_command('chat', run)}",
+        )
     dashboard, pulse = Dashboard(), Pulse(folder.path)
     console = Console(highlight=False)
     if once:

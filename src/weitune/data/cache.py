@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weitune.errors import InputError
+from weitune.room import cache_folder
 
 EXAMPLES = "examples.arrow"
 REPORT = "report.json"
@@ -27,9 +28,8 @@ _STALE_SECONDS = 24 * 3600
 
 
 def data_cache() -> Path:
-    """Return the folder for prepared data, by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "weitune" / "data"
+    """Return the folder for prepared data."""
+    return cache_folder() / "data"
 
 
 @contextmanager

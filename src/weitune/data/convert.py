@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,7 +53,8 @@ def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool
             f"'{path}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return rows
 
 

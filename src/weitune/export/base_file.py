@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from weitune.errors import ModelError
@@ -15,9 +16,8 @@ from weitune.export.gguf_file import GgufType, planned_bytes, write_gguf
 from weitune.export.merged import Progress
 from weitune.export.tuned import Tuned
 from weitune.model.fingerprint import base_fingerprints
-from weitune.model.locate import cache_folder
 from weitune.publish import publish_file
-from weitune.room import cache_cure, check_room, mark_used
+from weitune.room import cache_cure, cache_folder, check_room, mark_used
 
 _LAYOUT = 1
 """Counts up when the same base would be written otherwise."""
@@ -47,7 +47,8 @@ def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress
             "Make room there, or set XDG_CACHE_HOME to a folder that has it.",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
 
 

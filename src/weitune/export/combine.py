@@ -23,6 +23,7 @@ from safetensors.torch import save
 from weitune.data.jsontext import json_text
 from weitune.data.render import framing_for
 from weitune.errors import InputError, RunError, first_line
+from weitune.generate.base import place_of_base
 from weitune.generate.load import incomplete, incomplete_refused
 from weitune.generate.run_folder import Run
 from weitune.model.fingerprint import base_fingerprints
@@ -60,12 +61,13 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     tokenizer = load_tokenizer(files)
     framing = {key: value for key, value in framing_for(tokenizer, recipe.tokens).describe().items()
                if key != "tokenizer_sha256"}  # fmt: skip
+    basis = {**base_fingerprints(files), "framing": framing}
     loaded = load_weights(files, tokenizer, precision="fp32", device="cpu")
     tensors, config = _combined(loaded.model, folders, weights, mixture)
     changes = {"output": str(output), "revision": files.commit or recipe.revision}
     _write(output, {
         Path("recipe.yaml"): dump_recipe(recipe.model_copy(update=changes)).encode(),
-        Path("environment.json"): _as_json({"basis": {**base_fingerprints(files), "framing": framing}}),
+        Path("environment.json"): _as_json({**place_of_base(recipe), "basis": basis}),
         Path("adapter") / ADAPTER_FILES[0]: config,
         Path("adapter") / ADAPTER_FILES[1]: save(tensors, metadata={"format": "pt"}),
         Path("combined.json"): _described(runs, weights, mixture),

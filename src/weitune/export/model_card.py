@@ -16,6 +16,7 @@ import yaml
 from weitune.evaluate.evaluation import FILE as EVALUATION
 from weitune.export.tuned import Tuned
 from weitune.generate.run_folder import Run
+from weitune.paths import user_path
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.report.evaluated import figures
@@ -25,7 +26,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def hub_id(recipe: Recipe) -> str | None:
     """Return the base model's id on a hub, or None for a model that came from this disk."""
-    if recipe.model.startswith(("builtin:", ".", "/", "~")) or Path(recipe.model).expanduser().exists():
+    if recipe.model.startswith(("builtin:", ".", "/", "~")) or user_path(recipe.model).exists():
         return None
     return recipe.model if _HUB_ID.fullmatch(recipe.model) else None
 

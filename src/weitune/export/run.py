@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weitune.errors import InputError
 from weitune.export import destination
 from weitune.export.gguf_file import check_gguf, write_gguf
 from weitune.export.merged import write_merged
@@ -52,6 +53,8 @@ def export(
 
         require_llama_cpp()
     tuned = open_tuned(run, checkpoint)
+    if order.format != "gguf-adapter":
+        _check_system(tuned)
     with destination.written_aside(folder) as partial:
         written = _write(partial, tuned, order, stage)
         destination.write_json(partial / destination.MARK, _described(tuned, order, written))
@@ -63,6 +66,17 @@ def export(
                 publish(partial, kept)
                 raise VerificationError(verdict, str(kept))
     return Exported(folder, verdict)
+
+
+def _check_system(tuned: Tuned) -> None:
+    """Raise InputError if the system prompt has the text of a control token, which a template cannot keep as text."""
+    tokens = map(str, tuned.tokenizer.convert_ids_to_tokens(sorted(tuned.framing.control_ids)))
+    if found := [token for token in tokens if token in (tuned.recipe.system or "")]:
+        raise InputError(
+            f"the system prompt has the text {found[0]}: the run reads it as text, and other programs would read it as "
+            "the control token",
+            "Train without it in `system`. `weitune chat` and `weitune serve` use the run as it is.",
+        )
 
 
 def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, 
     )  # fmt: skip
     if frames is not None:
         stops = [str(tuned.tokenizer.convert_ids_to_tokens(token)) for token in tuned.stop_tokens]
-        context = min(tuned.config.max_position_embeddings, 4096)
+        context = min(tuned.config.get_text_config().max_position_embeddings, 4096)
         text = modelfile(name, frames, stops, context)
         (folder / "Modelfile").write_bytes(text.encode())  # as it is: a text may have line ends of any kind
     about = {"type": order.gguf_type, "smoothed": model.weights is not tuned.merged}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.errors import ModelError, RunError
-from weitune.model.fingerprint import differences
+from weitune.model.fingerprint import ADDED, differences
 from weitune.model.locate import ModelFiles, is_hub_id, locate
 from weitune.model.weight_files import stored_weights
 from weitune.recipe.schema import Recipe
@@ -25,8 +25,10 @@ from weitune.recipe.schema import Recipe
 Say = Callable[[str], None]
 """Tells the user one line."""
 OPTION = "--accept-changed-base"
+PLACE = "base place"
+"""In ``environment.json``: a base folder or file as the recipe names it, and its absolute path when the run began."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_NAMES = ("model", "tokenizer", "model weights", "tokenizer text")
+_NAMES = ("model", "tokenizer", *ADDED)
 
 
 def recorded_basis(run: Path) -> dict[str, str]:
@@ -46,12 +48,29 @@ def fingerprints_in(basis: object) -> dict[str, str]:
     return {name: str(basis[name]) for name in _NAMES if isinstance(basis.get(name), str)}
 
 
+def place_of_base(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return what a run records of where its base lies: nothing unless the recipe names it by a relative path."""
+    path = Path(recipe.model)
+    if recipe.model.startswith(("builtin:", "~")) or path.is_absolute() or not path.exists():
+        return {}
+    return {PLACE: {"model": recipe.model, "path": str(path.absolute())}}
+
+
+def found_from_here(run: Path, recipe: Recipe) -> Recipe:
+    """Return the ``recipe`` of ``run``, with the recorded path of its model if the relative one leads nowhere here."""
+    place = _recorded_place(run, recipe)
+    if place is None or Path(recipe.model).exists() or not place.exists():
+        return recipe
+    return recipe.model_copy(update={"model": str(place)})
+
+
 def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, say: Say) -> ModelFiles:
     """Return the files of the base of the run in ``place``, downloading them if they are not here.
 
     Raises ModelError if it cannot be found, RunError if it is not the one that was ``recorded`` and the user does not
     ``accept`` that.
     """
+    _check_not_lost(place, recipe)
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
     if not recorded:
         say(f"'{place}' has no record of its base model's contents: {recipe.model} is used as it is here")
@@ -76,10 +95,12 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
 
 
 def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], say: Say) -> Recipe:
-    """Return ``recipe`` with the commit of a hub's model that was ``recorded``, if the hub has moved on since.
+    """Return ``recipe`` with its model found: by its recorded path, or, of a hub that has moved on, by its commit.
 
     So a run goes on that was begun by a version that did not record the commit.
     """
+    recipe = found_from_here(place, recipe)
+    _check_not_lost(place, recipe)
     if not recorded or not is_hub_id(recipe.model):
         return recipe
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
@@ -88,6 +109,23 @@ def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], say: Say) -
         return recipe
     say(_moved_on(place, recipe, earlier))
     return recipe.model_copy(update={"revision": earlier.commit})
+
+
+def _check_not_lost(run: Path, recipe: Recipe) -> None:
+    """Raise ModelError if the base was a folder that is gone: a relative path may look like a hub id, and is none."""
+    place = _recorded_place(run, recipe)
+    if place is not None and not Path(recipe.model).exists():
+        raise ModelError(
+            f"the base of '{run}' is not here any more: {place}",
+            f"Put it back, or write where it is now as `model` in {run / 'recipe.yaml'}.",
+        )
+
+
+def _recorded_place(run: Path, recipe: Recipe) -> Path | None:
+    """Return where the base lay when ``run`` began; None if that is not recorded, or if the recipe names another."""
+    place = _json(run / "environment.json").get(PLACE)
+    known = isinstance(place, dict) and place.get("model") == recipe.model and isinstance(place.get("path"), str)
+    return Path(place["path"]) if isinstance(place, dict) and known else None
 
 
 def _moved_on(place: Path, recipe: Recipe, earlier: ModelFiles) -> str:

@@ -27,6 +27,7 @@ from weitune.generate.run_folder import Run, Which
 from weitune.model.locate import is_hub_id
 from weitune.model.saved import MODEL_FILES, holds_model
 from weitune.model.saved_adapter import CONFIG, check_adapter, check_files, read_adapter_config
+from weitune.paths import user_path
 from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
 
@@ -158,7 +159,7 @@ class PlainAdapter(Run):
         revision = known.revision if known else config.get("revision")
         if not isinstance(name, str) or not name:
             raise RunError(f"{CONFIG} in '{self.adapter}' names no base model", self._give_model())
-        if name.startswith("builtin:") or Path(name).expanduser().exists():
+        if name.startswith("builtin:") or user_path(name).exists():
             return name, None
         if not is_hub_id(name):
             raise RunError(f"the base of the adapter '{self.path}' is not here: {name}", self._give_model())

@@ -79,9 +79,10 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe the run was made from. Raises RecipeError if someone broke it."""
+        from weitune.generate.base import found_from_here
         from weitune.recipe.load import load_recorded
 
-        return load_recorded(self.path)
+        return found_from_here(self.path, load_recorded(self.path))
 
     def base_files(self) -> ModelFiles:
         """Return the files of the base model; all who open the run's model get them here.
@@ -145,10 +146,21 @@ class Run:
     def _best(self, steps: list[int]) -> Path:
         """Return the folder of the best checkpoint (:mod:`.best`) that is not damaged."""
         metrics = {step: _metric(self.path / f"checkpoint-{step}" / "state.json") for step in steps}
+        damaged: list[str] = []
         while found := best_of(metrics.items()):
-            if not self._damage(found[0]):
-                return self.path / f"checkpoint-{found[0]}"
+            best = f"checkpoint-{found[0]}"
+            known = found[0] in self._damages
+            if not (damage := self._damage(found[0])):
+                if damaged and not known:
+                    self._say(f"{best} is used, the best that is whole: {'; '.join(damaged)}")
+                return self.path / best
+            damaged.append(f"{best} is damaged: {damage}")
             del metrics[found[0]]
+        if damaged:
+            raise RunError(
+                f"no checkpoint of the run '{self.path}' that was measured is whole:\n  " + "\n  ".join(damaged),
+                "Use the final adapter (--checkpoint last), or train again.",
+            )
         raise RunError(
             f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
             "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",

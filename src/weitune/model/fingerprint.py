@@ -5,6 +5,7 @@
     model weights   of every tensor its name, type, shape, and 4 KiB from its middle
     tokenizer       tokenizer.json, tokenizer_config.json and chat_template.jinja, the same way
     tokenizer text  every file that a tokenizer is made of, whole
+    stop tokens     those of generation_config.json, where answers end besides the framing's own
 
 Training changes all the numbers of a tensor, so a tensor that was replaced is noticed. A single number that was changed
 by hand may not be.
@@ -16,8 +17,10 @@ the number of files and tensors, not with their size.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from weitune.model.locate import ModelFiles
@@ -28,7 +31,7 @@ _MIDDLE_BYTES = 4096
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _TOKENIZER_TEXTS = (*_TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
                     "merges.txt", "tokenizer.model", "spiece.model", "chat_template.json")  # fmt: skip
-ADDED = ("model weights", "tokenizer text")
+ADDED = ("model weights", "tokenizer text", "stop tokens")
 """Fingerprints that runs of weitune 0.1.0 did not record."""
 
 
@@ -39,6 +42,7 @@ def base_fingerprints(files: ModelFiles) -> dict[str, str]:
         "tokenizer": tokenizer_fingerprint(files),
         "model weights": weights_fingerprint(files),
         "tokenizer text": _digest_whole(files),
+        "stop tokens": _stop_tokens(files),
     }
 
 
@@ -96,6 +100,15 @@ def tokenizer_fingerprint(files: ModelFiles) -> str:
     if files.gguf and files.tokenizer_folder == files.folder:
         return _digest([files.path])
     return _digest([files.tokenizer_folder / name for name in _TOKENIZER_FILES])
+
+
+def _stop_tokens(files: ModelFiles) -> str:
+    """Return the SHA-256 over the stop tokens of the generation config; over the file itself if it is broken."""
+    path = files.folder / "generation_config.json"
+    content = path.read_bytes() if path.is_file() and not files.gguf else b""
+    with suppress(ValueError, AttributeError):
+        content = json.dumps(json.loads(content).get("eos_token_id")).encode() if content else b"null"
+    return hashlib.sha256(content).hexdigest()
 
 
 def _with_every_file(files: ModelFiles) -> str:

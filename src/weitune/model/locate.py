@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from pathlib import Path
 
 from weitune.errors import MissingExtraError, ModelError, first_line
 from weitune.model.hub_room import check_room_on_disk
-from weitune.room import cache_cure, check_room, mark_used
+from weitune.paths import user_path
+from weitune.room import cache_cure, cache_folder, check_room, mark_used
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -88,12 +88,6 @@ BUILTIN = {
 }
 
 
-def cache_folder() -> Path:
-    """Return the folder for what weitune downloads or prepares, by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "weitune"
-
-
 def locate(model: str, *, hub: str = "huggingface", revision: str | None = None, weights: bool = True) -> ModelFiles:
     """Return the files of ``model`` (see the module's docstring), downloading them if they are not here.
 
@@ -104,7 +98,7 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
     if model.startswith("builtin:"):
         path = _builtin(model.removeprefix("builtin:"))
         return ModelFiles(path.parent, path.name)
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model '{model}' is a file, but not a .gguf file", "Give the folder that holds it.")
@@ -128,7 +122,7 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
 
 def is_hub_id(model: str) -> bool:
     """Return whether ``model`` is looked up on a hub: it has the form of an id, and nothing here has that name."""
-    there = Path(model).expanduser().exists()
+    there = user_path(model).exists()
     return bool(_HUB_ID.fullmatch(model)) and not model.startswith((".", "~")) and not there
 
 

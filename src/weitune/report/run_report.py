@@ -188,7 +188,9 @@ def _commands(record: RunRecord) -> str:
 
 
 def _repeat(record: RunRecord) -> str:
-    environment = {k: v for k, v in record.environment.items() if k not in {"basis", "packages", "forecast"}}
+    environment = {
+        k: v for k, v in record.environment.items() if k not in {"basis", "base place", "packages", "forecast"}
+    }
     packages = record.environment.get("packages", {})
     return (
         code(f"{shell_command('train', record.path / 'recipe.yaml', '--output', 'ANOTHER-FOLDER')}\n")

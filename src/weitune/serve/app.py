@@ -31,6 +31,7 @@ from weitune.serve.sending import Sending
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499
+_ALLOW = {"GET": b"GET, HEAD", "POST": b"POST"}
 _EXTRA_REQUESTS = 256
 """Requests that may be open beside those for answers; beyond, each costs memory and gets 503."""
 Handler = Callable[[Receive, Sending], Awaitable[None]]
@@ -93,12 +94,12 @@ class App:
         path: str = scope["path"]
         if path in self._routes:
             method, handler = self._routes[path]
-        elif path.startswith("/v1/models/"):
+        elif path.startswith("/v1/models/") and path.strip("/") != "v1/models":
             method, handler = "GET", self._model_named(path.removeprefix("/v1/models/"))
         else:
             raise ApiError(404, self._no_such(path))
-        if scope["method"] != method:
-            raise ApiError(405, f"{path[:100]} takes {method}")
+        if scope["method"] not in {method, "HEAD" if method == "GET" else method}:
+            raise ApiError(405, f"{path[:100]} takes {method}", headers=((b"allow", _ALLOW[method]),))
         return handler
 
     def _no_such(self, path: str) -> str:
@@ -117,7 +118,9 @@ class App:
 
     def _model_named(self, name: str) -> Handler:
         if name not in self._offers:
-            raise ApiError(404, f"there is no model '{name[:100]}' here", param="model", code="model_not_found")
+            meant = name.rstrip("/")
+            hint = f"; did you mean /v1/models/{meant}?" if meant in self._offers else ""
+            raise ApiError(404, f"there is no model '{name[:100]}' here{hint}", param="model", code="model_not_found")
         return lambda receive, sending: sending.json(200, _model(name))
 
     async def _show_metrics(self, receive: Receive, sending: Sending) -> None:

@@ -47,6 +47,7 @@ class Sending:
             await self.event(error.to_json())
             await self._put({"type": "http.response.body", "body": b"", "more_body": False})
         else:
+            self._headers = (*self._headers, *error.headers)
             await self.json(error.status, error.to_json())
 
     async def event(self, value: Any) -> None:

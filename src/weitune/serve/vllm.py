@@ -24,6 +24,7 @@ from weitune.export.destination import write_json
 from weitune.export.generation_config import write_generation_config
 from weitune.export.tuned import Tuned
 from weitune.publish import publish
+from weitune.room import cache_cure
 from weitune.serve import vllm_models
 from weitune.serve.library import BASE, base_framing, base_template
 from weitune.serve.vllm_adapter import checked_adapter, is_uneven, write_even
@@ -87,7 +88,7 @@ def vllm_command(
     """Return the command for ``runs`` on one base. The files that it names are written to a folder in ``cache``.
 
     ``dtype`` is vLLM's name of a number format; None leaves the choice to vLLM. Raises ModelError if vLLM cannot serve
-    the runs.
+    the runs, InputError if the files cannot be written.
     """
     first = next(iter(runs.values()))
     adapters = {name: checked_adapter(name, tuned) for name, tuned in runs.items()}
@@ -95,7 +96,12 @@ def vllm_command(
     own = base_template(first)
     template = template_by_model({BASE: own, **{name: tuned.template for name, tuned in runs.items()}})
     told = template != own
-    folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
+    try:
+        folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
+    except OSError as error:
+        raise InputError(
+            f"what vLLM reads cannot be written to '{cache}': {error.strerror or error}", cache_cure()
+        ) from None
     modules = [
         json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
         for i, (name, adapter) in enumerate(adapters.items())

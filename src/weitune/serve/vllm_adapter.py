@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from weitune.errors import ModelError
 from weitune.export.adapter_weights import AdapterWeights, LowRankUpdate
 from weitune.export.tuned import Tuned
 from weitune.model.locate import ModelFiles
+from weitune.model.weight_files import stored_weights
 
 _WRAPPED = ("model.language_model.", "language_model.model.")
 """How the layers of a wrapped text model may be called for every class of vLLM."""
@@ -51,14 +51,7 @@ def checked_adapter(name: str, tuned: Tuned) -> AdapterWeights:
 
 def _layers(files: ModelFiles) -> frozenset[str]:
     """Return the names of the modules that have weights in the base's files."""
-    names: set[str] = set()
-    for index in files.folder.glob("*.safetensors.index.json"):
-        names.update(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    if not names:
-        for path in files.folder.glob("*.safetensors"):
-            with safe_open(path, framework="pt") as tensors:
-                names.update(tensors.keys())
-    return frozenset(name.rpartition(".")[0] for name in names)
+    return frozenset(name.rpartition(".")[0] for name in stored_weights(files.folder))
 
 
 def _matches(layer: str, found: frozenset[str], wrapped: bool) -> bool:

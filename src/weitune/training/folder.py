@@ -28,6 +28,7 @@ import torch
 
 from weitune.data.jsontext import json_text
 from weitune.errors import RecipeError, RunError
+from weitune.paths import user_path
 from weitune.publish import flush
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
@@ -41,7 +42,7 @@ _PACKAGES = ("weitune", "torch", "transformers", "peft", "accelerate", "tokenize
 def output_folder(recipe: Recipe) -> Path:
     """Return where the run of ``recipe`` goes: its ``output``, or ``runs/<model>-<time>``."""
     if recipe.output:
-        return Path(recipe.output).expanduser()
+        return user_path(recipe.output)
     name = re.sub(r"[^\w.-]+", "-", Path(recipe.model.removeprefix("builtin:")).name).strip("-.")
     return Path("runs") / f"{name or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -53,7 +54,8 @@ def check_free(folder: Path) -> None:
             f"'{folder}' already holds a run",
             f"Go on with it by `{shell_command('train', '--resume', folder)}`, or give another --output.",
         )
-    if folder.is_file() or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
+    no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
+    if no_folder or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
         raise RunError(f"'{folder}' is not an empty folder", "Give another --output, or empty it yourself.")
 
 

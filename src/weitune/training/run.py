@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from weitune.data.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
-from weitune.generate.base import fingerprints_in, pinned
+from weitune.generate.base import fingerprints_in, pinned, place_of_base
 from weitune.generate.run_folder import Run
 from weitune.model.adapter import count_parameters
 from weitune.model.contention import share_the_processor
@@ -80,7 +80,7 @@ def train(
         # Decided once the processes have met: one that comes late would find the folder that another has just made.
         if resume_existing and session.sees(lambda: run_folder.holds_run(folder)):
             with session.lock():
-                _resume(session, recipe)
+                _resume(session, recipe, compare=True)
         else:
             _begin(session, recipe)
     return Run(folder)
@@ -184,8 +184,11 @@ def _begin(session: _Session, recipe: Recipe) -> None:
         _train(session, parts, trainable, loop, largest)
 
 
-def _resume(session: _Session, recipe: Recipe) -> None:
-    """Go on with the session's run as ``recipe`` says, or leave it as it is if it is complete."""
+def _resume(session: _Session, recipe: Recipe, *, compare: bool = False) -> None:
+    """Go on with the session's run as ``recipe`` says, or leave it as it is if it is complete.
+
+    With ``compare``, data and model are compared with the run's even if it is complete; else they may be gone by then.
+    """
     folder = session.folder
     past = Past.of(folder)
     check_same_step(session.accelerator, past.step, folder)
@@ -193,6 +196,8 @@ def _resume(session: _Session, recipe: Recipe) -> None:
         session.note(line)
     changes.check_length(folder, past.step, past.steps(recipe))
     if past.checkpoint and past.is_complete(recipe):
+        if compare:
+            _same_parts(session, past, recipe)
         more = "train.epochs" if past.step == past.steps(recipe) else "train.patience"
         session.reporter.say(f"the run is complete after {past.step} steps; with more {more} it would go on")
         if session.main:
@@ -260,6 +265,7 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
         "shares_rows": trainable.abilities.shares_rows,
         "micro_tokens": loop.micro_tokens,
         "recompute": loop.recompute,
+        **place_of_base(parts.recipe),
         "basis": parts.basis,
     }
 
@@ -267,9 +273,7 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
 def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     """Check that everything is as it was, and train from where ``past`` ends."""
     check_trackers(recipe)
-    recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
-    parts = gather(recipe, session.reporter, session.accelerator)
-    changes.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
+    parts = _same_parts(session, past, recipe)
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
     was = {"shares_rows": past.environment.get("shares_rows")}
     changes.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
@@ -289,6 +293,14 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
     loop = _make_loop(session, parts, trainable, chosen)
     _train(session, parts, trainable, loop, _largest_pass(parts, loop), past)
+
+
+def _same_parts(session: _Session, past: Past, recipe: Recipe) -> Ingredients:
+    """Gather what the run is made of. Raises RunError if it is not what it was."""
+    recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
+    parts = gather(recipe, session.reporter, session.accelerator)
+    changes.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
+    return parts
 
 
 def _largest_pass(parts: Ingredients, loop: Loop) -> PassSize:
