@@ -36,7 +36,7 @@ def recorded_basis(run: Path) -> dict[str, str]:
     steps = sorted(((int(name[1]), entry) for entry in _entries(run) if (name := _CHECKPOINT.fullmatch(entry.name))),
                    reverse=True)  # fmt: skip
     for path in [run / "environment.json", *(folder / "state.json" for _, folder in steps), run / "state.json"]:
-        if found := fingerprints_in(_json(path).get("basis")):
+        if found := fingerprints_in(json_object(path).get("basis")):
             return found
     return {}
 
@@ -123,7 +123,7 @@ def _check_not_lost(run: Path, recipe: Recipe) -> None:
 
 def _recorded_place(run: Path, recipe: Recipe) -> Path | None:
     """Return where the base lay when ``run`` began; None if that is not recorded, or if the recipe names another."""
-    place = _json(run / "environment.json").get(PLACE)
+    place = json_object(run / "environment.json").get(PLACE)
     known = isinstance(place, dict) and place.get("model") == recipe.model and isinstance(place.get("path"), str)
     return Path(place["path"]) if isinstance(place, dict) and known else None
 
@@ -156,7 +156,8 @@ def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file ``path``; an empty one if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,7 +14,6 @@ Nothing is written into such a folder.
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.errors import ModelError, RecipeError, RunError, first_line
-from weitune.generate.base import checked_base, fingerprints_in
+from weitune.generate.base import checked_base, fingerprints_in, json_object
 from weitune.generate.run_folder import Run, Which
 from weitune.model.locate import is_hub_id
 from weitune.model.saved import MODEL_FILES, holds_model
@@ -124,7 +123,7 @@ class PlainAdapter(Run):
         """Return the files of the base model, with the adapter's tokenizer before the base's."""
         if self._base is None:
             check_adapter(self.adapter)
-            recorded = fingerprints_in(_json(self.adapter / "state.json").get("basis"))
+            recorded = fingerprints_in(json_object(self.adapter / "state.json").get("basis"))
             try:
                 found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
             except ModelError as error:
@@ -178,7 +177,7 @@ class PlainAdapter(Run):
         try:
             if (self.path / _OF_A_RUN).is_file():
                 return load_recorded(self.path)
-            tree = _json(self.adapter / "state.json").get("recipe")
+            tree = json_object(self.adapter / "state.json").get("recipe")
             return build_recipe(recorded(tree)) if isinstance(tree, dict) else None
         except RecipeError as error:
             self._say(f"the recipe in '{self.path}' is not used, for it cannot be read: {first_line(error)}")
@@ -188,7 +187,7 @@ class PlainAdapter(Run):
         """Return the texts among ms-swift's settings, which lie in the folder or above it."""
         above = [self.adapter.parent] if self.adapter.name.startswith("checkpoint-") else []
         for folder in [self.adapter, *above]:
-            if found := _json(folder / "args.json"):
+            if found := json_object(folder / "args.json"):
                 return {key: value for key, value in found.items() if isinstance(value, str)}
         return {}
 
@@ -196,11 +195,3 @@ class PlainAdapter(Run):
 def _checkpoints(folder: Path) -> list[int]:
     found = [entry for entry in folder.glob("checkpoint-*") if entry.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(int(entry.name.removeprefix("checkpoint-")) for entry in found if (entry / CONFIG).is_file())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

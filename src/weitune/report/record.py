@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weitune.generate.base import json_object
 from weitune.generate.best import best_of, finite
 from weitune.generate.run_folder import Run
 from weitune.recipe.load import dump_recipe, values
@@ -38,10 +38,10 @@ class RunRecord:
         return cls(
             path=run.path,
             recipe=run.recipe,
-            environment=_json(folder / "environment.json") or {},
-            data=_json(folder / "data.json") or {},
+            environment=json_object(folder / "environment.json"),
+            data=json_object(folder / "data.json"),
             events=tuple(run.events()),
-            evaluation=_json(folder / "evaluation.json"),
+            evaluation=json_object(folder / "evaluation.json") or None,
             answers=_answers(folder / ANSWERS_FILE),
         )
 
@@ -84,13 +84,5 @@ def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _answers(path: Path) -> tuple[Mapping[str, Any], ...]:
-    answers = (_json(path) or {}).get("answers")
+    answers = json_object(path).get("answers")
     return tuple(answer for answer in answers if isinstance(answer, dict)) if isinstance(answers, list) else ()
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
