@@ -115,6 +115,8 @@ class Script:
             prompt = self.render(turns - 1, prompting=True).text
         except Refusal:  # nothing asks for the turn, so it is not learned
             return rendered
+        if not turn.reasoning and thoughts.close.strip() and prompt.rstrip().endswith(thoughts.close.strip()):
+            return rendered  # the prompt has the empty thought already
         text = rendered.text
         header, opening = _opened(prompt, thoughts)
         if header != prompt and text.startswith(prompt):  # the finished turn has the opening too
