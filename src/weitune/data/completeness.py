@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 
 from weitune.data.conversation import Turn
 from weitune.data.script import Refusal, Script
@@ -122,4 +121,5 @@ def _around(text: str, other: str) -> str:
 
 def _parting(text: str, other: str) -> int:
     """Return where two texts part."""
-    return len(commonprefix((text, other)))
+    differing = (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
+    return next(differing, min(len(text), len(other)))
