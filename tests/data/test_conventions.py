@@ -374,3 +374,17 @@ def test_fixes_for_what_a_template_cannot_write(turns: tuple[Turn, ...], fix: st
     with pytest.raises(DataError) as error:
         framing_with(ONE_CALL).examples(Conversation(turns, (), Origin("f.json", 1)))
     assert error.value.cure == fix
+
+
+@pytest.mark.parametrize("reasoning", ["Noon?", "  <|im_end|> ", ""])
+def test_reasoning_is_learned_where_the_template_marks_only_what_is_said(reasoning: str) -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}"
+        "{%- if m.reasoning_content %}{{- '<think>' + m.reasoning_content + '</think>' }}{%- endif %}"
+        "{%- if m.role == 'assistant' %}{% generation %}{{- m.content }}{% endgeneration %}"
+        "{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    [example] = framing_with(template).examples(Conversation((ASKED, ANSWER._replace(reasoning=reasoning))))
+    thought = f"<think>{reasoning}</think>" if reasoning else ""
+    assert learned("qwen3", example) == [f"{thought}At noon.<|im_end|>"]

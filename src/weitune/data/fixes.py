@@ -15,7 +15,7 @@ from weitune.data.template import ChatTemplate
 
 _FIXES_NAMED = 3
 """Changes that work and that a message names, at most."""
-_SHAPES_TRIED = 32
+_SHAPES_TRIED = 128
 """Shapes of faulty rows for which changes are tried, at most: each costs a few renderings."""
 _UNLEARNED = "give such turns `weight: 0`, so that they are context and not learned"
 Arguments = Sequence[tuple[str, Any]]
@@ -98,6 +98,10 @@ def _for_a_text(at: int, conversation: Conversation) -> Iterator[Fix]:
     """Yield what helps if the template leaves out what turn ``at`` says."""
     if conversation.turns[at].role == "system":
         yield from _for_the_system(conversation)
+    yield from _without_text_beside_calls(conversation)
+
+
+def _without_text_beside_calls(conversation: Conversation) -> Iterator[Fix]:
     without = tuple(turn._replace(content="") if turn.tool_calls else turn for turn in conversation.turns)
     if without != conversation.turns:
         yield Fix("remove the text of turns with calls", replace(conversation, turns=without), {})
@@ -124,6 +128,7 @@ def _for_turns(conversation: Conversation) -> Iterator[Fix]:
     if any(len(turn.tool_calls) > 1 for turn in conversation.turns):
         turns = tuple(_one_by_one(conversation.turns))
         yield Fix("give each call a turn of its own, before its answer", replace(conversation, turns=turns), {})
+    yield from _without_text_beside_calls(conversation)
     joined: list[Turn] = []
     for turn in conversation.turns:
         if joined and joined[-1].role == turn.role in ("user", "assistant") and not joined[-1].tool_calls:
