@@ -309,6 +309,21 @@ def test_an_empty_thought_of_the_prompt_is_not_written_again(block: str, reasoni
     assert learned("qwen3", example) == ["At noon.<|im_end|>"]
 
 
+@pytest.mark.parametrize("reasoning", [None, ""])
+@pytest.mark.parametrize("said", ["{{- m.content }}", "{% generation %}{{- m.content }}{% endgeneration %}"])
+def test_an_empty_thought_that_only_prompts_have_is_not_written_again(said: str, reasoning: str | None) -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}{%- if m.role == 'assistant' %}SAID"
+        "{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think></think>' }}{%- endif %}"
+    )
+    framing = framing_with(template.replace("SAID", said))
+    [example] = framing.examples(Conversation((ASKED, ANSWER._replace(reasoning=reasoning))))
+    assert learned("qwen3", example) == ["At noon.<|im_end|>"]
+    tokenizer = tokenizer_of("qwen3")
+    assert tokenizer.decode(example.input_ids).endswith("assistant\n<think></think>At noon.<|im_end|>\n")
+
+
 @pytest.mark.parametrize("reasoning", ["One line.", ""])
 @pytest.mark.parametrize("supervise", ["last", "all"])
 def test_an_answer_keeps_its_indentation_where_only_reasoning_in_tags_keeps_it(supervise: str, reasoning: str) -> None:

@@ -165,9 +165,13 @@ class ChatFraming(Framing):
         header = prompt.removesuffix(self._prefill)
         if not self._prefill or header == prompt or not text.startswith(header):
             return text, generated
-        by = len(self._prefill)
-        moved = tuple((a + by, b + by) if a >= len(header) else (a, b) for a, b in generated)
-        return prompt + text[len(header) :], moved
+        rest = text[len(header) :]
+        opening, closing = self._conventions.tags
+        if prompt.rstrip().endswith(closing.strip()):
+            rest = rest.removeprefix(opening + closing)  # the prompt has the empty thought already
+        by = len(prompt) + len(rest) - len(text)
+        moved = tuple((max(a + by, len(prompt)), b + by) if a >= len(header) else (a, b) for a, b in generated)
+        return prompt + rest, moved
 
     @cached_property
     def _prefill(self) -> str:
