@@ -116,7 +116,7 @@ def _one_by_one(turns: Sequence[Turn]) -> Iterator[Turn]:
         if len(calls) > 1 and all(turn.role == "tool" for turn in turns[i + 1 : i + 1 + len(calls)]):
             moved.update(told)
             yield turn._replace(tool_calls=calls[:1])
-            for call, at in zip(calls[1:], told, strict=False):
+            for call, at in zip(calls[1:], told, strict=True):
                 yield from turns[at : at + 1]
                 yield Turn("assistant", "", turn.weight, tool_calls=(call,))
         elif i not in moved:
