@@ -273,3 +273,133 @@ def test_changes_are_tried_for_a_few_shapes_of_rows_only(monkeypatch: pytest.Mon
             framing.examples(Conversation(turns))
         cures.append(error.value.cure)
     assert cures[0] == cures[1] != cures[2] == "Open the row with a turn of the user."
+
+
+EMPTY_THOUGHT = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}"
+    "{%- if m.role == 'assistant' and not m.tool_calls %}{{- BLOCK }}{%- endif %}"
+    "{{- m.content.split('</think>')[-1] if m.content else '' }}{{- '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' + PROMPT }}{%- endif %}"
+)
+"""Writes an empty thought in every finished answer, and in prompts too if told so."""
+
+
+@pytest.mark.parametrize(
+    ("block", "reasoning", "written"),
+    [
+        ("<think></think>", "Noon?", "<think>Noon?</think>At noon.<|im_end|>"),
+        ("<think></think>", "", "<think></think>At noon.<|im_end|>"),
+        ("<think>\\n\\n</think>\\n\\n", "Noon?", "<think>\nNoon?\n</think>\n\nAt noon.<|im_end|>"),
+        ("<think></think>", None, "At noon.<|im_end|>"),
+    ],
+)
+def test_reasoning_stands_where_the_template_writes_an_empty_thought(
+    block: str, reasoning: str | None, written: str
+) -> None:
+    framing = framing_with(EMPTY_THOUGHT.replace("BLOCK", f"'{block}'").replace("PROMPT", "''"))
+    [example] = framing.examples(Conversation((ASKED, ANSWER._replace(reasoning=reasoning))))
+    assert learned("qwen3", example) == [written]
+
+
+@pytest.mark.parametrize("block", ["<think></think>", "<think>\\n\\n</think>\\n", "</think>"])
+@pytest.mark.parametrize("reasoning", [None, ""])
+def test_an_empty_thought_of_the_prompt_is_not_written_again(block: str, reasoning: str | None) -> None:
+    framing = framing_with(EMPTY_THOUGHT.replace("BLOCK", f"'{block}'").replace("PROMPT", f"'{block}'"))
+    [example] = framing.examples(Conversation((ASKED, ANSWER._replace(reasoning=reasoning))))
+    assert learned("qwen3", example) == ["At noon.<|im_end|>"]
+
+
+@pytest.mark.parametrize("reasoning", [None, ""])
+@pytest.mark.parametrize("said", ["{{- m.content }}", "{% generation %}{{- m.content }}{% endgeneration %}"])
+def test_an_empty_thought_that_only_prompts_have_is_not_written_again(said: str, reasoning: str | None) -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}{%- if m.role == 'assistant' %}SAID"
+        "{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think></think>' }}{%- endif %}"
+    )
+    framing = framing_with(template.replace("SAID", said))
+    [example] = framing.examples(Conversation((ASKED, ANSWER._replace(reasoning=reasoning))))
+    assert learned("qwen3", example) == ["At noon.<|im_end|>"]
+    tokenizer = tokenizer_of("qwen3")
+    assert tokenizer.decode(example.input_ids).endswith("assistant\n<think></think>At noon.<|im_end|>\n")
+
+
+@pytest.mark.parametrize("reasoning", ["One line.", ""])
+@pytest.mark.parametrize("supervise", ["last", "all"])
+def test_an_answer_keeps_its_indentation_where_only_reasoning_in_tags_keeps_it(supervise: str, reasoning: str) -> None:
+    tokenizer = modern.tokenizer_of("qwen3.5")
+    raw = f"<think>\n{reasoning}\n</think>\n\n    return 1\n"
+    [example] = framing_for(tokenizer, Tokens(supervise=supervise)).examples(
+        Conversation((ASKED, Turn("assistant", "    return 1\n", reasoning=reasoning)))
+    )
+    messages = [{"role": "user", "content": ASKED.content}, {"role": "assistant", "content": raw}]
+    assert list(example.input_ids) == tokenizer.apply_chat_template(messages, return_dict=False)
+    [span] = example.spans
+    text = tokenizer.decode(example.input_ids[span.start : span.stop], clean_up_tokenization_spaces=False)
+    assert text == f"{reasoning}\n</think>\n\n    return 1<|im_end|>"
+
+
+def test_a_tag_in_an_indented_answer_stays_text() -> None:
+    [example] = framing_of_model("qwen3.5").examples(
+        Conversation((ASKED, Turn("assistant", "  See </think>.", reasoning="Tags.")))
+    )
+    assert text_of("qwen3.5", example).endswith("<think>\nTags.\n</think>\n\nSee </think>.<|im_end|>\n")
+    assert count("qwen3.5", example, "</think>") == 1
+
+
+@pytest.mark.parametrize("supervise", ["last", "all"])
+def test_a_call_that_the_template_leaves_out_is_missed_although_the_tools_name_it(supervise: str) -> None:
+    template = (
+        "{{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}"
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    tool = {"type": "function", "function": {"name": "tides", "parameters": {}}}
+    with pytest.raises(DataError, match=r"leaves out the call of tides of turn 2 \(assistant\)"):
+        framing_with(template, supervise=supervise).examples(Conversation(CALLED, (tool,)))
+
+
+ONE_CALL = (
+    "{%- for m in messages if m.role != 'system' %}{{- '<|im_start|>' + m.role + '\\n' }}"
+    "{%- if m.tool_calls %}{%- if m.tool_calls | length > 1 %}{{- raise_exception('one call at once') }}{%- endif %}"
+    "{{- m.tool_calls[0].function | tojson }}{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""Like Llama 3.1 with calls, and like Phi-4-reasoning without a place for a system prompt."""
+
+
+@pytest.mark.parametrize(
+    ("turns", "fix"),
+    [
+        (
+            (ASKED, Turn("assistant", "", tool_calls=(CALL, CALL)), Turn("tool", "noon"), Turn("tool", "nine"), ANSWER),
+            "Give each call a turn of its own, before its answer.",
+        ),
+        (
+            (ASKED, Turn("assistant", "Let me look.", tool_calls=(CALL,)), Turn("tool", "noon"), ANSWER),
+            "Remove the text of turns with calls.",
+        ),
+        (
+            (Turn("system", "Be kind."), ASKED, ANSWER),
+            "Put the system prompt at the beginning of the user's first turn.",
+        ),
+    ],
+)
+def test_fixes_for_what_a_template_cannot_write(turns: tuple[Turn, ...], fix: str) -> None:
+    with pytest.raises(DataError) as error:
+        framing_with(ONE_CALL).examples(Conversation(turns, (), Origin("f.json", 1)))
+    assert error.value.cure == fix
+
+
+@pytest.mark.parametrize("reasoning", ["Noon?", "  <|im_end|> ", ""])
+def test_reasoning_is_learned_where_the_template_marks_only_what_is_said(reasoning: str) -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}"
+        "{%- if m.reasoning_content %}{{- '<think>' + m.reasoning_content + '</think>' }}{%- endif %}"
+        "{%- if m.role == 'assistant' %}{% generation %}{{- m.content }}{% endgeneration %}"
+        "{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    [example] = framing_with(template).examples(Conversation((ASKED, ANSWER._replace(reasoning=reasoning))))
+    thought = f"<think>{reasoning}</think>" if reasoning else ""
+    assert learned("qwen3", example) == [f"{thought}At noon.<|im_end|>"]

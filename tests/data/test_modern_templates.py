@@ -176,6 +176,8 @@ def without_reasoning(name: str, example: Example, whole: str, reasoning: str) -
     """Compare with a rendering from which the template has dropped the reasoning, which stands before the answer."""
     opening, closing = (re.escape(tag.strip()) for tag in MODERN[name].frame)
     text = decoded(name, example.input_ids)
+    if not reasoning and text == whole:  # the prompt has the empty thought
+        return
     taken_out = [
         text[: found.start()] + kept + text[found.end() :]
         for found in re.finditer(rf"{opening}\s*{re.escape(reasoning)}\s*{closing}\s*", text)

@@ -17,10 +17,11 @@ import weitune
 from tests.export.runs import SYSTEM, save_adapter, save_run
 from tests.serve.live import two_runs
 from tests.serve.test_vllm_template import rendered
-from tests.tiny import SHAPE, TEMPLATES, tiny_tokenizer
+from tests.tiny import SHAPE, TEMPLATES, save_tiny, save_tiny_adapter, tiny_tokenizer
 from weitune import Run
 from weitune.errors import InputError, ModelError
 from weitune.export.adapter_weights import AdapterWeights
+from weitune.generate.plain_adapter import PlainAdapter
 from weitune.serve.library import open_all
 from weitune.serve.vllm import Command, Listening, vllm_command
 from weitune.serve.vllm_models import VARIABLE
@@ -93,6 +94,29 @@ def test_what_the_command_says(tmp_path: Path) -> None:
     }  # fmt: skip
     assert json.loads((folder / "weitune_vllm.json").read_text())["body_bytes"] == 1000
     assert after(command_for(runs, tmp_path / "cache", context_tokens=99), "--max-model-len") == "99"
+
+
+def plain_adapters(folder: Path, **tokenizers: str | None) -> dict[str, PlainAdapter]:
+    """Return adapters of one base, some with a tokenizer of their own beside."""
+    base = save_tiny(folder / "base")
+    for name, tokenizer in tokenizers.items():
+        save_tiny_adapter(folder / name, base)
+        if tokenizer is not None:
+            tiny_tokenizer(tokenizer).save_pretrained(folder / name)
+    return {name: PlainAdapter(folder / name, model=str(base)) for name in tokenizers}
+
+
+def test_the_tokenizer_of_an_adapter_made_elsewhere_is_named(tmp_path: Path) -> None:
+    found = plain_adapters(tmp_path, without=None, own="chatml")
+    assert "--tokenizer" not in command_for({"without": found["without"]}, tmp_path / "cache").arguments
+    assert after(command_for({"own": found["own"]}, tmp_path / "cache"), "--tokenizer") == str(tmp_path / "own")
+    assert after(command_for(dict(found), tmp_path / "cache"), "--tokenizer") == str(tmp_path / "own")
+
+
+def test_adapters_with_different_tokenizers_are_not_served_together(tmp_path: Path) -> None:
+    found = plain_adapters(tmp_path, without=None, own="qwen3")
+    with pytest.raises(ModelError, match="one tokenizer for all models, and those of 'without' and 'own' differ"):
+        command_for(dict(found), tmp_path / "cache")
 
 
 def test_a_gguf_base_is_said_to_need_vllms_plugin(tmp_path: Path, smollm2: str) -> None:

@@ -72,6 +72,7 @@ class ChatFraming(Framing):
         self.end_of_turn = self._end.token
         self.stop_tokens = tuple(dict.fromkeys(end.token for end in (self._end, self._end_of_call) if end))
         self._advisor = Advisor(self._works)
+        self._others: dict[str, ChatFraming] = {}
 
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return one draft for all learned turns, or one for each (see the module's docstring)."""
@@ -154,16 +155,23 @@ class ChatFraming(Framing):
         start = len(prompt)
         if turn.reasoning is None and not self._learns_empty_thoughts:
             start += self._conventions_of(script.conversation).empty_block_at(text, start)
-        return Region(text, len(prompt), end.stop, self._learned(start, end, generated))
+        learned = self._learned(start, end, generated)
+        if turn.reasoning and learned and text.find(script.hide(turn.reasoning).strip(), start) < learned[0][0]:
+            learned = ((start, learned[0][1]), *learned[1:])  # the template marks what is said, and not what is thought
+        return Region(text, len(prompt), end.stop, learned)
 
     def _after_prefill(self, prompt: str, text: str, generated: Ranges) -> tuple[str, Ranges]:
         """Return the rendering with what the prompt has of the answer and a finished turn has not, if that is so."""
         header = prompt.removesuffix(self._prefill)
         if not self._prefill or header == prompt or not text.startswith(header):
             return text, generated
-        by = len(self._prefill)
-        moved = tuple((a + by, b + by) if a >= len(header) else (a, b) for a, b in generated)
-        return prompt + text[len(header) :], moved
+        rest = text[len(header) :]
+        opening, closing = self._conventions.tags
+        if prompt.rstrip().endswith(closing.strip()):
+            rest = rest.removeprefix(opening + closing)  # the prompt has the empty thought already
+        by = len(prompt) + len(rest) - len(text)
+        moved = tuple((max(a + by, len(prompt)), b + by) if a >= len(header) else (a, b) for a, b in generated)
+        return prompt + rest, moved
 
     @cached_property
     def _prefill(self) -> str:
@@ -257,8 +265,12 @@ class ChatFraming(Framing):
         """Return this framing with other arguments of the template."""
         if not arguments:
             return self
-        together = {**(self._tokens.template_args or {}), **arguments}
-        return ChatFraming(self._tokenizer, self._tokens.model_copy(update={"template_args": together}))
+        key = repr(arguments)
+        if key not in self._others:
+            together = {**(self._tokens.template_args or {}), **arguments}
+            tokens = self._tokens.model_copy(update={"template_args": together})
+            self._others[key] = ChatFraming(self._tokenizer, tokens)
+        return self._others[key]
 
 
 def learned_turns(turns: Sequence[Turn], supervise: str) -> dict[int, float]:

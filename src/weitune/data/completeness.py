@@ -23,12 +23,20 @@ def check_complete(script: Script, whole: str, regions: Mapping[int, str]) -> No
     for i, turn in enumerate(script.conversation.turns):
         shown = script.reveal(regions[i]) if i in regions else shown_whole
         missing = [] if _contains(shown, turn.content) else ["the text"]
-        missing += [f"the call of {call.name}" for call in turn.tool_calls if not _contains(shown, call.name)]
+        # The whole has the names of calls in its list of tools too.
+        added = _added(script, i, shown) if turn.tool_calls and i not in regions else shown
+        missing += [
+            f"the call of {call.name}"
+            for call in turn.tool_calls
+            if not _contains(shown, call.name) or not _contains(added, call.name)
+        ]
         if missing:
             raise Refusal(
                 "a chat template that writes every turn",
                 f"one that leaves out {missing[0]} of turn {i + 1} ({turn.role})",
                 "Use a model whose chat template writes such turns, or remove them.",
+                kind="text",
+                turn=i,
             )
         if i in regions and turn.reasoning and not _contains(shown, turn.reasoning):
             raise Refusal(
@@ -47,6 +55,15 @@ def check_complete(script: Script, whole: str, regions: Mapping[int, str]) -> No
                 "Use a model whose chat template writes tools, or remove `tools`.",
                 kind="tools",
             )
+
+
+def _added(script: Script, i: int, whole: str) -> str:
+    """Return what turn ``i`` adds to the rendering of the turns before it; ``whole`` if that cannot be rendered."""
+    try:
+        before, text = (script.reveal(script.render(turns).text) for turns in (i, i + 1))
+    except Refusal:
+        return whole
+    return text[_parting(before, text) :]
 
 
 def check_thought(
@@ -98,5 +115,11 @@ def _contains(shown: str, content: str) -> bool:
 
 def _around(text: str, other: str) -> str:
     """Return the last characters of ``text`` from where it parts from ``other``, for a message."""
-    at = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    at = _parting(text, other)
     return text[max(0, at - 20) : at + 20]
+
+
+def _parting(text: str, other: str) -> int:
+    """Return where two texts part."""
+    differing = (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
+    return next(differing, min(len(text), len(other)))

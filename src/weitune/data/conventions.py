@@ -94,12 +94,22 @@ class Conventions:
             content: Any = hide(turn.content)
             message: dict[str, Any] = {"role": turn.role, "content": content}
         else:
-            message = {"role": turn.role, **_thinking(turn, self.thoughts(bool(turn.tool_calls)), hide)}
+            message = {"role": turn.role, **_thinking(turn, self._thoughts_of(turn), hide)}
         if turn.tool_calls and not message["content"]:
             message["content"] = self.calls.empty
         if turn.name is not None:
             message["name"] = hide(turn.name)
         return message
+
+    def _thoughts_of(self, turn: Turn) -> Thoughts:
+        """Return how the reasoning of ``turn`` is written: in tags if only so its content keeps its indentation."""
+        thoughts = self.thoughts(bool(turn.tool_calls))
+        indented = thoughts.place == "field" and turn.content[:1].isspace() and not turn.content.isspace()
+        if indented and self._probing.tags_keep_blanks(bool(turn.tool_calls)):
+            texts = f"{turn.reasoning}{turn.content}"
+            if not any(tag.strip() in texts for tag in TAGS[0]):
+                return Thoughts("content", *TAGS[0])
+        return thoughts
 
     def _call(self, call: ToolCall, id_: str, hide: Hide) -> dict[str, Any]:
         if self.calls.as_text:

@@ -15,7 +15,7 @@ from weitune.data.template import ChatTemplate
 
 _FIXES_NAMED = 3
 """Changes that work and that a message names, at most."""
-_SHAPES_TRIED = 32
+_SHAPES_TRIED = 128
 """Shapes of faulty rows for which changes are tried, at most: each costs a few renderings."""
 _UNLEARNED = "give such turns `weight: 0`, so that they are context and not learned"
 Arguments = Sequence[tuple[str, Any]]
@@ -68,6 +68,8 @@ def fixes_for(kind: str, at: int, conversation: Conversation, arguments: Argumen
     elif kind == "turns":
         yield from _for_arguments(conversation, arguments)
         yield from _for_turns(conversation)
+    elif kind == "text":
+        yield from _for_a_text(at, conversation)
     elif kind == "tools":
         yield Fix("remove `tools`", replace(conversation, tools=()), {})
 
@@ -84,12 +86,49 @@ def _for_arguments(conversation: Conversation, arguments: Arguments) -> Iterator
         yield Fix(f"set `tokens.template_args: {{{name}: {written}}}`", conversation, {name: value}, name)
 
 
-def _for_turns(conversation: Conversation) -> Iterator[Fix]:
+def _for_the_system(conversation: Conversation) -> Iterator[Fix]:
     first, *others = conversation.turns or (Turn("user", ""),)
     if first.role == "system" and others and others[0].role == "user":
         asked = others[0]._replace(content=f"{first.content}\n\n{others[0].content}")
         words = "put the system prompt at the beginning of the user's first turn"
         yield Fix(words, replace(conversation, turns=(asked, *others[1:])), {})
+
+
+def _for_a_text(at: int, conversation: Conversation) -> Iterator[Fix]:
+    """Yield what helps if the template leaves out what turn ``at`` says."""
+    if conversation.turns[at].role == "system":
+        yield from _for_the_system(conversation)
+    yield from _without_text_beside_calls(conversation)
+
+
+def _without_text_beside_calls(conversation: Conversation) -> Iterator[Fix]:
+    without = tuple(turn._replace(content="") if turn.tool_calls else turn for turn in conversation.turns)
+    if without != conversation.turns:
+        yield Fix("remove the text of turns with calls", replace(conversation, turns=without), {})
+
+
+def _one_by_one(turns: Sequence[Turn]) -> Iterator[Turn]:
+    """Yield ``turns`` with each call in a turn of its own, before its answer."""
+    moved: set[int] = set()
+    for i, turn in enumerate(turns):
+        calls = turn.tool_calls
+        told = range(i + 1, i + len(calls))  # all answers but the last, which stands where it belongs
+        if len(calls) > 1 and all(turn.role == "tool" for turn in turns[i + 1 : i + 1 + len(calls)]):
+            moved.update(told)
+            yield turn._replace(tool_calls=calls[:1])
+            for call, at in zip(calls[1:], told, strict=True):
+                yield from turns[at : at + 1]
+                yield Turn("assistant", "", turn.weight, tool_calls=(call,))
+        elif i not in moved:
+            yield turn
+
+
+def _for_turns(conversation: Conversation) -> Iterator[Fix]:
+    yield from _for_the_system(conversation)
+    if any(len(turn.tool_calls) > 1 for turn in conversation.turns):
+        turns = tuple(_one_by_one(conversation.turns))
+        yield Fix("give each call a turn of its own, before its answer", replace(conversation, turns=turns), {})
+    yield from _without_text_beside_calls(conversation)
     joined: list[Turn] = []
     for turn in conversation.turns:
         if joined and joined[-1].role == turn.role in ("user", "assistant") and not joined[-1].tool_calls:
@@ -128,6 +167,7 @@ def _for_reasoning(kind: str, at: int, conversation: Conversation, arguments: Ar
             earlier = [turn._replace(reasoning=None) for turn in conversation.turns[:at]]
             without = replace(conversation, turns=(*earlier, *conversation.turns[at:]))
             yield Fix("remove the reasoning of the turns before it", without, {})
+        yield from _for_the_system(conversation)
         if conversation.system is not None:
             yield Fix("leave out `system`", replace(conversation, turns=conversation.turns[1:]), {})
     yield from _for_other_turns(at, conversation)

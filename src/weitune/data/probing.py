@@ -70,6 +70,9 @@ class Probing:
         self.tags = tags_of(controls)
         self.thoughts = cache(self._find_thoughts)
         """How reasoning is written in turns with or without a call."""
+        self.tags_keep_blanks = cache(self._find_kept_blanks)
+        """Whether a content keeps the blanks at its beginning only if its reasoning stands before it in `<think>` tags,
+        not in a field, in turns with or without a call."""
 
     @cached_property
     def calls(self) -> Calls:
@@ -117,13 +120,33 @@ class Probing:
         stop = after.find(ANSWER) if not called else len(after) - len(rest) if rest and after.endswith(rest) else 0
         return Thoughts("field", before[start:], after[: max(stop, 0)], fields)
 
+    def _find_kept_blanks(self, called: bool) -> bool:
+        """Try an answer that begins with blanks, once for each way to give its reasoning."""
+        content = f"    {ANSWER}"
+        question, answer = self.probe(called, content)
+        fields = dict.fromkeys(self.thoughts(called).fields, THOUGHT)
+        trimmed = self.render([question, {**answer, **fields}])
+        kept = self.render(self.probe(called, THOUGHT.join(TAGS[0]) + content))
+        return trimmed is not None and content not in trimmed and kept == trimmed.replace(ANSWER, content)
+
     def _frame_elsewhere(self, called: bool) -> tuple[str, str]:
         """Return what stands around reasoning in the other kind of turns, if the template writes it there."""
         for fields in _FIELDS:
             other = self._in_field(not called, fields)
             if other is not None and other.open.strip() and other.close.strip():
                 return other.open, other.close
-        return self.tags
+        return self._frame_of_empty_thought() or self.tags
+
+    def _frame_of_empty_thought(self) -> tuple[str, str] | None:
+        """Return the opening and the closing of the empty thought that the template writes before an answer, if any."""
+        opening, closing = (tag.strip() for tag in self.tags)
+        prompt = self.render([said("user", QUESTION)], prompting=True) or ""
+        before, answer, _ = (self.render(_probe(ANSWER)) or "").partition(ANSWER)
+        block = before.removeprefix(prompt)
+        if not answer or not prompt or block == before or "".join(block.split()) != opening + closing:
+            return None
+        at = (block.index(opening) + len(opening) + block.index(closing)) // 2
+        return block[:at], block[at:]
 
     def _reads(self, text: str, called: bool, *, content: bool = True) -> bool:
         """Tell whether the rendering of a probe has the reasoning before what the turn says and calls."""

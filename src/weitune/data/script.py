@@ -115,6 +115,8 @@ class Script:
             prompt = self.render(turns - 1, prompting=True).text
         except Refusal:  # nothing asks for the turn, so it is not learned
             return rendered
+        if not turn.reasoning and thoughts.close.strip() and prompt.rstrip().endswith(thoughts.close.strip()):
+            return rendered  # the prompt has the empty thought already
         text = rendered.text
         header, opening = _opened(prompt, thoughts)
         if header != prompt and text.startswith(prompt):  # the finished turn has the opening too
@@ -126,13 +128,14 @@ class Script:
             at += len(self._conventions.turn_opening)
         rest = at + self._conventions.empty_block_at(text, at)  # which the template writes before every answer
         closed = text[rest:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
-        block = opening + self._hide(turn.reasoning) + ("" if closed else thoughts.close)
+        block = opening + self.hide(turn.reasoning) + ("" if closed else thoughts.close)
         by = at + len(block) - rest
         moved = [(max(a, rest) + by, b + by) if b > at else (a, b) for a, b in rendered.generated]
         marks = sorted([*moved, (at, at + len(block))]) if self._template.marks_generation else []
         return Rendered(text[:at] + block + text[rest:], tuple(marks))
 
-    def _hide(self, text: str) -> str:
+    def hide(self, text: str) -> str:
+        """Disguise ``text`` as in renderings."""
         return self.disguise.hide(text) if self.disguise is not None else text
 
     def reveal(self, text: str) -> str:

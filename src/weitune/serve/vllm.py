@@ -108,7 +108,7 @@ def vllm_command(
     ]
     limit = getattr(first.config.get_text_config(), "max_position_embeddings", None) or context_tokens
     arguments = (
-        "vllm", "serve", str(first.files.path.resolve()), "--served-model-name", BASE,
+        "vllm", "serve", str(first.files.path.resolve()), *_own_tokenizer(runs), "--served-model-name", BASE,
         "--host", listening.host, "--port", str(listening.port), "--max-model-len", str(min(context_tokens, limit)),
         "--enable-lora", "--max-loras", str(len(runs)), "--max-lora-rank", str(_rank(rank)),
         "--lora-modules", *modules, "--chat-template", str(folder / _TEMPLATE),
@@ -123,6 +123,25 @@ def vllm_command(
         {"VLLM_API_KEY": listening.key} if listening.key else {},
         tuple(_notes(first)),
     )
+
+
+def _own_tokenizer(runs: Mapping[str, Tuned]) -> tuple[str, ...]:
+    """Return the option that names the tokenizer, if it lies with an adapter and not with the base.
+
+    Raises ModelError if the runs have different ones, for vLLM has one for all.
+    """
+    (first, tuned), *others = runs.items()
+    vocabulary = tuned.tokenizer.get_vocab() if others else {}
+    for name, other in others:
+        if other.tokenizer.get_vocab() != vocabulary:
+            raise ModelError(
+                f"vLLM has one tokenizer for all models, and those of '{first}' and '{name}' differ",
+                "Serve them by two servers, each with its --port, or with --engine llama.cpp.",
+            )
+    folders = (
+        tuned.files.tokenizer_folder for tuned in runs.values() if tuned.files.tokenizer_folder != tuned.files.folder
+    )
+    return next((("--tokenizer", str(folder.resolve())) for folder in folders), ())
 
 
 def _notes(tuned: Tuned) -> Iterator[str]:
