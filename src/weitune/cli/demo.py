@@ -72,13 +72,12 @@ def _asked(run: Run) -> list[dict[str, str]]:
 
 def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
     """Write the answers into the run's folder and into its report, and return the report's path."""
-    import json
-
+    from weitune.data.jsontext import json_text
     from weitune.publish import publish_text
     from weitune.report.record import ANSWERS_FILE
     from weitune.report.run_report import write_report
 
-    publish_text(json.dumps({"answers": answers}, ensure_ascii=False, indent=1) + "\n", run.path / ANSWERS_FILE)
+    publish_text(json_text({"answers": answers}, indent=1) + "\n", run.path / ANSWERS_FILE)
     return write_report(run.path)
 
 

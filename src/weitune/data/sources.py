@@ -32,6 +32,7 @@ from weitune.data.problems import Problem, Problems, shown_name
 from weitune.data.rows import BlankRow, Notes, RawRow
 from weitune.data.tablerows import csv_rows
 from weitune.data.textfile import Codec, FileFacts, blocks, examine, open_text
+from weitune.paths import user_path
 
 _KINDS = {
     ".json": "json",
@@ -120,13 +121,8 @@ def stands_for(name: str, source: Source) -> bool:
 
 def contains(name: str, path: Path) -> bool:
     """Tell whether ``name`` is the path of ``path`` or of a folder that it lies in."""
-    whole, outer = (Path(os.path.abspath(each)) for each in (path, _home(name)))  # noqa: PTH100  (keeps links)
+    whole, outer = (Path(os.path.abspath(each)) for each in (path, user_path(name)))  # noqa: PTH100  (keeps links)
     return outer == whole or outer in whole.parents
-
-
-def _home(name: str) -> Path:
-    """Return the path that ``name`` is, with the home folder in place of ``~``; of an unknown user it stays."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111  (pathlib raises)
 
 
 def _expand(name: str, problems: Problems) -> Iterator[Source]:
@@ -150,10 +146,10 @@ def _split_name(name: str) -> tuple[Path, str | None]:
 
     The colon behind a drive's letter names no part.
     """
-    path = _home(name)
+    path = user_path(name)
     at = len(name)
     while not os.path.lexists(path) and (at := name.rfind(":", 0, at)) > 0:
-        before, part = _home(name[:at]), name[at + 1 :]
+        before, part = user_path(name[:at]), name[at + 1 :]
         if part and not part.startswith(("/", "\\")) and before.exists():
             return before, part
     return path, None
