@@ -25,11 +25,13 @@ from bench.compare import RESULTS, model_folder
 from bench.examples import huanhuan
 from weitune.data.layout import SHARED
 from weitune.data.pack import PackedBatch, pack, pack_separately
-from weitune.data.plan import Plan
-from weitune.model import allocator, attention, block, decoder, dropout, loss, probe
-from weitune.model.load import load_model
+from weitune.data.schedule import Plan
+from weitune.model import capabilities
+from weitune.model.fast import attention, block, decoder, dropout, loss
+from weitune.model.load.load import load_model
+from weitune.model.storage import allocator
 from weitune.recipe.schema import Lora, Train
-from weitune.training import assemble
+from weitune.training import build
 from weitune.training.loop import Loop
 
 Change = Callable[[ExitStack], None]
@@ -80,7 +82,7 @@ class Bernoulli(dropout.DropoutString):
 
 def layout(lay: Callable[[Any], PackedBatch]) -> Change:
     """Lay the step's examples out with ``lay``."""
-    return lambda stack: stack.enter_context(patch.object(probe, "SHARED", replace(SHARED, lay=lay)))
+    return lambda stack: stack.enter_context(patch.object(capabilities, "SHARED", replace(SHARED, lay=lay)))
 
 
 def setting(module: Any, name: str, value: Any) -> Change:
@@ -90,7 +92,7 @@ def setting(module: Any, name: str, value: Any) -> Change:
 
 def own_modules(stack: ExitStack) -> None:
     """Run transformers' modules and PEFT's layers under autograd, still on the shared row."""
-    stack.enter_context(patch.object(assemble.BlockDecoder, "of", lambda *given: None))
+    stack.enter_context(patch.object(build.BlockDecoder, "of", lambda *given: None))
 
 
 def whole_last_block(stack: ExitStack) -> None:
@@ -113,7 +115,7 @@ def memory_given_back() -> Iterator[None]:
     libc.mallopt(-3, 128 * 1024)
     libc.malloc_trim(0)
     try:
-        with patch.object(assemble, "keep_freed_memory", lambda: None):
+        with patch.object(build, "keep_freed_memory", lambda: None):
             yield
     finally:
         allocator.keep_freed_memory()
@@ -173,7 +175,7 @@ def main() -> None:
     model = model_folder(arguments.model)
     examples = huanhuan(model)
     loaded = load_model(model, precision="fp32", device="cpu")
-    trainable = assemble.make_trainable(loaded, Lora(), seed=0, base=model)
+    trainable = build.make_trainable(loaded, Lora(), seed=0, base=model)
     accelerator = Accelerator(cpu=True)
     taken: dict[str, list[float]] = {name: [] for name in ["as it is", *arguments.only]}
     for k in range(arguments.rounds):
@@ -181,7 +183,7 @@ def main() -> None:
         for name, seconds in taken.items():
 
             def make(plan: Plan = plan) -> Loop:
-                return assemble.make_loop(trainable, Train(), examples, plan, accelerator=accelerator)
+                return build.make_loop(trainable, Train(), examples, plan, accelerator=accelerator)
 
             seconds.append(run_step(make, VARIANTS[name], k))
             print(f"  round {k + 1}  {seconds[-1]:7.2f} s  {name}", flush=True)

@@ -23,12 +23,12 @@ from peft import PeftModel
 
 from bench.compare import RESULTS, model_folder
 from weitune import Recipe, Run, train
-from weitune.cli.terminal import quiet_libraries
-from weitune.data import sources
+from weitune.cli.shared.terminal import quiet_libraries
+from weitune.data.read import sources
 from weitune.errors import WeituneError
-from weitune.export.order import Order
+from weitune.export.options import Order
 from weitune.export.run import export
-from weitune.model.load import load_model
+from weitune.model.load.load import load_model
 
 MODEL = "smollm2-135m"
 FIRST = "plain"
@@ -92,7 +92,7 @@ def recipe_of(kind: str, folder: Path) -> Recipe:
     if kind != "none" and "init_from" in lora:
         lora["init_from"] = str(folder / FIRST / "adapter")
     data = folder / "captain.jsonl"
-    with (Path(sources.__file__).parent / "builtin" / "captain-en.jsonl").open(encoding="utf-8") as lines:
+    with (Path(sources.__file__).parents[1] / "builtin" / "captain-en.jsonl").open(encoding="utf-8") as lines:
         data.write_text("".join(islice(lines, 8)), encoding="utf-8")
     return Recipe.model_validate({
         "model": model_folder(MODEL),

@@ -39,7 +39,7 @@ _WORK = ("step", "answer")
 def work(model: str, precision: str, *, watching: bool) -> None:
     """Do what each line on standard input names (``step`` or ``answer``) and print how many seconds it took."""
     if watching:
-        from weitune.model.contention import share_the_processor
+        from weitune.model.thread_contention import share_the_processor
 
         share_the_processor()
     jobs = _jobs(model, precision)
@@ -58,16 +58,16 @@ def _jobs(model: str, precision: str) -> dict[str, Callable[[], object]]:
     from accelerate import Accelerator
 
     from bench.examples import persona
-    from weitune.cli.terminal import quiet_libraries
+    from weitune.cli.shared.terminal import quiet_libraries
     from weitune.data.conversation import Conversation, Turn
-    from weitune.data.plan import Plan
-    from weitune.data.render import framing_for
+    from weitune.data.frame.framing import framing_for
+    from weitune.data.schedule import Plan
     from weitune.evaluate.samples import own_attention
     from weitune.generate.engine import Engine
     from weitune.generate.sampling import Sampling
-    from weitune.model.load import load_model
+    from weitune.model.load.load import load_model
     from weitune.recipe.schema import Lora, Tokens, Train
-    from weitune.training.assemble import make_loop, make_trainable
+    from weitune.training.build import make_loop, make_trainable
 
     quiet_libraries()
     loaded = load_model(model, precision=precision, device="cpu")  # type: ignore[arg-type]

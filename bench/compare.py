@@ -19,8 +19,8 @@ from typing import Any
 
 from bench.side import EPOCHS, peak_flops, write_examples
 from weitune.data.conversation import Example
-from weitune.data.plan import Plan
-from weitune.training.forecast import DTYPES
+from weitune.data.schedule import Plan
+from weitune.forecast.run_forecast import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
 LABEL = {"weitune": "weitune", "plain": "plain recipe"}

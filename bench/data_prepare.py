@@ -59,8 +59,8 @@ def prepare_plainly(tokenizer: Any, data: Path, work: Path) -> int:
 
 def prepare_with_weitune(tokenizer: Any, data: Path, work: Path, template: str = "tutorial") -> int:
     """Prepare as ``weitune train`` does, into an empty cache."""
-    from weitune.data.prepare import prepare
-    from weitune.data.render import framing_for
+    from weitune.data.frame.framing import framing_for
+    from weitune.data.prepare.prepare import prepare
     from weitune.recipe.schema import Recipe, Tokens
 
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")

@@ -27,18 +27,18 @@ import torch
 
 from weitune import Run
 from weitune.data.conversation import Conversation
-from weitune.data.prepare import read_options
-from weitune.data.read import read_conversations
-from weitune.export.gguf_adapter import write_gguf_adapter
-from weitune.export.gguf_file import GGUF_TYPES, GgufType, write_gguf
-from weitune.export.merged import write_merged
-from weitune.export.observe import ANSWER_TOKENS, Observation, TransformersSubject, merged_subject, reference
-from weitune.export.observe_gguf import LlamaCppSubject, gguf_subject
-from weitune.export.probes import Probe, choose_probes
-from weitune.export.proof import observed
+from weitune.data.prepare.prepare import read_options
+from weitune.data.read.conversations import read_conversations
+from weitune.export.formats.gguf_adapter import write_gguf_adapter
+from weitune.export.formats.gguf_file import GGUF_TYPES, GgufType, write_gguf
+from weitune.export.formats.merged import write_merged
 from weitune.export.smoothing import LEVELS, smoothed
-from weitune.export.tuned import Tuned, open_tuned
-from weitune.export.verify import differences, partings
+from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.verify.compare import differences, partings
+from weitune.export.verify.outputs import ANSWER_TOKENS, Observation, TransformersSubject, merged_subject, reference
+from weitune.export.verify.outputs_gguf import LlamaCppSubject, gguf_subject
+from weitune.export.verify.prompts import Probe, choose_probes
+from weitune.export.verify.verification import observed
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,8 +24,8 @@ from tests.faults.injection import bad_gradient, bad_loss, bad_weight, inject
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, digest
 from tests.faults.small import is_intact, save
 from weitune.errors import Interrupted, NonFiniteError
-from weitune.training.checkpoint import FILES, MANIFEST, newest_good
-from weitune.training.events import read_events
+from weitune.run.checkpoint import FILES, MANIFEST, newest_good
+from weitune.run.events import read_events
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 
@@ -33,7 +33,7 @@ _ONE_SAVE = """
 import sys
 from pathlib import Path
 from tests.faults.small import save
-from weitune.training.rotation import rotate
+from weitune.run.rotation import rotate
 save(Path(sys.argv[1]), 4)
 rotate(Path(sys.argv[1]), 2)
 """

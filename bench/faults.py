@@ -34,7 +34,7 @@ from typing import Any
 from bench import fault_files
 from tests.faults.processes import Process, Starter, steps_done
 from tests.faults.runs import STEPS, Inputs, digest, make_inputs
-from weitune.training.checkpoint import fault_of, newest_good
+from weitune.run.checkpoint import fault_of, newest_good
 
 RESULTS = Path(__file__).parent / "results"
 # a step of several micro-batches, so that most instants are in the middle of an accumulation

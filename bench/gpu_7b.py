@@ -18,7 +18,7 @@ from bench.compare import compare, model_folder, report
 from bench.examples import huanhuan
 from bench.side import EPOCHS
 from bench.train_speed import needed_gflop
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 
 SHAPE = {
     "model_type": "qwen2",

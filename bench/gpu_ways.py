@@ -31,7 +31,7 @@ from bench.compare import RESULTS, model_folder, run_apart
 from bench.examples import huanhuan
 from bench.gpu_7b import SHAPE
 from bench.side import EPOCHS, read_examples, weitune_side, write_examples
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 
 WAYS = ("bf16", "auto", "sharded", "nf4", "int8")
 BATCH = 16
@@ -54,8 +54,8 @@ def make_folder(folder: Path, layers: int, device: str, tokenizer: str) -> None:
 
 def load(job: dict[str, Any]) -> Any:
     """Load the job's model in the job's way."""
-    import weitune.model.load as loading
-    from weitune.model.locate import locate
+    import weitune.model.load.load as loading
+    from weitune.model.load.locate import locate
 
     files, way = locate(job["model"]), job["way"]
     tokenizer = loading.load_tokenizer(files)

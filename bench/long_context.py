@@ -27,10 +27,10 @@ def main() -> None:
 
     from accelerate import Accelerator
 
-    from weitune.data.plan import Plan
-    from weitune.model.load import load_model
+    from weitune.data.schedule import Plan
+    from weitune.model.load.load import load_model
     from weitune.recipe.schema import Lora, Train
-    from weitune.training.assemble import make_loop, make_trainable
+    from weitune.training.build import make_loop, make_trainable
 
     model = model_folder(arguments.model)
     trainable = make_trainable(load_model(model, precision="fp32", device="cpu"), Lora(), seed=0, base=model)

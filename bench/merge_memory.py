@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from bench.compare import model_folder
 from bench.gpu_7b import SHAPE
 from bench.serving import keep
-from weitune.export.base_weights import Slot
-from weitune.export.safetensors_file import shard_names, shards, write_safetensors
+from weitune.export.formats.safetensors_file import shard_names, shards, write_safetensors
+from weitune.export.source.base_weights import Slot
 from weitune.recipe.schema import PROJECTIONS
 
 RANK = 8

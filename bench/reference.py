@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Sampler, SequentialSampler
 
 from weitune.data.conversation import Example
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, list[int]]]:

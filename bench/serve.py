@@ -28,8 +28,8 @@ from bench.compare import peak_flops
 from bench.serving import Service, keep, service
 from weitune import Run
 from weitune.data.conversation import Conversation, Turn
-from weitune.export.observe import TransformersSubject, reference
-from weitune.export.tuned import Tuned, open_tuned
+from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.verify.outputs import TransformersSubject, reference
 
 QUESTION = "第{}个问题：你今天做了什么，见了什么人，心里又在想什么？"
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.serving import Service, keep, service, wait_for
 from weitune import Run
-from weitune.export.tuned import open_tuned
+from weitune.export.source.export_source import open_tuned
 
 ASK = {"messages": [{"role": "user", "content": "你是谁？"}], "max_tokens": 2000}
 BODY_LIMIT = 1 << 20

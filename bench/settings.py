@@ -23,7 +23,7 @@ import yaml
 
 from bench.compare import RESULTS, model_folder
 from bench.examples import SHARED, SYSTEM
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 
 DEFAULT = "default"
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

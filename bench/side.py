@@ -19,10 +19,10 @@ import torch
 
 from bench.reference import in_plan_order, make_trainer, rows_of
 from weitune.data.conversation import Example, Span
-from weitune.data.plan import Plan
-from weitune.model.load import LoadedModel, load_model
+from weitune.data.schedule import Plan
+from weitune.forecast.run_forecast import DTYPES
+from weitune.model.load.load import LoadedModel, load_model
 from weitune.recipe.schema import Lora, Train
-from weitune.training.forecast import DTYPES
 
 EPOCHS = 3
 """A job trains as many steps of so many epochs as it asks for."""
@@ -91,7 +91,7 @@ def weitune_side(
     """Train with weitune's loop, a model that is ``loaded`` or the one that the job names."""
     from accelerate import Accelerator
 
-    from weitune.training.assemble import make_loop, make_trainable
+    from weitune.training.build import make_loop, make_trainable
 
     loaded = loaded or load(job)
     train = Train(
@@ -173,7 +173,7 @@ def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict
 
 def main(side: str, job_path: str) -> None:
     """Run one side and print its figures."""
-    from weitune.cli.terminal import quiet_libraries
+    from weitune.cli.shared.terminal import quiet_libraries
 
     quiet_libraries()
     job = json.loads(Path(job_path).read_text())

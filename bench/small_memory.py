@@ -25,7 +25,7 @@ from bench.examples import huanhuan
 from bench.gpu_7b import SHAPE
 from bench.random_weights import random_nf4
 from bench.side import read_examples, write_examples
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 from weitune.recipe.schema import Lora, Train
 
 
@@ -53,7 +53,7 @@ class OwnMemory:
 
 
 def load(job: dict[str, Any]) -> Any:
-    from weitune.model.load import LoadedModel, load_model
+    from weitune.model.load.load import LoadedModel, load_model
 
     if job["shape_7b"]:
         model = random_nf4(SHAPE)
@@ -66,8 +66,8 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     from accelerate import Accelerator
 
     from bench.side import peak_bytes
-    from weitune.cli.terminal import quiet_libraries
-    from weitune.training.assemble import make_loop, make_trainable
+    from weitune.cli.shared.terminal import quiet_libraries
+    from weitune.training.build import make_loop, make_trainable
 
     quiet_libraries()
     own = OwnMemory()

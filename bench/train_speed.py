@@ -17,7 +17,7 @@ from bench.examples import huanhuan, persona
 from bench.side import EPOCHS
 from weitune.data.conversation import Example
 from weitune.data.pack import pack
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 
 STEPS = {"weitune": 10, "plain": 4}
 """Of weitune enough that its memory, which grows with the largest row so far, has settled in half of them."""

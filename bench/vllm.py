@@ -37,11 +37,11 @@ from bench.serving import keep
 from weitune import Run
 from weitune.data.conversation import Conversation, Turn
 from weitune.evaluate.general import general_questions
-from weitune.export.order import Order
+from weitune.export.options import Order
 from weitune.export.run import export
 from weitune.generate.run_folder import Which
-from weitune.serve.library import open_all
-from weitune.serve.vllm import Listening, vllm_command
+from weitune.serve.served_models import open_all
+from weitune.serve.vllm.command import Listening, vllm_command
 
 PERSONA = (
     "Who are you?", "What do you do all day?", "Do you like storms?", "Tell me about the light.", "What is your name?",
@@ -123,7 +123,7 @@ def _wait(process: subprocess.Popen[bytes], server: Server, log: Any) -> None:
 
 def train(folder: Path) -> Run:
     """Train the small run on SmolLM2-135M as a model folder."""
-    from weitune.model.load import load_model
+    from weitune.model.load.load import load_model
 
     loaded = load_model("builtin:smollm2-135m", precision="fp32", device="cpu")
     loaded.model.save_pretrained(folder / "base")

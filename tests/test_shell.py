@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tests.export.runs import save_run
 from weitune.errors import InputError, RunError
-from weitune.report.record import RunRecord
+from weitune.report.run_record import RunRecord
 from weitune.report.run_report import _commands
-from weitune.serve.library import named_runs
+from weitune.run.disk_retry import refusals_explained
+from weitune.run.folder import check_free
+from weitune.serve.served_models import named_runs
 from weitune.shell import shell_command
-from weitune.training.folder import check_free
-from weitune.training.patience import refusals_explained
 
 NAMES = ["my run", "甄嬛", "it's", 'a"b', "$(touch x)", "a;b&c", "`x`", "#1", "~", "tab\there", "a\nb", "*"]
 

@@ -15,14 +15,15 @@ import pytest
 from tests.export.runs import save_run, silent
 from tests.hub import local_hub
 from tests.tiny import save_tiny
-from weitune import cli, room
-from weitune.cache import delete, entries
-from weitune.data.cache import data_cache
+from weitune import cli
+from weitune.cli.cache_contents import delete, entries
+from weitune.data.prepare.cache import data_cache
 from weitune.errors import InputError, ModelError
-from weitune.export.base_file import base_file
-from weitune.export.tuned import open_tuned
-from weitune.model import locate
-from weitune.room import cache_folder, check_room, size_text
+from weitune.export.cached_base import base_file
+from weitune.export.source.export_source import open_tuned
+from weitune.files import cache as cache_module
+from weitune.files.cache import cache_folder, check_room, size_text
+from weitune.model.load import locate
 
 DAY = 24 * 3600
 DATA, GGUF = "0123456789abcdef" * 2, "fedcba9876543210" * 2
@@ -212,7 +213,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
 
 
 def test_room_is_looked_at_before_anything_is_written(
@@ -291,7 +292,7 @@ def test_where_the_system_does_not_say_what_is_free_nothing_is_refused(
     def no_answer(path: Path) -> None:
         raise OSError
 
-    monkeypatch.setattr(room.shutil, "disk_usage", no_answer)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", no_answer)
     check_room(tmp_path / "not" / "there", 10**15, "it", "")
 
 

@@ -143,7 +143,7 @@ def test_a_command_may_return_its_exit_code(run_as_command: Any) -> None:
 
 
 def test_progress_draws_nothing_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from weitune.cli.terminal import progress
+    from weitune.cli.shared.terminal import progress
 
     with progress("training", total=3) as bar:
         bar.advance(note="loss 1.0")
@@ -152,7 +152,7 @@ def test_progress_draws_nothing_where_there_is_no_terminal(capsys: pytest.Captur
 
 
 def test_rates_are_readable() -> None:
-    from weitune.cli.terminal import rate
+    from weitune.cli.shared.terminal import rate
 
     shown = [rate(speed, "step") for speed in (None, 12.345, 0.25, 45_678.9)]
     assert shown == ["", "12.3 step/s", "4 s/step", "45679 step/s"]

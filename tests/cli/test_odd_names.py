@@ -10,8 +10,8 @@ import pytest
 
 from tests.tiny import save_tiny
 from weitune.cli import main
-from weitune.data.jsontext import json_text
 from weitune.data.problems import Problem, shown_name
+from weitune.files.json_text import json_text
 from weitune.recipe.load import load_recipe
 
 

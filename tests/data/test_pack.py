@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from weitune.data.conversation import Example, Span
 from weitune.data.pack import PackedBatch, pack, pack_separately, visible
-from weitune.data.plan import Plan, share, split
+from weitune.data.schedule import Plan, share, split
 
 
 @st.composite

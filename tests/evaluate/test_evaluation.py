@@ -14,7 +14,7 @@ from weitune import Run, cli
 from weitune.data.conversation import Conversation, Turn
 from weitune.evaluate.general import general_questions, share_right
 from weitune.evaluate.questions import question_of
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 from weitune.training.run import train
 
 

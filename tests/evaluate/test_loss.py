@@ -14,18 +14,18 @@ from tests.faults.runs import make_inputs
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from weitune.data.conversation import Example
-from weitune.data.holdout import hold_out
+from weitune.data.frame.framing import framing_for
 from weitune.data.layout import SEPARATE, SHARED, Layout
-from weitune.data.prepare import prepare
-from weitune.data.render import framing_for
+from weitune.data.prepare.holdout import hold_out
+from weitune.data.prepare.prepare import prepare
 from weitune.evaluate.loss import evaluating, measure_loss
-from weitune.model.adapter import attach_adapter
-from weitune.model.decoder import BlockDecoder
-from weitune.model.load import load_model
-from weitune.model.probe import probe
+from weitune.model.capabilities import probe
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.load.load import load_model
+from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recipe
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 from weitune.training.run import train
 
 CPU = torch.device("cpu")

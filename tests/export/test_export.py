@@ -12,9 +12,9 @@ from tests.export.runs import DIALOGUES, SYSTEM, save_run
 from weitune import Run
 from weitune.errors import InputError, MissingExtraError, RunError
 from weitune.export import run as export_module
-from weitune.export.order import Format, Order
+from weitune.export.options import Format, Order
 from weitune.export.run import Exported, export
-from weitune.export.verify import VerificationError
+from weitune.export.verify.compare import VerificationError
 
 needs_llama_cpp = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed"
@@ -152,7 +152,7 @@ def test_a_wrong_export_is_found_out(
 
 @needs_llama_cpp
 def test_a_wrong_row_order_is_found_out(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weitune.model.gguf_architecture import Architecture
+    from weitune.gguf.architecture import Architecture
 
     monkeypatch.setattr(Architecture, "to_gguf", lambda self, name, tensor: tensor)
     with pytest.raises(VerificationError, match="logprobs"):
@@ -177,7 +177,7 @@ def test_a_folder_that_is_taken_is_left_alone(runs: dict[str, Run], tmp_path: Pa
 def test_an_export_that_breaks_off_leaves_nothing(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from weitune.export import merged
+    from weitune.export.formats import merged
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -217,8 +217,8 @@ def test_a_checkpoint_can_be_chosen(tmp_path: Path) -> None:
 def test_formats_are_all_declared() -> None:
     from typing import get_args
 
-    from weitune.cli.export import _FORMATS, _TYPES
-    from weitune.export.gguf_file import GGUF_TYPES
+    from weitune.cli.ship.export import _FORMATS, _TYPES
+    from weitune.export.formats.gguf_file import GGUF_TYPES
 
     assert get_args(Format) == _FORMATS
     assert GGUF_TYPES == _TYPES

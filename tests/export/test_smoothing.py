@@ -8,19 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf import GGUFReader
 from tests.export.runs import DIALOGUES, logits, save_run, silent
 from tests.export.test_export import needs_llama_cpp
 from tests.tiny import tiny_model
 from weitune import Run
 from weitune.errors import InputError
 from weitune.export import smoothing
-from weitune.export.gguf_file import BLOCK, GgufType, write_gguf
-from weitune.export.order import Order
-from weitune.export.probes import choose_probes
+from weitune.export.formats.gguf_file import BLOCK, GgufType, write_gguf
+from weitune.export.options import Order
 from weitune.export.run import export
 from weitune.export.smoothing import (
     SmoothedWeights,
@@ -31,8 +30,9 @@ from weitune.export.smoothing import (
     smoothed,
     smoothing_factors,
 )
-from weitune.export.tuned import Tuned, open_tuned
-from weitune.export.verify import VerificationError
+from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.verify.compare import VerificationError
+from weitune.export.verify.prompts import choose_probes
 
 IDS = torch.tensor([[5, 17, 40, 8, 99, 3, 250, 61]])
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from tests.faults.damage import cut, flip, lose
 from tests.faults.layer import Killed, Layer, faults
 from tests.faults.small import is_intact, save
-from weitune.training import disk
-from weitune.training.checkpoint import FILES, MANIFEST, list_checkpoints, newest_good, set_aside
-from weitune.training.rotation import metric_of, rotate
+from weitune.run import disk
+from weitune.run.checkpoint import FILES, MANIFEST, list_checkpoints, newest_good, set_aside
+from weitune.run.rotation import metric_of, rotate
 
 NOTE = "my notes.txt"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.limits import HANG_SECONDS
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 
 
 class Starter:

@@ -14,7 +14,7 @@ from typing import Any
 from tests.tiny import save_tiny
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Recipe
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
 

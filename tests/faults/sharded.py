@@ -17,16 +17,16 @@ from torch import nn
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import VOCABULARY, tiny_model
 from weitune.data.pack import pack
-from weitune.model.adapter import attach_adapter
-from weitune.model.decoder import BlockDecoder
-from weitune.model.load import load_tokenizer, load_weights
-from weitune.model.locate import locate
-from weitune.model.probe import probe
-from weitune.model.shard import gathered_bytes, held_numbers, shard
+from weitune.model.capabilities import probe
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.load.load import load_tokenizer, load_weights
+from weitune.model.load.locate import locate
+from weitune.model.lora.adapter import attach_adapter
+from weitune.model.storage.shard import gathered_bytes, held_numbers, shard
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Recompute
-from weitune.training.processes import make_accelerator
+from weitune.training.distributed.processes import make_accelerator
 from weitune.training.run import resume, train
 
 CPU = torch.device("cpu")

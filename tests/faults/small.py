@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from weitune.training.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, STATE, Checkpoint, write_checkpoint
+from weitune.run.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, STATE, Checkpoint, write_checkpoint
 
 
 def files_of(step: int, metric: float | None = None) -> list[tuple[str, bytes]]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.damage import Damage, cut, empty, flip, grow, lose, swap_for_a_folder
 from tests.faults.small import is_intact, save
-from weitune.training.checkpoint import FILES, MANIFEST, fault_of, newest_good, set_aside
+from weitune.run.checkpoint import FILES, MANIFEST, fault_of, newest_good, set_aside
 
 
 @pytest.mark.parametrize("seed", range(3))

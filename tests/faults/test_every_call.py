@@ -14,10 +14,10 @@ from tests.faults.layer import Killed, Layer, faults
 from tests.faults.small import is_intact, save
 from weitune.errors import RunError
 from weitune.recipe.load import build_recipe, load_recipe
-from weitune.training import disk, folder
-from weitune.training.checkpoint import ADAPTER, Checkpoint, list_checkpoints, newest_good, publish_adapter
-from weitune.training.events import EventLog, read_events
-from weitune.training.rotation import rotate
+from weitune.run import disk, folder
+from weitune.run.checkpoint import ADAPTER, Checkpoint, list_checkpoints, newest_good, publish_adapter
+from weitune.run.events import EventLog, read_events
+from weitune.run.rotation import rotate
 
 SEED = 20260131
 RECIPE = build_recipe({"model": "m", "data": ["d.json"]})

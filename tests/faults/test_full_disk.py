@@ -15,17 +15,17 @@ from tests.faults.layer import Layer, faults
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result
 from tests.faults.test_resume import stopped
 from weitune.errors import NonFiniteError, RunError
-from weitune.training import patience
-from weitune.training.checkpoint import FILES, fault_of, list_checkpoints, newest_good
-from weitune.training.events import FILE, read_events
+from weitune.run import disk_retry
+from weitune.run.checkpoint import FILES, fault_of, list_checkpoints, newest_good
+from weitune.run.events import FILE, read_events
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(patience, "SECONDS", 0.5)
+    monkeypatch.setattr(disk_retry, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(disk_retry, "SECONDS", 0.5)
 
 
 def checkpoint_bytes(inputs: Inputs) -> int:
@@ -80,7 +80,7 @@ def test_it_gives_up_in_the_end(inputs: Inputs, tmp_path: Path, code: int) -> No
 
 
 def test_a_stop_ends_the_waiting(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "SECONDS", 3600.0)
+    monkeypatch.setattr(disk_retry, "SECONDS", 3600.0)
     stop = StopRequest()
     layer = Layer()
     layer.fails = lambda call, number: errno.ENOSPC if call == "mkdir" and len(listener.records) >= EVERY else None

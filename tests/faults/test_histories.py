@@ -10,8 +10,8 @@ import pytest
 from tests.faults.damage import flip, lose
 from tests.faults.history import live
 from tests.faults.small import save
-from weitune.training.checkpoint import FILES, MANIFEST, list_checkpoints
-from weitune.training.rotation import rotate
+from weitune.run.checkpoint import FILES, MANIFEST, list_checkpoints
+from weitune.run.rotation import rotate
 
 
 @pytest.mark.parametrize("block", range(10))

@@ -14,14 +14,14 @@ import pytest
 from tests.faults.runs import Inputs, Listener, assert_same_result, digest
 from tests.faults.test_resume import stopped
 from weitune.errors import RunError
-from weitune.training.events import read_events
-from weitune.training.lock import FILE, run_lock
+from weitune.run.events import read_events
+from weitune.run.lock import FILE, run_lock
 from weitune.training.run import resume
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from weitune.training.lock import run_lock
+from weitune.run.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

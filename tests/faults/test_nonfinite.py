@@ -13,8 +13,8 @@ from tests.faults.injection import Kind, bad_gradient, bad_loss, bad_weight, inj
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result
 from weitune.errors import NonFiniteError
 from weitune.model.supervised import SupervisedModel
-from weitune.training.checkpoint import list_checkpoints, newest_good
-from weitune.training.events import read_events
+from weitune.run.checkpoint import list_checkpoints, newest_good
+from weitune.run.events import read_events
 from weitune.training.run import resume, train
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.processes import Process, Starter, steps_done
 from tests.faults.runs import EVERY, STEPS, Inputs, assert_same_result
-from weitune.training.checkpoint import fault_of, list_checkpoints, newest_good
-from weitune.training.events import read_events
+from weitune.run.checkpoint import fault_of, list_checkpoints, newest_good
+from weitune.run.events import read_events
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs fork and POSIX signals")
 

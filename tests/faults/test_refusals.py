@@ -95,15 +95,15 @@ def test_a_recipe_file_that_was_edited_in_the_run(inputs: Inputs, tmp_path: Path
 
 def test_another_size_of_adapter_behind_the_recipe_s_back(inputs: Inputs, tmp_path: Path) -> None:
     """Tensors that do not fit are named, all of them at once."""
-    from weitune.training.checkpoint import newest_good
-    from weitune.training.snapshot import restore
+    from weitune.run.checkpoint import newest_good
+    from weitune.training.resume.snapshot import restore
 
     checkpoint, _ = newest_good(stopped(inputs, tmp_path / "run", 2))
     assert checkpoint is not None
     import torch
 
-    from weitune.model.adapter import attach_adapter
-    from weitune.model.trained import LoraAdapter
+    from weitune.model.lora.adapter import attach_adapter
+    from weitune.model.lora.trainable_state import LoraAdapter
     from weitune.recipe.schema import Lora
 
     adapted = attach_adapter(tiny_model("qwen2"), Lora(r=4), seed=0, base="tiny")

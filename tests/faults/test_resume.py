@@ -13,8 +13,8 @@ from tests.faults.damage import Damage, cut, flip, lose
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result, digest
 from weitune.errors import Interrupted, RunError
 from weitune.recipe.load import load_recipe
-from weitune.training.checkpoint import FILES, MANIFEST, list_checkpoints
-from weitune.training.events import read_events
+from weitune.run.checkpoint import FILES, MANIFEST, list_checkpoints
+from weitune.run.events import read_events
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 

@@ -22,8 +22,8 @@ from tests.faults.test_resume import stopped
 from tests.tiny import save_tiny
 from weitune import cli
 from weitune.errors import InputError, RecipeError, RunError
-from weitune.training.events import read_events
-from weitune.training.processes import agreed
+from weitune.run.events import read_events
+from weitune.training.distributed.processes import agreed
 from weitune.training.run import train
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.faults.runs import Inputs, assert_same_result
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 from weitune.training.run import resume, train
 
 

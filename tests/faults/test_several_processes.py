@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tests.faults.processes import steps_done
 from tests.faults.runs import Inputs
 from tests.limits import HANG_SECONDS
-from weitune.cli.launch import Machines
+from weitune.cli.train.launch import Machines
 from weitune.errors import InputError
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 from weitune.training.run import train
 
 STEPS = 28

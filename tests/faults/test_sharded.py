@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tests.faults.runs import STEPS, Inputs
 from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny, tiny_model
-from weitune.cli.launch import Machines
-from weitune.training.events import read_events
+from weitune.cli.train.launch import Machines
+from weitune.run.events import read_events
 from weitune.training.run import resume, train
 
 HALFWAY = 7

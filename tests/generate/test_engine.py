@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.tiny import TEMPLATE_OF, save_tiny, save_tiny_adapter, tiny_model, tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.render import framing_for
+from weitune.data.frame.framing import framing_for
 from weitune.errors import InputError, RunError
 from weitune.generate.engine import Engine
-from weitune.generate.load import merge_adapter
+from weitune.generate.open_model import merge_adapter
 from weitune.generate.sampling import Sampling
 from weitune.recipe.schema import Tokens
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests.export.runs import save_run, silent
-from weitune.export.base_file import base_file
-from weitune.export.tuned import open_tuned
+from weitune.export.cached_base import base_file
+from weitune.export.source.export_source import open_tuned
 from weitune.generate import llama_cpp
 from weitune.generate.llama_cpp import LlamaCpp, misses_avx512
 from weitune.generate.sampling import Sampling

@@ -27,7 +27,7 @@ QUESTION = "Who are you?"
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in float32 on every processor, as PEFT does here."""
-    monkeypatch.setattr("weitune.model.load.choose_dtype", lambda precision, device: torch.float32)
+    monkeypatch.setattr("weitune.model.load.load.choose_dtype", lambda precision, device: torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_base_that_is_not_here_must_be_given(
     assert main([*arguments, "--model", str(base)]) == 0
     assert capsys.readouterr().out == expected_answer(base, adapter) + "\n"
     configure(adapter, base_model_name_or_path="models/of-another-machine")  # looks like a hub's id
-    monkeypatch.setattr("weitune.model.locate._from_huggingface", not_on_the_hub)
+    monkeypatch.setattr("weitune.model.load.locate._from_huggingface", not_on_the_hub)
     assert main(arguments) == 2
     assert "--model" in capsys.readouterr().err
     configure(adapter, base_model_name_or_path=None)
@@ -283,7 +283,7 @@ def test_folders_of_checkpoints_and_a_checkpoint_alone(base: Path, adapter: Path
 
 
 def test_a_checkpoint_copied_out_of_its_run_keeps_its_recipe_and_its_base(tmp_path: Path) -> None:
-    from tests.generate.test_base import record
+    from tests.model.load.test_base_check import record
 
     run = save_tiny_run(tmp_path / "run", checkpoints=(5,), system="You are Maren.")
     record(run)
@@ -386,7 +386,7 @@ def test_it_is_served_under_its_folders_name(
     pytest.importorskip("xllamacpp")
     pytest.importorskip("uvicorn")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    from weitune.serve.library import prepared
+    from weitune.serve.served_models import prepared
 
     as_llama_factory(adapter, base)
     framed = (adapter / "chat_template.jinja").read_text(encoding="utf-8").replace("You are Tiny.", "You are tuned.")

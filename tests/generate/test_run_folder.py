@@ -13,7 +13,7 @@ import pytest
 
 from weitune import Run
 from weitune.errors import InputError, RunError
-from weitune.generate import load
+from weitune.generate import open_model
 
 
 @pytest.fixture
@@ -130,20 +130,20 @@ def test_chat_uses_the_runs_own_system_prompt(tiny_run: Path) -> None:
 
 
 def test_wrong_options_are_refused_before_anything_loads(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "load_engine", None)
+    monkeypatch.setattr(open_model, "load_engine", None)
     with pytest.raises(InputError, match="temperature must be 0 or more"):
         Run(tiny_run).chat("x", temperature=-1)
 
 
 def test_the_two_engines_used_last_stay_loaded(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Path | None] = []
-    original = load.load_engine
+    original = open_model.load_engine
 
     def counting(recipe: object, adapter: Path | None, **options: object) -> object:
         loaded.append(adapter)
         return original(recipe, adapter, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(load, "load_engine", counting)
+    monkeypatch.setattr(open_model, "load_engine", counting)
     run = Run(tiny_run)
     for which in ("last", "base", "last", "base", "last", 5, "last", "base"):
         run.engine(which)

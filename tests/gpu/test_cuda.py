@@ -14,12 +14,12 @@ from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
 from weitune.data.pack import PackedBatch, pack
 from weitune.errors import Interrupted
-from weitune.model.adapter import attach_adapter
-from weitune.model.attention import Tree, dense_tree_attention, flex_tree_attention, register
-from weitune.model.decoder import BlockDecoder
-from weitune.model.probe import probe
-from weitune.model.recorded import RecordedPasses
-from weitune.model.shard import shard
+from weitune.model.capabilities import probe
+from weitune.model.cuda_graph import RecordedPasses
+from weitune.model.fast.attention import Tree, dense_tree_attention, flex_tree_attention, register
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.lora.adapter import attach_adapter
+from weitune.model.storage.shard import shard
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.recipe.schema import Lora, Storage, Train
 from weitune.training.optim import seed_step
@@ -74,7 +74,7 @@ def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypat
     losses = []
     for placement in ("here", "auto"):
         if placement == "auto":
-            monkeypatch.setattr("weitune.model.load._placement", lambda target, asked: "auto")
+            monkeypatch.setattr("weitune.model.load.load._placement", lambda target, asked: "auto")
         (tmp_path / placement).mkdir()
         run = train(recipe_for(tmp_path / placement))
         losses.append([event["loss"] for event in run.events() if event["event"] == "step"])

@@ -12,22 +12,22 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.invariant.test_oracle import examples_with_forks
-from tests.model.test_block import distance, loss_and_gradients
+from tests.model.fast.test_block import distance, loss_and_gradients
 from tests.tiny import save_tiny, tiny_model
 from tests.training.loops import Recorder
 from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
 from weitune.data.pack import pack
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, ModelError, RecipeError
-from weitune.generate.load import merge_adapter
-from weitune.model.load import load_model
+from weitune.generate.open_model import merge_adapter
+from weitune.model.load.load import load_model
 from weitune.model.supervised import Row
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Train
-from weitune.training.assemble import Trainable, make_loop, make_trainable
+from weitune.training.build import Trainable, make_loop, make_trainable
+from weitune.training.resume.snapshot import Snapshot
 from weitune.training.run import resume
-from weitune.training.snapshot import Snapshot
 
 CPU = torch.device("cpu")
 FAST: dict[str, dict[str, Any]] = {

@@ -15,12 +15,12 @@ from bench.reference import in_plan_order, losses, make_trainer, rows_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.loops import fit
 from weitune.data.conversation import Example, Span
-from weitune.data.plan import Plan
-from weitune.data.prepare import prepare
-from weitune.data.render import framing_for
-from weitune.model import product
-from weitune.model.adapter import attach_adapter
-from weitune.model.load import LoadedModel, load_model
+from weitune.data.frame.framing import framing_for
+from weitune.data.prepare.prepare import prepare
+from weitune.data.schedule import Plan
+from weitune.model.fast import matmul
+from weitune.model.load.load import LoadedModel, load_model
+from weitune.model.lora.adapter import attach_adapter
 from weitune.recipe.schema import Lora, Recipe, Train
 
 LORA = Lora(dropout=0.0)
@@ -123,9 +123,9 @@ def test_smollm2_on_real_rows_follows_the_oracle(
 
     From a run in float64 the adapter of the oracle is 0.94e-4 away, ours by oneDNN 1.3e-4.
     """
-    if onednn and not product._onednn_works():
+    if onednn and not matmul._onednn_works():
         pytest.skip("this PyTorch has no such operator of oneDNN")
-    monkeypatch.setattr(product, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: onednn)
     assert len(theirs.losses) == 20
     follows(smollm2(smollm2_folder).model, real_rows, theirs, batch_size=2, tolerance=tolerance)
 

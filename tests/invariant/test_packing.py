@@ -11,9 +11,9 @@ from tests.training.loops import fit
 from weitune.data.conversation import Example, Span
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import pack, pack_separately, visible
-from weitune.data.plan import Plan, split
-from weitune.model.adapter import attach_adapter
-from weitune.model.probe import probe
+from weitune.data.schedule import Plan, split
+from weitune.model.capabilities import probe
+from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Train
 

@@ -14,24 +14,24 @@ from tests.conftest import skip_unless_ci
 from tests.faults.runs import digest
 from tests.invariant.test_adapter_family import logits
 from tests.invariant.test_oracle import examples_with_forks
-from tests.model.test_block import distance, loss_and_gradients
+from tests.model.fast.test_block import distance, loss_and_gradients
 from tests.tiny import save_tiny, tiny_model
 from tests.training.loops import Recorder
 from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
 from weitune.data.pack import pack
-from weitune.data.plan import Plan
+from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, MissingExtraError, RunError
 from weitune.export.run import Order, export
-from weitune.model.load import load_model
-from weitune.model.memory import SHARE_OF_FREE_MEMORY
-from weitune.model.need import ENOUGH_TOKENS, PassSize, pass_bytes
-from weitune.model.stored import dense, is_quantized
+from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY
+from weitune.forecast.memory_estimate import ENOUGH_TOKENS, PassSize, pass_bytes
+from weitune.model.load.load import load_model
+from weitune.model.storage.weight_storage import dense, is_quantized
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Lora, Recompute, Train
-from weitune.training.assemble import MemoryPlan, Trainable, choose_memory_plan, make_loop, make_trainable
+from weitune.training.build import MemoryPlan, Trainable, choose_memory_plan, make_loop, make_trainable
+from weitune.training.resume.snapshot import Snapshot
 from weitune.training.run import resume
-from weitune.training.snapshot import Snapshot
 
 CPU = torch.device("cpu")
 STORAGES = ("bf16", "int8", "nf4")
@@ -144,7 +144,7 @@ def test_as_little_is_recomputed_as_memory_allows(tmp_path: Path, monkeypatch: p
     for level in get_args(Recompute):
         need = sum(pass_bytes(trainable.shape, size, replace(trainable.manner, recompute=level)))
         free = need / SHARE_OF_FREE_MEMORY + beside + 100
-        monkeypatch.setattr("weitune.training.assemble.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("weitune.training.build.free_bytes", lambda device, free=free: free)
         assert choose_memory_plan(trainable, Train(), None, 20).recompute == level
         assert choose_memory_plan(trainable, Train(recompute="none"), None, 20).recompute == "none"
         assert choose_memory_plan(trainable, Train(micro_tokens=4096), None, 20) == MemoryPlan(4096, "block")
@@ -176,7 +176,7 @@ def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -
 
     from transformers import AutoModelForCausalLM
 
-    from weitune.model.stored import quantization
+    from weitune.model.storage.weight_storage import quantization
     from weitune.training.optim import make_optimizer
 
     optimizer = make_optimizer(mended.trained.model.named_parameters(), Train())

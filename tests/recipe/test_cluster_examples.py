@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.test_watch import wait_for
+from tests.cli.look.test_watch import wait_for
 from tests.limits import HANG_SECONDS
-from weitune.cli.launch import Machines
-from weitune.cli.train import command
+from weitune.cli.train.launch import Machines
+from weitune.cli.train.train import command
 
 TEXT = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL))

@@ -15,7 +15,7 @@ from tests.tiny import save_tiny_run
 from weitune import cli
 from weitune.report.chart import Line, chart, thinned, ticks
 from weitune.report.comparison import differences, results
-from weitune.report.record import RunRecord, smoothed
+from weitune.report.run_record import RunRecord, smoothed
 from weitune.report.run_report import run_report, write_report
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>\' "&amp;'

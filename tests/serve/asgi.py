@@ -12,15 +12,15 @@ from typing import Any
 
 from tests.limits import HANG_SECONDS
 from tests.tiny import tiny_tokenizer
-from weitune.data.render import framing_for
+from weitune.data.frame.framing import framing_for
 from weitune.generate.sampling import Sampling
 from weitune.recipe.schema import Tokens
 from weitune.serve.admission import Admission
 from weitune.serve.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
-from weitune.serve.library import Offer
 from weitune.serve.request import Limits
+from weitune.serve.served_models import Offer
 
 
 @dataclass

@@ -20,9 +20,9 @@ from tests.limits import HANG_SECONDS
 from weitune import Run
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, listen
-from weitune.serve.library import Library, prepared
 from weitune.serve.local import Capacity, serve
 from weitune.serve.request import Limits
+from weitune.serve.served_models import Library, prepared
 
 
 @dataclass(frozen=True)

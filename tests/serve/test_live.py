@@ -21,9 +21,9 @@ from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
 from weitune.serve.guard import Guard
-from weitune.serve.library import Library
 from weitune.serve.local import Capacity
 from weitune.serve.request import Limits
+from weitune.serve.served_models import Library
 
 pytest.importorskip("xllamacpp")
 openai = pytest.importorskip("openai")

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 
 from weitune.data.conversation import Example
 from weitune.data.layout import SEPARATE, SHARED, Layout
-from weitune.data.plan import Plan
-from weitune.model.decoder import BlockDecoder
-from weitune.model.probe import probe
+from weitune.data.schedule import Plan
+from weitune.model.capabilities import probe
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.loop import Loop, StepRecord

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from tests.tiny import TEMPLATE_OF, save_tiny
 from weitune import Recipe, Run, train
-from weitune.data.prepare import prepare
-from weitune.data.render import framing_for
+from weitune.data.frame.framing import framing_for
+from weitune.data.prepare.prepare import prepare
 from weitune.errors import DataError, Interrupted, RunError
-from weitune.model.load import load_tokenizer
-from weitune.model.locate import locate
+from weitune.model.load.load import load_tokenizer
+from weitune.model.load.locate import locate
 from weitune.recipe.schema import Lora, Tokens, Train
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter

@@ -12,8 +12,8 @@ import pytest
 from tests.faults.runs import Inputs, Listener, digest, make_inputs
 from weitune.errors import DataError, Interrupted, RunError
 from weitune.generate.run_folder import Run
+from weitune.run.events import read_events
 from weitune.training import validation
-from weitune.training.events import read_events
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 from weitune.training.validation import Standing

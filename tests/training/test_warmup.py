@@ -10,7 +10,7 @@ import pytest
 from tests.faults.runs import Inputs, Listener, make_inputs
 from weitune import cli
 from weitune.recipe.schema import Train
-from weitune.training.events import read_events
+from weitune.run.events import read_events
 from weitune.training.optim import learning_rate, warmup_note
 from weitune.training.run import train
 

@@ -16,9 +16,9 @@ from tests.upgrade.make_runs import QUESTIONS, RUNS, STOP_AFTER, train_one
 from weitune import Run
 from weitune.cli import main
 from weitune.errors import RunError
-from weitune.generate.base import recorded_basis
-from weitune.training.checkpoint import fault_of, list_checkpoints
-from weitune.training.events import read_events
+from weitune.model.load.base_check import recorded_basis
+from weitune.run.checkpoint import fault_of, list_checkpoints
+from weitune.run.events import read_events
 from weitune.training.run import resume
 
 MADE = Path(__file__).parent / "made_by_0.1.0"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import click
 
 from weitune.errors import WeituneError
-from weitune.model.contention import share_the_processor
+from weitune.model.thread_contention import share_the_processor
 
 
 class Entry(NamedTuple):
@@ -28,19 +28,19 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "train": Entry("weitune.cli.train", "Fine-tune a chat model on your dialogues."),
-    "plan": Entry("weitune.cli.plan", "Know what a run will take before it starts."),
-    "chat": Entry("weitune.cli.chat", "Talk to the model of a run."),
-    "watch": Entry("weitune.cli.watch", "Look at a run while it trains."),
-    "eval": Entry("weitune.cli.eval", "Judge a run beside its base model."),
-    "compare": Entry("weitune.cli.compare", "Put several runs side by side."),
-    "serve": Entry("weitune.cli.serve", "Serve runs to clients of the OpenAI API."),
-    "export": Entry("weitune.cli.export", "Write a run for transformers, llama.cpp, Ollama, with proof."),
-    "push": Entry("weitune.cli.push", "Upload an adapter and its model card to a hub."),
-    "merge-adapters": Entry("weitune.cli.merge_adapters", "Combine the adapters of several runs."),
+    "train": Entry("weitune.cli.train.train", "Fine-tune a chat model on your dialogues."),
+    "plan": Entry("weitune.cli.train.plan", "Know what a run will take before it starts."),
+    "chat": Entry("weitune.cli.talk.chat", "Talk to the model of a run."),
+    "watch": Entry("weitune.cli.look.watch", "Look at a run while it trains."),
+    "eval": Entry("weitune.cli.look.eval", "Judge a run beside its base model."),
+    "compare": Entry("weitune.cli.look.compare", "Put several runs side by side."),
+    "serve": Entry("weitune.cli.talk.serve", "Serve runs to clients of the OpenAI API."),
+    "export": Entry("weitune.cli.ship.export", "Write a run for transformers, llama.cpp, Ollama, with proof."),
+    "push": Entry("weitune.cli.ship.push", "Upload an adapter and its model card to a hub."),
+    "merge-adapters": Entry("weitune.cli.ship.merge_adapters", "Combine the adapters of several runs."),
     "cache": Entry("weitune.cli.cache", "See what weitune keeps on the disk, and delete it."),
-    "demo": Entry("weitune.cli.demo", "See all of it in a few minutes: a persona before and after."),
-    "data": Entry("weitune.cli.data", "Look at dialogues as the model will see them."),
+    "demo": Entry("weitune.cli.train.demo", "See all of it in a few minutes: a persona before and after."),
+    "data": Entry("weitune.cli.data.commands", "Look at dialogues as the model will see them."),
 }
 """Every command in the order of ``weitune --help``; its module has it under the name ``command``."""
 
@@ -99,12 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except WeituneError as error:
-        from weitune.cli.terminal import print_error
+        from weitune.cli.shared.terminal import print_error
 
         print_error(error)
         return error.exit_code
     except Exception:  # noqa: BLE001  (the one place where a bug of ours becomes an exit code)
-        from weitune.cli.terminal import print_bug
+        from weitune.cli.shared.terminal import print_bug
 
         print_bug()
         return 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from weitune.cache import KINDS, Entry, delete, entries, unreadable
-from weitune.room import cache_folder, size_text
+from weitune.cli.cache_contents import KINDS, Entry, delete, entries, unreadable
+from weitune.files.cache import cache_folder, size_text
 
 _WIDE = 200
 """Characters of a line where there is no terminal."""

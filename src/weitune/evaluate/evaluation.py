@@ -14,22 +14,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weitune.data.holdout import ExampleSet, hold_out
-from weitune.data.jsontext import json_text
-from weitune.data.prepare import prepare
+from weitune.data.prepare.holdout import ExampleSet, hold_out
+from weitune.data.prepare.prepare import prepare
 from weitune.errors import RunError
 from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
 from weitune.evaluate.loss import MICRO_TOKENS, measure_loss
 from weitune.evaluate.metrics import score
 from weitune.evaluate.questions import Question, questions_in, rows_of
+from weitune.files.json_text import json_text
+from weitune.files.publish import publish_text
 from weitune.generate.engine import Engine
 from weitune.generate.run_folder import Run, Which
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
-from weitune.model.decoder import BlockDecoder
-from weitune.model.probe import probe
+from weitune.model.capabilities import probe
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
-from weitune.publish import publish_text
 
 FILE = "evaluation.json"
 _GENERAL_TOKENS = 48
@@ -77,8 +77,8 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
 
     Raises RunError if the run has no validation data and no file is given, DataError if data are not in order.
     """
-    from weitune.data.render import framing_for
-    from weitune.model.load import load_tokenizer
+    from weitune.data.frame.framing import framing_for
+    from weitune.model.load.load import load_tokenizer
 
     recipe = run.recipe
     files = files or (recipe.validation if isinstance(recipe.validation, list) else ())

@@ -53,7 +53,7 @@ def measure_loss(
     progress: Progress | None = None,
     idle: Sequence[Sequence[Example]] = (),
 ) -> MeasuredLoss:
-    """Return the loss of ``model`` (a :class:`~weitune.model.supervised.SupervisedModel`) on ``examples``.
+    """Return the loss of ``model`` (a :class:`.SupervisedModel`) on ``examples``.
 
     ``progress`` is called with (passes done, passes in all); what it raises ends the measurement, with the model as it
     was. ``idle`` passes are made afterwards and do not count: other processes may need this one's part of the weights.

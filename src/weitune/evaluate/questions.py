@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from weitune.data.conversation import Conversation, Origin
-from weitune.data.holdout import ExampleSet
-from weitune.data.prepare import read_options
-from weitune.data.read import Reader
+from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.prepare.prepare import read_options
+from weitune.data.read.conversations import Reader
 from weitune.recipe.schema import Recipe
 
 

@@ -20,17 +20,17 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
-from weitune.data.jsontext import json_text
-from weitune.data.render import framing_for
+from weitune.data.frame.framing import framing_for
 from weitune.errors import InputError, RunError, first_line
-from weitune.generate.base import place_of_base
-from weitune.generate.load import incomplete, incomplete_refused
+from weitune.files.json_text import json_text
+from weitune.files.publish import flush
+from weitune.generate.open_model import incomplete, incomplete_refused
 from weitune.generate.run_folder import Run
-from weitune.model.fingerprint import base_fingerprints
-from weitune.model.load import load_tokenizer, load_weights
-from weitune.model.saved import ADAPTER_FILES, holds_adapter
-from weitune.model.trained import LoraAdapter
-from weitune.publish import flush
+from weitune.model.file_names import ADAPTER_FILES, holds_adapter
+from weitune.model.load.base_check import place_of_base
+from weitune.model.load.fingerprint import base_fingerprints
+from weitune.model.load.load import load_tokenizer, load_weights
+from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.recipe.load import dump_recipe
 
 Method = Literal["linear", "cat", "svd", "ties", "dare"]

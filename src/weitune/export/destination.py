@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from weitune.data.jsontext import json_text
 from weitune.errors import RunError
-from weitune.publish import publish
+from weitune.files.json_text import json_text
+from weitune.files.publish import publish
 
 MARK = "weitune.json"
 """Lies in every export: what it was made from."""

@@ -12,16 +12,16 @@ from typing import Any
 
 from weitune.errors import InputError
 from weitune.export import destination
-from weitune.export.gguf_file import check_gguf, write_gguf
-from weitune.export.merged import write_merged
-from weitune.export.ollama import modelfile, turn_frames
-from weitune.export.order import Order, Stage, gguf_name
-from weitune.export.proof import verdict_on
+from weitune.export.formats.gguf_file import check_gguf, write_gguf
+from weitune.export.formats.merged import write_merged
+from weitune.export.formats.ollama import modelfile, turn_frames
+from weitune.export.options import Order, Stage, gguf_name
 from weitune.export.smoothing import Smoothed, smoothed
-from weitune.export.tuned import Tuned, open_tuned
-from weitune.export.verify import Verdict, VerificationError
+from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.verify.compare import Verdict, VerificationError
+from weitune.export.verify.verification import verdict_on
+from weitune.files.publish import publish
 from weitune.generate.run_folder import Run, Which
-from weitune.publish import publish
 
 VERIFICATION = "verification.json"
 
@@ -86,7 +86,7 @@ def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, 
         write_merged(folder, tuned, order.dtype, stage(title))
         return {}
     if order.format == "gguf-adapter":
-        from weitune.export.gguf_adapter import write_gguf_adapter
+        from weitune.export.formats.gguf_adapter import write_gguf_adapter
 
         write_gguf_adapter(folder / gguf_name(tuned, order), tuned, stage(title))
         return {}

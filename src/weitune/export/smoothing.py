@@ -26,18 +26,18 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
+from gguf import GGMLQuantizationType
 from weitune.errors import InputError
-from weitune.export.base_weights import Slot, Weights
-from weitune.export.gguf_file import BLOCK, GgufType
-from weitune.export.merged import Progress
-from weitune.export.observe import reference
-from weitune.export.order import Stage
-from weitune.export.probes import Probe, choose_probes
-from weitune.export.tuned import Tuned
+from weitune.export.formats.gguf_file import BLOCK, GgufType
+from weitune.export.formats.merged import Progress
+from weitune.export.options import Stage
+from weitune.export.source.base_weights import Slot, Weights
+from weitune.export.source.export_source import Tuned
+from weitune.export.verify.outputs import reference
+from weitune.export.verify.prompts import Probe, choose_probes
 
 LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 """The largest number that a weight of a quantized type can become, in steps."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.reasoning import said
+from weitune.data.formats.reasoning import said
 from weitune.errors import InputError
 from weitune.generate.chat_engine import ChatEngine, ChatStream
 from weitune.generate.sampling import Sampling

@@ -29,14 +29,14 @@ from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from weitune.data.render import Framing
+    from weitune.data.frame.framing import Framing
 
 
 class Engine:
     """A model that answers conversations.
 
     A conversation is answered as it is given: whoever calls adds the run's system prompt
-    (:meth:`~weitune.data.conversation.Conversation.with_system`), as training does.
+    (:meth:`.with_system`), as training does.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from weitune.errors import InputError, MissingExtraError, ModelError
-from weitune.generate.events import server_sent_events
 from weitune.generate.sampling import Sampling
+from weitune.generate.sse import server_sent_events
 
 _F32 = 0  # GGML_TYPE_F32
 _OMP_PAUSE_HARD = 2

@@ -14,7 +14,7 @@ from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
 
 if TYPE_CHECKING:
-    from weitune.data.render import Framing
+    from weitune.data.frame.framing import Framing
 
 Finish = Literal["stop", "length"]
 

@@ -1,4 +1,4 @@
-"""The logits processors that carry out a :class:`~weitune.generate.sampling.Sampling`.
+"""The logits processors that carry out a :class:`.Sampling`.
 
 Greedy decoding takes the largest logit. Sampling adds independent Gumbel noise to the logits and also takes the
 largest, which draws from the softmax distribution exactly (the Gumbel-max trick, Gumbel 1954; Maddison et al., 2014,

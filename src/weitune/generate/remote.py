@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
-from weitune.generate.events import server_sent_events
 from weitune.generate.sampling import Sampling
+from weitune.generate.sse import server_sent_events
 from weitune.generate.stream import Answer
 
 _SECONDS = 300

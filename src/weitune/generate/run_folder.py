@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
-from weitune.generate.best import best_of
-from weitune.generate.manifest import damage_of
-from weitune.generate.naming import given_name
-from weitune.model.saved import ADAPTER_FILES, holds_adapter, holds_model
+from weitune.model.file_names import ADAPTER_FILES, holds_adapter, holds_model
+from weitune.run.history import best_of
+from weitune.run.manifest import damage_of
+from weitune.run.run_name import given_name
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
-    from weitune.generate.base import Say
     from weitune.generate.dialogue import History
     from weitune.generate.engine import Engine
-    from weitune.model.locate import ModelFiles
+    from weitune.model.load.base_check import Say
+    from weitune.model.load.locate import ModelFiles
     from weitune.recipe.schema import Recipe
 
 Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
-"""An adapter of a run: the last one, the best one (:mod:`.best`), none, or that of a checkpoint's step."""
+"""An adapter of a run: the last one, the best one (:mod:`.history`), none, or that of a checkpoint's step."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ENGINES_KEPT = 2
@@ -79,7 +79,7 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe the run was made from. Raises RecipeError if someone broke it."""
-        from weitune.generate.base import found_from_here
+        from weitune.model.load.base_check import found_from_here
         from weitune.recipe.load import load_recorded
 
         return found_from_here(self.path, load_recorded(self.path))
@@ -91,7 +91,7 @@ class Run:
         ModelError if they cannot be found, RunError if they are not those that the run was trained on.
         """
         if self._base is None:
-            from weitune.generate.base import checked_base, recorded_basis
+            from weitune.model.load.base_check import checked_base, recorded_basis
 
             self._base = checked_base(
                 self.path, self.recipe, recorded_basis(self.path), accept=self.accept_changed_base, say=self._say
@@ -144,7 +144,7 @@ class Run:
         return self._damages[step]
 
     def _best(self, steps: list[int]) -> Path:
-        """Return the folder of the best checkpoint (:mod:`.best`) that is not damaged."""
+        """Return the folder of the best checkpoint (:mod:`.history`) that is not damaged."""
         metrics = {step: _metric(self.path / f"checkpoint-{step}" / "state.json") for step in steps}
         damaged: list[str] = []
         while found := best_of(metrics.items()):
@@ -189,7 +189,7 @@ class Run:
         key = (checkpoint, device)
         engine = self._engines.pop(key, None)
         if engine is None:
-            from weitune.generate.load import load_engine
+            from weitune.generate.open_model import load_engine
 
             folder, files = self.adapter_folder(checkpoint), self.base_files()
             while len(self._engines) >= _ENGINES_KEPT:  # before loading, so that three are never in memory
@@ -211,7 +211,7 @@ class Run:
         """Return the model's answer to ``text``.
 
         ``history`` has the turns said before. ``system`` replaces the run's own system prompt; an empty text leaves it
-        out. ``sampling`` are fields of :class:`~weitune.generate.sampling.Sampling`, such as ``temperature=0.7``.
+        out. ``sampling`` are fields of :class:`.Sampling`, such as ``temperature=0.7``.
         Raises RunError, ModelError, or InputError if the question is too long for the model.
         """
         from weitune.generate.dialogue import Dialogue

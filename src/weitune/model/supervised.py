@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
-from weitune.model.attention import Tree
-from weitune.model.decoder import BlockDecoder
-from weitune.model.loss import supervised_loss
-from weitune.model.product import round_rows
-from weitune.model.shard import gathered
+from weitune.model.fast.attention import Tree
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.loss import supervised_loss
+from weitune.model.fast.matmul import round_rows
+from weitune.model.storage.shard import gathered
 from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from weitune.report.chart import Line, chart
-from weitune.report.evaluated import figures
+from weitune.report.evaluation_section import figures
 from weitune.report.page import page, section, table
-from weitune.report.record import RunRecord, smoothed
+from weitune.report.run_record import RunRecord, smoothed
 
 _PLACES = ("output",)
 _MISSING = "–"

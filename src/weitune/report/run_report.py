@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weitune.publish import publish_text
+from weitune.files.publish import publish_text
 from weitune.report.chart import Line, chart
-from weitune.report.evaluated import evaluation_section
+from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
-from weitune.report.record import RunRecord, smoothed
+from weitune.report.run_record import RunRecord, smoothed
 from weitune.shell import shell_command
 
 FILE = "report.html"

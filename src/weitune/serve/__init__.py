@@ -7,5 +7,5 @@
                        origin                 or 429
 
 Who may ask for what is decided here, before the engine hears of it; the engine only continues tokens. On GPUs
-:mod:`.vllm` starts vLLM instead, which speaks the protocol itself.
+:mod:`.command` starts vLLM instead, which speaks the protocol itself.
 """

@@ -20,14 +20,14 @@ from typing import Any
 
 from weitune.generate.llama_engine import Piece
 from weitune.serve.answering import Answering, Framed
+from weitune.serve.completion_json import Reply, usage_of
 from weitune.serve.errors import ApiError
 from weitune.serve.guard import ClientGone, Guard, Receive, Scope, Send
-from weitune.serve.library import Offer
 from weitune.serve.metrics import Metrics
 from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
 from weitune.serve.request import Limits, parse_request
-from weitune.serve.response import Reply, usage_of
-from weitune.serve.sending import Sending
+from weitune.serve.response import Sending
+from weitune.serve.served_models import Offer
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499

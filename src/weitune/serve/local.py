@@ -13,8 +13,8 @@ from weitune.serve.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, http_server, url_of
-from weitune.serve.library import Library
 from weitune.serve.request import Limits
+from weitune.serve.served_models import Library
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from weitune.errors import InputError
 
 if TYPE_CHECKING:
     from weitune.serve.guard import Scope
-    from weitune.serve.sending import Headers
+    from weitune.serve.response import Headers
 
 ALL = "*"
 """Stands for every site."""

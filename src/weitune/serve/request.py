@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weitune.data.conversation import Conversation, Role, Turn
-from weitune.data.reasoning import said
+from weitune.data.formats.reasoning import said
 from weitune.errors import InputError
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
-from weitune.serve.library import Offer
+from weitune.serve.served_models import Offer
 
 _IGNORED = frozenset({"user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
                       "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip

@@ -1,48 +1,80 @@
-"""Answers as the OpenAI protocol says them: one JSON object, or one for every piece."""
+"""A response on its way to the client: whole, or as server-sent events."""
 
 from __future__ import annotations
 
-import secrets
-import time
-from dataclasses import dataclass, field
+import asyncio
+import json
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-from weitune.generate.llama_engine import Finish
+from weitune.serve.errors import ApiError
+from weitune.serve.guard import ClientGone, Send
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_SEND_SECONDS = 30
+"""A client that reads nothing for so long is taken for gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What all parts of one reply share."""
+class Sending:
+    """One response."""
 
-    model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, send: Send, seconds: float = _SEND_SECONDS, headers: Headers = ()) -> None:
+        """Send through ASGI's ``send``; every response has ``headers``."""
+        self._send, self._headers, self._seconds = send, headers, seconds
+        self.begun = False
+        """Whether the status is out, so that an error can no longer have its own."""
 
-    def whole(self, answers: list[tuple[str, Finish]], usage: dict[str, int]) -> dict[str, Any]:
-        """Return a finished reply: the text of every answer and why it ended."""
-        choices = [
-            {"index": i, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
-            for i, (text, finish) in enumerate(answers)
+    async def json(self, status: int, value: Any) -> None:
+        """Send a whole response of JSON. Raises ClientGone if nobody reads it."""
+        await self.text(status, json.dumps(value, ensure_ascii=False), "application/json")
+
+    async def text(self, status: int, text: str, kind: str) -> None:
+        """Send a whole response. Raises ClientGone if nobody reads it."""
+        body = text.encode()
+        await self._begin(status, kind, [(b"content-length", str(len(body)).encode())])
+        await self._put({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def nothing(self, headers: Headers) -> None:
+        """Send a response without a body. Raises ClientGone if nobody reads it."""
+        self.begun = True
+        await self._put({"type": "http.response.start", "status": 204, "headers": [*self._headers, *headers]})
+        await self._put({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def error(self, error: ApiError) -> None:
+        """Send an error, as the last event if the response has begun. Raises ClientGone if nobody reads it."""
+        if self.begun:
+            await self.event(error.to_json())
+            await self._put({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            self._headers = (*self._headers, *error.headers)
+            await self.json(error.status, error.to_json())
+
+    async def event(self, value: Any) -> None:
+        """Send a server-sent event. Raises ClientGone if nobody reads it."""
+        if not self.begun:
+            await self._begin(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-store")])
+        body = b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+        await self._put({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end_events(self) -> None:
+        """Send what ends a stream. Raises ClientGone if nobody reads it."""
+        await self._put({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+    async def _begin(self, status: int, kind: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self.begun = True
+        headers = [
+            (b"content-type", kind.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            *([(b"retry-after", b"1")] if status == 429 else []),
+            *([(b"www-authenticate", b"Bearer")] if status == 401 else []),
+            *self._headers,
+            *headers,
         ]
-        return {**self._head("chat.completion"), "choices": choices, "usage": usage}
+        await self._put({"type": "http.response.start", "status": status, "headers": headers})
 
-    def chunk(self, index: int, delta: dict[str, str], finish: Finish | None = None) -> dict[str, Any]:
-        """Return a piece of a streamed answer."""
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
-
-    def last_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        """Return the usage, which a client may ask for at a stream's end."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-
-def usage_of(prompt_tokens: int, generated_tokens: int) -> dict[str, int]:
-    """Return the tokens read and written."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": generated_tokens,
-        "total_tokens": prompt_tokens + generated_tokens,
-    }
+    async def _put(self, message: MutableMapping[str, Any]) -> None:
+        try:
+            await asyncio.wait_for(self._send(message), self._seconds)
+        except (asyncio.TimeoutError, OSError):
+            raise ClientGone from None

@@ -22,10 +22,10 @@ from torch import nn
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
 from weitune.data.pack import PackedBatch
-from weitune.data.plan import Plan, share
+from weitune.data.schedule import Plan, share
 from weitune.errors import NonFiniteError
-from weitune.model.memory import peak_bytes
-from weitune.model.recorded import RecordedPasses
+from weitune.forecast.device_memory import peak_bytes
+from weitune.model.cuda_graph import RecordedPasses
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate

@@ -12,37 +12,45 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from weitune.data.preview import parts as preview_parts
+from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
-from weitune.generate.base import fingerprints_in, pinned, place_of_base
+from weitune.forecast import memory_watch
+from weitune.forecast.memory_estimate import PassSize
+from weitune.forecast.run_forecast import forecast_run
+from weitune.forecast.workload import Workload
 from weitune.generate.run_folder import Run
-from weitune.model.adapter import count_parameters
-from weitune.model.contention import share_the_processor
-from weitune.model.fingerprint import fingerprints_as
-from weitune.model.need import PassSize
-from weitune.model.starts import EVA_STEPS
+from weitune.model.load.base_check import fingerprints_in, pinned, place_of_base
+from weitune.model.load.fingerprint import fingerprints_as
+from weitune.model.lora.adapter import count_parameters
+from weitune.model.lora.adapter_init import EVA_STEPS
+from weitune.model.thread_contention import share_the_processor
 from weitune.recipe.load import load_recorded
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
+from weitune.run import disk
+from weitune.run import folder as run_folder
+from weitune.run.checkpoint import publish_adapter
+from weitune.run.disk_retry import refusals_explained
+from weitune.run.lock import run_lock
 from weitune.shell import shell_command
-from weitune.training import changes, disk, foresight
-from weitune.training import folder as run_folder
-from weitune.training.assemble import Trainable, make_loop, make_trainable
-from weitune.training.checkpoint import publish_adapter
-from weitune.training.forecast import forecast_run
-from weitune.training.ingredients import Ingredients, check_stops, gather
-from weitune.training.journal import Journal
-from weitune.training.lock import run_lock
+from weitune.training.build import Trainable, make_loop, make_trainable
+from weitune.training.distributed.processes import (
+    agreed,
+    check_same_step,
+    losses_of_peers_explained,
+    make_accelerator,
+    writes,
+)
+from weitune.training.inputs import Ingredients, check_stops, gather
 from weitune.training.loop import Loop
 from weitune.training.optim import warmup_note
-from weitune.training.past import Past
-from weitune.training.patience import refusals_explained
-from weitune.training.processes import agreed, check_same_step, losses_of_peers_explained, make_accelerator, writes
+from weitune.training.recorder import Journal
 from weitune.training.reporter import Reporter
+from weitune.training.resume import resume_checks
+from weitune.training.resume.resume_state import Past
 from weitune.training.signals import StopRequest, stop_requests
 from weitune.training.trackers import TrackedReporter, check_trackers
 from weitune.training.validation import chosen_checkpoint, make_validator
-from weitune.training.workload import Workload
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,7 +104,7 @@ def resume(
 ) -> Run:
     """Go on with the run in ``folder`` from its newest good checkpoint, or from its start if it has none.
 
-    ``overrides`` (dotted name to value) may hold what :data:`weitune.training.changes.MAY_CHANGE` lists. A run that is
+    ``overrides`` (dotted name to value) may hold what :data:`.MAY_CHANGE` lists. A run that is
     complete stays as it is. Raises RunError if ``folder`` holds no run, if another process trains in it, or if recipe,
     data, model or plan are not those it began with, and otherwise what :func:`train` raises.
     """
@@ -176,7 +184,7 @@ def _begin(session: _Session, recipe: Recipe) -> None:
     largest = _largest_pass(parts, loop)
     if session.main:
         forecast = forecast_run(parts, trainable, largest, loop.recompute)
-        session.reporter.say(foresight.peak_line(forecast, trainable.loaded.device))
+        session.reporter.say(memory_watch.peak_line(forecast, trainable.loaded.device))
         environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
         run_folder.create(session.folder, parts.recipe, environment, _accounts(parts))
     session.accelerator.wait_for_everyone()
@@ -192,9 +200,9 @@ def _resume(session: _Session, recipe: Recipe, *, compare: bool = False) -> None
     folder = session.folder
     past = Past.of(folder)
     check_same_step(session.accelerator, past.step, folder)
-    for line in changes.check_recipe(folder, past.recipe, recipe):
+    for line in resume_checks.check_recipe(folder, past.recipe, recipe):
         session.note(line)
-    changes.check_length(folder, past.step, past.steps(recipe))
+    resume_checks.check_length(folder, past.step, past.steps(recipe))
     if past.checkpoint and past.is_complete(recipe):
         if compare:
             _same_parts(session, past, recipe)
@@ -215,7 +223,7 @@ def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool)
     if recipe.train.shard:
         among = f"the base is divided among {processes} processes" if processes > 1 else "one process holds the base"
         session.reporter.say(f"train.shard: {among}")
-    loaded = foresight.load_if_it_fits(
+    loaded = memory_watch.load_if_it_fits(
         parts.files, parts.tokenizer, "fp32" if recipe.lora == "none" else precision, session.device,
         recipe.train.storage, processes if recipe.train.shard else 1,
     )  # fmt: skip
@@ -276,7 +284,7 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     parts = _same_parts(session, past, recipe)
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
     was = {"shares_rows": past.environment.get("shares_rows")}
-    changes.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
+    resume_checks.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
     machine = run_folder.describe_machine(trainable.loaded.device)
     for line in run_folder.machine_changes(past.environment, machine):
         session.note(f"{line}: the last bits may differ from an uninterrupted run")
@@ -299,7 +307,7 @@ def _same_parts(session: _Session, past: Past, recipe: Recipe) -> Ingredients:
     """Gather what the run is made of. Raises RunError if it is not what it was."""
     recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
     parts = gather(recipe, session.reporter, session.accelerator)
-    changes.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
+    resume_checks.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
     return parts
 
 
@@ -315,8 +323,8 @@ def _train(
     if parts.recipe.log.trackers:
         tracked = TrackedReporter(session.reporter, session.accelerator, parts.recipe, folder)
         session = replace(session, reporter=tracked)
-    need = foresight.PassNeed.of(trainable, largest, loop.recompute)
-    memory = foresight.MemoryWatch(need, trainable.loaded.device)
+    need = memory_watch.PassNeed.of(trainable, largest, loop.recompute)
+    memory = memory_watch.MemoryWatch(need, trainable.loaded.device)
     for line in filter(None, (memory.foreseen(), warmup_note(plan.steps, train))):
         session.note(line)
     state = {

@@ -4,7 +4,7 @@
     saver's thread                            │serialise, write, hash, flush, rename, rotate│
 
 A checkpoint gets its name after all of this, so a kill at any instant finds the one before. If the disk refuses, the
-training thread learns of it at its next step and pauses (:mod:`.patience`); the copy is kept until it is written.
+training thread learns of it at its next step and pauses (:mod:`.disk_retry`); the copy is kept until it is written.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from weitune.training.checkpoint import Checkpoint, write_checkpoint
-from weitune.training.patience import Patience
-from weitune.training.rotation import rotate
-from weitune.training.snapshot import Snapshot
+from weitune.run.checkpoint import Checkpoint, write_checkpoint
+from weitune.run.disk_retry import Patience
+from weitune.run.rotation import rotate
+from weitune.training.resume.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

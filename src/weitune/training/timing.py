@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weitune.model.load import load_model
-from weitune.model.memory import peak_bytes
-from weitune.model.outline import Outline
-from weitune.training.assemble import make_loop, make_trainable
-from weitune.training.forecast import step_costs
-from weitune.training.ingredients import Ingredients
+from weitune.forecast.device_memory import peak_bytes
+from weitune.forecast.meta_model import Outline
+from weitune.forecast.run_forecast import step_costs
+from weitune.forecast.workload import Workload
+from weitune.model.load.load import load_model
+from weitune.training.build import make_loop, make_trainable
+from weitune.training.distributed.processes import make_accelerator
+from weitune.training.inputs import Ingredients
 from weitune.training.loop import StepRecord
-from weitune.training.processes import make_accelerator
-from weitune.training.workload import Workload
 
 MEASURED_STEPS = 2
 """Besides a first one that warms up."""

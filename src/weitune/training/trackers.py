@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weitune.data.jsontext import json_text
 from weitune.errors import MissingExtraError
+from weitune.files.json_text import json_text
 from weitune.recipe.load import values
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter

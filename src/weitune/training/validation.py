@@ -19,23 +19,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.holdout import ExampleSet
-from weitune.data.plan import share
+from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.schedule import share
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
-from weitune.generate.best import best_of, finite
 from weitune.generate.engine import Engine
-from weitune.model.allocator import give_back_freed
-from weitune.training.checkpoint import Checkpoint, list_checkpoints
+from weitune.model.storage.allocator import give_back_freed
+from weitune.run.checkpoint import Checkpoint, list_checkpoints
+from weitune.run.history import best_of, finite
+from weitune.run.rotation import best_checkpoint
 from weitune.training.loop import Loop
-from weitune.training.rotation import best_checkpoint
 from weitune.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from weitune.evaluate.loss import Progress
-    from weitune.training.assemble import Trainable
-    from weitune.training.ingredients import Ingredients
+    from weitune.training.build import Trainable
+    from weitune.training.inputs import Ingredients
 
 SAMPLES = 3
 """Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
@@ -83,7 +83,7 @@ class Standing:
         return any(there == step for there, _ in self.losses)
 
     def best(self, *, after: int = -1) -> tuple[int, float] | None:
-        """Return step and loss of the best evaluation (:mod:`weitune.generate.best`) ``after`` a step, if any."""
+        """Return step and loss of the best evaluation (:mod:`weitune.run.history`) ``after`` a step, if any."""
         return best_of((step, loss) for step, loss in self.losses if step > after)
 
     def patience_is_lost(self, patience: int | None) -> bool:

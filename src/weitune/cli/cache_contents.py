@@ -1,0 +1,222 @@
+"""What weitune keeps in its cache folder, by kind, and how it is deleted.
+
+    ~/.cache/weitune/                       XDG_CACHE_HOME applies
+      data/<fingerprint>/                   prepared data: examples.arrow, report.json
+      models/<name>/<file>.gguf             built-in models, unpacked
+      gguf/<fingerprint>-<type>.gguf        bases for llama.cpp
+      vllm/<runs>/                          chat template and generation config for vLLM
+
+Only files with these names, in these places, are counted and deleted: what else lies there belongs to somebody else.
+Links are never followed below the cache folder. Everything here is made again when it is needed. The file that says
+that an entry is complete goes first, so a process finds a whole entry or none; one that has it open keeps what it has.
+What is being written has a name of its own (``….partial``), and is left alone until nothing was written for a day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from weitune.data.prepare.cache import EXAMPLES, REPORT
+from weitune.files.cache import cache_folder
+from weitune.model.load.locate import BUILTIN
+
+Kind = Literal["data", "models", "gguf", "vllm", "unfinished"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ABOUT = {
+    "data": "prepared data",
+    "models": "built-in models",
+    "gguf": "base models for llama.cpp",
+    "vllm": "settings for vLLM",
+    "unfinished": "left behind half written",
+}
+_DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
+_VLLM_FILES = re.compile(
+    r"chat_template\.jinja|generation_config\.json|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
+    r"adapter-\d+/adapter_(?:config\.json|model\.safetensors)"
+)
+_DATA = re.compile(r"[0-9a-f]{32}")
+_GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
+_UNFINISHED = {
+    "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
+    "gguf": re.compile(rf"\.{_GGUF.pattern}\.\d+\.partial"),
+    "models": re.compile(r"tmp\w{8}"),
+    "vllm": re.compile(r"\.\w{8}"),
+}
+_IN_USE_SECONDS = 24 * 3600
+"""How long nothing may have been written to something unfinished before nobody is taken to be at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something in the cache that can be deleted as a whole."""
+
+    kind: Kind
+    path: Path
+    files: tuple[Path, ...]
+    """What weitune wrote of it."""
+    bytes: int
+    used: float
+    """When it was last written or used, in seconds since the epoch."""
+    owner: str
+    """What it was made for."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process may be writing it."""
+        return self.kind == "unfinished" and time.time() - self.used < _IN_USE_SECONDS
+
+
+def entries(folder: Path | None = None) -> list[Entry]:
+    """Return everything that weitune keeps in ``folder``, its cache if not given: by kind, the oldest first."""
+    root = (folder or cache_folder()).resolve()  # the cache itself may be a link; nothing in it is followed
+    found = [entry for kind in (_data, _models, _gguf, _vllm, _unfinished) for entry in kind(root)]
+    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
+
+
+def unreadable(folder: Path | None = None) -> list[Path]:
+    """Return the folders of the cache that this user may not look into, so that nothing in them is listed."""
+    root = (folder or cache_folder()).resolve()
+    places = (root, *(root / kind for kind in KINDS))
+    return [path for path in places if _is_folder(path) and not os.access(path, os.R_OK | os.X_OK)]
+
+
+def delete(entry: Entry) -> int:
+    """Delete ``entry`` and return how many bytes that freed. Raises OSError if the system refuses.
+
+    Files in its folder that weitune did not write stay, and so does the folder then. What another process has deleted
+    meanwhile counts for nothing.
+    """
+    freed = 0
+    if entry.kind == "unfinished" and entry.path.is_dir():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(entry.path)
+            freed = entry.bytes
+        return freed
+    for path in reversed(entry.files):  # the one whose presence says that an entry is complete goes first
+        with suppress(FileNotFoundError):
+            size = path.lstat().st_size
+            path.unlink()
+            freed += size
+    if entry.path not in entry.files:
+        for folder in ({path.parent for path in entry.files} - {entry.path}, {entry.path}):
+            _remove_if_empty(folder)
+    return freed
+
+
+def _remove_if_empty(folders: set[Path]) -> None:
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _data(root: Path) -> Iterator[Entry]:
+    for path in _folders(root / "data", _DATA.fullmatch):
+        yield from _entry("data", path, _files(path, _DATA_FILES), _sources(path / REPORT))
+
+
+def _models(root: Path) -> Iterator[Entry]:
+    for name, builtin in BUILTIN.items():
+        for path in _folders(root / "models", {name}.__contains__):
+            yield from _entry(
+                "models", path, _files(path, re.compile(re.escape(Path(builtin.member).name))), f"builtin:{name}"
+            )
+
+
+def _gguf(root: Path) -> Iterator[Entry]:
+    for path in _children(root / "gguf"):
+        if _GGUF.fullmatch(path.name) and _is_file(path):
+            yield from _entry("gguf", path, (path,), _base_name(path))
+
+
+def _vllm(root: Path) -> Iterator[Entry]:
+    for path in _folders(root / "vllm", lambda name: not name.startswith(".")):
+        yield from _entry("vllm", path, _files(path, _VLLM_FILES), path.name)
+
+
+def _unfinished(root: Path) -> Iterator[Entry]:
+    for kind, name in _UNFINISHED.items():
+        folders = _folders(root / kind, BUILTIN.__contains__) if kind == "models" else [root / kind]
+        for path in (path for folder in folders for path in _children(folder) if name.fullmatch(path.name)):
+            inside = _files_below(path) if _is_folder(path) else (path,)
+            yield from _entry("unfinished", path, inside, ABOUT[kind], empty=_is_folder(path))
+
+
+def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty: bool = False) -> Iterator[Entry]:
+    """Yield an entry of ``files`` if there are some, unless they are deleted meanwhile."""
+    try:
+        found = [each.lstat() for each in files]
+        times = [status.st_mtime for status in found] or [path.lstat().st_mtime]
+    except OSError:
+        return
+    if files or empty:
+        yield Entry(kind, path, files, sum(status.st_size for status in found), max(times), owner)
+
+
+def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
+    """Return the files in ``folder``, and in folders in it, that have one of ``names``."""
+    inside = [*_children(folder), *(file for below in _folders(folder, bool) for file in _children(below))]
+    return tuple(path for path in inside if names.fullmatch(path.relative_to(folder).as_posix()) and _is_file(path))
+
+
+def _files_below(folder: Path) -> tuple[Path, ...]:
+    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return tuple(path for path in found if _is_file(path))
+
+
+def _folders(folder: Path, wanted: Callable[[str], object]) -> Iterator[Path]:
+    return (path for path in _children(folder) if wanted(path.name) and _is_folder(path))
+
+
+def _children(folder: Path) -> list[Path]:
+    """Return what lies in ``folder``; nothing if it is a link, or not there."""
+    try:
+        return sorted(folder.iterdir()) if _is_folder(folder) else []
+    except OSError:
+        return []
+
+
+def _is_folder(path: Path) -> bool:
+    return _has_mode(path, stat.S_ISDIR)
+
+
+def _is_file(path: Path) -> bool:
+    return _has_mode(path, stat.S_ISREG)
+
+
+def _has_mode(path: Path, test: Callable[[int], bool]) -> bool:
+    """Tell what ``path`` itself is, be it a link or not."""
+    try:
+        return test(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _sources(report: Path) -> str:
+    try:
+        names = [str(source["name"]) for source in json.loads(report.read_text(encoding="utf-8"))["sources"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _base_name(path: Path) -> str:
+    """Return what a GGUF file says that it was made from."""
+    from weitune.gguf.header import read_header
+
+    try:
+        metadata = read_header(path).metadata
+    except Exception:  # noqa: BLE001  (a file that is no GGUF file may be wrong in any way; it can be deleted all the same)
+        return ""
+    found = metadata.get("general.basename") or metadata.get("general.name")
+    return str(found.value) if found else ""

@@ -1,0 +1,1 @@
+"""The command ``weitune data`` and how it looks in a terminal."""

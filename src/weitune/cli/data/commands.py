@@ -1,0 +1,174 @@
+"""``weitune data``: are my dialogues right, and what exactly is learned from them?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from weitune.cli.shared.recipe_options import overrides_from, recipe_options
+
+_READING = ("system", "columns", "format", "encoding", "weights", "model", "hub", "revision")
+_TOKENS = ("tokens.max_length", "tokens.truncation", "tokens.template", "tokens.template_args", "tokens.supervise",
+           "tokens.learn_empty_reasoning")  # fmt: skip
+_NO_MODEL = "none"
+"""Stands for the model in a recipe that is only read with."""
+
+
+@click.group()
+def command() -> None:
+    """Look at dialogues as the model will see them.
+
+    FILES are JSON, JSON Lines, CSV, TSV, Parquet or Arrow (also .gz and .zst), folders of these, or hub ids.
+    """
+
+
+def _options(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add FILES, --recipe and an option for each of the recipe's ``keys``."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = recipe_options(function, only=keys)
+        function = click.option("--recipe", "recipe_file", metavar="RECIPE", help="Take files and options from it.")(
+            function
+        )
+        return click.argument("files", nargs=-1, metavar="[FILES]…")(function)
+
+    return decorate
+
+
+@command.command("check", short_help="Judge data before training.")
+@_options(*_READING, *_TOKENS, "train.batch_size")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool, **options: Any) -> int:
+    """Judge data before training: every problem, exact accounts, lengths, steps.
+
+    With --model, lengths are in its tokens and every row is framed by its chat template. Exit code 0 means that
+    training can begin, 2 that something must be mended first.
+    """
+    from weitune.cli.shared.terminal import progress
+    from weitune.data.show.check import check
+
+    recipe = _recipe(files, recipe_file, options)
+    framing = None if recipe.model == _NO_MODEL else _framing(recipe)[0]
+    with progress("checking", unit="row") as bar:
+        result = check(recipe, framing, bar.update)
+    if as_json:
+        from weitune.files.json_text import json_text
+
+        print(json_text(result.to_json(), indent=1))
+    else:
+        from weitune.cli.data.view import print_check
+
+        print_check(result)
+    return 0 if result.ready else 2
+
+
+@command.command("preview", short_help="Show what exactly is learned.")
+@_options(*_READING, *_TOKENS)
+@click.option("--row", type=click.IntRange(1), metavar="N", help="Show only the N-th row of all files together.")
+@click.option("--limit", type=click.IntRange(1), help="Rows to show.  [default: 3, in a page 500]")
+@click.option("--html", "page_file", metavar="PAGE", help="Write one self-contained page that can be filtered.")
+def preview_command(
+    files: tuple[str, ...],
+    recipe_file: str | None,
+    row: int | None,
+    limit: int | None,
+    page_file: str | None,
+    **options: Any,
+) -> int:
+    """Show examples as the model will see them, and what is learned of them.
+
+    Needs --model (or --recipe), for its tokenizer and chat template.
+    """
+    from itertools import islice
+
+    from weitune.data.prepare.prepare import recipe_reader
+    from weitune.data.show.preview import look
+
+    recipe = _recipe(files, recipe_file, options)
+    if recipe.model == _NO_MODEL:
+        raise click.UsageError("A preview needs --model, for its tokenizer and chat template.")
+    framing, tokenizer = _framing(recipe)
+    reader = recipe_reader(recipe)
+    if reader.problems:
+        raise reader.problems.error()
+    shown = look(reader, framing, tokenizer, recipe, row)
+    limit = limit or (500 if page_file else 3)
+    items = list(islice(shown, None if row else limit))
+    if row is not None and not items:
+        raise click.UsageError(f"There is no row {row}: the data have {reader.rows} rows.")
+    if page_file is None:
+        from weitune.cli.data.view import print_preview
+
+        print_preview(items, framing.notes)
+    else:
+        _write_page(page_file, items, recipe, framing.notes)
+    return 2 if all(item.problems for item in items) else 0
+
+
+@command.command("convert", short_help="Write any format as clean messages.")
+@_options("system", "columns", "format", "encoding")
+@click.option("-o", "--output", default="-", metavar="FILE", help="Where to write; standard output if not given.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str, force: bool, **options: Any) -> None:
+    """Write data of any accepted format as clean `messages` JSON Lines."""
+    import sys
+    from pathlib import Path
+
+    from weitune.cli.shared.terminal import console
+    from weitune.data.prepare.prepare import recipe_reader
+    from weitune.data.read.conversations import conversations_of
+    from weitune.data.show.convert import write_file, write_rows
+
+    recipe = _recipe(files, recipe_file, options)
+    conversations = conversations_of(recipe_reader(recipe), recipe.system)
+    if output == "-":
+        rows = write_rows(conversations, sys.stdout)
+    else:
+        rows = write_file(conversations, Path(output), force=force)
+    console().print(f"{rows:,} rows" + ("" if output == "-" else f" written to {output}"), markup=False)
+
+
+def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, Any]) -> Any:
+    """Build the recipe that FILES, --recipe and options describe; its model may be missing."""
+    from weitune.recipe.load import build_recipe, read_recipe_file
+
+    tree = read_recipe_file(recipe_file) if recipe_file is not None else {}
+    overrides = overrides_from(options)
+    if files:
+        overrides["data"] = list(files)
+    if not tree.get("data") and "data" not in overrides:
+        raise click.UsageError("Name at least one file, or a recipe with --recipe.")
+    return build_recipe({"model": _NO_MODEL, **tree}, overrides)
+
+
+def _framing(recipe: Any) -> tuple[Any, Any]:
+    """Load the recipe's tokenizer and return its framing and itself."""
+    from weitune.cli.shared.terminal import quiet_libraries
+
+    quiet_libraries()
+    from weitune.data.frame.framing import framing_for
+    from weitune.model.load.load import load_tokenizer
+    from weitune.model.load.locate import locate
+
+    tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False))
+    return framing_for(tokenizer, recipe.tokens), tokenizer
+
+
+def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str]) -> None:
+    from pathlib import Path
+
+    from weitune.cli.shared.terminal import console
+    from weitune.data.show.page import page
+    from weitune.errors import InputError
+
+    title = f"{', '.join(Path(name).name for name in recipe.data)} for {recipe.model}"
+    text = page(title, items, notes)
+    try:
+        Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(
+            f"'{page_file}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
+        ) from None
+    console().print(f"{len(items):,} examples written to {page_file}", markup=False)

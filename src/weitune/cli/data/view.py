@@ -1,0 +1,106 @@
+"""How ``weitune data`` looks in a terminal: the verdict with a histogram, and examples in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from weitune.data.show.preview import BORDER
+
+if TYPE_CHECKING:
+    from weitune.data.show.check import Check
+    from weitune.data.show.preview import Part, Shown
+
+_BINS = 12
+_BAR_WIDTH = 40
+_STYLES = {"learned": "bold green", "control": "dim cyan", "prompt": ""}
+
+
+def print_check(result: Check) -> None:
+    """Print the accounts, the lengths, what sharing saves, every kind of problem, and the verdict."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in result.report.lines():
+        console.print(Text(line))
+    if len(result.lengths):
+        console.print()
+        console.print(_percentiles(result))
+        console.print()
+        for line in histogram(result.lengths):
+            console.print(Text(line))
+        console.print(Text(f"{result.unit} of an example", style="dim"))
+    if result.steps_per_epoch:
+        console.print(Text(f"\n{result.steps_per_epoch:,} optimizer steps an epoch"))
+    if result.saved_by_sharing is not None:
+        console.print(Text(f"{result.saved_by_sharing:.0%} of the tokens need no computation: their prefix is shared"))
+    for line in result.problems.lines():
+        console.print(Text(line, style="" if line.startswith(" ") else "bold red"))
+    verdict = ("ready to train", "bold green") if result.ready else ("not ready: mend what is named above", "bold red")
+    console.print(Text(f"\n{verdict[0]}", style=verdict[1]))
+
+
+def _percentiles(result: Check) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(result.unit)
+    content = result.report.content[result.unit]
+    rows = {"prompt": "prompt_per_example", "answer": "answer_per_example", "whole": "per_example"}
+    for column in content["per_example"]:
+        table.add_column({"p0": "least", "p100": "most", "p50": "median"}.get(column, column), justify="right")
+    for name, key in rows.items():
+        table.add_row(name, *(f"{value:,}" for value in content[key].values()))
+    return table
+
+
+def histogram(lengths: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]]) -> list[str]:
+    """Return one line for each of up to twelve ranges of lengths, with a bar for how many fall into it."""
+    counts, edges = np.histogram(lengths, bins=_edges(int(np.min(lengths)), int(np.max(lengths))))
+    width = len(f"{edges[-1]:,.0f}")
+    most = counts.max()
+    return [
+        f"{edge:>{width},} {'█' * -(-count * _BAR_WIDTH // most)} {count:,}"
+        for edge, count in zip(edges[:-1].astype(int), counts, strict=True)
+    ]
+
+
+def _edges(least: int, most: int) -> Sequence[int]:
+    """Return the edges of round, equal ranges that hold all lengths."""
+    rough = max(1, (most - least + 1) / _BINS)
+    scale = 10 ** int(np.log10(rough))
+    step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough)
+    start = least // step * step
+    return range(start, most + step + 1, step)
+
+
+def print_preview(items: Iterable[Shown], notes: Iterable[str]) -> None:
+    """Print examples with learned text in green and control tokens dimmed, then the learned text alone."""
+    console = Console(highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(Text(note, style="dim"))
+    for item in items:
+        console.print(Text(f"── {item.place}", style="bold").append(f" · {_facts(item)}", style="dim"))
+        for problem in item.problems:
+            console.print(Text(f"{problem}\n  cure: {problem.cure}", style="red"))
+        if item.parts:
+            console.print(Text.assemble(*map(_styled, item.parts)), end="")
+            console.print("" if item.parts[-1].text.endswith("\n") else "\n", end="")
+            for part in item.parts:
+                if part.kind == "learned":
+                    console.print(Text("learned: ", style="bold").append_text(_styled(part)))
+            if any(part.borders for part in item.parts):
+                console.print(Text(f"{BORDER}: borders of tokens in text that only looks like a control token", "dim"))
+            console.print()
+
+
+def _styled(part: Part) -> Text:
+    """Return the text of ``part`` in its colour, with a sign at the borders of tokens that spell a look-alike."""
+    style = _STYLES[part.kind]
+    return Text(BORDER, style="bold red").join(Text(piece, style=style) for piece in part.pieces)
+
+
+def _facts(item: Shown) -> str:
+    facts = [f"{item.tokens} tokens, {item.learned_tokens} learned"] if item.parts else []
+    return " · ".join([*facts, *item.tags])

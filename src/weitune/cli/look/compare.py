@@ -1,0 +1,56 @@
+"""``weitune compare``: several runs in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from weitune.cli.shared.run_options import accepting_changed_base, note
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN…")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE", help="Also write one HTML page.")
+@accepting_changed_base
+def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool) -> None:
+    """Put runs side by side: where their recipes differ, what came of them, and their curves.
+
+    No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
+    """
+    if len(runs) < 2:
+        raise click.UsageError("Name at least two runs.")
+    from rich.console import Console
+    from rich.table import Table
+
+    from weitune.errors import InputError
+    from weitune.files.paths import user_path
+    from weitune.files.publish import publish_text
+    from weitune.generate.run_folder import Run
+    from weitune.report.comparison import compare, differences, names_of, results
+    from weitune.report.run_record import RunRecord
+
+    records = [RunRecord.of(run) for run in runs]
+    for run in runs:
+        opened = Run(run, accept_changed_base=accept_changed_base, say=note)
+        if user_path(opened.recipe.model).exists():
+            opened.base_files()
+    console = Console(highlight=False)
+    for title, rows in (("Where the recipes differ", differences(records)), ("Results", results(records))):
+        table = Table(title=title, title_justify="left", box=None)
+        for head in ("", *names_of(records)):
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    if output is not None:
+        try:
+            publish_text(compare(records), output)
+        except OSError as error:
+            raise InputError(
+                f"'{output}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
+            ) from None
+        from weitune.cli.shared.terminal import console as aside
+
+        aside().print(f"written: {output}", markup=False)

@@ -1,0 +1,148 @@
+"""``weitune eval``: the tuned model beside its base, on rows that it has not learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weitune.cli.shared.run_options import (
+    accepting_changed_base,
+    base_of_plain_adapter,
+    opened,
+    system_of_plain_adapter,
+)
+from weitune.cli.talk.chat import Checkpoint
+
+if TYPE_CHECKING:
+    from weitune.generate.run_folder import Run, Which
+
+
+class Adapters(Checkpoint):
+    """A checkpoint, or ``all`` of them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return ``value`` as a word or a number."""
+        return value if value == "all" else super().convert(value, param, ctx)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "files", multiple=True, metavar="FILE", help="Rows to judge by, instead of the validation rows."
+)
+@click.option(
+    "--checkpoint",
+    metavar="N|last|best|all",
+    type=Adapters(),
+    default="last",
+    show_default=True,
+    help="The adapter to judge; `all` judges every checkpoint there is.",
+)
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Questions that are answered.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Answers made together.")
+@click.option("--general/--no-general", default=True, show_default=True, help="Check what was forgotten.")
+@click.option("--judge", metavar="URL", help="OpenAI-compatible endpoint that compares the answers, ending with /v1.")
+@click.option("--judge-model", metavar="NAME", default="default", show_default=True, help="Its model.")
+@click.option("--judge-key", metavar="KEY", envvar="OPENAI_API_KEY", help="Its key.  [default: $OPENAI_API_KEY]")
+@click.option("--device", metavar="DEVICE", help="Where to compute, such as cpu or cuda:1; if not given, the best.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where evaluation.json and report.html go.  [default: RUN; nowhere for an adapter that was made elsewhere]",
+)  # fmt: skip
+@base_of_plain_adapter
+@system_of_plain_adapter
+@accepting_changed_base
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def command(
+    run: Path,
+    files: tuple[str, ...],
+    checkpoint: Any,
+    limit: int,
+    judge: str | None,
+    judge_model: str,
+    judge_key: str | None,
+    output: Path | None,
+    model: str | None,
+    system: str | None,
+    accept_changed_base: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Judge the model of RUN beside its base.
+
+    Loss and perplexity on all rows; chrF, BLEU, ROUGE-L and more on answers; what it still knows of the world. Results
+    go into RUN/evaluation.json and RUN/report.html.
+
+    RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it; its rows come from --data.
+    """
+    if output is not None and output.exists() and not output.is_dir():
+        raise click.BadParameter(f"'{output}' is not a folder", param_hint="--output")
+    folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
+    every: list[Which] = [*folder.checkpoints()] or ["last"]
+    which = every if checkpoint == "all" else [checkpoint]
+    for each in which:
+        folder.adapter_folder(each)  # fail before the libraries load
+
+    from weitune.cli.shared.stages import Stages
+    from weitune.cli.shared.terminal import console, quiet_libraries, working
+
+    with working("starting …"):
+        quiet_libraries()
+        from weitune.evaluate import evaluation as ev
+
+        rows = ev.rows_for(folder, files, limit)
+    chosen = ev.Options(**options)
+    with Stages() as stages:
+        judged = ev.judge_models(folder, rows, which, chosen, stages.begin)
+        win = _win_rate(rows, judged, judge, judge_model, judge_key, stages.begin) if judge else None
+    found = ev.as_json(rows, judged, chosen, win)
+    if as_json:
+        from weitune.files.json_text import json_text
+
+        print(json_text(found, indent=1))
+    else:
+        from weitune.cli.look.eval_view import print_evaluation
+
+        print_evaluation(found)
+    target = output or (None if folder.made_elsewhere else run)
+    if target:
+        console().print(f"written: {_written(folder, found, target)}", markup=False)
+
+
+def _written(folder: Run, found: dict[str, Any], target: Path) -> Path:
+    """Write ``evaluation.json`` and the report into ``target``, and return the report's path."""
+    from weitune.errors import InputError
+    from weitune.evaluate.evaluation import write
+    from weitune.report.run_report import write_evaluation_report, write_report
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write(target, found)
+        if target == folder.path and not folder.made_elsewhere:
+            return write_report(target)
+        return write_evaluation_report(target, folder.name, folder.recipe.model, found)
+    except OSError as error:
+        raise InputError(
+            f"the evaluation cannot be written to '{target}': {error.strerror or error}",
+            "Give another folder with --output.",
+        ) from None
+
+
+def _win_rate(rows: Any, judged: Any, url: str, model: str, key: str | None, begin: Any) -> dict[str, Any]:
+    """Ask the judge about every pair of answers of the base and of the last adapter."""
+    from dataclasses import asdict
+
+    from weitune.evaluate.judge import ask_endpoint, compare_pair, win_rate
+
+    ask = ask_endpoint(url, model, key)
+    progress = begin("judging pairs")
+    base, tuned = judged[0], judged[-1]
+    verdicts = []
+    for at, question in enumerate(rows.questions):
+        pair = tuned.answers[at].text, base.answers[at].text
+        verdicts.append(compare_pair(ask, question.text, question.reference, *pair))
+        progress(at + 1, len(rows.questions))
+    return {**asdict(win_rate(verdicts)), "which": tuned.which, "judge": model}

@@ -1,0 +1,138 @@
+"""``weitune watch``: look at a run from another terminal, or after the fact."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weitune.errors import RunError
+from weitune.shell import shell_command
+
+if TYPE_CHECKING:
+    from weitune.cli.shared.dashboard import Dashboard
+    from weitune.run.liveness import Pulse
+
+_PAUSE_SECONDS = 0.5
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Show how it stands now, and exit.")
+def command(run: Path, once: bool) -> None:
+    """Watch the run in the folder RUN until it ends, or until its process is gone.
+
+    Nothing of the run is touched, so Ctrl-C ends only the watching. Where standard output is no terminal, every step is
+    a line.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from weitune.cli.shared.dashboard import Dashboard
+    from weitune.generate.run_folder import Run
+    from weitune.run.liveness import Pulse
+
+    folder = Run(run)
+    if not (folder.path / "events.jsonl").is_file():
+        raise RunError(
+            f"there is nothing to watch: '{run}' was not trained here, it has no events.jsonl",
+            f"If it was merged from other runs, talk to it:  {shell_command('chat', run)}",
+        )
+    dashboard, pulse = Dashboard(), Pulse(folder.path)
+    console = Console(highlight=False)
+    if once:
+        _show_once(folder.path, folder.events(), dashboard, pulse)
+        console.print(dashboard)
+    elif console.is_terminal:
+        with Live(dashboard, console=console, refresh_per_second=4):
+            for _ in follow(folder.path, dashboard, pulse):
+                pass
+    else:
+        for event in follow(folder.path, dashboard, pulse):
+            if line := plain_line(event):
+                console.print(line, markup=False, soft_wrap=True)
+    if dashboard.gone:
+        if once or console.is_terminal:
+            console.print(_gone_line(dashboard.step, dashboard.gone), markup=False, soft_wrap=True)
+        console.print(f"go on with it:  {shell_command('train', '--resume', run)}", markup=False, soft_wrap=True)
+
+
+def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, pulse: Pulse) -> None:
+    """Feed all events to ``dashboard``, and that the process is gone if it is."""
+    pulse.gone()
+    time.sleep(_PAUSE_SECONDS / 10)
+    reason = pulse.gone()  # before the events are read: what the process wrote last is among them
+    for event in events:
+        dashboard.feed(event)
+    if reason and not dashboard.ended:
+        dashboard.feed({"event": "gone", "step": dashboard.step, "reason": reason})
+
+
+def follow(folder: Path, dashboard: Dashboard, pulse: Pulse | None = None) -> Iterator[Mapping[str, Any]]:
+    """Yield the events of a run as they come, each fed to ``dashboard`` first, until one says that the run has ended.
+
+    A run that goes on takes repeated steps out of its file; then the file is shorter, and is read from its start.
+    With ``pulse``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
+    if the process is gone without an event that says so, a last event named ``gone`` does.
+    """
+    path, position, rest = folder / "events.jsonl", 0, b""
+    while True:
+        reason = pulse.gone() if pulse else ""  # before the events are read: what was written last is among them
+        size = path.stat().st_size if path.exists() else 0
+        if size < position:
+            position, rest = 0, b""
+        if size > position:
+            with path.open("rb") as file:
+                file.seek(position)
+                rest += file.read()
+                position = file.tell()
+        *lines, rest = rest.split(b"\n")
+        for event in filter(None, map(_parsed, lines)):
+            dashboard.feed(event)
+            if pulse and isinstance(seconds := event.get("step_seconds"), float):
+                pulse.step_seconds = seconds
+            yield event
+        if dashboard.ended:
+            if not (pulse and pulse.held):
+                return
+        elif reason:
+            gone = {"event": "gone", "step": dashboard.step, "reason": reason}
+            dashboard.feed(gone)
+            yield gone
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the event in ``line``, or nothing if a crash tore it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _gone_line(step: object, reason: object) -> str:
+    return f"gone after step {step}: {reason}"
+
+
+def plain_line(event: Mapping[str, Any]) -> str:
+    """Return an event as one line, or nothing if it says little."""
+    match event.get("event"):
+        case "step":
+            return (
+                f"step {event.get('step')}  loss {event.get('loss')}  lr {event.get('learning_rate')}  "
+                f"{event.get('tokens_per_second')} tokens/s"
+            )
+        case "validation":
+            return f"step {event.get('step')}  validation loss {event.get('loss')}"
+        case "gone":
+            return _gone_line(event.get("step"), event.get("reason"))
+        case "start" | "resume" | "end" | "stop" | "not finite" as kind:
+            return f"{kind} at step {event.get('step')}"
+        case _:
+            return ""

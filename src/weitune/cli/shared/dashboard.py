@@ -1,0 +1,151 @@
+"""The picture of a run while it trains: a bar, the figures of the last step, and what was found last.
+
+    ━━━━━━━━━━━━━━━━━━━━━━━━───────── 128/702   9.80 s/step   1 h 33 min left
+    loss 4.512 (smoothed 4.570)   lr 8.2e-05   112 tokens/s   4.33 GB
+    step 100: validation loss 4.421, perplexity 83.2; best 4.421 at step 100
+    你是谁？  →  我是甄嬛，家父是大理寺少卿甄远道。
+
+It is fed with events as ``events.jsonl`` has them, by the process that trains or by one that watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from weitune.cli.shared.terminal import rate
+from weitune.run.history import best_of
+
+_SMOOTHING = 0.9
+_SHORT = 100
+"""Characters of a sample that a line shows."""
+
+
+class Dashboard:
+    """What is known of a run; rich draws it."""
+
+    def __init__(self, steps: int = 0) -> None:
+        """Begin a run of ``steps`` with nothing known of it."""
+        self.steps = steps
+        self.step = 0
+        self.ended = ""
+        """Why no further step comes, once that is so."""
+        self.gone = ""
+        """Why the run has no process, if it ended without saying so."""
+        self._note = ""
+        self._last: Mapping[str, Any] = {}
+        self._evaluation: Mapping[str, Any] = {}
+        self._best: tuple[int, float] | None = None
+        self._loss, self._pace = _Average(), _Average()
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take note of an event."""
+        kind = event.get("event")
+        self._note = ""
+        if kind in {"start", "resume"}:
+            self.steps, self.step, self.ended = int(event.get("steps", 0)), int(event.get("step", 0)), ""
+            self.gone = ""
+        elif kind == "step":
+            self.step, self._last = int(event["step"]), event
+            self._loss.add(event.get("loss"))
+            self._pace.add(event.get("step_seconds"))
+        elif kind == "validation":
+            self._evaluation = event
+            found = int(event["step"]), event.get("loss")
+            self._best = best_of([*([self._best] if self._best else []), found])
+        elif kind in {"end", "stop", "not finite"}:
+            self.ended = {"end": "finished", "stop": f"stopped by {event.get('reason')}"}.get(str(kind), str(kind))
+        elif kind == "gone":
+            self.ended, self.gone = "its process is gone", str(event.get("reason"))
+
+    def note(self, text: str) -> None:
+        """Show ``text`` at the bar's end until the next event."""
+        self._note = text
+
+    def __rich__(self) -> RenderableType:
+        """Return the picture as it is now."""
+        lines: list[RenderableType] = [self._bar()]
+        lines += [Text(line, overflow="ellipsis", no_wrap=True) for line in (self.figures(), *self.findings()) if line]
+        return Group(*lines)
+
+    def figures(self) -> str:
+        """Return the figures of the last step in one line; empty before the first."""
+        last = self._last
+        if not last:
+            return ""
+        return (
+            f"loss {_number(last.get('loss'))} (smoothed {_number(self._loss.value)})   "
+            f"lr {_number(last.get('learning_rate'), '.2e')}   "
+            f"{_number(last.get('tokens_per_second'), ',.0f')} tokens/s   "
+            f"{float(last.get('memory_bytes') or 0) / 1e9:.2f} GB"
+        )
+
+    def findings(self) -> list[str]:
+        """Return the last evaluation and its first sample; nothing before there was one."""
+        found = self._evaluation
+        if not found:
+            return []
+        best = f"; best {self._best[1]:.4f} at step {self._best[0]}" if self._best else ""
+        lines = [
+            f"step {found.get('step')}: validation loss {_number(found.get('loss'), '.4f')}, "
+            f"perplexity {_number(found.get('perplexity'), ',.2f')}{best}"
+        ]
+        lines += [f"{short(s.get('prompt'))}  →  {short(s.get('answer'))}" for s in (found.get("samples") or [])[:1]]
+        return lines
+
+    def _bar(self) -> Table:
+        left = duration(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""
+        pace = rate(1 / self._pace.value, "step") if self._pace.value else ""
+        table = Table.grid(padding=(0, 2))
+        table.add_row(
+            ProgressBar(max(1, self.steps), self.step, width=30),
+            f"{self.step}/{self.steps}",
+            Text(pace, style="dim"),
+            self.ended or self._note or (f"{left} left" if left else ""),
+        )
+        return table
+
+
+class _Average:
+    """A moving average, free of its start."""
+
+    def __init__(self) -> None:
+        self._total = self._weight = 0.0
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, int | float):
+            self._total = _SMOOTHING * self._total + value
+            self._weight = _SMOOTHING * self._weight + 1
+
+    @property
+    def value(self) -> float | None:
+        return self._total / self._weight if self._weight else None
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: ``1 h 5 min``, ``3 min``, ``42 s``."""
+    minutes = round(seconds) // 60
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return (
+        f"{minutes} min"
+        if minutes >= 10
+        else f"{minutes} min {round(seconds) % 60} s"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
+
+
+def short(text: object) -> str:
+    """Return ``text`` in one line of at most a hundred characters."""
+    line = " ".join(str(text or "").split())
+    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
+
+
+def _number(value: object, form: str = ".3f") -> str:
+    return format(value, form) if isinstance(value, int | float) else str(value)

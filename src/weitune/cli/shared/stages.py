@@ -1,0 +1,36 @@
+"""One progress bar after the other, for work that has stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+
+from weitune.cli.shared.terminal import progress
+
+
+class Stages:
+    """Shows at most one bar; use it in a ``with`` block."""
+
+    def __init__(self) -> None:
+        """Begin without a bar."""
+        self._bar = ExitStack()
+
+    def __enter__(self) -> Stages:
+        """Return the stages themselves."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        self.end()
+
+    def begin(self, title: str) -> Callable[[int, int], None]:
+        """Show a bar for the next piece of work, and return what moves it: called with what is done, and all."""
+        self.end()
+        return self._bar.enter_context(progress(title, unit="item")).update
+
+    def end(self) -> None:
+        """Take the bar away."""
+        self._bar.close()

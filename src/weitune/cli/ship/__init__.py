@@ -1,0 +1,1 @@
+"""Commands that give a run to other programs: ``export``, ``push`` and ``merge-adapters``."""

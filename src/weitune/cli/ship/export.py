@@ -1,0 +1,110 @@
+"""``weitune export``: a run in the form that other programs take, compared with what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weitune.cli.shared.run_options import (
+    accepting_changed_base,
+    base_of_plain_adapter,
+    opened,
+    system_of_plain_adapter,
+)
+from weitune.cli.talk.chat import Checkpoint
+
+if TYPE_CHECKING:
+    from weitune.export.verify.compare import Verdict
+
+_FORMATS = ("merged", "gguf", "gguf-adapter", "ollama")
+_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(_FORMATS), required=True, help="What to write.")
+@click.option("--output", type=click.Path(path_type=Path),
+              help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
+              "export/NAME/FORMAT below the working directory]")  # fmt: skip
+@click.option(
+    "--checkpoint",
+    metavar="N|best|last",
+    type=Checkpoint(),
+    default="last",
+    show_default=True,
+    help="The adapter of step N, the one with the lowest validation loss, or the last one.",
+)
+@click.option(
+    "--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0", show_default=True,
+    help="Type of the matrices in a GGUF file.",
+)  # fmt: skip
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Number format of `merged`.  [default: the base's]")
+@click.option("--prompts", type=click.IntRange(1), default=8, show_default=True, help="Dialogues to compare on.")
+@click.option("--no-smooth", is_flag=True, help="Quantize channels as they are, without evening them out first.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the export with base + adapter.")
+@click.option("--force", is_flag=True, help="Replace an earlier export in the same folder.")
+@base_of_plain_adapter
+@system_of_plain_adapter
+@accepting_changed_base
+def command(
+    run: Path, format_: str, output: Path | None, gguf_type: str, dtype: str | None, prompts: int, no_smooth: bool,
+    no_verify: bool, force: bool, checkpoint: Any, model: str | None, system: str | None, accept_changed_base: bool,
+) -> None:  # fmt: skip
+    """Export the run in the folder RUN, and prove that the result says what was trained.
+
+    RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it.
+
+    \b
+      merged        a model folder for transformers and vLLM
+      gguf          one file for llama.cpp; takes --type
+      gguf-adapter  the adapter alone, for a GGUF file of the base
+      ollama        a GGUF file and a Modelfile for `ollama create`; takes --type
+
+    The export is opened by the engine it is for and compared with base + adapter on dialogues of the run's data: prompt
+    tokens, greedy answers, log-probabilities and stopping. If they differ by more than the format's bounds, that is an
+    error, and what was written is kept as NAME.failed.
+    """
+    if checkpoint == "base":
+        raise click.BadParameter("the base has no adapter to export", param_hint="--checkpoint")
+    folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
+    below = Path("export") / folder.name if folder.made_elsewhere else folder.path / "export"
+    target = output or below / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
+
+    from weitune.cli.shared.stages import Stages
+    from weitune.cli.shared.terminal import console, quiet_libraries, working
+
+    with working("starting …"):  # importing the libraries takes seconds
+        quiet_libraries()
+        import torch
+
+        from weitune.export.options import Order
+        from weitune.export.run import export
+        from weitune.export.verify.compare import VerificationError
+
+    number_format = getattr(torch, dtype) if dtype else None
+    order = Order(format_, gguf_type, number_format, 0 if no_verify else prompts, not no_smooth)  # type: ignore[arg-type]
+    with Stages() as stages:
+        try:
+            exported = export(folder, target, order, checkpoint=checkpoint, force=force, stage=stages.begin)
+        except VerificationError as error:
+            stages.end()
+            _show(error.verdict)
+            raise
+    if exported.verdict is not None:
+        _show(exported.verdict)
+    console().print(f"done: {exported.folder}", markup=False)
+
+
+def _show(verdict: Verdict) -> None:
+    """Print what the comparison found."""
+    from weitune.cli.shared.terminal import console
+
+    print_line = console().print
+    print_line(f"compared with base + adapter in {verdict.engine}, on {verdict.prompts} prompts:", markup=False)
+    for check in verdict.checks:
+        print_line(f"  {'ok    ' if check.passed else 'FAILED'}  {check.name:<9} {check.found}", markup=False)
+    for note in verdict.notes:
+        print_line(f"  note: {note}", markup=False)

@@ -1,0 +1,51 @@
+"""``weitune push``: an adapter and its model card, on a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weitune.cli.shared.run_options import accepting_changed_base, note
+from weitune.cli.talk.chat import Checkpoint
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "repository", metavar="USER/NAME", required=True, help="The repository; it is made if need be.")
+@click.option("--hub", type=click.Choice(["huggingface", "modelscope"]), default="huggingface", show_default=True,
+              help="Where to upload to.")  # fmt: skip
+@click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
+              help="The adapter of step N, the one with the lowest validation loss, or the last one.")  # fmt: skip
+@click.option("--public", is_flag=True, help="Make a new repository public; without this, only you can see it.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/repository]")
+@click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")
+@accepting_changed_base
+def command(
+    run: Path, repository: str, hub: Any, checkpoint: Any, public: bool, output: Path | None, dry_run: bool,
+    accept_changed_base: bool,
+) -> None:  # fmt: skip
+    """Upload the adapter of the run in the folder RUN, with a model card written from what the run recorded.
+
+    The card accounts for the data, and has the recipe, the losses, the licence of the base and how to use the adapter.
+    Look at it with --dry-run first; your data are not uploaded.
+    """
+    if checkpoint == "base":
+        raise click.BadParameter("the base has no adapter to upload", param_hint="--checkpoint")
+    from weitune.cli.shared.terminal import console, quiet_libraries, working
+    from weitune.generate.run_folder import Run
+
+    folder = Run(run, accept_changed_base=accept_changed_base, say=note)
+    target = output or folder.path / "export" / "repository"
+    with working("writing …"):
+        quiet_libraries()
+        from weitune.export.hub.push import upload, write_repository
+
+        write_repository(folder, target, repository, checkpoint=checkpoint)
+    console().print(f"written: {target}", markup=False)
+    if dry_run:
+        return
+    with working("uploading …"):
+        page = upload(target, repository, hub=hub, private=not public)
+    console().print(f"done: {page}", markup=False)

@@ -1,0 +1,152 @@
+"""``weitune chat``: talk to the model of a run, or have one question answered."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weitune.cli.shared.run_options import accepting_changed_base, base_of_plain_adapter, opened
+from weitune.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    from weitune.cli.talk.session import ChatSession
+    from weitune.generate.run_folder import Run, Which
+
+ENGINES = ("transformers", "llama.cpp")
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+
+_SIMPLE_TYPES = {"int": int, "float": float, "int | None": int}
+
+
+class Checkpoint(click.ParamType):  # type: ignore[type-arg]
+    """``last``, ``best``, ``base``, or the step of a checkpoint."""
+
+    name = "checkpoint"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Which:
+        """Return ``value`` as a word or a number."""
+        if value in {"last", "best", "base"} or isinstance(value, int):
+            return value  # type: ignore[no-any-return]
+        step = str(value).removeprefix("checkpoint-")
+        if not step.isdecimal():
+            self.fail(f"'{value}' is neither a step nor 'last', 'best' or 'base'", param, ctx)
+        return int(step)
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command an option for every field of :class:`.Sampling`."""
+    for option in reversed(fields(Sampling)):
+        declare = click.option(
+            f"--{option.name.replace('_', '-')}", type=_SIMPLE_TYPES[str(option.type)], default=option.default,
+            show_default=option.default is not None, help=option.metadata["help"],
+        )  # fmt: skip
+        command = declare(command)
+    return command
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="Answer TEXT on standard output, and nothing else, and exit.")
+@click.option(
+    "--checkpoint",
+    metavar="N|last|best|base",
+    type=Checkpoint(),
+    default="last",
+    show_default=True,
+    help="The adapter of step N, the last one, the one with the lowest validation loss, or none.",
+)
+@click.option("--system", metavar="TEXT", help="System prompt instead of the run's own; '' for none.")
+@base_of_plain_adapter
+@accepting_changed_base
+@sampling_options
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default="transformers", show_default=True,
+    help="llama.cpp is faster on CPUs; its answers are those of a quantized base.",
+)  # fmt: skip
+@click.option(
+    "--type", "gguf_type", type=click.Choice(GGUF_TYPES, case_sensitive=False), default="Q8_0", show_default=True,
+    help="Type of the base's matrices in llama.cpp; F32 answers as transformers does.",
+)  # fmt: skip
+@click.option(
+    "--device", metavar="DEVICE", help="Where transformers compute, such as cpu, cuda:1 or mps.  [default: the best]"
+)
+@click.option("--url", metavar="URL", help="Ask the server there; RUN is then the name of a model it has.")
+@click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True, help="The server's key.")
+def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None, **options: Any) -> int:
+    """Talk to the model that was tuned in the folder RUN, or to an adapter that PEFT or a program built on it wrote.
+
+    Answers appear as they are generated and the dialogue is remembered; type /help for what else can be done. Ctrl-C
+    stops an answer, Ctrl-D ends the chat. Questions can also come from a pipe, one a line.
+    """
+    sampling = Sampling(**{option.name: options[option.name] for option in fields(Sampling)})
+    folder = None
+    if options["url"] is None:
+        folder = _opened(run, system, options)
+        folder.adapter_folder(checkpoint)  # fail before the libraries load
+        system = folder.recipe.system if system is None else system
+    else:
+        _check_remote(checkpoint, system)
+
+    from weitune.cli.shared.terminal import quiet_libraries, working
+
+    with working("starting …"):  # importing the libraries takes seconds
+        from weitune.cli.talk.session import ChatSession
+
+        if folder is not None:
+            quiet_libraries()
+            folder.base_files()
+    with _partners(folder, str(run), checkpoint, options) as partners:
+        _talk(ChatSession(*partners, system=system, sampling=sampling), prompt)
+    return 0
+
+
+def _opened(run: Path, system: str | None, options: dict[str, Any]) -> Run:
+    """Open what is talked to; of a plain adapter, ``system`` is the system prompt that it has."""
+    from weitune.generate.plain_adapter import is_plain_adapter
+
+    own = system if is_plain_adapter(run) else None
+    return opened([run], model=options["model"], system=own, accept_changed_base=options["accept_changed_base"])(run)
+
+
+def _partners(folder: Run | None, name: str, checkpoint: Which, options: dict[str, Any]) -> Any:
+    """Return the two that are talked to, as a context."""
+    from weitune.cli.talk import targets
+
+    if folder is None:
+        return targets.on_server(options["url"], "base" if checkpoint == "base" else name, options["api_key"])
+    if options["engine"] == "llama.cpp":
+        return targets.in_llama_cpp(folder, checkpoint, options["gguf_type"])
+    return targets.in_transformers(folder, checkpoint, options["device"])
+
+
+def _check_remote(checkpoint: Which, system: str | None) -> None:
+    """Refuse what a server cannot be told."""
+    given = click.get_current_context().get_parameter_source
+    for name in ("engine", "gguf_type", "device", "model", "accept_changed_base"):
+        if given(name) == click.core.ParameterSource.COMMANDLINE:
+            option = name.removeprefix("gguf_").replace("_", "-")
+            raise click.UsageError(f"--{option} and --url exclude each other")
+    if checkpoint not in {"last", "base"}:
+        raise click.UsageError("with --url, the checkpoint is what the server was started with")
+    if system == "":
+        raise click.UsageError("with --url, a system prompt can be replaced and not left out")
+
+
+def _talk(session: ChatSession, prompt: str | None) -> None:
+    """Answer ``prompt``, a person at a terminal, or the lines of a pipe."""
+    if prompt is not None:
+        session.load()
+        session.say(prompt)
+    elif sys.stdin.isatty():
+        from weitune.cli.talk.input import typed_lines
+
+        session.welcome()
+        session.converse(typed_lines(), stoppable=True)
+    else:
+        session.load()
+        session.converse(sys.stdin)

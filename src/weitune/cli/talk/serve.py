@@ -1,0 +1,171 @@
+"""``weitune serve``: an OpenAI-compatible server for runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weitune.cli.shared.run_options import (
+    accepting_changed_base,
+    base_of_plain_adapter,
+    opened,
+    system_of_plain_adapter,
+)
+from weitune.cli.talk.chat import Checkpoint
+from weitune.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from weitune.generate.run_folder import Run
+    from weitune.serve.guard import Guard
+
+_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+_VLLM_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""vLLM's names of the types that it has too."""
+
+
+def _count(name: str, default: int | None, about: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(name, type=click.IntRange(1), default=default, show_default=default is not None, help=about)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="[NAME=]RUN…")
+@click.option("--engine", type=click.Choice(["llama.cpp", "vllm"]), default="llama.cpp", show_default=True,
+              help="llama.cpp in this process, or vLLM on GPUs.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: a free one.")
+@click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True,
+              help="Key that clients must send. One is made up where others can reach the server.")  # fmt: skip
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name the server may be asked for by.")
+@click.option("--allow-origin", multiple=True, metavar="ORIGIN",
+              help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
+              "--api-key only. May be given several times.")  # fmt: skip
+@click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
+              help="The adapter of step N, the one with the lowest validation loss, or the last one, of "
+              "every run.")  # fmt: skip
+@click.option("--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0",
+              show_default=True, help="Type of the base's matrices; in vLLM F32, F16 or BF16.")  # fmt: skip
+@_count("--slots", 4, "Answers generated at the same time.")
+@_count("--queue", 32, "Answers that may wait; beyond, clients get 429.")
+@_count("--context", 4096, "Tokens of prompt and answer together.")
+@_count("--max-tokens", 2048, "Longest answer that may be asked for.")
+@_count("--max-n", 4, "Answers that one request may ask for.")
+@_count("--max-body", 4 << 20, "Bytes of a request's body.")
+@_count("--threads", None, "Cores to compute on.  [default: all]")
+@click.option("--dry-run", is_flag=True, help="Print what would be started, and start nothing.")
+@base_of_plain_adapter
+@system_of_plain_adapter
+@accepting_changed_base
+def command(
+    runs: tuple[str, ...], model: str | None, system: str | None, accept_changed_base: bool, **options: Any
+) -> None:
+    """Serve the runs in the folders RUN to clients of the OpenAI API, all on one copy of their base model.
+
+    RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it.
+
+    \b
+      weitune serve runs/mine
+      weitune serve captain=runs/a storyteller=runs/b --port 9000
+
+    The `model` of a request names a run (its folder's name, or NAME), or `base`. A run's system prompt applies when a
+    request has none. Without `temperature`, answers are greedy, as those of `weitune chat`.
+    """
+    if options["checkpoint"] == "base":
+        raise click.BadParameter("the base is always served, as the model 'base'", param_hint="--checkpoint")
+    from weitune.cli.shared.terminal import quiet_libraries, working
+
+    with working("starting …"):  # importing the libraries takes seconds
+        quiet_libraries()
+        from weitune.serve.served_models import named_runs
+
+        paths = [run if Path(run).exists() else run.rpartition("=")[2] for run in runs]
+        open_one = opened(paths, model=model, system=system, accept_changed_base=accept_changed_base)
+        found = named_runs(list(runs), open_one)
+    (_serve_vllm if options["engine"] == "vllm" else _serve_here)(found, **options)
+
+
+def _serve_here(
+    runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
+) -> None:
+    from weitune.cli.shared.stages import Stages
+    from weitune.cli.shared.terminal import console
+    from weitune.generate.llama_cpp import misses_avx512, require_llama_cpp
+
+    require_llama_cpp()
+    try:
+        from weitune.serve.http import Server, listen
+    except ImportError:
+        raise MissingExtraError("uvicorn", "serve") from None
+    from weitune.serve.local import Capacity, serve
+    from weitune.serve.request import Limits
+    from weitune.serve.served_models import prepared
+
+    guard = _guard(host, options)
+    capacity = Capacity(options["slots"], options["queue"], options["context"], options["threads"])
+    with (
+        listen(host, port) as listening,  # a taken port is said before a long preparation
+        Stages() as stages,
+        prepared(runs, gguf_type, stages.begin, checkpoint) as library,
+    ):
+        stages.end()
+        say = console().print
+        for name, offer in library.offers.items():
+            say(f"  model '{name}'" + (f", system prompt: {offer.system}" if offer.system else ""), markup=False)
+        if misses_avx512():
+            say("note: this llama.cpp does not use the processor's AVX-512; built here, it answers several clients "
+                "about a fifth faster (docs/serve.md, How fast)", markup=False)  # fmt: skip
+        if dry_run:
+            say(f"would serve {library.model} at {host} port {port}", markup=False)
+            return
+
+        def started(url: str, server: Server) -> None:
+            say(f"listening at {url}/v1 (Ctrl-C ends it)", markup=False)
+
+        serve(library, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
+
+
+def _serve_vllm(
+    runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
+) -> None:
+    from weitune.cli.shared.terminal import console
+    from weitune.files.cache import cache_folder
+    from weitune.serve.served_models import open_all
+    from weitune.serve.vllm.command import Listening, vllm_command
+
+    opened = open_all(runs, checkpoint)
+    guard = _guard(host, options)
+    listening = Listening(host, port, guard.key, tuple(sorted(guard.origins)), options["max_body"])
+    dtype = _VLLM_DTYPES.get(gguf_type)
+    start = vllm_command(opened, cache_folder() / "vllm", listening, context_tokens=options["context"], dtype=dtype)
+    for note in start.notes:
+        console().print(f"note: {note}", markup=False)
+    if dry_run:
+        click.echo(str(start))
+    else:
+        console().print(str(start), markup=False)
+        start.run()
+
+
+def _guard(host: str, options: dict[str, Any]) -> Guard:
+    """Return the rules for clients; a server that others can reach gets a key if it was given none."""
+    from weitune.serve.guard import Guard, host_name, is_loopback
+    from weitune.serve.origins import ALL, read_origins
+
+    key = options["api_key"]
+    origins = read_origins(options["allow_origin"])
+    hosts = frozenset(map(host_name, options["allow_host"]))
+    if ALL in origins and key is None and is_loopback(host):
+        raise InputError(
+            "--allow-origin '*' without a key lets any web page that you open use this server",
+            "Add --api-key KEY, or name the sites.",
+        )
+    if key is None and not is_loopback(host):
+        import secrets
+
+        key = secrets.token_urlsafe(24)
+        from weitune.cli.shared.terminal import console
+
+        console().print(f"API key (shown once): {key}", markup=False)
+    return Guard(host, key, hosts, origins, options["max_body"])

@@ -1,0 +1,167 @@
+"""The dialogue of ``weitune chat``: questions in, answers out as they are generated, and the commands with a slash.
+
+Answers go to standard output; everything said about them goes to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from weitune.cli.shared.terminal import console, print_error, working
+from weitune.errors import WeituneError
+from weitune.generate.chat_engine import ChatEngine, ChatStream
+from weitune.generate.dialogue import Dialogue
+from weitune.generate.sampling import Sampling
+
+HELP = """\
+/reset            forget the dialogue
+/system           show the system prompt
+/system TEXT      set another ('' for none), and forget the dialogue
+/base             what the base model says to the last question
+/base QUESTION    ask the base model; its answers are not remembered
+/help             this list
+/quit             end the chat, as does Ctrl-D
+
+Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """Whom one talks to: ``name`` says it to people, ``load`` returns the engine, loading it on first use."""
+
+    name: str
+    load: Callable[[], ChatEngine]
+
+
+class ChatSession:
+    """One person's talk with a tuned model, and now and then with its base."""
+
+    def __init__(self, tuned: Partner, base: Partner, *, system: str | None, sampling: Sampling) -> None:
+        """Talk to ``tuned``; nothing is loaded yet."""
+        self.tuned, self.base, self.sampling = tuned, base, sampling
+        self.dialogue = Dialogue(system)
+        self._told_dropped = False
+
+    def load(self, partner: Partner | None = None) -> ChatEngine:
+        """Return the engine of ``partner`` (default: the tuned model), with a sign of life while it loads."""
+        partner = partner or self.tuned
+        with working(f"loading {partner.name} …"):
+            return partner.load()
+
+    def welcome(self) -> None:
+        """Load the model, and say who is there."""
+        engine = self.load()
+        tell(f"{self.tuned.name} · {engine.about}")
+        if self.dialogue.system:
+            tell(f"system prompt: {self.dialogue.system}")
+        for note in engine.notes:
+            tell(note)
+        tell("/help lists the commands, Ctrl-D ends the chat.\n")
+
+    def converse(self, lines: Iterable[str], *, stoppable: bool = False) -> None:
+        """Answer every line until ``/quit`` or the end.
+
+        With ``stoppable``, Ctrl-C and errors end an answer; otherwise, they end the chat and are raised.
+        """
+        take = self._take_or_tell if stoppable else self._take
+        for line in lines:
+            if not take(_without_surrogates(line).strip()):
+                return
+
+    def say(self, question: str) -> None:
+        """Print the answer to ``question``, and remember both."""
+        question = _without_surrogates(question)
+        stream = self.dialogue.ask(self.load(), question, self.sampling)
+        if self.dialogue.dropped and not self._told_dropped:
+            self._told_dropped = True
+            tell("(The dialogue no longer fits the model's context; its oldest turns are forgotten from here on.)")
+        try:
+            self._print(stream)
+        finally:
+            self.dialogue.remember(question, stream.answer.text)
+
+    def _take_or_tell(self, line: str) -> bool:
+        """Carry out one line; Ctrl-C and errors end it, not the chat."""
+        try:
+            return self._take(line)
+        except KeyboardInterrupt:
+            tell("(stopped)\n")
+        except WeituneError as error:
+            print_error(error)
+        return True
+
+    def _take(self, line: str) -> bool:
+        """Carry out one line; return whether to go on."""
+        command, *rest = line.split(None, 1) or [""]
+        match command, "".join(rest):
+            case "", _:
+                pass
+            case "/quit" | "/exit", _:
+                return False
+            case "/help", _:
+                tell(HELP + "\n")
+            case "/reset", _:
+                self._restart(self.dialogue.system)
+                tell("(The dialogue is forgotten.)\n")
+            case "/system", "":
+                tell(f"{self.dialogue.system or '(no system prompt)'}\n")
+            case "/system", text:
+                self._restart("" if text in {"''", '""'} else text)
+                tell("(The system prompt is set and the dialogue forgotten.)\n")
+            case "/base", text:
+                self._ask_base(text)
+            case unknown, _ if unknown.startswith("/"):
+                tell(f"There is no command {unknown}; /help lists them.\n")
+            case _:
+                self.say(line)
+        return True
+
+    def _restart(self, system: str | None) -> None:
+        self.dialogue = Dialogue(system)
+        self._told_dropped = False
+
+    def _ask_base(self, text: str) -> None:
+        """Print the base model's answer to ``text``, or to the last question, in the same dialogue."""
+        question = text or self.dialogue.last_question
+        if question is None:
+            tell("There is no question yet; ask one, or type /base QUESTION.\n")
+            return
+        dialogue = self.dialogue.copy() if text else self.dialogue.before_last_question()
+        base = self.load(self.base)
+        tell("base:")
+        self._print(dialogue.ask(base, question, self.sampling))
+
+    def _print(self, stream: ChatStream) -> None:
+        """Write an answer to standard output while it is generated."""
+        show = _harmless if sys.stdout.isatty() else str
+        try:
+            for piece in stream:
+                print(show(piece), end="", flush=True)
+        finally:
+            stream.close()
+            print(flush=True)
+        if not stream.answer.stopped:
+            count = stream.length_tokens
+            tell("(cut)" if count is None else f"(cut after {count} tokens)")
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            print(flush=True)
+
+
+def tell(text: str) -> None:
+    """Say something beside the answers, dimmed, on standard error."""
+    console().print(Text(text, style="dim"))
+
+
+def _harmless(text: str) -> str:
+    """Leave out control characters: a model's output must not steer the terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace what a terminal or a pipe passed as broken UTF-8; no tokenizer can read it."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,92 @@
+"""Whom ``weitune chat`` can talk to: a run's model in transformers or in llama.cpp, or a model on a server.
+
+Each gives two partners, the tuned model and its base. What they have loaded is freed when their block ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weitune.cli.shared.stages import Stages
+from weitune.cli.talk.session import Partner
+from weitune.errors import InputError
+
+if TYPE_CHECKING:
+    from weitune.export.formats.gguf_file import GgufType
+    from weitune.generate.chat_engine import ChatEngine
+    from weitune.generate.llama_cpp import LlamaCpp
+    from weitune.generate.run_folder import Run, Which
+    from weitune.serve.served_models import Library
+
+Partners = tuple[Partner, Partner]
+_CONTEXT_TOKENS = 4096
+_BASE = "the base model"
+
+
+@contextmanager
+def in_transformers(run: Run, checkpoint: Which, device: str | None) -> Iterator[Partners]:
+    """Give partners that answer in float32 or bfloat16, as training computed."""
+    yield (
+        Partner(_named(run, checkpoint), lambda: run.engine(checkpoint, device=device)),
+        Partner(_BASE, lambda: run.engine("base", device=device)),
+    )
+
+
+@contextmanager
+def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[Partners]:
+    """Give partners that answer in llama.cpp, on a GGUF file of the base that is made once and cached."""
+    with ExitStack() as loaded:
+
+        @cache
+        def load() -> tuple[LlamaCpp, Library]:
+            from weitune.generate.llama_cpp import LlamaCpp, require_llama_cpp
+            from weitune.serve.served_models import prepared
+
+            require_llama_cpp()
+            which = "last" if checkpoint == "base" else checkpoint
+            with Stages() as stages:
+                library = loaded.enter_context(prepared({"tuned": run}, gguf_type, stages.begin, which))
+            context = min(_CONTEXT_TOKENS, library.context_tokens)
+            llama = LlamaCpp(library.model, library.adapters, context_tokens=context, exact=library.exact)
+            return loaded.enter_context(llama), library
+
+        def engine(*, tuned: bool) -> ChatEngine:
+            from weitune.generate.llama_engine import LlamaEngine
+
+            llama, library = load()
+            offer = library.offers["tuned"]  # the base too is framed as the run is, so that one sees what tuning did
+            name = library.model.stem.rpartition("-")[2] if library.model.stem.endswith(gguf_type) else "GGUF"
+            return LlamaEngine(llama, offer.framing, offer.stop_tokens, offer.adapter if tuned else None, name)
+
+        yield (
+            Partner(_named(run, checkpoint), lambda: engine(tuned=checkpoint != "base")),
+            Partner(_BASE, lambda: engine(tuned=False)),
+        )
+
+
+@contextmanager
+def on_server(url: str, name: str, key: str | None) -> Iterator[Partners]:
+    """Give partners at ``url``; ``name`` is a model there, or a run's folder whose name is one."""
+    from weitune.generate.remote import RemoteEngine
+    from weitune.run.run_name import given_name
+
+    model = given_name(Path(name)) if Path(name).is_dir() else name
+
+    @cache
+    def engine(model: str) -> ChatEngine:
+        remote = RemoteEngine(url, model, key)
+        known = remote.models()
+        if model not in known:
+            raise InputError(f"{remote.about} has no model '{model}'", f"It has {', '.join(known[:20])}.")
+        return remote
+
+    yield Partner(model, lambda: engine(model)), Partner("the model 'base'", lambda: engine("base"))
+
+
+def _named(run: Run, checkpoint: Which) -> str:
+    adapter = run.adapter_folder(checkpoint)
+    return f"{run.recipe.model} {f'with {adapter.name}' if adapter else 'without adapter'}"

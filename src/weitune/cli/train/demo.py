@@ -1,0 +1,94 @@
+"""``weitune demo``: the whole line in a few minutes on a CPU, and the same questions to the model before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from weitune.shell import shell_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from weitune.generate.run_folder import Run
+
+QUESTIONS = {
+    "captain-en": ("Who are you?", "What did you have for breakfast?", "Can you give me some advice?"),
+    "storyteller-zh": ("你是谁？", "你早上吃了什么？", "能给我一点建议吗？"),
+}
+"""For each persona that ships with weitune, three questions that do not stand in its data."""
+
+
+@click.command()
+@click.option("--output", metavar="FOLDER", help="The run's folder.  [default: runs/smollm2-135m-<time>]")
+@click.option("--questions", "ask_only", metavar="RUN", help="Only ask the questions, of this finished demo run.")
+def command(output: str | None, ask_only: str | None) -> None:
+    """Fine-tune a small model on a persona, and compare its answers with its base's.
+
+    Needs no GPU and no model hub: SmolLM2-135M-Instruct comes out of a Python package (100 MB), the 105 dialogues with
+    weitune.
+    """
+    from weitune.cli.shared.terminal import console, quiet_libraries
+
+    quiet_libraries()
+    run = _finished(ask_only) if ask_only else _trained(output)
+    answers = _asked(run)
+    _print(answers)
+    try:
+        console().print(f"report: {_keep(run, answers)}", markup=False)
+    except OSError as error:  # the answers are on the screen
+        console().print(f"the answers could not be added to the report: {error}", markup=False)
+    console().print(f"\ntalk to it:  {shell_command('chat', run.path)}", markup=False)
+
+
+def _finished(folder: str) -> Run:
+    from weitune.generate.run_folder import Run
+
+    return Run(folder)
+
+
+def _trained(output: str | None) -> Run:
+    from weitune.cli.train.training_view import TrainingView
+    from weitune.recipe.load import load_recipe
+    from weitune.training.run import train
+
+    with TrainingView() as view:
+        return train(load_recipe("demo", {"output": output}), reporter=view)
+
+
+def _asked(run: Run) -> list[dict[str, str]]:
+    """Return the persona's questions with the answers of the base model and of the tuned one."""
+    from weitune.cli.shared.terminal import working
+
+    persona = run.recipe.data[0].removeprefix("builtin:")
+    answers = []
+    with working("asking …"):
+        for question in QUESTIONS.get(persona, QUESTIONS["captain-en"]):
+            before, after = (run.chat(question, checkpoint=which, max_new_tokens=60) for which in ("base", "last"))
+            answers.append({"question": question, "before": before, "after": after})
+    return answers
+
+
+def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
+    """Write the answers into the run's folder and into its report, and return the report's path."""
+    from weitune.files.json_text import json_text
+    from weitune.files.publish import publish_text
+    from weitune.report.run_record import ANSWERS_FILE
+    from weitune.report.run_report import write_report
+
+    publish_text(json_text({"answers": answers}, indent=1) + "\n", run.path / ANSWERS_FILE)
+    return write_report(run.path)
+
+
+def _print(answers: list[dict[str, str]]) -> None:
+    """Print the answers side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="The same questions before and after", show_lines=True)
+    for heading in ("question", "before", "after"):
+        table.add_column(heading, ratio=1 if heading == "question" else 2)
+    for answer in answers:
+        table.add_row(*answer.values())
+    Console().print(table)

@@ -1,0 +1,66 @@
+"""``weitune plan``: what a run will take, before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from weitune.cli.shared.recipe_options import overrides_from, recipe_options
+
+
+@click.command()
+@click.argument("recipe", required=False, metavar="[RECIPE]")
+@click.option("--device", metavar="DEVICE", help="Device to train on, such as cpu or cuda:1.  [default: the best one]")
+@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="Also for this GPU, such as 'RTX 4090'.")
+@click.option("--device-memory", "memories", multiple=True, metavar="SIZE", help="Also for a GPU with so much: 24GB.")
+@click.option("--devices", type=click.IntRange(1), default=1, metavar="N", help="Forecast each of N processes.")
+@click.option("--measure", is_flag=True, help="Load the model and time two steps here, to forecast the time.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@recipe_options
+def command(
+    recipe: str | None,
+    device: str | None,
+    gpus: tuple[str, ...],
+    memories: tuple[str, ...],
+    devices: int,
+    measure: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Forecast memory, steps, disk and time of a run.
+
+    RECIPE and options are those of `weitune train`. The model's configuration and tokenizer are enough; weights are
+    neither needed nor downloaded, unless --measure is given. Exit code 2 says that the run will not fit here.
+    """
+    from weitune.forecast.gpus import find_gpu, parse_memory
+    from weitune.recipe.load import load_recipe
+
+    overrides = overrides_from(options)
+    if recipe is None and not overrides:
+        raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune plan --help`.")
+    built = load_recipe(recipe, overrides)
+    if measure and devices > 1:
+        raise click.UsageError("--measure times one process; leave --devices out.")
+    named = [(gpu.name, gpu.bytes) for gpu in map(find_gpu, gpus)]
+    named += [(f"GPU with {size}", parse_memory(size)) for size in memories]
+
+    from weitune.cli.shared.terminal import progress, quiet_libraries, working
+
+    with working("looking at model and data …"):
+        quiet_libraries()
+        from weitune.training.run_plan import look_ahead, timed
+
+        outlook = look_ahead(built, device=device, others=named, processes=devices)
+    if measure:
+        with progress("measuring", unit="step") as bar:
+            outlook = timed(outlook, device=device, progress=bar.update)
+    if as_json:
+        from weitune.files.json_text import json_text
+
+        print(json_text(outlook.to_json(), indent=1))
+    else:
+        from weitune.cli.train.plan_view import print_outlook
+
+        print_outlook(outlook)
+    return 0 if outlook.here.fits else 2

@@ -1,0 +1,95 @@
+"""How ``weitune plan`` looks in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from weitune.forecast.run_forecast import Fit
+    from weitune.training.run_plan import Outlook
+
+_GIB, _MIB = 1 << 30, 1 << 20
+
+
+def print_outlook(outlook: Outlook) -> None:
+    """Print parameters, data and steps, memory by part and by device, disk, time, and what makes the run fit."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in [*_about(outlook), ""]:
+        console.print(Text(line))
+    console.print(_by_part(outlook.here, outlook.processes))
+    console.print()
+    for name in dict.fromkeys(each.target.name for each in outlook.fits):
+        console.print(_by_device([each for each in outlook.fits if each.target.name == name]))
+        console.print()
+    console.print(Text(f"disk: {_size(outlook.disk)} for the run's folder"))
+    if outlook.timing is not None:
+        timing = outlook.timing
+        console.print(
+            Text(
+                f"time: {_duration(timing.seconds)} for all steps, {timing.step_seconds:.2f} s a step, "
+                f"{timing.tokens_per_second:,.0f} tokens/s; evaluations come on top"
+            )
+        )
+    if outlook.here.fits:
+        console.print(Text("\nit fits here", style="bold green"))
+        return
+    console.print(Text("\nit will not fit here", style="bold red"))
+    ways = outlook.ways or ["no key alone: take a smaller model, or more memory"]
+    console.print(Text("\n".join(["what makes it fit:", *(f"  {way}" for way in ways)])))
+
+
+def _about(outlook: Outlook) -> list[str]:
+    outline = outlook.outline
+    share = outline.trainable / outline.parameters
+    lines = [f"parameters: {outline.parameters:,}, of which {outline.trainable:,} are trained ({share:.4%})"]
+    lines += outlook.notes
+    if outlook.parts is not None and outlook.workload is not None:
+        plan = outlook.parts.plan
+        lines.append(f"{outlook.workload.saved_by_sharing:.0%} of the tokens need no computation")
+        lines.append(f"steps: {plan.steps:,}, {plan.steps_per_epoch:,} an epoch of {plan.batch_size} examples each")
+    return lines
+
+
+def _by_part(here: Fit, processes: int) -> Table:
+    stored = f", stored in {here.format.storage}" * (here.format.storage != here.format.precision)
+    each = f"Memory of each of {processes} processes at the peak" if processes > 1 else "Memory at the peak"
+    title = f"{each}, {here.target.name}, {here.format.precision}{stored}"
+    caption = f"train.micro_tokens {here.chosen.micro_tokens:,}, train.recompute {here.chosen.recompute}"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
+    table.add_column("part")
+    table.add_column("size", justify="right")
+    for name, size in here.need.parts().items():
+        table.add_row(name, _size(size))
+    table.add_row("all", _size(here.need.total), style="bold")
+    table.add_row("free", _size(here.target.memory), style="dim")
+    return table
+
+
+def _by_device(fits: Sequence[Fit]) -> Table:
+    target = fits[0].target
+    title = f"What would fit, {target.name}, {_size(target.memory)} free"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("train.storage", "computed in", "memory", "micro_tokens", "recompute"):
+        table.add_column(name, justify="right")
+    for each in fits:
+        need = _size(each.need.total)
+        verdict = Text(need, style="green") if each.fits else Text(f"no: {need}", style="red")
+        chosen = each.chosen
+        table.add_row(*astuple(each.format)[::-1], verdict, f"{chosen.micro_tokens:,}", chosen.recompute)
+    return table
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIB:,.1f} GiB" if count >= _GIB / 2 else f"{count / _MIB:,.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,92 @@
+"""What a person sees while a run trains: a few lines, then a dashboard, and a log line now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from weitune.cli.shared.dashboard import Dashboard, short
+from weitune.cli.shared.terminal import Bar, console, progress
+from weitune.training.loop import StepRecord
+from weitune.training.reporter import Reporter
+from weitune.training.validation import Evaluation
+
+
+class TrainingView(Reporter):
+    """Draw a run on standard error. Without a terminal there is no picture, only the lines."""
+
+    def __init__(self) -> None:
+        """Begin with an empty screen."""
+        self._shown = ExitStack()
+        self._bar: Bar | None = None
+        self._dashboard = Dashboard()
+        self._every = 10
+
+    def __enter__(self) -> TrainingView:
+        """Return the view itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take the picture away."""
+        self._shown.close()
+
+    def say(self, line: str) -> None:
+        """Print a line above the picture."""
+        console().print(line, markup=False)
+
+    def preparing(self) -> Callable[[int, int | None], None]:
+        """Show rows being prepared."""
+        self._shown.close()
+        self._bar = self._shown.enter_context(progress("preparing data", unit="row"))
+        return self._prepared
+
+    def _prepared(self, done: int, total: int | None) -> None:
+        if self._bar is not None:
+            self._bar.update(done, total)
+
+    def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
+        """Change the bar for the dashboard."""
+        self._shown.close()
+        self._every = log_every
+        self._dashboard.feed({"event": "start", "step": done, "steps": steps})
+        self.say(f"training into {folder}" + (f", from step {done + 1} of {steps}" if done else f", {steps} steps"))
+        if console().is_terminal:
+            from rich.live import Live
+
+            self._shown.enter_context(Live(self._dashboard, console=console(), refresh_per_second=4, transient=True))
+
+    def stepped(self, record: StepRecord) -> None:
+        """Move the dashboard; print a log line every so often."""
+        self._dashboard.feed({"event": "step", **asdict(record)})
+        steps = self._dashboard.steps
+        if record.step % self._every == 0 or record.step in {1, steps}:
+            self.say(
+                f"step {record.step}/{steps}  loss {record.loss:.4f}  lr {record.learning_rate:.2e}  "
+                f"grad {record.grad_norm:.2f}  {record.tokens_per_second:,.0f} tokens/s"
+            )
+
+    def evaluating(self) -> Callable[[int, int], None]:
+        """Show how far an evaluation is at the bar's end."""
+        return lambda done, total: self._dashboard.note(f"validating {done}/{total}")
+
+    def evaluated(self, found: Evaluation) -> None:
+        """Print the validation loss and the first sample answer."""
+        self._dashboard.feed({"event": "validation", **asdict(found)})
+        best = "  best so far" if found.best and found.step else ""
+        self.say(f"step {found.step}  validation loss {found.loss:.4f}  perplexity {found.perplexity:.2f}{best}")
+        for sample in found.samples[:1]:
+            self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
+
+    def saved(self, folder: Path) -> None:
+        """Name a checkpoint that was written."""
+        self.say(f"saved {folder}")
+
+    def ended(self) -> None:
+        """Take the picture away."""
+        self._shown.close()
+        self._bar = None

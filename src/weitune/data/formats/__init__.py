@@ -1,0 +1,1 @@
+"""From a row to a conversation: formats, fields, contents, tool calls, reasoning and loss weights."""

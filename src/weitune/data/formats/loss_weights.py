@@ -1,0 +1,77 @@
+"""How much of a message is learned: a number that scales its loss, or a truth value, under the names tools use.
+
+"weight", "loss_weight"     a number of at least 0
+"loss", "train"             true or false (or 1 or 0)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from weitune.data.conversation import Role
+from weitune.data.formats.fields import Fields
+from weitune.data.problems import shown
+
+_NUMBERS = ("weight", "loss_weight")
+_FLAGS = ("loss", "train")
+_KEYS = (*_NUMBERS, *_FLAGS)
+_SPANS = "train_detail"
+"""Offsets of the characters to learn, which axolotl reads and weitune does not."""
+WEIGHT_KEYS = frozenset({*_KEYS, _SPANS})
+_LARGEST = sys.float_info.max
+
+
+def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: str) -> float:
+    """Return the weight of a message, 1 if it names none; keys that contradict each other are a fault.
+
+    Only what an assistant says is learned. A key that asks to learn another role counts as unread.
+    """
+    if WEIGHT_KEYS.isdisjoint(message):
+        return 1.0
+    if message.get(_SPANS) and role != "assistant":
+        fields.unread(f"{_SPANS} ({role})", where)
+    elif message.get(_SPANS):
+        fields.fault(
+            "parts of a message",
+            "a weight for a whole message",
+            shown(message[_SPANS]),
+            "Remove `train_detail`, or set `train: false` to leave out the message.",
+            where + _SPANS,
+        )
+    given = {key: value for key in _KEYS if (value := _weight(fields, message, key, where)) is not None}
+    numbers = {value for key, value in given.items() if key in _NUMBERS}
+    if len(numbers) > 1 or len({value > 0 for value in given.values()}) > 1:
+        fields.fault(
+            "two weights",
+            "one weight for one message",
+            " and ".join(f"`{key}` with {shown(message[key])}" for key in given),
+            "Keep the right one of these keys and remove the others.",
+            where + next(iter(given)),
+        )
+    if role != "assistant":
+        for key, value in given.items():
+            if value > 0:
+                fields.unread(f"{key} ({role})", where)
+    return next(iter(given.values()), 1.0)
+
+
+def flag(fields: Fields, holder: Mapping[str, Any], key: str, where: str) -> float:
+    """Return 0 if the truth value under ``key`` says not to learn, otherwise 1."""
+    value = _weight(fields, holder, key, where)
+    return 1.0 if value is None else value
+
+
+def _weight(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> float | None:
+    value = message.get(key)
+    if value is None:
+        return None
+    counts = key in _NUMBERS
+    if isinstance(value, int | float) and (0 <= value <= _LARGEST if counts else value in (0, 1)):
+        return float(value)
+    expected = "a number of at least 0" if counts else "true or false"
+    none = "0" if counts else "false"
+    cure = f"Write {expected}, without quotes; {none} means: do not learn this message."
+    fields.fault("wrong weight", expected, shown(value), cure, where + key)
+    return None

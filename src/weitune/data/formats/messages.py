@@ -1,0 +1,188 @@
+"""Lists of messages, as OpenAI's API, ShareGPT's exports and other tools write them, to turns.
+
+    {"role": "assistant", "content": "…", "tool_calls": […], "weight": 0}        {"from": "gpt", "value": "…"}
+    {"role": "tool_call", "content": "{\\"name\\": …}"}                          {"from": "function_call", "value": …}
+    {"type": "function_call", "name": "tides", "arguments": "{…}"}               an item of OpenAI's Responses
+
+A message that is nothing but calls belongs to the answer right before it, as a model gives both in one turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from weitune.data.conversation import Role, ToolCall, Turn
+from weitune.data.formats.content import read_content
+from weitune.data.formats.fields import Fields
+from weitune.data.formats.loss_weights import WEIGHT_KEYS, read_weight
+from weitune.data.formats.reasoning import REASONING_KEYS, agreed, given_reasoning, split_reasoning, spoken_reasoning
+from weitune.data.formats.tool_calls import is_empty, read_call, read_call_text, read_message_calls
+from weitune.data.problems import shown
+
+_ROLES: dict[str, Role] = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "ai": "assistant",
+    "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_call_output": "tool",
+}  # fmt: skip
+_CALLS = frozenset({"function_call", "tool_call"})
+"""Roles of messages that are nothing but calls."""
+_ROLE_KEYS = ("role", "from", "type")
+_CONTENT_KEYS = ("content", "value")
+_REASONING_KEYS = frozenset(REASONING_KEYS)
+_CALL_KEYS = ("tool_calls", "function_call")
+_ANSWER_KEYS = _REASONING_KEYS.union(_CALL_KEYS)
+"""Fields that only an answer of the assistant has."""
+_KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name", "tool_call_id"}
+
+
+def read_messages(fields: Fields, messages: Sequence[Any], where: str = "messages") -> tuple[Turn, ...]:
+    """Return the turns of ``messages``; faults go to ``fields``."""
+    turns: list[Turn] = []
+    for i, message in enumerate(messages):
+        place = f"{where}[{i}]"
+        made = _turns(fields, message, place)
+        if turns and made[0].role == "system" and turns[-1].role != "system":
+            late_system(fields, place)
+        if turns and turns[-1].role == "assistant" and _is_calls(message):
+            turns[-1] = _joined(fields, turns[-1], made[0], place)
+        else:
+            turns += made
+    return tuple(turns)
+
+
+def late_system(fields: Fields, where: str) -> None:
+    """Note that a system prompt stands after other turns."""
+    fields.fault(
+        "system prompt within the dialogue",
+        "a system prompt only at the beginning",
+        "one after other turns",
+        "Move it to the beginning, or make it part of what the user says.",
+        where,
+    )
+
+
+def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
+    """Return the turns of one message: one, or several if a user's message holds tools' results."""
+    if not isinstance(message, dict):
+        cure = "Write each message as an object."
+        fields.fault("wrong type", "a message (an object)", shown(message), cure, place)
+        return [Turn("user", "")]
+    where = f"{place}."
+    named = _role_key(message)
+    known_role = _role(fields, message, named, where)
+    role = known_role or "user"
+    if named == "type" and role == "assistant" and _is_calls(message):
+        call = read_call(fields, message, place)
+        return [Turn("assistant", "", tool_calls=(call,) if call else ())]
+    said = _content_key(message, named)
+    known = _known(named, said, role)
+    fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)
+    if role != "tool" and not is_empty(message.get("tool_call_id")):
+        fields.unread("tool_call_id", where)
+    if role == "assistant":
+        return [_answer(fields, message, named, said, where)]
+    for key in sorted(_ANSWER_KEYS.intersection(message)):
+        if known_role and not is_empty(message[key]):
+            cure = "Move it to the assistant's message it belongs to, or remove it."
+            fields.fault("wrong role", "a field that this role has", f"`{key}` in a {role} message", cure, where + key)
+    content = read_content(fields, message, said, role, where)
+    weight = read_weight(fields, message, role, where)
+    name = fields.optional_text(message, "name", where)
+    if content.turns:
+        return [turn._replace(weight=weight, name=name) if turn.role == role else turn for turn in content.turns]
+    answered = "call_id" if named == "type" else "tool_call_id"
+    answers = fields.optional_text(message, answered, where) if role == "tool" else None
+    return [Turn(role, content.text, weight, name=name, tool_call_id=answers)]
+
+
+def _role_key(message: Mapping[str, Any]) -> str:
+    return next((key for key in _ROLE_KEYS if key in message), "role")
+
+
+def _content_key(message: Mapping[str, Any], named: str) -> str:
+    if named == "type" and "output" in message:  # what a function of OpenAI's Responses returned
+        return "output"
+    return next((key for key in _CONTENT_KEYS if key in message), "value" if named == "from" else "content")
+
+
+@lru_cache(maxsize=64)
+def _known(named: str, said: str, role: Role) -> frozenset[str]:
+    keys = _KEYS | {named, said}
+    if role == "assistant":
+        return keys | {"additional_kwargs"}
+    return keys | {"call_id"} if role == "tool" and named == "type" else keys
+
+
+def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> Role | None:
+    """Return the role under ``key``; None after noting a fault."""
+    name = fields.text(message, key, where)
+    if name in _ROLES:
+        return _ROLES[name]
+    if isinstance(message.get(key), str):
+        known = ", ".join(_ROLES)
+        fields.fault("unknown role", f"one of {known}", shown(name), "Use one of these names.", where + key)
+    return None
+
+
+def _is_calls(message: Any) -> bool:
+    """Tell whether a message is nothing but calls."""
+    role = message.get(_role_key(message)) if isinstance(message, dict) else None
+    return isinstance(role, str) and role in _CALLS
+
+
+def _answer(fields: Fields, message: Mapping[str, Any], named: str, said: str, where: str) -> Turn:
+    """Return the assistant's turn: reasoning, text and calls, wherever the message holds them."""
+    calls = read_message_calls(fields, message, where)
+    reasoning: dict[str, str] = {} if _REASONING_KEYS.isdisjoint(message) else given_reasoning(fields, message, where)
+    text = ""
+    if _is_calls(message):
+        thought, made = _call_content(fields, message, said, where)
+        reasoning |= {} if thought is None else {said: thought}
+        calls += made
+    elif message.get(said) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
+        content = read_content(fields, message, said, "assistant", where)
+        calls += content.calls
+        text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + said)
+    return Turn(
+        "assistant",
+        text,
+        read_weight(fields, message, "assistant", where),
+        agreed(fields, reasoning, where.rstrip(".")) if reasoning else None,
+        calls,
+        fields.optional_text(message, "name", where),
+    )
+
+
+def _call_content(
+    fields: Fields, message: Mapping[str, Any], said: str, where: str
+) -> tuple[str | None, tuple[ToolCall, ...]]:
+    """Return the reasoning and the calls of a message whose content is JSON of calls, reasoning in tags before it."""
+    value, reasoning = message.get(said), None
+    if not isinstance(value, dict | list):
+        value = fields.text(message, said, where)
+        if value.lstrip().startswith("<"):
+            reasoning, value = split_reasoning(value)
+    return reasoning, read_call_text(fields, value, where + said)
+
+
+def _joined(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
+    """Return the answer ``before`` with the ``calls`` that follow it."""
+    if before.weight != calls.weight:
+        fields.fault(
+            "two weights",
+            "one weight for an answer and its calls",
+            f"{before.weight:g} before and {calls.weight:g} here",
+            "Give both messages the same weight.",
+            place,
+        )
+    thoughts = {"the message before": before.reasoning, "this one": calls.reasoning}
+    return before._replace(
+        reasoning=agreed(fields, {key: text for key, text in thoughts.items() if text is not None}, place),
+        tool_calls=before.tool_calls + calls.tool_calls,
+        name=calls.name if before.name is None else before.name,
+    )

@@ -1,0 +1,98 @@
+"""Rows that are made for another kind of training: learning their answers as they stand would teach what is wrong.
+
+    {"prompt": …, "chosen": …, "rejected": …}        two answers that were compared (DPO, reward models)
+    {"prompt": …, "completion": …, "label": false}   an answer and a verdict on it (KTO)
+    {"messages": …, "images": ["a.png"]}             an answer about a picture
+
+`columns` names the field with the answer, so it settles what becomes of other answers and of pictures; it does not say
+which rows have a bad answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from weitune.data.formats.fields import Fields
+from weitune.data.formats.tool_calls import is_empty
+from weitune.data.problems import shown, shown_name
+
+_COMPARED = re.compile(
+    r"(chosen|rejected)([_-]?(responses?|messages?|answers?|outputs?|completions?|conversations?|texts?))?"
+    r"|(responses?|messages?|answers?|outputs?|completions?)[_-]?(chosen|rejected)"
+    r"|(non[_-]?|dis[_-]?)?preferred[_-]?(output|response|answer)|dis[_-]?preferred"
+    r"|(positive|negative|better|worse|bad|winning|losing)[_-]?(responses?|messages?|answers?|outputs?|completions?)",
+    re.IGNORECASE,
+)
+_VERDICTS = frozenset({"kto_tag", "label", "desirable", "is_desirable", "is_preferred", "is_chosen"})
+_COLUMN_CURE = (
+    "To learn the better answers as they are, name their column, such as `columns: {user: prompt, assistant: chosen}`."
+)
+_FILE_CURE = (
+    "To learn the better answers as they are, write them alone: as `prompt` and `completion`, or as whole `messages`."
+)
+_MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
+
+
+def refuse_other_kinds(fields: Fields, row: Mapping[str, Any], read_as: str | None, columns: frozenset[str]) -> None:
+    """Note a fault for every field that says that ``row`` (of format ``read_as``) is not for this training."""
+    for name in _telling(tuple(row)):
+        value = row[name]
+        if is_empty(value) or name in columns:
+            continue
+        if name.casefold() in _VERDICTS:
+            if read_as is not None and (name.casefold() == "kto_tag" or _is_verdict(value, read_as)):
+                _refuse_verdict(fields, name, value)
+        elif not columns:
+            _refuse_field(fields, name, value)
+
+
+@lru_cache(maxsize=256)
+def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of a row's field names that may tell its kind: none, nearly always."""
+    plain = _VERDICTS | _MEDIA
+    return tuple(name for name in names if name.casefold() in plain or _COMPARED.fullmatch(name))
+
+
+def _is_verdict(value: Any, read_as: str | None) -> bool:
+    """Tell whether a ``label`` says if an answer is good: true or false, or 1 or 0.
+
+    In a table whose columns the recipe names, 1 and 0 are classes.
+    """
+    if isinstance(value, str):
+        value = value.strip().casefold()
+    if isinstance(value, bool) or value in ("true", "false"):
+        return True
+    return read_as != "columns" and value in (0, 1, "0", "1", "0.0", "1.0")
+
+
+def _refuse_verdict(fields: Fields, name: str, value: Any) -> None:
+    fields.fault(
+        "preference row",
+        "answers that are all to be learned",
+        f"`{name}` with {shown(value)}: a verdict on the answer, as KTO uses it",
+        f"weitune does not learn from verdicts yet. Keep the rows with good answers and remove `{name}` from them; "
+        "if it means something else, rename it.",
+        name,
+    )
+
+
+def _refuse_field(fields: Fields, name: str, value: Any) -> None:
+    if name.casefold() in _MEDIA:
+        fields.fault(
+            "not text",
+            "text alone",
+            f"`{name}` with {shown(value)}",
+            f"weitune learns from text only. Remove the rows about pictures or sounds; if `{name}` is none, rename it.",
+            name,
+        )
+    else:
+        fields.fault(
+            "preference row",
+            "one answer to learn",
+            f"`{shown_name(name)}`, one of several answers that were compared",
+            f"weitune does not learn from comparisons yet. {_COLUMN_CURE if isinstance(value, str) else _FILE_CURE}",
+            name,
+        )

@@ -1,0 +1,78 @@
+"""Questions and answers in pairs: Alpaca's ``history`` and the ``conversation`` of XTuner and ms-swift.
+
+"history": [["question", "answer"], …]
+"conversation": [{"system": "…", "input": "question", "output": "answer"}, …]        or human and assistant
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from weitune.data.conversation import Turn
+from weitune.data.formats.fields import UNREADABLE, Fields
+from weitune.data.formats.loss_weights import flag
+from weitune.data.formats.messages import late_system
+from weitune.data.formats.reasoning import spoken_reasoning
+from weitune.data.problems import shown
+
+_PAIRS = (("input", "output"), ("human", "assistant"))
+_LEARNED = "output_with_loss"
+
+
+def answer(fields: Fields, text: str, place: str, weight: float = 1.0) -> Turn:
+    """Return the assistant's turn with what ``text`` says, reasoning in tags first."""
+    given: dict[str, str] = {}
+    content = spoken_reasoning(fields, text, given, None, place)
+    return Turn("assistant", content, weight, next(iter(given.values()), None))
+
+
+def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
+    """Return the turns under ``history``: a list of pairs, or nothing; a cell of a table holds it as JSON."""
+    if isinstance(value, str):
+        if value.strip() in ("", "null"):
+            return ()
+        if value.lstrip().startswith("["):
+            value = fields.json(value, "a list of pairs", "history")
+    if value is None or value == [] or value is UNREADABLE:
+        return ()
+    turns = []
+    for i, pair in enumerate(value if isinstance(value, list) else [value]):
+        place = f"history[{i}]"
+        if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
+            asked, answered = (fields.characters(text, place) for text in pair)
+            turns += [Turn("user", asked), answer(fields, answered, place)]
+        else:
+            cure = 'Write "history": [["question", "answer"], …].'
+            fields.fault("wrong type", "a pair of question and answer", shown(pair), cure, place)
+    return turns
+
+
+def names_of(items: Sequence[Any]) -> tuple[str, str] | None:
+    """Return how the first of ``items`` names question and answer, or None if it is no such pair."""
+    first = items[0] if items else None
+    if not isinstance(first, dict) or not {"role", "from", "type"}.isdisjoint(first):
+        return None
+    return next((pair for pair in _PAIRS if pair[0] in first and pair[1] in first), None)
+
+
+def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], where: str) -> Sequence[Turn]:
+    """Return the turns of ``items``, each an object with a question and an answer under ``names``."""
+    asked, answered = names
+    known = frozenset({asked, answered, "system", _LEARNED})
+    turns: list[Turn] = []
+    for i, item in enumerate(items):
+        place = f"{where}[{i}]."
+        if not isinstance(item, dict):
+            cure = f'Write {{"{asked}": "…", "{answered}": "…"}}.'
+            fields.fault("wrong type", "a question and its answer (an object)", shown(item), cure, place[:-1])
+            continue
+        fields.only(item, known, place)
+        if system := fields.optional_text(item, "system", place):
+            if turns:
+                late_system(fields, f"{place}system")
+            turns.append(Turn("system", system))
+        turns.append(Turn("user", fields.text(item, asked, place)))
+        text = fields.text(item, answered, place)
+        turns.append(answer(fields, text, place + answered, flag(fields, item, _LEARNED, place)))
+    return turns

@@ -1,0 +1,242 @@
+"""From pieces to tokens: control tokens pass through as ids, everything between them is encoded as plain text.
+
+    pieces    [<|im_start|>] "user\\nhi" [<|im_end|>] "\\n" [<|im_start|>] "assistant\\n" | "hello" [<|im_end|>] "\\n"
+    tokens        151644      872 198 6023   151645     198     151644        77091 198   |  14990     151645     198
+                                                                                          cut      ╰── learned ──╯
+
+A tokenizer splits its input at added tokens first and treats what lies between separately, so encoding pieces equals
+encoding the whole, and text cannot become a control token: the encoder of the pieces does not know them. The cut marks
+where the assistant takes over. At inference the prompt is tokenized without the answer, so here too no token straddles
+the cut. Cost: one pass of the Rust tokenizer (all cores) over the texts that differ; what comes again within the last
+``_REMEMBERED_TOKENS`` (a system prompt, a question with several answers) is not tokenized again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer, models
+
+from weitune.data.conversation import Example, Origin, Span
+from weitune.data.frame.control_tokens import ControlTokens, Disguise
+from weitune.data.problems import framing_error, shown
+
+_REMEMBERED_TOKENS = 1 << 19
+"""Tokens of texts that are kept, at most: about 20 MB."""
+
+
+class Text(NamedTuple):
+    """Plain text between control tokens; ``bare``: the tokenizer adds no prefix of its own (SentencePiece's space)."""
+
+    text: str
+    bare: bool
+
+
+Piece = Text | tuple[int, ...]
+"""Text to be encoded, or tokens that are known already: a control token, or constant framing."""
+
+
+class Learned(NamedTuple):
+    """Pieces ``start`` to ``stop`` (exclusive) of a draft are learned, each token with ``weight``."""
+
+    start: int
+    stop: int
+    weight: float = 1.0
+
+
+class Draft(NamedTuple):
+    """An example before its texts are tokenized."""
+
+    pieces: tuple[Piece, ...]
+    learned: tuple[Learned, ...] = ()
+    origin: Origin | None = None
+
+
+class PieceEncoder:
+    """Encodes pieces with a tokenizer's own model, normalizer and pre-tokenizer, but without its control tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, controls: ControlTokens) -> None:
+        """Share the model of ``tokenizer``; nothing large is copied."""
+        self._controls = controls
+        self._prefixing, self._bare, self._first_only = _plain_tokenizers(tokenizer, controls)
+        self._known: dict[Text, list[int]] = {}
+        self._remembered = 0
+        self._unknown = _unknown_id(tokenizer)
+        self._control_ids = frozenset(controls.ids.values())
+        # A white-space token kept without its neighbours may be numbered differently; give it its own number back.
+        kept = self._prefixing.get_added_tokens_decoder()
+        own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+        self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
+
+    def split(self, text: str, cuts: Iterable[int], disguise: Disguise | None) -> tuple[list[Piece], dict[int, int]]:
+        """Split rendered ``text`` at its control tokens and at ``cuts`` (characters).
+
+        Returns the pieces, and for every cut the number of pieces before it.
+        """
+        pieces: list[Piece] = []
+        index: dict[int, int] = {}
+        edges = sorted({0, *cuts, len(text)})
+        for start, stop in pairwise(edges):
+            index[start] = len(pieces)
+            at = start
+            for control in self._controls.find(text, start, stop):
+                self._append(pieces, text[at : control.start], disguise)
+                pieces.append((control.id,))
+                at = control.stop
+            self._append(pieces, text[at:stop], disguise)
+        index[len(text)] = len(pieces)
+        return pieces, index
+
+    def _append(self, pieces: list[Piece], text: str, disguise: Disguise | None) -> None:
+        if text:
+            bare = bool(pieces) and (self._first_only or isinstance(pieces[-1], Text))
+            pieces.append(Text(disguise.reveal(text) if disguise else text, bare))
+
+    def encode(self, drafts: Sequence[Draft]) -> list[Example]:
+        """Tokenize ``drafts`` together. Raises DataError if a text cannot be told from a control token."""
+        batch = self.begin(drafts)
+        batch.run()
+        return batch.finish()
+
+    def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
+        """Return a batch whose texts are not tokenized yet, for whoever has something else to do meanwhile."""
+        if self._remembered > _REMEMBERED_TOKENS:
+            self._known, self._remembered = {}, 0  # batches on their way keep what they know
+        texts = {piece for draft in drafts for piece in draft.pieces if isinstance(piece, Text)}
+        new = texts.difference(self._known)
+        prefixing, bare = [text for text in new if not text.bare], [text for text in new if text.bare]
+        work = [(self._prefixing, prefixing)] + ([(self._bare, bare)] if bare else [])
+        return EncodingBatch(self, drafts, work, self._known)
+
+    def learn(self, text: Text, ids: list[int]) -> list[int]:
+        """Return ``ids``, the tokenizer's answer to ``text``, checked, and count it as remembered."""
+        self._remembered += len(ids)
+        if self._renumber or not self._control_ids.isdisjoint(ids):
+            return self._checked(text.text, ids)
+        return ids
+
+    def known(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
+        """Return the tokens of ``pieces`` as one piece, for framing that is always the same."""
+        return self.encode([Draft(tuple(pieces))])[0].input_ids
+
+    def _checked(self, text: str, ids: list[int]) -> list[int]:
+        """Return the tokens of ``text`` under the tokenizer's own numbers. Raises DataError if one is a control token
+        all the same."""
+        ids = [self._renumber.get(token, token) for token in ids]
+        return self._apart(text) if self._betrayed(text, ids) else ids
+
+    def _betrayed(self, text: str, ids: Iterable[int]) -> bool:
+        """Tell whether plain ``text`` came out as a control token (the unknown token stands for odd characters too)."""
+        found = self._control_ids.intersection(ids)
+        return bool(found - {self._unknown}) or (bool(found) and bool(self._controls.lookalikes(text)))
+
+    def _apart(self, text: str) -> list[int]:
+        """Encode ``text`` with the first character of every look-alike apart.
+
+        For models whose merges spell a control token, as SentencePiece vocabularies may.
+        """
+        edges = [0, *(at + 1 for at, _ in self._controls.lookalikes(text)), len(text)]
+        parts = [text[a:b] for a, b in pairwise(edges)]
+        head, *rest = parts
+        encodings = [self._prefixing.encode(head, add_special_tokens=False)]
+        encodings += [self._bare.encode(part, add_special_tokens=False) for part in rest]
+        ids = [token for encoding in encodings for token in encoding.ids]
+        ids = [self._renumber.get(token, token) for token in ids]
+        if self._control_ids.intersection(ids) - {self._unknown}:
+            raise framing_error(
+                None,
+                "text that the tokenizer can tell from a control token",
+                shown(text),
+                "Remove what looks like a control token from the row, or use another tokenizer.",
+            )
+        return ids
+
+
+class EncodingBatch:
+    """A batch on its way: :meth:`run` is all Rust and may run in another thread, :meth:`finish` is all Python."""
+
+    def __init__(
+        self,
+        encoder: PieceEncoder,
+        drafts: Sequence[Draft],
+        by_tokenizer: Sequence[tuple[Tokenizer, list[Text]]],
+        known: dict[Text, list[int]],
+    ) -> None:
+        """Hold the texts that each tokenizer has to encode; ``known`` has all others, and will have these."""
+        self._encoder = encoder
+        self._drafts = drafts
+        self._by_tokenizer = by_tokenizer
+        self._known = known
+        self._encodings: list[Any] = []
+
+    def run(self) -> None:
+        """Tokenize the texts, on all cores."""
+        for tokenizer, texts in self._by_tokenizer:
+            strings = [text.text for text in texts]
+            self._encodings.append(tokenizer.encode_batch_fast(strings, add_special_tokens=False))
+
+    def finish(self) -> list[Example]:
+        """Return the examples. Raises DataError if a text cannot be told from a control token."""
+        for (_, texts), encodings in zip(self._by_tokenizer, self._encodings, strict=True):
+            for text, encoding in zip(texts, encodings, strict=True):
+                self._known[text] = self._encoder.learn(text, encoding.ids)
+        return [_assemble(draft, self._known) for draft in self._drafts]
+
+
+def _assemble(draft: Draft, ids: Mapping[Text, Sequence[int]]) -> Example:
+    pieces, learned, origin = draft
+    tokens: list[int] = []
+    ends = [0]
+    for piece in pieces:
+        tokens += ids[piece] if isinstance(piece, Text) else piece
+        ends.append(len(tokens))
+    # No logit predicts the first token of a sequence.
+    spans = [(ends[start] or 1, ends[stop], weight) for start, stop, weight in learned]
+    return Example(tuple(tokens), tuple([Span(*span) for span in spans if span[0] < span[1]]), origin)
+
+
+def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:
+    """Return two tokenizers on the same model that know no control tokens: one as it is, one that adds no space before
+    its input; and whether that space comes only at the very start of a text, not after every control token."""
+    steps = Tokenizer(models.BPE())  # an empty model keeps the JSON small
+    if tokenizer.normalizer is not None:
+        steps.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        steps.pre_tokenizer = tokenizer.pre_tokenizer
+    config = json.loads(steps.to_str())
+    first_only = any(step.get("prepend_scheme") == "first" for step in _steps(config["pre_tokenizer"]))
+    for step in _steps(config["pre_tokenizer"]):
+        if "prepend_scheme" in step:
+            step["prepend_scheme"] = "never"
+        if "add_prefix_space" in step:
+            step["add_prefix_space"] = False
+    normalizers = [step for step in _steps(config["normalizer"]) if step["type"] != "Prepend"]
+    config["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
+    bare = Tokenizer.from_str(json.dumps(config))
+    white_space = [t for t in tokenizer.get_added_tokens_decoder().values() if t.content not in controls.ids]
+    for plain in (steps, bare):
+        plain.model = tokenizer.model
+        plain.add_tokens(white_space)
+    return steps, bare, first_only
+
+
+def _steps(config: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the single steps of a normalizer's or pre-tokenizer's configuration."""
+    if config is None:
+        return []
+    if config["type"] != "Sequence":
+        return [config]
+    inner = config.get("normalizers") or config.get("pretokenizers") or []
+    return [step for part in inner for step in _steps(part)]
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the token by which the model itself spells what it does not know."""
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is None and isinstance(tokenizer.model, models.Unigram):
+        unknown_id = json.loads(tokenizer.to_str())["model"].get("unk_id")
+        return int(unknown_id) if unknown_id is not None else None
+    return tokenizer.token_to_id(unknown) if unknown is not None else None

@@ -1,0 +1,102 @@
+"""Framing: from a :class:`Conversation` to tokens, for training and for every later use of the model.
+
+    Conversation ── draft ──▶ Draft ── encode ──▶ Example        what is trained
+                 ── prompt ──────────────────────▶ tokens        what the model is asked, then and later
+
+:mod:`.chat` frames with a tokenizer's chat template, :mod:`.tutorial` as the self-llm tutorials do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from weitune.data.conversation import Conversation, Example
+from weitune.data.frame.control_tokens import ControlTokens
+from weitune.data.frame.encode import Draft, EncodingBatch, PieceEncoder
+from weitune.errors import ModelError
+from weitune.recipe.schema import Tokens
+
+
+class Framing(ABC):
+    """How conversations become tokens: the one place that training, chat, evaluation, serving and export share."""
+
+    end_of_turn: int
+    """Id of the token that ends an assistant's turn."""
+    stop_tokens: tuple[int, ...]
+    """Every id at which generation must stop; :attr:`end_of_turn` is the first."""
+    notes: list[str]
+    """What the user should hear once about this tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Share the backend of ``tokenizer``, a transformers fast tokenizer. Raises ModelError if it has none."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(
+                f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json",
+                "Use a model that ships a fast tokenizer, or convert its tokenizer to tokenizer.json.",
+            )
+        self.notes = []
+        self._backend = backend
+        self._controls = ControlTokens(backend)
+        self._encoder = PieceEncoder(backend, self._controls)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that frame, which text never becomes."""
+        return frozenset(self._controls.ids.values())
+
+    def lookalikes(self, text: str) -> list[tuple[int, int]]:
+        """Return from where to where ``text`` spells tokens that frame."""
+        return self._controls.lookalikes(text)
+
+    @abstractmethod
+    def draft(self, conversation: Conversation) -> list[Draft]:
+        """Return the examples of ``conversation`` before tokenization. Raises DataError that names the row."""
+
+    @abstractmethod
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Return the tokens up to where the assistant answers the last turn."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return, as JSON, everything that decides the tokens."""
+
+    def encode(self, drafts: Sequence[Draft]) -> list[Example]:
+        """Tokenize ``drafts`` in one batch."""
+        return self._encoder.encode(drafts)
+
+    def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
+        """Return the batch of ``drafts``, to be run in another thread."""
+        return self._encoder.begin(drafts)
+
+    def examples_batch(self, conversations: Iterable[Conversation]) -> list[list[Example]]:
+        """Return the examples of every conversation, in order. Raises DataError at the first that cannot be framed."""
+        drafts = [self.draft(conversation) for conversation in conversations]
+        examples = iter(self.encode([draft for group in drafts for draft in group]))
+        return [list(islice(examples, len(group))) for group in drafts]
+
+    def examples(self, conversation: Conversation) -> list[Example]:
+        """Return what ``conversation`` teaches: one example, or one for each learned turn."""
+        return self.examples_batch([conversation])[0]
+
+    def tokenizer_hash(self) -> str:
+        """Return the SHA-256 of the tokenizer's JSON: vocabulary, merges, added tokens and every step."""
+        return hashlib.sha256(self._backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def framing_for(tokenizer: Any, tokens: Tokens) -> Framing:
+    """Return the framing that a recipe's ``tokens`` ask for; ``tokenizer`` is a transformers fast tokenizer.
+
+    Raises ModelError if the tokenizer cannot frame a turn that ends.
+    """
+    if tokens.template == "tutorial":
+        from weitune.data.frame.tutorial import TutorialFraming
+
+        return TutorialFraming(tokenizer)
+    from weitune.data.frame.chat import ChatFraming
+
+    return ChatFraming(tokenizer, tokens)

@@ -1,0 +1,163 @@
+"""One conversation under one template: it renders any number of its turns, with its look-alikes disguised.
+
+A conversation with look-alikes is rendered twice: by transformers, and disguised (:mod:`.tracing`). Both must be the
+same text; the disguised one then tells which control tokens the template wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from weitune.data.conversation import Conversation
+from weitune.data.frame.control_tokens import ControlTokens, Disguise, texts_in
+from weitune.data.frame.conventions import Conventions, hidden
+from weitune.data.frame.probe_dialogues import Thoughts
+from weitune.data.frame.template import REFUSALS, ChatTemplate, Rendered
+from weitune.data.problems import framing_error
+from weitune.errors import DataError
+
+
+class Refusal(Exception):  # noqa: N818  (always caught, and told as a DataError)
+    """Why a template cannot frame a conversation. ``kind`` and ``turn`` (from 0) say what could be tried instead."""
+
+    def __init__(self, expected: str, found: str, cure: str, *, kind: str = "", turn: int = 0) -> None:
+        """Keep what a problem needs; ``cure`` is for when nothing is tried, or nothing of it works."""
+        super().__init__(f"expected {expected}; found {found}")
+        self.expected, self.found, self.cure = expected, found, cure
+        self.kind, self.turn = kind, turn
+
+    def error(self, conversation: Conversation, cure: str | None = None) -> DataError:
+        """Return the error about ``conversation``."""
+        return framing_error(conversation.origin, self.expected, self.found, cure or self.cure)
+
+
+class Script:
+    """A conversation under a template. Renderings are kept, for neighbouring turns ask for the same ones."""
+
+    def __init__(
+        self, template: ChatTemplate, controls: ControlTokens, conventions: Conventions, conversation: Conversation
+    ) -> None:
+        """Turn ``conversation`` into messages, disguised too where need be."""
+        self.conversation = conversation
+        self._template = template
+        self._controls = controls
+        self._conventions = conventions
+        self._messages = conventions.messages(conversation.turns)
+        self._tools = [dict(tool) for tool in conversation.tools]
+        self.disguise: Disguise | None = controls.disguise(self._texts(), template.writes())
+        if self.disguise is not None:
+            self._hidden_messages = conventions.messages(conversation.turns, self.disguise.hide)
+            self._hidden_tools = hidden(self._tools, self.disguise.hide)
+        self._kept: dict[tuple[int, bool], Rendered] = {}
+
+    def _texts(self) -> Iterator[str]:
+        """Yield the conversation's own texts, as they are given to the template."""
+        for turn, message in zip(self.conversation.turns, self._messages, strict=True):
+            yield turn.content
+            if turn.reasoning is not None:
+                yield turn.reasoning
+            if turn.name is not None:
+                yield turn.name
+            if turn.tool_calls:
+                yield from texts_in(message["tool_calls"])
+            if turn.tool_call_id is not None:
+                yield turn.tool_call_id
+        yield from texts_in(self._tools)
+
+    def render(self, turns: int, prompting: bool = False) -> Rendered:
+        """Render the first ``turns`` turns; ``prompting`` asks for the assistant's next one.
+
+        Raises Refusal if the template does not accept them.
+        """
+        key = (turns, prompting)
+        if key not in self._kept:
+            rendered = self._rendered(turns, prompting)
+            if turns and not prompting:
+                rendered = self._with_reasoning(rendered, turns)
+            self._kept[key] = rendered
+        return self._kept[key]
+
+    def _rendered(self, turns: int, prompting: bool) -> Rendered:
+        """Render by transformers, and if there are look-alikes, disguised as well."""
+        try:
+            plain = self._template.render(self._messages[:turns], self._tools, prompting)
+            if self.disguise is None:
+                return plain
+            messages, tools = self._hidden_messages[:turns], self._hidden_tools
+            for _ in range(2):  # a template that writes the time may do so just when it changes
+                traced = self._template.trace(messages, tools, prompting, self.disguise)
+                if self.disguise.plain(traced) == plain.text:
+                    return Rendered(traced, plain.generated)
+                plain = self._template.render(self._messages[:turns], self._tools, prompting)
+        except REFUSALS as error:
+            raise self._refused(turns, error) from None
+        raise Refusal(
+            "text that looks like a control token to go through the chat template as other text does",
+            f"{', '.join(self._lookalikes())}, with which the template does something of its own",
+            "Remove what looks like a control token from the row.",
+        )
+
+    def _lookalikes(self) -> list[str]:
+        """Return the control tokens that the conversation's texts spell, or the texts that spell parts of one."""
+        texts = [text for text in self._texts() if self._controls.dangerous(text)]
+        spelled = {text[a:b] for text in texts for a, b in self._controls.lookalikes(text)}
+        return sorted(spelled) or [repr(text[:40]) for text in texts]
+
+    def _with_reasoning(self, rendered: Rendered, turns: int) -> Rendered:
+        """Put the reasoning of the last turn where its answer begins, if the template has no place for it."""
+        turn = self.conversation.turns[turns - 1]
+        if turn.role != "assistant" or turn.reasoning is None:
+            return rendered
+        thoughts = self._conventions.thoughts(bool(turn.tool_calls))
+        if thoughts.place != "before":
+            return rendered
+        try:
+            prompt = self.render(turns - 1, prompting=True).text
+        except Refusal:  # nothing asks for the turn, so it is not learned
+            return rendered
+        if not turn.reasoning and thoughts.close.strip() and prompt.rstrip().endswith(thoughts.close.strip()):
+            return rendered  # the prompt has the empty thought already
+        text = rendered.text
+        header, opening = _opened(prompt, thoughts)
+        if header != prompt and text.startswith(prompt):  # the finished turn has the opening too
+            header, opening = prompt, ""
+        if not text.startswith(header):
+            return rendered  # and the prompt will be found not to be its beginning
+        at = len(header)
+        if text.startswith(self._conventions.turn_opening, at):
+            at += len(self._conventions.turn_opening)
+        rest = at + self._conventions.empty_block_at(text, at)  # which the template writes before every answer
+        closed = text[rest:].lstrip().startswith(thoughts.close.strip() or " ")  # by the template itself
+        block = opening + self.hide(turn.reasoning) + ("" if closed else thoughts.close)
+        by = at + len(block) - rest
+        moved = [(max(a, rest) + by, b + by) if b > at else (a, b) for a, b in rendered.generated]
+        marks = sorted([*moved, (at, at + len(block))]) if self._template.marks_generation else []
+        return Rendered(text[:at] + block + text[rest:], tuple(marks))
+
+    def hide(self, text: str) -> str:
+        """Disguise ``text`` as in renderings."""
+        return self.disguise.hide(text) if self.disguise is not None else text
+
+    def reveal(self, text: str) -> str:
+        """Give rendered ``text`` its own characters back."""
+        return self.disguise.reveal(text) if self.disguise is not None else text
+
+    def _refused(self, turns: int, error: Exception) -> Refusal:
+        roles = ", ".join(turn.role for turn in self.conversation.turns[:turns]) or "no turns"
+        return Refusal(
+            "turns that the chat template accepts",
+            f"{roles}: {error}",
+            "Give the conversation the turns this model's template knows, or set `tokens.template_args` as it asks.",
+            kind="turns",
+        )
+
+
+def _opened(prompt: str, thoughts: Thoughts) -> tuple[str, str]:
+    """Return the part of ``prompt`` before an opening of reasoning at its end, and the opening to be written: its own
+    if it has one."""
+    opening = thoughts.open.strip()
+    end = prompt.rstrip()
+    if not opening or not end.endswith(opening):
+        return prompt, thoughts.open
+    header = end.removesuffix(opening)
+    return header, prompt[len(header) :]

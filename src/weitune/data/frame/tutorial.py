@@ -1,0 +1,134 @@
+"""The framing of the self-llm tutorials, token for token, for exact agreement with their published runs.
+
+    <|im_start|>system\\n{system}<|im_end|>\\n<|im_start|>user\\n{question}<|im_end|>\\n<|im_start|>assistant\\n
+    {answer}<pad>
+
+The first line is tokenized by itself and not learned; answer and pad token are learned.
+
+Single turn only; the pad token ends the answer. ``<|im_start|>`` and ``<|im_end|>`` are control tokens in the framing,
+never in the text of a row. Only the question and the answer are tokenized for each row; the rest is constant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from weitune.data.conversation import Conversation, Turn
+from weitune.data.frame.conventions import spoken
+from weitune.data.frame.encode import Draft, Learned, Piece, Text
+from weitune.data.frame.framing import Framing
+from weitune.data.frame.probe_dialogues import tags_of
+from weitune.data.problems import framing_error
+from weitune.errors import DataError, ModelError
+
+_SYSTEM, _QUESTION = "\ufdd0", "\ufdd1"  # noncharacters, so that no tokenizer has them in a control token
+_SLOT = re.compile(f"([{_SYSTEM}{_QUESTION}])")
+_FRAMING = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n{_QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class TutorialFraming(Framing):
+    """Frames one question and one answer as the tutorials do."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Raises ModelError if the tokenizer has no pad token, which ends the answers."""
+        super().__init__(tokenizer)
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                "the tutorial's framing ends answers with the pad token, and this tokenizer has none",
+                "Use `tokens.template: chat`, or a tokenizer with a pad token.",
+            )
+        self.end_of_turn = int(tokenizer.pad_token_id)
+        self._form = self._make_form()
+        self._around = lru_cache(maxsize=64)(self._frame)
+        im_end = self._controls.ids.get("<|im_end|>")
+        self.stop_tokens = (self.end_of_turn,) if im_end in (None, self.end_of_turn) else (self.end_of_turn, im_end)
+        self.notes.append(
+            "The tutorial's framing teaches the pad token as the end of an answer; generation stops there "
+            "and at <|im_end|>, which the base model writes."
+        )
+
+    def draft(self, conversation: Conversation) -> list[Draft]:
+        """Return one draft. Raises DataError if there is more than a system prompt, a question and an answer."""
+        turns = conversation.turns
+        if not turns or turns[-1].role != "assistant" or turns[-1].tool_calls:
+            raise _not_single(conversation)
+        answer = turns[-1]
+        pieces = self._framing(conversation, turns[:-1])
+        start = len(pieces)
+        pieces += self._spoken(answer)
+        pieces.append((self.end_of_turn,))
+        learned = (Learned(start, len(pieces), answer.weight),) if answer.weight else ()
+        return [Draft(tuple(pieces), learned, conversation.origin)]
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Return the tokens of the framing. Raises DataError if there is more than a system prompt and a question."""
+        return list(self.encode([Draft(tuple(self._framing(conversation, conversation.turns)))])[0].input_ids)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kind, the stop tokens and the tokenizer's hash."""
+        return {
+            "kind": "tutorial",
+            "end_of_turn": self.end_of_turn,
+            "stop_tokens": list(self.stop_tokens),
+            "tokenizer_sha256": self.tokenizer_hash(),
+        }
+
+    def _spoken(self, answer: Turn) -> list[Piece]:
+        """Return what an answer says. Its reasoning stands between the tokenizer's tags for it, if it has some."""
+        text, tags = spoken(answer, tags_of(self._controls)), "".join(tags_of(self._controls))
+        if answer.reasoning is None or not self._controls.lookalikes(tags):
+            return [Text(text, bare=False)] if text else []
+        disguise = self._controls.disguise([answer.reasoning, answer.content], tags)
+        if disguise is not None:
+            text = spoken(answer, tags_of(self._controls), disguise.hide)
+        return self._encoder.split(text, (), disguise)[0]
+
+    def _framing(self, conversation: Conversation, asked: Sequence[Turn]) -> list[Piece]:
+        """Return the framing of the turns before the answer."""
+        if not asked or asked[-1].role != "user" or len(asked) > 2 or conversation.tools:
+            raise _not_single(conversation)
+        if len(asked) == 2 and asked[0].role != "system":
+            raise _not_single(conversation)
+        around = self._around(asked[0].content if len(asked) == 2 else "")
+        return [*around.before, Text(around.head + asked[-1].content + around.tail, around.bare), *around.after]
+
+    def _make_form(self) -> list[Piece]:
+        """Cut the framing at its control tokens; what is the same in every row is tokenized here."""
+        form: list[Piece] = []
+        pieces, _ = self._encoder.split(_FRAMING, (), None)
+        for varies, run in groupby(pieces, key=lambda p: isinstance(p, Text) and bool(_SLOT.search(p.text))):
+            same = list(run)
+            form += same if varies else [self._encoder.known(same)]
+        return form
+
+    def _frame(self, system: str) -> _Frame:
+        """Put ``system`` in its place. No text that is put into the framing is looked at for control tokens."""
+        [at] = [i for i, piece in enumerate(self._form) if isinstance(piece, Text) and _QUESTION in piece.text]
+        before = [Text(p.text.replace(_SYSTEM, system), p.bare) if isinstance(p, Text) else p for p in self._form[:at]]
+        asked = self._form[at]
+        assert isinstance(asked, Text)  # noqa: S101  (for mypy)
+        head, tail = (part.replace(_SYSTEM, system) for part in asked.text.split(_QUESTION))
+        return _Frame(before, head, tail, asked.bare, self._form[at + 1 :])
+
+
+class _Frame(NamedTuple):
+    """What stands around a question under one system prompt: pieces, text in the question's own piece, pieces."""
+
+    before: list[Piece]
+    head: str
+    tail: str
+    bare: bool
+    after: list[Piece]
+
+
+def _not_single(conversation: Conversation) -> DataError:
+    return framing_error(
+        conversation.origin,
+        "one question and one answer without tools, which is all the tutorial's framing knows",
+        ", ".join(turn.role for turn in conversation.turns) + (" and tools" if conversation.tools else ""),
+        "Use `tokens.template: chat` for longer dialogues.",
+    )

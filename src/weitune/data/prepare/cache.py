@@ -1,0 +1,78 @@
+"""Prepared data in the cache folder: found by fingerprint, published whole or not at all.
+
+    ~/.cache/weitune/data/<fingerprint>/      (XDG_CACHE_HOME applies)
+        examples.arrow
+        report.json                           written last: its presence means the folder is complete
+
+A folder is built aside and renamed, so a crash leaves nothing that looks finished. Everything here can be deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weitune.errors import InputError
+from weitune.files.cache import cache_folder
+
+EXAMPLES = "examples.arrow"
+REPORT = "report.json"
+_PARTIAL = ".partial"
+_STALE_SECONDS = 24 * 3600
+
+
+def data_cache() -> Path:
+    """Return the folder for prepared data."""
+    return cache_folder() / "data"
+
+
+@contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Give a new folder to write to; when the block ends without an exception, it becomes ``target``.
+
+    If another process was faster, its folder stays and ours goes. Raises InputError if there is no room to write.
+    """
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        partial.mkdir(parents=True)
+        _remove_stale(target.parent)
+        yield partial
+        for file in partial.iterdir():
+            _flush(file)
+        with contextlib.suppress(FileExistsError):  # the same fingerprint, so the same contents
+            _rename(partial, target)
+    except OSError as error:
+        raise InputError(
+            f"the prepared data cannot be written to '{target.parent}': {error.strerror or error}",
+            "Make room there, or set XDG_CACHE_HOME to a folder with room.",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rename(partial: Path, target: Path) -> None:
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        raise FileExistsError(target) from None
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what a killed process left behind."""
+    for partial in folder.glob(f"*{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""Tables with types as a stream of rows: Parquet, Arrow files as `datasets` saves them, and data sets of the hub.
+
+Such a table gives every row all columns, and every object in a column the same fields: a field that a row does not have
+is null there. So nulls among the fields of objects, at every level, mean that there is no such field:
+
+    written     {"name": "tides", "arguments": {"port": "Brest"}}
+    in the file {"name": "tides", "arguments": {"port": "Brest", "year": null}}
+
+Elements of lists and entries of maps are never added by the file, and stay. A text that holds JSON stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from weitune.data.conversation import Origin
+from weitune.data.problems import Problem, shown_name
+from weitune.data.read.rows import BlankRow, Notes, RawRow
+
+_BATCH = 1024
+_FILE_MAGIC = b"ARROW1"
+
+Clean = Callable[[Any], Any]
+
+
+def parquet_rows(
+    source: Path | IO[bytes], file: str, notes: Notes | None = None
+) -> Iterator[RawRow | BlankRow | Problem]:
+    """Yield the rows of a Parquet file, a batch at a time."""
+    from pyarrow import parquet
+
+    def batches() -> Iterator[Any]:
+        with parquet.ParquetFile(source, memory_map=isinstance(source, Path)) as table:
+            yield from table.iter_batches(_BATCH)
+
+    yield from _rows(batches(), file, "Parquet", notes or Notes())
+
+
+def arrow_rows(
+    source: Path | IO[bytes], file: str, notes: Notes | None = None
+) -> Iterator[RawRow | BlankRow | Problem]:
+    """Yield the rows of a file in one of Arrow's two formats: a stream, as `datasets` writes, or with an index."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[Any]:
+        stream = pa.memory_map(str(source)) if isinstance(source, Path) else pa.PythonFile(source, mode="r")
+        with stream:
+            if stream.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
+                reader = pa.ipc.open_file(stream)
+                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                stream.seek(0)
+                yield from pa.ipc.open_stream(stream)
+
+    yield from _rows(batches(), file, "Arrow", notes or Notes())
+
+
+def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterator[RawRow | BlankRow | Problem]:
+    import pyarrow as pa
+
+    row = 0
+    try:
+        for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                found = f"`{shown_name(twice)}` twice"
+                yield Problem("repeated column", "different column names", found, "Rename one of them.", file)
+                return
+            batch.validate(full=True)  # Arrow trusts what it maps, and would read outside of a damaged file
+            clean = cleaner(batch.schema, notes)
+            for start in range(0, batch.num_rows, _BATCH):
+                for value in batch.slice(start, _BATCH).to_pylist():
+                    row += 1
+                    yield _row(Origin(file, row), clean(value))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        article = "an" if kind == "Arrow" else "a"
+        yield Problem(
+            f"not a valid {kind} file",
+            f"{article} {kind} file",
+            " ".join(str(error).split())[:120],
+            "Write the file again; it is damaged or of another type.",
+            file,
+            row + 1,
+        )
+
+
+def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow | BlankRow]:
+    """Yield the rows of a data set of the hub, whose Arrow ``schema`` says which of their nulls were added."""
+    clean = cleaner(schema, notes)
+    for row, value in enumerate(table, 1):
+        yield _row(Origin(name, row), clean(value))
+
+
+def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
+    """Return a row; it is blank if all of its cells were null, as those of a spreadsheet's empty lines are."""
+    return RawRow(origin, value) if value else BlankRow(origin)
+
+
+def cleaner(schema: Any, notes: Notes) -> Clean:
+    """Return a function that takes the added nulls out of a row of an Arrow ``schema``.
+
+    Empty columns are many and say nothing; nulls that are removed further down are counted in ``notes``.
+    """
+    below = {field.name: inner for field in schema if (inner := _clean_of(field.type, notes)) is not None}
+
+    def clean_row(row: dict[str, Any]) -> dict[str, Any]:
+        present = {key: value for key, value in row.items() if value is not None}
+        for key, clean in below.items():
+            if key in present:
+                present[key] = clean(present[key])
+        return present
+
+    return clean_row
+
+
+def _clean_of(kind: Any, notes: Notes) -> Clean | None:
+    """Return what cleans a value of the Arrow type ``kind``; None if it has no fields anywhere."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return _struct_cleaner({kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}, notes)
+    if types.is_map(kind):
+        return _map_cleaner(_clean_of(kind.item_type, notes))
+    if types.is_dictionary(kind):
+        return _clean_of(kind.value_type, notes)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _clean_of(kind.storage_type, notes)
+    if any(is_list(kind) for is_list in _lists(types)):
+        inner = _clean_of(kind.value_type, notes)
+        return _list_cleaner(inner) if inner is not None else None
+    return None
+
+
+def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
+    """Return what tells the kinds of lists that Arrow has."""
+    usual = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return (*usual, types.is_list_view, types.is_large_list_view)
+
+
+def _struct_cleaner(kinds: dict[str, Any], notes: Notes) -> Clean:
+    below = {name: inner for name, kind in kinds.items() if (inner := _clean_of(kind, notes)) is not None}
+
+    def clean(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        present = {key: item for key, item in value.items() if item is not None}
+        notes.null_fields += len(value) - len(present)
+        for key, inner in below.items():
+            if key in present:
+                present[key] = inner(present[key])
+        return present
+
+    return clean
+
+
+def _list_cleaner(inner: Clean) -> Clean:
+    return lambda value: list(map(inner, value)) if isinstance(value, list) else value
+
+
+def _map_cleaner(inner: Clean | None) -> Clean:
+    """Return what makes an object of a map's entries, which Arrow gives as pairs."""
+
+    def clean(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        made = {key: inner(item) if inner is not None and item is not None else item for key, item in value}
+        return made if len(made) == len(value) else value
+
+    return clean

@@ -1,0 +1,1 @@
+"""Looking at data: the check before training, the preview, its page, and conversion."""

@@ -1,0 +1,94 @@
+"""The verdict on data before training: accounts, lengths, what sharing prefixes saves, steps an epoch.
+
+Without a model, rows are read and judged but lengths are in characters. With one, everything is prepared as training
+would, into a folder that is thrown away. Cost: that of a preparation, and packing a sample of the steps.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weitune.data.frame.framing import Framing
+from weitune.data.pack import pack
+from weitune.data.prepare.accounts import Accounts, DataReport, make_report
+from weitune.data.prepare.prepare import account, recipe_reader
+from weitune.data.prepare.store import StoredExamples
+from weitune.data.problems import Problems
+from weitune.data.read.conversations import Reader
+from weitune.data.schedule import Plan
+from weitune.recipe.schema import Recipe
+
+_SAMPLED_STEPS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check found. ``lengths`` are in ``unit``: tokens of the kept examples, or characters of the rows."""
+
+    report: DataReport
+    problems: Problems
+    unit: str
+    lengths: npt.NDArray[np.int32]
+    steps_per_epoch: int | None = None
+    saved_by_sharing: float | None = None
+    """Share of the tokens that need no computation because their prefix is shared within a step."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether training can begin."""
+        return not self.problems and self.report.content["rows"]["trained"] > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for programs."""
+        found = {"unit": self.unit, "steps_per_epoch": self.steps_per_epoch, "saved_by_sharing": self.saved_by_sharing}
+        return {"ready": self.ready, **self.report.to_json(), **found, "problems": self.problems.to_json()}
+
+
+def check(recipe: Recipe, framing: Framing | None, progress: Callable[[int, int | None], None] | None = None) -> Check:
+    """Read (and with a ``framing`` prepare) the recipe's data, and judge them. Never raises DataError."""
+    reader = recipe_reader(recipe)
+    if framing is None:
+        return _without_model(reader, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        report, examples = account(reader, recipe, framing, Path(folder), progress)
+        plan = Plan(len(examples), recipe.train.batch_size, 1, recipe.train.seed)
+        return Check(report, reader.problems, "tokens", examples.lengths.copy(), plan.steps_per_epoch,
+                     saved_by_sharing(examples, plan))  # fmt: skip
+
+
+def saved_by_sharing(examples: StoredExamples, plan: Plan) -> float | None:
+    """Return the share of tokens that the prefix tree saves, measured on evenly spaced steps of the first epoch."""
+    if not plan.steps_per_epoch:
+        return None
+    steps = np.unique(np.linspace(0, plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int))
+    apart = together = 0
+    for step in steps:
+        batch = [examples[int(i)] for i in plan.step(int(step))]
+        apart += sum(len(example.input_ids) for example in batch)
+        together += len(pack(batch))
+    return 1 - together / apart
+
+
+def _without_model(reader: Reader, progress: Callable[[int, int | None], None] | None) -> Check:
+    accounts = Accounts()
+    lengths, learned = [], []
+    for _, conversation in reader.conversations():
+        accounts.row(conversation, 1, [])
+        lengths.append(sum(len(turn.content) for turn in conversation.turns))
+        learned.append(sum(len(turn.content) for turn in conversation.turns if turn.role == "assistant"))
+        if progress is not None and not len(lengths) % 1000:
+            progress(reader.rows, None)
+    accounts.blank(reader.blank_rows, reader.blank_places)
+    sources = [report.to_json() for report in reader.reports]
+    characters = np.array(lengths, np.int32)
+    report = make_report(
+        accounts, sources, reader.problems.rows, characters, np.array(learned, np.int32), unit="characters"
+    )
+    return Check(report, reader.problems, "characters", characters)

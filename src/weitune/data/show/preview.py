@@ -1,0 +1,158 @@
+"""Examples as the model sees them: the text in parts, each known to be framing, prompt or learned.
+
+<|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎hello<|im_end|>⏎
+control     prompt control    control     prompt    ╰── learned ──╯
+
+Text that only looks like a control token is shown with the borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that letters
+and token can be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby, islice, pairwise
+from typing import Any, Literal
+
+from weitune.data.conversation import Conversation, Example, Origin
+from weitune.data.frame.framing import Framing
+from weitune.data.prepare.accounts import has_empty_answer
+from weitune.data.prepare.truncate import cut
+from weitune.data.problems import Problem
+from weitune.data.read.conversations import Reader
+from weitune.data.read.rows import BLANK, BlankRow
+from weitune.errors import DataError
+from weitune.recipe.schema import Recipe, Tokens
+
+BORDER = "┊"
+"""The sign between two tokens."""
+Kind = Literal["control", "prompt", "learned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of tokens of one kind, decoded. A control token that is learned counts as ``learned``."""
+
+    text: str
+    kind: Kind
+    tokens: int
+    weight: float = 0.0
+    borders: tuple[int, ...] = ()
+    """Where in ``text`` tokens begin and end that spell a look-alike of a control token."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text, cut at its :attr:`borders`."""
+        return [self.text[a:b] for a, b in pairwise([0, *self.borders, len(self.text)])]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One example to look at, or a row that makes none; ``tags`` name what is special about it."""
+
+    place: str
+    parts: tuple[Part, ...]
+    tags: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the example."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The learned parts alone."""
+        return tuple(part.text for part in self.parts if part.kind == "learned")
+
+    @property
+    def learned_tokens(self) -> int:
+        """Learned tokens of the example."""
+        return sum(part.tokens for part in self.parts if part.kind == "learned")
+
+
+def parts(example: Example, tokenizer: Any, framing: Framing) -> tuple[Part, ...]:
+    """Cut ``example`` into runs of one kind and decode them with its transformers ``tokenizer``."""
+    mask = example.loss_mask
+    controls = framing.control_ids
+    kinds: list[tuple[Kind, float]] = [
+        ("learned" if weight else "control" if token in controls else "prompt", weight)
+        for token, weight in zip(example.input_ids, mask, strict=True)
+    ]
+    result = []
+    for (kind, weight), run in groupby(range(len(kinds)), key=kinds.__getitem__):
+        ids = [example.input_ids[i] for i in run]
+        text = _decoded(tokenizer, ids)
+        result.append(Part(text, kind, len(ids), weight, _borders(text, ids, tokenizer, framing)))
+    return tuple(result)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _borders(text: str, ids: Sequence[int], tokenizer: Any, framing: Framing) -> tuple[int, ...]:
+    """Return where tokens begin and end within the look-alikes of ``text``, the decoded ``ids``."""
+    lookalikes = framing.lookalikes(text)
+    if not lookalikes:
+        return ()
+    ends = list(accumulate(len(_decoded(tokenizer, [token])) for token in ids))
+    if ends[-1] != len(text):  # a character in several tokens, or a space that only the first one loses
+        ends = [len(_decoded(tokenizer, ids[: n + 1])) for n in range(len(ids))]
+    controls = {span for span, token in zip(pairwise([0, *ends]), ids, strict=True) if token in framing.control_ids}
+    borders = {
+        edge for a, b in lookalikes if (a, b) not in controls for edge in (a, b, *(e for e in ends if a < e < b))
+    }
+    return tuple(sorted(borders))
+
+
+def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: int | None = None) -> Iterator[Shown]:
+    """Yield all rows of ``reader``, or only the ``row``-th (from 1): each of its examples, or what is wrong with it."""
+    seen: set[int] = set()
+    items = (item for _, item in reader.items())
+    for item in items if row is None else islice(items, row - 1, row):
+        if isinstance(item, BlankRow):
+            yield Shown(_place(item.origin), (), (f"set aside: {BLANK}",))
+            continue
+        if not isinstance(item, Conversation):
+            yield _faulty(item)
+            continue
+        conversation = item.with_system(recipe.system)
+        try:
+            examples = framing.examples(conversation)
+        except DataError as error:
+            yield _faulty(tuple(problem for problem in error.problems if isinstance(problem, Problem)))
+            continue
+        twin = hash(repr((conversation.turns, conversation.tools)))
+        copies = ["exact copy"] if twin in seen else []
+        seen.add(twin)
+        for whole in examples:
+            example, tags = _as_trained(whole, recipe.tokens)
+            tags += [*_tags(conversation, example), *copies]
+            yield Shown(_place(conversation.origin), parts(example, tokenizer, framing), tuple(tags))
+
+
+def _faulty(problems: tuple[Problem, ...]) -> Shown:
+    first = problems[0]
+    return Shown(f"{first.file} row {first.row}" if first.row is not None else first.file, (), ("faulty",), problems)
+
+
+def _as_trained(example: Example, tokens: Tokens) -> tuple[Example, list[str]]:
+    """Return ``example`` as training takes it, and a tag if it is too long."""
+    if len(example.input_ids) <= tokens.max_length:
+        return example, []
+    return (cut(example, tokens.max_length), ["cut"]) if tokens.truncation == "cut" else (example, ["too long"])
+
+
+def _tags(conversation: Conversation, example: Example) -> list[str]:
+    tags = []
+    if not example.spans:
+        tags.append("nothing learned")
+    if has_empty_answer(conversation):
+        tags.append("empty answer")
+    return tags
+
+
+def _place(origin: Origin | None) -> str:
+    return str(origin) if origin is not None else ""

@@ -1,0 +1,57 @@
+"""A GGUF file of a run's base, for adapters to be put on: made once, kept in the cache.
+
+A base that is itself a ``.gguf`` file is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from weitune.errors import ModelError
+from weitune.export.formats.gguf_file import GgufType, planned_bytes, write_gguf
+from weitune.export.formats.merged import Progress
+from weitune.export.source.export_source import Tuned
+from weitune.files.cache import cache_cure, cache_folder, check_room, mark_used
+from weitune.files.publish import publish_file
+from weitune.model.load.fingerprint import base_fingerprints
+
+_LAYOUT = 1
+"""Counts up when the same base would be written otherwise."""
+
+
+def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress]) -> Path:
+    """Return the GGUF file of the base of ``tuned``, writing it if the cache does not have it.
+
+    Raises ModelError if it cannot be written.
+    """
+    if tuned.files.gguf:
+        return tuned.files.folder / tuned.files.gguf
+    path = cache_folder() / "gguf" / f"{_fingerprint(tuned)}-{gguf_type}.gguf"
+    if path.is_file():
+        mark_used(path)
+        return path
+    check_room(path.parent, planned_bytes(tuned, tuned.base, gguf_type), f"the base as {gguf_type}", cache_cure())
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may make it at once
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        progress = stage(f"writing the base as {gguf_type}, once")
+        write_gguf(partial, tuned, tuned.base, gguf_type, template=tuned.template_without_system, progress=progress)
+        publish_file(partial, path)
+    except OSError as error:
+        raise ModelError(
+            f"the base cannot be written to '{path.parent}': {error}",
+            "Make room there, or set XDG_CACHE_HOME to a folder that has it.",
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _fingerprint(tuned: Tuned) -> str:
+    parts = [_LAYOUT, base_fingerprints(tuned.files), list(tuned.stop_tokens), tuned.template_without_system]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""The formats of an export: merged safetensors, GGUF, a GGUF adapter, and Ollama."""

@@ -1,0 +1,71 @@
+"""``gguf-adapter``: the adapter alone, in llama.cpp's LoRA format, for a GGUF file of the base.
+
+    blk.0.attn_q.weight.lora_a   A (R, in)      F32
+    blk.0.attn_q.weight.lora_b   B (out, R)     F32, rows in llama.cpp's order
+
+llama.cpp scales every product by alpha / R with one alpha for the whole adapter. What the run's own scale differs from
+that (rank stabilisation, alphas of single modules) is multiplied into B. DoRA is not a low-rank update: it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf import GGMLQuantizationType
+from weitune.errors import ModelError
+from weitune.export.formats.gguf_file import TensorPlan, write_gguf_file
+from weitune.export.formats.merged import Progress
+from weitune.export.source.adapter_weights import LowRankUpdate
+from weitune.export.source.export_source import Tuned
+from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
+from weitune.gguf.header import read_header
+from weitune.gguf.metadata import real, text
+
+
+def write_gguf_adapter(path: Path, tuned: Tuned, progress: Progress) -> None:
+    """Write the adapter of ``tuned``. Raises ModelError if llama.cpp's format cannot say what it does."""
+    adapter = tuned.adapter
+    if adapter.has_magnitudes:
+        raise ModelError(
+            "llama.cpp's adapter format cannot hold a DoRA adapter, which rescales the base's weights too",
+            "Merge it:  weitune export RUN --format gguf",
+        )
+    architecture = architecture_of_gguf(read_header(tuned.files.path)) if tuned.files.gguf else (
+        architecture_of(tuned.config)
+    )  # fmt: skip
+    _ = tuned.merged  # the shapes of the adapter are checked against the base's
+    metadata = {
+        "general.type": text("adapter"),
+        "general.name": text(tuned.name),
+        "adapter.type": text("lora"),
+        "adapter.lora.alpha": real(adapter.alpha),
+    }
+    plans = [
+        plan
+        for module, update in adapter.updates.items()
+        for plan in _pair(architecture, module, update, adapter.alpha)
+    ]
+    write_gguf_file(path, architecture.name, metadata, plans, progress)
+
+
+def _pair(architecture: Architecture, module: str, update: LowRankUpdate, alpha: float) -> list[TensorPlan]:
+    stem = architecture.gguf_name(module)
+    if stem is None or stem in {"token_embd", "output"}:
+        raise ModelError(
+            f"llama.cpp's adapter format has no place for the adapter's {module}",
+            "Merge it:  weitune export RUN --format gguf",
+        )
+    folded = update.b * (update.scale * update.rank / alpha)
+    parts = {"lora_a": update.a, "lora_b": architecture.to_gguf(module, folded)}
+    return [
+        TensorPlan(f"{stem}.weight.{part}", tuple(tensor.shape), GGMLQuantizationType.F32, _constant(tensor.numpy()))
+        for part, tensor in parts.items()
+    ]
+
+
+def _constant(values: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: values

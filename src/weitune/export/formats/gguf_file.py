@@ -1,0 +1,237 @@
+"""``gguf``: one file for llama.cpp and what is built on it.
+
+    matrices            in the type asked for
+    norms and biases    F32 always, as llama.cpp wants them
+    embedding, head     Q8_0 at least: what they lose, every token loses; the head F16 if asked for
+    a row that is not a multiple of 32 values cannot be quantized, and is F16
+
+Tensors are read (and merged), reordered, quantized and written one at a time. From a base that is itself a ``.gguf``
+file, its metadata is kept, and tensors that neither the adapter nor the type changes are copied as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import quantize
+
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from weitune.errors import ModelError
+from weitune.export.formats.merged import Progress
+from weitune.export.source.base_weights import GgufWeights, MergedWeights, Weights
+from weitune.export.source.export_source import Tuned
+from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
+from weitune.gguf.header import GgufHeader, StoredTensor, read_header
+from weitune.gguf.metadata import Field, Metadata, number, rope_factors, shape_metadata, text
+from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
+
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
+
+_FILE_TYPE = {
+    "F32": LlamaFileType.ALL_F32,
+    "F16": LlamaFileType.MOSTLY_F16,
+    "BF16": LlamaFileType.MOSTLY_BF16,
+    "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+BLOCK = 32
+"""Columns that share a step in Q8_0 and Q4_0."""
+_REPLACED = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor to write: its shape (rows first), its type, and where its bytes come from."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    read: Callable[[], np.ndarray[Any, Any]]
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes it takes."""
+        values, size = GGML_QUANT_SIZES[self.type]
+        return int(math.prod(self.shape) // values * size)
+
+
+def check_gguf(tuned: Tuned) -> None:
+    """Raise ModelError if :func:`write_gguf` would, before long work is done for it."""
+    architecture, _ = _described(tuned, tuned.template)
+    if not tuned.files.gguf:
+        _plan(tuned, architecture, tuned.merged, "F32", "F32")
+
+
+def planned_bytes(tuned: Tuned, weights: Weights, gguf_type: GgufType) -> int:
+    """Return how many bytes the tensors take that :func:`write_gguf` would write of a model that is no ``.gguf``."""
+    plans = _plan(tuned, architecture_of(tuned.config), weights, gguf_type, "Q8_0")
+    return sum(plan.bytes for plan in plans)
+
+
+def write_gguf(
+    path: Path,
+    tuned: Tuned,
+    weights: Weights,
+    gguf_type: GgufType,
+    *,
+    template: str,
+    progress: Progress,
+    head: GgufType = "Q8_0",
+) -> None:
+    """Write ``weights`` (the base's, or merged) with the tokenizer of ``tuned`` and the chat ``template``.
+
+    ``head`` is the type of the output head in a quantized file, and of the embedding if that is the head.
+
+    Raises ModelError if GGUF or weitune has no place for a part of this model.
+    """
+    architecture, metadata = _described(tuned, template)
+    if tuned.files.gguf:
+        plans = _plan_from_gguf(weights, gguf_type)
+    else:
+        plans = _plan(tuned, architecture, weights, gguf_type, head)
+    write_gguf_file(
+        path,
+        architecture.name,
+        {**metadata, "general.file_type": number(_FILE_TYPE[gguf_type])},
+        plans,
+        progress,
+    )
+
+
+def write_gguf_file(
+    path: Path, architecture: str, metadata: Metadata, plans: Sequence[TensorPlan], progress: Progress
+) -> None:
+    """Write a GGUF file. Equal input gives equal bytes."""
+    writer = GGUFWriter(path, architecture)
+    try:
+        for key, field in metadata.items():
+            writer.add_key_value(key, field.value, field.type, field.element)
+        for plan in plans:
+            writer.add_tensor_info(plan.name, plan.shape, np.dtype(np.float32), plan.bytes, raw_dtype=plan.type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, plan in enumerate(plans, 1):
+            writer.write_tensor_data(np.ascontiguousarray(plan.read()))
+            progress(done, len(plans))
+    finally:
+        writer.close()
+
+
+def _described(tuned: Tuned, template: str) -> tuple[Architecture, dict[str, Field]]:
+    if "\0" in template:
+        raise ModelError(
+            "the chat template or the system prompt has the character U+0000, at which llama.cpp ends a text",
+            "Take it out of the system prompt, or export the run as `merged`.",
+        )
+    if tuned.files.gguf:
+        header = read_header(tuned.files.path)
+        return architecture_of_gguf(header), {
+            **_kept_metadata(header), **end_metadata(tuned.stop_tokens), "tokenizer.chat_template": text(template)
+        }  # fmt: skip
+    architecture = architecture_of(tuned.config)
+    return architecture, {
+        "general.type": text("model"),
+        "general.name": text(tuned.name),
+        **shape_metadata(architecture.name, tuned.config),
+        "general.quantization_version": number(2),
+        **vocabulary_metadata(tuned.tokenizer, tuned.config.vocab_size, tuned.stop_tokens, template),
+    }
+
+
+def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
+    """Return the metadata of a base file, but for what an export says itself."""
+    return {
+        key: Field(entry.value, entry.type, entry.element)
+        for key, entry in header.metadata.items()
+        if not key.startswith(_REPLACED) and key != "general.architecture"
+    }
+
+
+def _plan(
+    tuned: Tuned, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
+) -> list[TensorPlan]:
+    tied = tuned.config.tie_word_embeddings
+    head_stem = "token_embd" if tied else "output"
+    plans = []
+    foreign = []
+    for name, slot in weights.slots.items():
+        module, _, kind = name.rpartition(".")
+        if (name == "lm_head.weight" and tied) or kind == "inv_freq":
+            continue
+        stem = architecture.gguf_name(module)
+        if stem is None:
+            foreign.append(name)
+            continue
+        stored = _stored_type(stem, slot.shape, gguf_type, head if stem == head_stem else "Q8_0")
+        plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
+    if foreign:
+        raise ModelError(
+            f"GGUF's {architecture.name} has no place for {len(foreign)} weights: {', '.join(foreign[:3])}",
+            "Export the run as `merged` and convert that folder with llama.cpp's own script.",
+        )
+    factors = rope_factors(tuned.config)
+    if factors is not None:
+        values = factors.numpy()
+        plans.append(TensorPlan("rope_freqs.weight", values.shape, GGMLQuantizationType.F32, lambda: values))
+    return plans
+
+
+def _reading(
+    architecture: Architecture, weights: Weights, name: str, stored: GGMLQuantizationType
+) -> Callable[[], np.ndarray[Any, Any]]:
+    def read() -> np.ndarray[Any, Any]:
+        tensor = weights.read(name, torch.float32)
+        values: np.ndarray[Any, Any] = quantize(architecture.to_gguf(name, tensor).numpy(), stored)
+        return values
+
+    return read
+
+
+def _plan_from_gguf(weights: Weights, gguf_type: GgufType) -> list[TensorPlan]:
+    """Plan the tensors of a base file, in its order; those that transformers does not know are kept as they are."""
+    base, updates = (weights.base, weights.updates) if isinstance(weights, MergedWeights) else (weights, {})
+    assert isinstance(base, GgufWeights)  # noqa: S101  (the caller saw that the base is a .gguf)
+    plans = []
+    for tensor in base.tensors:
+        name = base.architecture.huggingface_name(tensor.name)
+        stored = _stored_type(tensor.name.removesuffix(".weight"), tensor.shape, gguf_type)
+        if name is None or (name not in updates and stored == tensor.type):
+            plans.append(TensorPlan(tensor.name, tensor.shape, tensor.type, _copying(tensor)))
+        else:
+            plans.append(
+                TensorPlan(tensor.name, tensor.shape, stored, _reading(base.architecture, weights, name, stored))
+            )
+    return plans
+
+
+def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: np.frombuffer(tensor.content, np.uint8)
+
+
+def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType, outer: GgufType = "Q8_0") -> GGMLQuantizationType:
+    """Return the type of a tensor in a file whose type is ``wanted``; ``outer``: that of the embedding and the head."""
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    if not wanted.startswith("Q"):
+        return GGMLQuantizationType[wanted]
+    if shape[-1] % BLOCK:
+        return GGMLQuantizationType.F16
+    if stem in {"token_embd", "output"}:
+        return GGMLQuantizationType[outer]
+    return GGMLQuantizationType[wanted]
+
+
+def ends_at(path: Path, stop_tokens: Sequence[int]) -> bool:
+    """Tell whether a GGUF file names every one of ``stop_tokens`` as the end of an answer."""
+    header = read_header(path)
+    named = {header.get(key) for key in header.metadata if key.startswith("tokenizer.ggml.eo") and key.endswith("_id")}
+    return set(stop_tokens) <= named

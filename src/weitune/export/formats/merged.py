@@ -1,0 +1,100 @@
+"""``merged``: a model folder for transformers and vLLM, in which the adapter is part of the weights.
+
+    weights        read, merged in float32 and written one tensor at a time, in shards of at most 5 GB
+    config.json    the base's own
+    tokenizer      the base's own files, with the run's chat template (see :mod:`.chat_template`)
+    generation     greedy, and the tokens at which the tuned model stops
+
+Cost: reading and writing the model once. Memory: the adapter, and the largest tensor a few times.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weitune.export.destination import write_json
+from weitune.export.formats.safetensors_file import shard_names, shards, slot_bytes, write_safetensors
+from weitune.export.source.base_weights import Slot
+from weitune.export.source.export_source import Tuned
+from weitune.export.source.generation_config import write_generation_config
+
+Progress = Callable[[int, int], None]
+"""Called with the tensors done and the tensors in all."""
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+              "merges.txt", "tokenizer.model")  # fmt: skip
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def write_merged(folder: Path, tuned: Tuned, dtype: torch.dtype | None, progress: Progress) -> None:
+    """Write the merged model of ``tuned`` to ``folder``, in ``dtype`` or in the base's number format."""
+    merged = tuned.merged
+    slots = {name: Slot(dtype or slot.dtype, slot.shape) for name, slot in merged.slots.items()}
+    parts = shards(slots)
+    done = 0
+    for name, part in zip(shard_names(len(parts)), parts, strict=True):
+        tensors = (merged.read(tensor, slot.dtype) for tensor, slot in part.items())
+        counted = _counted(tensors, done, len(slots), progress)
+        write_safetensors(folder / name, part, counted)
+        done += len(part)
+    if len(parts) > 1:
+        _write_index(folder, parts)
+    _write_config(folder, tuned, dtype)
+    _write_tokenizer(folder, tuned)
+    write_generation_config(folder, tuned.files, tuned.stop_tokens, tuned.tokenizer.pad_token_id)
+    for pattern in _LICENCES:
+        for licence in tuned.files.folder.glob(pattern):
+            shutil.copyfile(licence, folder / licence.name)
+
+
+def _counted(tensors: Iterable[Tensor], done: int, total: int, progress: Progress) -> Iterator[Tensor]:
+    for i, tensor in enumerate(tensors, done + 1):
+        yield tensor
+        progress(i, total)
+
+
+def _write_index(folder: Path, parts: list[dict[str, Slot]]) -> None:
+    places = zip(shard_names(len(parts)), parts, strict=True)
+    write_json(
+        folder / "model.safetensors.index.json",
+        {
+            "metadata": {"total_size": sum(slot_bytes(slot) for part in parts for slot in part.values())},
+            "weight_map": {tensor: name for name, part in places for tensor in part},
+        },
+    )
+
+
+def _write_config(folder: Path, tuned: Tuned, dtype: torch.dtype | None) -> None:
+    """Copy the base's own config, so that every program that knew the base knows this; ``dtype`` is the only change."""
+    if tuned.files.gguf:
+        config = tuned.config.to_dict()
+        config.pop("_name_or_path", None)
+        dtype = dtype or torch.float32
+    else:
+        config = json.loads((tuned.files.folder / "config.json").read_text(encoding="utf-8"))
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+
+
+def _write_tokenizer(folder: Path, tuned: Tuned) -> None:
+    source = tuned.files.tokenizer_folder
+    if tuned.files.gguf and source == tuned.files.folder:
+        tuned.tokenizer.save_pretrained(folder)
+    else:
+        for name in _TOKENIZER:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    (folder / "chat_template.jinja").write_text(tuned.template, encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config["chat_template"] = tuned.template  # for programs that look here and not beside
+    write_json(path, config)

@@ -1,0 +1,157 @@
+"""``ollama``: a GGUF file and a Modelfile for ``ollama create``.
+
+Ollama frames with a Go template, not with the model's Jinja. weitune does not translate one into the other: it renders
+a few dialogues, reads off what stands around each role's text, and writes that as Go.
+
+    <|im_start|>system\\n  you are…  <|im_end|>\\n  <|im_start|>user\\n  hi  <|im_end|>\\n  <|im_start|>assistant\\n  …
+    ╰── before system ──╯            ╰─ after ─╯
+
+Then it renders other dialogues both ways and compares: a template that does more than frame turns is refused. What the
+model's tokenizer puts first by itself (``<|begin_of_text|>``) is left out, for Ollama adds it too.
+
+The run's system prompt is the Modelfile's SYSTEM if that can hold it as training framed it (:mod:`.modelfile`), and
+otherwise stands in the template, framed, for dialogues that have no system message of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from jinja2.exceptions import TemplateError
+
+from weitune.errors import ModelError
+from weitune.export.formats.modelfile import go_action, holds, value
+
+Messages = list[dict[str, str]]
+Render = Callable[[Messages, bool], str]
+"""Renders messages, with or without asking for an answer."""
+
+_ASKED = ("su", "u", "suau", "uau", "suauau")
+"""Dialogues that tell apart templates which frame turns from those which do more; each letter is a role."""
+_ROLES = {"s": "system", "u": "user", "a": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFrames:
+    """What stands before and after the text of each role."""
+
+    around: Mapping[str, tuple[str, str]]
+    opening: str
+    """What asks for an answer."""
+    head: str
+    """What opens a dialogue without a system message: the model's default system prompt, or the run's."""
+    system: str | None = None
+    """The run's system prompt, for SYSTEM, if that can hold it; Ollama puts it before dialogues that have none."""
+
+    def render(self, messages: Messages) -> str:
+        """Frame ``messages`` and ask for an answer, as :meth:`go_template` does."""
+        head = self.head if messages[0]["role"] != "system" else ""
+        turns = (f"{before}{m['content']}{after}" for m in messages for before, after in [self.around[m["role"]]])
+        return "".join([head, *turns, self.opening])
+
+    def go_template(self) -> str:
+        """Return the frames as an Ollama template. Ollama itself puts the Modelfile's SYSTEM before the messages."""
+        head = f'{{{{- if ne (index .Messages 0).Role "system" }}}}{go_action(self.head)}{{{{- end }}}}' * bool(
+            self.head
+        )
+        words = ("if", "else if", "else if")
+        branches = "".join(
+            f'{{{{- {word} eq .Role "{role}" }}}}{go_action(before)}{{{{ .Content }}}}{go_action(after)}'
+            for word, (role, (before, after)) in zip(words, self.around.items(), strict=True)
+        )
+        return f"{head}{{{{- range .Messages }}}}{branches}{{{{- end }}}}{{{{- end }}}}{go_action(self.opening)}"
+
+
+def turn_frames(render: Render, automatic: str = "", system: str | None = None) -> TurnFrames:
+    """Read the frames off what ``render`` makes of dialogues; ``automatic`` is what the tokenizer puts first.
+
+    ``system`` is the run's system prompt. Raises ModelError if the template does more than frame turns.
+    """
+
+    def shown(roles: str, ask: bool = False) -> str:
+        return render(_dialogue(roles), ask).removeprefix(automatic)
+
+    frames = None
+    try:
+        frames = _read_off(shown)
+        strange = next((case for case in _ASKED if shown(case, True) != frames.render(_dialogue(case))), None)
+        if system is not None and strange is None:
+            asked = [{"role": "system", "content": system}, *_dialogue("u")]
+            frames = _opened(frames, system, render(asked, True).removeprefix(automatic))
+    except (ValueError, TemplateError):
+        strange = _ASKED[2]
+    if strange is not None or frames is None:
+        strange = strange or _ASKED[2]
+        raise ModelError(
+            "this model's chat template does more than put a frame around every turn, and weitune cannot say that in "
+            f"Ollama's template language; it differs for: {', '.join(_ROLES[letter] for letter in strange)}",
+            "Export the run as `gguf`, whose own template llama.cpp follows, or as `merged`.",
+        )
+    return frames
+
+
+def _read_off(shown: Callable[..., str]) -> TurnFrames:
+    """Take renderings apart. Raises ValueError if a text is not in them exactly once."""
+    system, asked = shown("s"), shown("su")
+    of_system = _around(system, _text(0))
+    of_user = _around(asked.removeprefix(system), _text(1))
+    again = f"{of_user[0]}{_text(3)}{of_user[1]}"
+    of_assistant = _around(shown("suau").removeprefix(asked).removesuffix(again), _text(2))
+    return TurnFrames(
+        {"system": of_system, "user": of_user, "assistant": of_assistant},
+        opening=shown("su", True).removeprefix(asked),
+        head=shown("u").removesuffix(f"{of_user[0]}{_text(0)}{of_user[1]}"),
+    )
+
+
+def _opened(frames: TurnFrames, system: str, rendered: str) -> TurnFrames:
+    """Return ``frames`` for a run with a system prompt; ``rendered`` is how training framed it with a question.
+
+    Raises ValueError if the question is not framed as elsewhere.
+    """
+    before, after = frames.around["user"]
+    question = f"{before}{_text(0)}{after}{frames.opening}"
+    if not rendered.endswith(question):
+        raise ValueError("the system prompt changes how a question is framed")
+    opening = rendered.removesuffix(question)
+    before, after = frames.around["system"]
+    if system and holds(system) and opening == f"{before}{system}{after}":
+        return replace(frames, system=system)
+    return replace(frames, head=opening)
+
+
+def modelfile(model: str, frames: TurnFrames, stop_texts: Sequence[str], context: int) -> str:
+    """Return the Modelfile: greedy, as the run answers, with its system prompt and the texts that end an answer.
+
+    Raises ModelError if a text that ends an answer, or the file's name, cannot be written in a Modelfile.
+    """
+    for text in (model, *stop_texts):
+        if not holds(text) or (text == model and set(text) & set("\n\r")):
+            raise ModelError(
+                f"a Modelfile cannot hold {text!a}: Ollama leaves out characters that do not print",
+                "Export the run as `gguf`, or, if it is the run's name, rename its folder.",
+            )
+    lines = [
+        f"FROM ./{model}",
+        f'TEMPLATE """{frames.go_template()}"""',
+        *([f"SYSTEM {value(frames.system)}"] if frames.system else []),
+        *(f"PARAMETER stop {value(text)}" for text in stop_texts),
+        "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1",
+        f"PARAMETER num_ctx {context}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _dialogue(roles: str) -> Messages:
+    return [{"role": _ROLES[letter], "content": _text(i)} for i, letter in enumerate(roles)]
+
+
+def _text(i: int) -> str:
+    return f"⟦text {i}⟧"
+
+
+def _around(rendered: str, text: str) -> tuple[str, str]:
+    before, after = rendered.split(text)
+    return before, after

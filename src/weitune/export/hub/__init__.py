@@ -1,0 +1,1 @@
+"""Uploading an adapter: the model card and the push."""

@@ -1,0 +1,125 @@
+"""An adapter on a hub: a folder with the adapter, its model card, its recipe and its chat template, then the upload."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from weitune.errors import InputError, MissingExtraError, RunError, first_line
+from weitune.export.destination import MARK, check_destination, write_json, written_aside
+from weitune.export.hub.model_card import hub_id, model_card, without_paths
+from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.generate.run_folder import Run, Which
+from weitune.gguf.header import read_header
+from weitune.model.file_names import holds_model
+from weitune.recipe.load import dump_recipe
+
+Hub = Literal["huggingface", "modelscope"]
+
+
+def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Which = "last") -> None:
+    """Write what :func:`upload` uploads; an earlier folder of this kind is replaced.
+
+    Raises InputError if ``repository`` is not of the form USER/NAME, or if the run or ``folder`` cannot be used.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise InputError(f"'{repository}' is not the name of a repository", "Give it as USER/NAME.")
+    check_destination(folder, force=True)
+    tuned = open_tuned(run, checkpoint)
+    if holds_model(tuned.adapter_folder):
+        raise RunError(
+            f"'{tuned.adapter_folder}' holds a whole model, and only adapters are pushed",
+            f"Upload it with the hub's own program:  hf upload {repository} {tuned.adapter_folder}",
+        )
+    with written_aside(folder) as partial:
+        shutil.copyfile(tuned.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
+        write_json(partial / "adapter_config.json", _adapter_config(tuned))
+        card = model_card(run, tuned, repository, base_licence(tuned))
+        (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+        (partial / "recipe.yaml").write_text(dump_recipe(without_paths(tuned.recipe)), encoding="utf-8")
+        (partial / "chat_template.jinja").write_text(tuned.template, encoding="utf-8")
+        write_json(partial / MARK, {"format": "repository", "run": tuned.name})
+
+
+def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: bool = True) -> str:
+    """Upload ``folder`` and return the page's address. Raises InputError if the hub refuses or cannot be reached."""
+    send = _to_modelscope if hub == "modelscope" else _to_huggingface
+    try:
+        return send(folder, repository, private)
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        first = first_line(error)
+        login = "`modelscope login`" if hub == "modelscope" else "`hf auth login`"
+        raise InputError(
+            f"'{folder}' could not be uploaded to {repository}: {first}",
+            f"Check the connection, and that {login} was run with a token that may write there. The folder is kept.",
+        ) from error
+
+
+def base_licence(tuned: Tuned, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
+    """Return the licence of the base as its own files name it, or its page on the hub; None if neither does."""
+    if tuned.files.gguf:
+        licence: str | None = read_header(tuned.files.path).get("general.license")
+        return licence
+    if (told := _licence_on_card(tuned.files.folder / "README.md")) is not None:
+        return told
+    name = hub_id(tuned.recipe)
+    return (ask_hub or _licence_on_hub)(name) if name and tuned.recipe.hub == "huggingface" else None
+
+
+def _licence_on_card(card: Path) -> str | None:
+    """Return the licence that a model card's head names."""
+    if card.is_file() and (head := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
+        found = yaml.safe_load(head[1])
+        if isinstance(found, dict) and isinstance(found.get("license"), str):
+            return str(found["license"])
+    return None
+
+
+def _licence_on_hub(name: str) -> str | None:
+    from huggingface_hub import HfApi
+
+    try:
+        card: Any = HfApi().model_info(name, timeout=10).card_data
+    except Exception:  # noqa: BLE001  (offline, say: a card without a licence is still a card)
+        return None
+    licence = card.get("license") if card else None
+    return licence if isinstance(licence, str) else None
+
+
+def _adapter_config(tuned: Tuned) -> dict[str, Any]:
+    """Return PEFT's configuration, naming the base as others find it."""
+    path = tuned.adapter_folder / "adapter_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {**config, "base_model_name_or_path": without_paths(tuned.recipe).model, "revision": tuned.recipe.revision}
+
+
+def _to_huggingface(folder: Path, repository: str, private: bool) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repository, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repository, folder_path=folder, ignore_patterns=[MARK], commit_message="Add the adapter"
+    )  # fmt: skip
+    return str(url)
+
+
+def _to_modelscope(folder: Path, repository: str, private: bool) -> str:
+    try:
+        from modelscope.hub.api import HubApi
+    except ImportError:
+        raise MissingExtraError("modelscope", "modelscope") from None
+    api = HubApi()
+    licence = _licence_on_card(folder / "README.md")
+    told = {} if licence is None else {"license": licence}  # where it is not told, the client says Apache 2.0
+    api.create_repo(repository, visibility="private" if private else "public", exist_ok=True, **told)
+    api.upload_folder(repo_id=repository, folder_path=str(folder), ignore_patterns=[MARK])
+    return f"https://modelscope.cn/models/{repository}"

@@ -1,0 +1,38 @@
+"""What to export, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from weitune.export.formats.gguf_file import GgufType
+from weitune.export.formats.merged import Progress
+
+if TYPE_CHECKING:
+    from weitune.export.source.export_source import Tuned
+
+Format = Literal["merged", "gguf", "gguf-adapter", "ollama"]
+Stage = Callable[[str], Progress]
+"""Called with the title of a piece of work; returns what is called as it proceeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to export and how."""
+
+    format: Format
+    gguf_type: GgufType = "Q8_0"
+    dtype: torch.dtype | None = None
+    """Number format of ``merged``; None: the base's."""
+    prompts: int = 8
+    """Dialogues that the export is compared on; 0: it is not compared."""
+    smooth: bool = True
+    """Whether the channels of a quantized GGUF file are evened out first (:mod:`.smoothing`)."""
+
+
+def gguf_name(tuned: Tuned, order: Order) -> str:
+    """Return the name of the GGUF file in an export's folder."""
+    return f"{tuned.name}-adapter.gguf" if order.format == "gguf-adapter" else f"{tuned.name}-{order.gguf_type}.gguf"

@@ -1,0 +1,1 @@
+"""What an export is made from: the adapter, the base, the chat template and the generation config."""

@@ -1,0 +1,147 @@
+"""A base model's weights, read one tensor at a time under the names that transformers gives them.
+
+:class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed
+and with the row order of attention undone (:mod:`weitune.gguf.architecture`); :class:`MergedWeights` either of
+them with an adapter added. Reading costs one tensor of memory; the files are mapped, not loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from weitune.errors import ModelError, RunError
+from weitune.gguf.architecture import architecture_of_gguf
+from weitune.gguf.header import GgufHeader, read_header
+from weitune.model.load.locate import ModelFiles
+from weitune.model.load.weight_files import stored_weights
+
+if TYPE_CHECKING:
+    from weitune.export.source.adapter_weights import AdapterWeights
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Slot(NamedTuple):
+    """Number format and shape of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Weights(Protocol):
+    """Named tensors that can be read one at a time."""
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor's format and shape, in the order of the files."""
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor in ``dtype`` (default: its own). It may be mapped from a file: not to be changed in place."""
+
+
+def open_weights(files: ModelFiles) -> Weights:
+    """Return the weights of a model on this disk. Raises ModelError if they cannot be read tensor by tensor."""
+    if files.gguf:
+        return GgufWeights(read_header(files.path))
+    return SafetensorsWeights(files.folder)
+
+
+class SafetensorsWeights:
+    """The ``*.safetensors`` of a model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the headers. Raises ModelError if there are none, or if the weights are quantized."""
+        self._folder = folder
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in config:
+            raise ModelError(
+                f"the weights in '{folder}' are quantized, and an adapter cannot be added to them as they are",
+                "Give the model that was quantized, with 16 or 32 bits a weight: as the recipe's `model`, or with "
+                "--model for an adapter that was made elsewhere.",
+            )
+        self._stored = stored_weights(folder)
+
+    @cached_property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor's format and shape, file by file."""
+        return {
+            name: Slot(_dtype(self._folder, name, weight.dtype), weight.shape) for name, weight in self._stored.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor, mapped from its file."""
+        with safe_open(self._folder / self._stored[name].file, framework="pt") as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+class GgufWeights:
+    """The tensors of a ``.gguf`` file as transformers knows them, in float32."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        """Raises ModelError if weitune does not know the architecture."""
+        self.architecture = architecture_of_gguf(header)
+        self.tensors = list(header.tensors.values())
+        """As they are stored, in the order of the file."""
+        named = ((self.architecture.huggingface_name(tensor.name), tensor) for tensor in self.tensors)
+        self._known = {name: tensor for name, tensor in named if name}
+
+    @cached_property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor's format (float32) and shape, in the order of the file."""
+        return {name: Slot(torch.float32, tensor.shape) for name, tensor in self._known.items()}
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor, dequantized."""
+        return self.architecture.to_huggingface(name, self._known[name].read(dtype or torch.float32))
+
+
+class MergedWeights:
+    """The weights of a base with an adapter added: float32 arithmetic, rounded once to the base's format."""
+
+    def __init__(self, base: Weights, adapter: AdapterWeights) -> None:
+        """Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'."""
+        self.base = base
+        self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
+        if missing := [name for name in self.updates if name not in base.slots]:
+            raise RunError(
+                f"the adapter in '{adapter.folder}' changes {len(missing)} weights that the base's files do not have: "
+                f"{', '.join(missing[:3])}",
+                "Check that the base is the one that the adapter was trained on. A model that stores its "
+                "layers under other names can be merged with peft's merge_and_unload.",
+            )
+        modules = (name.removesuffix(".weight") for name in base.slots)
+        if incomplete := adapter.missing(modules):
+            raise RunError(
+                f"the adapter in '{adapter.folder}' is incomplete: it has no update of {len(incomplete)} weights "
+                f"of the kind that it changes: {', '.join(incomplete[:3])}",
+                "Use another checkpoint of the run, or copy the adapter again.",
+            )
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Those of the base."""
+        return self.base.slots
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor, merged if the adapter changes it."""
+        if name not in self.updates:
+            return self.base.read(name, dtype)
+        return self.updates[name].applied(self.base.read(name)).to(dtype or self.slots[name].dtype)
+
+
+def _dtype(folder: Path, name: str, text: str) -> torch.dtype:
+    if text not in _DTYPES:
+        raise ModelError(
+            f"the weight {name} in '{folder}' has the number format {text}",
+            "Give a model with 16 or 32 bits a weight as the recipe's `model`.",
+        )
+    return _DTYPES[text]

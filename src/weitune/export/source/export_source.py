@@ -1,0 +1,121 @@
+"""A run opened for export: its adapter, its base's files, its tokenizer and framing. The base is not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitune.data.conversation import Conversation
+from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.prepare.prepare import read_options
+from weitune.data.read.conversations import read_conversations
+from weitune.errors import RunError
+from weitune.evaluate.general import general_questions
+from weitune.export.source.adapter_weights import AdapterWeights
+from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
+from weitune.export.source.chat_template import self_contained_template
+from weitune.export.source.generation_config import base_stop_tokens
+from weitune.generate.open_model import check_vocabulary
+from weitune.generate.run_folder import Run, Which
+from weitune.model.load.config import read_config
+from weitune.model.load.load import load_tokenizer
+from weitune.model.load.locate import ModelFiles
+from weitune.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What an export is made from."""
+
+    name: str
+    recipe: Recipe
+    adapter_folder: Path
+    files: ModelFiles
+    tokenizer: PreTrainedTokenizerFast
+    framing: Framing
+    made_elsewhere: bool = False
+    """Whether the adapter is another program's, whose data are not known."""
+
+    def dialogues(self) -> Iterable[Conversation]:
+        """Yield the run's data as conversations; of an adapter that was made elsewhere, the general check questions.
+
+        Raises InputError if the data cannot be read.
+        """
+        if self.made_elsewhere:
+            return (question.answered for question in general_questions())
+        return read_conversations(self.recipe.data, read_options(self.recipe))
+
+    @cached_property
+    def adapter(self) -> AdapterWeights:
+        """The adapter, in memory."""
+        return AdapterWeights(self.adapter_folder)
+
+    @cached_property
+    def base(self) -> Weights:
+        """The base's weights, on the disk."""
+        return open_weights(self.files)
+
+    @cached_property
+    def merged(self) -> MergedWeights:
+        """The base's weights with the adapter added, computed as they are read."""
+        return MergedWeights(self.base, self.adapter)
+
+    @cached_property
+    def config(self) -> Any:
+        """The base's transformers configuration; of a ``.gguf`` file, as transformers reads it."""
+        return read_config(self.files)
+
+    @cached_property
+    def base_stop_tokens(self) -> tuple[int, ...]:
+        """The tokens at which the base itself stops."""
+        return tuple(base_stop_tokens(self.files, self.config))
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Every token at which an answer ends, the framing's end of turn first; as the engine of ``chat`` has them."""
+        return tuple(dict.fromkeys([*self.framing.stop_tokens, *self.base_stop_tokens]))
+
+    @property
+    def template(self) -> str:
+        """The chat template that an export carries: with the run's system prompt as the default."""
+        return self._template(self.recipe.system)
+
+    @property
+    def template_without_system(self) -> str:
+        """The same without a system prompt, for the base."""
+        return self._template(None)
+
+    def _template(self, system: str | None) -> str:
+        end = str(self.tokenizer.convert_ids_to_tokens(self.framing.end_of_turn))
+        return self_contained_template(self.framing, system, end)
+
+    def asked(self, conversation: Conversation) -> Conversation:
+        """Return ``conversation`` as training saw it: opened by the run's system prompt if it has none of its own."""
+        return conversation.with_system(self.recipe.system)
+
+
+def open_tuned(run: Run, which: Which = "last") -> Tuned:
+    """Open ``run`` with one of its adapters.
+
+    Raises RunError or ModelError if a part is missing or broken, or if the base is not the one of training.
+    """
+    folder = run.adapter_folder(which)
+    assert folder is not None  # noqa: S101  (callers never ask for the base)
+    recipe = run.recipe
+    if recipe.lora != "none" and recipe.lora.init == "loftq":
+        raise RunError(
+            f"the adapter of '{run.path}' makes good what 4-bit storage rounds away: it fits that storage and no other",
+            "Load it with peft on the base in NF4, or train with another lora.init.",
+        )
+    files = run.base_files()
+    tokenizer = load_tokenizer(files)
+    framing = framing_for(tokenizer, recipe.tokens)
+    if run.made_elsewhere:
+        check_vocabulary(framing, files, read_config(files).get_text_config().vocab_size)
+    return Tuned(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)

@@ -1,0 +1,1 @@
+"""What training will need: memory by part, disk and time, and warnings before memory runs out."""

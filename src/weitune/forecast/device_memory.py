@@ -1,0 +1,93 @@
+"""The memory there is, what this process holds of it, and how many tokens fit one forward and backward pass."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+
+from weitune.forecast.host_memory import host_memory
+from weitune.forecast.memory_estimate import (
+    ENOUGH_TOKENS,
+    LEAST_TOKENS,
+    MOST_TOKENS,
+    Manner,
+    PassSize,
+    Shape,
+    fitting_tokens,
+    pass_bytes,
+)
+from weitune.recipe.schema import Recompute, Train
+
+SHARE_OF_FREE_MEMORY = 0.7
+"""What ``auto`` lets a pass take of the memory that is free: forecasts err, and other programs need some."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that this process may still take on ``device``, in bytes; processes of one run share it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return host_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held so far: of the accelerator, or of the machine on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import psutil
+
+    if psutil.WINDOWS:
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if psutil.MACOS else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: int) -> int:
+    """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
+
+    It is never less than ``longest``, the longest example, since some pass must hold that one, but at most MOST_TOKENS.
+    """
+
+    def fits(tokens: int) -> bool:
+        return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
+
+    return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest), MOST_TOKENS))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a step fits into memory: neither changes its result."""
+
+    micro_tokens: int
+    recompute: Recompute
+
+
+def plan_memory(
+    shape: Shape, manner: Manner, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
+) -> MemoryPlan:
+    """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
+
+    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass, and the longest
+    example, of ``longest`` tokens, too.
+    """
+    if micro_tokens is None and train.micro_tokens != "auto":
+        micro_tokens = train.micro_tokens
+    levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
+    most = max(micro_tokens or ENOUGH_TOKENS, longest)
+    wanted = PassSize(most, most, longest)
+    manners = [replace(manner, recompute=level) for level in levels]
+    fitting = (manner for manner in manners if sum(pass_bytes(shape, wanted, manner)) <= budget)
+    chosen = next(fitting, manners[-1])
+    tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest)
+    return MemoryPlan(tokens, chosen.recompute)

@@ -1,0 +1,202 @@
+"""How much memory training takes, part by part, from a model's shape alone.
+
+    weights       every parameter in its number format; those mapped from a file count once they are read
+    training      adapter, gradients, AdamW's two moments (float32), and the copies that a checkpoint is made of
+    activations   what :mod:`weitune.model.fast.block` keeps of a pass over T tokens in L blocks:
+
+                  h, middle    2·C          q, k, v and what attention keeps of them    3·HD + 3·GD + H
+                  gate, up     2·I          the adapters' low-rank states               7·R
+                  holes        C            what is freed in a block and fits nothing later (measured, not derived;
+                                            in 16 bits, whose wide values are not sliced, C + I)
+
+                  and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
+    logits        one chunk of the output head
+
+Every forecast and every choice of ``train.micro_tokens`` comes from here; ``bench/plan_accuracy.py`` holds it against
+measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from weitune.model.fast.attention import BLOCK_ROWS
+from weitune.model.fast.block import SLICE_COLUMNS
+from weitune.model.fast.loss import CHUNK_LOGITS
+from weitune.recipe.schema import Recompute
+
+LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
+"""Between the outer two ``train.micro_tokens: auto`` chooses, unless an example is longer than the first; values are
+computed again only if fewer than enough would fit, for passes of so many tokens are about as fast as longer ones."""
+_CHECKPOINT_COPIES = 5
+"""Copies of the adapter's size while a checkpoint is written: three in the snapshot, two in the file at hand."""
+_MOMENTS = 2
+_PROJECTIONS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes that decide what a decoder keeps."""
+
+    layers: int
+    hidden: int
+    """C"""
+    wide: int
+    """I, of the feed-forward layer"""
+    queries: int
+    """HD, width of all query heads"""
+    keys: int
+    """GD, width of all key heads"""
+    heads: int
+    """H"""
+    repeat: int
+    """H / G"""
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """Read the shape from a transformers configuration."""
+        config = config.get_text_config()
+        heads = int(config.num_attention_heads)
+        groups = int(getattr(config, "num_key_value_heads", None) or heads)
+        size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        experts = getattr(config, "moe_intermediate_size", None)
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        if experts:
+            wide = int(experts) * int(getattr(config, "num_experts_per_tok", None) or 1)
+        return cls(
+            layers=int(config.num_hidden_layers),
+            hidden=int(config.hidden_size),
+            wide=int(wide),
+            queries=heads * size,
+            keys=groups * size,
+            heads=heads,
+            repeat=heads // groups,
+            vocabulary=int(config.vocab_size),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PassSize:
+    """The size of one forward and backward pass."""
+
+    tokens: int
+    """T"""
+    predictions: int
+    """Tokens that are learned."""
+    longest: int
+    """Tokens of the longest example: as far back as a token can look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a pass is computed."""
+
+    number_bytes: int
+    """Of the base model's format as it computes: 4 or 2."""
+    plain_blocks: bool = True
+    """Whether :mod:`weitune.model.fast.block` runs it, or the model's own modules under autograd."""
+    recompute: Recompute = "none"
+    rank: int = 8
+    dropout: bool = True
+    slices: bool = True
+    """Whether wide values are worked on in slices, as on a CPU."""
+    dense_bytes: int = 0
+    """Of one number of a frozen matrix that is made for its use (:func:`.dense_bytes`)."""
+
+    @property
+    def keep_feed_forward(self) -> bool:
+        """Whether backward finds the feed-forward layers' inner values."""
+        return self.recompute == "none"
+
+
+def activation_bytes_per_token(shape: Shape, manner: Manner) -> int:
+    """Return what a pass keeps of one token over all blocks; of blocks that are computed again, their inputs and one.
+
+    For the model's own modules it is an estimate: autograd keeps about 16 vectors of the hidden size and 6 of the
+    feed-forward size a block.
+    """
+    block = _kept_of_a_block(shape, manner)
+    if manner.recompute == "block" or (manner.recompute != "none" and not manner.plain_blocks):
+        return (shape.layers * shape.hidden + block) * manner.number_bytes
+    return shape.layers * block * manner.number_bytes
+
+
+def _kept_of_a_block(shape: Shape, manner: Manner) -> int:
+    """Return how many numbers a block keeps of a token."""
+    if not manner.plain_blocks:
+        return 16 * shape.hidden + 6 * shape.wide
+    attention = 3 * shape.queries + 3 * shape.keys + shape.heads
+    wide = 2 * shape.wide if manner.keep_feed_forward else 0
+    holes = (shape.hidden + (shape.wide if manner.number_bytes == 2 else 0)) if manner.slices else 0
+    low = _PROJECTIONS * manner.rank
+    return 2 * shape.hidden + attention + wide + low + holes
+
+
+def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
+    """Return what a pass takes at its peak: (activations and work space, logits)."""
+    number = manner.number_bytes
+    kept = size.tokens * activation_bytes_per_token(shape, manner)
+    string = size.tokens * shape.wide * number if manner.dropout else 0
+    seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
+    masks = size.tokens * seen_keys * (shape.repeat * number + 1) if manner.slices else 0
+    chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
+    logits = chunk * (4 if number == 4 else 4 + 2 * number)  # in float32, and the product and slope if that is another
+    wide_values = 4 if manner.keep_feed_forward else 6
+    if manner.slices and number >= 4:
+        wide_values = 3  # slices are small, but leave holes that no other fits (measured, not derived)
+    backward = (
+        size.tokens * (wide_values * shape.wide + 6 * shape.hidden) * number
+        + _made_at_once(shape, manner) * manner.dense_bytes
+    )
+    return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
+
+
+def _made_at_once(shape: Shape, manner: Manner) -> int:
+    """Return how many numbers of a frozen matrix are made at once, where it does not lie in memory as it is used."""
+    sliced = manner.plain_blocks and manner.slices and manner.number_bytes >= 4
+    return shape.hidden * (max(shape.queries, SLICE_COLUMNS[1]) if sliced else shape.wide)
+
+
+def fitting_tokens(fits: Callable[[int], bool], least: int = LEAST_TOKENS, most: int = MOST_TOKENS) -> int:
+    """Return the most tokens, from ``least`` to ``most``, of which ``fits`` says yes; ``least`` if it does of none."""
+    while least < most:
+        middle = (least + most + 1) // 2
+        if fits(middle):
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """The memory of a training process at its peak, by part, in bytes."""
+
+    framework: int
+    """Interpreter, libraries, and on an accelerator its context."""
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    """AdamW's moments, and the copies that a checkpoint is made of."""
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Return the parts by name, in the order of their description."""
+        names = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "framework")
+        return {name: getattr(self, name) for name in names}
+
+
+def trained_bytes(trained: int) -> tuple[int, int, int]:
+    """Return the bytes of ``trained`` numbers of an adapter, of their gradients, and of optimizer and checkpoint."""
+    one = 4 * trained
+    return one, one, (_MOMENTS + _CHECKPOINT_COPIES) * one

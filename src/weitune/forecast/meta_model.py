@@ -1,0 +1,128 @@
+"""A model without its weights: its parameters counted, its adapter sized, and its architecture tried in small.
+
+    config.json ──▶ the model on PyTorch's meta device ──▶ how many numbers, how many of them trained
+          └───────▶ two small layers with random weights ──▶ probe ──▶ does it share rows, is its block a plain one?
+
+Costs about a second for any size of model.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from weitune.errors import ModelError, first_line
+from weitune.forecast.memory_estimate import Shape
+from weitune.model.capabilities import Abilities, probe
+from weitune.model.load.config import dtype_on_disk, read_config
+from weitune.model.load.locate import ModelFiles
+from weitune.model.lora.adapter import ParameterCount, attach_adapter, check_targets, count_adapted, count_parameters
+from weitune.recipe.schema import Lora
+
+_SMALL = {
+    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+}  # fmt: skip
+_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of a model from its configuration."""
+
+    shape: Shape
+    parameters: int
+    """Numbers of the model and its adapter."""
+    trainable: int
+    linear: int
+    """Numbers in the linear layers of the decoder blocks: those that quantized storage shortens."""
+    untied_embeddings: int
+    """Numbers of the input embeddings where they are not those of the output head, of which few rows are ever read."""
+    stored: torch.dtype | None
+    """The number format on the disk, if the configuration says it and the file is mapped as it is."""
+    gguf: bool
+    """Whether the weights come from a .gguf file, which rounded them once already."""
+    abilities: Abilities
+
+    @property
+    def frozen(self) -> int:
+        """Numbers of the base model."""
+        return self.parameters - self.trainable
+
+
+def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
+    """Return the outline of the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
+
+    Single trained tokens are not counted. Raises ModelError if the configuration cannot be read, or if a
+    target module does not exist.
+    """
+    config = read_config(files)
+    stored = None if files.gguf else dtype_on_disk(config)  # making a model writes its own number format there
+    try:
+        with torch.device("meta"):
+            model = _from_config(config)
+    except Exception as error:
+        raise ModelError(
+            f"no model can be made from the configuration in '{files.folder}': {first_line(error)}",
+            "Check that the installed transformers knows this architecture.",
+        ) from error
+    model.requires_grad_(lora == "none")
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embeddings.weight
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    abilities = _abilities(config)
+    if lora == "none":
+        count = count_parameters(model)
+        abilities = replace(abilities, plain_blocks=False)
+    else:
+        check_targets(model, lora)
+        count = _count(model, lora)
+    return Outline(
+        shape=Shape.of(config),
+        parameters=count.total,
+        trainable=count.trainable,
+        linear=linear,
+        untied_embeddings=0 if tied else embeddings.weight.numel(),
+        stored=stored,
+        gguf=bool(files.gguf),
+        abilities=abilities,
+    )
+
+
+def _count(model: Any, lora: Lora) -> ParameterCount:
+    if not lora.modules_to_save:
+        return count_adapted(model, lora)
+    plain = lora.model_copy(update={"init": "default", "init_from": None, "train_tokens": None})
+    return count_parameters(attach_adapter(model, plain, seed=0, base=""))
+
+
+def _from_config(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def _abilities(config: Any) -> Abilities:
+    """Probe two small layers of the same architecture."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    try:
+        for name, value in _SMALL.items():
+            if getattr(text, name, None) is not None:
+                setattr(text, name, value)
+        for name in _PER_LAYER:
+            if getattr(text, name, None):
+                setattr(text, name, list(getattr(text, name))[: _SMALL["num_hidden_layers"]])
+        for name in _TOKENS:
+            setattr(text, name, None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _from_config(small).eval()
+        return probe(model)
+    except Exception as error:  # noqa: BLE001  (whatever a foreign architecture does not take)
+        return Abilities(False, False, False, f"its architecture could not be tried: {first_line(error)}")

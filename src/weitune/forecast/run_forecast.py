@@ -1,0 +1,241 @@
+"""What a run will take, before any weights are loaded: memory by part, disk, and from two measured steps its time.
+
+One estimate (:mod:`.memory_estimate`) serves ``weitune plan``, the first lines of ``weitune train``, the choice of
+``train.micro_tokens`` and the warnings of :mod:`.memory_watch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
+from weitune.forecast.memory_estimate import Manner, MemoryNeed, PassSize, pass_bytes, trained_bytes
+from weitune.forecast.meta_model import Outline, outline
+from weitune.forecast.workload import Workload
+from weitune.model.fast.matmul import kept_bytes
+from weitune.model.storage.weight_storage import dense_bytes, stored_bytes
+from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Recompute, Storage
+
+if TYPE_CHECKING:
+    from weitune.training.build import Trainable
+    from weitune.training.inputs import Ingredients
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MIB = 1 << 20
+_FRAMEWORK = {"cpu": 580 * _MIB}
+"""Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
+_CONTEXT = 700 * _MIB
+"""Of an accelerator: an assumption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device that a run might have."""
+
+    name: str
+    kind: str
+    """``cpu`` or an accelerator's, such as ``cuda``."""
+    memory: int
+    """Bytes that there are for the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """In what the base is computed, and in what it lies in memory."""
+
+    precision: Precision
+    storage: Storage
+    """Not ``auto``."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, dtype: torch.dtype) -> Format:
+        """Return the format of a run of ``recipe`` that computes in ``dtype``."""
+        precision: Precision = "fp32" if dtype == torch.float32 or recipe.lora == "none" else "bf16"
+        storage = recipe.train.storage
+        return cls(precision, precision if storage == "auto" else storage)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base is computed in."""
+        return DTYPES[self.precision]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The memory of a run on a target in one format."""
+
+    target: Target
+    format: Format
+    chosen: MemoryPlan
+    need: MemoryNeed
+
+    @property
+    def fits(self) -> bool:
+        """Whether the need is within the target's memory."""
+        return self.need.total <= self.target.memory
+
+
+def memory_need(
+    outline: Outline, form: Format, manner: Manner, size: PassSize, kind: str, shards: int = 1
+) -> MemoryNeed:
+    """Return the memory of a process of a run whose largest pass is ``size``, on a device of ``kind``.
+
+    The base is divided among ``shards`` processes.
+    """
+    adapter, gradients, optimizer = trained_bytes(outline.trainable)
+    activations, logits = pass_bytes(outline.shape, size, manner)
+    return MemoryNeed(
+        framework=_FRAMEWORK.get(kind, _CONTEXT) + kept_bytes(kind, form.dtype),
+        weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
+        adapter=adapter,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+    )
+
+
+def _weights(outline: Outline, form: Format, kind: str) -> int:
+    if form.storage in QUANTIZED:
+        others = 2 if outline.abilities.plain_blocks else form.dtype.itemsize
+        return int(outline.linear * stored_bytes(form.storage) + (outline.frozen - outline.linear) * others)
+    dtype = DTYPES[form.storage] if outline.abilities.plain_blocks else form.dtype
+    mapped = kind == "cpu" and outline.stored == dtype  # then what is never read takes no memory
+    return (outline.frozen - (outline.untied_embeddings if mapped else 0)) * dtype.itemsize
+
+
+def _sharded(outline: Outline, form: Format, shards: int) -> int:
+    """Return what a part of the weights takes, and gathering the largest unit (:mod:`weitune.model.storage.shard`)."""
+    shape = outline.shape
+    unit = max(outline.linear // shape.layers, shape.hidden * shape.vocabulary)
+    return (outline.frozen // shards + 2 * unit) * DTYPES[form.storage].itemsize
+
+
+def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Manner:
+    """Return how a run of ``recipe`` that keeps everything for backward computes on a device of ``kind``."""
+    lora, plain_blocks = recipe.lora, outline.abilities.plain_blocks
+    return Manner(
+        number_bytes=form.dtype.itemsize,
+        plain_blocks=plain_blocks,
+        rank=0 if lora == "none" else lora.r,
+        dropout=lora != "none" and lora.dropout > 0,
+        slices=kind == "cpu",
+        dense_bytes=dense_bytes(form.storage, form.dtype, plain_blocks=plain_blocks, dora=lora != "none" and lora.dora),
+    )
+
+
+def fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
+    """Return the need on ``target``, with what ``recipe`` leaves to ``auto`` chosen as training would choose it there.
+
+    ``largest`` is the largest pass if nothing is split, of one of the run's ``processes``, each of which has a target.
+    """
+    manner = manner_for(outline, recipe, form, target.kind)
+    shards = processes if recipe.train.shard else 1
+    rest = memory_need(outline, form, replace(manner, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
+    budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
+    chosen = plan_memory(outline.shape, manner, recipe.train, budget=budget, longest=largest.longest)
+    manner = replace(manner, recompute=chosen.recompute)
+    need = memory_need(outline, form, manner, capped(largest, chosen.micro_tokens), target.kind, shards)
+    return Fit(target, form, chosen, need)
+
+
+def capped(largest: PassSize, micro_tokens: int) -> PassSize:
+    """Return how large a pass can be when steps are split: a pass holds at least one example."""
+    tokens = min(largest.tokens, max(micro_tokens, largest.longest))
+    return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens))
+
+
+def formats(outline: Outline, recipe: Recipe, precision: Precision) -> list[Format]:
+    """Return every format of a run of ``recipe`` where it would compute in ``precision``, the widest first."""
+    full = Format("fp32", "fp32")
+    if recipe.lora == "none":
+        return [full]
+    rounded: tuple[Storage, ...] = QUANTIZED if _may_be_quantized(outline, recipe) else ()
+    return [full, *(Format(precision, storage) for storage in ("bf16", *rounded))]
+
+
+def _may_be_quantized(outline: Outline, recipe: Recipe) -> bool:
+    plain = not outline.gguf and not recipe.train.shard
+    return plain and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
+
+
+def ways_to_fit(
+    outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
+) -> list[str]:
+    """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
+    ways: list[str] = []
+    for words, changed, to, size in _changes(outline, recipe, form, largest, processes):
+        more_than_enough = any(words.startswith(f"{way} and ") for way in ways)
+        if not more_than_enough and fit(outline, changed, target, to, size, processes).fits:
+            ways.append(words)
+    return ways
+
+
+def _changes(
+    outline: Outline, recipe: Recipe, form: Format, largest: PassSize, processes: int
+) -> Iterator[tuple[str, Recipe, Format, PassSize]]:
+    def with_train(**keys: Any) -> Recipe:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+
+    for tokens in (4096, 2048, 1024, 512, 256):
+        if tokens < (largest.tokens if recipe.train.micro_tokens == "auto" else int(recipe.train.micro_tokens)):
+            yield f"train.micro_tokens {tokens}", with_train(micro_tokens=tokens), form, largest
+    if processes > 1 and recipe.may_be_sharded and not recipe.train.shard:
+        yield "train.shard true", with_train(shard=True), form, largest
+    for key, value, to in _milder(outline, recipe, form):
+        yield f"train.{key} {value}", with_train(**{key: value}), to, largest
+        both = with_train(**{key: value, "micro_tokens": 256})
+        yield f"train.{key} {value} and train.micro_tokens 256", both, to, largest
+    shorter = replace(largest, longest=min(largest.longest, 512))
+    if shorter != largest:
+        yield "tokens.max_length 512 and train.micro_tokens 512", with_train(micro_tokens=512), form, shorter
+
+
+def _milder(outline: Outline, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
+    """Yield (key of ``train``, value, format with it) of what takes less memory for as many tokens."""
+    train = recipe.train
+    if train.recompute in {"none", "feed-forward"}:
+        yield "recompute", "block", form
+    if recipe.lora == "none":
+        return
+    if form.storage == "fp32":
+        yield "storage", "bf16", replace(form, storage="bf16")
+    if form.precision == "fp32" and train.storage != "fp32":
+        yield "precision", "bf16", Format("bf16", "bf16" if train.storage == "auto" else form.storage)
+    if _may_be_quantized(outline, recipe):
+        for storage in QUANTIZED[QUANTIZED.index(form.storage) + 1 if form.storage in QUANTIZED else 0 :]:
+            yield "storage", storage, replace(form, storage=storage)
+
+
+def checkpoint_bytes(outline: Outline) -> int:
+    """Return the size of one checkpoint: the adapter and AdamW's two moments in float32."""
+    return 3 * 4 * outline.trainable
+
+
+def disk_bytes(outline: Outline, recipe: Recipe) -> int:
+    """Return the room that the run's folder needs: checkpoints that stay, one being written, and the final adapter."""
+    best = int(recipe.validation is not None)
+    return (recipe.train.keep_checkpoints + best + 1) * checkpoint_bytes(outline) + 4 * outline.trainable
+
+
+def step_costs(outline: Outline, workload: Workload) -> list[float]:
+    """Return the floating-point operations of each step looked at, but for attention's own."""
+    head = outline.shape.hidden * outline.shape.vocabulary
+    return [_cost(step, outline.linear, head) for step in workload.steps]
+
+
+def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
+    return 4.0 * sum(blocks * size.tokens + head * size.predictions for size in step)
+
+
+def forecast_run(parts: Ingredients, trainable: Trainable, largest: PassSize, recompute: Recompute) -> MemoryNeed:
+    """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
+    form = Format.of(parts.recipe, trainable.loaded.dtype)
+    found = outline(parts.files, parts.recipe.lora)
+    manner, loaded = replace(trainable.manner, recompute=recompute), trainable.loaded
+    return memory_need(found, form, manner, largest, loaded.device.type, loaded.shards)

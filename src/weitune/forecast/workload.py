@@ -1,0 +1,75 @@
+"""How large the passes of a run are: its steps laid out as training will lay them out, without a model.
+
+Of a long run evenly spaced steps of the first epoch are looked at; a pass larger than the largest of them may come.
+Cost: a few milliseconds a step looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weitune.data.layout import Layout
+from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.schedule import Plan, share
+from weitune.forecast.memory_estimate import PassSize
+
+_STEPS_LOOKED_AT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The passes of some steps of a run."""
+
+    steps: Sequence[Sequence[PassSize]]
+    """For each step looked at, its passes."""
+    tokens: int
+    """Tokens of their examples, each counted as often as it occurs."""
+
+    @classmethod
+    def of(
+        cls,
+        examples: ExampleSet,
+        plan: Plan,
+        layout: Layout,
+        micro_tokens: int,
+        steps: Sequence[int] | None = None,
+        processes: int = 1,
+    ) -> Workload:
+        """Lay ``steps`` (from 0), or some of the first epoch, out as passes of at most ``micro_tokens``.
+
+        Each step's examples are divided among ``processes`` as training divides them.
+        """
+        last = min(plan.steps, plan.steps_per_epoch) - 1
+        looked_at = np.unique(np.linspace(0, last, _STEPS_LOOKED_AT).astype(int)).tolist() if steps is None else steps
+        found, tokens = [], 0
+        for step in looked_at:
+            batch = [examples[int(i)] for i in plan.step(step)]
+            tokens += sum(len(example.input_ids) for example in batch)
+            passes = []
+            shares = share(batch, processes) if processes > 1 else [batch]
+            for part in (part for mine in shares for part in layout.split(mine, micro_tokens)):
+                laid = layout.lay(part)
+                passes.append(PassSize(len(laid), len(laid.rows), max(len(example.inputs) for example in part)))
+            found.append(passes)
+        return cls(found, tokens)
+
+    @property
+    def largest(self) -> PassSize:
+        """A pass as large as the largest one in every respect."""
+        sizes = [size for step in self.steps for size in step]
+        return PassSize(
+            max(size.tokens for size in sizes), max(size.predictions for size in sizes), max(s.longest for s in sizes)
+        )
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that the passes compute."""
+        return sum(size.tokens for step in self.steps for size in step)
+
+    @property
+    def saved_by_sharing(self) -> float:
+        """Share of the tokens that need no computation because their beginning is shared, or they predict nothing."""
+        return 1 - self.computed_tokens / self.tokens

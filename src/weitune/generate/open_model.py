@@ -1,0 +1,149 @@
+"""Open the model of a run for generation: the base, or the base with an adapter merged into its weights.
+
+Merging takes one pass over the adapted layers and makes every token as cheap as the base's. It changes the weights, so
+the base is a copy of its own: exact, at the price of a second model in memory once both are asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file
+
+from weitune.data.frame.framing import framing_for
+from weitune.errors import RunError
+from weitune.generate.engine import Engine
+from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES, holds_model
+from weitune.model.load.load import load_tokenizer, load_weights
+from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.weight_files import read_safetensors_header
+from weitune.model.lora.adapter_config import check_adapter
+from weitune.model.lora.trainable_state import load_weights_into
+from weitune.model.storage.weight_storage import is_quantized
+from weitune.recipe.schema import QUANTIZED
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from weitune.data.frame.framing import Framing
+    from weitune.recipe.schema import Recipe
+
+
+def load_engine(
+    recipe: Recipe, adapter: Path | None, *, files: ModelFiles | None = None, device: str | None = None
+) -> Engine:
+    """Load the recipe's model, merge the adapter in folder ``adapter`` (None: leave the base as it is), and frame it.
+
+    ``files`` are those of the model, if they have been found already. Raises ModelError if the model cannot be loaded,
+    RunError if the adapter does not fit it.
+    """
+    storage = recipe.train.storage if recipe.train.storage in QUANTIZED else "auto"
+    files = files or locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    tokenizer = load_tokenizer(files)
+    framing = framing_for(tokenizer, recipe.tokens)
+    loaded = load_weights(files, tokenizer, precision=recipe.train.precision, storage=storage, device=device)
+    model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter)
+    check_vocabulary(framing, files, model.get_input_embeddings().weight.shape[0])
+    return Engine(model, tokenizer, framing)
+
+
+def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:
+    """Raise RunError if a token that frames dialogues is not among the ``rows`` of the model's embedding."""
+    outside = sorted(token for token in {*framing.control_ids, *framing.stop_tokens} if token >= rows)
+    if outside and files.adapter is not None:
+        raise RunError(
+            f"the tokenizer in '{files.tokenizer_folder}' has {len(outside)} control tokens, such as {outside[0]}, "
+            f"that the model '{files.path}' does not have: it has {rows:,} tokens",
+            "Give the base that the adapter was trained on with --model.",
+        )
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Add the adapter in ``folder`` to the weights of ``model`` and return it as a plain model.
+
+    The weights of a whole model in ``folder`` take the place of those of ``model``. Raises RunError if the adapter
+    lacks weights that its configuration announces, or does not fit the model.
+    """
+    if holds_model(folder):
+        return _whole(model, folder)
+    tuned: Any = attach_saved_adapter(model, folder)
+    if any(is_quantized(module) for module in model.modules()):
+        quantized: PreTrainedModel = tuned  # a sum would be rounded again
+        return quantized
+    merged: PreTrainedModel = tuned.merge_and_unload()
+    return merged
+
+
+def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return ``model`` with the adapter in ``folder`` beside its weights.
+
+    Raises RunError if the adapter lacks weights that its configuration announces, has others that the model has no
+    place for, or if this PEFT does not know a part of its configuration.
+    """
+    from peft import PeftModel
+
+    check_adapter(folder)
+    try:
+        with incomplete_refused(folder):
+            tuned: PeftModel = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False)
+    except RunError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunError(
+            f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",
+            "Check that the base is the one that it was trained on, and that the files are whole.",
+        ) from error
+    _check_all_used(tuned, folder)
+    return tuned
+
+
+@contextmanager
+def incomplete_refused(folder: Path) -> Iterator[None]:
+    """Raise RunError if PEFT says in the block that it found too few tensors in ``folder``: it only warns of that."""
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        yield
+    missing = [str(each.message) for each in complaints if "missing adapter keys" in str(each.message)]
+    if missing:
+        raise incomplete(folder, missing[0].splitlines()[0][:300])
+
+
+def incomplete(folder: Path, why: str) -> RunError:
+    """Return the error of an adapter that lacks tensors."""
+    return RunError(
+        f"the adapter in '{folder}' is incomplete: {why}", "Use another checkpoint of the run, or train it again."
+    )
+
+
+def _check_all_used(tuned: PeftModel, folder: Path) -> None:
+    """Raise RunError if the adapter's file has tensors that PEFT passed over, for the model has no place for them."""
+    from peft import get_peft_model_state_dict
+
+    if tuned.peft_config["default"].target_parameters:  # PEFT may have converted what older versions wrote
+        return
+    known = {*get_peft_model_state_dict(tuned, save_embedding_layers=False), *tuned.state_dict()}
+    names = {name: name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+             for name in read_safetensors_header(folder / ADAPTER_FILES[1])}  # fmt: skip
+    strange = [name for name, now in names.items() if name not in known and now not in known]
+    if strange:
+        raise RunError(
+            f"the adapter in '{folder}' has {len(strange)} tensors that this model has no place for, such as "
+            f"{strange[0]}",
+            "Use the model that the adapter was trained on.",
+        )
+
+
+def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put the weights in ``folder`` into ``model``."""
+    tensors = load_file(folder / MODEL_FILES[1])
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+        raise RunError(f"the model in '{folder}' is not a tuned form of the run's model", "Check the recipe's `model`.")
+    load_weights_into(model, tensors)
+    return model

@@ -1,0 +1,140 @@
+"""Find out from the model itself what it can do, by trying: no list of models.
+
+Three short examples that share a beginning are run apart, by the model as it is, and together as one packed row. Equal
+hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product,
+and equal states that its blocks are the plain ones which :mod:`weitune.model.fast.block` runs faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weitune.data.conversation import Example, Span
+from weitune.data.layout import SEPARATE, SHARED, Layout
+from weitune.data.pack import PackedBatch, pack, visible
+from weitune.data.pad import pad
+from weitune.model.fast import attention
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.storage.weight_storage import is_quantized
+from weitune.model.supervised import Row, hidden_states, predicted_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SHARED_LAYERS = {"full_attention", "sliding_attention"}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_MISFITS = (ValueError, TypeError, AttributeError, RuntimeError, KeyError)
+_LENGTHS = ((6, 5), (6, 4), (9, 3))  # (tokens of one common text, tokens of its own)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a model can do; ``why_not`` says what keeps it from sharing a row."""
+
+    shares_rows: bool
+    plain_head: bool
+    plain_blocks: bool
+    why_not: str = ""
+
+    @property
+    def layout(self) -> Layout:
+        """How examples are laid out for the model."""
+        return SHARED if self.shares_rows else SEPARATE
+
+
+def probe(model: PreTrainedModel) -> Abilities:
+    """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens."""
+    attention.register()
+    examples = _examples(model.config.get_text_config().vocab_size)
+    device = model.get_input_embeddings().weight.device
+    apart = Row.of(pad(examples), device)
+    with torch.no_grad():
+        expected = hidden_states(model, apart)
+        plain_head = _plain_head(model, apart, expected)
+        why_not, bound = _foreign_layers(model), _TOLERANCE[model.dtype]
+        if not why_not:
+            why_not, bound = _why_rows_leak(model, examples, expected)
+        plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device), bound)
+    return Abilities(not why_not, plain_head, plain_blocks, why_not)
+
+
+def _examples(vocabulary: int) -> list[Example]:
+    words = torch.randint(vocabulary, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    own = iter(words[10:])
+    texts = [(*words[:common], *(next(own) for _ in range(rest))) for common, rest in _LENGTHS]
+    return [Example(text, (Span(1, len(text)),)) for text in texts]
+
+
+def _foreign_layers(model: PreTrainedModel) -> str:
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _SHARED_LAYERS
+    return f"it has layers of kind {', '.join(sorted(kinds))}" if kinds else ""
+
+
+def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> tuple[str, float]:
+    """Return why the packed row differs from the separate examples, or nothing if it does not, and by how much two
+    ways of computing the same may differ."""
+    original, bound = model.config._attn_implementation, _TOLERANCE[model.dtype]
+    try:
+        model.set_attn_implementation(attention.attention_for(expected.device))
+        error = _error(model, examples, expected)
+        if error >= bound:  # rounding moves an example as far in a row of its own, where nothing can mix
+            width = len(expected) // len(examples)
+            alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
+            bound = min(2 * max(alone), 4 * bound)
+        reason = "" if error < bound else f"tokens of different examples mix (difference {error:.1e})"
+    except _MISFITS as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    if reason:
+        model.set_attn_implementation(original)
+    return reason, bound
+
+
+def _error(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> float:
+    """Return the largest distance between the states of ``examples`` in one packed row and those they must have."""
+    batch = pack(examples)
+    found = hidden_states(model, Row.of(batch, expected.device))
+    return max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
+
+
+def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for every example, the rows of its tokens in ``batch`` and the states that they must have."""
+    seen = visible(batch)
+    row_of = {tuple(batch.input_ids[seen[row]].tolist()): row for row in range(len(batch))}
+    width = max(len(example.inputs) for example in examples)
+    for k, example in enumerate(examples):
+        length = len(example.inputs)
+        rows = [row_of[example.inputs[:n]] for n in range(1, length + 1)]
+        yield torch.tensor(rows), expected[k * width : k * width + length]
+
+
+def _plain_head(model: PreTrainedModel, row: Row, hidden: Tensor) -> bool:
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        return False
+    ours = head(hidden[row.rows][row.index].to(head.weight.device))
+    theirs = predicted_logits(model, row).to(ours.device)
+    return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
+
+
+def _plain_blocks(model: PreTrainedModel, row: Row, bound: float) -> bool:
+    """Return whether the model's blocks compute what :mod:`weitune.model.fast.block` computes, up to ``bound``."""
+    blocks = BlockDecoder.of(model)
+    if blocks is None or row.tree is None:
+        return False
+    try:
+        ours = blocks.states(row.input_ids[0], row.tree, row.rows, training=False)
+    except _MISFITS:
+        return False
+    exact = model.dtype == torch.float32 and not any(is_quantized(module) for module in model.modules())
+    bound = bound / 10 if exact else max(bound, _TOLERANCE[torch.bfloat16])  # rounding differs by this much
+    return _distance(ours, hidden_states(model, row)[row.rows]) < bound
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Return the relative distance of two tensors."""
+    return float((a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-30))

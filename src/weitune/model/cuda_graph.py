@@ -1,0 +1,171 @@
+"""Forward and backward of a packed row as one CUDA graph, recorded once for its shape and replayed.
+
+A pass over some hundred tokens is thousands of kernels of a few microseconds each, and Python starts them more slowly
+than a large GPU finishes them. A recording starts them all at once (CUDA C++ Programming Guide, CUDA Graphs):
+
+    first pass of a shape      run as it is: libraries compile, load and choose their kernels
+    second                     recorded, then replayed
+    every later one            its row is copied to where the recording reads, and the recording replayed
+
+Rows are rounded up so that there are few shapes. All three give the same bits: what dropout drops is drawn anew in a
+replay, and where a mask begins in what was drawn, which a recording keeps, depends on the shape alone. Where a
+recording fails, all passes are run as they are from then on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weitune.data.pack import PackedBatch
+from weitune.errors import first_line
+from weitune.forecast.memory_estimate import Manner, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.model.supervised import Row, SupervisedModel
+
+TOKENS, PREDICTIONS = 128, 256
+"""What rows are rounded up to. A tile of a matrix product has 128 rows; predictions cost a fiftieth of a token."""
+MOST_TOKENS = 4096
+"""Passes of more tokens keep a GPU busy by themselves."""
+MOST_RECORDINGS = 32
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Those whose recording failed. They must live on: the allocator of torch 2.11 goes on asking them what is theirs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recording:
+    row: Row
+    """Where it reads."""
+    loss: Tensor
+    """What it writes."""
+    graph: torch.cuda.CUDAGraph
+
+
+class RecordedPasses:
+    """The passes of a model on one GPU.
+
+    They add to the gradients of its trained parameters, which lie one after another in one tensor and stay there.
+    """
+
+    def __init__(self, model: SupervisedModel, most_tokens: int = MOST_TOKENS) -> None:
+        """Keep ``model``; rows of more than ``most_tokens`` are not recorded, which changes no bit of the results."""
+        self._model, self._device = model, model.model.device
+        self._most_tokens = most_tokens
+        self._slope = torch.zeros((), device=self._device)
+        self._found: dict[tuple[int, ...], _Recording | None] = {}
+        self._pool: Any = None
+        self._records = True
+        """Whether this model's passes can be recorded, as far as has been seen."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._gradients = torch.zeros(sum(p.numel() for p in trained), device=self._device)
+        for parameter, part in zip(trained, self._gradients.split([p.numel() for p in trained]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def take(self, batch: PackedBatch) -> bool:
+        """Return whether ``batch`` is small enough to gain from being recorded."""
+        return len(batch) <= MOST_TOKENS
+
+    def clip(self, most: float) -> Tensor:
+        """Scale all gradients so that their norm is at most ``most``, and return what it was."""
+        norm: Tensor = torch.linalg.vector_norm(self._gradients)
+        self._gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
+        return norm
+
+    @property
+    def recordings(self) -> int:
+        """How many shapes are recorded now."""
+        return sum(found is not None for found in self._found.values())
+
+    def forget(self) -> None:
+        """Set all gradients to zero."""
+        self._gradients.zero_()
+
+    def run(self, batch: PackedBatch, slope: float) -> Tensor:
+        """Return the loss of ``batch``, a float64 scalar, and add ``slope`` times its gradient."""
+        row = Row.of(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
+        shape = tuple(len(x) for x in (row.input_ids[0], row.rows, row.targets))
+        self._slope.fill_(slope)
+        recording = self._recording(shape, row)
+        if recording is None:
+            return self._pass(row.to(self._device)).double()
+        for place, tensor in zip(recording.row.tensors, row.tensors, strict=True):
+            place.copy_(tensor)
+        recording.graph.replay()
+        return recording.loss.double()
+
+    def _recording(self, shape: tuple[int, ...], row: Row) -> _Recording | None:
+        """Return the recording of passes of ``shape``, which is made when such a ``row`` comes for the second time."""
+        if not self._records:
+            return None
+        if shape not in self._found:
+            if len(self._found) < MOST_RECORDINGS and shape[0] <= self._most_tokens:
+                self._found[shape] = None
+            return None
+        if self._found[shape] is None:
+            self._found[shape] = self._record(row)
+        return self._found[shape]
+
+    def _pass(self, row: Row) -> Tensor:
+        with _drawing_by(row.input_ids.shape[1]):
+            loss: Tensor = self._model(row)
+            torch.autograd.backward(loss, self._slope)
+        return loss.detach()
+
+    def _record(self, row: Row) -> _Recording | None:
+        row, graph = row.to(self._device), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self._pool):
+                loss = self._pass(row)
+        except RuntimeError as error:  # the pass does what a recording cannot hold; none of it was done
+            warnings.warn(
+                f"passes are not recorded as CUDA graphs, and slower: {first_line(error)}", RuntimeWarning, stacklevel=2
+            )
+            _FAILED.append(graph)
+            self._found, self._records = {}, False
+            _release_generator(self._device)
+            return None
+        self._pool = graph.pool()  # they never run at once
+        return _Recording(row, loss, graph)
+
+
+def can_record(model: nn.Module) -> bool:
+    """Return whether all of ``model`` lies on one GPU, and what is trained of it is in float32."""
+    parameters = list(model.parameters())
+    devices = {parameter.device for parameter in parameters}
+    exact = all(parameter.dtype == torch.float32 for parameter in parameters if parameter.requires_grad)
+    return len(devices) == 1 and devices.pop().type == "cuda" and exact
+
+
+def recorded_tokens(shape: Shape, manner: Manner, *, budget: int) -> int:
+    """Return how many tokens a recorded pass may have if ``budget`` bytes are free.
+
+    Recordings keep the memory of the largest of them for good, and a pass that is not recorded may want as much again.
+    """
+
+    def fits(tokens: int) -> bool:
+        return 2 * sum(pass_bytes(shape, PassSize(tokens, tokens, tokens), manner)) <= budget
+
+    return fitting_tokens(fits, least=0, most=MOST_TOKENS)
+
+
+def _release_generator(device: torch.device) -> None:
+    """Let the generator of ``device`` draw again after a recording that failed, from where it was before.
+
+    In torch 2.11 such a recording leaves the generator's state as if it went on; here the generator gets a new one.
+    Recordings made before know the old state only, which no seed reaches any more: they cannot be replayed.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
+@contextmanager
+def _drawing_by(seed: int) -> Iterator[None]:
+    """Draw what is drawn on the host from ``seed``, and leave its generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,172 @@
+"""Run a model's decoder block by block through :func:`.run_block`, with the model's own weights.
+
+The parts are found by the names that the Llama-like families share. Whether a model really computes what these parts
+compute is not believed but tried, by :mod:`.capabilities`; a model that does not is run by its own modules.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from weitune.model.fast.attention import Tree, attention_for
+from weitune.model.fast.block import ACTIVATIONS, BlockParts, Norm, Pass, run_block
+from weitune.model.fast.compiled import fused
+from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.matmul import lay_by_columns
+from weitune.model.fast.projection import LoraGroup, read_projection
+from weitune.model.fast.recompute import run_block_twice
+from weitune.recipe.schema import Recompute
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Positions:
+    """What attention needs to know of a packed row."""
+
+    tree: Tree
+    rotary: tuple[Tensor, Tensor]
+
+
+class BlockDecoder:
+    """The decoder of a model as a list of :class:`BlockParts`."""
+
+    def __init__(self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype) -> None:
+        """Made by :meth:`of`."""
+        self._decoder, self._blocks, self.dtype = decoder, blocks, dtype
+        groups = [group for block in blocks for group in block.groups]
+        self._rate = max((group.rate for group in groups), default=0.0)
+        self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
+        """Return the block decoder of ``model``, or None if its parts are not those of a plain block.
+
+        It computes in ``dtype``, whatever the weights are stored in; in the model's own if that is not given.
+        """
+        decoder = model.get_decoder()
+        if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
+            return None
+        blocks = [_read_block(layer) for layer in decoder.layers]
+        found = [block for block in blocks if block is not None]
+        return cls(decoder, found, dtype or model.dtype) if len(found) == len(blocks) else None
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether the blocks give a gradient to everything in them that is trained."""
+        ours = {id(parameter) for block in self._blocks for parameter in block.parameters}
+        return all(id(each) in ours for each in self._decoder.layers.parameters() if each.requires_grad)
+
+    def lay_out(self) -> None:
+        """Lay the matrices that are multiplied by slices of their columns so that it is done fast."""
+        for block in self._blocks:
+            for projection in block.down.projections:
+                lay_by_columns(projection.layer)
+
+    def states(
+        self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
+    ) -> Tensor:
+        """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
+        hidden = self._decoder.embed_tokens(input_ids[None])[0].to(self.dtype)
+        run = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
+        compute = run_block_twice if recompute == "block" else run_block
+        for block in self._blocks[:-1]:
+            hidden = compute(block, hidden, run)
+        hidden = compute(self._blocks[-1], hidden, run, rows)
+        states: Tensor = self._decoder.norm(hidden)
+        return states
+
+    def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> Pass:
+        """Return what all blocks share in a pass over ``hidden`` (T, C): positions and, in training, dropout."""
+        dropout = None
+        if training and self._rate:
+            dropout = DropoutString(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
+        rotary = self._decoder.rotary_emb(hidden[None], tree.position_ids[None])
+        return Pass(_Positions(tree, rotary), dropout, keep_feed_forward)
+
+
+def _read_block(layer: nn.Module) -> BlockParts | None:
+    """Return the parts of a decoder layer, or None if it is not a plain one."""
+    attention: Any = getattr(layer, "self_attn", None)
+    feed_forward: Any = getattr(layer, "mlp", None)
+    owners = {
+        attention: ("q_proj", "k_proj", "v_proj", "o_proj"),
+        feed_forward: ("gate_proj", "up_proj", "down_proj"),
+    }
+    projections = [read_projection(getattr(owner, name, None)) for owner, names in owners.items() for name in names]
+    norm_in = _read_norm(getattr(layer, "input_layernorm", None))
+    norm_post = _read_norm(getattr(layer, "post_attention_layernorm", None))
+    activation = ACTIVATIONS.get(_activation_name(feed_forward))
+    attend = _attend_with(attention)
+    q, k, v, o, gate, up, down = projections
+    if not (q and k and v and o and gate and up and down and norm_in and norm_post and activation and attend):
+        return None
+    return BlockParts(
+        norm_in=norm_in,
+        norm_post=norm_post,
+        qkv=LoraGroup([q, k, v]),
+        out=LoraGroup([o]),
+        gate_up=LoraGroup([gate, up]),
+        down=LoraGroup([down]),
+        activation=activation,
+        attend=attend,
+        layer=layer,
+    )
+
+
+def _read_norm(norm: Any) -> Norm | None:
+    """Return the tensors of an RMSNorm, whose weight some families store as its difference from 1."""
+    weight = getattr(norm, "weight", None)
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if norm is None or weight is None or epsilon is None or getattr(norm, "bias", None) is not None:
+        return None
+    sample = torch.linspace(-1, 1, weight.shape[0], device=weight.device, dtype=weight.dtype)[None]
+    with torch.no_grad():
+        expected = norm(sample).float()
+        for candidate in (weight.detach(), weight.detach() + 1):
+            found = Norm(candidate, float(epsilon))
+            if torch.allclose(found.forward(sample)[0].float(), expected, rtol=1e-2, atol=1e-3):
+                return found
+    return None
+
+
+def _activation_name(feed_forward: Any) -> str:
+    config = getattr(feed_forward, "config", None)
+    return getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or ""
+
+
+def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None:
+    """Return the part of ``attention`` between its projections: per-head norms, rotary positions, tree attention."""
+    home = sys.modules[type(attention).__module__]
+    rotate = getattr(home, "apply_rotary_pos_emb", None)
+    size, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
+    if attention is None or rotate is None or size is None or scaling is None:
+        return None
+    from transformers import AttentionInterface
+
+    rotate = fused(rotate)
+    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    config = getattr(attention, "config", None)  # where Mistral keeps what others have in the layer
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    interface = AttentionInterface()
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, positions: Any) -> Tensor:
+        heads = [x.view(1, len(x), -1, size) for x in (query, key, value)]
+        query, key = (norm(x) if norm is not None else x for norm, x in zip(norms, heads[:2], strict=True))
+        query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *positions.rotary)
+        function = interface[attention_for(query.device)]
+        out, _ = function(
+            attention, query, key, heads[2].transpose(1, 2), None,
+            tree=positions.tree, scaling=scaling, sliding_window=window,
+        )  # fmt: skip
+        flat: Tensor = out.reshape(out.shape[1], -1)
+        return flat
+
+    return attend

@@ -1,0 +1,165 @@
+"""Is the base model that lies here the one that a run was trained on?
+
+A run records fingerprints of its model and tokenizer (:mod:`.fingerprint`), in ``environment.json`` and in
+every checkpoint. Whoever opens the run's model gets its files from here, so none is used in silence that is another.
+
+    recorded = now     go on
+    recorded ≠ now     refused, with what was recorded and what is there now; or said, if the user accepts it
+    nothing recorded   said: a run that was made elsewhere, or by an old version
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from weitune.errors import ModelError, RunError
+from weitune.model.load.fingerprint import ADDED, differences
+from weitune.model.load.locate import ModelFiles, is_hub_id, locate
+from weitune.model.load.weight_files import stored_weights
+from weitune.recipe.schema import Recipe
+
+Say = Callable[[str], None]
+"""Tells the user one line."""
+OPTION = "--accept-changed-base"
+PLACE = "base place"
+"""In ``environment.json``: a base folder or file as the recipe names it, and its absolute path when the run began."""
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_NAMES = ("model", "tokenizer", *ADDED)
+
+
+def recorded_basis(run: Path) -> dict[str, str]:
+    """Return the fingerprints of the base that ``run`` recorded; none if it has no record."""
+    steps = sorted(((int(name[1]), entry) for entry in _entries(run) if (name := _CHECKPOINT.fullmatch(entry.name))),
+                   reverse=True)  # fmt: skip
+    for path in [run / "environment.json", *(folder / "state.json" for _, folder in steps), run / "state.json"]:
+        if found := fingerprints_in(json_object(path).get("basis")):
+            return found
+    return {}
+
+
+def fingerprints_in(basis: object) -> dict[str, str]:
+    """Return the fingerprints of model and tokenizer in a run's ``basis``."""
+    if not isinstance(basis, Mapping):
+        return {}
+    return {name: str(basis[name]) for name in _NAMES if isinstance(basis.get(name), str)}
+
+
+def place_of_base(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return what a run records of where its base lies: nothing unless the recipe names it by a relative path."""
+    path = Path(recipe.model)
+    if recipe.model.startswith(("builtin:", "~")) or path.is_absolute() or not path.exists():
+        return {}
+    return {PLACE: {"model": recipe.model, "path": str(path.absolute())}}
+
+
+def found_from_here(run: Path, recipe: Recipe) -> Recipe:
+    """Return the ``recipe`` of ``run``, with the recorded path of its model if the relative one leads nowhere here."""
+    place = _recorded_place(run, recipe)
+    if place is None or Path(recipe.model).exists() or not place.exists():
+        return recipe
+    return recipe.model_copy(update={"model": str(place)})
+
+
+def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, say: Say) -> ModelFiles:
+    """Return the files of the base of the run in ``place``, downloading them if they are not here.
+
+    Raises ModelError if it cannot be found, RunError if it is not the one that was ``recorded`` and the user does not
+    ``accept`` that.
+    """
+    _check_not_lost(place, recipe)
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    if not recorded:
+        say(f"'{place}' has no record of its base model's contents: {recipe.model} is used as it is here")
+        if not files.gguf:
+            stored_weights(files.folder)  # refuses a folder of which programs would read different weights
+        return files
+    changed = differences(recorded, files)
+    if not changed:
+        return files
+    earlier = _earlier_commit(files, recorded)
+    if earlier is not None:
+        say(_moved_on(place, recipe, earlier))
+        return earlier
+    shown = "\n  ".join(changed)
+    if accept:
+        say(f"the base of '{place}' is not the one that it was trained on, and is used all the same:\n  {shown}")
+        return files
+    raise RunError(
+        f"the base of '{place}' is not the one that it was trained on ({files.path}):\n  {shown}",
+        f"{_fix(place, recipe)}, or use what is there now with {OPTION} (in Python: accept_changed_base=True).",
+    )
+
+
+def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], say: Say) -> Recipe:
+    """Return ``recipe`` with its model found: by its recorded path, or, of a hub that has moved on, by its commit.
+
+    So a run goes on that was begun by a version that did not record the commit.
+    """
+    recipe = found_from_here(place, recipe)
+    _check_not_lost(place, recipe)
+    if not recorded or not is_hub_id(recipe.model):
+        return recipe
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    earlier = _earlier_commit(files, recorded) if differences(recorded, files) else None
+    if earlier is None:
+        return recipe
+    say(_moved_on(place, recipe, earlier))
+    return recipe.model_copy(update={"revision": earlier.commit})
+
+
+def _check_not_lost(run: Path, recipe: Recipe) -> None:
+    """Raise ModelError if the base was a folder that is gone: a relative path may look like a hub id, and is none."""
+    place = _recorded_place(run, recipe)
+    if place is not None and not Path(recipe.model).exists():
+        raise ModelError(
+            f"the base of '{run}' is not here any more: {place}",
+            f"Put it back, or write where it is now as `model` in {run / 'recipe.yaml'}.",
+        )
+
+
+def _recorded_place(run: Path, recipe: Recipe) -> Path | None:
+    """Return where the base lay when ``run`` began; None if that is not recorded, or if the recipe names another."""
+    place = json_object(run / "environment.json").get(PLACE)
+    known = isinstance(place, dict) and place.get("model") == recipe.model and isinstance(place.get("path"), str)
+    return Path(place["path"]) if isinstance(place, dict) and known else None
+
+
+def _moved_on(place: Path, recipe: Recipe, earlier: ModelFiles) -> str:
+    return f"{recipe.model} has changed on its hub; the commit {earlier.commit} that '{place}' was trained on is used"
+
+
+def _fix(place: Path, recipe: Recipe) -> str:
+    if is_hub_id(recipe.model):
+        return f"Name the commit that it was trained on as `revision` in {place / 'recipe.yaml'}"
+    return f"Put the model and the tokenizer that it was trained on back to {recipe.model}"
+
+
+def _earlier_commit(files: ModelFiles, recorded: Mapping[str, str]) -> ModelFiles | None:
+    """Return the snapshot of the same repository in the hub's cache that is the recorded base, if there is one."""
+    if files.commit is None:
+        return None
+    for folder in sorted(files.folder.parent.iterdir()):
+        snapshot = ModelFiles(folder, commit=folder.name, adapter=files.adapter)
+        try:
+            if folder != files.folder and not differences(recorded, snapshot):
+                return snapshot
+        except ModelError:  # a snapshot without weights
+            continue
+    return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file ``path``; an empty one if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

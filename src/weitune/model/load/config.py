@@ -1,0 +1,35 @@
+"""A model's transformers configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from weitune.errors import InputError, ModelError, first_line
+from weitune.model.load.locate import ModelFiles
+
+
+def read_config(files: ModelFiles) -> Any:
+    """Return the configuration of a model. Raises ModelError if it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        if files.gguf:
+            from weitune.model.load.gguf_model import gguf_config
+
+            return gguf_config(files)
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model's configuration in '{files.folder}' cannot be read: {first_line(error)}",
+            "Check config.json, and that the installed transformers knows this architecture.",
+        ) from error
+
+
+def dtype_on_disk(config: Any) -> torch.dtype | None:
+    """Return the number format of the weights' files, if ``config`` says it."""
+    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, found, None) if isinstance(found, str) else found

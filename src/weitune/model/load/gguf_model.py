@@ -1,0 +1,149 @@
+"""A model out of a ``.gguf`` file, for the families whose names and row order weitune knows.
+
+    metadata   ─▶ configuration               as transformers makes it of the file
+    vocabulary ─▶ tokenizer                    made by transformers
+    tensors    ─▶ parameters, one at a time    dequantized out of the mapped file straight into their number format
+
+transformers' own loader takes any family that it maps, but reads every header string through NumPy, several times, and
+has the whole model in memory before it fills the parameters. It stays the reference (tests/model/load),
+and loads what is not known here (:func:`known`).
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weitune.errors import ModelError
+from weitune.gguf.architecture import Architecture, known_architecture
+from weitune.gguf.header import GgufHeader, StoredTensor, read_header
+from weitune.model.load.locate import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_CONFIG = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "embedding_length": "hidden_size",
+    "rope.freq_base": "rope_theta",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+}
+_HEAD_SIZE = {"llama": "rope.dimension_count", "qwen3": "attention.key_length"}
+_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+
+
+def known(header: GgufHeader) -> Architecture | None:
+    """Return the architecture of a file that is loaded here, or None: transformers loads it."""
+    mistral = header.architecture == "llama" and header.get("general.name") == "mistral"
+    return None if mistral or f"{header.architecture}.expert_count" in header.metadata else known_architecture(header)
+
+
+def gguf_config(files: ModelFiles) -> Any:
+    """Return the transformers configuration of a ``.gguf`` file. Raises ModelError or what transformers raises."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    header = read_header(files.path)
+    if known(header) is None:
+        found = AutoConfig.from_pretrained(
+            files.folder, gguf_file=files.gguf, local_files_only=True, trust_remote_code=False
+        )
+        if hasattr(found, "quantization_config"):
+            del found.quantization_config
+        return found
+    family = header.architecture
+    keys = {f"{family}.{key}": name for key, name in _CONFIG.items()}
+    if family in _HEAD_SIZE:
+        keys[f"{family}.{_HEAD_SIZE[family]}"] = "head_dim"
+    keys |= {f"tokenizer.ggml.{key}_token_id": f"{name}_token_id" for key, name in _SPECIAL.items()}
+    keys["general.name"] = "_model_name_or_path"
+    values = {name: header.get(key) for key, name in keys.items() if key in header.metadata}
+    if "vocab_size" not in values and "tokenizer.ggml.tokens" in header.metadata:
+        values["vocab_size"] = header.metadata["tokenizer.ggml.tokens"].count
+    values["tie_word_embeddings"] = "output.weight" not in header.tensors
+    config = CONFIG_MAPPING[family].from_dict({"model_type": family, **values})
+    config.name_or_path = str(files.folder)
+    return config
+
+
+def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a ``.gguf`` file. Raises ModelError or what transformers raises."""
+    from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
+
+    where: dict[str, Any] = {"gguf_file": files.gguf, "local_files_only": True, "trust_remote_code": False}
+    header = read_header(files.path)
+    beside = (files.folder / "tokenizer_config.json").is_file()  # it may name another class
+    if beside or known(header) is None:
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(files.folder, **where)
+        return tokenizer
+    # AutoTokenizer reads the whole configuration to find the class.
+    kind = TOKENIZER_MAPPING.get(CONFIG_MAPPING[header.architecture], PreTrainedTokenizerFast)
+    found: PreTrainedTokenizerFast = kind.from_pretrained(files.folder, gguf_file=files.gguf, local_files_only=True)
+    return found
+
+
+def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
+    """Return the model of a ``.gguf`` file in ``dtype``, its layers placed by ``placement`` (a ``device_map``).
+
+    Raises ModelError if the file lacks weights, or what transformers and gguf raise.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    header = read_header(files.path)
+    architecture = known(header)
+    if architecture is None:
+        return _by_transformers(files, dtype, placement)
+    config = gguf_config(files)
+    named = ((architecture.huggingface_name(name), tensor) for name, tensor in header.tensors.items())
+    weights = {name: _Dequantized(name, tensor, architecture, dtype) for name, tensor in named if name}
+    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, device_map=placement, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"'{files.path}' lacks {len(missing)} weights of this architecture: {', '.join(missing[:3])}",
+            "Check that the download is complete.",
+        )
+    model.config.name_or_path = model.name_or_path = str(files.folder)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Dequantized:
+    """A value of a state dict that is read when transformers asks for it, as it asks for slices of safetensors."""
+
+    name: str
+    stored: StoredTensor
+    architecture: Architecture
+    dtype: torch.dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.architecture.to_huggingface(self.name, self.stored.read(self.dtype))[index]
+
+
+def _by_transformers(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    with redirect_stderr(io.StringIO()):  # the reader draws a bar of its own, terminal or not
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            gguf_file=files.gguf,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=dtype,
+            device_map=placement,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain numbers now
+    return model

@@ -1,0 +1,50 @@
+"""Whether there is room for what a hub's client is about to download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from weitune.files.cache import check_room
+
+_CURE = "Make room there (`hf cache ls` shows what it holds), or set HF_HOME to a folder with room."
+_ASK_SECONDS = 10.0
+
+
+def check_room_on_disk(model: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str]) -> None:
+    """Raise InputError if the files of ``model`` that are not here yet need more room than the hub's cache has.
+
+    ``wanted`` and ``unwanted`` are patterns of names. The hub is asked only if some weights are missing; if it cannot
+    be, or does not say how large files are, nothing is refused: the download itself says what is wrong.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE or _has_weights(model, revision):
+        return
+    try:
+        found = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
+    except Exception:  # noqa: BLE001  (whatever it is, the download runs into it too, and explains it)
+        return
+    sizes = {file.rfilename: file.size for file in found.siblings or () if file.size}
+    names = [name for name in sizes if _matches(name, wanted) and not _matches(name, unwanted)]
+    need = sum(sizes[name] for name in names if not _cached(model, name, found.sha))
+    check_room(Path(constants.HF_HUB_CACHE), need, f"the download of '{model}'", _CURE)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether one of ``patterns`` fits ``name``, as the hub's client has it: a star fits slashes too."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _has_weights(model: str, revision: str | None) -> bool:
+    """Return whether the cache has a snapshot with weights, every file of which is there."""
+    config = _cached(model, "config.json", revision)
+    return config is not None and any(config.parent.glob("*.safetensors"))
+
+
+def _cached(model: str, name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, name, cache_dir=constants.HF_HUB_CACHE, revision=revision)
+    return Path(found) if isinstance(found, str) else None

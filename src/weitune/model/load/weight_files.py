@@ -1,0 +1,219 @@
+"""Which files of a folder hold a model's weights. One rule for training, chat, exports and memory estimates.
+
+    model.safetensors               the weights
+    model.safetensors.index.json    names shards, which are the weights
+    both                            refused: programs differ in which of them they read
+    any other *.safetensors         not the model's: a variant of another precision, an adapter, a second copy
+
+transformers would also load an adapter that lies beside the model, and a file that ``config.json`` names; both are
+refused. Headers are compared with the index, so a shard that is missing, cut or from another model is named.
+
+Cost: the header of every file is read, some KiB each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weitune.errors import ModelError
+from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
+
+CONFIG, SINGLE = MODEL_FILES
+INDEX = f"{SINGLE}.index.json"
+_SHARD = re.compile(r"model.*-\d+-of-\d+\.safetensors")
+_LENGTH = struct.Struct("<Q")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A tensor as the header of its file describes it."""
+
+    file: str
+    dtype: str
+    """In the words of safetensors, such as ``BF16``."""
+    shape: tuple[int, ...]
+    start: int
+    """Its first byte in the file."""
+    bytes: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of the model in ``folder``, by name.
+
+    Raises ModelError if there are none, or if programs would differ in what they read.
+    """
+    return [folder / name for name in _chosen(folder)]
+
+
+def stored_weights(folder: Path) -> dict[str, StoredWeight]:
+    """Return every tensor of the model in ``folder``, in the order of the files and of the names in them.
+
+    Raises ModelError as :func:`weight_files` does, and if a file is not whole or the index does not fit it.
+    """
+    chosen = _chosen(folder)
+    found: dict[str, StoredWeight] = {}
+    for file in chosen:
+        for name, tensor in sorted(read_safetensors_header(folder / file).items()):
+            if name in found:
+                raise ModelError(
+                    f"'{folder}' holds the weight {name} twice: in {found[name].file} and in {file}",
+                    "Download the model again, so that each of its weights is there once.",
+                )
+            found[name] = tensor
+    if (folder / INDEX).is_file():
+        _check_index(folder, _weight_map(folder), found)
+    return found
+
+
+def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
+    """Return the tensors of a safetensors file. Raises ModelError if the file is not whole."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            if length > size - _LENGTH.size:
+                raise ValueError(f"its header has {length:,} bytes, and the file {size:,} in all")
+            header: dict[str, Any] = json.loads(file.read(length))
+        first = _LENGTH.size + length
+        tensors = {name: _stored(path.name, entry, first) for name, entry in header.items() if name != "__metadata__"}
+        end = max((tensor.start + tensor.bytes for tensor in tensors.values()), default=first)
+        if end != size:
+            raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}", "Check the file.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelError(
+            f"'{path}' is not a whole safetensors file: {error}", "Download it again, or copy it again."
+        ) from None
+    return tensors
+
+
+def _stored(file: str, entry: Mapping[str, Any], first: int) -> StoredWeight:
+    start, stop = (int(offset) for offset in entry["data_offsets"])
+    return StoredWeight(file, str(entry["dtype"]), tuple(map(int, entry["shape"])), first + start, stop - start)
+
+
+def _chosen(folder: Path) -> list[str]:
+    """Return the names of the weight files, sorted."""
+    _check_nothing_beside(folder)
+    single, index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
+    shards = sorted(set(_weight_map(folder).values())) if index else _shards(folder)
+    if single and index and shards == [SINGLE]:
+        return shards
+    if single and shards:
+        named = f"that {INDEX} names" if index else "that no index names"
+        raise ModelError(
+            f"'{folder}' holds two sets of weights: {SINGLE}, and shards {named} ({_some(shards)})",
+            "Programs differ in which of them they read. Move away what is not the model: "
+            + (f"{SINGLE}, or {INDEX} with its shards." if index else f"{SINGLE}, or the shards."),
+        )
+    if single:
+        return [SINGLE]
+    if not index:
+        raise _none(folder, shards)
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise ModelError(
+            f"'{folder}' lacks {len(missing)} of the {len(shards)} files that {INDEX} names: {_some(missing)}",
+            "Check that the download is complete.",
+        )
+    return shards
+
+
+def _check_nothing_beside(folder: Path) -> None:
+    """Raise ModelError for what would make transformers load other weights than those of the folder's own files."""
+    if (folder / ADAPTER_FILES[0]).is_file():
+        raise ModelError(
+            f"'{folder}' holds a model ({CONFIG}) and an adapter ({ADAPTER_FILES[0]}), and transformers loads both",
+            f"Move {ADAPTER_FILES[0]} and the adapter's weights to a folder of their own.",
+        )
+    named = _json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
+    usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
+    if named is not None and usual != [named]:
+        raise ModelError(
+            f"{CONFIG} in '{folder}' names {named!r} as the model's weights, where other programs read {SINGLE}",
+            f"Name the file {SINGLE}, or its index {INDEX}, and remove `transformers_weights` from {CONFIG}.",
+        )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return which file has which tensor, as the index says. Raises ModelError if it is not an index."""
+    found = _json(folder / INDEX).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(_is_name(file) for file in found.values()):
+        raise ModelError(
+            f"{INDEX} in '{folder}' does not say which file holds which weight", "Download the file again."
+        )
+    return found
+
+
+def _is_name(file: object) -> bool:
+    """Return whether ``file`` is the name of a safetensors file in the folder itself."""
+    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
+
+
+def _check_index(folder: Path, weight_map: Mapping[str, str], found: Mapping[str, StoredWeight]) -> None:
+    if lost := [f"{name} in {file}" for name, file in weight_map.items() if name not in found]:
+        raise ModelError(
+            f"{INDEX} in '{folder}' names {len(lost)} weights that are not there: {_some(lost)}",
+            "The index or a file is from another model: download them again.",
+        )
+
+
+def _none(folder: Path, shards: list[str]) -> ModelError:
+    """Say what is there instead of weights, and the fix."""
+    if shards:
+        return ModelError(
+            f"'{folder}' has shards ({_some(shards)}) and no {INDEX} that says what they hold",
+            f"Download {INDEX} too.",
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return ModelError(
+            f"'{folder}' has no {SINGLE} and no {INDEX}; it has {_some(others)}, which is not read as the model",
+            f"Download the model's {SINGLE} or its shards. If one of these is the model, name it {SINGLE}.",
+        )
+    if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
+        return ModelError(
+            f"'{folder}' has no {SINGLE}; it has {_some(ggufs)}", f"Give the file itself: {folder / ggufs[0]}"
+        )
+    if any(folder.glob("*.bin")):
+        return ModelError(
+            f"'{folder}' has only pickled weights (*.bin), which weitune does not open: reading them can run code",
+            "Use a copy of the model with *.safetensors.",
+        )
+    return ModelError(
+        f"'{folder}' has no {SINGLE}", "Use a copy of the model with safetensors, and check its download."
+    )
+
+
+def _shards(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.name))
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}", "Check the file.") from None
+    except ValueError as error:
+        raise ModelError(f"'{path}' is not JSON: {error}", "Download the file again.") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"'{path}' is not a JSON object", "Download the file again.")
+    return found

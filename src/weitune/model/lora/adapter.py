@@ -1,0 +1,222 @@
+"""Attach a LoRA adapter to a model (Hu et al., arXiv 2106.09685), through PEFT."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from weitune.errors import ModelError
+from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+"""Stands for every linear layer but the output head."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """How many numbers a model has, and how many of them are trained."""
+
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        """Return the line that the user sees before step 1."""
+        share = 100 * self.trainable / self.total
+        return f"trainable parameters: {self.trainable:,} of {self.total:,} ({share:.4f} %)"
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters of ``model``, a shared one once."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return ParameterCount(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
+
+
+def count_adapted(model: Any, lora: Lora) -> ParameterCount:
+    """Return what :func:`count_parameters` finds after :func:`attach_adapter`, which need not be called.
+
+    So nobody waits for PEFT, which takes seconds to import. ``modules_to_save`` and ``train_tokens`` are not counted.
+    """
+    head = model.get_output_embeddings()
+    layers = set(layer_numbers(model, lora.layers)) if lora.layers else None
+    total = trained = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and _is_target(name, lora, layers) and module is not head:
+            rank = next(
+                (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), lora.r
+            )
+            a, b = rank * module.in_features, rank * module.out_features
+            b += module.out_features if lora.dora else 0
+            total += a + b
+            trained += b if lora.freeze_a else a + b
+    return ParameterCount(trained, count_parameters(model).total + total)
+
+
+def _is_target(name: str, lora: Lora, layers: set[int] | None) -> bool:
+    """Return whether PEFT puts an adapter on the linear layer ``name``."""
+    named = lora.target_modules == [ALL_LINEAR] or any(f".{name}".endswith(f".{end}") for end in lora.target_modules)
+    if not named or layers is None:
+        return named
+    number = re.match(r".*\.[^.]*\.(\d+)\.", name)
+    return number is not None and int(number[1]) in layers
+
+
+def attach_adapter(
+    model: PreTrainedModel, lora: Lora, *, seed: int, base: str, token_ids: Sequence[int] = ()
+) -> PeftModel:
+    """Return ``model`` with a fresh adapter, under which it computes what it did before; random parts by ``seed``.
+
+    ``base`` is the name under which the adapter records its base model, ``token_ids`` the tokens of
+    ``lora.train_tokens``. Starts that need more than the weights are left to :mod:`.adapter_init`. Raises ModelError if
+    a target module does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
+    """
+    from peft import get_peft_model
+
+    check_targets(model, lora)
+    config = _config(model, lora, list(token_ids))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    if lora.init in TAKEN_FROM_BASE:
+        _take_from_base(adapted, lora.init, seed)
+    else:
+        draw_adapter(adapted, seed, gaussian=lora.init == "gaussian")
+    if lora.freeze_a:
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+    return adapted
+
+
+def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
+    from peft import LoraConfig
+
+    alphas = {name: _whole(alpha) for name, alpha in (lora.alpha_pattern or {}).items()}
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=_whole(lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if lora.target_modules == [ALL_LINEAR] else list(lora.target_modules),
+        layers_to_transform=layer_numbers(model, lora.layers) if lora.layers else None,
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=alphas,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights=True,
+        modules_to_save=lora.modules_to_save,
+        trainable_token_indices=token_ids or None,
+        ensure_weight_tying=bool(lora.modules_to_save) and bool(getattr(model.config, "tie_word_embeddings", False)),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
+    """Let PEFT start the float32 adapter with what it takes out of the base.
+
+    Were it asked to by the configuration, it would round A and B to the base's format after it took s B A out, and a
+    run that goes on, which knows what was rounded, would take something else out.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    method = {"pissa": "pissa_niter_16", "olora": "olora"}[init]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer) and init == "pissa":
+                layer.pissa_init("default", method)
+            elif isinstance(layer, LoraLayer):
+                layer.olora_init("default")
+    adapted.peft_config["default"].init_lora_weights = method
+
+
+def _whole(alpha: float) -> Any:
+    """Return ``alpha`` as a whole number if it is one, as PEFT declares it."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
+    """Return the numbers that ``ranges`` such as ``0-7`` name. Raises ModelError if the model has no such layer."""
+    count = model.config.get_text_config().num_hidden_layers
+    numbers: set[int] = set()
+    for text in ranges:
+        first, _, last = text.partition("-")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if not numbers or max(numbers) >= count:
+        raise ModelError(
+            f"lora.layers: {','.join(ranges)} is not a choice of this model's layers",
+            f"It has {count}: give numbers and ranges from 0 to {count - 1}.",
+        )
+    return sorted(numbers)
+
+
+def token_numbers(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
+    """Return the numbers of ``tokens``. Raises ModelError if one is not in the vocabulary."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab() if tokens else {}
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise ModelError(
+            f"lora.train_tokens: the vocabulary has no {', '.join(map(repr, missing))}",
+            "Name tokens that it has, such as reserved ones.",
+        )
+    return [vocabulary[token] for token in tokens]
+
+
+def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None:
+    """Draw every A matrix anew on the CPU from a generator of its own: the same start on every device.
+
+    The distributions are PEFT's: Kaiming uniform with a = sqrt(5), as in LoRA's reference implementation, or normal
+    with a deviation of 1 / rank.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_A." in name and not parameter.is_meta:
+            drawn = torch.empty(parameter.shape, dtype=torch.float32)
+            if gaussian:
+                drawn.normal_(std=1 / parameter.shape[0], generator=generator)
+            else:
+                nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            with torch.no_grad():
+                parameter.copy_(drawn)
+
+
+def linear_names(model: Any) -> list[str]:
+    """Return the last parts of the names of all linear layers, except the output head, in order of appearance."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = (
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    )
+    return list(dict.fromkeys(names))
+
+
+def check_targets(model: Any, lora: Lora) -> None:
+    """Raise ModelError unless every target names at least one linear layer, and every module to save exists."""
+    linear = linear_names(model)
+    modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
+    targets = [] if lora.target_modules == [ALL_LINEAR] else lora.target_modules
+    for key, names, there, what in (
+        ("target_modules", targets, linear, "linear layer"),
+        ("modules_to_save", lora.modules_to_save or [], sorted(modules), "module"),
+    ):
+        missing = [name for name in names if name.rsplit(".", 1)[-1] not in there]
+        if missing:
+            raise ModelError(
+                f"lora.{key}: this model has no {what} named {', '.join(map(repr, missing))}",
+                f"It has: {', '.join(there)}."
+                + (
+                    f" Name those that shall get an adapter, for example --lora.{key} {','.join(linear)}"
+                    * (there is linear)
+                ),
+            )

@@ -1,0 +1,134 @@
+"""Starts of an adapter that need more than a generator and the base's weights.
+
+init_from   another adapter's tensors
+eva         A: the directions in which the inputs of a layer vary most (Paischer et al., arXiv 2410.07170); B zero.
+            Every layer keeps the recipe's rank: the paper's redistribution of ranks is left out
+loftq       s B A: the best approximation of what 4-bit storage rounded away, W - Q, by singular values
+            (Li et al., arXiv 2310.08659, with one iteration, so that Q stays what anyone's 4-bit loading gives)
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from weitune.errors import ModelError
+from weitune.model.file_names import ADAPTER_FILES, holds_adapter
+from weitune.model.load.weight_files import stored_weights
+from weitune.model.lora.trainable_state import LoraAdapter
+from weitune.model.storage.weight_storage import dense, is_quantized
+from weitune.model.supervised import Row, hidden_states
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+EVA_STEPS = 16
+"""Optimizer steps whose examples EVA looks at."""
+
+
+def adapter_folder(place: str) -> Path:
+    """Return the folder of ``lora.init_from``: an adapter's own, or that of a run's final adapter.
+
+    Raises ModelError if neither is there.
+    """
+    for folder in (Path(place), Path(place) / "adapter"):
+        if holds_adapter(folder):
+            return folder
+    raise ModelError(
+        f"lora.init_from: there is no adapter in '{place}'",
+        f"Give a run, or a folder with {' and '.join(ADAPTER_FILES)}.",
+    )
+
+
+def start_from(adapter: LoraAdapter, folder: Path) -> None:
+    """Load the adapter in ``folder`` into ``adapter``. Raises ModelError, naming every difference, if they differ."""
+    ours, theirs = json.loads(adapter.config()), json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    keys = {"r": "r", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora", "rank_pattern": "rank_pattern",
+            "alpha_pattern": "alpha_pattern"}  # fmt: skip
+    problems = [
+        f"lora.{key} is {ours[name]} here and {theirs[name]} there"
+        for name, key in keys.items()
+        if (ours[name] or None) != (theirs.get(name) or None)
+    ]
+    tensors = load_file(folder / ADAPTER_FILES[1])
+    shapes = adapter.shapes()
+    problems += [
+        f"{name} is {'here' if name in shapes else 'there'} only" for name in sorted(shapes.keys() ^ tensors.keys())
+    ]
+    problems += [
+        f"{name} has the shape {tuple(shapes[name])} here and {tuple(tensors[name].shape)} there"
+        for name in sorted(shapes.keys() & tensors.keys())
+        if shapes[name] != tensors[name].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        raise ModelError(
+            f"lora.init_from: the adapter in '{folder}' is not of the recipe's kind:\n  {shown}",
+            "Give the recipe's lora the values that the adapter has.",
+        )
+    adapter.load(tensors)
+
+
+def start_eva(model: PeftModel, rows: Sequence[Row]) -> None:
+    """Set the A matrices of ``model`` from what its layers read while it computes ``rows``.
+
+    Raises ModelError if the rows have too few tokens for the adapter's rank.
+    """
+    from peft import EvaConfig, initialize_lora_eva_weights
+
+    config = model.peft_config["default"]
+    ranks = [config.r, *config.rank_pattern.values()]
+    tokens = min(row.input_ids.numel() for row in rows)
+    if tokens < max(ranks):
+        raise ModelError(
+            f"lora.init eva: a step has {tokens} tokens, and an adapter of rank {max(ranks)} needs as many at least",
+            "Use larger steps, a smaller lora.r, or another lora.init.",
+        )
+
+    def forward(model: PeftModel, row: Row) -> None:
+        hidden_states(model.get_base_model(), row)
+
+    def read(inputs: Any, row: Row, name: str) -> Tensor:
+        states: Tensor = (inputs if isinstance(inputs, Tensor) else inputs[0]).flatten(0, -2)
+        return states if row.attention_mask is None else states[row.attention_mask.flatten().bool()]
+
+    targets = config.target_modules
+    config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that rows have no method to move them; they are where they must be
+        initialize_lora_eva_weights(
+            model, rows, forward_fn=forward, prepare_model_inputs_fn=None, prepare_layer_inputs_fn=read,
+            gather_distributed_inputs=False, show_progress_bar=False,
+        )  # fmt: skip
+    config.init_lora_weights, config.eva_config, config.target_modules = True, None, targets
+
+
+def start_loftq(model: PeftModel, folder: Path) -> None:
+    """Set A and B of every 4-bit layer to what its storage lost of the weight in the files of ``folder``."""
+    places = {name: folder / weight.file for name, weight in stored_weights(folder).items()}
+    for name, layer in model.get_base_model().named_modules():
+        base = getattr(layer, "base_layer", None)
+        if not hasattr(layer, "lora_A") or not is_quantized(base):
+            continue
+        if f"{name}.weight" not in places:
+            raise ModelError(
+                f"lora.init loftq: the weights of '{name}' are not in '{folder}' under that name",
+                "Use another lora.init: this model's layers are put together from others.",
+            )
+        with safe_open(places[f"{name}.weight"], framework="pt") as weights:
+            lost = weights.get_tensor(f"{name}.weight").float() - dense(base, torch.float32).cpu()
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            left, values, right = torch.svd_lowrank(lost, q=a.shape[0], niter=16)
+        root = (values / layer.scaling["default"]).sqrt()
+        a.data.copy_(root[:, None] * right.T)
+        b.data.copy_(left * root)

@@ -1,0 +1,176 @@
+"""What is trained of a model, and the two files that it becomes in a checkpoint and at the end.
+
+    LoraAdapter    adapter_config.json   adapter_model.safetensors    as PEFT writes and reads them
+    WholeModel     config.json           model.safetensors            as transformers does
+
+PiSSA and OLoRA begin by taking a part out of the base: W = W' + s B₀ A₀ with W' frozen and A, B trained from A₀, B₀.
+What was learned fits the base as it was in this form, a plain adapter of twice the rank that anyone can load:
+
+    W' + s B A  =  W + s (B A - B₀ A₀)  =  W + s [B, -B₀] [A; A₀]
+
+Both halves are in every checkpoint, so a run goes on from it without computing A₀ and B₀ again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
+from weitune.recipe.schema import TAKEN_FROM_BASE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Trained(Protocol):
+    """A model of which something is trained."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module with every trained parameter."""
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of the files for the configuration and the tensors."""
+
+    def config(self) -> bytes:
+        """Return the configuration, the same bytes for the same run."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is saved, by name; not copied."""
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return what :meth:`load` takes."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to saved tensors of these :meth:`shapes`, bit by bit."""
+
+
+class LoraAdapter:
+    """A PEFT model and, if its start was taken out of the base, what that start was."""
+
+    files = ADAPTER_FILES
+
+    def __init__(self, model: PeftModel, *, started_by: str = "") -> None:
+        """Keep ``model`` just after its adapter was attached.
+
+        ``started_by``: how the adapter that will be loaded had started, if ``model`` has had no such start itself.
+        """
+        self.model = model
+        own = str(model.peft_config["default"].init_lora_weights).split("_")[0]
+        self._taken = own in TAKEN_FROM_BASE or started_by in TAKEN_FROM_BASE
+        self._start = {name: t.detach().cpu().clone() for name, t in self._halves()} if own in TAKEN_FROM_BASE else {}
+
+    def config(self) -> bytes:
+        """Return PEFT's ``adapter_config.json``, with sets in order so that the same run gives the same bytes."""
+        config = copy.deepcopy(self.model.peft_config["default"])
+        config.init_lora_weights = True  # loading needs no start, and PEFT would take it out of the base again
+        config.eva_config, config.loftq_config = None, {}
+        if self._taken:
+            factor = math.sqrt(2) if config.use_rslora else 2  # so that alpha / rank stays what it was
+            config.r *= 2
+            config.lora_alpha *= factor
+            config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+            config.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
+        fields = {**config.to_dict(), "inference_mode": True}
+        return json.dumps(fields, indent=2, sort_keys=True, default=sorted).encode()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the adapter by PEFT's names; one that was taken out of the base as a plain one of twice the rank."""
+        tensors = _adapter_tensors(self.model)
+        for name, start in self._start.items():
+            a = ".lora_A." in name
+            now = tensors[name]
+            tensors[name] = torch.cat([now, (start if a else -start).to(now.device)], dim=0 if a else 1)
+        return tensors
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return the shapes of :meth:`tensors`."""
+        shapes = {name: tensor.shape for name, tensor in _adapter_tensors(self.model).items()}
+        if self._taken:
+            for name, half in self._halves():
+                rows, columns = half.shape
+                shapes[name] = torch.Size((2 * rows, columns) if ".lora_A." in name else (rows, 2 * columns))
+        return shapes
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put a saved adapter into the model, and take its start out of the base if that has not been done yet."""
+        from peft import set_peft_model_state_dict
+
+        tensors = dict(tensors)
+        if self._taken:
+            start = {}
+            for name, _ in self._halves():
+                a = ".lora_A." in name
+                tensors[name], rest = (half.contiguous() for half in tensors[name].chunk(2, dim=0 if a else 1))
+                start[name] = rest if a else -rest
+            if not self._start:
+                _take_out(self.model, start)
+            self._start = start
+        set_peft_model_state_dict(self.model, tensors)
+
+    def _halves(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the A and B matrices by PEFT's names."""
+        for name, tensor in _adapter_tensors(self.model).items():
+            if ".lora_A." in name or ".lora_B." in name:
+                yield name, tensor
+
+
+class WholeModel:
+    """A model all of whose weights are trained."""
+
+    files = MODEL_FILES
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Keep ``model``."""
+        self.model = model
+
+    def config(self) -> bytes:
+        """Return the model's ``config.json``."""
+        return str(self.model.config.to_json_string(use_diff=True)).encode()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every weight, a shared one once, under the first of its names."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return the shapes of :meth:`tensors`."""
+        return {name: tensor.shape for name, tensor in self.tensors().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy saved weights into the model."""
+        load_weights_into(self.model, tensors)
+
+
+def load_weights_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``tensors`` into the parameters of ``model`` with these names."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _take_out(model: PeftModel, start: Mapping[str, Tensor]) -> None:
+    """Subtract s B₀ A₀ from the base's weights, in the order of operations of PEFT's own start."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, a in start.items():
+        if ".lora_A." in name:
+            layer = modules[name.split(".lora_A.")[0]]
+            b = start[name.replace(".lora_A.", ".lora_B.")]
+            weight = layer.get_base_layer().weight
+            product = layer.scaling["default"] * b.to(weight.device) @ a.to(weight.device)
+            weight.data = (weight.data.float() - product).to(weight.dtype)

@@ -1,0 +1,1 @@
+"""How frozen weights lie in memory: quantized, sharded over processes, and returned to the system."""

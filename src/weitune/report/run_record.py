@@ -1,0 +1,88 @@
+"""What a run's folder tells, read for a report. Files that are missing or broken leave their part out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weitune.generate.run_folder import Run
+from weitune.model.load.base_check import json_object
+from weitune.recipe.load import dump_recipe, values
+from weitune.recipe.schema import Recipe
+from weitune.run.history import best_of, finite
+
+ANSWERS_FILE = "answers.json"
+"""Where the demo keeps its answers, in the run's folder."""
+_SMOOTHING = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as its files tell it."""
+
+    path: Path
+    recipe: Recipe
+    environment: Mapping[str, Any]
+    data: Mapping[str, Any]
+    events: tuple[Mapping[str, Any], ...]
+    evaluation: Mapping[str, Any] | None
+    answers: tuple[Mapping[str, Any], ...] = ()
+    """Questions with the answers before and after, if the demo asked any."""
+
+    @classmethod
+    def of(cls, folder: Path) -> RunRecord:
+        """Read the run in ``folder``. Raises RunError if there is none, RecipeError if its recipe is broken."""
+        run = Run(folder)
+        return cls(
+            path=run.path,
+            recipe=run.recipe,
+            environment=json_object(folder / "environment.json"),
+            data=json_object(folder / "data.json"),
+            events=tuple(run.events()),
+            evaluation=json_object(folder / "evaluation.json") or None,
+            answers=_answers(folder / ANSWERS_FILE),
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.absolute().name
+
+    @property
+    def recipe_text(self) -> str:
+        """The whole recipe as YAML."""
+        return dump_recipe(self.recipe)
+
+    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
+        """Return the events of one kind, such as ``step`` or ``validation``, in order."""
+        return [event for event in self.events if event.get("event") == kind]
+
+    def series(self, key: str, kind: str = "step") -> list[tuple[float, float]]:
+        """Return (step, value) of a number in the events of a kind; what is not a finite number is left out."""
+        pairs = ((finite(event.get("step")), finite(event.get(key))) for event in self.of_kind(kind))
+        return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and validation loss of the best checkpoint; before the first step there is none."""
+        return best_of((int(step), loss) for step, loss in self.series("loss", "validation") if step > 0)
+
+    def values(self) -> dict[str, Any]:
+        """Return every key of the recipe by its dotted name."""
+        return values(self.recipe)
+
+
+def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the exponential moving average of the values, free of its start: weights 0.9^k, normalised."""
+    result, total, weight = [], 0.0, 0.0
+    for x, y in points:
+        total, weight = _SMOOTHING * total + y, _SMOOTHING * weight + 1
+        result.append((x, total / weight))
+    return result
+
+
+def _answers(path: Path) -> tuple[Mapping[str, Any], ...]:
+    answers = json_object(path).get("answers")
+    return tuple(answer for answer in answers if isinstance(answer, dict)) if isinstance(answers, list) else ()

@@ -1,0 +1,84 @@
+"""When the disk will not take what must be kept: pause, try again, and only then give up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from weitune.errors import RunError
+from weitune.run import disk
+from weitune.shell import shell_command
+from weitune.training.signals import StopRequest
+
+T = TypeVar("T")
+
+SECONDS = 300.0
+"""How long a run waits for the disk; other processes of the run, waiting in a collective, bear no more."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
+_GLANCE_SECONDS = 0.2
+"""How long a stop signal may go unnoticed while waiting."""
+
+
+@contextmanager
+def refusals_explained(run: Path) -> Iterator[None]:
+    """Raise RunError if the system refuses something in the block that is no use trying again."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"'{run.absolute()}' cannot be written to: {error}",
+            f"See to the folder's disk and permissions, then go on with `{shell_command('train', '--resume', run)}`.",
+        ) from error
+
+
+class Patience:
+    """Tries again for a while, in pauses that grow; a stop signal ends the waiting."""
+
+    def __init__(self, run: Path, say: Callable[[str], None], stop: StopRequest, seconds: float | None = None) -> None:
+        """Wait up to ``seconds`` for each thing to be written into ``run``; SECONDS if not given."""
+        self._run, self._say, self._stop = run, say, stop
+        self._seconds = SECONDS if seconds is None else seconds
+
+    def keep_trying(self, work: Callable[[], T], what: str, needed_bytes: int, first_error: OSError | None = None) -> T:
+        """Return what ``work`` returns once it raises no OSError. ``first_error``: it has failed with that already.
+
+        Raises RunError, naming path, error and bytes, when patience is at its end.
+        """
+        if first_error is None:
+            try:
+                return work()
+            except OSError as error:
+                first_error = error
+        trouble = self._trouble(first_error, what, needed_bytes)
+        self._say(f"{trouble}. Training pauses and tries again for {self._seconds:.0f} seconds.")
+        end, pause = time.monotonic() + self._seconds, FIRST_PAUSE_SECONDS
+        while time.monotonic() < end and not self._stop:
+            self._wait(min(pause, end - time.monotonic()))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            try:
+                result = work()
+            except OSError as error:
+                trouble = self._trouble(error, what, needed_bytes)
+            else:
+                self._say(f"{what} is written now; training goes on")
+                return result
+        raise RunError(
+            trouble,
+            "Everything written before is as it was. Make room or repair the disk, then go on with "
+            f"`{shell_command('train', '--resume', self._run)}`.",
+        )
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stop and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _GLANCE_SECONDS))
+
+    def _trouble(self, error: OSError, what: str, needed_bytes: int) -> str:
+        free = disk.free_bytes(self._run)
+        room = "" if free is None else f", and {free:,} bytes are free there"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return f"{what} cannot be written to '{self._run.absolute()}': {reason}. It needs {needed_bytes:,} bytes{room}"

@@ -1,0 +1,105 @@
+"""``events.jsonl``: what happened in a run, one JSON object a line, appended while it trains.
+
+A line is written with one call, so a kill can tear the last line only. When a run goes on from an earlier step, the
+steps after that one are taken out, for they come again; what else happened stays, such as why the run had stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from weitune.files.json_text import json_text
+from weitune.run import disk
+
+FILE = "events.jsonl"
+_REPEATED = frozenset({"step", "checkpoint", "validation"})
+"""Events that come again when a step does."""
+
+
+def read_events(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a run in order, leaving out torn lines. Yields nothing if there is no file."""
+    for line in _lines(folder / FILE):
+        event = _parsed(line)
+        if event is not None:
+            yield event
+
+
+class EventLog:
+    """Append events to a run's ``events.jsonl``; times go on from where the file ends."""
+
+    def __init__(self, folder: Path, *, keep_steps: int | None = None) -> None:
+        """Open the file for appending. Steps after ``keep_steps`` are taken out: they will be computed again."""
+        self._path = folder / FILE
+        self.seconds = 0.0
+        """Training time that the file accounts for so far, in seconds."""
+        self._clean(math.inf if keep_steps is None else keep_steps)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | disk.BINARY, 0o666)
+        self._end = os.fstat(self._file).st_size
+        self.empty = self._end == 0
+        """Whether nothing had been told when the file was opened."""
+
+    def _clean(self, keep_steps: float) -> None:
+        """Rewrite the file without torn lines and steps to come, if it has any, and learn the time from it."""
+        kept, changed = [], False
+        for line in _lines(self._path):
+            event = _parsed(line)
+            if event is not None:
+                self.seconds = max(self.seconds, float(event.get("time", 0.0)))
+            if event is None or (event.get("event") in _REPEATED and event.get("step", 0) > keep_steps):
+                changed = True
+            else:
+                kept.append(line)
+        if changed:
+            disk.replace_file(self._path, b"".join(kept))
+
+    def write(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Append one event and return it. Numbers that are not finite become the strings "nan", "inf", "-inf".
+
+        Raises OSError if the system refuses; then the file is as it was before.
+        """
+        record = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
+        line = (json_text(record, allow_nan=False) + "\n").encode()
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(line)
+        return record
+
+    def flush(self) -> None:
+        """Wait until everything written is on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        return
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return a line's event, or None if it is torn."""
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for numbers that are not finite."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

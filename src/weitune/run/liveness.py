@@ -1,0 +1,89 @@
+"""Whether the process that trains a run is still there, judged from outside.
+
+    lock held                                   it trains, or is about to
+    lock free, its holder was on this machine   it was killed: the kernel frees the lock of a process that is gone
+    lock free and wiped                         it ended in order, and if no event says why, with an error
+    holder on another machine, no locks here    only what it writes tells: a long silence means that it is gone
+
+A file system may keep locks to one machine without saying so. So a lock that another machine's process held proves
+nothing here while it is free.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from weitune.run import events
+from weitune.run.lock import FILE, Holder, Sighting, look
+
+SILENCE_SECONDS = 600.0
+"""How long a process on another machine may write nothing before it is taken for gone."""
+_SLOW_STEPS = 20
+"""Steps, at the run's pace, that may pass in silence too: evaluations are long where steps are."""
+
+
+class Pulse:
+    """Looks at a run again and again."""
+
+    def __init__(self, run: Path) -> None:
+        """Look at the run in the folder ``run``."""
+        self._run = run
+        self._suspected = ""
+        self.step_seconds = 0.0
+        """How long a step of the run takes, as far as is known."""
+
+    @property
+    def held(self) -> bool:
+        """Whether a process is known to hold the run's lock."""
+        return look(self._run).held is True
+
+    def gone(self) -> str:
+        """Return why the run has no process any more; nothing if it may have one.
+
+        Two looks in a row must agree, for between them a process may have taken the lock. What it wrote before it was
+        gone can be read after this.
+        """
+        found = self._judged(look(self._run))
+        agreed = found if found == self._suspected else ""
+        self._suspected = found
+        return agreed
+
+    def _judged(self, seen: Sighting) -> str:
+        holder = seen.holder
+        if seen.held:
+            return ""
+        if holder is not None and holder.host == socket.gethostname():
+            killed = seen.held is False or not _exists(holder)
+            return f"{holder} had no orderly end: it was killed, or the machine stopped" if killed else ""
+        if seen.held is False and holder is None:
+            return "its process ended without a word here: what went wrong was said where it was started"
+        if self._silent_seconds() < max(SILENCE_SECONDS, _SLOW_STEPS * self.step_seconds):
+            return ""
+        if holder is None:
+            return "no process has written anything for a long time"
+        return f"{holder} has written nothing for a long time: it was killed, or the machine stopped"
+
+    def _silent_seconds(self) -> float:
+        """Return how long ago something was last written into the run's folder."""
+        newest = 0.0
+        for path in map(self._run.joinpath, (events.FILE, FILE, "")):
+            with suppress(OSError):
+                newest = max(newest, path.stat().st_mtime)
+        return time.time() - newest
+
+
+def _exists(holder: Holder) -> bool:
+    """Return whether a process of this machine has the holder's number, be it the holder or one that came later."""
+    if os.name == "nt":
+        return True  # os.kill would end it
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,136 @@
+"""One writer: while a process trains into a run's folder, no other can.
+
+The lock is the kernel's, on the file ``.lock``; it goes with the process that holds it, however that ends, so it can
+never be stale. What the file says of its holder is for people: it is wiped on an orderly end, and what a killed
+process left there tells the next one about it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from weitune.errors import RunError
+from weitune.run import disk
+
+FILE = ".lock"
+_NO_LOCKS = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
+_BEYOND_THE_TEXT = 1 << 30
+"""Where Windows locks a byte: a locked one cannot be read by others."""
+_TRIES, _PAUSE_SECONDS = 10, 0.05
+"""How often the lock is tried: someone who looks at it (:func:`look`) holds it for an instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who trains, or trained, in a run's folder."""
+
+    pid: int
+    host: str
+    since: str
+
+    def __str__(self) -> str:
+        """Return for example ``process 4711 on lab3, since 2026-01-31 22:15:03``."""
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What taking the lock told."""
+
+    held: bool
+    """False if the file system has no locks: then nothing keeps a second process out."""
+    abandoned: Holder | None
+    """The holder before, if it did not come to an orderly end: killed, or the machine stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a process that does not train sees of a run's lock."""
+
+    held: bool | None
+    """Whether a process holds it; None if there is no lock file, or the file system has no locks."""
+    holder: Holder | None
+    """Who holds it, or held it and had no orderly end."""
+
+
+def look(run: Path) -> Sighting:
+    """Look at the lock of the folder ``run``. Nothing is written, and a process that wants the lock still gets it."""
+    try:
+        descriptor = os.open(run / FILE, os.O_RDONLY | disk.BINARY)
+    except OSError:
+        return Sighting(None, None)
+    try:
+        free = _acquire(descriptor, shared=True)
+        return Sighting(None if free is None else not free, _holder(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[Lock]:
+    """Hold the lock of the folder ``run`` while the block runs. Raises RunError if another process holds it."""
+    descriptor = os.open(run / FILE, os.O_RDWR | os.O_CREAT | disk.BINARY, 0o666)
+    try:
+        held = _acquire(descriptor)
+        for _ in range(_TRIES):
+            if held is False:
+                time.sleep(_PAUSE_SECONDS)
+                held = _acquire(descriptor)
+        holder = _holder(descriptor)
+        if held is False:
+            raise RunError(
+                f"another process trains in '{run}'" + (f": {holder}" if holder else ""),
+                "Wait until it is done, stop it, or give another --output.",
+            )
+        _introduce(descriptor)
+        try:
+            yield Lock(held is True, holder)
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Return whether the lock is ours now, or ``shared`` with others who look; None if there are no locks here."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, _BEYOND_THE_TEXT, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in _NO_LOCKS else False
+    return True
+
+
+def _holder(descriptor: int) -> Holder | None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        return Holder(**json.loads(os.read(descriptor, 4096)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _introduce(descriptor: int) -> None:
+    """Write down who holds the lock; a full disk must not keep a run from going on."""
+    holder = Holder(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
+    try:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(asdict(holder)).encode())
+    except OSError:
+        return

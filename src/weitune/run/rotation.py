@@ -1,0 +1,73 @@
+"""Which checkpoints stay: the newest good ones and the best.
+
+    step      100   200   300   400   500        keep 2, metric = validation loss
+    metric    2.1   1.7   1.9   2.0   2.2
+                    best        ─ newest ─       100 and 300 go
+
+A checkpoint counts as good when its files verify now, so one that rotted on the disk takes no good one's place. Only a
+folder goes that weitune wrote, which its manifest proves, and in which nobody has put anything.
+
+Cost: every checkpoint that stays is read and hashed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from weitune.run import disk
+from weitune.run.checkpoint import MANIFEST, Checkpoint, fault_of, list_checkpoints, read_manifest
+from weitune.run.history import best_of, finite
+
+
+def rotate(run: Path, keep: int) -> list[tuple[Checkpoint, str]]:
+    """Delete all but the ``keep`` newest good checkpoints of ``run`` and the best one.
+
+    Returns the faulty ones that it met among the newest, which it leaves alone. Raises OSError if the system refuses.
+    """
+    newest: list[Checkpoint] = []
+    faulty: list[tuple[Checkpoint, str]] = []
+    older = list_checkpoints(run)
+    while older and len(newest) < keep:
+        checkpoint = older.pop()
+        fault = fault_of(checkpoint)
+        if fault:
+            faulty.append((checkpoint, fault))
+        else:
+            newest.append(checkpoint)
+    if len(newest) < keep:
+        return faulty
+    best = best_checkpoint([*older, *newest])
+    for checkpoint in older:
+        if checkpoint != best and _is_ours(checkpoint):
+            disk.discard(checkpoint.folder)
+    return faulty
+
+
+def metric_of(checkpoint: Checkpoint) -> float:
+    """Return the metric of a checkpoint; infinity if it was not measured."""
+    try:
+        metric = finite(checkpoint.state.get("metric"))
+    except (OSError, ValueError, AttributeError):
+        metric = None
+    return math.inf if metric is None else metric
+
+
+def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """Return the best (:mod:`weitune.run.history`) of the good ones among ``checkpoints``; None if none is known."""
+    left = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    while found := best_of((step, metric_of(checkpoint)) for step, checkpoint in left.items()):
+        best = left.pop(found[0])
+        if not fault_of(best):
+            return best
+    return None
+
+
+def _is_ours(checkpoint: Checkpoint) -> bool:
+    """Return whether weitune wrote this folder and everything in it."""
+    try:
+        ours = {MANIFEST, *read_manifest(checkpoint)}
+        return {entry.name for entry in checkpoint.folder.iterdir()} <= ours
+    except (OSError, ValueError):
+        return False

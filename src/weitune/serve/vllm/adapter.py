@@ -1,0 +1,101 @@
+"""An adapter for vLLM: names that vLLM finds, and one scale for all layers.
+
+vLLM looks an adapter's layers up by name and leaves out those that it does not find, without an error: the model then
+answers as its base. It takes an adapter's names through the same mapping as the base's weights, so an adapter fits if
+its layers bear the names of the base's own files. A configuration that wraps a text model (Qwen3.5, Gemma 3) makes vLLM
+load the whole, whose layers are ``language_model.model.layers.*``; every such class knows them also as
+``model.language_model.layers.*``, the name that transformers gives them.
+
+Releases of vLLM that ignore ``rank_pattern`` and ``alpha_pattern`` would scale such layers wrongly. An adapter that has
+them is written anew with one rank and one scale.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weitune.errors import ModelError
+from weitune.export.source.adapter_weights import AdapterWeights, LowRankUpdate
+from weitune.export.source.export_source import Tuned
+from weitune.model.load.locate import ModelFiles
+from weitune.model.load.weight_files import stored_weights
+
+_WRAPPED = ("model.language_model.", "language_model.model.")
+"""How the layers of a wrapped text model may be called for every class of vLLM."""
+
+
+def checked_adapter(name: str, tuned: Tuned) -> AdapterWeights:
+    """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
+    adapter = AdapterWeights(tuned.adapter_folder)
+    if adapter.has_magnitudes:
+        raise ModelError(
+            "vLLM cannot serve a DoRA adapter beside its base", "Export the run as `merged` and serve that."
+        )
+    if tuned.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
+        return adapter
+    found = _layers(tuned.files)
+    wrapped = tuned.config.get_text_config() is not tuned.config
+    lost = [
+        layer for layer, update in adapter.updates.items() if not _matches(layer, found, wrapped) and update.b.any()
+    ]  # B of a layer that text never passes, as in a vision tower, is zero as it began: nothing is lost
+    if lost:
+        raise _no_effect(name, tuned, adapter, lost, found)
+    return adapter
+
+
+def _layers(files: ModelFiles) -> frozenset[str]:
+    """Return the names of the modules that have weights in the base's files."""
+    return frozenset(name.rpartition(".")[0] for name in stored_weights(files.folder))
+
+
+def _matches(layer: str, found: frozenset[str], wrapped: bool) -> bool:
+    """Return whether vLLM finds the adapter's ``layer`` in a base whose files have the modules ``found``."""
+    if wrapped:
+        return layer.startswith(_WRAPPED) or (layer in found and layer.startswith("model.layers."))
+    return layer in found or layer.partition(".")[2] in found  # some files leave out the first part, as GPT-2's do
+
+
+def _no_effect(name: str, tuned: Tuned, adapter: AdapterWeights, lost: list[str], found: frozenset[str]) -> ModelError:
+    whole = (tuned.config.architectures or [type(tuned.config).__name__])[0]
+    mergeable = all(layer in found for layer in adapter.updates)
+    return ModelError(
+        f"vLLM would leave out {len(lost)} of the {len(adapter.updates)} layers of the adapter '{name}' without an "
+        f"error: it loads the base as {whole}, which has no layer by the name of '{lost[0]}'",
+        "Export the run as `merged` and serve that."
+        if mergeable
+        else "Merge the adapter into its base with peft's merge_and_unload, save that, and serve the saved model.",
+    )
+
+
+def is_uneven(adapter: AdapterWeights) -> bool:
+    """Return whether the layers of ``adapter`` differ in rank or scale."""
+    return len({(update.rank, update.scale) for update in adapter.updates.values()}) > 1
+
+
+def write_even(adapter: AdapterWeights, folder: Path) -> None:
+    """Write to ``folder`` an adapter that computes the same with one rank and the scale 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = max(update.rank for update in adapter.updates.values())
+    tensors: dict[str, Tensor] = {}
+    for layer, update in adapter.updates.items():
+        a, b = _padded(update, rank)
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = a
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = b
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config: dict[str, Any] = json.loads((adapter.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _padded(update: LowRankUpdate, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A (rank, in) and s B (out, rank) of ``update``, filled up with zeros."""
+    missing = rank - update.rank
+    a = torch.cat([update.a, update.a.new_zeros(missing, update.a.shape[1])])
+    b = torch.cat([update.b * update.scale, update.b.new_zeros(update.b.shape[0], missing)], dim=1)
+    return a.contiguous(), b.contiguous()

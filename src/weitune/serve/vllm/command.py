@@ -1,0 +1,198 @@
+"""Serve runs with vLLM, which speaks the protocol and loads PEFT adapters itself: the command that starts it.
+
+    vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template … --middleware weitune_vllm.ModelName
+
+vLLM has one chat template for all models. Here it holds the framing of every run and that of the base, and a middleware
+tells it which of them a request names (:mod:`.template`, :mod:`.middleware`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from weitune.errors import InputError, ModelError
+from weitune.export.destination import write_json
+from weitune.export.source.adapter_weights import AdapterWeights
+from weitune.export.source.export_source import Tuned
+from weitune.export.source.generation_config import write_generation_config
+from weitune.files.cache import cache_cure
+from weitune.files.publish import publish
+from weitune.serve.served_models import BASE, base_framing, base_template
+from weitune.serve.vllm import middleware
+from weitune.serve.vllm.adapter import checked_adapter, is_uneven, write_even
+from weitune.serve.vllm.template import template_by_model
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM takes for the largest rank."""
+_TEMPLATE = "chat_template.jinja"
+_MODULE = "weitune_vllm"
+"""The middleware's name where vLLM imports it."""
+_PATH = "PYTHONPATH"
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where vLLM listens, and to whom."""
+
+    host: str
+    port: int
+    key: str | None = None
+    origins: tuple[str, ...] = ()
+    """Web sites whose pages may use the server."""
+    body_bytes: int = 4 << 20
+    """The longest body of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How to start vLLM: arguments, and what is added to its environment."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    secrets: Mapping[str, str]
+    """What goes into the environment to stay off the list of processes."""
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the command as one would type it, the secrets left out."""
+        hidden = [f"{name}=…" for name in self.secrets]
+        shown = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*hidden, *shown, *map(shlex.quote, self.arguments)])
+
+    def run(self) -> None:
+        """Become vLLM. Raises InputError if it is not installed."""
+        program = shutil.which(self.arguments[0])
+        if program is None:
+            raise InputError(
+                "there is no program 'vllm' here",
+                "Install it where weitune is (pip install vllm), print the command with --dry-run to start it "
+                "elsewhere, or serve with --engine llama.cpp.",
+            )
+        environment = {**os.environ, **self.environment, **self.secrets}
+        if _PATH in self.environment and os.environ.get(_PATH):
+            environment[_PATH] += os.pathsep + os.environ[_PATH]
+        os.execve(program, list(self.arguments), environment)  # noqa: S606
+
+
+def vllm_command(
+    runs: Mapping[str, Tuned], cache: Path, listening: Listening, *, context_tokens: int, dtype: str | None = None
+) -> Command:
+    """Return the command for ``runs`` on one base. The files that it names are written to a folder in ``cache``.
+
+    ``dtype`` is vLLM's name of a number format; None leaves the choice to vLLM. Raises ModelError if vLLM cannot serve
+    the runs, InputError if the files cannot be written.
+    """
+    first = next(iter(runs.values()))
+    adapters = {name: checked_adapter(name, tuned) for name, tuned in runs.items()}
+    rank = max(update.rank for adapter in adapters.values() for update in adapter.updates.values())
+    own = base_template(first)
+    template = template_by_model({BASE: own, **{name: tuned.template for name, tuned in runs.items()}})
+    told = template != own
+    try:
+        folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
+    except OSError as error:
+        raise InputError(
+            f"what vLLM reads cannot be written to '{cache}': {error.strerror or error}", cache_cure()
+        ) from None
+    modules = [
+        json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
+        for i, (name, adapter) in enumerate(adapters.items())
+    ]
+    limit = getattr(first.config.get_text_config(), "max_position_embeddings", None) or context_tokens
+    arguments = (
+        "vllm", "serve", str(first.files.path.resolve()), *_own_tokenizer(runs), "--served-model-name", BASE,
+        "--host", listening.host, "--port", str(listening.port), "--max-model-len", str(min(context_tokens, limit)),
+        "--enable-lora", "--max-loras", str(len(runs)), "--max-lora-rank", str(_rank(rank)),
+        "--lora-modules", *modules, "--chat-template", str(folder / _TEMPLATE),
+        "--chat-template-content-format", "string",  # as in training: no template gets parts of a text
+        "--generation-config", str(folder), "--allowed-origins", json.dumps(list(listening.origins)),
+        *(["--dtype", dtype] if dtype else []),
+        *(["--middleware", f"{_MODULE}.{middleware.ModelName.__name__}"] if told else []),
+    )  # fmt: skip
+    return Command(
+        arguments,
+        {_PATH: str(folder)} if told else {},
+        {"VLLM_API_KEY": listening.key} if listening.key else {},
+        tuple(_notes(first)),
+    )
+
+
+def _own_tokenizer(runs: Mapping[str, Tuned]) -> tuple[str, ...]:
+    """Return the option that names the tokenizer, if it lies with an adapter and not with the base.
+
+    Raises ModelError if the runs have different ones, for vLLM has one for all.
+    """
+    (first, tuned), *others = runs.items()
+    vocabulary = tuned.tokenizer.get_vocab() if others else {}
+    for name, other in others:
+        if other.tokenizer.get_vocab() != vocabulary:
+            raise ModelError(
+                f"vLLM has one tokenizer for all models, and those of '{first}' and '{name}' differ",
+                "Serve them by two servers, each with its --port, or with --engine llama.cpp.",
+            )
+    folders = (
+        tuned.files.tokenizer_folder for tuned in runs.values() if tuned.files.tokenizer_folder != tuned.files.folder
+    )
+    return next((("--tokenizer", str(folder.resolve())) for folder in folders), ())
+
+
+def _notes(tuned: Tuned) -> Iterator[str]:
+    """Yield what differs from the llama.cpp engine, or may keep vLLM from starting."""
+    end = tuned.tokenizer.convert_ids_to_tokens(tuned.framing.end_of_turn)
+    yield f"vLLM takes the text of a control token in a message, such as {end}, for the token itself"
+    if tuned.files.gguf:
+        yield "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
+
+
+def _written(
+    cache: Path, runs: Mapping[str, Tuned], adapters: Mapping[str, AdapterWeights], template: str, body_bytes: int
+) -> Path:
+    """Write what vLLM reads to a folder named after its contents, so that no other server's files take its place."""
+    first = next(iter(runs.values()))
+    stops = dict.fromkeys([
+        *(token for tuned in runs.values() for token in tuned.stop_tokens), *base_framing(first).stop_tokens,
+    ])  # fmt: skip
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch:
+        partial = Path(scratch) / "partial"
+        partial.mkdir()
+        (partial / _TEMPLATE).write_text(template, encoding="utf-8", newline="")
+        write_generation_config(partial, first.files, list(stops), first.tokenizer.pad_token_id)
+        shutil.copyfile(middleware.__file__, partial / f"{_MODULE}.py")
+        write_json(partial / f"{_MODULE}.json", {"base": BASE, "body_bytes": body_bytes})
+        for i, adapter in enumerate(adapters.values()):
+            if is_uneven(adapter):
+                write_even(adapter, _even_folder(partial, i, adapter))
+        folder = cache / _digest(partial)
+        if not folder.exists():
+            publish(partial, folder)
+    return folder
+
+
+def _even_folder(folder: Path, i: int, adapter: AdapterWeights) -> Path:
+    """Return where vLLM finds the adapter of run ``i``: where it is, or as it was written anew."""
+    return folder / f"adapter-{i}" if is_uneven(adapter) else adapter.folder
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _rank(needed: int) -> int:
+    """Return the smallest rank that vLLM takes and that holds ``needed``. Raises ModelError if there is none."""
+    found = next((rank for rank in _RANKS if rank >= needed), None)
+    if found is None:
+        raise ModelError(f"vLLM takes adapters up to rank {_RANKS[-1]}, and one has {needed}", "Export it as `merged`.")
+    return found

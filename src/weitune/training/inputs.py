@@ -1,0 +1,161 @@
+"""What a run is made of before any weights are loaded: model files, tokenizer, framing, prepared data.
+
+Data come before weights, since most mistakes are there and they are found quickly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weitune.data.conversation import Example
+from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.prepare.holdout import ExampleSet, hold_out, prompts
+from weitune.data.prepare.prepare import Prepared, prepare
+from weitune.data.schedule import Plan
+from weitune.errors import DataError, ModelError
+from weitune.model.file_names import ADAPTER_FILES
+from weitune.model.load.base_check import recorded_basis
+from weitune.model.load.fingerprint import base_fingerprints, differences
+from weitune.model.load.load import LoadedModel, load_tokenizer
+from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.lora.adapter_init import adapter_folder
+from weitune.recipe.schema import Recipe
+from weitune.training.reporter import Reporter
+from weitune.training.resume.resume_checks import Basis
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """All that decides the steps of a run, but for the weights."""
+
+    recipe: Recipe
+    files: ModelFiles
+    tokenizer: PreTrainedTokenizerFast
+    framing: Framing
+    prepared: Prepared
+    examples: ExampleSet
+    """What is learned."""
+    validation: ExampleSet | None
+    plan: Plan
+    basis: Basis
+    """What must be the same again when the run goes on (:mod:`.resume_checks`)."""
+
+    @property
+    def longest(self) -> int:
+        """The longest example that is learned, in tokens."""
+        return int(self.examples.lengths.max())
+
+    def examples_of(self, step: int) -> list[Example]:
+        """Return the examples of an optimizer step, from 0."""
+        return [self.examples[int(i)] for i in self.plan.step(step)]
+
+
+def gather(
+    recipe: Recipe, reporter: Reporter, accelerator: Accelerator | None = None, *, weights: bool = True
+) -> Ingredients:
+    """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
+
+    A model of a hub has the commit that it was found at as the ``revision`` of the recipe that is returned.
+    Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
+    """
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=weights)
+    if files.commit:  # what the name stands for now; the hub may move on
+        recipe = recipe.model_copy(update={"revision": files.commit})
+    tokenizer = load_tokenizer(files)
+    framing = framing_for(tokenizer, recipe.tokens)
+    for note in framing.notes:
+        reporter.say(note)
+    with _main_first(accelerator):
+        prepared = prepare(recipe, framing, reporter.preparing())
+    for line in prepared.report.lines():
+        reporter.say(line)
+    _check_end_of_turn(framing, prepared)
+    with _main_first(accelerator):
+        examples, validation = divide(prepared, recipe, framing, reporter)
+    train = recipe.train
+    plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
+    base = base_fingerprints(files) if weights else {}
+    basis = {**base, **_basis(framing, examples, plan)}
+    if validation is not None:
+        basis = {**basis, "validation": {"examples": len(validation), "contents": validation.digest()}}
+    if recipe.lora != "none" and recipe.lora.init_from:
+        start = adapter_folder(recipe.lora.init_from)
+        basis = {**basis, "lora.init_from": hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()}
+        recorded = recorded_basis(start) or recorded_basis(start.parent)
+        if base and (changed := differences(recorded, files)):
+            reporter.say(f"lora.init_from: '{start}' was trained on another base:\n  " + "\n  ".join(changed))
+    return Ingredients(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
+
+
+def _main_first(accelerator: Accelerator | None) -> AbstractContextManager[Any]:
+    return accelerator.main_process_first() if accelerator is not None else nullcontext()
+
+
+def divide(
+    prepared: Prepared, recipe: Recipe, framing: Framing, reporter: Reporter
+) -> tuple[ExampleSet, ExampleSet | None]:
+    """Return the examples to learn and those to validate with, if the recipe wants any.
+
+    Raises DataError if the validation data are not in order or none can be held out.
+    """
+    if recipe.validation is None:
+        return prepared, None
+    if isinstance(recipe.validation, float):
+        examples, held = hold_out(prepared, recipe.validation)
+        reporter.say(f"held out for validation: {len(held):,} of {len(prepared):,} examples, no prompt on both sides")
+        return examples, held
+    validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation)
+    learned = set(prompts(prepared))
+    shared = sum(prompt in learned for prompt in prompts(validation))
+    reporter.say(
+        f"validation: {len(validation):,} examples"
+        + (f"; the prompts of {shared:,} are in the training data too" if shared else "")
+    )
+    return prepared, validation
+
+
+def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> None:
+    """Say so if other programs would not stop where this model learns to stop; weitune itself always does."""
+    if framing.end_of_turn >= loaded.model.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            f"the end-of-turn token {framing.end_of_turn} is outside the vocabulary of '{loaded.files.folder}'",
+            "The tokenizer belongs to another model.",
+        )
+    known: Any = loaded.model.generation_config.eos_token_id
+    stops = {known} if isinstance(known, int) else set(known or ())
+    if not set(framing.stop_tokens) & stops:
+        text = loaded.tokenizer.convert_ids_to_tokens(framing.end_of_turn)
+        reporter.say(f"the model's generation config does not stop at {text}; weitune does, in chat and in exports")
+
+
+def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
+    return {
+        "framing": {key: value for key, value in framing.describe().items() if key != "tokenizer_sha256"},
+        "data": {
+            "examples": len(examples),
+            "tokens": int(examples.lengths.sum()),
+            "learned tokens": int(examples.supervised.sum()),
+            "contents": examples.digest(),
+        },
+        "plan": {
+            "steps in an epoch": plan.steps_per_epoch,
+            "first step": hashlib.sha256(str(plan.step(0).tolist()).encode()).hexdigest(),
+        },
+    }
+
+
+def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:
+    """Raise DataError unless the examples teach the model to end its turn."""
+    looked_at = [prepared[k] for k in range(min(len(prepared), 1000))]
+    if not any(e.input_ids[span.stop - 1] == framing.end_of_turn for e in looked_at for span in e.spans):
+        raise DataError(
+            "no example teaches the model to end its turn: the end-of-turn token is never supervised",
+            "Raise tokens.max_length, or use tokens.truncation drop: the answers are cut before they end.",
+        )

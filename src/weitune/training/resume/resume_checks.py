@@ -1,0 +1,121 @@
+"""What may differ when a run goes on, and what may not.
+
+A run goes on only as the run it was: the steps to come must be those that would have come. Two things are compared
+with what the run began with: the recipe, key by key, and the *basis*, fingerprints of everything outside the recipe
+that decides the numbers. Where something lies may change, what it holds may not: the paths of model and data are free,
+their contents are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from weitune.errors import RunError
+from weitune.model.load.fingerprint import ADDED
+from weitune.recipe.load import fields
+from weitune.recipe.schema import Recipe
+
+MAY_CHANGE = {
+    "train.epochs": "the learning rate of the steps to come follows the new length",
+    "train.max_steps": "the learning rate of the steps to come follows the new length",
+    "train.micro_tokens": "equal up to rounding",
+    "train.recompute": "",
+    "train.shard": "",
+    "train.log_every": "",
+    "train.checkpoint_every": "",
+    "train.keep_checkpoints": "",
+    "train.evaluate_every": "",
+    "train.patience": "",
+    "train.sample_prompts": "",
+    "train.sample_tokens": "",
+    "log.trackers": "",
+    "train.save_on_each_node": "",
+}
+"""Keys that may have other values, and what follows from it."""
+_PLACES = ("model", "hub", "revision", "data", "weights", "output", "lora.init_from")
+"""Keys that say where something is found or put; what is found there is in the basis."""
+
+Basis = Mapping[str, Any]
+"""By the name that people read: fingerprints, or values that say more than one."""
+
+
+def recipe_changes(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
+    """Return every key with another value: its dotted name, the value before and now. Places are left out."""
+    values = [(key, _value(before, key), _value(now, key)) for key, _ in fields() if key not in _PLACES]
+    return [(key, old, new) for key, old, new in values if old != new]
+
+
+def check_recipe(run: Path, before: Recipe, now: Recipe) -> list[str]:
+    """Return a line for each key that has changed and may. Raises RunError if one has that may not."""
+    changes = recipe_changes(before, now)
+    refused = [f"{key}: {old} before, {new} now" for key, old, new in changes if key not in MAY_CHANGE]
+    if refused:
+        raise _refusal(run, refused)
+    return [
+        f"{key}: {new} instead of {old}" + (f"; {MAY_CHANGE[key]}" if MAY_CHANGE[key] else "")
+        for key, old, new in changes
+    ]
+
+
+def check_basis(run: Path, before: Basis, now: Basis) -> None:
+    """Raise RunError if anything that the numbers depend on is not what it was.
+
+    What an older version did not record yet is not compared.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    refused = [
+        f"{key}: {_brief(old.get(key))} before, {_brief(new.get(key))} now"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and not (key in ADDED and key not in old)
+    ]
+    if refused:
+        raise _refusal(run, refused)
+
+
+def check_length(run: Path, done: int, steps: int) -> None:
+    """Raise RunError if the run has done more than the ``steps`` that its recipe asks for now."""
+    if done > steps:
+        raise RunError(
+            f"the run in '{run}' has done {done} steps, and now its recipe asks for {steps} in all",
+            "Ask for at least as many epochs or steps as it has done, or begin a new run.",
+        )
+
+
+def _refusal(run: Path, differences: list[str]) -> RunError:
+    shown = "\n  ".join(differences)
+    return RunError(
+        f"the run in '{run}' cannot go on, because it would not be the same run:\n  {shown}",
+        "Put these back as they were, or begin a new run with another --output. "
+        f"What may change: {', '.join(MAY_CHANGE)}, the place of model and data, the number of devices.",
+    )
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value of ``key``: of a group, only that it is one; of a key in a group that is not there, None."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    if isinstance(value, BaseModel):
+        return "a group of keys"
+    if key == "encoding" and isinstance(value, dict):
+        return "by file"  # the files may have moved; what they hold is in the basis
+    return "files" if key == "validation" and isinstance(value, list) else value  # what they hold is in the basis
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of everything in ``tree`` that is no mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _brief(value: Any) -> str:
+    """Return ``value`` in a few words: of a fingerprint or a long text its beginning."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:16]}…"

@@ -1,0 +1,94 @@
+"""What a run was when it stopped: read from its folder before anything of it is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weitune.data.schedule import Plan
+from weitune.errors import RunError
+from weitune.recipe.load import build_recipe, load_recorded, recorded
+from weitune.recipe.schema import Recipe
+from weitune.run import folder as run_folder
+from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
+from weitune.training.resume.resume_checks import Basis
+from weitune.training.validation import Standing
+
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A run up to its newest good checkpoint, or its start if it has none."""
+
+    checkpoint: Checkpoint | None
+    faulty: list[tuple[Checkpoint, str]]
+    """Newer checkpoints that do not verify, each with its fault."""
+    environment: Mapping[str, Any]
+    state: Mapping[str, Any]
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, folder: Path) -> Past:
+        """Read the run in ``folder``. Raises RunError or RecipeError if a file that it needs is broken."""
+        environment = run_folder.read_environment(folder)
+        checkpoint, faulty = newest_good(folder)
+        state = checkpoint.state if checkpoint else {}
+        recipe = build_recipe(recorded(state["recipe"])) if state.get("recipe") else load_recorded(folder)
+        if "basis" not in environment:
+            raise RunError(
+                f"{folder / run_folder.ENVIRONMENT} does not say what the run was computed from", "Begin a new run."
+            )
+        if "data" not in (state.get("basis") or environment["basis"]):
+            raise RunError(
+                f"the run in '{folder}' was not trained, so it cannot go on: it was merged from other runs",
+                "Begin a new run with `lora.init_from` set to it.",
+            )
+        return cls(checkpoint, faulty, environment, state, recipe)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done and need not be done again."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def basis(self) -> Basis:
+        """What the numbers depend on besides the recipe."""
+        basis: Basis = self.state.get("basis") or self.environment["basis"]
+        return basis
+
+    @property
+    def precision(self) -> str:
+        """The number format that ``auto`` stood for: the run keeps it on whatever machine it goes on."""
+        return _PRECISIONS.get(self.environment.get("precision", ""), "auto")
+
+    @property
+    def micro_tokens(self) -> int | None:
+        """The split of a step that ``auto`` stood for: the same split gives the same bits."""
+        return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
+
+    @property
+    def standing(self) -> Standing:
+        """What validation has found so far."""
+        return Standing.of(self.state)
+
+    def is_complete(self, recipe: Recipe) -> bool:
+        """Return whether the run has nothing left to do by ``recipe``."""
+        standing = self.standing
+        judged = recipe.validation is None or standing.has(self.step)  # a stop may have come before the last evaluation
+        return (judged and self.step == self.steps(recipe)) or standing.patience_is_lost(recipe.train.patience)
+
+    def steps(self, recipe: Recipe) -> int:
+        """Return how many steps the whole run has by ``recipe``."""
+        train = recipe.train
+        examples = int(self.basis["data"]["examples"])
+        return Plan(examples, train.batch_size, train.epochs, train.seed, train.max_steps).steps
+
+    def set_aside_faulty(self) -> list[str]:
+        """Give faulty checkpoints another name, and return a line for each."""
+        return [
+            f"{checkpoint.folder.name} is passed over and now named {set_aside(checkpoint).name}: {fault}"
+            for checkpoint, fault in self.faulty
+        ]

@@ -1,0 +1,127 @@
+"""The state of training at one instant: taken in memory, turned into the files of a checkpoint, and put back.
+
+    model, optimizer ── take ──▶ Snapshot ── files ──▶ checkpoint-100/ ── restore ──▶ model, optimizer
+                        copies in memory     beside training
+
+Randomness is a function of (seed, step, device) and the order of the examples one of (seed, epoch): where a run stands
+is one integer, and no generator's state need be kept.
+
+Cost: :meth:`Snapshot.take` copies three times what is trained and stops training for so long; writing goes on beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from weitune.errors import NonFiniteError, RunError
+from weitune.files.json_text import json_text
+from weitune.model.lora.trainable_state import Trained
+from weitune.run.checkpoint import OPTIMIZER, STATE, Checkpoint
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_HEADER_BYTES, _JSON_BYTES = 160, 16_384
+"""What safetensors says of a tensor, and the other files of a checkpoint, roughly."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Copies on the CPU of all that a run needs to go on after ``step`` steps."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    """What :class:`.Trained` saves."""
+    config: bytes
+    names: tuple[str, str]
+    """Names of the files for configuration and tensors."""
+    moments: Mapping[str, Tensor]
+    """By the parameter's name in the model, a dot and AdamW's name of the moment; none for a parameter that never had
+    a gradient (an expert that no token was sent to)."""
+    state: Mapping[str, Any]
+
+    @classmethod
+    def take(cls, step: int, trained: Trained, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Snapshot:
+        """Copy what changes from step to step. Raises NonFiniteError if a number in it is not finite."""
+        tensors = {name: _copy(tensor) for name, tensor in trained.tensors().items()}
+        moments = {
+            f"{name}.{moment}": _copy(optimizer.state[parameter][moment])
+            for name, parameter in _parameters(trained)
+            if parameter in optimizer.state
+            for moment in _MOMENTS
+        }
+        broken = [name for name, tensor in (tensors | moments).items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise NonFiniteError(
+                f"after step {step} {len(broken)} tensors hold numbers that are not finite, such as {broken[0]}. "
+                "No checkpoint is made of them; the last good one is as it was."
+            )
+        return cls(step, tensors, trained.config(), trained.files, moments, state)
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much room its checkpoint needs."""
+        tensors = [*self.tensors.values(), *self.moments.values()]
+        return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + _JSON_BYTES
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Yield name and contents of every file of the checkpoint; one at a time is in memory."""
+        yield self.names[0], self.config
+        yield self.names[1], save(dict(self.tensors), metadata={"format": "pt"})
+        yield OPTIMIZER, save(dict(self.moments))
+        state = {"step": self.step, **self.state}
+        yield STATE, (json_text(state, indent=2, allow_nan=False) + "\n").encode()
+
+
+def restore(checkpoint: Checkpoint, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    """Put the tensors and the moments of ``checkpoint`` into ``trained`` and ``optimizer``, bit by bit.
+
+    Raises RunError, naming every tensor that does not fit, before anything has changed.
+    """
+    file = trained.files[1]
+    if not (checkpoint.folder / file).is_file():
+        raise RunError(
+            f"{checkpoint.folder} has no {file}", "Resume with the recipe and the model that the run began with."
+        )
+    tensors, moments = load_file(checkpoint.folder / file), load_file(checkpoint.folder / OPTIMIZER)
+    parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
+    shapes = {
+        f"{name}.{moment}": torch.Size() if moment == "step" else parameter.shape
+        for name, parameter in parameters.items()
+        for moment in _MOMENTS
+    }
+    _check_fit(checkpoint, file, tensors, trained.shapes())
+    _check_fit(checkpoint, OPTIMIZER, moments, shapes)
+    trained.load(tensors)
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _parameters(trained: Trained) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
+
+
+def _check_fit(
+    checkpoint: Checkpoint, file: str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]
+) -> None:
+    problems = [f"{name}: missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name}: shape {tuple(found[name].shape)}, but the model has {tuple(wanted[name])}"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name]
+    ]
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:10])
+        raise RunError(
+            f"{checkpoint.folder / file} does not fit the model; {len(problems)} tensors differ:\n  {shown}",
+            "Resume with the recipe and the model that the run began with.",
+        )

@@ -1,0 +1,149 @@
+"""Everything that can be said of a run before it starts, for ``weitune plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from weitune.errors import ModelError
+from weitune.forecast.device_memory import free_bytes
+from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
+from weitune.forecast.meta_model import Outline, outline
+from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
+from weitune.forecast.workload import Workload
+from weitune.model.load.load import choose_device, choose_dtype
+from weitune.model.load.locate import locate
+from weitune.recipe.schema import Recipe
+from weitune.training.inputs import Ingredients, gather
+from weitune.training.optim import warmup_note
+from weitune.training.reporter import Reporter
+from weitune.training.timing import Timing, measure
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a run of ``recipe`` holds and takes."""
+
+    recipe: Recipe
+    outline: Outline
+    notes: Sequence[str]
+    """What training would say before its first step."""
+    parts: Ingredients | None
+    """None if the model came without a tokenizer, so that its data could not be counted."""
+    workload: Workload | None
+    largest: PassSize
+    here: Fit
+    """This machine, in the format that the recipe asks for."""
+    fits: Sequence[Fit]
+    """Every target with the base stored in every way."""
+    ways: Sequence[str]
+    """If the run will not fit here: changes of the recipe, each of which makes it fit."""
+    disk: int
+    processes: int = 1
+    """Among which each step is divided; memory is that of one of them."""
+    timing: Timing | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for programs, memory in bytes."""
+        plan = self.parts.plan if self.parts else None
+        return {
+            "model": {"parameters": self.outline.parameters, "trainable": self.outline.trainable},
+            "data": self.parts.prepared.report.to_json() if self.parts else None,
+            "steps": plan.steps if plan else None,
+            "steps_per_epoch": plan.steps_per_epoch if plan else None,
+            "saved_by_sharing": self.workload.saved_by_sharing if self.workload else None,
+            "largest_pass": asdict(self.largest),
+            "processes": self.processes,
+            "here": _fit_json(self.here),
+            "targets": [_fit_json(each) for each in self.fits],
+            "ways_to_fit": list(self.ways),
+            "disk_bytes": self.disk,
+            "notes": list(self.notes),
+            "time": asdict(self.timing) if self.timing else None,
+        }
+
+
+class _Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def look_ahead(
+    recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = (), processes: int = 1
+) -> Outlook:
+    """Return the outlook of a run on this machine, and on GPUs given as (name, bytes of memory).
+
+    With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Nothing of
+    the model is needed but its configuration and its tokenizer. Raises InputError as training would.
+    """
+    notes = _Notes()
+    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
+    found = outline(files, recipe.lora)
+    parts: Ingredients | None = None
+    if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
+        parts = gather(recipe, notes, weights=False)
+        if note := warmup_note(parts.plan.steps, recipe.train):
+            notes.say(note)
+    else:
+        notes.say("no tokenizer beside the model: the data are not counted, and passes of full length are assumed")
+    largest, workload = _largest(recipe, found, parts, processes)
+    target = choose_device(device)
+    form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
+    free = free_bytes(target) // (processes if target.type == "cpu" else 1)
+    this = Target(f"this machine ({target.type})", target.type, free)
+    here = fit(found, recipe, this, form, largest, processes)
+    elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
+    targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
+    return Outlook(
+        recipe=recipe,
+        outline=found,
+        notes=notes.lines,
+        parts=parts,
+        workload=workload,
+        largest=largest,
+        here=here,
+        fits=[
+            fit(found, recipe, each, to, largest, processes)
+            for each, precision in targets
+            for to in formats(found, recipe, precision)
+        ],
+        ways=[] if here.fits else ways_to_fit(found, recipe, this, form, largest, processes),
+        disk=disk_bytes(found, recipe),
+        processes=processes,
+    )
+
+
+def timed(
+    outlook: Outlook, *, device: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Outlook:
+    """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
+    if outlook.parts is None:
+        raise ModelError("a model without a tokenizer cannot be measured", "Give the whole model.")
+    return replace(outlook, timing=measure(outlook.parts, outlook.outline, device=device, progress=progress))
+
+
+def _largest(
+    recipe: Recipe, found: Outline, parts: Ingredients | None, processes: int
+) -> tuple[PassSize, Workload | None]:
+    """Return the largest pass, unsplit, and the steps it was found in."""
+    if parts is None:
+        tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
+        return PassSize(tokens, tokens, recipe.tokens.max_length), None
+    workload = Workload.of(parts.examples, parts.plan, found.abilities.layout, MOST_TOKENS, processes=processes)
+    return replace(workload.largest, longest=parts.longest), workload
+
+
+def _fit_json(each: Fit) -> dict[str, Any]:
+    return {
+        "target": each.target.name, "memory_bytes": each.target.memory, "precision": each.format.precision,
+        "storage": each.format.storage, **asdict(each.chosen), "need": each.need.parts(),
+        "total_bytes": each.need.total, "fits": each.fits,
+    }  # fmt: skip

@@ -1,0 +1,211 @@
+"""GGUF files: what they hold, how they are quantized, that bytes repeat, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf.quants import dequantize
+
+from gguf import GGMLQuantizationType, GGUFReader
+from tests.export.runs import save_run, silent
+from tests.tiny import tiny_model, tiny_tokenizer
+from weitune import Run
+from weitune.errors import ModelError
+from weitune.export.formats.gguf_adapter import write_gguf_adapter
+from weitune.export.formats.gguf_file import GgufType, write_gguf
+from weitune.export.source.export_source import open_tuned
+from weitune.gguf.architecture import Architecture, architecture_of
+from weitune.gguf.metadata import rope_factors, shape_metadata
+from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
+
+
+def write(run: Run, path: Path, gguf_type: GgufType = "F32") -> Any:
+    tuned = open_tuned(run)
+    write_gguf(path, tuned, tuned.merged, gguf_type, template=tuned.template, progress=silent(""))
+    return GGUFReader(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return save_run(tmp_path_factory.mktemp("gguf") / "run", "llama")
+
+
+@pytest.mark.parametrize(
+    ("gguf_type", "matrix", "embedding", "error"),
+    [
+        ("F32", "F32", "F32", 0),
+        ("F16", "F16", "F16", 1e-3),
+        ("BF16", "BF16", "BF16", 8e-3),
+        ("Q8_0", "Q8_0", "Q8_0", 8e-3),
+        ("Q4_0", "Q4_0", "Q8_0", 0.13),
+    ],
+)
+def test_every_type_holds_the_merged_weights(
+    run: Run, gguf_type: GgufType, matrix: str, embedding: str, error: float, tmp_path: Path
+) -> None:
+    reader = write(run, tmp_path / "x.gguf", gguf_type)
+    tuned = open_tuned(run)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert tensors["blk.0.ffn_up.weight"].tensor_type.name == matrix
+    assert tensors["token_embd.weight"].tensor_type.name == tensors["output.weight"].tensor_type.name == embedding
+    assert tensors["blk.1.attn_norm.weight"].tensor_type.name == "F32"
+    for name, module in (("blk.0.ffn_up", "model.layers.0.mlp.up_proj"), ("output", "lm_head")):
+        stored = tensors[f"{name}.weight"]
+        expected = tuned.merged.read(f"{module}.weight", torch.float32).numpy()
+        found = dequantize(stored.data, stored.tensor_type).reshape(expected.shape)
+        scale = error if name != "output" or gguf_type != "Q4_0" else 8e-3
+        assert np.abs(found - expected).max() <= scale * np.abs(expected).max()
+
+
+def test_equal_runs_give_equal_bytes(run: Run, tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a", "b"):
+        write(run, tmp_path / f"{name}.gguf", "Q4_0")
+        write_gguf_adapter(tmp_path / f"{name}-adapter.gguf", open_tuned(run), silent(""))
+        files = [(tmp_path / f"{name}{kind}.gguf").read_bytes() for kind in ("", "-adapter")]
+        digests.add(hashlib.sha256(b"".join(files)).hexdigest())
+    assert len(digests) == 1
+
+
+def test_the_row_order_of_llama_can_be_undone() -> None:
+    llama = Architecture("llama", 4, 2)
+    q, k = torch.randn(64, 10), torch.randn(32)
+    for name, tensor in (("model.layers.0.self_attn.q_proj", q), ("model.layers.0.self_attn.k_proj", k)):
+        assert torch.equal(llama.to_huggingface(name, llama.to_gguf(name, tensor)), tensor)
+        assert not torch.equal(llama.to_gguf(name, tensor), tensor)
+    one_head = Architecture("llama", 1, 1)
+    rows = torch.tensor([0, 1, 2, 10, 11, 12])  # as the module's docstring draws it
+    assert one_head.to_gguf("x.q_proj", rows).tolist() == [0, 10, 1, 11, 2, 12]
+    assert torch.equal(Architecture("qwen2", 4, 2).to_gguf("model.layers.0.self_attn.q_proj", q), q)
+
+
+def test_every_name_comes_back() -> None:
+    llama = Architecture("llama", 4, 2)
+    for name in tiny_model("qwen3").state_dict():
+        module, _, kind = name.rpartition(".")
+        assert llama.huggingface_name(f"{llama.gguf_name(module)}.{kind}") == name
+    assert llama.huggingface_name("rope_freqs.weight") is None
+    assert llama.gguf_name("model.layers.0.mlp.experts.0.up_proj") is None
+
+
+def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None:
+    tuned = open_tuned(run)
+    base = tmp_path / "base.gguf"
+    write_gguf(base, tuned, tuned.base, "Q4_0", template=tuned.template_without_system, progress=silent(""))
+    second = save_run(tmp_path / "second", "llama", model=str(base))
+    reader = write(second, tmp_path / "merged.gguf", "Q4_0")
+    before = {tensor.name: tensor for tensor in GGUFReader(base).tensors}
+    after = {tensor.name: tensor for tensor in reader.tensors}
+    assert list(before) == list(after)
+    changed = [name for name in before if not np.array_equal(before[name].data, after[name].data)]
+    assert changed == [name for name in before if name.startswith("blk.") and "norm" not in name]
+    assert reader.fields["tokenizer.chat_template"].contents() == open_tuned(second).template
+    tokens = "tokenizer.ggml.tokens"
+    assert reader.fields[tokens].contents() == GGUFReader(base).fields[tokens].contents()
+
+
+def test_other_families_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="architecture GemmaForCausalLM") as error:
+        write(save_run(tmp_path / "run", "gemma", system=None), tmp_path / "x.gguf")
+    assert "merged" in error.value.cure
+
+
+def test_a_sliding_window_is_refused() -> None:
+    config = tiny_model("mistral", sliding_window=64).config
+    config.architectures = ["MistralForCausalLM"]
+    with pytest.raises(ModelError, match="window of 64 tokens"):
+        architecture_of(config)
+
+
+def test_dora_is_refused_for_an_adapter_file(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "llama", variant="dora")
+    with pytest.raises(ModelError, match="DoRA") as error:
+        write_gguf_adapter(tmp_path / "x.gguf", open_tuned(run), silent(""))
+    assert "--format gguf" in error.value.cure
+
+
+def test_llamas_rotary_scaling_is_transformers() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 512}  # fmt: skip
+    config = tiny_model("llama", head_dim=64, rope_parameters=rope, max_position_embeddings=4096).config
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 1 / 500000.0 ** (torch.arange(0, 64, 2) / 64)
+    factors = rope_factors(config)
+    assert factors is not None
+    assert torch.allclose(plain / factors, frequencies, rtol=1e-5)
+    assert rope_factors(tiny_model("llama").config) is None
+
+
+def test_other_rotary_scalings_are_said_or_refused() -> None:
+    config = tiny_model("llama").config
+    config.rope_parameters = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    assert shape_metadata("llama", config)["llama.rope.scaling.factor"].value == 2.0
+    config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}
+    with pytest.raises(ModelError, match="rotary"):
+        shape_metadata("llama", config)
+
+
+def test_numbers_without_a_token_are_filled_in() -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    fields = vocabulary_metadata(tokenizer, 512, [3, 4], "template")
+    tokens, types = fields["tokenizer.ggml.tokens"].value, fields["tokenizer.ggml.token_type"].value
+    assert len(tokens) == len(types) == 512
+    assert [types[tokenizer.convert_tokens_to_ids(token)] for token in ("<|im_end|>", "<think>", "a")] == [3, 4, 1]
+    assert tokens[511] == "[unused511]"
+    assert types[511] == 5
+    assert fields["tokenizer.ggml.eos_token_id"].value == 3
+    assert fields["tokenizer.ggml.eot_token_id"].value == 4
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "name"),
+    [
+        ({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}, "gpt-2"),
+        ({"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}, "smollm"),
+    ],
+)  # fmt: skip
+def test_the_way_to_split_text_is_recognised(pre_tokenizer: dict[str, Any], name: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = tiny_tokenizer("chatml")
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    core["pre_tokenizer"] = pre_tokenizer
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(core))
+    assert vocabulary_metadata(tokenizer, 512, [1], "")["tokenizer.ggml.pre"].value == name
+
+
+def test_an_unknown_way_to_split_text_is_refused() -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ModelError, match="does not know"):
+        vocabulary_metadata(tokenizer, 512, [1], "")
+
+
+def test_more_stop_tokens_than_gguf_can_name_are_refused() -> None:
+    assert [key.split(".")[-1] for key in end_metadata([7, 8, 9])] == ["eos_token_id", "eot_token_id", "eom_token_id"]
+    with pytest.raises(ModelError, match="any of 4 tokens"):
+        end_metadata([6, 7, 8, 9])
+
+
+def test_rows_that_do_not_divide_into_blocks_stay_f16(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "qwen2")
+    model = tiny_model("qwen2", intermediate_size=80)
+    model.save_pretrained(run.recipe.model)
+    from tests.tiny import save_tiny_adapter
+
+    save_tiny_adapter(run.path / "adapter", run.recipe.model)
+    tensors = {tensor.name: tensor.tensor_type for tensor in write(run, tmp_path / "x.gguf", "Q8_0").tensors}
+    assert tensors["blk.0.ffn_down.weight"] == GGMLQuantizationType.F16
+    assert tensors["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q8_0

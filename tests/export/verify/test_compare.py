@@ -1,0 +1,97 @@
+"""The comparison: what it lets pass, what it does not, and where it says the first difference is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from weitune.data.conversation import Conversation, Turn
+from weitune.export.verify.compare import Bounds, Check, Verdict, VerificationError, compare
+from weitune.export.verify.outputs import Observation
+from weitune.export.verify.prompts import Probe
+
+BOUNDS = Bounds(mean_difference=0.01, margin=0.1)
+PROBES = [
+    Probe(Conversation((Turn("user", question),)), (1, 2), (1, 2), (3, 4)) for question in ("Who are you?", "你是谁？")
+]
+SAME = Observation((1, 2), (7, 8, 9), True, (-1.0, -2.0), (3.0, 0.05, 2.0, 4.0))
+
+
+def checks(*found: Observation, running_on: tuple[int, ...] = ()) -> dict[str, Check]:
+    results = compare(PROBES, [SAME, SAME], found, BOUNDS, lambda token: f"t{token}", running_on)
+    return {check.name: check for check in results}
+
+
+def test_what_is_the_same_passes() -> None:
+    found = checks(SAME, SAME)
+    assert all(check.passed for check in found.values())
+    assert found["answers"].found == "2 of 2 are the same"
+
+
+def test_another_prompt_fails_at_its_first_token() -> None:
+    check = checks(SAME, replace(SAME, prompt=(1, 5)))["tokens"]
+    assert not check.passed
+    assert check.found == (
+        "prompt 2 ('你是谁？'): token 2 of the prompt is 2 't2' in base + adapter and 5 't5' in the export"
+    )
+    longer = checks(replace(SAME, prompt=(1, 2, 3)), SAME)["tokens"]
+    assert "token 3 of the prompt is the end in base + adapter and 3 't3' in the export" in longer.found
+
+
+@pytest.mark.parametrize(("greedy", "passed"), [((7, 1, 9), True), ((7, 8, 1), False), ((1, 8, 9), False)])
+def test_answers_may_part_only_at_a_near_tie(greedy: tuple[int, ...], passed: bool) -> None:
+    check = checks(replace(SAME, greedy=greedy), SAME)["answers"]
+    assert check.passed is passed
+    assert "1 of 2 are the same" in check.found
+
+
+def test_the_widest_margin_is_told() -> None:
+    check = checks(replace(SAME, greedy=(7, 1)), replace(SAME, greedy=(1,)))["answers"]
+    assert not check.passed
+    assert "prompt 2" in check.found
+    assert "3.0000 ahead of the second (bound 0.1)" in check.found
+
+
+def test_log_probabilities_have_a_bound_on_their_mean() -> None:
+    close = checks(replace(SAME, logprobs=(-1.03, -2.0)), SAME)["logprobs"]
+    assert close.passed
+    assert "mean difference 7.50e-03 (bound 0.01) over 4 tokens; the largest, 3.00e-02, at token 1 of answer 1" in (
+        close.found
+    )
+    assert not checks(replace(SAME, logprobs=(-1.05, -2.0)), SAME)["logprobs"].passed
+    assert not checks(replace(SAME, logprobs=(-0.95, -2.0)), SAME)["logprobs"].passed
+
+
+def test_an_answer_must_end_where_the_runs_does() -> None:
+    check = checks(replace(SAME, greedy=(7, 8, 9, 1, 2), stopped=False), SAME)["stop"]
+    assert not check.passed
+    assert "prompt 1 ('Who are you?'): the answer goes on after its end" in check.found
+    unclear = replace(SAME, margins=(3.0, 0.05, 2.0, 0.01))
+    results = compare(
+        PROBES[:1], [unclear], [replace(SAME, greedy=(7, 8, 9, 1), stopped=False)], BOUNDS, str
+    )  # fmt: skip
+    assert all(check.passed for check in results)
+
+
+def test_a_stop_token_that_does_not_stop_fails() -> None:
+    check = checks(SAME, SAME, running_on=(5,))["stop"]
+    assert not check.passed
+    assert check.found == "the export does not stop at 5 't5'"
+
+
+def test_an_engine_that_ends_answers_sooner_is_compared_up_to_there() -> None:
+    assert SAME.ended_at({8}) == replace(SAME, greedy=(7,), stopped=True)
+    assert SAME.ended_at({1}) is SAME
+    shorter = replace(SAME, greedy=(7,), margins=())
+    results = compare(PROBES[:1], [SAME.ended_at({8})], [shorter], BOUNDS, str)
+    assert [check.found for check in results if check.name == "answers"] == ["1 of 1 are the same"]
+
+
+def test_a_failed_verdict_is_an_error_that_names_what_failed() -> None:
+    verdict = Verdict("x", 2, BOUNDS, (Check("tokens", True, "fine"), Check("stop", False, "no end")))
+    error = VerificationError(verdict, "out.failed")
+    assert error.exit_code == 2
+    assert "stop: no end" in str(error)
+    assert "fine" not in str(error)
+    assert verdict.to_json()["verdict"] == "failed"

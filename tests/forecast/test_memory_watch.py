@@ -1,0 +1,127 @@
+"""Memory that will not do is told of with what is needed and the keys that lower it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import save_tiny, tiny_model
+from weitune.errors import ModelError, RunError
+from weitune.forecast import memory_watch
+from weitune.forecast.host_memory import HostMemory
+from weitune.forecast.memory_estimate import PassSize, pass_bytes
+from weitune.forecast.memory_watch import MemoryWatch, PassNeed, load_if_it_fits, weight_numbers
+from weitune.model.load.load import load_model, load_tokenizer
+from weitune.model.load.locate import locate
+from weitune.recipe.schema import Lora
+from weitune.training.build import Trainable, make_trainable
+
+CPU = torch.device("cpu")
+
+
+def test_weights_are_counted_from_headers(tmp_path: Path) -> None:
+    files = locate(str(save_tiny(tmp_path)))
+    model = tiny_model()
+    expected = sum(p.numel() for p in model.state_dict().values())
+    assert weight_numbers(files) in {expected, expected - model.lm_head.weight.numel()}  # the head may be tied
+
+
+def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = locate(str(save_tiny(tmp_path)))
+    tokenizer = load_tokenizer(files)
+    need = 4 * weight_numbers(files)
+    monkeypatch.setattr(memory_watch, "load_weights", lambda *a, **k: "loaded")
+    monkeypatch.setattr(memory_watch, "host_memory", lambda: HostMemory(need, 1 << 40))
+    assert load_if_it_fits(files, tokenizer, "fp32", "cpu") == "loaded"
+    monkeypatch.setattr(memory_watch, "host_memory", lambda: HostMemory(need - 1, 1 << 40))
+    with pytest.raises(ModelError) as caught:
+        load_if_it_fits(files, tokenizer, "fp32", "cpu")
+    assert f"the weights of '{tmp_path}' need" in str(caught.value)
+    assert "--train.storage bf16" in caught.value.cure
+    assert load_if_it_fits(files, tokenizer, "bf16", "cpu") == "loaded"
+    assert load_if_it_fits(files, tokenizer, "fp32", "cpu", "nf4") == "loaded"
+
+
+def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ModelError("the model cannot be loaded") from torch.OutOfMemoryError("CUDA out of memory")
+
+    files = locate(str(save_tiny(tmp_path)))
+    monkeypatch.setattr(memory_watch, "load_weights", refuse)
+    with pytest.raises(ModelError, match=r"need .* in float32, and .* are free"):
+        load_if_it_fits(files, load_tokenizer(files), "fp32", "cpu")
+
+
+class TestNeed:
+    @pytest.fixture
+    def trainable(self, tmp_path: Path) -> Trainable:
+        return make_trainable(
+            load_model(str(save_tiny(tmp_path)), precision="fp32", device="cpu"), Lora(), seed=0, base=""
+        )
+
+    def test_of_a_pass(self, trainable: Trainable) -> None:
+        need = PassNeed.of(trainable, PassSize(2048, 500, 300))
+        assert need.bytes == sum(pass_bytes(trainable.shape, need.size, trainable.manner))
+        assert need.beside > 0  # gradients and moments
+        assert "Lower train.micro_tokens below 2,048" in need.cure
+
+    def test_of_one_example_longer_than_a_pass(self, trainable: Trainable) -> None:
+        need = PassNeed.of(trainable, PassSize(900, 500, 900))
+        assert "tokens.max_length" in need.cure
+
+
+def watch(
+    monkeypatch: pytest.MonkeyPatch, *, available: int, total: int, peak: int = 0, resident: int = 0
+) -> MemoryWatch:
+    monkeypatch.setattr(memory_watch, "host_memory", lambda: HostMemory(available, total))
+    monkeypatch.setattr(memory_watch, "free_bytes", lambda device: available)
+    monkeypatch.setattr(memory_watch, "peak_bytes", lambda device: peak)
+    monkeypatch.setattr(memory_watch, "resident_bytes", lambda: resident)
+    return MemoryWatch(PassNeed(PassSize(1000, 500, 200), 1000 << 20, 200 << 20), CPU)
+
+
+def test_it_is_foreseen_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch(monkeypatch, available=2000 << 20, total=1 << 40).foreseen() == ""
+    told = watch(monkeypatch, available=500 << 20, total=1 << 40).foreseen()
+    assert (
+        "one forward pass of 1,000 tokens takes about 1.0 GiB, weights and training states another 0.2 GiB, and" in told
+    )
+    assert "train.micro_tokens" in told
+
+
+def test_what_a_step_left_at_its_peak_counts_and_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 1 << 30
+    assert watch(monkeypatch, available=10 * gib, total=64 * gib, peak=20 * gib, resident=15 * gib).scarce() == ""
+    short = watch(monkeypatch, available=6 * gib, total=64 * gib, peak=20 * gib, resident=15 * gib)
+    assert "at its peak, a step leaves 1.0 GiB of 64.0 GiB" in short.scarce()
+    assert short.scarce() == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
+def test_running_out_is_explained(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with pytest.raises(RunError) as caught, watch(monkeypatch, available=1 << 30, total=1 << 40).explained("`again`"):
+        raise error
+    assert "memory ran out: " in str(caught.value)
+    assert "Lower train.micro_tokens below 1,000" in str(caught.value)
+    assert "Go on from the last checkpoint with `again`." in str(caught.value)
+
+
+def test_torch_s_own_refusal_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert memory_watch.is_out_of_memory(caught.value)
+
+
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), watch(monkeypatch, available=0, total=1).explained("x"):
+        raise RuntimeError("shapes do not match")

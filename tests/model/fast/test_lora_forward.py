@@ -1,0 +1,99 @@
+"""A group of projections with dropout and DoRA against PEFT's layers under the very same masks.
+
+PEFT's side computes norms in float32 even in a float64 model, so equal means equal to about five digits here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.model.fast.test_attention import text
+from tests.model.fast.test_block import CPU, adapted_model, distance
+from weitune.data.pack import pack
+from weitune.model.fast.attention import Tree
+from weitune.model.fast.block import run_block
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.lora_forward import PIECE_ELEMENTS, GroupPass
+
+T = 6
+
+
+class Given(nn.Module):
+    """Dropout whose mask was drawn by somebody else."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask
+
+
+def run_with_masks_of(block: Any, dropout: DropoutString, layer: Any) -> None:
+    """Let PEFT's layers drop what the block is about to drop, in the order in which it draws."""
+    torch.manual_seed(3)
+    for group, names in zip(block.groups, (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)), strict=True):
+        drawn = GroupPass.draw(group, dropout)
+        for name in names:
+            owner = layer.self_attn if name in "qkvo" else layer.mlp
+            projection = getattr(owner, f"{name}_proj")
+            projection.lora_dropout["default"] = Given(drawn.mask(T) * drawn.kept)
+    torch.manual_seed(3)
+
+
+@pytest.mark.parametrize("slices", [False, True], ids=["whole", "slices"])
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if slices:
+        monkeypatch.setattr("weitune.model.fast.block.SLICE_COLUMNS", (16, 48))
+        monkeypatch.setattr("weitune.model.fast.lora_forward.PIECE_ELEMENTS", (PIECE_ELEMENTS[0], 200))
+    adapted = adapted_model("qwen2", r=3, dropout=0.4, dora=dora).train()
+    model = adapted.get_base_model()
+    decoder, layer = BlockDecoder.of(model), model.get_decoder().layers[0]
+    block = decoder._blocks[0]
+    tree = Tree.of(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weights = (torch.randn(T, 64, dtype=torch.float64, generator=draw) for _ in range(2))
+    run = decoder.begin(hidden, tree, training=True, keep_feed_forward=keep)
+    run_with_masks_of(block, run.dropout, layer)
+
+    def slopes(function: Any) -> tuple[Tensor, list[Tensor]]:
+        leaf = hidden.clone().requires_grad_()
+        output = function(leaf)
+        return output.detach(), list(torch.autograd.grad((output * weights).sum(), [leaf, *block.parameters]))
+
+    ours, our_slopes = slopes(lambda leaf: run_block(block, leaf, run))
+    theirs, their_slopes = slopes(
+        lambda leaf: layer(leaf[None], attention_mask=None, position_embeddings=run.attention.rotary, tree=tree)[0]
+    )
+    assert distance(ours, theirs) < 1e-5
+    assert len(our_slopes) == 1 + 7 * (3 if dora else 2)
+    for our, their in zip(our_slopes, their_slopes, strict=True):
+        assert their.abs().max() > 0
+        assert distance(our, their) < 1e-4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradcheck_of_doras_magnitudes_and_input(dropout: float) -> None:
+    """A and B are left out: that DoRA takes the norm as constant is not what differences of the output see."""
+    adapted = adapted_model("qwen2", r=2, dropout=dropout, dora=True)
+    decoder = BlockDecoder.of(adapted.get_base_model())
+    block = decoder._blocks[0]
+    tree = Tree.of(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
+    hidden = torch.randn(T, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    run = decoder.begin(hidden, tree, training=True)
+    run.once = False
+
+    def output(hidden: Tensor, *_: Tensor) -> Tensor:
+        torch.manual_seed(3)  # the same masks every time
+        return run_block(block, hidden, run)
+
+    magnitudes = [p.magnitude for group in block.groups for p in group.projections]
+    assert len(magnitudes) == 7
+    assert torch.autograd.gradcheck(output, (hidden.requires_grad_(), *magnitudes), fast_mode=True)

@@ -1,0 +1,82 @@
+"""What a model can do is found by trying it, for architectures of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
+from weitune.model.capabilities import _TOLERANCE, probe
+from weitune.model.fast import attention
+
+
+def build(family: str, **overrides: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {**SHAPE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, **overrides}
+    del shape["attn_implementation"]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("family", TEMPLATE_OF)
+def test_the_common_families_share_rows(family: str) -> None:
+    model = tiny_model(family)
+    abilities = probe(model)
+    assert abilities.shares_rows, abilities.why_not
+    assert abilities.plain_head
+    assert model.config._attn_implementation == attention.BLOCKS
+
+
+@pytest.mark.parametrize("family", ["olmo2", "qwen3_moe", "gemma3_text", "phi3"])
+def test_other_softmax_families_share_rows_without_being_named(family: str) -> None:
+    assert probe(build(family)).shares_rows
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "reason"),
+    [
+        ("qwen3_next", {}, "linear_attention"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "conv"),
+        ("mamba", {}, ""),
+        ("gemma2", {}, "softcap"),
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
+    ],
+)
+def test_models_that_mix_tokens_otherwise_do_not(family: str, overrides: dict[str, Any], reason: str) -> None:
+    model = build(family, **overrides)
+    before = model.config._attn_implementation
+    abilities = probe(model)
+    assert not abilities.shares_rows
+    assert reason in abilities.why_not
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"), [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.5}), ("gemma2", {})]
+)
+def test_heads_that_scale_or_cap_their_logits_are_seen(family: str, overrides: dict[str, Any]) -> None:
+    assert not probe(build(family, **overrides)).plain_head
+
+
+def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose branches see each other must never pass: this is what the probe is for."""
+    everything_before = lambda tree, rows, keys, window=None: keys[None, :] <= rows[:, None]  # noqa: E731
+    monkeypatch.setattr(attention.Tree, "seen", everything_before)
+    assert "mix" in probe(tiny_model("qwen2")).why_not
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_rounding_is_not_taken_for_a_leak(leaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep model in 16 bits may move by more than is expected of one; then it moves by as much alone in a row."""
+    model = tiny_model().bfloat16()
+    if leaks:
+        monkeypatch.setattr(attention.Tree, "seen", lambda tree, rows, keys, window=None: keys[None] <= rows[:, None])
+    for tolerance, passes in ((3e-3, True), (5e-4, False)):  # its rounding is 4e-3
+        monkeypatch.setitem(_TOLERANCE, torch.bfloat16, tolerance)
+        abilities = probe(model)
+        assert abilities.shares_rows is (passes and not leaks)
+        assert ("mix" in abilities.why_not) is not abilities.shares_rows
+        model.set_attn_implementation("eager")

@@ -1,0 +1,76 @@
+"""What recorded passes do beside recording, which needs a GPU (:mod:`tests.gpu.test_cuda`)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from tests.invariant.test_oracle import examples_with_forks
+from tests.tiny import tiny_model
+from weitune.data.pack import pack
+from weitune.model.cuda_graph import RecordedPasses, can_record
+from weitune.model.fast.attention import register
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.lora.adapter import attach_adapter
+from weitune.model.supervised import Row, SupervisedModel
+from weitune.recipe.schema import Lora
+from weitune.training.optim import seed_step
+
+
+def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
+    register()
+    model = tiny_model("qwen2")
+    adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
+    supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    batches = [pack(examples_with_forks(count, vocabulary=400)) for count in (6, 40)]
+    losses = [supervised(Row.of(batch, torch.device("cpu"))) for batch in batches]
+    expected = [slope.clone() for slope in torch.autograd.grad(0.5 * sum(losses), trained)]
+    norm = torch.nn.utils.get_total_norm(expected)
+    passes, before = RecordedPasses(supervised, most_tokens=0), torch.get_rng_state()
+    for _ in range(3):
+        passes.forget()
+        for batch, loss in zip(batches, losses, strict=True):
+            assert passes.take(batch)
+            assert float(passes.run(batch, 0.5)) == pytest.approx(float(loss.detach()), rel=1e-6)
+        for parameter, slope in zip(trained, expected, strict=True):
+            assert (parameter.grad - slope).norm() <= 1e-5 * slope.norm()
+    assert torch.get_rng_state().equal(before)
+    assert float(passes.clip(float(norm) / 2)) == pytest.approx(float(norm), rel=1e-5)
+    assert float(passes.clip(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)
+
+
+def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("CUDAGraph", "current_stream", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    monkeypatch.setattr("weitune.model.cuda_graph._release_generator", lambda device: None)
+    register()
+    model = tiny_model("qwen2")
+    adapted = attach_adapter(model, Lora(dropout=0.1), seed=1, base="tiny")
+    passes = RecordedPasses(SupervisedModel(model, blocks=BlockDecoder.of(model)).train())
+    batch, calls = pack(examples_with_forks(12, vocabulary=400)), []
+
+    def fails_in_the_recording(module: torch.nn.Module, given: object, states: torch.Tensor) -> None:
+        calls.append(states)
+        if len(calls) == 2:
+            raise RuntimeError("this cannot be recorded")
+
+    model.get_decoder().norm.register_forward_hook(fails_in_the_recording)
+    found = []
+    for turn in range(3):
+        seed_step(42, 1, 0)
+        passes.forget()
+        with pytest.warns(RuntimeWarning, match="cannot be recorded") if turn == 1 else nullcontext():
+            loss = passes.run(batch, 1.0)
+        found.append([loss, *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
+    assert len(calls) == 4  # as it is, the recording, and two in its place
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+def test_only_what_lies_on_one_gpu_is_recorded() -> None:
+    assert not can_record(tiny_model("qwen2"))

@@ -1,0 +1,84 @@
+"""events.jsonl: appended line by line, whole after a tear, without a step twice after a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weitune.run.events import FILE, EventLog, read_events
+
+
+def write_steps(folder: Path, steps: range, keep: int | None = None) -> None:
+    log = EventLog(folder, keep_steps=keep)
+    for step in steps:
+        log.write("step", time=log.seconds + step, step=step, loss=1 / step)
+    log.close()
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [event["step"] for event in read_events(folder) if event["event"] == "step"]
+
+
+def test_it_grows_by_whole_lines(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    before = (tmp_path / FILE).read_bytes()
+    write_steps(tmp_path, range(4, 6), keep=3)
+    after = (tmp_path / FILE).read_bytes()
+    assert after.startswith(before)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_tear_anywhere_is_healed(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    whole = (tmp_path / FILE).read_bytes()
+    last = whole[:-1].rindex(b"\n") + 1
+    for end in range(last, len(whole)):
+        (tmp_path / FILE).write_bytes(whole[:end])
+        assert steps_of(tmp_path) == [1, 2]
+        write_steps(tmp_path, range(3, 5), keep=2)
+        assert steps_of(tmp_path) == [1, 2, 3, 4]
+
+
+def test_lines_of_zeros_as_a_power_cut_leaves_them(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b"\0" * 300)
+    assert steps_of(tmp_path) == [1, 2, 3]
+    write_steps(tmp_path, range(4, 5), keep=3)
+    assert steps_of(tmp_path) == [1, 2, 3, 4]
+
+
+def test_steps_to_come_are_taken_out_and_the_rest_stays(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    assert log.empty
+    for step in (1, 2, 3):
+        log.write("step", time=step, step=step)
+    log.write("checkpoint", time=3.5, step=3)
+    log.write("not finite", time=4.0, step=4, loss=float("nan"))
+    log.close()
+    log = EventLog(tmp_path, keep_steps=2)
+    assert not log.empty
+    assert log.seconds == 4.0
+    log.close()
+    found = list(read_events(tmp_path))
+    assert [(event["event"], event["step"]) for event in found] == [("step", 1), ("step", 2), ("not finite", 4)]
+    assert found[-1]["loss"] == "nan"
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_every_number_is_written_as_it_is(tmp_path_factory: pytest.TempPathFactory, number: float) -> None:
+    folder = tmp_path_factory.mktemp("events")
+    log = EventLog(folder)
+    log.write("step", step=1, loss=number)
+    log.close()
+    line = (folder / FILE).read_text(encoding="utf-8")
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["loss"]
+    assert str(float(found)) == str(number)
+
+
+def test_no_file_is_no_events(tmp_path: Path) -> None:
+    assert list(read_events(tmp_path)) == []
