@@ -26,7 +26,7 @@ from weitune import Recipe, Run, train
 from weitune.cli.shared.terminal import quiet_libraries
 from weitune.data.read import sources
 from weitune.errors import WeituneError
-from weitune.export.options import Order
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.model.load.load import load_model
 
@@ -53,9 +53,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "none": {},
 }
 ORDERS = {
-    "merged": Order("merged", dtype=torch.float32, prompts=4),
-    "gguf": Order("gguf", "F16", prompts=4),
-    "adapter": Order("gguf-adapter", prompts=4),
+    "merged": ExportOptions("merged", dtype=torch.float32, prompts=4),
+    "gguf": ExportOptions("gguf", "F16", prompts=4),
+    "adapter": ExportOptions("gguf-adapter", prompts=4),
 }
 
 
@@ -139,7 +139,7 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def exported(run: Run, folder: Path, order: Order) -> str:
+def exported(run: Run, folder: Path, order: ExportOptions) -> str:
     """Export a run and return what became of it."""
     try:
         verdict = export(run, folder, order).verdict

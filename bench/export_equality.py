@@ -33,11 +33,11 @@ from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import GGUF_TYPES, GgufType, write_gguf
 from weitune.export.formats.merged import write_merged
 from weitune.export.smoothing import LEVELS, smoothed
-from weitune.export.source.export_source import Tuned, open_tuned
-from weitune.export.verify.compare import differences, partings
-from weitune.export.verify.outputs import ANSWER_TOKENS, Observation, TransformersSubject, merged_subject, reference
+from weitune.export.source.export_source import ExportSource, open_export_source
+from weitune.export.verify.compare import differences, divergences
+from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, TransformersSubject, merged_subject, reference
 from weitune.export.verify.outputs_gguf import LlamaCppSubject, gguf_subject
-from weitune.export.verify.prompts import Probe, choose_probes
+from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.export.verify.verification import observed
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,10 +62,10 @@ class Figures:
         self.path.write_text(json.dumps(self.found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def compared(expected: Sequence[Observation], found: Sequence[Observation]) -> dict[str, Any]:
+def compared(expected: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str, Any]:
     """Return how far observations are apart."""
     each = [difference for difference, _, _ in differences(expected, found)]
-    parted = partings(expected, found)
+    parted = divergences(expected, found)
     return {
         "prompts": len(expected),
         "same_prompts": sum(a.prompt == b.prompt for a, b in zip(expected, found, strict=True)),
@@ -78,13 +78,13 @@ def compared(expected: Sequence[Observation], found: Sequence[Observation]) -> d
     }
 
 
-def token_equality(tuned: Tuned, subject: LlamaCppSubject) -> dict[str, Any]:
+def token_equality(tuned: ExportSource, subject: LlamaCppSubject) -> dict[str, Any]:
     """Frame and tokenize every dialogue of the data in three ways, and count those that differ."""
     rows = other = strange = tokens = 0
     for conversation in read_conversations(tuned.recipe.data, read_options(tuned.recipe)):
         asked = Conversation(conversation.turns[:-1])
         prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
-        probe = Probe(asked, prompt, prompt, ())
+        probe = VerificationPrompt(asked, prompt, prompt, ())
         theirs = tuned.tokenizer.apply_chat_template(
             probe.messages, chat_template=tuned.template, add_generation_prompt=True, return_dict=False
         )
@@ -94,7 +94,9 @@ def token_equality(tuned: Tuned, subject: LlamaCppSubject) -> dict[str, Any]:
     return {"rows": rows, "tokens": tokens, "differ_in_transformers": other, "differ_in_llama_cpp": strange}
 
 
-def logit_difference(run: TransformersSubject, merged: TransformersSubject, probes: Sequence[Probe]) -> dict[str, Any]:
+def logit_difference(
+    run: TransformersSubject, merged: TransformersSubject, probes: Sequence[VerificationPrompt]
+) -> dict[str, Any]:
     """Return the largest difference of any logit over prompts and answers: in float32, and with products in float64.
 
     The latter shows the file alone. How far float32 takes base + adapter and the merged model from it is told too.
@@ -114,9 +116,9 @@ def logit_difference(run: TransformersSubject, merged: TransformersSubject, prob
     }  # fmt: skip
 
 
-def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
+def measure(tuned: ExportSource, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
     """Write and measure one export after the other."""
-    probes, notes = choose_probes(tuned, count)
+    probes, notes = choose_prompts(tuned, count)
     figures.add("probes", {"count": len(probes), "notes": notes})
     longest = max(max(len(each.prompt) + ANSWER_TOKENS, len(each.context + each.answer)) for each in probes) + 1
     end = tuned.framing.end_of_turn
@@ -130,7 +132,7 @@ def measure(tuned: Tuned, types: Sequence[GgufType], count: int, figures: Figure
     expected = observed(run, probes, silent)
     del run
 
-    in_llama_cpp: dict[str, list[Observation]] = {}
+    in_llama_cpp: dict[str, list[Outputs]] = {}
     for gguf_type in types:
         path = scratch / f"{gguf_type}.gguf"
         model = smoothed(tuned, gguf_type, lambda title: silent)
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("--name", help="end of the result's file name  [default: the run's name]")
     options = parser.parse_args()
     types = cast("list[GgufType]", options.types.split(","))
-    tuned = open_tuned(Run(options.run))
+    tuned = open_export_source(Run(options.run))
     figures = Figures(
         options.name or tuned.name, model=Path(tuned.recipe.model).name, tied=tuned.config.tie_word_embeddings,
         cores=len(os.sched_getaffinity(0)),

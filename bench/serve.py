@@ -28,7 +28,7 @@ from bench.compare import peak_flops
 from bench.serving import Service, keep, service
 from weitune import Run
 from weitune.data.conversation import Conversation, Turn
-from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.outputs import TransformersSubject, reference
 
 QUESTION = "第{}个问题：你今天做了什么，见了什么人，心里又在想什么？"
@@ -39,7 +39,7 @@ def conversation(number: int) -> Conversation:
     return Conversation((Turn("user", QUESTION.format(number)),))
 
 
-def plain(model: Any, tuned: Tuned, number: int, tokens: int) -> float:
+def plain(model: Any, tuned: ExportSource, number: int, tokens: int) -> float:
     """Return tokens per second of ``generate``."""
     prompt = tuned.framing.prompt(tuned.asked(conversation(number)))
     ids = torch.tensor([prompt])
@@ -53,7 +53,7 @@ def plain(model: Any, tuned: Tuned, number: int, tokens: int) -> float:
     return tokens / seconds
 
 
-def one(server: Service, tuned: Tuned, number: int, tokens: int) -> float:
+def one(server: Service, tuned: ExportSource, number: int, tokens: int) -> float:
     """Return tokens per second of one client."""
     began = time.perf_counter()
     reply = server.chat(
@@ -65,7 +65,7 @@ def one(server: Service, tuned: Tuned, number: int, tokens: int) -> float:
     return tokens / seconds
 
 
-def together(server: Service, tuned: Tuned, first: int, tokens: int, clients: int) -> float:
+def together(server: Service, tuned: ExportSource, first: int, tokens: int, clients: int) -> float:
     """Return tokens per second of all clients in sum."""
     with ThreadPoolExecutor(clients) as pool:
         began = time.perf_counter()
@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    tuned = open_tuned(Run(options.run))
+    tuned = open_export_source(Run(options.run))
     subject: TransformersSubject = reference(tuned)  # the base's layers with the adapter beside them, as PEFT has it
     rates: dict[str, list[float]] = {"plain": [], "one": [], "together": []}
     peaks = []

@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.serving import Service, keep, service, wait_for
 from weitune import Run
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 
 ASK = {"messages": [{"role": "user", "content": "你是谁？"}], "max_tokens": 2000}
 BODY_LIMIT = 1 << 20
@@ -122,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     limits = ("--slots", "4", "--queue", str(options.clients), "--max-body", str(BODY_LIMIT))
     model = options.run.resolve().name
-    stops = open_tuned(Run(options.run)).stop_tokens
+    stops = open_export_source(Run(options.run)).stop_tokens
     with service(options.run, *limits) as server:
         server.chat(**{**ASK, "model": model, "max_tokens": 8})
         result: dict[str, Any] = {"resident_bytes_before": server.resident_bytes()}

@@ -37,7 +37,7 @@ from bench.serving import keep
 from weitune import Run
 from weitune.data.conversation import Conversation, Turn
 from weitune.evaluate.general import general_questions
-from weitune.export.options import Order
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.generate.run_folder import Which
 from weitune.serve.served_models import open_all
@@ -200,7 +200,7 @@ def figures(python: str, run: Run, questions: Sequence[str], length: int, scratc
     with vllm(python, command.arguments, command.environment, listening.port) as server:
         result["adapter"] = compared(server, name, run, own, length)
         result["base"] = compared(server, "base", run, base, length)
-    merged = export(run, scratch / "merged", Order("merged", prompts=0)).folder
+    merged = export(run, scratch / "merged", ExportOptions("merged", prompts=0)).folder
     port = free_port()
     plain = ["vllm", "serve", str(merged), "--served-model-name", name, "--port", str(port), "--max-model-len", "1024",
              "--dtype", "float32"]  # fmt: skip

@@ -46,13 +46,13 @@ def test_hints_and_reports_can_be_copied(name: str, tmp_path: Path) -> None:
     with pytest.raises(RunError) as refused, refusals_explained(run.path):
         raise OSError
     for error in (taken.value, refused.value):
-        command = re.search(r"`(weitune train --resume .*)`", error.cure, re.DOTALL)
+        command = re.search(r"`(weitune train --resume .*)`", error.fix, re.DOTALL)
         assert command
         assert shlex.split(command[1]) == ["weitune", "train", "--resume", str(run.path)]
     (run.path / "adapter").rename(tmp_path / "away")
     with pytest.raises(RunError) as empty:
         run.adapter_folder()
-    assert shlex.split(empty.value.cure.partition("  ")[2]) == ["weitune", "train", "--resume", str(run.path)]
+    assert shlex.split(empty.value.fix.partition("  ")[2]) == ["weitune", "train", "--resume", str(run.path)]
     record = RunRecord(run.path, run.recipe, {}, {}, (), None)
     chat, _, export, _ = (shlex.split(line) for line in _split_commands(_commands(record)))
     assert chat == ["weitune", "chat", str(run.path)]
@@ -67,4 +67,4 @@ def test_a_name_for_a_second_run_can_be_copied(tmp_path: Path) -> None:
     first, second = save_run(tmp_path / "a" / "my run"), save_run(tmp_path / "b" / "my run")
     with pytest.raises(InputError) as error:
         named_runs([str(first.path), str(second.path)])
-    assert shlex.split(error.value.cure.partition("  ")[2]) == [f"another-name={second.path}"]
+    assert shlex.split(error.value.fix.partition("  ")[2]) == [f"another-name={second.path}"]

@@ -16,19 +16,19 @@ class WeituneError(Exception):
 
 
 class InputError(WeituneError):
-    """Something the user gave is wrong: ``message`` says what and where, ``cure`` how to mend it."""
+    """Something the user gave is wrong: ``message`` says what and where, ``fix`` how to fix it."""
 
     exit_code = 2
 
-    def __init__(self, message: str, cure: str = "") -> None:
-        """Keep ``message`` (one sentence or a small list) and ``cure`` (what to do) apart for the command line."""
+    def __init__(self, message: str, fix: str = "") -> None:
+        """Keep ``message`` (one sentence or a small list) and ``fix`` (what to do) apart for the command line."""
         super().__init__(message)
         self.message = message
-        self.cure = cure
+        self.fix = fix
 
     def __str__(self) -> str:
-        """Return the message followed by the cure."""
-        return f"{self.message}\n{self.cure}" if self.cure else self.message
+        """Return the message followed by the fix."""
+        return f"{self.message}\n{self.fix}" if self.fix else self.message
 
 
 class RecipeError(InputError):
@@ -38,9 +38,9 @@ class RecipeError(InputError):
 class DataError(InputError):
     """Rows, files or encodings are not what they must be; :attr:`problems` has every one of them."""
 
-    def __init__(self, message: str, cure: str = "", problems: Sequence[object] = ()) -> None:
+    def __init__(self, message: str, fix: str = "", problems: Sequence[object] = ()) -> None:
         """Keep every problem found, so that programs need not read the message."""
-        super().__init__(message, cure)
+        super().__init__(message, fix)
         self.problems = tuple(problems)
 
 

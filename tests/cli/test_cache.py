@@ -20,7 +20,7 @@ from weitune.cli.cache_contents import delete, entries
 from weitune.data.prepare.cache import data_cache
 from weitune.errors import InputError, ModelError
 from weitune.export.cached_base import base_file
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 from weitune.files import cache as cache_module
 from weitune.files.cache import cache_folder, check_room, size_text
 from weitune.model.load import locate
@@ -195,18 +195,18 @@ def test_a_real_cache_is_known_and_made_again(tmp_path: Path, monkeypatch: pytes
 
     recipe = load_recipe(str(run.path / "recipe.yaml"), {"output": str(tmp_path / "again")})
     train(recipe, device="cpu")
-    made = base_file(open_tuned(run), "Q8_0", silent)
+    made = base_file(open_export_source(run), "Q8_0", silent)
     then = time.time() - 9 * DAY
     os.utime(made, (then, then))
     found = {entry.kind: entry for entry in entries()}
     assert found["data"].owner == recipe.data[0]
     assert found["gguf"].owner == "captain"
     assert found["gguf"].bytes == made.stat().st_size
-    base_file(open_tuned(run), "Q8_0", silent)
+    base_file(open_export_source(run), "Q8_0", silent)
     assert made.stat().st_mtime > then + 8 * DAY
     assert sum(map(delete, entries())) == sum(entry.bytes for entry in found.values())
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert base_file(open_tuned(run), "Q8_0", silent).is_file()
+    assert base_file(open_export_source(run), "Q8_0", silent).is_file()
 
 
 Usage = namedtuple("Usage", "total used free")
@@ -221,11 +221,11 @@ def test_room_is_looked_at_before_anything_is_written(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     run = save_run(tmp_path / "run")
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     full_disk(monkeypatch, 100)
     with pytest.raises(InputError, match=r"the base as Q8_0 needs .* kB in .*gguf', and 100 bytes are free") as caught:
         base_file(tuned, "Q8_0", silent)
-    assert "weitune cache clear" in caught.value.cure
+    assert "weitune cache clear" in caught.value.fix
     assert cli.main(["train", str(run.path / "recipe.yaml"), "--output", str(tmp_path / "new"), "--device", "cpu"]) == 2
     told = capsys.readouterr().err
     need = Path(run.recipe.data[0]).stat().st_size // 2

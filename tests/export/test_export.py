@@ -12,7 +12,7 @@ from tests.export.runs import DIALOGUES, SYSTEM, save_run
 from weitune import Run
 from weitune.errors import InputError, MissingExtraError, RunError
 from weitune.export import run as export_module
-from weitune.export.options import Format, Order
+from weitune.export.options import ExportOptions, Format
 from weitune.export.run import Exported, export
 from weitune.export.verify.compare import VerificationError
 
@@ -40,14 +40,14 @@ def checked(exported: Exported) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged(runs: dict[str, Run], family: str, tmp_path: Path) -> None:
-    found = checked(export(runs[family], tmp_path / "out", Order("merged")))
+    found = checked(export(runs[family], tmp_path / "out", ExportOptions("merged")))
     assert found["answers"] == "4 of 4 are the same"
 
 
 @needs_llama_cpp
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gguf_in_llama_cpp(runs: dict[str, Run], family: str, tmp_path: Path) -> None:
-    found = checked(export(runs[family], tmp_path / "out", Order("gguf", "F32")))
+    found = checked(export(runs[family], tmp_path / "out", ExportOptions("gguf", "F32")))
     assert found["answers"] == "4 of 4 are the same"
 
 
@@ -56,7 +56,7 @@ def test_gguf_in_llama_cpp(runs: dict[str, Run], family: str, tmp_path: Path) ->
 @pytest.mark.parametrize("variant", ["lora", "rslora"])
 def test_an_adapter_file_on_its_base(family: str, variant: str, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", family, variant=variant)
-    exported = export(run, tmp_path / "out", Order("gguf-adapter"))
+    exported = export(run, tmp_path / "out", ExportOptions("gguf-adapter"))
     checked(exported)
     if (family, variant) == ("llama", "rslora"):  # its first answer writes a token that llama.cpp ends at by its name
         assert exported.verdict is not None
@@ -65,7 +65,7 @@ def test_an_adapter_file_on_its_base(family: str, variant: str, tmp_path: Path) 
 
 @needs_llama_cpp
 def test_dora_is_merged_into_a_gguf(tmp_path: Path) -> None:
-    checked(export(save_run(tmp_path / "run", "llama", variant="dora"), tmp_path / "out", Order("gguf", "F16")))
+    checked(export(save_run(tmp_path / "run", "llama", variant="dora"), tmp_path / "out", ExportOptions("gguf", "F16")))
 
 
 @needs_llama_cpp
@@ -77,13 +77,13 @@ def test_llamas_rotary_scaling_reaches_llama_cpp(tmp_path: Path) -> None:
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
     tiny_model("llama", rope_parameters=rope).save_pretrained(run.recipe.model)
     save_tiny_adapter(run.path / "adapter", run.recipe.model)
-    checked(export(run, tmp_path / "out", Order("gguf", "F32")))
+    checked(export(run, tmp_path / "out", ExportOptions("gguf", "F32")))
 
 
 @needs_llama_cpp
 def test_the_tutorials_framing_is_exported(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "qwen2", tokens={"template": "tutorial"})
-    exported = export(run, tmp_path / "out", Order("gguf", "F32"))
+    exported = export(run, tmp_path / "out", ExportOptions("gguf", "F32"))
     checked(exported)
     described = json.loads((exported.folder / "weitune.json").read_text())
     assert described["system"] == SYSTEM
@@ -92,7 +92,7 @@ def test_the_tutorials_framing_is_exported(tmp_path: Path) -> None:
 
 @needs_llama_cpp
 def test_ollama_gets_a_modelfile(runs: dict[str, Run], tmp_path: Path) -> None:
-    exported = export(runs["qwen2"], tmp_path / "out", Order("ollama", "F32"))
+    exported = export(runs["qwen2"], tmp_path / "out", ExportOptions("ollama", "F32"))
     checked(exported)
     lines = (exported.folder / "Modelfile").read_text(encoding="utf-8")
     assert "FROM ./run-F32.gguf\n" in lines
@@ -103,7 +103,7 @@ def test_ollama_gets_a_modelfile(runs: dict[str, Run], tmp_path: Path) -> None:
 
 def test_data_that_have_gone_are_replaced_and_that_is_said(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "llama", data=[str(tmp_path / "gone.json")])
-    exported = export(run, tmp_path / "out", Order("merged", prompts=2))
+    exported = export(run, tmp_path / "out", ExportOptions("merged", prompts=2))
     assert exported.verdict is not None
     assert "gone.json" in exported.verdict.notes[0]
     assert "built-in dialogues" in exported.verdict.notes[0]
@@ -111,7 +111,9 @@ def test_data_that_have_gone_are_replaced_and_that_is_said(tmp_path: Path) -> No
 
 def test_all_files_are_the_same_twice(runs: dict[str, Run], tmp_path: Path) -> None:
     for format_ in ("merged", "gguf", "gguf-adapter", "ollama"):
-        folders = [export(runs["qwen2"], tmp_path / f"{format_}{i}", Order(format_, prompts=0)).folder for i in (1, 2)]
+        folders = [
+            export(runs["qwen2"], tmp_path / f"{format_}{i}", ExportOptions(format_, prompts=0)).folder for i in (1, 2)
+        ]
         contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
         assert contents[0] == contents[1]
 
@@ -120,7 +122,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Make the written export wrong in one of the ways that exports are wrong elsewhere."""
     write = export_module._write
 
-    def spoiled(folder: Path, tuned: Any, order: Order, stage: Any) -> Any:
+    def spoiled(folder: Path, tuned: Any, order: ExportOptions, stage: Any) -> Any:
         if what == "scale":
             for update in tuned.adapter.updates.values():
                 object.__setattr__(update, "scale", update.scale / 2)
@@ -144,7 +146,7 @@ def test_a_wrong_export_is_found_out(
 ) -> None:
     spoil(monkeypatch, what)
     with pytest.raises(VerificationError) as error:
-        export(runs["qwen2"], tmp_path / "out", Order("merged"))
+        export(runs["qwen2"], tmp_path / "out", ExportOptions("merged"))
     assert failed <= {check.name for check in error.value.verdict.checks if not check.passed}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed"]
     assert json.loads((tmp_path / "out.failed" / "verification.json").read_text())["verdict"] == "failed"
@@ -156,11 +158,11 @@ def test_a_wrong_row_order_is_found_out(runs: dict[str, Run], tmp_path: Path, mo
 
     monkeypatch.setattr(Architecture, "to_gguf", lambda self, name, tensor: tensor)
     with pytest.raises(VerificationError, match="logprobs"):
-        export(runs["llama"], tmp_path / "out", Order("gguf", "Q8_0"))
+        export(runs["llama"], tmp_path / "out", ExportOptions("gguf", "Q8_0"))
 
 
 def test_a_folder_that_is_taken_is_left_alone(runs: dict[str, Run], tmp_path: Path) -> None:
-    order = Order("merged", prompts=0)
+    order = ExportOptions("merged", prompts=0)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.txt").write_text("…")
     for force in (False, True):
@@ -184,7 +186,7 @@ def test_an_export_that_breaks_off_leaves_nothing(
 
     monkeypatch.setattr(merged, "_write_tokenizer", full)
     with pytest.raises(RunError, match="No space left on device"):
-        export(runs["qwen2"], tmp_path / "out", Order("merged", prompts=0))
+        export(runs["qwen2"], tmp_path / "out", ExportOptions("merged", prompts=0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +197,7 @@ def test_a_missing_engine_is_said_before_anything_is_written(
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="xllamacpp"):
-        export(runs["qwen2"], tmp_path / "out", Order("gguf"))
+        export(runs["qwen2"], tmp_path / "out", ExportOptions("gguf"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,13 +207,13 @@ def test_a_checkpoint_can_be_chosen(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "qwen2")
     save_tiny_adapter(run.path / "checkpoint-5", run.recipe.model, seed=5)
     folders = [
-        export(run, tmp_path / str(which), Order("merged", prompts=0), checkpoint=which).folder  # type: ignore[arg-type]
+        export(run, tmp_path / str(which), ExportOptions("merged", prompts=0), checkpoint=which).folder  # type: ignore[arg-type]
         for which in ("last", 5)
     ]
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] != weights[1]
     with pytest.raises(InputError, match="no checkpoint 6"):
-        export(run, tmp_path / "six", Order("merged"), checkpoint=6)
+        export(run, tmp_path / "six", ExportOptions("merged"), checkpoint=6)
 
 
 def test_formats_are_all_declared() -> None:
@@ -229,5 +231,5 @@ def test_a_control_token_as_text_in_the_system_prompt_is_refused(format_: Format
     """Without the proof, the wrong export would go through."""
     run = save_run(tmp_path / "run", system="Never write <|im_end|>.")
     with pytest.raises(InputError, match=r"the system prompt has the text <\|im_end\|>"):
-        export(run, tmp_path / "out", Order(format_, prompts=0))
+        export(run, tmp_path / "out", ExportOptions(format_, prompts=0))
     assert not (tmp_path / "out").exists()

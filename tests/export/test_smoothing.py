@@ -19,7 +19,7 @@ from weitune import Run
 from weitune.errors import InputError
 from weitune.export import smoothing
 from weitune.export.formats.gguf_file import BLOCK, GgufType, write_gguf
-from weitune.export.options import Order
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.export.smoothing import (
     SmoothedWeights,
@@ -30,9 +30,9 @@ from weitune.export.smoothing import (
     smoothed,
     smoothing_factors,
 )
-from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import VerificationError
-from weitune.export.verify.prompts import choose_probes
+from weitune.export.verify.prompts import choose_prompts
 
 IDS = torch.tensor([[5, 17, 40, 8, 99, 3, 250, 61]])
 
@@ -63,13 +63,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return uneven_run(tmp_path_factory.mktemp("smoothing") / "run")
 
 
-def weights_of(tuned: Tuned, gguf_type: GgufType = "Q8_0") -> SmoothedWeights:
+def weights_of(tuned: ExportSource, gguf_type: GgufType = "Q8_0") -> SmoothedWeights:
     found = smoothed(tuned, gguf_type, silent).weights
     assert isinstance(found, SmoothedWeights)
     return found
 
 
-def model_of(tuned: Tuned, weights: Any) -> Any:
+def model_of(tuned: ExportSource, weights: Any) -> Any:
     """Return ``weights`` as a model of transformers in float32."""
     from transformers import AutoModelForCausalLM
 
@@ -95,7 +95,7 @@ def rounded(values: torch.Tensor, levels: int = 127) -> torch.Tensor:
      ("mistral", {}), ("qwen2", {}), ("qwen2", {"tie_word_embeddings": True}), ("qwen3", {})],
 )  # fmt: skip
 def test_the_model_gives_the_same_bits(family: str, config: dict[str, Any], variant: str, tmp_path: Path) -> None:
-    tuned = open_tuned(uneven_run(tmp_path / "run", family, variant=variant, **config))
+    tuned = open_export_source(uneven_run(tmp_path / "run", family, variant=variant, **config))
     weights = weights_of(tuned)
     every = torch.cat([factors for name, factors in sorted(weights.factors.items())])
     assert every.min() < 1 < every.max()
@@ -117,9 +117,9 @@ def test_the_channels_are_those_of_the_model() -> None:
 
 
 def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     model = smoothing.reference(tuned).model
-    probes, _ = choose_probes(tuned, 4)
+    probes, _ = choose_prompts(tuned, 4)
     done: list[tuple[int, int]] = []
     found = measure(model, list(channels_of(tuned.config)), probes, lambda at, total: done.append((at, total)))
     assert done == [(i, len(DIALOGUES)) for i in range(1, len(DIALOGUES) + 1)]
@@ -207,24 +207,24 @@ def test_a_column_of_zeros_does_not_blunt_the_others() -> None:
 
 @pytest.mark.parametrize("gguf_type", ["F32", "F16", "BF16"])
 def test_other_types_are_left_alone(run: Run, gguf_type: GgufType) -> None:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     assert smoothed(tuned, gguf_type, silent) == (tuned.merged, "Q8_0", ())
 
 
 def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     base = tmp_path / "base.gguf"
     write_gguf(base, tuned, tuned.base, "F16", template=tuned.template_without_system, progress=silent(""))
-    second = open_tuned(save_run(tmp_path / "second", "llama", model=str(base)))
+    second = open_export_source(save_run(tmp_path / "second", "llama", model=str(base)))
     assert smoothed(second, "Q8_0", silent).weights is second.merged
 
 
 def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     monkeypatch.setattr(smoothing, "choose_probes", lambda tuned, count: ([], []))
     assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
 
-    def refused(tuned: Tuned, count: int) -> Any:
+    def refused(tuned: ExportSource, count: int) -> Any:
         raise InputError("none of them can be framed", "")
 
     monkeypatch.setattr(smoothing, "choose_probes", refused)
@@ -233,14 +233,14 @@ def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.M
 
 def test_dialogues_that_stand_in_are_told_of(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "llama", data=[str(tmp_path / "gone.json")])
-    exported = export(run, tmp_path / "out", Order("gguf", "Q4_0", prompts=0))
+    exported = export(run, tmp_path / "out", ExportOptions("gguf", "Q4_0", prompts=0))
     described = json.loads((exported.folder / "weitune.json").read_text())
     assert described["smoothed"] is True
     assert "built-in dialogues" in described["smoothed_on"][0]
 
 
 def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    probes, _ = choose_probes(open_tuned(run), 4)
+    probes, _ = choose_prompts(open_export_source(run), 4)
     first, second = (len(each.context + each.answer) for each in probes[:2])
     for limit, chosen in ((1, [0]), (first, [0]), (first + second, [0, 2]), (10**6, [0, 1, 2, 3])):
         monkeypatch.setattr(smoothing, "_TOKENS", limit)
@@ -251,7 +251,7 @@ def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPat
 def test_a_head_that_rounding_would_spoil_stays_f16(
     tied: bool, tensor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned = open_tuned(uneven_run(tmp_path / "run", tie_word_embeddings=tied))
+    tuned = open_export_source(uneven_run(tmp_path / "run", tie_word_embeddings=tied))
     for bound, gguf_type, expected in ((0.0, "Q8_0", "F16"), (9.0, "Q8_0", "Q8_0"), (0.0, "Q4_0", "Q8_0")):
         monkeypatch.setattr(smoothing, "HEAD_LOSS", bound)
         found = smoothed(tuned, gguf_type, silent)  # type: ignore[arg-type]
@@ -266,8 +266,8 @@ def test_a_head_that_rounding_would_spoil_stays_f16(
 
 
 def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = open_tuned(run)
-    probes, _ = choose_probes(tuned, 4)
+    tuned = open_export_source(run)
+    probes, _ = choose_prompts(tuned, 4)
     measured = measure(smoothing.reference(tuned).model, [], probes, silent(""))
     head = tuned.merged.read("lm_head.weight")
     off = []
@@ -284,9 +284,9 @@ def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch
 
 @needs_llama_cpp
 def test_llama_cpp_finds_the_difference(run: Run, tmp_path: Path) -> None:
-    exported = export(run, tmp_path / "smooth", Order("gguf", "Q8_0"))
+    exported = export(run, tmp_path / "smooth", ExportOptions("gguf", "Q8_0"))
     with pytest.raises(VerificationError) as error:
-        export(run, tmp_path / "rough", Order("gguf", "Q8_0", smooth=False))
+        export(run, tmp_path / "rough", ExportOptions("gguf", "Q8_0", smooth=False))
     said = []
     for verdict, folder, smooth in (
         (exported.verdict, exported.folder, True), (error.value.verdict, tmp_path / "rough.failed", False)

@@ -126,7 +126,7 @@ def test_the_folder_must_have_a_name_that_stays(inputs: Inputs, tmp_path: Path) 
     recipe = inputs.recipe(tmp_path / "run").model_copy(update={"output": None})
     with pytest.raises(RecipeError, match="needs a fixed folder") as caught:
         train(recipe, resume_existing=True, device="cpu")
-    assert "--output runs/NAME" in caught.value.cure
+    assert "--output runs/NAME" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_an_engine_of_accelerate_that_would_not_be_used_is_refused(
     monkeypatch.setenv(f"ACCELERATE_{variable}", "true")  # as `accelerate launch --config_file` sets it
     with pytest.raises(InputError, match=f"asks for .*{engine}") as refused:
         train(inputs.recipe(tmp_path / "run"), device="cpu")
-    assert "--train.shard true" in refused.value.cure
+    assert "--train.shard true" in refused.value.fix
     assert not (tmp_path / "run").exists()
 
 

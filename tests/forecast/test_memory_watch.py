@@ -39,7 +39,7 @@ def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ModelError) as caught:
         load_if_it_fits(files, tokenizer, "fp32", "cpu")
     assert f"the weights of '{tmp_path}' need" in str(caught.value)
-    assert "--train.storage bf16" in caught.value.cure
+    assert "--train.storage bf16" in caught.value.fix
     assert load_if_it_fits(files, tokenizer, "bf16", "cpu") == "loaded"
     assert load_if_it_fits(files, tokenizer, "fp32", "cpu", "nf4") == "loaded"
 
@@ -65,11 +65,11 @@ class TestNeed:
         need = PassNeed.of(trainable, PassSize(2048, 500, 300))
         assert need.bytes == sum(pass_bytes(trainable.shape, need.size, trainable.manner))
         assert need.beside > 0  # gradients and moments
-        assert "Lower train.micro_tokens below 2,048" in need.cure
+        assert "Lower train.micro_tokens below 2,048" in need.fix
 
     def test_of_one_example_longer_than_a_pass(self, trainable: Trainable) -> None:
         need = PassNeed.of(trainable, PassSize(900, 500, 900))
-        assert "tokens.max_length" in need.cure
+        assert "tokens.max_length" in need.fix
 
 
 def watch(

@@ -19,9 +19,9 @@ from weitune.data.schedule import Plan
 from weitune.errors import InputError
 from weitune.forecast.device_memory import MemoryPlan, plan_memory
 from weitune.forecast.gpus import find_gpu, parse_memory
-from weitune.forecast.memory_estimate import Manner, PassSize, Shape, fitting_tokens, pass_bytes
-from weitune.forecast.meta_model import Outline, outline
-from weitune.forecast.run_forecast import Format, Target, fit, formats, manner_for, memory_need, ways_to_fit
+from weitune.forecast.memory_estimate import PassConfig, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.forecast.meta_model import MetaModel, outline
+from weitune.forecast.run_forecast import Format, Target, fit, formats, memory_need, pass_config_for, ways_to_fit
 from weitune.model.load.locate import ModelFiles
 from weitune.model.storage.weight_storage import is_quantized
 from weitune.recipe.load import build_recipe
@@ -46,7 +46,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(seven: Path) -> Outline:
+def found(seven: Path) -> MetaModel:
     return outline(ModelFiles(seven), Lora())
 
 
@@ -54,7 +54,7 @@ def recipe(**keys: Any) -> Recipe:
     return build_recipe({"model": "m", "data": ["d"]}, keys)
 
 
-def test_qwen_7b_from_its_configuration_alone(found: Outline) -> None:
+def test_qwen_7b_from_its_configuration_alone(found: MetaModel) -> None:
     assert found.trainable == 20_185_088
     assert found.frozen == 7_615_616_512
     assert found.untied_embeddings == 152064 * 3584
@@ -63,9 +63,9 @@ def test_qwen_7b_from_its_configuration_alone(found: Outline) -> None:
     assert found.stored.itemsize == 2
 
 
-def test_a_divided_base_takes_its_part_and_twice_the_largest_unit(found: Outline) -> None:
+def test_a_divided_base_takes_its_part_and_twice_the_largest_unit(found: MetaModel) -> None:
     whole, half, eighth = (
-        memory_need(found, Format("bf16", "bf16"), Manner(number_bytes=2), PassSize(512, 100, 300), "cuda", shards)
+        memory_need(found, Format("bf16", "bf16"), PassConfig(number_bytes=2), PassSize(512, 100, 300), "cuda", shards)
         for shards in (1, 2, 8)
     )
     head = 2 * 2 * 152064 * 3584  # larger than a layer
@@ -75,7 +75,7 @@ def test_a_divided_base_takes_its_part_and_twice_the_largest_unit(found: Outline
     assert whole.total - whole.weights == eighth.total - eighth.weights
 
 
-def test_rank_and_targets_decide_what_is_trained(seven: Path, found: Outline) -> None:
+def test_rank_and_targets_decide_what_is_trained(seven: Path, found: MetaModel) -> None:
     assert outline(ModelFiles(seven), Lora(r=16)).trainable == 2 * found.trainable
     queries = outline(ModelFiles(seven), Lora(target_modules=["q_proj"]))
     assert queries.trainable == 28 * 8 * (3584 + 3584)
@@ -106,13 +106,13 @@ class TestNeed:
     shape = Shape(layers=24, hidden=896, wide=4864, queries=896, keys=128, heads=14, repeat=7, vocabulary=151936)
 
     def bytes(self, tokens: int, **manner: Any) -> int:
-        return sum(pass_bytes(self.shape, PassSize(tokens, tokens, 100), Manner(4, **manner)))
+        return sum(pass_bytes(self.shape, PassSize(tokens, tokens, 100), PassConfig(4, **manner)))
 
     def test_grows_with_tokens_and_halves_with_the_format(self) -> None:
         assert self.bytes(2048) > 1.5 * self.bytes(1024)
         for slices, share in ((False, 0.51), (True, 0.7)):  # wide values are sliced in float32 on a CPU, not in 16 bits
             whole, half = (
-                sum(pass_bytes(self.shape, PassSize(4096, 10, 100), Manner(size, slices=slices))) for size in (4, 2)
+                sum(pass_bytes(self.shape, PassSize(4096, 10, 100), PassConfig(size, slices=slices))) for size in (4, 2)
             )
             assert half < share * whole
 
@@ -122,7 +122,7 @@ class TestNeed:
         assert self.bytes(1024, recompute="feed-forward") < self.bytes(1024)
 
     def test_the_longest_example_counts(self) -> None:
-        manner, longest = Manner(4), 4096
+        manner, longest = PassConfig(4), 4096
         need = sum(pass_bytes(self.shape, PassSize(longest, longest, longest), manner))
 
         def plan(budget: int, longest: int) -> MemoryPlan:
@@ -134,9 +134,9 @@ class TestNeed:
         assert plan(0, longest) == MemoryPlan(longest, "block")
 
     def test_logits_never_exceed_a_chunk(self) -> None:
-        many = pass_bytes(self.shape, PassSize(8192, 8192, 100), Manner(4))[1]
+        many = pass_bytes(self.shape, PassSize(8192, 8192, 100), PassConfig(4))[1]
         assert many <= 4 << 26
-        assert pass_bytes(self.shape, PassSize(8192, 10, 100), Manner(4))[1] == 10 * 151936 * 4
+        assert pass_bytes(self.shape, PassSize(8192, 10, 100), PassConfig(4))[1] == 10 * 151936 * 4
 
 
 def test_the_most_tokens_that_fit() -> None:
@@ -148,7 +148,7 @@ def test_the_most_tokens_that_fit() -> None:
 FP32, BF16 = Format("fp32", "fp32"), Format("bf16", "bf16")
 
 
-def test_auto_takes_what_a_card_has(found: Outline) -> None:
+def test_auto_takes_what_a_card_has(found: MetaModel) -> None:
     largest = PassSize(16_384, 16_384, 1024)
     small, large = (fit(found, recipe(), Target("card", "cuda", gib * GIB), BF16, largest) for gib in (24, 80))
     assert small.fits
@@ -158,7 +158,7 @@ def test_auto_takes_what_a_card_has(found: Outline) -> None:
     assert not fit(found, recipe(), Target("card", "cuda", 24 * GIB), FP32, largest).fits
 
 
-def test_storage_decides_what_the_weights_take(found: Outline) -> None:
+def test_storage_decides_what_the_weights_take(found: MetaModel) -> None:
     target, largest = Target("here", "cpu", 200 * GIB), PassSize(256, 10, 100)
     of = {form.storage: fit(found, recipe(), target, form, largest) for form in formats(found, recipe(), "fp32")}
     weights = {storage: each.need.weights for storage, each in of.items()}
@@ -168,20 +168,20 @@ def test_storage_decides_what_the_weights_take(found: Outline) -> None:
     assert weights["int8"] == linear + 2 * others
     assert weights["nf4"] == int(0.516 * linear) + 2 * others
     most = 3584 * 3584  # of o_proj: a feed-forward layer's matrices are made in slices
-    beside = {storage: sum(pass_bytes(found.shape, largest, manner_for(found, recipe(), each.format, "cpu")))
+    beside = {storage: sum(pass_bytes(found.shape, largest, pass_config_for(found, recipe(), each.format, "cpu")))
               for storage, each in of.items()}  # fmt: skip
     assert {storage: count - beside["fp32"] for storage, count in beside.items()} == {
         "fp32": 0, "bf16": 4 * most, "int8": 8 * most, "nf4": 6 * most,
     }  # fmt: skip
 
 
-def test_only_what_the_recipe_allows_is_told(found: Outline) -> None:
+def test_only_what_the_recipe_allows_is_told(found: MetaModel) -> None:
     assert [form.storage for form in formats(found, recipe(**{"lora.init": "pissa"}), "bf16")] == ["fp32", "bf16"]
     assert formats(found, recipe(lora="none"), "bf16") == [FP32]
     assert [form.storage for form in formats(replace(found, gguf=True), recipe(), "bf16")] == ["fp32", "bf16"]
 
 
-def test_auto_computes_again_what_training_would(found: Outline) -> None:
+def test_auto_computes_again_what_training_would(found: MetaModel) -> None:
     target, largest = Target("here", "cpu", 31 * GIB), PassSize(2048, 600, 100)
     tight = fit(found, recipe(), target, FP32, largest)
     assert tight.chosen.recompute == "block"
@@ -191,7 +191,7 @@ def test_auto_computes_again_what_training_would(found: Outline) -> None:
     assert fit(found, recipe(), replace(target, memory=200 * GIB), FP32, largest).chosen.recompute == "none"
 
 
-def test_every_way_that_is_named_makes_it_fit(found: Outline) -> None:
+def test_every_way_that_is_named_makes_it_fit(found: MetaModel) -> None:
     largest = PassSize(16_384, 16_384, 1024)
     target = Target("card", "cuda", 34 * GIB)
     large = recipe(**{"train.micro_tokens": 16_384, "train.recompute": "none"})
@@ -264,7 +264,7 @@ def test_each_of_several_devices_computes_less_and_holds_a_part_if_the_base_is_d
     assert "--devices" in capsys.readouterr().err
 
 
-def test_dividing_the_base_is_a_way_to_fit_where_there_are_several_devices(found: Outline) -> None:
+def test_dividing_the_base_is_a_way_to_fit_where_there_are_several_devices(found: MetaModel) -> None:
     large, target = PassSize(2000, 700, 200), Target("card", "cuda", 16 * GIB)
     assert "train.shard true" not in ways_to_fit(found, recipe(), target, BF16, large)
     assert "train.shard true" in ways_to_fit(found, recipe(), target, BF16, large, processes=4)

@@ -17,7 +17,7 @@ import torch
 
 from tests.export.runs import save_run, silent
 from weitune.export.cached_base import base_file
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 from weitune.generate import llama_cpp
 from weitune.generate.llama_cpp import LlamaCpp, misses_avx512
 from weitune.generate.sampling import Sampling
@@ -110,7 +110,7 @@ def test_where_no_folder_is_short_enough_the_loopback_address_serves(
     long = tmp_path / ("folder-" * 20)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    model = base_file(open_tuned(save_run(tmp_path / "run")), "F32", silent)
+    model = base_file(open_export_source(save_run(tmp_path / "run")), "F32", silent)
     with LlamaCpp(model, context_tokens=64, threads=1) as short_path:
         monkeypatch.setattr(llama_cpp, "_SHORT_FOLDERS", ("/no/such/folder",))
         with LlamaCpp(model, context_tokens=64, threads=1) as one, LlamaCpp(model, context_tokens=64, threads=1) as two:

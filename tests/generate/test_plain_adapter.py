@@ -276,7 +276,7 @@ def test_folders_of_checkpoints_and_a_checkpoint_alone(base: Path, adapter: Path
     for which, known in ((7, "It has 10, 20"), ("best", "It has 10, 20")):
         with pytest.raises(RunError, match=f"no checkpoint {which!r}") as refused:
             run.adapter_folder(which)  # type: ignore[arg-type]
-        assert known in refused.value.cure
+        assert known in refused.value.fix
     as_peft(adapter, base)
     with pytest.raises(RunError, match="no checkpoint 'best'"):
         open_run(adapter).adapter_folder("best")

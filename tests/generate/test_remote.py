@@ -102,7 +102,7 @@ def test_an_answer_that_is_closed_or_cut_is_told_as_such(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "message", "cure"),
+    ("reply", "message", "fix"),
     [
         ((401, [b'{"error": {"message": "no key"}}']), r"refuses \(401\): no key", "--api-key"),
         ((429, [b'{"error": {"message": "busy"}}']), "busy", "Wait a moment"),
@@ -111,11 +111,11 @@ def test_an_answer_that_is_closed_or_cut_is_told_as_such(url: str) -> None:
         ((200, [b'data: {"error": {"message": "it broke"}}\n\n']), "broke off: it broke", "again"),
     ],
 )
-def test_what_a_server_refuses_is_told(url: str, reply: tuple[int, list[bytes]], message: str, cure: str) -> None:
+def test_what_a_server_refuses_is_told(url: str, reply: tuple[int, list[bytes]], message: str, fix: str) -> None:
     Handler.reply = reply
     with pytest.raises(InputError, match=message) as error:
         list(RemoteEngine(url, "a").stream(ASKED))
-    assert cure in error.value.cure
+    assert fix in error.value.fix
 
 
 def test_something_else_than_a_server_is_told() -> None:
@@ -157,4 +157,4 @@ def test_a_path_that_is_not_there_is_named_with_a_hint(url: str) -> None:
     Handler.reply = (404, [b'{"error": {"message": "no such path"}}'])
     with pytest.raises(InputError, match=r"refuses \(404\) for /openai/v1/models: no such path") as error:
         RemoteEngine(f"{url}/openai", "a").models()
-    assert f"up to the version, such as {url}/v1" in error.value.cure
+    assert f"up to the version, such as {url}/v1" in error.value.fix

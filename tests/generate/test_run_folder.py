@@ -49,22 +49,22 @@ def test_a_run_without_any_adapter_says_how_to_go_on(copied_run: Path) -> None:
         shutil.rmtree(copied_run / folder)
     with pytest.raises(RunError, match="has no adapter yet") as error:
         Run(copied_run).adapter_folder()
-    assert f"weitune train --resume {copied_run}" in error.value.cure
+    assert f"weitune train --resume {copied_run}" in error.value.fix
     with pytest.raises(RunError, match="no checkpoint 5") as error:
         Run(copied_run).adapter_folder(5)
-    assert "It has none" in error.value.cure
+    assert "It has none" in error.value.fix
 
 
 def test_an_unknown_checkpoint_names_those_that_exist(tiny_run: Path) -> None:
     with pytest.raises(RunError, match="no checkpoint 7") as error:
         Run(tiny_run).adapter_folder(7)
-    assert "5, 10" in error.value.cure
+    assert "5, 10" in error.value.fix
 
 
 def test_the_best_checkpoint_is_the_one_with_the_lowest_metric(copied_run: Path) -> None:
     with pytest.raises(RunError, match="none is known as the best") as error:
         Run(copied_run).adapter_folder("best")
-    assert "validation" in error.value.cure
+    assert "validation" in error.value.fix
     for step, metric in ((5, 1.25), (10, 1.5)):
         (copied_run / f"checkpoint-{step}" / "state.json").write_text(json.dumps({"step": step, "metric": metric}))
     assert Run(copied_run).adapter_folder("best") == copied_run / "checkpoint-5"
@@ -100,7 +100,7 @@ def test_what_is_not_a_run_is_refused(tiny_run: Path, tmp_path: Path) -> None:
             Run(path)
     with pytest.raises(RunError, match="is a part of the run") as error:
         Run(tiny_run / "checkpoint-5")
-    assert "--checkpoint 5" in error.value.cure
+    assert "--checkpoint 5" in error.value.fix
 
 
 def test_events_survive_a_torn_line(copied_run: Path) -> None:

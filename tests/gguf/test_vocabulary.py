@@ -16,9 +16,9 @@ from tests.tiny import save_tiny_adapter, tiny_model
 from weitune import Run
 from weitune.data.conversation import Conversation, Turn
 from weitune.export.formats.gguf_file import write_gguf
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 from weitune.export.verify.outputs_gguf import LlamaCppSubject
-from weitune.export.verify.prompts import Probe
+from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.llama_cpp import LlamaCpp
 
 pytest.importorskip("xllamacpp")
@@ -36,7 +36,7 @@ def test_llama_cpp_tokenizes_as_the_run_does(
 ) -> None:
     tokenizer = request.getfixturevalue(f"{name}_tokenizer")
     run = _run(tmp_path, family, tokenizer)
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tuned, tuned.base, "F16", template=tuned.template, progress=silent(""))
     rows = json.loads((shared_data / "huanhuan.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def test_llama_cpp_tokenizes_as_the_run_does(
         for question in questions:
             asked = Conversation((Turn("user", question),))
             prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
-            assert subject.prompt(Probe(asked, prompt, prompt, ())) == prompt, question
+            assert subject.prompt(VerificationPrompt(asked, prompt, prompt, ())) == prompt, question
 
 
 def _run(folder: Path, family: str, tokenizer: Any) -> Run:

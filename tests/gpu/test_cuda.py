@@ -15,7 +15,7 @@ from weitune import train
 from weitune.data.pack import PackedBatch, pack
 from weitune.errors import Interrupted
 from weitune.model.capabilities import probe
-from weitune.model.cuda_graph import RecordedPasses
+from weitune.model.cuda_graph import CudaGraphPasses
 from weitune.model.fast.attention import Tree, dense_tree_attention, flex_tree_attention, register
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.lora.adapter import attach_adapter
@@ -88,7 +88,7 @@ def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dty
     model = tiny_model("qwen2").to(GPU, dtype)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
     supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
-    passes = RecordedPasses(supervised)
+    passes = CudaGraphPasses(supervised)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     found: dict[int, list[torch.Tensor]] = {}
     for turn in range(4):  # as it is, recorded, replayed, replayed
@@ -114,7 +114,7 @@ def test_passes_that_cannot_be_recorded_are_made_as_they_are(dropout: float) -> 
     model = tiny_model("qwen2").to(GPU)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
     supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
-    passes = RecordedPasses(supervised)
+    passes = CudaGraphPasses(supervised)
 
     def waits_for_the_gpu(module: torch.nn.Module, given: object, states: torch.Tensor) -> None:
         assert torch.isfinite(states).all().item()

@@ -238,7 +238,7 @@ def test_an_override_below_a_value():
 def test_no_such_recipe_names_the_presets():
     with pytest.raises(RecipeError, match=r"no recipe file 'nowhere\.yaml'") as caught:
         load_recipe("nowhere.yaml")
-    assert "demo, fast, tutorial" in caught.value.cure
+    assert "demo, fast, tutorial" in caught.value.fix
 
 
 @pytest.mark.parametrize(

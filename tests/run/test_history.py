@@ -23,7 +23,7 @@ from weitune.report.run_report import run_report
 from weitune.run.checkpoint import list_checkpoints
 from weitune.run.history import best_of, finite
 from weitune.run.rotation import best_checkpoint, rotate
-from weitune.training.validation import Standing, chosen_checkpoint
+from weitune.training.validation import ValidationHistory, chosen_checkpoint
 
 LOSSES = st.sampled_from([1.0, 1.5, 2.0, 2.5, math.nan, math.inf, None])
 """Few values, so that ties are frequent; None: a checkpoint without an evaluation."""
@@ -47,7 +47,7 @@ def test_all_agree_on_the_best_of_any_history(
         run = Path(name)
         recipe = build_recipe({"model": "m", "data": ["d.json"]})
         (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        standing, dashboard, events = Standing(), Dashboard(), []
+        standing, dashboard, events = ValidationHistory(), Dashboard(), []
         if before is not None:  # before the first step: there is no checkpoint of that
             standing.add(0, before)
             events.append({"event": "validation", "step": 0, "loss": before})

@@ -9,8 +9,8 @@ import pytest
 
 from tests.export.runs import save_run
 from weitune import Run
-from weitune.export.options import Order, gguf_name
-from weitune.export.source.export_source import open_tuned
+from weitune.export.options import ExportOptions, gguf_name
+from weitune.export.source.export_source import open_export_source
 from weitune.run.run_name import given_name
 from weitune.serve.served_models import named_runs
 
@@ -26,9 +26,9 @@ def link(tmp_path: Path) -> Path:
 def test_served_and_exported_under_the_given_name(link: Path) -> None:
     assert list(named_runs([str(link)])) == ["captain"]
     assert list(named_runs([f"other={link}"])) == ["other"]
-    tuned = open_tuned(Run(link))
+    tuned = open_export_source(Run(link))
     assert tuned.name == "captain"
-    assert gguf_name(tuned, Order("gguf", "Q8_0")) == "captain-Q8_0.gguf"
+    assert gguf_name(tuned, ExportOptions("gguf", "Q8_0")) == "captain-Q8_0.gguf"
 
 
 def test_chat_with_a_server_asks_for_the_given_name(link: Path, monkeypatch: pytest.MonkeyPatch) -> None:

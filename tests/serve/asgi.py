@@ -20,7 +20,7 @@ from weitune.serve.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
 from weitune.serve.request import Limits
-from weitune.serve.served_models import Offer
+from weitune.serve.served_models import ServedModel
 
 
 @dataclass
@@ -139,8 +139,8 @@ def make_app(
     framing = framing_for(tiny_tokenizer("chatml"), Tokens())
     stops = frozenset(framing.stop_tokens)
     offers = {
-        "base": Offer("base", framing, stops, None, None),
-        "zhenhuan": Offer("zhenhuan", framing, stops, "你是甄嬛。", 0),
+        "base": ServedModel("base", framing, stops, None, None),
+        "zhenhuan": ServedModel("zhenhuan", framing, stops, "你是甄嬛。", 0),
     }
     answering = Answering(engine, Admission(slots, queue))  # type: ignore[arg-type]
     return App(offers, answering, guard or Guard(), limits or Limits())

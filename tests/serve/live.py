@@ -22,7 +22,7 @@ from weitune.serve.guard import Guard
 from weitune.serve.http import Server, listen
 from weitune.serve.local import Capacity, serve
 from weitune.serve.request import Limits
-from weitune.serve.served_models import Library, prepared
+from weitune.serve.served_models import ServedModels, prepared
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def two_runs(folder: Path) -> dict[str, Run]:
 
 @contextmanager
 def live(
-    library: Library, *, guard: Guard | None = None, capacity: Capacity | None = None, limits: Limits | None = None
+    library: ServedModels, *, guard: Guard | None = None, capacity: Capacity | None = None, limits: Limits | None = None
 ) -> Iterator[Live]:
     """Serve ``library`` at a free port while the block runs."""
     started: SimpleQueue[tuple[str, Server]] = SimpleQueue()

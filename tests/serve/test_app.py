@@ -289,9 +289,9 @@ def test_an_engine_that_fails_is_told_whole_and_in_a_stream() -> None:
 
 def test_a_reader_that_stands_still_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     from weitune.serve import app as app_module
-    from weitune.serve.response import Sending
+    from weitune.serve.response import Response
 
-    monkeypatch.setattr(app_module, "Sending", lambda send, headers: Sending(send, seconds=0.1, headers=headers))
+    monkeypatch.setattr(app_module, "Sending", lambda send, headers: Response(send, seconds=0.1, headers=headers))
 
     async def go() -> None:
         engine = ScriptedEngine()

@@ -23,7 +23,7 @@ from weitune.serve import http as http_module
 from weitune.serve.guard import Guard
 from weitune.serve.local import Capacity
 from weitune.serve.request import Limits
-from weitune.serve.served_models import Library
+from weitune.serve.served_models import ServedModels
 
 pytest.importorskip("xllamacpp")
 openai = pytest.importorskip("openai")
@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def library(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
+def library(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedModels]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         with prepared(runs, "F32", silent) as library:
@@ -48,7 +48,7 @@ def library(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def server(library: Library) -> Iterator[Live]:
+def server(library: ServedModels) -> Iterator[Live]:
     with live(library, capacity=Capacity(slots=3, queue=32, threads=1), limits=LIMITS) as server:
         yield server
 
@@ -67,7 +67,7 @@ def said(client: Any, model: str = "first", messages: Any = ASK, **options: Any)
     return str(reply.choices[0].message.content)
 
 
-def endless(library: Library) -> dict[str, Any]:
+def endless(library: ServedModels) -> dict[str, Any]:
     """Return options of an answer that does not end before 900 tokens."""
     stops = library.offers["first"].stop_tokens
     return {"max_tokens": 900, "logit_bias": {str(token): -100 for token in stops}}
@@ -96,7 +96,7 @@ def test_two_adapters_and_the_base_at_once(client: Any) -> None:
     assert all(answer == alone[name] for name, answer in together)
 
 
-def test_no_adapter_goes_on_from_what_another_has_read(library: Library) -> None:
+def test_no_adapter_goes_on_from_what_another_has_read(library: ServedModels) -> None:
     """llama.cpp keeps prompts that lost their slot to a longer answer by their tokens, whichever adapter read them."""
     prompts = [[*range(10, 30), *range(30 + 10 * n, 40 + 10 * n)] for n in range(3)]
 
@@ -168,7 +168,7 @@ ROUTES = [("GET", "/health"), ("GET", "/v1/models"), ("GET", "/v1/models/base"),
           ("POST", "/v1/chat/completions"), ("GET", "/nowhere")]  # fmt: skip
 
 
-def test_a_key_closes_every_route(library: Library) -> None:
+def test_a_key_closes_every_route(library: ServedModels) -> None:
     with live(library, guard=Guard(key="sesame")) as server:
         body = {"model": "first", "messages": ASK, "max_tokens": 2}
         for method, path in ROUTES:
@@ -187,7 +187,7 @@ def test_names_and_pages_of_others_are_refused(server: Live) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_clients_that_vanish_free_their_slots(stream: bool, library: Library, server: Live) -> None:
+def test_clients_that_vanish_free_their_slots(stream: bool, library: ServedModels, server: Live) -> None:
     before = server.metric('weitune_requests_total{status="499"}')
     body = {"model": "first", "messages": ASK, "stream": stream, **endless(library)}
     payload = json.dumps(body).encode()
@@ -203,7 +203,7 @@ def test_clients_that_vanish_free_their_slots(stream: bool, library: Library, se
     assert server.metric("weitune_waiting") == 0
 
 
-def test_beyond_the_queue_clients_are_told_to_come_back(library: Library) -> None:
+def test_beyond_the_queue_clients_are_told_to_come_back(library: ServedModels) -> None:
     with live(library, capacity=Capacity(slots=1, queue=1, threads=1), limits=LIMITS) as server:
         client = client_of(server)
         options = {"model": "first", "messages": ASK, "stream": True, **endless(library)}

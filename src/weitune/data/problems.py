@@ -1,4 +1,4 @@
-"""What is wrong with somebody's data: each problem with its place and its cure, gathered, grouped and counted.
+"""What is wrong with somebody's data: each problem with its place and its fix, gathered, grouped and counted.
 
 A file of a million bad rows must not fill the memory: each kind keeps its first problems and counts the rest.
 """
@@ -33,7 +33,7 @@ class Problem:
     kind: str
     expected: str
     found: str
-    cure: str
+    fix: str
     file: str = ""
     row: int | None = None
     line: int | None = None
@@ -68,7 +68,7 @@ class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caug
 
 
 class Problems:
-    """Gathers problems, by kind and cure."""
+    """Gathers problems, by kind and fix."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -81,7 +81,7 @@ class Problems:
         """Add the problems of one faulty row, or of a file (``rows`` 0)."""
         self.rows += rows
         for problem in problems:
-            key = (problem.kind, problem.cure)
+            key = (problem.kind, problem.fix)
             group = self._groups.setdefault(key, [])
             if len(group) < _KEPT:
                 group.append(problem)
@@ -97,14 +97,14 @@ class Problems:
             yield from group
 
     def lines(self) -> list[str]:
-        """Return the problems for the terminal: each kind with its count, the first few, and the cure."""
+        """Return the problems for the terminal: each kind with its count, the first few, and the fix."""
         lines = []
-        for (kind, cure), group in self._groups.items():
-            count = self._counts[kind, cure]
+        for (kind, fix), group in self._groups.items():
+            count = self._counts[kind, fix]
             lines.append(f"{kind}: {count:,}" if count > 1 else kind)
             lines += [f"  {problem}" for problem in group[:_SHOWN]]
             lines += [f"  … and {count - _SHOWN:,} more"] if count > _SHOWN else []
-            lines += [f"  cure: {cure}"]
+            lines += [f"  fix: {fix}"]
         return lines
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -112,11 +112,11 @@ class Problems:
         return [
             {
                 "kind": kind,
-                "cure": cure,
-                "count": self._counts[kind, cure],
-                "problems": [{k: v for k, v in asdict(p).items() if k not in ("kind", "cure")} for p in group],
+                "cure": fix,
+                "count": self._counts[kind, fix],
+                "problems": [{k: v for k, v in asdict(p).items() if k not in ("kind", "fix")} for p in group],
             }
-            for (kind, cure), group in self._groups.items()
+            for (kind, fix), group in self._groups.items()
         ]
 
     def error(self) -> DataError:
@@ -130,11 +130,11 @@ class Problems:
         )
 
 
-def framing_error(origin: Origin | None, expected: str, found: str, cure: str) -> DataError:
+def framing_error(origin: Origin | None, expected: str, found: str, fix: str) -> DataError:
     """Return an error about a row that is in order but that a framing cannot take."""
-    problem = Problem("cannot be framed", expected, found, cure)
+    problem = Problem("cannot be framed", expected, found, fix)
     problem = problem.at(origin) if origin is not None else problem
-    return DataError(str(problem), cure, (problem,))
+    return DataError(str(problem), fix, (problem,))
 
 
 def shown_name(name: str) -> str:

@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Judged:
+class ModelScores:
     """One model's results."""
 
     which: str
@@ -105,7 +105,9 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
     return Rows(f"{fraction:g} of the data, held out", held, questions[:limit])
 
 
-def judge_models(run: Run, rows: Rows, which: Sequence[Which], options: Options, progress: Progress) -> list[Judged]:
+def judge_models(
+    run: Run, rows: Rows, which: Sequence[Which], options: Options, progress: Progress
+) -> list[ModelScores]:
     """Return the results of the base and of every adapter in ``which``, in order."""
     questions = general_questions() if options.general else []
     return [_judge(run, rows, each, questions, options, progress) for each in ("base", *which)]
@@ -113,7 +115,7 @@ def judge_models(run: Run, rows: Rows, which: Sequence[Which], options: Options,
 
 def _judge(
     run: Run, rows: Rows, which: Which, general: Sequence[GeneralQuestion], options: Options, progress: Progress
-) -> Judged:
+) -> ModelScores:
     name = f"step {which}" if isinstance(which, int) else which
     engine = run.engine(which, device=options.device)
     examples = [rows.examples[i] for i in range(len(rows.examples))]
@@ -125,7 +127,7 @@ def _judge(
     asked = [Question(question.asked) for question in general]
     said = [a.text for a in _answers(engine, asked, _GENERAL_TOKENS, options, progress(f"{name}: general"))]
     right = {"right": share_right(general, said), "loss": general_loss.mean} if general_loss is not None else None
-    return Judged(
+    return ModelScores(
         which=name,
         step=which if isinstance(which, int) else None,
         loss=found.mean,
@@ -183,7 +185,7 @@ def _answers(
 
 
 def as_json(
-    rows: Rows, judged: Sequence[Judged], options: Options, win: dict[str, Any] | None = None
+    rows: Rows, judged: Sequence[ModelScores], options: Options, win: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return an evaluation for programs and for the report."""
     general = general_questions() if options.general else []

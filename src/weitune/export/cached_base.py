@@ -14,8 +14,8 @@ from pathlib import Path
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_file import GgufType, planned_bytes, write_gguf
 from weitune.export.formats.merged import Progress
-from weitune.export.source.export_source import Tuned
-from weitune.files.cache import cache_cure, cache_folder, check_room, mark_used
+from weitune.export.source.export_source import ExportSource
+from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
 from weitune.files.publish import publish_file
 from weitune.model.load.fingerprint import base_fingerprints
 
@@ -23,7 +23,7 @@ _LAYOUT = 1
 """Counts up when the same base would be written otherwise."""
 
 
-def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress]) -> Path:
+def base_file(tuned: ExportSource, gguf_type: GgufType, stage: Callable[[str], Progress]) -> Path:
     """Return the GGUF file of the base of ``tuned``, writing it if the cache does not have it.
 
     Raises ModelError if it cannot be written.
@@ -34,7 +34,7 @@ def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress
     if path.is_file():
         mark_used(path)
         return path
-    check_room(path.parent, planned_bytes(tuned, tuned.base, gguf_type), f"the base as {gguf_type}", cache_cure())
+    check_room(path.parent, planned_bytes(tuned, tuned.base, gguf_type), f"the base as {gguf_type}", cache_fix())
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may make it at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,6 @@ def base_file(tuned: Tuned, gguf_type: GgufType, stage: Callable[[str], Progress
     return path
 
 
-def _fingerprint(tuned: Tuned) -> str:
+def _fingerprint(tuned: ExportSource) -> str:
     parts = [_LAYOUT, base_fingerprints(tuned.files), list(tuned.stop_tokens), tuned.template_without_system]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

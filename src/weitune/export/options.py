@@ -12,7 +12,7 @@ from weitune.export.formats.gguf_file import GgufType
 from weitune.export.formats.merged import Progress
 
 if TYPE_CHECKING:
-    from weitune.export.source.export_source import Tuned
+    from weitune.export.source.export_source import ExportSource
 
 Format = Literal["merged", "gguf", "gguf-adapter", "ollama"]
 Stage = Callable[[str], Progress]
@@ -20,7 +20,7 @@ Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ExportOptions:
     """What to export and how."""
 
     format: Format
@@ -33,6 +33,6 @@ class Order:
     """Whether the channels of a quantized GGUF file are evened out first (:mod:`.smoothing`)."""
 
 
-def gguf_name(tuned: Tuned, order: Order) -> str:
+def gguf_name(tuned: ExportSource, order: ExportOptions) -> str:
     """Return the name of the GGUF file in an export's folder."""
     return f"{tuned.name}-adapter.gguf" if order.format == "gguf-adapter" else f"{tuned.name}-{order.gguf_type}.gguf"

@@ -15,9 +15,9 @@ from weitune.export import destination
 from weitune.export.formats.gguf_file import check_gguf, write_gguf
 from weitune.export.formats.merged import write_merged
 from weitune.export.formats.ollama import modelfile, turn_frames
-from weitune.export.options import Order, Stage, gguf_name
+from weitune.export.options import ExportOptions, Stage, gguf_name
 from weitune.export.smoothing import Smoothed, smoothed
-from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import Verdict, VerificationError
 from weitune.export.verify.verification import verdict_on
 from weitune.files.publish import publish
@@ -37,7 +37,7 @@ class Exported:
 def export(
     run: Run,
     folder: Path,
-    order: Order,
+    order: ExportOptions,
     *,
     checkpoint: Which = "last",
     force: bool = False,
@@ -52,7 +52,7 @@ def export(
         from weitune.generate.llama_cpp import require_llama_cpp
 
         require_llama_cpp()
-    tuned = open_tuned(run, checkpoint)
+    tuned = open_export_source(run, checkpoint)
     if order.format != "gguf-adapter":
         _check_system(tuned)
     with destination.written_aside(folder) as partial:
@@ -68,7 +68,7 @@ def export(
     return Exported(folder, verdict)
 
 
-def _check_system(tuned: Tuned) -> None:
+def _check_system(tuned: ExportSource) -> None:
     """Raise InputError if the system prompt has the text of a control token, which a template cannot keep as text."""
     tokens = map(str, tuned.tokenizer.convert_ids_to_tokens(sorted(tuned.framing.control_ids)))
     if found := [token for token in tokens if token in (tuned.recipe.system or "")]:
@@ -79,7 +79,7 @@ def _check_system(tuned: Tuned) -> None:
         )
 
 
-def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, Any]:
+def _write(folder: Path, tuned: ExportSource, order: ExportOptions, stage: Stage) -> dict[str, Any]:
     """Write the export, and return what there is to say of a GGUF file of the whole model."""
     title = f"writing {order.format}"
     if order.format == "merged":
@@ -107,7 +107,7 @@ def _write(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> dict[str, 
     return {**about, **({"smoothed_on": model.notes} if model.notes else {})}
 
 
-def _frames(tuned: Tuned) -> Any:
+def _frames(tuned: ExportSource) -> Any:
     """Read the frames of the run's turns, and its system prompt, which the Modelfile says by itself."""
     template = tuned.template_without_system
     tokenizer = tuned.tokenizer
@@ -122,7 +122,7 @@ def _frames(tuned: Tuned) -> Any:
     return turn_frames(render, automatic, tuned.recipe.system)
 
 
-def _described(tuned: Tuned, order: Order, written: dict[str, Any]) -> dict[str, Any]:
+def _described(tuned: ExportSource, order: ExportOptions, written: dict[str, Any]) -> dict[str, Any]:
     """Return what an export was made from, and what was ``written``."""
     from importlib.metadata import version
 

@@ -35,9 +35,9 @@ from weitune.export.formats.gguf_file import BLOCK, GgufType
 from weitune.export.formats.merged import Progress
 from weitune.export.options import Stage
 from weitune.export.source.base_weights import Slot, Weights
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.outputs import reference
-from weitune.export.verify.prompts import Probe, choose_probes
+from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 
 LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 """The largest number that a weight of a quantized type can become, in steps."""
@@ -80,7 +80,7 @@ class Smoothed(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def smoothed(tuned: Tuned, gguf_type: GgufType, stage: Stage) -> Smoothed:
+def smoothed(tuned: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothed:
     """Return the merged weights of ``tuned`` with their channels evened out for ``gguf_type``.
 
     They are returned as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (what the
@@ -89,7 +89,7 @@ def smoothed(tuned: Tuned, gguf_type: GgufType, stage: Stage) -> Smoothed:
     if gguf_type not in LEVELS or tuned.files.gguf:
         return Smoothed(tuned.merged)
     try:
-        probes, notes = choose_probes(tuned, _DIALOGUES)
+        probes, notes = choose_prompts(tuned, _DIALOGUES)
     except InputError:
         probes, notes = [], []
     if not probes:
@@ -104,7 +104,7 @@ def smoothed(tuned: Tuned, gguf_type: GgufType, stage: Stage) -> Smoothed:
     return Smoothed(weights, "F16" if loss > HEAD_LOSS else "Q8_0", notes)
 
 
-def _within(probes: Sequence[Probe]) -> Sequence[Probe]:
+def _within(probes: Sequence[VerificationPrompt]) -> Sequence[VerificationPrompt]:
     """Return some of ``probes``, spread evenly: as many as the first that have :data:`_TOKENS` tokens together."""
     ends = accumulate(len(probe.context + probe.answer) for probe in probes)
     count = max(1, sum(end <= _TOKENS for end in ends))
@@ -123,7 +123,9 @@ def channels_of(config: Any) -> Iterator[Channels]:
         yield Channels("model.norm", ("lm_head",))
 
 
-def measure(model: Any, channels: Iterable[Channels], probes: Sequence[Probe], progress: Progress) -> Measured:
+def measure(
+    model: Any, channels: Iterable[Channels], probes: Sequence[VerificationPrompt], progress: Progress
+) -> Measured:
     """Run ``model``, base + adapter in transformers, on ``probes``."""
     sums: dict[str, Tensor] = {}
     tokens = 0

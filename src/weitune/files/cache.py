@@ -29,7 +29,7 @@ def cache_folder() -> Path:
         ) from None
 
 
-def check_room(folder: Path, need_bytes: int, what: str, cure: str) -> None:
+def check_room(folder: Path, need_bytes: int, what: str, fix: str) -> None:
     """Raise InputError if ``what`` will need ``need_bytes`` in ``folder`` and the disk has less.
 
     ``folder`` need not exist yet. Where the system does not say how much is free, nothing is refused.
@@ -41,7 +41,7 @@ def check_room(folder: Path, need_bytes: int, what: str, cure: str) -> None:
         return
     if free < need_bytes:
         raise InputError(
-            f"{what} needs {size_text(need_bytes)} in '{folder}', and {size_text(free)} are free there", cure
+            f"{what} needs {size_text(need_bytes)} in '{folder}', and {size_text(free)} are free there", fix
         )
 
 
@@ -51,7 +51,7 @@ def mark_used(path: Path) -> None:
         os.utime(path)
 
 
-def cache_cure() -> str:
+def cache_fix() -> str:
     """Return how to get room where weitune keeps what it has prepared."""
     return (
         "Make room there (`weitune cache` shows what weitune keeps, `weitune cache clear` deletes it), or set "

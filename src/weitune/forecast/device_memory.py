@@ -13,7 +13,7 @@ from weitune.forecast.memory_estimate import (
     ENOUGH_TOKENS,
     LEAST_TOKENS,
     MOST_TOKENS,
-    Manner,
+    PassConfig,
     PassSize,
     Shape,
     fitting_tokens,
@@ -53,7 +53,7 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def choose_micro_tokens(shape: Shape, manner: Manner, *, budget: int, longest: int) -> int:
+def choose_micro_tokens(shape: Shape, manner: PassConfig, *, budget: int, longest: int) -> int:
     """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
 
     It is never less than ``longest``, the longest example, since some pass must hold that one, but at most MOST_TOKENS.
@@ -74,7 +74,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    shape: Shape, manner: Manner, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
+    shape: Shape, manner: PassConfig, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
 ) -> MemoryPlan:
     """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
 

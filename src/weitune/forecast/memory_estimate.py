@@ -91,7 +91,7 @@ class PassSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class PassConfig:
     """How a pass is computed."""
 
     number_bytes: int
@@ -112,7 +112,7 @@ class Manner:
         return self.recompute == "none"
 
 
-def activation_bytes_per_token(shape: Shape, manner: Manner) -> int:
+def activation_bytes_per_token(shape: Shape, manner: PassConfig) -> int:
     """Return what a pass keeps of one token over all blocks; of blocks that are computed again, their inputs and one.
 
     For the model's own modules it is an estimate: autograd keeps about 16 vectors of the hidden size and 6 of the
@@ -124,7 +124,7 @@ def activation_bytes_per_token(shape: Shape, manner: Manner) -> int:
     return shape.layers * block * manner.number_bytes
 
 
-def _kept_of_a_block(shape: Shape, manner: Manner) -> int:
+def _kept_of_a_block(shape: Shape, manner: PassConfig) -> int:
     """Return how many numbers a block keeps of a token."""
     if not manner.plain_blocks:
         return 16 * shape.hidden + 6 * shape.wide
@@ -135,7 +135,7 @@ def _kept_of_a_block(shape: Shape, manner: Manner) -> int:
     return 2 * shape.hidden + attention + wide + low + holes
 
 
-def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
+def pass_bytes(shape: Shape, size: PassSize, manner: PassConfig) -> tuple[int, int]:
     """Return what a pass takes at its peak: (activations and work space, logits)."""
     number = manner.number_bytes
     kept = size.tokens * activation_bytes_per_token(shape, manner)
@@ -154,7 +154,7 @@ def pass_bytes(shape: Shape, size: PassSize, manner: Manner) -> tuple[int, int]:
     return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
 
 
-def _made_at_once(shape: Shape, manner: Manner) -> int:
+def _made_at_once(shape: Shape, manner: PassConfig) -> int:
     """Return how many numbers of a frozen matrix are made at once, where it does not lie in memory as it is used."""
     sliced = manner.plain_blocks and manner.slices and manner.number_bytes >= 4
     return shape.hidden * (max(shape.queries, SLICE_COLUMNS[1]) if sliced else shape.wide)
@@ -172,7 +172,7 @@ def fitting_tokens(fits: Callable[[int], bool], least: int = LEAST_TOKENS, most:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryNeed:
+class MemoryEstimate:
     """The memory of a training process at its peak, by part, in bytes."""
 
     framework: int

@@ -21,7 +21,7 @@ import torch
 from weitune.errors import ModelError, RunError, first_line
 from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_bytes
 from weitune.forecast.host_memory import host_memory
-from weitune.forecast.memory_estimate import MemoryNeed, PassSize, pass_bytes
+from weitune.forecast.memory_estimate import MemoryEstimate, PassSize, pass_bytes
 from weitune.model.load.load import LoadedModel, choose_device, choose_dtype, load_weights, stored_dtype
 from weitune.model.load.weight_files import stored_weights
 from weitune.recipe.schema import Recompute, Storage
@@ -113,7 +113,7 @@ class PassNeed:
         return f"one forward pass of {self.tokens:,} tokens takes about {_gib(self.bytes)}"
 
     @property
-    def cure(self) -> str:
+    def fix(self) -> str:
         """The keys that lower the need; only the first may change when a run goes on."""
         if self.tokens > self.longest:
             return (
@@ -126,7 +126,7 @@ class PassNeed:
         )
 
 
-def peak_line(need: MemoryNeed, device: torch.device) -> str:
+def peak_line(need: MemoryEstimate, device: torch.device) -> str:
     """Return a line about the memory that a run will take at its peak, by part."""
     parts = {name: size for name, size in need.parts().items() if size >= _GIB / 20}
     shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
@@ -146,7 +146,7 @@ class MemoryWatch:
         if self._need.bytes + self._need.beside <= free:
             return ""
         beside = f", weights and training states another {_gib(self._need.beside)}" if self._need.beside else ""
-        return f"memory may not do: {self._need}{beside}, and {_gib(free)} are free. {self._need.cure}"
+        return f"memory may not do: {self._need}{beside}, and {_gib(free)} are free. {self._need.fix}"
 
     def scarce(self) -> str:
         """Return what to say now, or nothing; it says it once. Memory of the machine only."""
@@ -160,7 +160,7 @@ class MemoryWatch:
         self._told = True
         return (
             f"memory is nearly used up: at its peak, a step leaves {_gib(max(left, 0))} of {_gib(memory.total)}; "
-            f"{self._need}. The system may kill this run. {self._need.cure}"
+            f"{self._need}. The system may kill this run. {self._need.fix}"
         )
 
     @contextmanager
@@ -175,7 +175,7 @@ class MemoryWatch:
             free = _gib(free_bytes(self._device))
             raise RunError(
                 f"memory ran out: {said}\n{self._need}; {free} are free now",
-                f"{self._need.cure} Go on from the last checkpoint with {command}.",
+                f"{self._need.fix} Go on from the last checkpoint with {command}.",
             ) from error
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from weitune.errors import ModelError, first_line
 from weitune.forecast.memory_estimate import Shape
-from weitune.model.capabilities import Abilities, probe
+from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, check_targets, count_adapted, count_parameters
@@ -32,7 +32,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class MetaModel:
     """What is known of a model from its configuration."""
 
     shape: Shape
@@ -47,7 +47,7 @@ class Outline:
     """The number format on the disk, if the configuration says it and the file is mapped as it is."""
     gguf: bool
     """Whether the weights come from a .gguf file, which rounded them once already."""
-    abilities: Abilities
+    abilities: Capabilities
 
     @property
     def frozen(self) -> int:
@@ -55,7 +55,7 @@ class Outline:
         return self.parameters - self.trainable
 
 
-def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
+def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> MetaModel:
     """Return the outline of the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
 
     Single trained tokens are not counted. Raises ModelError if the configuration cannot be read, or if a
@@ -82,7 +82,7 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> Outline:
     else:
         check_targets(model, lora)
         count = _count(model, lora)
-    return Outline(
+    return MetaModel(
         shape=Shape.of(config),
         parameters=count.total,
         trainable=count.trainable,
@@ -107,7 +107,7 @@ def _from_config(config: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
-def _abilities(config: Any) -> Abilities:
+def _abilities(config: Any) -> Capabilities:
     """Probe two small layers of the same architecture."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
@@ -125,4 +125,4 @@ def _abilities(config: Any) -> Abilities:
             model = _from_config(small).eval()
         return probe(model)
     except Exception as error:  # noqa: BLE001  (whatever a foreign architecture does not take)
-        return Abilities(False, False, False, f"its architecture could not be tried: {first_line(error)}")
+        return Capabilities(False, False, False, f"its architecture could not be tried: {first_line(error)}")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
-from weitune.forecast.memory_estimate import Manner, MemoryNeed, PassSize, pass_bytes, trained_bytes
-from weitune.forecast.meta_model import Outline, outline
+from weitune.forecast.memory_estimate import MemoryEstimate, PassConfig, PassSize, pass_bytes, trained_bytes
+from weitune.forecast.meta_model import MetaModel, outline
 from weitune.forecast.workload import Workload
 from weitune.model.fast.matmul import kept_bytes
 from weitune.model.storage.weight_storage import dense_bytes, stored_bytes
@@ -22,7 +22,7 @@ from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Recompute,
 
 if TYPE_CHECKING:
     from weitune.training.build import Trainable
-    from weitune.training.inputs import Ingredients
+    from weitune.training.inputs import RunInputs
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,7 +72,7 @@ class Fit:
     target: Target
     format: Format
     chosen: MemoryPlan
-    need: MemoryNeed
+    need: MemoryEstimate
 
     @property
     def fits(self) -> bool:
@@ -81,15 +81,15 @@ class Fit:
 
 
 def memory_need(
-    outline: Outline, form: Format, manner: Manner, size: PassSize, kind: str, shards: int = 1
-) -> MemoryNeed:
+    outline: MetaModel, form: Format, manner: PassConfig, size: PassSize, kind: str, shards: int = 1
+) -> MemoryEstimate:
     """Return the memory of a process of a run whose largest pass is ``size``, on a device of ``kind``.
 
     The base is divided among ``shards`` processes.
     """
     adapter, gradients, optimizer = trained_bytes(outline.trainable)
     activations, logits = pass_bytes(outline.shape, size, manner)
-    return MemoryNeed(
+    return MemoryEstimate(
         framework=_FRAMEWORK.get(kind, _CONTEXT) + kept_bytes(kind, form.dtype),
         weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
         adapter=adapter,
@@ -100,7 +100,7 @@ def memory_need(
     )
 
 
-def _weights(outline: Outline, form: Format, kind: str) -> int:
+def _weights(outline: MetaModel, form: Format, kind: str) -> int:
     if form.storage in QUANTIZED:
         others = 2 if outline.abilities.plain_blocks else form.dtype.itemsize
         return int(outline.linear * stored_bytes(form.storage) + (outline.frozen - outline.linear) * others)
@@ -109,17 +109,17 @@ def _weights(outline: Outline, form: Format, kind: str) -> int:
     return (outline.frozen - (outline.untied_embeddings if mapped else 0)) * dtype.itemsize
 
 
-def _sharded(outline: Outline, form: Format, shards: int) -> int:
+def _sharded(outline: MetaModel, form: Format, shards: int) -> int:
     """Return what a part of the weights takes, and gathering the largest unit (:mod:`weitune.model.storage.shard`)."""
     shape = outline.shape
     unit = max(outline.linear // shape.layers, shape.hidden * shape.vocabulary)
     return (outline.frozen // shards + 2 * unit) * DTYPES[form.storage].itemsize
 
 
-def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Manner:
+def pass_config_for(outline: MetaModel, recipe: Recipe, form: Format, kind: str) -> PassConfig:
     """Return how a run of ``recipe`` that keeps everything for backward computes on a device of ``kind``."""
     lora, plain_blocks = recipe.lora, outline.abilities.plain_blocks
-    return Manner(
+    return PassConfig(
         number_bytes=form.dtype.itemsize,
         plain_blocks=plain_blocks,
         rank=0 if lora == "none" else lora.r,
@@ -129,12 +129,12 @@ def manner_for(outline: Outline, recipe: Recipe, form: Format, kind: str) -> Man
     )
 
 
-def fit(outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
+def fit(outline: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
     """Return the need on ``target``, with what ``recipe`` leaves to ``auto`` chosen as training would choose it there.
 
     ``largest`` is the largest pass if nothing is split, of one of the run's ``processes``, each of which has a target.
     """
-    manner = manner_for(outline, recipe, form, target.kind)
+    manner = pass_config_for(outline, recipe, form, target.kind)
     shards = processes if recipe.train.shard else 1
     rest = memory_need(outline, form, replace(manner, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
@@ -150,7 +150,7 @@ def capped(largest: PassSize, micro_tokens: int) -> PassSize:
     return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens))
 
 
-def formats(outline: Outline, recipe: Recipe, precision: Precision) -> list[Format]:
+def formats(outline: MetaModel, recipe: Recipe, precision: Precision) -> list[Format]:
     """Return every format of a run of ``recipe`` where it would compute in ``precision``, the widest first."""
     full = Format("fp32", "fp32")
     if recipe.lora == "none":
@@ -159,13 +159,13 @@ def formats(outline: Outline, recipe: Recipe, precision: Precision) -> list[Form
     return [full, *(Format(precision, storage) for storage in ("bf16", *rounded))]
 
 
-def _may_be_quantized(outline: Outline, recipe: Recipe) -> bool:
+def _may_be_quantized(outline: MetaModel, recipe: Recipe) -> bool:
     plain = not outline.gguf and not recipe.train.shard
     return plain and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
 
 
 def ways_to_fit(
-    outline: Outline, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
+    outline: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
 ) -> list[str]:
     """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
     ways: list[str] = []
@@ -177,7 +177,7 @@ def ways_to_fit(
 
 
 def _changes(
-    outline: Outline, recipe: Recipe, form: Format, largest: PassSize, processes: int
+    outline: MetaModel, recipe: Recipe, form: Format, largest: PassSize, processes: int
 ) -> Iterator[tuple[str, Recipe, Format, PassSize]]:
     def with_train(**keys: Any) -> Recipe:
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
@@ -196,7 +196,7 @@ def _changes(
         yield "tokens.max_length 512 and train.micro_tokens 512", with_train(micro_tokens=512), form, shorter
 
 
-def _milder(outline: Outline, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
+def _milder(outline: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
     """Yield (key of ``train``, value, format with it) of what takes less memory for as many tokens."""
     train = recipe.train
     if train.recompute in {"none", "feed-forward"}:
@@ -212,18 +212,18 @@ def _milder(outline: Outline, recipe: Recipe, form: Format) -> Iterator[tuple[st
             yield "storage", storage, replace(form, storage=storage)
 
 
-def checkpoint_bytes(outline: Outline) -> int:
+def checkpoint_bytes(outline: MetaModel) -> int:
     """Return the size of one checkpoint: the adapter and AdamW's two moments in float32."""
     return 3 * 4 * outline.trainable
 
 
-def disk_bytes(outline: Outline, recipe: Recipe) -> int:
+def disk_bytes(outline: MetaModel, recipe: Recipe) -> int:
     """Return the room that the run's folder needs: checkpoints that stay, one being written, and the final adapter."""
     best = int(recipe.validation is not None)
     return (recipe.train.keep_checkpoints + best + 1) * checkpoint_bytes(outline) + 4 * outline.trainable
 
 
-def step_costs(outline: Outline, workload: Workload) -> list[float]:
+def step_costs(outline: MetaModel, workload: Workload) -> list[float]:
     """Return the floating-point operations of each step looked at, but for attention's own."""
     head = outline.shape.hidden * outline.shape.vocabulary
     return [_cost(step, outline.linear, head) for step in workload.steps]
@@ -233,7 +233,7 @@ def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
     return 4.0 * sum(blocks * size.tokens + head * size.predictions for size in step)
 
 
-def forecast_run(parts: Ingredients, trainable: Trainable, largest: PassSize, recompute: Recompute) -> MemoryNeed:
+def forecast_run(parts: RunInputs, trainable: Trainable, largest: PassSize, recompute: Recompute) -> MemoryEstimate:
     """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
     form = Format.of(parts.recipe, trainable.loaded.dtype)
     found = outline(parts.files, parts.recipe.lora)

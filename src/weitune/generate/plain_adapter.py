@@ -128,7 +128,7 @@ class PlainAdapter(Run):
                 found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
             except ModelError as error:
                 given = "" if self._model else f"\n{self._give_model()}"
-                raise ModelError(error.message, error.cure + given) from None
+                raise ModelError(error.message, error.fix + given) from None
             of_weitune = self._recipe_of_weitune is not None  # frames with the base's tokenizer and the recipe
             self._base = found if of_weitune else replace(found, adapter=self.adapter)
         return self._base

@@ -76,21 +76,21 @@ class RemoteEngine:
             return [str(model["id"]) for model in json.loads(response.read())["data"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self.about} does not speak the OpenAI protocol at {self._path}/models: {error}", self._address_cure
+                f"{self.about} does not speak the OpenAI protocol at {self._path}/models: {error}", self._address_fix
             ) from error
         finally:
             connection.close()
 
-    def _cure(self, status: int, path: str) -> str:
+    def _fix(self, status: int, path: str) -> str:
         """Return what to do about a refusal."""
         if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
             return "Give the server's key by --api-key or WEITUNE_API_KEY."
         if status == http.client.NOT_FOUND and path == "/models":
-            return self._address_cure
+            return self._address_fix
         return "Wait a moment and ask again." if status == http.client.TOO_MANY_REQUESTS else "Change what it names."
 
     @property
-    def _address_cure(self) -> str:
+    def _address_fix(self) -> str:
         return f"Give the address up to the version, such as {self._url.scheme}://{self._url.netloc.rpartition('@')[2]}/v1."
 
     def _post(self, path: str, body: Any) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
@@ -115,7 +115,7 @@ class RemoteEngine:
             connection.close()
             where = f" for {self._path}{path}" if response.status == http.client.NOT_FOUND else ""
             raise InputError(
-                f"{self.about} refuses ({response.status}){where}: {message}", self._cure(response.status, path)
+                f"{self.about} refuses ({response.status}){where}: {message}", self._fix(response.status, path)
             )
         return connection, response
 

@@ -236,11 +236,11 @@ def _metric(path: Path) -> object:
 
 def _not_a_run(path: Path) -> RunError:
     """Say what ``path`` is instead of a run, as far as one can tell."""
-    cure = "Give the folder that `weitune train` wrote, such as runs/NAME."
+    fix = "Give the folder that `weitune train` wrote, such as runs/NAME."
     if not path.exists():
-        return RunError(f"there is no folder '{path}'", cure)
+        return RunError(f"there is no folder '{path}'", fix)
     if not path.is_dir():
-        return RunError(f"'{path}' is a file, not a run's folder", cure)
+        return RunError(f"'{path}' is a file, not a run's folder", fix)
     if (path / ADAPTER_FILES[0]).is_file() and not (path.parent / "recipe.yaml").is_file():
         return RunError(
             f"'{path}' is an adapter that was made elsewhere, not a run: it has no recipe.yaml",
@@ -250,4 +250,4 @@ def _not_a_run(path: Path) -> RunError:
         step = _CHECKPOINT.fullmatch(path.name)
         which = f"; choose this adapter with  --checkpoint {step[1]}" if step else ""
         return RunError(f"'{path}' is a part of the run '{path.parent}'", f"Give the run's folder{which}.")
-    return RunError(f"'{path}' is not a run's folder: it has no recipe.yaml", cure)
+    return RunError(f"'{path}' is not a run's folder: it has no recipe.yaml", fix)

@@ -33,7 +33,7 @@ _LENGTHS = ((6, 5), (6, 4), (9, 3))  # (tokens of one common text, tokens of its
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What a model can do; ``why_not`` says what keeps it from sharing a row."""
 
     shares_rows: bool
@@ -47,7 +47,7 @@ class Abilities:
         return SHARED if self.shares_rows else SEPARATE
 
 
-def probe(model: PreTrainedModel) -> Abilities:
+def probe(model: PreTrainedModel) -> Capabilities:
     """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens."""
     attention.register()
     examples = _examples(model.config.get_text_config().vocab_size)
@@ -60,7 +60,7 @@ def probe(model: PreTrainedModel) -> Abilities:
         if not why_not:
             why_not, bound = _why_rows_leak(model, examples, expected)
         plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device), bound)
-    return Abilities(not why_not, plain_head, plain_blocks, why_not)
+    return Capabilities(not why_not, plain_head, plain_blocks, why_not)
 
 
 def _examples(vocabulary: int) -> list[Example]:

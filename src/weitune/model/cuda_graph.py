@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.errors import first_line
-from weitune.forecast.memory_estimate import Manner, PassSize, Shape, fitting_tokens, pass_bytes
+from weitune.forecast.memory_estimate import PassConfig, PassSize, Shape, fitting_tokens, pass_bytes
 from weitune.model.supervised import Row, SupervisedModel
 
 TOKENS, PREDICTIONS = 128, 256
@@ -46,7 +46,7 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
 
 
-class RecordedPasses:
+class CudaGraphPasses:
     """The passes of a model on one GPU.
 
     They add to the gradients of its trained parameters, which lie one after another in one tensor and stay there.
@@ -141,7 +141,7 @@ def can_record(model: nn.Module) -> bool:
     return len(devices) == 1 and devices.pop().type == "cuda" and exact
 
 
-def recorded_tokens(shape: Shape, manner: Manner, *, budget: int) -> int:
+def recorded_tokens(shape: Shape, manner: PassConfig, *, budget: int) -> int:
     """Return how many tokens a recorded pass may have if ``budget`` bytes are free.
 
     Recordings keep the memory of the largest of them for good, and a pass that is not recorded may want as much again.

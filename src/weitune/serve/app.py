@@ -26,21 +26,21 @@ from weitune.serve.guard import ClientGone, Guard, Receive, Scope, Send
 from weitune.serve.metrics import Metrics
 from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
 from weitune.serve.request import Limits, parse_request
-from weitune.serve.response import Sending
-from weitune.serve.served_models import Offer
+from weitune.serve.response import Response
+from weitune.serve.served_models import ServedModel
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499
 _ALLOW = {"GET": b"GET, HEAD", "POST": b"POST"}
 _EXTRA_REQUESTS = 256
 """Requests that may be open beside those for answers; beyond, each costs memory and gets 503."""
-Handler = Callable[[Receive, Sending], Awaitable[None]]
+Handler = Callable[[Receive, Response], Awaitable[None]]
 
 
 class App:
     """Serve ``offers`` through ``answering``."""
 
-    def __init__(self, offers: Mapping[str, Offer], answering: Answering, guard: Guard, limits: Limits) -> None:
+    def __init__(self, offers: Mapping[str, ServedModel], answering: Answering, guard: Guard, limits: Limits) -> None:
         """Keep the parts; nothing is started."""
         self._offers, self._answering, self._guard, self._limits = offers, answering, guard, limits
         self._metrics = Metrics(answering.admission)
@@ -56,7 +56,7 @@ class App:
         """Answer one request, whatever is wrong with it."""
         if scope["type"] != "http":
             return
-        sending = Sending(send, headers=cors_headers(self._guard.origins, scope))
+        sending = Response(send, headers=cors_headers(self._guard.origins, scope))
         status = 200
         self._open += 1
         try:
@@ -72,7 +72,7 @@ class App:
             self._open -= 1
         self._metrics.finished(status)
 
-    async def _answer(self, scope: Scope, receive: Receive, sending: Sending) -> int:
+    async def _answer(self, scope: Scope, receive: Receive, sending: Response) -> int:
         """Answer a request and return the status. Raises ApiError if it is refused."""
         admission = self._answering.admission
         if self._open > admission.slots + admission.queue + _EXTRA_REQUESTS:
@@ -85,7 +85,7 @@ class App:
         await self._handler(scope)(receive, sending)
         return 200
 
-    async def _refuse(self, sending: Sending, error: ApiError) -> int:
+    async def _refuse(self, sending: Response, error: ApiError) -> int:
         with suppress(ClientGone):
             await sending.error(error)
         return error.status
@@ -110,10 +110,10 @@ class App:
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(self._routes)}"
         return f"there is no {path[:100]} here; {hint}"
 
-    async def _health(self, receive: Receive, sending: Sending) -> None:
+    async def _health(self, receive: Receive, sending: Response) -> None:
         await sending.json(200, {"status": "ok"})
 
-    async def _models(self, receive: Receive, sending: Sending) -> None:
+    async def _models(self, receive: Receive, sending: Response) -> None:
         await sending.json(200, {"object": "list", "data": [_model(name) for name in self._offers]})
 
     def _model_named(self, name: str) -> Handler:
@@ -123,17 +123,17 @@ class App:
             raise ApiError(404, f"there is no model '{name[:100]}' here{hint}", param="model", code="model_not_found")
         return lambda receive, sending: sending.json(200, _model(name))
 
-    async def _show_metrics(self, receive: Receive, sending: Sending) -> None:
+    async def _show_metrics(self, receive: Receive, sending: Response) -> None:
         await sending.text(200, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _chat(self, receive: Receive, sending: Sending) -> None:
+    async def _chat(self, receive: Receive, sending: Response) -> None:
         body = await self._guard.body(receive)
         request = parse_request(_parsed(body), self._offers, self._limits)
         framed = self._answering.frame(request)
         with self._answering.admission.admitted(request.choices):
             await unless_gone((self._stream if request.stream else self._whole)(framed, sending), receive)
 
-    async def _whole(self, framed: Framed, sending: Sending) -> None:
+    async def _whole(self, framed: Framed, sending: Response) -> None:
         answers = [Piece("", 0)] * framed.request.choices
         async with aclosing(self._answers(framed)) as pieces:
             async for index, piece in pieces:  # one for each answer
@@ -142,7 +142,7 @@ class App:
         told = [(piece.text, piece.finish or "stop") for piece in answers]
         await sending.json(200, Reply(framed.request.offer.name).whole(told, usage))
 
-    async def _stream(self, framed: Framed, sending: Sending) -> None:
+    async def _stream(self, framed: Framed, sending: Response) -> None:
         reply = Reply(framed.request.offer.name)
         generated = 0
         async with aclosing(self._answers(framed)) as pieces:

@@ -22,7 +22,7 @@ _IDLE_SECONDS = 15
 _HEADER_BYTES = 16 << 10
 
 
-class PatientUpTo(H11Protocol):
+class HeaderTimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, which waits for a request's header for ever, and this does not."""
 
     def connection_made(self, transport: Any) -> None:
@@ -90,7 +90,7 @@ def http_server(app: App) -> Server:
     """Return a server of ``app``; run it by ``await server.serve(sockets=[listen(…)])``."""
     config = uvicorn.Config(
         app,
-        http=PatientUpTo,
+        http=HeaderTimeoutProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

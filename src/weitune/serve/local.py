@@ -14,7 +14,7 @@ from weitune.serve.app import App
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, http_server, url_of
 from weitune.serve.request import Limits
-from weitune.serve.served_models import Library
+from weitune.serve.served_models import ServedModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Capacity:
 
 
 def serve(
-    library: Library,
+    library: ServedModels,
     listening: socket.socket,
     capacity: Capacity,
     guard: Guard,
@@ -55,7 +55,7 @@ def serve(
 
 async def _serve(
     llama: LlamaCpp,
-    library: Library,
+    library: ServedModels,
     listening: socket.socket,
     capacity: Capacity,
     guard: Guard,

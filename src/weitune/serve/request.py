@@ -15,7 +15,7 @@ from weitune.data.formats.reasoning import said
 from weitune.errors import InputError
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
-from weitune.serve.served_models import Offer
+from weitune.serve.served_models import ServedModel
 
 _IGNORED = frozenset({"user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
                       "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
@@ -43,7 +43,7 @@ class Limits:
 class ChatRequest:
     """A valid request."""
 
-    offer: Offer
+    offer: ServedModel
     conversation: Conversation
     sampling: Sampling
     stop: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class ChatRequest:
     """Options that go to the engine as they are: penalties and logit biases."""
 
 
-def parse_request(body: Any, offers: Mapping[str, Offer], limits: Limits) -> ChatRequest:
+def parse_request(body: Any, offers: Mapping[str, ServedModel], limits: Limits) -> ChatRequest:
     """Read a request's JSON. Raises ApiError for the first thing that is wrong."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")

@@ -16,7 +16,7 @@ _SEND_SECONDS = 30
 """A client that reads nothing for so long is taken for gone."""
 
 
-class Sending:
+class Response:
     """One response."""
 
     def __init__(self, send: Send, seconds: float = _SEND_SECONDS, headers: Headers = ()) -> None:

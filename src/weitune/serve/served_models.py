@@ -16,7 +16,7 @@ from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import GgufType
 from weitune.export.formats.merged import Progress
 from weitune.export.source.chat_template import self_contained_template
-from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.generate.run_folder import Run, Which
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.load import load_tokenizer
@@ -27,7 +27,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ServedModel:
     """A model that a request can name."""
 
     name: str
@@ -40,12 +40,12 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class ServedModels:
     """The files that an engine loads, and the models that it then offers."""
 
     model: Path
     adapters: tuple[Path, ...]
-    offers: Mapping[str, Offer]
+    offers: Mapping[str, ServedModel]
     context_tokens: int
     """How many tokens the model can read and write together."""
     exact: bool = False
@@ -71,9 +71,9 @@ def named_runs(arguments: list[str], open_one: Callable[[str], Run] = Run) -> di
     return found
 
 
-def open_all(runs: Mapping[str, Run], checkpoint: Which = "last") -> dict[str, Tuned]:
+def open_all(runs: Mapping[str, Run], checkpoint: Which = "last") -> dict[str, ExportSource]:
     """Open runs that share a base. Raises RunError if they do not."""
-    opened = {name: open_tuned(run, checkpoint) for name, run in runs.items()}
+    opened = {name: open_export_source(run, checkpoint) for name, run in runs.items()}
     first, *others = opened
     prints = {name: base_fingerprints(replace(tuned.files, adapter=None)) for name, tuned in opened.items()}
     for name in others:
@@ -89,7 +89,7 @@ def open_all(runs: Mapping[str, Run], checkpoint: Which = "last") -> dict[str, T
 @contextmanager
 def prepared(
     runs: Mapping[str, Run], gguf_type: GgufType, stage: Callable[[str], Progress], checkpoint: Which = "last"
-) -> Iterator[Library]:
+) -> Iterator[ServedModels]:
     """Give a library of ``runs`` for llama.cpp; its adapter files are gone when the block ends.
 
     Raises InputError if a run or its base cannot be given to llama.cpp.
@@ -103,28 +103,28 @@ def prepared(
             adapters.append(Path(scratch) / f"{i}.gguf")
             write_gguf_adapter(adapters[-1], tuned, stage("writing adapters"))
         offers = [
-            Offer(name, tuned.framing, frozenset(tuned.stop_tokens), tuned.recipe.system, i)
+            ServedModel(name, tuned.framing, frozenset(tuned.stop_tokens), tuned.recipe.system, i)
             for i, (name, tuned) in enumerate(opened.items())
         ]
         of_base = _offer_of_base(first)
         limit = first.config.get_text_config().max_position_embeddings
         by_name = {offer.name: offer for offer in [of_base, *offers]}
-        yield Library(model, tuple(adapters), by_name, limit, exact=gguf_type == "F32")
+        yield ServedModels(model, tuple(adapters), by_name, limit, exact=gguf_type == "F32")
 
 
-def base_framing(tuned: Tuned) -> Framing:
+def base_framing(tuned: ExportSource) -> Framing:
     """Return how the base frames as its makers meant it: its own chat template, with a run's template arguments."""
     tokenizer = tuned.tokenizer if tuned.files.adapter is None else load_tokenizer(replace(tuned.files, adapter=None))
     return framing_for(tokenizer, Tokens(template_args=tuned.recipe.tokens.template_args))
 
 
-def base_template(tuned: Tuned) -> str:
+def base_template(tuned: ExportSource) -> str:
     """Return that framing as a chat template that needs no arguments."""
     framing = base_framing(tuned)
     return self_contained_template(framing, None, str(tuned.tokenizer.convert_ids_to_tokens(framing.end_of_turn)))
 
 
-def _offer_of_base(tuned: Tuned) -> Offer:
+def _offer_of_base(tuned: ExportSource) -> ServedModel:
     """Return the base as its makers meant it, without any run's system prompt."""
     framing = base_framing(tuned)
-    return Offer(BASE, framing, frozenset([*framing.stop_tokens, *tuned.base_stop_tokens]), None, None)
+    return ServedModel(BASE, framing, frozenset([*framing.stop_tokens, *tuned.base_stop_tokens]), None, None)

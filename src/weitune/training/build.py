@@ -19,16 +19,16 @@ from weitune.forecast.device_memory import (
     plan_memory,
     resident_bytes,
 )
-from weitune.forecast.memory_estimate import Manner, Shape, trained_bytes
-from weitune.model.capabilities import Abilities, probe
-from weitune.model.cuda_graph import RecordedPasses, can_record, recorded_tokens
+from weitune.forecast.memory_estimate import PassConfig, Shape, trained_bytes
+from weitune.model.capabilities import Capabilities, probe
+from weitune.model.cuda_graph import CudaGraphPasses, can_record, recorded_tokens
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn, kept_bytes
 from weitune.model.load.load import LoadedModel
 from weitune.model.load.weight_files import weight_files
 from weitune.model.lora.adapter import attach_adapter, check_targets, token_numbers
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
-from weitune.model.lora.trainable_state import LoraAdapter, Trained, WholeModel
+from weitune.model.lora.trainable_state import LoraAdapter, TrainableState, WholeModel
 from weitune.model.storage.allocator import giving_back, keep_freed_memory
 from weitune.model.storage.shard import gathered_bytes, held_numbers
 from weitune.model.storage.weight_storage import dense_bytes, widen
@@ -47,8 +47,8 @@ class Trainable:
     """A model with what is trained of it, and what it was found to be able to do."""
 
     loaded: LoadedModel
-    trained: Trained
-    abilities: Abilities
+    trained: TrainableState
+    abilities: Capabilities
     """Of the model as it will be trained: its blocks are plain if they are with the adapter."""
 
     @property
@@ -62,11 +62,11 @@ class Trainable:
         return Shape.of(self.loaded.model.config)
 
     @property
-    def manner(self) -> Manner:
+    def manner(self) -> PassConfig:
         """How its passes are computed."""
         lora: Any = getattr(self.trained.model, "peft_config", {}).get("default")
         plain_blocks = self.abilities.plain_blocks
-        return Manner(
+        return PassConfig(
             number_bytes=self.loaded.dtype.itemsize,
             plain_blocks=plain_blocks,
             rank=lora.r if lora else 0,
@@ -176,7 +176,7 @@ def make_loop(
     alone = accelerator.num_processes == 1 and not sharded  # what processes send each other is not recorded
     if alone and abilities.plain_blocks and can_record(loaded.model):
         manner = replace(trainable.manner, recompute=memory.recompute)
-        recorded = RecordedPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
+        recorded = CudaGraphPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
     return Loop(
         model=averaging_adapters(model) if sharded else accelerator.prepare_model(model, device_placement=False),
         optimizer=make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredients:
+class RunInputs:
     """All that decides the steps of a run, but for the weights."""
 
     recipe: Recipe
@@ -57,9 +57,9 @@ class Ingredients:
         return [self.examples[int(i)] for i in self.plan.step(step)]
 
 
-def gather(
+def collect_inputs(
     recipe: Recipe, reporter: Reporter, accelerator: Accelerator | None = None, *, weights: bool = True
-) -> Ingredients:
+) -> RunInputs:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
 
     A model of a hub has the commit that it was found at as the ``revision`` of the recipe that is returned.
@@ -91,7 +91,7 @@ def gather(
         recorded = recorded_basis(start) or recorded_basis(start.parent)
         if base and (changed := differences(recorded, files)):
             reporter.say(f"lora.init_from: '{start}' was trained on another base:\n  " + "\n  ".join(changed))
-    return Ingredients(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
+    return RunInputs(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
 
 
 def _main_first(accelerator: Accelerator | None) -> AbstractContextManager[Any]:

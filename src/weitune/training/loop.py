@@ -25,7 +25,7 @@ from weitune.data.pack import PackedBatch
 from weitune.data.schedule import Plan, share
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import peak_bytes
-from weitune.model.cuda_graph import RecordedPasses
+from weitune.model.cuda_graph import CudaGraphPasses
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate
@@ -86,7 +86,7 @@ class Loop:
     recompute: Recompute = "none"
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
-    recorded: RecordedPasses | None = None
+    recorded: CudaGraphPasses | None = None
     """What makes the passes of a process that is alone with its GPU."""
 
     def run(self, start: int, watcher: Watcher) -> None:

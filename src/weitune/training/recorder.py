@@ -12,7 +12,7 @@ import torch
 
 from weitune.errors import NonFiniteError
 from weitune.forecast.memory_watch import MemoryWatch
-from weitune.model.lora.trainable_state import Trained
+from weitune.model.lora.trainable_state import TrainableState
 from weitune.run.checkpoint import PUBLISHED, Checkpoint, publish_adapter
 from weitune.run.disk_retry import Patience, refusals_explained
 from weitune.run.events import FILE, EventLog
@@ -22,19 +22,19 @@ from weitune.training.reporter import Reporter
 from weitune.training.resume.snapshot import Snapshot, restore
 from weitune.training.saver import Saver
 from weitune.training.signals import StopRequest
-from weitune.training.validation import Standing, Validator, chosen_checkpoint
+from weitune.training.validation import ValidationHistory, Validator, chosen_checkpoint
 
 _EVENT_BYTES = 4096
 """What an event needs at most, for the message about a full disk."""
 
 
-class Journal:
+class Recorder:
     """A :class:`.Watcher` that writes into the run's folder, if this is the ``main`` process."""
 
     def __init__(
         self,
         folder: Path,
-        trained: Trained,
+        trained: TrainableState,
         loop: Loop,
         *,
         state: Mapping[str, Any],
@@ -54,7 +54,7 @@ class Journal:
         self._saver: Saver | None = None
         self._began = time.perf_counter()
         self._saved = 0
-        self._standing = Standing()
+        self._standing = ValidationHistory()
         self.step = 0
         """Steps done so far."""
 
@@ -71,7 +71,7 @@ class Journal:
         if checkpoint is not None:
             restore(checkpoint, self._trained, self._loop.optimizer)
             self.step = self._saved = checkpoint.step
-            self._standing = Standing.of(checkpoint.state)
+            self._standing = ValidationHistory.of(checkpoint.state)
         if self._main:
             with refusals_explained(self._folder):
                 self._log = EventLog(self._folder, keep_steps=self.step)

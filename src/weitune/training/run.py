@@ -41,13 +41,13 @@ from weitune.training.distributed.processes import (
     make_accelerator,
     writes,
 )
-from weitune.training.inputs import Ingredients, check_stops, gather
+from weitune.training.inputs import RunInputs, check_stops, collect_inputs
 from weitune.training.loop import Loop
 from weitune.training.optim import warmup_note
-from weitune.training.recorder import Journal
+from weitune.training.recorder import Recorder
 from weitune.training.reporter import Reporter
 from weitune.training.resume import resume_checks
-from weitune.training.resume.resume_state import Past
+from weitune.training.resume.resume_state import ResumeState
 from weitune.training.signals import StopRequest, stop_requests
 from weitune.training.trackers import TrackedReporter, check_trackers
 from weitune.training.validation import chosen_checkpoint, make_validator
@@ -178,7 +178,7 @@ def _session(
 def _begin(session: _Session, recipe: Recipe) -> None:
     """Gather what a new run is made of, make its folder, and train."""
     check_trackers(recipe)
-    parts = gather(recipe, session.reporter, session.accelerator)
+    parts = collect_inputs(recipe, session.reporter, session.accelerator)
     trainable = _load(session, parts, recipe.train.precision, fresh=True)
     loop = _make_loop(session, parts, trainable)
     largest = _largest_pass(parts, loop)
@@ -198,7 +198,7 @@ def _resume(session: _Session, recipe: Recipe, *, compare: bool = False) -> None
     With ``compare``, data and model are compared with the run's even if it is complete; else they may be gone by then.
     """
     folder = session.folder
-    past = Past.of(folder)
+    past = ResumeState.of(folder)
     check_same_step(session.accelerator, past.step, folder)
     for line in resume_checks.check_recipe(folder, past.recipe, recipe):
         session.note(line)
@@ -216,7 +216,7 @@ def _resume(session: _Session, recipe: Recipe, *, compare: bool = False) -> None
         _go_on(session, past, recipe)
 
 
-def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool) -> Trainable:
+def _load(session: _Session, parts: RunInputs, precision: str, *, fresh: bool) -> Trainable:
     """Load the weights and attach the adapter. Raises ModelError if they do not fit memory, data or recipe."""
     recipe = parts.recipe
     processes = session.accelerator.num_processes
@@ -241,7 +241,7 @@ def _load(session: _Session, parts: Ingredients, precision: str, *, fresh: bool)
     return trainable
 
 
-def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micro_tokens: int | None = None) -> Loop:
+def _make_loop(session: _Session, parts: RunInputs, trainable: Trainable, micro_tokens: int | None = None) -> Loop:
     lora = parts.recipe.lora
     return make_loop(
         trainable, parts.recipe.train, parts.examples, parts.plan, accelerator=session.accelerator,
@@ -250,7 +250,7 @@ def _make_loop(session: _Session, parts: Ingredients, trainable: Trainable, micr
     )  # fmt: skip
 
 
-def _accounts(parts: Ingredients) -> dict[str, Any]:
+def _accounts(parts: RunInputs) -> dict[str, Any]:
     """Return what is said of the data in the run's folder."""
     shown = [parts.examples[k] for k in range(min(len(parts.examples), _PREVIEWED))]
     preview = [
@@ -265,7 +265,7 @@ def _accounts(parts: Ingredients) -> dict[str, Any]:
     return {**report, "validation": {"examples": len(parts.validation), "learned_tokens": learned}}
 
 
-def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[str, Any]:
+def _environment(parts: RunInputs, trainable: Trainable, loop: Loop) -> dict[str, Any]:
     loaded = trainable.loaded
     return {
         **run_folder.describe_machine(loaded.device),
@@ -278,7 +278,7 @@ def _environment(parts: Ingredients, trainable: Trainable, loop: Loop) -> dict[s
     }
 
 
-def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
+def _go_on(session: _Session, past: ResumeState, recipe: Recipe) -> None:
     """Check that everything is as it was, and train from where ``past`` ends."""
     check_trackers(recipe)
     parts = _same_parts(session, past, recipe)
@@ -303,20 +303,25 @@ def _go_on(session: _Session, past: Past, recipe: Recipe) -> None:
     _train(session, parts, trainable, loop, _largest_pass(parts, loop), past)
 
 
-def _same_parts(session: _Session, past: Past, recipe: Recipe) -> Ingredients:
+def _same_parts(session: _Session, past: ResumeState, recipe: Recipe) -> RunInputs:
     """Gather what the run is made of. Raises RunError if it is not what it was."""
     recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
-    parts = gather(recipe, session.reporter, session.accelerator)
+    parts = collect_inputs(recipe, session.reporter, session.accelerator)
     resume_checks.check_basis(session.folder, past.basis, {**parts.basis, **fingerprints_as(past.basis, parts.files)})
     return parts
 
 
-def _largest_pass(parts: Ingredients, loop: Loop) -> PassSize:
+def _largest_pass(parts: RunInputs, loop: Loop) -> PassSize:
     return Workload.of(parts.examples, loop.plan, loop.layout, loop.micro_tokens).largest
 
 
 def _train(
-    session: _Session, parts: Ingredients, trainable: Trainable, loop: Loop, largest: PassSize, past: Past | None = None
+    session: _Session,
+    parts: RunInputs,
+    trainable: Trainable,
+    loop: Loop,
+    largest: PassSize,
+    past: ResumeState | None = None,
 ) -> None:
     """Train from where ``past`` ends, or from the start, to the end of the plan, and publish the adapter."""
     folder, train, plan = session.folder, parts.recipe.train, parts.plan
@@ -334,7 +339,7 @@ def _train(
         "recipe": parts.recipe.model_dump(mode="json"),
         "basis": parts.basis,
     }
-    journal = Journal(
+    journal = Recorder(
         folder, trainable.trained, loop, state=state, reporter=session.reporter, stop=session.stop, memory=memory,
         main=session.main, validator=make_validator(loop, parts, trainable, main=session.main),
     )  # fmt: skip

@@ -9,13 +9,13 @@ from typing import Any
 from weitune.errors import ModelError
 from weitune.forecast.device_memory import free_bytes
 from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
-from weitune.forecast.meta_model import Outline, outline
+from weitune.forecast.meta_model import MetaModel, outline
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.forecast.workload import Workload
 from weitune.model.load.load import choose_device, choose_dtype
 from weitune.model.load.locate import locate
 from weitune.recipe.schema import Recipe
-from weitune.training.inputs import Ingredients, gather
+from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.optim import warmup_note
 from weitune.training.reporter import Reporter
 from weitune.training.timing import Timing, measure
@@ -24,14 +24,14 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class RunPlan:
     """What a run of ``recipe`` holds and takes."""
 
     recipe: Recipe
-    outline: Outline
+    outline: MetaModel
     notes: Sequence[str]
     """What training would say before its first step."""
-    parts: Ingredients | None
+    parts: RunInputs | None
     """None if the model came without a tokenizer, so that its data could not be counted."""
     workload: Workload | None
     largest: PassSize
@@ -76,9 +76,9 @@ class _Notes(Reporter):
         self.lines.append(line)
 
 
-def look_ahead(
+def plan_run(
     recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = (), processes: int = 1
-) -> Outlook:
+) -> RunPlan:
     """Return the outlook of a run on this machine, and on GPUs given as (name, bytes of memory).
 
     With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Nothing of
@@ -87,9 +87,9 @@ def look_ahead(
     notes = _Notes()
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
     found = outline(files, recipe.lora)
-    parts: Ingredients | None = None
+    parts: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
-        parts = gather(recipe, notes, weights=False)
+        parts = collect_inputs(recipe, notes, weights=False)
         if note := warmup_note(parts.plan.steps, recipe.train):
             notes.say(note)
     else:
@@ -102,7 +102,7 @@ def look_ahead(
     here = fit(found, recipe, this, form, largest, processes)
     elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
     targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
-    return Outlook(
+    return RunPlan(
         recipe=recipe,
         outline=found,
         notes=notes.lines,
@@ -122,8 +122,8 @@ def look_ahead(
 
 
 def timed(
-    outlook: Outlook, *, device: str | None = None, progress: Callable[[int, int], None] | None = None
-) -> Outlook:
+    outlook: RunPlan, *, device: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> RunPlan:
     """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
     if outlook.parts is None:
         raise ModelError("a model without a tokenizer cannot be measured", "Give the whole model.")
@@ -131,7 +131,7 @@ def timed(
 
 
 def _largest(
-    recipe: Recipe, found: Outline, parts: Ingredients | None, processes: int
+    recipe: Recipe, found: MetaModel, parts: RunInputs | None, processes: int
 ) -> tuple[PassSize, Workload | None]:
     """Return the largest pass, unsplit, and the steps it was found in."""
     if parts is None:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weitune.forecast.device_memory import peak_bytes
-from weitune.forecast.meta_model import Outline
+from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.run_forecast import step_costs
 from weitune.forecast.workload import Workload
 from weitune.model.load.load import load_model
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.distributed.processes import make_accelerator
-from weitune.training.inputs import Ingredients
+from weitune.training.inputs import RunInputs
 from weitune.training.loop import StepRecord
 
 MEASURED_STEPS = 2
@@ -53,8 +53,8 @@ class _Stopwatch:
 
 
 def measure(
-    parts: Ingredients,
-    outline: Outline,
+    parts: RunInputs,
+    outline: MetaModel,
     *,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,

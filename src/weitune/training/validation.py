@@ -35,7 +35,7 @@ from weitune.training.signals import StopRequest
 if TYPE_CHECKING:
     from weitune.evaluate.loss import Progress
     from weitune.training.build import Trainable
-    from weitune.training.inputs import Ingredients
+    from weitune.training.inputs import RunInputs
 
 SAMPLES = 3
 """Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
@@ -57,14 +57,14 @@ class Evaluation:
 
 
 @dataclass(slots=True)
-class Standing:
+class ValidationHistory:
     """Every validation loss so far, by step."""
 
     losses: list[tuple[int, float | None]] = field(default_factory=list)
     """(step, loss); None for a loss that was not finite."""
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Standing:
+    def of(cls, state: Mapping[str, Any]) -> ValidationHistory:
         """Return what :meth:`state` wrote into a checkpoint."""
         return cls([(int(step), loss) for step, loss in state.get("evaluations", ())])
 
@@ -164,7 +164,7 @@ class Validator:
         return MeasuredLoss(total, weight)
 
 
-def make_validator(loop: Loop, parts: Ingredients, trainable: Trainable, *, main: bool) -> Validator | None:
+def make_validator(loop: Loop, parts: RunInputs, trainable: Trainable, *, main: bool) -> Validator | None:
     """Return what evaluates a run, if its recipe has validation data.
 
     Only the ``main`` process answers questions, or all of them together if the base is divided among them.

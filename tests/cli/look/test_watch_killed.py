@@ -61,11 +61,11 @@ def test_a_killed_run_is_reported_with_what_to_do(run: Path, capsys: pytest.Capt
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert cli.main(["watch", str(run)]) == 0
-    *lines, reason, cure = capsys.readouterr().out.splitlines()
+    *lines, reason, fix = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["start at step 0", "step 1"]
     assert reason.startswith(f"gone after step 1: process {process.pid} on {socket.gethostname()}, since ")
     assert reason.endswith("had no orderly end: it was killed, or the machine stopped")
-    assert cure == f"go on with it:  weitune train --resume '{run}'"
+    assert fix == f"go on with it:  weitune train --resume '{run}'"
     assert cli.main(["watch", str(run), "--once"]) == 0
     shown = capsys.readouterr().out
     assert "its process is gone" in shown

@@ -73,7 +73,7 @@ def test_channels_are_left_as_they_are_on_demand(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message", "cure"),
+    ("arguments", "message", "fix"),
     [
         (["no-such-folder", "--format", "merged"], "there is no folder 'no-such-folder'", "weitune train"),
         (["{run}", "--format", "onnx"], "'onnx' is not one of", ""),
@@ -85,13 +85,13 @@ def test_channels_are_left_as_they_are_on_demand(run: Run, tmp_path: Path) -> No
     ],
 )
 def test_wrong_input_exits_with_2_and_a_cure(
-    arguments: list[str], message: str, cure: str, run: Run, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, fix: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(run.path.rglob("*"))
     assert main(["export", *(part.format(run=run.path) for part in arguments)]) == 2
     shown = capsys.readouterr().err
     assert message in shown
-    assert cure in shown
+    assert fix in shown
     assert "Traceback" not in shown
     assert sorted(run.path.rglob("*")) == before
 

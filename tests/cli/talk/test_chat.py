@@ -69,7 +69,7 @@ def test_system_prompt_and_sampling_can_be_set(run: Run, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message", "cure"),
+    ("arguments", "message", "fix"),
     [
         (["no-such-folder"], "there is no folder 'no-such-folder'", "weitune train"),
         (["{run}/checkpoint-5"], "is a part of the run", "--checkpoint 5"),
@@ -80,13 +80,13 @@ def test_system_prompt_and_sampling_can_be_set(run: Run, capsys: pytest.CaptureF
     ],
 )
 def test_wrong_input_exits_with_2_and_a_cure(
-    arguments: list[str], message: str, cure: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, fix: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["chat", *(part.format(run=folder) for part in arguments)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert message in shown.err
-    assert cure in shown.err
+    assert fix in shown.err
     assert "Traceback" not in shown.err
 
 

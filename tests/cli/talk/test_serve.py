@@ -131,7 +131,7 @@ def test_wrong_input_exits_with_2_and_a_cure(
     first = str(runs["first"].path)
     other_base = str(save_run(tmp_path / "other", "llama").path)
     dora = str(save_run(tmp_path / "dora", "llama", variant="dora").path)
-    for arguments, message, cure in (
+    for arguments, message, fix in (
         (["no-such-folder"], "there is no folder", "weitune train"),
         ([first, first], "two models would have the name 'first'", "another-name="),
         ([f"base={first}"], "two models would have the name 'base'", "another-name="),
@@ -143,5 +143,5 @@ def test_wrong_input_exits_with_2_and_a_cure(
         assert main(["serve", *arguments, "--port", "0"]) == 2
         shown = capsys.readouterr().err
         assert message in shown
-        assert cure in shown
+        assert fix in shown
         assert "Traceback" not in shown

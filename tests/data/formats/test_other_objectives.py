@@ -36,7 +36,7 @@ PROMPT = {"prompt": "q", "completion": "a"}
 def test_verdicts(row: dict[str, Any], name: str, value: Any) -> None:
     problem = fault({**row, name: value})
     assert (problem.kind, problem.field) == ("preference row", name)
-    assert f"`{name}`" in problem.cure
+    assert f"`{name}`" in problem.fix
 
 
 @pytest.mark.parametrize("row", [ALPACA, PROMPT, messages(user(), assistant()), speeches(human="q", gpt="a")])
@@ -82,7 +82,7 @@ def test_compared_answers(row: dict[str, Any], field: str) -> None:
     found = faults(row)
     assert {problem.kind for problem in found} == {"preference row"}
     assert field in [problem.field for problem in found]
-    assert "To learn the better answers" in found[0].cure
+    assert "To learn the better answers" in found[0].fix
 
 
 def test_empty_columns_of_comparisons_are_unread() -> None:

@@ -225,7 +225,7 @@ def test_bad_rows_name_field_and_cure(row: Any, kind: str, field: str) -> None:
     found = [(problem.kind, problem.field) for problem in faults(row)]
     assert (kind, field) in found
     for problem in faults(row):
-        assert problem.cure
+        assert problem.fix
         assert problem.place.startswith("rows.json row 4")
 
 
@@ -392,7 +392,7 @@ def test_names_that_differ_only_by_what_cannot_be_seen(name: str) -> None:
     problem = fault({"instruction": "q", name: "a"})
     assert (problem.kind, problem.field) == ("missing field", "output")
     assert problem.found == f"no field `output`, but one named `{shown_name(name)}`"
-    assert "Rename the field" in problem.cure
+    assert "Rename the field" in problem.fix
 
 
 @pytest.mark.parametrize("name", ["input\u200b", "input ", "ｓｙｓｔｅｍ", "\ufeffhistory"])

@@ -137,7 +137,7 @@ def test_reasoning_that_a_template_drops_from_a_learned_turn_is_refused_with_a_w
     turn = THOUGHT._replace(reasoning="High! Then low.")
     with pytest.raises(DataError, match="leaves out the reasoning of turn 2") as error:
         framing.examples(Conversation((ASKED, turn)))
-    assert str(error.value.cure) == "Remove the reasoning of such turns."
+    assert str(error.value.fix) == "Remove the reasoning of such turns."
     later = (ASKED, turn._replace(weight=0.0), ASKED, Turn("assistant", "At six."))
     framing.examples(Conversation(later))  # as context, it may go
 
@@ -151,7 +151,7 @@ def test_a_thought_that_nothing_closes_is_refused() -> None:
     framing = framing_with(template)
     with pytest.raises(DataError, match="an end of the thought") as error:
         framing.examples(Conversation((ASKED, Turn("assistant", "At noon."))))
-    assert "reasoning_content" in str(error.value.cure)
+    assert "reasoning_content" in str(error.value.fix)
     [example] = framing.examples(Conversation((ASKED, THOUGHT)))
     assert learned("qwen3", example) == ["The moon is full.\n</think>\n\nAt noon.<|im_end|>"]
     assert thoughts_in(example) == ids_of("<think>", "</think>")
@@ -162,7 +162,7 @@ def test_a_prompt_that_has_closed_the_thought_does_not_take_reasoning() -> None:
     conversation = Conversation((ASKED, THOUGHT))
     with pytest.raises(DataError, match="has ended the thought already") as error:
         framing_for(modern.tokenizer_of(name), Tokens()).examples(conversation)
-    assert "thinking: true" in str(error.value.cure)
+    assert "thinking: true" in str(error.value.fix)
     framing = framing_for(modern.tokenizer_of(name), Tokens(template_args={"thinking": True}))
     [example] = framing.examples(conversation)
     text = modern.tokenizer_of(name).decode(example.input_ids)

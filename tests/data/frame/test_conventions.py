@@ -155,7 +155,7 @@ def test_a_template_that_treats_look_alikes_otherwise_is_refused() -> None:
     with pytest.raises(DataError, match="something of its own") as error:
         framing_with(template).examples(Conversation((Turn("user", "<think>"), ANSWER)))
     assert "<think>" in error.value.message
-    assert "Remove" in str(error.value.cure)
+    assert "Remove" in str(error.value.fix)
     framing_with(template).examples(Conversation((Turn("user", "abc"), ANSWER)))
 
 
@@ -180,12 +180,12 @@ def test_otherwise_the_options_that_work_are_named(name: str, fixes: list[str]) 
     conversation = Conversation(GREETING, origin=Origin("cards.jsonl", 3))
     with pytest.raises(DataError, match="turn 1 is the assistant's and nothing asks for it") as error:
         framing_of(name).examples(conversation)
-    cure = str(error.value.cure)
-    assert all(fix.lower() in cure.lower() for fix in fixes), cure
-    assert cure.count(", or ") == len(fixes) - 1
+    fix = str(error.value.fix)
+    assert all(fix.lower() in fix.lower() for fix in fixes), fix
+    assert fix.count(", or ") == len(fixes) - 1
     assert "cards.jsonl row 3" in error.value.message
     weightless = (GREETING[0]._replace(weight=0.0), *GREETING[1:])
-    if "weight" in cure:
+    if "weight" in fix:
         framing_of(name).examples(Conversation(weightless))
 
 
@@ -199,7 +199,7 @@ def test_an_argument_that_the_template_asks_for_is_tried_before_it_is_named() ->
     for switch in ("enable_thinking", "ponder"):
         with pytest.raises(DataError, match="never sees later") as error:
             framing_with(template.replace("SWITCH", switch)).examples(Conversation((ASKED, ANSWER)))
-        assert str(error.value.cure) == f"Set `tokens.template_args: {{{switch}: true}}`."
+        assert str(error.value.fix) == f"Set `tokens.template_args: {{{switch}: true}}`."
         framing_with(template.replace("SWITCH", switch), template_args={switch: True}).examples(
             Conversation((ASKED, ANSWER))
         )
@@ -213,7 +213,7 @@ def test_an_argument_with_another_value_than_true_or_false_is_tried_too() -> Non
     )
     with pytest.raises(DataError, match="never sees later") as error:
         framing_with(template).examples(Conversation((ASKED, ANSWER)))
-    assert str(error.value.cure).startswith('Set `tokens.template_args: {effort: "low"}`, or give such turns')
+    assert str(error.value.fix).startswith('Set `tokens.template_args: {effort: "low"}`, or give such turns')
     framing_with(template, template_args={"effort": "low"}).examples(Conversation((ASKED, ANSWER)))
 
 
@@ -231,7 +231,7 @@ def test_an_answer_is_learned_after_what_every_prompt_has_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "turns", "cure"),
+    ("name", "turns", "fix"),
     [
         ("gemma", (ASKED, ASKED, ANSWER), "Join neighbouring turns of the same role."),
         ("mistral", (ASKED, ANSWER, ANSWER), "Join neighbouring turns of the same role."),
@@ -240,7 +240,7 @@ def test_an_answer_is_learned_after_what_every_prompt_has_of_it() -> None:
         ("no-system", (Turn("system", "s"), ASKED, ASKED, ANSWER), None),
     ],
 )  # fmt: skip
-def test_turns_that_a_template_refuses(name: str, turns: tuple[Turn, ...], cure: str | None) -> None:
+def test_turns_that_a_template_refuses(name: str, turns: tuple[Turn, ...], fix: str | None) -> None:
     if name == "no-system":
         refusing = "{%- if messages[0].role == 'system' %}{{- raise_exception('no system role') }}{%- endif %}"
         refusing += (
@@ -251,7 +251,7 @@ def test_turns_that_a_template_refuses(name: str, turns: tuple[Turn, ...], cure:
         framing = framing_of(name)
     with pytest.raises(DataError, match="turns that the chat template accepts") as error:
         framing.examples(Conversation(turns))
-    assert str(error.value.cure) == (cure or "Give the conversation the turns this model's template knows, or set "
+    assert str(error.value.fix) == (fix or "Give the conversation the turns this model's template knows, or set "
                                      "`tokens.template_args` as it asks.")  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def test_tools_that_a_template_leaves_out() -> None:
     tool = {"type": "function", "function": {"name": "sun", "parameters": {}}}
     with pytest.raises(DataError, match="leaves out the tool 'sun'") as error:
         framing_of("smollm2").examples(Conversation((ASKED, ANSWER), (tool,)))
-    assert str(error.value.cure) == "Remove `tools`."
+    assert str(error.value.fix) == "Remove `tools`."
 
 
 def test_changes_are_tried_for_a_few_shapes_of_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,12 +267,12 @@ def test_changes_are_tried_for_a_few_shapes_of_rows_only(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fixes, "_SHAPES_TRIED", 1)
     framing = framing_of("qwen2.5")
-    cures = []
+    fixes = []
     for turns in (GREETING, GREETING, GREETING[:1]):
         with pytest.raises(DataError) as error:
             framing.examples(Conversation(turns))
-        cures.append(error.value.cure)
-    assert cures[0] == cures[1] != cures[2] == "Open the row with a turn of the user."
+        fixes.append(error.value.fix)
+    assert fixes[0] == fixes[1] != fixes[2] == "Open the row with a turn of the user."
 
 
 EMPTY_THOUGHT = (
@@ -388,7 +388,7 @@ ONE_CALL = (
 def test_fixes_for_what_a_template_cannot_write(turns: tuple[Turn, ...], fix: str) -> None:
     with pytest.raises(DataError) as error:
         framing_with(ONE_CALL).examples(Conversation(turns, (), Origin("f.json", 1)))
-    assert error.value.cure == fix
+    assert error.value.fix == fix
 
 
 @pytest.mark.parametrize("reasoning", ["Noon?", "  <|im_end|> ", ""])

@@ -257,7 +257,7 @@ def test_what_a_template_cannot_frame_is_refused_with_reason_and_row(
         framing_of(name).examples(conversation)
     assert reason in error.value.message
     assert "f.json row 3" in error.value.message
-    assert error.value.cure
+    assert error.value.fix
 
 
 def reworked(name: str, template: str) -> Any:
@@ -296,7 +296,7 @@ def test_a_thinking_template_without_reasoning_is_refused() -> None:
     framing = framing_for(reworked("qwen3", template), Tokens())
     with pytest.raises(DataError, match="never sees later") as error:
         framing.examples(Conversation((Turn("user", "a"), Turn("assistant", "b"))))
-    assert "reasoning_content" in str(error.value.cure)
+    assert "reasoning_content" in str(error.value.fix)
     [example] = framing.examples(Conversation((Turn("user", "a"), Turn("assistant", "b", reasoning=""))))
     assert learned("qwen3", example) == ["\n</think>\n\nb<|im_end|>"]
 

@@ -250,8 +250,8 @@ def test_as_transformers_or_refused_with_a_fix_that_works(name: str) -> None:
             if error is not None:
                 refused += 1
                 turn = int(re.findall(r"turn (\d+)", error.message)[0]) - 1
-                fixes = re.split(r", or (?=\w)", str(error.cure))
-                assert all(works(name, arguments, conversation, fix, turn) for fix in fixes), error.cure
+                fixes = re.split(r", or (?=\w)", str(error.fix))
+                assert all(works(name, arguments, conversation, fix, turn) for fix in fixes), error.fix
     assert refused == REFUSED.get(name, 0)
 
 

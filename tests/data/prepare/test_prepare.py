@@ -18,7 +18,7 @@ from weitune.data.conversation import Conversation, Example, Span, Turn
 from weitune.data.frame.framing import Framing, framing_for
 from weitune.data.prepare import batches as batches_module
 from weitune.data.prepare import prepare as prepare_module
-from weitune.data.prepare.accounts import Twins
+from weitune.data.prepare.accounts import DuplicateCounter
 from weitune.data.prepare.cache import building, data_cache
 from weitune.data.prepare.prepare import prepare, read_options
 from weitune.data.prepare.truncate import cut
@@ -290,7 +290,7 @@ SMALL = st.sampled_from(["a", "b", ""])
 
 @given(rows=st.lists(st.tuples(SMALL, SMALL, SMALL), max_size=12))
 def test_twins_are_counted_as_a_table_would(rows: list[tuple[str, str, str]]) -> None:
-    twins = Twins()
+    twins = DuplicateCounter()
     for system, question, answer in rows:
         twins.add(Conversation((Turn("system", system), Turn("user", question), Turn("assistant", answer))))
     answers: dict[tuple[str, str], set[str]] = {}

@@ -41,7 +41,7 @@ def faults(row: Any, **options: Any) -> list[Problem]:
 def fault(row: Any, **options: Any) -> Problem:
     """Return the only fault of a row."""
     (problem,) = faults(row, **options)
-    assert problem.cure
+    assert problem.fix
     assert problem.place.startswith("rows.json row 4")
     return problem
 

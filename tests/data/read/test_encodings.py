@@ -82,7 +82,7 @@ def test_another_encoding_is_refused_by_name_and_read_when_it_is_said(
     [problem] = [problem for problem in error.value.problems if isinstance(problem, Problem)]
     assert problem.kind == "unknown encoding"
     assert problem.found.startswith(f"bytes that read as {named}")
-    assert "encoding: " in problem.cure
+    assert "encoding: " in problem.fix
     reader = Reader([str(path)], Options(encoding=encoding))
     assert questions(reader) == [text] * 3
 
@@ -132,7 +132,7 @@ def test_rare_hanzi_alone_are_refused_with_the_way_to_read_them(tmp_path: Path) 
     fault = examine(path).fault
     assert fault is not None
     assert fault.found == 'bytes that read as gb18030, but hardly Chinese, “"黄芪、枸杞、薏苡仁、茯苓、蒲公英”'
-    assert "--encoding gb18030" in fault.cure
+    assert "--encoding gb18030" in fault.fix
     assert questions(Reader([str(path)], Options(encoding="gb18030"))) == [RARE] * 3
 
 

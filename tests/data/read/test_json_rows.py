@@ -106,7 +106,7 @@ def test_faults(text: str, line: int, column: int | None, found: str) -> None:
     assert fault.line == line
     assert column is None or fault.column == column
     assert found in fault.found
-    assert fault.cure
+    assert fault.fix
 
 
 def test_repeated_keys_are_faults() -> None:

@@ -349,7 +349,7 @@ def test_a_damaged_arrow_file_is_a_fault_and_no_crash(tmp_path: Path) -> None:
     content = path.read_bytes()
     for at in range(8, len(content), 5):
         path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
-        assert all(problem.cure for problem in check(Recipe(model="any", data=[str(path)]), None).problems)
+        assert all(problem.fix for problem in check(Recipe(model="any", data=[str(path)]), None).problems)
 
 
 def test_hub_data_sets_lose_the_same_nulls(monkeypatch: pytest.MonkeyPatch) -> None:

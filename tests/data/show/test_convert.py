@@ -173,7 +173,7 @@ def check(row: Any) -> bool:
     """Check that ``row`` reads back equal, or that its faults can be shown; tell which."""
     found = read_or_faults(row)
     if not isinstance(found, Conversation):
-        assert all(problem.cure and str(problem).encode() for problem in found)
+        assert all(problem.fix and str(problem).encode() for problem in found)
         return False
     written = json.loads(json.dumps(to_messages(found), ensure_ascii=False, allow_nan=False).encode())
     assert read(written) == found

@@ -19,14 +19,14 @@ from weitune import Run
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import GgufType, write_gguf
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 from weitune.gguf.architecture import Architecture, architecture_of
 from weitune.gguf.metadata import rope_factors, shape_metadata
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 
 
 def write(run: Run, path: Path, gguf_type: GgufType = "F32") -> Any:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     write_gguf(path, tuned, tuned.merged, gguf_type, template=tuned.template, progress=silent(""))
     return GGUFReader(path)
 
@@ -50,7 +50,7 @@ def test_every_type_holds_the_merged_weights(
     run: Run, gguf_type: GgufType, matrix: str, embedding: str, error: float, tmp_path: Path
 ) -> None:
     reader = write(run, tmp_path / "x.gguf", gguf_type)
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert tensors["blk.0.ffn_up.weight"].tensor_type.name == matrix
     assert tensors["token_embd.weight"].tensor_type.name == tensors["output.weight"].tensor_type.name == embedding
@@ -67,7 +67,7 @@ def test_equal_runs_give_equal_bytes(run: Run, tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):
         write(run, tmp_path / f"{name}.gguf", "Q4_0")
-        write_gguf_adapter(tmp_path / f"{name}-adapter.gguf", open_tuned(run), silent(""))
+        write_gguf_adapter(tmp_path / f"{name}-adapter.gguf", open_export_source(run), silent(""))
         files = [(tmp_path / f"{name}{kind}.gguf").read_bytes() for kind in ("", "-adapter")]
         digests.add(hashlib.sha256(b"".join(files)).hexdigest())
     assert len(digests) == 1
@@ -95,7 +95,7 @@ def test_every_name_comes_back() -> None:
 
 
 def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     base = tmp_path / "base.gguf"
     write_gguf(base, tuned, tuned.base, "Q4_0", template=tuned.template_without_system, progress=silent(""))
     second = save_run(tmp_path / "second", "llama", model=str(base))
@@ -105,7 +105,7 @@ def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None
     assert list(before) == list(after)
     changed = [name for name in before if not np.array_equal(before[name].data, after[name].data)]
     assert changed == [name for name in before if name.startswith("blk.") and "norm" not in name]
-    assert reader.fields["tokenizer.chat_template"].contents() == open_tuned(second).template
+    assert reader.fields["tokenizer.chat_template"].contents() == open_export_source(second).template
     tokens = "tokenizer.ggml.tokens"
     assert reader.fields[tokens].contents() == GGUFReader(base).fields[tokens].contents()
 
@@ -113,7 +113,7 @@ def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None
 def test_other_families_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="architecture GemmaForCausalLM") as error:
         write(save_run(tmp_path / "run", "gemma", system=None), tmp_path / "x.gguf")
-    assert "merged" in error.value.cure
+    assert "merged" in error.value.fix
 
 
 def test_a_sliding_window_is_refused() -> None:
@@ -126,8 +126,8 @@ def test_a_sliding_window_is_refused() -> None:
 def test_dora_is_refused_for_an_adapter_file(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "llama", variant="dora")
     with pytest.raises(ModelError, match="DoRA") as error:
-        write_gguf_adapter(tmp_path / "x.gguf", open_tuned(run), silent(""))
-    assert "--format gguf" in error.value.cure
+        write_gguf_adapter(tmp_path / "x.gguf", open_export_source(run), silent(""))
+    assert "--format gguf" in error.value.fix
 
 
 def test_llamas_rotary_scaling_is_transformers() -> None:

@@ -15,14 +15,14 @@ from tests.tiny import tiny_model
 from weitune import Run
 from weitune.export.formats import safetensors_file
 from weitune.export.formats.merged import write_merged
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 
 IDS = torch.arange(3, 67)[None]
 
 
 def merge(run: Run, folder: Path, dtype: torch.dtype | None = None) -> Path:
     folder.mkdir(parents=True)
-    write_merged(folder, open_tuned(run), dtype, silent(""))
+    write_merged(folder, open_export_source(run), dtype, silent(""))
     return folder
 
 
@@ -89,7 +89,7 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_no_more_than_a_few_tensors_are_in_memory(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "qwen2")
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
     read = tuned.merged.read
@@ -112,7 +112,7 @@ def test_the_folder_frames_and_stops_as_the_run_does(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 
     run = save_run(tmp_path / "run", "qwen2")
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     folder = merge(run, tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     asked = {"role": "user", "content": "你是谁？"}
@@ -136,7 +136,7 @@ def test_a_gguf_base_is_merged_from_its_own_numbers(tmp_path: Path) -> None:
     from weitune.export.formats.gguf_file import write_gguf
 
     source = save_run(tmp_path / "source", "llama")
-    tuned = open_tuned(source)
+    tuned = open_export_source(source)
     base = tmp_path / "base.gguf"
     write_gguf(base, tuned, tuned.base, "Q8_0", template=tuned.template_without_system, progress=silent(""))
     run = save_run(tmp_path / "run", "llama", model=str(base))

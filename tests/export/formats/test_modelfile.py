@@ -23,7 +23,7 @@ from weitune.data.frame.framing import framing_for
 from weitune.errors import ModelError
 from weitune.export.formats.modelfile import go_action, holds, value
 from weitune.export.formats.ollama import modelfile, turn_frames
-from weitune.export.options import Order
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.export.source.chat_template import self_contained_template
 from weitune.recipe.schema import Tokens
@@ -271,7 +271,7 @@ def test_llama_cpp_asks_as_training_did(system: str, tmp_path: Path) -> None:
     """The file's own template, rendered by llama.cpp, gives training's prompt token by token; so says the verdict."""
     pytest.importorskip("xllamacpp")
     run = save_run(tmp_path / "run", "qwen2", system=system)
-    exported = export(run, tmp_path / "out", Order("ollama", "F32", prompts=1))
+    exported = export(run, tmp_path / "out", ExportOptions("ollama", "F32", prompts=1))
     assert exported.verdict is not None
     assert next(check for check in exported.verdict.checks if check.name == "tokens").passed
     commands = dict(read_modelfile((tmp_path / "out" / "Modelfile").read_bytes().decode()))
@@ -283,4 +283,4 @@ def test_llama_cpp_ends_a_text_at_nul_and_that_is_said(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "qwen2", system="a\0b")
     for form in ("gguf", "ollama"):
         with pytest.raises(ModelError, match="U\\+0000"):
-            export(run, tmp_path / "out", Order(form, "F32", prompts=0))  # type: ignore[arg-type]
+            export(run, tmp_path / "out", ExportOptions(form, "F32", prompts=0))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from weitune.cli import main
 from weitune.errors import InputError, MissingExtraError, RunError
 from weitune.export.hub.model_card import hub_id, without_paths
 from weitune.export.hub.push import base_licence, upload, write_repository
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 
 DATA = {
     "rows": {"read": 10, "trained": 8, "set_aside": {"answer is empty": 2}},
@@ -115,7 +115,7 @@ def test_the_adapter_loads_and_the_template_frames_as_the_run(run: Run, tmp_path
     ids = torch.arange(20)[None]
     uploaded = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
     assert torch.equal(logits(uploaded, ids), logits(tuned_model(run), ids))
-    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == open_tuned(run).template
+    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == open_export_source(run).template
 
 
 def test_models_of_hubs_keep_their_names(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_models_of_hubs_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_the_licence_comes_from_the_bases_files_or_its_page(run: Run) -> None:
-    tuned = open_tuned(run)
+    tuned = open_export_source(run)
     assert base_licence(tuned, lambda name: "never asked") == "apache-2.0"
     (Path(run.recipe.model) / "README.md").unlink()
     assert base_licence(tuned, lambda name: "never asked") is None  # a folder has no page

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.export.runs import save_run
 from weitune.errors import RunError
 from weitune.export.source.adapter_weights import AdapterWeights, LowRankUpdate
-from weitune.export.source.export_source import open_tuned
+from weitune.export.source.export_source import open_export_source
 
 
 @pytest.fixture
@@ -74,13 +74,13 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     from tests.tiny import tiny_model
 
     tiny_model("qwen2", hidden_size=32).save_pretrained(other.recipe.model)
-    tuned = open_tuned(other)
+    tuned = open_export_source(other)
     name = next(iter(tuned.merged.updates))
     with pytest.raises(RunError, match="but the base's has"):
         tuned.merged.read(name)
     tiny_model("qwen2", num_hidden_layers=1).save_pretrained(run.recipe.model)
     with pytest.raises(RunError, match="7 weights that the base's files do not have"):
-        _ = open_tuned(run).merged
+        _ = open_export_source(run).merged
 
 
 def test_a_quantized_base_is_refused(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_quantized_base_is_refused(tmp_path: Path) -> None:
     path = Path(run.recipe.model) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(ModelError, match="are quantized"):
-        _ = open_tuned(run).base
+        _ = open_export_source(run).base
 
 
 def test_the_update_is_the_papers_formula() -> None:

@@ -13,7 +13,7 @@ import torch
 from tests.export.runs import save_run
 from tests.tiny import save_tiny
 from weitune.errors import ModelError
-from weitune.export.options import Order
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.export.source.generation_config import base_stop_tokens, write_generation_config
 from weitune.model.load.locate import ModelFiles
@@ -38,7 +38,7 @@ def test_a_merged_export_is_greedy_for_transformers_too_and_can_be_saved_again(t
     from transformers import AutoModelForCausalLM, pipeline
     from transformers.generation.configuration_utils import GenerationMode
 
-    folder = export(save_run(tmp_path / "run"), tmp_path / "merged", Order("merged", prompts=0)).folder
+    folder = export(save_run(tmp_path / "run"), tmp_path / "merged", ExportOptions("merged", prompts=0)).folder
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.get_generation_mode() is GenerationMode.GREEDY_SEARCH
     ids = torch.tensor([[40, 60, 80]])

@@ -8,17 +8,18 @@ import pytest
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.export.verify.compare import Bounds, Check, Verdict, VerificationError, compare
-from weitune.export.verify.outputs import Observation
-from weitune.export.verify.prompts import Probe
+from weitune.export.verify.outputs import Outputs
+from weitune.export.verify.prompts import VerificationPrompt
 
 BOUNDS = Bounds(mean_difference=0.01, margin=0.1)
 PROBES = [
-    Probe(Conversation((Turn("user", question),)), (1, 2), (1, 2), (3, 4)) for question in ("Who are you?", "你是谁？")
+    VerificationPrompt(Conversation((Turn("user", question),)), (1, 2), (1, 2), (3, 4))
+    for question in ("Who are you?", "你是谁？")
 ]
-SAME = Observation((1, 2), (7, 8, 9), True, (-1.0, -2.0), (3.0, 0.05, 2.0, 4.0))
+SAME = Outputs((1, 2), (7, 8, 9), True, (-1.0, -2.0), (3.0, 0.05, 2.0, 4.0))
 
 
-def checks(*found: Observation, running_on: tuple[int, ...] = ()) -> dict[str, Check]:
+def checks(*found: Outputs, running_on: tuple[int, ...] = ()) -> dict[str, Check]:
     results = compare(PROBES, [SAME, SAME], found, BOUNDS, lambda token: f"t{token}", running_on)
     return {check.name: check for check in results}
 

@@ -91,8 +91,8 @@ def test_what_has_changed_is_named(name: str, run: Path, caplog: pytest.LogCaptu
     now = base_fingerprints(ModelFiles(model_of(run)))
     key = named.removesuffix(": ")
     assert line == f"  {key}: {before[key][:12]}… recorded, {now[key][:12]}… now"
-    assert str(model_of(run)) in refused.value.cure
-    assert OPTION in refused.value.cure
+    assert str(model_of(run)) in refused.value.fix
+    assert OPTION in refused.value.fix
     with caplog.at_level(logging.WARNING):
         assert Run(run, accept_changed_base=True).base_files() == ModelFiles(model_of(run))
     (told,) = said(caplog)

@@ -300,7 +300,7 @@ def test_a_part_of_a_divided_file_is_not_taken_for_the_model(tmp_path: Path) -> 
     writer.close()
     with pytest.raises(ModelError, match="is one of the 2 parts of a model") as refused:
         read_config(locate(str(path)))
-    assert "llama-gguf-split --merge" in refused.value.cure
+    assert "llama-gguf-split --merge" in refused.value.fix
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -110,7 +110,7 @@ def test_a_hub_out_of_reach_is_said(hub: LocalHub, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match="could not be downloaded") as error:
         locate("someone/tiny")
-    assert "HF_ENDPOINT" in error.value.cure
+    assert "HF_ENDPOINT" in error.value.fix
 
 
 def _trained(hub: LocalHub, tmp_path: Path, **keys: object) -> Path:
@@ -158,7 +158,7 @@ def test_a_run_that_recorded_no_commit_gets_the_one_it_was_trained_on(
     shutil.rmtree(Run(run).base_files().folder)
     with pytest.raises(RunError, match="is not the one that it was trained on") as refused:
         Run(run).base_files()
-    assert f"`revision` in {run / 'recipe.yaml'}" in refused.value.cure
+    assert f"`revision` in {run / 'recipe.yaml'}" in refused.value.fix
 
 
 def test_an_adapter_beside_a_model_is_not_downloaded(hub: LocalHub) -> None:

@@ -209,7 +209,7 @@ def test_a_model_that_lacks_a_weight_is_not_filled_up_with_random_numbers(tmp_pa
     lacks_a_weight(folder)
     with pytest.raises(ModelError, match=rf"lacks 1 weights of its architecture: {NORM}") as refused:
         loaded(folder)
-    assert "download is complete" in refused.value.cure
+    assert "download is complete" in refused.value.fix
 
 
 def test_files_of_other_uses_are_not_in_the_fingerprint(tmp_path: Path) -> None:

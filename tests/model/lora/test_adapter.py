@@ -76,4 +76,4 @@ def test_an_unknown_target_module_is_named_with_those_that_exist() -> None:
         attach_adapter(tiny_model(), Lora(target_modules=["q_proj", "qkv_proj"]), seed=0, base="tiny")
     assert "'qkv_proj'" in caught.value.message
     assert "'q_proj'" not in caught.value.message
-    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in caught.value.cure
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in caught.value.fix

@@ -11,7 +11,7 @@ import pytest
 from bench.vllm import Server, free_port, gap, vllm
 from tests.export.runs import save_adapter, save_run
 from weitune import Run
-from weitune.export.options import Order
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.serve.served_models import open_all
 from weitune.serve.vllm.command import Listening, vllm_command
@@ -81,7 +81,7 @@ def test_prompts_are_framed_for_the_model_that_is_asked(server: Server, runs: di
 
 def test_a_merged_export_answers_as_its_run(runs: dict[str, Run], tmp_path: Path) -> None:
     run = runs["captain"]
-    folder = export(run, tmp_path / "merged", Order("merged", prompts=0)).folder
+    folder = export(run, tmp_path / "merged", ExportOptions("merged", prompts=0)).folder
     port = free_port()
     command = ["vllm", "serve", str(folder), "--served-model-name", "captain", "--port", str(port),
                "--max-model-len", "512", "--dtype", "float32"]  # fmt: skip

@@ -83,7 +83,7 @@ def print_preview(items: Iterable[Shown], notes: Iterable[str]) -> None:
     for item in items:
         console.print(Text(f"── {item.place}", style="bold").append(f" · {_facts(item)}", style="dim"))
         for problem in item.problems:
-            console.print(Text(f"{problem}\n  cure: {problem.cure}", style="red"))
+            console.print(Text(f"{problem}\n  fix: {problem.fix}", style="red"))
         if item.parts:
             console.print(Text.assemble(*map(_styled, item.parts)), end="")
             console.print("" if item.parts[-1].text.endswith("\n") else "\n", end="")

@@ -31,14 +31,14 @@ def console() -> Console:
 
 
 def print_error(error: WeituneError) -> None:
-    """Write an error's message, then its cure, to standard error."""
+    """Write an error's message, then its fix, to standard error."""
     from rich.text import Text
 
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"process {rank}: "
     console().print(Text.assemble(who, ("error: ", "bold red"), getattr(error, "message", None) or str(error)))
-    if cure := getattr(error, "cure", ""):
-        console().print(Text(cure))
+    if fix := getattr(error, "fix", ""):
+        console().print(Text(fix))
 
 
 def print_bug() -> None:

@@ -80,12 +80,12 @@ def command(
         quiet_libraries()
         import torch
 
-        from weitune.export.options import Order
+        from weitune.export.options import ExportOptions
         from weitune.export.run import export
         from weitune.export.verify.compare import VerificationError
 
     number_format = getattr(torch, dtype) if dtype else None
-    order = Order(format_, gguf_type, number_format, 0 if no_verify else prompts, not no_smooth)  # type: ignore[arg-type]
+    order = ExportOptions(format_, gguf_type, number_format, 0 if no_verify else prompts, not no_smooth)  # type: ignore[arg-type]
     with Stages() as stages:
         try:
             exported = export(folder, target, order, checkpoint=checkpoint, force=force, stage=stages.begin)

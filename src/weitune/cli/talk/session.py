@@ -31,7 +31,7 @@ Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Partner:
+class ChatTarget:
     """Whom one talks to: ``name`` says it to people, ``load`` returns the engine, loading it on first use."""
 
     name: str
@@ -41,13 +41,13 @@ class Partner:
 class ChatSession:
     """One person's talk with a tuned model, and now and then with its base."""
 
-    def __init__(self, tuned: Partner, base: Partner, *, system: str | None, sampling: Sampling) -> None:
+    def __init__(self, tuned: ChatTarget, base: ChatTarget, *, system: str | None, sampling: Sampling) -> None:
         """Talk to ``tuned``; nothing is loaded yet."""
         self.tuned, self.base, self.sampling = tuned, base, sampling
         self.dialogue = Dialogue(system)
         self._told_dropped = False
 
-    def load(self, partner: Partner | None = None) -> ChatEngine:
+    def load(self, partner: ChatTarget | None = None) -> ChatEngine:
         """Return the engine of ``partner`` (default: the tuned model), with a sign of life while it loads."""
         partner = partner or self.tuned
         with working(f"loading {partner.name} …"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weitune.cli.shared.stages import Stages
-from weitune.cli.talk.session import Partner
+from weitune.cli.talk.session import ChatTarget
 from weitune.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from weitune.generate.chat_engine import ChatEngine
     from weitune.generate.llama_cpp import LlamaCpp
     from weitune.generate.run_folder import Run, Which
-    from weitune.serve.served_models import Library
+    from weitune.serve.served_models import ServedModels
 
-Partners = tuple[Partner, Partner]
+Partners = tuple[ChatTarget, ChatTarget]
 _CONTEXT_TOKENS = 4096
 _BASE = "the base model"
 
@@ -31,8 +31,8 @@ _BASE = "the base model"
 def in_transformers(run: Run, checkpoint: Which, device: str | None) -> Iterator[Partners]:
     """Give partners that answer in float32 or bfloat16, as training computed."""
     yield (
-        Partner(_named(run, checkpoint), lambda: run.engine(checkpoint, device=device)),
-        Partner(_BASE, lambda: run.engine("base", device=device)),
+        ChatTarget(_named(run, checkpoint), lambda: run.engine(checkpoint, device=device)),
+        ChatTarget(_BASE, lambda: run.engine("base", device=device)),
     )
 
 
@@ -42,7 +42,7 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[P
     with ExitStack() as loaded:
 
         @cache
-        def load() -> tuple[LlamaCpp, Library]:
+        def load() -> tuple[LlamaCpp, ServedModels]:
             from weitune.generate.llama_cpp import LlamaCpp, require_llama_cpp
             from weitune.serve.served_models import prepared
 
@@ -63,8 +63,8 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[P
             return LlamaEngine(llama, offer.framing, offer.stop_tokens, offer.adapter if tuned else None, name)
 
         yield (
-            Partner(_named(run, checkpoint), lambda: engine(tuned=checkpoint != "base")),
-            Partner(_BASE, lambda: engine(tuned=False)),
+            ChatTarget(_named(run, checkpoint), lambda: engine(tuned=checkpoint != "base")),
+            ChatTarget(_BASE, lambda: engine(tuned=False)),
         )
 
 
@@ -84,7 +84,7 @@ def on_server(url: str, name: str, key: str | None) -> Iterator[Partners]:
             raise InputError(f"{remote.about} has no model '{model}'", f"It has {', '.join(known[:20])}.")
         return remote
 
-    yield Partner(model, lambda: engine(model)), Partner("the model 'base'", lambda: engine("base"))
+    yield ChatTarget(model, lambda: engine(model)), ChatTarget("the model 'base'", lambda: engine("base"))
 
 
 def _named(run: Run, checkpoint: Which) -> str:

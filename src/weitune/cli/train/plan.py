@@ -49,9 +49,9 @@ def command(
 
     with working("looking at model and data …"):
         quiet_libraries()
-        from weitune.training.run_plan import look_ahead, timed
+        from weitune.training.run_plan import plan_run, timed
 
-        outlook = look_ahead(built, device=device, others=named, processes=devices)
+        outlook = plan_run(built, device=device, others=named, processes=devices)
     if measure:
         with progress("measuring", unit="step") as bar:
             outlook = timed(outlook, device=device, progress=bar.update)

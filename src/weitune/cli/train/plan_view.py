@@ -12,12 +12,12 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from weitune.forecast.run_forecast import Fit
-    from weitune.training.run_plan import Outlook
+    from weitune.training.run_plan import RunPlan
 
 _GIB, _MIB = 1 << 30, 1 << 20
 
 
-def print_outlook(outlook: Outlook) -> None:
+def print_outlook(outlook: RunPlan) -> None:
     """Print parameters, data and steps, memory by part and by device, disk, time, and what makes the run fit."""
     console = Console(highlight=False, soft_wrap=True)
     for line in [*_about(outlook), ""]:
@@ -44,7 +44,7 @@ def print_outlook(outlook: Outlook) -> None:
     console.print(Text("\n".join(["what makes it fit:", *(f"  {way}" for way in ways)])))
 
 
-def _about(outlook: Outlook) -> list[str]:
+def _about(outlook: RunPlan) -> list[str]:
     outline = outlook.outline
     share = outline.trainable / outline.parameters
     lines = [f"parameters: {outline.parameters:,}, of which {outline.trainable:,} are trained ({share:.4%})"]

@@ -130,8 +130,8 @@ def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
         return []
     kind = item.get("type") or "text"
     if not isinstance(kind, str) or kind not in _KINDS:
-        cure = _ENCRYPTED_CURE if kind == "redacted_thinking" else _PART_CURE
-        fields.fault("not text", "a part of type text", shown(item["type"]), cure, f"{place}.type")
+        fix = _ENCRYPTED_CURE if kind == "redacted_thinking" else _PART_CURE
+        fields.fault("not text", "a part of type text", shown(item["type"]), fix, f"{place}.type")
         return []
     becomes = _KINDS[kind]
     if becomes == "call":

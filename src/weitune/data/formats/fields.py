@@ -37,9 +37,9 @@ class Fields:
         self._misnamed: dict[str, str] = {}
         self._remarked: set[str] = set()
 
-    def fault(self, kind: str, expected: str, found: str, cure: str, field: str) -> None:
+    def fault(self, kind: str, expected: str, found: str, fix: str, field: str) -> None:
         """Note a fault."""
-        self.faults.append(Problem(kind, expected, found, cure, field=field))
+        self.faults.append(Problem(kind, expected, found, fix, field=field))
 
     def remark(self, text: str) -> None:
         """Count something about this row that the report should say, once."""
@@ -93,23 +93,23 @@ class Fields:
             value = self.json(value, expected, where + key)
         if isinstance(value, list) and value:
             return value
-        cure = "Add the turns, or remove the row."
+        fix = "Add the turns, or remove the row."
         if value is _ABSENT:
             self._missing(holder, key, expected, where)
         elif value == []:
-            self.fault("empty conversation", expected, "an empty list", cure, where + key)
+            self.fault("empty conversation", expected, "an empty list", fix, where + key)
         elif value is not UNREADABLE:
             kind = "null field" if value is None else "wrong type"
-            self.fault(kind, expected, shown(value), cure, where + key)
+            self.fault(kind, expected, shown(value), fix, where + key)
         return ()
 
     def _missing(self, holder: Mapping[str, Any], key: str, expected: str, where: str) -> None:
         """Note that there is no ``key``, and the name that looks like it, if there is one."""
-        found, cure = f"no field `{where}{key}`", _MISSING_CURE
+        found, fix = f"no field `{where}{key}`", _MISSING_CURE
         twin = next((name for name in holder if _visible(name).casefold() == key.casefold()), None)
         if twin is not None:
-            found, cure = f"{found}, but one named `{shown_name(twin)}`", _NAME_CURE
-        self.fault("missing field", expected, found, cure, where + key)
+            found, fix = f"{found}, but one named `{shown_name(twin)}`", _NAME_CURE
+        self.fault("missing field", expected, found, fix, where + key)
 
     def characters(self, text: str, field: str) -> str:
         """Return ``text``, after noting a fault if part of it is no character."""
@@ -119,8 +119,8 @@ class Fields:
 
     def _undecodable(self, field: str) -> None:
         found = "bytes (or half of a surrogate pair) that are no character"
-        cure = "Save the file as UTF-8 and correct the characters of this row."
-        self.fault("undecodable text", "characters in the file's encoding", found, cure, field)
+        fix = "Save the file as UTF-8 and correct the characters of this row."
+        self.fault("undecodable text", "characters in the file's encoding", found, fix, field)
 
     def json(self, value: Any, expected: str, field: str) -> Any:
         """Return ``value``, decoded if it is JSON in a text; UNREADABLE after noting a fault."""
@@ -139,8 +139,8 @@ class Fields:
         if found == _NO_CHARACTER:
             self._undecodable(field)
         elif found:
-            cure = f"Write texts, finite numbers, true, false, null, lists and objects, at most {_DEEPEST} levels deep."
-            self.fault("not a JSON value", "values that JSON has", found, cure, field)
+            fix = f"Write texts, finite numbers, true, false, null, lists and objects, at most {_DEEPEST} levels deep."
+            self.fault("not a JSON value", "values that JSON has", found, fix, field)
         return not found
 
 

@@ -72,6 +72,6 @@ def _weight(fields: Fields, message: Mapping[str, Any], key: str, where: str) ->
         return float(value)
     expected = "a number of at least 0" if counts else "true or false"
     none = "0" if counts else "false"
-    cure = f"Write {expected}, without quotes; {none} means: do not learn this message."
-    fields.fault("wrong weight", expected, shown(value), cure, where + key)
+    fix = f"Write {expected}, without quotes; {none} means: do not learn this message."
+    fields.fault("wrong weight", expected, shown(value), fix, where + key)
     return None

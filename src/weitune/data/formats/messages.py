@@ -69,8 +69,8 @@ def late_system(fields: Fields, where: str) -> None:
 def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
     """Return the turns of one message: one, or several if a user's message holds tools' results."""
     if not isinstance(message, dict):
-        cure = "Write each message as an object."
-        fields.fault("wrong type", "a message (an object)", shown(message), cure, place)
+        fix = "Write each message as an object."
+        fields.fault("wrong type", "a message (an object)", shown(message), fix, place)
         return [Turn("user", "")]
     where = f"{place}."
     named = _role_key(message)
@@ -88,8 +88,8 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
         return [_answer(fields, message, named, said, where)]
     for key in sorted(_ANSWER_KEYS.intersection(message)):
         if known_role and not is_empty(message[key]):
-            cure = "Move it to the assistant's message it belongs to, or remove it."
-            fields.fault("wrong role", "a field that this role has", f"`{key}` in a {role} message", cure, where + key)
+            fix = "Move it to the assistant's message it belongs to, or remove it."
+            fields.fault("wrong role", "a field that this role has", f"`{key}` in a {role} message", fix, where + key)
     content = read_content(fields, message, said, role, where)
     weight = read_weight(fields, message, role, where)
     name = fields.optional_text(message, "name", where)

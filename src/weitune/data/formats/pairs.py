@@ -43,8 +43,8 @@ def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
             asked, answered = (fields.characters(text, place) for text in pair)
             turns += [Turn("user", asked), answer(fields, answered, place)]
         else:
-            cure = 'Write "history": [["question", "answer"], …].'
-            fields.fault("wrong type", "a pair of question and answer", shown(pair), cure, place)
+            fix = 'Write "history": [["question", "answer"], …].'
+            fields.fault("wrong type", "a pair of question and answer", shown(pair), fix, place)
     return turns
 
 
@@ -64,8 +64,8 @@ def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], whe
     for i, item in enumerate(items):
         place = f"{where}[{i}]."
         if not isinstance(item, dict):
-            cure = f'Write {{"{asked}": "…", "{answered}": "…"}}.'
-            fields.fault("wrong type", "a question and its answer (an object)", shown(item), cure, place[:-1])
+            fix = f'Write {{"{asked}": "…", "{answered}": "…"}}.'
+            fields.fault("wrong type", "a question and its answer (an object)", shown(item), fix, place[:-1])
             continue
         fields.only(item, known, place)
         if system := fields.optional_text(item, "system", place):

@@ -89,8 +89,8 @@ class RowReader:
         try:
             turns, tools = self._read(fields, row)
         except RecursionError:  # a wrong value that even a message cannot show
-            cure = "Remove the value that is nested so deeply, or the row."
-            problem = Problem("nested too deeply", "the values of this format", "one with too many levels", cure)
+            fix = "Remove the value that is nested so deeply, or the row."
+            problem = Problem("nested too deeply", "the values of this format", "one with too many levels", fix)
             raise FaultyRow(problem.at(origin)) from None
         fields.check_names()
         if fields.faults:

@@ -129,8 +129,8 @@ def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
     """Return the name of the function that is called, which may not be blank."""
     name = function.get("name", ...)
     if name is None or (isinstance(name, str) and not name.strip()):
-        cure = "Write the name of the function, or remove the call."
-        fields.fault("empty name", "the name of a function", shown(name), cure, f"{where}name")
+        fix = "Write the name of the function, or remove the call."
+        fields.fault("empty name", "the name of a function", shown(name), fix, f"{where}name")
         return ""
     return fields.text(function, "name", where)
 
@@ -182,13 +182,13 @@ def _likely_arguments(places: Mapping[str, Mapping[str, Any]]) -> str:
     return ""
 
 
-def _mapping(fields: Fields, value: Any, expected: str, cure: str, where: str) -> Mapping[str, Any] | None:
+def _mapping(fields: Fields, value: Any, expected: str, fix: str, where: str) -> Mapping[str, Any] | None:
     """Return an object, decoded if it is JSON in a text; None after noting a fault."""
     value = fields.json(value, expected, where)
     if value is UNREADABLE:
         return None
     if not isinstance(value, dict):
-        fields.fault("wrong type", expected, shown(value), cure, where)
+        fields.fault("wrong type", expected, shown(value), fix, where)
         return None
     return value if fields.sound(value, where) else None
 

@@ -20,15 +20,15 @@ from weitune.errors import DataError
 class Refusal(Exception):  # noqa: N818  (always caught, and told as a DataError)
     """Why a template cannot frame a conversation. ``kind`` and ``turn`` (from 0) say what could be tried instead."""
 
-    def __init__(self, expected: str, found: str, cure: str, *, kind: str = "", turn: int = 0) -> None:
-        """Keep what a problem needs; ``cure`` is for when nothing is tried, or nothing of it works."""
+    def __init__(self, expected: str, found: str, fix: str, *, kind: str = "", turn: int = 0) -> None:
+        """Keep what a problem needs; ``fix`` is for when nothing is tried, or nothing of it works."""
         super().__init__(f"expected {expected}; found {found}")
-        self.expected, self.found, self.cure = expected, found, cure
+        self.expected, self.found, self.fix = expected, found, fix
         self.kind, self.turn = kind, turn
 
-    def error(self, conversation: Conversation, cure: str | None = None) -> DataError:
+    def error(self, conversation: Conversation, fix: str | None = None) -> DataError:
         """Return the error about ``conversation``."""
-        return framing_error(conversation.origin, self.expected, self.found, cure or self.cure)
+        return framing_error(conversation.origin, self.expected, self.found, fix or self.fix)
 
 
 class Script:

@@ -28,7 +28,7 @@ _NAMED = 8
 _PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 100)
 
 
-class Twins:
+class DuplicateCounter:
     """Finds rows that occur twice, and prompts with different answers, by 64-bit hashes: 16 bytes a row."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def has_empty_answer(conversation: Conversation) -> bool:
 
 
 @dataclass(slots=True)
-class Accounts:
+class RowCounts:
     """Counts while rows go by."""
 
     rows: int = 0
@@ -80,7 +80,7 @@ class Accounts:
     rows_aside: Counter[str] = field(default_factory=Counter)
     examples_aside: Counter[str] = field(default_factory=Counter)
     listed: dict[str, list[str]] = field(default_factory=dict)
-    twins: Twins = field(default_factory=Twins)
+    twins: DuplicateCounter = field(default_factory=DuplicateCounter)
 
     def row(self, conversation: Conversation, kept: int, reasons: list[str]) -> None:
         """Book one row: how many examples of it are kept, and why each of the others is not."""
@@ -168,7 +168,7 @@ def _found_lines(found: Mapping[str, int], examples: Mapping[str, Any]) -> list[
 
 
 def make_report(
-    accounts: Accounts,
+    accounts: RowCounts,
     sources: Iterable[Mapping[str, Any]],
     faulty: int,
     lengths: npt.NDArray[np.int32],

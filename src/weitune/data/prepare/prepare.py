@@ -22,16 +22,16 @@ import pyarrow as pa
 from weitune.data.conversation import Example
 from weitune.data.formats.parse import Options
 from weitune.data.frame.framing import Framing
-from weitune.data.prepare.accounts import Accounts, DataReport, make_report
+from weitune.data.prepare.accounts import DataReport, RowCounts, make_report
 from weitune.data.prepare.batches import encoded_batches, without_cycle_collection
 from weitune.data.prepare.cache import EXAMPLES, REPORT, building, data_cache
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
-from weitune.data.prepare.truncate import settle, weighted
+from weitune.data.prepare.truncate import truncate, weighted
 from weitune.data.problems import shown_name
 from weitune.data.read.conversations import Reader
 from weitune.data.read.sources import contains
 from weitune.errors import DataError, RecipeError
-from weitune.files.cache import cache_cure, check_room, mark_used
+from weitune.files.cache import cache_fix, check_room, mark_used
 from weitune.files.json_text import json_text
 from weitune.recipe.schema import Recipe
 
@@ -67,7 +67,7 @@ def prepare(
     found = None if reader.problems else _open(folder, fingerprint, reader)
     if found is not None:
         return found
-    check_room(data_cache(), _bytes_foreseen(reader), "the prepared data", cache_cure())
+    check_room(data_cache(), _bytes_foreseen(reader), "the prepared data", cache_fix())
     with building(folder) as partial:
         report = _build(partial / EXAMPLES, reader, recipe, framing, progress)
         if reader.problems:
@@ -180,7 +180,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
 
 def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
     """Write the examples of all rows that are in order to ``path``; the other rows go to the reader's problems."""
-    accounts = Accounts()
+    accounts = RowCounts()
     weights = _source_weights(reader, recipe)
     with ExampleWriter(path) as writer, without_cycle_collection():
         for rows, examples in encoded_batches(reader, framing, recipe.system):
@@ -189,7 +189,7 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
                 made = examples[row.start : row.stop]
                 if weights[row.source] != 1:
                     made = [weighted(example, weights[row.source]) for example in made]
-                settled = settle(row.conversation, made, recipe.tokens, accounts, reader.problems)
+                settled = truncate(row.conversation, made, recipe.tokens, accounts, reader.problems)
                 kept += [(row.source, example) for example in settled]
             writer.write(kept)
             if progress is not None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weitune.data.conversation import Conversation, Example, Span
-from weitune.data.prepare.accounts import Accounts
+from weitune.data.prepare.accounts import RowCounts
 from weitune.data.problems import Problem, Problems
 from weitune.errors import DataError
 from weitune.recipe.schema import Tokens
 
 
-def settle(
+def truncate(
     conversation: Conversation,
     examples: Sequence[Example | DataError],
     tokens: Tokens,
-    accounts: Accounts,
+    accounts: RowCounts,
     problems: Problems,
 ) -> list[Example]:
     """Return the examples of a row that are kept, cut if need be, and book the row."""

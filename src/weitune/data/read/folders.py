@@ -36,8 +36,8 @@ def _below(
         here = folder.stat()
         entries = sorted(folder.iterdir())
     except OSError as error:
-        cure = "Make the folder readable for you, or name the files that are to be read."
-        yield Problem("unreadable folder", "a readable folder", error.strerror or str(error), cure, str(folder))
+        fix = "Make the folder readable for you, or name the files that are to be read."
+        yield Problem("unreadable folder", "a readable folder", error.strerror or str(error), fix, str(folder))
         return
     if (here.st_dev, here.st_ino) in visited:
         return
@@ -73,8 +73,8 @@ def _split_files(
     splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     if split is None and len(splits) != 1:
         shown = ", ".join(map(shown_name, splits)) or "none"
-        cure = f"Say which to read behind the folder's name: {folder}:{splits[0] if splits else 'SPLIT'}."
-        yield Problem("several splits", "one split of the saved data set", shown, cure, str(folder))
+        fix = f"Say which to read behind the folder's name: {folder}:{splits[0] if splits else 'SPLIT'}."
+        yield Problem("several splits", "one split of the saved data set", shown, fix, str(folder))
         return
     chosen = split if split is not None else splits[0]
     if chosen not in splits or os.sep in chosen:
@@ -91,17 +91,17 @@ def _saved_files(folder: Path) -> Iterator[Path | Problem]:
         return
     listed = state.get("_data_files")
     names = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    cure = "Save the data set again with `save_to_disk`, or write it as Parquet."
+    fix = "Save the data set again with `save_to_disk`, or write it as Parquet."
     if state.get("_indices_files") or state.get("_indices_data_files"):
-        yield Problem("unknown data set", "a saved data set without an index", "an index", cure, str(folder))
+        yield Problem("unknown data set", "a saved data set without an index", "an index", fix, str(folder))
         return
     if not names:
-        yield Problem("unknown data set", f"the names of files in {_STATE}", "none", cure, str(folder))
+        yield Problem("unknown data set", f"the names of files in {_STATE}", "none", fix, str(folder))
     for name in names:
         if isinstance(name, str) and Path(name).name == name and (folder / name).is_file():
             yield folder / name
         else:
-            yield Problem("missing file", f"the file that {_STATE} names", f"no file {name!r}", cure, str(folder))
+            yield Problem("missing file", f"the file that {_STATE} names", f"no file {name!r}", fix, str(folder))
 
 
 def _read(path: Path) -> dict[str, object] | Problem:
@@ -112,8 +112,8 @@ def _read(path: Path) -> dict[str, object] | Problem:
         found = error
     if isinstance(found, dict):
         return found
-    cure = "Save the data set again with `save_to_disk`, or write it as Parquet."
-    return Problem("unknown data set", "what `datasets` has written", "something else", cure, str(path))
+    fix = "Save the data set again with `save_to_disk`, or write it as Parquet."
+    return Problem("unknown data set", "what `datasets` has written", "something else", fix, str(path))
 
 
 def _no_split(folder: Path, split: str, splits: list[str]) -> Problem:

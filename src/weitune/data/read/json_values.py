@@ -60,7 +60,7 @@ class Place:
             if end < len(window.text) or not window.more():  # a number may go on beyond the window
                 return value, end
 
-    def malformed(self, error: Exception, cure: str) -> Problem:
+    def malformed(self, error: Exception, fix: str) -> Problem:
         """Return the fault of the value at the place."""
         window = self.window
         line, column = window.place(window.at)
@@ -76,7 +76,7 @@ class Place:
             found = "an object nested too deeply"
         else:
             found = str(error)
-        return Problem("not valid JSON", "a JSON value", found, cure, self.file, line=line, column=column)
+        return Problem("not valid JSON", "a JSON value", found, fix, self.file, line=line, column=column)
 
     def unexpected(self, expected: str, row: int, *, rest: bool) -> Problem:
         """Return the fault of what stands at the place instead of what is ``expected``."""
@@ -85,8 +85,8 @@ class Place:
             pass
         line, column = window.place(window.at)
         found = repr(window.text[window.at : window.at + _SHOWN]) if not window.ended else "the end of the file"
-        cure = REST_CURE if rest else LINE_CURE
-        return Problem("not valid JSON", expected, found, cure, self.file, row, line, column)
+        fix = REST_CURE if rest else LINE_CURE
+        return Problem("not valid JSON", expected, found, fix, self.file, row, line, column)
 
     def here(self, problem: Problem) -> Problem:
         """Return a problem of the file, standing at the place."""
@@ -145,7 +145,7 @@ class Values(Place):
             fault = self.malformed(error, LINE_CURE).at(origin)
         found = window.line_end(LOOKAHEAD)
         if found is None or not (self.lines or found[1] in {"", "{", "["}):
-            yield replace(fault, cure=REST_CURE)
+            yield replace(fault, fix=REST_CURE)
             return False
         end = found[0]
         if fault.line != window.line:  # the line alone is what is wrong

@@ -318,19 +318,19 @@ def _unknown(likely: list[Encoding], sample: list[bytes], line: int | None) -> P
     expected = "UTF-8, UTF-16 or GB18030 text"
     if not likely:
         found = "bytes that are none of these, nor text in another encoding that is known"
-        cure = "Save the file as UTF-8, or say what it is: `encoding: NAME` in the recipe, or --encoding NAME."
-        return Problem("unknown encoding", expected, found, cure, line=line)
+        fix = "Save the file as UTF-8, or say what it is: `encoding: NAME` in the recipe, or --encoding NAME."
+        return Problem("unknown encoding", expected, found, fix, line=line)
     first, *others = likely[:3]
     text = next((text for each in sample if (text := _decoded(each, first.codec)) is not None), "")
     begin = next((at for at, char in enumerate(text) if char > "\x7f"), 0)
     example = "".join(filter(str.isprintable, text[max(0, begin - 8) : begin + 16])).strip()
     rest = f", or as {' or '.join(each.about for each in others)}" if others else ""
     found = f"bytes that read as {first.about}, “{example}”{rest}"
-    cure = (
+    fix = (
         f"If that is right, say so: `encoding: {first.codec}` in the recipe, or --encoding {first.codec}. "
         "Or save the file as UTF-8."
     )
-    return Problem("unknown encoding", expected, found, cure, line=line)
+    return Problem("unknown encoding", expected, found, fix, line=line)
 
 
 def _mixed(line: int) -> Problem:

@@ -158,14 +158,14 @@ def _split_name(name: str) -> tuple[Path, str | None]:
 def _file(name: str, path: Path, part: str | None, problems: Problems) -> Iterator[Source]:
     kind = _kind(path)
     if not path.is_file():
-        cure = "Write the rows to a file, and name that."
-        problems.add([Problem("not a file", "a file or folder", "a device or pipe", cure, name)], rows=0)
+        fix = "Write the rows to a file, and name that."
+        problems.add([Problem("not a file", "a file or folder", "a device or pipe", fix, name)], rows=0)
     elif kind is None:
-        found, cure = f"'{path.suffix or path.name}'", "Rename the file after what it holds, or convert it."
-        problems.add([Problem("unknown file type", _KNOWN, shown_name(found), cure, name)], rows=0)
+        found, fix = f"'{path.suffix or path.name}'", "Rename the file after what it holds, or convert it."
+        problems.add([Problem("unknown file type", _KNOWN, shown_name(found), fix, name)], rows=0)
     elif part is not None and kind != "json":
-        cure = f"Leave `:{part}` out."
-        problems.add([Problem("missing part", "a JSON file", f"a {kind} file, which has no parts", cure, name)], rows=0)
+        fix = f"Leave `:{part}` out."
+        problems.add([Problem("missing part", "a JSON file", f"a {kind} file, which has no parts", fix, name)], rows=0)
     else:
         yield Source(name, kind, name, path, part=part)
 
@@ -184,8 +184,8 @@ def _folder(name: str, path: Path, part: str | None, problems: Problems) -> Iter
 
 
 def _broken_link(name: str) -> Problem:
-    cure = "Remove it, or put the file there that it stands for."
-    return Problem("not a file", "a file or folder", "a link to nothing, a device or a pipe", cure, name)
+    fix = "Remove it, or put the file there that it stands for."
+    return Problem("not a file", "a file or folder", "a link to nothing, a device or a pipe", fix, name)
 
 
 def _shipped(name: str, problems: Problems) -> Iterator[Source]:
@@ -195,8 +195,8 @@ def _shipped(name: str, problems: Problems) -> Iterator[Source]:
     if f"builtin:{path.stem}" in shipped:
         yield Source(name, "json", name, path)
     else:
-        cure = f"Name one of these: {', '.join(shipped)}."
-        problems.add([Problem("unknown built-in data", "a data set that ships with weitune", name, cure, name)], rows=0)
+        fix = f"Name one of these: {', '.join(shipped)}."
+        problems.add([Problem("unknown built-in data", "a data set that ships with weitune", name, fix, name)], rows=0)
 
 
 def _kind(path: Path) -> str | None:
@@ -207,7 +207,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _nearest(path: Path) -> str:
-    """Return a cure that names the file probably meant."""
+    """Return a fix that names the file probably meant."""
     import difflib
 
     folder = path.parent
@@ -242,9 +242,9 @@ def _examined(source: Source, problems: Problems, codec_of: CodecOf) -> Source |
 
 
 def _unreadable(file: str, error: OSError, row: int | None = None) -> Problem:
-    cure = "Make the file readable for you." if isinstance(error, PermissionError) else "Copy or pack the file again."
+    fix = "Make the file readable for you." if isinstance(error, PermissionError) else "Copy or pack the file again."
     found = error.strerror or " ".join(str(error).split())[:120]
-    return Problem("unreadable file", "a readable file", found, cure, file, row)
+    return Problem("unreadable file", "a readable file", found, fix, file, row)
 
 
 def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = None) -> Iterator[Raw]:
@@ -265,8 +265,8 @@ def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = N
     except UnicodeError as error:
         found = ""
         encoding = source.facts.encoding if source.facts else "utf-8"
-        cure = "Save the file as UTF-8, or say what it is with `encoding`."
-        yield Problem("undecodable text", f"{encoding} text", str(error)[:120], cure, source.name, row + 1)
+        fix = "Save the file as UTF-8, or say what it is with `encoding`."
+        yield Problem("undecodable text", f"{encoding} text", str(error)[:120], fix, source.name, row + 1)
     if found:
         yield Problem("no rows", "rows", found, "Put rows into it, or leave it out.", source.name)
 

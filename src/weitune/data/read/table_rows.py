@@ -159,15 +159,15 @@ def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[P
         found = f"`{shown_name(twice[0])}` twice"
         yield Problem("repeated column", "different column names", found, "Rename one of them.", file, line=1)
     if not names:
-        cure = "Write the names of the columns into the first line, and remove empty lines before it."
-        yield Problem("no column names", "the names of the columns", "a line of empty cells", cure, file, line=1)
+        fix = "Write the names of the columns into the first line, and remove empty lines before it."
+        yield Problem("no column names", "the names of the columns", "a line of empty cells", fix, file, line=1)
     if _SEPARATOR.fullmatch(header[0]):
-        cure = "Remove the first line."
+        fix = "Remove the first line."
         found = f"{header[0]!r}, which Excel writes there to say what separates them"
-        yield Problem("no column names", "the names of the columns", found, cure, file, line=1)
+        yield Problem("no column names", "the names of the columns", found, fix, file, line=1)
     elif len(header) == 1 and (other := next((each for each in _SEPARATORS[delimiter] if each in header[0]), None)):
-        cure = "Name a file with commas .csv and one with tabs .tsv."
+        fix = "Name a file with commas .csv and one with tabs .tsv."
         if other not in _SEPARATORS:
-            cure = "Save the file with commas, as .csv, or with tabs, as .tsv."
+            fix = "Save the file with commas, as .csv, or with tabs, as .tsv."
         found = f"one column {header[0][:60]!r}"
-        yield Problem("wrong delimiter", f"columns separated by {delimiter!r}", found, cure, file, line=1)
+        yield Problem("wrong delimiter", f"columns separated by {delimiter!r}", found, fix, file, line=1)

@@ -118,9 +118,9 @@ def examine(path: Path, text: bool = True, codec: Codec | None = None) -> FileFa
 
 def _no_text(head: bytes) -> Problem | None:
     """Return the fault of a file that is known not to be text by its first bytes."""
-    for magic, (found, cure) in _NO_TEXT.items():
+    for magic, (found, fix) in _NO_TEXT.items():
         if head.startswith(magic):
-            return Problem("not text", "a file of text", found, cure)
+            return Problem("not text", "a file of text", found, fix)
     return None
 
 
@@ -172,8 +172,8 @@ class _Scan:
             evident, how = "utf-8", "all of it decodes as that"
         else:
             return name, None
-        cure = "Name the encoding of each file that has another: `encoding: {FILE: NAME}`."
-        return name, Problem("another encoding", f"{name} text, as `encoding` says", f"{evident}: {how}", cure)
+        fix = "Name the encoding of each file that has another: `encoding: {FILE: NAME}`."
+        return name, Problem("another encoding", f"{name} text, as `encoding` says", f"{evident}: {how}", fix)
 
 
 def _declared(head: bytes) -> str | None:

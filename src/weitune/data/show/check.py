@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from weitune.data.frame.framing import Framing
 from weitune.data.pack import pack
-from weitune.data.prepare.accounts import Accounts, DataReport, make_report
+from weitune.data.prepare.accounts import DataReport, RowCounts, make_report
 from weitune.data.prepare.prepare import account, recipe_reader
 from weitune.data.prepare.store import StoredExamples
 from weitune.data.problems import Problems
@@ -77,7 +77,7 @@ def saved_by_sharing(examples: StoredExamples, plan: Plan) -> float | None:
 
 
 def _without_model(reader: Reader, progress: Callable[[int, int | None], None] | None) -> Check:
-    accounts = Accounts()
+    accounts = RowCounts()
     lengths, learned = [], []
     for _, conversation in reader.conversations():
         accounts.row(conversation, 1, [])

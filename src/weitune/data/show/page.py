@@ -74,7 +74,7 @@ def _article(item: Shown) -> str:
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in item.tags)
     size = f"<small>{item.tokens} tokens, {item.learned_tokens} learned</small>" if item.parts else ""
     problems = "".join(
-        f'<p class="bad">{escape(str(problem))}<br>{escape(problem.cure)}</p>' for problem in item.problems
+        f'<p class="bad">{escape(str(problem))}<br>{escape(problem.fix)}</p>' for problem in item.problems
     )
     text = f"<pre>{''.join(map(_part, item.parts))}</pre>" if item.parts else ""
     return (

@@ -20,13 +20,13 @@ from weitune.errors import ModelError
 from weitune.export.formats.gguf_file import TensorPlan, write_gguf_file
 from weitune.export.formats.merged import Progress
 from weitune.export.source.adapter_weights import LowRankUpdate
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
 from weitune.gguf.header import read_header
 from weitune.gguf.metadata import real, text
 
 
-def write_gguf_adapter(path: Path, tuned: Tuned, progress: Progress) -> None:
+def write_gguf_adapter(path: Path, tuned: ExportSource, progress: Progress) -> None:
     """Write the adapter of ``tuned``. Raises ModelError if llama.cpp's format cannot say what it does."""
     adapter = tuned.adapter
     if adapter.has_magnitudes:

@@ -26,7 +26,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from weitune.errors import ModelError
 from weitune.export.formats.merged import Progress
 from weitune.export.source.base_weights import GgufWeights, MergedWeights, Weights
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
 from weitune.gguf.metadata import Field, Metadata, number, rope_factors, shape_metadata, text
@@ -63,14 +63,14 @@ class TensorPlan:
         return int(math.prod(self.shape) // values * size)
 
 
-def check_gguf(tuned: Tuned) -> None:
+def check_gguf(tuned: ExportSource) -> None:
     """Raise ModelError if :func:`write_gguf` would, before long work is done for it."""
     architecture, _ = _described(tuned, tuned.template)
     if not tuned.files.gguf:
         _plan(tuned, architecture, tuned.merged, "F32", "F32")
 
 
-def planned_bytes(tuned: Tuned, weights: Weights, gguf_type: GgufType) -> int:
+def planned_bytes(tuned: ExportSource, weights: Weights, gguf_type: GgufType) -> int:
     """Return how many bytes the tensors take that :func:`write_gguf` would write of a model that is no ``.gguf``."""
     plans = _plan(tuned, architecture_of(tuned.config), weights, gguf_type, "Q8_0")
     return sum(plan.bytes for plan in plans)
@@ -78,7 +78,7 @@ def planned_bytes(tuned: Tuned, weights: Weights, gguf_type: GgufType) -> int:
 
 def write_gguf(
     path: Path,
-    tuned: Tuned,
+    tuned: ExportSource,
     weights: Weights,
     gguf_type: GgufType,
     *,
@@ -126,7 +126,7 @@ def write_gguf_file(
         writer.close()
 
 
-def _described(tuned: Tuned, template: str) -> tuple[Architecture, dict[str, Field]]:
+def _described(tuned: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
     if "\0" in template:
         raise ModelError(
             "the chat template or the system prompt has the character U+0000, at which llama.cpp ends a text",
@@ -157,7 +157,7 @@ def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
 
 
 def _plan(
-    tuned: Tuned, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
+    tuned: ExportSource, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
 ) -> list[TensorPlan]:
     tied = tuned.config.tie_word_embeddings
     head_stem = "token_embd" if tied else "output"

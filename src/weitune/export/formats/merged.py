@@ -21,7 +21,7 @@ from torch import Tensor
 from weitune.export.destination import write_json
 from weitune.export.formats.safetensors_file import shard_names, shards, slot_bytes, write_safetensors
 from weitune.export.source.base_weights import Slot
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
 
 Progress = Callable[[int, int], None]
@@ -32,7 +32,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def write_merged(folder: Path, tuned: Tuned, dtype: torch.dtype | None, progress: Progress) -> None:
+def write_merged(folder: Path, tuned: ExportSource, dtype: torch.dtype | None, progress: Progress) -> None:
     """Write the merged model of ``tuned`` to ``folder``, in ``dtype`` or in the base's number format."""
     merged = tuned.merged
     slots = {name: Slot(dtype or slot.dtype, slot.shape) for name, slot in merged.slots.items()}
@@ -70,7 +70,7 @@ def _write_index(folder: Path, parts: list[dict[str, Slot]]) -> None:
     )
 
 
-def _write_config(folder: Path, tuned: Tuned, dtype: torch.dtype | None) -> None:
+def _write_config(folder: Path, tuned: ExportSource, dtype: torch.dtype | None) -> None:
     """Copy the base's own config, so that every program that knew the base knows this; ``dtype`` is the only change."""
     if tuned.files.gguf:
         config = tuned.config.to_dict()
@@ -84,7 +84,7 @@ def _write_config(folder: Path, tuned: Tuned, dtype: torch.dtype | None) -> None
     write_json(folder / "config.json", config)
 
 
-def _write_tokenizer(folder: Path, tuned: Tuned) -> None:
+def _write_tokenizer(folder: Path, tuned: ExportSource) -> None:
     source = tuned.files.tokenizer_folder
     if tuned.files.gguf and source == tuned.files.folder:
         tuned.tokenizer.save_pretrained(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from weitune.evaluate.evaluation import FILE as EVALUATION
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.files.paths import user_path
 from weitune.generate.run_folder import Run
 from weitune.recipe.load import dump_recipe
@@ -43,7 +43,7 @@ def without_paths(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=named)
 
 
-def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> str:
+def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | None) -> str:
     """Return the card as Markdown with its YAML head. ``repository`` is where the adapter will lie."""
     recipe = without_paths(tuned.recipe)
     base = hub_id(tuned.recipe)
@@ -71,7 +71,7 @@ def model_card(run: Run, tuned: Tuned, repository: str, licence: str | None) -> 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _rank(tuned: Tuned) -> int:
+def _rank(tuned: ExportSource) -> int:
     config = _read(tuned.adapter_folder / "adapter_config.json") or {}
     return int(config["r"])
 
@@ -83,7 +83,7 @@ def _system(recipe: Recipe) -> str:
     return f"It was trained with this system prompt, and answers best with it:\n\n{quoted}"
 
 
-def _usage(tuned: Tuned, repository: str, base: str) -> str:
+def _usage(tuned: ExportSource, repository: str, base: str) -> str:
     system = [{"role": "system", "content": tuned.recipe.system}] if tuned.recipe.system is not None else []
     messages = json.dumps([*system, {"role": "user", "content": "…"}], ensure_ascii=False)
     arguments = "".join(f", {name}={value!r}" for name, value in (tuned.recipe.tokens.template_args or {}).items())
@@ -128,7 +128,7 @@ def _data(report: Mapping[str, Any] | None) -> str:
 
 
 def _training(
-    events: Sequence[Mapping[str, Any]], tuned: Tuned, step: int | None, environment: Mapping[str, Any] | None
+    events: Sequence[Mapping[str, Any]], tuned: ExportSource, step: int | None, environment: Mapping[str, Any] | None
 ) -> str:
     """Tell what the run measured: training loss, validation, and what it ran on."""
     steps = [event for event in events if event.get("event") == "step"]

@@ -14,7 +14,7 @@ import yaml
 from weitune.errors import InputError, MissingExtraError, RunError, first_line
 from weitune.export.destination import MARK, check_destination, write_json, written_aside
 from weitune.export.hub.model_card import hub_id, model_card, without_paths
-from weitune.export.source.export_source import Tuned, open_tuned
+from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.generate.run_folder import Run, Which
 from weitune.gguf.header import read_header
 from weitune.model.file_names import holds_model
@@ -31,7 +31,7 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise InputError(f"'{repository}' is not the name of a repository", "Give it as USER/NAME.")
     check_destination(folder, force=True)
-    tuned = open_tuned(run, checkpoint)
+    tuned = open_export_source(run, checkpoint)
     if holds_model(tuned.adapter_folder):
         raise RunError(
             f"'{tuned.adapter_folder}' holds a whole model, and only adapters are pushed",
@@ -63,7 +63,7 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
         ) from error
 
 
-def base_licence(tuned: Tuned, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
+def base_licence(tuned: ExportSource, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
     """Return the licence of the base as its own files name it, or its page on the hub; None if neither does."""
     if tuned.files.gguf:
         licence: str | None = read_header(tuned.files.path).get("general.license")
@@ -94,7 +94,7 @@ def _licence_on_hub(name: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _adapter_config(tuned: Tuned) -> dict[str, Any]:
+def _adapter_config(tuned: ExportSource) -> dict[str, Any]:
     """Return PEFT's configuration, naming the base as others find it."""
     path = tuned.adapter_folder / "adapter_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class ExportSource:
     """What an export is made from."""
 
     name: str
@@ -100,7 +100,7 @@ class Tuned:
         return conversation.with_system(self.recipe.system)
 
 
-def open_tuned(run: Run, which: Which = "last") -> Tuned:
+def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     """Open ``run`` with one of its adapters.
 
     Raises RunError or ModelError if a part is missing or broken, or if the base is not the one of training.
@@ -118,4 +118,4 @@ def open_tuned(run: Run, which: Which = "last") -> Tuned:
     framing = framing_for(tokenizer, recipe.tokens)
     if run.made_elsewhere:
         check_vocabulary(framing, files, read_config(files).get_text_config().vocab_size)
-    return Tuned(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)
+    return ExportSource(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)

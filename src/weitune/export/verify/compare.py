@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from weitune.errors import WeituneError
-from weitune.export.verify.outputs import Observation
-from weitune.export.verify.prompts import Probe, shortened
+from weitune.export.verify.outputs import Outputs
+from weitune.export.verify.prompts import VerificationPrompt, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ class VerificationError(WeituneError):
         failed = [f"{check.name}: {check.found}" for check in verdict.checks if not check.passed]
         super().__init__("the export differs from base + adapter:\n  " + "\n  ".join(failed))
         self.verdict = verdict
-        self.cure = f"It is kept in '{where}' for you to look at. Try another format or type, or report this."
+        self.fix = f"It is kept in '{where}' for you to look at. Try another format or type, or report this."
 
 
 def compare(
-    probes: Sequence[Probe],
-    expected: Sequence[Observation],
-    found: Sequence[Observation],
+    probes: Sequence[VerificationPrompt],
+    expected: Sequence[Outputs],
+    found: Sequence[Outputs],
     bounds: Bounds,
     text_of: Callable[[int], str],
     running_on: Sequence[int] = (),
@@ -90,7 +90,7 @@ def compare(
     )
 
 
-_Row = tuple[Probe, Observation, Observation]
+_Row = tuple[VerificationPrompt, Outputs, Outputs]
 
 
 def _tokens(rows: Sequence[_Row], text_of: Callable[[int], str]) -> Check:
@@ -105,7 +105,7 @@ def _tokens(rows: Sequence[_Row], text_of: Callable[[int], str]) -> Check:
 
 def _answers(rows: Sequence[_Row], bounds: Bounds, text_of: Callable[[int], str]) -> Check:
     """Let answers part only where the two likeliest tokens were close."""
-    parted = partings([expected for _, expected, _ in rows], [found for _, _, found in rows])
+    parted = divergences([expected for _, expected, _ in rows], [found for _, _, found in rows])
     same = f"{len(rows) - len(parted)} of {len(rows)} are the same"
     if not parted:
         return Check("answers", True, same)
@@ -129,7 +129,7 @@ def _logprobs(rows: Sequence[_Row], bounds: Bounds) -> Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Divergence:
     """Where the greedy answers to probe ``number`` become different, and by how much the expected token led there."""
 
     number: int
@@ -137,15 +137,15 @@ class Parting:
     margin: float
 
 
-def partings(expected: Sequence[Observation], found: Sequence[Observation]) -> list[Parting]:
+def divergences(expected: Sequence[Outputs], found: Sequence[Outputs]) -> list[Divergence]:
     """Return the first difference of each pair of greedy answers that differ."""
     pairs = enumerate(zip(expected, found, strict=True))
     places = [(number, _parting(a.greedy, b.greedy)) for number, (a, b) in pairs]
     # At the end of a shorter answer, the margin is that of the token that ended it.
-    return [Parting(number, at, expected[number].margins[at]) for number, at in places if at is not None]
+    return [Divergence(number, at, expected[number].margins[at]) for number, at in places if at is not None]
 
 
-def differences(expected: Sequence[Observation], found: Sequence[Observation]) -> list[tuple[float, int, int]]:
+def differences(expected: Sequence[Outputs], found: Sequence[Outputs]) -> list[tuple[float, int, int]]:
     """Return for every token of the taught answers how far its log-probabilities are apart, its probe and place."""
     return [
         (abs(a - b), number, at)
@@ -183,5 +183,5 @@ def _told(expected: Sequence[int], found: Sequence[int], at: int, text_of: Calla
     return f"is {shown(expected)} in base + adapter and {shown(found)} in the export"
 
 
-def _named(number: int, probe: Probe) -> str:
+def _named(number: int, probe: VerificationPrompt) -> str:
     return f"prompt {number} ({shortened(probe.question)!r})"

@@ -1,6 +1,6 @@
 """What a model does with a probe, in the engine it is for: transformers here, llama.cpp in :mod:`.outputs_gguf`.
 
-Both sides of a comparison give :class:`Observation` values; :mod:`.compare` compares them without knowing the engine.
+Both sides of a comparison give :class:`Outputs` values; :mod:`.compare` compares them without knowing the engine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from weitune.export.source.export_source import Tuned
-from weitune.export.verify.prompts import Probe
+from weitune.export.source.export_source import ExportSource
+from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.open_model import attach_saved_adapter
 from weitune.model.load.load import load_tokenizer, load_weights
 from weitune.model.load.locate import ModelFiles
@@ -24,7 +24,7 @@ ANSWER_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class Outputs:
     """What one engine did with one probe."""
 
     prompt: tuple[int, ...]
@@ -38,7 +38,7 @@ class Observation:
     margins: tuple[float, ...] = ()
     """How far the likeliest token was ahead of the second, in log-probability, at every step of the greedy answer."""
 
-    def ended_at(self, tokens: Collection[int]) -> Observation:
+    def ended_at(self, tokens: Collection[int]) -> Outputs:
         """Return what would have been observed if the answer ended at ``tokens`` too."""
         at = next((i for i, token in enumerate(self.greedy) if token in tokens), None)
         return self if at is None else replace(self, greedy=self.greedy[:at], stopped=True)
@@ -51,7 +51,7 @@ class Subject(Protocol):
     at_once: int
     """How many probes it can be asked at the same time, from threads."""
 
-    def observe(self, probe: Probe) -> Observation:
+    def observe(self, probe: VerificationPrompt) -> Outputs:
         """Try ``probe``."""
 
     def stops_at(self, token: int) -> bool:
@@ -77,12 +77,12 @@ class TransformersSubject:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
-    def observe(self, probe: Probe) -> Observation:
+    def observe(self, probe: VerificationPrompt) -> Outputs:
         """Generate greedily, and read the log-probabilities of the taught answer in one forward pass."""
         prompt = tuple(self._prompt_of(probe))
         greedy, margins = self._greedy(prompt)
         end = next((i for i, token in enumerate(greedy) if token in self._stop_tokens), None)
-        return Observation(prompt, greedy[:end], end is not None, self._logprobs(probe), margins)
+        return Outputs(prompt, greedy[:end], end is not None, self._logprobs(probe), margins)
 
     def stops_at(self, token: int) -> bool:
         """Tell whether ``token`` is one of the stop tokens."""
@@ -100,7 +100,7 @@ class TransformersSubject:
         best = torch.stack([logits[0].float().topk(2).values for logits in output.logits])  # (steps, 2)
         return tuple(output.sequences[0, len(prompt) :].tolist()), tuple((best[:, 0] - best[:, 1]).tolist())
 
-    def _logprobs(self, probe: Probe) -> tuple[float, ...]:
+    def _logprobs(self, probe: VerificationPrompt) -> tuple[float, ...]:
         ids = torch.tensor([probe.context + probe.answer], device=self.model.device)
         with torch.inference_mode():
             logits = self.model(ids, logits_to_keep=len(probe.answer) + 1, use_cache=False).logits[0, :-1]
@@ -108,7 +108,7 @@ class TransformersSubject:
         return tuple(chosen[:, 0].tolist())
 
 
-def reference(tuned: Tuned) -> TransformersSubject:
+def reference(tuned: ExportSource) -> TransformersSubject:
     """Return the run itself: its base, loaded as for training, with the adapter beside the weights."""
     precision = tuned.recipe.train.precision
     model = load_weights(tuned.files, tuned.tokenizer, precision=precision).model
@@ -117,13 +117,13 @@ def reference(tuned: Tuned) -> TransformersSubject:
 
 
 @contextmanager
-def merged_subject(folder: Path, tuned: Tuned) -> Iterator[Subject]:
+def merged_subject(folder: Path, tuned: ExportSource) -> Iterator[Subject]:
     """Open a merged export as anybody would: its weights, its tokenizer, its chat template, its stop tokens."""
     files = ModelFiles(folder)
     tokenizer = load_tokenizer(files)
     model = load_weights(files, tokenizer, precision=tuned.recipe.train.precision).model
 
-    def prompt_of(probe: Probe) -> list[int]:
+    def prompt_of(probe: VerificationPrompt) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(probe.messages, add_generation_prompt=True, return_dict=False)
         return ids
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from weitune.export.verify.outputs import ANSWER_TOKENS, Observation, Subject
-from weitune.export.verify.prompts import Probe
+from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, Subject
+from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 
@@ -32,7 +32,7 @@ class LlamaCppSubject:
         for slot in range(llama.slots):
             self._free.put(slot)
 
-    def observe(self, probe: Probe) -> Observation:
+    def observe(self, probe: VerificationPrompt) -> Outputs:
         """Let llama.cpp frame, tokenize and answer the probe, and tell how likely the taught answer is."""
         slot = self._free.get()  # one slot from the first token to the last, so that its cache has what came before
         try:
@@ -41,7 +41,7 @@ class LlamaCppSubject:
             answer = self._llama.request("/completion", {**body, "id_slot": slot})
             stopped = answer["stop_type"] == "eos"
             greedy = tuple(answer["tokens"][:-1] if stopped else answer["tokens"])
-            return Observation(prompt, greedy, stopped, self._logprobs(probe, slot))
+            return Outputs(prompt, greedy, stopped, self._logprobs(probe, slot))
         finally:
             self._free.put(slot)
 
@@ -50,7 +50,7 @@ class LlamaCppSubject:
         forced = {"prompt": [token], "n_predict": 2, "logit_bias": [[token, _CERTAIN]]}
         return bool(self._llama.request("/completion", forced)["stop_type"] == "eos")
 
-    def prompt(self, probe: Probe) -> tuple[int, ...]:
+    def prompt(self, probe: VerificationPrompt) -> tuple[int, ...]:
         """Return the tokens that llama.cpp makes of the probe's messages."""
         if not self._framed:
             return probe.prompt
@@ -58,7 +58,7 @@ class LlamaCppSubject:
         tokenized = {"content": rendered, "add_special": True, "parse_special": True}
         return tuple(self._llama.request("/tokenize", tokenized)["tokens"])
 
-    def _logprobs(self, probe: Probe, slot: int) -> tuple[float, ...]:
+    def _logprobs(self, probe: VerificationPrompt, slot: int) -> tuple[float, ...]:
         """Force the answer, token by token; the prompt cache makes each cost one token."""
         contexts = ([*probe.context, *probe.answer[:at]] for at in range(len(probe.answer)))
         return tuple(self._logprob(context, token, slot) for context, token in zip(contexts, probe.answer, strict=True))

@@ -16,14 +16,14 @@ from weitune.data.conversation import Conversation
 from weitune.data.prepare.prepare import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.errors import InputError
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 
 _ROWS_LOOKED_AT = 2000
 _BUILTIN = ("builtin:captain-en", "builtin:storyteller-zh")
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class VerificationPrompt:
     """One dialogue that ends with a question, and tokens of its framing and of its answer."""
 
     asked: Conversation
@@ -43,7 +43,7 @@ class Probe:
         return [{"role": turn.role, "content": turn.content} for turn in self.asked.turns]
 
 
-def choose_probes(tuned: Tuned, count: int) -> tuple[list[Probe], list[str]]:
+def choose_prompts(tuned: ExportSource, count: int) -> tuple[list[VerificationPrompt], list[str]]:
     """Return ``count`` probes spread over the run's data, and what the user should know about where they are from.
 
     Built-in dialogues stand in when the data are not here any more. Raises InputError if those cannot be framed either.
@@ -57,14 +57,14 @@ def choose_probes(tuned: Tuned, count: int) -> tuple[list[Probe], list[str]]:
         return _spread(_probes(tuned, builtin), count), [note]
 
 
-def _spread(probes: Iterator[Probe], count: int) -> list[Probe]:
+def _spread(probes: Iterator[VerificationPrompt], count: int) -> list[VerificationPrompt]:
     """Take ``count`` of the first probes, evenly, the shortest first when there are few."""
     found = list({probe.prompt: probe for probe in islice(probes, _ROWS_LOOKED_AT)}.values())
     step = max(1, len(found) // count)
     return found[::step][:count]
 
 
-def _probes(tuned: Tuned, conversations: Iterable[Conversation]) -> Iterator[Probe]:
+def _probes(tuned: ExportSource, conversations: Iterable[Conversation]) -> Iterator[VerificationPrompt]:
     """Yield a probe for every dialogue that ends with an answer in plain text and fits the run's longest example."""
     for conversation in conversations:
         *before, last = conversation.turns
@@ -80,7 +80,9 @@ def _probes(tuned: Tuned, conversations: Iterable[Conversation]) -> Iterator[Pro
             continue
         span = example.spans[-1]
         prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
-        yield Probe(asked, prompt, example.input_ids[: span.start], example.input_ids[span.start : span.stop])
+        yield VerificationPrompt(
+            asked, prompt, example.input_ids[: span.start], example.input_ids[span.start : span.stop]
+        )
 
 
 def shortened(value: Any) -> str:

@@ -13,11 +13,11 @@ import torch
 from weitune.errors import InputError
 from weitune.export.formats.gguf_file import GgufType, write_gguf
 from weitune.export.formats.merged import Progress
-from weitune.export.options import Order, Stage, gguf_name
-from weitune.export.source.export_source import Tuned
+from weitune.export.options import ExportOptions, Stage, gguf_name
+from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.compare import Bounds, Verdict, compare
-from weitune.export.verify.outputs import ANSWER_TOKENS, Observation, Subject, merged_subject, reference
-from weitune.export.verify.prompts import Probe, choose_probes
+from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, Subject, merged_subject, reference
+from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 
 BOUNDS = {
     "float64": Bounds(1e-4, 1e-3),
@@ -33,9 +33,9 @@ BOUNDS = {
 """At least twice the largest measured; docs/export.md has the figures. bfloat16 leaves room for computing in it too."""
 
 
-def verdict_on(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> Verdict:
+def verdict_on(folder: Path, tuned: ExportSource, order: ExportOptions, stage: Stage) -> Verdict:
     """Compare the export in ``folder`` with base + adapter. Raises InputError if there is nothing to compare on."""
-    probes, notes = choose_probes(tuned, order.prompts)
+    probes, notes = choose_prompts(tuned, order.prompts)
     if not probes:
         raise InputError(
             "there is no dialogue to compare the export on: none of the run's data ends with an answer in plain text",
@@ -59,7 +59,7 @@ def verdict_on(folder: Path, tuned: Tuned, order: Order, stage: Stage) -> Verdic
     return Verdict(engine, len(probes), bounds, checks, tuple(notes))
 
 
-def observed(subject: Subject, probes: list[Probe], progress: Progress) -> list[Observation]:
+def observed(subject: Subject, probes: list[VerificationPrompt], progress: Progress) -> list[Outputs]:
     """Try every probe on ``subject``."""
     found = []
     with ThreadPoolExecutor(subject.at_once) as pool:
@@ -69,7 +69,7 @@ def observed(subject: Subject, probes: list[Probe], progress: Progress) -> list[
     return found
 
 
-def ending_sooner(subject: Subject, tuned: Tuned, expected: list[Observation]) -> frozenset[int]:
+def ending_sooner(subject: Subject, tuned: ExportSource, expected: list[Outputs]) -> frozenset[int]:
     """Return the control tokens in the expected answers at which ``subject`` ends an answer all the same.
 
     llama.cpp knows some by their text alone (``<|end_of_text|>``, ``<end_of_turn>``), whatever a file says.
@@ -79,7 +79,9 @@ def ending_sooner(subject: Subject, tuned: Tuned, expected: list[Observation]) -
 
 
 @contextmanager
-def opened(folder: Path, tuned: Tuned, order: Order, probes: list[Probe], stage: Stage) -> Iterator[Subject]:
+def opened(
+    folder: Path, tuned: ExportSource, order: ExportOptions, probes: list[VerificationPrompt], stage: Stage
+) -> Iterator[Subject]:
     """Open an export in the engine it is for."""
     if order.format == "merged":
         with merged_subject(folder, tuned) as subject:
@@ -98,7 +100,7 @@ def opened(folder: Path, tuned: Tuned, order: Order, probes: list[Probe], stage:
 
 
 @contextmanager
-def _base_file(folder: Path, tuned: Tuned, stage: Stage) -> Iterator[Path]:
+def _base_file(folder: Path, tuned: ExportSource, stage: Stage) -> Iterator[Path]:
     """Give a GGUF file of the base to try its adapter on: the base itself if it is one, a passing one if not."""
     if tuned.files.gguf:
         yield tuned.files.folder / tuned.files.gguf
@@ -116,7 +118,7 @@ def _base_file(folder: Path, tuned: Tuned, stage: Stage) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def bounds_of(tuned: Tuned, order: Order, computed: torch.dtype) -> Bounds:
+def bounds_of(tuned: ExportSource, order: ExportOptions, computed: torch.dtype) -> Bounds:
     """Return how much an export may differ from base + adapter, whose answers are ``computed`` in that dtype."""
     if order.format == "merged":
         written = _name(order.dtype or _base_dtype(tuned))
@@ -134,14 +136,14 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _trial_type(tuned: Tuned) -> GgufType:
+def _trial_type(tuned: ExportSource) -> GgufType:
     """Return the type of the base on which an adapter is tried: no narrower than the base's own weights."""
     return "F32" if _base_dtype(tuned).itemsize > 2 else "F16"
 
 
-def _base_dtype(tuned: Tuned) -> torch.dtype:
+def _base_dtype(tuned: ExportSource) -> torch.dtype:
     return max((slot.dtype for slot in tuned.base.slots.values()), key=lambda dtype: dtype.itemsize)
 
 
-def _text_of(tuned: Tuned) -> Callable[[int], str]:
+def _text_of(tuned: ExportSource) -> Callable[[int], str]:
     return lambda token: str(tuned.tokenizer.decode([token]))

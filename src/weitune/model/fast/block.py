@@ -103,7 +103,7 @@ class BlockParts:
 
 
 @dataclass(slots=True, eq=False)
-class Pass:
+class BlockContext:
     """What all blocks share in one forward pass."""
 
     attention: Any
@@ -115,7 +115,7 @@ class Pass:
     """Going backward uses up what was kept, so that memory falls while it goes; gradcheck goes several times."""
 
 
-def run_block(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None = None) -> Tensor:
+def run_block(parts: BlockParts, hidden: Tensor, run: BlockContext, rows: Tensor | None = None) -> Tensor:
     """Return the block's output of ``hidden`` (T, C): (T, C), or (len(rows), C) for some ``rows`` only."""
     with gathered(parts.layer):
         output: Tensor = _Block.apply(hidden, parts, run, rows, *parts.parameters)  # type: ignore[no-untyped-call]
@@ -125,7 +125,7 @@ def run_block(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, parts: BlockParts, run: Pass, rows: Tensor | None, *parameters: Tensor
+        ctx: Any, hidden: Tensor, parts: BlockParts, run: BlockContext, rows: Tensor | None, *parameters: Tensor
     ) -> Tensor:
         qkv, out, gate_up, down = passes = [GroupPass.draw(group, run.dropout) for group in parts.groups]
         heads, low_qkv = qkv.forward(parts.norm_in.forward(hidden)[0])
@@ -169,7 +169,7 @@ class _Kept:
 
 
 def _feed_forward(
-    parts: BlockParts, gate_up: GroupPass, down: GroupPass, middle: Tensor, run: Pass
+    parts: BlockParts, gate_up: GroupPass, down: GroupPass, middle: Tensor, run: BlockContext
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[tuple[Tensor, Tensor]]]:
     """Return the block's output, the low-rank states of both groups, and gate and up if they are kept."""
     normed, _ = parts.norm_post.forward(middle)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.fast.attention import Tree, attention_for
-from weitune.model.fast.block import ACTIVATIONS, BlockParts, Norm, Pass, run_block
+from weitune.model.fast.block import ACTIVATIONS, BlockContext, BlockParts, Norm, run_block
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.matmul import lay_by_columns
@@ -83,13 +83,13 @@ class BlockDecoder:
         states: Tensor = self._decoder.norm(hidden)
         return states
 
-    def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> Pass:
+    def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> BlockContext:
         """Return what all blocks share in a pass over ``hidden`` (T, C): positions and, in training, dropout."""
         dropout = None
         if training and self._rate:
             dropout = DropoutString(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
         rotary = self._decoder.rotary_emb(hidden[None], tree.position_ids[None])
-        return Pass(_Positions(tree, rotary), dropout, keep_feed_forward)
+        return BlockContext(_Positions(tree, rotary), dropout, keep_feed_forward)
 
 
 def _read_block(layer: nn.Module) -> BlockParts | None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weitune.model.fast.block import BlockParts, Pass, run_block
+from weitune.model.fast.block import BlockContext, BlockParts, run_block
 
 
-def run_block_twice(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor | None = None) -> Tensor:
+def run_block_twice(parts: BlockParts, hidden: Tensor, run: BlockContext, rows: Tensor | None = None) -> Tensor:
     """Return what :func:`.run_block` returns, keeping only ``hidden`` for backward."""
     output: Tensor = _Twice.apply(hidden, parts, run, rows, *parts.parameters)  # type: ignore[no-untyped-call]
     return output
@@ -23,7 +23,7 @@ def run_block_twice(parts: BlockParts, hidden: Tensor, run: Pass, rows: Tensor |
 class _Twice(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, parts: BlockParts, run: Pass, rows: Tensor | None, *parameters: Tensor
+        ctx: Any, hidden: Tensor, parts: BlockParts, run: BlockContext, rows: Tensor | None, *parameters: Tensor
     ) -> Tensor:
         ctx.parts, ctx.run, ctx.rows, ctx.generator = parts, run, rows, torch.get_rng_state()
         ctx.save_for_backward(hidden)

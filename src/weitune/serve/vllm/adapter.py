@@ -22,7 +22,7 @@ from torch import Tensor
 
 from weitune.errors import ModelError
 from weitune.export.source.adapter_weights import AdapterWeights, LowRankUpdate
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import stored_weights
 
@@ -30,7 +30,7 @@ _WRAPPED = ("model.language_model.", "language_model.model.")
 """How the layers of a wrapped text model may be called for every class of vLLM."""
 
 
-def checked_adapter(name: str, tuned: Tuned) -> AdapterWeights:
+def checked_adapter(name: str, tuned: ExportSource) -> AdapterWeights:
     """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
     adapter = AdapterWeights(tuned.adapter_folder)
     if adapter.has_magnitudes:
@@ -61,7 +61,9 @@ def _matches(layer: str, found: frozenset[str], wrapped: bool) -> bool:
     return layer in found or layer.partition(".")[2] in found  # some files leave out the first part, as GPT-2's do
 
 
-def _no_effect(name: str, tuned: Tuned, adapter: AdapterWeights, lost: list[str], found: frozenset[str]) -> ModelError:
+def _no_effect(
+    name: str, tuned: ExportSource, adapter: AdapterWeights, lost: list[str], found: frozenset[str]
+) -> ModelError:
     whole = (tuned.config.architectures or [type(tuned.config).__name__])[0]
     mergeable = all(layer in found for layer in adapter.updates)
     return ModelError(

@@ -21,9 +21,9 @@ from pathlib import Path
 from weitune.errors import InputError, ModelError
 from weitune.export.destination import write_json
 from weitune.export.source.adapter_weights import AdapterWeights
-from weitune.export.source.export_source import Tuned
+from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
-from weitune.files.cache import cache_cure
+from weitune.files.cache import cache_fix
 from weitune.files.publish import publish
 from weitune.serve.served_models import BASE, base_framing, base_template
 from weitune.serve.vllm import middleware
@@ -83,7 +83,12 @@ class Command:
 
 
 def vllm_command(
-    runs: Mapping[str, Tuned], cache: Path, listening: Listening, *, context_tokens: int, dtype: str | None = None
+    runs: Mapping[str, ExportSource],
+    cache: Path,
+    listening: Listening,
+    *,
+    context_tokens: int,
+    dtype: str | None = None,
 ) -> Command:
     """Return the command for ``runs`` on one base. The files that it names are written to a folder in ``cache``.
 
@@ -100,7 +105,7 @@ def vllm_command(
         folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
     except OSError as error:
         raise InputError(
-            f"what vLLM reads cannot be written to '{cache}': {error.strerror or error}", cache_cure()
+            f"what vLLM reads cannot be written to '{cache}': {error.strerror or error}", cache_fix()
         ) from None
     modules = [
         json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
@@ -125,7 +130,7 @@ def vllm_command(
     )
 
 
-def _own_tokenizer(runs: Mapping[str, Tuned]) -> tuple[str, ...]:
+def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
     """Return the option that names the tokenizer, if it lies with an adapter and not with the base.
 
     Raises ModelError if the runs have different ones, for vLLM has one for all.
@@ -144,7 +149,7 @@ def _own_tokenizer(runs: Mapping[str, Tuned]) -> tuple[str, ...]:
     return next((("--tokenizer", str(folder.resolve())) for folder in folders), ())
 
 
-def _notes(tuned: Tuned) -> Iterator[str]:
+def _notes(tuned: ExportSource) -> Iterator[str]:
     """Yield what differs from the llama.cpp engine, or may keep vLLM from starting."""
     end = tuned.tokenizer.convert_ids_to_tokens(tuned.framing.end_of_turn)
     yield f"vLLM takes the text of a control token in a message, such as {end}, for the token itself"
@@ -153,7 +158,11 @@ def _notes(tuned: Tuned) -> Iterator[str]:
 
 
 def _written(
-    cache: Path, runs: Mapping[str, Tuned], adapters: Mapping[str, AdapterWeights], template: str, body_bytes: int
+    cache: Path,
+    runs: Mapping[str, ExportSource],
+    adapters: Mapping[str, AdapterWeights],
+    template: str,
+    body_bytes: int,
 ) -> Path:
     """Write what vLLM reads to a folder named after its contents, so that no other server's files take its place."""
     first = next(iter(runs.values()))

@@ -14,13 +14,13 @@ from weitune.recipe.schema import Recipe
 from weitune.run import folder as run_folder
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
 from weitune.training.resume.resume_checks import Basis
-from weitune.training.validation import Standing
+from weitune.training.validation import ValidationHistory
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ResumeState:
     """A run up to its newest good checkpoint, or its start if it has none."""
 
     checkpoint: Checkpoint | None
@@ -31,7 +31,7 @@ class Past:
     recipe: Recipe
 
     @classmethod
-    def of(cls, folder: Path) -> Past:
+    def of(cls, folder: Path) -> ResumeState:
         """Read the run in ``folder``. Raises RunError or RecipeError if a file that it needs is broken."""
         environment = run_folder.read_environment(folder)
         checkpoint, faulty = newest_good(folder)
@@ -70,9 +70,9 @@ class Past:
         return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> ValidationHistory:
         """What validation has found so far."""
-        return Standing.of(self.state)
+        return ValidationHistory.of(self.state)
 
     def is_complete(self, recipe: Recipe) -> bool:
         """Return whether the run has nothing left to do by ``recipe``."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weitune.errors import NonFiniteError, RunError
 from weitune.files.json_text import json_text
-from weitune.model.lora.trainable_state import Trained
+from weitune.model.lora.trainable_state import TrainableState
 from weitune.run.checkpoint import OPTIMIZER, STATE, Checkpoint
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -35,7 +35,7 @@ class Snapshot:
 
     step: int
     tensors: Mapping[str, Tensor]
-    """What :class:`.Trained` saves."""
+    """What :class:`.TrainableState` saves."""
     config: bytes
     names: tuple[str, str]
     """Names of the files for configuration and tensors."""
@@ -45,7 +45,9 @@ class Snapshot:
     state: Mapping[str, Any]
 
     @classmethod
-    def take(cls, step: int, trained: Trained, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Snapshot:
+    def take(
+        cls, step: int, trained: TrainableState, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    ) -> Snapshot:
         """Copy what changes from step to step. Raises NonFiniteError if a number in it is not finite."""
         tensors = {name: _copy(tensor) for name, tensor in trained.tensors().items()}
         moments = {
@@ -77,7 +79,7 @@ class Snapshot:
         yield STATE, (json_text(state, indent=2, allow_nan=False) + "\n").encode()
 
 
-def restore(checkpoint: Checkpoint, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.optim.Optimizer) -> None:
     """Put the tensors and the moments of ``checkpoint`` into ``trained`` and ``optimizer``, bit by bit.
 
     Raises RunError, naming every tensor that does not fit, before anything has changed.
@@ -105,7 +107,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _parameters(trained: Trained) -> list[tuple[str, torch.nn.Parameter]]:
+def _parameters(trained: TrainableState) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
 
 
