@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 help:
 	@echo "make demo       fine-tune a small model on a persona and compare it with its base (1 to 4 minutes)"
 	@echo "make test       run every test, WORKERS at a time (one for each core, four at most)"
-	@echo "make check      lint, types, import directions"
+	@echo "make check      lint, types, import directions, sizes"
 	@echo "make format     format the code"
 	@echo "make reference  write docs/recipe.md and docs/recipe.schema.json anew"
 	@echo "make bench      measure a training step against transformers + PEFT"
@@ -38,6 +38,7 @@ check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/sizes.py
 
 format: $(READY)
 	$(BIN)/ruff format

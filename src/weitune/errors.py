@@ -1,34 +1,49 @@
-"""The exceptions weitune raises on purpose.
+"""The exceptions weitune raises on purpose, and the exit code of each.
 
-Everything a user can mend is an :class:`InputError`; the command line prints it and exits with 2. Anything that is not
-a :class:`WeituneError` is a bug of ours and exits with 1.
+    WeituneError                 1   a message and a fix
+    ├── InputError               2   something the user gave is wrong, and the fix says how to correct it
+    │   ├── RecipeError              a key, a type or a value of the recipe
+    │   ├── DataError                rows, files or encodings; ``problems`` has every one
+    │   ├── ModelError               the model or its tokenizer
+    │   ├── RunError                 a run's folder
+    │   └── MissingExtraError        an optional dependency
+    ├── NonFiniteError           3   a loss or a gradient is not finite
+    └── Interrupted              130 the run was asked to stop
+
+Anything else is a bug of weitune and exits with 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weitune.messages import texts
+
 
 class WeituneError(Exception):
-    """Base of every exception that weitune raises on purpose."""
+    """Base of every exception that weitune raises on purpose.
+
+    ``message_id`` names its texts in the catalogue (:mod:`weitune.messages`); ``values`` fill them in.
+    ``message`` says what is wrong and where, ``fix`` (which may be empty) what to do.
+    """
 
     exit_code = 1
 
-
-class InputError(WeituneError):
-    """Something the user gave is wrong: ``message`` says what and where, ``fix`` how to fix it."""
-
-    exit_code = 2
-
-    def __init__(self, message: str, fix: str = "") -> None:
-        """Keep ``message`` (one sentence or a small list) and ``fix`` (what to do) apart for the command line."""
-        super().__init__(message)
-        self.message = message
-        self.fix = fix
+    def __init__(self, message_id: str, /, **values: object) -> None:
+        parts = texts(message_id, **values)
+        super().__init__(message_id)
+        self.message_id = message_id
+        self.message = parts["message"]
+        self.fix = parts.get("fix", "")
 
     def __str__(self) -> str:
-        """Return the message followed by the fix."""
         return f"{self.message}\n{self.fix}" if self.fix else self.message
+
+
+class InputError(WeituneError):
+    """Something the user gave is wrong."""
+
+    exit_code = 2
 
 
 class RecipeError(InputError):
@@ -38,9 +53,8 @@ class RecipeError(InputError):
 class DataError(InputError):
     """Rows, files or encodings are not what they must be; :attr:`problems` has every one of them."""
 
-    def __init__(self, message: str, fix: str = "", problems: Sequence[object] = ()) -> None:
-        """Keep every problem found, so that programs need not read the message."""
-        super().__init__(message, fix)
+    def __init__(self, message_id: str, /, *, problems: Sequence[object] = (), **values: object) -> None:
+        super().__init__(message_id, **values)
         self.problems = tuple(problems)
 
 
@@ -53,14 +67,10 @@ class RunError(InputError):
 
 
 class MissingExtraError(InputError):
-    """An optional dependency is not installed."""
+    """The optional dependency ``package`` is not installed; ``extra`` of weitune brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        """Name the missing ``package`` and the ``extra`` that brings it."""
-        super().__init__(
-            f"this needs the package '{package}', which is not installed",
-            f"Install it with:  pip install 'weitune[{extra}]'",
-        )
+        super().__init__("errors.missing_extra", package=package, extra=extra)
 
 
 class NonFiniteError(WeituneError):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import click
 
 from weitune.errors import WeituneError
+from weitune.messages import say
 from weitune.model.thread_contention import share_the_processor
 
 
@@ -69,7 +70,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS and not name.startswith("-"):
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            ctx.fail(f"There is no command '{name}'.{hint}")
+            ctx.fail(say("cli.cli.there_no_command", name=name, hint=hint))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -12,6 +12,7 @@ import click
 
 from weitune.cli.cache_contents import KINDS, Entry, delete, entries, unreadable
 from weitune.files.cache import cache_folder, size_text
+from weitune.messages import say
 
 _WIDE = 200
 """Characters of a line where there is no terminal."""
@@ -29,7 +30,7 @@ class Age(click.ParamType):  # type: ignore[type-arg]
             return value
         found = re.fullmatch(r"(\d{1,6})([mhdw])", str(value))
         if not found:
-            self.fail(f"'{value}' is no age; give one such as 30d, 12h, 90m or 2w", param, ctx)
+            self.fail(say("cli.cache.no_age_give_such", value=value), param, ctx)
         return int(found[1]) * _SECONDS[found[2]]
 
 
@@ -80,32 +81,32 @@ def clear(kinds: tuple[str, ...], older_than: float | None, dry_run: bool, yes: 
     writing, chosen = [e for e in chosen if e.in_use], [e for e in chosen if not e.in_use]
     _show(chosen)
     for entry in writing:
-        print(f"left alone, since a process may be writing it: {entry.path}")
+        print(say("cli.cache.left_alone_since_process", path=entry.path))
     total = size_text(sum(entry.bytes for entry in chosen))
     if dry_run or not chosen:
         print(f"{total} would be deleted" if chosen else "there is nothing to delete")
         return 0
     if not yes and not _agreed(f"delete {total}?"):
-        print("nothing was deleted")
+        print(say("cli.cache.nothing_was_deleted"))
         return 0
     return _delete(chosen)
 
 
 def _say_unreadable() -> None:
     for path in unreadable():
-        print(f"note: '{path}' cannot be read by this user; what is in it is not listed", file=sys.stderr)
+        print(say("cli.cache.note_cannot_read_user", path=path), file=sys.stderr)
 
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise click.UsageError("Nobody can be asked here: add --yes, or --dry-run to see what would be deleted.")
+        raise click.UsageError(say("cli.cache.nobody_can_asked_here"))
     return click.confirm(question)
 
 
 def _delete(chosen: Sequence[Entry]) -> int:
     """Delete entries and return the exit code."""
     freed = [_freed(entry) for entry in chosen]
-    print(f"{size_text(sum(size or 0 for size in freed))} deleted")
+    print(say("cli.cache.deleted", size_text=size_text(sum(size or 0 for size in freed))))
     return 2 if None in freed else 0
 
 
@@ -114,7 +115,7 @@ def _freed(entry: Entry) -> int | None:
     try:
         return delete(entry)
     except OSError as error:
-        print(f"error: '{entry.path}' cannot be deleted: {error.strerror or error}", file=sys.stderr)
+        print(say("cli.cache.error_cannot_deleted", path=entry.path, strerror=error.strerror or error), file=sys.stderr)
         return None
 
 

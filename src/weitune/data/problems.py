@@ -13,6 +13,7 @@ from typing import Any
 
 from weitune.data.conversation import Origin
 from weitune.errors import DataError
+from weitune.messages import say, texts
 
 _KEPT = 1000
 """Problems of one kind that are kept whole; `--json` lists them all."""
@@ -122,19 +123,30 @@ class Problems:
     def error(self) -> DataError:
         """Return the exception that says all this."""
         count = len(self)
-        title = "the data have a problem" if count == 1 else f"the data have {count:,} problems"
-        return DataError(
-            "\n  ".join([f"{title}:", *self.lines()]),
-            "`weitune data check FILE…` shows them again; `--json` lists them for programs.",
-            tuple(self),
-        )
+        title = say("data.problems.title_one") if count == 1 else say("data.problems.title", count=count)
+        lines = "\n  ".join([f"{title}:", *self.lines()])
+        return DataError("data.problems.many", lines=lines, problems=tuple(self))
 
 
-def framing_error(origin: Origin | None, expected: str, found: str, fix: str) -> DataError:
-    """Return an error about a row that is in order but that a framing cannot take."""
-    problem = Problem("cannot be framed", expected, found, fix)
+def data_problem(
+    message_id: str,
+    /,
+    *,
+    file: str = "",
+    row: int | None = None,
+    line: int | None = None,
+    column: int | None = None,
+    field: str = "",
+    **values: object,
+) -> Problem:
+    """Return the problem whose texts are ``message_id``'s in the catalogue, at a place as far as it is known."""
+    return Problem(**texts(message_id, **values), file=file, row=row, line=line, column=column, field=field)
+
+
+def framing_error(origin: Origin | None, problem: Problem) -> DataError:
+    """Return an error about a row that is in order but that a framing cannot take, for the reason ``problem``."""
     problem = problem.at(origin) if origin is not None else problem
-    return DataError(str(problem), fix, (problem,))
+    return DataError("data.problems.one", problem=problem, fix=problem.fix, problems=(problem,))
 
 
 def shown_name(name: str) -> str:

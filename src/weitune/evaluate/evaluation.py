@@ -27,6 +27,7 @@ from weitune.generate.engine import Engine
 from weitune.generate.run_folder import Run, Which
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
+from weitune.messages import say
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
@@ -84,14 +85,8 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
     files = files or (recipe.validation if isinstance(recipe.validation, list) else ())
     if not files and recipe.validation is None:
         if run.made_elsewhere:
-            raise RunError(
-                f"the adapter '{run.path}' was made elsewhere: there is nothing here to judge it by",
-                "Give rows that were not learned with --data FILE.",
-            )
-        raise RunError(
-            f"the run '{run.path}' has no validation data to be judged by",
-            "Give rows that were not learned with --data FILE, or train with `validation: 0.02` in the recipe.",
-        )
+            raise RunError("evaluate.evaluation.adapter_was_made_elsewhere", path=run.path)
+        raise RunError("evaluate.evaluation.run_has_no_validation", path=run.path)
     tokenizer = load_tokenizer(run.base_files())
     framing = framing_for(tokenizer, recipe.tokens)
     if files:
@@ -121,11 +116,18 @@ def _judge(
     examples = [rows.examples[i] for i in range(len(rows.examples))]
     plain = [example for question in general for example in engine.framing.examples(question.answered)]
     loss = _Losses(engine)
-    found = loss.of(examples, progress(f"{name}: loss"))
-    general_loss = loss.of(plain, progress(f"{name}: general loss")) if plain else None
-    answers = _answers(engine, rows.questions, options.max_new_tokens, options, progress(f"{name}: answers"))
+    found = loss.of(examples, progress(say("evaluate.evaluation.loss", name=name)))
+    general_loss = loss.of(plain, progress(say("evaluate.evaluation.general_loss", name=name))) if plain else None
+    answers = _answers(
+        engine, rows.questions, options.max_new_tokens, options, progress(say("evaluate.evaluation.answers", name=name))
+    )
     asked = [Question(question.asked) for question in general]
-    said = [a.text for a in _answers(engine, asked, _GENERAL_TOKENS, options, progress(f"{name}: general"))]
+    said = [
+        a.text
+        for a in _answers(
+            engine, asked, _GENERAL_TOKENS, options, progress(say("evaluate.evaluation.general", name=name))
+        )
+    ]
     right = {"right": share_right(general, said), "loss": general_loss.mean} if general_loss is not None else None
     return ModelScores(
         which=name,

@@ -55,7 +55,7 @@ def ask_endpoint(url: str, model: str, key: str | None) -> Callable[[str], str]:
     It raises InputError if the endpoint does not answer as the OpenAI API does.
     """
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"the judge's address '{url}' is no web address", "Give one such as http://localhost:8000/v1.")
+        raise InputError("evaluate.judge.judge_s_address_no", url=url)
     address = f"{url.rstrip('/')}/chat/completions"
 
     def ask(message: str) -> str:
@@ -66,10 +66,7 @@ def ask_endpoint(url: str, model: str, key: str | None) -> Callable[[str], str]:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310
                 text: str = json.load(reply)["choices"][0]["message"]["content"]
         except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError(
-                f"the judge at '{address}' gave no usable answer: {error}",
-                "Check the address (it usually ends with /v1), the model's name and the key.",
-            ) from None
+            raise InputError("evaluate.judge.judge_gave_no_usable", address=address, error=error) from None
         return text or ""
 
     return ask

@@ -42,10 +42,7 @@ def base_file(tuned: ExportSource, gguf_type: GgufType, stage: Callable[[str], P
         write_gguf(partial, tuned, tuned.base, gguf_type, template=tuned.template_without_system, progress=progress)
         publish_file(partial, path)
     except OSError as error:
-        raise ModelError(
-            f"the base cannot be written to '{path.parent}': {error}",
-            "Make room there, or set XDG_CACHE_HOME to a folder that has it.",
-        ) from error
+        raise ModelError("export.cached_base.base_cannot_written", parent=path.parent, error=error) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -78,11 +78,11 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
 def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[Path]:
     """Return the folders of the adapters. Raises InputError if they cannot be combined."""
     if len(runs) < 2:
-        raise InputError("there is nothing to combine", "Give two runs or more.")
+        raise InputError("export.combine.there_nothing_combine")
     if len(weights) != len(runs):
-        raise InputError(f"{len(runs)} adapters and {len(weights)} weights", "Give a weight for each adapter.")
+        raise InputError("export.combine.adapters_weights", runs_count=len(runs), weights_count=len(weights))
     if output.exists():
-        raise InputError(f"'{output}' is there already", "Give another --output.")
+        raise InputError("export.combine.there_already", output=output)
     first, *others = runs
     different = [
         f"tokens: {first.recipe.tokens} in '{first.path}', {run.recipe.tokens} in '{run.path}'"
@@ -97,12 +97,10 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
         if found != base[name]
     ]
     if different:
-        raise InputError(
-            "these adapters do not belong to one model:\n  " + "\n  ".join(different), "Combine runs of one base."
-        )
+        raise InputError("export.combine.these_adapters_do_not", different="\n  ".join(different))
     folders = [folder for run in runs if (folder := run.adapter_folder("last")) is not None]
     if not all(map(holds_adapter, folders)):
-        raise RunError("a run that has trained the whole model has no adapter to combine", "Give runs with adapters.")
+        raise RunError("export.combine.run_has_trained_whole")
     return folders
 
 
@@ -126,10 +124,7 @@ def _combined(
             )
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         said = first_line(error)
-        raise InputError(
-            f"peft cannot combine these adapters by '{mixture.method}': {said}",
-            "Adapters of different ranks go together by cat or svd.",
-        ) from error
+        raise InputError("export.combine.peft_cannot_combine_these", method=mixture.method, said=said) from error
     for name in names:
         adapted.delete_adapter(name)
     adapted.set_adapter("default")
@@ -160,4 +155,4 @@ def _write(folder: Path, files: dict[Path, bytes]) -> None:
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"'{folder}' cannot be written: {error}", "Give an --output that has room.") from error
+        raise RunError("export.combine.cannot_written", folder=folder, error=error) from error

@@ -22,9 +22,9 @@ def check_destination(folder: Path, force: bool) -> None:
         return
     if folder.is_symlink() or folder.exists():
         if not folder.is_dir() or not (folder / MARK).is_file():
-            raise RunError(f"'{folder}' exists and is not an export of weitune", "Give another --output.")
+            raise RunError("export.destination.exists_not_export_weitune", folder=folder)
         if not force:
-            raise RunError(f"'{folder}' already holds an export", "Give another --output, or replace it with --force.")
+            raise RunError("export.destination.already_holds_export", folder=folder)
 
 
 @contextmanager
@@ -37,9 +37,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
         yield partial
         publish(partial, folder)
     except OSError as error:
-        raise RunError(
-            f"the export cannot be written to '{folder}': {error}", "Give an --output where you may write, with room."
-        ) from error
+        raise RunError("export.destination.export_cannot_written", folder=folder, error=error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -22,6 +22,7 @@ from weitune.export.verify.compare import Verdict, VerificationError
 from weitune.export.verify.verification import verdict_on
 from weitune.files.publish import publish
 from weitune.generate.run_folder import Run, Which
+from weitune.messages import say
 
 VERIFICATION = "verification.json"
 
@@ -72,16 +73,12 @@ def _check_system(tuned: ExportSource) -> None:
     """Raise InputError if the system prompt has the text of a control token, which a template cannot keep as text."""
     tokens = map(str, tuned.tokenizer.convert_ids_to_tokens(sorted(tuned.framing.control_ids)))
     if found := [token for token in tokens if token in (tuned.recipe.system or "")]:
-        raise InputError(
-            f"the system prompt has the text {found[0]}: the run reads it as text, and other programs would read it as "
-            "the control token",
-            "Train without it in `system`. `weitune chat` and `weitune serve` use the run as it is.",
-        )
+        raise InputError("export.run.system_prompt_has_text", found=found[0])
 
 
 def _write(folder: Path, tuned: ExportSource, order: ExportOptions, stage: Stage) -> dict[str, Any]:
     """Write the export, and return what there is to say of a GGUF file of the whole model."""
-    title = f"writing {order.format}"
+    title = say("export.run.writing", format=order.format)
     if order.format == "merged":
         write_merged(folder, tuned, order.dtype, stage(title))
         return {}

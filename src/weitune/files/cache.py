@@ -23,10 +23,7 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "weitune"
     except RuntimeError:  # a container whose user has no entry and no HOME
-        raise InputError(
-            "there is no folder for the cache: this user has no home folder",
-            "Set XDG_CACHE_HOME to a folder with room, by an absolute path.",
-        ) from None
+        raise InputError("files.cache.there_no_folder_cache") from None
 
 
 def check_room(folder: Path, need_bytes: int, what: str, fix: str) -> None:
@@ -41,7 +38,12 @@ def check_room(folder: Path, need_bytes: int, what: str, fix: str) -> None:
         return
     if free < need_bytes:
         raise InputError(
-            f"{what} needs {size_text(need_bytes)} in '{folder}', and {size_text(free)} are free there", fix
+            "files.cache.needs_free_there",
+            what=what,
+            size_text=size_text(need_bytes),
+            folder=folder,
+            size_text2=size_text(free),
+            fix=fix,
         )
 
 

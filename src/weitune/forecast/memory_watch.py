@@ -77,8 +77,12 @@ def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.d
     name = str(dtype).removeprefix("torch.")
     bf16 = "use --train.storage bf16 (half the memory), " if dtype == torch.float32 else ""
     return ModelError(
-        f"the weights of '{files.folder}' need {_gib(need)} in {name}, and {_gib(free_bytes(device))} are free",
-        f"End other programs, {bf16}use --train.storage nf4 (an eighth of fp32), or take a smaller model.",
+        "forecast.memory_watch.weights_need_free",
+        folder=files.folder,
+        gib=_gib(need),
+        name=name,
+        gib2=_gib(free_bytes(device)),
+        bf16=bf16,
     )
 
 
@@ -174,8 +178,12 @@ class MemoryWatch:
             said = first_line(error, "no more memory")
             free = _gib(free_bytes(self._device))
             raise RunError(
-                f"memory ran out: {said}\n{self._need}; {free} are free now",
-                f"{self._need.fix} Go on from the last checkpoint with {command}.",
+                "forecast.memory_watch.memory_ran_out_free",
+                said=said,
+                need=self._need,
+                free=free,
+                fix=self._need.fix,
+                command=command,
             ) from error
 
 

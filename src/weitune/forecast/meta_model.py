@@ -68,8 +68,7 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> MetaModel:
             model = _from_config(config)
     except Exception as error:
         raise ModelError(
-            f"no model can be made from the configuration in '{files.folder}': {first_line(error)}",
-            "Check that the installed transformers knows this architecture.",
+            "forecast.meta_model.no_model_can_made", folder=files.folder, error=first_line(error)
         ) from error
     model.requires_grad_(lora == "none")
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()

@@ -90,8 +90,5 @@ def _as_turn(turn: Turn | Mapping[str, str]) -> Turn:
         return turn
     role, content = turn.get("role"), turn.get("content")
     if role not in {"system", "user", "assistant", "tool"} or not isinstance(content, str):
-        raise InputError(
-            f"a turn of the history is {dict(turn)!r}",
-            'Each turn needs a role and a text: {"role": "user", "content": "Hello"}.',
-        )
+        raise InputError("generate.dialogue.turn_history", dict=dict(turn))
     return said(role, content)  # type: ignore[arg-type]

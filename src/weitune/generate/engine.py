@@ -83,9 +83,9 @@ class Engine:
         tokens = list(self.framing.prompt(conversation))
         if self.context_tokens is not None and len(tokens) >= self.context_tokens:
             raise InputError(
-                f"the conversation has {len(tokens):,} tokens, but the model takes {self.context_tokens:,} "
-                "at most, its answer included",
-                "Shorten it, or begin a new conversation.",
+                "generate.engine.conversation_has_tokens_but",
+                tokens_count=len(tokens),
+                context_tokens=self.context_tokens,
             )
         return tokens
 

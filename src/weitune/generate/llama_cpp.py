@@ -96,10 +96,7 @@ class LlamaCpp:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             self.close()
-            raise ModelError(
-                f"llama.cpp cannot open '{model}': {error}",
-                "Check that the file is whole, and that the adapters belong to it.",
-            ) from error
+            raise ModelError("generate.llama_cpp.llama_cpp_cannot_open", model=model, error=error) from error
         self._address = str(self._server.listening_address)
 
     def __enter__(self) -> LlamaCpp:
@@ -273,4 +270,4 @@ def _refused(text: str) -> InputError:
         message = str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = text[:200]
-    return InputError(f"llama.cpp refuses the request: {message}", "Change what the message names.")
+    return InputError("generate.llama_cpp.llama_cpp_refuses_request", message=message)

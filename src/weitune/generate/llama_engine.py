@@ -124,9 +124,9 @@ class LlamaEngine:
         room = self.context_tokens - len(prompt)
         if room < 1:
             raise InputError(
-                f"the conversation has {len(prompt):,} tokens, but llama.cpp was given room for "
-                f"{self.context_tokens:,}, its answer included",
-                "Shorten it, or begin a new conversation.",
+                "generate.llama_engine.conversation_has_tokens_but",
+                prompt_count=len(prompt),
+                context_tokens=self.context_tokens,
             )
         body = self._llama.body(prompt, sampling, self._adapter)
         body["n_predict"] = min(sampling.max_new_tokens, room)

@@ -57,9 +57,12 @@ def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:
     outside = sorted(token for token in {*framing.control_ids, *framing.stop_tokens} if token >= rows)
     if outside and files.adapter is not None:
         raise RunError(
-            f"the tokenizer in '{files.tokenizer_folder}' has {len(outside)} control tokens, such as {outside[0]}, "
-            f"that the model '{files.path}' does not have: it has {rows:,} tokens",
-            "Give the base that the adapter was trained on with --model.",
+            "generate.open_model.tokenizer_has_control_tokens",
+            tokenizer_folder=files.tokenizer_folder,
+            outside_count=len(outside),
+            outside=outside[0],
+            path=files.path,
+            rows=rows,
         )
 
 
@@ -96,8 +99,7 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
-            f"the adapter in '{folder}' does not fit the run's model: {' '.join(reason[:3])}",
-            "Check that the base is the one that it was trained on, and that the files are whole.",
+            "generate.open_model.adapter_does_not_fit", folder=folder, reason=" ".join(reason[:3])
         ) from error
     _check_all_used(tuned, folder)
     return tuned
@@ -116,9 +118,7 @@ def incomplete_refused(folder: Path) -> Iterator[None]:
 
 def incomplete(folder: Path, why: str) -> RunError:
     """Return the error of an adapter that lacks tensors."""
-    return RunError(
-        f"the adapter in '{folder}' is incomplete: {why}", "Use another checkpoint of the run, or train it again."
-    )
+    return RunError("generate.open_model.adapter_incomplete", folder=folder, why=why)
 
 
 def _check_all_used(tuned: PeftModel, folder: Path) -> None:
@@ -133,9 +133,10 @@ def _check_all_used(tuned: PeftModel, folder: Path) -> None:
     strange = [name for name, now in names.items() if name not in known and now not in known]
     if strange:
         raise RunError(
-            f"the adapter in '{folder}' has {len(strange)} tensors that this model has no place for, such as "
-            f"{strange[0]}",
-            "Use the model that the adapter was trained on.",
+            "generate.open_model.adapter_has_tensors_model",
+            folder=folder,
+            strange_count=len(strange),
+            strange=strange[0],
         )
 
 
@@ -144,6 +145,6 @@ def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     tensors = load_file(folder / MODEL_FILES[1])
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-        raise RunError(f"the model in '{folder}' is not a tuned form of the run's model", "Check the recipe's `model`.")
+        raise RunError("generate.open_model.model_not_tuned_form", folder=folder)
     load_weights_into(model, tensors)
     return model

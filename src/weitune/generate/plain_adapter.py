@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from weitune.errors import ModelError, RecipeError, RunError, first_line
 from weitune.files.paths import user_path
 from weitune.generate.run_folder import Run, Which
+from weitune.messages import say
 from weitune.model.file_names import MODEL_FILES, holds_model
 from weitune.model.load.base_check import checked_base, fingerprints_in, json_object
 from weitune.model.load.locate import is_hub_id
@@ -54,10 +55,7 @@ def open_run(
     if not is_plain_adapter(folder):
         for option, value in (("--model", model), ("--system", system)):
             if value is not None and (folder / _OF_A_RUN).is_file():
-                raise RunError(
-                    f"'{folder}' is a run of weitune, which has a model and a system prompt of its own",
-                    f"Leave {option} out; it is for adapters that were made elsewhere.",
-                )
+                raise RunError("generate.plain_adapter.run_weitune_has_model", folder=folder, option=option)
         return Run(folder, accept_changed_base=accept_changed_base, say=say)
     return PlainAdapter(folder, model=model, system=system, accept_changed_base=accept_changed_base, say=say)
 
@@ -93,8 +91,10 @@ class PlainAdapter(Run):
     def _check_folder(self) -> None:
         if holds_model(self.adapter):
             raise RunError(
-                f"'{self.adapter}' holds an adapter ({CONFIG}) and a whole model ({MODEL_FILES[1]})",
-                "Move the one away that is not meant: the model may have the adapter in its weights already.",
+                "generate.plain_adapter.holds_adapter_whole_model",
+                adapter=self.adapter,
+                config=CONFIG,
+                model_files=MODEL_FILES[1],
             )
         check_files(self.adapter)
 
@@ -116,7 +116,7 @@ class PlainAdapter(Run):
         if self._system is not None:
             changes["system"] = self._system or None
         elif known.system is None and (system := self._arguments().get("system")):
-            self._say(f"args.json in '{self.path}' names a system prompt; to use it:  --system {shlex.quote(system)}")
+            self._say(say("generate.plain_adapter.args_json_names_system", path=self.path, quote=shlex.quote(system)))
         return known.model_copy(update=changes)
 
     def base_files(self) -> ModelFiles:
@@ -125,10 +125,10 @@ class PlainAdapter(Run):
             check_adapter(self.adapter)
             recorded = fingerprints_in(json_object(self.adapter / "state.json").get("basis"))
             try:
-                found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, say=self._say)
+                found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, note=self._say)
             except ModelError as error:
                 given = "" if self._model else f"\n{self._give_model()}"
-                raise ModelError(error.message, error.fix + given) from None
+                raise ModelError("generate.plain_adapter.base", message=error.message, fix=error.fix + given) from None
             of_weitune = self._recipe_of_weitune is not None  # frames with the base's tokenizer and the recipe
             self._base = found if of_weitune else replace(found, adapter=self.adapter)
         return self._base
@@ -147,7 +147,7 @@ class PlainAdapter(Run):
         if which in steps:
             return self.path / f"checkpoint-{which}"
         known = f"It has {', '.join(map(str, steps))}." if steps else "It has none; leave --checkpoint out."
-        raise RunError(f"the adapter '{self.path}' has no checkpoint {which!r}", known)
+        raise RunError("generate.plain_adapter.adapter_has_no_checkpoint", path=self.path, which=which, known=known)
 
     def _base_name(self, known: Recipe | None) -> tuple[str, str | None]:
         """Return the base's name, and its revision on a hub."""
@@ -157,11 +157,18 @@ class PlainAdapter(Run):
         name = known.model if known else config.get("base_model_name_or_path")
         revision = known.revision if known else config.get("revision")
         if not isinstance(name, str) or not name:
-            raise RunError(f"{CONFIG} in '{self.adapter}' names no base model", self._give_model())
+            raise RunError(
+                "generate.plain_adapter.names_no_base_model",
+                config=CONFIG,
+                adapter=self.adapter,
+                give_model=self._give_model(),
+            )
         if name.startswith("builtin:") or user_path(name).exists():
             return name, None
         if not is_hub_id(name):
-            raise RunError(f"the base of the adapter '{self.path}' is not here: {name}", self._give_model())
+            raise RunError(
+                "generate.plain_adapter.base_adapter_not_here", path=self.path, name=name, give_model=self._give_model()
+            )
         return name, revision if isinstance(revision, str) else None
 
     def _give_model(self) -> str:
@@ -180,7 +187,7 @@ class PlainAdapter(Run):
             tree = json_object(self.adapter / "state.json").get("recipe")
             return build_recipe(recorded(tree)) if isinstance(tree, dict) else None
         except RecipeError as error:
-            self._say(f"the recipe in '{self.path}' is not used, for it cannot be read: {first_line(error)}")
+            self._say(say("generate.plain_adapter.recipe_not_used_cannot", path=self.path, error=first_line(error)))
             return None
 
     def _arguments(self) -> dict[str, str]:

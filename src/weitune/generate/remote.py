@@ -43,7 +43,7 @@ class RemoteEngine:
         except ValueError:
             known = False
         if not known:
-            raise InputError(f"'{url}' is not the address of a server", "Give one such as http://127.0.0.1:8000.")
+            raise InputError("generate.remote.not_address_server", url=url)
         self.model, self._url, self._key = model, parts, key
         self._path = _base_path(parts.path)
 
@@ -76,7 +76,11 @@ class RemoteEngine:
             return [str(model["id"]) for model in json.loads(response.read())["data"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self.about} does not speak the OpenAI protocol at {self._path}/models: {error}", self._address_fix
+                "generate.remote.does_not_speak_openai",
+                about=self.about,
+                path=self._path,
+                error=error,
+                address_fix=self._address_fix,
             ) from error
         finally:
             connection.close()
@@ -109,13 +113,18 @@ class RemoteEngine:
             response = connection.getresponse()
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
-            raise InputError(f"{self.about} cannot be reached: {error}", _CURE) from error
+            raise InputError("generate.remote.cannot_reached", about=self.about, error=error) from error
         if response.status != http.client.OK:
             message = _message(response.read(1 << 16).decode(errors="replace"))
             connection.close()
             where = f" for {self._path}{path}" if response.status == http.client.NOT_FOUND else ""
             raise InputError(
-                f"{self.about} refuses ({response.status}){where}: {message}", self._fix(response.status, path)
+                "generate.remote.refuses",
+                about=self.about,
+                status=response.status,
+                where=where,
+                message=message,
+                fix=self._fix(response.status, path),
             )
         return connection, response
 
@@ -136,7 +145,7 @@ class RemoteStream(Iterator[str]):
         """Return the next piece of text, never an empty one. Raises InputError if the server reports an error."""
         for event in self._events:
             if "error" in event:
-                raise InputError(f"the server broke off: {_message(json.dumps(event))}", "Ask again.")
+                raise InputError("generate.remote.server_broke_off", message=_message(json.dumps(event)))
             for choice in event.get("choices", ()):
                 self._stopped = self._stopped or choice.get("finish_reason") == "stop"
                 if text := (choice.get("delta") or {}).get("content"):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weitune.errors import RunError
+from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, holds_adapter, holds_model
 from weitune.run.history import best_of
 from weitune.run.manifest import damage_of
@@ -94,7 +95,7 @@ class Run:
             from weitune.model.load.base_check import checked_base, recorded_basis
 
             self._base = checked_base(
-                self.path, self.recipe, recorded_basis(self.path), accept=self.accept_changed_base, say=self._say
+                self.path, self.recipe, recorded_basis(self.path), accept=self.accept_changed_base, note=self._say
             )
         return self._base
 
@@ -118,24 +119,22 @@ class Run:
             if steps:
                 return self._whole(steps[-1])
             raise RunError(
-                f"the run '{self.path}' has no adapter yet: it did not reach its first checkpoint",
-                f"Go on with it:  {shell_command('train', '--resume', self.path)}",
+                "generate.run_folder.run_has_no_adapter",
+                path=self.path,
+                command=shell_command("train", "--resume", self.path),
             )
         if which == "best":
             return self._best(steps)
         if which not in steps:
             known = f"It has {', '.join(map(str, steps))}." if steps else "It has none."
-            raise RunError(
-                f"the run '{self.path}' has no checkpoint {which!r}",
-                f"{known} 'last' stands for the final adapter, 'base' for the model without one.",
-            )
+            raise RunError("generate.run_folder.run_has_no_checkpoint", path=self.path, which=which, known=known)
         return self._whole(which)
 
     def _whole(self, step: int) -> Path:
         """Return the folder of a checkpoint. Raises RunError if its files are not those that were written."""
         folder = self.path / f"checkpoint-{step}"
         if damage := self._damage(step):
-            raise RunError(f"'{folder}' is damaged: {damage}", "Choose another checkpoint with --checkpoint.")
+            raise RunError("generate.run_folder.damaged", folder=folder, damage=damage)
         return folder
 
     def _damage(self, step: int) -> str:
@@ -152,19 +151,13 @@ class Run:
             known = found[0] in self._damages
             if not (damage := self._damage(found[0])):
                 if damaged and not known:
-                    self._say(f"{best} is used, the best that is whole: {'; '.join(damaged)}")
+                    self._say(say("generate.run_folder.used_best_whole", best=best, damaged="; ".join(damaged)))
                 return self.path / best
             damaged.append(f"{best} is damaged: {damage}")
             del metrics[found[0]]
         if damaged:
-            raise RunError(
-                f"no checkpoint of the run '{self.path}' that was measured is whole:\n  " + "\n  ".join(damaged),
-                "Use the final adapter (--checkpoint last), or train again.",
-            )
-        raise RunError(
-            f"no checkpoint of the run '{self.path}' was measured on validation data, so none is known as the best",
-            "Give the step of a checkpoint, or 'last'. A recipe with `validation` measures them.",
-        )
+            raise RunError("generate.run_folder.no_checkpoint_run_was_2", path=self.path, damaged="\n  ".join(damaged))
+        raise RunError("generate.run_folder.no_checkpoint_run_was", path=self.path)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the run's events in order; a line that a crash or a full disk tore is passed over."""
@@ -236,18 +229,15 @@ def _metric(path: Path) -> object:
 
 def _not_a_run(path: Path) -> RunError:
     """Say what ``path`` is instead of a run, as far as one can tell."""
-    fix = "Give the folder that `weitune train` wrote, such as runs/NAME."
+    fix = say("generate.run_folder.give_folder_weitune_train")
     if not path.exists():
-        return RunError(f"there is no folder '{path}'", fix)
+        return RunError("generate.run_folder.there_no_folder", path=path, fix=fix)
     if not path.is_dir():
-        return RunError(f"'{path}' is a file, not a run's folder", fix)
+        return RunError("generate.run_folder.file_not_run_s", path=path, fix=fix)
     if (path / ADAPTER_FILES[0]).is_file() and not (path.parent / "recipe.yaml").is_file():
-        return RunError(
-            f"'{path}' is an adapter that was made elsewhere, not a run: it has no recipe.yaml",
-            "`weitune chat`, `eval`, `export` and `serve` open it; in Python, weitune.generate.plain_adapter.open_run.",
-        )
+        return RunError("generate.run_folder.adapter_was_made_elsewhere", path=path)
     if (path.parent / "recipe.yaml").is_file():
         step = _CHECKPOINT.fullmatch(path.name)
         which = f"; choose this adapter with  --checkpoint {step[1]}" if step else ""
-        return RunError(f"'{path}' is a part of the run '{path.parent}'", f"Give the run's folder{which}.")
-    return RunError(f"'{path}' is not a run's folder: it has no recipe.yaml", fix)
+        return RunError("generate.run_folder.part_run", path=path, parent=path.parent, which=which)
+    return RunError("generate.run_folder.not_run_s_folder", path=path, fix=fix)

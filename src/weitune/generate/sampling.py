@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from weitune.errors import InputError
+from weitune.messages import say
 
 _INFINITE = float("inf")
 
@@ -41,9 +42,9 @@ class Sampling:
             if not fits or value == _INFINITE:
                 wanted = f"above {least}" if option.metadata["above"] else f"{least} or more"
                 at_most = f" and at most {most}" if most < _INFINITE else ""
-                wrong.append(f"{option.name} must be {wanted}{at_most}; found {value!r}")
+                wrong.append(say("generate.sampling.option", name=option.name, range=wanted + at_most, value=value))
         if wrong:
-            raise InputError("\n".join(wrong), "Leave an option out to get its default.")
+            raise InputError("generate.sampling.out_of_range", options="\n".join(wrong))
 
     @property
     def greedy(self) -> bool:

@@ -101,10 +101,7 @@ def architecture_of(config: Any) -> Architecture:
         raise _unknown(found)
     windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     if windowed and windowed < config.max_position_embeddings:
-        raise ModelError(
-            f"this model attends within a window of {windowed} tokens, which llama.cpp does not do for {name}",
-            "Export it as `merged`, which transformers and vLLM run.",
-        )
+        raise ModelError("gguf.architecture.model_attends_within_window", windowed=windowed, name=name)
     return Architecture(name, config.num_attention_heads, config.num_key_value_heads)
 
 
@@ -126,7 +123,4 @@ def architecture_of_gguf(header: GgufHeader) -> Architecture:
 
 
 def _unknown(found: str) -> ModelError:
-    return ModelError(
-        f"weitune does not write GGUF files of the architecture {found}",
-        f"It knows {FAMILIES}. Export this run as `merged` and convert that folder with llama.cpp's own script.",
-    )
+    return ModelError("gguf.architecture.weitune_does_not_write", found=found, families=FAMILIES)

@@ -113,16 +113,11 @@ def read_header(path: Path) -> GgufHeader:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         header = _parse(content)
     except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}") from error
+        raise ModelError("gguf.header.cannot_read", path=path, strerror=error.strerror or error) from error
     except (ValueError, KeyError, struct.error) as error:
-        raise ModelError(
-            f"'{path}' is not a whole GGUF file: {error}", "Check that the download is complete."
-        ) from error
+        raise ModelError("gguf.header.not_whole_gguf_file", path=path, error=error) from error
     if (parts := header.get("split.count", 1)) > 1:
-        raise ModelError(
-            f"'{path}' is one of the {parts} parts of a model",
-            "Join them with llama.cpp's `llama-gguf-split --merge`, and give the whole file.",
-        )
+        raise ModelError("gguf.header.parts_model", path=path, parts=parts)
     return header
 
 

@@ -83,10 +83,7 @@ def _rope(rope: Mapping[str, Any]) -> dict[str, Field]:
             "rope.scaling.factor": real(rope["factor"]),
             "rope.scaling.original_context_length": number(rope["original_max_position_embeddings"]),
         }
-    raise ModelError(
-        f"this model scales its rotary positions in a way that weitune cannot write to GGUF: {dict(rope)}",
-        "Export it as `merged` and convert that folder with llama.cpp's own script.",
-    )
+    raise ModelError("gguf.metadata.model_scales_rotary_positions", dict=dict(rope))
 
 
 def rope_factors(config: Any) -> Tensor | None:

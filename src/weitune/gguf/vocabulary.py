@@ -38,9 +38,9 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     if core["model"]["type"] != "BPE" or core["model"].get("byte_fallback"):
         raise ModelError(
-            f"weitune writes byte-level BPE vocabularies to GGUF, and this tokenizer is "
-            f"{core['model']['type']}{' with byte fallback' if core['model'].get('byte_fallback') else ''}",
-            "Export the run as `merged` and convert that folder with llama.cpp's own script.",
+            "gguf.vocabulary.weitune_writes_byte_level",
+            core=core["model"]["type"],
+            detail=" with byte fallback" if core["model"].get("byte_fallback") else "",
         )
     tokens, types = _tokens(core, size)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in core["model"]["merges"]]
@@ -63,8 +63,7 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
     """Return the tokens that end an answer. Raises ModelError if there are more than GGUF can name."""
     if len(stop_tokens) > len(_END_TOKENS):
         raise ModelError(
-            f"answers of this run end at any of {len(stop_tokens)} tokens, and GGUF can name {len(_END_TOKENS)}",
-            "Export the run as `merged`.",
+            "gguf.vocabulary.answers_run_end_any", stop_tokens_count=len(stop_tokens), end_tokens_count=len(_END_TOKENS)
         )
     return {
         f"tokenizer.ggml.{name}_token_id": number(token)
@@ -91,9 +90,9 @@ def _pre_tokenizer(core: dict[str, Any]) -> str:
     normalizer = core["normalizer"]
     if name is None or (normalizer is not None and normalizer["type"] != "NFC"):
         raise ModelError(
-            f"weitune does not know llama.cpp's name for this tokenizer's way to split text: "
-            f"{list(patterns)}, normalized by {normalizer and normalizer['type']}",
-            "Export the run as `merged` and convert that folder with llama.cpp's own script.",
+            "gguf.vocabulary.weitune_does_not_know",
+            patterns=list(patterns),
+            normalizer=normalizer and normalizer["type"],
         )
     return name if core["model"].get("ignore_merges") else _WITHOUT_IGNORED_MERGES.get(name, name)
 

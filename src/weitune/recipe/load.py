@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from weitune.errors import RecipeError
+from weitune.messages import say
 from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
@@ -75,16 +76,10 @@ def read_recipe_file(name: str) -> dict[str, Any]:
     elif name in preset_names():
         text = (resources.files("weitune.recipe") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise RecipeError(
-            f"there is no recipe file '{name}'",
-            f"Give the path of a YAML file, or one of the presets: {', '.join(preset_names())}.",
-        )
+        raise RecipeError("recipe.load.there_no_recipe_file", name=name, preset_names=", ".join(preset_names()))
     tree = _parsed(text, name)
     if not isinstance(tree, dict):
-        raise RecipeError(
-            f"{name} holds {kind(tree)}, but a recipe is a mapping of keys to values",
-            "Begin with a line such as  model: Qwen/Qwen2.5-7B-Instruct",
-        )
+        raise RecipeError("recipe.load.holds_but_recipe_mapping", name=name, kind=kind(tree))
     return tree
 
 
@@ -100,8 +95,8 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
         return Recipe.model_validate(merged)
     except ValidationError as error:
         lines = explain(error.errors(), merged, [key for key, _ in fields()])
-        title = "the recipe has a problem" if len(lines) == 1 else f"the recipe has {len(lines)} problems"
-        raise RecipeError("\n  ".join([f"{title}:", *lines]), "See docs/recipe.md for every key.") from None
+        title = say("recipe.load.one_problem") if len(lines) == 1 else say("recipe.load.problems", count=len(lines))
+        raise RecipeError("recipe.load.invalid", lines="\n  ".join([f"{title}:", *lines])) from None
 
 
 def recorded(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,11 +136,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", "Save it as UTF-8."
-        ) from None
+        raise RecipeError("recipe.load.not_utf_8_text", path=path, reason=error.reason, start=error.start) from None
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}", "Check the file's permissions.") from None
+        raise RecipeError("recipe.load.cannot_read", path=path, strerror=error.strerror) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -181,9 +174,9 @@ def _parsed(text: str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(f"{name}{where}: {error.problem or error}", "Mend the YAML there.") from None
+        raise RecipeError("recipe.load.not_yaml_at", name=name, where=where, reason=error.problem or error) from None
     except (yaml.YAMLError, ValueError) as error:  # a control character; a date such as 2024-99-99
-        raise RecipeError(f"{name} is not valid YAML: {error}", "Put such a value in quotes, or remove it.") from None
+        raise RecipeError("recipe.load.not_valid_yaml", name=name, error=error) from None
 
 
 def _copied(tree: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> dict[str, Any]:
@@ -204,9 +197,6 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
         below = tree.setdefault(key, {})
         if not isinstance(below, dict):
             found = ".".join(parents[: depth + 1])
-            raise RecipeError(
-                f"{'.'.join(path)} cannot be set: '{found}' is {kind(below)}, not a group of keys",
-                f"Write '{found}' as a mapping in the recipe file.",
-            )
+            raise RecipeError("recipe.load.cannot_set_not_group", path=".".join(path), found=found, kind=kind(below))
         tree = below
     tree[last] = value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from weitune.errors import RunError
+from weitune.messages import say
 from weitune.run import disk
 from weitune.shell import shell_command
 from weitune.training.signals import StopRequest
@@ -30,8 +31,10 @@ def refusals_explained(run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"'{run.absolute()}' cannot be written to: {error}",
-            f"See to the folder's disk and permissions, then go on with `{shell_command('train', '--resume', run)}`.",
+            "run.disk_retry.cannot_written",
+            absolute=run.absolute(),
+            error=error,
+            command=shell_command("train", "--resume", run),
         ) from error
 
 
@@ -54,7 +57,7 @@ class Patience:
             except OSError as error:
                 first_error = error
         trouble = self._trouble(first_error, what, needed_bytes)
-        self._say(f"{trouble}. Training pauses and tries again for {self._seconds:.0f} seconds.")
+        self._say(say("run.disk_retry.training_pauses_tries_again", trouble=trouble, seconds=self._seconds))
         end, pause = time.monotonic() + self._seconds, FIRST_PAUSE_SECONDS
         while time.monotonic() < end and not self._stop:
             self._wait(min(pause, end - time.monotonic()))
@@ -64,13 +67,10 @@ class Patience:
             except OSError as error:
                 trouble = self._trouble(error, what, needed_bytes)
             else:
-                self._say(f"{what} is written now; training goes on")
+                self._say(say("run.disk_retry.written_now_training_goes", what=what))
                 return result
-        raise RunError(
-            trouble,
-            "Everything written before is as it was. Make room or repair the disk, then go on with "
-            f"`{shell_command('train', '--resume', self._run)}`.",
-        )
+        command = shell_command("train", "--resume", self._run)
+        raise RunError("run.disk_retry.given_up", trouble=trouble, command=command)
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds

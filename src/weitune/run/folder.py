@@ -51,12 +51,11 @@ def check_free(folder: Path) -> None:
     """Raise RunError unless a new run can be put into ``folder``."""
     if (folder / RECIPE).exists():
         raise RunError(
-            f"'{folder}' already holds a run",
-            f"Go on with it by `{shell_command('train', '--resume', folder)}`, or give another --output.",
+            "run.folder.already_holds_run", folder=folder, command=shell_command("train", "--resume", folder)
         )
     no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
     if no_folder or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
-        raise RunError(f"'{folder}' is not an empty folder", "Give another --output, or empty it yourself.")
+        raise RunError("run.folder.not_empty_folder", folder=folder)
 
 
 def holds_run(folder: Path) -> bool:
@@ -75,20 +74,13 @@ def _left_behind(path: Path) -> bool:
 def check_named(recipe: Recipe) -> None:
     """Raise RecipeError unless ``recipe`` says where its run goes: the default name has the time in it."""
     if not recipe.output:
-        raise RecipeError(
-            "--resume-existing needs a fixed folder: without `output`, every start makes a new one",
-            "Add `output: runs/NAME` to the recipe, or --output runs/NAME to the command.",
-        )
+        raise RecipeError("run.folder.resume_existing_needs_fixed")
 
 
 def check_run(folder: Path) -> None:
     """Raise RunError unless ``folder`` holds a run."""
     if not (folder / RECIPE).is_file():
-        raise RunError(
-            f"'{folder}' holds no run to resume: it has no {RECIPE}",
-            "Give the folder that an earlier `weitune train` made. A run that was stopped before its first step "
-            "may have none: begin it again.",
-        )
+        raise RunError("run.folder.holds_no_run_resume", folder=folder, recipe=RECIPE)
 
 
 def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -118,10 +110,7 @@ def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: M
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         check_free(folder)
-        raise RunError(
-            f"the run's folder '{folder}' cannot be made: {error}",
-            "Give an --output where you may write and that has room.",
-        ) from None
+        raise RunError("run.folder.run_s_folder_cannot", folder=folder, error=error) from None
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -130,9 +119,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}", "Put the file back from a copy, or begin a new run."
-        ) from None
+        raise RunError("run.folder.cannot_read", path=path, error=error) from None
     return found
 
 

@@ -87,10 +87,7 @@ def run_lock(run: Path) -> Iterator[Lock]:
                 held = _acquire(descriptor)
         holder = _holder(descriptor)
         if held is False:
-            raise RunError(
-                f"another process trains in '{run}'" + (f": {holder}" if holder else ""),
-                "Wait until it is done, stop it, or give another --output.",
-            )
+            raise RunError("run.lock.another_process_trains", run=run, detail=f": {holder}" if holder else "")
         _introduce(descriptor)
         try:
             yield Lock(held is True, holder)

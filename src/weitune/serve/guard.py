@@ -118,7 +118,7 @@ def host_name(text: str) -> str:
     except ValueError:  # a port that is no number, or a part of the name that is too long
         ascii_name = ""
     if not ascii_name or set(text) & set("/@?#*\\") or text != text.strip():
-        raise InputError(f"--allow-host '{text}' is not the name of a host", "Give one such as chat.example.org.")
+        raise InputError("serve.guard.allow_host_not_name", text=text)
     return ascii_name
 
 

@@ -75,8 +75,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise InputError(
-            f"the server cannot listen at {host} port {port}: {error.strerror or error}",
-            "Give another --port, or end the program that holds this one.",
+            "serve.http.server_cannot_listen_port", host=host, port=port, strerror=error.strerror or error
         ) from None
 
 

@@ -101,8 +101,5 @@ def _origin(text: str) -> str:
     except ValueError:
         pass
     if not _ORIGIN.fullmatch(origin):
-        raise InputError(
-            f"--allow-origin '{text}' is not the origin of a web site",
-            "Give scheme and host, and the port if it is a special one, without a path: https://chat.example.org.",
-        )
+        raise InputError("serve.origins.allow_origin_not_origin", text=text)
     return origin

@@ -14,6 +14,7 @@ from weitune.data.conversation import Conversation, Role, Turn
 from weitune.data.formats.reasoning import said
 from weitune.errors import InputError
 from weitune.generate.sampling import Sampling
+from weitune.messages import say
 from weitune.serve.errors import ApiError
 from weitune.serve.served_models import ServedModel
 
@@ -71,7 +72,7 @@ def parse_request(body: Any, offers: Mapping[str, ServedModel], limits: Limits) 
     offer = offers.get(values["model"])
     if offer is None:
         known = ", ".join(offers)
-        message = f"there is no model '{values['model'][:100]}' here; there are: {known}"
+        message = say("serve.request.there_no_model_here", values=values["model"][:100], known=known)
         raise ApiError(404, message, param="model", code="model_not_found")
     choices = values.get("n", 1)
     if choices > limits.choices:
@@ -148,7 +149,7 @@ def _stop(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     fits = isinstance(texts, list) and len(texts) <= _STOP_TEXTS
     if not fits or not all(isinstance(text, str) and 0 < len(text) <= _STOP_LENGTH for text in texts):
-        message = f"stop must be a text, or at most {_STOP_TEXTS} texts, of 1 to {_STOP_LENGTH} characters"
+        message = say("serve.request.stop_must_text_most", stop_texts=_STOP_TEXTS, stop_length=_STOP_LENGTH)
         raise ApiError(400, message, param="stop")
     return tuple(texts)
 

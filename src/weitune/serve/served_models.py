@@ -64,8 +64,7 @@ def named_runs(arguments: list[str], open_one: Callable[[str], Run] = Run) -> di
         name = name or run.name
         if name in found or name == BASE:
             raise InputError(
-                f"two models would have the name '{name}'",
-                f"Give one another name:  {shlex.quote(f'another-name={path}')}",
+                "serve.served_models.two_models_would_have", name=name, quote=shlex.quote(f"another-name={path}")
             )
         found[name] = run
     return found
@@ -79,9 +78,11 @@ def open_all(runs: Mapping[str, Run], checkpoint: Which = "last") -> dict[str, E
     for name in others:
         if prints[name] != prints[first]:
             raise RunError(
-                f"the runs '{first}' and '{name}' have different base models "
-                f"({opened[first].recipe.model} and {opened[name].recipe.model})",
-                "Serve them by two servers, each with its --port.",
+                "serve.served_models.runs_have_different_base",
+                first=first,
+                name=name,
+                model=opened[first].recipe.model,
+                model2=opened[name].recipe.model,
             )
     return opened
 

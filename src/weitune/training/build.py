@@ -127,10 +127,7 @@ def make_trainable(
     )
     if not trainable.abilities.plain_blocks and loaded.model.dtype != loaded.dtype:
         if loaded.shards > 1:
-            raise ModelError(
-                f"train.storage: this model's own modules compute it in {loaded.dtype}, and parts are not widened",
-                "With train.shard, leave train.storage out.",
-            )
+            raise ModelError("training.build.train_storage_model_s", dtype=loaded.dtype)
         widen(loaded.model, loaded.dtype)  # its own modules compute in what they are stored in
     if plain.init_from:
         start_from(trained, adapter_folder(plain.init_from))

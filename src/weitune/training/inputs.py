@@ -16,6 +16,7 @@ from weitune.data.prepare.holdout import ExampleSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, prepare
 from weitune.data.schedule import Plan
 from weitune.errors import DataError, ModelError
+from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.base_check import recorded_basis
 from weitune.model.load.fingerprint import base_fingerprints, differences
@@ -109,7 +110,9 @@ def divide(
         return prepared, None
     if isinstance(recipe.validation, float):
         examples, held = hold_out(prepared, recipe.validation)
-        reporter.say(f"held out for validation: {len(held):,} of {len(prepared):,} examples, no prompt on both sides")
+        reporter.say(
+            say("training.inputs.held_out_validation_examples", held_count=len(held), prepared_count=len(prepared))
+        )
         return examples, held
     validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation)
     learned = set(prompts(prepared))
@@ -125,14 +128,13 @@ def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> No
     """Say so if other programs would not stop where this model learns to stop; weitune itself always does."""
     if framing.end_of_turn >= loaded.model.get_input_embeddings().weight.shape[0]:
         raise ModelError(
-            f"the end-of-turn token {framing.end_of_turn} is outside the vocabulary of '{loaded.files.folder}'",
-            "The tokenizer belongs to another model.",
+            "training.inputs.end_turn_token_outside", end_of_turn=framing.end_of_turn, folder=loaded.files.folder
         )
     known: Any = loaded.model.generation_config.eos_token_id
     stops = {known} if isinstance(known, int) else set(known or ())
     if not set(framing.stop_tokens) & stops:
         text = loaded.tokenizer.convert_ids_to_tokens(framing.end_of_turn)
-        reporter.say(f"the model's generation config does not stop at {text}; weitune does, in chat and in exports")
+        reporter.say(say("training.inputs.model_s_generation_config", text=text))
 
 
 def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
@@ -155,7 +157,4 @@ def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:
     """Raise DataError unless the examples teach the model to end its turn."""
     looked_at = [prepared[k] for k in range(min(len(prepared), 1000))]
     if not any(e.input_ids[span.stop - 1] == framing.end_of_turn for e in looked_at for span in e.spans):
-        raise DataError(
-            "no example teaches the model to end its turn: the end-of-turn token is never supervised",
-            "Raise tokens.max_length, or use tokens.truncation drop: the answers are cut before they end.",
-        )
+        raise DataError("training.inputs.no_example_teaches_model")

@@ -118,7 +118,14 @@ class Loop:
             )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 watcher.failed(record)
-                raise NonFiniteError(_not_finite(record, examples))
+                origins = ", ".join(str(example.origin) for example in examples)
+                raise NonFiniteError(
+                    "training.loop.not_finite",
+                    step=record.step,
+                    loss=record.loss,
+                    norm=record.grad_norm,
+                    origins=origins,
+                )
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
             if self.recorded is None:
@@ -166,13 +173,3 @@ class Loop:
         if world > 1:
             total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
         return float(total) / weight, computed
-
-
-def _not_finite(record: StepRecord, examples: Sequence[Example]) -> str:
-    origins = ", ".join(str(example.origin) for example in examples)
-    return (
-        f"step {record.step} is not finite: loss {record.loss}, gradient norm {record.grad_norm}. Training stopped "
-        f"before the weights changed. The examples of this step: {origins}.\n"
-        "Look at these rows, and begin a new run without them, with a lower train.learning_rate, or with "
-        "train.precision fp32. To resume helps only if the machine was at fault."
-    )

@@ -12,6 +12,7 @@ import torch
 
 from weitune.errors import NonFiniteError
 from weitune.forecast.memory_watch import MemoryWatch
+from weitune.messages import say
 from weitune.model.lora.trainable_state import TrainableState
 from weitune.run.checkpoint import PUBLISHED, Checkpoint, publish_adapter
 from weitune.run.disk_retry import Patience, refusals_explained
@@ -121,9 +122,9 @@ class Recorder:
             target = self._folder / ADAPTER_FOLDER
             self._patience.keep_trying(lambda: publish_adapter(chosen, target), ADAPTER_FOLDER, _bytes_of(chosen))
             if self.step < self._loop.plan.steps:
-                self._reporter.say(f"the validation loss fell no more: stopped after step {self.step}")
+                self._reporter.say(say("training.recorder.validation_loss_fell_no", step=self.step))
             if chosen.step != self.step:
-                self._reporter.say(f"the adapter is that of step {chosen.step}, which has the lowest validation loss")
+                self._reporter.say(say("training.recorder.adapter_step_has_lowest", step=chosen.step))
             self._write("end", step=self.step, adapter_step=chosen.step)
             self._reporter.saved(target)
         self._accelerator.wait_for_everyone()

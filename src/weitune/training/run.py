@@ -19,6 +19,7 @@ from weitune.forecast.memory_estimate import PassSize
 from weitune.forecast.run_forecast import forecast_run
 from weitune.forecast.workload import Workload
 from weitune.generate.run_folder import Run
+from weitune.messages import say
 from weitune.model.load.base_check import fingerprints_in, pinned, place_of_base
 from weitune.model.load.fingerprint import fingerprints_as
 from weitune.model.lora.adapter import count_parameters
@@ -154,9 +155,9 @@ class _Session:
             lock = stack.enter_context(run_lock(self.folder))
             disk.tidy(self.folder)
         if not lock.held:
-            self.note("this file system has no locks: let no second process train in this folder")
+            self.note(say("training.run.file_system_has_no"))
         if lock.abandoned:
-            self.note(f"{lock.abandoned} had no orderly end: it was killed, or the machine stopped")
+            self.note(say("training.run.had_no_orderly_end", abandoned=lock.abandoned))
 
 
 @contextmanager
@@ -172,7 +173,9 @@ def _session(
             yield _Session(folder, reporter or Reporter(), asked, accelerator, device, main)
         except KeyboardInterrupt:
             left = f"go on with {_command(folder)}" if (folder / run_folder.RECIPE).exists() else "nothing was written"
-            raise Interrupted(f"stopped by {asked.reason or 'the keyboard'} before a step was done; {left}") from None
+            raise Interrupted(
+                "training.run.stopped_before_step_was", reason=asked.reason or "the keyboard", left=left
+            ) from None
 
 
 def _begin(session: _Session, recipe: Recipe) -> None:
@@ -207,7 +210,7 @@ def _resume(session: _Session, recipe: Recipe, *, compare: bool = False) -> None
         if compare:
             _same_parts(session, past, recipe)
         more = "train.epochs" if past.step == past.steps(recipe) else "train.patience"
-        session.reporter.say(f"the run is complete after {past.step} steps; with more {more} it would go on")
+        session.reporter.say(say("training.run.run_complete_after_steps", step=past.step, more=more))
         if session.main:
             with refusals_explained(folder):
                 chosen = chosen_checkpoint(folder, past.step, recipe.train.patience)
@@ -222,7 +225,7 @@ def _load(session: _Session, parts: RunInputs, precision: str, *, fresh: bool) -
     processes = session.accelerator.num_processes
     if recipe.train.shard:
         among = f"the base is divided among {processes} processes" if processes > 1 else "one process holds the base"
-        session.reporter.say(f"train.shard: {among}")
+        session.reporter.say(say("training.run.train_shard", among=among))
     loaded = memory_watch.load_if_it_fits(
         parts.files, parts.tokenizer, "fp32" if recipe.lora == "none" else precision, session.device,
         recipe.train.storage, processes if recipe.train.shard else 1,
@@ -234,9 +237,9 @@ def _load(session: _Session, parts: RunInputs, precision: str, *, fresh: bool) -
     )  # fmt: skip
     if not trainable.abilities.shares_rows:
         why = trainable.abilities.why_not
-        session.reporter.say(f"this model cannot share prefixes ({why}); it trains one conversation a row, padded")
+        session.reporter.say(say("training.run.model_cannot_share_prefixes", why=why))
     elif not trainable.abilities.plain_blocks:
-        session.reporter.say("this adapter or model is computed by its own modules, not by weitune's faster blocks")
+        session.reporter.say(say("training.run.adapter_model_computed_own"))
     session.reporter.say(str(count_parameters(trainable.trained.model)))
     return trainable
 
@@ -287,11 +290,11 @@ def _go_on(session: _Session, past: ResumeState, recipe: Recipe) -> None:
     resume_checks.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
     machine = run_folder.describe_machine(trainable.loaded.device)
     for line in run_folder.machine_changes(past.environment, machine):
-        session.note(f"{line}: the last bits may differ from an uninterrupted run")
+        session.note(say("training.run.last_bits_may_differ", line=line))
     processes = session.accelerator.num_processes
     if past.state.get("processes", processes) != processes:
         before = past.state["processes"]
-        session.note(f"devices: {processes} instead of {before}; each draws dropout masks of its own")
+        session.note(say("training.run.devices_instead_each_draws", processes=processes, before=before))
     session.accelerator.wait_for_everyone()  # all have read what is changed from here on
     if session.main:
         with refusals_explained(session.folder):
@@ -354,7 +357,9 @@ def _train(
                     loop.run(journal.step, journal)
             if not journal.complete:
                 reason = session.stop.reason or "another process"
-                raise Interrupted(f"stopped by {reason} after step {journal.step}; go on with {_command(folder)}")
+                raise Interrupted(
+                    "training.run.stopped_after_step_go", reason=reason, step=journal.step, command=_command(folder)
+                )
             journal.finish()
         finally:
             session.reporter.ended()
@@ -366,9 +371,9 @@ def _train(
 def _report(session: _Session) -> None:
     """Write the run's report; a run does not fail for want of one."""
     try:
-        session.reporter.say(f"report: {write_report(session.folder)}")
+        session.reporter.say(say("training.run.report", write_report=write_report(session.folder)))
     except (OSError, InputError, ValueError, KeyError, TypeError) as error:
-        session.reporter.say(f"no report could be written: {error}")
+        session.reporter.say(say("training.run.no_report_could_written", error=error))
 
 
 def _command(folder: Path) -> str:

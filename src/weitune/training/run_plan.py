@@ -12,6 +12,7 @@ from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
 from weitune.forecast.meta_model import MetaModel, outline
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.forecast.workload import Workload
+from weitune.messages import say
 from weitune.model.load.load import choose_device, choose_dtype
 from weitune.model.load.locate import locate
 from weitune.recipe.schema import Recipe
@@ -93,7 +94,7 @@ def plan_run(
         if note := warmup_note(parts.plan.steps, recipe.train):
             notes.say(note)
     else:
-        notes.say("no tokenizer beside the model: the data are not counted, and passes of full length are assumed")
+        notes.say(say("training.run_plan.no_tokenizer_beside_model"))
     largest, workload = _largest(recipe, found, parts, processes)
     target = choose_device(device)
     form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
@@ -126,7 +127,7 @@ def timed(
 ) -> RunPlan:
     """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
     if outlook.parts is None:
-        raise ModelError("a model without a tokenizer cannot be measured", "Give the whole model.")
+        raise ModelError("training.run_plan.model_without_tokenizer_cannot")
     return replace(outlook, timing=measure(outlook.parts, outlook.outline, device=device, progress=progress))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from weitune.errors import MissingExtraError
 from weitune.files.json_text import json_text
+from weitune.messages import say
 from weitune.recipe.load import values
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
@@ -123,4 +124,4 @@ class TrackedReporter(Reporter):
         except Exception as error:  # noqa: BLE001  (whatever another maker's package raises)
             self._trackers.pop(name, None)
             why = (str(error).splitlines() or [type(error).__name__])[0]
-            self._inner.say(f"{name} failed ({why}); the run goes on without it, and events.jsonl has every figure")
+            self._inner.say(say("training.trackers.failed_run_goes_without", name=name, why=why))

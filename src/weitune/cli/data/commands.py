@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
+from weitune.messages import say
 
 _READING = ("system", "columns", "format", "encoding", "weights", "model", "hub", "revision")
 _TOKENS = ("tokens.max_length", "tokens.truncation", "tokens.template", "tokens.template_args", "tokens.supervise",
@@ -51,7 +52,7 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
 
     recipe = _recipe(files, recipe_file, options)
     framing = None if recipe.model == _NO_MODEL else _framing(recipe)[0]
-    with progress("checking", unit="row") as bar:
+    with progress(say("cli.commands.checking"), unit="row") as bar:
         result = check(recipe, framing, bar.update)
     if as_json:
         from weitune.files.json_text import json_text
@@ -88,7 +89,7 @@ def preview_command(
 
     recipe = _recipe(files, recipe_file, options)
     if recipe.model == _NO_MODEL:
-        raise click.UsageError("A preview needs --model, for its tokenizer and chat template.")
+        raise click.UsageError(say("cli.commands.preview_needs_model_tokenizer"))
     framing, tokenizer = _framing(recipe)
     reader = recipe_reader(recipe)
     if reader.problems:
@@ -97,7 +98,7 @@ def preview_command(
     limit = limit or (500 if page_file else 3)
     items = list(islice(shown, None if row else limit))
     if row is not None and not items:
-        raise click.UsageError(f"There is no row {row}: the data have {reader.rows} rows.")
+        raise click.UsageError(say("cli.commands.there_no_row_data", row=row, rows=reader.rows))
     if page_file is None:
         from weitune.cli.data.view import print_preview
 
@@ -139,7 +140,7 @@ def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, 
     if files:
         overrides["data"] = list(files)
     if not tree.get("data") and "data" not in overrides:
-        raise click.UsageError("Name at least one file, or a recipe with --recipe.")
+        raise click.UsageError(say("cli.commands.name_least_file_recipe"))
     return build_recipe({"model": _NO_MODEL, **tree}, overrides)
 
 
@@ -163,12 +164,10 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
     from weitune.data.show.page import page
     from weitune.errors import InputError
 
-    title = f"{', '.join(Path(name).name for name in recipe.data)} for {recipe.model}"
+    title = say("cli.commands.for", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
     text = page(title, items, notes)
     try:
         Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InputError(
-            f"'{page_file}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
-        ) from None
-    console().print(f"{len(items):,} examples written to {page_file}", markup=False)
+        raise InputError("cli.commands.cannot_written", page_file=page_file, strerror=error.strerror) from None
+    console().print(say("cli.commands.examples_written", items_count=len(items), page_file=page_file), markup=False)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weitune.data.show.preview import BORDER
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.data.show.check import Check
@@ -32,11 +33,11 @@ def print_check(result: Check) -> None:
         console.print()
         for line in histogram(result.lengths):
             console.print(Text(line))
-        console.print(Text(f"{result.unit} of an example", style="dim"))
+        console.print(Text(say("cli.view.example", unit=result.unit), style="dim"))
     if result.steps_per_epoch:
-        console.print(Text(f"\n{result.steps_per_epoch:,} optimizer steps an epoch"))
+        console.print(Text(say("cli.view.optimizer_steps_epoch", steps_per_epoch=result.steps_per_epoch)))
     if result.saved_by_sharing is not None:
-        console.print(Text(f"{result.saved_by_sharing:.0%} of the tokens need no computation: their prefix is shared"))
+        console.print(Text(say("cli.view.tokens_need_no_computation", saved_by_sharing=result.saved_by_sharing)))
     for line in result.problems.lines():
         console.print(Text(line, style="" if line.startswith(" ") else "bold red"))
     verdict = ("ready to train", "bold green") if result.ready else ("not ready: mend what is named above", "bold red")
@@ -83,15 +84,15 @@ def print_preview(items: Iterable[Shown], notes: Iterable[str]) -> None:
     for item in items:
         console.print(Text(f"── {item.place}", style="bold").append(f" · {_facts(item)}", style="dim"))
         for problem in item.problems:
-            console.print(Text(f"{problem}\n  fix: {problem.fix}", style="red"))
+            console.print(Text(say("cli.view.fix", problem=problem, fix=problem.fix), style="red"))
         if item.parts:
             console.print(Text.assemble(*map(_styled, item.parts)), end="")
             console.print("" if item.parts[-1].text.endswith("\n") else "\n", end="")
             for part in item.parts:
                 if part.kind == "learned":
-                    console.print(Text("learned: ", style="bold").append_text(_styled(part)))
+                    console.print(Text(say("cli.view.learned"), style="bold").append_text(_styled(part)))
             if any(part.borders for part in item.parts):
-                console.print(Text(f"{BORDER}: borders of tokens in text that only looks like a control token", "dim"))
+                console.print(Text(say("cli.view.borders_tokens_text_only", border=BORDER), "dim"))
             console.print()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from weitune.cli.shared.run_options import accepting_changed_base, note
+from weitune.messages import say
 
 
 @click.command()
@@ -19,7 +20,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
     """
     if len(runs) < 2:
-        raise click.UsageError("Name at least two runs.")
+        raise click.UsageError(say("cli.compare.name_least_two_runs"))
     from rich.console import Console
     from rich.table import Table
 
@@ -48,9 +49,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         try:
             publish_text(compare(records), output)
         except OSError as error:
-            raise InputError(
-                f"'{output}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
-            ) from None
+            raise InputError("cli.compare.cannot_written", output=output, strerror=error.strerror) from None
         from weitune.cli.shared.terminal import console as aside
 
-        aside().print(f"written: {output}", markup=False)
+        aside().print(say("cli.compare.written", output=output), markup=False)

@@ -14,6 +14,7 @@ from weitune.cli.shared.run_options import (
     system_of_plain_adapter,
 )
 from weitune.cli.talk.chat import Checkpoint
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.generate.run_folder import Run, Which
@@ -79,7 +80,7 @@ def command(
     RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it; its rows come from --data.
     """
     if output is not None and output.exists() and not output.is_dir():
-        raise click.BadParameter(f"'{output}' is not a folder", param_hint="--output")
+        raise click.BadParameter(say("cli.eval.not_folder", output=output), param_hint="--output")
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     every: list[Which] = [*folder.checkpoints()] or ["last"]
     which = every if checkpoint == "all" else [checkpoint]
@@ -89,7 +90,7 @@ def command(
     from weitune.cli.shared.stages import Stages
     from weitune.cli.shared.terminal import console, quiet_libraries, working
 
-    with working("starting …"):
+    with working(say("cli.eval.starting")):
         quiet_libraries()
         from weitune.evaluate import evaluation as ev
 
@@ -109,7 +110,7 @@ def command(
         print_evaluation(found)
     target = output or (None if folder.made_elsewhere else run)
     if target:
-        console().print(f"written: {_written(folder, found, target)}", markup=False)
+        console().print(say("cli.eval.written", written=_written(folder, found, target)), markup=False)
 
 
 def _written(folder: Run, found: dict[str, Any], target: Path) -> Path:
@@ -126,8 +127,7 @@ def _written(folder: Run, found: dict[str, Any], target: Path) -> Path:
         return write_evaluation_report(target, folder.name, folder.recipe.model, found)
     except OSError as error:
         raise InputError(
-            f"the evaluation cannot be written to '{target}': {error.strerror or error}",
-            "Give another folder with --output.",
+            "cli.eval.evaluation_cannot_written", target=target, strerror=error.strerror or error
         ) from None
 
 

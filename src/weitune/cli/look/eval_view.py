@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weitune.messages import say
+
 MEASURES = {
     "chrf": "chrF", "bleu": "BLEU", "rouge_l": "ROUGE-L", "exact": "exact", "distinct_1": "distinct-1",
     "distinct_2": "distinct-2", "stopped": "stopped", "tokens": "tokens",
@@ -20,18 +22,34 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Print the figures of every model, and some answers."""
     console = Console(highlight=False, soft_wrap=True)
     rows = evaluation["rows"]
-    console.print(Text(f"judged by {rows['name']}: {rows['examples']:,} examples, {rows['questions']:,} questions\n"))
+    console.print(
+        Text(
+            say(
+                "cli.eval_view.judged_examples_questions",
+                rows=rows["name"],
+                rows2=rows["examples"],
+                rows3=rows["questions"],
+            )
+        )
+    )
     console.print(_figures(evaluation["models"]))
     if win := evaluation["win_rate"]:
         console.print(
             Text(
-                f"\n{win['which']} against base, by {win['judge']}: {win['rate']:.0%} "
-                f"(95 % interval {win['low']:.0%} to {win['high']:.0%}) of {win['pairs']} pairs"
+                say(
+                    "cli.eval_view.against_base_95_interval",
+                    win=win["which"],
+                    win2=win["judge"],
+                    win3=win["rate"],
+                    win4=win["low"],
+                    win5=win["high"],
+                    win6=win["pairs"],
+                )
             )
         )
     for answer in evaluation["answers"][:_SHOWN_ANSWERS]:
         console.print(Text(f"\n{answer['prompt']}", style="bold"))
-        console.print(Text(f"  data   {answer['reference']}", style="dim"))
+        console.print(Text(say("cli.eval_view.data", answer=answer["reference"]), style="dim"))
         for which, said in answer["said"].items():
             console.print(Text(f"  {which:6s} {said}"))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weitune.errors import RunError
+from weitune.messages import say
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ def command(run: Path, once: bool) -> None:
 
     folder = Run(run)
     if not (folder.path / "events.jsonl").is_file():
-        raise RunError(
-            f"there is nothing to watch: '{run}' was not trained here, it has no events.jsonl",
-            f"If it was merged from other runs, talk to it:  {shell_command('chat', run)}",
-        )
+        raise RunError("cli.watch.there_nothing_watch_was", run=run, command=shell_command("chat", run))
     dashboard, pulse = Dashboard(), Pulse(folder.path)
     console = Console(highlight=False)
     if once:
@@ -58,7 +56,9 @@ def command(run: Path, once: bool) -> None:
     if dashboard.gone:
         if once or console.is_terminal:
             console.print(_gone_line(dashboard.step, dashboard.gone), markup=False, soft_wrap=True)
-        console.print(f"go on with it:  {shell_command('train', '--resume', run)}", markup=False, soft_wrap=True)
+        console.print(
+            say("cli.watch.go", command=shell_command("train", "--resume", run)), markup=False, soft_wrap=True
+        )
 
 
 def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, pulse: Pulse) -> None:

@@ -56,10 +56,7 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError:
-            raise RecipeError(
-                f"{dotted}: '{text}' is not a mapping",
-                f"Write it as YAML or JSON, for example --{dotted} '{{key: value}}'.",
-            ) from None
+            raise RecipeError("cli.recipe_options.not_mapping", dotted=dotted, text=text) from None
     return text
 
 

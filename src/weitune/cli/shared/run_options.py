@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weitune.messages import say
+
 if TYPE_CHECKING:
     from weitune.generate.run_folder import Run
 
@@ -48,9 +50,7 @@ def opened(
     plain = {str(path) for path in paths if is_plain_adapter(Path(path))}
     for option, value in (("--model", model), ("--system", system)):
         if value is not None and not plain and all(Path(path).is_dir() for path in paths):
-            raise click.UsageError(
-                f"{option} is for an adapter that was made elsewhere. A run of weitune has its own in recipe.yaml."
-            )
+            raise click.UsageError(say("cli.run_options.adapter_was_made_elsewhere", option=option))
 
     def open_one(path: str | Path) -> Run:
         given = {"model": model, "system": system} if str(path) in plain else {}
@@ -63,4 +63,4 @@ def note(line: str) -> None:
     """Tell the user a line on standard error."""
     from weitune.cli.shared.terminal import console
 
-    console().print(f"note: {line}", markup=False)
+    console().print(say("cli.run_options.note", line=line), markup=False)

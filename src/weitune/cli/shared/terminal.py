@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from weitune.errors import WeituneError
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,7 @@ def print_bug() -> None:
     import traceback
 
     traceback.print_exc()
-    print(f"\nThis is a fault in weitune. Please report it with the lines above: {ISSUES}", file=sys.stderr)
+    print(say("cli.terminal.fault_weitune_please_report", issues=ISSUES), file=sys.stderr)
 
 
 def quiet_libraries() -> None:

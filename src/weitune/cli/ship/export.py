@@ -14,6 +14,7 @@ from weitune.cli.shared.run_options import (
     system_of_plain_adapter,
 )
 from weitune.cli.talk.chat import Checkpoint
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.export.verify.compare import Verdict
@@ -68,7 +69,7 @@ def command(
     error, and what was written is kept as NAME.failed.
     """
     if checkpoint == "base":
-        raise click.BadParameter("the base has no adapter to export", param_hint="--checkpoint")
+        raise click.BadParameter(say("cli.export.base_has_no_adapter"), param_hint="--checkpoint")
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     below = Path("export") / folder.name if folder.made_elsewhere else folder.path / "export"
     target = output or below / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
@@ -76,7 +77,7 @@ def command(
     from weitune.cli.shared.stages import Stages
     from weitune.cli.shared.terminal import console, quiet_libraries, working
 
-    with working("starting …"):  # importing the libraries takes seconds
+    with working(say("cli.export.starting")):  # importing the libraries takes seconds
         quiet_libraries()
         import torch
 
@@ -95,7 +96,7 @@ def command(
             raise
     if exported.verdict is not None:
         _show(exported.verdict)
-    console().print(f"done: {exported.folder}", markup=False)
+    console().print(say("cli.export.done", folder=exported.folder), markup=False)
 
 
 def _show(verdict: Verdict) -> None:

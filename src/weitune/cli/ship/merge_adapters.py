@@ -8,6 +8,7 @@ from typing import get_args
 import click
 
 from weitune.cli.shared.run_options import accepting_changed_base, note
+from weitune.messages import say
 from weitune.shell import shell_command
 
 _METHODS = ("linear", "cat", "svd", "ties", "dare")
@@ -39,7 +40,9 @@ def command(
     try:
         numbers = [float(part) for part in weights.split(",")] if weights else []
     except ValueError:
-        raise click.BadParameter("numbers separated by commas, such as 0.7,0.3", param_hint="--weights") from None
+        raise click.BadParameter(
+            say("cli.merge_adapters.numbers_separated_commas_such"), param_hint="--weights"
+        ) from None
     from weitune.cli.shared.terminal import console, quiet_libraries
     from weitune.export.combine import Method, Mixture, combine
     from weitune.generate.run_folder import Run
@@ -49,4 +52,7 @@ def command(
     mixture = Mixture(chosen, numbers, density, seed)
     parts = [Run(path, accept_changed_base=accept_changed_base, say=note) for path in runs]
     run = combine(parts, Path(output), mixture)
-    console().print(f"done: {run.path / 'adapter'}\ntalk to it:  {shell_command('chat', run.path)}", markup=False)
+    console().print(
+        say("cli.merge_adapters.done_talk", path=run.path / "adapter", command=shell_command("chat", run.path)),
+        markup=False,
+    )

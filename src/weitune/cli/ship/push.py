@@ -9,6 +9,7 @@ import click
 
 from weitune.cli.shared.run_options import accepting_changed_base, note
 from weitune.cli.talk.chat import Checkpoint
+from weitune.messages import say
 
 
 @click.command()
@@ -32,20 +33,20 @@ def command(
     Look at it with --dry-run first; your data are not uploaded.
     """
     if checkpoint == "base":
-        raise click.BadParameter("the base has no adapter to upload", param_hint="--checkpoint")
+        raise click.BadParameter(say("cli.push.base_has_no_adapter"), param_hint="--checkpoint")
     from weitune.cli.shared.terminal import console, quiet_libraries, working
     from weitune.generate.run_folder import Run
 
     folder = Run(run, accept_changed_base=accept_changed_base, say=note)
     target = output or folder.path / "export" / "repository"
-    with working("writing …"):
+    with working(say("cli.push.writing")):
         quiet_libraries()
         from weitune.export.hub.push import upload, write_repository
 
         write_repository(folder, target, repository, checkpoint=checkpoint)
-    console().print(f"written: {target}", markup=False)
+    console().print(say("cli.push.written", target=target), markup=False)
     if dry_run:
         return
-    with working("uploading …"):
+    with working(say("cli.push.uploading")):
         page = upload(target, repository, hub=hub, private=not public)
-    console().print(f"done: {page}", markup=False)
+    console().print(say("cli.push.done", page=page), markup=False)

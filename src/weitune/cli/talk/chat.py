@@ -12,6 +12,7 @@ import click
 
 from weitune.cli.shared.run_options import accepting_changed_base, base_of_plain_adapter, opened
 from weitune.generate.sampling import Sampling
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.cli.talk.session import ChatSession
@@ -34,7 +35,7 @@ class Checkpoint(click.ParamType):  # type: ignore[type-arg]
             return value  # type: ignore[no-any-return]
         step = str(value).removeprefix("checkpoint-")
         if not step.isdecimal():
-            self.fail(f"'{value}' is neither a step nor 'last', 'best' or 'base'", param, ctx)
+            self.fail(say("cli.chat.neither_step_nor_last", value=value), param, ctx)
         return int(step)
 
 
@@ -94,7 +95,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
 
     from weitune.cli.shared.terminal import quiet_libraries, working
 
-    with working("starting …"):  # importing the libraries takes seconds
+    with working(say("cli.chat.starting")):  # importing the libraries takes seconds
         from weitune.cli.talk.session import ChatSession
 
         if folder is not None:
@@ -130,11 +131,11 @@ def _check_remote(checkpoint: Which, system: str | None) -> None:
     for name in ("engine", "gguf_type", "device", "model", "accept_changed_base"):
         if given(name) == click.core.ParameterSource.COMMANDLINE:
             option = name.removeprefix("gguf_").replace("_", "-")
-            raise click.UsageError(f"--{option} and --url exclude each other")
+            raise click.UsageError(say("cli.chat.url_exclude_each_other", option=option))
     if checkpoint not in {"last", "base"}:
-        raise click.UsageError("with --url, the checkpoint is what the server was started with")
+        raise click.UsageError(say("cli.chat.url_checkpoint_what_server"))
     if system == "":
-        raise click.UsageError("with --url, a system prompt can be replaced and not left out")
+        raise click.UsageError(say("cli.chat.url_system_prompt_can"))
 
 
 def _talk(session: ChatSession, prompt: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from weitune.cli.shared.run_options import (
 )
 from weitune.cli.talk.chat import Checkpoint
 from weitune.errors import InputError, MissingExtraError
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.generate.run_folder import Run
@@ -73,10 +75,10 @@ def command(
     request has none. Without `temperature`, answers are greedy, as those of `weitune chat`.
     """
     if options["checkpoint"] == "base":
-        raise click.BadParameter("the base is always served, as the model 'base'", param_hint="--checkpoint")
+        raise click.BadParameter(say("cli.serve.base_always_served_model"), param_hint="--checkpoint")
     from weitune.cli.shared.terminal import quiet_libraries, working
 
-    with working("starting …"):  # importing the libraries takes seconds
+    with working(say("cli.serve.starting")):  # importing the libraries takes seconds
         quiet_libraries()
         from weitune.serve.served_models import named_runs
 
@@ -110,18 +112,18 @@ def _serve_here(
         prepared(runs, gguf_type, stages.begin, checkpoint) as library,
     ):
         stages.end()
-        say = console().print
+        show = partial(console().print, markup=False)
         for name, offer in library.offers.items():
-            say(f"  model '{name}'" + (f", system prompt: {offer.system}" if offer.system else ""), markup=False)
+            system = say("cli.serve.with_system", system=offer.system) if offer.system else ""
+            show(say("cli.serve.model", name=name) + system)
         if misses_avx512():
-            say("note: this llama.cpp does not use the processor's AVX-512; built here, it answers several clients "
-                "about a fifth faster (docs/serve.md, How fast)", markup=False)  # fmt: skip
+            show(say("cli.serve.note_llama_cpp_does"))
         if dry_run:
-            say(f"would serve {library.model} at {host} port {port}", markup=False)
+            show(say("cli.serve.would_serve_port", model=library.model, host=host, port=port))
             return
 
         def started(url: str, server: Server) -> None:
-            say(f"listening at {url}/v1 (Ctrl-C ends it)", markup=False)
+            show(say("cli.serve.listening_v1_ctrl_c", url=url))
 
         serve(library, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
 
@@ -140,7 +142,7 @@ def _serve_vllm(
     dtype = _VLLM_DTYPES.get(gguf_type)
     start = vllm_command(opened, cache_folder() / "vllm", listening, context_tokens=options["context"], dtype=dtype)
     for note in start.notes:
-        console().print(f"note: {note}", markup=False)
+        console().print(say("cli.serve.note", note=note), markup=False)
     if dry_run:
         click.echo(str(start))
     else:
@@ -157,15 +159,12 @@ def _guard(host: str, options: dict[str, Any]) -> Guard:
     origins = read_origins(options["allow_origin"])
     hosts = frozenset(map(host_name, options["allow_host"]))
     if ALL in origins and key is None and is_loopback(host):
-        raise InputError(
-            "--allow-origin '*' without a key lets any web page that you open use this server",
-            "Add --api-key KEY, or name the sites.",
-        )
+        raise InputError("cli.serve.allow_origin_without_key")
     if key is None and not is_loopback(host):
         import secrets
 
         key = secrets.token_urlsafe(24)
         from weitune.cli.shared.terminal import console
 
-        console().print(f"API key (shown once): {key}", markup=False)
+        console().print(say("cli.serve.api_key_shown_once", key=key), markup=False)
     return Guard(host, key, hosts, origins, options["max_body"])

@@ -17,6 +17,7 @@ from weitune.errors import WeituneError
 from weitune.generate.chat_engine import ChatEngine, ChatStream
 from weitune.generate.dialogue import Dialogue
 from weitune.generate.sampling import Sampling
+from weitune.messages import say
 
 HELP = """\
 /reset            forget the dialogue
@@ -50,7 +51,7 @@ class ChatSession:
     def load(self, partner: ChatTarget | None = None) -> ChatEngine:
         """Return the engine of ``partner`` (default: the tuned model), with a sign of life while it loads."""
         partner = partner or self.tuned
-        with working(f"loading {partner.name} …"):
+        with working(say("cli.session.loading", name=partner.name)):
             return partner.load()
 
     def welcome(self) -> None:
@@ -58,10 +59,10 @@ class ChatSession:
         engine = self.load()
         tell(f"{self.tuned.name} · {engine.about}")
         if self.dialogue.system:
-            tell(f"system prompt: {self.dialogue.system}")
+            tell(say("cli.session.system_prompt", system=self.dialogue.system))
         for note in engine.notes:
             tell(note)
-        tell("/help lists the commands, Ctrl-D ends the chat.\n")
+        tell(say("cli.session.help_lists_commands_ctrl"))
 
     def converse(self, lines: Iterable[str], *, stoppable: bool = False) -> None:
         """Answer every line until ``/quit`` or the end.
@@ -79,7 +80,7 @@ class ChatSession:
         stream = self.dialogue.ask(self.load(), question, self.sampling)
         if self.dialogue.dropped and not self._told_dropped:
             self._told_dropped = True
-            tell("(The dialogue no longer fits the model's context; its oldest turns are forgotten from here on.)")
+            tell(say("cli.session.dialogue_no_longer_fits"))
         try:
             self._print(stream)
         finally:
@@ -90,7 +91,7 @@ class ChatSession:
         try:
             return self._take(line)
         except KeyboardInterrupt:
-            tell("(stopped)\n")
+            tell(say("cli.session.stopped"))
         except WeituneError as error:
             print_error(error)
         return True
@@ -107,16 +108,16 @@ class ChatSession:
                 tell(HELP + "\n")
             case "/reset", _:
                 self._restart(self.dialogue.system)
-                tell("(The dialogue is forgotten.)\n")
+                tell(say("cli.session.dialogue_forgotten"))
             case "/system", "":
                 tell(f"{self.dialogue.system or '(no system prompt)'}\n")
             case "/system", text:
                 self._restart("" if text in {"''", '""'} else text)
-                tell("(The system prompt is set and the dialogue forgotten.)\n")
+                tell(say("cli.session.system_prompt_set_dialogue"))
             case "/base", text:
                 self._ask_base(text)
             case unknown, _ if unknown.startswith("/"):
-                tell(f"There is no command {unknown}; /help lists them.\n")
+                tell(say("cli.session.there_no_command_help", unknown=unknown))
             case _:
                 self.say(line)
         return True
@@ -129,11 +130,11 @@ class ChatSession:
         """Print the base model's answer to ``text``, or to the last question, in the same dialogue."""
         question = text or self.dialogue.last_question
         if question is None:
-            tell("There is no question yet; ask one, or type /base QUESTION.\n")
+            tell(say("cli.session.there_no_question_yet"))
             return
         dialogue = self.dialogue.copy() if text else self.dialogue.before_last_question()
         base = self.load(self.base)
-        tell("base:")
+        tell(say("cli.session.base"))
         self._print(dialogue.ask(base, question, self.sampling))
 
     def _print(self, stream: ChatStream) -> None:

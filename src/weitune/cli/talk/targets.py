@@ -81,7 +81,7 @@ def on_server(url: str, name: str, key: str | None) -> Iterator[Partners]:
         remote = RemoteEngine(url, model, key)
         known = remote.models()
         if model not in known:
-            raise InputError(f"{remote.about} has no model '{model}'", f"It has {', '.join(known[:20])}.")
+            raise InputError("cli.targets.has_no_model", about=remote.about, model=model, known=", ".join(known[:20]))
         return remote
 
     yield ChatTarget(model, lambda: engine(model)), ChatTarget("the model 'base'", lambda: engine("base"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from weitune.messages import say
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def command(output: str | None, ask_only: str | None) -> None:
     answers = _asked(run)
     _print(answers)
     try:
-        console().print(f"report: {_keep(run, answers)}", markup=False)
+        console().print(say("cli.demo.report", keep=_keep(run, answers)), markup=False)
     except OSError as error:  # the answers are on the screen
-        console().print(f"the answers could not be added to the report: {error}", markup=False)
-    console().print(f"\ntalk to it:  {shell_command('chat', run.path)}", markup=False)
+        console().print(say("cli.demo.answers_could_not_added", error=error), markup=False)
+    console().print(say("cli.demo.talk", command=shell_command("chat", run.path)), markup=False)
 
 
 def _finished(folder: str) -> Run:
@@ -63,7 +64,7 @@ def _asked(run: Run) -> list[dict[str, str]]:
 
     persona = run.recipe.data[0].removeprefix("builtin:")
     answers = []
-    with working("asking …"):
+    with working(say("cli.demo.asking")):
         for question in QUESTIONS.get(persona, QUESTIONS["captain-en"]):
             before, after = (run.chat(question, checkpoint=which, max_new_tokens=60) for which in ("base", "last"))
             answers.append({"question": question, "before": before, "after": after})

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from weitune.errors import InputError
+from weitune.messages import say
 
 LAUNCHED = "WORLD_SIZE"
 """The environment variable that tells a process that it has been started as one of several."""
@@ -51,12 +52,10 @@ class Machines:
         """
         host, _, port = self.address.rpartition(":")
         if self.nodes > 1 and not (host and port.isdigit()):
-            raise InputError(
-                "several machines need a place to meet", "Give the first one's as --main-address HOST:PORT to all."
-            )
+            raise InputError("cli.launch.several_machines_need_place")
         if not 0 <= self.node < self.nodes:
             raise InputError(
-                f"--node-rank {self.node} is not one of {self.nodes} machines", f"Give 0 to {self.nodes - 1}."
+                "cli.launch.node_rank_not_machines", node=self.node, nodes=self.nodes, nodes2=self.nodes - 1
             )
         shared = {
             LAUNCHED: str(self.devices * self.nodes),
@@ -95,7 +94,7 @@ def launch(machines: Machines, arguments: Sequence[str]) -> int:
         _show(said[failed])
         code = int(processes[failed].returncode)
         if code < 0:
-            print(f"process {failed} was ended by {signal.Signals(-code).name}", file=sys.stderr)
+            print(say("cli.launch.process_was_ended", failed=failed, name=signal.Signals(-code).name), file=sys.stderr)
         return code if code in {2, 3, 130} else 1
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
+from weitune.messages import say
 
 
 @click.command()
@@ -38,22 +39,22 @@ def command(
 
     overrides = overrides_from(options)
     if recipe is None and not overrides:
-        raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune plan --help`.")
+        raise click.UsageError(say("cli.plan.give_recipe_least_model"))
     built = load_recipe(recipe, overrides)
     if measure and devices > 1:
-        raise click.UsageError("--measure times one process; leave --devices out.")
+        raise click.UsageError(say("cli.plan.measure_times_process_leave"))
     named = [(gpu.name, gpu.bytes) for gpu in map(find_gpu, gpus)]
     named += [(f"GPU with {size}", parse_memory(size)) for size in memories]
 
     from weitune.cli.shared.terminal import progress, quiet_libraries, working
 
-    with working("looking at model and data …"):
+    with working(say("cli.plan.looking_model_data")):
         quiet_libraries()
         from weitune.training.run_plan import plan_run, timed
 
         outlook = plan_run(built, device=device, others=named, processes=devices)
     if measure:
-        with progress("measuring", unit="step") as bar:
+        with progress(say("cli.plan.measuring"), unit="step") as bar:
             outlook = timed(outlook, device=device, progress=bar.update)
     if as_json:
         from weitune.files.json_text import json_text

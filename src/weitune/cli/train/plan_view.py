@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weitune.messages import say
+
 if TYPE_CHECKING:
     from weitune.forecast.run_forecast import Fit
     from weitune.training.run_plan import RunPlan
@@ -27,19 +29,23 @@ def print_outlook(outlook: RunPlan) -> None:
     for name in dict.fromkeys(each.target.name for each in outlook.fits):
         console.print(_by_device([each for each in outlook.fits if each.target.name == name]))
         console.print()
-    console.print(Text(f"disk: {_size(outlook.disk)} for the run's folder"))
+    console.print(Text(say("cli.plan_view.disk_run_s_folder", size=_size(outlook.disk))))
     if outlook.timing is not None:
         timing = outlook.timing
         console.print(
             Text(
-                f"time: {_duration(timing.seconds)} for all steps, {timing.step_seconds:.2f} s a step, "
-                f"{timing.tokens_per_second:,.0f} tokens/s; evaluations come on top"
+                say(
+                    "cli.plan_view.time_all_steps_s",
+                    duration=_duration(timing.seconds),
+                    step_seconds=timing.step_seconds,
+                    tokens_per_second=timing.tokens_per_second,
+                )
             )
         )
     if outlook.here.fits:
-        console.print(Text("\nit fits here", style="bold green"))
+        console.print(Text(say("cli.plan_view.fits_here"), style="bold green"))
         return
-    console.print(Text("\nit will not fit here", style="bold red"))
+    console.print(Text(say("cli.plan_view.will_not_fit_here"), style="bold red"))
     ways = outlook.ways or ["no key alone: take a smaller model, or more memory"]
     console.print(Text("\n".join(["what makes it fit:", *(f"  {way}" for way in ways)])))
 
@@ -51,8 +57,17 @@ def _about(outlook: RunPlan) -> list[str]:
     lines += outlook.notes
     if outlook.parts is not None and outlook.workload is not None:
         plan = outlook.parts.plan
-        lines.append(f"{outlook.workload.saved_by_sharing:.0%} of the tokens need no computation")
-        lines.append(f"steps: {plan.steps:,}, {plan.steps_per_epoch:,} an epoch of {plan.batch_size} examples each")
+        lines.append(
+            say("cli.plan_view.tokens_need_no_computation", saved_by_sharing=outlook.workload.saved_by_sharing)
+        )
+        lines.append(
+            say(
+                "cli.plan_view.steps_epoch_examples_each",
+                steps=plan.steps,
+                steps_per_epoch=plan.steps_per_epoch,
+                batch_size=plan.batch_size,
+            )
+        )
     return lines
 
 
@@ -73,7 +88,7 @@ def _by_part(here: Fit, processes: int) -> Table:
 
 def _by_device(fits: Sequence[Fit]) -> Table:
     target = fits[0].target
-    title = f"What would fit, {target.name}, {_size(target.memory)} free"
+    title = say("cli.plan_view.what_would_fit_free", name=target.name, size=_size(target.memory))
     table = Table(title=title, title_justify="left", box=None)
     for name in ("train.storage", "computed in", "memory", "micro_tokens", "recompute"):
         table.add_column(name, justify="right")

@@ -12,6 +12,7 @@ import click
 
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.cli.train.launch import LAUNCHED, Machines, launch
+from weitune.messages import say
 from weitune.shell import shell_command
 
 
@@ -49,15 +50,15 @@ def command(
         return launch(Machines(devices or 1, nodes, node_rank, main_address), context.obj)
     if resume_from is not None:
         if recipe is not None:
-            raise click.UsageError("Give a recipe or --resume, not both: a run keeps its own recipe.")
+            raise click.UsageError(say("cli.train.give_recipe_resume_not"))
         if resume_existing:
-            raise click.UsageError("Give --resume or --resume-existing, not both: the latter is for a recipe.")
+            raise click.UsageError(say("cli.train.give_resume_resume_existing"))
         _run(lambda reporter, stop: _resume(resume_from, overrides, reporter, device, stop))
     else:
         from weitune.recipe.load import load_recipe
 
         if recipe is None and not overrides:
-            raise click.UsageError("Give a recipe, or at least --model and --data. See `weitune train --help`.")
+            raise click.UsageError(say("cli.train.give_recipe_least_model"))
         built = load_recipe(recipe, overrides)
         _run(lambda reporter, stop: _train(built, resume_existing, reporter, device, stop))
     return None
@@ -100,4 +101,6 @@ def _shown(work: Callable[[Any], Path]) -> None:
         return
     with TrainingView() as view:
         folder = work(view)
-    console().print(f"done: {folder / 'adapter'}\ntalk to it:  {shell_command('chat', folder)}", markup=False)
+    console().print(
+        say("cli.train.done_talk", folder=folder / "adapter", command=shell_command("chat", folder)), markup=False
+    )

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from weitune.cli.shared.dashboard import Dashboard, short
 from weitune.cli.shared.terminal import Bar, console, progress
+from weitune.messages import say
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
 from weitune.training.validation import Evaluation
@@ -42,7 +43,7 @@ class TrainingView(Reporter):
     def preparing(self) -> Callable[[int, int | None], None]:
         """Show rows being prepared."""
         self._shown.close()
-        self._bar = self._shown.enter_context(progress("preparing data", unit="row"))
+        self._bar = self._shown.enter_context(progress(say("cli.training_view.preparing_data"), unit="row"))
         return self._prepared
 
     def _prepared(self, done: int, total: int | None) -> None:
@@ -66,25 +67,40 @@ class TrainingView(Reporter):
         steps = self._dashboard.steps
         if record.step % self._every == 0 or record.step in {1, steps}:
             self.say(
-                f"step {record.step}/{steps}  loss {record.loss:.4f}  lr {record.learning_rate:.2e}  "
-                f"grad {record.grad_norm:.2f}  {record.tokens_per_second:,.0f} tokens/s"
+                say(
+                    "cli.training_view.step_loss_lr_grad",
+                    step=record.step,
+                    steps=steps,
+                    loss=record.loss,
+                    learning_rate=record.learning_rate,
+                    grad_norm=record.grad_norm,
+                    tokens_per_second=record.tokens_per_second,
+                )
             )
 
     def evaluating(self) -> Callable[[int, int], None]:
         """Show how far an evaluation is at the bar's end."""
-        return lambda done, total: self._dashboard.note(f"validating {done}/{total}")
+        return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
 
     def evaluated(self, found: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
         self._dashboard.feed({"event": "validation", **asdict(found)})
         best = "  best so far" if found.best and found.step else ""
-        self.say(f"step {found.step}  validation loss {found.loss:.4f}  perplexity {found.perplexity:.2f}{best}")
+        self.say(
+            say(
+                "cli.training_view.step_validation_loss_perplexity",
+                step=found.step,
+                loss=found.loss,
+                perplexity=found.perplexity,
+                best=best,
+            )
+        )
         for sample in found.samples[:1]:
             self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
 
     def saved(self, folder: Path) -> None:
         """Name a checkpoint that was written."""
-        self.say(f"saved {folder}")
+        self.say(say("cli.training_view.saved", folder=folder))
 
     def ended(self) -> None:
         """Take the picture away."""

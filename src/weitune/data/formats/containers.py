@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weitune.data.formats.parse import recognise
-from weitune.data.problems import Problem, shown_name
+from weitune.data.problems import Problem, data_problem, shown_name
 
 _TRAIN = ("train", "training", "test", "validation", "valid", "eval", "dev")
 _USUAL = frozenset((*_TRAIN, "data", "dataset", "rows", "examples", "items", "instances", "samples", "records"))
@@ -88,8 +88,7 @@ def _listed(value: Mapping[str, Any], shape: Shape) -> Held | Problem | None:
 def several(lists: Sequence[tuple[str, int | None]]) -> Problem:
     """Return the fault of an object with several ``lists`` (name, length) of rows."""
     found = ", ".join(f"`{shown_name(key)}`" + (f" ({n:,})" if n is not None else "") for key, n in lists)
-    fix = f"Say which to read behind the file's name: FILE:{shown_name(lists[0][0])} (docs/data.md)."
-    return Problem("several lists of rows", "one list of rows in the object", found, fix)
+    return data_problem("data.containers.several_lists_rows", found=found, lists=shown_name(lists[0][0]))
 
 
 def _named(value: Mapping[str, Any], shape: Shape, part: str) -> Held | Problem:
@@ -111,8 +110,7 @@ def missing_part(part: str, there: Sequence[str]) -> Problem:
     """Return the fault of an object without rows under ``part``; ``there`` are the fields that may have some."""
     names = ", ".join(f"`{shown_name(key)}`" for key in there) or "none"
     found = f"no list of that name; there are: {names}" if part not in there else "something else"
-    fix = "Name one that is there behind the file's name, or none to read the object as it is."
-    return Problem("missing part", f"a list of rows named `{shown_name(part)}`", found, fix)
+    return data_problem("data.containers.missing_part", part=shown_name(part), found=found)
 
 
 def _within(value: Mapping[str, Any], shape: Shape) -> Held | Problem | None:
@@ -179,8 +177,7 @@ def _by_index(column: Mapping[str, Any]) -> bool:
 
 def _unequal(lengths: Mapping[str, int]) -> Problem:
     found = ", ".join(f"`{shown_name(key)}` {n:,}" for key, n in lengths.items())
-    fix = "Give every column the same rows, or write one object a row."
-    return Problem("unequal columns", "columns of one length", found, fix)
+    return data_problem("data.containers.unequal_columns", found=found)
 
 
 def _cells(value: Mapping[str, Any]) -> Held | Problem | None:
@@ -192,8 +189,9 @@ def _cells(value: Mapping[str, Any]) -> Held | Problem | None:
         return None
     for row, cells in enumerate(data, 1):
         if len(cells) != len(names):
-            fix = "Give every row a cell for each column."
-            return Problem("wrong number of cells", f"{len(names)} cells in each row", f"{len(cells)}", fix, row=row)
+            return data_problem(
+                "data.containers.wrong_number_cells", row=row, names_count=len(names), cells_count=len(cells)
+            )
     rows = [dict(zip(names, cells, strict=True)) for cells in data]
     return Held(rows=rows, unread=_others(value, ["columns", "data", "index"]))
 

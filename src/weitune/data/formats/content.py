@@ -72,11 +72,11 @@ def read_content(fields: Fields, message: Mapping[str, Any], key: str, role: Rol
     for part in parts:
         if part.kind not in _PLACES[role]:
             fields.fault(
-                "wrong role",
-                f"parts that a {role} message can have ({', '.join(sorted(_PLACES[role]))})",
-                f"a {part.kind}",
-                "Move the part to the message it belongs to.",
-                part.place,
+                "data.content.wrong_role",
+                field=part.place,
+                role=role,
+                places=", ".join(sorted(_PLACES[role])),
+                kind=part.kind,
             )
     if role == "assistant":
         _check_order(fields, parts)
@@ -99,13 +99,7 @@ def _check_order(fields: Fields, parts: Sequence[_Part]) -> None:
     for part in parts:
         rank = _ORDER.index(part.kind) if part.kind in _ORDER else reached
         if rank < reached and (part.kind != "text" or part.value.strip()):
-            fields.fault(
-                "parts out of order",
-                "reasoning, then text, then calls",
-                f"a {part.kind} after a {_ORDER[reached]}",
-                "Make two messages of this one, or put the parts in order.",
-                part.place,
-            )
+            fields.fault("data.content.parts_out_order", field=part.place, kind=part.kind, order=_ORDER[reached])
         reached = max(reached, rank)
 
 
@@ -126,12 +120,12 @@ def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
     if isinstance(item, str):
         return [_Part("text", fields.characters(item, place), place)]
     if not isinstance(item, dict):
-        fields.fault("wrong type", "a text part", shown(item), _PART_CURE, place)
+        fields.fault("data.content.wrong_type", field=place, item=shown(item))
         return []
     kind = item.get("type") or "text"
     if not isinstance(kind, str) or kind not in _KINDS:
         fix = _ENCRYPTED_CURE if kind == "redacted_thinking" else _PART_CURE
-        fields.fault("not text", "a part of type text", shown(item["type"]), fix, f"{place}.type")
+        fields.fault("data.content.not_text", field=f"{place}.type", item=shown(item["type"]), fix=fix)
         return []
     becomes = _KINDS[kind]
     if becomes == "call":
@@ -168,7 +162,7 @@ def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> st
             _only(fields, item, _SIGNED | {"text"}, spot)
             texts.append(fields.text(item, "text", f"{spot}."))
         else:
-            fields.fault("not text", "a text part", shown(item), _PART_CURE, spot)
+            fields.fault("data.content.not_text_2", field=spot, item=shown(item))
     return "".join(texts)
 
 

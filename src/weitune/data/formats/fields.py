@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from weitune.data.problems import Problem, shown, shown_name
+from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.text_file import undecodable
+from weitune.messages import say
 
 UNREADABLE: Any = object()
 """Stands for a value whose fault has been noted."""
@@ -37,9 +38,9 @@ class Fields:
         self._misnamed: dict[str, str] = {}
         self._remarked: set[str] = set()
 
-    def fault(self, kind: str, expected: str, found: str, fix: str, field: str) -> None:
-        """Note a fault."""
-        self.faults.append(Problem(kind, expected, found, fix, field=field))
+    def fault(self, message_id: str, /, *, field: str, **values: Any) -> None:
+        """Add the problem ``message_id`` of the catalogue, in ``field``, to the faults."""
+        self.faults.append(data_problem(message_id, field=field, **values))
 
     def remark(self, text: str) -> None:
         """Count something about this row that the report should say, once."""
@@ -65,7 +66,7 @@ class Fields:
         noted = {problem.field for problem in self.faults}
         for field, name in self._misnamed.items():
             if field not in noted:
-                self.fault("misnamed field", f"the name `{field}`", f"`{shown_name(name)}`", _NAME_CURE, field)
+                self.fault("data.fields.misnamed_field", field=field, field_text=field, name=shown_name(name))
 
     def text(self, holder: Mapping[str, Any], key: str, where: str = "", default: str | None = None) -> str:
         """Return the text under ``key``; ``default`` if it is absent and there is one."""
@@ -77,9 +78,9 @@ class Fields:
                 return default
             self._missing(holder, key, "a text", where)
         elif value is None:
-            self.fault("null field", "a text", "null", _NULL_CURE, where + key)
+            self.fault("data.fields.null_field", field=where + key)
         else:
-            self.fault("wrong type", "a text", shown(value), "Write it as a text in quotes.", where + key)
+            self.fault("data.fields.wrong_type", field=where + key, value=shown(value))
         return ""
 
     def optional_text(self, holder: Mapping[str, Any], key: str, where: str = "") -> str | None:
@@ -93,14 +94,16 @@ class Fields:
             value = self.json(value, expected, where + key)
         if isinstance(value, list) and value:
             return value
-        fix = "Add the turns, or remove the row."
+        fix = say("data.fields.add_turns_remove_row")
         if value is _ABSENT:
             self._missing(holder, key, expected, where)
         elif value == []:
-            self.fault("empty conversation", expected, "an empty list", fix, where + key)
+            self.fault("data.fields.empty_conversation", field=where + key, expected=expected, fix=fix)
         elif value is not UNREADABLE:
             kind = "null field" if value is None else "wrong type"
-            self.fault(kind, expected, shown(value), fix, where + key)
+            self.fault(
+                "data.fields.empty_list", kind=kind, expected=expected, value=shown(value), fix=fix, field=where + key
+            )
         return ()
 
     def _missing(self, holder: Mapping[str, Any], key: str, expected: str, where: str) -> None:
@@ -109,7 +112,7 @@ class Fields:
         twin = next((name for name in holder if _visible(name).casefold() == key.casefold()), None)
         if twin is not None:
             found, fix = f"{found}, but one named `{shown_name(twin)}`", _NAME_CURE
-        self.fault("missing field", expected, found, fix, where + key)
+        self.fault("data.fields.missing_field", field=where + key, expected=expected, found=found, fix=fix)
 
     def characters(self, text: str, field: str) -> str:
         """Return ``text``, after noting a fault if part of it is no character."""
@@ -118,9 +121,7 @@ class Fields:
         return text
 
     def _undecodable(self, field: str) -> None:
-        found = "bytes (or half of a surrogate pair) that are no character"
-        fix = "Save the file as UTF-8 and correct the characters of this row."
-        self.fault("undecodable text", "characters in the file's encoding", found, fix, field)
+        self.fault("data.fields.undecodable_text", field=field)
 
     def json(self, value: Any, expected: str, field: str) -> Any:
         """Return ``value``, decoded if it is JSON in a text; UNREADABLE after noting a fault."""
@@ -130,7 +131,7 @@ class Fields:
             return _DECODER.decode(value)
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else error
-            self.fault("not valid JSON", f"{expected} as JSON", f"{shown(value)} ({reason})", _JSON_CURE, field)
+            self.fault("data.fields.not_valid_json", field=field, expected=expected, value=shown(value), reason=reason)
             return UNREADABLE
 
     def sound(self, value: Any, field: str) -> bool:
@@ -139,8 +140,7 @@ class Fields:
         if found == _NO_CHARACTER:
             self._undecodable(field)
         elif found:
-            fix = f"Write texts, finite numbers, true, false, null, lists and objects, at most {_DEEPEST} levels deep."
-            self.fault("not a JSON value", "values that JSON has", found, fix, field)
+            self.fault("data.fields.not_json_value", field=field, found=found, deepest=_DEEPEST)
         return not found
 
 

@@ -33,22 +33,14 @@ def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: s
     if message.get(_SPANS) and role != "assistant":
         fields.unread(f"{_SPANS} ({role})", where)
     elif message.get(_SPANS):
-        fields.fault(
-            "parts of a message",
-            "a weight for a whole message",
-            shown(message[_SPANS]),
-            "Remove `train_detail`, or set `train: false` to leave out the message.",
-            where + _SPANS,
-        )
+        fields.fault("data.loss_weights.parts_message", field=where + _SPANS, message=shown(message[_SPANS]))
     given = {key: value for key in _KEYS if (value := _weight(fields, message, key, where)) is not None}
     numbers = {value for key, value in given.items() if key in _NUMBERS}
     if len(numbers) > 1 or len({value > 0 for value in given.values()}) > 1:
         fields.fault(
-            "two weights",
-            "one weight for one message",
-            " and ".join(f"`{key}` with {shown(message[key])}" for key in given),
-            "Keep the right one of these keys and remove the others.",
-            where + next(iter(given)),
+            "data.loss_weights.two_weights",
+            field=where + next(iter(given)),
+            given=" and ".join(f"`{key}` with {shown(message[key])}" for key in given),
         )
     if role != "assistant":
         for key, value in given.items():
@@ -72,6 +64,5 @@ def _weight(fields: Fields, message: Mapping[str, Any], key: str, where: str) ->
         return float(value)
     expected = "a number of at least 0" if counts else "true or false"
     none = "0" if counts else "false"
-    fix = f"Write {expected}, without quotes; {none} means: do not learn this message."
-    fields.fault("wrong weight", expected, shown(value), fix, where + key)
+    fields.fault("data.loss_weights.wrong_weight", field=where + key, expected=expected, value=shown(value), none=none)
     return None

@@ -20,6 +20,7 @@ from weitune.data.formats.loss_weights import WEIGHT_KEYS, read_weight
 from weitune.data.formats.reasoning import REASONING_KEYS, agreed, given_reasoning, split_reasoning, spoken_reasoning
 from weitune.data.formats.tool_calls import is_empty, read_call, read_call_text, read_message_calls
 from weitune.data.problems import shown
+from weitune.messages import say
 
 _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system",
@@ -57,20 +58,14 @@ def read_messages(fields: Fields, messages: Sequence[Any], where: str = "message
 
 def late_system(fields: Fields, where: str) -> None:
     """Note that a system prompt stands after other turns."""
-    fields.fault(
-        "system prompt within the dialogue",
-        "a system prompt only at the beginning",
-        "one after other turns",
-        "Move it to the beginning, or make it part of what the user says.",
-        where,
-    )
+    fields.fault("data.messages.system_prompt_within_dialogue", field=where)
 
 
 def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
     """Return the turns of one message: one, or several if a user's message holds tools' results."""
     if not isinstance(message, dict):
-        fix = "Write each message as an object."
-        fields.fault("wrong type", "a message (an object)", shown(message), fix, place)
+        fix = say("data.messages.write_each_message_object")
+        fields.fault("data.messages.wrong_type", field=place, message=shown(message), fix=fix)
         return [Turn("user", "")]
     where = f"{place}."
     named = _role_key(message)
@@ -88,8 +83,8 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
         return [_answer(fields, message, named, said, where)]
     for key in sorted(_ANSWER_KEYS.intersection(message)):
         if known_role and not is_empty(message[key]):
-            fix = "Move it to the assistant's message it belongs to, or remove it."
-            fields.fault("wrong role", "a field that this role has", f"`{key}` in a {role} message", fix, where + key)
+            fix = say("data.messages.move_assistant_s_message")
+            fields.fault("data.messages.wrong_role", field=where + key, key=key, role=role, fix=fix)
     content = read_content(fields, message, said, role, where)
     weight = read_weight(fields, message, role, where)
     name = fields.optional_text(message, "name", where)
@@ -125,7 +120,7 @@ def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> R
         return _ROLES[name]
     if isinstance(message.get(key), str):
         known = ", ".join(_ROLES)
-        fields.fault("unknown role", f"one of {known}", shown(name), "Use one of these names.", where + key)
+        fields.fault("data.messages.unknown_role", field=where + key, known=known, name=shown(name))
     return None
 
 
@@ -173,13 +168,7 @@ def _call_content(
 def _joined(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
     """Return the answer ``before`` with the ``calls`` that follow it."""
     if before.weight != calls.weight:
-        fields.fault(
-            "two weights",
-            "one weight for an answer and its calls",
-            f"{before.weight:g} before and {calls.weight:g} here",
-            "Give both messages the same weight.",
-            place,
-        )
+        fields.fault("data.messages.two_weights", field=place, weight=before.weight, weight2=calls.weight)
     thoughts = {"the message before": before.reasoning, "this one": calls.reasoning}
     return before._replace(
         reasoning=agreed(fields, {key: text for key, text in thoughts.items() if text is not None}, place),

@@ -69,30 +69,16 @@ def _is_verdict(value: Any, read_as: str | None) -> bool:
 
 
 def _refuse_verdict(fields: Fields, name: str, value: Any) -> None:
-    fields.fault(
-        "preference row",
-        "answers that are all to be learned",
-        f"`{name}` with {shown(value)}: a verdict on the answer, as KTO uses it",
-        f"weitune does not learn from verdicts yet. Keep the rows with good answers and remove `{name}` from them; "
-        "if it means something else, rename it.",
-        name,
-    )
+    fields.fault("data.other_objectives.preference_row", field=name, name=name, value=shown(value))
 
 
 def _refuse_field(fields: Fields, name: str, value: Any) -> None:
     if name.casefold() in _MEDIA:
-        fields.fault(
-            "not text",
-            "text alone",
-            f"`{name}` with {shown(value)}",
-            f"weitune learns from text only. Remove the rows about pictures or sounds; if `{name}` is none, rename it.",
-            name,
-        )
+        fields.fault("data.other_objectives.not_text", field=name, name=name, value=shown(value))
     else:
         fields.fault(
-            "preference row",
-            "one answer to learn",
-            f"`{shown_name(name)}`, one of several answers that were compared",
-            f"weitune does not learn from comparisons yet. {_COLUMN_CURE if isinstance(value, str) else _FILE_CURE}",
-            name,
+            "data.other_objectives.preference_row_2",
+            field=name,
+            name=shown_name(name),
+            detail=_COLUMN_CURE if isinstance(value, str) else _FILE_CURE,
         )

@@ -43,8 +43,7 @@ def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
             asked, answered = (fields.characters(text, place) for text in pair)
             turns += [Turn("user", asked), answer(fields, answered, place)]
         else:
-            fix = 'Write "history": [["question", "answer"], …].'
-            fields.fault("wrong type", "a pair of question and answer", shown(pair), fix, place)
+            fields.fault("data.pairs.wrong_type", field=place, pair=shown(pair))
     return turns
 
 
@@ -64,8 +63,7 @@ def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], whe
     for i, item in enumerate(items):
         place = f"{where}[{i}]."
         if not isinstance(item, dict):
-            fix = f'Write {{"{asked}": "…", "{answered}": "…"}}.'
-            fields.fault("wrong type", "a question and its answer (an object)", shown(item), fix, place[:-1])
+            fields.fault("data.pairs.wrong_type_2", field=place[:-1], item=shown(item), asked=asked, answered=answered)
             continue
         fields.only(item, known, place)
         if system := fields.optional_text(item, "system", place):

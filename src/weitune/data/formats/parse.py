@@ -25,7 +25,7 @@ from weitune.data.formats.messages import late_system, read_messages
 from weitune.data.formats.other_objectives import refuse_other_kinds
 from weitune.data.formats.pairs import answer, names_of, read_history, read_pairs
 from weitune.data.formats.tool_calls import read_tools
-from weitune.data.problems import FaultyRow, Problem, shown, shown_name
+from weitune.data.problems import FaultyRow, data_problem, shown, shown_name
 from weitune.errors import RecipeError
 
 Row = Mapping[str, Any]
@@ -46,16 +46,12 @@ class Options:
     def __post_init__(self) -> None:
         """Raise RecipeError for a format or a part that does not exist."""
         if self.format is not None and self.format not in FORMATS:
-            raise RecipeError(f"there is no data format '{self.format}'", f"Use one of: {', '.join(FORMATS)}.")
+            raise RecipeError("data.parse.there_no_data_format", format=self.format, formats=", ".join(FORMATS))
         unknown = [part for part in self.columns or () if part not in _PARTS]
         missing = [part for part in ("user", "assistant") if self.columns is not None and part not in self.columns]
         if unknown or missing:
             fault = f"an unknown part '{unknown[0]}'" if unknown else f"no column for '{missing[0]}'"
-            raise RecipeError(
-                f"columns: {fault}",
-                "Map system (optional), user and assistant to column names, such as "
-                "columns: {user: 问题, assistant: 回答}.",
-            )
+            raise RecipeError("data.parse.columns", fault=fault)
 
 
 _PARTS = ("system", "user", "assistant")
@@ -81,16 +77,13 @@ class RowReader:
     def read(self, row: object, origin: Origin) -> Conversation:
         """Return the conversation in ``row``. Raises FaultyRow with every problem of the row."""
         if not isinstance(row, dict):
-            raise FaultyRow(
-                Problem("not an object", "an object with named fields", shown(row), "Write each row as {…}.").at(origin)
-            )
+            raise FaultyRow(data_problem("data.parse.not_object", row_text=shown(row)).at(origin))
         self.format = self.format or recognise(row)
         fields = Fields(self.unused, self.remarks)
         try:
             turns, tools = self._read(fields, row)
         except RecursionError:  # a wrong value that even a message cannot show
-            fix = "Remove the value that is nested so deeply, or the row."
-            problem = Problem("nested too deeply", "the values of this format", "one with too many levels", fix)
+            problem = data_problem("data.parse.nested_too_deeply")
             raise FaultyRow(problem.at(origin)) from None
         fields.check_names()
         if fields.faults:
@@ -104,22 +97,14 @@ class RowReader:
             return (), ()
         if self.format is None:
             fields.fault(
-                "unknown format",
-                "the fields of a known format (docs/data.md)",
-                ", ".join(shown_name(str(key)) for key in row) or "no fields",
-                "Rename the fields, or say which columns to read with `columns`.",
-                "",
+                "data.parse.unknown_format",
+                field="",
+                row_text=", ".join(shown_name(str(key)) for key in row) or "no fields",
             )
             return (), ()
         turns, tools = _READERS[self.format](fields, row, self.options)
         if not fields.faults and "assistant" not in [turn.role for turn in turns]:
-            fields.fault(
-                "no answer",
-                "at least one assistant turn",
-                ", ".join(turn.role for turn in turns) or "no turn",
-                "Add what the assistant says, or remove the row.",
-                "",
-            )
+            fields.fault("data.parse.no_answer", field="", turns=", ".join(turn.role for turn in turns) or "no turn")
         return _with_one_system(fields, turns), tools
 
 

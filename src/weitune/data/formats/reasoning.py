@@ -70,13 +70,7 @@ def spoken_reasoning(fields: Fields, text: str, given: dict[str, str], part: str
     if reasoning is not None:
         given[f"{key} in tags" if part is not None else key] = reasoning
         if opens_with_reasoning(rest):
-            fields.fault(
-                "two reasonings",
-                "one reasoning for one answer",
-                "a second one in tags right after the first",
-                "Put both within one pair of <think> and </think>.",
-                place,
-            )
+            fields.fault("data.reasoning.two_reasonings_2", field=place)
     return rest
 
 
@@ -89,10 +83,6 @@ def agreed(fields: Fields, texts: Mapping[str, str], place: str) -> str | None:
     if len({text.strip("\n") for text in filled.values()}) > 1:
         (one, text), (other, another), *_ = filled.items()
         fields.fault(
-            "two reasonings",
-            "one reasoning for one answer",
-            f"`{one}` with {shown(text)} and `{other}` with {shown(another)}",
-            "Keep the right one of the two and remove the other.",
-            place,
+            "data.reasoning.two_reasonings", field=place, one=one, text=shown(text), other=other, another=shown(another)
         )
     return next(iter(filled.values()), next(iter(texts.values()), None))

@@ -54,13 +54,7 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
     if call is None or not calls:
         return (call,) if call else ()
     if [(call.name, call.arguments)] != [(other.name, other.arguments) for other in calls]:
-        fields.fault(
-            "calls twice",
-            "`tool_calls` or `function_call`",
-            "both, and they differ",
-            "Keep `tool_calls` and remove `function_call`.",
-            f"{where}function_call",
-        )
+        fields.fault("data.tool_calls.calls_twice", field=f"{where}function_call")
     return calls
 
 
@@ -92,7 +86,7 @@ def _calls(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
     if calls is UNREADABLE:
         return ()
     if not isinstance(calls, list):
-        fields.fault("wrong type", "a list of calls", shown(calls), "Write a list, even for one call.", where)
+        fields.fault("data.tool_calls.wrong_type", field=where, calls=shown(calls))
         return ()
     return tuple(call for i, item in enumerate(calls) if (call := read_call(fields, item, f"{where}[{i}]")))
 
@@ -108,7 +102,7 @@ def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
     if function is UNREADABLE:
         return None
     if not isinstance(function, dict):
-        fields.fault("wrong type", "a function call (an object)", shown(function), _CALL_CURE, where)
+        fields.fault("data.tool_calls.wrong_type_2", field=where, function=shown(function))
         return None
     fields.only(holder, _CALL_KEYS if bare else _HOLDER_KEYS, f"{where}.")
     places = {f"{where}.": holder}
@@ -129,8 +123,7 @@ def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
     """Return the name of the function that is called, which may not be blank."""
     name = function.get("name", ...)
     if name is None or (isinstance(name, str) and not name.strip()):
-        fix = "Write the name of the function, or remove the call."
-        fields.fault("empty name", "the name of a function", shown(name), fix, f"{where}name")
+        fields.fault("data.tool_calls.empty_name", field=f"{where}name", name=shown(name))
         return ""
     return fields.text(function, "name", where)
 
@@ -150,21 +143,15 @@ def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mappi
     *_, inner = places
     if not found and (other := _likely_arguments(places)):
         fields.fault(
-            "missing field",
-            "arguments",
-            f"none under {', '.join(_ARGUMENTS)}, but {other}",
-            "Rename the field to `arguments`, or remove it if the call has none.",
-            f"{inner}arguments",
+            "data.tool_calls.missing_field", field=f"{inner}arguments", arguments=", ".join(_ARGUMENTS), other=other
         )
         return None
     values = list(found.values())
     if any(value != values[0] for value in values):
         fields.fault(
-            "arguments twice",
-            "the arguments of a call in one field",
-            " and ".join(f"`{field.rpartition('.')[2]}` with {shown(value)}" for field, value in found.items()),
-            "Keep the right one of these fields and remove the others.",
-            next(iter(found)),
+            "data.tool_calls.arguments_twice",
+            field=next(iter(found)),
+            items=" and ".join(f"`{field.rpartition('.')[2]}` with {shown(value)}" for field, value in found.items()),
         )
         return None
     return values[0] if values else {}
@@ -188,7 +175,7 @@ def _mapping(fields: Fields, value: Any, expected: str, fix: str, where: str) ->
     if value is UNREADABLE:
         return None
     if not isinstance(value, dict):
-        fields.fault("wrong type", expected, shown(value), fix, where)
+        fields.fault("data.tool_calls.wrong_type_3", field=where, expected=expected, value=shown(value), fix=fix)
         return None
     return value if fields.sound(value, where) else None
 
@@ -198,13 +185,7 @@ def read_tools(fields: Fields, row: Mapping[str, Any]) -> tuple[Mapping[str, Any
     tools = _tools(fields, row.get("tools"), "tools")
     functions = _tools(fields, row.get("functions"), "functions")
     if tools and functions and tools != functions:
-        fields.fault(
-            "tools twice",
-            "`tools` or `functions`",
-            "both, and they differ",
-            "Keep `tools` and remove `functions`.",
-            "functions",
-        )
+        fields.fault("data.tool_calls.tools_twice", field="functions")
     return tools or functions
 
 
@@ -216,7 +197,7 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
     if tools is UNREADABLE:
         return ()
     if not isinstance(tools, list):
-        fields.fault("wrong type", "a list of tools", shown(tools), "Write a list, even for one tool.", where)
+        fields.fault("data.tool_calls.wrong_type_4", field=where, tools=shown(tools))
         return ()
     items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(tools)]
     if UNREADABLE in items or not fields.sound(items, where):
@@ -249,7 +230,7 @@ def _tool(fields: Fields, item: Any, where: str) -> Mapping[str, Any] | None:
     elif isinstance(item, dict):
         schema = {key: value for key, value in item.items() if not (key == "type" and value in ("function", "custom"))}
     if not isinstance(schema, dict) or not isinstance(schema.get("name"), str):
-        fields.fault("wrong type", "a tool with a name", shown(item), _TOOL_CURE, where)
+        fields.fault("data.tool_calls.wrong_type_5", field=where, item=shown(item))
         return None
     if "parameters" not in schema:
         schema = {"parameters" if key in _SCHEMAS else key: value for key, value in schema.items()}

@@ -80,7 +80,7 @@ class ChatFraming(Framing):
         try:
             return self._draft(conversation)
         except Refusal as refusal:
-            advice = self._advisor.advice(refusal.kind, refusal.turn, conversation, self._template)
+            advice = self._advisor.advice(refusal.reason, refusal.turn, conversation, self._template)
             raise refusal.error(conversation, advice) from None
 
     def prompt(self, conversation: Conversation) -> list[int]:
@@ -145,11 +145,7 @@ class ChatFraming(Framing):
         controls = list(self._controls.find(text, len(prompt)))
         end = self._last(controls, text, turn)
         if end is None:
-            raise Refusal(
-                "the model's end-of-turn token after every answer",
-                f"none after turn {i + 1}",
-                "Use a chat template that ends every assistant turn with the same token.",
-            )
+            raise Refusal("data.chat.none_after_turn", i=i + 1)
         ids = [control.id for control in controls]
         check_thought(turn, i, prompt, ids, self._conventions.tags, self._controls.ids)
         start = len(prompt)
@@ -199,14 +195,7 @@ class ChatFraming(Framing):
         except Refusal:
             if asked:
                 raise
-        raise Refusal(
-            f"a turn of the user before turn {i + 1}",
-            f"that turn {i + 1} is the assistant's and nothing asks for it; this chat template cannot tell what the "
-            "model sees before such a turn",
-            "Open the row with a turn of the user.",
-            kind="first",
-            turn=i,
-        )
+        raise Refusal("data.chat.turn_assistant_s_nothing", reason="first", turn=i, i=i + 1)
 
     def _last(self, controls: Sequence[Control], text: str, turn: Turn) -> Control | None:
         """Return the token that ends ``turn``: after it, control tokens and white space at most."""

@@ -32,29 +32,14 @@ def check_complete(script: Script, whole: str, regions: Mapping[int, str]) -> No
         ]
         if missing:
             raise Refusal(
-                "a chat template that writes every turn",
-                f"one that leaves out {missing[0]} of turn {i + 1} ({turn.role})",
-                "Use a model whose chat template writes such turns, or remove them.",
-                kind="text",
-                turn=i,
+                "data.completeness.leaves_out_turn", reason="text", turn=i, missing=missing[0], i=i + 1, role=turn.role
             )
         if i in regions and turn.reasoning and not _contains(shown, turn.reasoning):
-            raise Refusal(
-                "a chat template that writes the reasoning of every learned turn",
-                f"one that leaves out the reasoning of turn {i + 1}",
-                "Use a model whose chat template writes reasoning in such turns, or remove the reasoning.",
-                kind="reasoning",
-                turn=i,
-            )
+            raise Refusal("data.completeness.leaves_out_reasoning_turn", reason="reasoning", turn=i, i=i + 1)
     for tool in script.conversation.tools:
         name = tool.get("function", tool).get("name", "")
         if not _contains(shown_whole, name):
-            raise Refusal(
-                "a chat template with a place for tools",
-                f"one that leaves out the tool {name!r}",
-                "Use a model whose chat template writes tools, or remove `tools`.",
-                kind="tools",
-            )
+            raise Refusal("data.completeness.leaves_out_tool", reason="tools", name=name)
 
 
 def _added(script: Script, i: int, whole: str) -> str:
@@ -76,21 +61,9 @@ def check_thought(
         return
     end = prompt.rstrip()
     if end.endswith(opening) and controls[closing] not in ids:
-        raise Refusal(
-            f"an end of the thought that the chat template opens before turn {i + 1}",
-            f"no {closing} in the turn, so all of it would be learned as a thought",
-            "Give the answers their reasoning.",
-            kind="prompt",
-            turn=i,
-        )
+        raise Refusal("data.completeness.no_turn_so_all", reason="prompt", turn=i, i=i + 1, closing=closing)
     if turn.reasoning and end.endswith(closing) and controls[opening] in ids:
-        raise Refusal(
-            f"a chat template that lets the model think in turn {i + 1}, which has reasoning",
-            f"one whose prompt has ended the thought already: {end[-40:]!r}",
-            "Set `tokens.template_args` so that the model thinks, or remove the reasoning.",
-            kind="prompt",
-            turn=i,
-        )
+        raise Refusal("data.completeness.whose_prompt_has_ended", reason="prompt", turn=i, i=i + 1, end=end[-40:])
 
 
 def never_seen(script: Script, i: int, prompt: str, text: str) -> Refusal:
@@ -98,12 +71,13 @@ def never_seen(script: Script, i: int, prompt: str, text: str) -> Refusal:
     without, given = (script.reveal(_around(*pair)) for pair in ((prompt, text), (text, prompt)))
     alike = " (once a control token, once text that looks like one)" if without == given else ""
     return Refusal(
-        f"the chat template to write the same before turn {i + 1} whether or not the answer is there",
-        f"{without!r} without it and {given!r} with it{alike}; the model would learn what it never sees later",
-        "Set `tokens.template_args` so that both agree, give the answers what is missing (such as reasoning), or leave "
-        "out what moves (such as `system`).",
-        kind="prompt",
+        "data.completeness.without_model_would_learn",
+        reason="prompt",
         turn=i,
+        i=i + 1,
+        without=without,
+        given=given,
+        alike=alike,
     )
 
 

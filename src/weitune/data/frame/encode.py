@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models
 
 from weitune.data.conversation import Example, Origin, Span
 from weitune.data.frame.control_tokens import ControlTokens, Disguise
-from weitune.data.problems import framing_error, shown
+from weitune.data.problems import data_problem, framing_error, shown
 
 _REMEMBERED_TOKENS = 1 << 19
 """Tokens of texts that are kept, at most: about 20 MB."""
@@ -146,12 +146,7 @@ class PieceEncoder:
         ids = [token for encoding in encodings for token in encoding.ids]
         ids = [self._renumber.get(token, token) for token in ids]
         if self._control_ids.intersection(ids) - {self._unknown}:
-            raise framing_error(
-                None,
-                "text that the tokenizer can tell from a control token",
-                shown(text),
-                "Remove what looks like a control token from the row, or use another tokenizer.",
-            )
+            raise framing_error(None, data_problem("data.encode.text_tokenizer_can_tell", text=shown(text)))
         return ids
 
 

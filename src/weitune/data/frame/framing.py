@@ -35,10 +35,7 @@ class Framing(ABC):
         """Share the backend of ``tokenizer``, a transformers fast tokenizer. Raises ModelError if it has none."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ModelError(
-                f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json",
-                "Use a model that ships a fast tokenizer, or convert its tokenizer to tokenizer.json.",
-            )
+            raise ModelError("data.framing.tokenizer_has_no_tokenizer", name__=type(tokenizer).__name__)
         self.notes = []
         self._backend = backend
         self._controls = ControlTokens(backend)

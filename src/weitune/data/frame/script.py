@@ -7,28 +7,33 @@ same text; the disguised one then tells which control tokens the template wrote.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from weitune.data.conversation import Conversation
 from weitune.data.frame.control_tokens import ControlTokens, Disguise, texts_in
 from weitune.data.frame.conventions import Conventions, hidden
 from weitune.data.frame.probe_dialogues import Thoughts
 from weitune.data.frame.template import REFUSALS, ChatTemplate, Rendered
-from weitune.data.problems import framing_error
+from weitune.data.problems import data_problem, framing_error
 from weitune.errors import DataError
 
 
 class Refusal(Exception):  # noqa: N818  (always caught, and told as a DataError)
-    """Why a template cannot frame a conversation. ``kind`` and ``turn`` (from 0) say what could be tried instead."""
+    """A template cannot frame a conversation: ``problem`` says why.
 
-    def __init__(self, expected: str, found: str, fix: str, *, kind: str = "", turn: int = 0) -> None:
-        """Keep what a problem needs; ``fix`` is for when nothing is tried, or nothing of it works."""
-        super().__init__(f"expected {expected}; found {found}")
-        self.expected, self.found, self.fix = expected, found, fix
-        self.kind, self.turn = kind, turn
+    ``reason`` and ``turn`` (from 0) say what could be tried instead.
+    The fix of ``problem`` is for when nothing is tried, or nothing of it works.
+    """
+
+    def __init__(self, message_id: str, /, *, reason: str = "", turn: int = 0, **values: Any) -> None:
+        self.problem = data_problem(message_id, **values)
+        self.reason, self.turn = reason, turn
+        super().__init__(str(self.problem))
 
     def error(self, conversation: Conversation, fix: str | None = None) -> DataError:
         """Return the error about ``conversation``."""
-        return framing_error(conversation.origin, self.expected, self.found, fix or self.fix)
+        return framing_error(conversation.origin, replace(self.problem, fix=fix or self.problem.fix))
 
 
 class Script:
@@ -91,11 +96,7 @@ class Script:
                 plain = self._template.render(self._messages[:turns], self._tools, prompting)
         except REFUSALS as error:
             raise self._refused(turns, error) from None
-        raise Refusal(
-            "text that looks like a control token to go through the chat template as other text does",
-            f"{', '.join(self._lookalikes())}, with which the template does something of its own",
-            "Remove what looks like a control token from the row.",
-        )
+        raise Refusal("data.script.template_does_something_own", lookalikes=", ".join(self._lookalikes()))
 
     def _lookalikes(self) -> list[str]:
         """Return the control tokens that the conversation's texts spell, or the texts that spell parts of one."""
@@ -144,12 +145,7 @@ class Script:
 
     def _refused(self, turns: int, error: Exception) -> Refusal:
         roles = ", ".join(turn.role for turn in self.conversation.turns[:turns]) or "no turns"
-        return Refusal(
-            "turns that the chat template accepts",
-            f"{roles}: {error}",
-            "Give the conversation the turns this model's template knows, or set `tokens.template_args` as it asks.",
-            kind="turns",
-        )
+        return Refusal("data.script.turns_chat_template_accepts", reason="turns", roles=roles, error=error)
 
 
 def _opened(prompt: str, thoughts: Thoughts) -> tuple[str, str]:

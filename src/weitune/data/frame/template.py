@@ -17,6 +17,7 @@ from jinja2.meta import find_undeclared_variables
 from weitune.data.frame.control_tokens import Disguise
 from weitune.data.frame.tracing import TracedTemplate, environment_of
 from weitune.errors import ModelError
+from weitune.messages import say
 
 CHATML = (
     "{% for message in messages %}"
@@ -146,12 +147,9 @@ def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[
         return ChatTemplate(source, tokenizer.get_chat_template(None, [{}]), arguments or {}, specials), None
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     if {"<|im_start|>", "<|im_end|>"} <= added:
-        note = "The tokenizer has no chat template; its ChatML tokens frame the turns."
+        note = say("data.template.tokenizer_has_no_chat_2")
         return ChatTemplate(CHATML, CHATML, arguments or {}, specials), note
     if tokenizer.eos_token is None:
-        raise ModelError(
-            "the tokenizer has neither a chat template nor an end-of-sequence token",
-            "Use a chat model, or add a `chat_template` to the model's tokenizer_config.json.",
-        )
-    note = "The tokenizer has no chat template; turns are framed as plain text (`User:`, `Assistant:`)."
+        raise ModelError("data.template.tokenizer_has_neither_chat")
+    note = say("data.template.tokenizer_has_no_chat")
     return ChatTemplate(PLAIN, PLAIN, arguments or {}, specials), note

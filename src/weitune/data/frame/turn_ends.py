@@ -52,16 +52,10 @@ class TurnEnds:
             self._render(_ASKED, prompting=True)
             text = self._render(_ASKED, _ANSWERED)
         except REFUSALS as error:
-            raise ModelError(
-                f"the chat template cannot render a question and an answer: {error}",
-                "Use a model with a chat template, and check `tokens.template_args`.",
-            ) from None
+            raise ModelError("data.turn_ends.chat_template_cannot_render", error=error) from None
         end = self._end(text, self._followed(_ASKED, _ANSWERED, Turn("user", "And low tide?")), ANSWER)
         if end is None:
-            raise ModelError(
-                "the chat template writes no end-of-turn token after an answer, so the model would never learn to stop",
-                "Use a model whose chat template ends the assistant's turn with a control token.",
-            )
+            raise ModelError("data.turn_ends.chat_template_writes_no")
         return end
 
     def of_call(self, answer: TurnEnd) -> TurnEnd | None:

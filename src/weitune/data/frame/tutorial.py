@@ -22,8 +22,9 @@ from weitune.data.frame.conventions import spoken
 from weitune.data.frame.encode import Draft, Learned, Piece, Text
 from weitune.data.frame.framing import Framing
 from weitune.data.frame.probe_dialogues import tags_of
-from weitune.data.problems import framing_error
+from weitune.data.problems import data_problem, framing_error
 from weitune.errors import DataError, ModelError
+from weitune.messages import say
 
 _SYSTEM, _QUESTION = "\ufdd0", "\ufdd1"  # noncharacters, so that no tokenizer has them in a control token
 _SLOT = re.compile(f"([{_SYSTEM}{_QUESTION}])")
@@ -37,10 +38,7 @@ class TutorialFraming(Framing):
         """Raises ModelError if the tokenizer has no pad token, which ends the answers."""
         super().__init__(tokenizer)
         if tokenizer.pad_token_id is None:
-            raise ModelError(
-                "the tutorial's framing ends answers with the pad token, and this tokenizer has none",
-                "Use `tokens.template: chat`, or a tokenizer with a pad token.",
-            )
+            raise ModelError("data.tutorial.tutorial_s_framing_ends")
         self.end_of_turn = int(tokenizer.pad_token_id)
         self._form = self._make_form()
         self._around = lru_cache(maxsize=64)(self._frame)
@@ -126,9 +124,6 @@ class _Frame(NamedTuple):
 
 
 def _not_single(conversation: Conversation) -> DataError:
-    return framing_error(
-        conversation.origin,
-        "one question and one answer without tools, which is all the tutorial's framing knows",
-        ", ".join(turn.role for turn in conversation.turns) + (" and tools" if conversation.tools else ""),
-        "Use `tokens.template: chat` for longer dialogues.",
-    )
+    roles = ", ".join(turn.role for turn in conversation.turns)
+    turns = say("data.tutorial.and_tools", turns=roles) if conversation.tools else roles
+    return framing_error(conversation.origin, data_problem("data.tutorial.not_single_turn", turns=turns))

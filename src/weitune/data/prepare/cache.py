@@ -49,8 +49,7 @@ def building(target: Path) -> Iterator[Path]:
             _rename(partial, target)
     except OSError as error:
         raise InputError(
-            f"the prepared data cannot be written to '{target.parent}': {error.strerror or error}",
-            "Make room there, or set XDG_CACHE_HOME to a folder with room.",
+            "data.cache.prepared_data_cannot_written", parent=target.parent, strerror=error.strerror or error
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

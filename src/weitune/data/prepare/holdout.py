@@ -85,10 +85,7 @@ def hold_out(examples: ExampleSet, fraction: float) -> tuple[Selection, Selectio
         members.setdefault(key, []).append(i)
         rows[key] += begins
     if len(members) < 2:
-        raise DataError(
-            f"no validation data can be held out: all {len(examples)} examples have the same prompt",
-            "Give `validation` a file of its own.",
-        )
+        raise DataError("data.holdout.no_validation_data_can", examples_count=len(examples))
     wanted = min(max(1, round(fraction * len(examples))), len(examples) - 1)
     most = max(1.0, LARGEST_SHARE * fraction * rows.total())
     held: list[int] = []

@@ -73,10 +73,7 @@ def prepare(
         if reader.problems:
             raise reader.problems.error()
         if not report.content["examples"]["kept"]:
-            raise DataError(
-                "\n  ".join(["there is nothing left to learn:", *report.lines()]),
-                "Raise `tokens.max_length`, or check the data with `weitune data check`.",
-            )
+            raise DataError("data.prepare.nothing_left", lines="\n  ".join(report.lines()))
         (partial / REPORT).write_text(json_text(report.to_json(), indent=1), encoding="utf-8")
     return Prepared(folder, fingerprint, report)
 
@@ -107,9 +104,7 @@ def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None) -> Reader:
         known = [name for source in reader.sources if source.is_text for name in (source.given, source.name)]
         near = difflib.get_close_matches(unknown[0], list(dict.fromkeys([*known, *others])), n=1, cutoff=0.0)
         hint = f" Did you mean '{shown_name(near[0])}'?" if near else ""
-        raise RecipeError(
-            f"encoding: '{shown_name(unknown[0])}' is not one of the text files in `data`", f"Write it as there.{hint}"
-        )
+        raise RecipeError("data.prepare.encoding_not_text_files", unknown=shown_name(unknown[0]), hint=hint)
     return reader
 
 
@@ -123,10 +118,7 @@ def _source_weights(reader: Reader, recipe: Recipe) -> list[float]:
     weights = recipe.weights or {}
     for name in weights:
         if name not in recipe.data:
-            raise RecipeError(
-                f"weights: '{name}' is not one of the files in `data`",
-                f"Write it as in `data`: {', '.join(recipe.data)}.",
-            )
+            raise RecipeError("data.prepare.weights_not_files_data", name=name, data=", ".join(recipe.data))
     return [weights.get(source.given, 1.0) for source in reader.sources]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from weitune.data.conversation import Conversation, Example, Span
 from weitune.data.prepare.accounts import RowCounts
-from weitune.data.problems import Problem, Problems
+from weitune.data.problems import Problem, Problems, data_problem
 from weitune.errors import DataError
 from weitune.recipe.schema import Tokens
 
@@ -65,12 +65,7 @@ def cut(example: Example, max_length: int) -> Example:
 
 
 def _too_long(conversation: Conversation, tokens: int, limit: int) -> Problem:
-    problem = Problem(
-        "too long",
-        f"at most {limit:,} tokens",
-        f"{tokens:,} tokens",
-        "Raise `tokens.max_length`, or let `tokens.truncation` drop or cut long examples.",
-    )
+    problem = data_problem("data.truncate.too_long", limit=limit, tokens=tokens)
     return _standing(problem, conversation)
 
 

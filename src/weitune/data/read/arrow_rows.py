@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from weitune.data.conversation import Origin
-from weitune.data.problems import Problem, shown_name
+from weitune.data.problems import Problem, data_problem, shown_name
 from weitune.data.read.rows import BlankRow, Notes, RawRow
 
 _BATCH = 1024
@@ -66,8 +66,7 @@ def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterato
             names = batch.schema.names
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                found = f"`{shown_name(twice)}` twice"
-                yield Problem("repeated column", "different column names", found, "Rename one of them.", file)
+                yield data_problem("data.arrow_rows.repeated_column", file=file, twice=shown_name(twice))
                 return
             batch.validate(full=True)  # Arrow trusts what it maps, and would read outside of a damaged file
             clean = cleaner(batch.schema, notes)
@@ -77,13 +76,13 @@ def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterato
                     yield _row(Origin(file, row), clean(value))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         article = "an" if kind == "Arrow" else "a"
-        yield Problem(
-            f"not a valid {kind} file",
-            f"{article} {kind} file",
-            " ".join(str(error).split())[:120],
-            "Write the file again; it is damaged or of another type.",
-            file,
-            row + 1,
+        yield data_problem(
+            "data.arrow_rows.not_valid_file",
+            file=file,
+            row=row + 1,
+            kind=kind,
+            article=article,
+            split=" ".join(str(error).split())[:120],
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from weitune.data.conversation import Conversation
 from weitune.data.formats.containers import Shape
 from weitune.data.formats.parse import Options, RowReader
-from weitune.data.problems import FaultyRow, Problem, Problems
+from weitune.data.problems import FaultyRow, Problem, Problems, data_problem
 from weitune.data.read.depth import DEEPEST, too_deep
 from weitune.data.read.rows import BlankRow, Notes, RawRow
 from weitune.data.read.sources import Source, codecs_said, find_sources, raw_rows
@@ -120,11 +120,9 @@ def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
     return problems or conversation
 
 
-_TOO_DEEP = Problem("nested too deeply", f"at most {DEEPEST} levels of objects and lists", "more", "Flatten the value.")
-_TOO_LARGE = Problem("number too large", "numbers that a computer can calculate with", "a larger one", "Remove it.")
-_NO_NUMBER = Problem(
-    "not a number", "numbers as JSON has them", "NaN or Infinity", "Write null, a number, or a text in quotes."
-)
+_TOO_DEEP = data_problem("data.conversations.nested_too_deeply", deepest=DEEPEST)
+_TOO_LARGE = data_problem("data.conversations.number_too_large")
+_NO_NUMBER = data_problem("data.conversations.not_number")
 
 
 def _unusable(conversation: Conversation) -> tuple[Problem, ...]:

@@ -15,7 +15,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from weitune.data.problems import Problem, shown_name
+from weitune.data.problems import Problem, data_problem, shown_name
+from weitune.messages import say
 
 _NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "__MACOSX"})
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
@@ -36,8 +37,7 @@ def _below(
         here = folder.stat()
         entries = sorted(folder.iterdir())
     except OSError as error:
-        fix = "Make the folder readable for you, or name the files that are to be read."
-        yield Problem("unreadable folder", "a readable folder", error.strerror or str(error), fix, str(folder))
+        yield data_problem("data.folders.unreadable_folder", file=str(folder), strerror=error.strerror or str(error))
         return
     if (here.st_dev, here.st_ino) in visited:
         return
@@ -73,8 +73,13 @@ def _split_files(
     splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     if split is None and len(splits) != 1:
         shown = ", ".join(map(shown_name, splits)) or "none"
-        fix = f"Say which to read behind the folder's name: {folder}:{splits[0] if splits else 'SPLIT'}."
-        yield Problem("several splits", "one split of the saved data set", shown, fix, str(folder))
+        yield data_problem(
+            "data.folders.several_splits",
+            file=str(folder),
+            shown=shown,
+            folder=folder,
+            detail=splits[0] if splits else "SPLIT",
+        )
         return
     chosen = split if split is not None else splits[0]
     if chosen not in splits or os.sep in chosen:
@@ -91,17 +96,17 @@ def _saved_files(folder: Path) -> Iterator[Path | Problem]:
         return
     listed = state.get("_data_files")
     names = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    fix = "Save the data set again with `save_to_disk`, or write it as Parquet."
+    fix = say("data.folders.save_data_set_again")
     if state.get("_indices_files") or state.get("_indices_data_files"):
-        yield Problem("unknown data set", "a saved data set without an index", "an index", fix, str(folder))
+        yield data_problem("data.folders.unknown_data_set_2", file=str(folder), fix=fix)
         return
     if not names:
-        yield Problem("unknown data set", f"the names of files in {_STATE}", "none", fix, str(folder))
+        yield data_problem("data.folders.unknown_data_set_3", file=str(folder), state=_STATE, fix=fix)
     for name in names:
         if isinstance(name, str) and Path(name).name == name and (folder / name).is_file():
             yield folder / name
         else:
-            yield Problem("missing file", f"the file that {_STATE} names", f"no file {name!r}", fix, str(folder))
+            yield data_problem("data.folders.missing_file", file=str(folder), state=_STATE, name=name, fix=fix)
 
 
 def _read(path: Path) -> dict[str, object] | Problem:
@@ -112,11 +117,9 @@ def _read(path: Path) -> dict[str, object] | Problem:
         found = error
     if isinstance(found, dict):
         return found
-    fix = "Save the data set again with `save_to_disk`, or write it as Parquet."
-    return Problem("unknown data set", "what `datasets` has written", "something else", fix, str(path))
+    return data_problem("data.folders.unknown_data_set", file=str(path))
 
 
 def _no_split(folder: Path, split: str, splits: list[str]) -> Problem:
-    expected = f"a saved data set with a split `{shown_name(split)}`"
     found = f"the splits {', '.join(map(shown_name, splits))}" if splits else "a folder without splits"
-    return Problem("missing split", expected, found, "Name a split that is there, or none.", str(folder))
+    return data_problem("data.folders.missing_split", file=str(folder), split=shown_name(split), found=found)

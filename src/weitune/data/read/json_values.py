@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from weitune.data.conversation import Origin
-from weitune.data.problems import Problem
+from weitune.data.problems import Problem, data_problem
 from weitune.data.read.json_window import Decoder, Window, cut_off, whole_lines, whole_values
 from weitune.data.read.rows import RawRow
+from weitune.messages import say
 
 LOOKAHEAD = 1 << 20
 """Characters of a value that are looked at before it is read as it comes."""
@@ -73,10 +74,12 @@ class Place:
             near = window.text[max(window.at, at - _SHOWN) : at + _SHOWN].strip()
             found = f"{error.msg[:1].lower()}{error.msg[1:]} near {near!r}" if near else "the end of the text"
         elif isinstance(error, RecursionError):
-            found = "an object nested too deeply"
+            found = say("data.json_values.object_nested_too_deeply")
         else:
             found = str(error)
-        return Problem("not valid JSON", "a JSON value", found, fix, self.file, line=line, column=column)
+        return data_problem(
+            "data.json_values.not_valid_json", file=self.file, line=line, column=column, found=found, fix=fix
+        )
 
     def unexpected(self, expected: str, row: int, *, rest: bool) -> Problem:
         """Return the fault of what stands at the place instead of what is ``expected``."""
@@ -86,7 +89,16 @@ class Place:
         line, column = window.place(window.at)
         found = repr(window.text[window.at : window.at + _SHOWN]) if not window.ended else "the end of the file"
         fix = REST_CURE if rest else LINE_CURE
-        return Problem("not valid JSON", expected, found, fix, self.file, row, line, column)
+        return data_problem(
+            "data.json_values.not_valid_json_2",
+            file=self.file,
+            row=row,
+            line=line,
+            column=column,
+            expected=expected,
+            found=found,
+            fix=fix,
+        )
 
     def here(self, problem: Problem) -> Problem:
         """Return a problem of the file, standing at the place."""

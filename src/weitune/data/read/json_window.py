@@ -11,7 +11,7 @@ import re
 from typing import IO, Any
 
 from weitune.data.conversation import Origin
-from weitune.data.problems import Problem
+from weitune.data.problems import Problem, data_problem
 from weitune.data.read.depth import DEEPEST, too_deep
 
 _WINDOW = 1 << 18
@@ -59,9 +59,7 @@ class Decoder:
 
 def repeated_key(key: str) -> Problem:
     """Return the fault of an object that has ``key`` twice."""
-    return Problem(
-        "repeated key", "every key once", f"the key {key!r} twice", "Rename or remove one of them.", field=key
-    )
+    return data_problem("data.json_window.repeated_key", field=key, key=key)
 
 
 def after_space(text: str, at: int) -> int:

@@ -16,8 +16,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from weitune.data.problems import Problem
+from weitune.data.problems import Problem, data_problem
 from weitune.data.read import frequent_characters
+from weitune.messages import say
 
 CHINESE = "gb18030"
 _EXPECTED, _MISREAD = 0.6, 0.12
@@ -315,29 +316,22 @@ def _decoded(line: bytes, codec: str) -> str | None:
 
 
 def _unknown(likely: list[Encoding], sample: list[bytes], line: int | None) -> Problem:
-    expected = "UTF-8, UTF-16 or GB18030 text"
+    expected = say("data.legacy_encodings.utf_8_utf_16")
     if not likely:
-        found = "bytes that are none of these, nor text in another encoding that is known"
-        fix = "Save the file as UTF-8, or say what it is: `encoding: NAME` in the recipe, or --encoding NAME."
-        return Problem("unknown encoding", expected, found, fix, line=line)
+        found = say("data.legacy_encodings.bytes_none_these_nor")
+        fix = say("data.legacy_encodings.save_file_utf_8")
+        return data_problem(
+            "data.legacy_encodings.unknown_encoding", line=line, expected=expected, found=found, fix=fix
+        )
     first, *others = likely[:3]
     text = next((text for each in sample if (text := _decoded(each, first.codec)) is not None), "")
     begin = next((at for at, char in enumerate(text) if char > "\x7f"), 0)
     example = "".join(filter(str.isprintable, text[max(0, begin - 8) : begin + 16])).strip()
     rest = f", or as {' or '.join(each.about for each in others)}" if others else ""
-    found = f"bytes that read as {first.about}, “{example}”{rest}"
-    fix = (
-        f"If that is right, say so: `encoding: {first.codec}` in the recipe, or --encoding {first.codec}. "
-        "Or save the file as UTF-8."
-    )
-    return Problem("unknown encoding", expected, found, fix, line=line)
+    found = say("data.legacy_encodings.bytes_read", about=first.about, example=example, rest=rest)
+    fix = say("data.legacy_encodings.if_right_say_so", codec=first.codec)
+    return data_problem("data.legacy_encodings.unknown_encoding", line=line, expected=expected, found=found, fix=fix)
 
 
 def _mixed(line: int) -> Problem:
-    return Problem(
-        "mixed encodings",
-        "one encoding for all of the file",
-        "most of it reads as GB18030, but the text near this line does not",
-        "Save every part as UTF-8 before joining them; if all of it is GB18030, say `encoding: gb18030`.",
-        line=line,
-    )
+    return data_problem("data.legacy_encodings.mixed_encodings", line=line)

@@ -25,7 +25,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from weitune.data.formats.containers import Shape
-from weitune.data.problems import Problem, Problems, shown_name
+from weitune.data.problems import Problem, Problems, data_problem, shown_name
 from weitune.data.read.arrow_rows import arrow_rows, dataset_rows, parquet_rows
 from weitune.data.read.folders import files_below
 from weitune.data.read.json_rows import json_rows
@@ -33,6 +33,7 @@ from weitune.data.read.rows import BlankRow, Notes, RawRow
 from weitune.data.read.table_rows import csv_rows
 from weitune.data.read.text_file import Codec, FileFacts, blocks, examine, open_text
 from weitune.files.paths import user_path
+from weitune.messages import say
 
 _KINDS = {
     ".json": "json",
@@ -138,7 +139,7 @@ def _expand(name: str, problems: Problems) -> Iterator[Source]:
     elif _HUB_ID.fullmatch(name) and _kind(path) is None:
         yield Source(name, "hub", name)
     else:
-        problems.add([Problem("missing file", "a file or folder", "nothing there", _nearest(path), name)], rows=0)
+        problems.add([data_problem("data.sources.missing_file", file=name, nearest=_nearest(path))], rows=0)
 
 
 def _split_name(name: str) -> tuple[Path, str | None]:
@@ -158,14 +159,17 @@ def _split_name(name: str) -> tuple[Path, str | None]:
 def _file(name: str, path: Path, part: str | None, problems: Problems) -> Iterator[Source]:
     kind = _kind(path)
     if not path.is_file():
-        fix = "Write the rows to a file, and name that."
-        problems.add([Problem("not a file", "a file or folder", "a device or pipe", fix, name)], rows=0)
+        fix = say("data.sources.write_rows_file_name")
+        problems.add([data_problem("data.sources.not_file_2", file=name, fix=fix)], rows=0)
     elif kind is None:
         found, fix = f"'{path.suffix or path.name}'", "Rename the file after what it holds, or convert it."
-        problems.add([Problem("unknown file type", _KNOWN, shown_name(found), fix, name)], rows=0)
+        problems.add(
+            [data_problem("data.sources.unknown_file_type", file=name, known=_KNOWN, found=shown_name(found), fix=fix)],
+            rows=0,
+        )
     elif part is not None and kind != "json":
-        fix = f"Leave `:{part}` out."
-        problems.add([Problem("missing part", "a JSON file", f"a {kind} file, which has no parts", fix, name)], rows=0)
+        fix = say("data.sources.leave_out", part=part)
+        problems.add([data_problem("data.sources.missing_part", file=name, kind=kind, fix=fix)], rows=0)
     else:
         yield Source(name, kind, name, path, part=part)
 
@@ -180,12 +184,11 @@ def _folder(name: str, path: Path, part: str | None, problems: Problems) -> Iter
         else:
             problems.add([_broken_link(str(item))], rows=0)
     if not found:
-        problems.add([Problem("no data", f"{_KNOWN} in the folder", "none", "Name another folder.", name)], rows=0)
+        problems.add([data_problem("data.sources.no_data", file=name, known=_KNOWN)], rows=0)
 
 
 def _broken_link(name: str) -> Problem:
-    fix = "Remove it, or put the file there that it stands for."
-    return Problem("not a file", "a file or folder", "a link to nothing, a device or a pipe", fix, name)
+    return data_problem("data.sources.not_file", file=name)
 
 
 def _shipped(name: str, problems: Problems) -> Iterator[Source]:
@@ -195,8 +198,9 @@ def _shipped(name: str, problems: Problems) -> Iterator[Source]:
     if f"builtin:{path.stem}" in shipped:
         yield Source(name, "json", name, path)
     else:
-        fix = f"Name one of these: {', '.join(shipped)}."
-        problems.add([Problem("unknown built-in data", "a data set that ships with weitune", name, fix, name)], rows=0)
+        problems.add(
+            [data_problem("data.sources.unknown_built_data", file=name, name=name, shipped=", ".join(shipped))], rows=0
+        )
 
 
 def _kind(path: Path) -> str | None:
@@ -231,9 +235,7 @@ def _examined(source: Source, problems: Problems, codec_of: CodecOf) -> Source |
         problems.add([_unreadable(source.name, error)], rows=0)
         return None
     if facts.size_bytes == 0:
-        problems.add(
-            [Problem("empty file", "rows", "an empty file", "Put rows into it, or leave it out.", source.name)], rows=0
-        )
+        problems.add([data_problem("data.sources.empty_file", file=source.name)], rows=0)
         return None
     if facts.fault is not None:
         problems.add([replace(facts.fault, file=source.name)], rows=0)
@@ -244,7 +246,7 @@ def _examined(source: Source, problems: Problems, codec_of: CodecOf) -> Source |
 def _unreadable(file: str, error: OSError, row: int | None = None) -> Problem:
     fix = "Make the file readable for you." if isinstance(error, PermissionError) else "Copy or pack the file again."
     found = error.strerror or " ".join(str(error).split())[:120]
-    return Problem("unreadable file", "a readable file", found, fix, file, row)
+    return data_problem("data.sources.unreadable_file", file=file, row=row, found=found, fix=fix)
 
 
 def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = None) -> Iterator[Raw]:
@@ -253,7 +255,7 @@ def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = N
     ``shape`` tells rows from objects that hold rows; what is noticed besides goes to ``notes``.
     """
     row = 0
-    found = "none"
+    found = say("data.sources.none")
     try:
         for item in _read(source, shape or Shape(), notes or Notes()):
             row = item.row or row if isinstance(item, Problem) else item.origin.row
@@ -265,10 +267,11 @@ def raw_rows(source: Source, shape: Shape | None = None, notes: Notes | None = N
     except UnicodeError as error:
         found = ""
         encoding = source.facts.encoding if source.facts else "utf-8"
-        fix = "Save the file as UTF-8, or say what it is with `encoding`."
-        yield Problem("undecodable text", f"{encoding} text", str(error)[:120], fix, source.name, row + 1)
+        yield data_problem(
+            "data.sources.undecodable_text", file=source.name, row=row + 1, encoding=encoding, error=str(error)[:120]
+        )
     if found:
-        yield Problem("no rows", "rows", found, "Put rows into it, or leave it out.", source.name)
+        yield data_problem("data.sources.no_rows", file=source.name, found=found)
 
 
 def _read(source: Source, shape: Shape, notes: Notes) -> Iterator[Raw]:
@@ -314,12 +317,10 @@ def _from_hub(source: Source, problems: Problems) -> Source | None:
 
         table = datasets.load_dataset(repository, config, split=split or "train")
     except Exception as error:  # noqa: BLE001  (the hub's libraries raise dozens of kinds; all mean: not available)
-        problem = Problem(
-            "data set not available",
-            "a file, or a data set on the Hugging Face hub",
-            " ".join(str(error).split())[:200] or type(error).__name__,
-            "Check the name, the network and your access; a local file needs its full path.",
-            source.name,
+        problem = data_problem(
+            "data.sources.data_set_not_available",
+            file=source.name,
+            split=" ".join(str(error).split())[:200] or type(error).__name__,
         )
         problems.add([problem], rows=0)
         return None

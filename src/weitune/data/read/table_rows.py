@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from weitune.data.conversation import Origin
-from weitune.data.problems import Problem, shown, shown_name
+from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.rows import BlankRow, Notes, RawRow
+from weitune.messages import say
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"
@@ -58,14 +59,8 @@ def csv_rows(
                 value = table.row(cells)
                 yield value.at(origin) if isinstance(value, Problem) else RawRow(origin, value)
     except csv.Error as error:
-        yield Problem(
-            "not a valid table",
-            "cells in quotes or without any",
-            str(error),
-            "Close every quote, and double a quote within a quoted cell. The rows after it could not be read.",
-            file,
-            row + 1,
-            reader.line_num,
+        yield data_problem(
+            "data.table_rows.not_valid_table", file=file, row=row + 1, line=reader.line_num, error=str(error)
         )
 
 
@@ -120,21 +115,13 @@ class _Table:
         """Return what is wrong with a row of as many cells as it has."""
         header = self._header
         if len(cells) != len(header):
-            return Problem(
-                "wrong number of cells",
-                f"{len(header)} cells, one for each column",
-                f"{len(cells)}",
-                "Quote cells that hold the delimiter, and give every row all columns.",
-            )
+            return data_problem("data.table_rows.wrong_number_cells", header_count=len(header), cells_count=len(cells))
         if cells[0] in self._names and self._is_header(cells):
-            return Problem(
-                "header again",
-                "a row",
-                f"the names of columns, {', '.join(map(shown_name, filter(str.strip, cells)))}",
-                "Remove the line; files that were joined have one each. If their columns differ, give each a file.",
+            return data_problem(
+                "data.table_rows.header_again", cells=", ".join(map(shown_name, filter(str.strip, cells)))
             )
         if any("\0" in cell for cell in cells):
-            return Problem("not text", "text", "a NUL character (a zero byte)", "Save the file as text in UTF-8.")
+            return data_problem("data.table_rows.not_text")
         for at in self._unnamed:
             if cells[at].strip() and not (at == 0 and _is_number(cells[0])):
                 return _without_name(at, cells[at])
@@ -143,8 +130,7 @@ class _Table:
 
 def _without_name(at: int, cell: str) -> Problem:
     """Return the fault of a cell in a column that has no name."""
-    expected = f"a name for column {at + 1} in the first line"
-    return Problem("cell without a column", expected, f"none, and {shown(cell)}", "Name the column, or empty it.")
+    return data_problem("data.table_rows.cell_without_column", at=at + 1, cell=shown(cell))
 
 
 def _is_number(cell: str) -> bool:
@@ -156,18 +142,20 @@ def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[P
     names = [name for name in header if name.strip()]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        found = f"`{shown_name(twice[0])}` twice"
-        yield Problem("repeated column", "different column names", found, "Rename one of them.", file, line=1)
+        found = say("data.table_rows.twice", twice=shown_name(twice[0]))
+        yield data_problem("data.table_rows.repeated_column", file=file, line=1, found=found)
     if not names:
-        fix = "Write the names of the columns into the first line, and remove empty lines before it."
-        yield Problem("no column names", "the names of the columns", "a line of empty cells", fix, file, line=1)
+        fix = say("data.table_rows.write_names_columns_into")
+        yield data_problem("data.table_rows.no_column_names", file=file, line=1, fix=fix)
     if _SEPARATOR.fullmatch(header[0]):
-        fix = "Remove the first line."
-        found = f"{header[0]!r}, which Excel writes there to say what separates them"
-        yield Problem("no column names", "the names of the columns", found, fix, file, line=1)
+        fix = say("data.table_rows.remove_first_line")
+        found = say("data.table_rows.excel_writes_there_say", header=header[0])
+        yield data_problem("data.table_rows.no_column_names_2", file=file, line=1, found=found, fix=fix)
     elif len(header) == 1 and (other := next((each for each in _SEPARATORS[delimiter] if each in header[0]), None)):
-        fix = "Name a file with commas .csv and one with tabs .tsv."
+        fix = say("data.table_rows.name_file_commas_csv")
         if other not in _SEPARATORS:
-            fix = "Save the file with commas, as .csv, or with tabs, as .tsv."
-        found = f"one column {header[0][:60]!r}"
-        yield Problem("wrong delimiter", f"columns separated by {delimiter!r}", found, fix, file, line=1)
+            fix = say("data.table_rows.save_file_commas_csv")
+        found = say("data.table_rows.column", header=header[0][:60])
+        yield data_problem(
+            "data.table_rows.wrong_delimiter", file=file, line=1, delimiter=delimiter, found=found, fix=fix
+        )

@@ -17,7 +17,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from weitune.data.problems import Problem
+from weitune.data.problems import Problem, data_problem
 from weitune.data.read import legacy_encodings
 
 _BLOCK = 1 << 20
@@ -120,7 +120,7 @@ def _no_text(head: bytes) -> Problem | None:
     """Return the fault of a file that is known not to be text by its first bytes."""
     for magic, (found, fix) in _NO_TEXT.items():
         if head.startswith(magic):
-            return Problem("not text", "a file of text", found, fix)
+            return data_problem("data.text_file.not_text", found=found, fix=fix)
     return None
 
 
@@ -172,8 +172,7 @@ class _Scan:
             evident, how = "utf-8", "all of it decodes as that"
         else:
             return name, None
-        fix = "Name the encoding of each file that has another: `encoding: {FILE: NAME}`."
-        return name, Problem("another encoding", f"{name} text, as `encoding` says", f"{evident}: {how}", fix)
+        return name, data_problem("data.text_file.another_encoding", name=name, evident=evident, how=how)
 
 
 def _declared(head: bytes) -> str | None:

@@ -42,16 +42,14 @@ def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool
     Raises InputError if it is there already (and not ``force``) or cannot be written, and what reading raises.
     """
     if path.exists() and not force:
-        raise InputError(f"'{path}' is there already", "Name another file, or use --force to write over it.")
+        raise InputError("data.convert.there_already", path=path)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as stream:
             rows = write_rows(conversations, stream)
         partial.replace(path)
     except OSError as error:
-        raise InputError(
-            f"'{path}' cannot be written: {error.strerror}", "Name a file in a folder of yours."
-        ) from error
+        raise InputError("data.convert.cannot_written", path=path, strerror=error.strerror) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -30,10 +30,7 @@ def write_gguf_adapter(path: Path, tuned: ExportSource, progress: Progress) -> N
     """Write the adapter of ``tuned``. Raises ModelError if llama.cpp's format cannot say what it does."""
     adapter = tuned.adapter
     if adapter.has_magnitudes:
-        raise ModelError(
-            "llama.cpp's adapter format cannot hold a DoRA adapter, which rescales the base's weights too",
-            "Merge it:  weitune export RUN --format gguf",
-        )
+        raise ModelError("export.gguf_adapter.llama_cpp_s_adapter")
     architecture = architecture_of_gguf(read_header(tuned.files.path)) if tuned.files.gguf else (
         architecture_of(tuned.config)
     )  # fmt: skip
@@ -55,10 +52,7 @@ def write_gguf_adapter(path: Path, tuned: ExportSource, progress: Progress) -> N
 def _pair(architecture: Architecture, module: str, update: LowRankUpdate, alpha: float) -> list[TensorPlan]:
     stem = architecture.gguf_name(module)
     if stem is None or stem in {"token_embd", "output"}:
-        raise ModelError(
-            f"llama.cpp's adapter format has no place for the adapter's {module}",
-            "Merge it:  weitune export RUN --format gguf",
-        )
+        raise ModelError("export.gguf_adapter.llama_cpp_s_adapter_2", module=module)
     folded = update.b * (update.scale * update.rank / alpha)
     parts = {"lora_a": update.a, "lora_b": architecture.to_gguf(module, folded)}
     return [

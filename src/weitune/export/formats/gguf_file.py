@@ -128,10 +128,7 @@ def write_gguf_file(
 
 def _described(tuned: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
     if "\0" in template:
-        raise ModelError(
-            "the chat template or the system prompt has the character U+0000, at which llama.cpp ends a text",
-            "Take it out of the system prompt, or export the run as `merged`.",
-        )
+        raise ModelError("export.gguf_file.chat_template_system_prompt")
     if tuned.files.gguf:
         header = read_header(tuned.files.path)
         return architecture_of_gguf(header), {
@@ -175,8 +172,10 @@ def _plan(
         plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
     if foreign:
         raise ModelError(
-            f"GGUF's {architecture.name} has no place for {len(foreign)} weights: {', '.join(foreign[:3])}",
-            "Export the run as `merged` and convert that folder with llama.cpp's own script.",
+            "export.gguf_file.gguf_s_has_no",
+            name=architecture.name,
+            foreign_count=len(foreign),
+            foreign=", ".join(foreign[:3]),
         )
     factors = rope_factors(tuned.config)
     if factors is not None:

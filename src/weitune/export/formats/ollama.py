@@ -83,11 +83,7 @@ def turn_frames(render: Render, automatic: str = "", system: str | None = None) 
         strange = _ASKED[2]
     if strange is not None or frames is None:
         strange = strange or _ASKED[2]
-        raise ModelError(
-            "this model's chat template does more than put a frame around every turn, and weitune cannot say that in "
-            f"Ollama's template language; it differs for: {', '.join(_ROLES[letter] for letter in strange)}",
-            "Export the run as `gguf`, whose own template llama.cpp follows, or as `merged`.",
-        )
+        raise ModelError("export.ollama.model_s_chat_template", strange=", ".join(_ROLES[letter] for letter in strange))
     return frames
 
 
@@ -128,10 +124,7 @@ def modelfile(model: str, frames: TurnFrames, stop_texts: Sequence[str], context
     """
     for text in (model, *stop_texts):
         if not holds(text) or (text == model and set(text) & set("\n\r")):
-            raise ModelError(
-                f"a Modelfile cannot hold {text!a}: Ollama leaves out characters that do not print",
-                "Export the run as `gguf`, or, if it is the run's name, rename its folder.",
-            )
+            raise ModelError("export.ollama.modelfile_cannot_hold_ollama", text=text)
     lines = [
         f"FROM ./{model}",
         f'TEMPLATE """{frames.go_template()}"""',

@@ -29,14 +29,11 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
     Raises InputError if ``repository`` is not of the form USER/NAME, or if the run or ``folder`` cannot be used.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"'{repository}' is not the name of a repository", "Give it as USER/NAME.")
+        raise InputError("export.push.not_name_repository", repository=repository)
     check_destination(folder, force=True)
     tuned = open_export_source(run, checkpoint)
     if holds_model(tuned.adapter_folder):
-        raise RunError(
-            f"'{tuned.adapter_folder}' holds a whole model, and only adapters are pushed",
-            f"Upload it with the hub's own program:  hf upload {repository} {tuned.adapter_folder}",
-        )
+        raise RunError("export.push.holds_whole_model_only", adapter_folder=tuned.adapter_folder, repository=repository)
     with written_aside(folder) as partial:
         shutil.copyfile(tuned.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
         write_json(partial / "adapter_config.json", _adapter_config(tuned))
@@ -58,8 +55,7 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
         first = first_line(error)
         login = "`modelscope login`" if hub == "modelscope" else "`hf auth login`"
         raise InputError(
-            f"'{folder}' could not be uploaded to {repository}: {first}",
-            f"Check the connection, and that {login} was run with a token that may write there. The folder is kept.",
+            "export.push.could_not_uploaded", folder=folder, repository=repository, first=first, login=login
         ) from error
 
 

@@ -49,9 +49,10 @@ class LowRankUpdate:
         """Return the tuned weight (out, in) in float32. Raises RunError if the shapes do not fit."""
         if weight.shape != (self.b.shape[0], self.a.shape[1]):
             raise RunError(
-                f"the adapter changes a weight of shape ({self.b.shape[0]}, {self.a.shape[1]}), "
-                f"but the base's has {tuple(weight.shape)}",
-                "Check that the base is the one that the adapter was trained on.",
+                "export.adapter_weights.adapter_changes_weight_shape",
+                shape=self.b.shape[0],
+                shape2=self.a.shape[1],
+                shape3=tuple(weight.shape),
             )
         tuned = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:
@@ -89,18 +90,12 @@ class AdapterWeights:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if holds_model(folder):
-        raise RunError(
-            f"'{folder}' holds a whole model, not an adapter: there is nothing to merge",
-            "Copy its model.safetensors and config.json; the base's tokenizer goes with them.",
-        )
+        raise RunError("export.adapter_weights.holds_whole_model_not", folder=folder)
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
     except Exception as error:
-        raise RunError(
-            f"the adapter in '{folder}' cannot be read: {error}",
-            "Use another checkpoint of the run, or train it again.",
-        ) from error
+        raise RunError("export.adapter_weights.adapter_cannot_read", folder=folder, error=error) from error
     _refuse_foreign(folder, config)
     return config, tensors
 
@@ -118,10 +113,7 @@ def _refuse_foreign(folder: Path, config: dict[str, Any]) -> None:
     if start.startswith(_CHANGED_BASE):
         found.append(f"its start '{start}' has changed the base's weights")
     if found:
-        raise RunError(
-            f"the adapter in '{folder}' cannot be exported: {'; '.join(found)}",
-            "Merge it with peft's own merge_and_unload, or train with plain LoRA, rsLoRA or DoRA.",
-        )
+        raise RunError("export.adapter_weights.adapter_cannot_exported", folder=folder, found="; ".join(found))
 
 
 def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, LowRankUpdate]:
@@ -136,9 +128,9 @@ def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -
     strange += [f"{module} (incomplete)" for module, found in parts.items() if not {"lora_A", "lora_B"} <= found.keys()]
     if strange or not parts:
         raise RunError(
-            f"the adapter in '{folder}' has tensors that are not low-rank updates of linear layers: "
-            f"{', '.join(strange[:5]) or 'none at all'}",
-            "Use an adapter whose target modules are linear layers, without `modules_to_save`.",
+            "export.adapter_weights.adapter_has_tensors_not",
+            folder=folder,
+            strange=", ".join(strange[:5]) or "none at all",
         )
     return {
         module: LowRankUpdate(

@@ -62,11 +62,7 @@ class SafetensorsWeights:
         self._folder = folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in config:
-            raise ModelError(
-                f"the weights in '{folder}' are quantized, and an adapter cannot be added to them as they are",
-                "Give the model that was quantized, with 16 or 32 bits a weight: as the recipe's `model`, or with "
-                "--model for an adapter that was made elsewhere.",
-            )
+            raise ModelError("export.base_weights.weights_quantized_adapter_cannot", folder=folder)
         self._stored = stored_weights(folder)
 
     @cached_property
@@ -113,17 +109,18 @@ class MergedWeights:
         self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
         if missing := [name for name in self.updates if name not in base.slots]:
             raise RunError(
-                f"the adapter in '{adapter.folder}' changes {len(missing)} weights that the base's files do not have: "
-                f"{', '.join(missing[:3])}",
-                "Check that the base is the one that the adapter was trained on. A model that stores its "
-                "layers under other names can be merged with peft's merge_and_unload.",
+                "export.base_weights.adapter_changes_weights_base",
+                folder=adapter.folder,
+                missing_count=len(missing),
+                missing=", ".join(missing[:3]),
             )
         modules = (name.removesuffix(".weight") for name in base.slots)
         if incomplete := adapter.missing(modules):
             raise RunError(
-                f"the adapter in '{adapter.folder}' is incomplete: it has no update of {len(incomplete)} weights "
-                f"of the kind that it changes: {', '.join(incomplete[:3])}",
-                "Use another checkpoint of the run, or copy the adapter again.",
+                "export.base_weights.adapter_incomplete_has_no",
+                folder=adapter.folder,
+                incomplete_count=len(incomplete),
+                incomplete=", ".join(incomplete[:3]),
             )
 
     @property
@@ -140,8 +137,5 @@ class MergedWeights:
 
 def _dtype(folder: Path, name: str, text: str) -> torch.dtype:
     if text not in _DTYPES:
-        raise ModelError(
-            f"the weight {name} in '{folder}' has the number format {text}",
-            "Give a model with 16 or 32 bits a weight as the recipe's `model`.",
-        )
+        raise ModelError("export.base_weights.weight_has_number_format", name=name, folder=folder, text=text)
     return _DTYPES[text]

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weitune.data.frame.framing import Framing
+from weitune.messages import say
 
 _TUTORIAL = (
     "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\n<|im_end|>\\n' }}{%- endif %}"
@@ -48,7 +49,7 @@ def self_contained_template(framing: Framing, system: str | None, end_of_turn: s
 def _opening(system: str | None) -> str:
     if system is None:
         return ""
-    message = f"{{'role': 'system', 'content': {_literal(system)}}}"
+    message = say("export.chat_template.text", literal=_literal(system))
     return f"{{%- if messages[0]['role'] != 'system' %}}{{%- set messages = [{message}] + messages %}}{{%- endif %}}"
 
 

@@ -109,10 +109,7 @@ def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     assert folder is not None  # noqa: S101  (callers never ask for the base)
     recipe = run.recipe
     if recipe.lora != "none" and recipe.lora.init == "loftq":
-        raise RunError(
-            f"the adapter of '{run.path}' makes good what 4-bit storage rounds away: it fits that storage and no other",
-            "Load it with peft on the base in NF4, or train with another lora.init.",
-        )
+        raise RunError("export.export_source.adapter_makes_good_what", path=run.path)
     files = run.base_files()
     tokenizer = load_tokenizer(files)
     framing = framing_for(tokenizer, recipe.tokens)

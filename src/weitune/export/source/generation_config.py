@@ -32,9 +32,9 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"'{path}' is not JSON: {error}", "Download the file again.") from None
+        raise ModelError("export.generation_config.not_json", path=path, error=error) from None
     if not isinstance(found, dict):
-        raise ModelError(f"'{path}' holds {type(found).__name__}, not an object", "Download the file again.")
+        raise ModelError("export.generation_config.holds_not_object", path=path, name__=type(found).__name__)
     return found
 
 

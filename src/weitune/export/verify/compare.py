@@ -62,11 +62,9 @@ class VerificationError(WeituneError):
     exit_code = 2
 
     def __init__(self, verdict: Verdict, where: str) -> None:
-        """Name the checks that failed; ``where`` is the folder that keeps the export."""
         failed = [f"{check.name}: {check.found}" for check in verdict.checks if not check.passed]
-        super().__init__("the export differs from base + adapter:\n  " + "\n  ".join(failed))
+        super().__init__("export.compare.differs", checks="\n  ".join(failed), folder=where)
         self.verdict = verdict
-        self.fix = f"It is kept in '{where}' for you to look at. Try another format or type, or report this."
 
 
 def compare(

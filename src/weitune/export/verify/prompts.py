@@ -17,6 +17,7 @@ from weitune.data.prepare.prepare import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.errors import InputError
 from weitune.export.source.export_source import ExportSource
+from weitune.messages import say
 
 _ROWS_LOOKED_AT = 2000
 _BUILTIN = ("builtin:captain-en", "builtin:storyteller-zh")
@@ -52,7 +53,7 @@ def choose_prompts(tuned: ExportSource, count: int) -> tuple[list[VerificationPr
         return _spread(_probes(tuned, tuned.dialogues()), count), []
     except InputError as error:
         reason = " ".join(error.message.split())
-        note = f"the run's data cannot be read ({reason[:200]}); built-in dialogues take their place"
+        note = say("export.prompts.run_s_data_cannot", reason=reason[:200])
         builtin = read_conversations(_BUILTIN, read_options(tuned.recipe))
         return _spread(_probes(tuned, builtin), count), [note]
 

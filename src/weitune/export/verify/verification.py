@@ -37,10 +37,7 @@ def verdict_on(folder: Path, tuned: ExportSource, order: ExportOptions, stage: S
     """Compare the export in ``folder`` with base + adapter. Raises InputError if there is nothing to compare on."""
     probes, notes = choose_prompts(tuned, order.prompts)
     if not probes:
-        raise InputError(
-            "there is no dialogue to compare the export on: none of the run's data ends with an answer in plain text",
-            "Export with --no-verify.",
-        )
+        raise InputError("export.verification.there_no_dialogue_compare")
     run = reference(tuned)
     bounds = bounds_of(tuned, order, run.dtype)
     expected = observed(run, probes, stage("asking base + adapter"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.errors import ModelError, RunError
+from weitune.messages import say
 from weitune.model.load.fingerprint import ADDED, differences
 from weitune.model.load.locate import ModelFiles, is_hub_id, locate
 from weitune.model.load.weight_files import stored_weights
@@ -64,7 +65,7 @@ def found_from_here(run: Path, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": str(place)})
 
 
-def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, say: Say) -> ModelFiles:
+def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, note: Say) -> ModelFiles:
     """Return the files of the base of the run in ``place``, downloading them if they are not here.
 
     Raises ModelError if it cannot be found, RunError if it is not the one that was ``recorded`` and the user does not
@@ -73,7 +74,7 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
     _check_not_lost(place, recipe)
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
     if not recorded:
-        say(f"'{place}' has no record of its base model's contents: {recipe.model} is used as it is here")
+        note(say("model.base_check.has_no_record_base", place=place, model=recipe.model))
         if not files.gguf:
             stored_weights(files.folder)  # refuses a folder of which programs would read different weights
         return files
@@ -82,19 +83,23 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
         return files
     earlier = _earlier_commit(files, recorded)
     if earlier is not None:
-        say(_moved_on(place, recipe, earlier))
+        note(_moved_on(place, recipe, earlier))
         return earlier
     shown = "\n  ".join(changed)
     if accept:
-        say(f"the base of '{place}' is not the one that it was trained on, and is used all the same:\n  {shown}")
+        note(say("model.base_check.base_not_was_trained_2", place=place, shown=shown))
         return files
     raise RunError(
-        f"the base of '{place}' is not the one that it was trained on ({files.path}):\n  {shown}",
-        f"{_fix(place, recipe)}, or use what is there now with {OPTION} (in Python: accept_changed_base=True).",
+        "model.base_check.base_not_was_trained",
+        place=place,
+        path=files.path,
+        shown=shown,
+        fix=_fix(place, recipe),
+        option=OPTION,
     )
 
 
-def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], say: Say) -> Recipe:
+def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], note: Say) -> Recipe:
     """Return ``recipe`` with its model found: by its recorded path, or, of a hub that has moved on, by its commit.
 
     So a run goes on that was begun by a version that did not record the commit.
@@ -107,7 +112,7 @@ def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], say: Say) -
     earlier = _earlier_commit(files, recorded) if differences(recorded, files) else None
     if earlier is None:
         return recipe
-    say(_moved_on(place, recipe, earlier))
+    note(_moved_on(place, recipe, earlier))
     return recipe.model_copy(update={"revision": earlier.commit})
 
 
@@ -115,10 +120,7 @@ def _check_not_lost(run: Path, recipe: Recipe) -> None:
     """Raise ModelError if the base was a folder that is gone: a relative path may look like a hub id, and is none."""
     place = _recorded_place(run, recipe)
     if place is not None and not Path(recipe.model).exists():
-        raise ModelError(
-            f"the base of '{run}' is not here any more: {place}",
-            f"Put it back, or write where it is now as `model` in {run / 'recipe.yaml'}.",
-        )
+        raise ModelError("model.base_check.base_not_here_any", run=run, place=place, run2=run / "recipe.yaml")
 
 
 def _recorded_place(run: Path, recipe: Recipe) -> Path | None:

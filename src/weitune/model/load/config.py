@@ -24,8 +24,7 @@ def read_config(files: ModelFiles) -> Any:
         raise
     except Exception as error:
         raise ModelError(
-            f"the model's configuration in '{files.folder}' cannot be read: {first_line(error)}",
-            "Check config.json, and that the installed transformers knows this architecture.",
+            "model.config.model_s_configuration_cannot", folder=files.folder, error=first_line(error)
         ) from error
 
 

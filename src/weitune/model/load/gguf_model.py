@@ -110,8 +110,10 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"'{files.path}' lacks {len(missing)} weights of this architecture: {', '.join(missing[:3])}",
-            "Check that the download is complete.",
+            "model.gguf_model.lacks_weights_architecture",
+            path=files.path,
+            missing_count=len(missing),
+            missing=", ".join(missing[:3]),
         )
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model

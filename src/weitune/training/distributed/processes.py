@@ -38,11 +38,7 @@ def make_accelerator(device: str | None) -> Accelerator:
     """
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "").lower() in {"1", "true"}:
-            raise InputError(
-                f"accelerate's configuration asks for {engine}, and weitune would train without it",
-                "Take it out of the configuration (distributed_type: MULTI_GPU), or start with `weitune train "
-                "--devices`. To divide the base among the devices, add --train.shard true.",
-            )
+            raise InputError("training.processes.accelerate_s_configuration_asks", engine=engine)
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     take_new_place()
@@ -83,11 +79,7 @@ def agreed(accelerator: Accelerator, view: Callable[[], T] | None) -> T:
     if error is not None:
         raise error
     if any(each != told[0] for each in told[1:]):
-        raise RunError(
-            "the machines of this run do not find the same in the run's folder",
-            "Copy the run's folder to all of them, or remove it from all. If they share a disk, leave "
-            "train.save_on_each_node out.",
-        )
+        raise RunError("training.processes.machines_run_do_not")
     return cast("T", found)
 
 
@@ -100,8 +92,7 @@ def check_same_step(accelerator: Accelerator, step: int, run: Path) -> None:
     steps = sorted(set(gather_object([step])))
     if len(steps) > 1:
         raise RunError(
-            f"the processes find different checkpoints in '{run}': of step {steps[0]} and of step {steps[-1]}",
-            "See that all machines have the same files there, and start again.",
+            "training.processes.processes_find_different_checkpoints", run=run, steps=steps[0], steps2=steps[-1]
         )
 
 
@@ -122,6 +113,5 @@ def losses_of_peers_explained(accelerator: Accelerator, command: str) -> Iterato
         if accelerator.num_processes == 1 or not gone:
             raise
         raise RunError(
-            f"another process of this run is gone: {first_line(error, 'no word')}",
-            f"See what it said. Go on from the last checkpoint with {command}.",
+            "training.processes.another_process_run_gone", value=first_line(error, "no word"), command=command
         ) from error

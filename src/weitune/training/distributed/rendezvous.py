@@ -81,7 +81,7 @@ def agree_on_place(store: Store, rank: int, processes: int, address: str) -> str
                 words[k] = store.get(f"hello/{k}").decode()
                 store.set(f"place/{words[k]}", place)
         if time.monotonic() > end:
-            raise RunError("not all processes of this run have come", "See what the launcher says of the others.")
+            raise RunError("training.rendezvous.not_all_processes_run")
         time.sleep(_GLANCE_SECONDS)
     return place
 

@@ -79,18 +79,13 @@ def check_basis(run: Path, before: Basis, now: Basis) -> None:
 def check_length(run: Path, done: int, steps: int) -> None:
     """Raise RunError if the run has done more than the ``steps`` that its recipe asks for now."""
     if done > steps:
-        raise RunError(
-            f"the run in '{run}' has done {done} steps, and now its recipe asks for {steps} in all",
-            "Ask for at least as many epochs or steps as it has done, or begin a new run.",
-        )
+        raise RunError("training.resume_checks.run_has_done_steps", run=run, done=done, steps=steps)
 
 
 def _refusal(run: Path, differences: list[str]) -> RunError:
     shown = "\n  ".join(differences)
     return RunError(
-        f"the run in '{run}' cannot go on, because it would not be the same run:\n  {shown}",
-        "Put these back as they were, or begin a new run with another --output. "
-        f"What may change: {', '.join(MAY_CHANGE)}, the place of model and data, the number of devices.",
+        "training.resume_checks.run_cannot_go_because", run=run, shown=shown, may_change=", ".join(MAY_CHANGE)
     )
 
 

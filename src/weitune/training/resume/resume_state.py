@@ -38,14 +38,9 @@ class ResumeState:
         state = checkpoint.state if checkpoint else {}
         recipe = build_recipe(recorded(state["recipe"])) if state.get("recipe") else load_recorded(folder)
         if "basis" not in environment:
-            raise RunError(
-                f"{folder / run_folder.ENVIRONMENT} does not say what the run was computed from", "Begin a new run."
-            )
+            raise RunError("training.resume_state.does_not_say_what", folder=folder / run_folder.ENVIRONMENT)
         if "data" not in (state.get("basis") or environment["basis"]):
-            raise RunError(
-                f"the run in '{folder}' was not trained, so it cannot go on: it was merged from other runs",
-                "Begin a new run with `lora.init_from` set to it.",
-            )
+            raise RunError("training.resume_state.run_was_not_trained", folder=folder)
         return cls(checkpoint, faulty, environment, state, recipe)
 
     @property

@@ -59,8 +59,7 @@ class Snapshot:
         broken = [name for name, tensor in (tensors | moments).items() if not torch.isfinite(tensor).all()]
         if broken:
             raise NonFiniteError(
-                f"after step {step} {len(broken)} tensors hold numbers that are not finite, such as {broken[0]}. "
-                "No checkpoint is made of them; the last good one is as it was."
+                "training.snapshot.after_step_tensors_hold", step=step, broken_count=len(broken), broken=broken[0]
             )
         return cls(step, tensors, trained.config(), trained.files, moments, state)
 
@@ -86,9 +85,7 @@ def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.op
     """
     file = trained.files[1]
     if not (checkpoint.folder / file).is_file():
-        raise RunError(
-            f"{checkpoint.folder} has no {file}", "Resume with the recipe and the model that the run began with."
-        )
+        raise RunError("training.snapshot.has_no", folder=checkpoint.folder, file=file)
     tensors, moments = load_file(checkpoint.folder / file), load_file(checkpoint.folder / OPTIMIZER)
     parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
     shapes = {
@@ -124,6 +121,8 @@ def _check_fit(
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
         raise RunError(
-            f"{checkpoint.folder / file} does not fit the model; {len(problems)} tensors differ:\n  {shown}",
-            "Resume with the recipe and the model that the run began with.",
+            "training.snapshot.does_not_fit_model",
+            folder=checkpoint.folder / file,
+            problems_count=len(problems),
+            shown=shown,
         )
