@@ -30,7 +30,7 @@ from weitune.data.conversation import Conversation
 from weitune.data.prepare.prepare import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
-from weitune.export.formats.gguf_file import GGUF_TYPES, GgufType, write_gguf
+from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.formats.merged import write_merged
 from weitune.export.smoothing import LEVELS, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
@@ -39,11 +39,12 @@ from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, TransformersSu
 from weitune.export.verify.outputs_gguf import LlamaCppSubject, gguf_subject
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.export.verify.verification import observed
+from weitune.gguf.types import GGUF_TYPES, GgufType
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def silent(done: int, total: int) -> None:
+def silent(done: int, total: int | None) -> None:
     """Show nothing."""
 
 

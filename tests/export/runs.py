@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny import save_tiny_run
 from weitune import Run
-from weitune.export.formats.merged import Progress
+from weitune.progress import Progress
 
 SYSTEM = "你是皇帝身边的女人。"
 DIALOGUES = [

@@ -220,7 +220,7 @@ def test_formats_are_all_declared() -> None:
     from typing import get_args
 
     from weitune.cli.ship.export import _FORMATS, _TYPES
-    from weitune.export.formats.gguf_file import GGUF_TYPES
+    from weitune.gguf.types import GGUF_TYPES
 
     assert get_args(Format) == _FORMATS
     assert GGUF_TYPES == _TYPES

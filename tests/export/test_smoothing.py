@@ -18,7 +18,7 @@ from tests.tiny import tiny_model
 from weitune import Run
 from weitune.errors import InputError
 from weitune.export import smoothing
-from weitune.export.formats.gguf_file import BLOCK, GgufType, write_gguf
+from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.export.smoothing import (
@@ -33,6 +33,7 @@ from weitune.export.smoothing import (
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import VerificationError
 from weitune.export.verify.prompts import choose_prompts
+from weitune.gguf.types import BLOCK, GgufType
 
 IDS = torch.tensor([[5, 17, 40, 8, 99, 3, 250, 61]])
 

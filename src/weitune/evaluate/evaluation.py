@@ -9,7 +9,7 @@ One model after the other is in memory (two at most), each with its adapter merg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from weitune.messages import say
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
+from weitune.progress import Progress, Stage
 
 FILE = "evaluation.json"
 _GENERAL_TOKENS = 48
@@ -69,10 +70,6 @@ class ModelScores:
     general_answers: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[str], Callable[[int, int], None]]
-"""Called with the title of a stage; returns what is called with (done, all)."""
-
-
 def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> Rows:
     """Return the run's validation rows, or those in ``files``; at most ``limit`` of them are asked as questions.
 
@@ -100,33 +97,29 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
     return Rows(f"{fraction:g} of the data, held out", held, questions[:limit])
 
 
-def judge_models(
-    run: Run, rows: Rows, which: Sequence[Which], options: Options, progress: Progress
-) -> list[ModelScores]:
+def judge_models(run: Run, rows: Rows, which: Sequence[Which], options: Options, stage: Stage) -> list[ModelScores]:
     """Return the results of the base and of every adapter in ``which``, in order."""
     questions = general_questions() if options.general else []
-    return [_judge(run, rows, each, questions, options, progress) for each in ("base", *which)]
+    return [_judge(run, rows, each, questions, options, stage) for each in ("base", *which)]
 
 
 def _judge(
-    run: Run, rows: Rows, which: Which, general: Sequence[GeneralQuestion], options: Options, progress: Progress
+    run: Run, rows: Rows, which: Which, general: Sequence[GeneralQuestion], options: Options, stage: Stage
 ) -> ModelScores:
     name = f"step {which}" if isinstance(which, int) else which
     engine = run.engine(which, device=options.device)
     examples = [rows.examples[i] for i in range(len(rows.examples))]
     plain = [example for question in general for example in engine.framing.examples(question.answered)]
     loss = _Losses(engine)
-    found = loss.of(examples, progress(say("evaluate.evaluation.loss", name=name)))
-    general_loss = loss.of(plain, progress(say("evaluate.evaluation.general_loss", name=name))) if plain else None
+    found = loss.of(examples, stage(say("evaluate.evaluation.loss", name=name)))
+    general_loss = loss.of(plain, stage(say("evaluate.evaluation.general_loss", name=name))) if plain else None
     answers = _answers(
-        engine, rows.questions, options.max_new_tokens, options, progress(say("evaluate.evaluation.answers", name=name))
+        engine, rows.questions, options.max_new_tokens, options, stage(say("evaluate.evaluation.answers", name=name))
     )
     asked = [Question(question.asked) for question in general]
     said = [
         a.text
-        for a in _answers(
-            engine, asked, _GENERAL_TOKENS, options, progress(say("evaluate.evaluation.general", name=name))
-        )
+        for a in _answers(engine, asked, _GENERAL_TOKENS, options, stage(say("evaluate.evaluation.general", name=name)))
     ]
     right = {"right": share_right(general, said), "loss": general_loss.mean} if general_loss is not None else None
     return ModelScores(
@@ -154,7 +147,7 @@ class _Losses:
         self._training, self._own = model.config._attn_implementation, attention
         model.set_attn_implementation(attention)
 
-    def of(self, examples: Sequence[Any], progress: Callable[[int, int], None]) -> Any:
+    def of(self, examples: Sequence[Any], progress: Progress) -> Any:
         model = self._model.model
         model.set_attn_implementation(self._training)
         try:
@@ -168,7 +161,7 @@ def _answers(
     questions: Sequence[Question],
     max_new_tokens: int,
     options: Options,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[Answer]:
     """Return the likeliest answers, in batches of similar length; a question that is too long gets an empty one."""
     limit = engine.context_tokens

@@ -9,7 +9,7 @@ over as many distinct tokens or less. Nothing is drawn and nothing is kept: trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,11 +19,10 @@ from torch import nn
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
 from weitune.model.supervised import Row
+from weitune.progress import Progress
 
 MICRO_TOKENS = 1024
 """Tokens of a pass: nothing is kept of it, so whatever can be trained can take it, and more are not faster."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from weitune.errors import ModelError
-from weitune.export.formats.gguf_file import GgufType, planned_bytes, write_gguf
-from weitune.export.formats.merged import Progress
+from weitune.export.formats.gguf_file import planned_bytes, write_gguf
 from weitune.export.source.export_source import ExportSource
 from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
 from weitune.files.publish import publish_file
+from weitune.gguf.types import GgufType
 from weitune.model.load.fingerprint import base_fingerprints
+from weitune.progress import Stage
 
 _LAYOUT = 1
 """Counts up when the same base would be written otherwise."""
 
 
-def base_file(tuned: ExportSource, gguf_type: GgufType, stage: Callable[[str], Progress]) -> Path:
+def base_file(tuned: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
     """Return the GGUF file of the base of ``tuned``, writing it if the cache does not have it.
 
     Raises ModelError if it cannot be written.

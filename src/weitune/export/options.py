@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from weitune.export.formats.gguf_file import GgufType
-from weitune.export.formats.merged import Progress
+from weitune.gguf.types import GgufType
 
 if TYPE_CHECKING:
     from weitune.export.source.export_source import ExportSource
 
 Format = Literal["merged", "gguf", "gguf-adapter", "ollama"]
-Stage = Callable[[str], Progress]
-"""Called with the title of a piece of work; returns what is called as it proceeds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from weitune.export import destination
 from weitune.export.formats.gguf_file import check_gguf, write_gguf
 from weitune.export.formats.merged import write_merged
 from weitune.export.formats.ollama import modelfile, turn_frames
-from weitune.export.options import ExportOptions, Stage, gguf_name
+from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.smoothing import Smoothed, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import Verdict, VerificationError
@@ -23,6 +23,7 @@ from weitune.export.verify.verification import verdict_on
 from weitune.files.publish import publish
 from weitune.generate.run_folder import Run, Which
 from weitune.messages import say
+from weitune.progress import Stage
 
 VERIFICATION = "verification.json"
 

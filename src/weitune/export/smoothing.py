@@ -31,13 +31,12 @@ from torch import Tensor
 
 from gguf import GGMLQuantizationType
 from weitune.errors import InputError
-from weitune.export.formats.gguf_file import BLOCK, GgufType
-from weitune.export.formats.merged import Progress
-from weitune.export.options import Stage
 from weitune.export.source.base_weights import Slot, Weights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.outputs import reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
+from weitune.gguf.types import BLOCK, GgufType
+from weitune.progress import Progress, Stage
 
 LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 """The largest number that a weight of a quantized type can become, in steps."""

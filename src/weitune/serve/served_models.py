@@ -13,13 +13,13 @@ from weitune.data.frame.framing import Framing, framing_for
 from weitune.errors import InputError, RunError
 from weitune.export.cached_base import base_file
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
-from weitune.export.formats.gguf_file import GgufType
-from weitune.export.formats.merged import Progress
 from weitune.export.source.chat_template import self_contained_template
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.generate.run_folder import Run, Which
+from weitune.gguf.types import GgufType
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.load import load_tokenizer
+from weitune.progress import Stage
 from weitune.recipe.schema import Tokens
 
 BASE = "base"
@@ -89,7 +89,7 @@ def open_all(runs: Mapping[str, Run], checkpoint: Which = "last") -> dict[str, E
 
 @contextmanager
 def prepared(
-    runs: Mapping[str, Run], gguf_type: GgufType, stage: Callable[[str], Progress], checkpoint: Which = "last"
+    runs: Mapping[str, Run], gguf_type: GgufType, stage: Stage, checkpoint: Which = "last"
 ) -> Iterator[ServedModels]:
     """Give a library of ``runs`` for llama.cpp; its adapter files are gone when the block ends.
 

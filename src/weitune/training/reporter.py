@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weitune.progress import Progress
 from weitune.training.loop import StepRecord
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class Reporter:
     def say(self, line: str) -> None:
         """Hear one line worth knowing: what is trained, on what, and everything unusual, once."""
 
-    def preparing(self) -> Callable[[int, int | None], None] | None:
+    def preparing(self) -> Progress | None:
         """Return a function to call with (rows done, rows in all or None) while data are prepared."""
         return None
 
@@ -28,7 +28,7 @@ class Reporter:
     def stepped(self, record: StepRecord) -> None:
         """Hear of an optimizer step."""
 
-    def evaluating(self) -> Callable[[int, int], None] | None:
+    def evaluating(self) -> Progress | None:
         """Return a function to call with (passes done, passes in all) while the validation loss is measured."""
         return None
 

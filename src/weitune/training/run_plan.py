@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from weitune.forecast.workload import Workload
 from weitune.messages import say
 from weitune.model.load.load import choose_device, choose_dtype
 from weitune.model.load.locate import locate
+from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.optim import warmup_note
@@ -122,9 +123,7 @@ def plan_run(
     )
 
 
-def timed(
-    outlook: RunPlan, *, device: str | None = None, progress: Callable[[int, int], None] | None = None
-) -> RunPlan:
+def timed(outlook: RunPlan, *, device: str | None = None, progress: Progress | None = None) -> RunPlan:
     """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
     if outlook.parts is None:
         raise ModelError("training.run_plan.model_without_tokenizer_cannot")

@@ -6,7 +6,6 @@ at; so short and long steps are weighed as they come, not as the measured ones h
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from weitune.forecast.device_memory import peak_bytes
@@ -14,6 +13,7 @@ from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.run_forecast import step_costs
 from weitune.forecast.workload import Workload
 from weitune.model.load.load import load_model
+from weitune.progress import Progress
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.distributed.processes import make_accelerator
 from weitune.training.inputs import RunInputs
@@ -38,7 +38,7 @@ class Timing:
 class _Stopwatch:
     """Keeps records, and ends the loop when there are enough."""
 
-    def __init__(self, tell: Callable[[int, int], None] | None) -> None:
+    def __init__(self, tell: Progress | None) -> None:
         self.records: list[StepRecord] = []
         self._tell = tell
 
@@ -57,7 +57,7 @@ def measure(
     outline: MetaModel,
     *,
     device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Timing:
     """Load the model, train three steps and forget them. Raises what training raises."""
     recipe = parts.recipe

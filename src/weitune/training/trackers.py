@@ -8,7 +8,7 @@ tracker fails, whose server may be down: it says so once and goes on without tha
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weitune.errors import MissingExtraError
 from weitune.files.json_text import json_text
 from weitune.messages import say
+from weitune.progress import Progress
 from weitune.recipe.load import values
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
@@ -91,7 +92,7 @@ class TrackedReporter(Reporter):
         self._log({f"train/{name}": float(getattr(record, name)) for name in _STEP}, record.step)
         self._inner.stepped(record)
 
-    def evaluating(self) -> Callable[[int, int], None] | None:
+    def evaluating(self) -> Progress | None:
         """Pass it on."""
         return self._inner.evaluating()
 

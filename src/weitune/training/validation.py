@@ -11,7 +11,7 @@ checkpoint, so a run that goes on knows what it had found.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.engine import Engine
 from weitune.model.storage.allocator import give_back_freed
+from weitune.progress import Progress
 from weitune.run.checkpoint import Checkpoint, list_checkpoints
 from weitune.run.history import best_of, finite
 from weitune.run.rotation import best_checkpoint
@@ -33,7 +34,6 @@ from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
 
 if TYPE_CHECKING:
-    from weitune.evaluate.loss import Progress
     from weitune.training.build import Trainable
     from weitune.training.inputs import RunInputs
 
@@ -131,7 +131,7 @@ class Validator:
         began = time.perf_counter()
         alone = self._loop.accelerator.num_processes == 1
 
-        def watched(done: int, total: int) -> None:
+        def watched(done: int, total: int | None) -> None:
             if stop and alone:  # several processes must do the same, so they finish
                 raise _StopAskedError
             if progress is not None:
@@ -148,7 +148,7 @@ class Validator:
         seconds = time.perf_counter() - began
         return Evaluation(step, measured.mean, measured.perplexity, measured.weight, seconds, samples)
 
-    def _measure(self, progress: Callable[[int, int], None]) -> MeasuredLoss:
+    def _measure(self, progress: Progress) -> MeasuredLoss:
         loop, accelerator = self._loop, self._loop.accelerator
         world = accelerator.num_processes
         mine = share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples

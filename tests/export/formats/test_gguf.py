@@ -18,10 +18,11 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from weitune import Run
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
-from weitune.export.formats.gguf_file import GgufType, write_gguf
+from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.source.export_source import open_export_source
 from weitune.gguf.architecture import Architecture, architecture_of
 from weitune.gguf.metadata import rope_factors, shape_metadata
+from weitune.gguf.types import GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 
 

@@ -18,11 +18,11 @@ import gguf
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, get_tensor_name_map
 from tests.tiny import TEMPLATE_OF, tiny_model, tiny_tokenizer
 from weitune.errors import ModelError
-from weitune.export.formats.gguf_file import TensorPlan, write_gguf_file
 from weitune.gguf.architecture import architecture_of
 from weitune.gguf.header import read_header
 from weitune.gguf.metadata import Field, array, number, real, shape_metadata, text
 from weitune.gguf.vocabulary import vocabulary_metadata
+from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.model.load.config import read_config
 from weitune.model.load.gguf_model import known
 from weitune.model.load.load import LoadedModel, load_model, load_tokenizer

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
 from weitune.cli.shared.terminal import progress
+from weitune.progress import Progress
 
 
 class Stages:
@@ -26,7 +26,7 @@ class Stages:
         """Take the bar away."""
         self.end()
 
-    def begin(self, title: str) -> Callable[[int, int], None]:
+    def begin(self, title: str) -> Progress:
         """Show a bar for the next piece of work, and return what moves it: called with what is done, and all."""
         self.end()
         return self._bar.enter_context(progress(title, unit="item")).update

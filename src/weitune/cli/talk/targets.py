@@ -16,10 +16,10 @@ from weitune.cli.talk.session import ChatTarget
 from weitune.errors import InputError
 
 if TYPE_CHECKING:
-    from weitune.export.formats.gguf_file import GgufType
     from weitune.generate.chat_engine import ChatEngine
     from weitune.generate.llama_cpp import LlamaCpp
     from weitune.generate.run_folder import Run, Which
+    from weitune.gguf.types import GgufType
     from weitune.serve.served_models import ServedModels
 
 Partners = tuple[ChatTarget, ChatTarget]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import TracebackType
 from weitune.cli.shared.dashboard import Dashboard, short
 from weitune.cli.shared.terminal import Bar, console, progress
 from weitune.messages import say
+from weitune.progress import Progress
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
 from weitune.training.validation import Evaluation
@@ -40,7 +40,7 @@ class TrainingView(Reporter):
         """Print a line above the picture."""
         console().print(line, markup=False)
 
-    def preparing(self) -> Callable[[int, int | None], None]:
+    def preparing(self) -> Progress:
         """Show rows being prepared."""
         self._shown.close()
         self._bar = self._shown.enter_context(progress(say("cli.training_view.preparing_data"), unit="row"))
@@ -78,7 +78,7 @@ class TrainingView(Reporter):
                 )
             )
 
-    def evaluating(self) -> Callable[[int, int], None]:
+    def evaluating(self) -> Progress:
         """Show how far an evaluation is at the bar's end."""
         return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
 

@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,9 +33,8 @@ from weitune.data.read.sources import contains
 from weitune.errors import DataError, RecipeError
 from weitune.files.cache import cache_fix, check_room, mark_used
 from weitune.files.json_text import json_text
+from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
-
-Progress = Callable[[int, "int | None"], None]
 
 _VERSION = 2
 """Raised when the same data would be prepared differently."""

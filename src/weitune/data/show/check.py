@@ -7,7 +7,6 @@ would, into a folder that is thrown away. Cost: that of a preparation, and packi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from weitune.data.prepare.store import StoredExamples
 from weitune.data.problems import Problems
 from weitune.data.read.conversations import Reader
 from weitune.data.schedule import Plan
+from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 
 _SAMPLED_STEPS = 100
@@ -51,7 +51,7 @@ class Check:
         return {"ready": self.ready, **self.report.to_json(), **found, "problems": self.problems.to_json()}
 
 
-def check(recipe: Recipe, framing: Framing | None, progress: Callable[[int, int | None], None] | None = None) -> Check:
+def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = None) -> Check:
     """Read (and with a ``framing`` prepare) the recipe's data, and judge them. Never raises DataError."""
     reader = recipe_reader(recipe)
     if framing is None:
@@ -76,7 +76,7 @@ def saved_by_sharing(examples: StoredExamples, plan: Plan) -> float | None:
     return 1 - together / apart
 
 
-def _without_model(reader: Reader, progress: Callable[[int, int | None], None] | None) -> Check:
+def _without_model(reader: Reader, progress: Progress | None) -> Check:
     accounts = RowCounts()
     lengths, learned = [], []
     for _, conversation in reader.conversations():

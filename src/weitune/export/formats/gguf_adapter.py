@@ -17,13 +17,13 @@ import numpy as np
 
 from gguf import GGMLQuantizationType
 from weitune.errors import ModelError
-from weitune.export.formats.gguf_file import TensorPlan, write_gguf_file
-from weitune.export.formats.merged import Progress
 from weitune.export.source.adapter_weights import LowRankUpdate
 from weitune.export.source.export_source import ExportSource
 from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
 from weitune.gguf.header import read_header
 from weitune.gguf.metadata import real, text
+from weitune.gguf.writer import TensorPlan, write_gguf_file
+from weitune.progress import Progress
 
 
 def write_gguf_adapter(path: Path, tuned: ExportSource, progress: Progress) -> None:

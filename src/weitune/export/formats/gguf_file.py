@@ -11,29 +11,25 @@ file, its metadata is kept, and tensors that neither the adapter nor the type ch
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quantize
 
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, LlamaFileType
 from weitune.errors import ModelError
-from weitune.export.formats.merged import Progress
 from weitune.export.source.base_weights import GgufWeights, MergedWeights, Weights
 from weitune.export.source.export_source import ExportSource
 from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
-from weitune.gguf.metadata import Field, Metadata, number, rope_factors, shape_metadata, text
+from weitune.gguf.metadata import Field, number, rope_factors, shape_metadata, text
+from weitune.gguf.types import BLOCK, GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
-
-GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
-GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
+from weitune.gguf.writer import TensorPlan, write_gguf_file
+from weitune.progress import Progress
 
 _FILE_TYPE = {
     "F32": LlamaFileType.ALL_F32,
@@ -42,25 +38,7 @@ _FILE_TYPE = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-BLOCK = 32
-"""Columns that share a step in Q8_0 and Q4_0."""
 _REPLACED = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A tensor to write: its shape (rows first), its type, and where its bytes come from."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GGMLQuantizationType
-    read: Callable[[], np.ndarray[Any, Any]]
-
-    @property
-    def bytes(self) -> int:
-        """How many bytes it takes."""
-        values, size = GGML_QUANT_SIZES[self.type]
-        return int(math.prod(self.shape) // values * size)
 
 
 def check_gguf(tuned: ExportSource) -> None:
@@ -104,26 +82,6 @@ def write_gguf(
         plans,
         progress,
     )
-
-
-def write_gguf_file(
-    path: Path, architecture: str, metadata: Metadata, plans: Sequence[TensorPlan], progress: Progress
-) -> None:
-    """Write a GGUF file. Equal input gives equal bytes."""
-    writer = GGUFWriter(path, architecture)
-    try:
-        for key, field in metadata.items():
-            writer.add_key_value(key, field.value, field.type, field.element)
-        for plan in plans:
-            writer.add_tensor_info(plan.name, plan.shape, np.dtype(np.float32), plan.bytes, raw_dtype=plan.type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for done, plan in enumerate(plans, 1):
-            writer.write_tensor_data(np.ascontiguousarray(plan.read()))
-            progress(done, len(plans))
-    finally:
-        writer.close()
 
 
 def _described(tuned: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
@@ -227,10 +185,3 @@ def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType, outer: Ggu
     if stem in {"token_embd", "output"}:
         return GGMLQuantizationType[outer]
     return GGMLQuantizationType[wanted]
-
-
-def ends_at(path: Path, stop_tokens: Sequence[int]) -> bool:
-    """Tell whether a GGUF file names every one of ``stop_tokens`` as the end of an answer."""
-    header = read_header(path)
-    named = {header.get(key) for key in header.metadata if key.startswith("tokenizer.ggml.eo") and key.endswith("_id")}
-    return set(stop_tokens) <= named

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,9 +23,7 @@ from weitune.export.formats.safetensors_file import shard_names, shards, slot_by
 from weitune.export.source.base_weights import Slot
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
-
-Progress = Callable[[int, int], None]
-"""Called with the tensors done and the tensors in all."""
+from weitune.progress import Progress
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
               "merges.txt", "tokenizer.model")  # fmt: skip

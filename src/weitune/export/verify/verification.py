@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from weitune.errors import InputError
-from weitune.export.formats.gguf_file import GgufType, write_gguf
-from weitune.export.formats.merged import Progress
-from weitune.export.options import ExportOptions, Stage, gguf_name
+from weitune.export.formats.gguf_file import write_gguf
+from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.compare import Bounds, Verdict, compare
 from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, Subject, merged_subject, reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
+from weitune.gguf.types import GgufType
+from weitune.progress import Progress, Stage
 
 BOUNDS = {
     "float64": Bounds(1e-4, 1e-3),
