@@ -115,7 +115,7 @@ def saved_and_loaded(run: Run) -> dict[str, float]:
     tokens = torch.arange(100, 160)[None]
     trained = logits(run.engine(device="cpu").model, tokens)
     recipe = run.recipe
-    if recipe.lora == "none":
+    if recipe.adapter is None:
         from transformers import AutoModelForCausalLM
 
         whole = AutoModelForCausalLM.from_pretrained(run.path / "adapter", dtype=torch.float32)

@@ -156,7 +156,7 @@ def test_a_dotted_key_in_a_file_is_told_to_be_a_group():
         ("train.epochs", 1.5, "must be a whole number; found 1.5"),
         ("train.epochs", "three", "must be a whole number; found 'three'"),
         ("train.epochs", None, "must be a whole number; found nothing"),
-        ("train.epochs", True, "must not be a truth value; found True"),
+        ("train.epochs", True, "must not be a boolean; found True"),
         ("train.learning_rate", "1e-4x", "must be a number; found '1e-4x'"),
         ("train.learning_rate", float("nan"), "must be a finite number; found nan"),
         ("train.learning_rate", 0, "must be greater than 0; found 0"),
@@ -167,9 +167,9 @@ def test_a_dotted_key_in_a_file_is_told_to_be_a_group():
         ("lora", 3, "must be a group of keys; found 3"),
         ("lora.target_modules", "", "must be a list with at least 1 entry; found ''"),
         ("tokens.template_args", [1], "must be a group of keys; found [1]"),
-        ("system", False, "must be a text; found False (put it in quotes)"),
-        ("revision", 2024, "must be a text; found 2024 (put it in quotes)"),
-        ("model", "", "must be a text that is not empty; found ''"),
+        ("system", False, "must be a string; found False (put it in quotes)"),
+        ("revision", 2024, "must be a string; found 2024 (put it in quotes)"),
+        ("model", "", "must be a string that is not empty; found ''"),
         ("data", {}, "must be a list; found {}"),
         ("data", [], "must be a list with at least 1 entry; found []"),
     ],
@@ -179,11 +179,11 @@ def test_a_wrong_value_says_what_it_must_be(key, value, line):
 
 
 def test_an_entry_of_a_list_is_named_by_its_place():
-    assert problems({**LEAST, "data": ["a.json", 3]}) == ["data.1: must be a text; found 3 (put it in quotes)"]
+    assert problems({**LEAST, "data": ["a.json", 3]}) == ["data.1: must be a string; found 3 (put it in quotes)"]
 
 
 def test_a_key_below_an_open_mapping_is_named():
-    line = "columns.user: must be a text; found 3 (put it in quotes)"
+    line = "columns.user: must be a string; found 3 (put it in quotes)"
     assert problems({**LEAST, "columns": {"user": 3}}) == [line]
 
 
@@ -191,8 +191,8 @@ def test_a_missing_key():
     assert problems({"model": "m"}) == ["data: missing, and has no default"]
 
 
-def test_a_key_that_is_no_text():
-    assert problems({**LEAST, 3: 4}) == ["3: a key must be a text; put it in quotes"]
+def test_a_key_that_is_not_a_string():
+    assert problems({**LEAST, 3: 4}) == ["3: a key must be a string; put it in quotes"]
 
 
 def test_a_long_value_is_shortened():

@@ -79,7 +79,7 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
     from weitune.model.load.load import load_tokenizer
 
     recipe = run.recipe
-    files = files or (recipe.validation if isinstance(recipe.validation, list) else ())
+    files = files or recipe.validation_files
     if not files and recipe.validation is None:
         if run.made_elsewhere:
             raise RunError("evaluate.evaluation.adapter_was_made_elsewhere", path=run.path)
@@ -90,8 +90,8 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
         name, examples = ", ".join(files), prepare(recipe, framing, files=files)
         questions = questions_in(files, recipe)
         return Rows(name, examples, questions[:limit])
-    fraction = recipe.validation
-    assert isinstance(fraction, float)  # noqa: S101  (tells mypy)
+    fraction = recipe.validation_fraction
+    assert fraction is not None  # noqa: S101  (for mypy)
     held = hold_out(prepare(recipe, framing), fraction)[1]
     questions = questions_in(recipe.data, recipe, rows_of(held))
     return Rows(f"{fraction:g} of the data, held out", held, questions[:limit])

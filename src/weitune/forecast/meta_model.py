@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +55,7 @@ class MetaModel:
         return self.parameters - self.trainable
 
 
-def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> MetaModel:
+def outline(files: ModelFiles, lora: Lora | None) -> MetaModel:
     """Return the outline of the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
 
     Single trained tokens are not counted. Raises ModelError if the configuration cannot be read, or if a
@@ -70,12 +70,12 @@ def outline(files: ModelFiles, lora: Lora | Literal["none"]) -> MetaModel:
         raise ModelError(
             "forecast.meta_model.no_model_can_made", folder=files.folder, error=first_line(error)
         ) from error
-    model.requires_grad_(lora == "none")
+    model.requires_grad_(lora is None)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
     abilities = _abilities(config)
-    if lora == "none":
+    if lora is None:
         count = count_parameters(model)
         abilities = replace(abilities, plain_blocks=False)
     else:

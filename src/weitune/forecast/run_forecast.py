@@ -55,7 +55,7 @@ class Format:
     @classmethod
     def of(cls, recipe: Recipe, dtype: torch.dtype) -> Format:
         """Return the format of a run of ``recipe`` that computes in ``dtype``."""
-        precision: Precision = "fp32" if dtype == torch.float32 or recipe.lora == "none" else "bf16"
+        precision: Precision = "fp32" if dtype == torch.float32 or recipe.adapter is None else "bf16"
         storage = recipe.train.storage
         return cls(precision, precision if storage == "auto" else storage)
 
@@ -118,14 +118,16 @@ def _sharded(outline: MetaModel, form: Format, shards: int) -> int:
 
 def pass_config_for(outline: MetaModel, recipe: Recipe, form: Format, kind: str) -> PassConfig:
     """Return how a run of ``recipe`` that keeps everything for backward computes on a device of ``kind``."""
-    lora, plain_blocks = recipe.lora, outline.abilities.plain_blocks
+    lora, plain_blocks = recipe.adapter, outline.abilities.plain_blocks
     return PassConfig(
         number_bytes=form.dtype.itemsize,
         plain_blocks=plain_blocks,
-        rank=0 if lora == "none" else lora.r,
-        dropout=lora != "none" and lora.dropout > 0,
+        rank=lora.r if lora else 0,
+        dropout=lora is not None and lora.dropout > 0,
         slices=kind == "cpu",
-        dense_bytes=dense_bytes(form.storage, form.dtype, plain_blocks=plain_blocks, dora=lora != "none" and lora.dora),
+        dense_bytes=dense_bytes(
+            form.storage, form.dtype, plain_blocks=plain_blocks, dora=lora is not None and lora.dora
+        ),
     )
 
 
@@ -153,7 +155,7 @@ def capped(largest: PassSize, micro_tokens: int) -> PassSize:
 def formats(outline: MetaModel, recipe: Recipe, precision: Precision) -> list[Format]:
     """Return every format of a run of ``recipe`` where it would compute in ``precision``, the widest first."""
     full = Format("fp32", "fp32")
-    if recipe.lora == "none":
+    if recipe.adapter is None:
         return [full]
     rounded: tuple[Storage, ...] = QUANTIZED if _may_be_quantized(outline, recipe) else ()
     return [full, *(Format(precision, storage) for storage in ("bf16", *rounded))]
@@ -161,7 +163,7 @@ def formats(outline: MetaModel, recipe: Recipe, precision: Precision) -> list[Fo
 
 def _may_be_quantized(outline: MetaModel, recipe: Recipe) -> bool:
     plain = not outline.gguf and not recipe.train.shard
-    return plain and recipe.lora != "none" and recipe.lora.init not in TAKEN_FROM_BASE
+    return plain and recipe.adapter is not None and recipe.adapter.init not in TAKEN_FROM_BASE
 
 
 def ways_to_fit(
@@ -201,7 +203,7 @@ def _milder(outline: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[
     train = recipe.train
     if train.recompute in {"none", "feed-forward"}:
         yield "recompute", "block", form
-    if recipe.lora == "none":
+    if recipe.adapter is None:
         return
     if form.storage == "fp32":
         yield "storage", "bf16", replace(form, storage="bf16")
@@ -236,6 +238,6 @@ def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
 def forecast_run(parts: RunInputs, trainable: Trainable, largest: PassSize, recompute: Recompute) -> MemoryEstimate:
     """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
     form = Format.of(parts.recipe, trainable.loaded.dtype)
-    found = outline(parts.files, parts.recipe.lora)
+    found = outline(parts.files, parts.recipe.adapter)
     manner, loaded = replace(trainable.manner, recompute=recompute), trainable.loaded
     return memory_need(found, form, manner, largest, loaded.device.type, loaded.shards)

@@ -20,12 +20,12 @@ from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
 RECORD = "recipe.yaml"
-"""The file in a run's folder that holds its recipe, whole."""
-_BEFORE_THEY_WERE_KEYS = {"tokens.learn_empty_reasoning": True}
+"""The file in a run's folder with its whole recipe."""
+_BEHAVIOUR_BEFORE_THE_KEY = {"tokens.learn_empty_reasoning": True}
 
 
 def fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every leaf field of the recipe as (dotted name, field); a group that a word may stand for is one too."""
+    """Yield every leaf field of the recipe as (dotted name, field), and every group that a word may stand for."""
     for name, info in model.model_fields.items():
         section = section_of(info)
         if section is None or section is not info.annotation:
@@ -35,15 +35,15 @@ def fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
 
 
 def values(recipe: Recipe) -> dict[str, Any]:
-    """Return the value of every leaf field by its dotted name; None for one in a group that a word stands for."""
-    found: dict[str, Any] = {}
+    """Return the value of every leaf field by its dotted name; None for a field of a group that is a word."""
+    by_key: dict[str, Any] = {}
     for key, _ in fields():
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part, None)
         if not isinstance(value, BaseModel):
-            found[key] = value
-    return found
+            by_key[key] = value
+    return by_key
 
 
 def section_of(info: FieldInfo) -> type[BaseModel] | None:
@@ -76,10 +76,10 @@ def read_recipe_file(name: str) -> dict[str, Any]:
     elif name in preset_names():
         text = (resources.files("weitune.recipe") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise RecipeError("recipe.load.there_no_recipe_file", name=name, preset_names=", ".join(preset_names()))
+        raise RecipeError("recipe.load.no_such_recipe", name=name, presets=", ".join(preset_names()))
     tree = _parsed(text, name)
     if not isinstance(tree, dict):
-        raise RecipeError("recipe.load.holds_but_recipe_mapping", name=name, kind=kind(tree))
+        raise RecipeError("recipe.load.not_a_mapping", name=name, kind=kind(tree))
     return tree
 
 
@@ -95,17 +95,17 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
         return Recipe.model_validate(merged)
     except ValidationError as error:
         lines = explain(error.errors(), merged, [key for key, _ in fields()])
-        title = say("recipe.load.one_problem") if len(lines) == 1 else say("recipe.load.problems", count=len(lines))
+        title = say("recipe.load.problem") if len(lines) == 1 else say("recipe.load.problems", count=len(lines))
         raise RecipeError("recipe.load.invalid", lines="\n  ".join([f"{title}:", *lines])) from None
 
 
 def recorded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``tree``, the recipe that a run's folder records, with the keys that its version of weitune did not know.
+    """Return ``tree``, the recipe that a run's folder records, with the keys that its version of weitune did not have.
 
-    Each gets the value that says what that version did, so that the run stays the run it was.
+    Each gets the value for what that version did, so that the run means what it meant when it was made.
     """
     completed = _copied(tree)
-    for dotted, value in _BEFORE_THEY_WERE_KEYS.items():
+    for dotted, value in _BEHAVIOUR_BEFORE_THE_KEY.items():
         *parents, last = dotted.split(".")
         below = completed
         for parent in parents:
@@ -136,13 +136,13 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError("recipe.load.not_utf_8_text", path=path, reason=error.reason, start=error.start) from None
+        raise RecipeError("recipe.load.not_utf_8", path=path, reason=error.reason, start=error.start) from None
     except OSError as error:
         raise RecipeError("recipe.load.cannot_read", path=path, strerror=error.strerror) from None
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, except that a key given twice is an error: YAML would keep the last one in silence."""
+    """The safe loader, except that a repeated key is an error: YAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -150,7 +150,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                        problem=say("recipe.load.key_given_twice", key=key.value), problem_mark=key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -171,16 +171,17 @@ def _parsed(text: str, name: str) -> Any:
     """Return the YAML value in ``text``. Raises RecipeError with line and column if it is not valid YAML."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader, see above)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError("recipe.load.not_yaml_at", name=name, where=where, reason=error.problem or error) from None
-    except (yaml.YAMLError, ValueError) as error:  # a control character; a date such as 2024-99-99
-        raise RecipeError("recipe.load.not_valid_yaml", name=name, error=error) from None
+    except (yaml.YAMLError, ValueError) as error:  # also a control character; a date such as 2024-99-99
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        if mark is None:
+            raise RecipeError("recipe.load.not_valid_yaml", name=name, error=error) from None
+        problem = getattr(error, "problem", None) or error
+        line, column = mark.line + 1, mark.column + 1
+        raise RecipeError("recipe.load.not_yaml_at", name=name, line=line, column=column, problem=problem) from None
 
 
 def _copied(tree: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> dict[str, Any]:
-    """Copy nested mappings; a section with nothing under it (all its lines are comments, say) is an empty group."""
+    """Copy nested mappings; a section with nothing in it (all its lines may be comments) becomes an empty group."""
     copy = {}
     for key, value in tree.items():
         info = model.model_fields.get(key) if model else None
@@ -196,7 +197,7 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     for depth, key in enumerate(parents):
         below = tree.setdefault(key, {})
         if not isinstance(below, dict):
-            found = ".".join(parents[: depth + 1])
-            raise RecipeError("recipe.load.cannot_set_not_group", path=".".join(path), found=found, kind=kind(below))
+            parent = ".".join(parents[: depth + 1])
+            raise RecipeError("recipe.load.not_a_group", key=".".join(path), parent=parent, kind=kind(below))
         tree = below
     tree[last] = value

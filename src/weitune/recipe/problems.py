@@ -1,45 +1,56 @@
-"""Say in one line what is wrong with a recipe's key: where, what it must be, what it is.
+"""Say in one line what is wrong with a recipe's key: where, what it must be, what was found.
 
     train.micro_tokens: must be a whole number or 'auto'; found 'lots'
     trian.epochs: unknown key; did you mean 'train.epochs'?
 
-pydantic reports each branch of a union apart and puts the branch's name into the key; here they are one problem again.
+pydantic reports each branch of a union separately and adds the branch's name to the key; here they are one problem.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from typing import Any
+
+from weitune.messages import say
 
 LONGEST_SHOWN = 60
 """Characters of a wrong value that a message repeats."""
 
 _EXPECTED = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a smaller whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "string_type": "a text",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "list_type": "a list",
-    "dict_type": "a group of keys",
-    "model_type": "a group of keys",
-    "model_attributes_type": "a group of keys",
-    "literal_error": "{expected}",
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "too_short": "a list with at least {min_length} entry",
-    "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "a number or a range of numbers, such as 0-7",
+    "int_type": "recipe.expected.whole_number",
+    "int_parsing": "recipe.expected.whole_number",
+    "int_parsing_size": "recipe.expected.smaller_whole_number",
+    "int_from_float": "recipe.expected.whole_number",
+    "float_type": "recipe.expected.number",
+    "float_parsing": "recipe.expected.number",
+    "finite_number": "recipe.expected.finite_number",
+    "string_type": "recipe.expected.string",
+    "bool_type": "recipe.expected.boolean",
+    "bool_parsing": "recipe.expected.boolean",
+    "list_type": "recipe.expected.list",
+    "dict_type": "recipe.expected.group",
+    "model_type": "recipe.expected.group",
+    "model_attributes_type": "recipe.expected.group",
+    "literal_error": "recipe.expected.choice",
+    "greater_than": "recipe.expected.greater_than",
+    "greater_than_equal": "recipe.expected.at_least",
+    "less_than": "recipe.expected.less_than",
+    "less_than_equal": "recipe.expected.at_most",
+    "too_short": "recipe.expected.not_empty_list",
+    "string_too_short": "recipe.expected.not_empty_string",
+    "string_pattern_mismatch": "recipe.expected.range",
 }
-"""What a value must be, for each of pydantic's problem types that the declaration can cause."""
+"""The message that says what a value must be, for each of pydantic's problem types that the declaration can cause."""
+_KINDS = {
+    type(None): "recipe.kind.nothing",
+    str: "recipe.kind.string",
+    list: "recipe.kind.list",
+    bool: "recipe.kind.boolean",
+    int: "recipe.kind.number",
+    float: "recipe.kind.number",
+}
 
 
 def explain(problems: Sequence[Mapping[str, Any]], tree: Mapping[str, Any], known: Collection[str]) -> list[str]:
@@ -55,15 +66,14 @@ def explain(problems: Sequence[Mapping[str, Any]], tree: Mapping[str, Any], know
 
 
 def kind(value: object) -> str:
-    """Name the kind of a YAML value in the words of the messages."""
-    names = {type(None): "nothing", str: "a text", list: "a list", bool: "a truth value", int: "a number"}
-    return names.get(type(value), "a number" if isinstance(value, float) else f"a {type(value).__name__}")
+    """Name the kind of a YAML value for a message."""
+    return say(_KINDS[type(value)]) if type(value) in _KINDS else say("recipe.kind.other", name=type(value).__name__)
 
 
 def _key(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
     """Return the dotted key of a problem, without what pydantic adds for the branch of a union.
 
-    A part is real when the value that was validated has it; the last part of a missing key is real, too.
+    A part belongs to the key if the value that was validated has it; the last part of a missing key does, too.
     """
     parts: list[str] = []
     here: Any = tree
@@ -80,42 +90,46 @@ def _sentence(key: str, problems: Sequence[Mapping[str, Any]], known: Collection
     types = {problem["type"] for problem in problems}
     found = problems[0]["input"]
     if "extra_forbidden" in types:
-        return f"unknown key{_nearest(key, known)}"
+        return _unknown(key, known)
     if "missing" in types:
-        return "missing, and has no default"
+        return say("recipe.problems.missing")
     if "invalid_key" in types:
-        return "a key must be a text; put it in quotes"
+        return say("recipe.problems.key_not_a_string")
     said = [str(problem["ctx"]["error"]) for problem in problems if problem["type"] == "value_error"]
     if said and isinstance(found, Mapping):  # keys that do not go together: the message names them
         return "; ".join(said)
-    said += [f"must be {' or '.join(wanted)}" for wanted in [_expected(problems)] if wanted]
-    # YAML reads `no`, `3` and `2024-01-01` as something else than text.
-    quotes = " (put it in quotes)" if types == {"string_type"} and not isinstance(found, list | dict | None) else ""
-    return f"{'; '.join(said)}; found {_shown(found)}{quotes}"
+    if expected := _expected(problems):
+        said.append(say("recipe.problems.must_be", expected=expected))
+    # YAML reads `no`, `3` and `2024-01-01` as something else than a string.
+    lacks_quotes = types == {"string_type"} and not isinstance(found, list | dict | None)
+    values = {"said": "; ".join(said), "value": _shown(found)}
+    return say("recipe.problems.lacks_quotes", **values) if lacks_quotes else say("recipe.problems.found", **values)
 
 
-def _expected(problems: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the value may be, once each, in the order of the declaration."""
-    wanted = []
+def _expected(problems: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the value may be, each alternative once, in the order of the declaration; "" if nothing says it."""
+    alternatives: dict[str, None] = {}
     for problem in problems:
-        if problem["type"] != "value_error":
-            text = _EXPECTED.get(problem["type"])
+        if problem["type"] in _EXPECTED:
             limits = {name: _plain(limit) for name, limit in problem.get("ctx", {}).items()}
-            wanted.append(text.format(**limits) if text else problem["msg"])
-    return list(dict.fromkeys(wanted))
+            alternatives[say(_EXPECTED[problem["type"]], **limits)] = None
+        elif problem["type"] != "value_error":
+            alternatives[problem["msg"]] = None
+    if not alternatives:
+        return ""
+    return reduce(lambda first, second: say("recipe.problems.or", first=first, second=second), alternatives)
 
 
-def _nearest(key: str, known: Collection[str]) -> str:
-    """Return ``; did you mean '…'?`` for an unknown ``key``, or nothing if no known key is near."""
+def _unknown(key: str, known: Collection[str]) -> str:
+    """Say that there is no ``key``, and which one may be meant."""
     if key in known:  # a dotted name where YAML wants a group
         section, name = key.rsplit(".", 1)
-        return f"; in a file, write '{name}' in a group '{section}'"
+        return say("recipe.problems.dotted_key", name=name, section=section)
     names = [*known, *sorted({name.rsplit(".", 1)[0] for name in known if "." in name})]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     last = key.rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]  # the right word in the wrong place
-    best = [*same, *near]
-    return f"; did you mean '{best[0]}'?" if best else ""
+    near = [*same, *difflib.get_close_matches(key, names, n=1, cutoff=0.5)]
+    return say("recipe.problems.unknown_key_near", near=near[0]) if near else say("recipe.problems.unknown_key")
 
 
 def _plain(limit: object) -> object:
@@ -125,6 +139,6 @@ def _plain(limit: object) -> object:
 
 def _shown(value: object) -> str:
     if value is None:
-        return "nothing"
+        return say("recipe.kind.nothing")
     text = repr(value) if isinstance(value, str | bool | int | float | list | dict) else f"'{value}'"
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"

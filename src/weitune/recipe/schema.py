@@ -6,104 +6,31 @@ under a field is its documentation; a unit is named there or in the field's name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from weitune.messages import say
 from weitune.recipe.encodings import check_encoding
+from weitune.recipe.section import (
+    SPLIT_AT_COMMAS,
+    Files,
+    FractionOrFiles,
+    Names,
+    Ranges,
+    Section,
+    Texts,
+    check_rules,
+)
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
-
-
-def _as_list(value: Any) -> Any:
-    """Let one name, or names separated by commas, stand for a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _as_ranges(value: Any) -> Any:
-    """Let a number stand for a range of one, and ranges separated by commas for a list."""
-    parts = _as_list(str(value) if isinstance(value, int) else value)
-    return [str(part) if isinstance(part, int) else part for part in parts] if isinstance(parts, list) else parts
-
-
-def _one_as_list(value: Any) -> Any:
-    """Let one file stand for a list of files (a comma may be part of a file's name)."""
-    return [value] if isinstance(value, str) else value
-
-
-def _one_text_as_list(value: Any) -> Any:
-    """Let one text stand for a list of texts."""
-    return [value] if isinstance(value, str) else value
-
-
-def _fraction_or_files(value: Any) -> Any:
-    """Let a number, also one written as text, stand for a fraction, and anything else for files."""
-    if value is None:
-        return None
-    only = value[0] if isinstance(value, list) and len(value) == 1 else value
-    try:
-        fraction = float(only) if isinstance(only, str | int | float) and not isinstance(only, bool) else None
-    except ValueError:
-        fraction = None
-    if fraction is None:
-        if not value or value == [""]:
-            raise ValueError("must be a fraction, or name at least one file")
-        return _one_as_list(value)
-    if not 0 < fraction < 1:
-        raise ValueError("a fraction must be greater than 0 and less than 1")
-    return fraction
-
-
-Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-Files = Annotated[list[str], BeforeValidator(_one_as_list), Field(min_length=1)]
-Texts = Annotated[list[str], BeforeValidator(_one_text_as_list)]
-Ranges = Annotated[
-    list[Annotated[str, Field(pattern=r"^\d+(-\d+)?$")]], BeforeValidator(_as_ranges), Field(min_length=1)
-]
-"""Whole numbers from 0 and ranges of them with both ends, such as `0-7`."""
 TAKEN_FROM_BASE = ("pissa", "olora")
-"""Starts of an adapter that change the base's weights."""
+"""Values of ``lora.init`` that change the base's weights."""
 Storage = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 Recompute = Literal["none", "feed-forward", "block"]
 QUANTIZED: tuple[Storage, ...] = ("int8", "nf4")
 """Storage that rounds the base's linear layers."""
-
-
-S = TypeVar("S")
-
-
-def _together(section: S, *rules: tuple[bool, str]) -> S:
-    """Return ``section`` unless one of ``rules``, (is broken, what to say), is. Raises ValueError with all that are."""
-    broken = [message for wrong, message in rules if wrong]
-    if broken:
-        raise ValueError("; ".join(broken))
-    return section
-
-
-class Section(BaseModel):
-    """A group of recipe fields; unknown keys are errors and values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `r: yes`, which pydantic would read as 1."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and not {bool, str} & {annotation, *get_args(annotation)}:
-            raise ValueError("must not be a truth value")
-        return value
 
 
 class Tokens(Section):
@@ -137,7 +64,7 @@ class Lora(Section):
     """The update is scaled by alpha / r."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of dropping an element of an adapter's input while training."""
-    target_modules: Names = list(PROJECTIONS)
+    target_modules: Names = Field(list(PROJECTIONS))
     """Names of the linear layers that get an adapter; `all-linear` for all but the output head."""
     layers: Ranges | None = None
     """Decoder layers that get an adapter, from 0, such as `0-7,12`; all if not given."""
@@ -167,14 +94,14 @@ class Lora(Section):
     """Tokens of the vocabulary whose embeddings are trained too, such as a reserved token that is given a meaning."""
 
     @model_validator(mode="after")
-    def _one_start(self) -> Lora:
+    def _keys_fit_together(self) -> Lora:
         taken = self.init in TAKEN_FROM_BASE
-        return _together(
+        return check_rules(
             self,
-            (bool(self.init_from and self.init != "default"), "lora.init_from: an adapter that exists had its start"),
-            (self.dora and taken, f"lora.dora: an adapter that {self.init} starts is saved as plain LoRA"),
-            (self.freeze_a and taken, f"lora.freeze_a: after a start by {self.init} both A and B are trained"),
-            (self.freeze_a and self.plus_ratio != 1, "lora.plus_ratio: with lora.freeze_a there is only B to train"),
+            (bool(self.init_from and self.init != "default"), say("recipe.schema.two_starts", init=self.init)),
+            (self.dora and taken, say("recipe.schema.dora_with_start", init=self.init)),
+            (self.freeze_a and taken, say("recipe.schema.freeze_a_with_start", init=self.init)),
+            (self.freeze_a and self.plus_ratio != 1, say("recipe.schema.freeze_a_with_plus_ratio")),
         )
 
 
@@ -245,24 +172,19 @@ class Train(Section):
     @classmethod
     def _at_least_one_token(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1")
+            raise ValueError(say("recipe.schema.at_least_one"))
         return value
 
 
 class Log(Section):
     """Where figures go besides the run's folder."""
 
-    trackers: Annotated[
-        list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]], BeforeValidator(_as_list)
-    ] = []
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]], SPLIT_AT_COMMAS] = Field(
+        []
+    )
     """Trackers that get the figures of every step and evaluation, through accelerate; each needs the extra of its
     name. TensorBoard, wandb and SwanLab write into the run's folder, below `logs`, MLflow and trackio where
     `MLFLOW_TRACKING_URI` and `TRACKIO_DIR` say."""
-
-
-def _needs_whole_weights(lora: Lora) -> bool:
-    """Return whether the adapter looks at whole weights of the base, or trains some, apart from computing a layer."""
-    return bool(lora.dora or lora.init in (*TAKEN_FROM_BASE, "eva") or lora.modules_to_save or lora.train_tokens)
 
 
 class Recipe(Section):
@@ -276,7 +198,7 @@ class Recipe(Section):
     """Branch, tag or commit of the model on its hub."""
     data: Files
     """One or more files, folders or hub ids with dialogues (docs/data.md)."""
-    validation: Annotated[float | list[str], BeforeValidator(_fraction_or_files)] | None = None
+    validation: FractionOrFiles | None = None
     """What the model is judged by while it trains: a fraction of `data` such as `0.02`, held out so that rows with
     the same prompt stay together and chosen without regard to the seed, or files of its own."""
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
@@ -305,10 +227,10 @@ class Recipe(Section):
 
     @field_validator("system")
     @classmethod
-    def _characters(cls, value: str | None) -> str | None:
-        """Refuse bytes of a command line that are no text: no tokenizer takes them."""
+    def _no_lone_surrogates(cls, value: str | None) -> str | None:
+        """Refuse bytes of a command line that are not valid UTF-8: no tokenizer takes them."""
         if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
-            raise ValueError("must be text in UTF-8")
+            raise ValueError(say("recipe.schema.not_utf_8"))
         return value
 
     @field_validator("encoding", mode="before")
@@ -328,34 +250,46 @@ class Recipe(Section):
     @classmethod
     def _patience_needs_validation(cls, value: Train, info: ValidationInfo) -> Train:
         if value.patience is not None and info.data.get("validation", ...) is None:
-            raise ValueError("`patience` counts evaluations, so it needs `validation` data")
+            raise ValueError(say("recipe.schema.patience_without_validation"))
         return value
 
     @property
+    def adapter(self) -> Lora | None:
+        """The adapter that is trained; None where the whole model is (``lora: none``)."""
+        return None if self.lora == "none" else self.lora
+
+    @property
+    def validation_fraction(self) -> float | None:
+        """The part of ``data`` that is held out for validation; None if there is none."""
+        return self.validation if isinstance(self.validation, float) else None
+
+    @property
+    def validation_files(self) -> list[str]:
+        """The validation data that have files of their own."""
+        return self.validation if isinstance(self.validation, list) else []
+
+    @property
     def may_be_sharded(self) -> bool:
-        """Whether ``train.shard`` could divide the base."""
-        whole = self.lora == "none" or _needs_whole_weights(self.lora)
-        return not whole and self.train.storage not in QUANTIZED
+        """Whether ``train.shard`` could divide the base: not if an adapter needs whole weights, or trains some."""
+        lora = self.adapter
+        if lora is None or self.train.storage in QUANTIZED:
+            return False
+        return not (lora.dora or lora.init in (*TAKEN_FROM_BASE, "eva") or lora.modules_to_save or lora.train_tokens)
 
     @model_validator(mode="after")
-    def _possible(self) -> Recipe:
-        """Refuse what cannot go together across groups."""
-        init = "none" if self.lora == "none" else self.lora.init
-        storage, precision = self.train.storage, self.train.precision
-        quantized = storage in QUANTIZED
-        return _together(
+    def _groups_fit_together(self) -> Recipe:
+        lora, train = self.adapter, self.train
+        init = lora.init if lora else None
+        storage, precision = train.storage, train.precision
+        return check_rules(
             self,
+            (init == "loftq" and storage != "nf4", say("recipe.schema.loftq_without_nf4")),
             (
-                init == "loftq" and storage != "nf4",
-                "lora.init loftq: it makes good for train.storage nf4; ask for that",
+                init in TAKEN_FROM_BASE and storage in QUANTIZED,
+                say("recipe.schema.start_with_quantized", init=init, storage=storage),
             ),
-            (init in TAKEN_FROM_BASE and quantized, f"lora.init {init}: it needs weights that are not {storage}"),
-            (init == "none" and precision == "bf16", "train.precision: a whole model is trained in fp32"),
-            (init == "none" and storage not in {"auto", "fp32"}, "train.storage: a whole model is trained in fp32"),
-            (precision == "bf16" and storage == "fp32", "train.storage: fp32 is wider than train.precision bf16"),
-            (
-                self.train.shard and not self.may_be_sharded,
-                "train.shard: it divides a base in fp32 or bf16 under plain LoRA, without lora.dora, modules_to_save, "
-                "train_tokens and a start out of the base",
-            ),
+            (lora is None and precision == "bf16", say("recipe.schema.whole_model_precision")),
+            (lora is None and storage not in {"auto", "fp32"}, say("recipe.schema.whole_model_storage")),
+            (precision == "bf16" and storage == "fp32", say("recipe.schema.storage_wider")),
+            (train.shard and not self.may_be_sharded, say("recipe.schema.shard_with_others")),
         )

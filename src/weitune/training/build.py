@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -93,7 +93,7 @@ class Trainable:
 
 def make_trainable(
     loaded: LoadedModel,
-    lora: Lora | Literal["none"],
+    lora: Lora | None,
     *,
     seed: int,
     base: str,
@@ -105,7 +105,7 @@ def make_trainable(
     ``steps`` are examples of optimizer steps, for a start that looks at the data. Without ``fresh`` a checkpoint will
     be loaded, and nothing is computed for a start. Raises ModelError if the recipe's adapter does not fit the model.
     """
-    if lora == "none":
+    if lora is None:
         abilities = probe(loaded.model)
         loaded.model.requires_grad_(True)
         return Trainable(loaded, WholeModel(loaded.model), replace(abilities, plain_head=False, plain_blocks=False))

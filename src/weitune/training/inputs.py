@@ -86,8 +86,8 @@ def collect_inputs(
     basis = {**base, **_basis(framing, examples, plan)}
     if validation is not None:
         basis = {**basis, "validation": {"examples": len(validation), "contents": validation.digest()}}
-    if recipe.lora != "none" and recipe.lora.init_from:
-        start = adapter_folder(recipe.lora.init_from)
+    if recipe.adapter and recipe.adapter.init_from:
+        start = adapter_folder(recipe.adapter.init_from)
         basis = {**basis, "lora.init_from": hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()}
         recorded = recorded_basis(start) or recorded_basis(start.parent)
         if base and (changed := differences(recorded, files)):
@@ -108,13 +108,13 @@ def divide(
     """
     if recipe.validation is None:
         return prepared, None
-    if isinstance(recipe.validation, float):
-        examples, held = hold_out(prepared, recipe.validation)
+    if recipe.validation_fraction is not None:
+        examples, held = hold_out(prepared, recipe.validation_fraction)
         reporter.say(
             say("training.inputs.held_out_validation_examples", held_count=len(held), prepared_count=len(prepared))
         )
         return examples, held
-    validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation)
+    validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation_files)
     learned = set(prompts(prepared))
     shared = sum(prompt in learned for prompt in prompts(validation))
     reporter.say(

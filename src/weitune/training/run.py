@@ -227,13 +227,13 @@ def _load(session: _Session, parts: RunInputs, precision: str, *, fresh: bool) -
         among = f"the base is divided among {processes} processes" if processes > 1 else "one process holds the base"
         session.reporter.say(say("training.run.train_shard", among=among))
     loaded = memory_watch.load_if_it_fits(
-        parts.files, parts.tokenizer, "fp32" if recipe.lora == "none" else precision, session.device,
+        parts.files, parts.tokenizer, precision if recipe.adapter else "fp32", session.device,
         recipe.train.storage, processes if recipe.train.shard else 1,
     )  # fmt: skip
     check_stops(loaded, parts.framing, session.reporter)
     steps = (parts.examples_of(step) for step in range(min(EVA_STEPS, parts.plan.steps)))
     trainable = make_trainable(
-        loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh
+        loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh
     )  # fmt: skip
     if not trainable.abilities.shares_rows:
         why = trainable.abilities.why_not
@@ -245,10 +245,10 @@ def _load(session: _Session, parts: RunInputs, precision: str, *, fresh: bool) -
 
 
 def _make_loop(session: _Session, parts: RunInputs, trainable: Trainable, micro_tokens: int | None = None) -> Loop:
-    lora = parts.recipe.lora
+    adapter = parts.recipe.adapter
     return make_loop(
         trainable, parts.recipe.train, parts.examples, parts.plan, accelerator=session.accelerator,
-        micro_tokens=micro_tokens, plus_ratio=1.0 if lora == "none" else lora.plus_ratio,
+        micro_tokens=micro_tokens, plus_ratio=adapter.plus_ratio if adapter else 1.0,
         longest=parts.longest,
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def plan_run(
     """
     notes = _Notes()
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
-    found = outline(files, recipe.lora)
+    found = outline(files, recipe.adapter)
     parts: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
         parts = collect_inputs(recipe, notes, weights=False)

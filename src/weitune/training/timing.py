@@ -63,13 +63,13 @@ def measure(
     recipe = parts.recipe
     loaded = load_model(
         recipe.model,
-        precision="fp32" if recipe.lora == "none" else recipe.train.precision,
+        precision=recipe.train.precision if recipe.adapter else "fp32",
         storage=recipe.train.storage,
         hub=recipe.hub,
         revision=recipe.revision,
         device=device,
     )
-    trainable = make_trainable(loaded, recipe.lora, seed=recipe.train.seed, base=recipe.model, fresh=False)
+    trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(device)
     loop = make_loop(
         trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=parts.longest

@@ -177,8 +177,7 @@ def make_validator(loop: Loop, parts: RunInputs, trainable: Trainable, *, main: 
     if main or sharded:
         engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing, in_step=sharded)
     if recipe.train.sample_prompts is None:
-        files = recipe.data if isinstance(recipe.validation, float) else recipe.validation or []
-        questions = first_questions(parts.validation, files, recipe, SAMPLES)
+        questions = first_questions(parts.validation, recipe.validation_files or recipe.data, recipe, SAMPLES)
     else:
         turns = [Turn("user", text) for text in recipe.train.sample_prompts]
         questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]

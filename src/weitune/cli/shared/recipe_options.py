@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from weitune.errors import RecipeError
 from weitune.recipe.load import fields
+from weitune.recipe.section import Repeatable
 
 _NAMES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
 
@@ -24,7 +25,12 @@ def recipe_options(command: Callable[..., Any], only: Container[str] | None = No
     for dotted, info in reversed([entry for entry in fields() if only is None or entry[0] in only]):
         flags = list(dict.fromkeys([f"--{dotted}", f"--{dotted.replace('_', '-')}"]))
         option = click.option(
-            *flags, _parameter(dotted), metavar=_metavar(info), help=_help(info), multiple=_is_several(info), type=str
+            *flags,
+            _parameter(dotted),
+            metavar=_metavar(info),
+            help=_help(info),
+            multiple=_repeatable(info) is not None,
+            type=str,
         )
         command = option(command)
     return command
@@ -76,13 +82,11 @@ def _alternatives(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def _is_several(info: FieldInfo) -> bool:
-    """Return whether an option may be given several times, one file or text each."""
-    return _is_files(info) or "_one_text_as_list" in repr(info.annotation)
-
-
-def _is_files(info: FieldInfo) -> bool:
-    return any(name in repr((info.annotation, info.metadata)) for name in ("_one_as_list", "_fraction_or_files"))
+def _repeatable(info: FieldInfo) -> Repeatable | None:
+    """Return the mark of a field whose option may be given several times, once for each item of its list."""
+    annotated = (kind for kind in (info.annotation, *get_args(info.annotation)) if get_origin(kind) is Annotated)
+    metadata = [*info.metadata, *(mark for kind in annotated for mark in get_args(kind)[1:])]
+    return next((mark for mark in metadata if isinstance(mark, Repeatable)), None)
 
 
 def _metavar(info: FieldInfo) -> str:
@@ -91,7 +95,8 @@ def _metavar(info: FieldInfo) -> str:
         if get_origin(kind) is Literal:
             parts += map(str, get_args(kind))
         elif get_origin(kind) is list:
-            parts.append("FILE" if _is_files(info) else "TEXT" if _is_several(info) else "NAME,…")
+            repeatable = _repeatable(info)
+            parts.append(repeatable.metavar if repeatable else "NAME,…")
         elif get_origin(kind) is dict:
             parts.append("{KEY: VALUE,…}")
         elif kind is not type(None):

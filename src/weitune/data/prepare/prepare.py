@@ -94,7 +94,7 @@ def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None) -> Reader:
     Raises RecipeError if `encoding` names a file that belongs neither to these nor to the recipe's other data.
     """
     reader = Reader(recipe.data if files is None else files, read_options(recipe))
-    validation = recipe.validation if isinstance(recipe.validation, list) else []
+    validation = recipe.validation_files
     if files is not None and list(files) != validation:
         return reader  # rows that the recipe does not name
     others = validation if files is None else recipe.data

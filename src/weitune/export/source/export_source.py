@@ -108,7 +108,7 @@ def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     folder = run.adapter_folder(which)
     assert folder is not None  # noqa: S101  (callers never ask for the base)
     recipe = run.recipe
-    if recipe.lora != "none" and recipe.lora.init == "loftq":
+    if recipe.adapter and recipe.adapter.init == "loftq":
         raise RunError("export.export_source.adapter_makes_good_what", path=run.path)
     files = run.base_files()
     tokenizer = load_tokenizer(files)
