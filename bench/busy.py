@@ -62,9 +62,9 @@ def _jobs(model: str, precision: str) -> dict[str, Callable[[], object]]:
     from weitune.data.conversation import Conversation, Turn
     from weitune.data.frame.framing import framing_for
     from weitune.data.schedule import Plan
-    from weitune.evaluate.samples import own_attention
     from weitune.generate.engine import Engine
     from weitune.generate.sampling import Sampling
+    from weitune.model.fast.attention import tree_attention
     from weitune.model.load.load import load_model
     from weitune.recipe.schema import Lora, Tokens, Train
     from weitune.training.build import make_loop, make_trainable
@@ -89,7 +89,7 @@ def _jobs(model: str, precision: str) -> dict[str, Callable[[], object]]:
         loop.run(0, OneStep())
 
     def answer() -> None:
-        with torch.inference_mode(), own_attention(loaded.model):
+        with torch.inference_mode(), tree_attention(loaded.model, on=False):
             engine.answer(question, Sampling(max_new_tokens=_ANSWER_TOKENS))
 
     return {"step": step, "answer": answer}

@@ -16,8 +16,9 @@ from weitune.data.pack import PackedBatch, pack
 from weitune.errors import Interrupted
 from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses
-from weitune.model.fast.attention import Tree, dense_tree_attention, flex_tree_attention, register
+from weitune.model.fast.attention import dense_tree_attention, flex_tree_attention, register
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.tree import Tree
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.storage.shard import shard
 from weitune.model.supervised import Row, SupervisedModel
@@ -33,7 +34,7 @@ register()
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (8, 2)])
 def test_compiled_attention_equals_the_dense_one(heads: int, groups: int, window: int | None) -> None:
-    tree = Tree.of(pack(examples_with_forks(40, vocabulary=50)), GPU)
+    tree = Tree.from_batch(pack(examples_with_forks(40, vocabulary=50)), GPU)
     length = len(tree.subtree_end)
     draw = torch.Generator(GPU).manual_seed(0)
     inputs = [torch.randn(1, n, length, 64, generator=draw, device=GPU) for n in (heads, groups, groups)]

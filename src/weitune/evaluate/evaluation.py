@@ -29,6 +29,7 @@ from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
 from weitune.messages import say
 from weitune.model.capabilities import probe
+from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress, Stage
@@ -135,25 +136,20 @@ def _judge(
 
 
 class _Losses:
-    """The loss of an engine's model; its abilities are tried once."""
+    """The loss of an engine's model, whose capabilities are tried once."""
 
     def __init__(self, engine: Engine) -> None:
         model = engine.model
-        attention = model.config._attn_implementation
-        abilities = probe(model)
-        blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
+        with tree_attention(model, on=False):
+            abilities = probe(model)
+            blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
         self._model = SupervisedModel(model, plain_head=abilities.plain_head, blocks=blocks)
-        self._layout = abilities.layout
-        self._training, self._own = model.config._attn_implementation, attention
-        model.set_attn_implementation(attention)
+        self._abilities = abilities
 
     def of(self, examples: Sequence[Any], progress: Progress) -> Any:
-        model = self._model.model
-        model.set_attn_implementation(self._training)
-        try:
-            return measure_loss(self._model, examples, self._layout, MICRO_TOKENS, model.device, progress)
-        finally:
-            model.set_attn_implementation(self._own)
+        model, abilities = self._model.model, self._abilities
+        with tree_attention(model, on=abilities.shares_rows):
+            return measure_loss(self._model, examples, abilities.layout, MICRO_TOKENS, model.device, progress)
 
 
 def _answers(

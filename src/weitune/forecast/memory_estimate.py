@@ -22,9 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from weitune.model.fast.attention import BLOCK_ROWS
 from weitune.model.fast.block import SLICE_COLUMNS
 from weitune.model.fast.loss import CHUNK_LOGITS
+from weitune.model.fast.tree import BLOCK_ROWS
 from weitune.recipe.schema import Recompute
 
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384

@@ -18,7 +18,8 @@ from weitune.data.conversation import Example, Span
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
-from weitune.model.fast import attention
+from weitune.errors import first_line
+from weitune.model.fast.attention import tree_attention, use_tree_attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.storage.weight_storage import is_quantized
 from weitune.model.supervised import Row, hidden_states, predicted_logits
@@ -49,7 +50,6 @@ class Capabilities:
 
 def probe(model: PreTrainedModel) -> Capabilities:
     """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens."""
-    attention.register()
     examples = _examples(model.config.get_text_config().vocab_size)
     device = model.get_input_embeddings().weight.device
     apart = Row.of(pad(examples), device)
@@ -59,6 +59,8 @@ def probe(model: PreTrainedModel) -> Capabilities:
         why_not, bound = _foreign_layers(model), _TOLERANCE[model.dtype]
         if not why_not:
             why_not, bound = _why_rows_leak(model, examples, expected)
+        if not why_not:
+            use_tree_attention(model)
         plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device), bound)
     return Capabilities(not why_not, plain_head, plain_blocks, why_not)
 
@@ -78,20 +80,17 @@ def _foreign_layers(model: PreTrainedModel) -> str:
 def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> tuple[str, float]:
     """Return why the packed row differs from the separate examples, or nothing if it does not, and by how much two
     ways of computing the same may differ."""
-    original, bound = model.config._attn_implementation, _TOLERANCE[model.dtype]
+    bound = _TOLERANCE[model.dtype]
     try:
-        model.set_attn_implementation(attention.attention_for(expected.device))
-        error = _error(model, examples, expected)
-        if error >= bound:  # rounding moves an example as far in a row of its own, where nothing can mix
-            width = len(expected) // len(examples)
-            alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
-            bound = min(2 * max(alone), 4 * bound)
-        reason = "" if error < bound else f"tokens of different examples mix (difference {error:.1e})"
+        with tree_attention(model):
+            error = _error(model, examples, expected)
+            if error >= bound:  # rounding moves an example as far in a row of its own, where nothing can mix
+                width = len(expected) // len(examples)
+                alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
+                bound = min(2 * max(alone), 4 * bound)
+        return ("" if error < bound else f"tokens of different examples mix (difference {error:.1e})"), bound
     except _MISFITS as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-    if reason:
-        model.set_attn_implementation(original)
-    return reason, bound
+        return first_line(problem), bound
 
 
 def _error(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> float:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
-from weitune.model.fast.attention import Tree
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import supervised_loss
 from weitune.model.fast.matmul import round_rows
+from weitune.model.fast.tree import Tree
 from weitune.model.storage.shard import gathered
 from weitune.recipe.schema import Recompute
 
@@ -62,7 +62,7 @@ class Row:
         if isinstance(batch, PaddedBatch):
             mask = torch.from_numpy(batch.attention_mask).to(device)
             return cls(input_ids, rows, index, targets, weights, attention_mask=mask)
-        tree = Tree.of(batch, device)
+        tree = Tree.from_batch(batch, device)
         return cls(input_ids[None], rows, index, targets, weights, tree.position_ids[None], tree)
 
     def rounded_up(self, tokens: int, predictions: int) -> Row:

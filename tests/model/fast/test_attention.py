@@ -11,8 +11,9 @@ from tests.invariant.test_oracle import examples_with_forks
 from weitune.data.conversation import Example, Span
 from weitune.data.pack import pack, visible
 from weitune.model.fast import attention
-from weitune.model.fast.attention import Tree, block_tree_attention, dense_tree_attention, flex_tree_attention
+from weitune.model.fast.attention import block_tree_attention, dense_tree_attention, flex_tree_attention
 from weitune.model.fast.matmul import round_rows
+from weitune.model.fast.tree import BLOCK_ROWS, Tree
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def text(*tokens: int) -> Example:
 
 
 def tree_of(examples: list[Example]) -> Tree:
-    return Tree.of(pack(examples), CPU)
+    return Tree.from_batch(pack(examples), CPU)
 
 
 def shapes() -> dict[str, list[Example]]:
@@ -41,7 +42,7 @@ def shapes() -> dict[str, list[Example]]:
 @pytest.mark.parametrize("name", shapes())
 def test_the_mask_is_the_rule_of_the_packed_row(name: str, window: int | None) -> None:
     batch = pack(shapes()[name])
-    tree = Tree.of(batch, CPU)
+    tree = Tree.from_batch(batch, CPU)
     rule = torch.from_numpy(visible(batch))
     if window is not None:
         depth = torch.from_numpy(batch.position_ids)
@@ -112,4 +113,4 @@ def test_what_a_tree_cannot_compute_is_refused() -> None:
 def test_a_block_needs_only_the_ancestors_of_its_first_row() -> None:
     """The cost of a long conversation stays that of a triangle, and forks do not see each other's keys."""
     forks = tree_of([text(*(0,) * 10, *(k,) * 54) for k in range(1, 41)])
-    assert max(len(block.keys) for block in forks.blocks()) <= attention.BLOCK_ROWS + 64
+    assert max(len(block.keys) for block in forks.blocks()) <= BLOCK_ROWS + 64

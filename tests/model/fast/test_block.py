@@ -17,10 +17,10 @@ from tests.tiny import TEMPLATE_OF, tiny_model
 from weitune.data.pack import pack
 from weitune.model.capabilities import probe
 from weitune.model.fast import matmul
-from weitune.model.fast.attention import Tree
 from weitune.model.fast.block import run_block
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.tree import Tree
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import Row, SupervisedModel
 from weitune.recipe.schema import PROJECTIONS, Lora, Recompute
@@ -91,7 +91,7 @@ def test_gradcheck_of_the_whole_block(rows: list[int] | None) -> None:
     adapted = adapted_model("qwen2", r=2)  # other families compute head norms in float32, too coarse for differences
     decoder = BlockDecoder.of(adapted.get_base_model())
     block = decoder._blocks[0]
-    tree = Tree.of(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
+    tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=False)
     run.once = False

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tests.model.fast.test_attention import text
 from tests.model.fast.test_block import CPU, adapted_model, distance
 from weitune.data.pack import pack
-from weitune.model.fast.attention import Tree
 from weitune.model.fast.block import run_block
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.lora_forward import PIECE_ELEMENTS, GroupPass
+from weitune.model.fast.tree import Tree
 
 T = 6
 
@@ -57,7 +57,7 @@ def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, m
     model = adapted.get_base_model()
     decoder, layer = BlockDecoder.of(model), model.get_decoder().layers[0]
     block = decoder._blocks[0]
-    tree = Tree.of(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
+    tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     draw = torch.Generator().manual_seed(0)
     hidden, weights = (torch.randn(T, 64, dtype=torch.float64, generator=draw) for _ in range(2))
     run = decoder.begin(hidden, tree, training=True, keep_feed_forward=keep)
@@ -85,7 +85,7 @@ def test_gradcheck_of_doras_magnitudes_and_input(dropout: float) -> None:
     adapted = adapted_model("qwen2", r=2, dropout=dropout, dora=True)
     decoder = BlockDecoder.of(adapted.get_base_model())
     block = decoder._blocks[0]
-    tree = Tree.of(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
+    tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(T, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=True)
     run.once = False

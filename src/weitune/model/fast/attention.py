@@ -1,118 +1,35 @@
-"""Attention over a packed row: token i sees token j exactly when ``j <= i < subtree_end[j]``.
+"""Attention over a packed row, by the rule of its :class:`Tree`.
 
 transformers lets a model's attention be replaced by name (``AttentionInterface``) without touching the model: the
 keyword argument ``tree`` of the model's forward arrives here in every layer. Three functions compute the same thing:
 
     dense    one mask (T, T) for the whole row: the definition, and the reference in tests
-    blocks   for CPUs: a block of rows [a, b) over its ancestors and itself
-
-                  keys     S  U1 A1 A3 U2 A2          rows are depth first, so what any row of a block sees before
-                  U1 A1    x  x  x                    row a is an ancestor of row a itself: one gather of keys serves
-                  A3 U2    x  x     x  x              the whole block, and only a small mask is left
-
+    blocks   for CPUs: each block of rows attends to its ancestors and itself
     flex     for GPUs: FlexAttention compiled with the one-line rule
 
-Cost of blocks: T · (ancestors + block) scores, as many as the tree has edges to ancestors but for half a block a row;
-memory is linear in T, for no scores are kept.
+Cost of blocks: T · (ancestors + block) scores, that is one score for each edge of the tree to an ancestor and half a
+block more for each row. Memory is linear in T, because no scores are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weitune.data.pack import PackedBatch
 from weitune.model.fast.compiled import can_compile, fused
 from weitune.model.fast.matmul import round_rows
+from weitune.model.fast.tree import Block, Tree
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree_flex"
-BLOCK_ROWS = 64
-"""Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Rows ``start`` to ``stop`` and what they see."""
-
-    start: int
-    stop: int
-    keys: Tensor
-    """(K,) row indices: the ancestors of row ``start``, then the block itself."""
-    seen: Tensor
-    """(stop - start, K) which of the keys each row sees."""
-
-    def rounded_up(self, unit: int) -> Block:
-        """Return the block with keys that no row sees, up to a multiple of ``unit``."""
-        spare = -len(self.keys) % unit
-        return replace(self, keys=F.pad(self.keys, (0, spare)), seen=F.pad(self.seen, (0, spare)))
-
-
-@dataclass(slots=True, eq=False)
-class Tree:
-    """The shape of a packed row as tensors on the model's device, and the masks made from it, for all layers."""
-
-    position_ids: Tensor
-    """(T,)"""
-    subtree_end: Tensor
-    """(T,)"""
-    made: dict[Hashable, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, batch: PackedBatch, device: torch.device) -> Tree:
-        """Copy the shape of ``batch`` to ``device``."""
-        return cls(torch.from_numpy(batch.position_ids).to(device), torch.from_numpy(batch.subtree_end).to(device))
-
-    def rounded_up(self, unit: int) -> Tree:
-        """Return the tree with tokens that see themselves alone, up to a multiple of ``unit``."""
-        length = len(self.subtree_end)
-        spare = -length % unit
-        ends = torch.arange(length + 1, length + spare + 1, device=self.subtree_end.device)
-        return Tree(F.pad(self.position_ids, (0, spare)), torch.cat([self.subtree_end, ends]))
-
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return what ``make`` returns, made only once for all layers."""
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
-
-    def seen(self, rows: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
-        """Apply the one rule: (len(rows), len(keys)), whether each of ``rows`` sees each of ``keys``.
-
-        With ``window``, a token sees only that many positions back, itself included.
-        """
-        seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < self.subtree_end[keys][None, :])
-        if window is not None:
-            seen &= self.position_ids[rows][:, None] - self.position_ids[keys][None, :] < window
-        return seen
-
-    def mask(self, window: int | None = None) -> Tensor:
-        """Return the whole mask (T, T)."""
-        every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
-        mask: Tensor = self.once(("mask", window), lambda: self.seen(every, every, window))
-        return mask
-
-    def blocks(self, window: int | None = None) -> list[Block]:
-        """Return the row cut into blocks of at most ``BLOCK_ROWS`` rows, each with the keys it needs."""
-        blocks: list[Block] = self.once(("blocks", window), lambda: list(self._cut(window)))
-        return blocks
-
-    def _cut(self, window: int | None) -> Iterator[Block]:
-        every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
-        for start in range(0, len(every), BLOCK_ROWS):
-            rows = every[start : start + BLOCK_ROWS]
-            ancestors = every[:start][self.subtree_end[:start] > start]
-            keys = torch.cat([ancestors, rows])
-            seen = self.seen(rows, keys, window)
-            used = seen.any(dim=0)  # a window hides distant ancestors from the whole block
-            yield Block(start, start + len(rows), keys[used], seen[:, used])
 
 
 def register() -> None:
@@ -129,6 +46,34 @@ def attention_for(device: torch.device) -> str:
     if device.type == "cuda":
         return FLEX if can_compile() else DENSE
     return BLOCKS
+
+
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Have the modules of ``model`` attend by the tree from now on. Raises ValueError if their attention is fixed."""
+    register()
+    model.set_attn_implementation(attention_for(model.get_input_embeddings().weight.device))
+
+
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Have the modules of ``model`` attend without a tree from now on, as generating with a cache needs."""
+    if model.config._attn_implementation not in (DENSE, BLOCKS, FLEX):
+        return
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:  # the model implements its own attention only
+        model.set_attn_implementation("eager")
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel, *, on: bool = True) -> Iterator[None]:
+    """Have the modules of ``model`` attend by the tree in the block, or without one; afterwards as before it."""
+    before = model.config._attn_implementation
+    try:
+        (use_tree_attention if on else use_own_attention)(model)
+        yield
+    finally:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
 
 
 def dense_tree_attention(

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weitune.model.fast.attention import Tree, attention_for
+from weitune.model.fast.attention import attention_for
 from weitune.model.fast.block import ACTIVATIONS, BlockContext, BlockParts, Norm, run_block
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.projection import LoraGroup, read_projection
 from weitune.model.fast.recompute import run_block_twice
+from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:

@@ -1,0 +1,103 @@
+"""The visibility rule of a packed row as tensors: token i sees token j exactly when ``j <= i < subtree_end[j]``.
+
+For CPUs a row is cut into blocks of rows [a, b) with the keys they need. Rows are depth first, so what any row of a
+block sees before row a is an ancestor of row a itself: one gather of keys serves the whole block.
+
+                  keys     S  U1 A1 A3 U2 A2
+    rows  U1 A1            x  x  x
+          A3 U2            x  x     x  x
+
+``x`` marks keys that are gathered; within a block only a small mask is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weitune.data.pack import PackedBatch
+
+BLOCK_ROWS = 64
+"""Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Rows ``start`` to ``stop`` and what they see."""
+
+    start: int
+    stop: int
+    keys: Tensor
+    """(K,) row indices: the ancestors of row ``start``, then the block itself."""
+    seen: Tensor
+    """(stop - start, K) which of the keys each row sees."""
+
+    def rounded_up(self, unit: int) -> Block:
+        """Return the block with its keys padded to a multiple of ``unit``; no row sees the padding."""
+        spare = -len(self.keys) % unit
+        return replace(self, keys=F.pad(self.keys, (0, spare)), seen=F.pad(self.seen, (0, spare)))
+
+
+@dataclass(slots=True, eq=False)
+class Tree:
+    """The shape of a packed row as tensors on the model's device, and the masks that all layers make from it once."""
+
+    position_ids: Tensor
+    """(T,)"""
+    subtree_end: Tensor
+    """(T,)"""
+    cache: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_batch(cls, batch: PackedBatch, device: torch.device) -> Tree:
+        """Copy the shape of ``batch`` to ``device``."""
+        return cls(torch.from_numpy(batch.position_ids).to(device), torch.from_numpy(batch.subtree_end).to(device))
+
+    def rounded_up(self, unit: int) -> Tree:
+        """Return the tree padded to a multiple of ``unit`` with tokens that see only themselves."""
+        length = len(self.subtree_end)
+        spare = -length % unit
+        ends = torch.arange(length + 1, length + spare + 1, device=self.subtree_end.device)
+        return Tree(F.pad(self.position_ids, (0, spare)), torch.cat([self.subtree_end, ends]))
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return the result of ``make``, which is called once for each ``key``."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
+
+    def seen(self, rows: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
+        """Return which of ``keys`` each of ``rows`` sees, by the one rule: (len(rows), len(keys)).
+
+        With ``window``, a token sees only that many positions back, itself included.
+        """
+        seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < self.subtree_end[keys][None, :])
+        if window is not None:
+            seen &= self.position_ids[rows][:, None] - self.position_ids[keys][None, :] < window
+        return seen
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """Return the whole mask (T, T)."""
+        every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
+        mask: Tensor = self.once(("mask", window), lambda: self.seen(every, every, window))
+        return mask
+
+    def blocks(self, window: int | None = None) -> list[Block]:
+        """Return the row cut into blocks of at most ``BLOCK_ROWS`` rows, each with the keys it needs."""
+        blocks: list[Block] = self.once(("blocks", window), lambda: list(self._cut(window)))
+        return blocks
+
+    def _cut(self, window: int | None) -> Iterator[Block]:
+        every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
+        for start in range(0, len(every), BLOCK_ROWS):
+            rows = every[start : start + BLOCK_ROWS]
+            ancestors = every[:start][self.subtree_end[:start] > start]
+            keys = torch.cat([ancestors, rows])
+            seen = self.seen(rows, keys, window)
+            used = seen.any(dim=0)  # a window hides distant ancestors from the whole block
+            yield Block(start, start + len(rows), keys[used], seen[:, used])
