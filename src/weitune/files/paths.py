@@ -1,9 +1,12 @@
-"""Paths as people write them."""
+"""Paths and hub ids as people write them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+HUB_ID = r"[\w.-]+/[\w.-]+"
+"""The form of a repository's id on a hub, USER/NAME, as a regular expression."""
 
 
 def user_path(text: str) -> Path:

@@ -25,6 +25,7 @@ from weitune.generate.detokenize import Detokenizer
 from weitune.generate.processors import processors
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
+from weitune.model.load.stop_tokens import loaded_stop_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -53,9 +54,7 @@ class Engine:
         self.framing = framing
         self._in_step = in_step
         self._one_at_a_time = threading.Lock()  # readers in several threads take turns
-        own = self.model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own] if own is not None else []
-        self.stop_tokens = frozenset([*framing.stop_tokens, *own])
+        self.stop_tokens = frozenset([*framing.stop_tokens, *loaded_stop_tokens(self.model)])
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_tokens, default=0)
 
     @property

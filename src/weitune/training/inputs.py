@@ -22,6 +22,7 @@ from weitune.model.load.base_check import recorded_basis
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.load import LoadedModel, load_tokenizer
 from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.stop_tokens import loaded_stop_tokens
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
 from weitune.training.reporter import Reporter
@@ -130,9 +131,7 @@ def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> No
         raise ModelError(
             "training.inputs.end_turn_token_outside", end_of_turn=framing.end_of_turn, folder=loaded.files.folder
         )
-    known: Any = loaded.model.generation_config.eos_token_id
-    stops = {known} if isinstance(known, int) else set(known or ())
-    if not set(framing.stop_tokens) & stops:
+    if not set(framing.stop_tokens) & set(loaded_stop_tokens(loaded.model)):
         text = loaded.tokenizer.convert_ids_to_tokens(framing.end_of_turn)
         reporter.say(say("training.inputs.model_s_generation_config", text=text))
 

@@ -17,9 +17,10 @@ from tests.export.runs import SYSTEM, logits, save_run, tuned_model
 from weitune import Run
 from weitune.cli import main
 from weitune.errors import InputError, MissingExtraError, RunError
-from weitune.export.hub.model_card import hub_id, without_paths
+from weitune.export.hub.model_card import without_paths
 from weitune.export.hub.push import base_licence, upload, write_repository
 from weitune.export.source.export_source import open_export_source
+from weitune.model.load.locate import is_hub_id
 
 DATA = {
     "rows": {"read": 10, "trained": 8, "set_aside": {"answer is empty": 2}},
@@ -123,10 +124,11 @@ def test_models_of_hubs_keep_their_names(tmp_path: Path) -> None:
     named = recipe.model_copy(
         update={"model": "Qwen/Qwen2.5-0.5B-Instruct", "data": ["builtin:captain-en", "a/b.json"]}
     )
-    assert hub_id(named) == without_paths(named).model == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert is_hub_id(named.model)
+    assert without_paths(named).model == "Qwen/Qwen2.5-0.5B-Instruct"
     assert without_paths(named).data == ["builtin:captain-en", "b.json"]
     for local in ("builtin:smollm2-135m", "./model", "~/model", str(tmp_path)):
-        assert hub_id(recipe.model_copy(update={"model": local})) is None
+        assert not is_hub_id(local)
 
 
 def test_the_licence_comes_from_the_bases_files_or_its_page(run: Run) -> None:

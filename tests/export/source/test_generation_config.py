@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from tests.export.runs import save_run
 from tests.tiny import save_tiny
-from weitune.errors import ModelError
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
-from weitune.export.source.generation_config import base_stop_tokens, write_generation_config
+from weitune.export.source.generation_config import write_generation_config
 from weitune.model.load.locate import ModelFiles
-
-
-class Config(SimpleNamespace):
-    """A configuration that may wrap that of a text model."""
-
-    def get_text_config(self) -> Any:
-        return getattr(self, "text_config", self)
 
 
 def test_greedy_in_the_words_of_every_engine(tmp_path: Path) -> None:
@@ -53,33 +43,3 @@ def test_a_merged_export_is_greedy_for_transformers_too_and_can_be_saved_again(t
     model.generation_config.temperature = None  # as docs/export.md says
     model.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["do_sample"] is False
-
-
-@pytest.mark.parametrize(
-    ("shipped", "config", "stops"),
-    [
-        ({"eos_token_id": [1, 106]}, Config(eos_token_id=7), [1, 106]),
-        ({"eos_token_id": 5}, Config(text_config=Config(eos_token_id=7)), [5]),
-        ({"eos_token_id": 5}, Config(), [5]),
-        ({}, Config(eos_token_id=7), [7]),
-        (None, Config(eos_token_id=[7, 8]), [7, 8]),
-        (None, Config(text_config=Config(eos_token_id=7)), [7]),
-        (None, Config(eos_token_id=[1, 106], text_config=Config(eos_token_id=1)), [1, 106]),
-        (None, Config(eos_token_id=None, text_config=Config(eos_token_id=0)), [0]),
-        (None, Config(text_config=Config()), []),
-    ],
-)
-def test_stop_tokens_of_flat_and_nested_configurations(
-    shipped: dict[str, Any] | None, config: Config, stops: list[int], tmp_path: Path
-) -> None:
-    if shipped is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(shipped))
-    assert base_stop_tokens(ModelFiles(tmp_path), config) == stops
-
-
-@pytest.mark.parametrize("text", ['{"eos_token_id": 1', "[1, 2]"])
-def test_a_broken_generation_config_is_named(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "generation_config.json"
-    path.write_text(text)
-    with pytest.raises(ModelError, match=str(path)):
-        base_stop_tokens(ModelFiles(tmp_path), Config(eos_token_id=1))

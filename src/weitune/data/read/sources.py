@@ -32,7 +32,7 @@ from weitune.data.read.json_rows import json_rows
 from weitune.data.read.rows import BlankRow, Notes, RawRow
 from weitune.data.read.table_rows import csv_rows
 from weitune.data.read.text_file import Codec, FileFacts, blocks, examine, open_text
-from weitune.files.paths import user_path
+from weitune.files.paths import HUB_ID, user_path
 from weitune.messages import say
 
 _KINDS = {
@@ -47,7 +47,7 @@ _KINDS = {
 _TEXTS = ("json", "csv", "tsv")
 _PACKED = (".gz", ".zst", ".gzip", ".zstd")
 _SHIPPED = "builtin:"
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.+\[\]%:-]+))?")
+_HUB_ID = re.compile(rf"({HUB_ID})(?:/([\w.-]+))?(?::([\w.+\[\]%:-]+))?")
 _KNOWN = "a .json, .jsonl, .csv, .tsv, .parquet or .arrow file (also .gz or .zst)"
 
 Raw = RawRow | BlankRow | Problem

@@ -6,7 +6,6 @@ Paths of the machine that trained are left out: files are named without their fo
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,11 @@ import yaml
 
 from weitune.evaluate.evaluation import FILE as EVALUATION
 from weitune.export.source.export_source import ExportSource
-from weitune.files.paths import user_path
 from weitune.generate.run_folder import Run
+from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.report.evaluation_section import figures
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def hub_id(recipe: Recipe) -> str | None:
-    """Return the base model's id on a hub, or None for a model that came from this disk."""
-    if recipe.model.startswith(("builtin:", ".", "/", "~")) or user_path(recipe.model).exists():
-        return None
-    return recipe.model if _HUB_ID.fullmatch(recipe.model) else None
 
 
 def without_paths(recipe: Recipe) -> Recipe:
@@ -38,7 +28,7 @@ def without_paths(recipe: Recipe) -> Recipe:
         named["weights"] = {_file_name(name): weight for name, weight in recipe.weights.items()}
     if isinstance(recipe.encoding, dict):
         named["encoding"] = {_file_name(name): codec for name, codec in recipe.encoding.items()}
-    if hub_id(recipe) is None:
+    if not is_hub_id(recipe.model):
         named["model"] = _file_name(recipe.model)
     return recipe.model_copy(update=named)
 
@@ -46,7 +36,7 @@ def without_paths(recipe: Recipe) -> Recipe:
 def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | None) -> str:
     """Return the card as Markdown with its YAML head. ``repository`` is where the adapter will lie."""
     recipe = without_paths(tuned.recipe)
-    base = hub_id(tuned.recipe)
+    base = tuned.recipe.model if is_hub_id(tuned.recipe.model) else None
     head: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter"} if base else {}),
         **({"license": licence} if licence else {}),

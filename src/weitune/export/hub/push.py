@@ -13,11 +13,13 @@ import yaml
 
 from weitune.errors import InputError, MissingExtraError, RunError, first_line
 from weitune.export.destination import MARK, check_destination, write_json, written_aside
-from weitune.export.hub.model_card import hub_id, model_card, without_paths
+from weitune.export.hub.model_card import model_card, without_paths
 from weitune.export.source.export_source import ExportSource, open_export_source
+from weitune.files.paths import HUB_ID
 from weitune.generate.run_folder import Run, Which
 from weitune.gguf.header import read_header
 from weitune.model.file_names import holds_model
+from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
 
 Hub = Literal["huggingface", "modelscope"]
@@ -28,7 +30,7 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
 
     Raises InputError if ``repository`` is not of the form USER/NAME, or if the run or ``folder`` cannot be used.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(HUB_ID, repository):
         raise InputError("export.push.not_name_repository", repository=repository)
     check_destination(folder, force=True)
     tuned = open_export_source(run, checkpoint)
@@ -66,8 +68,9 @@ def base_licence(tuned: ExportSource, ask_hub: Callable[[str], str | None] | Non
         return licence
     if (told := _licence_on_card(tuned.files.folder / "README.md")) is not None:
         return told
-    name = hub_id(tuned.recipe)
-    return (ask_hub or _licence_on_hub)(name) if name and tuned.recipe.hub == "huggingface" else None
+    if tuned.recipe.hub != "huggingface" or not is_hub_id(tuned.recipe.model):
+        return None
+    return (ask_hub or _licence_on_hub)(tuned.recipe.model)
 
 
 def _licence_on_card(card: Path) -> str | None:

@@ -17,12 +17,12 @@ from weitune.evaluate.general import general_questions
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
-from weitune.export.source.generation_config import base_stop_tokens
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run_folder import Run, Which
 from weitune.model.load.config import read_config
 from weitune.model.load.load import load_tokenizer
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.stop_tokens import stored_stop_tokens
 from weitune.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ExportSource:
     @cached_property
     def base_stop_tokens(self) -> tuple[int, ...]:
         """The tokens at which the base itself stops."""
-        return tuple(base_stop_tokens(self.files, self.config))
+        return stored_stop_tokens(self.files, self.config)
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

@@ -16,38 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weitune.errors import ModelError
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.stop_tokens import GENERATION_CONFIG, read_generation_config
 
-FILE = "generation_config.json"
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": 0.0}
 """Greedy decoding, in the words of every program that reads the file."""
-
-
-def read_generation_config(files: ModelFiles) -> dict[str, Any]:
-    """Return the base's generation config, empty if it has none. Raises ModelError if it is broken."""
-    path = files.folder / FILE
-    if files.gguf or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError("export.generation_config.not_json", path=path, error=error) from None
-    if not isinstance(found, dict):
-        raise ModelError("export.generation_config.holds_not_object", path=path, name__=type(found).__name__)
-    return found
-
-
-def base_stop_tokens(files: ModelFiles, config: Any) -> list[int]:
-    """Return the tokens at which the base itself stops: those of its generation config, else of its configuration.
-
-    A configuration that wraps a text model has them at its top or in the text model's part, in this order, as
-    transformers looks for them.
-    """
-    known = read_generation_config(files).get("eos_token_id")
-    for part in (config, config.get_text_config()):
-        known = getattr(part, "eos_token_id", None) if known is None else known
-    return [known] if isinstance(known, int) else list(known or ())
 
 
 def write_generation_config(folder: Path, files: ModelFiles, stop_tokens: Sequence[int], pad: int | None) -> None:
@@ -60,4 +33,4 @@ def write_generation_config(folder: Path, files: ModelFiles, stop_tokens: Sequen
     config = {**kept, **GREEDY, "eos_token_id": list(stop_tokens)}
     if "pad_token_id" not in config:
         config["pad_token_id"] = pad if pad is not None else stop_tokens[0]
-    (folder / FILE).write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")

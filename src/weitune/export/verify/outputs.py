@@ -18,6 +18,7 @@ from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.open_model import attach_saved_adapter
 from weitune.model.load.load import load_tokenizer, load_weights
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.stop_tokens import loaded_stop_tokens
 
 ANSWER_TOKENS = 48
 """Greedy answers are compared this far."""
@@ -127,5 +128,4 @@ def merged_subject(folder: Path, tuned: ExportSource) -> Iterator[Subject]:
         ids: list[int] = tokenizer.apply_chat_template(probe.messages, add_generation_prompt=True, return_dict=False)
         return ids
 
-    stops = model.generation_config.eos_token_id
-    yield TransformersSubject(model, prompt_of, stops if isinstance(stops, list) else [stops])
+    yield TransformersSubject(model, prompt_of, loaded_stop_tokens(model))

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.stop_tokens import GENERATION_CONFIG
 from weitune.model.load.weight_files import stored_weights, weight_files
 
 _EDGE_BYTES = 1 << 20
@@ -104,7 +105,7 @@ def tokenizer_fingerprint(files: ModelFiles) -> str:
 
 def _stop_tokens(files: ModelFiles) -> str:
     """Return the SHA-256 over the stop tokens of the generation config; over the file itself if it is broken."""
-    path = files.folder / "generation_config.json"
+    path = files.folder / GENERATION_CONFIG
     content = path.read_bytes() if path.is_file() and not files.gguf else b""
     with suppress(ValueError, AttributeError):
         content = json.dumps(json.loads(content).get("eos_token_id")).encode() if content else b"null"

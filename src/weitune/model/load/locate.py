@@ -19,14 +19,13 @@ from pathlib import Path
 
 from weitune.errors import MissingExtraError, ModelError, first_line
 from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
-from weitune.files.paths import user_path
+from weitune.files.paths import HUB_ID, user_path
 from weitune.model.load.hub_room import check_room_on_disk
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
 _NOT_WANTED = ["*/*", "consolidated*", "adapter_*"]
 """The same weights once more, in folders or, as Mistral names them, beside; and adapters that lie beside a model."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -117,7 +116,7 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
 def is_hub_id(model: str) -> bool:
     """Return whether ``model`` is looked up on a hub: it has the form of an id, and nothing here has that name."""
     there = user_path(model).exists()
-    return bool(_HUB_ID.fullmatch(model)) and not model.startswith((".", "~")) and not there
+    return bool(re.fullmatch(HUB_ID, model)) and not model.startswith((".", "~")) and not there
 
 
 def _folder(path: Path) -> ModelFiles:

@@ -1,0 +1,49 @@
+"""The tokens at which a base model ends an answer by itself, besides those of the chat template.
+
+transformers takes them from generation_config.json, and where that names none from config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from weitune.errors import ModelError
+from weitune.model.load.locate import ModelFiles
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def loaded_stop_tokens(model: Any) -> tuple[int, ...]:
+    """Return the stop tokens of a loaded transformers ``model``."""
+    return _as_tuple(model.generation_config.eos_token_id)
+
+
+def stored_stop_tokens(files: ModelFiles, config: Any) -> tuple[int, ...]:
+    """Return the stop tokens of a model that is not loaded; ``config`` is its transformers configuration.
+
+    A configuration that wraps a text model has them at its top or in the text model's part; transformers looks for them
+    in this order. Raises ModelError if the generation config is broken.
+    """
+    stop_tokens = read_generation_config(files).get("eos_token_id")
+    for part in (config, config.get_text_config()):
+        stop_tokens = getattr(part, "eos_token_id", None) if stop_tokens is None else stop_tokens
+    return _as_tuple(stop_tokens)
+
+
+def read_generation_config(files: ModelFiles) -> dict[str, Any]:
+    """Return a model's generation config, empty if it has none. Raises ModelError if it is broken."""
+    path = files.folder / GENERATION_CONFIG
+    if files.gguf or not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError("model.stop_tokens.not_json", path=path, error=error) from None
+    if not isinstance(config, dict):
+        raise ModelError("model.stop_tokens.not_an_object", path=path, type=type(config).__name__)
+    return config
+
+
+def _as_tuple(eos_token_id: int | list[int] | None) -> tuple[int, ...]:
+    return (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id or ())
