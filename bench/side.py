@@ -131,7 +131,7 @@ def weitune_side(
         "peak_flops": peaks,
         "micro_tokens": loop.micro_tokens,
         "plain_blocks": trainable.abilities.plain_blocks,
-        "recordings": loop.recorded.recordings if loop.recorded else 0,
+        "recordings": sum(map(bool, loop.recorded._recordings.values())) if loop.recorded else 0,
         "peak_bytes": peak_bytes(loaded.device),
     }
 

@@ -19,6 +19,7 @@ from weitune.forecast.memory_estimate import (
     fitting_tokens,
     pass_bytes,
 )
+from weitune.model.cuda_graph import MOST_RECORDED_TOKENS
 from weitune.recipe.schema import Recompute, Train
 
 SHARE_OF_FREE_MEMORY = 0.7
@@ -63,6 +64,18 @@ def choose_micro_tokens(shape: Shape, manner: PassConfig, *, budget: int, longes
         return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
 
     return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest), MOST_TOKENS))
+
+
+def choose_recorded_tokens(shape: Shape, manner: PassConfig, *, budget: int) -> int:
+    """Return how many tokens a pass that is recorded as a CUDA graph may have if ``budget`` bytes are free.
+
+    Recordings keep the memory of the largest of them for good, and a pass that is not recorded may need as much again.
+    """
+
+    def fits(tokens: int) -> bool:
+        return 2 * sum(pass_bytes(shape, PassSize(tokens, tokens, tokens), manner)) <= budget
+
+    return fitting_tokens(fits, least=0, most=MOST_RECORDED_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

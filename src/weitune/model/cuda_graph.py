@@ -25,12 +25,11 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.errors import first_line
-from weitune.forecast.memory_estimate import PassConfig, PassSize, Shape, fitting_tokens, pass_bytes
 from weitune.model.supervised import Row, SupervisedModel
 
 TOKENS, PREDICTIONS = 128, 256
 """What rows are rounded up to. A tile of a matrix product has 128 rows; predictions cost a fiftieth of a token."""
-MOST_TOKENS = 4096
+MOST_RECORDED_TOKENS = 4096
 """Passes of more tokens keep a GPU busy by themselves."""
 MOST_RECORDINGS = 32
 _FAILED: list[torch.cuda.CUDAGraph] = []
@@ -52,44 +51,39 @@ class CudaGraphPasses:
     They add to the gradients of its trained parameters, which lie one after another in one tensor and stay there.
     """
 
-    def __init__(self, model: SupervisedModel, most_tokens: int = MOST_TOKENS) -> None:
+    def __init__(self, model: SupervisedModel, most_tokens: int = MOST_RECORDED_TOKENS) -> None:
         """Keep ``model``; rows of more than ``most_tokens`` are not recorded, which changes no bit of the results."""
         self._model, self._device = model, model.model.device
         self._most_tokens = most_tokens
-        self._slope = torch.zeros((), device=self._device)
-        self._found: dict[tuple[int, ...], _Recording | None] = {}
+        self._loss_grad = torch.zeros((), device=self._device)
+        self._recordings: dict[tuple[int, ...], _Recording | None] = {}
         self._pool: Any = None
         self._records = True
         """Whether this model's passes can be recorded, as far as has been seen."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._gradients = torch.zeros(sum(p.numel() for p in trained), device=self._device)
-        for parameter, part in zip(trained, self._gradients.split([p.numel() for p in trained]), strict=True):
+        self._grads = torch.zeros(sum(p.numel() for p in trained), device=self._device)
+        for parameter, part in zip(trained, self._grads.split([p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
     def take(self, batch: PackedBatch) -> bool:
         """Return whether ``batch`` is small enough to gain from being recorded."""
-        return len(batch) <= MOST_TOKENS
+        return len(batch) <= MOST_RECORDED_TOKENS
 
     def clip(self, most: float) -> Tensor:
         """Scale all gradients so that their norm is at most ``most``, and return what it was."""
-        norm: Tensor = torch.linalg.vector_norm(self._gradients)
-        self._gradients.mul_((most / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
+        norm: Tensor = torch.linalg.vector_norm(self._grads)
+        self._grads.mul_((most / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
         return norm
-
-    @property
-    def recordings(self) -> int:
-        """How many shapes are recorded now."""
-        return sum(found is not None for found in self._found.values())
 
     def forget(self) -> None:
         """Set all gradients to zero."""
-        self._gradients.zero_()
+        self._grads.zero_()
 
-    def run(self, batch: PackedBatch, slope: float) -> Tensor:
-        """Return the loss of ``batch``, a float64 scalar, and add ``slope`` times its gradient."""
+    def run(self, batch: PackedBatch, loss_grad: float) -> Tensor:
+        """Return the loss of ``batch``, a float64 scalar, and add ``loss_grad`` times its gradient."""
         row = Row.of(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
         shape = tuple(len(x) for x in (row.input_ids[0], row.rows, row.targets))
-        self._slope.fill_(slope)
+        self._loss_grad.fill_(loss_grad)
         recording = self._recording(shape, row)
         if recording is None:
             return self._pass(row.to(self._device)).double()
@@ -102,18 +96,18 @@ class CudaGraphPasses:
         """Return the recording of passes of ``shape``, which is made when such a ``row`` comes for the second time."""
         if not self._records:
             return None
-        if shape not in self._found:
-            if len(self._found) < MOST_RECORDINGS and shape[0] <= self._most_tokens:
-                self._found[shape] = None
+        if shape not in self._recordings:
+            if len(self._recordings) < MOST_RECORDINGS and shape[0] <= self._most_tokens:
+                self._recordings[shape] = None
             return None
-        if self._found[shape] is None:
-            self._found[shape] = self._record(row)
-        return self._found[shape]
+        if self._recordings[shape] is None:
+            self._recordings[shape] = self._record(row)
+        return self._recordings[shape]
 
     def _pass(self, row: Row) -> Tensor:
         with _drawing_by(row.input_ids.shape[1]):
             loss: Tensor = self._model(row)
-            torch.autograd.backward(loss, self._slope)
+            torch.autograd.backward(loss, self._loss_grad)
         return loss.detach()
 
     def _record(self, row: Row) -> _Recording | None:
@@ -126,7 +120,7 @@ class CudaGraphPasses:
                 f"passes are not recorded as CUDA graphs, and slower: {first_line(error)}", RuntimeWarning, stacklevel=2
             )
             _FAILED.append(graph)
-            self._found, self._records = {}, False
+            self._recordings, self._records = {}, False
             _release_generator(self._device)
             return None
         self._pool = graph.pool()  # they never run at once
@@ -139,18 +133,6 @@ def can_record(model: nn.Module) -> bool:
     devices = {parameter.device for parameter in parameters}
     exact = all(parameter.dtype == torch.float32 for parameter in parameters if parameter.requires_grad)
     return len(devices) == 1 and devices.pop().type == "cuda" and exact
-
-
-def recorded_tokens(shape: Shape, manner: PassConfig, *, budget: int) -> int:
-    """Return how many tokens a recorded pass may have if ``budget`` bytes are free.
-
-    Recordings keep the memory of the largest of them for good, and a pass that is not recorded may want as much again.
-    """
-
-    def fits(tokens: int) -> bool:
-        return 2 * sum(pass_bytes(shape, PassSize(tokens, tokens, tokens), manner)) <= budget
-
-    return fitting_tokens(fits, least=0, most=MOST_TOKENS)
 
 
 def _release_generator(device: torch.device) -> None:

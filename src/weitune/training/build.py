@@ -15,13 +15,14 @@ from weitune.errors import ModelError
 from weitune.forecast.device_memory import (
     SHARE_OF_FREE_MEMORY,
     MemoryPlan,
+    choose_recorded_tokens,
     free_bytes,
     plan_memory,
     resident_bytes,
 )
 from weitune.forecast.memory_estimate import PassConfig, Shape, trained_bytes
 from weitune.model.capabilities import Capabilities, probe
-from weitune.model.cuda_graph import CudaGraphPasses, can_record, recorded_tokens
+from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn, kept_bytes
 from weitune.model.load.load import LoadedModel
@@ -173,7 +174,7 @@ def make_loop(
     alone = accelerator.num_processes == 1 and not sharded  # what processes send each other is not recorded
     if alone and abilities.plain_blocks and can_record(loaded.model):
         manner = replace(trainable.manner, recompute=memory.recompute)
-        recorded = CudaGraphPasses(model, recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
+        recorded = CudaGraphPasses(model, choose_recorded_tokens(trainable.shape, manner, budget=_budget(trainable)))
     return Loop(
         model=averaging_adapters(model) if sharded else accelerator.prepare_model(model, device_placement=False),
         optimizer=make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio),
