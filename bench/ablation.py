@@ -28,7 +28,7 @@ from weitune.data.pack import PackedBatch, pack, pack_separately
 from weitune.data.schedule import Plan
 from weitune.model import capabilities
 from weitune.model.fast import attention, block, decoder, dropout, loss
-from weitune.model.load.load import load_model
+from weitune.model.load.weights import load_model
 from weitune.model.storage import allocator
 from weitune.recipe.schema import Lora, Train
 from weitune.training import build

@@ -28,7 +28,7 @@ from weitune.data.read import sources
 from weitune.errors import WeituneError
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
-from weitune.model.load.load import load_model
+from weitune.model.load.weights import load_model
 
 MODEL = "smollm2-135m"
 FIRST = "plain"

@@ -65,7 +65,7 @@ def _jobs(model: str, precision: str) -> dict[str, Callable[[], object]]:
     from weitune.generate.engine import Engine
     from weitune.generate.sampling import Sampling
     from weitune.model.fast.attention import tree_attention
-    from weitune.model.load.load import load_model
+    from weitune.model.load.weights import load_model
     from weitune.recipe.schema import Lora, Tokens, Train
     from weitune.training.build import make_loop, make_trainable
 

@@ -54,17 +54,18 @@ def make_folder(folder: Path, layers: int, device: str, tokenizer: str) -> None:
 
 def load(job: dict[str, Any]) -> Any:
     """Load the job's model in the job's way."""
-    import weitune.model.load.load as loading
+    from weitune.model.load import weights
     from weitune.model.load.locate import locate
+    from weitune.model.load.tokenizer import load_tokenizer
 
     files, way = locate(job["model"]), job["way"]
-    tokenizer = loading.load_tokenizer(files)
+    tokenizer = load_tokenizer(files)
     if way == "auto":
-        loading._placement = lambda target, asked: "auto"
+        weights.device_map = lambda target, asked: "auto"
     if way == "sharded":
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29578", "RANK": "0", "WORLD_SIZE": "1"}
         torch.distributed.init_process_group("gloo" if job["device"] == "cpu" else "nccl")
-    return loading.load_weights(
+    return weights.load_weights(
         files, tokenizer, precision="bf16", storage=way if way in {"nf4", "int8"} else "auto",
         device=job["device"], shards=2 if way == "sharded" else 1,
     )  # fmt: skip

@@ -28,7 +28,7 @@ def main() -> None:
     from accelerate import Accelerator
 
     from weitune.data.schedule import Plan
-    from weitune.model.load.load import load_model
+    from weitune.model.load.weights import load_model
     from weitune.recipe.schema import Lora, Train
     from weitune.training.build import make_loop, make_trainable
 

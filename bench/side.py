@@ -21,7 +21,7 @@ from bench.reference import in_plan_order, make_trainer, rows_of
 from weitune.data.conversation import Example, Span
 from weitune.data.schedule import Plan
 from weitune.forecast.run_forecast import DTYPES
-from weitune.model.load.load import LoadedModel, load_model
+from weitune.model.load.weights import LoadedModel, load_model
 from weitune.recipe.schema import Lora, Train
 
 EPOCHS = 3

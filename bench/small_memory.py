@@ -53,7 +53,7 @@ class OwnMemory:
 
 
 def load(job: dict[str, Any]) -> Any:
-    from weitune.model.load.load import LoadedModel, load_model
+    from weitune.model.load.weights import LoadedModel, load_model
 
     if job["shape_7b"]:
         model = random_nf4(SHAPE)

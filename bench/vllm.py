@@ -123,7 +123,7 @@ def _wait(process: subprocess.Popen[bytes], server: Server, log: Any) -> None:
 
 def train(folder: Path) -> Run:
     """Train the small run on SmolLM2-135M as a model folder."""
-    from weitune.model.load.load import load_model
+    from weitune.model.load.weights import load_model
 
     loaded = load_model("builtin:smollm2-135m", precision="fp32", device="cpu")
     loaded.model.save_pretrained(folder / "base")

@@ -51,7 +51,7 @@ def smollm2() -> str:
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the same model as safetensors, which transformers and PEFT load in a moment."""
-    from weitune.model.load.load import load_model
+    from weitune.model.load.weights import load_model
 
     folder = tmp_path_factory.mktemp("smollm2")
     loaded = load_model(smollm2, precision="fp32", device="cpu")

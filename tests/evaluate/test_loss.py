@@ -21,7 +21,7 @@ from weitune.data.prepare.prepare import prepare
 from weitune.evaluate.loss import evaluating, measure_loss
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.load.load import load_model
+from weitune.model.load.weights import load_model
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recipe

@@ -19,8 +19,9 @@ from tests.tiny import VOCABULARY, tiny_model
 from weitune.data.pack import pack
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.load.load import load_tokenizer, load_weights
 from weitune.model.load.locate import locate
+from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.storage.shard import gathered_bytes, held_numbers, shard
 from weitune.model.supervised import Row, SupervisedModel

@@ -17,7 +17,7 @@ import torch
 
 from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny
-from weitune.model.load import load
+from weitune.model.load import weights
 from weitune.model.storage.allocator import giving_back
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux")
@@ -99,7 +99,7 @@ def test_the_pages_of_a_file_go_back_where_weights_are_converted_and_stay_where_
         given.append(list(files))
         return nullcontext()
 
-    monkeypatch.setattr(load, "giving_back", giving)
+    monkeypatch.setattr(weights, "giving_back", giving)
     folder = save_tiny(tmp_path / "model")  # in float32
-    load.load_model(str(folder), precision=precision, device="cpu")
+    weights.load_model(str(folder), precision=precision, device="cpu")
     assert given == [sorted(Path(folder).glob("*.safetensors")) if converts else []]

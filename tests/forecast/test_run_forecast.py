@@ -82,7 +82,7 @@ def test_rank_and_targets_decide_what_is_trained(seven: Path, found: MetaModel) 
 
 
 def test_a_tiny_model_is_counted_as_if_it_were_loaded(tmp_path: Path) -> None:
-    from weitune.model.load.load import load_model
+    from weitune.model.load.weights import load_model
     from weitune.model.lora.adapter import attach_adapter, count_parameters
 
     folder = save_tiny(tmp_path)

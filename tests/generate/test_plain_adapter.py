@@ -27,7 +27,7 @@ QUESTION = "Who are you?"
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in float32 on every processor, as PEFT does here."""
-    monkeypatch.setattr("weitune.model.load.load.choose_dtype", lambda precision, device: torch.float32)
+    monkeypatch.setattr("weitune.model.load.weights.choose_dtype", lambda precision, device: torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypat
     losses = []
     for placement in ("here", "auto"):
         if placement == "auto":
-            monkeypatch.setattr("weitune.model.load.load._placement", lambda target, asked: "auto")
+            monkeypatch.setattr("weitune.model.load.weights.device_map", lambda target, asked: "auto")
         (tmp_path / placement).mkdir()
         run = train(recipe_for(tmp_path / placement))
         losses.append([event["loss"] for event in run.events() if event["event"] == "step"])

@@ -21,7 +21,7 @@ from weitune.data.pack import pack
 from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, ModelError, RecipeError
 from weitune.generate.open_model import merge_adapter
-from weitune.model.load.load import load_model
+from weitune.model.load.weights import load_model
 from weitune.model.supervised import Row
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Train

@@ -19,7 +19,7 @@ from weitune.data.frame.framing import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.data.schedule import Plan
 from weitune.model.fast import matmul
-from weitune.model.load.load import LoadedModel, load_model
+from weitune.model.load.weights import LoadedModel, load_model
 from weitune.model.lora.adapter import attach_adapter
 from weitune.recipe.schema import Lora, Recipe, Train
 

@@ -25,7 +25,7 @@ from weitune.errors import Interrupted, MissingExtraError, RunError
 from weitune.export.run import Order, export
 from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY
 from weitune.forecast.memory_estimate import ENOUGH_TOKENS, PassSize, pass_bytes
-from weitune.model.load.load import load_model
+from weitune.model.load.weights import load_model
 from weitune.model.storage.weight_storage import dense, is_quantized
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Lora, Recompute, Train

@@ -15,8 +15,8 @@ from weitune import Recipe, Run, train
 from weitune.data.frame.framing import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.errors import DataError, Interrupted, RunError
-from weitune.model.load.load import load_tokenizer
 from weitune.model.load.locate import locate
+from weitune.model.load.tokenizer import load_tokenizer
 from weitune.recipe.schema import Lora, Tokens, Train
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter

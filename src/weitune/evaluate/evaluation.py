@@ -77,7 +77,7 @@ def rows_for(run: Run, files: Sequence[str] = (), limit: int | None = None) -> R
     Raises RunError if the run has no validation data and no file is given, DataError if data are not in order.
     """
     from weitune.data.frame.framing import framing_for
-    from weitune.model.load.load import load_tokenizer
+    from weitune.model.load.tokenizer import load_tokenizer
 
     recipe = run.recipe
     files = files or recipe.validation_files

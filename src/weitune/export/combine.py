@@ -29,7 +29,8 @@ from weitune.generate.run_folder import Run
 from weitune.model.file_names import ADAPTER_FILES, holds_adapter
 from weitune.model.load.base_check import place_of_base
 from weitune.model.load.fingerprint import base_fingerprints
-from weitune.model.load.load import load_tokenizer, load_weights
+from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.weights import load_weights
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.recipe.load import dump_recipe
 

@@ -22,8 +22,9 @@ from weitune.errors import ModelError, RunError, first_line
 from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_bytes
 from weitune.forecast.host_memory import host_memory
 from weitune.forecast.memory_estimate import MemoryEstimate, PassSize, pass_bytes
-from weitune.model.load.load import LoadedModel, choose_device, choose_dtype, load_weights, stored_dtype
+from weitune.model.load.device import choose_device, choose_dtype, stored_dtype
 from weitune.model.load.weight_files import stored_weights
+from weitune.model.load.weights import LoadedModel, load_weights
 from weitune.recipe.schema import Recompute, Storage
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from weitune.data.frame.framing import framing_for
 from weitune.errors import RunError
 from weitune.generate.engine import Engine
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES, holds_model
-from weitune.model.load.load import load_tokenizer, load_weights
 from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weight_files import read_safetensors_header
+from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter_config import check_adapter
 from weitune.model.lora.trainable_state import load_weights_into
 from weitune.model.storage.weight_storage import is_quantized

@@ -18,7 +18,7 @@ from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.generate.run_folder import Run, Which
 from weitune.gguf.types import GgufType
 from weitune.model.load.fingerprint import base_fingerprints
-from weitune.model.load.load import load_tokenizer
+from weitune.model.load.tokenizer import load_tokenizer
 from weitune.progress import Stage
 from weitune.recipe.schema import Tokens
 

@@ -25,8 +25,8 @@ from weitune.model.capabilities import Capabilities, probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn, kept_bytes
-from weitune.model.load.load import LoadedModel
 from weitune.model.load.weight_files import weight_files
+from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter import attach_adapter, check_targets, token_numbers
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.lora.trainable_state import LoraAdapter, TrainableState, WholeModel

@@ -20,9 +20,10 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.base_check import recorded_basis
 from weitune.model.load.fingerprint import base_fingerprints, differences
-from weitune.model.load.load import LoadedModel, load_tokenizer
 from weitune.model.load.locate import ModelFiles, locate
 from weitune.model.load.stop_tokens import loaded_stop_tokens
+from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
 from weitune.training.reporter import Reporter

@@ -13,7 +13,7 @@ from weitune.forecast.meta_model import MetaModel, outline
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.forecast.workload import Workload
 from weitune.messages import say
-from weitune.model.load.load import choose_device, choose_dtype
+from weitune.model.load.device import choose_device, choose_dtype
 from weitune.model.load.locate import locate
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe

@@ -12,7 +12,7 @@ from weitune.forecast.device_memory import peak_bytes
 from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.run_forecast import step_costs
 from weitune.forecast.workload import Workload
-from weitune.model.load.load import load_model
+from weitune.model.load.weights import load_model
 from weitune.progress import Progress
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.distributed.processes import make_accelerator

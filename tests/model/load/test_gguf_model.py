@@ -25,8 +25,9 @@ from weitune.gguf.vocabulary import vocabulary_metadata
 from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.model.load.config import read_config
 from weitune.model.load.gguf_model import known
-from weitune.model.load.load import LoadedModel, load_model, load_tokenizer
 from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.weights import LoadedModel, load_model
 
 HARD = [
     "Hello world!  Two  spaces, 1234567 and\ttabs\r\n\n\n",
@@ -314,7 +315,8 @@ def test_memory_holds_the_model_once(tmp_path: Path) -> None:
 import re, sys
 from pathlib import Path
 import transformers.models.qwen2.modeling_qwen2
-from weitune.model.load.load import load_tokenizer, load_weights
+from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.weights import load_weights
 from weitune.model.load.locate import locate
 status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 files = locate(sys.argv[1])

@@ -16,9 +16,9 @@ from weitune.errors import ModelError
 from weitune.export.source.base_weights import open_weights
 from weitune.forecast.memory_watch import weight_numbers
 from weitune.model.load.fingerprint import base_fingerprints, model_fingerprint
-from weitune.model.load.load import load_model
 from weitune.model.load.locate import locate
 from weitune.model.load.weight_files import INDEX, SINGLE, read_safetensors_header, stored_weights, weight_files
+from weitune.model.load.weights import load_model
 
 NORM = "model.norm.weight"
 

@@ -150,8 +150,8 @@ def _framing(recipe: Any) -> tuple[Any, Any]:
 
     quiet_libraries()
     from weitune.data.frame.framing import framing_for
-    from weitune.model.load.load import load_tokenizer
     from weitune.model.load.locate import locate
+    from weitune.model.load.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False))
     return framing_for(tokenizer, recipe.tokens), tokenizer

@@ -20,9 +20,9 @@ from weitune.export.source.chat_template import self_contained_template
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run_folder import Run, Which
 from weitune.model.load.config import read_config
-from weitune.model.load.load import load_tokenizer
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.stop_tokens import stored_stop_tokens
+from weitune.model.load.tokenizer import load_tokenizer
 from weitune.recipe.schema import Recipe
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ import torch
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.open_model import attach_saved_adapter
-from weitune.model.load.load import load_tokenizer, load_weights
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.stop_tokens import loaded_stop_tokens
+from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.weights import load_weights
 
 ANSWER_TOKENS = 48
 """Greedy answers are compared this far."""

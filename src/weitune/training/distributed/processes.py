@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.model.load.load import choose_device
+from weitune.model.load.device import choose_device
 from weitune.training.distributed.rendezvous import take_new_place
 
 if TYPE_CHECKING:

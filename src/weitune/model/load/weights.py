@@ -1,4 +1,4 @@
-"""Load a chat model and its tokenizer: number format and device from what is asked and what is there.
+"""Load a chat model.
 
 Only safetensors and GGUF weights are read, and no code that comes with a model is run.
 """
@@ -14,8 +14,10 @@ import torch
 
 from weitune.errors import InputError, ModelError, first_line
 from weitune.model.load.config import dtype_on_disk, read_config
-from weitune.model.load.gguf_model import gguf_model, gguf_tokenizer
+from weitune.model.load.device import choose_device, choose_dtype, device_map, stored_dtype
+from weitune.model.load.gguf_model import gguf_model
 from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weight_files import stored_weights, weight_files
 from weitune.model.storage.allocator import giving_back
 from weitune.model.storage.shard import shard
@@ -40,74 +42,6 @@ class LoadedModel:
     """How its weights lie in memory."""
     shards: int = 1
     """Among how many processes its matrices are divided (``train.shard``)."""
-
-    @property
-    def split_over_devices(self) -> bool:
-        """Whether the layers lie on more than one device (``device_map``)."""
-        return len(set(getattr(self.model, "hf_device_map", {}).values())) > 1
-
-
-def choose_device(device: str | None = None) -> torch.device:
-    """Return the accelerator of this process, or the CPU; ``device`` overrides.
-
-    Under a launcher each process gets the accelerator of its local rank.
-    """
-    if device is not None:
-        try:
-            return torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError("model.load.device_cannot_used", device=device, error=first_line(error)) from None
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    import os
-
-    kind = torch.accelerator.current_accelerator()
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device(kind.type if kind else "cpu", rank % max(torch.accelerator.device_count(), 1))
-
-
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the number format of the base model: ``auto`` is bfloat16 where ``device`` computes in it natively."""
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    match device.type:
-        case "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        case "xpu":
-            native = True
-        case "cpu":
-            native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        case _:
-            native = False
-    return torch.bfloat16 if native else torch.float32
-
-
-def stored_dtype(storage: Storage, dtype: torch.dtype) -> torch.dtype:
-    """Return the number format of the weights that ``storage`` does not round, for a model computed in ``dtype``."""
-    return {"auto": dtype, "fp32": torch.float32}.get(storage, torch.bfloat16)
-
-
-def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a model. Raises ModelError if there is none, or if it has no Rust implementation."""
-    from transformers import AutoTokenizer
-
-    folder = files.tokenizer_folder
-    try:
-        if files.gguf and folder == files.folder:
-            tokenizer = gguf_tokenizer(files)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if files.template is not None:
-            tokenizer.chat_template = files.template
-    except InputError:
-        raise
-    except Exception as error:
-        raise ModelError("model.load.tokenizer_cannot_loaded", folder=folder, error=first_line(error)) from error
-    if not tokenizer.is_fast:
-        raise ModelError("model.load.model_has_only_slow", folder=folder)
-    return tokenizer
 
 
 def load_model(
@@ -145,21 +79,11 @@ def load_weights(
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
     if shards == 1:
-        model = _load(files, dtype, storage, _placement(target, device))
+        model = _load(files, dtype, storage, device_map(target, device))
     else:
         model = _load(files, dtype, storage, {"": "cpu"}, widened_later=True)
         shard(model, target, stored_dtype(storage, dtype))
     return LoadedModel(model, tokenizer, files, target, dtype, storage, shards)
-
-
-def _placement(target: torch.device, asked: str | None) -> Any:
-    """Return the ``device_map``: one device, or ``auto`` when this one process owns several accelerators."""
-    import os
-
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if asked is None and alone and target.type == "cuda" and torch.cuda.device_count() > 1:
-        return "auto"
-    return {"": target}
 
 
 def _load(

@@ -1,0 +1,59 @@
+"""Device and number format of a model: from what is asked and what is there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from weitune.errors import ModelError, first_line
+from weitune.recipe.schema import Storage
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """Return the accelerator of this process, or the CPU; ``device`` overrides.
+
+    Under a launcher each process gets the accelerator of its local rank.
+    """
+    if device is not None:
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError("model.load.device_cannot_used", device=device, error=first_line(error)) from None
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(kind.type if kind else "cpu", rank % max(torch.accelerator.device_count(), 1))
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the number format of the base model: ``auto`` is bfloat16 where ``device`` computes in it natively."""
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
+    match device.type:
+        case "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        case "xpu":
+            native = True
+        case "cpu":
+            native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        case _:
+            native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def stored_dtype(storage: Storage, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format of the weights that ``storage`` does not round, for a model computed in ``dtype``."""
+    return {"auto": dtype, "fp32": torch.float32}.get(storage, torch.bfloat16)
+
+
+def device_map(target: torch.device, asked: str | None) -> Any:
+    """Return transformers' ``device_map``: one device, or ``auto`` if this one process owns several accelerators."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if asked is None and alone and target.type == "cuda" and torch.cuda.device_count() > 1:
+        return "auto"
+    return {"": target}

@@ -1,0 +1,33 @@
+"""Load a model's tokenizer. No code that comes with a model is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weitune.errors import InputError, ModelError, first_line
+from weitune.model.load.gguf_model import gguf_tokenizer
+from weitune.model.load.locate import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model. Raises ModelError if there is none, or if it has no Rust implementation."""
+    from transformers import AutoTokenizer
+
+    folder = files.tokenizer_folder
+    try:
+        if files.gguf and folder == files.folder:
+            tokenizer = gguf_tokenizer(files)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if files.template is not None:
+            tokenizer.chat_template = files.template
+    except InputError:
+        raise
+    except Exception as error:
+        raise ModelError("model.load.tokenizer_cannot_loaded", folder=folder, error=first_line(error)) from error
+    if not tokenizer.is_fast:
+        raise ModelError("model.load.model_has_only_slow", folder=folder)
+    return tokenizer
