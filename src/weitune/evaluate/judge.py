@@ -12,10 +12,12 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 from weitune.errors import InputError
+from weitune.evaluate.evaluation import Evaluation, WinRate
+from weitune.progress import Progress
 
 Verdict = Literal["tuned", "base", "tie"]
 _TIMEOUT_SECONDS = 120
@@ -33,20 +35,6 @@ The order of the answers means nothing. Reply with one word only: A, B or TIE.
 
 [answer B]
 {b}"""
-
-
-@dataclass(frozen=True, slots=True)
-class WinRate:
-    """How often the tuned model's answer was found better than its base's."""
-
-    pairs: int
-    wins: int
-    losses: int
-    rate: float
-    """Wins and half the ties, of all pairs."""
-    low: float
-    high: float
-    """Wilson's score interval of 95 % (Wilson 1927)."""
 
 
 def ask_endpoint(url: str, model: str, key: str | None) -> Callable[[str], str]:
@@ -70,6 +58,17 @@ def ask_endpoint(url: str, model: str, key: str | None) -> Callable[[str], str]:
         return text or ""
 
     return ask
+
+
+def judge_answers(evaluation: Evaluation, ask: Callable[[str], str], judge: str, progress: Progress) -> WinRate:
+    """Return how often ``judge`` (its name), asked through ``ask``, prefers the last model's answers to the base's."""
+    base, tuned = evaluation.models[0].which, evaluation.models[-1].which
+    verdicts = []
+    for done, answer in enumerate(evaluation.answers, 1):
+        said = answer.said[tuned], answer.said[base]
+        verdicts.append(compare_pair(ask, answer.prompt, answer.reference, *said))
+        progress(done, len(evaluation.answers))
+    return replace(win_rate(verdicts), which=tuned, judge=judge)
 
 
 def compare_pair(ask: Callable[[str], str], question: str, reference: str | None, tuned: str, base: str) -> Verdict:

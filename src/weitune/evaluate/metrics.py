@@ -15,31 +15,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from weitune.errors import MissingExtraError
+from weitune.evaluate.evaluation import Scores
 from weitune.generate.stream import Answer
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _UNIT = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _CHINESE_SHARE = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The measures of one model's answers; those that need a reference are None where there is none."""
-
-    answers: int
-    chrf: float | None
-    bleu: float | None
-    rouge_l: float | None
-    exact: float | None
-    distinct_1: float
-    distinct_2: float
-    stopped: float
-    tokens: float
 
 
 def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:

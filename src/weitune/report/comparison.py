@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from weitune.evaluate.evaluation import ModelScores
+from weitune.evaluate.figures import figures
 from weitune.report.chart import Line, chart
-from weitune.report.evaluation_section import figures
 from weitune.report.page import page, section, table
 from weitune.report.run_record import RunRecord, smoothed
 
@@ -91,10 +91,11 @@ def _by_time(record: RunRecord) -> list[tuple[float, float]]:
 
 def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     """Return the figures of every model that was judged."""
-    judged: list[tuple[str, dict[str, Any]]] = [
-        (f"{name}: {model['which']}", model)
+    judged: list[tuple[str, ModelScores]] = [
+        (f"{name}: {model.which}", model)
         for name, record in zip(names, records, strict=True)
-        for model in (record.evaluation or {}).get("models", [])
+        if record.evaluation is not None
+        for model in record.evaluation.models
     ]
     if not judged:
         return ""

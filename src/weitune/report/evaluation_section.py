@@ -2,80 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from weitune.evaluate.evaluation import Evaluation, ModelScores, WinRate
+from weitune.evaluate.figures import figures, measures
+from weitune.messages import say
 from weitune.report.chart import Line, chart
 from weitune.report.page import folded, section, table
 
-MEASURES = {
-    "chrf": "chrF", "bleu": "BLEU", "rouge_l": "ROUGE-L", "exact": "exact match", "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2", "stopped": "ended by themselves", "tokens": "tokens, mean",
-}  # fmt: skip
 _SHOWN_ANSWERS = 20
-_DRAWN = ("loss", "chrf", "rouge_l")
+_DRAWN = ("chrf", "rouge_l")
 
 
-def evaluation_section(evaluation: Mapping[str, Any] | None, title: str = "Judged beside its base") -> str:
+def evaluation_section(evaluation: Evaluation | None) -> str:
     """Return the section, or nothing if there was no evaluation."""
-    if not evaluation or not evaluation.get("models"):
+    if evaluation is None or not evaluation.models:
         return ""
-    models, rows = evaluation["models"], evaluation.get("rows", {})
-    lead = f"{rows.get('name')}: {rows.get('examples')} examples, {rows.get('questions')} questions"
-    names = [model["which"] for model in models]
-    shown = [[answer.get("prompt"), answer.get("reference"), *(answer["said"].get(name, "") for name in names)]
-             for answer in evaluation.get("answers", [])]  # fmt: skip
-    heads = ["question", "data", *names]
-    general = [[answer.get("prompt"), *(answer["said"].get(name, "") for name in names)]
-               for answer in evaluation.get("general", [])]  # fmt: skip
+    models, rows = evaluation.models, evaluation.rows
+    names = [model.which for model in models]
+    asked = say("report.evaluation_section.question")
+    heads = [asked, say("report.evaluation_section.data"), *names]
+    answers = [
+        [answer.prompt, answer.reference, *(answer.said.get(name, "") for name in names)]
+        for answer in evaluation.answers
+    ]
+    general = [[answer.prompt, *(answer.said.get(name, "") for name in names)] for answer in evaluation.general]
+    evaluated_on = say(
+        "report.evaluation_section.rows", name=rows.name, examples=rows.examples, questions=rows.questions
+    )
+    every = say("report.evaluation_section.all_answers", count=len(answers))
     return section(
-        title,
+        say("report.evaluation_section.title"),
         table(["", *names], figures(models), numbers=True),
         f'<div class="charts">{_over_steps(models)}</div>\n',
-        _win(evaluation.get("win_rate")),
-        table((), [(f"Judged by {lead}",)]),
-        table(heads, shown[:_SHOWN_ANSWERS], said=True),
-        folded(f"All {len(shown)} answers", table(heads, shown, said=True)) if len(shown) > _SHOWN_ANSWERS else "",
-        folded("General questions", table(["question", *names], general, said=True)),
+        _win_rate(evaluation.win_rate),
+        table((), [(evaluated_on,)]),
+        table(heads, answers[:_SHOWN_ANSWERS], said=True),
+        folded(every, table(heads, answers, said=True)) if len(answers) > _SHOWN_ANSWERS else "",
+        folded(say("report.evaluation_section.general"), table([asked, *names], general, said=True)),
     )
 
 
-def figures(models: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return one row a measure, one column a model."""
-    rows = [[name, *(number(model.get(name)) for model in models)] for name in ("loss", "perplexity")]
-    rows += [[name, *(number(model["scores"].get(key)) for model in models)]
-             for key, name in MEASURES.items() if any(model.get("scores") for model in models)]  # fmt: skip
-    if all(model.get("general") for model in models):
-        rows.append(["general questions: loss", *(number(model["general"]["loss"]) for model in models)])
-        for language in models[0]["general"]["right"]:
-            shares = (f"{model['general']['right'][language]:.0%}" for model in models)
-            rows.append([f"general questions: right ({language})", *shares])
-    return rows
-
-
-def number(value: object) -> str:
-    """Return a figure in three decimals, or a dash for none."""
-    return f"{value:,.3f}" if isinstance(value, int | float) else "–"
-
-
-def _over_steps(models: Sequence[Mapping[str, Any]]) -> str:
-    """Return curves over the checkpoints, if several were judged; the base stands at step 0."""
-    stepped = [model for model in models if model.get("step") is not None]
+def _over_steps(models: Sequence[ModelScores]) -> str:
+    """Return curves over the checkpoints, if several were evaluated; the base stands at step 0."""
+    stepped = [(model.step, model) for model in models if model.step is not None]
     if len(stepped) < 2:
         return ""
-    points = [*((0, model) for model in models if model["which"] == "base"), *((m["step"], m) for m in stepped)]
-    drawn = []
-    for at, key in enumerate(_DRAWN):
-        line = [(float(step), float(value)) for step, model in points
-                if (value := model.get(key) if key == "loss" else model["scores"].get(key)) is not None]  # fmt: skip
-        drawn.append(chart(f"{MEASURES.get(key, 'Loss on the answers')} by checkpoint", [Line(key, line, colour=at)]))
+    points = [*((0, model) for model in models if model.which == "base"), *stepped]
+    title = say("report.evaluation_section.loss_by_checkpoint")
+    drawn = [chart(title, [Line("loss", [(float(step), model.loss) for step, model in points])])]
+    for colour, key in enumerate(_DRAWN, 1):
+        values = [(float(step), getattr(model.scores, key, None)) for step, model in points]
+        line = [(step, value) for step, value in values if value is not None]
+        title = say("report.evaluation_section.by_checkpoint", measure=measures()[key])
+        drawn.append(chart(title, [Line(key, line, colour=colour)]))
     return "".join(drawn)
 
 
-def _win(win: Mapping[str, Any] | None) -> str:
-    if not win:
+def _win_rate(win: WinRate | None) -> str:
+    if win is None:
         return ""
-    return table(["judge", "pairs", "wins", "losses", "win rate", "95 % interval"], [[
-        f"{win['which']} against base, by {win['judge']}", win["pairs"], win["wins"], win["losses"],
-        f"{win['rate']:.0%}", f"{win['low']:.0%} to {win['high']:.0%}",
-    ]], numbers=True)  # fmt: skip
+    heads = (
+        say("report.evaluation_section.judge"),
+        say("report.evaluation_section.pairs"),
+        say("report.evaluation_section.wins"),
+        say("report.evaluation_section.losses"),
+        say("report.evaluation_section.win_rate"),
+        say("report.evaluation_section.interval"),
+    )
+    judge = say("report.evaluation_section.against_base", which=win.which, judge=win.judge)
+    interval = say("report.evaluation_section.range", low=win.low, high=win.high)
+    return table(heads, [(judge, win.pairs, win.wins, win.losses, f"{win.rate:.0%}", interval)], numbers=True)

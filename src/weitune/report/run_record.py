@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.generate.run_folder import Run
 from weitune.model.load.base_check import json_object
 from weitune.recipe.load import dump_recipe, values
@@ -27,7 +28,7 @@ class RunRecord:
     environment: Mapping[str, Any]
     data: Mapping[str, Any]
     events: tuple[Mapping[str, Any], ...]
-    evaluation: Mapping[str, Any] | None
+    evaluation: Evaluation | None
     answers: tuple[Mapping[str, Any], ...] = ()
     """Questions with the answers before and after, if the demo asked any."""
 
@@ -41,7 +42,7 @@ class RunRecord:
             environment=json_object(folder / "environment.json"),
             data=json_object(folder / "data.json"),
             events=tuple(run.events()),
-            evaluation=json_object(folder / "evaluation.json") or None,
+            evaluation=read_evaluation(folder),
             answers=_answers(folder / ANSWERS_FILE),
         )
 

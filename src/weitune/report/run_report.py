@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weitune.evaluate.evaluation import Evaluation
 from weitune.files.publish import publish_text
 from weitune.report.chart import Line, chart
 from weitune.report.evaluation_section import evaluation_section
@@ -28,7 +29,7 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Mapping[str, Any]) -> Path:
+def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Evaluation) -> Path:
     """Write a page with an evaluation and nothing else into ``folder`` and return its path.
 
     Raises OSError if the system refuses to write.

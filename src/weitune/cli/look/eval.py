@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from weitune.cli.talk.chat import Checkpoint
 from weitune.messages import say
 
 if TYPE_CHECKING:
+    from weitune.evaluate.evaluation import Evaluation
     from weitune.generate.run_folder import Run, Which
 
 
@@ -92,57 +94,41 @@ def command(
 
     with working(say("cli.eval.starting")):
         quiet_libraries()
-        from weitune.evaluate import evaluation as ev
+        from weitune.evaluate.judge import ask_endpoint, judge_answers
+        from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set
 
-        rows = ev.rows_for(folder, files, limit)
-    chosen = ev.Options(**options)
+        ask = ask_endpoint(judge, judge_model, judge_key) if judge else None
+        rows = evaluation_set(folder, files, limit)
     with Stages() as stages:
-        judged = ev.judge_models(folder, rows, which, chosen, stages.begin)
-        win = _win_rate(rows, judged, judge, judge_model, judge_key, stages.begin) if judge else None
-    found = ev.as_json(rows, judged, chosen, win)
+        evaluation = evaluate(folder, rows, which, Options(**options), stages.begin)
+        if ask is not None:
+            judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
+            evaluation = replace(evaluation, win_rate=judged)
     if as_json:
         from weitune.files.json_text import json_text
 
-        print(json_text(found, indent=1))
+        print(json_text(evaluation.to_json(), indent=1))
     else:
         from weitune.cli.look.eval_view import print_evaluation
 
-        print_evaluation(found)
+        print_evaluation(evaluation)
     target = output or (None if folder.made_elsewhere else run)
     if target:
-        console().print(say("cli.eval.written", written=_written(folder, found, target)), markup=False)
+        console().print(say("cli.eval.written", written=_written(folder, evaluation, target)), markup=False)
 
 
-def _written(folder: Run, found: dict[str, Any], target: Path) -> Path:
+def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:
     """Write ``evaluation.json`` and the report into ``target``, and return the report's path."""
     from weitune.errors import InputError
-    from weitune.evaluate.evaluation import write
     from weitune.report.run_report import write_evaluation_report, write_report
 
     try:
         target.mkdir(parents=True, exist_ok=True)
-        write(target, found)
+        evaluation.write(target)
         if target == folder.path and not folder.made_elsewhere:
             return write_report(target)
-        return write_evaluation_report(target, folder.name, folder.recipe.model, found)
+        return write_evaluation_report(target, folder.name, folder.recipe.model, evaluation)
     except OSError as error:
         raise InputError(
             "cli.eval.evaluation_cannot_written", target=target, strerror=error.strerror or error
         ) from None
-
-
-def _win_rate(rows: Any, judged: Any, url: str, model: str, key: str | None, begin: Any) -> dict[str, Any]:
-    """Ask the judge about every pair of answers of the base and of the last adapter."""
-    from dataclasses import asdict
-
-    from weitune.evaluate.judge import ask_endpoint, compare_pair, win_rate
-
-    ask = ask_endpoint(url, model, key)
-    progress = begin("judging pairs")
-    base, tuned = judged[0], judged[-1]
-    verdicts = []
-    for at, question in enumerate(rows.questions):
-        pair = tuned.answers[at].text, base.answers[at].text
-        verdicts.append(compare_pair(ask, question.text, question.reference, *pair))
-        progress(at + 1, len(rows.questions))
-    return {**asdict(win_rate(verdicts)), "which": tuned.which, "judge": model}

@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from weitune.evaluate.evaluation import FILE as EVALUATION
+from weitune.evaluate.evaluation import Evaluation, read_evaluation
+from weitune.evaluate.figures import figures
 from weitune.export.source.export_source import ExportSource
 from weitune.generate.run_folder import Run
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
-from weitune.report.evaluation_section import figures
 
 
 def without_paths(recipe: Recipe) -> Recipe:
@@ -54,7 +54,7 @@ def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | No
         _usage(tuned, repository, base or recipe.model),
         _data(_read(run.path / "data.json")),
         _training(events, tuned, step, _read(run.path / "environment.json")),
-        _evaluation(_read(run.path / EVALUATION), step),
+        _evaluation(read_evaluation(run.path), step),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
         _licence(licence, recipe.model),
     ]
@@ -141,19 +141,20 @@ def _training(
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _evaluation(evaluation: Mapping[str, Any] | None, step: int | None) -> str:
+def _evaluation(evaluation: Evaluation | None, step: int | None) -> str:
     """Return what `weitune eval` measured of this adapter, beside its base if that was judged too."""
-    judged = (evaluation or {}).get("models", [])
-    shown = [model for model in judged if model["which"] == "base" or (step is not None and model["step"] == step)]
-    if not evaluation or all(model["which"] == "base" for model in shown):
+    if evaluation is None:
         return ""
-    rows = evaluation["rows"]
+    shown = [m for m in evaluation.models if m.which == "base" or (step is not None and m.step == step)]
+    if all(model.which == "base" for model in shown):
+        return ""
+    rows = evaluation.rows
     lines = [
         "## Evaluation",
         "",
-        f"`weitune eval` on {_file_name(rows['name'])}: {rows['examples']} examples, {rows['questions']} questions.",
+        f"`weitune eval` on {_file_name(rows.name)}: {rows.examples} examples, {rows.questions} questions.",
         "",
-        f"| | {' | '.join('base' if model['which'] == 'base' else 'this adapter' for model in shown)} |",
+        f"| | {' | '.join('base' if model.which == 'base' else 'this adapter' for model in shown)} |",
         f"| --- {'| ---: ' * len(shown)}|",
         *(f"| {' | '.join(row)} |" for row in figures(shown)),
     ]

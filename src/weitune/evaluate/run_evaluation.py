@@ -1,0 +1,190 @@
+"""Evaluate a run: its base and its adapters, on rows that were not learned.
+
+    rows ─▶ examples ─▶ loss, perplexity        ┐
+        └─▶ questions ─▶ answers ─▶ measures    ├─▶ Evaluation
+    general questions ─▶ loss, right answers    ┘
+
+One model after the other is in memory (two at most), each with its adapter merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weitune.data.prepare.holdout import ExampleSet, hold_out
+from weitune.data.prepare.prepare import prepare
+from weitune.errors import RunError
+from weitune.evaluate.evaluation import (
+    AnsweredGeneralQuestion,
+    AnsweredQuestion,
+    EvaluatedRows,
+    Evaluation,
+    GeneralScores,
+    ModelScores,
+)
+from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
+from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
+from weitune.evaluate.metrics import score
+from weitune.evaluate.questions import Question, questions_in, rows_of
+from weitune.generate.engine import Engine
+from weitune.generate.run_folder import Run, Which
+from weitune.generate.sampling import Sampling
+from weitune.generate.stream import Answer
+from weitune.messages import say
+from weitune.model.capabilities import probe
+from weitune.model.fast.attention import tree_attention
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.supervised import SupervisedModel
+from weitune.progress import Progress, Stage
+
+_GENERAL_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """What models are evaluated on: examples for the loss, and questions to answer."""
+
+    name: str
+    examples: ExampleSet
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an evaluation is made."""
+
+    max_new_tokens: int = 128
+    batch_size: int = 8
+    general: bool = True
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelResult:
+    scores: ModelScores
+    answers: list[str]
+    general_answers: list[str]
+
+
+def evaluation_set(run: Run, files: Sequence[str] = (), limit: int | None = None) -> EvaluationSet:
+    """Return the run's validation rows, or those in ``files``; at most ``limit`` of them are asked as questions.
+
+    Raises RunError if the run has no validation data and no file is given, DataError if data are not in order.
+    """
+    from weitune.data.frame.framing import framing_for
+    from weitune.model.load.tokenizer import load_tokenizer
+
+    recipe = run.recipe
+    files = files or recipe.validation_files
+    if not files and recipe.validation is None:
+        if run.made_elsewhere:
+            raise RunError("evaluate.run_evaluation.made_elsewhere", path=run.path)
+        raise RunError("evaluate.run_evaluation.no_validation", path=run.path)
+    tokenizer = load_tokenizer(run.base_files())
+    framing = framing_for(tokenizer, recipe.tokens)
+    if files:
+        name, examples = ", ".join(files), prepare(recipe, framing, files=files)
+        questions = questions_in(files, recipe)
+        return EvaluationSet(name, examples, questions[:limit])
+    fraction = recipe.validation_fraction
+    assert fraction is not None  # noqa: S101  (for mypy)
+    held = hold_out(prepare(recipe, framing), fraction)[1]
+    questions = questions_in(recipe.data, recipe, rows_of(held))
+    name = say("evaluate.run_evaluation.held_out", fraction=fraction)
+    return EvaluationSet(name, held, questions[:limit])
+
+
+def evaluate(run: Run, rows: EvaluationSet, which: Sequence[Which], options: Options, stage: Stage) -> Evaluation:
+    """Evaluate the base and every adapter in ``which``, in order."""
+    general = general_questions() if options.general else []
+    results = [_evaluate_model(run, rows, each, general, options, stage) for each in ("base", *which)]
+    answers = {result.scores.which: result.answers for result in results}
+    general_answers = {result.scores.which: result.general_answers for result in results}
+    return Evaluation(
+        rows=EvaluatedRows(rows.name, len(rows.examples), len(rows.questions)),
+        max_new_tokens=options.max_new_tokens,
+        models=[result.scores for result in results],
+        answers=[
+            AnsweredQuestion(question.text, question.reference, {name: said[at] for name, said in answers.items()})
+            for at, question in enumerate(rows.questions)
+        ],
+        general=[
+            AnsweredGeneralQuestion(
+                question.prompt, question.accept, {name: said[at] for name, said in general_answers.items()}
+            )
+            for at, question in enumerate(general)
+        ],
+    )
+
+
+def _evaluate_model(
+    run: Run,
+    rows: EvaluationSet,
+    which: Which,
+    general: Sequence[GeneralQuestion],
+    options: Options,
+    stage: Stage,
+) -> _ModelResult:
+    name = f"step {which}" if isinstance(which, int) else which
+    engine = run.engine(which, device=options.device)
+    examples = [rows.examples[i] for i in range(len(rows.examples))]
+    plain = [example for question in general for example in engine.framing.examples(question.answered)]
+    measure = _Losses(engine)
+    loss = measure(examples, stage(say("evaluate.run_evaluation.loss", name=name)))
+    general_loss = measure(plain, stage(say("evaluate.run_evaluation.general_loss", name=name))) if plain else None
+    answering = stage(say("evaluate.run_evaluation.answers", name=name))
+    answers = _answers(engine, rows.questions, options.max_new_tokens, options.batch_size, answering)
+    answering = stage(say("evaluate.run_evaluation.general", name=name))
+    asked = [Question(question.asked) for question in general]
+    general_answers = [a.text for a in _answers(engine, asked, _GENERAL_TOKENS, options.batch_size, answering)]
+    scores = ModelScores(
+        which=name,
+        step=which if isinstance(which, int) else None,
+        loss=loss.mean,
+        perplexity=loss.perplexity if loss.perplexity < float("inf") else None,
+        scores=score(answers, [question.reference or "" for question in rows.questions]) if answers else None,
+        general=GeneralScores(share_right(general, general_answers), general_loss.mean) if general_loss else None,
+    )
+    return _ModelResult(scores, [answer.text for answer in answers], general_answers)
+
+
+class _Losses:
+    """The loss of an engine's model, whose capabilities are tried once."""
+
+    def __init__(self, engine: Engine) -> None:
+        model = engine.model
+        with tree_attention(model, on=False):
+            abilities = probe(model)
+            blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
+        self._model = SupervisedModel(model, plain_head=abilities.plain_head, blocks=blocks)
+        self._abilities = abilities
+
+    def __call__(self, examples: Sequence[Any], progress: Progress) -> MeasuredLoss:
+        model, abilities = self._model.model, self._abilities
+        with tree_attention(model, on=abilities.shares_rows):
+            return measure_loss(self._model, examples, abilities.layout, MICRO_TOKENS, model.device, progress)
+
+
+def _answers(
+    engine: Engine,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
+) -> list[Answer]:
+    """Return the likeliest answers, in batches of similar length; a question that is too long gets an empty one."""
+    limit = engine.context_tokens
+    lengths = [len(engine.framing.prompt(question.conversation)) for question in questions]
+    fitting = [at for at in range(len(questions)) if limit is None or lengths[at] < limit]
+    order = sorted(fitting, key=lengths.__getitem__)
+    answered: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        conversations = [questions[at].conversation for at in batch]
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        answers = engine.answers(conversations, sampling, batch_size=batch_size)
+        answered |= dict(zip(batch, answers, strict=True))
+        progress(len(answered), len(order))
+    return [answered.get(at, Answer("", (), stopped=False)) for at in range(len(questions))]
