@@ -92,6 +92,7 @@ def weitune_side(
     from accelerate import Accelerator
 
     from weitune.training.build import make_loop, make_trainable
+    from weitune.training.passes import GraphPasses
 
     loaded = loaded or load(job)
     train = Train(
@@ -124,14 +125,15 @@ def weitune_side(
     watcher = Watcher()
     watcher.began = time.perf_counter()
     loop.run(0, watcher)
+    graphs = loop.passes.graphs if isinstance(loop.passes, GraphPasses) else None
     return {
         "seconds": seconds,
         "losses": losses,
         "computed_tokens": computed,
         "peak_flops": peaks,
-        "micro_tokens": loop.micro_tokens,
-        "plain_blocks": trainable.abilities.plain_blocks,
-        "recordings": sum(map(bool, loop.recorded._recordings.values())) if loop.recorded else 0,
+        "micro_tokens": loop.memory.micro_tokens,
+        "plain_blocks": trainable.capabilities.plain_blocks,
+        "recordings": sum(map(bool, graphs._recordings.values())) if graphs else 0,
         "peak_bytes": peak_bytes(loaded.device),
     }
 

@@ -94,7 +94,7 @@ def side(job: dict[str, Any]) -> dict[str, Any]:
     loop.run(0, Watcher())
     return {
         **{key: value for key, value in job.items() if key not in {"model", "examples"}},
-        "plain_blocks": trainable.abilities.plain_blocks,
+        "plain_blocks": trainable.capabilities.plain_blocks,
         "own_bytes_loading": after_loading,
         "own_bytes": own.close(),
         "resident_bytes": peak_bytes(loaded.device),

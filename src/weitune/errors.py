@@ -15,7 +15,9 @@ Anything else is a bug of weitune and exits with 1.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 from weitune.messages import texts
 
@@ -35,6 +37,10 @@ class WeituneError(Exception):
         self.message_id = message_id
         self.message = parts["message"]
         self.fix = parts.get("fix", "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the values of the texts, so that an error may be raised again on every process of a run."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.fix}" if self.fix else self.message

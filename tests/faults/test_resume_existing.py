@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.faults.test_lock import holder
 from tests.faults.test_resume import stopped
 from tests.tiny import save_tiny
 from weitune import cli
-from weitune.errors import InputError, RecipeError, RunError
+from weitune.errors import RecipeError, RunError
 from weitune.run.events import read_events
 from weitune.training.distributed.processes import agreed
 from weitune.training.run import train
@@ -150,12 +151,16 @@ class Machines:
         monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*others, *own])
 
 
+def pickled(error: Exception) -> Any:
+    return pickle.loads(pickle.dumps(error))  # noqa: S301  (as between the processes of a run)
+
+
 def test_what_the_main_process_sees_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes late, and would find the folder that the main process has just made, is not asked."""
     late: Any = Machines([(False, None)], monkeypatch)
     assert agreed(late, None) is False
-    refused: Any = Machines([(None, InputError("not empty"))], monkeypatch)
-    with pytest.raises(InputError, match="not empty"):
+    refused: Any = Machines([(None, pickled(RunError("run.folder.not_empty_folder", folder="runs/a")))], monkeypatch)
+    with pytest.raises(RunError, match="not an empty folder"):
         agreed(refused, None)
     apart: Any = Machines([(True, None)], monkeypatch)
     with pytest.raises(RunError, match="do not find the same"):

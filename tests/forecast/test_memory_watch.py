@@ -17,7 +17,8 @@ from weitune.model.load.locate import locate
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_model
 from weitune.recipe.schema import Lora
-from weitune.training.build import Trainable, make_trainable
+from weitune.training.build import make_trainable
+from weitune.training.trainable import Trainable
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,9 @@ def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pyt
 
 def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
-        raise ModelError("the model cannot be loaded") from torch.OutOfMemoryError("CUDA out of memory")
+        raise ModelError("model.load.model_cannot_loaded", folder="m", error="x") from torch.OutOfMemoryError(
+            "CUDA out of memory"
+        )
 
     files = locate(str(save_tiny(tmp_path)))
     monkeypatch.setattr(memory_watch, "load_weights", refuse)
@@ -63,13 +66,17 @@ class TestNeed:
         )
 
     def test_of_a_pass(self, trainable: Trainable) -> None:
-        need = PassNeed.of(trainable, PassSize(2048, 500, 300))
-        assert need.bytes == sum(pass_bytes(trainable.shape, need.size, trainable.manner))
+        need = PassNeed.estimate(
+            trainable.shape, trainable.pass_config(), PassSize(2048, 500, 300), trainable.pending_bytes()
+        )
+        assert need.bytes == sum(pass_bytes(trainable.shape, need.size, trainable.pass_config()))
         assert need.beside > 0  # gradients and moments
         assert "Lower train.micro_tokens below 2,048" in need.fix
 
     def test_of_one_example_longer_than_a_pass(self, trainable: Trainable) -> None:
-        need = PassNeed.of(trainable, PassSize(900, 500, 900))
+        need = PassNeed.estimate(
+            trainable.shape, trainable.pass_config(), PassSize(900, 500, 900), trainable.pending_bytes()
+        )
         assert "tokens.max_length" in need.fix
 
 

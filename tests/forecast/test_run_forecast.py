@@ -19,8 +19,8 @@ from weitune.data.schedule import Plan
 from weitune.errors import InputError
 from weitune.forecast.device_memory import MemoryPlan, plan_memory
 from weitune.forecast.gpus import find_gpu, parse_memory
-from weitune.forecast.memory_estimate import PassConfig, PassSize, Shape, fitting_tokens, pass_bytes
-from weitune.forecast.meta_model import MetaModel, outline
+from weitune.forecast.memory_estimate import ModelShape, PassConfig, PassSize, fitting_tokens, pass_bytes
+from weitune.forecast.meta_model import MetaModel, build_meta_model
 from weitune.forecast.run_forecast import Format, Target, fit, formats, memory_need, pass_config_for, ways_to_fit
 from weitune.model.load.locate import ModelFiles
 from weitune.model.storage.weight_storage import is_quantized
@@ -47,7 +47,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(seven: Path) -> MetaModel:
-    return outline(ModelFiles(seven), Lora())
+    return build_meta_model(ModelFiles(seven), Lora())
 
 
 def recipe(**keys: Any) -> Recipe:
@@ -58,7 +58,7 @@ def test_qwen_7b_from_its_configuration_alone(found: MetaModel) -> None:
     assert found.trainable == 20_185_088
     assert found.frozen == 7_615_616_512
     assert found.untied_embeddings == 152064 * 3584
-    assert found.abilities.plain_blocks
+    assert found.capabilities.plain_blocks
     assert found.stored is not None
     assert found.stored.itemsize == 2
 
@@ -76,8 +76,8 @@ def test_a_divided_base_takes_its_part_and_twice_the_largest_unit(found: MetaMod
 
 
 def test_rank_and_targets_decide_what_is_trained(seven: Path, found: MetaModel) -> None:
-    assert outline(ModelFiles(seven), Lora(r=16)).trainable == 2 * found.trainable
-    queries = outline(ModelFiles(seven), Lora(target_modules=["q_proj"]))
+    assert build_meta_model(ModelFiles(seven), Lora(r=16)).trainable == 2 * found.trainable
+    queries = build_meta_model(ModelFiles(seven), Lora(target_modules=["q_proj"]))
     assert queries.trainable == 28 * 8 * (3584 + 3584)
 
 
@@ -88,22 +88,22 @@ def test_a_tiny_model_is_counted_as_if_it_were_loaded(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path)
     loaded = load_model(str(folder), precision="fp32", device="cpu")
     count = count_parameters(attach_adapter(loaded.model, Lora(), seed=0, base=""))
-    small = outline(ModelFiles(folder), Lora())
+    small = build_meta_model(ModelFiles(folder), Lora())
     assert (small.parameters, small.trainable) == (count.total, count.trainable)
-    assert small.shape == Shape.of(loaded.model.config)
+    assert small.shape == ModelShape.from_config(loaded.model.config)
 
 
 def test_an_architecture_that_cannot_share_is_found_out(tmp_path: Path) -> None:
     config = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from weitune.forecast.meta_model import _abilities
+    from weitune.forecast.meta_model import _probe_small
     from weitune.model.load.config import read_config
 
-    assert not _abilities(read_config(ModelFiles(tmp_path))).shares_rows
+    assert not _probe_small(read_config(ModelFiles(tmp_path))).shares_rows
 
 
 class TestNeed:
-    shape = Shape(layers=24, hidden=896, wide=4864, queries=896, keys=128, heads=14, repeat=7, vocabulary=151936)
+    shape = ModelShape(layers=24, hidden=896, wide=4864, queries=896, keys=128, heads=14, repeat=7, vocabulary=151936)
 
     def bytes(self, tokens: int, **manner: Any) -> int:
         return sum(pass_bytes(self.shape, PassSize(tokens, tokens, 100), PassConfig(4, **manner)))

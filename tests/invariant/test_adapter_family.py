@@ -25,9 +25,10 @@ from weitune.model.load.weights import load_model
 from weitune.model.supervised import Row
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Train
-from weitune.training.build import Trainable, make_loop, make_trainable
+from weitune.training.build import make_loop, make_trainable
 from weitune.training.resume.snapshot import Snapshot
 from weitune.training.run import resume
+from weitune.training.trainable import Trainable
 
 CPU = torch.device("cpu")
 FAST: dict[str, dict[str, Any]] = {
@@ -89,7 +90,7 @@ def test_it_learns_and_loads_in_plain_peft_and_merges(kind: str, tmp_path: Path)
     trainable = trainable_of(tmp_path, lora)
     before = logits(tiny_model())
     torch.testing.assert_close(logits(trainable.trained.model), before, rtol=0, atol=1e-4)  # nothing has changed yet
-    assert trainable.abilities.plain_blocks == (kind not in SLOW)
+    assert trainable.capabilities.plain_blocks == (kind not in SLOW)
 
     examples = examples_with_forks(12, vocabulary=400)
     loop = make_loop(
@@ -119,7 +120,7 @@ def test_gradients_equal_those_of_pefts_layers(kind: str, tmp_path: Path) -> Non
         if ".lora_B." in name and not parameter.any():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
     row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
-    plain_head = trainable.abilities.plain_head
+    plain_head = trainable.capabilities.plain_head
     loss, gradients = loss_and_gradients(adapted, row, fast=True, plain_head=plain_head)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False, plain_head=False)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,15 +22,16 @@ from weitune.data.pack import pack
 from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, MissingExtraError, RunError
 from weitune.export.run import Order, export
-from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY
+from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan
 from weitune.forecast.memory_estimate import ENOUGH_TOKENS, PassSize, pass_bytes
 from weitune.model.load.weights import load_model
 from weitune.model.storage.weight_storage import dense, is_quantized
 from weitune.model.supervised import Row
 from weitune.recipe.schema import Lora, Recompute, Train
-from weitune.training.build import MemoryPlan, Trainable, choose_memory_plan, make_loop, make_trainable
+from weitune.training.build import make_loop, make_trainable
 from weitune.training.resume.snapshot import Snapshot
 from weitune.training.run import resume
+from weitune.training.trainable import Trainable
 
 CPU = torch.device("cpu")
 STORAGES = ("bf16", "int8", "nf4")
@@ -106,7 +106,7 @@ def test_a_part_of_a_matrix_is_that_part_of_the_whole(
 
 def test_fast_blocks_compute_what_4_bit_modules_do(tmp_path: Path) -> None:
     trainable = trainable_of(tmp_path, "nf4")
-    assert trainable.abilities.plain_blocks
+    assert trainable.capabilities.plain_blocks
     draw = torch.Generator().manual_seed(2)
     adapted: Any = trainable.trained.model
     for name, parameter in adapted.named_parameters():
@@ -140,14 +140,14 @@ def test_recomputing_changes_no_bit_of_the_losses(kind: dict[str, Any], tmp_path
 def test_as_little_is_recomputed_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainable = trainable_of(tmp_path, "fp32")
     size = PassSize(ENOUGH_TOKENS, ENOUGH_TOKENS, 20)
-    beside = trainable.still_to_come()
+    beside = trainable.pending_bytes()
     for level in get_args(Recompute):
-        need = sum(pass_bytes(trainable.shape, size, replace(trainable.manner, recompute=level)))
+        need = sum(pass_bytes(trainable.shape, size, trainable.pass_config(level)))
         free = need / SHARE_OF_FREE_MEMORY + beside + 100
-        monkeypatch.setattr("weitune.training.build.free_bytes", lambda device, free=free: free)
-        assert choose_memory_plan(trainable, Train(), None, 20).recompute == level
-        assert choose_memory_plan(trainable, Train(recompute="none"), None, 20).recompute == "none"
-        assert choose_memory_plan(trainable, Train(micro_tokens=4096), None, 20) == MemoryPlan(4096, "block")
+        monkeypatch.setattr("weitune.training.trainable.free_bytes", lambda device, free=free: free)
+        assert trainable.memory_plan(Train(), longest=20).recompute == level
+        assert trainable.memory_plan(Train(recompute="none"), longest=20).recompute == "none"
+        assert trainable.memory_plan(Train(micro_tokens=4096), longest=20) == MemoryPlan(4096, "block")
 
 
 def test_a_4_bit_run_resumes_to_the_same_bits_answers_and_is_exported(tmp_path: Path) -> None:

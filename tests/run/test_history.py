@@ -23,7 +23,7 @@ from weitune.report.run_report import run_report
 from weitune.run.checkpoint import list_checkpoints
 from weitune.run.history import best_of, finite
 from weitune.run.rotation import best_checkpoint, rotate
-from weitune.training.validation import ValidationHistory, chosen_checkpoint
+from weitune.training.validation_history import ValidationHistory, chosen_checkpoint
 
 LOSSES = st.sampled_from([1.0, 1.5, 2.0, 2.5, math.nan, math.inf, None])
 """Few values, so that ties are frequent; None: a checkpoint without an evaluation."""
@@ -47,16 +47,16 @@ def test_all_agree_on_the_best_of_any_history(
         run = Path(name)
         recipe = build_recipe({"model": "m", "data": ["d.json"]})
         (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        standing, dashboard, events = ValidationHistory(), Dashboard(), []
+        validated, dashboard, events = ValidationHistory(), Dashboard(), []
         if before is not None:  # before the first step: there is no checkpoint of that
-            standing.add(0, before)
+            validated.add(0, before)
             events.append({"event": "validation", "step": 0, "loss": before})
         history = [(10 * k, loss) for k, loss in enumerate(losses, 1)]
         for step, loss in history:
             if loss is not None:
-                standing.add(step, loss)
+                validated.add(step, loss)
                 events.append({"event": "validation", "step": step, "loss": loss})
-            save(run, step, standing.state(step)["metric"])
+            save(run, step, validated.state(step)["metric"])
             rotate(run, keep)
         (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
         for event in events:
@@ -64,7 +64,7 @@ def test_all_agree_on_the_best_of_any_history(
 
         wanted = specification(history)
         last = history[-1][0]
-        found = standing.best(after=0)
+        found = best_of(pair for pair in validated.losses if pair[0] > 0)
         assert (found[0] if found else None) == wanted
         assert best_of(reversed(history) if shuffled else history) == found
         best = best_checkpoint(list_checkpoints(run))
@@ -81,7 +81,7 @@ def test_all_agree_on_the_best_of_any_history(
         else:
             assert Run(run).adapter_folder("best") == run / f"checkpoint-{wanted}"
             assert f"at step {wanted}<" in run_report(record)
-        if (shown := standing.best()) is not None:  # while a run trains, the model before the first step counts too
+        if (shown := validated.best()) is not None:  # while a run trains, the model before the first step counts too
             assert f"at step {shown[0]}" in "".join(dashboard.findings())
         newest = [step for step, _ in history][-keep:]
         assert Run(run).checkpoints() == sorted({*newest, *([] if wanted is None else [wanted])})

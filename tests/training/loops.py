@@ -10,12 +10,14 @@ from accelerate import Accelerator
 from weitune.data.conversation import Example
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.schedule import Plan
+from weitune.forecast.device_memory import MemoryPlan
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.loop import Loop, StepRecord
 from weitune.training.optim import make_optimizer
+from weitune.training.passes import EagerPasses
 
 
 class Recorder:
@@ -43,20 +45,23 @@ def make_loop(
     assert abilities.shares_rows, abilities.why_not
     if layout is SEPARATE:
         model.set_attn_implementation("sdpa")
+    supervised = SupervisedModel(
+        model,
+        plain_head=abilities.plain_head,
+        blocks=BlockDecoder.of(model) if abilities.plain_blocks and fast else None,
+        recompute=recompute,
+    )
+    optimizer, accelerator = make_optimizer(adapted.named_parameters(), train), Accelerator(cpu=True)
     return Loop(
-        model=SupervisedModel(
-            model,
-            plain_head=abilities.plain_head,
-            blocks=BlockDecoder.of(model) if abilities.plain_blocks and fast else None,
-            recompute=recompute,
-        ),
-        optimizer=make_optimizer(adapted.named_parameters(), train),
-        accelerator=Accelerator(cpu=True),
+        model=supervised,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        passes=EagerPasses(supervised, optimizer, accelerator),
         examples=examples,
         plan=plan,
         layout=layout,
         train=train,
-        micro_tokens=micro_tokens,
+        memory=MemoryPlan(micro_tokens, recompute),
     )
 
 

@@ -16,7 +16,7 @@ from weitune.run.events import read_events
 from weitune.training import validation
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
-from weitune.training.validation import ValidationHistory
+from weitune.training.validation_history import ValidationHistory
 
 KEYS: dict[str, Any] = {"validation": 0.3, "train.evaluate_every": 3, "train.sample_tokens": 6}
 
@@ -176,20 +176,20 @@ def test_validation_data_that_are_not_in_order_leave_no_folder(inputs: Inputs, t
 
 class TestStanding:
     def test_patience_counts_from_the_first_of_equals(self) -> None:
-        standing = ValidationHistory([(0, 5.0), (10, 4.0), (20, 4.0)])
-        assert standing.best() == (10, 4.0)
-        assert standing.patience_is_lost(1)
-        assert not standing.patience_is_lost(2)
-        assert not standing.patience_is_lost(None)
+        history = ValidationHistory([(0, 5.0), (10, 4.0), (20, 4.0)])
+        assert history.best() == (10, 4.0)
+        assert history.patience_exhausted(1)
+        assert not history.patience_exhausted(2)
+        assert not history.patience_exhausted(None)
 
     def test_a_loss_that_is_not_finite_is_never_the_best(self) -> None:
-        standing = ValidationHistory()
-        assert [standing.add(step, loss) for step, loss in ((0, float("nan")), (5, 3.0), (10, float("inf")))] == [
+        history = ValidationHistory()
+        assert [history.add(step, loss) for step, loss in ((0, float("nan")), (5, 3.0), (10, float("inf")))] == [
             False, True, False,
         ]  # fmt: skip
-        assert ValidationHistory.of(json.loads(json.dumps(standing.state(10)))) == standing
-        assert standing.state(5)["metric"] == 3.0
-        assert standing.state(10)["metric"] is None
+        assert ValidationHistory.from_state(json.loads(json.dumps(history.state(10)))) == history
+        assert history.state(5)["metric"] == 3.0
+        assert history.state(10)["metric"] is None
 
     def test_of_a_checkpoint_from_before_there_was_validation(self) -> None:
-        assert ValidationHistory.of({"metric": None}).losses == []
+        assert ValidationHistory.from_state({"metric": None}).losses == []

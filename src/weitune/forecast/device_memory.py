@@ -13,9 +13,9 @@ from weitune.forecast.memory_estimate import (
     ENOUGH_TOKENS,
     LEAST_TOKENS,
     MOST_TOKENS,
+    ModelShape,
     PassConfig,
     PassSize,
-    Shape,
     fitting_tokens,
     pass_bytes,
 )
@@ -54,26 +54,26 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def choose_micro_tokens(shape: Shape, manner: PassConfig, *, budget: int, longest: int) -> int:
+def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, longest: int) -> int:
     """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
 
     It is never less than ``longest``, the longest example, since some pass must hold that one, but at most MOST_TOKENS.
     """
 
     def fits(tokens: int) -> bool:
-        return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), manner)) <= budget
+        return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), config)) <= budget
 
     return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest), MOST_TOKENS))
 
 
-def choose_recorded_tokens(shape: Shape, manner: PassConfig, *, budget: int) -> int:
+def choose_recorded_tokens(shape: ModelShape, config: PassConfig, *, budget: int) -> int:
     """Return how many tokens a pass that is recorded as a CUDA graph may have if ``budget`` bytes are free.
 
     Recordings keep the memory of the largest of them for good, and a pass that is not recorded may need as much again.
     """
 
     def fits(tokens: int) -> bool:
-        return 2 * sum(pass_bytes(shape, PassSize(tokens, tokens, tokens), manner)) <= budget
+        return 2 * sum(pass_bytes(shape, PassSize(tokens, tokens, tokens), config)) <= budget
 
     return fitting_tokens(fits, least=0, most=MOST_RECORDED_TOKENS)
 
@@ -87,7 +87,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    shape: Shape, manner: PassConfig, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
+    shape: ModelShape, config: PassConfig, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
 ) -> MemoryPlan:
     """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
 
@@ -99,8 +99,8 @@ def plan_memory(
     levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
     most = max(micro_tokens or ENOUGH_TOKENS, longest)
     wanted = PassSize(most, most, longest)
-    manners = [replace(manner, recompute=level) for level in levels]
-    fitting = (manner for manner in manners if sum(pass_bytes(shape, wanted, manner)) <= budget)
-    chosen = next(fitting, manners[-1])
+    configs = [replace(config, recompute=level) for level in levels]
+    fitting = (config for config in configs if sum(pass_bytes(shape, wanted, config)) <= budget)
+    chosen = next(fitting, configs[-1])
     tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest)
     return MemoryPlan(tokens, chosen.recompute)

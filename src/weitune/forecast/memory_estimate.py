@@ -37,7 +37,7 @@ _PROJECTIONS = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """The sizes that decide what a decoder keeps."""
 
     layers: int
@@ -56,7 +56,7 @@ class Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
+    def from_config(cls, config: Any) -> ModelShape:
         """Read the shape from a transformers configuration."""
         config = config.get_text_config()
         heads = int(config.num_attention_heads)
@@ -112,51 +112,51 @@ class PassConfig:
         return self.recompute == "none"
 
 
-def activation_bytes_per_token(shape: Shape, manner: PassConfig) -> int:
+def activation_bytes_per_token(shape: ModelShape, config: PassConfig) -> int:
     """Return what a pass keeps of one token over all blocks; of blocks that are computed again, their inputs and one.
 
     For the model's own modules it is an estimate: autograd keeps about 16 vectors of the hidden size and 6 of the
     feed-forward size a block.
     """
-    block = _kept_of_a_block(shape, manner)
-    if manner.recompute == "block" or (manner.recompute != "none" and not manner.plain_blocks):
-        return (shape.layers * shape.hidden + block) * manner.number_bytes
-    return shape.layers * block * manner.number_bytes
+    block = _kept_of_a_block(shape, config)
+    if config.recompute == "block" or (config.recompute != "none" and not config.plain_blocks):
+        return (shape.layers * shape.hidden + block) * config.number_bytes
+    return shape.layers * block * config.number_bytes
 
 
-def _kept_of_a_block(shape: Shape, manner: PassConfig) -> int:
+def _kept_of_a_block(shape: ModelShape, config: PassConfig) -> int:
     """Return how many numbers a block keeps of a token."""
-    if not manner.plain_blocks:
+    if not config.plain_blocks:
         return 16 * shape.hidden + 6 * shape.wide
     attention = 3 * shape.queries + 3 * shape.keys + shape.heads
-    wide = 2 * shape.wide if manner.keep_feed_forward else 0
-    holes = (shape.hidden + (shape.wide if manner.number_bytes == 2 else 0)) if manner.slices else 0
-    low = _PROJECTIONS * manner.rank
+    wide = 2 * shape.wide if config.keep_feed_forward else 0
+    holes = (shape.hidden + (shape.wide if config.number_bytes == 2 else 0)) if config.slices else 0
+    low = _PROJECTIONS * config.rank
     return 2 * shape.hidden + attention + wide + low + holes
 
 
-def pass_bytes(shape: Shape, size: PassSize, manner: PassConfig) -> tuple[int, int]:
+def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[int, int]:
     """Return what a pass takes at its peak: (activations and work space, logits)."""
-    number = manner.number_bytes
-    kept = size.tokens * activation_bytes_per_token(shape, manner)
-    string = size.tokens * shape.wide * number if manner.dropout else 0
+    number = config.number_bytes
+    kept = size.tokens * activation_bytes_per_token(shape, config)
+    string = size.tokens * shape.wide * number if config.dropout else 0
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
-    masks = size.tokens * seen_keys * (shape.repeat * number + 1) if manner.slices else 0
+    masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0
     chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
     logits = chunk * (4 if number == 4 else 4 + 2 * number)  # in float32, and the product and slope if that is another
-    wide_values = 4 if manner.keep_feed_forward else 6
-    if manner.slices and number >= 4:
+    wide_values = 4 if config.keep_feed_forward else 6
+    if config.slices and number >= 4:
         wide_values = 3  # slices are small, but leave holes that no other fits (measured, not derived)
     backward = (
         size.tokens * (wide_values * shape.wide + 6 * shape.hidden) * number
-        + _made_at_once(shape, manner) * manner.dense_bytes
+        + _made_at_once(shape, config) * config.dense_bytes
     )
     return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
 
 
-def _made_at_once(shape: Shape, manner: PassConfig) -> int:
+def _made_at_once(shape: ModelShape, config: PassConfig) -> int:
     """Return how many numbers of a frozen matrix are made at once, where it does not lie in memory as it is used."""
-    sliced = manner.plain_blocks and manner.slices and manner.number_bytes >= 4
+    sliced = config.plain_blocks and config.slices and config.number_bytes >= 4
     return shape.hidden * (max(shape.queries, SLICE_COLUMNS[1]) if sliced else shape.wide)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -21,17 +21,16 @@ import torch
 from weitune.errors import ModelError, RunError, first_line
 from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_bytes
 from weitune.forecast.host_memory import host_memory
-from weitune.forecast.memory_estimate import MemoryEstimate, PassSize, pass_bytes
+from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, pass_bytes
 from weitune.model.load.device import choose_device, choose_dtype, stored_dtype
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.load.weights import LoadedModel, load_weights
-from weitune.recipe.schema import Recompute, Storage
+from weitune.recipe.schema import Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from weitune.model.load.locate import ModelFiles
-    from weitune.training.build import Trainable
 
 _SCARCE = 0.03
 """Share of all memory below which what is left counts as nearly nothing."""
@@ -98,10 +97,9 @@ class PassNeed:
     """Bytes that training takes once, and has not taken yet."""
 
     @classmethod
-    def of(cls, trainable: Trainable, size: PassSize, recompute: Recompute = "none") -> PassNeed:
-        """Estimate the need of a pass of ``size``."""
-        manner = replace(trainable.manner, recompute=recompute)
-        return cls(size, sum(pass_bytes(trainable.shape, size, manner)), trainable.still_to_come())
+    def estimate(cls, shape: ModelShape, config: PassConfig, size: PassSize, beside: int) -> PassNeed:
+        """Return the need of a pass of ``size``, with ``beside`` bytes that training has yet to allocate."""
+        return cls(size, sum(pass_bytes(shape, size, config)), beside)
 
     @property
     def tokens(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from weitune.errors import ModelError, first_line
-from weitune.forecast.memory_estimate import Shape
+from weitune.forecast.memory_estimate import ModelShape
 from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
@@ -35,7 +35,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 class MetaModel:
     """What is known of a model from its configuration."""
 
-    shape: Shape
+    shape: ModelShape
     parameters: int
     """Numbers of the model and its adapter."""
     trainable: int
@@ -47,7 +47,7 @@ class MetaModel:
     """The number format on the disk, if the configuration says it and the file is mapped as it is."""
     gguf: bool
     """Whether the weights come from a .gguf file, which rounded them once already."""
-    abilities: Capabilities
+    capabilities: Capabilities
 
     @property
     def frozen(self) -> int:
@@ -55,11 +55,11 @@ class MetaModel:
         return self.parameters - self.trainable
 
 
-def outline(files: ModelFiles, lora: Lora | None) -> MetaModel:
-    """Return the outline of the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
+def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabilities | None = None) -> MetaModel:
+    """Return the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
 
-    Single trained tokens are not counted. Raises ModelError if the configuration cannot be read, or if a
-    target module does not exist.
+    Give its ``capabilities`` if it is loaded already; otherwise two small layers are probed. Single trained tokens are
+    not counted. Raises ModelError if the configuration cannot be read, or if a target module does not exist.
     """
     config = read_config(files)
     stored = None if files.gguf else dtype_on_disk(config)  # making a model writes its own number format there
@@ -74,22 +74,22 @@ def outline(files: ModelFiles, lora: Lora | None) -> MetaModel:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
-    abilities = _abilities(config)
+    capabilities = capabilities or _probe_small(config)
     if lora is None:
         count = count_parameters(model)
-        abilities = replace(abilities, plain_blocks=False)
+        capabilities = replace(capabilities, plain_blocks=False)
     else:
         check_targets(model, lora)
         count = _count(model, lora)
     return MetaModel(
-        shape=Shape.of(config),
+        shape=ModelShape.from_config(config),
         parameters=count.total,
         trainable=count.trainable,
         linear=linear,
         untied_embeddings=0 if tied else embeddings.weight.numel(),
         stored=stored,
         gguf=bool(files.gguf),
-        abilities=abilities,
+        capabilities=capabilities,
     )
 
 
@@ -106,7 +106,7 @@ def _from_config(config: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
-def _abilities(config: Any) -> Capabilities:
+def _probe_small(config: Any) -> Capabilities:
     """Probe two small layers of the same architecture."""
     small = copy.deepcopy(config)
     text = small.get_text_config()

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
 from weitune.forecast.memory_estimate import MemoryEstimate, PassConfig, PassSize, pass_bytes, trained_bytes
-from weitune.forecast.meta_model import MetaModel, outline
+from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.workload import Workload
 from weitune.model.fast.matmul import kept_bytes
 from weitune.model.storage.weight_storage import dense_bytes, stored_bytes
-from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Recompute, Storage
-
-if TYPE_CHECKING:
-    from weitune.training.build import Trainable
-    from weitune.training.inputs import RunInputs
+from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Storage
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,17 +77,17 @@ class Fit:
 
 
 def memory_need(
-    outline: MetaModel, form: Format, manner: PassConfig, size: PassSize, kind: str, shards: int = 1
+    meta: MetaModel, form: Format, config: PassConfig, size: PassSize, kind: str, shards: int = 1
 ) -> MemoryEstimate:
     """Return the memory of a process of a run whose largest pass is ``size``, on a device of ``kind``.
 
     The base is divided among ``shards`` processes.
     """
-    adapter, gradients, optimizer = trained_bytes(outline.trainable)
-    activations, logits = pass_bytes(outline.shape, size, manner)
+    adapter, gradients, optimizer = trained_bytes(meta.trainable)
+    activations, logits = pass_bytes(meta.shape, size, config)
     return MemoryEstimate(
         framework=_FRAMEWORK.get(kind, _CONTEXT) + kept_bytes(kind, form.dtype),
-        weights=_weights(outline, form, kind) if shards == 1 else _sharded(outline, form, shards),
+        weights=_weights(meta, form, kind) if shards == 1 else _sharded(meta, form, shards),
         adapter=adapter,
         gradients=gradients,
         optimizer=optimizer,
@@ -100,25 +96,25 @@ def memory_need(
     )
 
 
-def _weights(outline: MetaModel, form: Format, kind: str) -> int:
+def _weights(meta: MetaModel, form: Format, kind: str) -> int:
     if form.storage in QUANTIZED:
-        others = 2 if outline.abilities.plain_blocks else form.dtype.itemsize
-        return int(outline.linear * stored_bytes(form.storage) + (outline.frozen - outline.linear) * others)
-    dtype = DTYPES[form.storage] if outline.abilities.plain_blocks else form.dtype
-    mapped = kind == "cpu" and outline.stored == dtype  # then what is never read takes no memory
-    return (outline.frozen - (outline.untied_embeddings if mapped else 0)) * dtype.itemsize
+        others = 2 if meta.capabilities.plain_blocks else form.dtype.itemsize
+        return int(meta.linear * stored_bytes(form.storage) + (meta.frozen - meta.linear) * others)
+    dtype = DTYPES[form.storage] if meta.capabilities.plain_blocks else form.dtype
+    mapped = kind == "cpu" and meta.stored == dtype  # then what is never read takes no memory
+    return (meta.frozen - (meta.untied_embeddings if mapped else 0)) * dtype.itemsize
 
 
-def _sharded(outline: MetaModel, form: Format, shards: int) -> int:
+def _sharded(meta: MetaModel, form: Format, shards: int) -> int:
     """Return what a part of the weights takes, and gathering the largest unit (:mod:`weitune.model.storage.shard`)."""
-    shape = outline.shape
-    unit = max(outline.linear // shape.layers, shape.hidden * shape.vocabulary)
-    return (outline.frozen // shards + 2 * unit) * DTYPES[form.storage].itemsize
+    shape = meta.shape
+    unit = max(meta.linear // shape.layers, shape.hidden * shape.vocabulary)
+    return (meta.frozen // shards + 2 * unit) * DTYPES[form.storage].itemsize
 
 
-def pass_config_for(outline: MetaModel, recipe: Recipe, form: Format, kind: str) -> PassConfig:
+def pass_config_for(meta: MetaModel, recipe: Recipe, form: Format, kind: str) -> PassConfig:
     """Return how a run of ``recipe`` that keeps everything for backward computes on a device of ``kind``."""
-    lora, plain_blocks = recipe.adapter, outline.abilities.plain_blocks
+    lora, plain_blocks = recipe.adapter, meta.capabilities.plain_blocks
     return PassConfig(
         number_bytes=form.dtype.itemsize,
         plain_blocks=plain_blocks,
@@ -131,18 +127,18 @@ def pass_config_for(outline: MetaModel, recipe: Recipe, form: Format, kind: str)
     )
 
 
-def fit(outline: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
+def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
     """Return the need on ``target``, with what ``recipe`` leaves to ``auto`` chosen as training would choose it there.
 
     ``largest`` is the largest pass if nothing is split, of one of the run's ``processes``, each of which has a target.
     """
-    manner = pass_config_for(outline, recipe, form, target.kind)
+    config = pass_config_for(meta, recipe, form, target.kind)
     shards = processes if recipe.train.shard else 1
-    rest = memory_need(outline, form, replace(manner, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
+    rest = memory_need(meta, form, replace(config, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
-    chosen = plan_memory(outline.shape, manner, recipe.train, budget=budget, longest=largest.longest)
-    manner = replace(manner, recompute=chosen.recompute)
-    need = memory_need(outline, form, manner, capped(largest, chosen.micro_tokens), target.kind, shards)
+    chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, longest=largest.longest)
+    config = replace(config, recompute=chosen.recompute)
+    need = memory_need(meta, form, config, capped(largest, chosen.micro_tokens), target.kind, shards)
     return Fit(target, form, chosen, need)
 
 
@@ -152,34 +148,34 @@ def capped(largest: PassSize, micro_tokens: int) -> PassSize:
     return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens))
 
 
-def formats(outline: MetaModel, recipe: Recipe, precision: Precision) -> list[Format]:
+def formats(meta: MetaModel, recipe: Recipe, precision: Precision) -> list[Format]:
     """Return every format of a run of ``recipe`` where it would compute in ``precision``, the widest first."""
     full = Format("fp32", "fp32")
     if recipe.adapter is None:
         return [full]
-    rounded: tuple[Storage, ...] = QUANTIZED if _may_be_quantized(outline, recipe) else ()
+    rounded: tuple[Storage, ...] = QUANTIZED if _may_be_quantized(meta, recipe) else ()
     return [full, *(Format(precision, storage) for storage in ("bf16", *rounded))]
 
 
-def _may_be_quantized(outline: MetaModel, recipe: Recipe) -> bool:
-    plain = not outline.gguf and not recipe.train.shard
+def _may_be_quantized(meta: MetaModel, recipe: Recipe) -> bool:
+    plain = not meta.gguf and not recipe.train.shard
     return plain and recipe.adapter is not None and recipe.adapter.init not in TAKEN_FROM_BASE
 
 
 def ways_to_fit(
-    outline: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
+    meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
 ) -> list[str]:
     """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
     ways: list[str] = []
-    for words, changed, to, size in _changes(outline, recipe, form, largest, processes):
+    for words, changed, to, size in _changes(meta, recipe, form, largest, processes):
         more_than_enough = any(words.startswith(f"{way} and ") for way in ways)
-        if not more_than_enough and fit(outline, changed, target, to, size, processes).fits:
+        if not more_than_enough and fit(meta, changed, target, to, size, processes).fits:
             ways.append(words)
     return ways
 
 
 def _changes(
-    outline: MetaModel, recipe: Recipe, form: Format, largest: PassSize, processes: int
+    meta: MetaModel, recipe: Recipe, form: Format, largest: PassSize, processes: int
 ) -> Iterator[tuple[str, Recipe, Format, PassSize]]:
     def with_train(**keys: Any) -> Recipe:
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
@@ -189,7 +185,7 @@ def _changes(
             yield f"train.micro_tokens {tokens}", with_train(micro_tokens=tokens), form, largest
     if processes > 1 and recipe.may_be_sharded and not recipe.train.shard:
         yield "train.shard true", with_train(shard=True), form, largest
-    for key, value, to in _milder(outline, recipe, form):
+    for key, value, to in _milder(meta, recipe, form):
         yield f"train.{key} {value}", with_train(**{key: value}), to, largest
         both = with_train(**{key: value, "micro_tokens": 256})
         yield f"train.{key} {value} and train.micro_tokens 256", both, to, largest
@@ -198,7 +194,7 @@ def _changes(
         yield "tokens.max_length 512 and train.micro_tokens 512", with_train(micro_tokens=512), form, shorter
 
 
-def _milder(outline: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
+def _milder(meta: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
     """Yield (key of ``train``, value, format with it) of what takes less memory for as many tokens."""
     train = recipe.train
     if train.recompute in {"none", "feed-forward"}:
@@ -209,35 +205,27 @@ def _milder(outline: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[
         yield "storage", "bf16", replace(form, storage="bf16")
     if form.precision == "fp32" and train.storage != "fp32":
         yield "precision", "bf16", Format("bf16", "bf16" if train.storage == "auto" else form.storage)
-    if _may_be_quantized(outline, recipe):
+    if _may_be_quantized(meta, recipe):
         for storage in QUANTIZED[QUANTIZED.index(form.storage) + 1 if form.storage in QUANTIZED else 0 :]:
             yield "storage", storage, replace(form, storage=storage)
 
 
-def checkpoint_bytes(outline: MetaModel) -> int:
+def checkpoint_bytes(meta: MetaModel) -> int:
     """Return the size of one checkpoint: the adapter and AdamW's two moments in float32."""
-    return 3 * 4 * outline.trainable
+    return 3 * 4 * meta.trainable
 
 
-def disk_bytes(outline: MetaModel, recipe: Recipe) -> int:
+def disk_bytes(meta: MetaModel, recipe: Recipe) -> int:
     """Return the room that the run's folder needs: checkpoints that stay, one being written, and the final adapter."""
     best = int(recipe.validation is not None)
-    return (recipe.train.keep_checkpoints + best + 1) * checkpoint_bytes(outline) + 4 * outline.trainable
+    return (recipe.train.keep_checkpoints + best + 1) * checkpoint_bytes(meta) + 4 * meta.trainable
 
 
-def step_costs(outline: MetaModel, workload: Workload) -> list[float]:
+def step_costs(meta: MetaModel, workload: Workload) -> list[float]:
     """Return the floating-point operations of each step looked at, but for attention's own."""
-    head = outline.shape.hidden * outline.shape.vocabulary
-    return [_cost(step, outline.linear, head) for step in workload.steps]
+    head = meta.shape.hidden * meta.shape.vocabulary
+    return [_cost(step, meta.linear, head) for step in workload.steps]
 
 
 def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
     return 4.0 * sum(blocks * size.tokens + head * size.predictions for size in step)
-
-
-def forecast_run(parts: RunInputs, trainable: Trainable, largest: PassSize, recompute: Recompute) -> MemoryEstimate:
-    """Return the memory that a run whose model is loaded and whose largest pass is ``largest`` takes at its peak."""
-    form = Format.of(parts.recipe, trainable.loaded.dtype)
-    found = outline(parts.files, parts.recipe.adapter)
-    manner, loaded = replace(trainable.manner, recompute=recompute), trainable.loaded
-    return memory_need(found, form, manner, largest, loaded.device.type, loaded.shards)

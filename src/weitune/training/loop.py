@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,14 +20,12 @@ from torch import nn
 
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
-from weitune.data.pack import PackedBatch
 from weitune.data.schedule import Plan, share
 from weitune.errors import NonFiniteError
-from weitune.forecast.device_memory import peak_bytes
-from weitune.model.cuda_graph import CudaGraphPasses
-from weitune.model.supervised import Row
-from weitune.recipe.schema import Recompute, Train
+from weitune.forecast.device_memory import MemoryPlan, peak_bytes
+from weitune.recipe.schema import Train
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate
+from weitune.training.passes import Passes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,13 +58,13 @@ class Examples(Protocol):
 
 
 class Watcher(Protocol):
-    """What looks on while the loop runs."""
+    """Called by the loop after each step."""
 
     def stepped(self, record: StepRecord) -> bool:
-        """Take note of a step; return False to end the loop here."""
+        """Handle a finished step; return False to end the loop here."""
 
     def failed(self, record: StepRecord) -> None:
-        """Take note of a step whose loss or gradient is not finite; the weights have not changed."""
+        """Handle a step whose loss or gradient is not finite; the weights have not changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +75,18 @@ class Loop:
     """A SupervisedModel, perhaps wrapped for data parallelism."""
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
+    passes: Passes
     examples: Examples
     plan: Plan
     layout: Layout
     train: Train
-    micro_tokens: int
-    recompute: Recompute = "none"
+    memory: MemoryPlan
+    """What ``train.micro_tokens`` and ``train.recompute`` have come to stand for."""
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
-    recorded: CudaGraphPasses | None = None
-    """What makes the passes of a process that is alone with its GPU."""
 
     def run(self, start: int, watcher: Watcher) -> None:
-        """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` has had enough.
+        """Run the steps from ``start`` (steps done so far) to the plan's end, or until ``watcher`` ends the loop.
 
         Raises NonFiniteError, before the weights change, if a loss or gradient is not finite.
         """
@@ -101,7 +97,7 @@ class Loop:
             rate = learning_rate(step, self.plan.steps, self.train)
             seed_step(self.train.seed, step, self.accelerator.process_index)
             loss, computed = self._accumulate(examples)
-            norm = self._clip()
+            norm = self.passes.clip(self.train.max_grad_norm)
             seconds = time.perf_counter() - began
             tokens = sum(len(example.input_ids) for example in examples)
             record = StepRecord(
@@ -128,48 +124,31 @@ class Loop:
                 )
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
-            if self.recorded is None:
-                self.optimizer.zero_grad(set_to_none=True)
-            else:
-                self.recorded.forget()
+            self.passes.zero_grad()
             if not watcher.stepped(record):
                 return
 
-    def passes(self, own: int) -> int:
+    def pass_count(self, own: int) -> int:
         """Return how many passes this process makes if its examples need ``own``; all processes must ask together."""
         if not self.sharded:
             return own
         return int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
-
-    def _clip(self) -> float:
-        """Clip the gradients, and return their norm before."""
-        most = self.train.max_grad_norm
-        if self.recorded is not None:
-            return float(self.recorded.clip(most))
-        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), most))
 
     def _accumulate(self, examples: Sequence[Example]) -> tuple[float, int]:
         """Add up the gradients of a step on this device; return the step's loss and the tokens computed here."""
         world = self.accelerator.num_processes
         weight = sum(example.weight for example in examples)
         mine = share(examples, world)[self.accelerator.process_index] if world > 1 else examples
-        batches = self.layout.split(mine, self.micro_tokens)
+        batches = self.layout.split(mine, self.memory.micro_tokens)
         own = len(batches)
         # A device without examples still takes part in the reduction of gradients, with weight 0.
-        batches += [list(examples[:1])] * (max(self.passes(own), 1) - own)
+        batches += [list(examples[:1])] * (max(self.pass_count(own), 1) - own)
         total = torch.zeros((), dtype=torch.float64)
         computed = 0
         for k, batch in enumerate(batches):
             laid = self.layout.lay(batch)
             computed += len(laid)
-            if self.recorded is not None and isinstance(laid, PackedBatch) and self.recorded.take(laid):
-                total += self.recorded.run(laid, 1 / weight).cpu()
-                continue
-            with self.accelerator.no_sync(self.model) if k < len(batches) - 1 else nullcontext():
-                loss = self.model(Row.of(laid, self.accelerator.device)) * (1.0 if k < own else 0.0)
-                self.accelerator.backward(loss * (world / weight))  # reduction takes the mean over devices
-            total += loss.detach().double().cpu()
-            del loss  # and with it what its graph holds, before the next pass takes as much
+            total += self.passes.run(laid, weight, counted=k < own, last=k == len(batches) - 1)
         if world > 1:
             total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
         return float(total) / weight, computed

@@ -23,7 +23,8 @@ from weitune.training.reporter import Reporter
 from weitune.training.resume.snapshot import Snapshot, restore
 from weitune.training.saver import Saver
 from weitune.training.signals import StopRequest
-from weitune.training.validation import ValidationHistory, Validator, chosen_checkpoint
+from weitune.training.validation import Validator
+from weitune.training.validation_history import ValidationHistory, chosen_checkpoint
 
 _EVENT_BYTES = 4096
 """What an event needs at most, for the message about a full disk."""
@@ -55,14 +56,14 @@ class Recorder:
         self._saver: Saver | None = None
         self._began = time.perf_counter()
         self._saved = 0
-        self._standing = ValidationHistory()
+        self._history = ValidationHistory()
         self.step = 0
         """Steps done so far."""
 
     @property
     def complete(self) -> bool:
         """Whether the run is over: all steps are done, or patience with the validation loss is lost."""
-        return self.step == self._loop.plan.steps or self._standing.patience_is_lost(self._loop.train.patience)
+        return self.step == self._loop.plan.steps or self._history.patience_exhausted(self._loop.train.patience)
 
     def begin(self, checkpoint: Checkpoint | None, notes: list[str]) -> int:
         """Restore ``checkpoint`` if there is one, open the events, and return how many steps are done.
@@ -72,7 +73,7 @@ class Recorder:
         if checkpoint is not None:
             restore(checkpoint, self._trained, self._loop.optimizer)
             self.step = self._saved = checkpoint.step
-            self._standing = ValidationHistory.of(checkpoint.state)
+            self._history = ValidationHistory.from_state(checkpoint.state)
         if self._main:
             with refusals_explained(self._folder):
                 self._log = EventLog(self._folder, keep_steps=self.step)
@@ -139,12 +140,12 @@ class Recorder:
 
     def _evaluate(self) -> bool:
         """Evaluate the model if that is due, on every process, and return whether it was done."""
-        if self._validator is None or not self._validator.due(self.step) or self._standing.has(self.step):
+        if self._validator is None or not self._validator.due(self.step) or self._history.has(self.step):
             return False
         found = self._validator.evaluate(self.step, self._stop, self._reporter.evaluating())
         if found is None:
             return False
-        found = replace(found, best=self._standing.add(self.step, found.loss))
+        found = replace(found, best=self._history.add(self.step, found.loss))
         self._write("validation", **asdict(found))
         self._reporter.evaluated(found)
         return True
@@ -158,7 +159,7 @@ class Recorder:
             return
         began = time.perf_counter()
         self._settle(wait=True)  # one at a time
-        state = {**self._state, **self._standing.state(self.step)}
+        state = {**self._state, **self._history.state(self.step)}
         try:
             snapshot = Snapshot.take(self.step, self._trained, self._loop.optimizer, state)
         except NonFiniteError as error:

@@ -16,7 +16,6 @@ from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
 from weitune.forecast import memory_watch
 from weitune.forecast.memory_estimate import PassSize
-from weitune.forecast.run_forecast import forecast_run
 from weitune.forecast.workload import Workload
 from weitune.generate.run_folder import Run
 from weitune.messages import say
@@ -34,7 +33,7 @@ from weitune.run.checkpoint import publish_adapter
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.shell import shell_command
-from weitune.training.build import Trainable, make_loop, make_trainable
+from weitune.training.build import make_loop, make_trainable
 from weitune.training.distributed.processes import (
     agreed,
     check_same_step,
@@ -51,7 +50,9 @@ from weitune.training.resume import resume_checks
 from weitune.training.resume.resume_state import ResumeState
 from weitune.training.signals import StopRequest, stop_requests
 from weitune.training.trackers import TrackedReporter, check_trackers
-from weitune.training.validation import chosen_checkpoint, make_validator
+from weitune.training.trainable import Trainable
+from weitune.training.validation import make_validator
+from weitune.training.validation_history import chosen_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -186,7 +187,7 @@ def _begin(session: _Session, recipe: Recipe) -> None:
     loop = _make_loop(session, parts, trainable)
     largest = _largest_pass(parts, loop)
     if session.main:
-        forecast = forecast_run(parts, trainable, largest, loop.recompute)
+        forecast = trainable.peak_memory(parts.recipe, largest, loop.memory.recompute)
         session.reporter.say(memory_watch.peak_line(forecast, trainable.loaded.device))
         environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
         run_folder.create(session.folder, parts.recipe, environment, _accounts(parts))
@@ -235,10 +236,10 @@ def _load(session: _Session, parts: RunInputs, precision: str, *, fresh: bool) -
     trainable = make_trainable(
         loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh
     )  # fmt: skip
-    if not trainable.abilities.shares_rows:
-        why = trainable.abilities.why_not
+    if not trainable.capabilities.shares_rows:
+        why = trainable.capabilities.why_not
         session.reporter.say(say("training.run.model_cannot_share_prefixes", why=why))
-    elif not trainable.abilities.plain_blocks:
+    elif not trainable.capabilities.plain_blocks:
         session.reporter.say(say("training.run.adapter_model_computed_own"))
     session.reporter.say(str(count_parameters(trainable.trained.model)))
     return trainable
@@ -273,9 +274,9 @@ def _environment(parts: RunInputs, trainable: Trainable, loop: Loop) -> dict[str
     return {
         **run_folder.describe_machine(loaded.device),
         "precision": str(loaded.dtype).removeprefix("torch."),
-        "shares_rows": trainable.abilities.shares_rows,
-        "micro_tokens": loop.micro_tokens,
-        "recompute": loop.recompute,
+        "shares_rows": trainable.capabilities.shares_rows,
+        "micro_tokens": loop.memory.micro_tokens,
+        "recompute": loop.memory.recompute,
         **place_of_base(parts.recipe),
         "basis": parts.basis,
     }
@@ -287,7 +288,7 @@ def _go_on(session: _Session, past: ResumeState, recipe: Recipe) -> None:
     parts = _same_parts(session, past, recipe)
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
     was = {"shares_rows": past.environment.get("shares_rows")}
-    resume_checks.check_basis(session.folder, was, {"shares_rows": trainable.abilities.shares_rows})
+    resume_checks.check_basis(session.folder, was, {"shares_rows": trainable.capabilities.shares_rows})
     machine = run_folder.describe_machine(trainable.loaded.device)
     for line in run_folder.machine_changes(past.environment, machine):
         session.note(say("training.run.last_bits_may_differ", line=line))
@@ -315,7 +316,7 @@ def _same_parts(session: _Session, past: ResumeState, recipe: Recipe) -> RunInpu
 
 
 def _largest_pass(parts: RunInputs, loop: Loop) -> PassSize:
-    return Workload.of(parts.examples, loop.plan, loop.layout, loop.micro_tokens).largest
+    return Workload.of(parts.examples, loop.plan, loop.layout, loop.memory.micro_tokens).largest
 
 
 def _train(
@@ -331,13 +332,13 @@ def _train(
     if parts.recipe.log.trackers:
         tracked = TrackedReporter(session.reporter, session.accelerator, parts.recipe, folder)
         session = replace(session, reporter=tracked)
-    need = memory_watch.PassNeed.of(trainable, largest, loop.recompute)
+    need = trainable.pass_need(largest, loop.memory.recompute)
     memory = memory_watch.MemoryWatch(need, trainable.loaded.device)
     for line in filter(None, (memory.foreseen(), warmup_note(plan.steps, train))):
         session.note(line)
     state = {
         "steps": plan.steps,
-        "micro_tokens": loop.micro_tokens,
+        "micro_tokens": loop.memory.micro_tokens,
         "processes": session.accelerator.num_processes,
         "recipe": parts.recipe.model_dump(mode="json"),
         "basis": parts.basis,

@@ -9,7 +9,7 @@ from typing import Any
 from weitune.errors import ModelError
 from weitune.forecast.device_memory import free_bytes
 from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
-from weitune.forecast.meta_model import MetaModel, outline
+from weitune.forecast.meta_model import MetaModel, build_meta_model
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.forecast.workload import Workload
 from weitune.messages import say
@@ -30,7 +30,7 @@ class RunPlan:
     """What a run of ``recipe`` holds and takes."""
 
     recipe: Recipe
-    outline: MetaModel
+    meta: MetaModel
     notes: Sequence[str]
     """What training would say before its first step."""
     parts: RunInputs | None
@@ -52,7 +52,7 @@ class RunPlan:
         """Return everything for programs, memory in bytes."""
         plan = self.parts.plan if self.parts else None
         return {
-            "model": {"parameters": self.outline.parameters, "trainable": self.outline.trainable},
+            "model": {"parameters": self.meta.parameters, "trainable": self.meta.trainable},
             "data": self.parts.prepared.report.to_json() if self.parts else None,
             "steps": plan.steps if plan else None,
             "steps_per_epoch": plan.steps_per_epoch if plan else None,
@@ -88,7 +88,7 @@ def plan_run(
     """
     notes = _Notes()
     files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
-    found = outline(files, recipe.adapter)
+    meta = build_meta_model(files, recipe.adapter)
     parts: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
         parts = collect_inputs(recipe, notes, weights=False)
@@ -96,29 +96,29 @@ def plan_run(
             notes.say(note)
     else:
         notes.say(say("training.run_plan.no_tokenizer_beside_model"))
-    largest, workload = _largest(recipe, found, parts, processes)
+    largest, workload = _largest(recipe, meta, parts, processes)
     target = choose_device(device)
     form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
     free = free_bytes(target) // (processes if target.type == "cpu" else 1)
     this = Target(f"this machine ({target.type})", target.type, free)
-    here = fit(found, recipe, this, form, largest, processes)
+    here = fit(meta, recipe, this, form, largest, processes)
     elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
     targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
     return RunPlan(
         recipe=recipe,
-        outline=found,
+        meta=meta,
         notes=notes.lines,
         parts=parts,
         workload=workload,
         largest=largest,
         here=here,
         fits=[
-            fit(found, recipe, each, to, largest, processes)
+            fit(meta, recipe, each, to, largest, processes)
             for each, precision in targets
-            for to in formats(found, recipe, precision)
+            for to in formats(meta, recipe, precision)
         ],
-        ways=[] if here.fits else ways_to_fit(found, recipe, this, form, largest, processes),
-        disk=disk_bytes(found, recipe),
+        ways=[] if here.fits else ways_to_fit(meta, recipe, this, form, largest, processes),
+        disk=disk_bytes(meta, recipe),
         processes=processes,
     )
 
@@ -127,17 +127,17 @@ def timed(outlook: RunPlan, *, device: str | None = None, progress: Progress | N
     """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
     if outlook.parts is None:
         raise ModelError("training.run_plan.model_without_tokenizer_cannot")
-    return replace(outlook, timing=measure(outlook.parts, outlook.outline, device=device, progress=progress))
+    return replace(outlook, timing=measure(outlook.parts, outlook.meta, device=device, progress=progress))
 
 
 def _largest(
-    recipe: Recipe, found: MetaModel, parts: RunInputs | None, processes: int
+    recipe: Recipe, meta: MetaModel, parts: RunInputs | None, processes: int
 ) -> tuple[PassSize, Workload | None]:
-    """Return the largest pass, unsplit, and the steps it was found in."""
+    """Return the largest pass, unsplit, and the steps it was meta in."""
     if parts is None:
         tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
-    workload = Workload.of(parts.examples, parts.plan, found.abilities.layout, MOST_TOKENS, processes=processes)
+    workload = Workload.of(parts.examples, parts.plan, meta.capabilities.layout, MOST_TOKENS, processes=processes)
     return replace(workload.largest, longest=parts.longest), workload
 
 

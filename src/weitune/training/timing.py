@@ -54,7 +54,7 @@ class _Stopwatch:
 
 def measure(
     parts: RunInputs,
-    outline: MetaModel,
+    meta: MetaModel,
     *,
     device: str | None = None,
     progress: Progress | None = None,
@@ -77,10 +77,12 @@ def measure(
     watch = _Stopwatch(progress)
     loop.run(0, watch)
     counted = watch.records[1:] or watch.records
-    first = Workload.of(parts.examples, parts.plan, loop.layout, loop.micro_tokens, steps=[r.step - 1 for r in counted])
-    whole = Workload.of(parts.examples, parts.plan, loop.layout, loop.micro_tokens)
-    pace = sum(record.step_seconds for record in counted) / sum(step_costs(outline, first))
-    costs = step_costs(outline, whole)
+    first = Workload.of(
+        parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens, steps=[r.step - 1 for r in counted]
+    )
+    whole = Workload.of(parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens)
+    pace = sum(record.step_seconds for record in counted) / sum(step_costs(meta, first))
+    costs = step_costs(meta, whole)
     step_seconds = pace * sum(costs) / len(costs)
     return Timing(
         step_seconds=step_seconds,

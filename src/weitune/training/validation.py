@@ -1,20 +1,11 @@
-"""Validation while a run trains: the loss on held-out rows, sample answers, and when patience is at its end.
-
-    step        0     50    100   150   200   250        patience 2
-    loss      5.86   4.56  4.42  4.36  4.38  4.41
-                                 best   1     2   ── stop; adapter/ becomes that of step 150
-
-Each evaluation after a step writes a checkpoint, so the best one can be kept. What was measured is part of every
-checkpoint, so a run that goes on knows what it had found.
-"""
+"""Evaluation while a run trains: the loss on held-out rows, and sample answers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,15 +18,12 @@ from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.engine import Engine
 from weitune.model.storage.allocator import give_back_freed
 from weitune.progress import Progress
-from weitune.run.checkpoint import Checkpoint, list_checkpoints
-from weitune.run.history import best_of, finite
-from weitune.run.rotation import best_checkpoint
 from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
 
 if TYPE_CHECKING:
-    from weitune.training.build import Trainable
     from weitune.training.inputs import RunInputs
+    from weitune.training.trainable import Trainable
 
 SAMPLES = 3
 """Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
@@ -54,55 +42,6 @@ class Evaluation:
     samples: Sequence[Sample]
     best: bool = False
     """Whether no earlier loss was as low."""
-
-
-@dataclass(slots=True)
-class ValidationHistory:
-    """Every validation loss so far, by step."""
-
-    losses: list[tuple[int, float | None]] = field(default_factory=list)
-    """(step, loss); None for a loss that was not finite."""
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> ValidationHistory:
-        """Return what :meth:`state` wrote into a checkpoint."""
-        return cls([(int(step), loss) for step, loss in state.get("evaluations", ())])
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Return what the checkpoint of ``step`` shall know; its metric is what rotation keeps the best by."""
-        return {"metric": dict(self.losses).get(step), "evaluations": [list(pair) for pair in self.losses]}
-
-    def add(self, step: int, loss: float) -> bool:
-        """Take note of a loss, and return whether it is lower than all before."""
-        best = self.best()
-        self.losses.append((step, finite(loss)))
-        return self.best() != best
-
-    def has(self, step: int) -> bool:
-        """Return whether the model was evaluated after ``step`` steps."""
-        return any(there == step for there, _ in self.losses)
-
-    def best(self, *, after: int = -1) -> tuple[int, float] | None:
-        """Return step and loss of the best evaluation (:mod:`weitune.run.history`) ``after`` a step, if any."""
-        return best_of((step, loss) for step, loss in self.losses if step > after)
-
-    def patience_is_lost(self, patience: int | None) -> bool:
-        """Return whether the last ``patience`` evaluations have brought nothing better."""
-        best = self.best()
-        if patience is None or best is None:
-            return False
-        return len(self.losses) - 1 - [step for step, _ in self.losses].index(best[0]) >= patience
-
-
-def chosen_checkpoint(run: Path, step: int, patience: int | None) -> Checkpoint:
-    """Return the checkpoint that a run which ended after ``step`` publishes: its last one, or its best one if it had
-    ``patience`` to lose.
-
-    That is the best of the good ones that are there, as for `--checkpoint best`: one may have rotted on the disk.
-    """
-    last = Checkpoint(run / f"checkpoint-{step}", step)
-    best = best_checkpoint(list_checkpoints(run)) if patience is not None else None
-    return best or last
 
 
 class _StopAskedError(Exception):
@@ -153,9 +92,9 @@ class Validator:
         world = accelerator.num_processes
         mine = share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples
         model = accelerator.unwrap_model(loop.model)  # no reduction of gradients takes part in this
-        micro_tokens = min(loop.micro_tokens, MICRO_TOKENS)
+        micro_tokens = min(loop.memory.micro_tokens, MICRO_TOKENS)
         own = len(loop.layout.split(mine, micro_tokens))
-        idle = [self._examples[:1]] * (loop.passes(own) - own)
+        idle = [self._examples[:1]] * (loop.pass_count(own) - own)
         found = measure_loss(model, mine, loop.layout, micro_tokens, accelerator.device, progress, idle)
         if world == 1:
             return found

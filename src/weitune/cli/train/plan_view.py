@@ -51,9 +51,9 @@ def print_outlook(outlook: RunPlan) -> None:
 
 
 def _about(outlook: RunPlan) -> list[str]:
-    outline = outlook.outline
-    share = outline.trainable / outline.parameters
-    lines = [f"parameters: {outline.parameters:,}, of which {outline.trainable:,} are trained ({share:.4%})"]
+    meta = outlook.meta
+    share = meta.trainable / meta.parameters
+    lines = [f"parameters: {meta.parameters:,}, of which {meta.trainable:,} are trained ({share:.4%})"]
     lines += outlook.notes
     if outlook.parts is not None and outlook.workload is not None:
         plan = outlook.parts.plan

@@ -14,7 +14,7 @@ from weitune.recipe.schema import Recipe
 from weitune.run import folder as run_folder
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
 from weitune.training.resume.resume_checks import Basis
-from weitune.training.validation import ValidationHistory
+from weitune.training.validation_history import ValidationHistory
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -65,15 +65,15 @@ class ResumeState:
         return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
 
     @property
-    def standing(self) -> ValidationHistory:
-        """What validation has found so far."""
-        return ValidationHistory.of(self.state)
+    def history(self) -> ValidationHistory:
+        """The validation losses so far."""
+        return ValidationHistory.from_state(self.state)
 
     def is_complete(self, recipe: Recipe) -> bool:
         """Return whether the run has nothing left to do by ``recipe``."""
-        standing = self.standing
-        judged = recipe.validation is None or standing.has(self.step)  # a stop may have come before the last evaluation
-        return (judged and self.step == self.steps(recipe)) or standing.patience_is_lost(recipe.train.patience)
+        history = self.history
+        judged = recipe.validation is None or history.has(self.step)  # a stop may have come before the last evaluation
+        return (judged and self.step == self.steps(recipe)) or history.patience_exhausted(recipe.train.patience)
 
     def steps(self, recipe: Recipe) -> int:
         """Return how many steps the whole run has by ``recipe``."""

@@ -1,0 +1,76 @@
+"""How a process computes its part of a step's gradients: batch by batch under autograd, or by CUDA graphs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from weitune.data.pack import PackedBatch
+from weitune.data.pad import PaddedBatch
+from weitune.model.cuda_graph import CudaGraphPasses
+from weitune.model.supervised import Row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Passes(Protocol):
+    """Forward and backward passes that add to the gradients of a model."""
+
+    def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
+        """Add the gradient of ``batch``, divided by ``step_weight``; return its loss, a float64 scalar on the CPU.
+
+        A batch that is not ``counted`` adds nothing; the ``last`` one of a step starts the reduction over processes.
+        """
+
+    def clip(self, max_norm: float) -> float:
+        """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class EagerPasses:
+    """Passes as PyTorch runs them, in one process or several."""
+
+    model: nn.Module
+    """A SupervisedModel, perhaps wrapped for data parallelism."""
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+
+    def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
+        world = self.accelerator.num_processes
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            loss: Tensor = self.model(Row.of(batch, self.accelerator.device)) * (1.0 if counted else 0.0)
+            self.accelerator.backward(loss * (world / step_weight))  # reduction takes the mean over devices
+        return loss.detach().double().cpu()
+
+    def clip(self, max_norm: float) -> float:
+        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPasses:
+    """Passes of a process that is alone with its GPU: small packed rows by CUDA graphs, the others by ``eager``."""
+
+    graphs: CudaGraphPasses
+    eager: EagerPasses
+
+    def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
+        if isinstance(batch, PackedBatch) and self.graphs.take(batch):
+            return self.graphs.run(batch, 1 / step_weight).cpu()
+        return self.eager.run(batch, step_weight, counted=counted, last=last)
+
+    def clip(self, max_norm: float) -> float:
+        return float(self.graphs.clip(max_norm))
+
+    def zero_grad(self) -> None:
+        self.graphs.forget()

@@ -1,0 +1,107 @@
+"""A loaded model with what is trained of it: what it can do, and what memory its training takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from weitune.data.layout import Layout
+from weitune.forecast.device_memory import (
+    SHARE_OF_FREE_MEMORY,
+    MemoryPlan,
+    choose_recorded_tokens,
+    free_bytes,
+    plan_memory,
+    resident_bytes,
+)
+from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, trained_bytes
+from weitune.forecast.memory_watch import PassNeed
+from weitune.forecast.meta_model import build_meta_model
+from weitune.forecast.run_forecast import Format, memory_need
+from weitune.model.capabilities import Capabilities
+from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.matmul import kept_bytes
+from weitune.model.load.weights import LoadedModel
+from weitune.model.lora.trainable_state import TrainableState
+from weitune.model.storage.shard import gathered_bytes, held_numbers
+from weitune.model.storage.weight_storage import dense_bytes
+from weitune.recipe.schema import Recipe, Recompute, Train
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """A model ready to be trained."""
+
+    loaded: LoadedModel
+    trained: TrainableState
+    capabilities: Capabilities
+    """Of the model with its adapter."""
+    blocks: BlockDecoder | None = None
+    """Runs its decoder blocks, if ``capabilities.plain_blocks``."""
+
+    @property
+    def layout(self) -> Layout:
+        """How its examples are laid out."""
+        return self.capabilities.layout
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes of the model."""
+        return ModelShape.from_config(self.loaded.model.config)
+
+    def pass_config(self, recompute: Recompute = "none") -> PassConfig:
+        """Return how its passes are computed."""
+        lora: Any = getattr(self.trained.model, "peft_config", {}).get("default")
+        plain_blocks = self.capabilities.plain_blocks
+        return PassConfig(
+            number_bytes=self.loaded.dtype.itemsize,
+            plain_blocks=plain_blocks,
+            recompute=recompute,
+            rank=lora.r if lora else 0,
+            dropout=bool(lora and lora.lora_dropout),
+            slices=self.loaded.device.type == "cpu",
+            dense_bytes=dense_bytes(
+                self.loaded.storage, self.loaded.dtype, plain_blocks=plain_blocks, dora=bool(lora and lora.use_dora)
+            ),
+        )
+
+    def pending_bytes(self) -> int:
+        """Return the bytes that training will allocate once, besides its passes, and has not allocated yet.
+
+        Weights that are mapped from a file take memory when they are first read, gradients and moments at the first
+        step, and so does the code that oneDNN writes for each shape of a product.
+        """
+        numbers = [(held_numbers(p), p.element_size(), p.requires_grad) for p in self.trained.model.parameters()]
+        held = sum(numel * size for numel, size, _ in numbers)
+        unread = max(0, held - resident_bytes()) if self.loaded.device.type == "cpu" else 0
+        whole = gathered_bytes(self.loaded.model) if self.loaded.shards > 1 else 0
+        code = kept_bytes(self.loaded.device.type, self.loaded.dtype)
+        return unread + whole + code + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
+
+    def memory_plan(self, train: Train, *, longest: int, micro_tokens: int | None = None) -> MemoryPlan:
+        """Return what ``auto`` stands for on this device with the memory that is free now.
+
+        ``longest`` is the length of the longest example, in tokens; ``micro_tokens`` overrides ``train``.
+        """
+        return plan_memory(
+            self.shape, self.pass_config(), train, budget=self._budget(), longest=longest, micro_tokens=micro_tokens
+        )
+
+    def peak_memory(self, recipe: Recipe, largest: PassSize, recompute: Recompute) -> MemoryEstimate:
+        """Return the memory that a run of ``recipe`` takes at its peak if ``largest`` is its largest pass."""
+        loaded = self.loaded
+        meta = build_meta_model(loaded.files, recipe.adapter, self.capabilities)
+        form = Format.of(recipe, loaded.dtype)
+        return memory_need(meta, form, self.pass_config(recompute), largest, loaded.device.type, loaded.shards)
+
+    def pass_need(self, largest: PassSize, recompute: Recompute) -> PassNeed:
+        """Return what a pass of the size ``largest`` takes, and what else is yet to be allocated."""
+        return PassNeed.estimate(self.shape, self.pass_config(recompute), largest, self.pending_bytes())
+
+    def graph_tokens(self, recompute: Recompute) -> int:
+        """Return how many tokens a pass may have whose CUDA graph is kept in the memory that is free now."""
+        return choose_recorded_tokens(self.shape, self.pass_config(recompute), budget=self._budget())
+
+    def _budget(self) -> int:
+        """Return the bytes that a pass may take on the device."""
+        return int(SHARE_OF_FREE_MEMORY * (free_bytes(self.loaded.device) - self.pending_bytes()))

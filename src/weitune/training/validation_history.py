@@ -1,0 +1,68 @@
+"""Every validation loss of a run, the best of them, and early stopping.
+
+    step        0     50    100   150   200   250        patience 2
+    loss      5.86   4.56  4.42  4.36  4.38  4.41
+                                 best   1     2   ── stop; adapter/ becomes that of step 150
+
+Each evaluation after a step writes a checkpoint, so the best one can be kept. The history is part of every checkpoint,
+so a resumed run knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weitune.run.checkpoint import Checkpoint, list_checkpoints
+from weitune.run.history import best_of, finite
+from weitune.run.rotation import best_checkpoint
+
+
+@dataclass(slots=True)
+class ValidationHistory:
+    """Every validation loss so far, by step."""
+
+    losses: list[tuple[int, float | None]] = field(default_factory=list)
+    """(step, loss); None for a loss that was not finite."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> ValidationHistory:
+        """Return what :meth:`state` wrote into a checkpoint."""
+        return cls([(int(step), loss) for step, loss in state.get("evaluations", ())])
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what the checkpoint of ``step`` records; rotation keeps the best checkpoint by its ``metric``."""
+        return {"metric": dict(self.losses).get(step), "evaluations": [list(pair) for pair in self.losses]}
+
+    def add(self, step: int, loss: float) -> bool:
+        """Add a loss, and return whether it is lower than all before."""
+        best = self.best()
+        self.losses.append((step, finite(loss)))
+        return self.best() != best
+
+    def has(self, step: int) -> bool:
+        """Return whether the model was evaluated after ``step`` steps."""
+        return any(there == step for there, _ in self.losses)
+
+    def best(self) -> tuple[int, float] | None:
+        """Return step and loss of the best evaluation (:mod:`weitune.run.history`), if any."""
+        return best_of(self.losses)
+
+    def patience_exhausted(self, patience: int | None) -> bool:
+        """Return whether the last ``patience`` evaluations brought no lower loss."""
+        best = self.best()
+        if patience is None or best is None:
+            return False
+        return len(self.losses) - 1 - [step for step, _ in self.losses].index(best[0]) >= patience
+
+
+def chosen_checkpoint(run: Path, step: int, patience: int | None) -> Checkpoint:
+    """Return the checkpoint whose adapter a run that ended after ``step`` publishes.
+
+    It is the last one, or with ``patience`` the best one that verifies, as for `--checkpoint best`.
+    """
+    last = Checkpoint(run / f"checkpoint-{step}", step)
+    best = best_checkpoint(list_checkpoints(run)) if patience is not None else None
+    return best or last
