@@ -60,7 +60,7 @@ def _jobs(model: str, precision: str) -> dict[str, Callable[[], object]]:
     from bench.examples import persona
     from weitune.cli.shared.terminal import quiet_libraries
     from weitune.data.conversation import Conversation, Turn
-    from weitune.data.frame.framing import framing_for
+    from weitune.data.frame.choose import framing_for
     from weitune.data.schedule import Plan
     from weitune.generate.engine import Engine
     from weitune.generate.sampling import Sampling

@@ -59,7 +59,7 @@ def prepare_plainly(tokenizer: Any, data: Path, work: Path) -> int:
 
 def prepare_with_weitune(tokenizer: Any, data: Path, work: Path, template: str = "tutorial") -> int:
     """Prepare as ``weitune train`` does, into an empty cache."""
-    from weitune.data.frame.framing import framing_for
+    from weitune.data.frame.choose import framing_for
     from weitune.data.prepare.prepare import prepare
     from weitune.recipe.schema import Recipe, Tokens
 

@@ -16,7 +16,7 @@ def prepared(model: str, recipe: Recipe) -> list[Example]:
     """Return what ``recipe`` makes of its data with the tokenizer of ``model``."""
     from transformers import AutoTokenizer
 
-    from weitune.data.frame.framing import framing_for
+    from weitune.data.frame.choose import framing_for
     from weitune.data.prepare.prepare import prepare
 
     rows = prepare(recipe, framing_for(AutoTokenizer.from_pretrained(model), recipe.tokens))

@@ -14,7 +14,7 @@ from tests.faults.runs import make_inputs
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from weitune.data.conversation import Example
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.prepare.holdout import hold_out
 from weitune.data.prepare.prepare import prepare

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.tiny import TEMPLATE_OF, save_tiny, save_tiny_adapter, tiny_model, tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.errors import InputError, RunError
 from weitune.generate.engine import Engine
 from weitune.generate.open_model import merge_adapter

@@ -15,7 +15,7 @@ from bench.reference import in_plan_order, losses, make_trainer, rows_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.loops import fit
 from weitune.data.conversation import Example, Span
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.data.schedule import Plan
 from weitune.model.fast import matmul

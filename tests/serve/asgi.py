@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.limits import HANG_SECONDS
 from tests.tiny import tiny_tokenizer
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.generate.sampling import Sampling
 from weitune.recipe.schema import Tokens
 from weitune.serve.admission import Admission

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import TEMPLATE_OF, save_tiny
 from weitune import Recipe, Run, train
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.errors import DataError, Interrupted, RunError
 from weitune.model.load.locate import locate

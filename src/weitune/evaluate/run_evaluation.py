@@ -73,8 +73,7 @@ def evaluation_set(run: Run, files: Sequence[str] = (), limit: int | None = None
 
     Raises RunError if the run has no validation data and no file is given, DataError if data are not in order.
     """
-    from weitune.data.frame.framing import framing_for
-    from weitune.model.load.tokenizer import load_tokenizer
+    from weitune.model.load.open_framing import open_framing
 
     recipe = run.recipe
     files = files or recipe.validation_files
@@ -82,8 +81,7 @@ def evaluation_set(run: Run, files: Sequence[str] = (), limit: int | None = None
         if run.made_elsewhere:
             raise RunError("evaluate.run_evaluation.made_elsewhere", path=run.path)
         raise RunError("evaluate.run_evaluation.no_validation", path=run.path)
-    tokenizer = load_tokenizer(run.base_files())
-    framing = framing_for(tokenizer, recipe.tokens)
+    framing = open_framing(run.base_files(), recipe.tokens).framing
     if files:
         name, examples = ", ".join(files), prepare(recipe, framing, files=files)
         questions = questions_in(files, recipe)

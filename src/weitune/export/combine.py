@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
-from weitune.data.frame.framing import framing_for
 from weitune.errors import InputError, RunError, first_line
 from weitune.files.json_text import json_text
 from weitune.files.publish import flush
@@ -29,7 +28,7 @@ from weitune.generate.run_folder import Run
 from weitune.model.file_names import ADAPTER_FILES, holds_adapter
 from weitune.model.load.base_check import place_of_base
 from weitune.model.load.fingerprint import base_fingerprints
-from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.open_framing import open_framing
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.recipe.load import dump_recipe
@@ -59,10 +58,8 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     weights = list(mixture.weights) or [1 / len(runs)] * len(runs)
     folders = _check(runs, weights, output)
     recipe, files = runs[0].recipe, runs[0].base_files()
-    tokenizer = load_tokenizer(files)
-    framing = {key: value for key, value in framing_for(tokenizer, recipe.tokens).describe().items()
-               if key != "tokenizer_sha256"}  # fmt: skip
-    basis = {**base_fingerprints(files), "framing": framing}
+    tokenizer, framing = open_framing(files, recipe.tokens)
+    basis = {**base_fingerprints(files), "framing": framing.basis()}
     loaded = load_weights(files, tokenizer, precision="fp32", device="cpu")
     tensors, config = _combined(loaded.model, folders, weights, mixture)
     changes = {"output": str(output), "revision": files.commit or recipe.revision}

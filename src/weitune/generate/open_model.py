@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
-from weitune.data.frame.framing import framing_for
 from weitune.errors import RunError
 from weitune.generate.engine import Engine
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES, holds_model
-from weitune.model.load.locate import ModelFiles, locate
-from weitune.model.load.tokenizer import load_tokenizer
+from weitune.model.load.locate import ModelFiles, locate_base
+from weitune.model.load.open_framing import open_framing
 from weitune.model.load.weight_files import read_safetensors_header
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter_config import check_adapter
@@ -44,9 +43,8 @@ def load_engine(
     RunError if the adapter does not fit it.
     """
     storage = recipe.train.storage if recipe.train.storage in QUANTIZED else "auto"
-    files = files or locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
-    tokenizer = load_tokenizer(files)
-    framing = framing_for(tokenizer, recipe.tokens)
+    files = files or locate_base(recipe)
+    tokenizer, framing = open_framing(files, recipe.tokens)
     loaded = load_weights(files, tokenizer, precision=recipe.train.precision, storage=storage, device=device)
     model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter)
     check_vocabulary(framing, files, model.get_input_embeddings().weight.shape[0])

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.choose import framing_for
+from weitune.data.frame.framing import Framing
 from weitune.errors import InputError, RunError
 from weitune.export.cached_base import base_file
 from weitune.export.formats.gguf_adapter import write_gguf_adapter

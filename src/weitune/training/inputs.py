@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Example
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.framing import Framing
 from weitune.data.prepare.holdout import ExampleSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, prepare
 from weitune.data.schedule import Plan
@@ -20,9 +20,9 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.base_check import recorded_basis
 from weitune.model.load.fingerprint import base_fingerprints, differences
-from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.locate import ModelFiles, locate_base
+from weitune.model.load.open_framing import open_framing
 from weitune.model.load.stop_tokens import loaded_stop_tokens
-from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
@@ -68,11 +68,10 @@ def collect_inputs(
     A model of a hub has the commit that it was found at as the ``revision`` of the recipe that is returned.
     Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
     """
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=weights)
+    files = locate_base(recipe, weights=weights)
     if files.commit:  # what the name stands for now; the hub may move on
         recipe = recipe.model_copy(update={"revision": files.commit})
-    tokenizer = load_tokenizer(files)
-    framing = framing_for(tokenizer, recipe.tokens)
+    tokenizer, framing = open_framing(files, recipe.tokens)
     for note in framing.notes:
         reporter.say(note)
     with _main_first(accelerator):
@@ -139,7 +138,7 @@ def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> No
 
 def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
     return {
-        "framing": {key: value for key, value in framing.describe().items() if key != "tokenizer_sha256"},
+        "framing": framing.basis(),
         "data": {
             "examples": len(examples),
             "tokens": int(examples.lengths.sum()),

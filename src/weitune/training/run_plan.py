@@ -14,7 +14,7 @@ from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_b
 from weitune.forecast.workload import Workload
 from weitune.messages import say
 from weitune.model.load.device import choose_device, choose_dtype
-from weitune.model.load.locate import locate
+from weitune.model.load.locate import locate_base
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.training.inputs import RunInputs, collect_inputs
@@ -87,7 +87,7 @@ def plan_run(
     the model is needed but its configuration and its tokenizer. Raises InputError as training would.
     """
     notes = _Notes()
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False)
+    files = locate_base(recipe, weights=False)
     meta = build_meta_model(files, recipe.adapter)
     parts: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):

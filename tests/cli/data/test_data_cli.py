@@ -48,7 +48,7 @@ def test_malformed_files(malformed: Malformed, tmp_path: Path, capsys: pytest.Ca
     assert code == 2
     assert "Traceback" not in said
     assert malformed.name in said
-    assert "cure: " in said
+    assert "fix: " in said
     assert "not ready" in said
     if malformed.row is not None:
         assert f"row {malformed.row}" in said

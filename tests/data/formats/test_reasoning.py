@@ -10,7 +10,8 @@ from tests.data.frame import modern
 from tests.data.frame.families import FAMILIES, tokenizer_of
 from tests.data.frame.test_framing import decoded, framing_of, learned, reworked
 from weitune.data.conversation import Conversation, Example, ToolCall, Turn
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.choose import framing_for
+from weitune.data.frame.framing import Framing
 from weitune.errors import DataError
 from weitune.recipe.schema import Tokens
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from weitune.data.conversation import Conversation, ToolCall, Turn
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.choose import framing_for
+from weitune.data.frame.framing import Framing
 from weitune.recipe.schema import Tokens
 
 TOOL = {"type": "function", "function": {"name": "tides", "description": "x", "parameters": {"type": "object"}}}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.data.frame.families import FAMILIES, as_json, as_message, tokenizer_of
 from weitune.data.conversation import Conversation, Example, Origin, ToolCall, Turn
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.choose import framing_for
+from weitune.data.frame.framing import Framing
 from weitune.errors import DataError, ModelError
 from weitune.recipe.schema import Tokens
 

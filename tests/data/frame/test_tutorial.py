@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from weitune.data.conversation import Conversation, Example, Turn
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.errors import DataError, ModelError
 from weitune.recipe.schema import Recipe, Tokens

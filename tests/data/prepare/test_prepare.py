@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.data.frame.families import tokenizer_of
 from weitune.data.conversation import Conversation, Example, Span, Turn
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.choose import framing_for
+from weitune.data.frame.framing import Framing
 from weitune.data.prepare import batches as batches_module
 from weitune.data.prepare import prepare as prepare_module
 from weitune.data.prepare.accounts import DuplicateCounter

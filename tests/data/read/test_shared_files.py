@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from weitune.data.formats.parse import Options
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare, read_options
 from weitune.data.read.conversations import Reader
 from weitune.data.show.check import check

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from tests.data.frame.families import tokenizer_of
 from weitune.cli import main
 from weitune.data.formats.parse import Options
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader, conversations_of

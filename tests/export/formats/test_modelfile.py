@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.export.runs import save_run
 from tests.tiny import tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.errors import ModelError
 from weitune.export.formats.modelfile import go_action, holds, value
 from weitune.export.formats.ollama import modelfile, turn_frames

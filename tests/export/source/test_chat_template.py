@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.frame.framing import framing_for
+from weitune.data.frame.choose import framing_for
 from weitune.export.source.chat_template import self_contained_template
 from weitune.recipe.schema import Tokens
 

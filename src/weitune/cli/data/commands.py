@@ -51,7 +51,7 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     from weitune.data.show.check import check
 
     recipe = _recipe(files, recipe_file, options)
-    framing = None if recipe.model == _NO_MODEL else _framing(recipe)[0]
+    framing = None if recipe.model == _NO_MODEL else _open_framing(recipe).framing
     with progress(say("cli.commands.checking"), unit="row") as bar:
         result = check(recipe, framing, bar.update)
     if as_json:
@@ -90,7 +90,7 @@ def preview_command(
     recipe = _recipe(files, recipe_file, options)
     if recipe.model == _NO_MODEL:
         raise click.UsageError(say("cli.commands.preview_needs_model_tokenizer"))
-    framing, tokenizer = _framing(recipe)
+    tokenizer, framing = _open_framing(recipe)
     reader = recipe_reader(recipe)
     if reader.problems:
         raise reader.problems.error()
@@ -144,17 +144,15 @@ def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, 
     return build_recipe({"model": _NO_MODEL, **tree}, overrides)
 
 
-def _framing(recipe: Any) -> tuple[Any, Any]:
-    """Load the recipe's tokenizer and return its framing and itself."""
+def _open_framing(recipe: Any) -> Any:
+    """Return the tokenizer of the recipe's model and its framing."""
     from weitune.cli.shared.terminal import quiet_libraries
 
     quiet_libraries()
-    from weitune.data.frame.framing import framing_for
-    from weitune.model.load.locate import locate
-    from weitune.model.load.tokenizer import load_tokenizer
+    from weitune.model.load.locate import locate_base
+    from weitune.model.load.open_framing import open_framing
 
-    tokenizer = load_tokenizer(locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=False))
-    return framing_for(tokenizer, recipe.tokens), tokenizer
+    return open_framing(locate_base(recipe, weights=False), recipe.tokens)
 
 
 def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str]) -> None:

@@ -3,7 +3,8 @@
     Conversation ── draft ──▶ Draft ── encode ──▶ Example        what is trained
                  ── prompt ──────────────────────▶ tokens        what the model is asked, then and later
 
-:mod:`.chat` frames with a tokenizer's chat template, :mod:`.tutorial` as the self-llm tutorials do.
+:mod:`.chat` frames with a tokenizer's chat template, :mod:`.tutorial` as the self-llm tutorials do; :mod:`.choose`
+takes the one that a recipe asks for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from weitune.data.conversation import Conversation, Example
 from weitune.data.frame.control_tokens import ControlTokens
 from weitune.data.frame.encode import Draft, EncodingBatch, PieceEncoder
 from weitune.errors import ModelError
-from weitune.recipe.schema import Tokens
 
 
 class Framing(ABC):
@@ -62,6 +62,10 @@ class Framing(ABC):
     def describe(self) -> dict[str, Any]:
         """Return, as JSON, everything that decides the tokens."""
 
+    def basis(self) -> dict[str, Any]:
+        """Return :meth:`describe` without the tokenizer's hash: what a run and the run that resumes it have alike."""
+        return {key: value for key, value in self.describe().items() if key != "tokenizer_sha256"}
+
     def encode(self, drafts: Sequence[Draft]) -> list[Example]:
         """Tokenize ``drafts`` in one batch."""
         return self._encoder.encode(drafts)
@@ -83,17 +87,3 @@ class Framing(ABC):
     def tokenizer_hash(self) -> str:
         """Return the SHA-256 of the tokenizer's JSON: vocabulary, merges, added tokens and every step."""
         return hashlib.sha256(self._backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def framing_for(tokenizer: Any, tokens: Tokens) -> Framing:
-    """Return the framing that a recipe's ``tokens`` ask for; ``tokenizer`` is a transformers fast tokenizer.
-
-    Raises ModelError if the tokenizer cannot frame a turn that ends.
-    """
-    if tokens.template == "tutorial":
-        from weitune.data.frame.tutorial import TutorialFraming
-
-        return TutorialFraming(tokenizer)
-    from weitune.data.frame.chat import ChatFraming
-
-    return ChatFraming(tokenizer, tokens)

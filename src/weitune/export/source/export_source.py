@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Conversation
-from weitune.data.frame.framing import Framing, framing_for
+from weitune.data.frame.framing import Framing
 from weitune.data.prepare.prepare import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.errors import RunError
@@ -21,8 +21,8 @@ from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run_folder import Run, Which
 from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.open_framing import open_framing
 from weitune.model.load.stop_tokens import stored_stop_tokens
-from weitune.model.load.tokenizer import load_tokenizer
 from weitune.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     if recipe.adapter and recipe.adapter.init == "loftq":
         raise RunError("export.export_source.adapter_makes_good_what", path=run.path)
     files = run.base_files()
-    tokenizer = load_tokenizer(files)
-    framing = framing_for(tokenizer, recipe.tokens)
+    tokenizer, framing = open_framing(files, recipe.tokens)
     if run.made_elsewhere:
         check_vocabulary(framing, files, read_config(files).get_text_config().vocab_size)
     return ExportSource(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)

@@ -19,7 +19,7 @@ from typing import Any
 from weitune.errors import ModelError, RunError
 from weitune.messages import say
 from weitune.model.load.fingerprint import ADDED, differences
-from weitune.model.load.locate import ModelFiles, is_hub_id, locate
+from weitune.model.load.locate import ModelFiles, is_hub_id, locate_base
 from weitune.model.load.weight_files import stored_weights
 from weitune.recipe.schema import Recipe
 
@@ -72,7 +72,7 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
     ``accept`` that.
     """
     _check_not_lost(place, recipe)
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    files = locate_base(recipe)
     if not recorded:
         note(say("model.base_check.has_no_record_base", place=place, model=recipe.model))
         if not files.gguf:
@@ -108,7 +108,7 @@ def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], note: Say) 
     _check_not_lost(place, recipe)
     if not recorded or not is_hub_id(recipe.model):
         return recipe
-    files = locate(recipe.model, hub=recipe.hub, revision=recipe.revision)
+    files = locate_base(recipe)
     earlier = _earlier_commit(files, recorded) if differences(recorded, files) else None
     if earlier is None:
         return recipe

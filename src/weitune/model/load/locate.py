@@ -16,11 +16,15 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weitune.errors import MissingExtraError, ModelError, first_line
 from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
 from weitune.files.paths import HUB_ID, user_path
 from weitune.model.load.hub_room import check_room_on_disk
+
+if TYPE_CHECKING:
+    from weitune.recipe.schema import Recipe
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -111,6 +115,11 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
     if not (folder / "config.json").is_file():
         raise ModelError("model.locate.hub_has_no_config", model=model)
     return ModelFiles(folder, commit=folder.name if _COMMIT.fullmatch(folder.name) else None)
+
+
+def locate_base(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
+    """Return the files of the model that ``recipe`` names; see :func:`locate`."""
+    return locate(recipe.model, hub=recipe.hub, revision=recipe.revision, weights=weights)
 
 
 def is_hub_id(model: str) -> bool:
