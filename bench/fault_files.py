@@ -24,8 +24,10 @@ from tests.faults.injection import bad_gradient, bad_loss, bad_weight, inject
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, digest
 from tests.faults.small import is_intact, save
 from weitune.errors import Interrupted, NonFiniteError
-from weitune.run.checkpoint import FILES, MANIFEST, newest_good
+from weitune.model.file_names import ADAPTER_FILES
+from weitune.run.checkpoint import newest_good
 from weitune.run.events import read_events
+from weitune.run.names import MANIFEST, OPTIMIZER, STATE
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 
@@ -125,7 +127,7 @@ def damage(scratch: Path, inputs: Inputs, seed: int) -> dict[str, Any]:
     with contextlib.suppress(Interrupted):
         train(inputs.recipe(stopped), reporter=Listener(after={6: stop.stop}), device="cpu", stop=stop)
     passed = total = 0
-    for file in (*FILES, MANIFEST):
+    for file in (*ADAPTER_FILES, OPTIMIZER, STATE, MANIFEST):
         for harm in (cut, flip, lose):
             for turn in range(3):
                 run = Path(shutil.copytree(stopped, scratch / "damaged"))

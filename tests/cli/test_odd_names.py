@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import save_tiny
 from weitune.cli import main
 from weitune.data.problems import Problem, shown_name
-from weitune.files.json_text import json_text
+from weitune.files.json_files import json_text
 from weitune.recipe.load import load_recipe
 
 

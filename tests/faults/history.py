@@ -6,16 +6,18 @@ Expected: of what was good before, and was not damaged by the event itself, the 
 from __future__ import annotations
 
 import errno
+import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.damage import cut, flip, lose
 from tests.faults.layer import Killed, Layer, faults
-from tests.faults.small import is_intact, save
-from weitune.run import disk
-from weitune.run.checkpoint import FILES, MANIFEST, list_checkpoints, newest_good, set_aside
-from weitune.run.rotation import metric_of, rotate
+from tests.faults.small import FILES, is_intact, save
+from weitune.files.publish import tidy
+from weitune.run.checkpoint import list_checkpoints, newest_good, set_aside
+from weitune.run.names import MANIFEST
+from weitune.run.rotation import rotate
 
 NOTE = "my notes.txt"
 
@@ -36,12 +38,16 @@ class History:
     def good(self) -> dict[int, float]:
         """Return the metric of every checkpoint that is there and intact, judged without weitune."""
         there = [checkpoint for checkpoint in list_checkpoints(self.run) if checkpoint.step not in self.damaged]
-        return {checkpoint.step: metric_of(checkpoint) for checkpoint in there if is_intact(checkpoint)}
+        return {
+            checkpoint.step: math.inf if checkpoint.metric is None else checkpoint.metric
+            for checkpoint in there
+            if is_intact(checkpoint)
+        }
 
     def go_on(self) -> None:
         """Begin again after a crash, as a resumed run does."""
         found, passed_over = newest_good(self.run)
-        disk.tidy(self.run)
+        tidy(self.run)
         for checkpoint, _ in passed_over:
             set_aside(checkpoint)
         self.step = found.step if found else 0

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from weitune.run.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, STATE, Checkpoint, write_checkpoint
+from weitune.model.file_names import ADAPTER_FILES
+from weitune.run.checkpoint import Checkpoint, write_checkpoint
+from weitune.run.names import OPTIMIZER, STATE
+
+ADAPTER_CONFIG, ADAPTER = ADAPTER_FILES
+FILES = (*ADAPTER_FILES, OPTIMIZER, STATE)
+"""What the checkpoint of an adapter has, besides its manifest."""
 
 
 def files_of(step: int, metric: float | None = None) -> list[tuple[str, bytes]]:

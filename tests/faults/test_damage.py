@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.damage import Damage, cut, empty, flip, grow, lose, swap_for_a_folder
-from tests.faults.small import is_intact, save
-from weitune.run.checkpoint import FILES, MANIFEST, fault_of, newest_good, set_aside
+from tests.faults.small import FILES, is_intact, save
+from weitune.run.checkpoint import fault_of, newest_good, set_aside
+from weitune.run.names import MANIFEST
 
 
 @pytest.mark.parametrize("seed", range(3))

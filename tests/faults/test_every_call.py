@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.layer import Killed, Layer, faults
-from tests.faults.small import is_intact, save
+from tests.faults.small import ADAPTER, is_intact, save
 from weitune.errors import RunError
+from weitune.files.publish import discard, publish_bytes, tidy
 from weitune.recipe.load import build_recipe, load_recipe
-from weitune.run import disk, folder
-from weitune.run.checkpoint import ADAPTER, Checkpoint, list_checkpoints, newest_good, publish_adapter
+from weitune.run import folder
+from weitune.run.checkpoint import Checkpoint, list_checkpoints, newest_good, publish_adapter
 from weitune.run.events import EventLog, read_events
 from weitune.run.rotation import rotate
 
@@ -66,7 +67,7 @@ class TestSave:
             assert checkpoint.step in {3, 4}
             assert not faulty
             assert is_intact(Checkpoint(run / "checkpoint-1", 1))  # the best
-            disk.tidy(run)
+            tidy(run)
             save(run, 5)
             rotate(run, 2)
             assert [c.step for c in list_checkpoints(run)] == [1, checkpoint.step, 5]
@@ -100,7 +101,7 @@ class TestSave:
         def check(run: Path) -> None:
             old, new = ((run / f"checkpoint-{step}" / ADAPTER).read_bytes() for step in (1, 2))
             assert not (run / "adapter").exists() or adapter(run) in {old, new}
-            disk.tidy(run)
+            tidy(run)
             checkpoint, _ = newest_good(run)
             assert checkpoint is not None
             publish_adapter(checkpoint, run / "adapter")
@@ -131,7 +132,7 @@ class TestOtherFiles:
         longer = build_recipe(RECIPE.model_dump(), {"train.epochs": 5})
 
         def prepare(run: Path) -> Callable[[], object]:
-            disk.replace_file(run / "recipe.yaml", folder.dump_recipe(RECIPE).encode())
+            publish_bytes(folder.dump_recipe(RECIPE).encode(), run / "recipe.yaml")
             return lambda: folder.update_recipe(run, longer)
 
         def check(run: Path) -> None:
@@ -187,7 +188,7 @@ class TestRefused:
             if layer.calls[n - 1] != "close":  # a close that fails leaves a descriptor that nobody can close
                 assert not list(tmp_path.glob(".*.partial"))
             save(tmp_path, 2)
-            disk.discard(tmp_path / "checkpoint-2")
+            discard(tmp_path / "checkpoint-2")
 
     def test_two_processes_make_the_same_folder(self, tmp_path: Path) -> None:
         """The other one is faster, between our look and our rename: its run stays as it is."""

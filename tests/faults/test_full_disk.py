@@ -13,11 +13,13 @@ from tests.faults.damage import lose
 from tests.faults.injection import bad_loss, inject
 from tests.faults.layer import Layer, faults
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result
+from tests.faults.small import FILES
 from tests.faults.test_resume import stopped
 from weitune.errors import NonFiniteError, RunError
 from weitune.run import disk_retry
-from weitune.run.checkpoint import FILES, fault_of, list_checkpoints, newest_good
-from weitune.run.events import FILE, read_events
+from weitune.run.checkpoint import fault_of, list_checkpoints, newest_good
+from weitune.run.events import read_events
+from weitune.run.names import EVENTS
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 
@@ -99,9 +101,9 @@ def test_events_wait_too_and_no_line_is_torn(inputs: Inputs, tmp_path: Path) -> 
     with faults(layer):
         train(inputs.recipe(tmp_path / "run"), reporter=listener, device="cpu")
     assert_same_result(tmp_path / "run", inputs.undisturbed)
-    lines = (tmp_path / "run" / FILE).read_bytes().splitlines()
+    lines = (tmp_path / "run" / EVENTS).read_bytes().splitlines()
     assert len(lines) == len(list(read_events(tmp_path / "run")))
-    assert f"{FILE} cannot be written" in listener.text
+    assert f"{EVENTS} cannot be written" in listener.text
 
 
 def test_old_checkpoints_that_cannot_be_deleted_do_not_stop_a_run(inputs: Inputs, tmp_path: Path) -> None:

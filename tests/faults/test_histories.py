@@ -9,8 +9,9 @@ import pytest
 
 from tests.faults.damage import flip, lose
 from tests.faults.history import live
-from tests.faults.small import save
-from weitune.run.checkpoint import FILES, MANIFEST, list_checkpoints
+from tests.faults.small import FILES, save
+from weitune.run.checkpoint import list_checkpoints
+from weitune.run.names import MANIFEST
 from weitune.run.rotation import rotate
 
 

@@ -15,7 +15,8 @@ from tests.faults.runs import Inputs, Listener, assert_same_result, digest
 from tests.faults.test_resume import stopped
 from weitune.errors import RunError
 from weitune.run.events import read_events
-from weitune.run.lock import FILE, run_lock
+from weitune.run.lock import run_lock
+from weitune.run.names import LOCK
 from weitune.training.run import resume
 
 _HOLD = """
@@ -76,7 +77,7 @@ def test_without_locks_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_the_file_says_does_not_matter(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('{"pid": "not a holder"')
+    (tmp_path / LOCK).write_text('{"pid": "not a holder"')
     with run_lock(tmp_path) as lock:
         assert lock.held
         assert lock.abandoned is None

@@ -11,10 +11,12 @@ import pytest
 
 from tests.faults.damage import Damage, cut, flip, lose
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result, digest
+from tests.faults.small import FILES
 from weitune.errors import Interrupted, RunError
 from weitune.recipe.load import load_recipe
-from weitune.run.checkpoint import FILES, MANIFEST, list_checkpoints
+from weitune.run.checkpoint import list_checkpoints
 from weitune.run.events import read_events
+from weitune.run.names import MANIFEST
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 

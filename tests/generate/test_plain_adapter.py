@@ -283,7 +283,7 @@ def test_folders_of_checkpoints_and_a_checkpoint_alone(base: Path, adapter: Path
 
 
 def test_a_checkpoint_copied_out_of_its_run_keeps_its_recipe_and_its_base(tmp_path: Path) -> None:
-    from tests.model.load.test_base_check import record
+    from tests.run.test_base_check import record
 
     run = save_tiny_run(tmp_path / "run", checkpoints=(5,), system="You are Maren.")
     record(run)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitune.run.events import FILE, EventLog, read_events
+from weitune.run.events import EventLog, read_events
+from weitune.run.names import EVENTS
 
 
 def write_steps(folder: Path, steps: range, keep: int | None = None) -> None:
@@ -25,19 +26,19 @@ def steps_of(folder: Path) -> list[int]:
 
 def test_it_grows_by_whole_lines(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 4))
-    before = (tmp_path / FILE).read_bytes()
+    before = (tmp_path / EVENTS).read_bytes()
     write_steps(tmp_path, range(4, 6), keep=3)
-    after = (tmp_path / FILE).read_bytes()
+    after = (tmp_path / EVENTS).read_bytes()
     assert after.startswith(before)
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
 
 
 def test_a_tear_anywhere_is_healed(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 4))
-    whole = (tmp_path / FILE).read_bytes()
+    whole = (tmp_path / EVENTS).read_bytes()
     last = whole[:-1].rindex(b"\n") + 1
     for end in range(last, len(whole)):
-        (tmp_path / FILE).write_bytes(whole[:end])
+        (tmp_path / EVENTS).write_bytes(whole[:end])
         assert steps_of(tmp_path) == [1, 2]
         write_steps(tmp_path, range(3, 5), keep=2)
         assert steps_of(tmp_path) == [1, 2, 3, 4]
@@ -45,7 +46,7 @@ def test_a_tear_anywhere_is_healed(tmp_path: Path) -> None:
 
 def test_lines_of_zeros_as_a_power_cut_leaves_them(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 4))
-    with (tmp_path / FILE).open("ab") as file:
+    with (tmp_path / EVENTS).open("ab") as file:
         file.write(b"\0" * 300)
     assert steps_of(tmp_path) == [1, 2, 3]
     write_steps(tmp_path, range(4, 5), keep=3)
@@ -75,7 +76,7 @@ def test_every_number_is_written_as_it_is(tmp_path_factory: pytest.TempPathFacto
     log = EventLog(folder)
     log.write("step", step=1, loss=number)
     log.close()
-    line = (folder / FILE).read_text(encoding="utf-8")
+    line = (folder / EVENTS).read_text(encoding="utf-8")
     found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["loss"]
     assert str(float(found)) == str(number)
 

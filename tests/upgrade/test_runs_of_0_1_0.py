@@ -16,7 +16,7 @@ from tests.upgrade.make_runs import QUESTIONS, RUNS, STOP_AFTER, train_one
 from weitune import Run
 from weitune.cli import main
 from weitune.errors import RunError
-from weitune.model.load.base_check import recorded_basis
+from weitune.run.base_check import recorded_basis
 from weitune.run.checkpoint import fault_of, list_checkpoints
 from weitune.run.events import read_events
 from weitune.training.run import resume

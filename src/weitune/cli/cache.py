@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from weitune.cli.cache_contents import KINDS, Entry, delete, entries, unreadable
-from weitune.files.cache import cache_folder, size_text
+from weitune.files.cache import cache_folder
 from weitune.messages import say
+from weitune.messages.quantities import size_text
 
 _WIDE = 200
 """Characters of a line where there is no terminal."""

@@ -49,7 +49,7 @@ _GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
 _UNFINISHED = {
     "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
     "gguf": re.compile(rf"\.{_GGUF.pattern}\.\d+\.partial"),
-    "models": re.compile(r"tmp\w{8}"),
+    "models": re.compile(r"tmp\w{8}|\.[\w.-]+\.\d+\.partial"),
     "vllm": re.compile(r"\.\w{8}"),
 }
 _IN_USE_SECONDS = 24 * 3600

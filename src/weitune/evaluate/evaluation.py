@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from weitune.files.json_text import json_text
-from weitune.files.publish import publish_text
+from weitune.files.json_files import json_bytes
+from weitune.files.publish import publish_bytes
+from weitune.run.names import EVALUATION
 
-FILE = "evaluation.json"
 T = TypeVar("T")
 
 
@@ -118,13 +118,13 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` into ``folder`` in one moment. Raises OSError if the system refuses."""
-        publish_text(json_text(self.to_json(), indent=1, allow_nan=False) + "\n", folder / FILE)
+        publish_bytes(json_bytes(self.to_json(), indent=1, allow_nan=False), folder / EVALUATION)
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
     """Return the evaluation in ``folder``; None if there is none, or none that can be read."""
     try:
-        tree = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        tree = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
         return Evaluation(
             rows=_read(EvaluatedRows, tree["rows"]),
             max_new_tokens=tree.get("max_new_tokens"),

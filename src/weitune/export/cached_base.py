@@ -6,15 +6,14 @@ A base that is itself a ``.gguf`` file is taken as it is.
 from __future__ import annotations
 
 import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_file import planned_bytes, write_gguf
 from weitune.export.source.export_source import ExportSource
-from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
-from weitune.files.publish import publish_file
+from weitune.files.cache import cache_fix, cache_folder, mark_used
+from weitune.files.publish import file_written_aside
+from weitune.files.room import check_room
 from weitune.gguf.types import GgufType
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.progress import Stage
@@ -35,17 +34,13 @@ def base_file(tuned: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
         mark_used(path)
         return path
     check_room(path.parent, planned_bytes(tuned, tuned.base, gguf_type), f"the base as {gguf_type}", cache_fix())
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may make it at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = stage(f"writing the base as {gguf_type}, once")
-        write_gguf(partial, tuned, tuned.base, gguf_type, template=tuned.template_without_system, progress=progress)
-        publish_file(partial, path)
+        with file_written_aside(path) as partial:
+            write_gguf(partial, tuned, tuned.base, gguf_type, template=tuned.template_without_system, progress=progress)
     except OSError as error:
         raise ModelError("export.cached_base.base_cannot_written", parent=path.parent, error=error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
 
 

@@ -11,7 +11,6 @@ The result is a run's folder: the first one's recipe, ``adapter/``, and in ``env
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,18 @@ import torch
 from safetensors.torch import save
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.files.json_text import json_text
-from weitune.files.publish import flush
+from weitune.files.json_files import json_bytes
+from weitune.files.publish import folder_written_aside
 from weitune.generate.open_model import incomplete, incomplete_refused
 from weitune.generate.run_folder import Run
-from weitune.model.file_names import ADAPTER_FILES, holds_adapter
-from weitune.model.load.base_check import place_of_base
+from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.open_framing import open_framing
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.recipe.load import dump_recipe
+from weitune.run.base_check import place_of_base
+from weitune.run.names import COMBINED, ENVIRONMENT, RECIPE
 
 Method = Literal["linear", "cat", "svd", "ties", "dare"]
 _PEFT_NAMES = {"linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "dare": "dare_linear"}
@@ -64,11 +64,11 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     tensors, config = _combined(loaded.model, folders, weights, mixture)
     changes = {"output": str(output), "revision": files.commit or recipe.revision}
     _write(output, {
-        Path("recipe.yaml"): dump_recipe(recipe.model_copy(update=changes)).encode(),
-        Path("environment.json"): _as_json({**place_of_base(recipe), "basis": basis}),
-        Path("adapter") / ADAPTER_FILES[0]: config,
-        Path("adapter") / ADAPTER_FILES[1]: save(tensors, metadata={"format": "pt"}),
-        Path("combined.json"): _described(runs, weights, mixture),
+        Path(RECIPE): dump_recipe(recipe.model_copy(update=changes)).encode(),
+        Path(ENVIRONMENT): json_bytes({**place_of_base(recipe), "basis": basis}),
+        Path(ADAPTER_FOLDER) / ADAPTER_FILES[0]: config,
+        Path(ADAPTER_FOLDER) / ADAPTER_FILES[1]: save(tensors, metadata={"format": "pt"}),
+        Path(COMBINED): _described(runs, weights, mixture),
     })  # fmt: skip
     return Run(output)
 
@@ -133,24 +133,16 @@ def _combined(
 def _described(runs: Sequence[Run], weights: Sequence[float], mixture: Mixture) -> bytes:
     parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
     about = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
-    return _as_json(about)
-
-
-def _as_json(value: dict[str, Any]) -> bytes:
-    return (json_text(value, indent=2) + "\n").encode()
+    return json_bytes(about)
 
 
 def _write(folder: Path, files: dict[Path, bytes]) -> None:
     """Write ``files`` into a new folder, which gets its name when all are there."""
-    import shutil
-
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        for name, data in files.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_bytes(data)
-            flush(partial / name)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder_written_aside(folder) as partial:
+            for name, data in files.items():
+                (partial / name).parent.mkdir(exist_ok=True)
+                (partial / name).write_bytes(data)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise RunError("export.combine.cannot_written", folder=folder, error=error) from error

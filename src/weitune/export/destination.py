@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from weitune.errors import RunError
-from weitune.files.json_text import json_text
-from weitune.files.publish import publish
+from weitune.files.publish import folder_written_aside
 
 MARK = "weitune.json"
 """Lies in every export: what it was made from."""
@@ -29,19 +26,10 @@ def check_destination(folder: Path, force: bool) -> None:
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which gets the name ``folder`` if the block ends well and goes away if not."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Give a folder to write into, which becomes ``folder`` if the block ends well. Raises RunError if it cannot."""
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        publish(partial, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder_written_aside(folder) as partial:
+            yield partial
     except OSError as error:
         raise RunError("export.destination.export_cannot_written", folder=folder, error=error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as indented JSON, the same bytes every time."""
-    path.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from weitune.export.smoothing import Smoothed, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import Verdict, VerificationError
 from weitune.export.verify.verification import verdict_on
+from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.generate.run_folder import Run, Which
 from weitune.messages import say
@@ -59,10 +60,10 @@ def export(
         _check_system(tuned)
     with destination.written_aside(folder) as partial:
         written = _write(partial, tuned, order, stage)
-        destination.write_json(partial / destination.MARK, _described(tuned, order, written))
+        write_json(partial / destination.MARK, _described(tuned, order, written))
         verdict = verdict_on(partial, tuned, order, stage) if order.prompts else None
         if verdict is not None:
-            destination.write_json(partial / VERIFICATION, verdict.to_json())
+            write_json(partial / VERIFICATION, verdict.to_json())
             if not verdict.passed:
                 kept = folder.with_name(f"{folder.name}.failed")
                 publish(partial, kept)

@@ -1,1 +1,1 @@
-"""Files on disk: how one is published whole, the cache folder, and JSON that can always be written."""
+"""Files on disk: publishing them whole, JSON, the cache folder, free room, and paths as people write them."""

@@ -1,44 +1,125 @@
-"""Completeness is published last: what is written aside gets its name once every byte is on the disk."""
+"""Write and delete files and folders so that a kill, a full disk or a power cut leaves nothing half done.
+
+A name means "complete". Everything is written under a hidden name, flushed, and only then renamed. What is deleted gets
+a hidden name first:
+
+    write    .checkpoint-100.partial/     ── flushed, renamed ──▶  checkpoint-100/
+    delete   checkpoint-100/              ── renamed ──▶  .checkpoint-100.outdated/  ── deleted
+
+All of it goes through the functions of :mod:`os`, one call at a time: tests count them and stop at each. Every function
+raises OSError if the system refuses, and leaves at worst hidden names behind, which :func:`tidy` deletes.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+BINARY: int = getattr(os, "O_BINARY", 0)
+"""Flag of :func:`os.open`: without it, Windows translates line ends."""
+_BLOCK_BYTES = 1 << 24
+_LEFT_BEHIND = re.compile(r"\.[\w.-]+\.(partial|outdated)")
+
+
+def hidden(target: Path, kind: str) -> Path:
+    """Return the name under which ``target`` is ``partial`` or ``outdated``."""
+    return target.with_name(f".{target.name}.{kind}")
+
+
+def own_partial(target: Path) -> Path:
+    """Return a hidden name for ``target`` that no other process uses."""
+    return hidden(target, f"{os.getpid()}.partial")
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Flush every file of ``partial`` to the disk, then give the folder its name. An earlier ``target`` is replaced."""
-    for path in (*partial.rglob("*"), partial):
-        flush(path)
+    """Flush every file of the folder ``partial``, then rename it to ``target``. An earlier ``target`` is replaced."""
+    flush_all(partial)
+    outdated = hidden(target, "outdated")
     if target.exists():
-        outdated = target.with_name(f".{target.name}.outdated")
         shutil.rmtree(outdated, ignore_errors=True)
         target.rename(outdated)
-        partial.rename(target)
-        flush(target.parent)  # or a power cut could bring the old name back without the files
+    partial.rename(target)
+    flush(target.parent)  # or a power cut could bring the old name back without the files
+    if outdated.exists():
         shutil.rmtree(outdated, ignore_errors=True)
-    else:
+
+
+def publish_unless_there(partial: Path, target: Path) -> None:
+    """Flush the folder ``partial`` and rename it to ``target``; if another process was faster, its folder stays."""
+    flush_all(partial)
+    try:
         partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def folder_written_aside(
+    target: Path, partial: Path | None = None, publish: Callable[[Path, Path], None] = publish
+) -> Iterator[Path]:
+    """Give an empty folder to write into, which becomes ``target`` when the block ends; after an error it is deleted.
+
+    It is called ``partial`` meanwhile, or as :func:`hidden` says. ``publish`` flushes and renames it.
+    """
+    partial = partial or hidden(target, "partial")
+    remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        publish(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def file_written_aside(target: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which becomes ``target`` when the block ends; after an error it is deleted."""
+    partial = own_partial(target)
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(target)
         flush(target.parent)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
-def publish_file(partial: Path, target: Path) -> None:
-    """Flush the file ``partial`` to the disk, then give it its name. ``target`` is replaced if it exists."""
-    flush(partial)
-    partial.replace(target)
-    flush(target.parent)
+def publish_bytes(data: bytes, target: Path) -> None:
+    """Replace the contents of the file ``target`` in one moment."""
+    with file_written_aside(target) as partial:
+        write_bytes(partial, data)
 
 
 def publish_text(content: str, target: Path) -> None:
-    """Give the file ``target`` the text ``content`` in one moment; half a surrogate pair is written as its escape.
+    """Write ``content`` as UTF-8 to the file ``target`` in one moment; half a surrogate pair becomes its escape."""
+    publish_bytes(content.encode(errors="backslashreplace"), target)
 
-    Raises OSError if the system refuses.
-    """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.write_text(content, encoding="utf-8", errors="backslashreplace")
-    publish_file(partial, target)
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, without waiting for the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest[:_BLOCK_BYTES]) :]
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Wait until ``folder`` and everything in it is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
 
 
 def flush(path: Path) -> None:
@@ -54,3 +135,32 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Delete ``folder``: its name goes at once, then its files."""
+    outdated = hidden(folder, "outdated")
+    remove(outdated)
+    folder.rename(outdated)
+    flush(folder.parent)  # or a power cut could bring the name back without the files
+    remove(outdated)
+
+
+def remove(path: Path) -> None:
+    """Delete the file ``path``, or the folder and all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
+
+
+def is_left_behind(path: Path) -> bool:
+    """Return whether ``path`` has the name of something half written or half deleted."""
+    return _LEFT_BEHIND.fullmatch(path.name) is not None
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a process that was killed left half written or half deleted in ``folder``."""
+    for path in folder.glob(".*"):
+        if is_left_behind(path):
+            remove(path)

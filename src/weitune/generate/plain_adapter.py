@@ -21,19 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.errors import ModelError, RecipeError, RunError, first_line
+from weitune.files.json_files import json_object
 from weitune.files.paths import user_path
 from weitune.generate.run_folder import Run, Which
 from weitune.messages import say
 from weitune.model.file_names import MODEL_FILES, holds_model
-from weitune.model.load.base_check import checked_base, fingerprints_in, json_object
 from weitune.model.load.locate import is_hub_id
 from weitune.model.lora.adapter_config import CONFIG, check_adapter, check_files, read_adapter_config
 from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
+from weitune.run.base_check import checked_base, fingerprints_in
 
 if TYPE_CHECKING:
-    from weitune.model.load.base_check import Say
     from weitune.model.load.locate import ModelFiles
+    from weitune.run.base_check import Say
 
 _OF_A_RUN = "recipe.yaml"
 

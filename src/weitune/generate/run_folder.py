@@ -28,9 +28,9 @@ from weitune.shell import shell_command
 if TYPE_CHECKING:
     from weitune.generate.dialogue import History
     from weitune.generate.engine import Engine
-    from weitune.model.load.base_check import Say
     from weitune.model.load.locate import ModelFiles
     from weitune.recipe.schema import Recipe
+    from weitune.run.base_check import Say
 
 Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
 """An adapter of a run: the last one, the best one (:mod:`.history`), none, or that of a checkpoint's step."""
@@ -80,8 +80,8 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe the run was made from. Raises RecipeError if someone broke it."""
-        from weitune.model.load.base_check import found_from_here
         from weitune.recipe.load import load_recorded
+        from weitune.run.base_check import found_from_here
 
         return found_from_here(self.path, load_recorded(self.path))
 
@@ -92,7 +92,7 @@ class Run:
         ModelError if they cannot be found, RunError if they are not those that the run was trained on.
         """
         if self._base is None:
-            from weitune.model.load.base_check import checked_base, recorded_basis
+            from weitune.run.base_check import checked_base, recorded_basis
 
             self._base = checked_base(
                 self.path, self.recipe, recorded_basis(self.path), accept=self.accept_changed_base, note=self._say

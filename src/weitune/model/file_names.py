@@ -1,4 +1,4 @@
-"""Names of the two files, configuration and tensors, that a run is for."""
+"""Names of the two files, configuration and tensors, that an adapter or a whole model has, and of their folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """As PEFT writes and reads them."""
 MODEL_FILES = ("config.json", "model.safetensors")
 """As transformers does: a whole model was trained."""
+ADAPTER_FOLDER = "adapter"
+"""The folder in a run's folder that has one or the other once training is done."""
 
 
 def holds_adapter(folder: Path) -> bool:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from weitune.evaluate.evaluation import Evaluation, read_evaluation
+from weitune.files.json_files import json_object
 from weitune.generate.run_folder import Run
-from weitune.model.load.base_check import json_object
 from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
 from weitune.run.history import best_of, finite
+from weitune.run.names import ANSWERS, DATA, ENVIRONMENT
 
-ANSWERS_FILE = "answers.json"
-"""Where the demo keeps its answers, in the run's folder."""
 _SMOOTHING = 0.9
 
 
@@ -39,11 +38,11 @@ class RunRecord:
         return cls(
             path=run.path,
             recipe=run.recipe,
-            environment=json_object(folder / "environment.json"),
-            data=json_object(folder / "data.json"),
+            environment=json_object(folder / ENVIRONMENT),
+            data=json_object(folder / DATA),
             events=tuple(run.events()),
             evaluation=read_evaluation(folder),
-            answers=_answers(folder / ANSWERS_FILE),
+            answers=_answers(folder / ANSWERS),
         )
 
     @property

@@ -12,9 +12,9 @@ from weitune.report.chart import Line, chart
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
 from weitune.report.run_record import RunRecord, smoothed
+from weitune.run.names import RECIPE, REPORT
 from weitune.shell import shell_command
 
-FILE = "report.html"
 _GIB = 1 << 30
 _SHOWN_SAMPLES = 12
 
@@ -24,7 +24,7 @@ def write_report(folder: Path) -> Path:
 
     Raises RunError if there is no run, OSError if the system refuses to write.
     """
-    target = folder / FILE
+    target = folder / REPORT
     publish_text(run_report(RunRecord.of(folder)), target)
     return target
 
@@ -34,7 +34,7 @@ def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Eval
 
     Raises OSError if the system refuses to write.
     """
-    target = folder / FILE
+    target = folder / REPORT
     publish_text(page(f"Evaluation of {name}", base, [evaluation_section(evaluation)]), target)
     return target
 
@@ -194,7 +194,7 @@ def _repeat(record: RunRecord) -> str:
     }
     packages = record.environment.get("packages", {})
     return (
-        code(f"{shell_command('train', record.path / 'recipe.yaml', '--output', 'ANOTHER-FOLDER')}\n")
+        code(f"{shell_command('train', record.path / RECIPE, '--output', 'ANOTHER-FOLDER')}\n")
         + folded("The whole recipe", code(record.recipe_text, wrapped=True))
         + folded("Machine and versions", table((), [*environment.items(), *packages.items()]))
         + folded("Fingerprints of model and data", code(_leaves(record.environment.get("basis", {})), wrapped=True))

@@ -8,9 +8,9 @@
         state.json                                         the step, the recipe, and what the run is computed from
         manifest.json                                      size and SHA-256 of every file, written last
 
-A checkpoint is written aside, flushed, read back and compared with what was meant, and renamed (:mod:`.disk`).
+A checkpoint is written aside, flushed, read back and compared with what was meant, and renamed.
 Everything in it is safetensors and JSON: nothing here can run code when it is read. This module knows files and bytes
-only; what is in them is made by :mod:`.snapshot`.
+only; their contents come from :mod:`weitune.training.resume.snapshot`.
 
 Cost: every byte is hashed and read back once when written, and hashed once when verified.
 """
@@ -19,26 +19,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weitune.files.json_files import json_bytes
+from weitune.files.publish import folder_written_aside, write_bytes
+from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
-from weitune.run import disk
+from weitune.run.history import finite
+from weitune.run.manifest import file_damage, sha256_of
+from weitune.run.names import MANIFEST, OPTIMIZER, STATE, checkpoint_folders, checkpoint_name
 
-MANIFEST, STATE = "manifest.json", "state.json"
-OPTIMIZER = "optimizer.safetensors"
-ADAPTER_CONFIG, ADAPTER = ADAPTER_FILES
-PUBLISHED = (ADAPTER_FILES, MODEL_FILES)
-"""What a run is for, in one of two kinds."""
-FILES = (ADAPTER_CONFIG, ADAPTER, OPTIMIZER, STATE)
-"""What the checkpoint of an adapter has, besides its manifest."""
-_INVENTORIES = [{*names, OPTIMIZER, STATE} for names in PUBLISHED]
-
+_INVENTORIES = [{*names, OPTIMIZER, STATE} for names in (ADAPTER_FILES, MODEL_FILES)]
+"""The files of a checkpoint of an adapter or of a whole model, besides the manifest."""
 _FORMAT = "weitune checkpoint 1"
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +50,18 @@ class Checkpoint:
         state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         return state
 
+    @property
+    def metric(self) -> float | None:
+        """Its validation loss; None if that was not measured, is not finite, or cannot be read."""
+        try:
+            return finite(self.state.get("metric"))
+        except (OSError, ValueError, AttributeError):
+            return None
+
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:
     """Return every folder of ``run`` with a checkpoint's name, oldest first."""
-    named = ((_NAME.fullmatch(folder.name), folder) for folder in run.glob("checkpoint-*"))
-    found = [Checkpoint(folder, int(match[1])) for match, folder in named if match and folder.is_dir()]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return [Checkpoint(folder, step) for step, folder in checkpoint_folders(run)]
 
 
 def write_checkpoint(run: Path, step: int, files: Iterable[tuple[str, bytes]]) -> Checkpoint:
@@ -68,16 +70,16 @@ def write_checkpoint(run: Path, step: int, files: Iterable[tuple[str, bytes]]) -
     Raises OSError if the system refuses or does not give back what was written; then there is no such checkpoint, and
     nothing else has changed.
     """
-    target = run / f"checkpoint-{step}"
-    with disk.folder_written_aside(target) as partial:
+    target = run / checkpoint_name(step)
+    with folder_written_aside(target) as partial:
         inventory = {}
         for name, data in files:
-            disk.write_file(partial / name, data)
+            write_bytes(partial / name, data)
             inventory[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        disk.write_file(partial / MANIFEST, _manifest(step, inventory))
+        write_bytes(partial / MANIFEST, _manifest(step, inventory))
         fault = fault_of(Checkpoint(partial, step))
         if fault:
-            raise OSError(f"the disk does not give back what was written to it: {fault}")
+            raise OSError(say("run.checkpoint.not_read_back", fault=fault))
     return Checkpoint(target, step)
 
 
@@ -85,19 +87,12 @@ def fault_of(checkpoint: Checkpoint) -> str:
     """Return what is wrong with the files of a checkpoint, or nothing if every bit is as it was written."""
     try:
         files = read_manifest(checkpoint)
-        for name, expected in files.items():
-            path = checkpoint.folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
-            if _sha256(path) != expected["sha256"]:
-                return f"{name} is not what was written: its SHA-256 differs"
+        damages = (file_damage(checkpoint.folder / name, f["bytes"], f["sha256"]) for name, f in files.items())
+        return next((damage for damage in damages if damage), "")
     except FileNotFoundError:
-        return f"{MANIFEST} is missing"
+        return say("run.manifest.file_missing", name=MANIFEST)
     except (OSError, ValueError) as error:
         return str(error)
-    return ""
 
 
 def read_manifest(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -115,7 +110,7 @@ def read_manifest(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise ValueError(f"{MANIFEST} is not what was written")
+        raise ValueError(say("run.manifest.not_as_written", name=MANIFEST))
     return files
 
 
@@ -146,21 +141,13 @@ def publish_adapter(checkpoint: Checkpoint, target: Path) -> None:
     """
     files = read_manifest(checkpoint)
     names = [name for name in files if name not in {OPTIMIZER, STATE}]
-    if all((target / name).is_file() and _sha256(target / name) == files[name]["sha256"] for name in names):
+    if all((target / name).is_file() and sha256_of(target / name) == files[name]["sha256"] for name in names):
         return
-    with disk.folder_written_aside(target) as partial:
+    with folder_written_aside(target) as partial:
         for name in names:
-            disk.write_file(partial / name, (checkpoint.folder / name).read_bytes())
+            write_bytes(partial / name, (checkpoint.folder / name).read_bytes())
 
 
 def _manifest(step: int, files: dict[str, dict[str, Any]]) -> bytes:
     """Return the one way to write a manifest down, so that a changed bit anywhere shows."""
-    return (json.dumps({"format": _FORMAT, "step": step, "files": files}, indent=2) + "\n").encode()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return json_bytes({"format": _FORMAT, "step": step, "files": files})

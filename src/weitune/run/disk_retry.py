@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from weitune.errors import RunError
+from weitune.files.room import free_bytes
 from weitune.messages import say
-from weitune.run import disk
 from weitune.shell import shell_command
-from weitune.training.signals import StopRequest
 
 T = TypeVar("T")
 
@@ -31,25 +30,30 @@ def refusals_explained(run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            "run.disk_retry.cannot_written",
-            absolute=run.absolute(),
+            "run.disk_retry.refused",
+            folder=run.absolute(),
             error=error,
             command=shell_command("train", "--resume", run),
         ) from error
 
 
-class Patience:
+class DiskRetry:
     """Tries again for a while, in pauses that grow; a stop signal ends the waiting."""
 
-    def __init__(self, run: Path, say: Callable[[str], None], stop: StopRequest, seconds: float | None = None) -> None:
-        """Wait up to ``seconds`` for each thing to be written into ``run``; SECONDS if not given."""
-        self._run, self._say, self._stop = run, say, stop
+    def __init__(
+        self, run: Path, note: Callable[[str], None], stopping: Callable[[], bool], seconds: float | None = None
+    ) -> None:
+        """Wait up to ``seconds`` (SECONDS if not given) for each thing to be written into ``run``.
+
+        ``note`` gets lines for the user; the waiting ends when ``stopping()`` is true.
+        """
+        self._run, self._note, self._stopping = run, note, stopping
         self._seconds = SECONDS if seconds is None else seconds
 
     def keep_trying(self, work: Callable[[], T], what: str, needed_bytes: int, first_error: OSError | None = None) -> T:
         """Return what ``work`` returns once it raises no OSError. ``first_error``: it has failed with that already.
 
-        Raises RunError, naming path, error and bytes, when patience is at its end.
+        Raises RunError, naming path, error and bytes, when the time is up.
         """
         if first_error is None:
             try:
@@ -57,9 +61,9 @@ class Patience:
             except OSError as error:
                 first_error = error
         trouble = self._trouble(first_error, what, needed_bytes)
-        self._say(say("run.disk_retry.training_pauses_tries_again", trouble=trouble, seconds=self._seconds))
+        self._note(say("run.disk_retry.training_pauses", trouble=trouble, seconds=self._seconds))
         end, pause = time.monotonic() + self._seconds, FIRST_PAUSE_SECONDS
-        while time.monotonic() < end and not self._stop:
+        while time.monotonic() < end and not self._stopping():
             self._wait(min(pause, end - time.monotonic()))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             try:
@@ -67,18 +71,20 @@ class Patience:
             except OSError as error:
                 trouble = self._trouble(error, what, needed_bytes)
             else:
-                self._say(say("run.disk_retry.written_now_training_goes", what=what))
+                self._note(say("run.disk_retry.written_now", what=what))
                 return result
         command = shell_command("train", "--resume", self._run)
         raise RunError("run.disk_retry.given_up", trouble=trouble, command=command)
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not self._stop and (left := end - time.monotonic()) > 0:
+        while not self._stopping() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _GLANCE_SECONDS))
 
     def _trouble(self, error: OSError, what: str, needed_bytes: int) -> str:
-        free = disk.free_bytes(self._run)
-        room = "" if free is None else f", and {free:,} bytes are free there"
+        free = free_bytes(self._run)
         reason = os.strerror(error.errno) if error.errno else str(error)
-        return f"{what} cannot be written to '{self._run.absolute()}': {reason}. It needs {needed_bytes:,} bytes{room}"
+        values = {"what": what, "folder": self._run.absolute(), "reason": reason, "needed_bytes": needed_bytes}
+        if free is None:
+            return say("run.disk_retry.trouble", **values)
+        return say("run.disk_retry.trouble_and_free_room", **values, free_bytes=free)

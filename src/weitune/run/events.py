@@ -13,20 +13,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weitune.files.json_text import json_text
-from weitune.run import disk
+from weitune.files.json_files import json_text
+from weitune.files.publish import BINARY, publish_bytes
+from weitune.run.names import EVENTS
 
-FILE = "events.jsonl"
 _REPEATED = frozenset({"step", "checkpoint", "validation"})
 """Events that come again when a step does."""
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a run in order, leaving out torn lines. Yields nothing if there is no file."""
-    for line in _lines(folder / FILE):
-        event = _parsed(line)
-        if event is not None:
-            yield event
+    return filter(None, map(_parsed, _lines(folder / EVENTS)))
+
+
+class EventTail:
+    """Reads a run's events as they come.
+
+    A run that goes on takes repeated steps out of its file: then the file is shorter, and is read from its start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._position, self._rest = folder / EVENTS, 0, b""
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the events that were written since the last call; half a line waits for its rest."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size < self._position:
+            self._position, self._rest = 0, b""
+        if size > self._position:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                self._rest += file.read()
+                self._position = file.tell()
+        *lines, self._rest = self._rest.split(b"\n")
+        return [event for line in lines if (event := _parsed(line + b"\n"))]
 
 
 class EventLog:
@@ -34,11 +54,11 @@ class EventLog:
 
     def __init__(self, folder: Path, *, keep_steps: int | None = None) -> None:
         """Open the file for appending. Steps after ``keep_steps`` are taken out: they will be computed again."""
-        self._path = folder / FILE
+        self._path = folder / EVENTS
         self.seconds = 0.0
         """Training time that the file accounts for so far, in seconds."""
         self._clean(math.inf if keep_steps is None else keep_steps)
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | disk.BINARY, 0o666)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         self._end = os.fstat(self._file).st_size
         self.empty = self._end == 0
         """Whether nothing had been told when the file was opened."""
@@ -55,7 +75,7 @@ class EventLog:
             else:
                 kept.append(line)
         if changed:
-            disk.replace_file(self._path, b"".join(kept))
+            publish_bytes(b"".join(kept), self._path)
 
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append one event and return it. Numbers that are not finite become the strings "nan", "inf", "-inf".

@@ -1,42 +1,35 @@
 """The run's folder: made whole in one moment, opened again for resuming.
 
-runs/zhenhuan/
-  recipe.yaml           the resolved recipe; what may change is written anew when the run goes on
-  environment.json      versions, hardware, and the basis: fingerprints of all that decides the numbers
-  data.json             the accounts of the data
-  events.jsonl          what happened
-  checkpoint-100/ …     adapter and training state
-  adapter/              the final adapter
-  .lock                 held by the process that trains
+The names of its files are in :mod:`.names`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import re
-import shutil
-import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weitune.errors import RecipeError, RunError
-from weitune.files.json_text import json_text
+from weitune.files.json_files import json_bytes
 from weitune.files.paths import user_path
-from weitune.files.publish import flush
+from weitune.files.publish import (
+    flush,
+    flush_all,
+    folder_written_aside,
+    is_left_behind,
+    own_partial,
+    publish_bytes,
+    remove,
+    write_bytes,
+)
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
-from weitune.run import disk, events, lock
+from weitune.run.names import DATA, ENVIRONMENT, EVENTS, LOCK, RECIPE
 from weitune.shell import shell_command
-
-RECIPE, ENVIRONMENT, DATA, ADAPTER_FOLDER = "recipe.yaml", "environment.json", "data.json", "adapter"
-_PACKAGES = ("weitune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
 def output_folder(recipe: Recipe) -> Path:
@@ -51,11 +44,11 @@ def check_free(folder: Path) -> None:
     """Raise RunError unless a new run can be put into ``folder``."""
     if (folder / RECIPE).exists():
         raise RunError(
-            "run.folder.already_holds_run", folder=folder, command=shell_command("train", "--resume", folder)
+            "run.folder.already_holds_a_run", folder=folder, command=shell_command("train", "--resume", folder)
         )
     no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
     if no_folder or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
-        raise RunError("run.folder.not_empty_folder", folder=folder)
+        raise RunError("run.folder.not_an_empty_folder", folder=folder)
 
 
 def holds_run(folder: Path) -> bool:
@@ -68,19 +61,19 @@ def holds_run(folder: Path) -> bool:
 
 def _left_behind(path: Path) -> bool:
     """Return whether ``path`` is a file that a killed process may leave in a run's folder, and nothing else is."""
-    return path.name == lock.FILE or disk.is_left_behind(path)
+    return path.name == LOCK or is_left_behind(path)
 
 
 def check_named(recipe: Recipe) -> None:
     """Raise RecipeError unless ``recipe`` says where its run goes: the default name has the time in it."""
     if not recipe.output:
-        raise RecipeError("run.folder.resume_existing_needs_fixed")
+        raise RecipeError("run.folder.resume_existing_needs_output")
 
 
 def check_run(folder: Path) -> None:
     """Raise RunError unless ``folder`` holds a run."""
     if not (folder / RECIPE).is_file():
-        raise RunError("run.folder.holds_no_run_resume", folder=folder, recipe=RECIPE)
+        raise RunError("run.folder.no_run_to_resume", folder=folder, recipe=RECIPE)
 
 
 def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -88,29 +81,35 @@ def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: M
 
     Of two processes that do this at the same time, one gets the folder.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    files = {RECIPE: dump_recipe(recipe).encode(), ENVIRONMENT: as_json(environment), DATA: as_json(data)}
+    files = {
+        RECIPE: dump_recipe(recipe).encode(),
+        ENVIRONMENT: json_bytes(environment, default=str),
+        DATA: json_bytes(data, default=str),
+        EVENTS: b"",
+    }
     try:
-        disk.remove(partial)
-        partial.mkdir(parents=True)
-        for name, contents in {**files, events.FILE: b""}.items():
-            disk.write_file(partial / name, contents)
-            flush(partial / name)
-        flush(partial)
-        left = list(folder.iterdir()) if folder.is_dir() else []  # listed first: what comes later is another's run
-        check_free(folder)
-        for path in left:
-            disk.remove(path)
-        if os.name == "nt" and folder.is_dir():
-            folder.rmdir()  # elsewhere, an empty folder gives way, and only an empty one
-        partial.rename(folder)
-        flush(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder_written_aside(folder, own_partial(folder), _publish_if_free) as partial:
+            for name, contents in files.items():
+                write_bytes(partial / name, contents)
         for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):  # by a process that was killed
-            disk.remove(left_behind)
+            remove(left_behind)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         check_free(folder)
-        raise RunError("run.folder.run_s_folder_cannot", folder=folder, error=error) from None
+        raise RunError("run.folder.cannot_be_made", folder=folder, error=error) from None
+
+
+def _publish_if_free(partial: Path, folder: Path) -> None:
+    """Flush ``partial`` and rename it to ``folder``. Raises RunError if there is another run."""
+    flush_all(partial)
+    left = list(folder.iterdir()) if folder.is_dir() else []  # listed first: what comes later is another's run
+    check_free(folder)
+    for path in left:
+        remove(path)
+    if os.name == "nt" and folder.is_dir():
+        folder.rmdir()  # elsewhere, an empty folder gives way, and only an empty one
+    partial.rename(folder)
+    flush(folder.parent)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError("run.folder.cannot_read", path=path, error=error) from None
+        raise RunError("run.folder.cannot_be_read", path=path, error=error) from None
     return found
 
 
@@ -127,38 +126,4 @@ def update_recipe(folder: Path, recipe: Recipe) -> None:
     """Write the recipe that a run goes on with, if it is another. Raises OSError if the system refuses."""
     contents = dump_recipe(recipe).encode()
     if (folder / RECIPE).read_bytes() != contents:
-        disk.replace_file(folder / RECIPE, contents)
-
-
-def as_json(value: Mapping[str, Any]) -> bytes:
-    """Return ``value`` as indented JSON."""
-    return (json_text(value, indent=2, default=str) + "\n").encode()
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return versions and hardware, for whoever wants to repeat the run."""
-    found: dict[str, Any] = {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
-    if device.type == "cuda":
-        found["accelerators"] = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    return found
-
-
-def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what of :func:`describe_machine` is another now: the run may go on, its last bits may differ."""
-    old, new = ({**machine, **machine.get("packages", {})} for machine in (before, now))
-    keys = ("device", "processor", "threads", *_PACKAGES)
-    return [f"{key} {old.get(key)} before, {new.get(key)} now" for key in keys if old.get(key) != new.get(key)]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        publish_bytes(contents, folder / RECIPE)

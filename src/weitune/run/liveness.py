@@ -17,8 +17,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from weitune.run import events
-from weitune.run.lock import FILE, Holder, Sighting, look
+from weitune.messages import say
+from weitune.run.lock import Holder, Sighting, look
+from weitune.run.names import EVENTS, LOCK
 
 SILENCE_SECONDS = 600.0
 """How long a process on another machine may write nothing before it is taken for gone."""
@@ -30,7 +31,6 @@ class Pulse:
     """Looks at a run again and again."""
 
     def __init__(self, run: Path) -> None:
-        """Look at the run in the folder ``run``."""
         self._run = run
         self._suspected = ""
         self.step_seconds = 0.0
@@ -47,30 +47,30 @@ class Pulse:
         Two looks in a row must agree, for between them a process may have taken the lock. What it wrote before it was
         gone can be read after this.
         """
-        found = self._judged(look(self._run))
-        agreed = found if found == self._suspected else ""
-        self._suspected = found
+        reason = self._reason(look(self._run))
+        agreed = reason if reason == self._suspected else ""
+        self._suspected = reason
         return agreed
 
-    def _judged(self, seen: Sighting) -> str:
+    def _reason(self, seen: Sighting) -> str:
         holder = seen.holder
         if seen.held:
             return ""
         if holder is not None and holder.host == socket.gethostname():
             killed = seen.held is False or not _exists(holder)
-            return f"{holder} had no orderly end: it was killed, or the machine stopped" if killed else ""
+            return say("run.liveness.killed", holder=holder) if killed else ""
         if seen.held is False and holder is None:
-            return "its process ended without a word here: what went wrong was said where it was started"
+            return say("run.liveness.ended_with_an_error")
         if self._silent_seconds() < max(SILENCE_SECONDS, _SLOW_STEPS * self.step_seconds):
             return ""
         if holder is None:
-            return "no process has written anything for a long time"
-        return f"{holder} has written nothing for a long time: it was killed, or the machine stopped"
+            return say("run.liveness.long_silence")
+        return say("run.liveness.long_silence_of_holder", holder=holder)
 
     def _silent_seconds(self) -> float:
         """Return how long ago something was last written into the run's folder."""
         newest = 0.0
-        for path in map(self._run.joinpath, (events.FILE, FILE, "")):
+        for path in map(self._run.joinpath, (EVENTS, LOCK, "")):
             with suppress(OSError):
                 newest = max(newest, path.stat().st_mtime)
         return time.time() - newest

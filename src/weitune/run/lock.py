@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from weitune.errors import RunError
-from weitune.run import disk
+from weitune.files.publish import BINARY
+from weitune.messages import say
+from weitune.run.names import LOCK
 
-FILE = ".lock"
 _NO_LOCKS = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
 _BEYOND_THE_TEXT = 1 << 30
 """Where Windows locks a byte: a locked one cannot be read by others."""
@@ -39,7 +40,7 @@ class Holder:
 
     def __str__(self) -> str:
         """Return for example ``process 4711 on lab3, since 2026-01-31 22:15:03``."""
-        return f"process {self.pid} on {self.host}, since {self.since}"
+        return say("run.lock.holder", pid=self.pid, host=self.host, since=self.since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Sighting:
 def look(run: Path) -> Sighting:
     """Look at the lock of the folder ``run``. Nothing is written, and a process that wants the lock still gets it."""
     try:
-        descriptor = os.open(run / FILE, os.O_RDONLY | disk.BINARY)
+        descriptor = os.open(run / LOCK, os.O_RDONLY | BINARY)
     except OSError:
         return Sighting(None, None)
     try:
@@ -78,7 +79,7 @@ def look(run: Path) -> Sighting:
 @contextmanager
 def run_lock(run: Path) -> Iterator[Lock]:
     """Hold the lock of the folder ``run`` while the block runs. Raises RunError if another process holds it."""
-    descriptor = os.open(run / FILE, os.O_RDWR | os.O_CREAT | disk.BINARY, 0o666)
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
     try:
         held = _acquire(descriptor)
         for _ in range(_TRIES):
@@ -87,7 +88,9 @@ def run_lock(run: Path) -> Iterator[Lock]:
                 held = _acquire(descriptor)
         holder = _holder(descriptor)
         if held is False:
-            raise RunError("run.lock.another_process_trains", run=run, detail=f": {holder}" if holder else "")
+            if holder is None:
+                raise RunError("run.lock.another_process_trains", run=run)
+            raise RunError("run.lock.held", run=run, holder=holder)
         _introduce(descriptor)
         try:
             yield Lock(held is True, holder)

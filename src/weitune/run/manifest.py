@@ -11,7 +11,8 @@ import hashlib
 import json
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+from weitune.messages import say
+from weitune.run.names import MANIFEST
 
 
 def damage_of(checkpoint: Path) -> str:
@@ -21,21 +22,27 @@ def damage_of(checkpoint: Path) -> str:
         return ""
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"].items()
-        found = (_damage(checkpoint / Path(name).name, entry["bytes"], entry["sha256"]) for name, entry in files)
-        return next((damage for damage in found if damage), "")
+        damages = (file_damage(checkpoint / Path(name).name, entry["bytes"], entry["sha256"]) for name, entry in files)
+        return next((damage for damage in damages if damage), "")
     except OSError as error:
         return str(error)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is not what was written"
+        return say("run.manifest.not_as_written", name=MANIFEST)
 
 
-def _damage(path: Path, size: int, sha256: str) -> str:
+def file_damage(path: Path, size: int, sha256: str) -> str:
+    """Return what is wrong with a file that had ``size`` bytes and this ``sha256``; nothing if it is as it was."""
     if not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != size:
-        return f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        return say("run.manifest.file_missing", name=path.name)
+    if (actual := path.stat().st_size) != size:
+        return say("run.manifest.file_of_other_size", name=path.name, actual=actual, size=size)
+    return "" if sha256_of(path) == sha256 else say("run.manifest.file_changed", name=path.name)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return "" if digest.hexdigest() == sha256 else f"{path.name} is not what was written: its SHA-256 differs"
+    return digest.hexdigest()

@@ -12,13 +12,13 @@ Cost: every checkpoint that stays is read and hashed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from weitune.run import disk
-from weitune.run.checkpoint import MANIFEST, Checkpoint, fault_of, list_checkpoints, read_manifest
-from weitune.run.history import best_of, finite
+from weitune.files.publish import discard
+from weitune.run.checkpoint import Checkpoint, fault_of, list_checkpoints, read_manifest
+from weitune.run.history import best_of
+from weitune.run.names import MANIFEST
 
 
 def rotate(run: Path, keep: int) -> list[tuple[Checkpoint, str]]:
@@ -41,26 +41,17 @@ def rotate(run: Path, keep: int) -> list[tuple[Checkpoint, str]]:
     best = best_checkpoint([*older, *newest])
     for checkpoint in older:
         if checkpoint != best and _is_ours(checkpoint):
-            disk.discard(checkpoint.folder)
+            discard(checkpoint.folder)
     return faulty
-
-
-def metric_of(checkpoint: Checkpoint) -> float:
-    """Return the metric of a checkpoint; infinity if it was not measured."""
-    try:
-        metric = finite(checkpoint.state.get("metric"))
-    except (OSError, ValueError, AttributeError):
-        metric = None
-    return math.inf if metric is None else metric
 
 
 def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """Return the best (:mod:`weitune.run.history`) of the good ones among ``checkpoints``; None if none is known."""
     left = {checkpoint.step: checkpoint for checkpoint in checkpoints}
-    while found := best_of((step, metric_of(checkpoint)) for step, checkpoint in left.items()):
-        best = left.pop(found[0])
-        if not fault_of(best):
-            return best
+    while best := best_of((step, checkpoint.metric) for step, checkpoint in left.items()):
+        checkpoint = left.pop(best[0])
+        if not fault_of(checkpoint):
+            return checkpoint
     return None
 
 

@@ -18,7 +18,6 @@ from weitune.data.schedule import Plan
 from weitune.errors import DataError, ModelError
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
-from weitune.model.load.base_check import recorded_basis
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.locate import ModelFiles, locate_base
 from weitune.model.load.open_framing import open_framing
@@ -26,6 +25,7 @@ from weitune.model.load.stop_tokens import loaded_stop_tokens
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
+from weitune.run.base_check import recorded_basis
 from weitune.training.reporter import Reporter
 from weitune.training.resume.resume_checks import Basis
 

@@ -13,11 +13,12 @@ import torch
 from weitune.errors import NonFiniteError
 from weitune.forecast.memory_watch import MemoryWatch
 from weitune.messages import say
+from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, MODEL_FILES
 from weitune.model.lora.trainable_state import TrainableState
-from weitune.run.checkpoint import PUBLISHED, Checkpoint, publish_adapter
-from weitune.run.disk_retry import Patience, refusals_explained
-from weitune.run.events import FILE, EventLog
-from weitune.run.folder import ADAPTER_FOLDER
+from weitune.run.checkpoint import Checkpoint, publish_adapter
+from weitune.run.disk_retry import DiskRetry, refusals_explained
+from weitune.run.events import EventLog
+from weitune.run.names import EVENTS
 from weitune.training.loop import Loop, StepRecord
 from weitune.training.reporter import Reporter
 from weitune.training.resume.snapshot import Snapshot, restore
@@ -51,7 +52,7 @@ class Recorder:
         self._reporter, self._stop, self._memory, self._validator = reporter, stop, memory, validator
         self._accelerator = loop.accelerator
         self._main = main
-        self._patience = Patience(folder, reporter.say, stop)
+        self._disk = DiskRetry(folder, reporter.say, lambda: bool(stop))
         self._log: EventLog | None = None
         self._saver: Saver | None = None
         self._began = time.perf_counter()
@@ -77,7 +78,7 @@ class Recorder:
         if self._main:
             with refusals_explained(self._folder):
                 self._log = EventLog(self._folder, keep_steps=self.step)
-            self._saver = Saver(self._folder, self._loop.train.keep_checkpoints, self._patience, self._log.flush)
+            self._saver = Saver(self._folder, self._loop.train.keep_checkpoints, self._disk, self._log.flush)
             self._began = time.perf_counter() - self._log.seconds
             first = self._log.empty
             self._write("start" if first else "resume", step=self.step, steps=self._loop.plan.steps, notes=notes)
@@ -121,7 +122,7 @@ class Recorder:
             self._settle(wait=True)
             chosen = chosen_checkpoint(self._folder, self.step, self._loop.train.patience)
             target = self._folder / ADAPTER_FOLDER
-            self._patience.keep_trying(lambda: publish_adapter(chosen, target), ADAPTER_FOLDER, _bytes_of(chosen))
+            self._disk.keep_trying(lambda: publish_adapter(chosen, target), ADAPTER_FOLDER, _bytes_of(chosen))
             if self.step < self._loop.plan.steps:
                 self._reporter.say(say("training.recorder.validation_loss_fell_no", step=self.step))
             if chosen.step != self.step:
@@ -194,9 +195,9 @@ class Recorder:
         log = self._log
         if log is not None:
             at = time.perf_counter() - self._began
-            self._patience.keep_trying(lambda: log.write(event, time=at, **fields), FILE, _EVENT_BYTES)
+            self._disk.keep_trying(lambda: log.write(event, time=at, **fields), EVENTS, _EVENT_BYTES)
 
 
 def _bytes_of(checkpoint: Checkpoint) -> int:
-    names = (name for names in PUBLISHED for name in names)
-    return sum(path.stat().st_size for path in map(checkpoint.folder.joinpath, names) if path.is_file())
+    paths = map(checkpoint.folder.joinpath, (*ADAPTER_FILES, *MODEL_FILES))
+    return sum(path.stat().st_size for path in paths if path.is_file())

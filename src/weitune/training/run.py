@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import InputError, Interrupted
+from weitune.files.publish import tidy
 from weitune.forecast import memory_watch
 from weitune.forecast.memory_estimate import PassSize
 from weitune.forecast.workload import Workload
 from weitune.generate.run_folder import Run
 from weitune.messages import say
-from weitune.model.load.base_check import fingerprints_in, pinned, place_of_base
+from weitune.model.file_names import ADAPTER_FOLDER
 from weitune.model.load.fingerprint import fingerprints_as
 from weitune.model.lora.adapter import count_parameters
 from weitune.model.lora.adapter_init import EVA_STEPS
@@ -27,11 +28,13 @@ from weitune.model.thread_contention import share_the_processor
 from weitune.recipe.load import load_recorded
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
-from weitune.run import disk
 from weitune.run import folder as run_folder
+from weitune.run.base_check import fingerprints_in, pinned, place_of_base
 from weitune.run.checkpoint import publish_adapter
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
+from weitune.run.machine import describe_machine, machine_changes
+from weitune.run.names import RECIPE
 from weitune.shell import shell_command
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.distributed.processes import (
@@ -154,7 +157,7 @@ class _Session:
     def _take_lock(self, stack: ExitStack) -> None:
         with refusals_explained(self.folder):
             lock = stack.enter_context(run_lock(self.folder))
-            disk.tidy(self.folder)
+            tidy(self.folder)
         if not lock.held:
             self.note(say("training.run.file_system_has_no"))
         if lock.abandoned:
@@ -173,7 +176,7 @@ def _session(
             main = writes(accelerator, on_each_node=each_node)
             yield _Session(folder, reporter or Reporter(), asked, accelerator, device, main)
         except KeyboardInterrupt:
-            left = f"go on with {_command(folder)}" if (folder / run_folder.RECIPE).exists() else "nothing was written"
+            left = f"go on with {_command(folder)}" if (folder / RECIPE).exists() else "nothing was written"
             raise Interrupted(
                 "training.run.stopped_before_step_was", reason=asked.reason or "the keyboard", left=left
             ) from None
@@ -215,7 +218,7 @@ def _resume(session: _Session, recipe: Recipe, *, compare: bool = False) -> None
         if session.main:
             with refusals_explained(folder):
                 chosen = chosen_checkpoint(folder, past.step, recipe.train.patience)
-                publish_adapter(chosen, folder / run_folder.ADAPTER_FOLDER)
+                publish_adapter(chosen, folder / ADAPTER_FOLDER)
     else:
         _go_on(session, past, recipe)
 
@@ -272,7 +275,7 @@ def _accounts(parts: RunInputs) -> dict[str, Any]:
 def _environment(parts: RunInputs, trainable: Trainable, loop: Loop) -> dict[str, Any]:
     loaded = trainable.loaded
     return {
-        **run_folder.describe_machine(loaded.device),
+        **describe_machine(loaded.device),
         "precision": str(loaded.dtype).removeprefix("torch."),
         "shares_rows": trainable.capabilities.shares_rows,
         "micro_tokens": loop.memory.micro_tokens,
@@ -289,8 +292,8 @@ def _go_on(session: _Session, past: ResumeState, recipe: Recipe) -> None:
     trainable = _load(session, parts, past.precision, fresh=past.checkpoint is None)
     was = {"shares_rows": past.environment.get("shares_rows")}
     resume_checks.check_basis(session.folder, was, {"shares_rows": trainable.capabilities.shares_rows})
-    machine = run_folder.describe_machine(trainable.loaded.device)
-    for line in run_folder.machine_changes(past.environment, machine):
+    machine = describe_machine(trainable.loaded.device)
+    for line in machine_changes(past.environment, machine):
         session.note(say("training.run.last_bits_may_differ", line=line))
     processes = session.accelerator.num_processes
     if past.state.get("processes", processes) != processes:

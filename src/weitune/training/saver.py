@@ -15,8 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from weitune.messages import say
 from weitune.run.checkpoint import Checkpoint, write_checkpoint
-from weitune.run.disk_retry import Patience
+from weitune.run.disk_retry import DiskRetry
+from weitune.run.names import checkpoint_name
 from weitune.run.rotation import rotate
 from weitune.training.resume.snapshot import Snapshot
 
@@ -37,9 +39,9 @@ class Saved:
 class Saver:
     """Writes snapshots of one run in a thread of its own."""
 
-    def __init__(self, run: Path, keep: int, patience: Patience, flush_events: Callable[[], None]) -> None:
+    def __init__(self, run: Path, keep: int, disk: DiskRetry, flush_events: Callable[[], None]) -> None:
         """Keep ``keep`` checkpoints in ``run``; ``flush_events`` puts on the disk what the run has told so far."""
-        self._run, self._keep, self._patience, self._flush_events = run, keep, patience, flush_events
+        self._run, self._keep, self._disk, self._flush_events = run, keep, disk, flush_events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._pending: tuple[Snapshot, float, Future[Saved]] | None = None
 
@@ -52,7 +54,7 @@ class Saver:
     def settle(self, *, wait: bool = False) -> Saved | None:
         """Return what was saved since the last call, if anything; with ``wait``, finish what is being written.
 
-        Raises RunError if the disk refuses for longer than patience lasts.
+        Raises RunError if the disk refuses for too long (:mod:`weitune.run.disk_retry`).
         """
         if self._pending is None or not (wait or self._pending[2].done()):
             return None
@@ -60,8 +62,8 @@ class Saver:
         try:
             saved = future.result()
         except OSError as error:
-            saved = self._patience.keep_trying(
-                lambda: self._store(snapshot, paused), f"checkpoint-{snapshot.step}", snapshot.size_bytes, error
+            saved = self._disk.keep_trying(
+                lambda: self._store(snapshot, paused), checkpoint_name(snapshot.step), snapshot.size_bytes, error
             )
         self._pending = None
         return saved
@@ -70,7 +72,9 @@ class Saver:
         """Wait for what is being written, without trying again; return what went wrong, if anything."""
         self._thread.shutdown(wait=True)
         error = self._pending[2].exception() if self._pending else None
-        return f"checkpoint-{self._pending[0].step} could not be written: {error}" if self._pending and error else ""
+        if self._pending is None or error is None:
+            return ""
+        return say("training.saver.not_written", name=checkpoint_name(self._pending[0].step), error=error)
 
     def _store(self, snapshot: Snapshot, paused_seconds: float) -> Saved:
         began = time.perf_counter()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weitune.errors import MissingExtraError
-from weitune.files.json_text import json_text
+from weitune.files.json_files import json_text
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.load import values

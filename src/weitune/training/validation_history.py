@@ -17,6 +17,7 @@ from typing import Any
 
 from weitune.run.checkpoint import Checkpoint, list_checkpoints
 from weitune.run.history import best_of, finite
+from weitune.run.names import checkpoint_name
 from weitune.run.rotation import best_checkpoint
 
 
@@ -63,6 +64,6 @@ def chosen_checkpoint(run: Path, step: int, patience: int | None) -> Checkpoint:
 
     It is the last one, or with ``patience`` the best one that verifies, as for `--checkpoint best`.
     """
-    last = Checkpoint(run / f"checkpoint-{step}", step)
+    last = Checkpoint(run / checkpoint_name(step), step)
     best = best_checkpoint(list_checkpoints(run)) if patience is not None else None
     return best or last

@@ -23,7 +23,8 @@ from weitune import cli
 from weitune.cli.look.watch import follow
 from weitune.cli.shared.dashboard import Dashboard
 from weitune.run.liveness import SILENCE_SECONDS, Pulse
-from weitune.run.lock import FILE, Sighting, look, run_lock
+from weitune.run.lock import Sighting, look, run_lock
+from weitune.run.names import LOCK
 
 STOP = {"event": "stop", "step": 1, "reason": "SIGTERM"}
 
@@ -38,9 +39,9 @@ def run(tmp_path: Path) -> Path:
 def note(run: Path, *, host: str = "", pid: int = 4711, silent: float = 0) -> None:
     """Leave a lock file as the process ``pid`` on ``host`` does; the run is ``silent`` for so many seconds."""
     told = {"pid": pid, "host": host or socket.gethostname(), "since": "2026-01-31 22:15:03"}
-    (run / FILE).write_text(json.dumps(told))
+    (run / LOCK).write_text(json.dumps(told))
     then = time.time() - silent
-    for path in (run / FILE, run / "events.jsonl", run):
+    for path in (run / LOCK, run / "events.jsonl", run):
         os.utime(path, (then, then))
 
 
@@ -64,7 +65,7 @@ def test_a_killed_run_is_reported_with_what_to_do(run: Path, capsys: pytest.Capt
     *lines, reason, fix = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["start at step 0", "step 1"]
     assert reason.startswith(f"gone after step 1: process {process.pid} on {socket.gethostname()}, since ")
-    assert reason.endswith("had no orderly end: it was killed, or the machine stopped")
+    assert reason.endswith("was killed, or the machine stopped")
     assert fix == f"go on with it:  weitune train --resume '{run}'"
     assert cli.main(["watch", str(run), "--once"]) == 0
     shown = capsys.readouterr().out
@@ -115,7 +116,7 @@ def test_a_stopped_run_is_followed_while_a_process_goes_on_with_it(run: Path) ->
 def test_an_end_without_an_event(run: Path) -> None:
     with pytest.raises(ZeroDivisionError), run_lock(run):
         raise ZeroDivisionError
-    assert "ended without a word here" in twice(run)
+    assert "ended with an error" in twice(run)
 
 
 def test_what_was_written_last_counts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,14 +161,14 @@ def test_without_locks_the_number_of_the_process_tells(run: Path, monkeypatch: p
     assert look(run).held is None
     assert twice(run) == ""
     note(run, pid=dead_pid())
-    assert "it was killed" in twice(run)
+    assert "was killed" in twice(run)
 
 
 def test_who_looks_keeps_nobody_out(run: Path) -> None:
     """A trainer that finds the lock held for the moment of a look tries again."""
     fcntl = pytest.importorskip("fcntl")
-    (run / FILE).touch()
-    with (run / FILE).open() as looking:
+    (run / LOCK).touch()
+    with (run / LOCK).open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         released = threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
         released.start()
@@ -175,9 +176,9 @@ def test_who_looks_keeps_nobody_out(run: Path) -> None:
             assert lock.held
             assert look(run).held
         released.join()
-    before = (run / FILE).stat()
+    before = (run / LOCK).stat()
     assert look(run).held is False
-    assert (run / FILE).stat().st_mtime_ns == before.st_mtime_ns
+    assert (run / LOCK).stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_the_dashboard_says_that_the_process_is_gone() -> None:

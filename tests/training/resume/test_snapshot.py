@@ -13,12 +13,16 @@ from safetensors.torch import load_file
 
 from tests.tiny import tiny_model
 from weitune.errors import NonFiniteError, RunError
+from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.recipe.schema import Lora, Train
-from weitune.run.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, STATE, write_checkpoint
+from weitune.run.checkpoint import write_checkpoint
+from weitune.run.names import OPTIMIZER, STATE
 from weitune.training.optim import make_optimizer
 from weitune.training.resume.snapshot import Snapshot, restore
+
+CONFIG, TENSORS = ADAPTER_FILES
 
 
 def moved(seed: int = 0, without_gradient: str = "") -> tuple[Any, torch.optim.Optimizer]:
@@ -53,8 +57,8 @@ def test_the_adapter_is_what_peft_writes(tmp_path: Path) -> None:
     model, optimizer = moved()
     model.save_pretrained(str(tmp_path / "peft"), save_embedding_layers=False)
     files = dict(Snapshot.take(3, LoraAdapter(model), optimizer, {}).files())
-    assert files[ADAPTER] == (tmp_path / "peft" / ADAPTER).read_bytes()
-    ours, theirs = json.loads(files[ADAPTER_CONFIG]), json.loads((tmp_path / "peft" / ADAPTER_CONFIG).read_text())
+    assert files[TENSORS] == (tmp_path / "peft" / TENSORS).read_bytes()
+    ours, theirs = json.loads(files[CONFIG]), json.loads((tmp_path / "peft" / CONFIG).read_text())
     assert ours["target_modules"] == sorted(theirs["target_modules"])  # a set: PEFT's order is another in each process
     theirs["target_modules"] = ours["target_modules"]
     assert ours == theirs

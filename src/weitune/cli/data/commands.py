@@ -55,7 +55,7 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     with progress(say("cli.commands.checking"), unit="row") as bar:
         result = check(recipe, framing, bar.update)
     if as_json:
-        from weitune.files.json_text import json_text
+        from weitune.files.json_files import json_text
 
         print(json_text(result.to_json(), indent=1))
     else:

@@ -105,7 +105,7 @@ def command(
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)
     if as_json:
-        from weitune.files.json_text import json_text
+        from weitune.files.json_files import json_text
 
         print(json_text(evaluation.to_json(), indent=1))
     else:

@@ -73,12 +73,12 @@ def _asked(run: Run) -> list[dict[str, str]]:
 
 def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
     """Write the answers into the run's folder and into its report, and return the report's path."""
-    from weitune.files.json_text import json_text
-    from weitune.files.publish import publish_text
-    from weitune.report.run_record import ANSWERS_FILE
+    from weitune.files.json_files import json_bytes
+    from weitune.files.publish import publish_bytes
     from weitune.report.run_report import write_report
+    from weitune.run.names import ANSWERS
 
-    publish_text(json_text({"answers": answers}, indent=1) + "\n", run.path / ANSWERS_FILE)
+    publish_bytes(json_bytes({"answers": answers}, indent=1), run.path / ANSWERS)
     return write_report(run.path)
 
 

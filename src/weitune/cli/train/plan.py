@@ -57,7 +57,7 @@ def command(
         with progress(say("cli.plan.measuring"), unit="step") as bar:
             outlook = timed(outlook, device=device, progress=bar.update)
     if as_json:
-        from weitune.files.json_text import json_text
+        from weitune.files.json_files import json_text
 
         print(json_text(outlook.to_json(), indent=1))
     else:

@@ -10,7 +10,6 @@ A folder is built aside and renamed, so a crash leaves nothing that looks finish
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 import uuid
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from weitune.errors import InputError
 from weitune.files.cache import cache_folder
+from weitune.files.publish import folder_written_aside, publish_unless_there
 
 EXAMPLES = "examples.arrow"
 REPORT = "report.json"
@@ -40,33 +40,14 @@ def building(target: Path) -> Iterator[Path]:
     """
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
-        yield partial
-        for file in partial.iterdir():
-            _flush(file)
-        with contextlib.suppress(FileExistsError):  # the same fingerprint, so the same contents
-            _rename(partial, target)
+        with folder_written_aside(target, partial, publish_unless_there):
+            yield partial
     except OSError as error:
         raise InputError(
             "data.cache.prepared_data_cannot_written", parent=target.parent, strerror=error.strerror or error
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _rename(partial: Path, target: Path) -> None:
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        raise FileExistsError(target) from None
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
 
 
 def _remove_stale(folder: Path) -> None:

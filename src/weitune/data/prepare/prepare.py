@@ -31,8 +31,9 @@ from weitune.data.problems import shown_name
 from weitune.data.read.conversations import Reader
 from weitune.data.read.sources import contains
 from weitune.errors import DataError, RecipeError
-from weitune.files.cache import cache_fix, check_room, mark_used
-from weitune.files.json_text import json_text
+from weitune.files.cache import cache_fix, mark_used
+from weitune.files.json_files import json_text
+from weitune.files.room import check_room
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 

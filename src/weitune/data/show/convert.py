@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.errors import InputError
+from weitune.files.publish import file_written_aside
 
 
 def to_messages(conversation: Conversation) -> dict[str, Any]:
@@ -43,17 +43,11 @@ def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool
     """
     if path.exists() and not force:
         raise InputError("data.convert.there_already", path=path)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            rows = write_rows(conversations, stream)
-        partial.replace(path)
+        with file_written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+            return write_rows(conversations, stream)
     except OSError as error:
         raise InputError("data.convert.cannot_written", path=path, strerror=error.strerror) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return rows
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weitune.export.destination import write_json
 from weitune.export.formats.safetensors_file import shard_names, shards, slot_bytes, write_safetensors
 from weitune.export.source.base_weights import Slot
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
+from weitune.files.json_files import write_json
 from weitune.progress import Progress
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

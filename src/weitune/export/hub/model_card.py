@@ -15,10 +15,13 @@ import yaml
 from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.evaluate.figures import figures
 from weitune.export.source.export_source import ExportSource
+from weitune.files.json_files import json_object
 from weitune.generate.run_folder import Run
+from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
+from weitune.run.names import DATA, ENVIRONMENT, checkpoint_step
 
 
 def without_paths(recipe: Recipe) -> Recipe:
@@ -52,8 +55,8 @@ def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | No
         f"A LoRA adapter (rank {_rank(tuned)}) of `{recipe.model}`, trained with weitune.",
         _system(tuned.recipe),
         _usage(tuned, repository, base or recipe.model),
-        _data(_read(run.path / "data.json")),
-        _training(events, tuned, step, _read(run.path / "environment.json")),
+        _data(json_object(run.path / DATA)),
+        _training(events, tuned, step, json_object(run.path / ENVIRONMENT)),
         _evaluation(read_evaluation(run.path), step),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
         _licence(licence, recipe.model),
@@ -62,7 +65,7 @@ def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | No
 
 
 def _rank(tuned: ExportSource) -> int:
-    config = _read(tuned.adapter_folder / "adapter_config.json") or {}
+    config = json_object(tuned.adapter_folder / ADAPTER_FILES[0])
     return int(config["r"])
 
 
@@ -163,8 +166,8 @@ def _evaluation(evaluation: Evaluation | None, step: int | None) -> str:
 
 def _step_of(adapter: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the step that an adapter was saved at; that of the final one stands in the event that ended the run."""
-    if (step := adapter.name.removeprefix("checkpoint-")).isdecimal():
-        return int(step)
+    if (step := checkpoint_step(adapter.name)) is not None:
+        return step
     ends = [event for event in events if event.get("event") == "end"]
     return ends[-1].get("adapter_step") if ends else None
 
@@ -178,11 +181,3 @@ def _file_name(name: str) -> str:
     """Leave out folders, but not the names of hubs and built-in data."""
     is_path = name.startswith((".", "/", "~")) or "\\" in name or Path(name).suffix != "" or Path(name).exists()
     return Path(name.replace("\\", "/")).name if is_path and not name.startswith("builtin:") else name
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from weitune.errors import InputError, MissingExtraError, RunError, first_line
-from weitune.export.destination import MARK, check_destination, write_json, written_aside
+from weitune.export.destination import MARK, check_destination, written_aside
 from weitune.export.hub.model_card import model_card, without_paths
 from weitune.export.source.export_source import ExportSource, open_export_source
+from weitune.files.json_files import write_json
 from weitune.files.paths import HUB_ID
 from weitune.generate.run_folder import Run, Which
 from weitune.gguf.header import read_header

@@ -11,11 +11,11 @@ loads the file. A request's own temperature replaces the file's in vLLM and SGLa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weitune.files.json_files import write_json
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.stop_tokens import GENERATION_CONFIG, read_generation_config
 
@@ -33,4 +33,4 @@ def write_generation_config(folder: Path, files: ModelFiles, stop_tokens: Sequen
     config = {**kept, **GREEDY, "eos_token_id": list(stop_tokens)}
     if "pad_token_id" not in config:
         config["pad_token_id"] = pad if pad is not None else stop_tokens[0]
-    (folder / GENERATION_CONFIG).write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / GENERATION_CONFIG, dict(sorted(config.items())))

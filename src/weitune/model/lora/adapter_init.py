@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weitune.errors import ModelError
-from weitune.model.file_names import ADAPTER_FILES, holds_adapter
+from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.model.storage.weight_storage import dense, is_quantized
@@ -39,7 +39,7 @@ def adapter_folder(place: str) -> Path:
 
     Raises ModelError if neither is there.
     """
-    for folder in (Path(place), Path(place) / "adapter"):
+    for folder in (Path(place), Path(place) / ADAPTER_FOLDER):
         if holds_adapter(folder):
             return folder
     raise ModelError("model.adapter_init.lora_init_there_no", place=place, adapter_files=" and ".join(ADAPTER_FILES))

@@ -23,9 +23,12 @@ from torch import Tensor
 from weitune.errors import ModelError
 from weitune.export.source.adapter_weights import AdapterWeights, LowRankUpdate
 from weitune.export.source.export_source import ExportSource
+from weitune.files.json_files import write_json
+from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import stored_weights
 
+_CONFIG, _TENSORS = ADAPTER_FILES
 _WRAPPED = ("model.language_model.", "language_model.model.")
 """How the layers of a wrapped text model may be called for every class of vLLM."""
 
@@ -91,10 +94,10 @@ def write_even(adapter: AdapterWeights, folder: Path) -> None:
         a, b = _padded(update, rank)
         tensors[f"base_model.model.{layer}.lora_A.weight"] = a
         tensors[f"base_model.model.{layer}.lora_B.weight"] = b
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config: dict[str, Any] = json.loads((adapter.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
+    config: dict[str, Any] = json.loads((adapter.folder / _CONFIG).read_text(encoding="utf-8"))
     config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / _CONFIG, config)
 
 
 def _padded(update: LowRankUpdate, rank: int) -> tuple[Tensor, Tensor]:

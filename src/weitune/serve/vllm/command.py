@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weitune.errors import InputError, ModelError
-from weitune.export.destination import write_json
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
 from weitune.files.cache import cache_fix
+from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.serve.served_models import BASE, base_framing, base_template
 from weitune.serve.vllm import middleware

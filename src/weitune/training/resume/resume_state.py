@@ -13,6 +13,7 @@ from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run import folder as run_folder
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
+from weitune.run.names import ENVIRONMENT
 from weitune.training.resume.resume_checks import Basis
 from weitune.training.validation_history import ValidationHistory
 
@@ -38,7 +39,7 @@ class ResumeState:
         state = checkpoint.state if checkpoint else {}
         recipe = build_recipe(recorded(state["recipe"])) if state.get("recipe") else load_recorded(folder)
         if "basis" not in environment:
-            raise RunError("training.resume_state.does_not_say_what", folder=folder / run_folder.ENVIRONMENT)
+            raise RunError("training.resume_state.does_not_say_what", folder=folder / ENVIRONMENT)
         if "data" not in (state.get("basis") or environment["basis"]):
             raise RunError("training.resume_state.run_was_not_trained", folder=folder)
         return cls(checkpoint, faulty, environment, state, recipe)

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from weitune.errors import NonFiniteError, RunError
-from weitune.files.json_text import json_text
+from weitune.files.json_files import json_bytes
 from weitune.model.lora.trainable_state import TrainableState
-from weitune.run.checkpoint import OPTIMIZER, STATE, Checkpoint
+from weitune.run.checkpoint import Checkpoint
+from weitune.run.names import OPTIMIZER, STATE
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _HEADER_BYTES, _JSON_BYTES = 160, 16_384
@@ -75,7 +76,7 @@ class Snapshot:
         yield self.names[1], save(dict(self.tensors), metadata={"format": "pt"})
         yield OPTIMIZER, save(dict(self.moments))
         state = {"step": self.step, **self.state}
-        yield STATE, (json_text(state, indent=2, allow_nan=False) + "\n").encode()
+        yield STATE, json_bytes(state, allow_nan=False)
 
 
 def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.optim.Optimizer) -> None:

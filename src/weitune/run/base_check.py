@@ -10,35 +10,32 @@ every checkpoint. Whoever opens the run's model gets its files from here, so non
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from weitune.errors import ModelError, RunError
+from weitune.files.json_files import json_object
 from weitune.messages import say
 from weitune.model.load.fingerprint import ADDED, differences
 from weitune.model.load.locate import ModelFiles, is_hub_id, locate_base
 from weitune.model.load.weight_files import stored_weights
 from weitune.recipe.schema import Recipe
+from weitune.run.names import ENVIRONMENT, RECIPE, STATE, checkpoint_folders
 
 Say = Callable[[str], None]
 """Tells the user one line."""
 OPTION = "--accept-changed-base"
 PLACE = "base place"
 """In ``environment.json``: a base folder or file as the recipe names it, and its absolute path when the run began."""
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAMES = ("model", "tokenizer", *ADDED)
 
 
 def recorded_basis(run: Path) -> dict[str, str]:
     """Return the fingerprints of the base that ``run`` recorded; none if it has no record."""
-    steps = sorted(((int(name[1]), entry) for entry in _entries(run) if (name := _CHECKPOINT.fullmatch(entry.name))),
-                   reverse=True)  # fmt: skip
-    for path in [run / "environment.json", *(folder / "state.json" for _, folder in steps), run / "state.json"]:
-        if found := fingerprints_in(json_object(path).get("basis")):
-            return found
+    newest_first = [folder for _, folder in reversed(checkpoint_folders(run))]
+    for path in (run / ENVIRONMENT, *(folder / STATE for folder in (*newest_first, run))):
+        if basis := fingerprints_in(json_object(path).get("basis")):
+            return basis
     return {}
 
 
@@ -65,16 +62,16 @@ def found_from_here(run: Path, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": str(place)})
 
 
-def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, note: Say) -> ModelFiles:
-    """Return the files of the base of the run in ``place``, downloading them if they are not here.
+def checked_base(run: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, note: Say) -> ModelFiles:
+    """Return the files of the base of ``run``, downloading them if they are not here.
 
     Raises ModelError if it cannot be found, RunError if it is not the one that was ``recorded`` and the user does not
     ``accept`` that.
     """
-    _check_not_lost(place, recipe)
+    _check_not_lost(run, recipe)
     files = locate_base(recipe)
     if not recorded:
-        note(say("model.base_check.has_no_record_base", place=place, model=recipe.model))
+        note(say("run.base_check.not_recorded", run=run, model=recipe.model))
         if not files.gguf:
             stored_weights(files.folder)  # refuses a folder of which programs would read different weights
         return files
@@ -83,36 +80,32 @@ def checked_base(place: Path, recipe: Recipe, recorded: Mapping[str, str], *, ac
         return files
     earlier = _earlier_commit(files, recorded)
     if earlier is not None:
-        note(_moved_on(place, recipe, earlier))
+        note(_moved_on(run, recipe, earlier))
         return earlier
-    shown = "\n  ".join(changed)
+    changes = "\n  ".join(changed)
     if accept:
-        note(say("model.base_check.base_not_was_trained_2", place=place, shown=shown))
+        note(say("run.base_check.other_base_accepted", run=run, changes=changes))
         return files
-    raise RunError(
-        "model.base_check.base_not_was_trained",
-        place=place,
-        path=files.path,
-        shown=shown,
-        fix=_fix(place, recipe),
-        option=OPTION,
-    )
+    values = {"run": run, "path": files.path, "changes": changes, "option": OPTION}
+    if is_hub_id(recipe.model):
+        raise RunError("run.base_check.other_revision", **values, recipe=run / RECIPE)
+    raise RunError("run.base_check.other_base", **values, model=recipe.model)
 
 
-def pinned(place: Path, recipe: Recipe, recorded: Mapping[str, str], note: Say) -> Recipe:
+def pinned(run: Path, recipe: Recipe, recorded: Mapping[str, str], note: Say) -> Recipe:
     """Return ``recipe`` with its model found: by its recorded path, or, of a hub that has moved on, by its commit.
 
-    So a run goes on that was begun by a version that did not record the commit.
+    So a run can go on that was begun by a version that did not record the commit.
     """
-    recipe = found_from_here(place, recipe)
-    _check_not_lost(place, recipe)
+    recipe = found_from_here(run, recipe)
+    _check_not_lost(run, recipe)
     if not recorded or not is_hub_id(recipe.model):
         return recipe
     files = locate_base(recipe)
     earlier = _earlier_commit(files, recorded) if differences(recorded, files) else None
     if earlier is None:
         return recipe
-    note(_moved_on(place, recipe, earlier))
+    note(_moved_on(run, recipe, earlier))
     return recipe.model_copy(update={"revision": earlier.commit})
 
 
@@ -120,24 +113,18 @@ def _check_not_lost(run: Path, recipe: Recipe) -> None:
     """Raise ModelError if the base was a folder that is gone: a relative path may look like a hub id, and is none."""
     place = _recorded_place(run, recipe)
     if place is not None and not Path(recipe.model).exists():
-        raise ModelError("model.base_check.base_not_here_any", run=run, place=place, run2=run / "recipe.yaml")
+        raise ModelError("run.base_check.base_gone", run=run, place=place, recipe=run / RECIPE)
 
 
 def _recorded_place(run: Path, recipe: Recipe) -> Path | None:
     """Return where the base lay when ``run`` began; None if that is not recorded, or if the recipe names another."""
-    place = json_object(run / "environment.json").get(PLACE)
+    place = json_object(run / ENVIRONMENT).get(PLACE)
     known = isinstance(place, dict) and place.get("model") == recipe.model and isinstance(place.get("path"), str)
     return Path(place["path"]) if isinstance(place, dict) and known else None
 
 
-def _moved_on(place: Path, recipe: Recipe, earlier: ModelFiles) -> str:
-    return f"{recipe.model} has changed on its hub; the commit {earlier.commit} that '{place}' was trained on is used"
-
-
-def _fix(place: Path, recipe: Recipe) -> str:
-    if is_hub_id(recipe.model):
-        return f"Name the commit that it was trained on as `revision` in {place / 'recipe.yaml'}"
-    return f"Put the model and the tokenizer that it was trained on back to {recipe.model}"
+def _moved_on(run: Path, recipe: Recipe, earlier: ModelFiles) -> str:
+    return say("run.base_check.hub_moved_on", model=recipe.model, commit=earlier.commit, run=run)
 
 
 def _earlier_commit(files: ModelFiles, recorded: Mapping[str, str]) -> ModelFiles | None:
@@ -152,16 +139,3 @@ def _earlier_commit(files: ModelFiles, recorded: Mapping[str, str]) -> ModelFile
         except ModelError:  # a snapshot without weights
             continue
     return None
-
-
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``; an empty one if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

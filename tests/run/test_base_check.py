@@ -17,10 +17,10 @@ from weitune import Run
 from weitune.cli import main
 from weitune.errors import RunError
 from weitune.model.load import locate as locate_module
-from weitune.model.load.base_check import place_of_base, recorded_basis
 from weitune.model.load.fingerprint import base_fingerprints, differences, model_fingerprint, weights_fingerprint
 from weitune.model.load.locate import ModelFiles, locate
 from weitune.recipe.load import dump_recipe
+from weitune.run.base_check import place_of_base, recorded_basis
 
 OPTION = "--accept-changed-base"
 

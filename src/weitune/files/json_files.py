@@ -1,0 +1,39 @@
+"""JSON as weitune writes it to files: UTF-8, the same bytes every time.
+
+A string may hold half of a surrogate pair: it stood in somebody's JSON as an escape, or in the name of a file that is
+not UTF-8. Such a half has no UTF-8, so it stays an escape; everything else is written as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return ``value`` as JSON, as ``json.dumps(value, ensure_ascii=False, **options)`` does for any ``options``."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def json_bytes(value: Any, *, indent: int = 2, **options: Any) -> bytes:
+    """Return the contents of a JSON file: indented, with a line break at the end."""
+    return (json_text(value, indent=indent, **options) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to the file ``path``."""
+    path.write_bytes(json_bytes(value))
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file ``path``; an empty one if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,49 @@
+"""The machine that a run is computed on: versions and hardware."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from weitune.messages import say
+
+_PACKAGES = ("weitune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow")
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return versions and hardware, for whoever wants to repeat the run."""
+    machine: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+    if device.type == "cuda":
+        machine["accelerators"] = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return machine
+
+
+def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for everything in :func:`describe_machine` that has changed; a run may go on, but its last bits may
+    differ."""
+    old, new = ({**machine, **machine.get("packages", {})} for machine in (before, now))
+    keys = ("device", "processor", "threads", *_PACKAGES)
+    return [
+        say("run.machine.changed", name=key, before=old.get(key), now=new.get(key))
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

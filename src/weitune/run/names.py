@@ -1,0 +1,46 @@
+"""Every name in a run's folder.
+
+runs/zhenhuan/
+  recipe.yaml           the resolved recipe: its presence makes the folder a run
+  environment.json      versions, hardware, and the basis: fingerprints of all that decides the numbers
+  data.json             what the preparation of the data counted
+  events.jsonl          what happened, one JSON object a line
+  checkpoint-100/       an adapter or a whole model (:mod:`weitune.model.file_names`), and
+    optimizer.safetensors   the optimizer state
+    state.json              the step, the recipe, the basis
+    manifest.json           size and SHA-256 of every file, written last
+  adapter/              the final adapter, or the model
+  .lock                 held by the process that trains
+  evaluation.json  report.html  answers.json      written by `eval` and `demo`
+  combined.json                                   written by `merge-adapters`
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from weitune.recipe.load import RECORD
+
+RECIPE = RECORD
+ENVIRONMENT, DATA, EVENTS, LOCK = "environment.json", "data.json", "events.jsonl", ".lock"
+EVALUATION, REPORT, ANSWERS, COMBINED = "evaluation.json", "report.html", "answers.json", "combined.json"
+OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the folder of the checkpoint after ``step`` steps."""
+    return f"checkpoint-{step}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Return the step of the checkpoint whose folder is called ``name``; None if that is not a checkpoint's name."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
+    """Return step and path of every folder of ``run`` with a checkpoint's name, oldest first."""
+    folders = ((checkpoint_step(path.name), path) for path in (run.iterdir() if run.is_dir() else ()))
+    return sorted((step, path) for step, path in folders if step is not None and path.is_dir())
