@@ -123,6 +123,8 @@ def test_something_else_than_a_server_is_told() -> None:
         RemoteEngine("ftp://localhost", "a")
     with pytest.raises(InputError, match="is not the address"):
         RemoteEngine("http://localhost:99999", "a")
+    with pytest.raises(InputError, match="is not the address"):
+        RemoteEngine("http://[::1", "a")
     with pytest.raises(InputError, match="cannot be reached"):
         RemoteEngine("http://127.0.0.1:1", "a").models()
 

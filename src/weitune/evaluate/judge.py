@@ -6,17 +6,17 @@ wins if it wins both times; anything else is a tie and counts half.
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from weitune.errors import InputError
+from weitune.errors import InputError, first_line
 from weitune.evaluate.evaluation import Evaluation, WinRate
+from weitune.generate.openai_client import OpenAIClient
 from weitune.progress import Progress
 
 Verdict = Literal["tuned", "base", "tie"]
@@ -42,19 +42,15 @@ def ask_endpoint(url: str, model: str, key: str | None) -> Callable[[str], str]:
 
     It raises InputError if the endpoint does not answer as the OpenAI API does.
     """
-    if not url.startswith(("http://", "https://")):
-        raise InputError("evaluate.judge.judge_s_address_no", url=url)
-    address = f"{url.rstrip('/')}/chat/completions"
+    client = OpenAIClient(url, key, timeout_seconds=_TIMEOUT_SECONDS, proxies=True)
 
     def ask(message: str) -> str:
         body = {"model": model, "temperature": 0, "max_tokens": 8, "messages": [{"role": "user", "content": message}]}
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)  # noqa: S310  (checked above)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310
-                text: str = json.load(reply)["choices"][0]["message"]["content"]
-        except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError("evaluate.judge.judge_gave_no_usable", address=address, error=error) from None
+            with client.post("/chat/completions", body) as response:
+                text: str = json.load(response)["choices"][0]["message"]["content"]
+        except (InputError, OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError("evaluate.judge.no_usable_answer", url=url, reason=first_line(error)) from None
         return text or ""
 
     return ask

@@ -254,15 +254,12 @@ def _accepted(connection: http.client.HTTPConnection) -> http.client.HTTPRespons
 
 def _events(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
     """Yield the chunks that come over ``connection``; one that is closed before its response begins gives none."""
-    response = None
     try:
-        response = _accepted(connection)
+        yield from server_sent_events(_accepted(connection))
     except (OSError, http.client.HTTPException):
         return
     finally:
-        if response is None:
-            connection.close()
-    yield from server_sent_events(connection, response)
+        connection.close()
 
 
 def _refused(text: str) -> InputError:

@@ -12,18 +12,18 @@ from urllib.parse import urlsplit
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
+from weitune.generate.openai_client import OpenAIClient, error_message
 from weitune.generate.sampling import Sampling
 from weitune.generate.sse import server_sent_events
 from weitune.generate.stream import Answer
 
-_SECONDS = 300
+_TIMEOUT_SECONDS = 300
 """How long a server may be silent, waiting in its queue included."""
 _OPTIONS = {"max_new_tokens": "max_tokens"}
 """What the protocol calls our options, where it has another name."""
 _ALWAYS = ("max_new_tokens", "temperature")
 """Options that are sent even if they are at their default: servers have others."""
 _VERSION = re.compile(r"/v\d+\Z")
-_CURE = "Check the address, and that the server runs:  weitune serve RUN"
 
 
 class RemoteEngine:
@@ -33,24 +33,16 @@ class RemoteEngine:
     notes: Sequence[str] = ()
 
     def __init__(self, url: str, model: str, key: str | None = None) -> None:
-        """Ask for ``model`` at ``url``, with ``/v1`` or without, or with the path that is asked for.
+        """Ask for ``model`` at ``url``, with ``/v1`` or without, or with the path of a request.
 
         Raises InputError if that is not an address.
         """
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        try:
-            known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            known = False
-        if not known:
-            raise InputError("generate.remote.not_address_server", url=url)
-        self.model, self._url, self._key = model, parts, key
-        self._path = _base_path(parts.path)
+        self.model = model
+        self._client = OpenAIClient(_with_version(url), key, timeout_seconds=_TIMEOUT_SECONDS)
 
     @property
     def about(self) -> str:
-        """Where the answers come from."""
-        return f"the server at {self._url.netloc.rpartition('@')[2]}"
+        return self._client.about
 
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Return 0: only the server can tell, and it does when a conversation is too long."""
@@ -67,66 +59,11 @@ class RemoteEngine:
             "stream": True,
             **{_OPTIONS.get(name, name): getattr(sampling, name) for name in names},
         }
-        return RemoteStream(*self._post("/chat/completions", body))
+        return RemoteStream(self._client.post("/chat/completions", body))
 
     def models(self) -> list[str]:
         """Return the names of the models there are. Raises InputError if the server refuses or cannot be reached."""
-        connection, response = self._request("GET", "/models", None)
-        try:
-            return [str(model["id"]) for model in json.loads(response.read())["data"]]
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                "generate.remote.does_not_speak_openai",
-                about=self.about,
-                path=self._path,
-                error=error,
-                address_fix=self._address_fix,
-            ) from error
-        finally:
-            connection.close()
-
-    def _fix(self, status: int, path: str) -> str:
-        """Return what to do about a refusal."""
-        if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
-            return "Give the server's key by --api-key or WEITUNE_API_KEY."
-        if status == http.client.NOT_FOUND and path == "/models":
-            return self._address_fix
-        return "Wait a moment and ask again." if status == http.client.TOO_MANY_REQUESTS else "Change what it names."
-
-    @property
-    def _address_fix(self) -> str:
-        return f"Give the address up to the version, such as {self._url.scheme}://{self._url.netloc.rpartition('@')[2]}/v1."
-
-    def _post(self, path: str, body: Any) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        return self._request("POST", path, json.dumps(body).encode())
-
-    def _request(
-        self, method: str, path: str, payload: bytes | None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(str(self._url.hostname), self._url.port, timeout=_SECONDS)
-        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        try:
-            connection.request(method, self._path + path, payload, headers)
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            connection.close()
-            raise InputError("generate.remote.cannot_reached", about=self.about, error=error) from error
-        if response.status != http.client.OK:
-            message = _message(response.read(1 << 16).decode(errors="replace"))
-            connection.close()
-            where = f" for {self._path}{path}" if response.status == http.client.NOT_FOUND else ""
-            raise InputError(
-                "generate.remote.refuses",
-                about=self.about,
-                status=response.status,
-                where=where,
-                message=message,
-                fix=self._fix(response.status, path),
-            )
-        return connection, response
+        return self._client.models()
 
 
 class RemoteStream(Iterator[str]):
@@ -134,10 +71,9 @@ class RemoteStream(Iterator[str]):
 
     length_tokens = None
 
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
-        """Read the events of ``response``."""
-        self._connection, self._response = connection, response
-        self._events = server_sent_events(connection, response)
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self._response = response
+        self._events = server_sent_events(response)
         self._texts: list[str] = []
         self._stopped = False
 
@@ -145,7 +81,7 @@ class RemoteStream(Iterator[str]):
         """Return the next piece of text, never an empty one. Raises InputError if the server reports an error."""
         for event in self._events:
             if "error" in event:
-                raise InputError("generate.remote.server_broke_off", message=_message(json.dumps(event)))
+                raise InputError("generate.remote.server_broke_off", message=error_message(json.dumps(event)))
             for choice in event.get("choices", ()):
                 self._stopped = self._stopped or choice.get("finish_reason") == "stop"
                 if text := (choice.get("delta") or {}).get("content"):
@@ -157,7 +93,6 @@ class RemoteStream(Iterator[str]):
         """End generation by closing the connection."""
         self._events.close()
         self._response.close()
-        self._connection.close()
 
     @property
     def answer(self) -> Answer:
@@ -165,17 +100,13 @@ class RemoteStream(Iterator[str]):
         return Answer("".join(self._texts), (), self._stopped)
 
 
-def _message(text: str) -> str:
-    """Return what an error says, in the protocol's form or another."""
+def _with_version(url: str) -> str:
+    """Return the address before ``/models`` and ``/chat/completions``, with a scheme and a version: ``…/v1``."""
     try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200] or "without a reason"
-
-
-def _base_path(path: str) -> str:
-    """Return the path that ``/models`` and ``/chat/completions`` are put after; it ends with a version."""
-    path = path.rstrip("/")
-    for asked in ("/chat/completions", "/completions", "/models"):
-        path = path.removesuffix(asked)
-    return path if _VERSION.search(path) else f"{path}/v1"
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+    except ValueError:  # the client says that it is no address
+        return url
+    path = parts.path.rstrip("/")
+    for request in ("/chat/completions", "/completions", "/models"):
+        path = path.removesuffix(request)
+    return parts._replace(path=path if _VERSION.search(path) else f"{path}/v1", query="", fragment="").geturl()

@@ -8,10 +8,8 @@ from collections.abc import Generator
 from typing import Any
 
 
-def server_sent_events(
-    connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-) -> Generator[dict[str, Any], None, None]:
-    """Yield the events of ``response`` until they end, or are closed by either side."""
+def server_sent_events(response: http.client.HTTPResponse) -> Generator[dict[str, Any], None, None]:
+    """Yield the events of ``response`` until they end, or either side closes it."""
     try:
         for line in response:
             if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
@@ -20,4 +18,3 @@ def server_sent_events(
         return
     finally:
         response.close()
-        connection.close()
