@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -20,6 +19,7 @@ from weitune.forecast.memory_estimate import (
     pass_bytes,
 )
 from weitune.model.cuda_graph import MOST_RECORDED_TOKENS
+from weitune.ranks import local_world_size
 from weitune.recipe.schema import Recompute, Train
 
 SHARE_OF_FREE_MEMORY = 0.7
@@ -30,7 +30,7 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory that this process may still take on ``device``, in bytes; processes of one run share it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return host_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return host_memory().available // local_world_size()
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from weitune.progress import Progress
 from weitune.training.loop import StepRecord
 
 if TYPE_CHECKING:
-    from weitune.training.validation import Evaluation
+    from weitune.training.validation_history import Evaluation
 
 
 class Reporter:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
     from weitune.recipe.schema import Recipe
-    from weitune.training.validation import Evaluation
+    from weitune.training.validation_history import Evaluation
 
 FOLDER = "logs"
 PROJECT = "weitune"

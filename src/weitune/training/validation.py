@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +13,13 @@ from weitune.data.prepare.holdout import ExampleSet
 from weitune.data.schedule import share
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
-from weitune.evaluate.samples import Sample, answer_samples
+from weitune.evaluate.samples import answer_samples
 from weitune.generate.engine import Engine
 from weitune.model.storage.allocator import give_back_freed
 from weitune.progress import Progress
 from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
+from weitune.training.validation_history import Evaluation
 
 if TYPE_CHECKING:
     from weitune.training.inputs import RunInputs
@@ -27,21 +27,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 3
 """Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What was found after ``step`` steps."""
-
-    step: int
-    loss: float
-    perplexity: float
-    learned_tokens: float
-    """Weight of the tokens that the loss is the mean of."""
-    seconds: float
-    samples: Sequence[Sample]
-    best: bool = False
-    """Whether no earlier loss was as low."""
 
 
 class _StopAskedError(Exception):

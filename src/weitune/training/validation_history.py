@@ -10,15 +10,33 @@ so a resumed run knows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weitune.run.checkpoint import Checkpoint, list_checkpoints
 from weitune.run.history import best_of, finite
 from weitune.run.names import checkpoint_name
 from weitune.run.rotation import best_checkpoint
+
+if TYPE_CHECKING:
+    from weitune.evaluate.samples import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The validation of a model after ``step`` steps."""
+
+    step: int
+    loss: float
+    perplexity: float
+    learned_tokens: float
+    """Weight of the tokens that the loss is the mean of."""
+    seconds: float
+    samples: Sequence[Sample]
+    best: bool = False
+    """Whether no earlier loss was as low."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ Standard output belongs to results (an answer, a table that someone pipes on); e
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from weitune.errors import WeituneError
 from weitune.messages import say
+from weitune.ranks import rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +35,7 @@ def print_error(error: WeituneError) -> None:
     """Write an error's message, then its fix, to standard error."""
     from rich.text import Text
 
-    rank = os.environ.get("RANK", "0")
-    who = "" if rank == "0" else f"process {rank}: "
+    who = f"process {rank()}: " if rank() else ""
     console().print(Text.assemble(who, ("error: ", "bold red"), getattr(error, "message", None) or str(error)))
     if fix := getattr(error, "fix", ""):
         console().print(Text(fix))

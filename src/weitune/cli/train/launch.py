@@ -23,9 +23,8 @@ from typing import IO, Any
 
 from weitune.errors import InputError
 from weitune.messages import say
+from weitune.ranks import WORLD_SIZE
 
-LAUNCHED = "WORLD_SIZE"
-"""The environment variable that tells a process that it has been started as one of several."""
 _SECONDS_TO_FOLLOW = {2: 60.0, 3: 60.0}
 """How long the others may go on after one has ended with this code."""
 _SECONDS_OTHERWISE = 10.0
@@ -58,7 +57,7 @@ class Machines:
                 "cli.launch.node_rank_not_machines", node=self.node, nodes=self.nodes, nodes2=self.nodes - 1
             )
         shared = {
-            LAUNCHED: str(self.devices * self.nodes),
+            WORLD_SIZE: str(self.devices * self.nodes),
             "LOCAL_WORLD_SIZE": str(self.devices),
             "MASTER_ADDR": host or "127.0.0.1",
             "MASTER_PORT": port or str(_free_port()),

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
-from weitune.cli.train.launch import LAUNCHED, Machines, launch
+from weitune.cli.train.launch import Machines, launch
 from weitune.messages import say
+from weitune.ranks import launched, rank
 from weitune.shell import shell_command
 
 
@@ -46,7 +47,7 @@ def command(
       weitune train recipe.yaml --devices 8
     """
     overrides = overrides_from(options)
-    if ((devices or 1) > 1 or nodes > 1) and LAUNCHED not in os.environ:
+    if ((devices or 1) > 1 or nodes > 1) and not launched():
         return launch(Machines(devices or 1, nodes, node_rank, main_address), context.obj)
     if resume_from is not None:
         if recipe is not None:
@@ -96,7 +97,7 @@ def _shown(work: Callable[[Any], Path]) -> None:
     from weitune.training.reporter import Reporter
 
     quiet_libraries()
-    if os.environ.get("RANK", "0") != "0":  # one process of several talks
+    if rank() != 0:  # one process of several talks
         work(Reporter())
         return
     with TrainingView() as view:

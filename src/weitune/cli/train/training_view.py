@@ -13,7 +13,7 @@ from weitune.messages import say
 from weitune.progress import Progress
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
-from weitune.training.validation import Evaluation
+from weitune.training.validation_history import Evaluation
 
 
 class TrainingView(Reporter):

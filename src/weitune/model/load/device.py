@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
 from weitune.errors import ModelError, first_line
+from weitune.ranks import local_rank, world_size
 from weitune.recipe.schema import Storage
 
 
-def choose_device(device: str | None = None) -> torch.device:
-    """Return the accelerator of this process, or the CPU; ``device`` overrides.
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the accelerator of this process, or the CPU; ``device`` overrides, and is returned if it was chosen so.
 
     Under a launcher each process gets the accelerator of its local rank.
     """
+    if isinstance(device, torch.device):
+        return device
     if device is not None:
         try:
             return torch.empty(0, device=device).device
@@ -24,8 +26,7 @@ def choose_device(device: str | None = None) -> torch.device:
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device(kind.type if kind else "cpu", rank % max(torch.accelerator.device_count(), 1))
+    return torch.device(kind.type if kind else "cpu", local_rank() % max(torch.accelerator.device_count(), 1))
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -51,9 +52,8 @@ def stored_dtype(storage: Storage, dtype: torch.dtype) -> torch.dtype:
     return {"auto": dtype, "fp32": torch.float32}.get(storage, torch.bfloat16)
 
 
-def device_map(target: torch.device, asked: str | None) -> Any:
-    """Return transformers' ``device_map``: one device, or ``auto`` if this one process owns several accelerators."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if asked is None and alone and target.type == "cuda" and torch.cuda.device_count() > 1:
+def device_map(target: torch.device, *, spread: bool) -> Any:
+    """Return transformers' ``device_map``: one device, or ``auto`` for ``spread`` if this one process owns several."""
+    if spread and world_size() == 1 and target.type == "cuda" and torch.cuda.device_count() > 1:
         return "auto"
     return {"": target}

@@ -67,19 +67,20 @@ def load_weights(
     *,
     precision: str = "auto",
     storage: Storage = "auto",
-    device: str | None = None,
+    device: str | torch.device | None = None,
+    spread: bool | None = None,
     shards: int = 1,
 ) -> LoadedModel:
     """Load the weights of a model whose tokenizer is here already.
 
-    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``). With ``shards``,
-    each of so many processes that have found each other keeps a part (:mod:`.shard`). Raises ModelError if they cannot
-    be loaded.
+    With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``), unless a
+    ``device`` is given; ``spread`` decides it where the device was chosen before. With ``shards``, each of so many
+    processes that have found each other keeps a part (:mod:`.shard`). Raises ModelError if they cannot be loaded.
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
     if shards == 1:
-        model = _load(files, dtype, storage, device_map(target, device))
+        model = _load(files, dtype, storage, device_map(target, spread=device is None if spread is None else spread))
     else:
         model = _load(files, dtype, storage, {"": "cpu"}, widened_later=True)
         shard(model, target, stored_dtype(storage, dtype))

@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from weitune.errors import RunError
+from weitune.ranks import rank, world_size
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -44,7 +45,7 @@ def take_new_place() -> None:
 
     host = os.environ[_ADDRESS]
     kept = PrefixStore(_FOLDER, TCPStore(host, int(os.environ[_PORT]), is_master=False, timeout=_WAIT))
-    place = agree_on_place(kept, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), own_address(host))
+    place = agree_on_place(kept, rank(), world_size(), own_address(host))
     os.environ[_ADDRESS], os.environ[_PORT] = place.split(" ")
     os.environ[_STORE_IS_KEPT] = "False"
 

@@ -1,0 +1,32 @@
+"""Which process of a run this one is: the variables that torchrun and ``weitune train --devices`` set for each."""
+
+from __future__ import annotations
+
+import os
+
+WORLD_SIZE = "WORLD_SIZE"
+
+
+def rank() -> int:
+    """Return the number of this process among all of the run; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes the run has; 1 without a launcher."""
+    return int(os.environ.get(WORLD_SIZE, "1"))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Return how many of the run's processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def launched() -> bool:
+    """Return whether a launcher has started this process as one of a run's."""
+    return WORLD_SIZE in os.environ
