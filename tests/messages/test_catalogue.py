@@ -86,10 +86,16 @@ def test_a_name_that_looks_like_an_id_is_one() -> None:
 def test_the_parts_of_an_entry() -> None:
     for name, entry in ids().items():
         if not isinstance(entry, str):
-            assert entry.keys() in ({"message"}, {"message", "fix"}, {"kind", "expected", "found", "fix"}), name
+            assert entry.keys() in (
+                {"message"},
+                {"message", "fix"},
+                {"one", "other"},
+                {"kind", "expected", "found", "fix"},
+            ), name
 
 
 def test_values_are_filled_in_and_unknown_ids_raise() -> None:
+    assert say("data.problems.title", count=1) == "the data have a problem"
     assert say("data.problems.title", count=1234) == "the data have 1,234 problems"
     assert texts("errors.missing_extra", package="p", extra="e")["fix"].endswith("'weitune[e]'")
     with pytest.raises(KeyError):

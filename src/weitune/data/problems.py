@@ -122,8 +122,7 @@ class Problems:
 
     def error(self) -> DataError:
         """Return the exception that says all this."""
-        count = len(self)
-        title = say("data.problems.title_one") if count == 1 else say("data.problems.title", count=count)
+        title = say("data.problems.title", count=len(self))
         lines = "\n  ".join([f"{title}:", *self.lines()])
         return DataError("data.problems.many", lines=lines, problems=tuple(self))
 

@@ -1,8 +1,9 @@
 """Every message for people, by its id: ``say("run.lock.taken", folder=path)``.
 
 The texts are JSON, one file for each package and language: ``en/run.json`` has the ids that begin with ``run.``. A text
-is a :meth:`str.format` string whose fields are the values given. Most ids have one text. An error has a ``message`` and
-a ``fix``; a problem in data has ``kind``, ``expected``, ``found`` and ``fix``.
+is a :meth:`str.format` string whose fields are the values given. Most ids have one text; one that depends on a number
+has the forms ``one`` and ``other``, of which the value ``count`` chooses. An error has a ``message`` and a ``fix``; a
+problem in data has ``kind``, ``expected``, ``found`` and ``fix``.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ LANGUAGE = "en"
 def say(message_id: str, /, **values: object) -> str:
     """Return the text of ``message_id`` with ``values`` filled in. Raises KeyError if there is none."""
     text = _entry(message_id)
-    assert isinstance(text, str), f"{message_id} has several texts"  # noqa: S101  (a fault of ours)
-    return text.format(**values)
+    if isinstance(text, dict):
+        text = text["one" if values["count"] == 1 else "other"]
+    return str(text).format(**values)
 
 
 def texts(message_id: str, /, **values: object) -> dict[str, str]:

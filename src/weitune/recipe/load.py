@@ -95,7 +95,7 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
         return Recipe.model_validate(merged)
     except ValidationError as error:
         lines = explain(error.errors(), merged, [key for key, _ in fields()])
-        title = say("recipe.load.problem") if len(lines) == 1 else say("recipe.load.problems", count=len(lines))
+        title = say("recipe.load.problems", count=len(lines))
         raise RecipeError("recipe.load.invalid", lines="\n  ".join([f"{title}:", *lines])) from None
 
 
