@@ -55,3 +55,13 @@ def test_every_page_is_linked_from_another() -> None:
         if not re.match(r"[a-z]+:", target)
     }
     assert [name_of(page) for page in [*DOCS.glob("*.md"), *LAB] if page not in linked] == []
+
+
+def test_contributing_names_every_room() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (.*?) ?\|$", text_of(ROOT / "CONTRIBUTING.md"), re.MULTILINE)
+    named = {room: set(re.findall(r"`(\w+)`", folders)) for room, folders in rows}
+    rooms = [folder for folder in SOURCE.iterdir() if folder.is_dir() and folder.name != "__pycache__"]
+    assert named == {
+        room.name: {inner.name for inner in room.iterdir() if inner.is_dir() and inner.name != "__pycache__"}
+        for room in rooms
+    }
