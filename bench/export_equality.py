@@ -35,10 +35,10 @@ from weitune.export.formats.merged import write_merged
 from weitune.export.smoothing import LEVELS, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import differences, divergences
-from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, TransformersSubject, merged_subject, reference
-from weitune.export.verify.outputs_gguf import LlamaCppSubject, gguf_subject
+from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, TransformersModel, open_merged, open_reference
+from weitune.export.verify.outputs_gguf import LlamaCppModel, open_gguf
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
-from weitune.export.verify.verification import observed
+from weitune.export.verify.verification import all_outputs
 from weitune.gguf.types import GGUF_TYPES, GgufType
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,12 +64,12 @@ class Figures:
 
 
 def compared(expected: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str, Any]:
-    """Return how far observations are apart."""
+    """Return how far outputs are apart."""
     each = [difference for difference, _, _ in differences(expected, found)]
     parted = divergences(expected, found)
     return {
         "prompts": len(expected),
-        "same_prompts": sum(a.prompt == b.prompt for a, b in zip(expected, found, strict=True)),
+        "same_prompts": sum(a.prompt_tokens == b.prompt_tokens for a, b in zip(expected, found, strict=True)),
         "same_answers": len(expected) - len(parted),
         "partings": [[place.number, place.at, round(place.margin, 5)] for place in parted],
         "largest_margin": max((place.margin for place in parted), default=0.0),
@@ -79,24 +79,24 @@ def compared(expected: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str,
     }
 
 
-def token_equality(tuned: ExportSource, subject: LlamaCppSubject) -> dict[str, Any]:
+def token_equality(source: ExportSource, model: LlamaCppModel) -> dict[str, Any]:
     """Frame and tokenize every dialogue of the data in three ways, and count those that differ."""
     rows = other = strange = tokens = 0
-    for conversation in read_conversations(tuned.recipe.data, read_options(tuned.recipe)):
+    for conversation in read_conversations(source.recipe.data, read_options(source.recipe)):
         asked = Conversation(conversation.turns[:-1])
-        prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
-        probe = VerificationPrompt(asked, prompt, prompt, ())
-        theirs = tuned.tokenizer.apply_chat_template(
-            probe.messages, chat_template=tuned.template, add_generation_prompt=True, return_dict=False
+        prompt = tuple(source.framing.prompt(source.with_system(asked)))
+        case = VerificationPrompt(asked, prompt, prompt, ())
+        theirs = source.tokenizer.apply_chat_template(
+            case.messages, chat_template=source.template, add_generation_prompt=True, return_dict=False
         )
         rows, tokens = rows + 1, tokens + len(prompt)
         other += tuple(theirs) != prompt
-        strange += subject.prompt(probe) != prompt
+        strange += model.prompt_tokens(case) != prompt
     return {"rows": rows, "tokens": tokens, "differ_in_transformers": other, "differ_in_llama_cpp": strange}
 
 
 def logit_difference(
-    run: TransformersSubject, merged: TransformersSubject, probes: Sequence[VerificationPrompt]
+    run: TransformersModel, merged: TransformersModel, prompts: Sequence[VerificationPrompt]
 ) -> dict[str, Any]:
     """Return the largest difference of any logit over prompts and answers: in float32, and with products in float64.
 
@@ -104,55 +104,55 @@ def logit_difference(
     """
     models = [run.model, merged.model, deepcopy(run.model).double(), deepcopy(merged.model).double()]
     largest, size = [0.0] * 4, 0.0
-    for probe in probes:
-        ids = torch.tensor([probe.context + probe.answer])
+    for each in prompts:
+        ids = torch.tensor([each.context + each.answer])
         with torch.inference_mode():
             one, two, exact_one, exact_two = (model(ids, use_cache=False).logits.double() for model in models)
         pairs = ((one, two), (exact_one, exact_two), (one, exact_one), (two, exact_two))
         largest = [max(now, float((a - b).abs().max())) for now, (a, b) in zip(largest, pairs, strict=True)]
         size = max(size, float(one.abs().max()))
     return {
-        "prompts": len(probes), "largest_difference": largest[0], "largest_difference_in_float64": largest[1],
+        "prompts": len(prompts), "largest_difference": largest[0], "largest_difference_in_float64": largest[1],
         "base_and_adapter_from_float64": largest[2], "merged_from_float64": largest[3], "largest_logit": size,
     }  # fmt: skip
 
 
-def measure(tuned: ExportSource, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
+def measure(source: ExportSource, types: Sequence[GgufType], count: int, figures: Figures, scratch: Path) -> None:
     """Write and measure one export after the other."""
-    probes, notes = choose_prompts(tuned, count)
-    figures.add("probes", {"count": len(probes), "notes": notes})
-    longest = max(max(len(each.prompt) + ANSWER_TOKENS, len(each.context + each.answer)) for each in probes) + 1
-    end = tuned.framing.end_of_turn
+    prompts, notes = choose_prompts(source, count)
+    figures.add("prompts", {"count": len(prompts), "notes": notes})
+    longest = max(max(len(each.prompt_tokens) + ANSWER_TOKENS, len(each.context + each.answer)) for each in prompts) + 1
+    end = source.framing.end_of_turn
 
-    run = reference(tuned)
+    run = open_reference(source)
     (scratch / "merged").mkdir()
-    write_merged(scratch / "merged", tuned, torch.float32, silent)
-    with merged_subject(scratch / "merged", tuned) as merged:
-        figures.add("merged", logit_difference(run, cast(TransformersSubject, merged), probes))
-        del merged
-    expected = observed(run, probes, silent)
+    write_merged(scratch / "merged", source, torch.float32, silent)
+    merged = open_merged(scratch / "merged", source)
+    figures.add("merged", logit_difference(run, merged, prompts))
+    del merged
+    expected = all_outputs(run, prompts, silent)
     del run
 
     in_llama_cpp: dict[str, list[Outputs]] = {}
     for gguf_type in types:
         path = scratch / f"{gguf_type}.gguf"
-        model = smoothed(tuned, gguf_type, lambda title: silent)
-        write_gguf(path, tuned, model.weights, gguf_type, head=model.head, template=tuned.template, progress=silent)
-        with gguf_subject(path, None, end, longest) as subject:
+        model = smoothed(source, gguf_type, lambda title: silent)
+        write_gguf(path, source, model.weights, gguf_type, head=model.head, template=source.template, progress=silent)
+        with open_gguf(path, None, end, longest) as subject:
             if gguf_type == types[0]:
-                figures.add("tokens", token_equality(tuned, cast(LlamaCppSubject, subject)))
-            in_llama_cpp[gguf_type] = observed(subject, probes, silent)
+                figures.add("tokens", token_equality(source, subject))
+            in_llama_cpp[gguf_type] = all_outputs(subject, prompts, silent)
         figures.add(
             gguf_type, {**({"head": model.head} if gguf_type in LEVELS else {}), "bytes": path.stat().st_size,
                         **compared(expected, in_llama_cpp[gguf_type])}
         )  # fmt: skip
         path.unlink()
     write_gguf(
-        scratch / "base.gguf", tuned, tuned.base, "F32", template=tuned.template_without_system, progress=silent
+        scratch / "base.gguf", source, source.base, "F32", template=source.template_without_system, progress=silent
     )  # fmt: skip
-    write_gguf_adapter(scratch / "adapter.gguf", tuned, silent)
-    with gguf_subject(scratch / "base.gguf", scratch / "adapter.gguf", end, longest) as subject:
-        beside = observed(subject, probes, silent)
+    write_gguf_adapter(scratch / "adapter.gguf", source, silent)
+    with open_gguf(scratch / "base.gguf", scratch / "adapter.gguf", end, longest) as subject:
+        beside = all_outputs(subject, prompts, silent)
     figures.add("adapter", compared(expected, beside))
     if "F32" in in_llama_cpp:
         figures.add("adapter beside merged F32", compared(in_llama_cpp["F32"], beside))
@@ -167,14 +167,14 @@ def main() -> None:
     parser.add_argument("--name", help="end of the result's file name  [default: the run's name]")
     options = parser.parse_args()
     types = cast("list[GgufType]", options.types.split(","))
-    tuned = open_export_source(Run(options.run))
+    source = open_export_source(Run(options.run))
     figures = Figures(
-        options.name or tuned.name, model=Path(tuned.recipe.model).name, tied=tuned.config.tie_word_embeddings,
+        options.name or source.name, model=Path(source.recipe.model).name, tied=source.config.tie_word_embeddings,
         cores=len(os.sched_getaffinity(0)),
     )  # fmt: skip
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="weitune-bench-") as scratch:
-        measure(tuned, types, options.prompts, figures, Path(scratch))
+        measure(source, types, options.prompts, figures, Path(scratch))
     figures.add("seconds", {"all": round(time.perf_counter() - began)})
 
 

@@ -119,21 +119,21 @@ def test_the_channels_are_those_of_the_model() -> None:
 
 def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     tuned = open_export_source(run)
-    model = smoothing.reference(tuned).model
-    probes, _ = choose_prompts(tuned, 4)
+    model = smoothing.open_reference(tuned).model
+    prompts, _ = choose_prompts(tuned, 4)
     done: list[tuple[int, int]] = []
-    found = measure(model, list(channels_of(tuned.config)), probes, lambda at, total: done.append((at, total)))
+    found = measure(model, list(channels_of(tuned.config)), prompts, lambda at, total: done.append((at, total)))
     assert done == [(i, len(DIALOGUES)) for i in range(1, len(DIALOGUES) + 1)]
     assert not any(module._forward_pre_hooks for module in model.modules())
     with torch.inference_mode():
-        all_ids = [torch.tensor([each.context + each.answer]) for each in probes]
+        all_ids = [torch.tensor([each.context + each.answer]) for each in prompts]
         every = [model.model(ids, output_hidden_states=True) for ids in all_ids]
     last = torch.cat([output.last_hidden_state[0] for output in every])
     entering = torch.cat([output.hidden_states[1][0] for output in every])  # the second layer
     normed = model.model.layers[1].input_layernorm(entering)
     for name, expected in (("lm_head", last), ("model.layers.1.self_attn.q_proj", normed)):
         assert torch.allclose(found.sizes[name], expected.square().mean(0).sqrt(), rtol=1e-4)
-    assert found.taught.tolist() == [token for each in probes for token in each.answer]
+    assert found.taught.tolist() == [token for each in prompts for token in each.answer]
     assert found.states.shape == (len(found.taught), 64)
     assert torch.allclose(found.states[-1], every[-1].last_hidden_state[0, -2], atol=1e-5)
 
@@ -222,13 +222,13 @@ def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
 
 def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = open_export_source(run)
-    monkeypatch.setattr(smoothing, "choose_probes", lambda tuned, count: ([], []))
+    monkeypatch.setattr(smoothing, "choose_prompts", lambda tuned, count: ([], []))
     assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
 
     def refused(tuned: ExportSource, count: int) -> Any:
         raise InputError("none of them can be framed", "")
 
-    monkeypatch.setattr(smoothing, "choose_probes", refused)
+    monkeypatch.setattr(smoothing, "choose_prompts", refused)
     assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
 
 
@@ -241,11 +241,11 @@ def test_dialogues_that_stand_in_are_told_of(tmp_path: Path) -> None:
 
 
 def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    probes, _ = choose_prompts(open_export_source(run), 4)
-    first, second = (len(each.context + each.answer) for each in probes[:2])
+    prompts, _ = choose_prompts(open_export_source(run), 4)
+    first, second = (len(each.context + each.answer) for each in prompts[:2])
     for limit, chosen in ((1, [0]), (first, [0]), (first + second, [0, 2]), (10**6, [0, 1, 2, 3])):
         monkeypatch.setattr(smoothing, "_TOKENS", limit)
-        assert smoothing._within(probes) == [probes[at] for at in chosen]
+        assert smoothing._within(prompts) == [prompts[at] for at in chosen]
 
 
 @pytest.mark.parametrize(("tied", "tensor"), [(False, "output"), (True, "token_embd")])
@@ -268,8 +268,8 @@ def test_a_head_that_rounding_would_spoil_stays_f16(
 
 def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = open_export_source(run)
-    probes, _ = choose_prompts(tuned, 4)
-    measured = measure(smoothing.reference(tuned).model, [], probes, silent(""))
+    prompts, _ = choose_prompts(tuned, 4)
+    measured = measure(smoothing.open_reference(tuned).model, [], prompts, silent(""))
     head = tuned.merged.read("lm_head.weight")
     off = []
     for state, token in zip(measured.states, measured.taught, strict=True):

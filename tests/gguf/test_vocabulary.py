@@ -17,7 +17,7 @@ from weitune import Run
 from weitune.data.conversation import Conversation, Turn
 from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.source.export_source import open_export_source
-from weitune.export.verify.outputs_gguf import LlamaCppSubject
+from weitune.export.verify.outputs_gguf import LlamaCppModel
 from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.llama_cpp import LlamaCpp
 
@@ -42,11 +42,11 @@ def test_llama_cpp_tokenizes_as_the_run_does(
     rows = json.loads((shared_data / "huanhuan.json").read_text(encoding="utf-8"))
     questions = [*ODD, *(row["instruction"] + row["input"] for row in rows[::50])]
     with LlamaCpp(path, context_tokens=64, threads=1) as llama:
-        subject = LlamaCppSubject(llama, tuned.framing.end_of_turn, framed=True)
+        model = LlamaCppModel(llama, tuned.framing.end_of_turn, framed=True)
         for question in questions:
             asked = Conversation((Turn("user", question),))
-            prompt = tuple(tuned.framing.prompt(tuned.asked(asked)))
-            assert subject.prompt(VerificationPrompt(asked, prompt, prompt, ())) == prompt, question
+            prompt = tuple(tuned.framing.prompt(tuned.with_system(asked)))
+            assert model.prompt_tokens(VerificationPrompt(asked, prompt, prompt, ())) == prompt, question
 
 
 def _run(folder: Path, family: str, tokenizer: Any) -> Run:

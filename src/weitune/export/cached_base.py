@@ -22,28 +22,30 @@ _LAYOUT = 1
 """Counts up when the same base would be written otherwise."""
 
 
-def base_file(tuned: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
-    """Return the GGUF file of the base of ``tuned``, writing it if the cache does not have it.
+def base_file(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
+    """Return the GGUF file of the base of ``source``, writing it if the cache does not have it.
 
     Raises ModelError if it cannot be written.
     """
-    if tuned.files.gguf:
-        return tuned.files.folder / tuned.files.gguf
-    path = cache_folder() / "gguf" / f"{_fingerprint(tuned)}-{gguf_type}.gguf"
+    if source.files.gguf:
+        return source.files.folder / source.files.gguf
+    path = cache_folder() / "gguf" / f"{_fingerprint(source)}-{gguf_type}.gguf"
     if path.is_file():
         mark_used(path)
         return path
-    check_room(path.parent, planned_bytes(tuned, tuned.base, gguf_type), f"the base as {gguf_type}", cache_fix())
+    check_room(path.parent, planned_bytes(source, source.base, gguf_type), f"the base as {gguf_type}", cache_fix())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = stage(f"writing the base as {gguf_type}, once")
         with file_written_aside(path) as partial:
-            write_gguf(partial, tuned, tuned.base, gguf_type, template=tuned.template_without_system, progress=progress)
+            write_gguf(
+                partial, source, source.base, gguf_type, template=source.template_without_system, progress=progress
+            )
     except OSError as error:
         raise ModelError("export.cached_base.base_cannot_written", parent=path.parent, error=error) from error
     return path
 
 
-def _fingerprint(tuned: ExportSource) -> str:
-    parts = [_LAYOUT, base_fingerprints(tuned.files), list(tuned.stop_tokens), tuned.template_without_system]
+def _fingerprint(source: ExportSource) -> str:
+    parts = [_LAYOUT, base_fingerprints(source.files), list(source.stop_tokens), source.template_without_system]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -29,6 +29,8 @@ class ExportOptions:
     """Whether the channels of a quantized GGUF file are evened out first (:mod:`.smoothing`)."""
 
 
-def gguf_name(tuned: ExportSource, order: ExportOptions) -> str:
+def gguf_name(source: ExportSource, options: ExportOptions) -> str:
     """Return the name of the GGUF file in an export's folder."""
-    return f"{tuned.name}-adapter.gguf" if order.format == "gguf-adapter" else f"{tuned.name}-{order.gguf_type}.gguf"
+    return (
+        f"{source.name}-adapter.gguf" if options.format == "gguf-adapter" else f"{source.name}-{options.gguf_type}.gguf"
+    )

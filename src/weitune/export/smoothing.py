@@ -33,7 +33,7 @@ from gguf import GGMLQuantizationType
 from weitune.errors import InputError
 from weitune.export.source.base_weights import Slot, Weights
 from weitune.export.source.export_source import ExportSource
-from weitune.export.verify.outputs import reference
+from weitune.export.verify.outputs import open_reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.gguf.types import BLOCK, GgufType
 from weitune.progress import Progress, Stage
@@ -79,35 +79,35 @@ class Smoothed(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def smoothed(tuned: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothed:
-    """Return the merged weights of ``tuned`` with their channels evened out for ``gguf_type``.
+def smoothed(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothed:
+    """Return the merged weights of ``source`` with their channels evened out for ``gguf_type``.
 
     They are returned as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (what the
     adapter does not change is copied from it), and if there is no dialogue to measure on.
     """
-    if gguf_type not in LEVELS or tuned.files.gguf:
-        return Smoothed(tuned.merged)
+    if gguf_type not in LEVELS or source.files.gguf:
+        return Smoothed(source.merged)
     try:
-        probes, notes = choose_prompts(tuned, _DIALOGUES)
+        prompts, notes = choose_prompts(source, _DIALOGUES)
     except InputError:
-        probes, notes = [], []
-    if not probes:
-        return Smoothed(tuned.merged)
-    channels = list(channels_of(tuned.config))
-    measured = measure(reference(tuned).model, channels, _within(probes), stage("measuring channels"))
-    weights = SmoothedWeights(tuned.merged, channels, measured.sizes, gguf_type, stage("evening out channels"))
+        prompts, notes = [], []
+    if not prompts:
+        return Smoothed(source.merged)
+    channels = list(channels_of(source.config))
+    measured = measure(open_reference(source).model, channels, _within(prompts), stage("measuring channels"))
+    weights = SmoothedWeights(source.merged, channels, measured.sizes, gguf_type, stage("evening out channels"))
     if gguf_type != "Q8_0":
         return Smoothed(weights, notes=notes)
-    name = "model.embed_tokens.weight" if tuned.config.tie_word_embeddings else "lm_head.weight"
-    loss = head_loss(measured, tuned.merged.read(name), weights.factors.get(name), stage("trying the head"))
+    name = "model.embed_tokens.weight" if source.config.tie_word_embeddings else "lm_head.weight"
+    loss = head_loss(measured, source.merged.read(name), weights.factors.get(name), stage("trying the head"))
     return Smoothed(weights, "F16" if loss > HEAD_LOSS else "Q8_0", notes)
 
 
-def _within(probes: Sequence[VerificationPrompt]) -> Sequence[VerificationPrompt]:
-    """Return some of ``probes``, spread evenly: as many as the first that have :data:`_TOKENS` tokens together."""
-    ends = accumulate(len(probe.context + probe.answer) for probe in probes)
+def _within(prompts: Sequence[VerificationPrompt]) -> Sequence[VerificationPrompt]:
+    """Return some of ``prompts``, spread evenly: as many as the first that have :data:`_TOKENS` tokens together."""
+    ends = accumulate(len(prompt.context + prompt.answer) for prompt in prompts)
     count = max(1, sum(end <= _TOKENS for end in ends))
-    return probes[:: len(probes) // count][:count]
+    return prompts[:: len(prompts) // count][:count]
 
 
 def channels_of(config: Any) -> Iterator[Channels]:
@@ -123,9 +123,9 @@ def channels_of(config: Any) -> Iterator[Channels]:
 
 
 def measure(
-    model: Any, channels: Iterable[Channels], probes: Sequence[VerificationPrompt], progress: Progress
+    model: Any, channels: Iterable[Channels], prompts: Sequence[VerificationPrompt], progress: Progress
 ) -> Measured:
-    """Run ``model``, base + adapter in transformers, on ``probes``."""
+    """Run ``model``, base + adapter in transformers, on ``prompts``."""
     sums: dict[str, Tensor] = {}
     tokens = 0
 
@@ -141,18 +141,18 @@ def measure(
     states = []
     try:
         with torch.inference_mode():
-            for done, probe in enumerate(probes, 1):
-                ids = torch.tensor([probe.context + probe.answer], device=model.device)
+            for done, prompt in enumerate(prompts, 1):
+                ids = torch.tensor([prompt.context + prompt.answer], device=model.device)
                 entering = model.model(ids, use_cache=False).last_hidden_state  # without the head and its logits
                 add("lm_head", entering)
-                states.append(entering[0, -len(probe.answer) - 1 : -1].float().cpu())
+                states.append(entering[0, -len(prompt.answer) - 1 : -1].float().cpu())
                 tokens += ids.shape[1]
-                progress(done, len(probes))
+                progress(done, len(prompts))
     finally:
         for hook in hooks:
             hook.remove()
     sizes = {name: (total / tokens).sqrt().cpu() for name, total in sums.items()}
-    return Measured(sizes, torch.cat(states), torch.tensor([token for probe in probes for token in probe.answer]))
+    return Measured(sizes, torch.cat(states), torch.tensor([token for prompt in prompts for token in prompt.answer]))
 
 
 class SmoothedWeights:

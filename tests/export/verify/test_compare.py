@@ -12,15 +12,15 @@ from weitune.export.verify.outputs import Outputs
 from weitune.export.verify.prompts import VerificationPrompt
 
 BOUNDS = Bounds(mean_difference=0.01, margin=0.1)
-PROBES = [
+PROMPTS = [
     VerificationPrompt(Conversation((Turn("user", question),)), (1, 2), (1, 2), (3, 4))
     for question in ("Who are you?", "你是谁？")
 ]
 SAME = Outputs((1, 2), (7, 8, 9), True, (-1.0, -2.0), (3.0, 0.05, 2.0, 4.0))
 
 
-def checks(*found: Outputs, running_on: tuple[int, ...] = ()) -> dict[str, Check]:
-    results = compare(PROBES, [SAME, SAME], found, BOUNDS, lambda token: f"t{token}", running_on)
+def checks(*found: Outputs, ignored_stops: tuple[int, ...] = ()) -> dict[str, Check]:
+    results = compare(PROMPTS, [SAME, SAME], found, BOUNDS, lambda token: f"t{token}", ignored_stops)
     return {check.name: check for check in results}
 
 
@@ -31,12 +31,12 @@ def test_what_is_the_same_passes() -> None:
 
 
 def test_another_prompt_fails_at_its_first_token() -> None:
-    check = checks(SAME, replace(SAME, prompt=(1, 5)))["tokens"]
+    check = checks(SAME, replace(SAME, prompt_tokens=(1, 5)))["tokens"]
     assert not check.passed
     assert check.found == (
         "prompt 2 ('你是谁？'): token 2 of the prompt is 2 't2' in base + adapter and 5 't5' in the export"
     )
-    longer = checks(replace(SAME, prompt=(1, 2, 3)), SAME)["tokens"]
+    longer = checks(replace(SAME, prompt_tokens=(1, 2, 3)), SAME)["tokens"]
     assert "token 3 of the prompt is the end in base + adapter and 3 't3' in the export" in longer.found
 
 
@@ -70,13 +70,13 @@ def test_an_answer_must_end_where_the_runs_does() -> None:
     assert "prompt 1 ('Who are you?'): the answer goes on after its end" in check.found
     unclear = replace(SAME, margins=(3.0, 0.05, 2.0, 0.01))
     results = compare(
-        PROBES[:1], [unclear], [replace(SAME, greedy=(7, 8, 9, 1), stopped=False)], BOUNDS, str
+        PROMPTS[:1], [unclear], [replace(SAME, greedy=(7, 8, 9, 1), stopped=False)], BOUNDS, str
     )  # fmt: skip
     assert all(check.passed for check in results)
 
 
 def test_a_stop_token_that_does_not_stop_fails() -> None:
-    check = checks(SAME, SAME, running_on=(5,))["stop"]
+    check = checks(SAME, SAME, ignored_stops=(5,))["stop"]
     assert not check.passed
     assert check.found == "the export does not stop at 5 't5'"
 
@@ -85,7 +85,7 @@ def test_an_engine_that_ends_answers_sooner_is_compared_up_to_there() -> None:
     assert SAME.ended_at({8}) == replace(SAME, greedy=(7,), stopped=True)
     assert SAME.ended_at({1}) is SAME
     shorter = replace(SAME, greedy=(7,), margins=())
-    results = compare(PROBES[:1], [SAME.ended_at({8})], [shorter], BOUNDS, str)
+    results = compare(PROMPTS[:1], [SAME.ended_at({8})], [shorter], BOUNDS, str)
     assert [check.found for check in results if check.name == "answers"] == ["1 of 1 are the same"]
 
 

@@ -26,18 +26,18 @@ from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.progress import Progress
 
 
-def write_gguf_adapter(path: Path, tuned: ExportSource, progress: Progress) -> None:
-    """Write the adapter of ``tuned``. Raises ModelError if llama.cpp's format cannot say what it does."""
-    adapter = tuned.adapter
+def write_gguf_adapter(path: Path, source: ExportSource, progress: Progress) -> None:
+    """Write the adapter of ``source``. Raises ModelError if llama.cpp's format cannot say what it does."""
+    adapter = source.adapter
     if adapter.has_magnitudes:
         raise ModelError("export.gguf_adapter.llama_cpp_s_adapter")
-    architecture = architecture_of_gguf(read_header(tuned.files.path)) if tuned.files.gguf else (
-        architecture_of(tuned.config)
+    architecture = architecture_of_gguf(read_header(source.files.path)) if source.files.gguf else (
+        architecture_of(source.config)
     )  # fmt: skip
-    _ = tuned.merged  # the shapes of the adapter are checked against the base's
+    _ = source.merged  # the shapes of the adapter are checked against the base's
     metadata = {
         "general.type": text("adapter"),
-        "general.name": text(tuned.name),
+        "general.name": text(source.name),
         "adapter.type": text("lora"),
         "adapter.lora.alpha": real(adapter.alpha),
     }

@@ -41,22 +41,22 @@ _FILE_TYPE = {
 _REPLACED = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
 
 
-def check_gguf(tuned: ExportSource) -> None:
+def check_gguf(source: ExportSource) -> None:
     """Raise ModelError if :func:`write_gguf` would, before long work is done for it."""
-    architecture, _ = _described(tuned, tuned.template)
-    if not tuned.files.gguf:
-        _plan(tuned, architecture, tuned.merged, "F32", "F32")
+    architecture, _ = _described(source, source.template)
+    if not source.files.gguf:
+        _plan(source, architecture, source.merged, "F32", "F32")
 
 
-def planned_bytes(tuned: ExportSource, weights: Weights, gguf_type: GgufType) -> int:
+def planned_bytes(source: ExportSource, weights: Weights, gguf_type: GgufType) -> int:
     """Return how many bytes the tensors take that :func:`write_gguf` would write of a model that is no ``.gguf``."""
-    plans = _plan(tuned, architecture_of(tuned.config), weights, gguf_type, "Q8_0")
+    plans = _plan(source, architecture_of(source.config), weights, gguf_type, "Q8_0")
     return sum(plan.bytes for plan in plans)
 
 
 def write_gguf(
     path: Path,
-    tuned: ExportSource,
+    source: ExportSource,
     weights: Weights,
     gguf_type: GgufType,
     *,
@@ -64,17 +64,17 @@ def write_gguf(
     progress: Progress,
     head: GgufType = "Q8_0",
 ) -> None:
-    """Write ``weights`` (the base's, or merged) with the tokenizer of ``tuned`` and the chat ``template``.
+    """Write ``weights`` (the base's, or merged) with the tokenizer of ``source`` and the chat ``template``.
 
     ``head`` is the type of the output head in a quantized file, and of the embedding if that is the head.
 
     Raises ModelError if GGUF or weitune has no place for a part of this model.
     """
-    architecture, metadata = _described(tuned, template)
-    if tuned.files.gguf:
+    architecture, metadata = _described(source, template)
+    if source.files.gguf:
         plans = _plan_from_gguf(weights, gguf_type)
     else:
-        plans = _plan(tuned, architecture, weights, gguf_type, head)
+        plans = _plan(source, architecture, weights, gguf_type, head)
     write_gguf_file(
         path,
         architecture.name,
@@ -84,21 +84,21 @@ def write_gguf(
     )
 
 
-def _described(tuned: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
+def _described(source: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
     if "\0" in template:
         raise ModelError("export.gguf_file.chat_template_system_prompt")
-    if tuned.files.gguf:
-        header = read_header(tuned.files.path)
+    if source.files.gguf:
+        header = read_header(source.files.path)
         return architecture_of_gguf(header), {
-            **_kept_metadata(header), **end_metadata(tuned.stop_tokens), "tokenizer.chat_template": text(template)
+            **_kept_metadata(header), **end_metadata(source.stop_tokens), "tokenizer.chat_template": text(template)
         }  # fmt: skip
-    architecture = architecture_of(tuned.config)
+    architecture = architecture_of(source.config)
     return architecture, {
         "general.type": text("model"),
-        "general.name": text(tuned.name),
-        **shape_metadata(architecture.name, tuned.config),
+        "general.name": text(source.name),
+        **shape_metadata(architecture.name, source.config),
         "general.quantization_version": number(2),
-        **vocabulary_metadata(tuned.tokenizer, tuned.config.vocab_size, tuned.stop_tokens, template),
+        **vocabulary_metadata(source.tokenizer, source.config.vocab_size, source.stop_tokens, template),
     }
 
 
@@ -112,9 +112,9 @@ def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
 
 
 def _plan(
-    tuned: ExportSource, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
+    source: ExportSource, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
 ) -> list[TensorPlan]:
-    tied = tuned.config.tie_word_embeddings
+    tied = source.config.tie_word_embeddings
     head_stem = "token_embd" if tied else "output"
     plans = []
     foreign = []
@@ -135,7 +135,7 @@ def _plan(
             foreign_count=len(foreign),
             foreign=", ".join(foreign[:3]),
         )
-    factors = rope_factors(tuned.config)
+    factors = rope_factors(source.config)
     if factors is not None:
         values = factors.numpy()
         plans.append(TensorPlan("rope_freqs.weight", values.shape, GGMLQuantizationType.F32, lambda: values))

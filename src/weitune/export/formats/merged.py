@@ -30,9 +30,9 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def write_merged(folder: Path, tuned: ExportSource, dtype: torch.dtype | None, progress: Progress) -> None:
-    """Write the merged model of ``tuned`` to ``folder``, in ``dtype`` or in the base's number format."""
-    merged = tuned.merged
+def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, progress: Progress) -> None:
+    """Write the merged model of ``source`` to ``folder``, in ``dtype`` or in the base's number format."""
+    merged = source.merged
     slots = {name: Slot(dtype or slot.dtype, slot.shape) for name, slot in merged.slots.items()}
     parts = shards(slots)
     done = 0
@@ -43,11 +43,11 @@ def write_merged(folder: Path, tuned: ExportSource, dtype: torch.dtype | None, p
         done += len(part)
     if len(parts) > 1:
         _write_index(folder, parts)
-    _write_config(folder, tuned, dtype)
-    _write_tokenizer(folder, tuned)
-    write_generation_config(folder, tuned.files, tuned.stop_tokens, tuned.tokenizer.pad_token_id)
+    _write_config(folder, source, dtype)
+    _write_tokenizer(folder, source)
+    write_generation_config(folder, source.files, source.stop_tokens, source.tokenizer.pad_token_id)
     for pattern in _LICENCES:
-        for licence in tuned.files.folder.glob(pattern):
+        for licence in source.files.folder.glob(pattern):
             shutil.copyfile(licence, folder / licence.name)
 
 
@@ -68,31 +68,31 @@ def _write_index(folder: Path, parts: list[dict[str, Slot]]) -> None:
     )
 
 
-def _write_config(folder: Path, tuned: ExportSource, dtype: torch.dtype | None) -> None:
+def _write_config(folder: Path, source: ExportSource, dtype: torch.dtype | None) -> None:
     """Copy the base's own config, so that every program that knew the base knows this; ``dtype`` is the only change."""
-    if tuned.files.gguf:
-        config = tuned.config.to_dict()
+    if source.files.gguf:
+        config = source.config.to_dict()
         config.pop("_name_or_path", None)
         dtype = dtype or torch.float32
     else:
-        config = json.loads((tuned.files.folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((source.files.folder / "config.json").read_text(encoding="utf-8"))
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
 
 
-def _write_tokenizer(folder: Path, tuned: ExportSource) -> None:
-    source = tuned.files.tokenizer_folder
-    if tuned.files.gguf and source == tuned.files.folder:
-        tuned.tokenizer.save_pretrained(folder)
+def _write_tokenizer(folder: Path, source: ExportSource) -> None:
+    tokenizer_folder = source.files.tokenizer_folder
+    if source.files.gguf and tokenizer_folder == source.files.folder:
+        source.tokenizer.save_pretrained(folder)
     else:
         for name in _TOKENIZER:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+            if (tokenizer_folder / name).is_file():
+                shutil.copyfile(tokenizer_folder / name, folder / name)
     shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
-    (folder / "chat_template.jinja").write_text(tuned.template, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(source.template, encoding="utf-8")
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config["chat_template"] = tuned.template  # for programs that look here and not beside
+    config["chat_template"] = source.template  # for programs that look here and not beside
     write_json(path, config)

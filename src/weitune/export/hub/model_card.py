@@ -36,10 +36,10 @@ def without_paths(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=named)
 
 
-def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | None) -> str:
+def model_card(run: Run, source: ExportSource, repository: str, licence: str | None) -> str:
     """Return the card as Markdown with its YAML head. ``repository`` is where the adapter will lie."""
-    recipe = without_paths(tuned.recipe)
-    base = tuned.recipe.model if is_hub_id(tuned.recipe.model) else None
+    recipe = without_paths(source.recipe)
+    base = source.recipe.model if is_hub_id(source.recipe.model) else None
     head: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter"} if base else {}),
         **({"license": licence} if licence else {}),
@@ -48,15 +48,15 @@ def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | No
         "tags": ["lora", "weitune"],
     }
     events = list(run.events())
-    step = _step_of(tuned.adapter_folder, events)
+    step = _step_of(source.adapter_folder, events)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.rsplit('/', maxsplit=1)[-1]}",
-        f"A LoRA adapter (rank {_rank(tuned)}) of `{recipe.model}`, trained with weitune.",
-        _system(tuned.recipe),
-        _usage(tuned, repository, base or recipe.model),
+        f"A LoRA adapter (rank {_rank(source)}) of `{recipe.model}`, trained with weitune.",
+        _system(source.recipe),
+        _usage(source, repository, base or recipe.model),
         _data(json_object(run.path / DATA)),
-        _training(events, tuned, step, json_object(run.path / ENVIRONMENT)),
+        _training(events, source, step, json_object(run.path / ENVIRONMENT)),
         _evaluation(read_evaluation(run.path), step),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
         _licence(licence, recipe.model),
@@ -64,8 +64,8 @@ def model_card(run: Run, tuned: ExportSource, repository: str, licence: str | No
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _rank(tuned: ExportSource) -> int:
-    config = json_object(tuned.adapter_folder / ADAPTER_FILES[0])
+def _rank(source: ExportSource) -> int:
+    config = json_object(source.adapter_folder / ADAPTER_FILES[0])
     return int(config["r"])
 
 
@@ -76,10 +76,10 @@ def _system(recipe: Recipe) -> str:
     return f"It was trained with this system prompt, and answers best with it:\n\n{quoted}"
 
 
-def _usage(tuned: ExportSource, repository: str, base: str) -> str:
-    system = [{"role": "system", "content": tuned.recipe.system}] if tuned.recipe.system is not None else []
+def _usage(source: ExportSource, repository: str, base: str) -> str:
+    system = [{"role": "system", "content": source.recipe.system}] if source.recipe.system is not None else []
     messages = json.dumps([*system, {"role": "user", "content": "…"}], ensure_ascii=False)
-    arguments = "".join(f", {name}={value!r}" for name, value in (tuned.recipe.tokens.template_args or {}).items())
+    arguments = "".join(f", {name}={value!r}" for name, value in (source.recipe.tokens.template_args or {}).items())
     return f"""## How to use
 
 ```python
@@ -92,7 +92,7 @@ messages = {messages}
 prompt = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{arguments}
 )
-answer = model.generate(**prompt, max_new_tokens=512, do_sample=False, eos_token_id={list(tuned.stop_tokens)})
+answer = model.generate(**prompt, max_new_tokens=512, do_sample=False, eos_token_id={list(source.stop_tokens)})
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
@@ -121,7 +121,7 @@ def _data(report: Mapping[str, Any] | None) -> str:
 
 
 def _training(
-    events: Sequence[Mapping[str, Any]], tuned: ExportSource, step: int | None, environment: Mapping[str, Any] | None
+    events: Sequence[Mapping[str, Any]], source: ExportSource, step: int | None, environment: Mapping[str, Any] | None
 ) -> str:
     """Tell what the run measured: training loss, validation, and what it ran on."""
     steps = [event for event in events if event.get("event") == "step"]
@@ -130,7 +130,7 @@ def _training(
         tokens = sum(event.get("tokens", 0) for event in steps)
         lines.append(
             f"{steps[-1]['step']:,} optimizer steps over {tokens:,} tokens; the loss of a step went from "
-            f"{steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}. This adapter is `{tuned.adapter_folder.name}`."
+            f"{steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}. This adapter is `{source.adapter_folder.name}`."
         )
     judged = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
     losses = {event["step"]: event["loss"] for event in judged}

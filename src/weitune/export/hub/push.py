@@ -34,17 +34,19 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
     if not re.fullmatch(HUB_ID, repository):
         raise InputError("export.push.not_name_repository", repository=repository)
     check_destination(folder, force=True)
-    tuned = open_export_source(run, checkpoint)
-    if holds_model(tuned.adapter_folder):
-        raise RunError("export.push.holds_whole_model_only", adapter_folder=tuned.adapter_folder, repository=repository)
+    source = open_export_source(run, checkpoint)
+    if holds_model(source.adapter_folder):
+        raise RunError(
+            "export.push.holds_whole_model_only", adapter_folder=source.adapter_folder, repository=repository
+        )
     with written_aside(folder) as partial:
-        shutil.copyfile(tuned.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
-        write_json(partial / "adapter_config.json", _adapter_config(tuned))
-        card = model_card(run, tuned, repository, base_licence(tuned))
+        shutil.copyfile(source.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
+        write_json(partial / "adapter_config.json", _adapter_config(source))
+        card = model_card(run, source, repository, base_licence(source))
         (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-        (partial / "recipe.yaml").write_text(dump_recipe(without_paths(tuned.recipe)), encoding="utf-8")
-        (partial / "chat_template.jinja").write_text(tuned.template, encoding="utf-8")
-        write_json(partial / MARK, {"format": "repository", "run": tuned.name})
+        (partial / "recipe.yaml").write_text(dump_recipe(without_paths(source.recipe)), encoding="utf-8")
+        (partial / "chat_template.jinja").write_text(source.template, encoding="utf-8")
+        write_json(partial / MARK, {"format": "repository", "run": source.name})
 
 
 def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: bool = True) -> str:
@@ -62,16 +64,16 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
         ) from error
 
 
-def base_licence(tuned: ExportSource, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
+def base_licence(source: ExportSource, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
     """Return the licence of the base as its own files name it, or its page on the hub; None if neither does."""
-    if tuned.files.gguf:
-        licence: str | None = read_header(tuned.files.path).get("general.license")
+    if source.files.gguf:
+        licence: str | None = read_header(source.files.path).get("general.license")
         return licence
-    if (told := _licence_on_card(tuned.files.folder / "README.md")) is not None:
+    if (told := _licence_on_card(source.files.folder / "README.md")) is not None:
         return told
-    if tuned.recipe.hub != "huggingface" or not is_hub_id(tuned.recipe.model):
+    if source.recipe.hub != "huggingface" or not is_hub_id(source.recipe.model):
         return None
-    return (ask_hub or _licence_on_hub)(tuned.recipe.model)
+    return (ask_hub or _licence_on_hub)(source.recipe.model)
 
 
 def _licence_on_card(card: Path) -> str | None:
@@ -94,11 +96,11 @@ def _licence_on_hub(name: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _adapter_config(tuned: ExportSource) -> dict[str, Any]:
+def _adapter_config(source: ExportSource) -> dict[str, Any]:
     """Return PEFT's configuration, naming the base as others find it."""
-    path = tuned.adapter_folder / "adapter_config.json"
+    path = source.adapter_folder / "adapter_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {**config, "base_model_name_or_path": without_paths(tuned.recipe).model, "revision": tuned.recipe.revision}
+    return {**config, "base_model_name_or_path": without_paths(source.recipe).model, "revision": source.recipe.revision}
 
 
 def _to_huggingface(folder: Path, repository: str, private: bool) -> str:

@@ -95,7 +95,7 @@ class ExportSource:
         end = str(self.tokenizer.convert_ids_to_tokens(self.framing.end_of_turn))
         return self_contained_template(self.framing, system, end)
 
-    def asked(self, conversation: Conversation) -> Conversation:
+    def with_system(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` as training saw it: opened by the run's system prompt if it has none of its own."""
         return conversation.with_system(self.recipe.system)
 

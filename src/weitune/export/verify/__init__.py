@@ -1,1 +1,1 @@
-"""Verification of an export: its outputs for prompts of the training data equal those of the adapter."""
+"""Verification: the export and base + adapter answer the same prompts, and their outputs are compared."""

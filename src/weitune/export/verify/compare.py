@@ -1,11 +1,11 @@
-"""Compare an export with base + adapter, and say where they first differ.
+"""Compare the outputs of an export with those of base + adapter, and say where they first differ.
 
     tokens     the export's own template and tokenizer give the prompt that training gave
-    answers    the same greedy tokens, or the first other one was within ``margin`` of being the likeliest
+    answers    the same greedy tokens; where they part, base + adapter's token led by at most ``margin``
     logprobs   mean absolute difference over the tokens of the taught answers, at most ``mean_difference``
-    stop       the export ends answers at every token at which the run does, and where the run's own answers end
+    stop       the export ends answers at every stop token of the run, and where the run's own answers end
 
-Bounds belong to the number format; docs/export.md has what they were measured from.
+The bounds depend on the number format; docs/export.md has the measurements behind them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from weitune.errors import WeituneError
 from weitune.export.verify.outputs import Outputs
-from weitune.export.verify.prompts import VerificationPrompt, shortened
+from weitune.export.verify.prompts import VerificationPrompt
+from weitune.messages import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison: whether it holds, and what was found."""
+    """One comparison: whether it holds, and what was found. The names of the fields stand in verification.json."""
 
     name: str
     passed: bool
@@ -38,7 +39,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All comparisons of one export."""
+    """All checks of one export."""
 
     engine: str
     prompts: int
@@ -52,39 +53,39 @@ class Verdict:
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verdict as JSON."""
+        """Return the contents of verification.json."""
         return {"verdict": "passed" if self.passed else "failed", **asdict(self)}
 
 
 class VerificationError(WeituneError):
-    """An export does not say what base + adapter say; :attr:`verdict` has every check."""
+    """An export does not answer as base + adapter does; :attr:`verdict` has every check."""
 
     exit_code = 2
 
-    def __init__(self, verdict: Verdict, where: str) -> None:
+    def __init__(self, verdict: Verdict, folder: str) -> None:
         failed = [f"{check.name}: {check.found}" for check in verdict.checks if not check.passed]
-        super().__init__("export.compare.differs", checks="\n  ".join(failed), folder=where)
+        super().__init__("export.compare.export_differs", checks="\n  ".join(failed), folder=folder)
         self.verdict = verdict
 
 
 def compare(
-    probes: Sequence[VerificationPrompt],
+    prompts: Sequence[VerificationPrompt],
     expected: Sequence[Outputs],
-    found: Sequence[Outputs],
+    actual: Sequence[Outputs],
     bounds: Bounds,
     text_of: Callable[[int], str],
-    running_on: Sequence[int] = (),
+    ignored_stops: Sequence[int] = (),
 ) -> tuple[Check, ...]:
-    """Compare observations of base + adapter with those of an export.
+    """Compare the outputs of base + adapter, ``expected``, with those of an export, ``actual``.
 
-    ``text_of`` shows a token; ``running_on`` are stop tokens of the run at which the export does not stop.
+    ``text_of`` shows a token; ``ignored_stops`` are stop tokens of the run at which the export does not stop.
     """
-    rows = list(zip(probes, expected, found, strict=True))
+    rows = list(zip(prompts, expected, actual, strict=True))
     return (
         _tokens(rows, text_of),
         _answers(rows, bounds, text_of),
         _logprobs(rows, bounds),
-        _stops(rows, bounds, [f"{token} {text_of(token)!r}" for token in running_on]),
+        _stops(rows, bounds, [f"{token} {text_of(token)!r}" for token in ignored_stops]),
     )
 
 
@@ -92,94 +93,113 @@ _Row = tuple[VerificationPrompt, Outputs, Outputs]
 
 
 def _tokens(rows: Sequence[_Row], text_of: Callable[[int], str]) -> Check:
-    for number, (probe, expected, found) in enumerate(rows, 1):
-        at = _parting(expected.prompt, found.prompt)
+    for number, (prompt, expected, actual) in enumerate(rows, 1):
+        at = _first_difference(expected.prompt_tokens, actual.prompt_tokens)
         if at is not None:
-            told = _told(expected.prompt, found.prompt, at, text_of)
-            return Check("tokens", False, f"{_named(number, probe)}: token {at + 1} of the prompt {told}")
-    total = sum(len(expected.prompt) for _, expected, _ in rows)
-    return Check("tokens", True, f"all {total:,} tokens of {len(rows)} prompts are the same")
+            detail = say(
+                "export.compare.prompt_differs",
+                number=number,
+                question=_shortened(prompt.question),
+                position=at + 1,
+                expected=_token_at(expected.prompt_tokens, at, text_of),
+                actual=_token_at(actual.prompt_tokens, at, text_of),
+            )
+            return Check("tokens", False, detail)
+    total = sum(len(expected.prompt_tokens) for _, expected, _ in rows)
+    return Check("tokens", True, say("export.compare.prompts_are_the_same", tokens=total, prompts=len(rows)))
 
 
 def _answers(rows: Sequence[_Row], bounds: Bounds, text_of: Callable[[int], str]) -> Check:
     """Let answers part only where the two likeliest tokens were close."""
-    parted = divergences([expected for _, expected, _ in rows], [found for _, _, found in rows])
-    same = f"{len(rows) - len(parted)} of {len(rows)} are the same"
+    parted = divergences([expected for _, expected, _ in rows], [actual for _, _, actual in rows])
     if not parted:
-        return Check("answers", True, same)
+        return Check("answers", True, say("export.compare.answers_are_the_same", same=len(rows), count=len(rows)))
     margin, number, at = max((each.margin, each.number, each.at) for each in parted)
-    probe, expected, found = rows[number]
-    told = f"token {at + 1} of the answer {_told(expected.greedy, found.greedy, at, text_of)}"
-    where = f"{_named(number + 1, probe)}: {told}, {margin:.4f} ahead of the second (bound {bounds.margin:g})"
-    return Check("answers", margin <= bounds.margin, f"{same}; {where}")
+    prompt, expected, actual = rows[number]
+    detail = say(
+        "export.compare.answers_differ",
+        same=len(rows) - len(parted),
+        count=len(rows),
+        number=number + 1,
+        question=_shortened(prompt.question),
+        position=at + 1,
+        expected=_token_at(expected.greedy, at, text_of),
+        actual=_token_at(actual.greedy, at, text_of),
+        margin=margin,
+        bound=bounds.margin,
+    )
+    return Check("answers", margin <= bounds.margin, detail)
 
 
 def _logprobs(rows: Sequence[_Row], bounds: Bounds) -> Check:
-    each = differences([expected for _, expected, _ in rows], [found for _, _, found in rows])
+    each = differences([expected for _, expected, _ in rows], [actual for _, _, actual in rows])
     mean = sum(difference for difference, _, _ in each) / len(each)
     largest, number, at = max(each)
-    return Check(
-        "logprobs",
-        mean <= bounds.mean_difference,
-        f"mean difference {mean:.2e} (bound {bounds.mean_difference:g}) over {len(each)} tokens; "
-        f"the largest, {largest:.2e}, at token {at + 1} of answer {number + 1}",
+    detail = say(
+        "export.compare.log_probabilities",
+        mean=mean,
+        bound=bounds.mean_difference,
+        tokens=len(each),
+        largest=largest,
+        position=at + 1,
+        number=number + 1,
     )
+    return Check("logprobs", mean <= bounds.mean_difference, detail)
+
+
+def _stops(rows: Sequence[_Row], bounds: Bounds, ignored_stops: Sequence[str]) -> Check:
+    if ignored_stops:
+        return Check("stop", False, say("export.compare.ignores_stop_tokens", tokens=", ".join(ignored_stops)))
+    ended = [
+        (number, prompt, expected, actual)
+        for number, (prompt, expected, actual) in enumerate(rows, 1)
+        if expected.stopped and actual.greedy[: len(expected.greedy)] == expected.greedy
+    ]
+    for number, prompt, expected, actual in ended:
+        if actual.greedy != expected.greedy and expected.margins[len(expected.greedy)] > bounds.margin:
+            question = _shortened(prompt.question)
+            return Check("stop", False, say("export.compare.answer_goes_on", number=number, question=question))
+    return Check("stop", True, say("export.compare.stops_are_the_same", answers=len(ended)))
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where the greedy answers to probe ``number`` become different, and by how much the expected token led there."""
+    """Where the greedy answers to prompt ``number`` part, and by how much the expected token led there."""
 
     number: int
     at: int
     margin: float
 
 
-def divergences(expected: Sequence[Outputs], found: Sequence[Outputs]) -> list[Divergence]:
+def divergences(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> list[Divergence]:
     """Return the first difference of each pair of greedy answers that differ."""
-    pairs = enumerate(zip(expected, found, strict=True))
-    places = [(number, _parting(a.greedy, b.greedy)) for number, (a, b) in pairs]
+    pairs = enumerate(zip(expected, actual, strict=True))
+    places = [(number, _first_difference(a.greedy, b.greedy)) for number, (a, b) in pairs]
     # At the end of a shorter answer, the margin is that of the token that ended it.
     return [Divergence(number, at, expected[number].margins[at]) for number, at in places if at is not None]
 
 
-def differences(expected: Sequence[Outputs], found: Sequence[Outputs]) -> list[tuple[float, int, int]]:
-    """Return for every token of the taught answers how far its log-probabilities are apart, its probe and place."""
+def differences(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> list[tuple[float, int, int]]:
+    """Return for every token of the taught answers how far its log-probabilities are apart, its prompt and place."""
     return [
         (abs(a - b), number, at)
-        for number, (one, other) in enumerate(zip(expected, found, strict=True))
+        for number, (one, other) in enumerate(zip(expected, actual, strict=True))
         for at, (a, b) in enumerate(zip(one.logprobs, other.logprobs, strict=True))
     ]
 
 
-def _stops(rows: Sequence[_Row], bounds: Bounds, running_on: Sequence[str]) -> Check:
-    if running_on:
-        return Check("stop", False, f"the export does not stop at {', '.join(running_on)}")
-    ended = [
-        (number, probe, expected, found)
-        for number, (probe, expected, found) in enumerate(rows, 1)
-        if expected.stopped and found.greedy[: len(expected.greedy)] == expected.greedy
-    ]
-    for number, probe, expected, found in ended:
-        if found.greedy != expected.greedy and expected.margins[len(expected.greedy)] > bounds.margin:
-            return Check("stop", False, f"{_named(number, probe)}: the answer goes on after its end")
-    return Check("stop", True, f"at every stop token, and at the end of {len(ended)} answers")
-
-
-def _parting(expected: Sequence[int], found: Sequence[int]) -> int | None:
-    """Return where two sequences part; None if they are the same."""
-    if expected == found:
+def _first_difference(expected: Sequence[int], actual: Sequence[int]) -> int | None:
+    """Return the index at which two sequences part; None if they are the same."""
+    if expected == actual:
         return None
-    pairs = enumerate(zip(expected, found, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(expected), len(found)))
+    pairs = enumerate(zip(expected, actual, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(expected), len(actual)))
 
 
-def _told(expected: Sequence[int], found: Sequence[int], at: int, text_of: Callable[[int], str]) -> str:
-    def shown(tokens: Sequence[int]) -> str:
-        return f"{tokens[at]} {text_of(tokens[at])!r}" if at < len(tokens) else "the end"
-
-    return f"is {shown(expected)} in base + adapter and {shown(found)} in the export"
+def _token_at(tokens: Sequence[int], at: int, text_of: Callable[[int], str]) -> str:
+    return f"{tokens[at]} {text_of(tokens[at])!r}" if at < len(tokens) else say("export.compare.end")
 
 
-def _named(number: int, probe: VerificationPrompt) -> str:
-    return f"prompt {number} ({shortened(probe.question)!r})"
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 30 else line[:29] + "…"

@@ -1,12 +1,11 @@
-"""What a model does with a probe, in the engine it is for: transformers here, llama.cpp in :mod:`.outputs_gguf`.
+"""What a model makes of a prompt, in the engine it is for: transformers here, llama.cpp in :mod:`.outputs_gguf`.
 
-Both sides of a comparison give :class:`Outputs` values; :mod:`.compare` compares them without knowing the engine.
+Both sides of a comparison give :class:`Outputs`; :mod:`.compare` compares them without knowing the engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,10 +26,10 @@ ANSWER_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one engine did with one probe."""
+    """What one engine made of one prompt."""
 
-    prompt: tuple[int, ...]
-    """The tokens that its own template and tokenizer make of the probe's messages."""
+    prompt_tokens: tuple[int, ...]
+    """The tokens that its own template and tokenizer make of the prompt's messages."""
     greedy: tuple[int, ...]
     """The likeliest answer, without the token that ended it."""
     stopped: bool
@@ -41,36 +40,38 @@ class Outputs:
     """How far the likeliest token was ahead of the second, in log-probability, at every step of the greedy answer."""
 
     def ended_at(self, tokens: Collection[int]) -> Outputs:
-        """Return what would have been observed if the answer ended at ``tokens`` too."""
+        """Return the outputs as they would be if the answer ended at ``tokens`` too."""
         at = next((i for i, token in enumerate(self.greedy) if token in tokens), None)
         return self if at is None else replace(self, greedy=self.greedy[:at], stopped=True)
 
 
-class Subject(Protocol):
+class EngineModel(Protocol):
     """A model in an engine."""
 
     engine: str
     at_once: int
-    """How many probes it can be asked at the same time, from threads."""
+    """How many prompts it can take at the same time, from threads."""
 
-    def observe(self, probe: VerificationPrompt) -> Outputs:
-        """Try ``probe``."""
+    def outputs(self, prompt: VerificationPrompt) -> Outputs:
+        """Answer ``prompt``."""
 
     def stops_at(self, token: int) -> bool:
-        """Tell whether an answer ends at ``token``."""
+        """Return whether an answer ends at ``token``."""
 
 
-class TransformersSubject:
+class TransformersModel:
     """A model in transformers, with its adapter beside the weights or without one."""
 
     at_once = 1
 
-    def __init__(self, model: Any, prompt_of: Any, stop_tokens: Iterable[int]) -> None:
-        """``prompt_of`` returns the tokens of a probe; answers end at ``stop_tokens``."""
+    def __init__(
+        self, model: Any, tokens_of: Callable[[VerificationPrompt], Sequence[int]], stop_tokens: Iterable[int]
+    ) -> None:
+        """``tokens_of`` returns the tokens of a prompt; answers end at ``stop_tokens``."""
         from transformers import GenerationConfig, __version__
 
         self.engine = f"transformers {__version__}"
-        self.model, self._prompt_of, self._stop_tokens = model, prompt_of, frozenset(stop_tokens)
+        self.model, self._tokens_of, self._stop_tokens = model, tokens_of, frozenset(stop_tokens)
         model.generation_config = GenerationConfig()  # `generate` would fill in the base's own sampling
 
     @property
@@ -79,54 +80,52 @@ class TransformersSubject:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
-    def observe(self, probe: VerificationPrompt) -> Outputs:
+    def outputs(self, prompt: VerificationPrompt) -> Outputs:
         """Generate greedily, and read the log-probabilities of the taught answer in one forward pass."""
-        prompt = tuple(self._prompt_of(probe))
-        greedy, margins = self._greedy(prompt)
+        tokens = tuple(self._tokens_of(prompt))
+        greedy, margins = self._greedy(tokens)
         end = next((i for i, token in enumerate(greedy) if token in self._stop_tokens), None)
-        return Outputs(prompt, greedy[:end], end is not None, self._logprobs(probe), margins)
+        return Outputs(tokens, greedy[:end], end is not None, self._logprobs(prompt), margins)
 
     def stops_at(self, token: int) -> bool:
-        """Tell whether ``token`` is one of the stop tokens."""
+        """Return whether ``token`` is one of the stop tokens."""
         return token in self._stop_tokens
 
-    def _greedy(self, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def _greedy(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
         from transformers import GenerationConfig
 
         config = GenerationConfig(
             max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=sorted(self._stop_tokens),
             pad_token_id=min(self._stop_tokens), output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
-        ids = torch.tensor([prompt], device=self.model.device)
+        ids = torch.tensor([tokens], device=self.model.device)
         output = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         best = torch.stack([logits[0].float().topk(2).values for logits in output.logits])  # (steps, 2)
-        return tuple(output.sequences[0, len(prompt) :].tolist()), tuple((best[:, 0] - best[:, 1]).tolist())
+        return tuple(output.sequences[0, len(tokens) :].tolist()), tuple((best[:, 0] - best[:, 1]).tolist())
 
-    def _logprobs(self, probe: VerificationPrompt) -> tuple[float, ...]:
-        ids = torch.tensor([probe.context + probe.answer], device=self.model.device)
+    def _logprobs(self, prompt: VerificationPrompt) -> tuple[float, ...]:
+        ids = torch.tensor([prompt.context + prompt.answer], device=self.model.device)
         with torch.inference_mode():
-            logits = self.model(ids, logits_to_keep=len(probe.answer) + 1, use_cache=False).logits[0, :-1]
-        chosen = logits.float().log_softmax(-1).gather(1, ids[0, -len(probe.answer) :, None])
+            logits = self.model(ids, logits_to_keep=len(prompt.answer) + 1, use_cache=False).logits[0, :-1]
+        chosen = logits.float().log_softmax(-1).gather(1, ids[0, -len(prompt.answer) :, None])
         return tuple(chosen[:, 0].tolist())
 
 
-def reference(tuned: ExportSource) -> TransformersSubject:
-    """Return the run itself: its base, loaded as for training, with the adapter beside the weights."""
-    precision = tuned.recipe.train.precision
-    model = load_weights(tuned.files, tuned.tokenizer, precision=precision).model
-    adapted = attach_saved_adapter(model, tuned.adapter_folder).eval()
-    return TransformersSubject(adapted.get_base_model(), lambda probe: probe.prompt, tuned.stop_tokens)
+def open_reference(source: ExportSource) -> TransformersModel:
+    """Return base + adapter: the base, loaded as for training, with the adapter beside its weights."""
+    model = load_weights(source.files, source.tokenizer, precision=source.recipe.train.precision).model
+    adapted = attach_saved_adapter(model, source.adapter_folder).eval()
+    return TransformersModel(adapted.get_base_model(), lambda prompt: prompt.prompt_tokens, source.stop_tokens)
 
 
-@contextmanager
-def merged_subject(folder: Path, tuned: ExportSource) -> Iterator[Subject]:
+def open_merged(folder: Path, source: ExportSource) -> TransformersModel:
     """Open a merged export as anybody would: its weights, its tokenizer, its chat template, its stop tokens."""
     files = ModelFiles(folder)
     tokenizer = load_tokenizer(files)
-    model = load_weights(files, tokenizer, precision=tuned.recipe.train.precision).model
+    model = load_weights(files, tokenizer, precision=source.recipe.train.precision).model
 
-    def prompt_of(probe: VerificationPrompt) -> list[int]:
-        ids: list[int] = tokenizer.apply_chat_template(probe.messages, add_generation_prompt=True, return_dict=False)
+    def tokens_of(prompt: VerificationPrompt) -> list[int]:
+        ids: list[int] = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_dict=False)
         return ids
 
-    yield TransformersSubject(model, prompt_of, loaded_stop_tokens(model))
+    return TransformersModel(model, tokens_of, loaded_stop_tokens(model))

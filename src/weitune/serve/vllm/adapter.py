@@ -33,20 +33,20 @@ _WRAPPED = ("model.language_model.", "language_model.model.")
 """How the layers of a wrapped text model may be called for every class of vLLM."""
 
 
-def checked_adapter(name: str, tuned: ExportSource) -> AdapterWeights:
+def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
     """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
-    adapter = AdapterWeights(tuned.adapter_folder)
+    adapter = AdapterWeights(source.adapter_folder)
     if adapter.has_magnitudes:
         raise ModelError("serve.adapter.vllm_cannot_serve_dora")
-    if tuned.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
+    if source.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
         return adapter
-    found = _layers(tuned.files)
-    wrapped = tuned.config.get_text_config() is not tuned.config
+    found = _layers(source.files)
+    wrapped = source.config.get_text_config() is not source.config
     lost = [
         layer for layer, update in adapter.updates.items() if not _matches(layer, found, wrapped) and update.b.any()
     ]  # B of a layer that text never passes, as in a vision tower, is zero as it began: nothing is lost
     if lost:
-        raise _no_effect(name, tuned, adapter, lost, found)
+        raise _no_effect(name, source, adapter, lost, found)
     return adapter
 
 
@@ -63,9 +63,9 @@ def _matches(layer: str, found: frozenset[str], wrapped: bool) -> bool:
 
 
 def _no_effect(
-    name: str, tuned: ExportSource, adapter: AdapterWeights, lost: list[str], found: frozenset[str]
+    name: str, source: ExportSource, adapter: AdapterWeights, lost: list[str], found: frozenset[str]
 ) -> ModelError:
-    whole = (tuned.config.architectures or [type(tuned.config).__name__])[0]
+    whole = (source.config.architectures or [type(source.config).__name__])[0]
     mergeable = all(layer in found for layer in adapter.updates)
     return ModelError(
         "serve.adapter.vllm_would_leave_out",

@@ -92,10 +92,10 @@ def vllm_command(
     the runs, InputError if the files cannot be written.
     """
     first = next(iter(runs.values()))
-    adapters = {name: checked_adapter(name, tuned) for name, tuned in runs.items()}
+    adapters = {name: checked_adapter(name, source) for name, source in runs.items()}
     rank = max(update.rank for adapter in adapters.values() for update in adapter.updates.values())
     own = base_template(first)
-    template = template_by_model({BASE: own, **{name: tuned.template for name, tuned in runs.items()}})
+    template = template_by_model({BASE: own, **{name: source.template for name, source in runs.items()}})
     told = template != own
     try:
         folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
@@ -131,22 +131,24 @@ def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
 
     Raises ModelError if the runs have different ones, for vLLM has one for all.
     """
-    (first, tuned), *others = runs.items()
-    vocabulary = tuned.tokenizer.get_vocab() if others else {}
+    (first, source), *others = runs.items()
+    vocabulary = source.tokenizer.get_vocab() if others else {}
     for name, other in others:
         if other.tokenizer.get_vocab() != vocabulary:
             raise ModelError("serve.command.vllm_has_tokenizer_all", first=first, name=name)
     folders = (
-        tuned.files.tokenizer_folder for tuned in runs.values() if tuned.files.tokenizer_folder != tuned.files.folder
+        source.files.tokenizer_folder
+        for source in runs.values()
+        if source.files.tokenizer_folder != source.files.folder
     )
     return next((("--tokenizer", str(folder.resolve())) for folder in folders), ())
 
 
-def _notes(tuned: ExportSource) -> Iterator[str]:
+def _notes(source: ExportSource) -> Iterator[str]:
     """Yield what differs from the llama.cpp engine, or may keep vLLM from starting."""
-    end = tuned.tokenizer.convert_ids_to_tokens(tuned.framing.end_of_turn)
+    end = source.tokenizer.convert_ids_to_tokens(source.framing.end_of_turn)
     yield f"vLLM takes the text of a control token in a message, such as {end}, for the token itself"
-    if tuned.files.gguf:
+    if source.files.gguf:
         yield "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
 
 
@@ -160,7 +162,7 @@ def _written(
     """Write what vLLM reads to a folder named after its contents, so that no other server's files take its place."""
     first = next(iter(runs.values()))
     stops = dict.fromkeys([
-        *(token for tuned in runs.values() for token in tuned.stop_tokens), *base_framing(first).stop_tokens,
+        *(token for source in runs.values() for token in source.stop_tokens), *base_framing(first).stop_tokens,
     ])  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch:
