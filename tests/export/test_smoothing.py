@@ -226,7 +226,7 @@ def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.M
     assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
 
     def refused(tuned: ExportSource, count: int) -> Any:
-        raise InputError("none of them can be framed", "")
+        raise InputError("export.verification.no_dialogue")
 
     monkeypatch.setattr(smoothing, "choose_prompts", refused)
     assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
