@@ -39,7 +39,7 @@ from weitune.data.conversation import Conversation, Turn
 from weitune.evaluate.general import general_questions
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
-from weitune.generate.run_folder import Which
+from weitune.run.run_folder import Which
 from weitune.serve.served_models import open_all
 from weitune.serve.vllm.command import Listening, vllm_command
 

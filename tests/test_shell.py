@@ -15,8 +15,8 @@ from tests.export.runs import save_run
 from weitune.errors import InputError, RunError
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import _commands
+from weitune.run.create import check_free
 from weitune.run.disk_retry import refusals_explained
-from weitune.run.folder import check_free
 from weitune.serve.served_models import named_runs
 from weitune.shell import shell_command
 

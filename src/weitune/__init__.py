@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
     from weitune.recipe.load import load_recipe
     from weitune.recipe.schema import Recipe
     from weitune.training.run import train
@@ -26,7 +26,7 @@ __all__ = ["Recipe", "Run", "__version__", "load_recipe", "train"]
 
 _HOMES = {
     "Recipe": "weitune.recipe.schema",
-    "Run": "weitune.generate.run_folder",
+    "Run": "weitune.generate.run",
     "load_recipe": "weitune.recipe.load",
     "train": "weitune.training.run",
 }

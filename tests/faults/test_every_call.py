@@ -14,9 +14,9 @@ from tests.faults.layer import Killed, Layer, faults
 from tests.faults.small import ADAPTER, is_intact, save
 from weitune.errors import RunError
 from weitune.files.publish import discard, publish_bytes, tidy
-from weitune.recipe.load import build_recipe, load_recipe
-from weitune.run import folder
+from weitune.recipe.load import build_recipe, dump_recipe, load_recipe
 from weitune.run.checkpoint import Checkpoint, list_checkpoints, newest_good, publish_adapter
+from weitune.run.create import create_folder, read_environment, update_recipe
 from weitune.run.events import EventLog, read_events
 from weitune.run.rotation import rotate
 
@@ -114,16 +114,16 @@ class TestSave:
 class TestOtherFiles:
     def test_the_run_folder_is_there_whole_or_not_at_all(self, tmp_path: Path, power_cut: bool) -> None:
         def prepare(parent: Path) -> Callable[[], object]:
-            return lambda: folder.create(parent / "run", RECIPE, {"basis": {}}, {"rows": 1})
+            return lambda: create_folder(parent / "run", RECIPE, {"basis": {}}, {"rows": 1})
 
         def check(parent: Path) -> None:
             run = parent / "run"
             if run.exists():
                 assert load_recipe(str(run / "recipe.yaml")) == RECIPE
-                assert folder.read_environment(run) == {"basis": {}}
+                assert read_environment(run) == {"basis": {}}
                 assert json.loads((run / "data.json").read_text()) == {"rows": 1}
             else:
-                folder.create(run, RECIPE, {"basis": {}}, {"rows": 1})
+                create_folder(run, RECIPE, {"basis": {}}, {"rows": 1})
                 assert [path.name for path in parent.iterdir()] == ["run"]
 
         killed_at_every_call(tmp_path, prepare, check, power_cut)
@@ -132,8 +132,8 @@ class TestOtherFiles:
         longer = build_recipe(RECIPE.model_dump(), {"train.epochs": 5})
 
         def prepare(run: Path) -> Callable[[], object]:
-            publish_bytes(folder.dump_recipe(RECIPE).encode(), run / "recipe.yaml")
-            return lambda: folder.update_recipe(run, longer)
+            publish_bytes(dump_recipe(RECIPE).encode(), run / "recipe.yaml")
+            return lambda: update_recipe(run, longer)
 
         def check(run: Path) -> None:
             assert load_recipe(str(run / "recipe.yaml")) in [RECIPE, longer]
@@ -197,9 +197,9 @@ class TestRefused:
         def overtaken(call: str, number: int) -> None:
             if call == "rename" and not (tmp_path / "run").exists():
                 (tmp_path / "run").mkdir()
-                (tmp_path / "run" / "recipe.yaml").write_text(folder.dump_recipe(other))
+                (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(other))
 
         with faults(Layer(fails=overtaken)), pytest.raises(RunError, match="already holds a run"):
-            folder.create(tmp_path / "run", RECIPE, {}, {})
+            create_folder(tmp_path / "run", RECIPE, {}, {})
         assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == other
         assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.runs import Inputs, Listener, digest, make_inputs
 from weitune.errors import DataError, Interrupted, RunError
-from weitune.generate.run_folder import Run
+from weitune.generate.run import Run
 from weitune.run.events import read_events
 from weitune.training import validation
 from weitune.training.run import resume, train

@@ -29,7 +29,7 @@ from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.metrics import score
 from weitune.evaluate.questions import Question, questions_in, rows_of
 from weitune.generate.engine import Engine
-from weitune.generate.run_folder import Run, Which
+from weitune.generate.run import Run
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
 from weitune.messages import say
@@ -38,6 +38,7 @@ from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress, Stage
+from weitune.run.run_folder import Which
 
 _GENERAL_TOKENS = 48
 

@@ -23,7 +23,7 @@ from weitune.errors import InputError, RunError, first_line
 from weitune.files.json_files import json_bytes
 from weitune.files.publish import folder_written_aside
 from weitune.generate.open_model import incomplete, incomplete_refused
-from weitune.generate.run_folder import Run
+from weitune.generate.run import Run
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.open_framing import open_framing

@@ -22,9 +22,10 @@ from weitune.export.verify.compare import Verdict, VerificationError
 from weitune.export.verify.verification import verify
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
-from weitune.generate.run_folder import Run, Which
+from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.progress import Stage
+from weitune.run.run_folder import Which
 
 VERIFICATION = "verification.json"
 

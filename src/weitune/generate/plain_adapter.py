@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING, Any
 from weitune.errors import ModelError, RecipeError, RunError, first_line
 from weitune.files.json_files import json_object
 from weitune.files.paths import user_path
-from weitune.generate.run_folder import Run, Which
+from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.model.file_names import MODEL_FILES, holds_model
 from weitune.model.load.locate import is_hub_id
 from weitune.model.lora.adapter_config import CONFIG, check_adapter, check_files, read_adapter_config
+from weitune.progress import Note
 from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import checked_base, fingerprints_in
+from weitune.run.run_folder import Which
 
 if TYPE_CHECKING:
     from weitune.model.load.locate import ModelFiles
-    from weitune.run.base_check import Say
 
 _OF_A_RUN = "recipe.yaml"
 
@@ -45,7 +46,7 @@ def open_run(
     model: str | None = None,
     system: str | None = None,
     accept_changed_base: bool = False,
-    say: Say | None = None,
+    say: Note | None = None,
 ) -> Run:
     """Open a run, or a plain adapter as if it were one.
 
@@ -80,7 +81,7 @@ class PlainAdapter(Run):
         model: str | None = None,
         system: str | None = None,
         accept_changed_base: bool = False,
-        say: Say | None = None,
+        say: Note | None = None,
     ) -> None:
         """Open the folder ``path``; ``model`` is the base if not the one that the adapter names.
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.files.json_files import json_object
-from weitune.generate.run_folder import Run
 from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
 from weitune.run.history import best_of, finite
 from weitune.run.names import ANSWERS, DATA, ENVIRONMENT
+from weitune.run.run_folder import RunFolder
 
 _SMOOTHING = 0.9
 
@@ -34,7 +34,7 @@ class RunRecord:
     @classmethod
     def of(cls, folder: Path) -> RunRecord:
         """Read the run in ``folder``. Raises RunError if there is none, RecipeError if its recipe is broken."""
-        run = Run(folder)
+        run = RunFolder(folder)
         return cls(
             path=run.path,
             recipe=run.recipe,

@@ -10,7 +10,7 @@ every checkpoint. Whoever opens the run's model gets its files from here, so non
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from weitune.errors import ModelError, RunError
@@ -19,11 +19,10 @@ from weitune.messages import say
 from weitune.model.load.fingerprint import ADDED, differences
 from weitune.model.load.locate import ModelFiles, is_hub_id, locate_base
 from weitune.model.load.weight_files import stored_weights
+from weitune.progress import Note
 from weitune.recipe.schema import Recipe
 from weitune.run.names import ENVIRONMENT, RECIPE, STATE, checkpoint_folders
 
-Say = Callable[[str], None]
-"""Tells the user one line."""
 OPTION = "--accept-changed-base"
 PLACE = "base place"
 """In ``environment.json``: a base folder or file as the recipe names it, and its absolute path when the run began."""
@@ -62,7 +61,7 @@ def found_from_here(run: Path, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": str(place)})
 
 
-def checked_base(run: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, note: Say) -> ModelFiles:
+def checked_base(run: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, note: Note) -> ModelFiles:
     """Return the files of the base of ``run``, downloading them if they are not here.
 
     Raises ModelError if it cannot be found, RunError if it is not the one that was ``recorded`` and the user does not
@@ -92,7 +91,7 @@ def checked_base(run: Path, recipe: Recipe, recorded: Mapping[str, str], *, acce
     raise RunError("run.base_check.other_base", **values, model=recipe.model)
 
 
-def pinned(run: Path, recipe: Recipe, recorded: Mapping[str, str], note: Say) -> Recipe:
+def pinned(run: Path, recipe: Recipe, recorded: Mapping[str, str], note: Note) -> Recipe:
     """Return ``recipe`` with its model found: by its recorded path, or, of a hub that has moved on, by its commit.
 
     So a run can go on that was begun by a version that did not record the commit.

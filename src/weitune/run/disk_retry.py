@@ -12,6 +12,7 @@ from typing import TypeVar
 from weitune.errors import RunError
 from weitune.files.room import free_bytes
 from weitune.messages import say
+from weitune.progress import Note
 from weitune.shell import shell_command
 
 T = TypeVar("T")
@@ -40,9 +41,7 @@ def refusals_explained(run: Path) -> Iterator[None]:
 class DiskRetry:
     """Tries again for a while, in pauses that grow; a stop signal ends the waiting."""
 
-    def __init__(
-        self, run: Path, note: Callable[[str], None], stopping: Callable[[], bool], seconds: float | None = None
-    ) -> None:
+    def __init__(self, run: Path, note: Note, stopping: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait up to ``seconds`` (SECONDS if not given) for each thing to be written into ``run``.
 
         ``note`` gets lines for the user; the waiting ends when ``stopping()`` is true.

@@ -16,12 +16,13 @@ from weitune.export.cached_base import base_file
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.source.chat_template import self_contained_template
 from weitune.export.source.export_source import ExportSource, open_export_source
-from weitune.generate.run_folder import Run, Which
+from weitune.generate.run import Run
 from weitune.gguf.types import GgufType
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.progress import Stage
 from weitune.recipe.schema import Tokens
+from weitune.run.run_folder import Which
 
 BASE = "base"
 """The name by which the model without an adapter is asked for."""

@@ -18,7 +18,7 @@ from weitune.files.publish import tidy
 from weitune.forecast import memory_watch
 from weitune.forecast.memory_estimate import PassSize
 from weitune.forecast.workload import Workload
-from weitune.generate.run_folder import Run
+from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
 from weitune.model.load.fingerprint import fingerprints_as
@@ -28,9 +28,17 @@ from weitune.model.thread_contention import share_the_processor
 from weitune.recipe.load import load_recorded
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
-from weitune.run import folder as run_folder
 from weitune.run.base_check import fingerprints_in, pinned, place_of_base
 from weitune.run.checkpoint import publish_adapter
+from weitune.run.create import (
+    check_free,
+    check_named,
+    check_run,
+    create_folder,
+    holds_run,
+    output_folder,
+    update_recipe,
+)
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.run.machine import describe_machine, machine_changes
@@ -84,14 +92,14 @@ def train(
     RunError if disk or memory will not do, NonFiniteError if a loss or gradient is not finite, and Interrupted after a
     stop, with a checkpoint written if a step was done.
     """
-    folder = run_folder.output_folder(recipe)
+    folder = output_folder(recipe)
     if resume_existing:
-        run_folder.check_named(recipe)
+        check_named(recipe)
     else:
-        run_folder.check_free(folder)
+        check_free(folder)
     with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session:
         # Decided once the processes have met: one that comes late would find the folder that another has just made.
-        if resume_existing and session.sees(lambda: run_folder.holds_run(folder)):
+        if resume_existing and session.sees(lambda: holds_run(folder)):
             with session.lock():
                 _resume(session, recipe, compare=True)
         else:
@@ -114,7 +122,7 @@ def resume(
     data, model or plan are not those it began with, and otherwise what :func:`train` raises.
     """
     folder = Path(folder)
-    run_folder.check_run(folder)
+    check_run(folder)
     recipe = load_recorded(folder, overrides)
     with _session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session, session.lock():
         _resume(session, recipe)
@@ -193,7 +201,7 @@ def _begin(session: _Session, recipe: Recipe) -> None:
         forecast = trainable.peak_memory(parts.recipe, largest, loop.memory.recompute)
         session.reporter.say(memory_watch.peak_line(forecast, trainable.loaded.device))
         environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
-        run_folder.create(session.folder, parts.recipe, environment, _accounts(parts))
+        create_folder(session.folder, parts.recipe, environment, _accounts(parts))
     session.accelerator.wait_for_everyone()
     with session.lock():
         _train(session, parts, trainable, loop, largest)
@@ -304,7 +312,7 @@ def _go_on(session: _Session, past: ResumeState, recipe: Recipe) -> None:
         with refusals_explained(session.folder):
             for line in past.set_aside_faulty():
                 session.note(line)
-            run_folder.update_recipe(session.folder, parts.recipe)
+            update_recipe(session.folder, parts.recipe)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
     loop = _make_loop(session, parts, trainable, chosen)
     _train(session, parts, trainable, loop, _largest_pass(parts, loop), past)

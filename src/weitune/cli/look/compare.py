@@ -27,13 +27,13 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     from weitune.errors import InputError
     from weitune.files.paths import user_path
     from weitune.files.publish import publish_text
-    from weitune.generate.run_folder import Run
     from weitune.report.comparison import compare, differences, names_of, results
     from weitune.report.run_record import RunRecord
+    from weitune.run.run_folder import RunFolder
 
     records = [RunRecord.of(run) for run in runs]
     for run in runs:
-        opened = Run(run, accept_changed_base=accept_changed_base, say=note)
+        opened = RunFolder(run, accept_changed_base=accept_changed_base, say=note)
         if user_path(opened.recipe.model).exists():
             opened.base_files()
     console = Console(highlight=False)

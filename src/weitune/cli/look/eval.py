@@ -19,7 +19,8 @@ from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.evaluate.evaluation import Evaluation
-    from weitune.generate.run_folder import Run, Which
+    from weitune.generate.run import Run
+    from weitune.run.run_folder import Which
 
 
 class Adapters(Checkpoint):

@@ -34,10 +34,10 @@ def command(run: Path, once: bool) -> None:
     from rich.live import Live
 
     from weitune.cli.shared.dashboard import Dashboard
-    from weitune.generate.run_folder import Run
     from weitune.run.liveness import Pulse
+    from weitune.run.run_folder import RunFolder
 
-    folder = Run(run)
+    folder = RunFolder(run)
     if not (folder.path / "events.jsonl").is_file():
         raise RunError("cli.watch.there_nothing_watch_was", run=run, command=shell_command("chat", run))
     dashboard, pulse = Dashboard(), Pulse(folder.path)

@@ -11,7 +11,7 @@ import click
 from weitune.messages import say
 
 if TYPE_CHECKING:
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
 
 Command = Callable[..., Any]
 

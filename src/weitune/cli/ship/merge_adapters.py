@@ -45,7 +45,7 @@ def command(
         ) from None
     from weitune.cli.shared.terminal import console, quiet_libraries
     from weitune.export.combine import Method, Mixture, combine
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
 
     quiet_libraries()
     chosen: Method = next(each for each in get_args(Method) if each == method)

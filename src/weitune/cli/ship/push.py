@@ -35,7 +35,7 @@ def command(
     if checkpoint == "base":
         raise click.BadParameter(say("cli.push.base_has_no_adapter"), param_hint="--checkpoint")
     from weitune.cli.shared.terminal import console, quiet_libraries, working
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
 
     folder = Run(run, accept_changed_base=accept_changed_base, say=note)
     target = output or folder.path / "export" / "repository"

@@ -16,7 +16,8 @@ from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.cli.talk.session import ChatSession
-    from weitune.generate.run_folder import Run, Which
+    from weitune.generate.run import Run
+    from weitune.run.run_folder import Which
 
 ENGINES = ("transformers", "llama.cpp")
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")

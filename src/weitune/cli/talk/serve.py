@@ -20,7 +20,7 @@ from weitune.errors import InputError, MissingExtraError
 from weitune.messages import say
 
 if TYPE_CHECKING:
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
     from weitune.serve.guard import Guard
 
 _TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")

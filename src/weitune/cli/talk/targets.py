@@ -18,8 +18,9 @@ from weitune.errors import InputError
 if TYPE_CHECKING:
     from weitune.generate.chat_engine import ChatEngine
     from weitune.generate.llama_cpp import LlamaCpp
-    from weitune.generate.run_folder import Run, Which
+    from weitune.generate.run import Run
     from weitune.gguf.types import GgufType
+    from weitune.run.run_folder import Which
     from weitune.serve.served_models import ServedModels
 
 Partners = tuple[ChatTarget, ChatTarget]

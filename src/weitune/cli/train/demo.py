@@ -12,7 +12,7 @@ from weitune.shell import shell_command
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
 
 QUESTIONS = {
     "captain-en": ("Who are you?", "What did you have for breakfast?", "Can you give me some advice?"),
@@ -44,7 +44,7 @@ def command(output: str | None, ask_only: str | None) -> None:
 
 
 def _finished(folder: str) -> Run:
-    from weitune.generate.run_folder import Run
+    from weitune.generate.run import Run
 
     return Run(folder)
 

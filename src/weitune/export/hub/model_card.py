@@ -16,7 +16,7 @@ from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.evaluate.figures import figures
 from weitune.export.source.export_source import ExportSource
 from weitune.files.json_files import json_object
-from weitune.generate.run_folder import Run
+from weitune.generate.run import Run
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe

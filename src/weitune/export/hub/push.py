@@ -17,11 +17,12 @@ from weitune.export.hub.model_card import model_card, without_paths
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.files.json_files import write_json
 from weitune.files.paths import HUB_ID
-from weitune.generate.run_folder import Run, Which
+from weitune.generate.run import Run
 from weitune.gguf.header import read_header
 from weitune.model.file_names import holds_model
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
+from weitune.run.run_folder import Which
 
 Hub = Literal["huggingface", "modelscope"]
 

@@ -18,12 +18,13 @@ from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
 from weitune.generate.open_model import check_vocabulary
-from weitune.generate.run_folder import Run, Which
+from weitune.generate.run import Run
 from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.open_framing import open_framing
 from weitune.model.load.stop_tokens import stored_stop_tokens
 from weitune.recipe.schema import Recipe
+from weitune.run.run_folder import Which
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,8 +11,8 @@ from weitune.data.schedule import Plan
 from weitune.errors import RunError
 from weitune.recipe.load import build_recipe, load_recorded, recorded
 from weitune.recipe.schema import Recipe
-from weitune.run import folder as run_folder
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
+from weitune.run.create import read_environment
 from weitune.run.names import ENVIRONMENT
 from weitune.training.resume.resume_checks import Basis
 from weitune.training.validation_history import ValidationHistory
@@ -34,7 +34,7 @@ class ResumeState:
     @classmethod
     def of(cls, folder: Path) -> ResumeState:
         """Read the run in ``folder``. Raises RunError or RecipeError if a file that it needs is broken."""
-        environment = run_folder.read_environment(folder)
+        environment = read_environment(folder)
         checkpoint, faulty = newest_good(folder)
         state = checkpoint.state if checkpoint else {}
         recipe = build_recipe(recorded(state["recipe"])) if state.get("recipe") else load_recorded(folder)

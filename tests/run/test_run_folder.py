@@ -1,4 +1,4 @@
-"""A run's folder gives its recipe, adapters, events and answers, and says clearly what it lacks."""
+"""A run's folder gives its recipe, adapters and events, and says clearly what it lacks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import save_tiny_run
 from weitune import Run
-from weitune.errors import InputError, RunError
-from weitune.generate import open_model
+from weitune.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_run(tmp_path_factory.mktemp("runs") / "tiny", checkpoints=(5, 10), system="你是皇帝身边的女人。")
 
 
 @pytest.fixture
@@ -109,45 +114,6 @@ def test_events_survive_a_torn_line(copied_run: Path) -> None:
     torn = '{"event": "step", "st'
     (copied_run / "events.jsonl").write_text("\n".join([lines[0], torn, *lines[1:], torn]), encoding="utf-8")
     assert [event["step"] for event in Run(copied_run).events()] == [1, 2, 3]
-
-
-def test_chat_answers_with_the_adapter_asked_for(tiny_run: Path) -> None:
-    run = Run(tiny_run)
-    answers = {which: run.chat("你是谁？", checkpoint=which, max_new_tokens=8) for which in ("last", "base", 5, 10)}
-    assert len(set(answers.values())) == 4
-    assert run.chat("你是谁？", max_new_tokens=8) == answers["last"]
-    assert run.chat("你是谁？", max_new_tokens=8, system="") != answers["last"]
-    assert run.chat("你是谁？", max_new_tokens=8, history=[{"role": "user", "content": "x"}]) != answers["last"]
-    assert run.chat("x", max_new_tokens=8, temperature=1, seed=1) == run.chat(
-        "x", max_new_tokens=8, temperature=1, seed=1
-    )
-
-
-def test_chat_uses_the_runs_own_system_prompt(tiny_run: Path) -> None:
-    run = Run(tiny_run)
-    assert run.chat("x", max_new_tokens=8) == run.chat("x", max_new_tokens=8, system=run.recipe.system)
-    assert run.chat("x", max_new_tokens=8) != run.chat("x", max_new_tokens=8, system="Someone else.")
-
-
-def test_wrong_options_are_refused_before_anything_loads(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_model, "load_engine", None)
-    with pytest.raises(InputError, match="temperature must be 0 or more"):
-        Run(tiny_run).chat("x", temperature=-1)
-
-
-def test_the_two_engines_used_last_stay_loaded(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[Path | None] = []
-    original = open_model.load_engine
-
-    def counting(recipe: object, adapter: Path | None, **options: object) -> object:
-        loaded.append(adapter)
-        return original(recipe, adapter, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(open_model, "load_engine", counting)
-    run = Run(tiny_run)
-    for which in ("last", "base", "last", "base", "last", 5, "last", "base"):
-        run.engine(which)
-    assert loaded == [tiny_run / "adapter", None, tiny_run / "checkpoint-5", None]
 
 
 def test_reading_a_folder_imports_no_torch(tiny_run: Path) -> None:

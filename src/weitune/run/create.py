@@ -1,7 +1,4 @@
-"""The run's folder: made whole in one moment, opened again for resuming.
-
-The names of its files are in :mod:`.names`.
-"""
+"""Create a run's folder in one moment, and open it again for resuming."""
 
 from __future__ import annotations
 
@@ -44,11 +41,11 @@ def check_free(folder: Path) -> None:
     """Raise RunError unless a new run can be put into ``folder``."""
     if (folder / RECIPE).exists():
         raise RunError(
-            "run.folder.already_holds_a_run", folder=folder, command=shell_command("train", "--resume", folder)
+            "run.create.already_holds_a_run", folder=folder, command=shell_command("train", "--resume", folder)
         )
     no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
     if no_folder or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
-        raise RunError("run.folder.not_an_empty_folder", folder=folder)
+        raise RunError("run.create.not_an_empty_folder", folder=folder)
 
 
 def holds_run(folder: Path) -> bool:
@@ -67,16 +64,16 @@ def _left_behind(path: Path) -> bool:
 def check_named(recipe: Recipe) -> None:
     """Raise RecipeError unless ``recipe`` says where its run goes: the default name has the time in it."""
     if not recipe.output:
-        raise RecipeError("run.folder.resume_existing_needs_output")
+        raise RecipeError("run.create.resume_existing_needs_output")
 
 
 def check_run(folder: Path) -> None:
     """Raise RunError unless ``folder`` holds a run."""
     if not (folder / RECIPE).is_file():
-        raise RunError("run.folder.no_run_to_resume", folder=folder, recipe=RECIPE)
+        raise RunError("run.create.no_run_to_resume", folder=folder, recipe=RECIPE)
 
 
-def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def create_folder(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Make the run's folder with its first files, all or nothing. Raises RunError if that cannot be.
 
     Of two processes that do this at the same time, one gets the folder.
@@ -96,7 +93,7 @@ def create(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: M
             remove(left_behind)
     except OSError as error:
         check_free(folder)
-        raise RunError("run.folder.cannot_be_made", folder=folder, error=error) from None
+        raise RunError("run.create.cannot_be_made", folder=folder, error=error) from None
 
 
 def _publish_if_free(partial: Path, folder: Path) -> None:
@@ -118,7 +115,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError("run.folder.cannot_be_read", path=path, error=error) from None
+        raise RunError("run.create.cannot_be_read", path=path, error=error) from None
     return found
 
 
