@@ -42,7 +42,7 @@ def base_file(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
                 partial, source, source.base, gguf_type, template=source.template_without_system, progress=progress
             )
     except OSError as error:
-        raise ModelError("export.cached_base.base_cannot_written", parent=path.parent, error=error) from error
+        raise ModelError("export.cached_base.cannot_be_written", parent=path.parent, error=error) from error
     return path
 
 

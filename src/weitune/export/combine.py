@@ -76,11 +76,11 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
 def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[Path]:
     """Return the folders of the adapters. Raises InputError if they cannot be combined."""
     if len(runs) < 2:
-        raise InputError("export.combine.there_nothing_combine")
+        raise InputError("export.combine.too_few_runs")
     if len(weights) != len(runs):
-        raise InputError("export.combine.adapters_weights", runs_count=len(runs), weights_count=len(weights))
+        raise InputError("export.combine.counts_differ", runs_count=len(runs), weights_count=len(weights))
     if output.exists():
-        raise InputError("export.combine.there_already", output=output)
+        raise InputError("export.combine.output_exists", output=output)
     first, *others = runs
     different = [
         f"tokens: {first.recipe.tokens} in '{first.path}', {run.recipe.tokens} in '{run.path}'"
@@ -95,10 +95,10 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
         if found != base[name]
     ]
     if different:
-        raise InputError("export.combine.these_adapters_do_not", different="\n  ".join(different))
+        raise InputError("export.combine.different_bases", different="\n  ".join(different))
     folders = [folder for run in runs if (folder := run.adapter_folder("last")) is not None]
     if not all(map(holds_adapter, folders)):
-        raise RunError("export.combine.run_has_trained_whole")
+        raise RunError("export.combine.whole_model")
     return folders
 
 
@@ -122,7 +122,7 @@ def _combined(
             )
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         said = first_line(error)
-        raise InputError("export.combine.peft_cannot_combine_these", method=mixture.method, said=said) from error
+        raise InputError("export.combine.peft_refuses", method=mixture.method, said=said) from error
     for name in names:
         adapted.delete_adapter(name)
     adapted.set_adapter("default")
@@ -145,4 +145,4 @@ def _write(folder: Path, files: dict[Path, bytes]) -> None:
                 (partial / name).parent.mkdir(exist_ok=True)
                 (partial / name).write_bytes(data)
     except OSError as error:
-        raise RunError("export.combine.cannot_written", folder=folder, error=error) from error
+        raise RunError("export.combine.cannot_be_written", folder=folder, error=error) from error

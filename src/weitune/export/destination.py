@@ -19,9 +19,9 @@ def check_destination(folder: Path, force: bool) -> None:
         return
     if folder.is_symlink() or folder.exists():
         if not folder.is_dir() or not (folder / MARK).is_file():
-            raise RunError("export.destination.exists_not_export_weitune", folder=folder)
+            raise RunError("export.destination.not_an_export", folder=folder)
         if not force:
-            raise RunError("export.destination.already_holds_export", folder=folder)
+            raise RunError("export.destination.holds_an_export", folder=folder)
 
 
 @contextmanager
@@ -32,4 +32,4 @@ def written_aside(folder: Path) -> Iterator[Path]:
         with folder_written_aside(folder) as partial:
             yield partial
     except OSError as error:
-        raise RunError("export.destination.export_cannot_written", folder=folder, error=error) from error
+        raise RunError("export.destination.cannot_be_written", folder=folder, error=error) from error

@@ -76,7 +76,7 @@ def _check_system(source: ExportSource) -> None:
     """Raise InputError if the system prompt has the text of a control token, which a template cannot keep as text."""
     tokens = map(str, source.tokenizer.convert_ids_to_tokens(sorted(source.framing.control_ids)))
     if found := [token for token in tokens if token in (source.recipe.system or "")]:
-        raise InputError("export.run.system_prompt_has_text", found=found[0])
+        raise InputError("export.run.control_token_in_system_prompt", found=found[0])
 
 
 def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: Stage) -> dict[str, Any]:

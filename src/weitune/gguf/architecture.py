@@ -101,7 +101,7 @@ def architecture_of(config: Any) -> Architecture:
         raise _unknown(found)
     windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     if windowed and windowed < config.max_position_embeddings:
-        raise ModelError("gguf.architecture.model_attends_within_window", windowed=windowed, name=name)
+        raise ModelError("gguf.architecture.sliding_window", windowed=windowed, name=name)
     return Architecture(name, config.num_attention_heads, config.num_key_value_heads)
 
 
@@ -123,4 +123,4 @@ def architecture_of_gguf(header: GgufHeader) -> Architecture:
 
 
 def _unknown(found: str) -> ModelError:
-    return ModelError("gguf.architecture.weitune_does_not_write", found=found, families=FAMILIES)
+    return ModelError("gguf.architecture.unknown", found=found, families=FAMILIES)

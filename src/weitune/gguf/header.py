@@ -113,11 +113,11 @@ def read_header(path: Path) -> GgufHeader:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         header = _parse(content)
     except OSError as error:
-        raise ModelError("gguf.header.cannot_read", path=path, strerror=error.strerror or error) from error
+        raise ModelError("gguf.header.cannot_be_read", path=path, strerror=error.strerror or error) from error
     except (ValueError, KeyError, struct.error) as error:
-        raise ModelError("gguf.header.not_whole_gguf_file", path=path, error=error) from error
+        raise ModelError("gguf.header.not_a_gguf_file", path=path, error=error) from error
     if (parts := header.get("split.count", 1)) > 1:
-        raise ModelError("gguf.header.parts_model", path=path, parts=parts)
+        raise ModelError("gguf.header.split_file", path=path, parts=parts)
     return header
 
 

@@ -83,7 +83,7 @@ def _rope(rope: Mapping[str, Any]) -> dict[str, Field]:
             "rope.scaling.factor": real(rope["factor"]),
             "rope.scaling.original_context_length": number(rope["original_max_position_embeddings"]),
         }
-    raise ModelError("gguf.metadata.model_scales_rotary_positions", dict=dict(rope))
+    raise ModelError("gguf.metadata.unknown_rope", dict=dict(rope))
 
 
 def rope_factors(config: Any) -> Tensor | None:

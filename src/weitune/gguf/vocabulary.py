@@ -38,7 +38,7 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     if core["model"]["type"] != "BPE" or core["model"].get("byte_fallback"):
         raise ModelError(
-            "gguf.vocabulary.weitune_writes_byte_level",
+            "gguf.vocabulary.not_byte_level_bpe",
             core=core["model"]["type"],
             detail=" with byte fallback" if core["model"].get("byte_fallback") else "",
         )
@@ -63,7 +63,9 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
     """Return the tokens that end an answer. Raises ModelError if there are more than GGUF can name."""
     if len(stop_tokens) > len(_END_TOKENS):
         raise ModelError(
-            "gguf.vocabulary.answers_run_end_any", stop_tokens_count=len(stop_tokens), end_tokens_count=len(_END_TOKENS)
+            "gguf.vocabulary.too_many_stop_tokens",
+            stop_tokens_count=len(stop_tokens),
+            end_tokens_count=len(_END_TOKENS),
         )
     return {
         f"tokenizer.ggml.{name}_token_id": number(token)
@@ -90,7 +92,7 @@ def _pre_tokenizer(core: dict[str, Any]) -> str:
     normalizer = core["normalizer"]
     if name is None or (normalizer is not None and normalizer["type"] != "NFC"):
         raise ModelError(
-            "gguf.vocabulary.weitune_does_not_know",
+            "gguf.vocabulary.unknown_pre_tokenizer",
             patterns=list(patterns),
             normalizer=normalizer and normalizer["type"],
         )

@@ -30,7 +30,7 @@ def write_gguf_adapter(path: Path, source: ExportSource, progress: Progress) -> 
     """Write the adapter of ``source``. Raises ModelError if llama.cpp's format cannot say what it does."""
     adapter = source.adapter
     if adapter.has_magnitudes:
-        raise ModelError("export.gguf_adapter.llama_cpp_s_adapter")
+        raise ModelError("export.gguf_adapter.dora")
     architecture = architecture_of_gguf(read_header(source.files.path)) if source.files.gguf else (
         architecture_of(source.config)
     )  # fmt: skip
@@ -52,7 +52,7 @@ def write_gguf_adapter(path: Path, source: ExportSource, progress: Progress) -> 
 def _pair(architecture: Architecture, module: str, update: LowRankUpdate, alpha: float) -> list[TensorPlan]:
     stem = architecture.gguf_name(module)
     if stem is None or stem in {"token_embd", "output"}:
-        raise ModelError("export.gguf_adapter.llama_cpp_s_adapter_2", module=module)
+        raise ModelError("export.gguf_adapter.no_place_for_module", module=module)
     folded = update.b * (update.scale * update.rank / alpha)
     parts = {"lora_a": update.a, "lora_b": architecture.to_gguf(module, folded)}
     return [

@@ -86,7 +86,7 @@ def write_gguf(
 
 def _described(source: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
     if "\0" in template:
-        raise ModelError("export.gguf_file.chat_template_system_prompt")
+        raise ModelError("export.gguf_file.null_character")
     if source.files.gguf:
         header = read_header(source.files.path)
         return architecture_of_gguf(header), {
@@ -130,7 +130,7 @@ def _plan(
         plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
     if foreign:
         raise ModelError(
-            "export.gguf_file.gguf_s_has_no",
+            "export.gguf_file.no_place_for_weights",
             name=architecture.name,
             foreign_count=len(foreign),
             foreign=", ".join(foreign[:3]),

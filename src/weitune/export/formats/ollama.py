@@ -83,7 +83,7 @@ def turn_frames(render: Render, automatic: str = "", system: str | None = None) 
         strange = _ASKED[2]
     if strange is not None or frames is None:
         strange = strange or _ASKED[2]
-        raise ModelError("export.ollama.model_s_chat_template", strange=", ".join(_ROLES[letter] for letter in strange))
+        raise ModelError("export.ollama.template_does_more", strange=", ".join(_ROLES[letter] for letter in strange))
     return frames
 
 
@@ -124,7 +124,7 @@ def modelfile(model: str, frames: TurnFrames, stop_texts: Sequence[str], context
     """
     for text in (model, *stop_texts):
         if not holds(text) or (text == model and set(text) & set("\n\r")):
-            raise ModelError("export.ollama.modelfile_cannot_hold_ollama", text=text)
+            raise ModelError("export.ollama.unprintable", text=text)
     lines = [
         f"FROM ./{model}",
         f'TEMPLATE """{frames.go_template()}"""',

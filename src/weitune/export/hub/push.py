@@ -33,13 +33,11 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
     Raises InputError if ``repository`` is not of the form USER/NAME, or if the run or ``folder`` cannot be used.
     """
     if not re.fullmatch(HUB_ID, repository):
-        raise InputError("export.push.not_name_repository", repository=repository)
+        raise InputError("export.push.not_a_repository", repository=repository)
     check_destination(folder, force=True)
     source = open_export_source(run, checkpoint)
     if holds_model(source.adapter_folder):
-        raise RunError(
-            "export.push.holds_whole_model_only", adapter_folder=source.adapter_folder, repository=repository
-        )
+        raise RunError("export.push.whole_model", adapter_folder=source.adapter_folder, repository=repository)
     with written_aside(folder) as partial:
         shutil.copyfile(source.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
         write_json(partial / "adapter_config.json", _adapter_config(source))
@@ -61,7 +59,7 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
         first = first_line(error)
         login = "`modelscope login`" if hub == "modelscope" else "`hf auth login`"
         raise InputError(
-            "export.push.could_not_uploaded", folder=folder, repository=repository, first=first, login=login
+            "export.push.upload_failed", folder=folder, repository=repository, first=first, login=login
         ) from error
 
 

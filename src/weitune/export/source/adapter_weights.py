@@ -49,7 +49,7 @@ class LowRankUpdate:
         """Return the tuned weight (out, in) in float32. Raises RunError if the shapes do not fit."""
         if weight.shape != (self.b.shape[0], self.a.shape[1]):
             raise RunError(
-                "export.adapter_weights.adapter_changes_weight_shape",
+                "export.adapter_weights.shapes_differ",
                 shape=self.b.shape[0],
                 shape2=self.a.shape[1],
                 shape3=tuple(weight.shape),
@@ -90,12 +90,12 @@ class AdapterWeights:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if holds_model(folder):
-        raise RunError("export.adapter_weights.holds_whole_model_not", folder=folder)
+        raise RunError("export.adapter_weights.whole_model", folder=folder)
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
     except Exception as error:
-        raise RunError("export.adapter_weights.adapter_cannot_read", folder=folder, error=error) from error
+        raise RunError("export.adapter_weights.cannot_be_read", folder=folder, error=error) from error
     _refuse_foreign(folder, config)
     return config, tensors
 
@@ -113,7 +113,7 @@ def _refuse_foreign(folder: Path, config: dict[str, Any]) -> None:
     if start.startswith(_CHANGED_BASE):
         found.append(f"its start '{start}' has changed the base's weights")
     if found:
-        raise RunError("export.adapter_weights.adapter_cannot_exported", folder=folder, found="; ".join(found))
+        raise RunError("export.adapter_weights.cannot_be_exported", folder=folder, found="; ".join(found))
 
 
 def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, LowRankUpdate]:
@@ -128,7 +128,7 @@ def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -
     strange += [f"{module} (incomplete)" for module, found in parts.items() if not {"lora_A", "lora_B"} <= found.keys()]
     if strange or not parts:
         raise RunError(
-            "export.adapter_weights.adapter_has_tensors_not",
+            "export.adapter_weights.other_tensors",
             folder=folder,
             strange=", ".join(strange[:5]) or "none at all",
         )

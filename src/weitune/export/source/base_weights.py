@@ -62,7 +62,7 @@ class SafetensorsWeights:
         self._folder = folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in config:
-            raise ModelError("export.base_weights.weights_quantized_adapter_cannot", folder=folder)
+            raise ModelError("export.base_weights.quantized", folder=folder)
         self._stored = stored_weights(folder)
 
     @cached_property
@@ -109,7 +109,7 @@ class MergedWeights:
         self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
         if missing := [name for name in self.updates if name not in base.slots]:
             raise RunError(
-                "export.base_weights.adapter_changes_weights_base",
+                "export.base_weights.weights_not_in_base",
                 folder=adapter.folder,
                 missing_count=len(missing),
                 missing=", ".join(missing[:3]),
@@ -117,7 +117,7 @@ class MergedWeights:
         modules = (name.removesuffix(".weight") for name in base.slots)
         if incomplete := adapter.missing(modules):
             raise RunError(
-                "export.base_weights.adapter_incomplete_has_no",
+                "export.base_weights.incomplete_adapter",
                 folder=adapter.folder,
                 incomplete_count=len(incomplete),
                 incomplete=", ".join(incomplete[:3]),
@@ -137,5 +137,5 @@ class MergedWeights:
 
 def _dtype(folder: Path, name: str, text: str) -> torch.dtype:
     if text not in _DTYPES:
-        raise ModelError("export.base_weights.weight_has_number_format", name=name, folder=folder, text=text)
+        raise ModelError("export.base_weights.unknown_number_format", name=name, folder=folder, text=text)
     return _DTYPES[text]

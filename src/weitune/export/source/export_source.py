@@ -110,7 +110,7 @@ def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     assert folder is not None  # noqa: S101  (callers never ask for the base)
     recipe = run.recipe
     if recipe.adapter and recipe.adapter.init == "loftq":
-        raise RunError("export.export_source.adapter_makes_good_what", path=run.path)
+        raise RunError("export.export_source.loftq", path=run.path)
     files = run.base_files()
     tokenizer, framing = open_framing(files, recipe.tokens)
     if run.made_elsewhere:

@@ -23,9 +23,7 @@ def read_config(files: ModelFiles) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise ModelError(
-            "model.config.model_s_configuration_cannot", folder=files.folder, error=first_line(error)
-        ) from error
+        raise ModelError("model.config.cannot_be_read", folder=files.folder, error=first_line(error)) from error
 
 
 def dtype_on_disk(config: Any) -> torch.dtype | None:

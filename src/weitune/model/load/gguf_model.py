@@ -110,7 +110,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            "model.gguf_model.lacks_weights_architecture",
+            "model.gguf_model.lacks_weights",
             path=files.path,
             missing_count=len(missing),
             missing=", ".join(missing[:3]),

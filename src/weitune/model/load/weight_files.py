@@ -69,7 +69,7 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
         for name, tensor in sorted(read_safetensors_header(folder / file).items()):
             if name in found:
                 raise ModelError(
-                    "model.weight_files.holds_weight_twice", folder=folder, name=name, file=found[name].file, file2=file
+                    "model.weight_files.weight_twice", folder=folder, name=name, file=found[name].file, file2=file
                 )
             found[name] = tensor
     if (folder / INDEX).is_file():
@@ -92,9 +92,9 @@ def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
         if end != size:
             raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
     except OSError as error:
-        raise ModelError("model.weight_files.cannot_read", path=path, strerror=error.strerror or error) from None
+        raise ModelError("model.weight_files.cannot_be_read", path=path, strerror=error.strerror or error) from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError("model.weight_files.not_whole_safetensors_file", path=path, error=error) from None
+        raise ModelError("model.weight_files.not_a_safetensors_file", path=path, error=error) from None
     return tensors
 
 
@@ -113,7 +113,7 @@ def _chosen(folder: Path) -> list[str]:
     if single and shards:
         named = f"that {INDEX} names" if index else "that no index names"
         raise ModelError(
-            "model.weight_files.holds_two_sets_weights",
+            "model.weight_files.single_file_and_shards",
             folder=folder,
             single=SINGLE,
             named=named,
@@ -126,7 +126,7 @@ def _chosen(folder: Path) -> list[str]:
         raise _none(folder, shards)
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise ModelError(
-            "model.weight_files.lacks_files_names",
+            "model.weight_files.lacks_files",
             folder=folder,
             missing_count=len(missing),
             shards_count=len(shards),
@@ -140,7 +140,7 @@ def _check_nothing_beside(folder: Path) -> None:
     """Raise ModelError for what would make transformers load other weights than those of the folder's own files."""
     if (folder / ADAPTER_FILES[0]).is_file():
         raise ModelError(
-            "model.weight_files.holds_model_adapter_transformers",
+            "model.weight_files.adapter_beside_model",
             folder=folder,
             config=CONFIG,
             adapter_files=ADAPTER_FILES[0],
@@ -149,7 +149,7 @@ def _check_nothing_beside(folder: Path) -> None:
     usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
     if named is not None and usual != [named]:
         raise ModelError(
-            "model.weight_files.names_model_s_weights",
+            "model.weight_files.config_names_other_file",
             config=CONFIG,
             folder=folder,
             named=named,
@@ -162,7 +162,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Return which file has which tensor, as the index says. Raises ModelError if it is not an index."""
     found = _json(folder / INDEX).get("weight_map")
     if not isinstance(found, dict) or not found or not all(_is_name(file) for file in found.values()):
-        raise ModelError("model.weight_files.does_not_say_file", index=INDEX, folder=folder)
+        raise ModelError("model.weight_files.not_an_index", index=INDEX, folder=folder)
     return found
 
 
@@ -174,7 +174,7 @@ def _is_name(file: object) -> bool:
 def _check_index(folder: Path, weight_map: Mapping[str, str], found: Mapping[str, StoredWeight]) -> None:
     if lost := [f"{name} in {file}" for name, file in weight_map.items() if name not in found]:
         raise ModelError(
-            "model.weight_files.names_weights_not_there",
+            "model.weight_files.index_names_other_weights",
             index=INDEX,
             folder=folder,
             lost_count=len(lost),
@@ -185,19 +185,23 @@ def _check_index(folder: Path, weight_map: Mapping[str, str], found: Mapping[str
 def _none(folder: Path, shards: list[str]) -> ModelError:
     """Say what is there instead of weights, and the fix."""
     if shards:
-        return ModelError("model.weight_files.has_shards_no_says", folder=folder, some=_some(shards), index=INDEX)
+        return ModelError("model.weight_files.shards_without_index", folder=folder, some=_some(shards), index=INDEX)
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return ModelError(
-            "model.weight_files.has_no_no_has", folder=folder, single=SINGLE, index=INDEX, some=_some(others)
+            "model.weight_files.only_other_safetensors", folder=folder, single=SINGLE, index=INDEX, some=_some(others)
         )
     if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
         return ModelError(
-            "model.weight_files.has_no_has", folder=folder, single=SINGLE, some=_some(ggufs), folder2=folder / ggufs[0]
+            "model.weight_files.only_gguf_files",
+            folder=folder,
+            single=SINGLE,
+            some=_some(ggufs),
+            folder2=folder / ggufs[0],
         )
     if any(folder.glob("*.bin")):
-        return ModelError("model.weight_files.has_only_pickled_weights", folder=folder)
-    return ModelError("model.weight_files.has_no", folder=folder, single=SINGLE)
+        return ModelError("model.weight_files.only_pickles", folder=folder)
+    return ModelError("model.weight_files.no_weights", folder=folder, single=SINGLE)
 
 
 def _shards(folder: Path) -> list[str]:
@@ -213,7 +217,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError("model.weight_files.cannot_read", path=path, strerror=error.strerror or error) from None
+        raise ModelError("model.weight_files.cannot_be_read", path=path, strerror=error.strerror or error) from None
     except ValueError as error:
         raise ModelError("model.weight_files.not_json", path=path, error=error) from None
     if not isinstance(found, dict):

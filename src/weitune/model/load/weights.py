@@ -94,7 +94,7 @@ def _load(
     from transformers import AutoModelForCausalLM
 
     if storage in QUANTIZED and files.gguf:
-        raise ModelError("model.load.train_storage_weights_gguf", storage=storage)
+        raise ModelError("model.weights.storage_of_gguf", storage=storage)
     stored = stored_dtype(storage, dtype)
     options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
     if not files.gguf:
@@ -119,7 +119,7 @@ def _load(
     except InputError:
         raise
     except Exception as error:
-        raise ModelError("model.load.model_cannot_loaded", folder=files.folder, error=first_line(error)) from error
+        raise ModelError("model.weights.cannot_be_loaded", folder=files.folder, error=first_line(error)) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone
@@ -138,7 +138,7 @@ def _check_complete(folder: Path, missing: Collection[str]) -> None:
     if missing:
         names = sorted(missing)
         raise ModelError(
-            "model.load.model_lacks_weights_architecture",
+            "model.weights.lacks_weights",
             folder=folder,
             names_count=len(names),
             names=", ".join(names[:3]),

@@ -37,7 +37,7 @@ def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
     """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
     adapter = AdapterWeights(source.adapter_folder)
     if adapter.has_magnitudes:
-        raise ModelError("serve.adapter.vllm_cannot_serve_dora")
+        raise ModelError("serve.adapter.dora")
     if source.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
         return adapter
     found = _layers(source.files)
@@ -68,7 +68,7 @@ def _no_effect(
     whole = (source.config.architectures or [type(source.config).__name__])[0]
     mergeable = all(layer in found for layer in adapter.updates)
     return ModelError(
-        "serve.adapter.vllm_would_leave_out",
+        "serve.adapter.layers_left_out",
         lost_count=len(lost),
         updates_count=len(adapter.updates),
         name=name,

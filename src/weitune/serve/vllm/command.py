@@ -71,7 +71,7 @@ class Command:
         """Become vLLM. Raises InputError if it is not installed."""
         program = shutil.which(self.arguments[0])
         if program is None:
-            raise InputError("serve.command.there_no_program_vllm")
+            raise InputError("serve.command.not_installed")
         environment = {**os.environ, **self.environment, **self.secrets}
         if _PATH in self.environment and os.environ.get(_PATH):
             environment[_PATH] += os.pathsep + os.environ[_PATH]
@@ -101,7 +101,7 @@ def vllm_command(
         folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
     except OSError as error:
         raise InputError(
-            "serve.command.what_vllm_reads_cannot", cache=cache, strerror=error.strerror or error, cache_fix=cache_fix()
+            "serve.command.cannot_be_written", cache=cache, strerror=error.strerror or error, cache_fix=cache_fix()
         ) from None
     modules = [
         json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
@@ -135,7 +135,7 @@ def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
     vocabulary = source.tokenizer.get_vocab() if others else {}
     for name, other in others:
         if other.tokenizer.get_vocab() != vocabulary:
-            raise ModelError("serve.command.vllm_has_tokenizer_all", first=first, name=name)
+            raise ModelError("serve.command.tokenizers_differ", first=first, name=name)
     folders = (
         source.files.tokenizer_folder
         for source in runs.values()
@@ -198,5 +198,5 @@ def _rank(needed: int) -> int:
     """Return the smallest rank that vLLM takes and that holds ``needed``. Raises ModelError if there is none."""
     found = next((rank for rank in _RANKS if rank >= needed), None)
     if found is None:
-        raise ModelError("serve.command.vllm_takes_adapters_up", ranks=_RANKS[-1], needed=needed)
+        raise ModelError("serve.command.rank_too_large", ranks=_RANKS[-1], needed=needed)
     return found
