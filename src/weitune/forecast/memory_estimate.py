@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from weitune.model.fast.block import SLICE_COLUMNS
+from weitune.model.fast.feed_forward import SLICE_COLUMNS
 from weitune.model.fast.loss import CHUNK_LOGITS
 from weitune.model.fast.tree import BLOCK_ROWS
 from weitune.recipe.schema import Recompute

@@ -17,7 +17,7 @@ from tests.tiny import TEMPLATE_OF, tiny_model
 from weitune.data.pack import pack
 from weitune.model.capabilities import probe
 from weitune.model.fast import matmul
-from weitune.model.fast.block import run_block
+from weitune.model.fast.block import reference_block, run_block
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.tree import Tree
@@ -86,6 +86,25 @@ def test_any_choice_of_projections(targets: list[str], dora: bool) -> None:
         assert distance(gradients[name], gradient) < 1e-4, name
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, dropout: float) -> None:
+    decoder = BlockDecoder.of(adapted_model("qwen2", r=3, dropout=dropout, dora=dora).get_base_model())
+    block, draw = decoder._blocks[0], torch.Generator().manual_seed(0)
+    tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
+    hidden, weights = (torch.randn(6, 64, dtype=torch.float64, generator=draw) for _ in range(2))
+    context = decoder.begin(hidden, tree, training=True)
+
+    def results(run: Any) -> list[torch.Tensor]:
+        torch.manual_seed(3)  # the same masks
+        output = run(block, hidden.requires_grad_(), context)
+        return [output.detach(), *torch.autograd.grad((output * weights).sum(), [hidden, *block.parameters])]
+
+    for ours, theirs in zip(results(run_block), results(reference_block), strict=True):
+        assert theirs.abs().max() > 0
+        assert distance(ours, theirs) < 1e-5
+
+
 @pytest.mark.parametrize("rows", [None, [0, 3, 4]])
 def test_gradcheck_of_the_whole_block(rows: list[int] | None) -> None:
     adapted = adapted_model("qwen2", r=2)  # other families compute head norms in float32, too coarse for differences
@@ -94,7 +113,7 @@ def test_gradcheck_of_the_whole_block(rows: list[int] | None) -> None:
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=False)
-    run.once = False
+    run.retain_graph = True
     wanted = torch.tensor(rows) if rows else None
     parameters = block.parameters
 

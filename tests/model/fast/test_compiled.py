@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from weitune.model.fast import block
-from weitune.model.fast.block import ACTIVATIONS
+from weitune.model.fast import feed_forward
+from weitune.model.fast.activation import ACTIVATIONS
 from weitune.model.fast.compiled import fused
 
 
@@ -30,11 +30,11 @@ def drawn(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 def test_the_functions_of_the_feed_forward_layer(rows: int, name: str) -> None:
     act, write = ACTIVATIONS[name]
     gate, up, mask = drawn(*[(rows, 10)] * 3)
-    for function, rest in ((block._gated, act), (block._dropped, None), (block._dropped, mask)):
+    for function, rest in ((feed_forward._gated, act), (feed_forward._dropped, None), (feed_forward._dropped, mask)):
         torch.testing.assert_close(joined(function)(gate, up, rest), function(gate, up, rest))
     for dropped, seen in ((None, None), (up, None), (up, mask)):
         results = []
-        for function in (joined(block._write_slopes), block._write_slopes):
+        for function in (joined(feed_forward._write_grads), feed_forward._write_grads):
             wide, inner, more, active = drawn(*[(rows, 10)] * 4)
             function(wide, inner, more, active, dropped, seen, write)
             results.append((wide, inner))
@@ -57,4 +57,4 @@ def test_rotary_positions_of_a_family(family: str) -> None:
 def test_nothing_is_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weitune.model.fast.compiled._compiled", None)
     gate, up = drawn((3, 4), (3, 4))
-    assert block._dropped(gate, up, None).equal(gate * up)
+    assert feed_forward._dropped(gate, up, None).equal(gate * up)

@@ -17,7 +17,7 @@ from weitune.data.pack import pack
 from weitune.model.fast.block import run_block
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutString
-from weitune.model.fast.lora_forward import PIECE_ELEMENTS, GroupPass
+from weitune.model.fast.lora_forward import GroupPass, reference_lora
 from weitune.model.fast.tree import Tree
 
 T = 6
@@ -38,12 +38,32 @@ def run_with_masks_of(block: Any, dropout: DropoutString, layer: Any) -> None:
     """Let PEFT's layers drop what the block is about to drop, in the order in which it draws."""
     torch.manual_seed(3)
     for group, names in zip(block.groups, (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)), strict=True):
-        drawn = GroupPass.draw(group, dropout)
+        drawn = GroupPass.begin(group, dropout)
         for name in names:
             owner = layer.self_attn if name in "qkvo" else layer.mlp
             projection = getattr(owner, f"{name}_proj")
-            projection.lora_dropout["default"] = Given(drawn.mask(T) * drawn.kept)
+            projection.lora_dropout["default"] = Given(drawn.mask(T) * drawn.dropout_scale)
     torch.manual_seed(3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate: float) -> None:
+    group = BlockDecoder.of(adapted_model("qwen2", r=3, dropout=rate, dora=dora).get_base_model())._blocks[0].qkv
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(T, 64, dtype=torch.float64, generator=draw).requires_grad_()
+    grads = [torch.randn(T, p.shape[0], dtype=torch.float64, generator=draw) for p in group.projections]
+    group_pass = GroupPass.begin(group, DropoutString(rate, T * 64, x.device, x.dtype) if rate else None)
+    outputs, low = group_pass.forward(x.detach())
+    grad_x, adapter_grads = group_pass.backward(grads, low, x.detach())
+
+    mask, scale = group_pass.mask(T), group_pass.dropout_scale
+    expected = [reference_lora(p, x, mask, scale) for p in group.projections]
+    loss = sum((output * grad).sum() for output, grad in zip(expected, grads, strict=True))
+    expected += torch.autograd.grad(loss, [x, *group.parameters])
+    for ours, theirs in zip([*outputs, grad_x, *adapter_grads], expected, strict=True):
+        assert theirs.abs().max() > 0
+        assert distance(ours, theirs) < 1e-12
 
 
 @pytest.mark.parametrize("slices", [False, True], ids=["whole", "slices"])
@@ -51,8 +71,8 @@ def run_with_masks_of(block: Any, dropout: DropoutString, layer: Any) -> None:
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if slices:
-        monkeypatch.setattr("weitune.model.fast.block.SLICE_COLUMNS", (16, 48))
-        monkeypatch.setattr("weitune.model.fast.lora_forward.PIECE_ELEMENTS", (PIECE_ELEMENTS[0], 200))
+        monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
+        monkeypatch.setattr("weitune.model.fast.lora_forward.ROW_NORM_ELEMENTS_CPU", 200)
     adapted = adapted_model("qwen2", r=3, dropout=0.4, dora=dora).train()
     model = adapted.get_base_model()
     decoder, layer = BlockDecoder.of(model), model.get_decoder().layers[0]
@@ -88,7 +108,7 @@ def test_gradcheck_of_doras_magnitudes_and_input(dropout: float) -> None:
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(T, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=True)
-    run.once = False
+    run.retain_graph = True
 
     def output(hidden: Tensor, *_: Tensor) -> Tensor:
         torch.manual_seed(3)  # the same masks every time

@@ -188,7 +188,7 @@ def test_the_gradient_of_the_loss_is_as_exact_as_by_pytorchs_products(monkeypatc
 def test_a_row_is_worth_the_same_by_both_libraries(
     dora: bool, multiplied: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weitune.model.fast.block.SLICE_COLUMNS", (16, 48))
+    monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
     adapted = adapted_model("qwen2", FLOAT, dora=dora)
     blocks = BlockDecoder.of(adapted.get_base_model())
     row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)

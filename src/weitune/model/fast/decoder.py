@@ -1,7 +1,7 @@
 """Run a model's decoder block by block through :func:`.run_block`, with the model's own weights.
 
 The parts are found by the names that the Llama-like families share. Whether a model really computes what these parts
-compute is not believed but tried, by :mod:`.capabilities`; a model that does not is run by its own modules.
+compute is tested by :mod:`weitune.model.capabilities`; a model that does not is run by its own modules.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from weitune.model.fast.activation import ACTIVATIONS
 from weitune.model.fast.attention import attention_for
-from weitune.model.fast.block import ACTIVATIONS, BlockContext, BlockParts, Norm, run_block
+from weitune.model.fast.block import BlockContext, BlockParts, run_block
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.matmul import lay_by_columns
+from weitune.model.fast.norm import read_norm
 from weitune.model.fast.projection import LoraGroup, read_projection
-from weitune.model.fast.recompute import run_block_twice
+from weitune.model.fast.recompute import run_recomputed
 from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 
@@ -40,7 +42,6 @@ class BlockDecoder:
     """The decoder of a model as a list of :class:`BlockParts`."""
 
     def __init__(self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype) -> None:
-        """Made by :meth:`of`."""
         self._decoder, self._blocks, self.dtype = decoder, blocks, dtype
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
@@ -61,12 +62,12 @@ class BlockDecoder:
 
     @property
     def trains_all(self) -> bool:
-        """Whether the blocks give a gradient to everything in them that is trained."""
-        ours = {id(parameter) for block in self._blocks for parameter in block.parameters}
-        return all(id(each) in ours for each in self._decoder.layers.parameters() if each.requires_grad)
+        """Whether every trained parameter of the decoder's layers gets a gradient."""
+        trained = {id(parameter) for block in self._blocks for parameter in block.parameters}
+        return all(id(each) in trained for each in self._decoder.layers.parameters() if each.requires_grad)
 
     def lay_out(self) -> None:
-        """Lay the matrices that are multiplied by slices of their columns so that it is done fast."""
+        """Store down's matrices by columns, where oneDNN multiplies slices of their columns faster then."""
         for block in self._blocks:
             for projection in block.down.projections:
                 lay_by_columns(projection.layer)
@@ -76,11 +77,11 @@ class BlockDecoder:
     ) -> Tensor:
         """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
         hidden = self._decoder.embed_tokens(input_ids[None])[0].to(self.dtype)
-        run = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
-        compute = run_block_twice if recompute == "block" else run_block
+        context = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
+        run = run_recomputed if recompute == "block" else run_block
         for block in self._blocks[:-1]:
-            hidden = compute(block, hidden, run)
-        hidden = compute(self._blocks[-1], hidden, run, rows)
+            hidden = run(block, hidden, context)
+        hidden = run(self._blocks[-1], hidden, context, rows)
         states: Tensor = self._decoder.norm(hidden)
         return states
 
@@ -102,8 +103,8 @@ def _read_block(layer: nn.Module) -> BlockParts | None:
         feed_forward: ("gate_proj", "up_proj", "down_proj"),
     }
     projections = [read_projection(getattr(owner, name, None)) for owner, names in owners.items() for name in names]
-    norm_in = _read_norm(getattr(layer, "input_layernorm", None))
-    norm_post = _read_norm(getattr(layer, "post_attention_layernorm", None))
+    norm_in = read_norm(getattr(layer, "input_layernorm", None))
+    norm_post = read_norm(getattr(layer, "post_attention_layernorm", None))
     activation = ACTIVATIONS.get(_activation_name(feed_forward))
     attend = _attend_with(attention)
     q, k, v, o, gate, up, down = projections
@@ -120,22 +121,6 @@ def _read_block(layer: nn.Module) -> BlockParts | None:
         attend=attend,
         layer=layer,
     )
-
-
-def _read_norm(norm: Any) -> Norm | None:
-    """Return the tensors of an RMSNorm, whose weight some families store as its difference from 1."""
-    weight = getattr(norm, "weight", None)
-    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if norm is None or weight is None or epsilon is None or getattr(norm, "bias", None) is not None:
-        return None
-    sample = torch.linspace(-1, 1, weight.shape[0], device=weight.device, dtype=weight.dtype)[None]
-    with torch.no_grad():
-        expected = norm(sample).float()
-        for candidate in (weight.detach(), weight.detach() + 1):
-            found = Norm(candidate, float(epsilon))
-            if torch.allclose(found.forward(sample)[0].float(), expected, rtol=1e-2, atol=1e-3):
-                return found
-    return None
 
 
 def _activation_name(feed_forward: Any) -> str:

@@ -1,10 +1,10 @@
-"""A group of projections in one pass: its dropout mask, and DoRA (Liu et al., arXiv 2402.09353) in plain LoRA's terms.
+"""A group of projections in one pass: LoRA (arXiv 2106.09685) and DoRA (Liu et al., arXiv 2402.09353) by few products.
 
     y = W x + b + (c - 1)∘W x' + s·c∘B A x'       c = m / n,  n = ‖W + s·B A‖ by rows, taken as constant
     dm = Σ over tokens of dy∘(W x' + s·B A x') / n
 
-x' is x after dropout. Where nothing is dropped, that is LoRA on c∘W with c∘B; where something is, W is wanted of x and
-of x'. The gradient of m costs the product W x' once more.
+x' is x after dropout, and c = 1 without DoRA. With DoRA but without dropout, that is LoRA on c∘W with c∘B; with both, W
+is multiplied by x and by x'. The gradient of m costs the product W x' once more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.fast.dropout import DropoutString
@@ -19,62 +20,79 @@ from weitune.model.fast.matmul import add_linear, add_times, linear
 from weitune.model.fast.projection import Factors, LoraGroup, Projection
 from weitune.model.storage.weight_storage import ALL
 
-PIECE_ELEMENTS = 1 << 24, 1 << 19
-"""Elements of a matrix whose rows are measured at once, on an accelerator and on a CPU."""
+ROW_NORM_ELEMENTS, ROW_NORM_ELEMENTS_CPU = 1 << 24, 1 << 19
+"""Elements of a matrix whose row norms are computed at once, on an accelerator and on a CPU."""
+
+
+def reference_lora(p: Projection, x: Tensor, mask: Tensor | None = None, dropout_scale: float = 1.0) -> Tensor:
+    """Return what ``p`` makes of ``x`` (T, K): the specification of a :class:`GroupPass` of this one projection.
+
+    ``mask`` (T, K) is 1 where dropout keeps the adapter's input. Differentiable by autograd.
+    """
+    weight, bias = p.weight(x.dtype), p.bias(x.dtype)
+    output: Tensor = F.linear(x, weight, bias)
+    if p.a is None or p.b is None:
+        return output
+    dropped = x if mask is None else x * mask * dropout_scale
+    update: Tensor = p.scale * dropped @ p.a.T @ p.b.T
+    if p.magnitude is None:
+        return output + update
+    c: Tensor = p.magnitude / (weight + p.scale * p.b @ p.a).norm(dim=1).detach()
+    return output + (c - 1) * (dropped @ weight.T) + c * update
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupPass:
-    """What backward needs to know of a group's forward: the mask by its offset, so that it can be made again."""
+    """A group in one pass. Its mask is identified by an offset, so that backward can make it again."""
 
     group: LoraGroup
-    """As it computes in this pass: with c in the scale of B, and in that of W where nothing is dropped."""
+    """As it computes in this pass: with c in the scale of B, and, without dropout, in W."""
     dropout: DropoutString | None
     offset: int
-    beside: list[Projection | None]
-    """Of each projection (c - 1)∘W for x', with DoRA and where something is dropped."""
+    dropped_weights: list[Projection | None]
+    """Of each projection (c - 1)∘W for x', with DoRA and dropout."""
     magnitudes: list[Magnitude | None]
     """Of each projection, with DoRA."""
-    _made: list[Factors] = field(default_factory=list)
+    _factors: list[Factors] = field(default_factory=list)
 
     @classmethod
-    def draw(cls, group: LoraGroup, dropout: DropoutString | None) -> GroupPass:
-        """Begin a pass: take the next piece of ``dropout``, if this group drops anything."""
+    def begin(cls, group: LoraGroup, dropout: DropoutString | None) -> GroupPass:
+        """Begin a pass: draw the group's mask from ``dropout``, if it has any, and measure DoRA's rows."""
         dropout = dropout if group.adapted and group.rate else None
         offset = dropout.draw_offset() if dropout else 0
-        magnitudes = [Magnitude.of(p) for p in group.projections]
-        beside: list[Projection | None] = [None] * len(magnitudes)
+        magnitudes = [Magnitude.measure(p) for p in group.projections]
+        dropped_weights: list[Projection | None] = [None] * len(magnitudes)
         if not any(magnitudes):
-            return cls(group, dropout, offset, beside, magnitudes)
-        now = list(group.projections)
-        for index, (p, found) in enumerate(zip(group.projections, magnitudes, strict=True)):
-            if found is not None:
-                stretch = found.ratio
-                now[index] = replace(p, scale=p.scale * stretch[:, None], stretch=None if dropout else stretch)
-                beside[index] = replace(p, stretch=(stretch - 1) * dropout.scale) if dropout else None
-        return cls(LoraGroup(now), dropout, offset, beside, magnitudes)
+            return cls(group, dropout, offset, dropped_weights, magnitudes)
+        scaled = list(group.projections)
+        for index, (p, magnitude) in enumerate(zip(group.projections, magnitudes, strict=True)):
+            if magnitude is not None:
+                c = magnitude.ratio
+                scaled[index] = replace(p, scale=p.scale * c[:, None], row_factors=None if dropout else c)
+                dropped_weights[index] = replace(p, row_factors=(c - 1) * dropout.scale) if dropout else None
+        return cls(LoraGroup(scaled), dropout, offset, dropped_weights, magnitudes)
 
     @property
-    def kept(self) -> float:
-        """Dropout's factor for what it kept."""
+    def dropout_scale(self) -> float:
+        """What the inputs that dropout keeps are multiplied by."""
         return self.dropout.scale if self.dropout else 1.0
 
     def mask(self, rows: int) -> Tensor | None:
-        """Return the mask (rows, K) of zeros and ones, if anything is dropped."""
+        """Return the mask (rows, K) of zeros and ones, or None without dropout."""
         return self.dropout.mask(self.offset, (rows, self.group.inputs)) if self.dropout else None
 
     def drop(self, x: Tensor) -> Tensor:
-        """Return ``x`` (T, K), masked, without the factor for what was kept."""
+        """Return ``x`` (T, K), masked, but not multiplied by :attr:`dropout_scale`."""
         mask = self.mask(len(x))
         return x if mask is None else x * mask
 
     def factors(self, like: Tensor) -> Factors | None:
         """Return the adapters' matrices in the format of ``like``: on a GPU those of forward, on a CPU made again."""
-        if self._made:
-            return self._made[0]
-        factors = self.group.factors(like.dtype, self.kept)
+        if self._factors:
+            return self._factors[0]
+        factors = self.group.factors(like.dtype, self.dropout_scale)
         if factors is not None and like.is_cuda:
-            self._made.append(factors)
+            self._factors.append(factors)
         return factors
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -87,49 +105,51 @@ class GroupPass:
         return factors.add_to(self.frozen(x, dropped), low), low
 
     def frozen(self, x: Tensor, dropped: Tensor, outputs: slice = ALL) -> list[Tensor]:
-        """Return what the frozen matrices make of ``x`` (T, K) and of what dropout left of it."""
-        found = self.group.frozen(x, outputs)
-        self.add_frozen_of_dropped(found, dropped, outputs)
-        return found
+        """Return the products of the frozen matrices with ``x`` and, with DoRA, with ``dropped``, both (T, K)."""
+        products = self.group.frozen(x, outputs)
+        self.add_frozen_of_dropped(products, dropped, outputs)
+        return products
 
     def add_frozen_of_dropped(
         self, total: list[Tensor], dropped: Tensor, outputs: slice = ALL, inputs: slice = ALL
     ) -> None:
-        """Add to each of ``total`` (T, N) what the frozen matrix beside makes of ``dropped`` (T, K), or of a part."""
-        for p, output in zip(self.beside, total, strict=True):
+        """Add to each of ``total`` (T, N) the product of (c - 1)∘W with ``dropped`` (T, K), or with some columns."""
+        for p, output in zip(self.dropped_weights, total, strict=True):
             if p is not None:
                 add_linear(output, dropped, p.weight(dropped.dtype, outputs, inputs))
 
-    def backward(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the gradient of the input ``x``, and those of the adapters."""
-        x_slope, factors = self.group.gradient_of_input(slopes), self.factors(x)
+    def backward(self, grads: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradient of the input ``x``, and those of the adapters, from the gradients of the outputs."""
+        grad_x, factors = self.group.grad_of_input(grads), self.factors(x)
         if factors is None or low is None:
-            return x_slope, []
-        low_slope = factors.gradient_of_low(slopes)
-        dropped_slope = low_slope @ factors.a
-        self.add_gradient_of_dropped(dropped_slope, slopes)
-        add_masked(x_slope, dropped_slope, self.mask(len(x)))
-        return x_slope, self._adapters(slopes, low, low_slope, x)
+            return grad_x, []
+        grad_low = factors.grad_of_low(grads)
+        grad_dropped = grad_low @ factors.a
+        self.add_grad_of_dropped(grad_dropped, grads)
+        add_masked(grad_x, grad_dropped, self.mask(len(x)))
+        return grad_x, self._adapter_grads(grads, low, grad_low, x)
 
-    def backward_to_adapters(self, slopes: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
+    def backward_to_adapters(self, grads: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
         """Return the gradients of the adapters alone."""
         factors = self.factors(x)
-        return [] if factors is None or low is None else self._adapters(slopes, low, factors.gradient_of_low(slopes), x)
+        if factors is None or low is None:
+            return []
+        return self._adapter_grads(grads, low, factors.grad_of_low(grads), x)
 
-    def add_gradient_of_dropped(
-        self, total: Tensor, slopes: list[Tensor], outputs: slice = ALL, inputs: slice = ALL
+    def add_grad_of_dropped(
+        self, total: Tensor, grads: list[Tensor], outputs: slice = ALL, inputs: slice = ALL
     ) -> None:
-        """Add to ``total`` (T, K) the gradient of ``x'`` by way of the frozen matrices beside, from these outputs."""
-        for p, slope in zip(self.beside, slopes, strict=True):
+        """Add to ``total`` (T, K) the part of the gradient of x' that goes through (c - 1)∘W, or some columns of it."""
+        for p, grad in zip(self.dropped_weights, grads, strict=True):
             if p is not None:
-                add_times(total, slope, p.weight(slope.dtype, outputs, inputs))
+                add_times(total, grad, p.weight(grad.dtype, outputs, inputs))
 
-    def _adapters(self, slopes: list[Tensor], low: Tensor, low_slope: Tensor, x: Tensor) -> list[Tensor]:
-        found, dropped = AdapterGradients(self), self.drop(x)
-        found.add_a(low_slope, dropped)
-        found.add_b(low, slopes)
-        found.add_magnitudes(dropped, slopes)
-        return found.result()
+    def _adapter_grads(self, grads: list[Tensor], low: Tensor, grad_low: Tensor, x: Tensor) -> list[Tensor]:
+        adapters, dropped = AdapterGrads(self), self.drop(x)
+        adapters.add_a(grad_low, dropped)
+        adapters.add_b(low, grads)
+        adapters.add_magnitudes(dropped, grads)
+        return adapters.result()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,73 +164,75 @@ class Magnitude:
     """c (N,)"""
 
     @classmethod
-    def of(cls, p: Projection) -> Magnitude | None:
+    def measure(cls, p: Projection) -> Magnitude | None:
         """Measure the rows of W + s·B A as they are now, in the adapter's format; None without DoRA."""
         if p.magnitude is None or p.a is None or p.b is None:
             return None
         with torch.no_grad():
             a, b = p.a.detach(), p.b.detach()
-            rows = max(1, PIECE_ELEMENTS[a.device.type == "cpu"] // a.shape[1])
+            elements = ROW_NORM_ELEMENTS_CPU if a.device.type == "cpu" else ROW_NORM_ELEMENTS
+            rows = max(1, elements // a.shape[1])
             pieces = [slice(start, start + rows) for start in range(0, len(b), rows)]
             sums = (torch.addmm(p.weight(b.dtype, piece), b[piece], a, alpha=float(p.scale)) for piece in pieces)
             norm = torch.cat([torch.linalg.vector_norm(each, dim=1) for each in sums])
             return cls(p, norm, p.magnitude.detach() / norm)
 
-    def slope(self, products: Tensor, b_slope: Tensor, kept: float) -> Tensor:
-        """Return the gradient of m from the sum over tokens of dy∘(W x'), and B's gradient (N, R) without factors."""
-        if self.frozen.b is None:
-            raise ValueError("a magnitude without an adapter")
-        adapter = (self.frozen.b.detach().to(b_slope.dtype) * b_slope).sum(1).mul_(self.frozen.scale)
-        return adapter.add_(products).mul_(kept).to(self.norm.dtype).div_(self.norm)
+    def grad(self, products: Tensor, grad_b: Tensor, dropout_scale: float) -> Tensor:
+        """Return the gradient of m from the sum over tokens of dy∘(W x') and from B's gradient (N, R) without factors.
+
+        Neither contains ``dropout_scale`` yet.
+        """
+        assert self.frozen.b is not None  # noqa: S101  (measure sees to it)
+        adapter = (self.frozen.b.detach().to(grad_b.dtype) * grad_b).sum(1).mul_(self.frozen.scale)
+        return adapter.add_(products).mul_(dropout_scale).to(self.norm.dtype).div_(self.norm)
 
 
-class AdapterGradients:
-    """The gradients of a group's adapters, written whole or by slices of the columns of their inputs or outputs."""
+class AdapterGrads:
+    """The gradients of a group's adapters, collected whole or slice by slice of the columns of inputs or outputs."""
 
-    def __init__(self, run: GroupPass) -> None:
-        """Begin with nothing."""
-        self._run, self._group = run, run.group
+    def __init__(self, group_pass: GroupPass) -> None:
+        self._pass, self._group = group_pass, group_pass.group
         self._a: list[Tensor] = []
-        self._b: list[list[Tensor]] = [[] for _ in run.group.projections]
-        self._products: list[list[Tensor]] = [[] for _ in run.group.projections]
+        self._b: list[list[Tensor]] = [[] for _ in self._group.projections]
+        self._products: list[list[Tensor]] = [[] for _ in self._group.projections]
 
-    def add_a(self, low_slope: Tensor, dropped: Tensor) -> None:
-        """Make the next columns of A's from the gradient of the low-rank states (T, sum of R) and masked inputs."""
-        self._a.append(low_slope.T @ dropped)
+    def add_a(self, grad_low: Tensor, dropped: Tensor) -> None:
+        """Add the next columns of A's, from the gradient of the low-rank states (T, sum of R) and the masked inputs."""
+        self._a.append(grad_low.T @ dropped)
 
-    def add_b(self, low: Tensor, slopes: list[Tensor]) -> None:
-        """Make the next rows of B's from the low-rank states (T, sum of R) and the gradients of these outputs."""
-        for found, part, slope in zip(self._b, low.split(self._group.ranks, dim=1), slopes, strict=True):
+    def add_b(self, low: Tensor, grads: list[Tensor]) -> None:
+        """Add the next rows of B's, from the low-rank states (T, sum of R) and the gradients of these outputs."""
+        for rows, part, grad in zip(self._b, low.split(self._group.ranks, dim=1), grads, strict=True):
             if part.shape[1]:
-                found.append(part.T @ slope)
+                rows.append(part.T @ grad)
 
-    def add_magnitudes(self, dropped: Tensor, slopes: list[Tensor], outputs: slice = ALL, inputs: slice = ALL) -> None:
-        """Make the next rows of DoRA's magnitudes, or their part that these inputs make."""
-        for found, magnitude, slope in zip(self._products, self._run.magnitudes, slopes, strict=True):
+    def add_magnitudes(self, dropped: Tensor, grads: list[Tensor], outputs: slice = ALL, inputs: slice = ALL) -> None:
+        """Add the next rows of DoRA's m, or the part of all rows that comes from these columns of the inputs."""
+        for rows, magnitude, grad in zip(self._products, self._pass.magnitudes, grads, strict=True):
             if magnitude is not None:
-                weight = magnitude.frozen.weight(slope.dtype, outputs, inputs)
-                part = linear(dropped, weight).mul_(slope).sum(0)
-                if inputs == ALL or not found:
-                    found.append(part)
+                weight = magnitude.frozen.weight(grad.dtype, outputs, inputs)
+                part = linear(dropped, weight).mul_(grad).sum(0)
+                if inputs == ALL or not rows:
+                    rows.append(part)
                 else:
-                    found[0].add_(part)
+                    rows[0].add_(part)
 
     def result(self) -> list[Tensor]:
         """Return the gradients in the order of the group's parameters."""
-        found: list[Tensor] = []
         if not self._a:
-            return found
-        kept = self._run.kept
-        a_slopes = _joined(self._a, dim=1).split(self._group.ranks, dim=0)
-        for index, (p, a_slope) in enumerate(zip(self._group.projections, a_slopes, strict=True)):
+            return []
+        result: list[Tensor] = []
+        scale = self._pass.dropout_scale
+        grads_a = _joined(self._a, dim=1).split(self._group.ranks, dim=0)
+        for index, (p, grad_a) in enumerate(zip(self._group.projections, grads_a, strict=True)):
             if p.a is None or p.b is None:
                 continue
-            b_slope = _joined(self._b[index], dim=1).T
-            found += [a_slope.to(p.a.dtype), (b_slope * (p.scale * kept)).to(p.b.dtype)]
-            if p.magnitude is not None and (magnitude := self._run.magnitudes[index]) is not None:
-                slope = magnitude.slope(_joined(self._products[index], dim=0), b_slope, kept)
-                found.append(slope.to(p.magnitude.dtype))
-        return found
+            grad_b = _joined(self._b[index], dim=1).T
+            result += [grad_a.to(p.a.dtype), (grad_b * (p.scale * scale)).to(p.b.dtype)]
+            if p.magnitude is not None and (magnitude := self._pass.magnitudes[index]) is not None:
+                grad = magnitude.grad(_joined(self._products[index], dim=0), grad_b, scale)
+                result.append(grad.to(p.magnitude.dtype))
+        return result
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:

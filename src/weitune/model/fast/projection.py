@@ -25,18 +25,18 @@ class Projection:
     b: nn.Parameter | None = None
     """(N, R)"""
     scale: float | Tensor = 0.0
-    """alpha / r; in a pass of DoRA times the factor of every row, (N, 1)"""
+    """alpha / R; in a pass of DoRA times the factor of each row, (N, 1)"""
     rate: float = 0.0
-    """Dropout of the adapter's input."""
+    """Dropout rate of the adapter's input."""
     magnitude: nn.Parameter | None = None
     """DoRA's m (N,), if it is a DoRA adapter"""
-    stretch: Tensor | None = None
-    """Factors (N,) of the frozen matrix's rows, in a pass of DoRA"""
+    row_factors: Tensor | None = None
+    """Of the frozen matrix (N,), in a pass of DoRA."""
 
     def weight(self, dtype: torch.dtype, outputs: slice = ALL, inputs: slice = ALL) -> Tensor:
         """Return the frozen matrix (N, K), or a part of it, to compute with in ``dtype``."""
-        found = dense(self.layer, dtype, outputs, inputs)
-        return found if self.stretch is None else found * self.stretch[outputs, None].to(dtype)
+        weight = dense(self.layer, dtype, outputs, inputs)
+        return weight if self.row_factors is None else weight * self.row_factors[outputs, None].to(dtype)
 
     def bias(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor | None:
         """Return the frozen bias (N,), or a part of it, if there is one."""
@@ -82,11 +82,11 @@ def _plain_or_dora(layer: Any) -> bool:
 class LoraGroup:
     """Projections that read the same input: one dropout mask and one product through all their A matrices.
 
-    Where outputs are wide, methods work on a slice of their columns, so that a slice can be used while it is in cache.
+    Those without an adapter take part as plain linear layers. Where outputs are wide, methods work on a slice of their
+    columns, so that the slice can be used while it is in cache.
     """
 
     def __init__(self, projections: list[Projection]) -> None:
-        """Keep the projections; those without an adapter take part as plain linear layers."""
         self.projections = projections
         self.rate = max(p.rate for p in projections)
         self.ranks = [p.rank for p in projections]
@@ -104,33 +104,30 @@ class LoraGroup:
         return [tensor for p in self.projections for tensor in (p.a, p.b, p.magnitude) if tensor is not None]
 
     def frozen(self, inputs: Tensor, outputs: slice = ALL) -> list[Tensor]:
-        """Return what the frozen layers make of ``inputs`` (T, K): all outputs, or the same columns of each."""
+        """Return the outputs of the frozen layers for ``inputs`` (T, K), or the same columns of each."""
         dtype = inputs.dtype
         return [linear(inputs, p.weight(dtype, outputs), p.bias(dtype, outputs)) for p in self.projections]
 
-    def factors(self, dtype: torch.dtype, kept: float) -> Factors | None:
-        """Return the adapters as ``dtype``, or None if there are none.
-
-        ``kept`` is dropout's factor for what it kept.
-        """
+    def factors(self, dtype: torch.dtype, dropout_scale: float) -> Factors | None:
+        """Return the adapters' matrices in ``dtype``, or None without an adapter; B times ``dropout_scale``."""
         if not self.adapted:
             return None
         a = torch.cat([p.a.detach() for p in self.projections if p.a is not None])
-        b = [None if p.b is None else (p.b.detach() * (p.scale * kept)).to(dtype) for p in self.projections]
+        b = [None if p.b is None else (p.b.detach() * (p.scale * dropout_scale)).to(dtype) for p in self.projections]
         if a.device.type == "cpu":
             b = [None if x is None else x.T.contiguous().T for x in b]
         return Factors(a.to(dtype), b, self.ranks)
 
-    def gradient_of_input(self, slopes: list[Tensor]) -> Tensor:
-        """Return the frozen layers' part of the gradient of the input, (T, K)."""
-        total = slopes[0].new_zeros(len(slopes[0]), self.inputs)
-        self.add_gradient_of_input(total, slopes)
+    def grad_of_input(self, grads: list[Tensor]) -> Tensor:
+        """Return the frozen layers' part of the gradient of the input, (T, K), from the gradients of the outputs."""
+        total = grads[0].new_zeros(len(grads[0]), self.inputs)
+        self.add_grad_of_input(total, grads)
         return total
 
-    def add_gradient_of_input(self, total: Tensor, slopes: list[Tensor], outputs: slice = ALL) -> None:
-        """Add to ``total`` (T, K) the frozen layers' part of the gradient of the input, from these outputs."""
-        for p, slope in zip(self.projections, slopes, strict=True):
-            add_times(total, slope, p.weight(slope.dtype, outputs))
+    def add_grad_of_input(self, total: Tensor, grads: list[Tensor], outputs: slice = ALL) -> None:
+        """Add to ``total`` (T, K) the part of :meth:`grad_of_input` that comes from these columns of the outputs."""
+        for p, grad in zip(self.projections, grads, strict=True):
+            add_times(total, grad, p.weight(grad.dtype, outputs))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,11 +137,11 @@ class Factors:
     a: Tensor
     """(sum of R, K), one below the other"""
     b: list[Tensor | None]
-    """(N, R) of each projection, times its constant factors; by columns on a CPU, whose products are 2.5 times faster
-    so"""
+    """(N, R) of each projection, times its constant factors; stored by columns on a CPU, where that makes products 2.5
+    times faster"""
     ranks: list[int]
 
-    def of(self, outputs: slice) -> Factors:
+    def columns(self, outputs: slice) -> Factors:
         """Return the factors of some columns of every output."""
         return Factors(self.a, [None if b is None else b[outputs] for b in self.b], self.ranks)
 
@@ -155,7 +152,7 @@ class Factors:
                 output.addmm_(part, b.T)
         return outputs
 
-    def gradient_of_low(self, slopes: list[Tensor]) -> Tensor:
-        """Return the gradient of the low-rank states, (T, sum of R), from those of the outputs."""
-        parts = [slope @ b for b, slope in zip(self.b, slopes, strict=True) if b is not None]
+    def grad_of_low(self, grads: list[Tensor]) -> Tensor:
+        """Return the gradient of the low-rank states, (T, sum of R), from the gradients of the outputs."""
+        parts = [grad @ b for b, grad in zip(self.b, grads, strict=True) if b is not None]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

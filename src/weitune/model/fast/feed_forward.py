@@ -1,0 +1,212 @@
+"""The feed-forward layer of a decoder block, forward and backward, in slices of its I inner columns.
+
+    output = hidden + down(act(gate(norm(hidden))) · up(norm(hidden)))
+
+Two products, adapters, activation and the product back are computed while a slice's values are in the processor's
+cache, and none of the values (T, I) is ever whole. Cost: three reads of the inner values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weitune.model.fast.activation import Activation
+from weitune.model.fast.compiled import fused
+from weitune.model.fast.lora_forward import AdapterGrads, GroupPass, add_masked
+from weitune.model.fast.matmul import add_linear, times
+from weitune.model.fast.norm import Norm
+
+SLICE_COLUMNS = 64, 1280
+"""Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
+are slower; with more, the processor's cache does not hold a slice until it is used."""
+
+
+@dataclass(slots=True, eq=False)
+class SavedFeedForward:
+    """What forward keeps for backward besides the layer's input."""
+
+    low_gate_up: Tensor | None
+    """(T, sum of R)"""
+    low_down: Tensor | None
+    """(T, R)"""
+    inner: list[tuple[Tensor, Tensor]]
+    """gate and up, slice by slice; empty if they are to be computed again"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeedForwardPass:
+    """The feed-forward layer in one pass."""
+
+    norm: Norm
+    activation: Activation
+    gate_up: GroupPass
+    down: GroupPass
+
+    def forward(self, hidden: Tensor, *, keep_inner: bool) -> tuple[Tensor, SavedFeedForward]:
+        """Return the output (T, C) for ``hidden`` (T, C); with ``keep_inner`` gate and up are saved."""
+        activate, _ = self.activation
+        gate_up, down = _GateUp(self.gate_up, self.norm.forward(hidden)[0]), _Down(self.down, hidden)
+        inner = []
+        for columns in _slices(hidden, self.down.group.inputs):
+            gate, up = gate_up.columns(columns)
+            down.add(_gated(gate, up, activate), columns)
+            if keep_inner:
+                inner.append((gate, up))
+        return down.result(), SavedFeedForward(gate_up.low, down.low, inner)
+
+    def backward(
+        self, grad: Tensor, hidden: Tensor, saved: SavedFeedForward, *, retain: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradient of ``hidden`` and those of the adapters, from ``grad`` (T, C), that of the output.
+
+        Without ``retain`` the inner values in ``saved`` are overwritten, and freed one after another.
+        """
+        activate, write_grad = self.activation
+        normed, inverse = self.norm.forward(hidden)
+        gate_up = _GateUp(self.gate_up, normed, saved.low_gate_up)
+        gate_up_grads, down_grads = _GateUpGrads(gate_up), _DownGrads(self.down, grad, saved.low_down)
+        inner = saved.inner[::-1]
+        if not retain:
+            saved.inner = []
+        for columns in _slices(hidden, self.down.group.inputs):
+            gate, up = inner.pop() if inner else gate_up.columns(columns)
+            gate = gate.clone() if retain else gate
+            activated = activate(gate)
+            grad_inner, grad_dropped, mask = down_grads.columns(activated, up, columns)
+            _write_grads(grad_inner, gate, up, activated, grad_dropped, mask, write_grad)
+            gate_up_grads.add([gate, grad_inner], columns)
+        grad_normed, adapter_grads = gate_up_grads.result()
+        grad_hidden = self.norm.backward(grad_normed, hidden, inverse).add_(grad)
+        return grad_hidden, adapter_grads + down_grads.result()
+
+
+class _GateUp:
+    """Computes gate and up from the normalised input (T, C), some columns at a time."""
+
+    def __init__(self, group_pass: GroupPass, normed: Tensor, low: Tensor | None = None) -> None:
+        self.group_pass, self.normed = group_pass, normed
+        self.dropped, self.factors = group_pass.drop(normed), group_pass.factors(normed)
+        self.low = self.dropped @ self.factors.a.T if self.factors and low is None else low
+
+    def columns(self, columns: slice) -> tuple[Tensor, Tensor]:
+        gate, up = outputs = self.group_pass.frozen(self.normed, self.dropped, columns)
+        if self.factors is not None and self.low is not None:
+            self.factors.columns(columns).add_to(outputs, self.low)
+        return gate, up
+
+
+class _GateUpGrads:
+    """Collects what the gradients of gate and up give to the normalised input and to the adapters."""
+
+    def __init__(self, gate_up: _GateUp) -> None:
+        self._gate_up, self._adapters = gate_up, AdapterGrads(gate_up.group_pass)
+        self._normed, self._dropped = torch.zeros_like(gate_up.normed), torch.zeros_like(gate_up.normed)
+        self._low = torch.zeros_like(gate_up.low) if gate_up.low is not None else None
+
+    def add(self, grads: list[Tensor], columns: slice) -> None:
+        gate_up, group_pass = self._gate_up, self._gate_up.group_pass
+        if gate_up.factors and gate_up.low is not None and self._low is not None:
+            self._low += gate_up.factors.columns(columns).grad_of_low(grads)
+            self._adapters.add_b(gate_up.low, grads)
+            self._adapters.add_magnitudes(gate_up.dropped, grads, columns)
+            group_pass.add_grad_of_dropped(self._dropped, grads, columns)
+        group_pass.group.add_grad_of_input(self._normed, grads, columns)
+
+    def result(self) -> tuple[Tensor, list[Tensor]]:
+        gate_up, normed = self._gate_up, self._normed
+        if gate_up.factors and self._low is not None:
+            self._adapters.add_a(self._low, gate_up.dropped)
+            self._dropped.addmm_(self._low, gate_up.factors.a)
+            add_masked(normed, self._dropped, gate_up.group_pass.mask(len(normed)))
+        return normed, self._adapters.result()
+
+
+class _Down:
+    """Adds down's products with slices of the inner values to the residual ``hidden`` (T, C)."""
+
+    def __init__(self, group_pass: GroupPass, hidden: Tensor) -> None:
+        (self._frozen,), self._pass = group_pass.group.projections, group_pass
+        self._mask, self._factors = group_pass.mask(len(hidden)), group_pass.factors(hidden)
+        self.low = hidden.new_zeros(len(hidden), len(self._factors.a)) if self._factors else None
+        bias = self._frozen.bias(hidden.dtype)
+        self._output = hidden.clone() if bias is None else hidden + bias
+
+    def add(self, inner: Tensor, columns: slice) -> None:
+        """Add the product of ``inner``, which is used up."""
+        add_linear(self._output, inner, self._frozen.weight(inner.dtype, inputs=columns))
+        if self._factors and self.low is not None:
+            dropped = inner if self._mask is None else inner.mul_(self._mask[:, columns])
+            self._pass.add_frozen_of_dropped([self._output], dropped, inputs=columns)
+            self.low.addmm_(dropped, self._factors.a[:, columns].T)
+
+    def result(self) -> Tensor:
+        if self._factors and self.low is not None:
+            self._factors.add_to([self._output], self.low)
+        return self._output
+
+
+class _DownGrads:
+    """Computes the gradients of slices of the inner values from that of the output, and those of down's adapter."""
+
+    def __init__(self, group_pass: GroupPass, grad: Tensor, low: Tensor | None) -> None:
+        (self._frozen,), self._pass = group_pass.group.projections, group_pass
+        self._mask, self._factors = group_pass.mask(len(grad)), group_pass.factors(grad)
+        self._grad, self._low, self._adapters = grad, low, AdapterGrads(group_pass)
+        self._grad_low = self._factors.grad_of_low([grad]) if self._factors else None
+
+    def columns(self, activated: Tensor, up: Tensor, columns: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the gradients of the inner values and of what dropout leaves of them for the adapter, and its mask."""
+        grad_inner = times(self._grad, self._frozen.weight(self._grad.dtype, inputs=columns))
+        if self._factors is None or self._grad_low is None:
+            return grad_inner, None, None
+        mask = None if self._mask is None else self._mask[:, columns]
+        dropped = _dropped(activated, up, mask)
+        self._adapters.add_a(self._grad_low, dropped)
+        self._adapters.add_magnitudes(dropped, [self._grad], inputs=columns)
+        grad_dropped = self._grad_low @ self._factors.a[:, columns]
+        self._pass.add_grad_of_dropped(grad_dropped, [self._grad], inputs=columns)
+        return grad_inner, grad_dropped, mask
+
+    def result(self) -> list[Tensor]:
+        if self._low is not None:
+            self._adapters.add_b(self._low, [self._grad])
+        return self._adapters.result()
+
+
+@fused
+def _gated(gate: Tensor, up: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
+    return activate(gate).mul_(up)
+
+
+@fused
+def _dropped(activated: Tensor, up: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the inner values after dropout."""
+    inner = activated * up
+    return inner if mask is None else inner.mul_(mask)
+
+
+@fused
+def _write_grads(
+    grad_inner: Tensor, gate: Tensor, up: Tensor, activated: Tensor, grad_dropped: Tensor | None, mask: Tensor | None,
+    write_grad: Callable[[Tensor, Tensor], None],
+) -> None:  # fmt: skip
+    """Overwrite ``gate`` with its gradient, and ``grad_inner`` with that of up."""
+    if grad_dropped is not None:
+        add_masked(grad_inner, grad_dropped, mask)
+    write_grad(grad_inner * up, gate)
+    grad_inner.mul_(activated)
+
+
+def _slices(x: Tensor, width: int) -> Iterator[slice]:
+    """Cut ``width`` columns of values that belong to the rows of ``x`` into slices, as even as possible."""
+    unit, most = SLICE_COLUMNS
+    step = width
+    if x.device.type == "cpu" and x.dtype.itemsize >= 4:  # sums over slices would be rounded too often in 16 bits
+        count = -(-width // most)
+        step = -(-width // (count * unit)) * unit
+    for start in range(0, width, step):
+        yield slice(start, min(start + step, width))
