@@ -1,6 +1,7 @@
-"""What is wrong with somebody's data: each problem with its place and its fix, gathered, grouped and counted.
+"""Problems in the user's data, each with its place and its fix, collected by kind and counted.
 
-A file of a million bad rows must not fill the memory: each kind keeps its first problems and counts the rest.
+A file with a million bad rows must not fill the memory, so the first problems of each kind are kept and the rest are
+only counted.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ from weitune.errors import DataError
 from weitune.messages import say, texts
 
 _KEPT = 1000
-"""Problems of one kind that are kept whole; `--json` lists them all."""
+"""Problems of one kind that are kept; `--json` lists them all."""
 _SHOWN = 3
 """Problems of one kind that the terminal shows."""
 _LONGEST_SHOWN = 60
-"""Characters of a wrong value that a message repeats."""
+"""Characters of a wrong value that a message quotes."""
 _BLANK_LETTERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Characters that Unicode counts as printable and that leave no mark: fillers and variation selectors."""
+"""Characters that Unicode counts as printable but that are invisible: fillers and variation selectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault. ``kind`` groups those with one cause; ``row`` and ``line`` count from 1; ``column`` in characters."""
+    """One fault in the data: what is wrong, where, and the fix.
+
+    ``kind`` groups the faults that have one cause. ``row`` and ``line`` count from 1, ``column`` counts characters.
+    """
 
     kind: str
     expected: str
@@ -42,37 +46,40 @@ class Problem:
     field: str = ""
 
     def at(self, origin: Origin) -> Problem:
-        """Return this problem, standing at ``origin``."""
+        """Return this problem with its place set to ``origin``."""
         return replace(self, file=origin.file, row=origin.row, line=self.line or origin.line)
+
+    @property
+    def message(self) -> str:
+        """What was expected and what was found."""
+        return say("data.problems.message", expected=self.expected, found=self.found)
 
     @property
     def place(self) -> str:
         """File, row, line, column and field, as far as they are known."""
-        spot = ", ".join(f"{name} {n}" for name, n in [("line", self.line), ("column", self.column)] if n is not None)
-        file = shown_name(self.file) if self.file else ""
-        parts = [file, f"row {self.row}" if self.row is not None else "", f"({spot})" if spot else ""]
-        field = f", field `{shown_name(self.field)}`" if self.field else ""
-        return " ".join(part for part in parts if part) + field
+        row = say("data.problems.row", row=self.row) if self.row is not None else ""
+        line = say("data.problems.line", line=self.line) if self.line is not None else ""
+        column = say("data.problems.column", column=self.column) if self.column is not None else ""
+        spot = ", ".join(filter(None, [line, column]))
+        place = " ".join(filter(None, [self.file and shown_name(self.file), row, spot and f"({spot})"]))
+        return say("data.problems.field", place=place, field=shown_name(self.field)) if self.field else place
 
     def __str__(self) -> str:
-        """Return one line: place, what was expected, what was found."""
-        return f"{self.place}{': ' if self.place else ''}expected {self.expected}; found {self.found}"
+        return f"{self.place}: {self.message}" if self.place else self.message
 
 
 class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caught)
     """A row that cannot become a conversation, with every problem in it."""
 
     def __init__(self, *problems: Problem) -> None:
-        """Keep ``problems``."""
         super().__init__(*map(str, problems))
         self.problems = problems
 
 
 class Problems:
-    """Gathers problems, by kind and fix."""
+    """Collects problems by kind and fix. Its length counts all of them; iterating yields those that were kept."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.rows = 0
         """Rows that have a problem."""
         self._groups: dict[tuple[str, str], list[Problem]] = {}
@@ -89,11 +96,9 @@ class Problems:
             self._counts[key] = self._counts.get(key, 0) + 1
 
     def __len__(self) -> int:
-        """Return how many problems there are, kept or only counted."""
         return sum(self._counts.values())
 
     def __iter__(self) -> Iterator[Problem]:
-        """Yield the problems that were kept."""
         for group in self._groups.values():
             yield from group
 
@@ -104,12 +109,12 @@ class Problems:
             count = self._counts[kind, fix]
             lines.append(f"{kind}: {count:,}" if count > 1 else kind)
             lines += [f"  {problem}" for problem in group[:_SHOWN]]
-            lines += [f"  … and {count - _SHOWN:,} more"] if count > _SHOWN else []
-            lines += [f"  fix: {fix}"]
+            lines += [f"  {say('data.problems.more', count=count - _SHOWN)}"] if count > _SHOWN else []
+            lines += [f"  {say('data.problems.fix', fix=fix)}"]
         return lines
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return every kind with its count and the problems kept."""
+        """Return every kind with its fix, its count and the problems that were kept, as JSON."""
         return [
             {
                 "kind": kind,
@@ -121,7 +126,7 @@ class Problems:
         ]
 
     def error(self) -> DataError:
-        """Return the exception that says all this."""
+        """Return the exception that lists all of them."""
         title = say("data.problems.title", count=len(self))
         lines = "\n  ".join([f"{title}:", *self.lines()])
         return DataError("data.problems.many", lines=lines, problems=tuple(self))
@@ -138,22 +143,22 @@ def data_problem(
     field: str = "",
     **values: object,
 ) -> Problem:
-    """Return the problem whose texts are ``message_id``'s in the catalogue, at a place as far as it is known."""
+    """Return the problem with the texts of ``message_id`` in the catalogue, filled in with ``values``."""
     return Problem(**texts(message_id, **values), file=file, row=row, line=line, column=column, field=field)
 
 
 def framing_error(origin: Origin | None, problem: Problem) -> DataError:
-    """Return an error about a row that is in order but that a framing cannot take, for the reason ``problem``."""
+    """Return the error about a valid row that the framing cannot represent, for the reason in ``problem``."""
     problem = problem.at(origin) if origin is not None else problem
     return DataError("data.problems.one", problem=problem, fix=problem.fix, problems=(problem,))
 
 
 def shown_name(name: str) -> str:
-    r"""Return the name of a file, column or field for a message, with what cannot be seen written as an escape.
+    r"""Return the name of a file, column or field for a message, with invisible characters written as escapes.
 
-    A zero-width space becomes ``\u200b``, a blank at either end ``\x20``, half of a surrogate pair ``\udcb2``, and so
-    do the accents of a decomposed letter. Names that differ never look the same for such a reason, and the result can
-    be printed and written in UTF-8. A name without any characters is shown as ``""``.
+    A zero-width space becomes ``\u200b``, a space at either end ``\x20``, half of a surrogate pair ``\udcb2``; the
+    accents of a decomposed letter are escaped too. So names that differ never look the same, and the result can be
+    printed and written in UTF-8. An empty name is shown as ``""``.
     """
     if not name:
         return '""'
@@ -161,12 +166,12 @@ def shown_name(name: str) -> str:
     start = name.find(bare) if bare else len(name)
     composed = name.isascii() or unicodedata.is_normalized("NFC", name)
     return "".join(
-        char if start <= at < start + len(bare) and _leaves_a_mark(char, composed) else _escape(char)
+        char if start <= at < start + len(bare) and _is_visible(char, composed) else _escape(char)
         for at, char in enumerate(name)
     )
 
 
-def _leaves_a_mark(char: str, composed: bool) -> bool:
+def _is_visible(char: str, composed: bool) -> bool:
     return char.isprintable() and not _BLANK_LETTERS.match(char) and (composed or not unicodedata.combining(char))
 
 
@@ -174,18 +179,26 @@ def _escape(char: str) -> str:
     return "\\x20" if char == " " else char.encode("unicode_escape").decode()
 
 
+_TYPES = {
+    str: "data.problems.string",
+    bool: "data.problems.boolean",
+    int: "data.problems.number",
+    float: "data.problems.number",
+    list: "data.problems.list",
+    dict: "data.problems.object",
+}
+
+
 def shown(value: object) -> str:
-    """Return a wrong value for a message: its kind, and the beginning of it."""
+    """Return a wrong value for a message: its type and the beginning of it."""
     if value is None:
         return "null"
-    names = {
-        str: "the text",
-        bool: "the truth value",
-        int: "the number",
-        float: "the number",
-        list: "a list",
-        dict: "an object",
-    }
     text = " ".join(repr(value).split())
     text = text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
-    return f"{names.get(type(value), type(value).__name__)} {text}"
+    name = _TYPES.get(type(value))
+    return say(name, value=text) if name is not None else f"{type(value).__name__} {text}"
+
+
+def shown_field(name: str, value: object) -> str:
+    """Return a field with its wrong value for a message."""
+    return say("data.problems.field_with_value", name=shown_name(name), value=shown(value))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.formats.reasoning import said
+from weitune.data.formats.reasoning import turn_from_text
 from weitune.errors import InputError
 from weitune.generate.chat_engine import ChatEngine, ChatStream
 from weitune.generate.sampling import Sampling
@@ -51,7 +51,7 @@ class Dialogue:
     def remember(self, question: str, answer: str) -> None:
         """Add a question and its answer, unless the answer is empty."""
         if answer:
-            self.turns += [Turn("user", question), said("assistant", answer)]
+            self.turns += [Turn("user", question), turn_from_text("assistant", answer)]
 
     @property
     def last_question(self) -> str | None:
@@ -91,4 +91,4 @@ def _as_turn(turn: Turn | Mapping[str, str]) -> Turn:
     role, content = turn.get("role"), turn.get("content")
     if role not in {"system", "user", "assistant", "tool"} or not isinstance(content, str):
         raise InputError("generate.dialogue.turn_history", dict=dict(turn))
-    return said(role, content)  # type: ignore[arg-type]
+    return turn_from_text(role, content)  # type: ignore[arg-type]

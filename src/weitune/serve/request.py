@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weitune.data.conversation import Conversation, Role, Turn
-from weitune.data.formats.reasoning import said
+from weitune.data.formats.reasoning import turn_from_text
 from weitune.errors import InputError
 from weitune.generate.sampling import Sampling
 from weitune.messages import say
@@ -187,7 +187,7 @@ def _turn(message: Any, where: str) -> Turn:
         raise ApiError(400, f"{where}.content must be a text, or a list of text parts", param=f"{where}.content")
     # Half a surrogate pair is a valid escape in JSON and no text; no tokenizer takes it.
     text = "".join(part["text"] for part in parts).encode("utf-8", "replace").decode("utf-8")
-    return said(_ROLES[role], text)
+    return turn_from_text(_ROLES[role], text)
 
 
 def _is_text(part: Any) -> bool:

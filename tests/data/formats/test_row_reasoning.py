@@ -99,10 +99,10 @@ def test_empty_reasoning_is_not_the_absence_of_reasoning(said: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("said", "named"),
     [
-        (assistant(reasoning_content="r", thinking="s"), "`reasoning_content` with the text 'r' and `thinking`"),
-        (assistant("<think>s</think>a", reasoning_content="r"), "`reasoning_content` with the text 'r' and `content`"),
-        (assistant([{"type": "thinking", "thinking": "s"}, "a"], reasoning="r"), "`reasoning` with the text 'r'"),
-        (assistant([{"type": "thinking", "thinking": "s"}, "<think>r</think>a"]), "`content` with the text 's'"),
+        (assistant(reasoning_content="r", thinking="s"), "`reasoning_content` with the string 'r', `thinking`"),
+        (assistant("<think>s</think>a", reasoning_content="r"), "`reasoning_content` with the string 'r', `content`"),
+        (assistant([{"type": "thinking", "thinking": "s"}, "a"], reasoning="r"), "`reasoning` with the string 'r'"),
+        (assistant([{"type": "thinking", "thinking": "s"}, "<think>r</think>a"]), "`content` with the string 's'"),
         (assistant("<think>r</think>\n<think>s</think>a"), "a second one in tags"),
         (assistant("r</think><think>s</think>a"), "a second one in tags"),
     ],

@@ -1,4 +1,4 @@
-"""How much of a message is learned: a number that scales its loss, or a truth value, under the names tools use.
+"""The loss weight of a message: a number, or a boolean that includes or excludes it, under the names that tools use.
 
 "weight", "loss_weight"     a number of at least 0
 "loss", "train"             true or false (or 1 or 0)
@@ -12,35 +12,35 @@ from typing import Any
 
 from weitune.data.conversation import Role
 from weitune.data.formats.fields import Fields
-from weitune.data.problems import shown
+from weitune.data.problems import shown, shown_field
 
 _NUMBERS = ("weight", "loss_weight")
 _FLAGS = ("loss", "train")
 _KEYS = (*_NUMBERS, *_FLAGS)
 _SPANS = "train_detail"
-"""Offsets of the characters to learn, which axolotl reads and weitune does not."""
+"""Offsets of the characters to learn: axolotl reads them, weitune does not."""
 WEIGHT_KEYS = frozenset({*_KEYS, _SPANS})
 _LARGEST = sys.float_info.max
 
 
 def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: str) -> float:
-    """Return the weight of a message, 1 if it names none; keys that contradict each other are a fault.
+    """Return the weight of a message, 1 if it has none; keys that contradict each other are a fault.
 
-    Only what an assistant says is learned. A key that asks to learn another role counts as unread.
+    Only assistant messages are learned. A key that asks to learn another role's message counts as unread.
     """
     if WEIGHT_KEYS.isdisjoint(message):
         return 1.0
     if message.get(_SPANS) and role != "assistant":
         fields.unread(f"{_SPANS} ({role})", where)
     elif message.get(_SPANS):
-        fields.fault("data.loss_weights.parts_message", field=where + _SPANS, message=shown(message[_SPANS]))
+        fields.fault("data.loss_weights.spans", field=where + _SPANS, value=shown(message[_SPANS]))
     given = {key: value for key in _KEYS if (value := _weight(fields, message, key, where)) is not None}
     numbers = {value for key, value in given.items() if key in _NUMBERS}
     if len(numbers) > 1 or len({value > 0 for value in given.values()}) > 1:
         fields.fault(
             "data.loss_weights.two_weights",
             field=where + next(iter(given)),
-            given=" and ".join(f"`{key}` with {shown(message[key])}" for key in given),
+            given=", ".join(shown_field(key, message[key]) for key in given),
         )
     if role != "assistant":
         for key, value in given.items():
@@ -50,7 +50,7 @@ def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: s
 
 
 def flag(fields: Fields, holder: Mapping[str, Any], key: str, where: str) -> float:
-    """Return 0 if the truth value under ``key`` says not to learn, otherwise 1."""
+    """Return 0 if the boolean under ``key`` excludes the message from the loss, otherwise 1."""
     value = _weight(fields, holder, key, where)
     return 1.0 if value is None else value
 
@@ -59,10 +59,9 @@ def _weight(fields: Fields, message: Mapping[str, Any], key: str, where: str) ->
     value = message.get(key)
     if value is None:
         return None
-    counts = key in _NUMBERS
-    if isinstance(value, int | float) and (0 <= value <= _LARGEST if counts else value in (0, 1)):
+    is_number = key in _NUMBERS
+    if isinstance(value, int | float) and (0 <= value <= _LARGEST if is_number else value in (0, 1)):
         return float(value)
-    expected = "a number of at least 0" if counts else "true or false"
-    none = "0" if counts else "false"
-    fields.fault("data.loss_weights.wrong_weight", field=where + key, expected=expected, value=shown(value), none=none)
+    wrong = "data.loss_weights.wrong_weight" if is_number else "data.loss_weights.wrong_flag"
+    fields.fault(wrong, field=where + key, value=shown(value))
     return None

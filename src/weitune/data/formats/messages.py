@@ -1,10 +1,10 @@
-"""Lists of messages, as OpenAI's API, ShareGPT's exports and other tools write them, to turns.
+"""Turns from lists of messages, as OpenAI's API, ShareGPT's exports and other tools write them.
 
     {"role": "assistant", "content": "…", "tool_calls": […], "weight": 0}        {"from": "gpt", "value": "…"}
     {"role": "tool_call", "content": "{\\"name\\": …}"}                          {"from": "function_call", "value": …}
     {"type": "function_call", "name": "tides", "arguments": "{…}"}               an item of OpenAI's Responses
 
-A message that is nothing but calls belongs to the answer right before it, as a model gives both in one turn.
+A message that consists of calls only is joined with the answer right before it: a model writes both in one turn.
 """
 
 from __future__ import annotations
@@ -31,86 +31,84 @@ _ROLES: dict[str, Role] = {
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_call_output": "tool",
 }  # fmt: skip
 _CALLS = frozenset({"function_call", "tool_call"})
-"""Roles of messages that are nothing but calls."""
+"""Roles of messages that consist of calls only."""
 _ROLE_KEYS = ("role", "from", "type")
 _CONTENT_KEYS = ("content", "value")
 _REASONING_KEYS = frozenset(REASONING_KEYS)
 _CALL_KEYS = ("tool_calls", "function_call")
 _ANSWER_KEYS = _REASONING_KEYS.union(_CALL_KEYS)
-"""Fields that only an answer of the assistant has."""
+"""Fields that only an assistant message has."""
 _KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name", "tool_call_id"}
 
 
 def read_messages(fields: Fields, messages: Sequence[Any], where: str = "messages") -> tuple[Turn, ...]:
-    """Return the turns of ``messages``; faults go to ``fields``."""
+    """Return the turns of ``messages``; faults are noted in ``fields``."""
     turns: list[Turn] = []
     for i, message in enumerate(messages):
         place = f"{where}[{i}]"
-        made = _turns(fields, message, place)
-        if turns and made[0].role == "system" and turns[-1].role != "system":
+        new = _turns(fields, message, place)
+        if turns and new[0].role == "system" and turns[-1].role != "system":
             late_system(fields, place)
         if turns and turns[-1].role == "assistant" and _is_calls(message):
-            turns[-1] = _joined(fields, turns[-1], made[0], place)
+            turns[-1] = _joined(fields, turns[-1], new[0], place)
         else:
-            turns += made
+            turns += new
     return tuple(turns)
 
 
 def late_system(fields: Fields, where: str) -> None:
-    """Note that a system prompt stands after other turns."""
-    fields.fault("data.messages.system_prompt_within_dialogue", field=where)
+    """Note the fault that a system prompt stands after other turns."""
+    fields.fault("data.messages.late_system_prompt", field=where)
 
 
 def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
-    """Return the turns of one message: one, or several if a user's message holds tools' results."""
+    """Return the turns of one message: one, or several if a user message contains tool results."""
     if not isinstance(message, dict):
-        fix = say("data.messages.write_each_message_object")
-        fields.fault("data.messages.wrong_type", field=place, message=shown(message), fix=fix)
+        fields.fault("data.messages.wrong_type", field=place, value=shown(message))
         return [Turn("user", "")]
     where = f"{place}."
-    named = _role_key(message)
-    known_role = _role(fields, message, named, where)
+    role_key = _role_key(message)
+    known_role = _role(fields, message, role_key, where)
     role = known_role or "user"
-    if named == "type" and role == "assistant" and _is_calls(message):
+    if role_key == "type" and role == "assistant" and _is_calls(message):
         call = read_call(fields, message, place)
         return [Turn("assistant", "", tool_calls=(call,) if call else ())]
-    said = _content_key(message, named)
-    known = _known(named, said, role)
+    content_key = _content_key(message, role_key)
+    known = _known(role_key, content_key, role)
     fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)
     if role != "tool" and not is_empty(message.get("tool_call_id")):
         fields.unread("tool_call_id", where)
     if role == "assistant":
-        return [_answer(fields, message, named, said, where)]
+        return [_answer(fields, message, content_key, where)]
     for key in sorted(_ANSWER_KEYS.intersection(message)):
         if known_role and not is_empty(message[key]):
-            fix = say("data.messages.move_assistant_s_message")
-            fields.fault("data.messages.wrong_role", field=where + key, key=key, role=role, fix=fix)
-    content = read_content(fields, message, said, role, where)
+            fields.fault("data.messages.field_of_another_role", field=where + key, name=key, role=role)
+    content = read_content(fields, message, content_key, role, where)
     weight = read_weight(fields, message, role, where)
     name = fields.optional_text(message, "name", where)
     if content.turns:
         return [turn._replace(weight=weight, name=name) if turn.role == role else turn for turn in content.turns]
-    answered = "call_id" if named == "type" else "tool_call_id"
-    answers = fields.optional_text(message, answered, where) if role == "tool" else None
-    return [Turn(role, content.text, weight, name=name, tool_call_id=answers)]
+    id_key = "call_id" if role_key == "type" else "tool_call_id"
+    call_id = fields.optional_text(message, id_key, where) if role == "tool" else None
+    return [Turn(role, content.text, weight, name=name, tool_call_id=call_id)]
 
 
 def _role_key(message: Mapping[str, Any]) -> str:
     return next((key for key in _ROLE_KEYS if key in message), "role")
 
 
-def _content_key(message: Mapping[str, Any], named: str) -> str:
-    if named == "type" and "output" in message:  # what a function of OpenAI's Responses returned
+def _content_key(message: Mapping[str, Any], role_key: str) -> str:
+    if role_key == "type" and "output" in message:  # the result of a function in OpenAI's Responses API
         return "output"
-    return next((key for key in _CONTENT_KEYS if key in message), "value" if named == "from" else "content")
+    return next((key for key in _CONTENT_KEYS if key in message), "value" if role_key == "from" else "content")
 
 
 @lru_cache(maxsize=64)
-def _known(named: str, said: str, role: Role) -> frozenset[str]:
-    keys = _KEYS | {named, said}
+def _known(role_key: str, content_key: str, role: Role) -> frozenset[str]:
+    keys = _KEYS | {role_key, content_key}
     if role == "assistant":
         return keys | {"additional_kwargs"}
-    return keys | {"call_id"} if role == "tool" and named == "type" else keys
+    return keys | {"call_id"} if role == "tool" and role_key == "type" else keys
 
 
 def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> Role | None:
@@ -119,30 +117,29 @@ def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> R
     if name in _ROLES:
         return _ROLES[name]
     if isinstance(message.get(key), str):
-        known = ", ".join(_ROLES)
-        fields.fault("data.messages.unknown_role", field=where + key, known=known, name=shown(name))
+        fields.fault("data.messages.unknown_role", field=where + key, known=", ".join(_ROLES), role=shown(name))
     return None
 
 
 def _is_calls(message: Any) -> bool:
-    """Tell whether a message is nothing but calls."""
+    """Return whether a message consists of calls only."""
     role = message.get(_role_key(message)) if isinstance(message, dict) else None
     return isinstance(role, str) and role in _CALLS
 
 
-def _answer(fields: Fields, message: Mapping[str, Any], named: str, said: str, where: str) -> Turn:
-    """Return the assistant's turn: reasoning, text and calls, wherever the message holds them."""
+def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where: str) -> Turn:
+    """Return the assistant's turn: reasoning, text and calls, wherever the message has them."""
     calls = read_message_calls(fields, message, where)
     reasoning: dict[str, str] = {} if _REASONING_KEYS.isdisjoint(message) else given_reasoning(fields, message, where)
     text = ""
     if _is_calls(message):
-        thought, made = _call_content(fields, message, said, where)
-        reasoning |= {} if thought is None else {said: thought}
-        calls += made
-    elif message.get(said) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
-        content = read_content(fields, message, said, "assistant", where)
+        in_tags, content_calls = _call_content(fields, message, content_key, where)
+        reasoning |= {} if in_tags is None else {f"`{content_key}`": in_tags}
+        calls += content_calls
+    elif message.get(content_key) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
+        content = read_content(fields, message, content_key, "assistant", where)
         calls += content.calls
-        text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + said)
+        text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + content_key)
     return Turn(
         "assistant",
         text,
@@ -154,24 +151,27 @@ def _answer(fields: Fields, message: Mapping[str, Any], named: str, said: str, w
 
 
 def _call_content(
-    fields: Fields, message: Mapping[str, Any], said: str, where: str
+    fields: Fields, message: Mapping[str, Any], content_key: str, where: str
 ) -> tuple[str | None, tuple[ToolCall, ...]]:
-    """Return the reasoning and the calls of a message whose content is JSON of calls, reasoning in tags before it."""
-    value, reasoning = message.get(said), None
+    """Return reasoning and calls of a message whose content is calls as JSON, perhaps after reasoning in tags."""
+    value, reasoning = message.get(content_key), None
     if not isinstance(value, dict | list):
-        value = fields.text(message, said, where)
+        value = fields.text(message, content_key, where)
         if value.lstrip().startswith("<"):
             reasoning, value = split_reasoning(value)
-    return reasoning, read_call_text(fields, value, where + said)
+    return reasoning, read_call_text(fields, value, where + content_key)
 
 
 def _joined(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
     """Return the answer ``before`` with the ``calls`` that follow it."""
     if before.weight != calls.weight:
-        fields.fault("data.messages.two_weights", field=place, weight=before.weight, weight2=calls.weight)
-    thoughts = {"the message before": before.reasoning, "this one": calls.reasoning}
+        fields.fault("data.messages.two_weights", field=place, before=before.weight, here=calls.weight)
+    given = {
+        say("data.messages.message_before"): before.reasoning,
+        say("data.messages.this_message"): calls.reasoning,
+    }
     return before._replace(
-        reasoning=agreed(fields, {key: text for key, text in thoughts.items() if text is not None}, place),
+        reasoning=agreed(fields, {where: text for where, text in given.items() if text is not None}, place),
         tool_calls=before.tool_calls + calls.tool_calls,
         name=calls.name if before.name is None else before.name,
     )

@@ -1,11 +1,11 @@
-"""Rows that are made for another kind of training: learning their answers as they stand would teach what is wrong.
+"""Rows made for another training objective: learning their answers as they stand would teach the wrong thing.
 
     {"prompt": …, "chosen": …, "rejected": …}        two answers that were compared (DPO, reward models)
     {"prompt": …, "completion": …, "label": false}   an answer and a verdict on it (KTO)
     {"messages": …, "images": ["a.png"]}             an answer about a picture
 
-`columns` names the field with the answer, so it settles what becomes of other answers and of pictures; it does not say
-which rows have a bad answer.
+With `columns` the recipe names the field with the answer, so other answers and pictures are ignored. It does not say
+which rows have a bad answer, though.
 """
 
 from __future__ import annotations
@@ -27,39 +27,35 @@ _COMPARED = re.compile(
     re.IGNORECASE,
 )
 _VERDICTS = frozenset({"kto_tag", "label", "desirable", "is_desirable", "is_preferred", "is_chosen"})
-_COLUMN_CURE = (
-    "To learn the better answers as they are, name their column, such as `columns: {user: prompt, assistant: chosen}`."
-)
-_FILE_CURE = (
-    "To learn the better answers as they are, write them alone: as `prompt` and `completion`, or as whole `messages`."
-)
 _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 
 
-def refuse_other_kinds(fields: Fields, row: Mapping[str, Any], read_as: str | None, columns: frozenset[str]) -> None:
-    """Note a fault for every field that says that ``row`` (of format ``read_as``) is not for this training."""
+def refuse_other_objectives(
+    fields: Fields, row: Mapping[str, Any], read_as: str | None, columns: frozenset[str]
+) -> None:
+    """Note a fault for every field that shows that ``row`` (of format ``read_as``) is for another objective."""
     for name in _telling(tuple(row)):
         value = row[name]
         if is_empty(value) or name in columns:
             continue
         if name.casefold() in _VERDICTS:
             if read_as is not None and (name.casefold() == "kto_tag" or _is_verdict(value, read_as)):
-                _refuse_verdict(fields, name, value)
+                fields.fault("data.other_objectives.verdict", field=name, name=name, value=shown(value))
         elif not columns:
             _refuse_field(fields, name, value)
 
 
 @lru_cache(maxsize=256)
 def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of a row's field names that may tell its kind: none, nearly always."""
+    """Return those of a row's field names that may show its objective: none, nearly always."""
     plain = _VERDICTS | _MEDIA
     return tuple(name for name in names if name.casefold() in plain or _COMPARED.fullmatch(name))
 
 
 def _is_verdict(value: Any, read_as: str | None) -> bool:
-    """Tell whether a ``label`` says if an answer is good: true or false, or 1 or 0.
+    """Return whether ``value`` says if an answer is good: true or false, or 1 or 0.
 
-    In a table whose columns the recipe names, 1 and 0 are classes.
+    In a table whose columns the recipe names, 1 and 0 are taken for classes.
     """
     if isinstance(value, str):
         value = value.strip().casefold()
@@ -68,17 +64,10 @@ def _is_verdict(value: Any, read_as: str | None) -> bool:
     return read_as != "columns" and value in (0, 1, "0", "1", "0.0", "1.0")
 
 
-def _refuse_verdict(fields: Fields, name: str, value: Any) -> None:
-    fields.fault("data.other_objectives.preference_row", field=name, name=name, value=shown(value))
-
-
 def _refuse_field(fields: Fields, name: str, value: Any) -> None:
     if name.casefold() in _MEDIA:
-        fields.fault("data.other_objectives.not_text", field=name, name=name, value=shown(value))
+        fields.fault("data.other_objectives.media", field=name, name=name, value=shown(value))
+    elif isinstance(value, str):
+        fields.fault("data.other_objectives.compared_answer", field=name, name=shown_name(name))
     else:
-        fields.fault(
-            "data.other_objectives.preference_row_2",
-            field=name,
-            name=shown_name(name),
-            detail=_COLUMN_CURE if isinstance(value, str) else _FILE_CURE,
-        )
+        fields.fault("data.other_objectives.compared_messages", field=name, name=shown_name(name))

@@ -1,4 +1,4 @@
-"""Questions and answers in pairs: Alpaca's ``history`` and the ``conversation`` of XTuner and ms-swift.
+"""Turns from pairs of question and answer: Alpaca's ``history`` and the ``conversation`` of XTuner and ms-swift.
 
 "history": [["question", "answer"], …]
 "conversation": [{"system": "…", "input": "question", "output": "answer"}, …]        or human and assistant
@@ -21,34 +21,34 @@ _LEARNED = "output_with_loss"
 
 
 def answer(fields: Fields, text: str, place: str, weight: float = 1.0) -> Turn:
-    """Return the assistant's turn with what ``text`` says, reasoning in tags first."""
+    """Return the assistant's turn with ``text`` as its content; reasoning in tags before it is split off."""
     given: dict[str, str] = {}
     content = spoken_reasoning(fields, text, given, None, place)
     return Turn("assistant", content, weight, next(iter(given.values()), None))
 
 
 def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
-    """Return the turns under ``history``: a list of pairs, or nothing; a cell of a table holds it as JSON."""
+    """Return the turns under ``history``: a list of pairs (as JSON in tables), or nothing."""
     if isinstance(value, str):
         if value.strip() in ("", "null"):
             return ()
         if value.lstrip().startswith("["):
-            value = fields.json(value, "a list of pairs", "history")
+            value = fields.json(value, "data.pairs.list_of_pairs", "history")
     if value is None or value == [] or value is UNREADABLE:
         return ()
     turns = []
     for i, pair in enumerate(value if isinstance(value, list) else [value]):
         place = f"history[{i}]"
         if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
-            asked, answered = (fields.characters(text, place) for text in pair)
-            turns += [Turn("user", asked), answer(fields, answered, place)]
+            question, text = (fields.characters(text, place) for text in pair)
+            turns += [Turn("user", question), answer(fields, text, place)]
         else:
-            fields.fault("data.pairs.wrong_type", field=place, pair=shown(pair))
+            fields.fault("data.pairs.not_a_pair", field=place, value=shown(pair))
     return turns
 
 
 def names_of(items: Sequence[Any]) -> tuple[str, str] | None:
-    """Return how the first of ``items`` names question and answer, or None if it is no such pair."""
+    """Return the keys of question and answer in the first of ``items``, or None if it is not such a pair."""
     first = items[0] if items else None
     if not isinstance(first, dict) or not {"role", "from", "type"}.isdisjoint(first):
         return None
@@ -57,20 +57,22 @@ def names_of(items: Sequence[Any]) -> tuple[str, str] | None:
 
 def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], where: str) -> Sequence[Turn]:
     """Return the turns of ``items``, each an object with a question and an answer under ``names``."""
-    asked, answered = names
-    known = frozenset({asked, answered, "system", _LEARNED})
+    question, answered = names
+    known = frozenset({question, answered, "system", _LEARNED})
     turns: list[Turn] = []
     for i, item in enumerate(items):
         place = f"{where}[{i}]."
         if not isinstance(item, dict):
-            fields.fault("data.pairs.wrong_type_2", field=place[:-1], item=shown(item), asked=asked, answered=answered)
+            fields.fault(
+                "data.pairs.not_an_object", field=place[:-1], value=shown(item), question=question, answer=answered
+            )
             continue
         fields.only(item, known, place)
         if system := fields.optional_text(item, "system", place):
             if turns:
                 late_system(fields, f"{place}system")
             turns.append(Turn("system", system))
-        turns.append(Turn("user", fields.text(item, asked, place)))
+        turns.append(Turn("user", fields.text(item, question, place)))
         text = fields.text(item, answered, place)
         turns.append(answer(fields, text, place + answered, flag(fields, item, _LEARNED, place)))
     return turns

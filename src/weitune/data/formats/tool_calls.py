@@ -1,4 +1,4 @@
-"""Function calls and the tools they call, in the spellings of the tools that write them.
+"""Function calls and the tools they call, in the spellings of various APIs and libraries.
 
     {"id": "c1", "type": "function", "function": {"name": "tides", "arguments": "{\\"port\\": \\"Brest\\"}"}}    OpenAI
     {"name": "tides", "arguments": {"port": "Brest"}}        ShareGPT; `parameters` (Llama), `args` (LangChain),
@@ -7,37 +7,39 @@
     {"type": "function", "function": {"name": "tides", "parameters": {…}}}       a tool, or what is under `function`
     {"name": "tides", "input_schema": {…}}                                       Anthropic; `inputSchema` (MCP)
 
-Any of these, and lists of them, may be JSON in a text.
+Any of these, and lists of them, may be JSON in a string.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weitune.data.conversation import ToolCall
 from weitune.data.formats.fields import UNREADABLE, Fields
-from weitune.data.problems import shown, shown_name
+from weitune.data.problems import shown, shown_field
+from weitune.messages import say
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _HOLDER_KEYS = frozenset({"type", "id", "call_id", "function", *_ARGUMENTS})
 _FUNCTION_KEYS = frozenset({"name", *_ARGUMENTS})
 _CALL_KEYS = _HOLDER_KEYS | _FUNCTION_KEYS
-_CALL_CURE = 'Write {"name": "…", "arguments": {…}}.'
-_TOOL_CURE = 'Write {"type": "function", "function": {"name": "…", "parameters": {…}}}.'
+_OBJECT_OF_ARGUMENTS = "data.tool_calls.object_of_arguments", "data.tool_calls.arguments_not_an_object"
+_JSON_SCHEMA = "data.tool_calls.json_schema", "data.tool_calls.parameters_not_a_schema"
+"""What a value should be, and the fault if it is something else."""
 _SCHEMAS = ("input_schema", "inputSchema")
-NULLS = "with null in a call or a tool, learned as it stands (`datasets` writes it for a field that a row lacks)"
-"""Remark about a row; in JSON a null may be meant, and only tables are known to add some."""
+_NULLS = "data.tool_calls.null_in_a_call_or_tool"
+"""Remark about a row: a null in JSON may be meant, and only tables are known to add some."""
 _KWARGS = "additional_kwargs"
-"""Where LangChain keeps what the API answered, calls in OpenAI's spelling among it."""
+"""Where LangChain keeps the raw response of the API, which may contain calls in OpenAI's spelling."""
 _KWARGS_KEYS = frozenset({"tool_calls", "function_call"})
 
 
 def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
-    """Return the calls under ``tool_calls``, or the one under ``function_call``, OpenAI's first format.
+    """Return the calls under ``tool_calls``, or the one under ``function_call`` (OpenAI's first format).
 
-    A message of LangChain may have them only under ``additional_kwargs``.
+    A LangChain message may have them only under ``additional_kwargs``.
     """
     calls = _calls(fields, message.get("tool_calls"), f"{where}tool_calls")
     single = message.get("function_call")
@@ -59,9 +61,9 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
 
 
 def is_empty(value: Any) -> bool:
-    """Tell whether an optional field holds nothing: null, an empty list or object, a blank text, or null as text.
+    """Return whether an optional field is empty: null, an empty list or object, a blank string, or the string null.
 
-    Not a number is how pandas says null.
+    NaN counts as well, since pandas writes it for null.
     """
     if isinstance(value, float):
         return math.isnan(value)
@@ -69,8 +71,8 @@ def is_empty(value: Any) -> bool:
 
 
 def read_call_text(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
-    """Return the calls of a message that is nothing but calls: JSON of one call or of a list."""
-    value = fields.json(value, "a function call", where)
+    """Return the calls of a message that consists of calls only: one call or a list of them, or either as JSON."""
+    value = fields.json(value, "data.tool_calls.function_call", where)
     if value is UNREADABLE:
         return ()
     if isinstance(value, list) and value:
@@ -80,29 +82,34 @@ def read_call_text(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ..
 
 
 def _calls(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
+    items = _list(fields, value, "data.tool_calls.list_of_calls", where)
+    return tuple(call for i, item in enumerate(items) if (call := read_call(fields, item, f"{where}[{i}]")))
+
+
+def _list(fields: Fields, value: Any, what: str, where: str) -> Sequence[Any]:
+    """Return a list, decoded if it is JSON in a string; empty if there is none, or after noting a fault."""
     if is_empty(value) and value != {}:
         return ()
-    calls = fields.json(value, "a list of calls", where)
-    if calls is UNREADABLE:
-        return ()
-    if not isinstance(calls, list):
-        fields.fault("data.tool_calls.wrong_type", field=where, calls=shown(calls))
-        return ()
-    return tuple(call for i, item in enumerate(calls) if (call := read_call(fields, item, f"{where}[{i}]")))
+    items = fields.json(value, what, where)
+    if isinstance(items, list):
+        return items
+    if items is not UNREADABLE:
+        fields.fault("data.tool_calls.not_a_list", field=where, expected=say(what), value=shown(items))
+    return ()
 
 
 def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
-    """Return a call, written bare or under ``function``; None after noting a fault."""
-    holder = fields.json(value, "a function call", where)
+    """Return a call, whose name and arguments may stand under ``function``; None after noting a fault."""
+    holder = fields.json(value, "data.tool_calls.function_call", where)
     if holder is UNREADABLE:
         return None
     function = holder.get("function") if isinstance(holder, dict) else None
     bare = function is None
-    function = holder if bare else fields.json(function, "a function call", f"{where}.function")
+    function = holder if bare else fields.json(function, "data.tool_calls.function_call", f"{where}.function")
     if function is UNREADABLE:
         return None
     if not isinstance(function, dict):
-        fields.fault("data.tool_calls.wrong_type_2", field=where, function=shown(function))
+        fields.fault("data.tool_calls.not_a_call", field=where, value=shown(function))
         return None
     fields.only(holder, _CALL_KEYS if bare else _HOLDER_KEYS, f"{where}.")
     places = {f"{where}.": holder}
@@ -115,12 +122,12 @@ def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
     key = "call_id" if holder.get("call_id") is not None else "id"
     id_ = fields.optional_text(holder, key, f"{where}.")
     if arguments and _has_null(arguments):
-        fields.remark(NULLS)
+        fields.remark(_NULLS)
     return None if arguments is None else ToolCall(name, arguments, id_)
 
 
 def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
-    """Return the name of the function that is called, which may not be blank."""
+    """Return the name of the called function, which must not be blank."""
     name = function.get("name", ...)
     if name is None or (isinstance(name, str) and not name.strip()):
         fields.fault("data.tool_calls.empty_name", field=f"{where}name", name=shown(name))
@@ -129,55 +136,58 @@ def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
 
 
 def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return a call's arguments, {} if none are written anywhere in ``places``; None after noting a fault."""
-    found: dict[str, Mapping[str, Any]] = {}
+    """Return a call's arguments, {} if it has none anywhere in ``places``; None after noting a fault."""
+    given: dict[str, Mapping[str, Any]] = {}
     for where, holder in places.items():
         for key in _ARGUMENTS:
             value = holder.get(key)
             if value is None or (isinstance(value, str) and value.strip() in ("", "null")):
                 continue
-            arguments = _mapping(fields, value, "an object of arguments", _CALL_CURE, where + key)
+            arguments = _object(fields, value, *_OBJECT_OF_ARGUMENTS, where + key)
             if arguments is None:
                 return None
-            found[where + key] = arguments
+            given[where + key] = arguments
     *_, inner = places
-    if not found and (other := _likely_arguments(places)):
+    if not given and (other := _likely_arguments(places)) is not None:
         fields.fault(
-            "data.tool_calls.missing_field", field=f"{inner}arguments", arguments=", ".join(_ARGUMENTS), other=other
+            "data.tool_calls.misnamed_arguments",
+            field=f"{inner}arguments",
+            known=", ".join(_ARGUMENTS),
+            other=shown_field(*other),
         )
         return None
-    values = list(found.values())
+    values = list(given.values())
     if any(value != values[0] for value in values):
         fields.fault(
             "data.tool_calls.arguments_twice",
-            field=next(iter(found)),
-            items=" and ".join(f"`{field.rpartition('.')[2]}` with {shown(value)}" for field, value in found.items()),
+            field=next(iter(given)),
+            arguments=", ".join(shown_field(field.rpartition(".")[2], value) for field, value in given.items()),
         )
         return None
     return values[0] if values else {}
 
 
-def _likely_arguments(places: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the field of a call that may be its arguments under a name of its own, or nothing."""
+def _likely_arguments(places: Mapping[str, Mapping[str, Any]]) -> tuple[str, Any] | None:
+    """Return name and value of the field that may hold a call's arguments under an unknown name; None if none does."""
     for holder in places.values():
         if any(key in holder for key in _ARGUMENTS):
-            return ""
+            return None
     for holder in places.values():
         for key, value in holder.items():
             if key not in _CALL_KEYS and isinstance(value, str | list | dict) and not is_empty(value):
-                return f"`{shown_name(key)}` with {shown(value)}"
-    return ""
+                return key, value
+    return None
 
 
-def _mapping(fields: Fields, value: Any, expected: str, fix: str, where: str) -> Mapping[str, Any] | None:
-    """Return an object, decoded if it is JSON in a text; None after noting a fault."""
-    value = fields.json(value, expected, where)
+def _object(fields: Fields, value: Any, what: str, wrong_type: str, where: str) -> Mapping[str, Any] | None:
+    """Return an object, decoded if it is JSON in a string; None after noting a fault, ``wrong_type`` if it is none."""
+    value = fields.json(value, what, where)
     if value is UNREADABLE:
         return None
     if not isinstance(value, dict):
-        fields.fault("data.tool_calls.wrong_type_3", field=where, expected=expected, value=shown(value), fix=fix)
+        fields.fault(wrong_type, field=where, value=shown(value))
         return None
-    return value if fields.sound(value, where) else None
+    return value if fields.writable(value, where) else None
 
 
 def read_tools(fields: Fields, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -190,36 +200,29 @@ def read_tools(fields: Fields, row: Mapping[str, Any]) -> tuple[Mapping[str, Any
 
 
 def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """Return tool schemas, each under ``function`` as templates expect it."""
-    if is_empty(value) and value != {}:
-        return ()
-    tools = fields.json(value, "a list of tools", where)
-    if tools is UNREADABLE:
-        return ()
-    if not isinstance(tools, list):
-        fields.fault("data.tool_calls.wrong_type_4", field=where, tools=shown(tools))
-        return ()
-    items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(tools)]
-    if UNREADABLE in items or not fields.sound(items, where):
+    """Return tool schemas, each under ``function`` as chat templates expect it."""
+    items = _list(fields, value, "data.tool_calls.list_of_tools", where)
+    items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(items)]
+    if UNREADABLE in items or not fields.writable(items, where):
         return ()
     if any(map(_has_null, items)):
-        fields.remark(NULLS)
+        fields.remark(_NULLS)
     return tuple(tool for i, item in enumerate(items) if (tool := _tool(fields, item, f"{where}[{i}]")))
 
 
 def _has_null(value: Any) -> bool:
-    """Tell whether a field of an object, at any level, is null."""
+    """Return whether ``value`` has an object with a null field, at any level."""
     if isinstance(value, dict):
         return any(inner is None or _has_null(inner) for inner in value.values())
     return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _decoded(fields: Fields, item: Any, where: str) -> Any:
-    """Return a tool that is JSON in a text, or whose function is."""
-    tool = fields.json(item, "a tool", where)
+    """Return a tool, decoded if it or its function is JSON in a string."""
+    tool = fields.json(item, "data.tool_calls.tool", where)
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), str):
         return tool
-    function = fields.json(tool["function"], "a function", f"{where}.function")
+    function = fields.json(tool["function"], "data.tool_calls.function", f"{where}.function")
     return UNREADABLE if function is UNREADABLE else {**tool, "function": function}
 
 
@@ -230,11 +233,11 @@ def _tool(fields: Fields, item: Any, where: str) -> Mapping[str, Any] | None:
     elif isinstance(item, dict):
         schema = {key: value for key, value in item.items() if not (key == "type" and value in ("function", "custom"))}
     if not isinstance(schema, dict) or not isinstance(schema.get("name"), str):
-        fields.fault("data.tool_calls.wrong_type_5", field=where, item=shown(item))
+        fields.fault("data.tool_calls.not_a_tool", field=where, value=shown(item))
         return None
     if "parameters" not in schema:
         schema = {"parameters" if key in _SCHEMAS else key: value for key, value in schema.items()}
     if isinstance(schema.get("parameters"), str):
-        parameters = _mapping(fields, schema["parameters"], "a JSON schema", _TOOL_CURE, f"{where}.parameters")
+        parameters = _object(fields, schema["parameters"], *_JSON_SCHEMA, f"{where}.parameters")
         schema = {**schema, "parameters": parameters}
     return {"type": "function", "function": schema}

@@ -29,7 +29,7 @@ from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import truncate, weighted
 from weitune.data.problems import shown_name
 from weitune.data.read.conversations import Reader
-from weitune.data.read.sources import contains
+from weitune.data.read.source import contains
 from weitune.errors import DataError, RecipeError
 from weitune.files.cache import cache_fix, mark_used
 from weitune.files.json_files import json_text
@@ -99,7 +99,7 @@ def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None) -> Reader:
     if files is not None and list(files) != validation:
         return reader  # rows that the recipe does not name
     others = validation if files is None else recipe.data
-    unknown = [name for name in reader.encodings_of_none if not _belongs(name, others)]
+    unknown = [name for name in reader.unused_encodings if not _belongs(name, others)]
     if unknown and not reader.problems:
         known = [name for source in reader.sources if source.is_text for name in (source.given, source.name)]
         near = difflib.get_close_matches(unknown[0], list(dict.fromkeys([*known, *others])), n=1, cutoff=0.0)

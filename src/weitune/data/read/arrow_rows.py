@@ -1,12 +1,12 @@
-"""Tables with types as a stream of rows: Parquet, Arrow files as `datasets` saves them, and data sets of the hub.
+"""Rows from typed tables: Parquet, Arrow files as `datasets` saves them, and data sets of the hub.
 
-Such a table gives every row all columns, and every object in a column the same fields: a field that a row does not have
-is null there. So nulls among the fields of objects, at every level, mean that there is no such field:
+Such a table gives every row all columns, and every object in a column the same fields; a field that a row does not have
+is null. So a null field of an object, at any level, means that there is no such field:
 
     written     {"name": "tides", "arguments": {"port": "Brest"}}
     in the file {"name": "tides", "arguments": {"port": "Brest", "year": null}}
 
-Elements of lists and entries of maps are never added by the file, and stay. A text that holds JSON stays as it is.
+Null elements of lists and entries of maps are never added by the file, so they stay. So does JSON in a string.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def parquet_rows(
         with parquet.ParquetFile(source, memory_map=isinstance(source, Path)) as table:
             yield from table.iter_batches(_BATCH)
 
-    yield from _rows(batches(), file, "Parquet", notes or Notes())
+    yield from _rows(batches(), file, "data.arrow_rows.not_valid_parquet", notes or Notes())
 
 
 def arrow_rows(
     source: Path | IO[bytes], file: str, notes: Notes | None = None
 ) -> Iterator[RawRow | BlankRow | Problem]:
-    """Yield the rows of a file in one of Arrow's two formats: a stream, as `datasets` writes, or with an index."""
+    """Yield the rows of a file in either of Arrow's formats: a stream, as `datasets` writes, or with an index."""
     import pyarrow as pa
 
     def batches() -> Iterator[Any]:
@@ -54,10 +54,10 @@ def arrow_rows(
                 stream.seek(0)
                 yield from pa.ipc.open_stream(stream)
 
-    yield from _rows(batches(), file, "Arrow", notes or Notes())
+    yield from _rows(batches(), file, "data.arrow_rows.not_valid_arrow", notes or Notes())
 
 
-def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterator[RawRow | BlankRow | Problem]:
+def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> Iterator[RawRow | BlankRow | Problem]:
     import pyarrow as pa
 
     row = 0
@@ -65,43 +65,35 @@ def _rows(batches: Iterator[Any], file: str, kind: str, notes: Notes) -> Iterato
         for batch in batches:
             names = batch.schema.names
             if len(set(names)) < len(names):
-                twice = next(name for name in names if names.count(name) > 1)
-                yield data_problem("data.arrow_rows.repeated_column", file=file, twice=shown_name(twice))
+                repeated = next(name for name in names if names.count(name) > 1)
+                yield data_problem("data.arrow_rows.repeated_column", file=file, name=shown_name(repeated))
                 return
-            batch.validate(full=True)  # Arrow trusts what it maps, and would read outside of a damaged file
+            batch.validate(full=True)  # Arrow trusts the data it maps, and would read outside of a damaged file
             clean = cleaner(batch.schema, notes)
             for start in range(0, batch.num_rows, _BATCH):
                 for value in batch.slice(start, _BATCH).to_pylist():
                     row += 1
                     yield _row(Origin(file, row), clean(value))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        article = "an" if kind == "Arrow" else "a"
-        yield data_problem(
-            "data.arrow_rows.not_valid_file",
-            file=file,
-            row=row + 1,
-            kind=kind,
-            article=article,
-            split=" ".join(str(error).split())[:120],
-        )
+        yield data_problem(not_valid, file=file, row=row + 1, error=" ".join(str(error).split())[:120])
 
 
 def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow | BlankRow]:
-    """Yield the rows of a data set of the hub, whose Arrow ``schema`` says which of their nulls were added."""
+    """Yield the rows of a data set of the hub; its Arrow ``schema`` says which of their nulls were added."""
     clean = cleaner(schema, notes)
     for row, value in enumerate(table, 1):
         yield _row(Origin(name, row), clean(value))
 
 
 def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
-    """Return a row; it is blank if all of its cells were null, as those of a spreadsheet's empty lines are."""
+    """Return a row, blank if all of its cells were null, as in the empty lines of a spreadsheet."""
     return RawRow(origin, value) if value else BlankRow(origin)
 
 
 def cleaner(schema: Any, notes: Notes) -> Clean:
-    """Return a function that takes the added nulls out of a row of an Arrow ``schema``.
+    """Return a function that removes the added nulls from a row of an Arrow ``schema``.
 
-    Empty columns are many and say nothing; nulls that are removed further down are counted in ``notes``.
+    Nulls that it removes below the columns are counted in ``notes``; null columns are not, since they are usual.
     """
     below = {field.name: inner for field in schema if (inner := _clean_of(field.type, notes)) is not None}
 
@@ -116,7 +108,7 @@ def cleaner(schema: Any, notes: Notes) -> Clean:
 
 
 def _clean_of(kind: Any, notes: Notes) -> Clean | None:
-    """Return what cleans a value of the Arrow type ``kind``; None if it has no fields anywhere."""
+    """Return the function that cleans a value of the Arrow type ``kind``; None if the type has no fields anywhere."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -135,7 +127,7 @@ def _clean_of(kind: Any, notes: Notes) -> Clean | None:
 
 
 def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
-    """Return what tells the kinds of lists that Arrow has."""
+    """Return the functions that recognise Arrow's types of lists."""
     usual = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     return (*usual, types.is_list_view, types.is_large_list_view)
 
@@ -161,12 +153,12 @@ def _list_cleaner(inner: Clean) -> Clean:
 
 
 def _map_cleaner(inner: Clean | None) -> Clean:
-    """Return what makes an object of a map's entries, which Arrow gives as pairs."""
+    """Return the function that makes an object of a map's entries, which Arrow gives as pairs."""
 
     def clean(value: Any) -> Any:
         if not isinstance(value, list):
             return value
-        made = {key: inner(item) if inner is not None and item is not None else item for key, item in value}
-        return made if len(made) == len(value) else value
+        entries = {key: inner(item) if inner is not None and item is not None else item for key, item in value}
+        return entries if len(entries) == len(value) else value
 
     return clean

@@ -1,4 +1,4 @@
-"""Rows of all sources, in order, as conversations or as problems: what preparing, checking and previewing share."""
+"""The rows of all sources, in order, as conversations or problems. Preparing, checking and previewing start here."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weitune.data.conversation import Conversation
-from weitune.data.formats.containers import Shape
+from weitune.data.formats.containers import RowCriteria
 from weitune.data.formats.parse import Options, RowReader
+from weitune.data.formats.strict_json import MAX_DEPTH, too_deep
 from weitune.data.problems import FaultyRow, Problem, Problems, data_problem
-from weitune.data.read.depth import DEEPEST, too_deep
 from weitune.data.read.rows import BlankRow, Notes, RawRow
-from weitune.data.read.sources import Source, codecs_said, find_sources, raw_rows
+from weitune.data.read.source import GivenEncodings, Source
+from weitune.data.read.source_rows import raw_rows
+from weitune.data.read.sources import find_sources
 
 _LISTED = 20
-"""Blank rows that are listed."""
+"""Blank rows whose places are kept."""
 
 Item = Conversation | BlankRow | tuple[Problem, ...]
-"""What a row is: a conversation, nothing, or its problems."""
+"""A row: a conversation, blank, or its problems."""
 
 
 @dataclass(slots=True)
 class SourceReport:
-    """What reading one source told."""
+    """What reading one source has turned up."""
 
     name: str
     kind: str
@@ -35,7 +37,7 @@ class SourceReport:
     rows: int = 0
     notes: Notes = field(default_factory=Notes)
     remarks: Counter[str] = field(default_factory=Counter)
-    """What was done to rows that the user should know, with the number of rows."""
+    """What the user should know about rows, with the number of rows."""
 
     @property
     def unused(self) -> Counter[str]:
@@ -43,30 +45,38 @@ class SourceReport:
         return self.notes.unused
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON."""
         nulls = {"null_fields_removed": self.notes.null_fields} if self.notes.null_fields else {}
         remarks = {"remarks": dict(self.remarks)} if self.remarks else {}
-        return {"name": self.name, "kind": self.kind, "encoding": self.encoding, "compression": self.compression,
-                "format": self.format, "rows": self.rows, "unused_fields": dict(self.unused), **nulls,
-                **remarks}  # fmt: skip
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "encoding": self.encoding,
+            "compression": self.compression,
+            "format": self.format,
+            "rows": self.rows,
+            "unused_fields": dict(self.unused),
+            **nulls,
+            **remarks,
+        }
 
 
 class Reader:
-    """Reads sources one after the other; :attr:`problems` and :attr:`reports` grow as it goes."""
+    """Reads sources one after the other; :attr:`problems` and :attr:`reports` grow as it goes.
+
+    Creating it finds and examines the sources that ``names`` stand for, which reads every file once.
+    """
 
     def __init__(self, names: Iterable[str], options: Options) -> None:
-        """Find and examine the sources that ``names`` stand for (reads every file once)."""
         self.problems = Problems()
-        codec_of, of_none = codecs_said(options.encoding)
-        self.sources: Sequence[Source] = find_sources(names, self.problems, codec_of)
-        self.encodings_of_none = of_none(self.sources)
-        """File names that ``options.encoding`` has and that are those of no source."""
-        self.reports = [SourceReport(s.name, s.kind, s.facts.encoding if s.facts else "",
-                                     s.facts.compression if s.facts else None) for s in self.sources]  # fmt: skip
+        encodings = GivenEncodings(options.encoding)
+        self.sources: Sequence[Source] = find_sources(names, self.problems, encodings)
+        self.unused_encodings = encodings.unused(self.sources)
+        """File names in ``options.encoding`` that stand for no source."""
+        self.reports = [_report_of(source) for source in self.sources]
         self.blank_rows = 0
-        """Rows with only empty cells, which are set aside."""
+        """Rows with only empty cells, which are skipped."""
         self.blank_places: list[str] = []
-        """Where the first of them stand."""
+        """The places of the first of them."""
         self._options = options
 
     @property
@@ -75,17 +85,17 @@ class Reader:
         return sum(report.rows for report in self.reports)
 
     def conversations(self) -> Iterator[tuple[int, Conversation]]:
-        """Yield every row that is in order, with the number of its source; the others go to :attr:`problems`."""
+        """Yield every valid row, with the number of its source; the others go to :attr:`problems`."""
         for number, item in self.items():
             if isinstance(item, Conversation):
                 yield number, item
 
     def items(self) -> Iterator[tuple[int, Item]]:
-        """Yield every row, with the number of its source, as a conversation, as blank, or as its problems."""
-        shape = Shape(frozenset((self._options.columns or {}).values()))
+        """Yield every row, with the number of its source: a conversation, a blank row, or the row's problems."""
+        criteria = RowCriteria(frozenset((self._options.columns or {}).values()))
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
             reader = RowReader(self._options, unused=report.unused, remarks=report.remarks)
-            for raw in raw_rows(source, shape, report.notes):
+            for raw in raw_rows(source, criteria, report.notes):
                 item = _read(reader, raw)
                 is_row = not isinstance(raw, Problem) or raw.row is not None
                 report.rows += is_row
@@ -102,6 +112,13 @@ class Reader:
             self.blank_places.append(str(row.origin))
 
 
+def _report_of(source: Source) -> SourceReport:
+    facts = source.facts
+    if facts is None:
+        return SourceReport(source.name, source.kind)
+    return SourceReport(source.name, source.kind, facts.encoding, facts.compression)
+
+
 def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
     if isinstance(raw, BlankRow):
         return raw
@@ -109,31 +126,32 @@ def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
         return (raw,)
     try:
         conversation = reader.read(raw.value, raw.origin)
-        problems = _unusable(conversation)
+        problems = _unrenderable(conversation)
     except FaultyRow as faulty:
         problems = faulty.problems
     except RecursionError:
-        problems = (_TOO_DEEP,)
+        problems = (_too_deep(),)
     except OverflowError:
-        problems = (_TOO_LARGE,)
+        problems = (data_problem("data.conversations.number_too_large"),)
     problems = (*raw.problems, *(problem.at(raw.origin) for problem in problems))
     return problems or conversation
 
 
-_TOO_DEEP = data_problem("data.conversations.nested_too_deeply", deepest=DEEPEST)
-_TOO_LARGE = data_problem("data.conversations.number_too_large")
-_NO_NUMBER = data_problem("data.conversations.not_number")
+def _too_deep() -> Problem:
+    return data_problem("data.conversations.nested_too_deeply", levels=MAX_DEPTH)
 
 
-def _unusable(conversation: Conversation) -> tuple[Problem, ...]:
-    """Return what stands against rendering the calls and tools of ``conversation``, which may hold any JSON."""
+def _unrenderable(conversation: Conversation) -> tuple[Problem, ...]:
+    """Return the problems of calls and tools, which may be any JSON, that a chat template could not render."""
     values: list[Any] = [call.arguments for turn in conversation.turns for call in turn.tool_calls]
     values += conversation.tools
     if not values:
         return ()
-    if too_deep(values, DEEPEST + 1):
-        return (_TOO_DEEP,)
-    return (_NO_NUMBER,) if any(not math.isfinite(number) for number in _floats(values)) else ()
+    if too_deep(values, MAX_DEPTH + 1):
+        return (_too_deep(),)
+    if any(not math.isfinite(number) for number in _floats(values)):
+        return (data_problem("data.conversations.not_a_number"),)
+    return ()
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -1,12 +1,12 @@
-"""JSON files as a stream of rows: an array, one value a line, values one after the other, or files joined together.
+"""Rows from JSON files: an array, one value per line, values one after the other, or such files joined together.
 
-    [{…}, {…}] {…}          everything at the top is read in order: the elements of an array are rows, an object is a
-    {…}                     row, or holds rows (:mod:`.containers`); white space and byte order marks may stand between
+    [{…}, {…}] {…}          top-level values are read in order: the elements of an array are rows; an object is a row or
+    {…}                     contains rows (:mod:`.containers`); white space and byte order marks may stand between
     [{…}]
 
 Every character that is not white space belongs to a row or to a fault, which is reported with line and column. A fault
-in a line of JSON Lines costs that row; a fault in an array, or in an object of several lines, costs the rest of the
-file, for nobody can tell where the next row begins.
+in JSON Lines loses that row. A fault in an array, or in an object of several lines, loses the rest of the file, since
+the beginning of the next row is unknown.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import IO
 
 from weitune.data.conversation import Origin
-from weitune.data.formats.containers import Held, Shape, contents, missing_part, several
+from weitune.data.formats.containers import ContainedRows, RowCriteria, contained_rows, missing_part, several_lists
 from weitune.data.problems import Problem
 from weitune.data.read import json_values
-from weitune.data.read.json_values import REST_CURE, Rows, TooLong, Values
+from weitune.data.read.json_values import ArrayAndLineReader, Rows, TooLong
 from weitune.data.read.json_window import Window, after_space, repeated_key
 from weitune.data.read.rows import Notes, RawRow
 
@@ -28,20 +28,20 @@ _OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 
 
 def json_rows(
-    stream: IO[str], file: str, part: str | None = None, shape: Shape | None = None, notes: Notes | None = None
+    stream: IO[str], file: str, part: str | None = None, criteria: RowCriteria | None = None, notes: Notes | None = None
 ) -> Iterator[RawRow | Problem]:
-    """Return the rows of a JSON file, as they are read; ``part`` names the field of its object that has them."""
-    return _Reader(Window(stream), file, part, shape or Shape(), notes or Notes()).rows()
+    """Yield the rows of a JSON file; ``part`` is the name of the field of its object that has them."""
+    return _FileReader(Window(stream), file, part, criteria or RowCriteria(), notes or Notes()).rows()
 
 
-class _Reader(Values):
-    """Reads what stands at the top of a file, one after the other."""
+class _FileReader(ArrayAndLineReader):
+    """Reads the top-level values of a file in order."""
 
-    def __init__(self, window: Window, file: str, part: str | None, shape: Shape, notes: Notes) -> None:
+    def __init__(self, window: Window, file: str, part: str | None, criteria: RowCriteria, notes: Notes) -> None:
         super().__init__(window, file)
-        self._part, self._shape, self._notes = part, shape, notes
-        self._holders = True
-        """Whether objects may hold rows: until one was a row itself."""
+        self._part, self._criteria, self._notes = part, criteria, notes
+        self._containers = True
+        """Whether objects may contain rows: until one was a row itself."""
 
     def rows(self) -> Iterator[RawRow | Problem]:
         going_on = True
@@ -52,14 +52,14 @@ class _Reader(Values):
                 return
             if first == "[":
                 going_on = yield from self.array()
-            elif first == "{" and self._holders:
+            elif first == "{" and self._containers:
                 going_on = yield from self._object()
             elif not (self.lines and (yield from self.whole_lines())):
                 going_on = yield from self.value()
             self.begun = True
 
     def _object(self) -> Rows:
-        """Yield the rows of the object at the place: itself, or those that it holds."""
+        """Yield the object at the position as a row, or the rows inside it."""
         outcome = self.decode(json_values.LOOKAHEAD)
         if isinstance(outcome, TooLong):
             key = self._part if self._part is not None else self._long_list()
@@ -68,32 +68,32 @@ class _Reader(Values):
             outcome = self.decode()
         if isinstance(outcome, Exception):
             if self._part is None:
-                return (yield from self.value())  # which says what is wrong
+                return (yield from self.value())  # yields the fault
             return (yield from self.faulty(outcome, Origin(self.file, 1, self.window.line)))
         value, end = outcome
-        held = contents(value, self._shape, self._part)
-        if held is None:
-            self._holders = False
+        contained = contained_rows(value, self._criteria, self._part)
+        if contained is None:
+            self._containers = False
             return (yield from self.value())
-        if isinstance(held, Held) and held.key is not None:
-            return (yield from self._members(held.key))
-        yield from self._held(held)
+        if isinstance(contained, ContainedRows) and contained.key is not None:
+            return (yield from self._members(contained.key))
+        yield from self._contained(contained)
         self.window.move(end)
         return True
 
-    def _held(self, held: Held | Problem) -> Iterator[RawRow | Problem]:
-        """Yield rows that were put together from an object, or why they cannot be."""
-        if isinstance(held, Problem):
-            yield self.here(held)
+    def _contained(self, contained: ContainedRows | Problem) -> Iterator[RawRow | Problem]:
+        """Yield the rows that were put together from an object, or why they could not be."""
+        if isinstance(contained, Problem):
+            yield self.here(contained)
             return
         yield from (self.here(repeated_key(key)) for key in self.decoder.repeated)
-        for value in held.rows:
+        for value in contained.rows:
             self.row += 1
             yield RawRow(Origin(self.file, self.row), value)
-        self._notes.unused.update(held.unread)
+        self._notes.unused.update(contained.unread)
 
     def _members(self, chosen: str, *, only: bool = True) -> Rows:
-        """Yield the rows in the list ``chosen`` of the object at the place, as they come.
+        """Yield the rows in the list ``chosen`` of the object at the position, without decoding the object whole.
 
         Unless it is known to be the ``only`` one, another list of rows is a fault.
         """
@@ -121,11 +121,11 @@ class _Reader(Values):
         if chosen not in seen or chosen in others:
             yield self.here(missing_part(chosen, others))
         elif others and not only:
-            yield self.here(several([(key, None) for key in (chosen, *others)]))
+            yield self.here(several_lists(dict.fromkeys((chosen, *others))))
         return True
 
     def _key(self, *, begun: bool) -> str | Problem | None:
-        """Go to the next value of an object, and return its key; None at the object's end."""
+        """Move to the next value of an object, and return its key; None at the object's end."""
         window = self.window
         row = self.row + 1
         window.skip_space()
@@ -134,29 +134,29 @@ class _Reader(Values):
             return None
         if begun:
             if window.peek() != ",":
-                return self.unexpected("a comma or the end of the object", row, rest=True)
+                return self.unexpected(row, expected="data.json_rows.comma_or_object_end", rest_lost=True)
             window.move(window.at + 1)
             window.skip_space()
         outcome = self.decode() if window.peek() == '"' else None
         if not isinstance(outcome, tuple):
-            return self.unexpected("a key in double quotes", row, rest=True)
+            return self.unexpected(row, expected="data.json_rows.key", rest_lost=True)
         window.move(outcome[1])
         window.skip_space()
         if window.peek() != ":":
-            return self.unexpected("a colon after the key", row, rest=True)
+            return self.unexpected(row, expected="data.json_rows.colon", rest_lost=True)
         window.move(window.at + 1)
         window.skip_space()
         return str(outcome[0])
 
     def _pass_over(self, key: str, others: list[str]) -> Problem | None:
-        """Go past a value that is not read, element by element; note in ``others`` one that may have rows."""
+        """Skip a value, element by element; add its key to ``others`` if it may contain rows."""
         row, window = self.row, self.window
         if window.peek() != "[":
             outcome = self.decode()
             if isinstance(outcome, Exception):
-                return self.malformed(outcome, REST_CURE)
-            holds = isinstance(outcome[0], dict) and contents(outcome[0], self._shape) is not None
-            if holds or self._shape.decides(key):
+                return self.malformed(outcome, rest_lost=True)
+            holds = isinstance(outcome[0], dict) and contained_rows(outcome[0], self._criteria) is not None
+            if holds or self._criteria.decides(key):
                 others.append(key)
             window.move(outcome[1])
             return None
@@ -164,13 +164,13 @@ class _Reader(Values):
         for item in self.array():
             if isinstance(item, Problem):
                 fault = replace(item, row=None)
-            elif item.origin.row == row + 1 and self._shape.holds_rows(key, [item.value]):
+            elif item.origin.row == row + 1 and self._criteria.holds_rows(key, [item.value]):
                 others.append(key)
         self.row = row
         return fault
 
     def _long_list(self) -> str | None:
-        """Return the key of the list of objects that makes the object at the place longer than is looked ahead.
+        """Return the key of the list of objects because of which the object at the position exceeds LOOKAHEAD.
 
         None if there is no such list, or if the object has a field that only a row has.
         """
@@ -189,17 +189,17 @@ class _Reader(Values):
                     return None
                 at += 1
         except (ValueError, RecursionError, IndexError):
-            if not seen or any(map(self._shape.decides, seen)) or not self._begins_rows(seen[-1], start):
+            if not seen or any(map(self._criteria.decides, seen)) or not self._begins_rows(seen[-1], start):
                 return None
             return seen[-1]
 
     def _begins_rows(self, key: str, at: int) -> bool:
-        """Tell whether the list at ``at`` begins with a row, or under a usual name with an object."""
+        """Return whether the list at ``at`` begins with a row, or with an object if its ``key`` is usual for rows."""
         match = _OBJECTS.match(self.window.text, at)
         if match is None:
             return False
         try:
             first = self.decoder.decode(self.window.text, match.end() - 1)[0]
         except (ValueError, RecursionError):
-            first = {}  # too long to look at
-        return self._shape.holds_rows(key, [first])
+            first = {}  # longer than the window
+        return self._criteria.holds_rows(key, [first])

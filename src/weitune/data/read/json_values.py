@@ -1,7 +1,7 @@
-"""Arrays and lines of JSON, value by value, with what is wrong at a place.
+"""Rows from arrays and lines of JSON, value by value, with the position of every fault.
 
 [{…}, {…},        an array: its elements are rows
-{…} {…}           a value at the top: a row; the next one may follow in its line
+{…} {…}           a value at the top level: a row; the next one may follow on the same line
 """
 
 from __future__ import annotations
@@ -18,33 +18,30 @@ from weitune.data.read.rows import RawRow
 from weitune.messages import say
 
 LOOKAHEAD = 1 << 20
-"""Characters of a value that are looked at before it is read as it comes."""
+"""Characters of a value that are decoded at most to find out what it is."""
 _SHOWN = 15
-"""Characters of a file that a message repeats."""
-LINE_CURE = "Fix the text at that place."
-REST_CURE = f"{LINE_CURE} The rows after it could not be read."
+"""Characters of a file that a message quotes."""
 
 Rows = Generator[RawRow | Problem, None, bool]
 """Yields rows and faults, and returns whether reading can go on behind them."""
 
 
 class TooLong(Exception):  # noqa: N818  (an answer, not a fault)
-    """The value is longer than was asked for."""
+    """The value has more characters than allowed."""
 
 
-class Place:
-    """The place in a file, and what is wrong there."""
+class Scanner:
+    """The position in a file: decodes the value there, and makes the problems there."""
 
     def __init__(self, window: Window, file: str) -> None:
-        """Stand at the beginning of the text in ``window``."""
         self.window, self.file = window, file
         self.decoder = Decoder()
         self.row = 0
 
     def decode(self, most: int | None = None) -> tuple[Any, int] | Exception:
-        """Decode the value at the place, reading on while it is cut off by the window's end.
+        """Decode the value at the position, reading on while the window's end cuts it off.
 
-        Returns the value and where it ends, or what is wrong; TooLong if it has more than ``most`` characters.
+        Returns the value and where it ends, or the error; TooLong if the value has more than ``most`` characters.
         """
         window = self.window
         while True:
@@ -61,8 +58,8 @@ class Place:
             if end < len(window.text) or not window.more():  # a number may go on beyond the window
                 return value, end
 
-    def malformed(self, error: Exception, fix: str) -> Problem:
-        """Return the fault of the value at the place."""
+    def malformed(self, error: Exception, *, rest_lost: bool) -> Problem:
+        """Return the fault of the value at the position, which ``error`` describes."""
         window = self.window
         line, column = window.place(window.at)
         if isinstance(error, json.JSONDecodeError):
@@ -72,52 +69,57 @@ class Place:
             at = window.at + ahead
             line, column = window.place(at)
             near = window.text[max(window.at, at - _SHOWN) : at + _SHOWN].strip()
-            found = f"{error.msg[:1].lower()}{error.msg[1:]} near {near!r}" if near else "the end of the text"
+            reason = f"{error.msg[:1].lower()}{error.msg[1:]}"
+            found = say("data.json_values.reason_near", reason=reason, near=near) if near else say(_END_OF_TEXT)
         elif isinstance(error, RecursionError):
-            found = say("data.json_values.object_nested_too_deeply")
+            found = say("data.json_values.nested_too_deeply")
         else:
             found = str(error)
-        return data_problem(
-            "data.json_values.not_valid_json", file=self.file, line=line, column=column, found=found, fix=fix
-        )
+        message = "data.json_values.not_valid_json"
+        fix = _fix(rest_lost=rest_lost)
+        return data_problem(message, file=self.file, line=line, column=column, found=found, fix=fix)
 
-    def unexpected(self, expected: str, row: int, *, rest: bool) -> Problem:
-        """Return the fault of what stands at the place instead of what is ``expected``."""
+    def unexpected(self, row: int, *, expected: str, rest_lost: bool) -> Problem:
+        """Return the fault of the text at the position instead of ``expected``, which is a message id."""
         window = self.window
         while len(window.text) - window.at < _SHOWN and window.more():
             pass
         line, column = window.place(window.at)
-        found = repr(window.text[window.at : window.at + _SHOWN]) if not window.ended else "the end of the file"
-        fix = REST_CURE if rest else LINE_CURE
         return data_problem(
-            "data.json_values.not_valid_json_2",
+            "data.json_values.unexpected_text",
             file=self.file,
             row=row,
             line=line,
             column=column,
-            expected=expected,
-            found=found,
-            fix=fix,
+            expected=say(expected),
+            found=say(_END_OF_FILE) if window.ended else repr(window.text[window.at : window.at + _SHOWN]),
+            fix=_fix(rest_lost=rest_lost),
         )
 
     def here(self, problem: Problem) -> Problem:
-        """Return a problem of the file, standing at the place."""
+        """Return ``problem`` with its place set to the position."""
         return replace(problem, file=self.file, line=self.window.line)
 
 
-class Values(Place):
-    """Reads arrays and lines."""
+_END_OF_TEXT, _END_OF_FILE = "data.json_values.end_of_text", "data.json_values.end_of_file"
+
+
+def _fix(*, rest_lost: bool) -> str:
+    return say("data.json_values.fix_here_rest_lost" if rest_lost else "data.json_values.fix_here")
+
+
+class ArrayAndLineReader(Scanner):
+    """Reads the rows of arrays and lines."""
 
     def __init__(self, window: Window, file: str) -> None:
-        """Begin with nothing read."""
         super().__init__(window, file)
         self.begun = False
         """Whether something has been read."""
         self.lines = False
-        """Whether a value has stood alone on a line, so that the next line begins a value too."""
+        """Whether a value stood alone on its line, so that each line begins a value."""
 
     def value(self) -> Rows:
-        """Yield the value at the place as a row; only another row may follow it in its line."""
+        """Yield the value at the position as a row; only another row may follow it on its line."""
         window = self.window
         self.row += 1
         origin = Origin(self.file, self.row, window.line)
@@ -134,12 +136,15 @@ class Values(Place):
             self.lines = self.lines or (alone and after in {"", "\n"})
             yield RawRow(origin, value, problems)
         else:
-            yield self.unexpected("the end of the line, or another row", self.row, rest=False)
+            yield self.unexpected(self.row, expected="data.json_values.line_end_or_row", rest_lost=False)
             window.skip_line()
         return True
 
     def whole_lines(self) -> Rows:
-        """Yield the objects from the place on that stand in the window, each on lines of its own; tell if there are."""
+        """Yield the objects from the position on that end in the window, each on lines of its own.
+
+        Returns whether there were any.
+        """
         rows = whole_lines(self.window, self.decoder)
         row = self.row
         for line, value in rows:
@@ -149,27 +154,27 @@ class Values(Place):
         return bool(rows)
 
     def faulty(self, error: Exception, origin: Origin) -> Rows:
-        """Yield the fault of the value at the place, and go on with the next line if lines are rows."""
+        """Yield the fault of the value at the position, and go on with the next line if lines are rows."""
         window = self.window
         if self.begun and isinstance(error, json.JSONDecodeError) and error.pos == window.at:
-            fault = self.unexpected("the end of the file, or another row", origin.row, rest=False)
+            fault = self.unexpected(origin.row, expected="data.json_values.file_end_or_row", rest_lost=False)
         else:
-            fault = self.malformed(error, LINE_CURE).at(origin)
-        found = window.line_end(LOOKAHEAD)
-        if found is None or not (self.lines or found[1] in {"", "{", "["}):
-            yield replace(fault, fix=REST_CURE)
+            fault = self.malformed(error, rest_lost=False).at(origin)
+        line_end = window.line_end(LOOKAHEAD)
+        if line_end is None or not (self.lines or line_end[1] in {"", "{", "["}):
+            yield replace(fault, fix=_fix(rest_lost=True))
             return False
-        end = found[0]
-        if fault.line != window.line:  # the line alone is what is wrong
+        end = line_end[0]
+        if fault.line != window.line:  # then only this line is at fault
             line, column = window.place(end)
             near = window.text[max(window.at, end - _SHOWN) : end].strip()
-            fault = replace(fault, found=f"the end of the line after {near!r}", line=line, column=column)
+            fault = replace(fault, found=say("data.json_values.line_end_after", near=near), line=line, column=column)
         yield fault
         window.move(end)
         return True
 
     def array(self) -> Rows:
-        """Yield the elements of the array at the place."""
+        """Yield the elements of the array at the position."""
         window, decoder = self.window, self.decoder
         window.move(window.at + 1)
         begun = False
@@ -180,7 +185,8 @@ class Values(Place):
                     window.move(window.at + 1)
                     return True
                 if begun:
-                    yield self.unexpected("a comma or the end of the array", self.row + 1, rest=not self.lines)
+                    expected = "data.json_values.comma_or_array_end"
+                    yield self.unexpected(self.row + 1, expected=expected, rest_lost=not self.lines)
                     return self.resume(window.at)
             begun = True
             row = self.row
@@ -192,14 +198,14 @@ class Values(Place):
             outcome = self.decode()
             if isinstance(outcome, Exception):
                 ahead = outcome.pos - window.at if isinstance(outcome, json.JSONDecodeError) else 0
-                yield self.malformed(outcome, LINE_CURE if self.lines else REST_CURE).at(origin)
+                yield self.malformed(outcome, rest_lost=not self.lines).at(origin)
                 return self.resume(window.at + ahead)
             value, end = outcome
             yield RawRow(origin, value, decoder.problems(origin))
             window.move(end)
 
     def resume(self, at: int) -> bool:
-        """Go on behind a fault at ``at`` if lines are rows: at the line that begins there, or else at the next."""
+        """Go on behind a fault at ``at`` if lines are rows: with the line that begins there, or else with the next."""
         if not self.lines:
             return False
         self.window.move(at)

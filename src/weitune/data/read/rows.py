@@ -1,4 +1,4 @@
-"""A row as a file has it, before its format is known, and what is noticed besides rows."""
+"""A row as it stands in a file, before its format is known, and what reading notes besides rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from weitune.data.conversation import Origin
 from weitune.data.problems import Problem
 
 BLANK = "with only empty cells"
-"""Why a blank row is set aside."""
+"""Why a blank row is set aside; reports count it under these words."""
 
 
 class RawRow(NamedTuple):
-    """A row's value, where it stands, and what is already known to be wrong with it."""
+    """A row's value, its place, and the problems that are already known."""
 
     origin: Origin
     value: Any
@@ -29,9 +29,9 @@ class BlankRow(NamedTuple):
 
 @dataclass(slots=True)
 class Notes:
-    """What reading a source has noticed besides its rows."""
+    """What reading a source has noted besides its rows."""
 
     unused: Counter[str] = field(default_factory=Counter)
-    """Fields that nothing reads, with their number."""
+    """Fields that nothing reads, with the number of rows that have them."""
     null_fields: int = 0
     """Nulls that were removed from nested fields."""

@@ -1,7 +1,7 @@
-"""Delimited tables as a stream of rows: CSV and TSV. A row is an object of column name to cell, which is a text.
+"""Rows from delimited tables, CSV and TSV. A row is an object of column names and cells, all of them strings.
 
-What spreadsheets leave behind is known: rows of empty cells are set aside, empty columns at the end have no name and
-need none, and the numbers that pandas writes before every row stand in a first column without a name.
+The traces of spreadsheets are allowed: rows with only empty cells are set aside, empty columns at the end need no name,
+and neither does a first column with row numbers, which pandas writes.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from typing import IO
 from weitune.data.conversation import Origin
 from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.rows import BlankRow, Notes, RawRow
-from weitune.messages import say
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"
-_ASKED = (
+_QUESTION_AND_ANSWER = (
     {"instruction", "output"}, {"prompt", "completion"}, {"prompt", "response"}, {"query", "response"},
     {"question", "answer"},
 )  # fmt: skip
-"""Columns for a question and its answer, as the formats name them."""
-_NAMES = frozenset({"system", "input", "history", "tools"}.union(*_ASKED))
+"""Names of the columns with a question and its answer in the known formats."""
+_NAMES = frozenset({"system", "input", "history", "tools"}.union(*_QUESTION_AND_ANSWER))
 _SEPARATOR = re.compile("sep=.?", re.IGNORECASE)
-"""The line that Excel writes above the names of the columns to say what separates them."""
+"""The line that Excel writes above the names of the columns to name their separator."""
 _SEPARATORS = {",": ("\t", ";", "|"), "\t": (",", ";", "|")}
-"""What else may separate columns."""
+"""Other separators that a file may have in place of each."""
 
 
 def csv_rows(
     stream: IO[str], file: str, delimiter: str, notes: Notes | None = None
 ) -> Iterator[RawRow | BlankRow | Problem]:
-    """Yield the rows of a delimited table whose first line names the columns; cells may span lines in quotes."""
+    """Yield the rows of a delimited table whose first line has the column names; quoted cells may span lines."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a story fits a cell
     lines = _Lines(stream)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -59,18 +58,17 @@ def csv_rows(
                 value = table.row(cells)
                 yield value.at(origin) if isinstance(value, Problem) else RawRow(origin, value)
     except csv.Error as error:
-        yield data_problem(
-            "data.table_rows.not_valid_table", file=file, row=row + 1, line=reader.line_num, error=str(error)
-        )
+        line = reader.line_num
+        yield data_problem("data.table_rows.not_valid_table", file=file, row=row + 1, line=line, error=str(error))
 
 
 class _Lines:
-    """The lines of a file, without byte order marks before rows: files that were joined have one each."""
+    """The lines of a file, without byte order marks before rows: joined files have one each."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self.row_begins = True
-        """Whether the next line begins a row, and does not go on within a cell."""
+        """Whether the next line begins a row, and does not continue a cell."""
 
     def __iter__(self) -> Iterator[str]:
         for line in self._stream:
@@ -79,7 +77,7 @@ class _Lines:
 
 
 class _Table:
-    """The columns of a table, and how a row of cells becomes an object."""
+    """The columns of a table; makes an object of a row of cells."""
 
     def __init__(self, header: list[str], notes: Notes) -> None:
         named = [at for at, name in enumerate(header) if name.strip()]
@@ -91,9 +89,9 @@ class _Table:
         self._names = _NAMES.union(self._header)
 
     def row(self, cells: list[str]) -> dict[str, str] | Problem:
-        """Return the row in ``cells``, or what is wrong with it."""
+        """Return the row in ``cells``, or its fault."""
         header = self._header
-        if len(cells) > len(header):  # nothing, or the empty columns of a spreadsheet
+        if len(cells) > len(header):  # perhaps the empty columns of a spreadsheet
             beyond = next((at for at in range(len(header), len(cells)) if cells[at].strip()), None)
             if beyond is not None and beyond < self._columns:
                 return _without_name(beyond, cells[beyond])
@@ -107,21 +105,22 @@ class _Table:
         return {name: cells[at] for name, at in self._named}
 
     def _is_header(self, cells: list[str]) -> bool:
-        """Tell whether a row names columns: those of this table in any order, or all fields of a format."""
+        """Return whether a row has the names of this table's columns in any order, or those of a format."""
         named = set(filter(str.strip, cells))
-        return sorted(cells) == sorted(self._header) or (named <= _NAMES and any(map(named.issuperset, _ASKED)))
+        return sorted(cells) == sorted(self._header) or (
+            named <= _NAMES and any(map(named.issuperset, _QUESTION_AND_ANSWER))
+        )
 
     def _problem(self, cells: list[str]) -> Problem | None:
-        """Return what is wrong with a row of as many cells as it has."""
+        """Return the fault of a row, if it has one."""
         header = self._header
         if len(cells) != len(header):
-            return data_problem("data.table_rows.wrong_number_cells", header_count=len(header), cells_count=len(cells))
+            return data_problem("data.table_rows.wrong_number_of_cells", columns=len(header), cells=len(cells))
         if cells[0] in self._names and self._is_header(cells):
-            return data_problem(
-                "data.table_rows.header_again", cells=", ".join(map(shown_name, filter(str.strip, cells)))
-            )
+            names = ", ".join(map(shown_name, filter(str.strip, cells)))
+            return data_problem("data.table_rows.repeated_header", names=names)
         if any("\0" in cell for cell in cells):
-            return data_problem("data.table_rows.not_text")
+            return data_problem("data.table_rows.nul_character")
         for at in self._unnamed:
             if cells[at].strip() and not (at == 0 and _is_number(cells[0])):
                 return _without_name(at, cells[at])
@@ -129,33 +128,24 @@ class _Table:
 
 
 def _without_name(at: int, cell: str) -> Problem:
-    """Return the fault of a cell in a column that has no name."""
-    return data_problem("data.table_rows.cell_without_column", at=at + 1, cell=shown(cell))
+    """Return the fault of a cell in a column without a name."""
+    return data_problem("data.table_rows.cell_without_column", number=at + 1, cell=shown(cell))
 
 
 def _is_number(cell: str) -> bool:
-    """Tell whether ``cell`` is a row's number, as pandas writes its index."""
+    """Return whether ``cell`` is a row number, as pandas writes its index."""
     return cell.isascii() and cell.isdigit()
 
 
 def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[Problem]:
     names = [name for name in header if name.strip()]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        found = say("data.table_rows.twice", twice=shown_name(twice[0]))
-        yield data_problem("data.table_rows.repeated_column", file=file, line=1, found=found)
+    if repeated := [name for name in names if names.count(name) > 1]:
+        yield data_problem("data.table_rows.repeated_column", file=file, line=1, name=shown_name(repeated[0]))
     if not names:
-        fix = say("data.table_rows.write_names_columns_into")
-        yield data_problem("data.table_rows.no_column_names", file=file, line=1, fix=fix)
+        yield data_problem("data.table_rows.no_column_names", file=file, line=1)
     if _SEPARATOR.fullmatch(header[0]):
-        fix = say("data.table_rows.remove_first_line")
-        found = say("data.table_rows.excel_writes_there_say", header=header[0])
-        yield data_problem("data.table_rows.no_column_names_2", file=file, line=1, found=found, fix=fix)
+        yield data_problem("data.table_rows.separator_line", file=file, line=1, found=header[0])
     elif len(header) == 1 and (other := next((each for each in _SEPARATORS[delimiter] if each in header[0]), None)):
-        fix = say("data.table_rows.name_file_commas_csv")
-        if other not in _SEPARATORS:
-            fix = say("data.table_rows.save_file_commas_csv")
-        found = say("data.table_rows.column", header=header[0][:60])
-        yield data_problem(
-            "data.table_rows.wrong_delimiter", file=file, line=1, delimiter=delimiter, found=found, fix=fix
-        )
+        # a comma or a tab only needs the right suffix
+        message = "data.table_rows.wrong_suffix" if other in _SEPARATORS else "data.table_rows.wrong_delimiter"
+        yield data_problem(message, file=file, line=1, delimiter=delimiter, name=header[0][:60])

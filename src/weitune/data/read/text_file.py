@@ -1,8 +1,8 @@
 """Text files of any usual encoding, plain or compressed, as a stream of characters.
 
-One pass over the bytes gives what everything else needs: the hash of the contents and the encoding. UTF-8 and UTF-16
-are known by reading, not guessed from a name; text that is neither is judged by :mod:`.legacy_encodings`. Whoever
-knows better says so, and then only a contradiction is a fault. Cost: one read of the file (two if it is not UTF-8).
+One pass over the bytes gives the hash of the contents and the encoding. UTF-8 and UTF-16 are recognised by reading, not
+by a name; :mod:`.legacy_encodings` decides on text that is neither. If the user gives the encoding, only a
+contradiction is a fault. Cost: one read of the file (two if it is not UTF-8).
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from weitune.data.read import legacy_encodings
 _BLOCK = 1 << 20
 _HEAD = 1 << 12
 _POINTER = b"version https://git-lfs"
-_NO_TEXT = {
-    b"PK\x03\x04": ("a zip archive or an Excel workbook", "Unpack it, or save the sheet as CSV in UTF-8."),
-    b"\xd0\xcf\x11\xe0": ("an Excel workbook or another document of Office", "Save the sheet as CSV in UTF-8."),
-    b"%PDF-": ("a PDF", "Write its text as rows of JSON Lines."),
-    b"PAR1\x15": ("a Parquet file", "Name it .parquet."),
-    b"ARROW1\0\0": ("an Arrow file", "Name it .arrow."),
-    b"\xfd7zXZ": ("an xz archive", "Unpack it, or pack it as .gz or .zst."),
-    b"BZh91AY": ("a bzip2 archive", "Unpack it, or pack it as .gz or .zst."),
-    b"7z\xbc\xaf": ("a 7z archive", "Unpack it."),
-    b"Rar!\x1a": ("a rar archive", "Unpack it."),
-    _POINTER: ("a pointer of Git LFS in place of the file", "Fetch the file: `git lfs pull`."),
+_NOT_TEXT = {
+    b"PK\x03\x04": "data.text_file.zip_archive",
+    b"\xd0\xcf\x11\xe0": "data.text_file.office_document",
+    b"%PDF-": "data.text_file.pdf",
+    b"PAR1\x15": "data.text_file.parquet",
+    b"ARROW1\0\0": "data.text_file.arrow",
+    b"\xfd7zXZ": "data.text_file.xz_archive",
+    b"BZh91AY": "data.text_file.bzip2_archive",
+    b"7z\xbc\xaf": "data.text_file.7z_archive",
+    b"Rar!\x1a": "data.text_file.rar_archive",
+    _POINTER: "data.text_file.git_lfs_pointer",
 }
-"""How files begin that are no text with rows, whatever their names say: what they are, and the fix."""
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""The first bytes of files that are not text, whatever their names say, and the problem of each."""
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _EVIDENT = 6
-"""Bytes of good UTF-8 beyond the first of each character from which on text cannot be anything else."""
+"""Continuation bytes of valid UTF-8 from which on text is UTF-8 for certain."""
 _KEEP = "weitune-keep"
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What one pass over a file tells: SHA-256 of the (decompressed) bytes, how many, compression and encoding.
+    """What one pass over a file finds: SHA-256 and number of the (decompressed) bytes, compression and encoding.
 
     ``fault`` is why the text cannot be read.
     """
@@ -64,8 +64,8 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Codec:
-    """The name of an encoding, and whether it was said of this very file or of all that are read."""
+class GivenEncoding:
+    """The name of an encoding that the user gave, for this very file or for all files."""
 
     name: str
     of_this_file: bool = False
@@ -84,7 +84,7 @@ def compression_of(path: Path) -> str | None:
     """Return ``gzip``, ``zstd`` or None, from the file's first bytes."""
     with path.open("rb") as file:
         head = file.read(4)
-    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -94,38 +94,41 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield bytes(block)
 
 
-def examine(path: Path, text: bool = True, codec: Codec | None = None) -> FileFacts:
-    """Read ``path`` once and return its facts; ``text`` False leaves the encoding out, ``codec`` decides on it.
+def examine(path: Path, text: bool = True, given: GivenEncoding | None = None) -> FileFacts:
+    """Read ``path`` once and return its facts, without an encoding unless it is ``text``.
 
     Raises OSError if the file cannot be read or its compression is broken.
     """
     digest = hashlib.sha256()
     size = 0
     head = b""
-    scan: _Scan | None = None
+    detector: _EncodingDetector | None = None
     for block in blocks(path):
         digest.update(block)
         head = head or block[:_HEAD]
         size += len(block)
         if text:
-            scan = scan or _Scan(block)
-            scan.feed(block)
-    encoding, fault = "", _no_text(head) if text or head.startswith(_POINTER) else None
+            detector = detector or _EncodingDetector(block)
+            detector.feed(block)
+    encoding, fault = "", _not_text(head) if text or head.startswith(_POINTER) else None
     if text and fault is None:
-        encoding, fault = scan.verdict(path, codec) if scan is not None else ("utf-8", None)
+        encoding, fault = detector.result(path, given) if detector is not None else ("utf-8", None)
     return FileFacts(digest.hexdigest(), size, compression_of(path), encoding, fault)
 
 
-def _no_text(head: bytes) -> Problem | None:
-    """Return the fault of a file that is known not to be text by its first bytes."""
-    for magic, (found, fix) in _NO_TEXT.items():
-        if head.startswith(magic):
-            return data_problem("data.text_file.not_text", found=found, fix=fix)
-    return None
+def unreadable(file: str, error: OSError, row: int | None = None) -> Problem:
+    """Return the fault of a file that the system cannot read."""
+    message = "data.text_file.no_permission" if isinstance(error, PermissionError) else "data.text_file.unreadable"
+    return data_problem(message, file=file, row=row, reason=error.strerror or " ".join(str(error).split())[:120])
 
 
-class _Scan:
-    """Decides on an encoding from the first block, and checks whether all blocks decode as UTF-8."""
+def _not_text(head: bytes) -> Problem | None:
+    """Return the fault of a file whose first bytes show that it is not text."""
+    return next((data_problem(message) for magic, message in _NOT_TEXT.items() if head.startswith(magic)), None)
+
+
+class _EncodingDetector:
+    """Takes a declared encoding from the first block, and checks whether all blocks decode as UTF-8."""
 
     def __init__(self, head: bytes) -> None:
         self._declared = _declared(head)
@@ -142,37 +145,34 @@ class _Scan:
             except UnicodeDecodeError:
                 self._is_utf8 = False
 
-    def verdict(self, path: Path, codec: Codec | None) -> tuple[str, Problem | None]:
-        """Return the encoding, and why the text cannot be read."""
+    def result(self, path: Path, given: GivenEncoding | None) -> tuple[str, Problem | None]:
+        """Return the encoding, and why the text cannot be read if it cannot."""
         if self._declared is None and self._is_utf8:
             try:
                 self._decoder.decode(b"", final=True)
             except UnicodeDecodeError:
                 self._is_utf8 = False
-        if codec is not None:
-            return self._said(codec)
+        if given is not None:
+            return self._checked(given)
         if self._declared is not None:
             return self._declared, None
         if not self._is_utf8:
-            return legacy_encodings.judge(blocks(path))
-        fault = (
-            legacy_encodings.escaped(blocks(path), self._escape) if self._escape and not self._beyond_ascii else None
-        )
-        return "utf-8", fault
+            return legacy_encodings.detect(blocks(path))
+        if self._escape and not self._beyond_ascii:
+            return "utf-8", legacy_encodings.check_escapes(blocks(path), self._escape)
+        return "utf-8", None
 
-    def _said(self, codec: Codec) -> tuple[str, Problem | None]:
-        """Return the encoding that was said, unless the file can only be in another one."""
-        name = codecs.lookup(codec.name).name
+    def _checked(self, given: GivenEncoding) -> tuple[str, Problem | None]:
+        """Return the given encoding, with a fault if the file can only be in another one."""
+        name = codecs.lookup(given.name).name
         declared = self._declared if self._declared in _MARKS.values() else None
         if declared is not None:
             if name.startswith(declared.removesuffix("-sig")):
                 return declared, None
-            evident, how = declared, "its first bytes say so"
-        elif self._is_utf8 and self._beyond_ascii >= _EVIDENT and not (codec.of_this_file or name.startswith("utf-8")):
-            evident, how = "utf-8", "all of it decodes as that"
-        else:
-            return name, None
-        return name, data_problem("data.text_file.another_encoding", name=name, evident=evident, how=how)
+            return name, data_problem("data.text_file.declared_encoding", name=name, declared=declared)
+        if self._is_utf8 and self._beyond_ascii >= _EVIDENT and not (given.of_this_file or name.startswith("utf-8")):
+            return name, data_problem("data.text_file.evidently_utf8", name=name)
+        return name, None
 
 
 def _declared(head: bytes) -> str | None:
@@ -184,7 +184,7 @@ def _declared(head: bytes) -> str | None:
     even, odd = head[::2].count(0), head[1::2].count(0)
     most = max(even, odd)
     if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and _is_utf8(head)):
-        return None  # none, or a few that are damage
+        return None  # none, or a few from damage
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
@@ -197,7 +197,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def open_text(path: Path, encoding: str, newline: str | None = "") -> IO[str]:
-    """Open ``path`` as text. What does not decode becomes lone surrogates, so that its row can be named."""
+    """Open ``path`` as text. Bytes that do not decode become lone surrogates, so that their row can be named."""
     codecs.register_error(_KEEP, _as_surrogates)
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=_KEEP, newline=newline)
 
@@ -207,12 +207,3 @@ def _as_surrogates(error: UnicodeError) -> tuple[str, int]:
         raise error
     damaged = error.object[error.start : error.end]
     return "".join(chr(0xDC00 + byte) for byte in damaged), error.end
-
-
-def undecodable(text: str) -> bool:
-    """Tell whether ``text`` holds a byte that did not decode, or half of a surrogate pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
