@@ -109,8 +109,9 @@ class Problems:
             count = self._counts[kind, fix]
             lines.append(f"{kind}: {count:,}" if count > 1 else kind)
             lines += [f"  {problem}" for problem in group[:_SHOWN]]
-            lines += [f"  {say('data.problems.more', count=count - _SHOWN)}"] if count > _SHOWN else []
-            lines += [f"  {say('data.problems.fix', fix=fix)}"]
+            if count > _SHOWN:
+                lines.append("  " + say("data.problems.more", count=count - _SHOWN))
+            lines.append("  " + say("data.problems.fix", fix=fix))
         return lines
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -24,11 +24,11 @@ from tests.data.read.reading_rows import (
     user,
 )
 from weitune.data.conversation import Conversation, ToolCall, Turn
-from weitune.data.formats.parse import JOINED, Options, RowReader, recognise
-from weitune.data.formats.tool_calls import NULLS
+from weitune.data.formats.parse import Options, RowReader, recognise
 from weitune.data.problems import shown_name
 from weitune.data.read.conversations import Reader
 from weitune.errors import RecipeError
+from weitune.messages import say
 
 SYSTEM = Turn("system", "s")
 
@@ -327,7 +327,7 @@ def test_messages_and_calls_in_a_table(tmp_path: Path) -> None:
 def test_system_prompts_become_one(row: dict[str, Any], expected: str, noted: int) -> None:
     reader = RowReader(Options())
     assert reader.read(row, HERE).turns == (Turn("system", expected), ASKED, ANSWERED)
-    assert reader.remarks[JOINED] == noted
+    assert reader.remarks[say("data.parse.several_system_prompts")] == noted
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_the_report_counts_joined_system_prompts(tmp_path: Path) -> None:
     path.write_text(json.dumps([row, {**row, "system": "t"}, {**row, "system": "u"}]), encoding="utf-8")
     reader = Reader([str(path)], Options())
     assert len(list(reader.conversations())) == 3
-    assert reader.reports[0].to_json()["remarks"] == {JOINED: 2}
+    assert reader.reports[0].to_json()["remarks"] == {say("data.parse.several_system_prompts"): 2}
 
 
 def test_lists_of_messages_in_the_texts_of_prompt_and_completion() -> None:
@@ -384,7 +384,7 @@ def test_nulls_in_calls_and_tools_are_reported(tmp_path: Path) -> None:
     reader = Reader([str(path)], Options())
     [first, *_] = [conversation for _, conversation in reader.conversations()]
     assert first.turns[1].tool_calls[0].arguments == {"port": "Brest", "year": None}
-    assert reader.reports[0].to_json()["remarks"] == {NULLS: 3}
+    assert reader.reports[0].to_json()["remarks"] == {say("data.tool_calls.null_in_a_call_or_tool"): 3}
 
 
 @pytest.mark.parametrize("name", ["output\u200b", "\ufeffoutput", "output ", "ｏｕｔｐｕｔ", "out\u00adput", "Output"])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weitune.data.formats.containers import RowCriteria, contained_rows
 from weitune.data.problems import Problem
 from weitune.data.read import json_values, json_window
 from weitune.data.read.json_rows import json_rows
@@ -22,7 +23,9 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 LINE_ENDS = st.sampled_from(["\n", "\r\n", "\n\n \n"])
-OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
+OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4).filter(
+    lambda value: contained_rows(value, RowCriteria()) is None  # {"data": []}, say, contains rows: none
+)
 
 
 @pytest.fixture(params=[1, 7, 1 << 18])

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.data.files import ALPACA, TEXT_KINDS, as_lines, pack, write
 from weitune.data.formats.parse import Options
 from weitune.data.problems import Problem, Problems
-from weitune.data.read import sources
 from weitune.data.read.conversations import Reader, read_conversations
-from weitune.data.read.sources import find_sources, raw_rows
+from weitune.data.read.source_rows import raw_rows
+from weitune.data.read.sources import find_sources
 from weitune.data.read.text_file import examine
 from weitune.errors import DataError
 
@@ -231,4 +231,4 @@ def test_a_long_array_never_lies_in_memory_whole(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 40_000
     assert peak < path.stat().st_size / 8
-    assert sources._KINDS[".json"] == source.kind
+    assert source.kind == "json"

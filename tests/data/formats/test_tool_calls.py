@@ -83,7 +83,7 @@ def test_arguments_twice() -> None:
     ("arguments", "reason"),
     [
         ('{"a": 1, "a": 2}', "the key 'a' twice"),
-        ('{"a": NaN}', "NaN is no JSON value"),
+        ('{"a": NaN}', "NaN is not a JSON value"),
         ('{"a": 1e999}', "out of range"),
         ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
         ('{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
