@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weitune.data.formats.containers import RowCriteria, contained_rows
@@ -45,6 +45,7 @@ def values(text: str) -> list[Any]:
 
 @pytest.mark.usefixtures("window")
 @given(rows=st.lists(VALUES, max_size=6), indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
+@example(rows=[None, [], 10.0], indent=None, ascii_only=False)  # of which the second window ends with `10.`
 def test_arrays(rows: list[Any], indent: int | None, ascii_only: bool) -> None:
     assert values(json.dumps(rows, indent=indent, ensure_ascii=ascii_only)) == rows
 

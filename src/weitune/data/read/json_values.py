@@ -55,7 +55,7 @@ class Scanner:
                 if not window.more():
                     return error
                 continue
-            if end < len(window.text) or not window.more():  # a number may go on beyond the window
+            if end + 2 < len(window.text) or not window.more():  # `1` may go on as `1.5` or `1e-5` beyond the window
                 return value, end
 
     def malformed(self, error: Exception, *, rest_lost: bool) -> Problem:
