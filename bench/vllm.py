@@ -39,8 +39,8 @@ from weitune.data.conversation import Conversation, Turn
 from weitune.evaluate.general import general_questions
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
+from weitune.export.source.export_source import open_export_sources
 from weitune.run.run_folder import Which
-from weitune.serve.served_models import open_all
 from weitune.serve.vllm.command import Listening, vllm_command
 
 PERSONA = (
@@ -196,7 +196,9 @@ def figures(python: str, run: Run, questions: Sequence[str], length: int, scratc
     ).stdout.split()[-1]
     result: dict[str, Any] = {"vllm": version}
     listening = Listening("127.0.0.1", free_port())
-    command = vllm_command(open_all({name: run}), scratch / "vllm", listening, context_tokens=1024, dtype="float32")
+    command = vllm_command(
+        open_export_sources({name: run}), scratch / "vllm", listening, context_tokens=1024, dtype="float32"
+    )
     with vllm(python, command.arguments, command.environment, listening.port) as server:
         result["adapter"] = compared(server, name, run, own, length)
         result["base"] = compared(server, "base", run, base, length)

@@ -17,7 +17,7 @@ from weitune.report.run_record import RunRecord
 from weitune.report.run_report import _commands
 from weitune.run.create import check_free
 from weitune.run.disk_retry import refusals_explained
-from weitune.serve.served_models import named_runs
+from weitune.serve.named_runs import named_runs
 from weitune.shell import shell_command
 
 NAMES = ["my run", "甄嬛", "it's", 'a"b', "$(touch x)", "a;b&c", "`x`", "#1", "~", "tab\there", "a\nb", "*"]

@@ -386,7 +386,7 @@ def test_it_is_served_under_its_folders_name(
     pytest.importorskip("xllamacpp")
     pytest.importorskip("uvicorn")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    from weitune.serve.served_models import prepared
+    from weitune.export.llama_models import llama_models
 
     as_llama_factory(adapter, base)
     framed = (adapter / "chat_template.jinja").read_text(encoding="utf-8").replace("You are Tiny.", "You are tuned.")
@@ -401,9 +401,9 @@ def test_it_is_served_under_its_folders_name(
     assert "model 'mine', system prompt: You are Maren." in shown
     assert "model 'other', system prompt: You are Ida." in shown
     assert "model 'link'" in shown
-    with prepared({"mine": open_run(adapter)}, "F32", lambda title: lambda done, total: None) as library:
-        assert library.offers["mine"].framing.describe()["template"] == framed
-        assert library.offers["base"].framing.describe()["template"] != framed
+    with llama_models({"mine": open_run(adapter)}, "F32", lambda title: lambda done, total: None) as models:
+        assert models.by_name["mine"].framing.describe()["template"] == framed
+        assert models.by_name["base"].framing.describe()["template"] != framed
     assert main(["serve", str(adapter), "--engine", "vllm", "--dry-run", "--model", str(base)]) == 0
     assert f'"name": "mine", "path": "{adapter}"' in capsys.readouterr().out
 

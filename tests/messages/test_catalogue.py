@@ -19,8 +19,8 @@ SOURCE = Path(weitune.__file__).parent
 ENGLISH = SOURCE / "messages" / "en"
 PACKAGES = {file.stem for file in ENGLISH.glob("*.json")}
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
-PLACE = {"problems", "file", "row", "line", "column", "field", "reason", "turn"}
-"""What is given beside the values: a problem's place and an error's problems."""
+PLACE = {"problems", "file", "row", "line", "column", "field", "reason", "turn", "param", "code", "headers"}
+"""What is given beside the values: a problem's place, an error's problems, and what a server's error tells programs."""
 
 
 class Use(NamedTuple):

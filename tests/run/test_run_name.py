@@ -12,7 +12,7 @@ from weitune import Run
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import open_export_source
 from weitune.run.run_name import given_name
-from weitune.serve.served_models import named_runs
+from weitune.serve.named_runs import named_runs
 
 
 @pytest.fixture

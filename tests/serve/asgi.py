@@ -13,6 +13,7 @@ from typing import Any
 from tests.limits import HANG_SECONDS
 from tests.tiny import tiny_tokenizer
 from weitune.data.frame.choose import framing_for
+from weitune.export.llama_models import LlamaModel
 from weitune.generate.sampling import Sampling
 from weitune.recipe.schema import Tokens
 from weitune.serve.admission import Admission
@@ -20,7 +21,6 @@ from weitune.serve.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
 from weitune.serve.request import Limits
-from weitune.serve.served_models import ServedModel
 
 
 @dataclass
@@ -139,8 +139,8 @@ def make_app(
     framing = framing_for(tiny_tokenizer("chatml"), Tokens())
     stops = frozenset(framing.stop_tokens)
     offers = {
-        "base": ServedModel("base", framing, stops, None, None),
-        "zhenhuan": ServedModel("zhenhuan", framing, stops, "你是甄嬛。", 0),
+        "base": LlamaModel("base", framing, stops, None, None),
+        "zhenhuan": LlamaModel("zhenhuan", framing, stops, "你是甄嬛。", 0),
     }
     answering = Answering(engine, Admission(slots, queue))  # type: ignore[arg-type]
     return App(offers, answering, guard or Guard(), limits or Limits())

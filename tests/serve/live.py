@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 from tests.export.runs import save_adapter, save_run, silent
 from tests.limits import HANG_SECONDS
 from weitune import Run
+from weitune.export.llama_models import LlamaModels, llama_models
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, listen
 from weitune.serve.local import Capacity, serve
 from weitune.serve.request import Limits
-from weitune.serve.served_models import ServedModels, prepared
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ def two_runs(folder: Path) -> dict[str, Run]:
 
 @contextmanager
 def live(
-    library: ServedModels, *, guard: Guard | None = None, capacity: Capacity | None = None, limits: Limits | None = None
+    models: LlamaModels, *, guard: Guard | None = None, capacity: Capacity | None = None, limits: Limits | None = None
 ) -> Iterator[Live]:
-    """Serve ``library`` at a free port while the block runs."""
+    """Serve ``models`` at a free port while the block runs."""
     started: SimpleQueue[tuple[str, Server]] = SimpleQueue()
 
     def work() -> None:
         with listen("127.0.0.1", 0) as listening:
-            serve(library, listening, capacity or Capacity(threads=1), guard or Guard(), limits or Limits(),
+            serve(models, listening, capacity or Capacity(threads=1), guard or Guard(), limits or Limits(),
                   started=lambda url, server: started.put((url, server)))  # fmt: skip
 
     thread = threading.Thread(target=work, name="serve")
@@ -98,4 +98,4 @@ def live(
         assert not thread.is_alive()
 
 
-__all__ = ["Live", "live", "prepared", "silent", "two_runs"]
+__all__ = ["Live", "live", "llama_models", "silent", "two_runs"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from weitune.serve.asgi import ClientGone
 from weitune.serve.errors import ApiError
-from weitune.serve.guard import ClientGone, Guard, is_loopback
+from weitune.serve.guard import Guard, is_loopback
 
 
 def scope(**headers: str) -> dict[str, Any]:

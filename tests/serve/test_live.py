@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from tests.limits import HANG_SECONDS
-from tests.serve.live import Live, live, prepared, silent, two_runs
+from tests.serve.live import Live, live, llama_models, silent, two_runs
 from weitune import Run
+from weitune.export.llama_models import LlamaModels
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
 from weitune.serve.guard import Guard
 from weitune.serve.local import Capacity
 from weitune.serve.request import Limits
-from weitune.serve.served_models import ServedModels
 
 pytest.importorskip("xllamacpp")
 openai = pytest.importorskip("openai")
@@ -40,16 +40,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def library(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedModels]:
+def models(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModels]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        with prepared(runs, "F32", silent) as library:
-            yield library
+        with llama_models(runs, "F32", silent) as models:
+            yield models
 
 
 @pytest.fixture(scope="module")
-def server(library: ServedModels) -> Iterator[Live]:
-    with live(library, capacity=Capacity(slots=3, queue=32, threads=1), limits=LIMITS) as server:
+def server(models: LlamaModels) -> Iterator[Live]:
+    with live(models, capacity=Capacity(slots=3, queue=32, threads=1), limits=LIMITS) as server:
         yield server
 
 
@@ -67,9 +67,9 @@ def said(client: Any, model: str = "first", messages: Any = ASK, **options: Any)
     return str(reply.choices[0].message.content)
 
 
-def endless(library: ServedModels) -> dict[str, Any]:
+def endless(models: LlamaModels) -> dict[str, Any]:
     """Return options of an answer that does not end before 900 tokens."""
-    stops = library.offers["first"].stop_tokens
+    stops = models.by_name["first"].stop_tokens
     return {"max_tokens": 900, "logit_bias": {str(token): -100 for token in stops}}
 
 
@@ -96,7 +96,7 @@ def test_two_adapters_and_the_base_at_once(client: Any) -> None:
     assert all(answer == alone[name] for name, answer in together)
 
 
-def test_no_adapter_goes_on_from_what_another_has_read(library: ServedModels) -> None:
+def test_no_adapter_goes_on_from_what_another_has_read(models: LlamaModels) -> None:
     """llama.cpp keeps prompts that lost their slot to a longer answer by their tokens, whichever adapter read them."""
     prompts = [[*range(10, 30), *range(30 + 10 * n, 40 + 10 * n)] for n in range(3)]
 
@@ -105,7 +105,7 @@ def test_no_adapter_goes_on_from_what_another_has_read(library: ServedModels) ->
         answer = llama.request("/completion", {**body, "cache_prompt": cached, "n_probs": 1, "ignore_eos": True})
         return [token["logprob"] for token in answer["completion_probabilities"][:20]]
 
-    with LlamaCpp(library.model, library.adapters, slots=2, exact=True) as llama:
+    with LlamaCpp(models.base, models.adapters, slots=2, exact=True) as llama:
         found, alone = (
             np.array([[likely(llama, adapter, prompt, cached=cached) for prompt in prompts] for adapter in (0, 1)])
             for cached in (True, False)
@@ -168,8 +168,8 @@ ROUTES = [("GET", "/health"), ("GET", "/v1/models"), ("GET", "/v1/models/base"),
           ("POST", "/v1/chat/completions"), ("GET", "/nowhere")]  # fmt: skip
 
 
-def test_a_key_closes_every_route(library: ServedModels) -> None:
-    with live(library, guard=Guard(key="sesame")) as server:
+def test_a_key_closes_every_route(models: LlamaModels) -> None:
+    with live(models, guard=Guard(key="sesame")) as server:
         body = {"model": "first", "messages": ASK, "max_tokens": 2}
         for method, path in ROUTES:
             for headers in ({}, {"Authorization": "Bearer wrong"}):
@@ -187,9 +187,9 @@ def test_names_and_pages_of_others_are_refused(server: Live) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_clients_that_vanish_free_their_slots(stream: bool, library: ServedModels, server: Live) -> None:
+def test_clients_that_vanish_free_their_slots(stream: bool, models: LlamaModels, server: Live) -> None:
     before = server.metric('weitune_requests_total{status="499"}')
-    body = {"model": "first", "messages": ASK, "stream": stream, **endless(library)}
+    body = {"model": "first", "messages": ASK, "stream": stream, **endless(models)}
     payload = json.dumps(body).encode()
     header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
     connections = [server.connect() for _ in range(6)]
@@ -203,10 +203,10 @@ def test_clients_that_vanish_free_their_slots(stream: bool, library: ServedModel
     assert server.metric("weitune_waiting") == 0
 
 
-def test_beyond_the_queue_clients_are_told_to_come_back(library: ServedModels) -> None:
-    with live(library, capacity=Capacity(slots=1, queue=1, threads=1), limits=LIMITS) as server:
+def test_beyond_the_queue_clients_are_told_to_come_back(models: LlamaModels) -> None:
+    with live(models, capacity=Capacity(slots=1, queue=1, threads=1), limits=LIMITS) as server:
         client = client_of(server)
-        options = {"model": "first", "messages": ASK, "stream": True, **endless(library)}
+        options = {"model": "first", "messages": ASK, "stream": True, **endless(models)}
         held = client.chat.completions.create(**options)
         next(iter(held))
         with ThreadPoolExecutor(1) as pool:

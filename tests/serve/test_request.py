@@ -13,7 +13,7 @@ from weitune.data.conversation import Turn
 from weitune.serve.errors import ApiError
 from weitune.serve.request import ChatRequest, Limits, parse_request
 
-OFFERS = make_app(ScriptedEngine())._offers
+OFFERS = make_app(ScriptedEngine())._models
 LIMITS = Limits(max_tokens=100, choices=2)
 
 

@@ -13,7 +13,6 @@ class Admission:
     """``slots`` answers at once, ``queue`` more waiting in the order they came; beyond, 429."""
 
     def __init__(self, slots: int, queue: int) -> None:
-        """Begin with everybody gone."""
         self.slots, self.queue = slots, queue
         self.running = 0
         """Answers that hold a slot."""
@@ -29,7 +28,7 @@ class Admission:
     def admitted(self, answers: int) -> Iterator[None]:
         """Let a request for ``answers`` answers in. Raises ApiError if there is no room for all of them."""
         if self._present + answers > self.slots + self.queue:
-            raise ApiError(429, "the server is busy; try again in a moment", code="rate_limit_exceeded")
+            raise ApiError(429, "serve.admission.busy", code="rate_limit_exceeded")
         self._present += answers
         try:
             yield

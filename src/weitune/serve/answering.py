@@ -46,15 +46,16 @@ class Answering:
     def frame(self, request: ChatRequest) -> Framed:
         """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
         try:
-            prompt = tuple(request.offer.framing.prompt(request.conversation))
+            prompt = tuple(request.model.framing.prompt(request.conversation))
         except InputError as error:
-            raise ApiError(400, error.message, param="messages") from None
+            raise ApiError(400, "serve.errors.passed_on", message=error.message, param="messages") from None
         room = self.llama.context_tokens - len(prompt)
         if room < 1:
             raise ApiError(
                 400,
-                f"the messages have {len(prompt)} tokens, but this server takes {self.llama.context_tokens}, "
-                "the answer included",
+                "serve.answering.too_long",
+                prompt_tokens=len(prompt),
+                context_tokens=self.llama.context_tokens,
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -69,7 +70,7 @@ class Answering:
         """
         async with self.admission.slot():
             completion = self.llama.complete(self._body(framed, choice))
-            pieces = _pieces(completion, framed.request.offer.stop_tokens)
+            pieces = _pieces(completion, framed.request.model.stop_tokens)
             wanted = pieces if framed.request.stream else _joined(pieces)
             async with aclosing(_read(wanted, completion, self._readers)) as read:
                 async for piece in read:
@@ -80,7 +81,7 @@ class Answering:
         sampling = request.sampling
         if sampling.seed is not None and choice:
             sampling = replace(sampling, seed=sampling.seed + choice)
-        body = self.llama.body(framed.prompt, sampling, request.offer.adapter)
+        body = self.llama.body(framed.prompt, sampling, request.model.adapter)
         return {**body, **request.extra, "stop": list(request.stop)}
 
 
@@ -95,8 +96,8 @@ def _pieces(completion: Completion, stop_tokens: frozenset[int]) -> Iterator[Pie
             if piece.finish:
                 return
     except InputError as error:
-        raise ApiError(400, error.message) from None
-    raise ApiError(500, "the engine broke off the answer")
+        raise ApiError(400, "serve.errors.passed_on", message=error.message) from None
+    raise ApiError(500, "serve.answering.broke_off")
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:

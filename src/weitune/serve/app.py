@@ -18,16 +18,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
+from weitune.export.llama_models import LlamaModel
 from weitune.generate.llama_engine import Piece
 from weitune.serve.answering import Answering, Framed
+from weitune.serve.asgi import ClientGone, Receive, Scope, Send
 from weitune.serve.completion_json import Reply, usage_of
 from weitune.serve.errors import ApiError
-from weitune.serve.guard import ClientGone, Guard, Receive, Scope, Send
+from weitune.serve.guard import Guard
 from weitune.serve.metrics import Metrics
 from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
 from weitune.serve.request import Limits, parse_request
 from weitune.serve.response import Response
-from weitune.serve.served_models import ServedModel
 from weitune.serve.tasks import merged, unless_gone
 
 _GONE = 499
@@ -38,16 +39,15 @@ Handler = Callable[[Receive, Response], Awaitable[None]]
 
 
 class App:
-    """Serve ``offers`` through ``answering``."""
+    """Serves ``models``, by their names, through ``answering``."""
 
-    def __init__(self, offers: Mapping[str, ServedModel], answering: Answering, guard: Guard, limits: Limits) -> None:
-        """Keep the parts; nothing is started."""
-        self._offers, self._answering, self._guard, self._limits = offers, answering, guard, limits
+    def __init__(self, models: Mapping[str, LlamaModel], answering: Answering, guard: Guard, limits: Limits) -> None:
+        self._models, self._answering, self._guard, self._limits = models, answering, guard, limits
         self._metrics = Metrics(answering.admission)
         self._open = 0
         self._routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
-            "/v1/models": ("GET", self._models),
+            "/v1/models": ("GET", self._list_models),
             "/metrics": ("GET", self._show_metrics),
             "/v1/chat/completions": ("POST", self._chat),
         }
@@ -56,38 +56,38 @@ class App:
         """Answer one request, whatever is wrong with it."""
         if scope["type"] != "http":
             return
-        sending = Response(send, headers=cors_headers(self._guard.origins, scope))
+        response = Response(send, headers=cors_headers(self._guard.origins, scope))
         status = 200
         self._open += 1
         try:
-            status = await self._answer(scope, receive, sending)
+            status = await self._answer(scope, receive, response)
         except ApiError as error:
-            status = await self._refuse(sending, error)
+            status = await self._refuse(response, error)
         except ClientGone:
             status = _GONE
         except Exception:
             logging.getLogger(__name__).exception("a request could not be answered; this is a fault in weitune")
-            status = await self._refuse(sending, ApiError(500, "the server failed to answer this request"))
+            status = await self._refuse(response, ApiError(500, "serve.app.failed"))
         finally:
             self._open -= 1
         self._metrics.finished(status)
 
-    async def _answer(self, scope: Scope, receive: Receive, sending: Response) -> int:
+    async def _answer(self, scope: Scope, receive: Receive, response: Response) -> int:
         """Answer a request and return the status. Raises ApiError if it is refused."""
         admission = self._answering.admission
         if self._open > admission.slots + admission.queue + _EXTRA_REQUESTS:
-            raise ApiError(503, "the server has too many requests open", code="overloaded")
+            raise ApiError(503, "serve.app.too_many_open", code="overloaded")
         self._guard.check_place(scope)
         if is_preflight(scope):  # it never carries a key
-            await sending.nothing(preflight_headers(self._guard.origins, scope))
+            await response.nothing(preflight_headers(self._guard.origins, scope))
             return 204
         self._guard.check_client(scope)
-        await self._handler(scope)(receive, sending)
+        await self._handler(scope)(receive, response)
         return 200
 
-    async def _refuse(self, sending: Response, error: ApiError) -> int:
+    async def _refuse(self, response: Response, error: ApiError) -> int:
         with suppress(ClientGone):
-            await sending.error(error)
+            await response.error(error)
         return error.status
 
     def _handler(self, scope: Scope) -> Handler:
@@ -97,66 +97,69 @@ class App:
         elif path.startswith("/v1/models/") and path.strip("/") != "v1/models":
             method, handler = "GET", self._model_named(path.removeprefix("/v1/models/"))
         else:
-            raise ApiError(404, self._no_such(path))
+            raise self._no_such_path(path)
         if scope["method"] not in {method, "HEAD" if method == "GET" else method}:
-            raise ApiError(405, f"{path[:100]} takes {method}", headers=((b"allow", _ALLOW[method]),))
+            raise ApiError(
+                405, "serve.app.wrong_method", path=path[:100], method=method, headers=((b"allow", _ALLOW[method]),)
+            )
         return handler
 
-    def _no_such(self, path: str) -> str:
-        """Say that there is no ``path``, and which one may be meant."""
+    def _no_such_path(self, path: str) -> ApiError:
+        """Return the error for a ``path`` that is not served, with the one that may be meant."""
         meant = next((known for known in self._routes if _plain(known) == _plain(path)), None)
         if meant is None and _plain(path).startswith("models/"):
             meant = "/v1/models/NAME"
-        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(self._routes)}"
-        return f"there is no {path[:100]} here; {hint}"
+        if meant is None:
+            return ApiError(404, "serve.app.no_such_path", path=path[:100], known=", ".join(self._routes))
+        return ApiError(404, "serve.app.no_such_path_but", path=path[:100], meant=meant)
 
-    async def _health(self, receive: Receive, sending: Response) -> None:
-        await sending.json(200, {"status": "ok"})
+    async def _health(self, receive: Receive, response: Response) -> None:
+        await response.json(200, {"status": "ok"})
 
-    async def _models(self, receive: Receive, sending: Response) -> None:
-        await sending.json(200, {"object": "list", "data": [_model(name) for name in self._offers]})
+    async def _list_models(self, receive: Receive, response: Response) -> None:
+        await response.json(200, {"object": "list", "data": [_model(name) for name in self._models]})
 
     def _model_named(self, name: str) -> Handler:
-        if name not in self._offers:
+        if name not in self._models:
             meant = name.rstrip("/")
-            hint = f"; did you mean /v1/models/{meant}?" if meant in self._offers else ""
-            raise ApiError(404, f"there is no model '{name[:100]}' here{hint}", param="model", code="model_not_found")
-        return lambda receive, sending: sending.json(200, _model(name))
+            message_id = "serve.app.no_such_model_but" if meant in self._models else "serve.app.no_such_model"
+            raise ApiError(404, message_id, name=name[:100], meant=meant, param="model", code="model_not_found")
+        return lambda receive, response: response.json(200, _model(name))
 
-    async def _show_metrics(self, receive: Receive, sending: Response) -> None:
-        await sending.text(200, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+    async def _show_metrics(self, receive: Receive, response: Response) -> None:
+        await response.text(200, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _chat(self, receive: Receive, sending: Response) -> None:
+    async def _chat(self, receive: Receive, response: Response) -> None:
         body = await self._guard.body(receive)
-        request = parse_request(_parsed(body), self._offers, self._limits)
+        request = parse_request(_parsed(body), self._models, self._limits)
         framed = self._answering.frame(request)
         with self._answering.admission.admitted(request.choices):
-            await unless_gone((self._stream if request.stream else self._whole)(framed, sending), receive)
+            await unless_gone((self._stream if request.stream else self._whole)(framed, response), receive)
 
-    async def _whole(self, framed: Framed, sending: Response) -> None:
+    async def _whole(self, framed: Framed, response: Response) -> None:
         answers = [Piece("", 0)] * framed.request.choices
         async with aclosing(self._answers(framed)) as pieces:
             async for index, piece in pieces:  # one for each answer
                 answers[index] = piece
         usage = usage_of(len(framed.prompt), sum(piece.tokens for piece in answers))
         told = [(piece.text, piece.finish or "stop") for piece in answers]
-        await sending.json(200, Reply(framed.request.offer.name).whole(told, usage))
+        await response.json(200, Reply(framed.request.model.name).whole(told, usage))
 
-    async def _stream(self, framed: Framed, sending: Response) -> None:
-        reply = Reply(framed.request.offer.name)
+    async def _stream(self, framed: Framed, response: Response) -> None:
+        reply = Reply(framed.request.model.name)
         generated = 0
         async with aclosing(self._answers(framed)) as pieces:
             async for index, piece in pieces:
-                if not sending.begun:  # until the engine has begun, an error can still have a status
+                if not response.begun:  # until the engine has begun, an error can still have a status
                     for i in range(framed.request.choices):
-                        await sending.event(reply.chunk(i, {"role": "assistant", "content": ""}))
+                        await response.event(reply.chunk(i, {"role": "assistant", "content": ""}))
                 if piece.text or piece.finish:
                     delta = {"content": piece.text} if piece.text else {}
-                    await sending.event(reply.chunk(index, delta, piece.finish))
+                    await response.event(reply.chunk(index, delta, piece.finish))
                 generated += piece.tokens if piece.finish else 0
         if framed.request.include_usage:
-            await sending.event(reply.last_chunk(usage_of(len(framed.prompt), generated)))
-        await sending.end_events()
+            await response.event(reply.last_chunk(usage_of(len(framed.prompt), generated)))
+        await response.end_events()
 
     async def _answers(self, framed: Framed) -> AsyncGenerator[tuple[int, Piece], None]:
         """Yield the pieces of all answers to a request, each with its answer's number, and count them."""
@@ -164,7 +167,7 @@ class App:
         async with aclosing(merged(sources)) as pieces:
             async for index, piece in pieces:
                 if piece.finish:
-                    self._metrics.answered(framed.request.offer.name, len(framed.prompt), piece.tokens)
+                    self._metrics.answered(framed.request.model.name, len(framed.prompt), piece.tokens)
                 yield index, piece
 
 
@@ -189,4 +192,4 @@ def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from None
+        raise ApiError(400, "serve.app.not_json", error=error) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from weitune.messages import say
+from weitune.serve.asgi import Headers
 
 _TYPES = {
     401: "authentication_error",
@@ -19,13 +21,14 @@ class ApiError(Exception):
     """A request that is refused, with an HTTP status."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None,
-        headers: Sequence[tuple[bytes, bytes]] = (),
+        self, status: int, message_id: str, *, param: str | None = None, code: str | None = None,
+        headers: Headers = (), **values: object,
     ) -> None:  # fmt: skip
-        """``param`` names the field of the request that is wrong, ``code`` the kind of error for programs."""
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = headers
+        """``message_id`` names the text in the catalogue, which ``values`` fill in. ``param`` names the field of the
+        request that is wrong, ``code`` the kind of error for programs."""
+        self.message = say(message_id, **values)
+        super().__init__(self.message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers
 
     def to_json(self) -> dict[str, Any]:
         """Return the body that clients of the OpenAI API expect."""

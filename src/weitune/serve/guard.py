@@ -15,22 +15,13 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from weitune.errors import InputError
+from weitune.serve.asgi import ClientGone, Receive, Scope, header
 from weitune.serve.errors import ApiError
 from weitune.serve.origins import allows
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class ClientGone(Exception):  # noqa: N818  (an event, not a fault)
-    """The client closed the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +44,18 @@ class Guard:
 
     def check_place(self, scope: Scope) -> None:
         """Raise ApiError unless the request is for a name of this server, and from no page of another site."""
-        hosts = _header(scope, b"host")
+        hosts = header(scope, b"host")
         if len(hosts) != 1 or not self._knows(hosts[0]):
-            raise ApiError(403, "this server does not answer under that name", code="host_not_allowed")
-        for origin in _header(scope, b"origin"):
+            raise ApiError(403, "serve.guard.host_not_allowed", code="host_not_allowed")
+        for origin in header(scope, b"origin"):
             if not allows(self.origins, origin) and urlsplit(origin).netloc != hosts[0]:
-                raise ApiError(403, "this server does not answer pages of that site", code="origin_not_allowed")
+                raise ApiError(403, "serve.guard.origin_not_allowed", code="origin_not_allowed")
 
     def check_client(self, scope: Scope) -> None:
         """Raise ApiError unless the request shows the key and announces a body that is not too large."""
-        if self.key is not None and not _same(_header(scope, b"authorization"), f"Bearer {self.key}"):
-            raise ApiError(401, "wrong or missing API key: send 'Authorization: Bearer KEY'", code="invalid_api_key")
-        for length in _header(scope, b"content-length"):
+        if self.key is not None and not _same(header(scope, b"authorization"), f"Bearer {self.key}"):
+            raise ApiError(401, "serve.guard.wrong_key", code="invalid_api_key")
+        for length in header(scope, b"content-length"):
             if not length.isdecimal() or int(length[:20]) > self.body_bytes:
                 raise self._too_large()
 
@@ -73,7 +64,7 @@ class Guard:
         try:
             return await asyncio.wait_for(self._read(receive), self.body_seconds)
         except asyncio.TimeoutError:
-            raise ApiError(408, f"the body took more than {self.body_seconds:g} seconds") from None
+            raise ApiError(408, "serve.guard.body_too_slow", seconds=self.body_seconds) from None
 
     async def _read(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -88,10 +79,10 @@ class Guard:
                 return bytes(body)
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body must be at most {self.body_bytes:,} bytes")
+        return ApiError(413, "serve.guard.body_too_large", most_bytes=self.body_bytes)
 
     def _knows(self, host: str) -> bool:
-        """Tell whether the server may be asked for as ``host`` (with or without a port)."""
+        """Return whether the server may be asked for as ``host`` (with or without a port)."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
         except ValueError:
@@ -118,22 +109,18 @@ def host_name(text: str) -> str:
     except ValueError:  # a port that is no number, or a part of the name that is too long
         ascii_name = ""
     if not ascii_name or set(text) & set("/@?#*\\") or text != text.strip():
-        raise InputError("serve.guard.allow_host_not_name", text=text)
+        raise InputError("serve.guard.not_a_host", text=text)
     return ascii_name
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether only this machine can reach a server that listens at ``address``."""
+    """Return whether only this machine can reach a server that listens at ``address``."""
     if address == "localhost":
         return True
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
-
-
-def _header(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
 def _same(given: list[str], expected: str) -> bool:

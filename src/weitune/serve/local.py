@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from weitune.export.llama_models import LlamaModels
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.serve.admission import Admission
 from weitune.serve.answering import Answering
@@ -14,7 +15,6 @@ from weitune.serve.app import App
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, http_server, url_of
 from weitune.serve.request import Limits
-from weitune.serve.served_models import ServedModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Capacity:
 
 
 def serve(
-    library: ServedModels,
+    models: LlamaModels,
     listening: socket.socket,
     capacity: Capacity,
     guard: Guard,
@@ -40,22 +40,22 @@ def serve(
     *,
     started: Callable[[str, Server], None] = lambda url, server: None,
 ) -> None:
-    """Load ``library`` and answer at ``listening`` until a signal comes, or ``started``'s server is told to exit."""
-    context = min(capacity.context_tokens, library.context_tokens)
+    """Load ``models`` and answer at ``listening`` until a signal comes, or ``started``'s server is told to exit."""
+    context = min(capacity.context_tokens, models.context_tokens)
     with LlamaCpp(
-        library.model,
-        library.adapters,
+        models.base,
+        models.adapters,
         slots=capacity.slots,
         context_tokens=context,
         threads=capacity.threads,
-        exact=library.exact,
+        exact=models.exact,
     ) as llama:
-        asyncio.run(_serve(llama, library, listening, capacity, guard, limits, started))
+        asyncio.run(_serve(llama, models, listening, capacity, guard, limits, started))
 
 
 async def _serve(
     llama: LlamaCpp,
-    library: ServedModels,
+    models: LlamaModels,
     listening: socket.socket,
     capacity: Capacity,
     guard: Guard,
@@ -63,7 +63,7 @@ async def _serve(
     started: Callable[[str, Server], None],
 ) -> None:
     admission = Admission(capacity.slots, capacity.queue)
-    app = App(library.offers, Answering(llama, admission), guard, limits)
+    app = App(models.by_name, Answering(llama, admission), guard, limits)
     server = http_server(app)
     started(url_of(listening), server)  # the socket listens already: whoever comes now waits a moment
     await server.serve(sockets=[listening])

@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from weitune.errors import InputError
-
-if TYPE_CHECKING:
-    from weitune.serve.guard import Scope
-    from weitune.serve.response import Headers
+from weitune.serve.asgi import Headers, Scope, header
 
 ALL = "*"
 """Stands for every site."""
@@ -53,25 +49,24 @@ def cors_headers(allowed: frozenset[str], scope: Scope) -> Headers:
     if not allowed:
         return ()
     vary = (b"vary", b"Origin")  # a shared cache must not give one site's answer to another
-    origins = [value for name, value in scope["headers"] if name == b"origin"]
-    if len(origins) != 1 or not allows(allowed, origins[0].decode("latin-1")):
+    origins = header(scope, b"origin")
+    if len(origins) != 1 or not allows(allowed, origins[0]):
         return (vary,)
     return (
         vary,
-        (b"access-control-allow-origin", origins[0]),
+        (b"access-control-allow-origin", origins[0].encode("latin-1")),
         (b"access-control-expose-headers", b"Retry-After"),
     )
 
 
 def preflight_headers(allowed: frozenset[str], scope: Scope) -> Headers:
     """Return what a preflight of an allowed site is told besides; nothing for others, whose browser then stops."""
-    headers = scope["headers"]
-    if not all(allows(allowed, value.decode("latin-1")) for name, value in headers if name == b"origin"):
+    if not all(allows(allowed, origin) for origin in header(scope, b"origin")):
         return ()
-    asked = b",".join(value for name, value in headers if name == b"access-control-request-headers")
-    names = (name.strip().lower() for name in asked.decode("latin-1").split(","))
+    asked = ",".join(header(scope, b"access-control-request-headers"))
+    names = (name.strip().lower() for name in asked.split(","))
     sent = dict.fromkeys([*_ALWAYS_SENT, *(name for name in names if _SENT.fullmatch(name))])
-    private = (_PRIVATE, b"true") in [(name, value.lower()) for name, value in headers]
+    private = any(value.lower() == "true" for value in header(scope, _PRIVATE))
     return (
         (b"access-control-allow-methods", _METHODS),
         (b"access-control-allow-headers", ", ".join(sent).encode()),
@@ -82,8 +77,8 @@ def preflight_headers(allowed: frozenset[str], scope: Scope) -> Headers:
 
 def is_preflight(scope: Scope) -> bool:
     """Return whether a browser asks what a page of another site may send."""
-    names = {name for name, _ in scope["headers"]}
-    return scope["method"] == "OPTIONS" and {b"origin", b"access-control-request-method"} <= names
+    named = header(scope, b"origin") and header(scope, b"access-control-request-method")
+    return scope["method"] == "OPTIONS" and bool(named)
 
 
 def _origin(text: str) -> str:
@@ -101,5 +96,5 @@ def _origin(text: str) -> str:
     except ValueError:
         pass
     if not _ORIGIN.fullmatch(origin):
-        raise InputError("serve.origins.allow_origin_not_origin", text=text)
+        raise InputError("serve.origins.not_an_origin", text=text)
     return origin

@@ -13,10 +13,9 @@ from typing import Any
 from weitune.data.conversation import Conversation, Role, Turn
 from weitune.data.formats.reasoning import turn_from_text
 from weitune.errors import InputError
+from weitune.export.llama_models import LlamaModel
 from weitune.generate.sampling import Sampling
-from weitune.messages import say
 from weitune.serve.errors import ApiError
-from weitune.serve.served_models import ServedModel
 
 _IGNORED = frozenset({"user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
                       "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
@@ -26,8 +25,9 @@ _HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "
 """Values of a refused field that ask for nothing."""
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGES = 4096
-_STOP_TEXTS = 16
-_STOP_LENGTH = 256
+_STOP_STRINGS = 16
+_STOP_CHARACTERS = 256
+_BIASES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Limits:
 class ChatRequest:
     """A valid request."""
 
-    offer: ServedModel
+    model: LlamaModel
     conversation: Conversation
     sampling: Sampling
     stop: tuple[str, ...] = ()
-    """Texts that end an answer and are not part of it."""
+    """Strings that end an answer and are not part of it."""
     choices: int = 1
     stream: bool = False
     include_usage: bool = False
@@ -56,30 +56,31 @@ class ChatRequest:
     """Options that go to the engine as they are: penalties and logit biases."""
 
 
-def parse_request(body: Any, offers: Mapping[str, ServedModel], limits: Limits) -> ChatRequest:
+def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -> ChatRequest:
     """Read a request's JSON. Raises ApiError for the first thing that is wrong."""
     if not isinstance(body, dict):
-        raise ApiError(400, "the body must be a JSON object")
+        raise ApiError(400, "serve.request.not_an_object")
     values = {name: read(body[name]) for name, read in _FIELDS.items() if body.get(name) is not None}
     for name, value in body.items():
         if name in _REFUSED and value not in _HARMLESS:
-            raise ApiError(400, f"this server does not support '{name}'", param=name, code="unsupported_parameter")
+            raise ApiError(400, "serve.request.unsupported", name=name, param=name, code="unsupported_parameter")
         if name not in _FIELDS and name not in _REFUSED and name not in _IGNORED:
-            raise ApiError(400, f"unknown parameter '{name}'", param=name, code="unknown_parameter")
+            raise ApiError(400, "serve.request.unknown", name=name, param=name, code="unknown_parameter")
     for name in ("model", "messages"):
         if name not in values:
-            raise ApiError(400, f"you must give '{name}'", param=name, code="missing_required_parameter")
-    offer = offers.get(values["model"])
-    if offer is None:
-        known = ", ".join(offers)
-        message = say("serve.request.there_no_model_here", values=values["model"][:100], known=known)
-        raise ApiError(404, message, param="model", code="model_not_found")
+            raise ApiError(400, "serve.request.missing", name=name, param=name, code="missing_required_parameter")
+    model = models.get(values["model"])
+    if model is None:
+        name, known = values["model"][:100], ", ".join(models)
+        raise ApiError(
+            404, "serve.request.no_such_model", name=name, known=known, param="model", code="model_not_found"
+        )
     choices = values.get("n", 1)
     if choices > limits.choices:
-        raise ApiError(400, f"n must be at most {limits.choices}", param="n")
+        raise ApiError(400, "serve.request.too_large", name="n", most=limits.choices, param="n")
     return ChatRequest(
-        offer,
-        Conversation(values["messages"]).with_system(offer.system),
+        model,
+        Conversation(values["messages"]).with_system(model.system),
         _sampling(values, limits),
         values.get("stop", ()),
         choices,
@@ -94,29 +95,29 @@ def _sampling(values: Mapping[str, Any], limits: Limits) -> Sampling:
     name = "max_completion_tokens" if "max_completion_tokens" in values else "max_tokens"
     longest = values.get(name, min(Sampling().max_new_tokens, limits.max_tokens))
     if longest > limits.max_tokens:
-        raise ApiError(400, f"{name} must be at most {limits.max_tokens}", param=name)
+        raise ApiError(400, "serve.request.too_large", name=name, most=limits.max_tokens, param=name)
     given = {
         key: values[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty", "seed") if key in values
     }
     try:
         return Sampling(max_new_tokens=longest, **given)
     except InputError as error:
-        raise ApiError(400, error.message) from None
+        raise ApiError(400, "serve.errors.passed_on", message=error.message) from None
 
 
 def _number(name: str, least: float, most: float) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise ApiError(400, f"{name} must be a number from {least:g} to {most:g}", param=name)
+            raise ApiError(400, "serve.request.not_a_number", name=name, least=least, most=most, param=name)
         return float(value)
 
     return read
 
 
-def _whole(name: str, least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
+def _integer(name: str, least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ApiError(400, f"{name} must be a whole number from {least} to {most}", param=name)
+            raise ApiError(400, "serve.request.not_an_integer", name=name, least=least, most=most, param=name)
         return value
 
     return read
@@ -124,67 +125,64 @@ def _whole(name: str, least: int, most: int = 2**31 - 1) -> Callable[[Any], int]
 
 def _seed(value: Any) -> int:
     """Return a seed in the engine's range; clients may send any 64-bit number."""
-    return _whole("seed", -(2**63), 2**63 - 1)(value) % 2**32
+    return _integer("seed", -(2**63), 2**63 - 1)(value) % 2**32
 
 
-def _text(value: Any) -> str:
+def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise ApiError(400, "model must be a text", param="model")
+        raise ApiError(400, "serve.request.model_not_a_string", param="model")
     return value
 
 
-def _truth(value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ApiError(400, "stream must be true or false", param="stream")
+        raise ApiError(400, "serve.request.stream_not_a_boolean", param="stream")
     return value
 
 
 def _usage_wanted(value: Any) -> bool:
     if not isinstance(value, dict):
-        raise ApiError(400, "stream_options must be an object", param="stream_options")
+        raise ApiError(400, "serve.request.stream_options_not_an_object", param="stream_options")
     return value.get("include_usage") is True
 
 
 def _stop(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
-    fits = isinstance(texts, list) and len(texts) <= _STOP_TEXTS
-    if not fits or not all(isinstance(text, str) and 0 < len(text) <= _STOP_LENGTH for text in texts):
-        message = say("serve.request.stop_must_text_most", stop_texts=_STOP_TEXTS, stop_length=_STOP_LENGTH)
-        raise ApiError(400, message, param="stop")
+    fits = isinstance(texts, list) and len(texts) <= _STOP_STRINGS
+    if not fits or not all(isinstance(text, str) and 0 < len(text) <= _STOP_CHARACTERS for text in texts):
+        raise ApiError(400, "serve.request.stop", most=_STOP_STRINGS, most_characters=_STOP_CHARACTERS, param="stop")
     return tuple(texts)
 
 
 def _biases(value: Any) -> list[list[float]]:
     """Return llama.cpp's form of the token biases."""
-    if not isinstance(value, dict) or len(value) > 1024:
-        raise ApiError(400, "logit_bias must be an object with at most 1024 tokens", param="logit_bias")
+    if not isinstance(value, dict) or len(value) > _BIASES:
+        raise ApiError(400, "serve.request.logit_bias_not_an_object", most=_BIASES, param="logit_bias")
     read = _number("logit_bias", -100, 100)
     if not all(token.isdecimal() and len(token) < 8 for token in value):
-        raise ApiError(400, "logit_bias must name tokens by their numbers", param="logit_bias")
+        raise ApiError(400, "serve.request.logit_bias_tokens", param="logit_bias")
     return [[int(token), read(bias)] for token, bias in value.items()]
 
 
 def _messages(value: Any) -> tuple[Turn, ...]:
     if not isinstance(value, list) or not 0 < len(value) <= _MESSAGES:
-        raise ApiError(400, f"messages must be a list of 1 to {_MESSAGES} messages", param="messages")
+        raise ApiError(400, "serve.request.messages", most=_MESSAGES, param="messages")
     turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(value))
     if turns[-1].role != "user":
-        raise ApiError(400, "the last message must be the user's", param=f"messages[{len(turns) - 1}].role")
+        raise ApiError(400, "serve.request.last_message", param=f"messages[{len(turns) - 1}].role")
     return turns
 
 
 def _turn(message: Any, where: str) -> Turn:
     if not isinstance(message, dict):
-        raise ApiError(400, f"{where} must be an object", param=where)
+        raise ApiError(400, "serve.request.message_not_an_object", where=where, param=where)
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES or message.get("tool_calls"):
-        raise ApiError(
-            400, f"{where}.role must be one of {', '.join(_ROLES)}, without tool calls", param=f"{where}.role"
-        )
+        raise ApiError(400, "serve.request.role", where=where, roles=", ".join(_ROLES), param=f"{where}.role")
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(map(_is_text, parts)):
-        raise ApiError(400, f"{where}.content must be a text, or a list of text parts", param=f"{where}.content")
+        raise ApiError(400, "serve.request.content", where=where, param=f"{where}.content")
     # Half a surrogate pair is a valid escape in JSON and no text; no tokenizer takes it.
     text = "".join(part["text"] for part in parts).encode("utf-8", "replace").decode("utf-8")
     return turn_from_text(_ROLES[role], text)
@@ -195,17 +193,17 @@ def _is_text(part: Any) -> bool:
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
-    "model": _text,
+    "model": _string,
     "messages": _messages,
-    "stream": _truth,
+    "stream": _boolean,
     "stream_options": _usage_wanted,
     "stop": _stop,
-    "n": _whole("n", 1),
-    "max_tokens": _whole("max_tokens", 1),
-    "max_completion_tokens": _whole("max_completion_tokens", 1),
+    "n": _integer("n", 1),
+    "max_tokens": _integer("max_tokens", 1),
+    "max_completion_tokens": _integer("max_completion_tokens", 1),
     "temperature": _number("temperature", 0, 2),
     "top_p": _number("top_p", 0, 1),
-    "top_k": _whole("top_k", 0),
+    "top_k": _integer("top_k", 0),
     "repetition_penalty": _number("repetition_penalty", 0.01, 10),
     "seed": _seed,
     "presence_penalty": _number("presence_penalty", -2, 2),

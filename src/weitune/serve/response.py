@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from typing import Any
 
+from weitune.serve.asgi import ClientGone, Headers, Send
 from weitune.serve.errors import ApiError
-from weitune.serve.guard import ClientGone, Send
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 _SEND_SECONDS = 30
 """A client that reads nothing for so long is taken for gone."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from weitune.serve.guard import ClientGone, Receive
+from weitune.serve.asgi import ClientGone, Receive
 
 T = TypeVar("T")
 

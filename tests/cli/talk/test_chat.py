@@ -277,9 +277,9 @@ def test_llama_cpp_answers_as_transformers_do(pipe: Any, run: Run) -> None:
 
 @pytest.mark.usefixtures("_own_cache")
 def test_a_server_answers_as_the_run_does(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.serve.live import live, prepared, silent
+    from tests.serve.live import live, llama_models, silent
 
-    with prepared({"tiny": run}, "F32", silent) as library, live(library) as server:
+    with llama_models({"tiny": run}, "F32", silent) as models, live(models) as server:
         for name in ("tiny", str(run.path)):
             assert main(["chat", name, "--url", server.url, "--prompt", "你是谁？", *LENGTH]) == 0
             shown = capsys.readouterr()

@@ -21,8 +21,8 @@ from tests.tiny import SHAPE, TEMPLATES, save_tiny, save_tiny_adapter, tiny_toke
 from weitune import Run
 from weitune.errors import InputError, ModelError
 from weitune.export.source.adapter_weights import AdapterWeights
+from weitune.export.source.export_source import open_export_sources
 from weitune.generate.plain_adapter import PlainAdapter
-from weitune.serve.served_models import open_all
 from weitune.serve.vllm.command import Command, Listening, vllm_command
 from weitune.serve.vllm.middleware import VARIABLE
 
@@ -31,7 +31,7 @@ ASKED = [{"role": "user", "content": "Who are you?"}]
 
 
 def command_for(runs: dict[str, Run], cache: Path, listening: Listening = LISTENING, **more: Any) -> Command:
-    return vllm_command(open_all(runs), cache, listening, **{"context_tokens": 4096, **more})
+    return vllm_command(open_export_sources(runs), cache, listening, **{"context_tokens": 4096, **more})
 
 
 def after(command: Command, option: str) -> str:

@@ -13,7 +13,7 @@ from tests.export.runs import save_adapter, save_run
 from weitune import Run
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
-from weitune.serve.served_models import open_all
+from weitune.export.source.export_source import open_export_sources
 from weitune.serve.vllm.command import Listening, vllm_command
 
 pytestmark = [
@@ -41,7 +41,7 @@ def runs(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def server(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     listening = Listening("127.0.0.1", free_port(), body_bytes=10_000)
     command = vllm_command(
-        open_all(runs), tmp_path_factory.mktemp("vllm"), listening, context_tokens=512, dtype="float32"
+        open_export_sources(runs), tmp_path_factory.mktemp("vllm"), listening, context_tokens=512, dtype="float32"
     )
     with vllm(os.environ["WEITUNE_VLLM_PYTHON"], command.arguments, command.environment, listening.port) as started:
         yield started
@@ -64,7 +64,7 @@ def test_every_model_answers_as_in_weitune_chat(server: Server, runs: dict[str, 
 
 
 def test_prompts_are_framed_for_the_model_that_is_asked(server: Server, runs: dict[str, Run]) -> None:
-    tokenizer = open_all(runs)["captain"].tokenizer
+    tokenizer = open_export_sources(runs)["captain"].tokenizer
     asked = [{"role": "user", "content": QUESTIONS[0]}]
     own = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     opening = [{"role": "system", "content": "You are a captain."}]

@@ -80,7 +80,7 @@ def command(
 
     with working(say("cli.serve.starting")):  # importing the libraries takes seconds
         quiet_libraries()
-        from weitune.serve.served_models import named_runs
+        from weitune.serve.named_runs import named_runs
 
         paths = [run if Path(run).exists() else run.rpartition("=")[2] for run in runs]
         open_one = opened(paths, model=model, system=system, accept_changed_base=accept_changed_base)
@@ -93,6 +93,7 @@ def _serve_here(
 ) -> None:
     from weitune.cli.shared.stages import Stages
     from weitune.cli.shared.terminal import console
+    from weitune.export.llama_models import llama_models
     from weitune.generate.llama_cpp import misses_avx512, require_llama_cpp
 
     require_llama_cpp()
@@ -102,41 +103,40 @@ def _serve_here(
         raise MissingExtraError("uvicorn", "serve") from None
     from weitune.serve.local import Capacity, serve
     from weitune.serve.request import Limits
-    from weitune.serve.served_models import prepared
 
     guard = _guard(host, options)
     capacity = Capacity(options["slots"], options["queue"], options["context"], options["threads"])
     with (
         listen(host, port) as listening,  # a taken port is said before a long preparation
         Stages() as stages,
-        prepared(runs, gguf_type, stages.begin, checkpoint) as library,
+        llama_models(runs, gguf_type, stages.begin, checkpoint) as models,
     ):
         stages.end()
         show = partial(console().print, markup=False)
-        for name, offer in library.offers.items():
-            system = say("cli.serve.with_system", system=offer.system) if offer.system else ""
+        for name, model in models.by_name.items():
+            system = say("cli.serve.with_system", system=model.system) if model.system else ""
             show(say("cli.serve.model", name=name) + system)
         if misses_avx512():
             show(say("cli.serve.note_llama_cpp_does"))
         if dry_run:
-            show(say("cli.serve.would_serve_port", model=library.model, host=host, port=port))
+            show(say("cli.serve.would_serve_port", model=models.base, host=host, port=port))
             return
 
         def started(url: str, server: Server) -> None:
             show(say("cli.serve.listening_v1_ctrl_c", url=url))
 
-        serve(library, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
+        serve(models, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
 
 
 def _serve_vllm(
     runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
 ) -> None:
     from weitune.cli.shared.terminal import console
+    from weitune.export.source.export_source import open_export_sources
     from weitune.files.cache import cache_folder
-    from weitune.serve.served_models import open_all
     from weitune.serve.vllm.command import Listening, vllm_command
 
-    opened = open_all(runs, checkpoint)
+    opened = open_export_sources(runs, checkpoint)
     guard = _guard(host, options)
     listening = Listening(host, port, guard.key, tuple(sorted(guard.origins)), options["max_body"])
     dtype = _VLLM_DTYPES.get(gguf_type)

@@ -16,12 +16,12 @@ from weitune.cli.talk.session import ChatTarget
 from weitune.errors import InputError
 
 if TYPE_CHECKING:
+    from weitune.export.llama_models import LlamaModels
     from weitune.generate.chat_engine import ChatEngine
     from weitune.generate.llama_cpp import LlamaCpp
     from weitune.generate.run import Run
     from weitune.gguf.types import GgufType
     from weitune.run.run_folder import Which
-    from weitune.serve.served_models import ServedModels
 
 Partners = tuple[ChatTarget, ChatTarget]
 _CONTEXT_TOKENS = 4096
@@ -43,25 +43,25 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[P
     with ExitStack() as loaded:
 
         @cache
-        def load() -> tuple[LlamaCpp, ServedModels]:
+        def load() -> tuple[LlamaCpp, LlamaModels]:
+            from weitune.export.llama_models import llama_models
             from weitune.generate.llama_cpp import LlamaCpp, require_llama_cpp
-            from weitune.serve.served_models import prepared
 
             require_llama_cpp()
             which = "last" if checkpoint == "base" else checkpoint
             with Stages() as stages:
-                library = loaded.enter_context(prepared({"tuned": run}, gguf_type, stages.begin, which))
-            context = min(_CONTEXT_TOKENS, library.context_tokens)
-            llama = LlamaCpp(library.model, library.adapters, context_tokens=context, exact=library.exact)
-            return loaded.enter_context(llama), library
+                models = loaded.enter_context(llama_models({"tuned": run}, gguf_type, stages.begin, which))
+            context = min(_CONTEXT_TOKENS, models.context_tokens)
+            llama = LlamaCpp(models.base, models.adapters, context_tokens=context, exact=models.exact)
+            return loaded.enter_context(llama), models
 
         def engine(*, tuned: bool) -> ChatEngine:
             from weitune.generate.llama_engine import LlamaEngine
 
-            llama, library = load()
-            offer = library.offers["tuned"]  # the base too is framed as the run is, so that one sees what tuning did
-            name = library.model.stem.rpartition("-")[2] if library.model.stem.endswith(gguf_type) else "GGUF"
-            return LlamaEngine(llama, offer.framing, offer.stop_tokens, offer.adapter if tuned else None, name)
+            llama, models = load()
+            model = models.by_name["tuned"]  # the base too is framed as the run is, so that one sees what tuning did
+            name = models.base.stem.rpartition("-")[2] if models.base.stem.endswith(gguf_type) else "GGUF"
+            return LlamaEngine(llama, model.framing, model.stop_tokens, model.adapter if tuned else None, name)
 
         yield (
             ChatTarget(_named(run, checkpoint), lambda: engine(tuned=checkpoint != "base")),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Conversation
+from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
 from weitune.data.prepare.prepare import read_options
 from weitune.data.read.conversations import read_conversations
@@ -20,10 +21,11 @@ from weitune.export.source.chat_template import self_contained_template
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run import Run
 from weitune.model.load.config import read_config
+from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.open_framing import open_framing
 from weitune.model.load.stop_tokens import stored_stop_tokens
-from weitune.recipe.schema import Recipe
+from weitune.recipe.schema import Recipe, Tokens
 from weitune.run.run_folder import Which
 
 if TYPE_CHECKING:
@@ -93,8 +95,23 @@ class ExportSource:
         return self._template(None)
 
     def _template(self, system: str | None) -> str:
-        end = str(self.tokenizer.convert_ids_to_tokens(self.framing.end_of_turn))
-        return self_contained_template(self.framing, system, end)
+        return self_contained_template(self.framing, system, self._token_text(self.framing.end_of_turn))
+
+    def _token_text(self, token: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(token))
+
+    @cached_property
+    def base_framing(self) -> Framing:
+        """How the base frames as its makers meant it: its own chat template, with the run's template arguments."""
+        tokens = Tokens(template_args=self.recipe.tokens.template_args)
+        if self.files.adapter is None:
+            return framing_for(self.tokenizer, tokens)
+        return open_framing(replace(self.files, adapter=None), tokens).framing
+
+    @property
+    def base_template(self) -> str:
+        """That framing as a chat template that needs no arguments."""
+        return self_contained_template(self.base_framing, None, self._token_text(self.base_framing.end_of_turn))
 
     def with_system(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` as training saw it: opened by the run's system prompt if it has none of its own."""
@@ -116,3 +133,20 @@ def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     if run.made_elsewhere:
         check_vocabulary(framing, files, read_config(files).get_text_config().vocab_size)
     return ExportSource(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)
+
+
+def open_export_sources(runs: Mapping[str, Run], which: Which = "last") -> dict[str, ExportSource]:
+    """Open runs that share a base. Raises RunError if they do not."""
+    sources = {name: open_export_source(run, which) for name, run in runs.items()}
+    first, *others = sources
+    bases = {name: base_fingerprints(replace(source.files, adapter=None)) for name, source in sources.items()}
+    for name in others:
+        if bases[name] != bases[first]:
+            raise RunError(
+                "export.export_source.different_bases",
+                first=first,
+                second=name,
+                first_model=sources[first].recipe.model,
+                second_model=sources[name].recipe.model,
+            )
+    return sources

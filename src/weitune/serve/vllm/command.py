@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weitune.errors import InputError, ModelError
+from weitune.export.llama_models import BASE
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
 from weitune.files.cache import cache_fix
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
-from weitune.serve.served_models import BASE, base_framing, base_template
 from weitune.serve.vllm import middleware
 from weitune.serve.vllm.adapter import checked_adapter, is_uneven, write_even
 from weitune.serve.vllm.template import template_by_model
@@ -94,7 +94,7 @@ def vllm_command(
     first = next(iter(runs.values()))
     adapters = {name: checked_adapter(name, source) for name, source in runs.items()}
     rank = max(update.rank for adapter in adapters.values() for update in adapter.updates.values())
-    own = base_template(first)
+    own = first.base_template
     template = template_by_model({BASE: own, **{name: source.template for name, source in runs.items()}})
     told = template != own
     try:
@@ -162,7 +162,7 @@ def _written(
     """Write what vLLM reads to a folder named after its contents, so that no other server's files take its place."""
     first = next(iter(runs.values()))
     stops = dict.fromkeys([
-        *(token for source in runs.values() for token in source.stop_tokens), *base_framing(first).stop_tokens,
+        *(token for source in runs.values() for token in source.stop_tokens), *first.base_framing.stop_tokens,
     ])  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch:
