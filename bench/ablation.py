@@ -27,7 +27,7 @@ from weitune.data.layout import SHARED
 from weitune.data.pack import PackedBatch, pack, pack_separately
 from weitune.data.schedule import Plan
 from weitune.model import capabilities
-from weitune.model.fast import attention, decoder, dropout, feed_forward, loss
+from weitune.model.fast import attention, decoder, dropout, feed_forward, matmul
 from weitune.model.load.weights import load_model
 from weitune.model.storage import allocator
 from weitune.recipe.schema import Lora, Train
@@ -131,7 +131,7 @@ VARIANTS: dict[str, Change] = {
     "one dense mask in attention": setting(decoder, "attention_for", lambda device: attention.DENSE),
     "wide values whole, not in slices": setting(feed_forward, "SLICE_COLUMNS", (64, 1 << 60)),
     "the last block at every row": whole_last_block,
-    "the head in one piece": setting(loss, "HEAD_ROWS", (1 << 60, 1 << 60)),
+    "the head in one piece": setting(matmul, "WEIGHT_ROWS", (1 << 60, 1 << 60)),
     "freed memory given back": lambda stack: stack.enter_context(memory_given_back()),
 }
 

@@ -14,8 +14,8 @@ from tests.model.fast.test_block import CPU, adapted_model, distance, loss_and_g
 from weitune.data.pack import pack
 from weitune.model.fast import matmul
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.loss import _times_head, reference_loss, supervised_loss
-from weitune.model.fast.matmul import add_linear, add_times, lay_by_columns, linear, round_rows, times
+from weitune.model.fast.loss import reference_loss, supervised_loss
+from weitune.model.fast.matmul import add_linear, add_times, lay_by_columns, linear, round_rows, times, times_by_rows
 from weitune.model.supervised import Row
 
 FLOAT, HALF = torch.float32, torch.bfloat16
@@ -140,7 +140,7 @@ def test_numbers_of_rows_are_rounded_little_and_come_again(monkeypatch: pytest.M
 @needs_onednn
 def test_a_shape_that_is_new_is_multiplied_in_another_thread_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(matmul, "_met", set())
+    monkeypatch.setattr(matmul, "_known_shapes", set())
     multiply, threads = matmul._multiplied, []
 
     def watched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -159,7 +159,7 @@ def test_without_a_thread_to_be_had_it_is_multiplied_here(monkeypatch: pytest.Mo
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(matmul, "_met", set())
+    monkeypatch.setattr(matmul, "_known_shapes", set())
     monkeypatch.setattr(threading.Thread, "start", none_left)
     x, weight = torch.arange(128.0).view(16, 8), torch.arange(32.0).view(4, 8)
     assert torch.equal(linear(x, weight), x @ weight.T)
@@ -177,7 +177,7 @@ def test_the_gradient_of_the_loss_is_as_exact_as_by_pytorchs_products(monkeypatc
     def error(onednn: bool) -> float:
         monkeypatch.setattr(matmul, "onednn_is_faster", lambda: onednn)
         out = torch.empty(48, 64)
-        _times_head(slope.clone(), target, head, out)
+        times_by_rows(slope.clone(), head, largest=target, out=out)
         return float((out - exact).norm() / exact.norm())
 
     assert error(onednn=True) < error(onednn=False)
@@ -228,7 +228,7 @@ def test_laying_by_columns_changes_no_number_and_only_where_it_helps(monkeypatch
 @pytest.mark.parametrize("n", [1, 16, 40, 100])
 @pytest.mark.parametrize("chunk_rows", [1, 33, 1000])
 def test_the_head_by_onednn(n: int, chunk_rows: int, multiplied: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weitune.model.fast.loss.HEAD_ROWS", (64, 96))
+    monkeypatch.setattr("weitune.model.fast.matmul.WEIGHT_ROWS", (64, 96))
     draw = torch.Generator().manual_seed(n)
     hidden = torch.randn(n, 24, generator=draw).requires_grad_()
     head, bias = torch.randn(200, 24, generator=draw), torch.randn(200, generator=draw)

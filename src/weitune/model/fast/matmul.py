@@ -1,12 +1,13 @@
 """Products with a frozen matrix, by the faster of the two libraries that PyTorch brings for a CPU.
 
-PyTorch gives float32 to MKL, whose code for processors of AMD is that for AVX2, whatever they have. oneDNN, which it
-takes for 16 bits and for compiled models, has code for AVX-512 that runs on them too: for Qwen2.5-0.5B's feed-forward
-layers 8 to 25 % faster (docs/performance.md). So there it gets the products with frozen matrices, as long as these, or
-their transposes, lie in memory without gaps: with gaps it takes hundreds of times longer. All else is PyTorch's choice.
+PyTorch gives float32 to MKL, which runs code for AVX2 on every processor of AMD. oneDNN, which PyTorch takes for 16
+bits and for compiled models, has code for AVX-512 that runs there too: for Qwen2.5-0.5B's feed-forward layers it is 8
+to 25 % faster (docs/performance.md). So on such processors this module gives it the products with frozen matrices, if
+these or their transposes are contiguous in memory; otherwise oneDNN takes hundreds of times longer. The rest is
+PyTorch's choice.
 
-oneDNN writes code for every shape that it meets, and keeps it. For numbers of rows that are multiples of
-:func:`round_rows` this is little, and they come again.
+oneDNN generates code for every shape and keeps it. Rows are rounded up (:func:`round_rows`) so that there are few
+shapes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WEIGHT_ROWS = 512, 2048
+"""Rows of an output head that are multiplied at once on a CPU, by PyTorch and by oneDNN: faster than all at once."""
 _ROUND = {2: 64, 4: 16}
-"""Rows at least, by the bytes of a number."""
+"""What rows are rounded up to at least, by the bytes of a number."""
 _CODE_BYTES = {2: 250 << 20, 4: 128 << 20}
-"""What the code for shapes takes in the end, by the bytes of a number (measured)."""
+"""Memory that oneDNN's code takes in the end, by the bytes of a number (measured)."""
 
 
 @functools.cache
@@ -46,7 +49,7 @@ def _vendor_is_amd(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def _onednn_works() -> bool:
-    """Return whether the operator, which PyTorch keeps for its compiler, is there and does what it is taken for."""
+    """Return whether the operator, which PyTorch has for its compiler, exists and computes the right product."""
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         return torch.equal(_multiplied(x, weight, None), x @ weight.T)
@@ -55,22 +58,22 @@ def _onednn_works() -> bool:
 
 
 def by_onednn(kind: str, dtype: torch.dtype) -> bool:
-    """Return whether oneDNN multiplies numbers of ``dtype`` here because this module gives them to it."""
+    """Return whether this module gives products of ``dtype`` on a device of ``kind`` to oneDNN."""
     return kind == "cpu" and dtype == torch.float32 and onednn_is_faster()
 
 
 def round_rows(kind: str, dtype: torch.dtype, rows: int = 1) -> int:
-    """Return what about so many ``rows`` are rounded up to a multiple of, for products on a device of ``kind``.
+    """Return the unit that about ``rows`` rows are rounded up to a multiple of, for products on a device of ``kind``.
 
-    More than 1 where products run code that is written for their very shape and kept: oneDNN's, which PyTorch takes for
-    16 bits on a CPU. Left alone, that takes time and, over some hundred shapes, gigabytes.
+    It is more than 1 where oneDNN multiplies, given by this module or, for 16 bits, by PyTorch: the code that it
+    generates for some hundred shapes takes time and gigabytes of memory.
     """
     by_shape = (kind == "cpu" and dtype.itemsize == 2) or by_onednn(kind, dtype)
     return max(_ROUND[dtype.itemsize], 1 << rows.bit_length() >> 6) if by_shape else 1
 
 
 def kept_bytes(kind: str, dtype: torch.dtype) -> int:
-    """Return what the code for shapes takes on a device of ``kind``, 0.6 MB for each of some hundred (measured)."""
+    """Return the memory that oneDNN's code takes on a device of ``kind``: 0.6 MB for each of some hundred shapes."""
     return _CODE_BYTES[dtype.itemsize] if round_rows(kind, dtype) > 1 else 0
 
 
@@ -97,32 +100,77 @@ def add_times(total: Tensor, x: Tensor, weight: Tensor) -> None:
         total.addmm_(x, weight)
 
 
+def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> Tensor:
+    """Write x Wᵀ + b to ``out`` (T, N) and return it; on a CPU some rows of a ``weight`` (N, K) with large N at a time.
+
+    Only these rows are converted at once, if the weight has another format than ``x``.
+    """
+    onednn = by_onednn(x.device.type, x.dtype)
+    step = _weight_rows(onednn) if x.device.type == "cpu" else weight.shape[0]
+    for start in range(0, weight.shape[0], step):
+        part = slice(start, start + step)
+        rows = weight[part].to(x.dtype)
+        if onednn:
+            out[:, part] = linear(x, rows)
+        else:
+            torch.mm(x, rows.T, out=out[:, part])
+    return out if bias is None else out.add_(bias.to(out.dtype))
+
+
+def times_by_rows(x: Tensor, weight: Tensor, *, largest: Tensor, out: Tensor) -> None:
+    """Write x W to ``out`` (T, K), where ``x`` (T, N) is used up; some rows of ``weight`` (N, K) at a time if need be.
+
+    oneDNN adds up one product after another over the rows that it gets, and every addition after a large product is
+    rounded coarsely. So the column of x that is the ``largest`` (T, 1), as a rule, is added last.
+    """
+    onednn = by_onednn(x.device.type, x.dtype)
+    if weight.dtype == x.dtype and not onednn:
+        torch.mm(x, weight, out=out)
+        return
+    if onednn:
+        values = x.gather(1, largest)
+        x.scatter_(1, largest, 0)
+    out.zero_()
+    step = _weight_rows(onednn)
+    for start in range(0, weight.shape[0], step):
+        part = slice(start, start + step)
+        add_times(out, x[:, part], weight[part].to(x.dtype))
+    if onednn:
+        out.addcmul_(values, weight[largest.squeeze(1)].to(x.dtype))
+
+
+def _weight_rows(onednn: bool) -> int:
+    pytorch_rows, onednn_rows = WEIGHT_ROWS
+    return onednn_rows if onednn else pytorch_rows
+
+
 def lay_by_columns(layer: Any) -> None:
-    """Lay the matrix (N, K) of a plain linear layer by columns, where that lets oneDNN take some of them at a time."""
+    """Store the matrix (N, K) of a plain linear layer by columns, where oneDNN then multiplies slices of them."""
     weight = layer.weight
     if type(layer) is nn.Linear and by_onednn(weight.device.type, weight.dtype):
         weight.data = weight.data.T.contiguous().T
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    ours = weight.dtype == x.dtype and by_onednn(x.device.type, x.dtype)
-    return ours and (weight.is_contiguous() or weight.T.is_contiguous())
+    """Return whether oneDNN gets the product of ``x`` and ``weight`` or its transpose."""
+    onednn = weight.dtype == x.dtype and by_onednn(x.device.type, x.dtype)
+    return onednn and (weight.is_contiguous() or weight.T.is_contiguous())
 
 
-_met: set[Hashable] = set()
+_known_shapes: set[Hashable] = set()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ + b.
 
-    A shape that is new is multiplied in another thread first. There its code is written, and lies in that thread's part
-    of the heap: between the tensors of this one it would leave holes that they do not fit.
+    A new shape is multiplied in another thread first: its code is generated there and stays in that thread's part of
+    the heap. In this thread's part it would fragment the memory of tensors.
     """
     shape = x.shape, x.stride(), weight.shape, weight.stride(), bias is None
-    if shape not in _met:
-        _met.add(shape)
-        # The thread ends again: OpenMP's waits are slow with more threads than cores.
-        with ThreadPoolExecutor(1) as apart, suppress(RuntimeError):  # no thread to be had: then it lies here
+    if shape not in _known_shapes:
+        _known_shapes.add(shape)
+        # The thread must end: OpenMP's waits are slow with more threads than cores.
+        with ThreadPoolExecutor(1) as apart, suppress(RuntimeError):  # no thread can be started
             apart.submit(_multiplied, x, weight, bias).result()
     return _multiplied(x, weight, bias)
 
