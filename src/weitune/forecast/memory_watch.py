@@ -47,7 +47,7 @@ def weight_numbers(files: ModelFiles) -> int:
         from weitune.gguf.header import read_header
 
         return sum(prod(tensor.shape) for tensor in read_header(files.path).tensors.values())
-    return sum(weight.numbers for weight in stored_weights(files.folder).values())
+    return sum(weight.numel for weight in stored_weights(files.folder).values())
 
 
 def load_if_it_fits(

@@ -1,4 +1,4 @@
-"""What GGUF calls a model's parts, for the families that weitune reads and writes: Llama and Mistral, Qwen2, Qwen3.
+"""GGUF's names of a model's parts, for the families that weitune reads and writes: Llama and Mistral, Qwen2, Qwen3.
 
     model.layers.0.self_attn.q_proj.weight  ◀─▶  blk.0.attn_q.weight
 
@@ -20,14 +20,13 @@ from torch import Tensor
 from weitune.errors import ModelError
 from weitune.gguf.header import GgufHeader
 
-_OF_TRANSFORMERS = {
+_ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-FAMILIES = "Llama, Mistral, Qwen2 and Qwen3"
-_WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_TOP_LEVEL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _IN_LAYER = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -42,14 +41,14 @@ _IN_LAYER = {
     "post_attention_layernorm": "ffn_norm",
 }
 _FROM_LAYER = {gguf: huggingface for huggingface, gguf in _IN_LAYER.items()}
-_FROM_WHOLE = {gguf: huggingface for huggingface, gguf in _WHOLE.items()}
+_FROM_TOP_LEVEL = {gguf: huggingface for huggingface, gguf in _TOP_LEVEL.items()}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A family under its GGUF name, with what its row order depends on."""
+    """A family under its GGUF name, with the head counts that its row order depends on."""
 
     name: str
     heads: int
@@ -60,7 +59,7 @@ class Architecture:
         if match := _LAYER.fullmatch(module):
             part = _IN_LAYER.get(match[2])
             return f"blk.{match[1]}.{part}" if part else None
-        return _WHOLE.get(module)
+        return _TOP_LEVEL.get(module)
 
     def huggingface_name(self, tensor: str) -> str | None:
         """Return transformers' name of a GGUF tensor, or None for one that transformers computes (``rope_freqs``)."""
@@ -68,20 +67,20 @@ class Architecture:
         if match := _BLOCK.fullmatch(stem):
             part = _FROM_LAYER.get(match[2])
             return f"model.layers.{match[1]}.{part}.{kind}" if part else None
-        return f"{_FROM_WHOLE[stem]}.{kind}" if stem in _FROM_WHOLE else None
+        return f"{_FROM_TOP_LEVEL[stem]}.{kind}" if stem in _FROM_TOP_LEVEL else None
 
     def to_gguf(self, name: str, tensor: Tensor) -> Tensor:
         """Return ``tensor`` (rows first) of the module or weight ``name`` with its rows in llama.cpp's order."""
-        heads = self._interleaved(name)
+        heads = self._reordered_heads(name)
         return tensor if not heads else _transposed(tensor, heads, 2)
 
     def to_huggingface(self, name: str, tensor: Tensor) -> Tensor:
         """Return ``tensor`` (rows first) of the module or weight ``name`` with its rows in transformers' order."""
-        heads = self._interleaved(name)
+        heads = self._reordered_heads(name)
         return tensor if not heads else _transposed(tensor, heads, tensor.shape[0] // heads // 2)
 
-    def _interleaved(self, name: str) -> int:
-        """Return how many heads' rows of ``name`` change places; 0: none do."""
+    def _reordered_heads(self, name: str) -> int:
+        """Return the number of heads whose rows change places in ``name``."""
         if self.name != "llama":
             return 0
         return self.heads if ".q_proj" in name else self.kv_heads if ".k_proj" in name else 0
@@ -95,32 +94,28 @@ def _transposed(tensor: Tensor, heads: int, groups: int) -> Tensor:
 
 def architecture_of(config: Any) -> Architecture:
     """Return the architecture of a transformers configuration. Raises ModelError if weitune does not write it."""
-    found = (config.architectures or ["none"])[0]
-    name = _OF_TRANSFORMERS.get(found)
+    architecture = (config.architectures or ["none"])[0]
+    name = _ARCHITECTURES.get(architecture)
     if name is None:
-        raise _unknown(found)
-    windowed = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    if windowed and windowed < config.max_position_embeddings:
-        raise ModelError("gguf.architecture.sliding_window", windowed=windowed, name=name)
+        raise ModelError("gguf.architecture.unknown", architecture=architecture)
+    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings:
+        raise ModelError("gguf.architecture.sliding_window", window_tokens=window, architecture=name)
     return Architecture(name, config.num_attention_heads, config.num_key_value_heads)
 
 
 def known_architecture(header: GgufHeader) -> Architecture | None:
-    """Return the architecture of a ``.gguf`` file, or None if it is none of those above."""
+    """Return the architecture of a ``.gguf`` file, or None if weitune does not write it."""
     name = header.architecture
     heads = header.get(f"{name}.attention.head_count")
     kv_heads = header.get(f"{name}.attention.head_count_kv", heads)
-    known = name in _OF_TRANSFORMERS.values() and isinstance(heads, int) and isinstance(kv_heads, int)
+    known = name in _ARCHITECTURES.values() and isinstance(heads, int) and isinstance(kv_heads, int)
     return Architecture(name, heads, kv_heads) if known else None
 
 
 def architecture_of_gguf(header: GgufHeader) -> Architecture:
     """Return the architecture of a ``.gguf`` file. Raises ModelError if weitune does not write it."""
-    found = known_architecture(header)
-    if found is None:
-        raise _unknown(header.architecture)
-    return found
-
-
-def _unknown(found: str) -> ModelError:
-    return ModelError("gguf.architecture.unknown", found=found, families=FAMILIES)
+    architecture = known_architecture(header)
+    if architecture is None:
+        raise ModelError("gguf.architecture.unknown", architecture=header.architecture)
+    return architecture

@@ -2,9 +2,9 @@
 
     magic  version  counts  │  key type value …  │  name shape type offset …  │  padding  │  tensors
 
-Versions 2 and 3 in little-endian, by https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is mapped.
-Strings of an array (a vocabulary, its merges) are stepped over until somebody asks for them, so a header with 150,000
-tokens costs a tenth of a second.
+Versions 2 and 3 in little-endian, as in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is mapped.
+The strings of an array (a vocabulary, its merges) are decoded only when asked for, so a header with 150,000 tokens
+costs a tenth of a second.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gguf import GGMLQuantizationType, GGUFValueType
 from weitune.errors import ModelError
+from weitune.messages import say
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -52,7 +53,7 @@ class Entry:
 
     @property
     def value(self) -> Any:
-        """The value, decoded."""
+        """The decoded value."""
         kind = self.type if self.element is None else self.element
         if kind == GGUFValueType.STRING:
             values = list(_strings(self.content, self.count))
@@ -72,7 +73,7 @@ class StoredTensor:
     content: memoryview
 
     def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the tensor, dequantized piece by piece into ``dtype``: beside it, only a piece exists in float32.
+        """Return the tensor, dequantized piece by piece into ``dtype``: only one piece at a time exists in float32.
 
         Raises NotImplementedError for a type that gguf cannot dequantize.
         """
@@ -90,7 +91,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a GGUF file says before its tensors."""
+    """The metadata of a GGUF file, and its tensors."""
 
     metadata: Mapping[str, Entry]
     tensors: Mapping[str, StoredTensor]
@@ -107,15 +108,15 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of ``path`` and map the file. Raises ModelError if it is no whole GGUF file."""
+    """Read the header of ``path`` and map the file. Raises ModelError if it is not a complete GGUF file."""
     try:
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         header = _parse(content)
     except OSError as error:
-        raise ModelError("gguf.header.cannot_be_read", path=path, strerror=error.strerror or error) from error
+        raise ModelError("gguf.header.cannot_be_read", path=path, reason=error.strerror or error) from error
     except (ValueError, KeyError, struct.error) as error:
-        raise ModelError("gguf.header.not_a_gguf_file", path=path, error=error) from error
+        raise ModelError("gguf.header.not_a_gguf_file", path=path, reason=error) from error
     if (parts := header.get("split.count", 1)) > 1:
         raise ModelError("gguf.header.split_file", path=path, parts=parts)
     return header
@@ -123,25 +124,25 @@ def read_header(path: Path) -> GgufHeader:
 
 def _parse(content: memoryview) -> GgufHeader:
     if content[:4] != _MAGIC:
-        raise ValueError("it does not begin with GGUF")
+        raise ValueError(say("gguf.header.wrong_magic"))
     version, tensor_count, entry_count = struct.unpack_from("<IQQ", content, 4)
     if version not in _VERSIONS:
-        raise ValueError(f"its version is {version}, and {_VERSIONS} in little-endian are known")
+        raise ValueError(say("gguf.header.wrong_version", version=version, versions=_VERSIONS))
     position = 24
     metadata = {}
     for _ in range(entry_count):
         key, position = _string(content, position)
         metadata[key], position = _entry(content, position)
-    found = []
+    entries = []
     for _ in range(tensor_count):
         name, position = _string(content, position)
         (dimensions,) = struct.unpack_from("<I", content, position)
         *sides, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", content, position + 4)
         position += 16 + 8 * dimensions
-        found.append((name, tuple(reversed(sides)), GGMLQuantizationType(kind), offset))
+        entries.append((name, tuple(reversed(sides)), GGMLQuantizationType(kind), offset))
     alignment = metadata["general.alignment"].value if "general.alignment" in metadata else GGUF_DEFAULT_ALIGNMENT
     start = -(-position // alignment) * alignment
-    tensors = {name: _tensor(content, name, shape, kind, start + offset) for name, shape, kind, offset in found}
+    tensors = {name: _tensor(content, name, shape, kind, start + offset) for name, shape, kind, offset in entries}
     return GgufHeader(metadata, tensors)
 
 
@@ -151,7 +152,7 @@ def _tensor(
     values, size = GGML_QUANT_SIZES[kind]
     end = start + prod(shape) // values * size
     if end > len(content):
-        raise ValueError(f"it ends within the tensor {name}")
+        raise ValueError(say("gguf.header.ends_within_tensor", tensor=name))
     return StoredTensor(name, shape, kind, content[start:end])
 
 
@@ -170,7 +171,7 @@ def _entry(content: memoryview, position: int) -> tuple[Entry, int]:
     else:
         end += count * struct.calcsize(f"<{_FORMATS[single]}")
     if end > len(content):
-        raise ValueError("it ends within its metadata")
+        raise ValueError(say("gguf.header.ends_within_metadata"))
     return Entry(kind, element, count, content[start:end]), end
 
 

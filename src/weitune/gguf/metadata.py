@@ -39,8 +39,8 @@ def text(value: str) -> Field:
     return Field(value, GGUFValueType.STRING)
 
 
-def truth(value: bool) -> Field:
-    """Return a truth value."""
+def boolean(value: bool) -> Field:
+    """Return a boolean."""
     return Field(value, GGUFValueType.BOOL)
 
 
@@ -50,9 +50,9 @@ def array(values: list[Any], element: GGUFValueType) -> Field:
 
 
 def shape_metadata(architecture: str, config: Any) -> dict[str, Field]:
-    """Return the hyperparameters of a transformers ``config``. Raises ModelError for a RoPE that GGUF cannot say."""
+    """Return the hyperparameters of a transformers ``config``. Raises ModelError if GGUF cannot express its RoPE."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    found = {
+    fields = {
         "context_length": number(config.max_position_embeddings),
         "embedding_length": number(config.hidden_size),
         "block_count": number(config.num_hidden_layers),
@@ -66,13 +66,13 @@ def shape_metadata(architecture: str, config: Any) -> dict[str, Field]:
         "vocab_size": number(config.vocab_size),
         **_rope(config.rope_parameters),
     }
-    return {f"{architecture}.{key}": field for key, field in found.items()}
+    return {f"{architecture}.{key}": field for key, field in fields.items()}
 
 
 def _rope(rope: Mapping[str, Any]) -> dict[str, Field]:
     fields = {"rope.freq_base": real(rope["rope_theta"])}
     kind = rope.get("rope_type", "default")
-    if kind in {"default", "llama3"}:  # the latter is said by a tensor, see rope_factors
+    if kind in {"default", "llama3"}:  # llama3 scaling is a tensor, see rope_factors
         return fields
     if kind == "linear":
         return {**fields, "rope.scaling.type": text("linear"), "rope.scaling.factor": real(rope["factor"])}
@@ -83,11 +83,11 @@ def _rope(rope: Mapping[str, Any]) -> dict[str, Field]:
             "rope.scaling.factor": real(rope["factor"]),
             "rope.scaling.original_context_length": number(rope["original_max_position_embeddings"]),
         }
-    raise ModelError("gguf.metadata.unknown_rope", dict=dict(rope))
+    raise ModelError("gguf.metadata.unknown_rope", rope=dict(rope))
 
 
 def rope_factors(config: Any) -> Tensor | None:
-    """Return by what each rotary frequency is divided, shape (D/2,), for models scaled as Llama 3.1; None for others.
+    """Return the divisors of the rotary frequencies, shape (D/2,), of a model scaled as Llama 3.1; None for others.
 
     Wavelengths beyond the original context divided by ``low_freq_factor`` are stretched by ``factor``, those below it
     divided by ``high_freq_factor`` are left alone, and in between the inverse factor is interpolated.

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import GGUFValueType, TokenType
 from weitune.errors import ModelError
-from weitune.gguf.metadata import Field, array, number, text, truth
+from weitune.gguf.metadata import Field, array, boolean, number, text
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MODERN = (
@@ -36,12 +36,10 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
     Raises ModelError if llama.cpp cannot tokenize as it does.
     """
     core = json.loads(tokenizer.backend_tokenizer.to_str())
-    if core["model"]["type"] != "BPE" or core["model"].get("byte_fallback"):
-        raise ModelError(
-            "gguf.vocabulary.not_byte_level_bpe",
-            core=core["model"]["type"],
-            detail=" with byte fallback" if core["model"].get("byte_fallback") else "",
-        )
+    if core["model"]["type"] != "BPE":
+        raise ModelError("gguf.vocabulary.not_bpe", type=core["model"]["type"])
+    if core["model"].get("byte_fallback"):
+        raise ModelError("gguf.vocabulary.byte_fallback")
     tokens, types = _tokens(core, size)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in core["model"]["merges"]]
     special = {"bos": tokenizer.bos_token_id, "padding": tokenizer.pad_token_id, "unknown": tokenizer.unk_token_id}
@@ -52,8 +50,8 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
         "tokenizer.ggml.token_type": array(types, GGUFValueType.INT32),
         "tokenizer.ggml.merges": array(merges, GGUFValueType.STRING),
         **{f"tokenizer.ggml.{name}_token_id": number(token) for name, token in special.items() if token is not None},
-        "tokenizer.ggml.add_bos_token": truth(_adds_bos(tokenizer)),
-        "tokenizer.ggml.add_space_prefix": truth(False),
+        "tokenizer.ggml.add_bos_token": boolean(_adds_bos(tokenizer)),
+        "tokenizer.ggml.add_space_prefix": boolean(False),
         **end_metadata(stop_tokens),
         "tokenizer.chat_template": text(template),
     }
@@ -62,11 +60,7 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
 def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
     """Return the tokens that end an answer. Raises ModelError if there are more than GGUF can name."""
     if len(stop_tokens) > len(_END_TOKENS):
-        raise ModelError(
-            "gguf.vocabulary.too_many_stop_tokens",
-            stop_tokens_count=len(stop_tokens),
-            end_tokens_count=len(_END_TOKENS),
-        )
+        raise ModelError("gguf.vocabulary.too_many_stop_tokens", tokens=len(stop_tokens), most=len(_END_TOKENS))
     return {
         f"tokenizer.ggml.{name}_token_id": number(token)
         for name, token in zip(_END_TOKENS, stop_tokens, strict=False)
@@ -74,7 +68,7 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
 
 
 def _tokens(core: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Return the text and the type of every token by its number; numbers nobody uses are filled in."""
+    """Return the text and the type of every token by its id; unused ids are filled in."""
     tokens = [f"[unused{i}]" for i in range(size)]
     types = [int(TokenType.UNUSED)] * size
     for content, i in core["model"]["vocab"].items():
@@ -89,13 +83,10 @@ def _pre_tokenizer(core: dict[str, Any]) -> str:
     """Return llama.cpp's name for how ``core`` splits text. Raises ModelError if it has none."""
     patterns = tuple(_patterns(core["pre_tokenizer"]))
     name = _NAMES.get(patterns)
-    normalizer = core["normalizer"]
-    if name is None or (normalizer is not None and normalizer["type"] != "NFC"):
-        raise ModelError(
-            "gguf.vocabulary.unknown_pre_tokenizer",
-            patterns=list(patterns),
-            normalizer=normalizer and normalizer["type"],
-        )
+    if name is None:
+        raise ModelError("gguf.vocabulary.unknown_pre_tokenizer", patterns=list(patterns))
+    if (core["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        raise ModelError("gguf.vocabulary.unknown_normalizer", normalizer=core["normalizer"]["type"])
     return name if core["model"].get("ignore_merges") else _WITHOUT_IGNORED_MERGES.get(name, name)
 
 
@@ -117,6 +108,6 @@ def _patterns(step: dict[str, Any] | None) -> list[str]:
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Tell whether plain encoding puts the opening token first."""
+    """Return whether plain encoding puts the BOS token first."""
     ids = tokenizer.encode("a", add_special_tokens=True)
     return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id

@@ -224,7 +224,7 @@ def test_a_header_says_where_each_tensor_lies(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6, dtype=torch.float32).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     found = read_safetensors_header(tmp_path / "x.safetensors")
-    assert {name: (weight.dtype, weight.shape, weight.bytes, weight.numbers) for name, weight in found.items()} == {
+    assert {name: (weight.dtype, weight.shape, weight.bytes, weight.numel) for name, weight in found.items()} == {
         "a": ("F32", (2, 3), 24, 6), "b": ("BF16", (4,), 8, 4),
     }  # fmt: skip
     content = (tmp_path / "x.safetensors").read_bytes()

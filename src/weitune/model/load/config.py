@@ -23,10 +23,10 @@ def read_config(files: ModelFiles) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise ModelError("model.config.cannot_be_read", folder=files.folder, error=first_line(error)) from error
+        raise ModelError("model.config.cannot_be_read", folder=files.folder, reason=first_line(error)) from error
 
 
 def dtype_on_disk(config: Any) -> torch.dtype | None:
-    """Return the number format of the weights' files, if ``config`` says it."""
-    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    return getattr(torch, found, None) if isinstance(found, str) else found
+    """Return the number format of the weights' files, if ``config`` names it."""
+    dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

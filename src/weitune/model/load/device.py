@@ -22,7 +22,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         try:
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
-            raise ModelError("model.device.cannot_be_used", device=device, error=first_line(error)) from None
+            raise ModelError("model.device.cannot_be_used", device=device, reason=first_line(error)) from None
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()

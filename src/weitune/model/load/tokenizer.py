@@ -27,7 +27,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     except InputError:
         raise
     except Exception as error:
-        raise ModelError("model.tokenizer.cannot_be_loaded", folder=folder, error=first_line(error)) from error
+        raise ModelError("model.tokenizer.cannot_be_loaded", folder=folder, reason=first_line(error)) from error
     if not tokenizer.is_fast:
         raise ModelError("model.tokenizer.only_slow", folder=folder)
     return tokenizer

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.errors import ModelError
+from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
 
 CONFIG, SINGLE = MODEL_FILES
@@ -38,15 +39,15 @@ class StoredWeight:
 
     file: str
     dtype: str
-    """In the words of safetensors, such as ``BF16``."""
+    """The name that safetensors has for it, such as ``BF16``."""
     shape: tuple[int, ...]
     start: int
     """Its first byte in the file."""
     bytes: int
 
     @property
-    def numbers(self) -> int:
-        """How many numbers it has."""
+    def numel(self) -> int:
+        """How many values it has."""
         return math.prod(self.shape)
 
 
@@ -64,17 +65,17 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
     Raises ModelError as :func:`weight_files` does, and if a file is not whole or the index does not fit it.
     """
     chosen = _chosen(folder)
-    found: dict[str, StoredWeight] = {}
+    weights: dict[str, StoredWeight] = {}
     for file in chosen:
         for name, tensor in sorted(read_safetensors_header(folder / file).items()):
-            if name in found:
+            if name in weights:
                 raise ModelError(
-                    "model.weight_files.weight_twice", folder=folder, name=name, file=found[name].file, file2=file
+                    "model.weight_files.weight_twice", folder=folder, name=name, first=weights[name].file, second=file
                 )
-            found[name] = tensor
+            weights[name] = tensor
     if (folder / INDEX).is_file():
-        _check_index(folder, _weight_map(folder), found)
-    return found
+        _check_index(folder, _weight_map(folder), weights)
+    return weights
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
@@ -84,17 +85,17 @@ def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
             size = path.stat().st_size
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
             if length > size - _LENGTH.size:
-                raise ValueError(f"its header has {length:,} bytes, and the file {size:,} in all")
+                raise ValueError(say("model.weight_files.header_too_long", header_bytes=length, file_bytes=size))
             header: dict[str, Any] = json.loads(file.read(length))
         first = _LENGTH.size + length
         tensors = {name: _stored(path.name, entry, first) for name, entry in header.items() if name != "__metadata__"}
         end = max((tensor.start + tensor.bytes for tensor in tensors.values()), default=first)
         if end != size:
-            raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
+            raise ValueError(say("model.weight_files.length_differs", file_bytes=size, described_bytes=end))
     except OSError as error:
-        raise ModelError("model.weight_files.cannot_be_read", path=path, strerror=error.strerror or error) from None
+        raise ModelError("model.weight_files.cannot_be_read", path=path, reason=error.strerror or error) from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError("model.weight_files.not_a_safetensors_file", path=path, error=error) from None
+        raise ModelError("model.weight_files.not_a_safetensors_file", path=path, reason=error) from None
     return tensors
 
 
@@ -104,22 +105,16 @@ def _stored(file: str, entry: Mapping[str, Any], first: int) -> StoredWeight:
 
 
 def _chosen(folder: Path) -> list[str]:
-    """Return the names of the weight files, sorted."""
+    """Return the names of the files that hold the weights, sorted."""
     _check_nothing_beside(folder)
     single, index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
     shards = sorted(set(_weight_map(folder).values())) if index else _shards(folder)
     if single and index and shards == [SINGLE]:
         return shards
     if single and shards:
-        named = f"that {INDEX} names" if index else "that no index names"
-        raise ModelError(
-            "model.weight_files.single_file_and_shards",
-            folder=folder,
-            single=SINGLE,
-            named=named,
-            some=_some(shards),
-            detail=f"{SINGLE}, or {INDEX} with its shards." if index else f"{SINGLE}, or the shards.",
-        )
+        if index:
+            raise ModelError("model.weight_files.single_file_and_index", folder=folder, names=some_names(shards))
+        raise ModelError("model.weight_files.single_file_and_shards", folder=folder, names=some_names(shards))
     if single:
         return [SINGLE]
     if not index:
@@ -128,42 +123,29 @@ def _chosen(folder: Path) -> list[str]:
         raise ModelError(
             "model.weight_files.lacks_files",
             folder=folder,
-            missing_count=len(missing),
-            shards_count=len(shards),
-            index=INDEX,
-            some=_some(missing),
+            missing=len(missing),
+            shards=len(shards),
+            names=some_names(missing),
         )
     return shards
 
 
 def _check_nothing_beside(folder: Path) -> None:
-    """Raise ModelError for what would make transformers load other weights than those of the folder's own files."""
+    """Raise ModelError for files that would make transformers load other weights than the folder's own."""
     if (folder / ADAPTER_FILES[0]).is_file():
-        raise ModelError(
-            "model.weight_files.adapter_beside_model",
-            folder=folder,
-            config=CONFIG,
-            adapter_files=ADAPTER_FILES[0],
-        )
+        raise ModelError("model.weight_files.adapter_beside_model", folder=folder)
     named = _json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
     usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
     if named is not None and usual != [named]:
-        raise ModelError(
-            "model.weight_files.config_names_other_file",
-            config=CONFIG,
-            folder=folder,
-            named=named,
-            single=SINGLE,
-            index=INDEX,
-        )
+        raise ModelError("model.weight_files.config_names_other_file", folder=folder, named=named)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
     """Return which file has which tensor, as the index says. Raises ModelError if it is not an index."""
-    found = _json(folder / INDEX).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(_is_name(file) for file in found.values()):
-        raise ModelError("model.weight_files.not_an_index", index=INDEX, folder=folder)
-    return found
+    weight_map = _json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_name, weight_map.values())):
+        raise ModelError("model.weight_files.not_an_index", folder=folder)
+    return weight_map
 
 
 def _is_name(file: object) -> bool:
@@ -171,55 +153,44 @@ def _is_name(file: object) -> bool:
     return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
 
 
-def _check_index(folder: Path, weight_map: Mapping[str, str], found: Mapping[str, StoredWeight]) -> None:
-    if lost := [f"{name} in {file}" for name, file in weight_map.items() if name not in found]:
+def _check_index(folder: Path, weight_map: Mapping[str, str], weights: Mapping[str, StoredWeight]) -> None:
+    if lost := [f"{name} in {file}" for name, file in weight_map.items() if name not in weights]:
         raise ModelError(
-            "model.weight_files.index_names_other_weights",
-            index=INDEX,
-            folder=folder,
-            lost_count=len(lost),
-            some=_some(lost),
+            "model.weight_files.index_names_other_weights", folder=folder, count=len(lost), names=some_names(lost)
         )
 
 
 def _none(folder: Path, shards: list[str]) -> ModelError:
-    """Say what is there instead of weights, and the fix."""
+    """Return the error for a folder without weights: what is there instead, and the fix."""
     if shards:
-        return ModelError("model.weight_files.shards_without_index", folder=folder, some=_some(shards), index=INDEX)
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if others:
-        return ModelError(
-            "model.weight_files.only_other_safetensors", folder=folder, single=SINGLE, index=INDEX, some=_some(others)
-        )
+        return ModelError("model.weight_files.shards_without_index", folder=folder, names=some_names(shards))
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return ModelError("model.weight_files.only_other_safetensors", folder=folder, names=some_names(others))
     if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
-        return ModelError(
-            "model.weight_files.only_gguf_files",
-            folder=folder,
-            single=SINGLE,
-            some=_some(ggufs),
-            folder2=folder / ggufs[0],
-        )
+        names = some_names(ggufs)
+        return ModelError("model.weight_files.only_gguf_files", folder=folder, names=names, path=folder / ggufs[0])
     if any(folder.glob("*.bin")):
         return ModelError("model.weight_files.only_pickles", folder=folder)
-    return ModelError("model.weight_files.no_weights", folder=folder, single=SINGLE)
+    return ModelError("model.weight_files.no_weights", folder=folder)
 
 
 def _shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.name))
 
 
-def _some(names: Iterable[str]) -> str:
+def some_names(names: Iterable[str]) -> str:
+    """Return the first of ``names`` in one line."""
     listed = list(names)
     return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError("model.weight_files.cannot_be_read", path=path, strerror=error.strerror or error) from None
+        raise ModelError("model.weight_files.cannot_be_read", path=path, reason=error.strerror or error) from None
     except ValueError as error:
-        raise ModelError("model.weight_files.not_json", path=path, error=error) from None
-    if not isinstance(found, dict):
+        raise ModelError("model.weight_files.not_json", path=path, reason=error) from None
+    if not isinstance(value, dict):
         raise ModelError("model.weight_files.not_json_object", path=path)
-    return found
+    return value

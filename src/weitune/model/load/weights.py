@@ -18,7 +18,7 @@ from weitune.model.load.device import choose_device, choose_dtype, device_map, s
 from weitune.model.load.gguf_model import gguf_model
 from weitune.model.load.locate import ModelFiles, locate
 from weitune.model.load.tokenizer import load_tokenizer
-from weitune.model.load.weight_files import stored_weights, weight_files
+from weitune.model.load.weight_files import some_names, stored_weights, weight_files
 from weitune.model.storage.allocator import giving_back
 from weitune.model.storage.shard import shard
 from weitune.model.storage.weight_storage import quantization
@@ -119,7 +119,7 @@ def _load(
     except InputError:
         raise
     except Exception as error:
-        raise ModelError("model.weights.cannot_be_loaded", folder=files.folder, error=first_line(error)) from error
+        raise ModelError("model.weights.cannot_be_loaded", folder=files.folder, reason=first_line(error)) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone
@@ -136,11 +136,5 @@ def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
 def _check_complete(folder: Path, missing: Collection[str]) -> None:
     """Raise ModelError if weights were missing: transformers draws such weights at random and goes on."""
     if missing:
-        names = sorted(missing)
-        raise ModelError(
-            "model.weights.lacks_weights",
-            folder=folder,
-            names_count=len(names),
-            names=", ".join(names[:3]),
-            detail=", …" if len(names) > 3 else "",
-        )
+        names = some_names(sorted(missing))
+        raise ModelError("model.weights.lacks_weights", folder=folder, count=len(missing), names=names)
