@@ -5,8 +5,8 @@
     tensors    ─▶ parameters, one at a time    dequantized from the mapped file straight into their number format
 
 transformers' own loader takes any family that it maps, but it reads every header string through NumPy, several times,
-and holds the whole model in memory before it fills the parameters. It is the reference of the tests, and it loads the files
-that are not known here (:func:`known`).
+and holds the whole model in memory before it fills the parameters. It is the reference of the tests, and it loads the
+files that are not known here (:func:`known`).
 """
 
 from __future__ import annotations
