@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from weitune.files.json_files import json_bytes
+from weitune.files.json_files import json_bytes, record_from
 from weitune.files.publish import publish_bytes
 from weitune.run.names import EVALUATION
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +124,18 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     try:
         tree = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
         return Evaluation(
-            rows=_read(EvaluatedRows, tree["rows"]),
+            rows=record_from(EvaluatedRows, tree["rows"]),
             max_new_tokens=tree.get("max_new_tokens"),
             models=[_model(model) for model in tree["models"]],
-            answers=[_read(AnsweredQuestion, answer) for answer in tree.get("answers", ())],
-            general=[_read(AnsweredGeneralQuestion, answer) for answer in tree.get("general", ())],
-            win_rate=_read(WinRate, tree["win_rate"]) if tree.get("win_rate") else None,
+            answers=[record_from(AnsweredQuestion, answer) for answer in tree.get("answers", ())],
+            general=[record_from(AnsweredGeneralQuestion, answer) for answer in tree.get("general", ())],
+            win_rate=record_from(WinRate, tree["win_rate"]) if tree.get("win_rate") else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _model(tree: Mapping[str, Any]) -> ModelScores:
-    scores = _read(Scores, tree["scores"]) if tree.get("scores") else None
-    general = _read(GeneralScores, tree["general"]) if tree.get("general") else None
-    return _read(ModelScores, {**tree, "scores": scores, "general": general})
-
-
-def _read(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Return a dataclass of the values in ``tree``; those that only another version knows are left out."""
-    return kind(**{field.name: tree[field.name] for field in fields(kind) if field.name in tree})  # type: ignore[arg-type]
+    scores = record_from(Scores, tree["scores"]) if tree.get("scores") else None
+    general = record_from(GeneralScores, tree["general"]) if tree.get("general") else None
+    return record_from(ModelScores, {**tree, "scores": scores, "general": general})

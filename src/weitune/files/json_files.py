@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -28,6 +31,14 @@ def json_bytes(value: Any, *, indent: int = 2, **options: Any) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON to the file ``path``."""
     path.write_bytes(json_bytes(value))
+
+
+def record_from(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """Return a dataclass of the values in ``tree``; keys that only another version knows are left out.
+
+    Raises TypeError if a field without a default is missing.
+    """
+    return kind(**{field.name: tree[field.name] for field in fields(kind) if field.name in tree})  # type: ignore[arg-type]
 
 
 def json_object(path: Path) -> dict[str, Any]:

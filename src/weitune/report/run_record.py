@@ -11,8 +11,9 @@ from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.files.json_files import json_object
 from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
+from weitune.run.data_record import DataRecord, read_data_record
 from weitune.run.history import best_of, finite
-from weitune.run.names import ANSWERS, DATA, ENVIRONMENT
+from weitune.run.names import ANSWERS, ENVIRONMENT
 from weitune.run.run_folder import RunFolder
 
 _SMOOTHING = 0.9
@@ -25,7 +26,7 @@ class RunRecord:
     path: Path
     recipe: Recipe
     environment: Mapping[str, Any]
-    data: Mapping[str, Any]
+    data: DataRecord | None
     events: tuple[Mapping[str, Any], ...]
     evaluation: Evaluation | None
     answers: tuple[Mapping[str, Any], ...] = ()
@@ -39,7 +40,7 @@ class RunRecord:
             path=run.path,
             recipe=run.recipe,
             environment=json_object(folder / ENVIRONMENT),
-            data=json_object(folder / DATA),
+            data=read_data_record(folder),
             events=tuple(run.events()),
             evaluation=read_evaluation(folder),
             answers=_answers(folder / ANSWERS),

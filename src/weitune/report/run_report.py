@@ -12,6 +12,7 @@ from weitune.report.chart import Line, chart
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
 from weitune.report.run_record import RunRecord, smoothed
+from weitune.run.data_record import DataRecord
 from weitune.run.names import RECIPE, REPORT
 from weitune.shell import shell_command
 
@@ -50,7 +51,7 @@ def run_report(record: RunRecord) -> str:
         section("Answers while it trained", _samples(record.of_kind("validation"))),
         evaluation_section(record.evaluation),
         section("Data", _data(record.data)),
-        section("What is learned", _preview(record.data.get("preview") or [])),
+        section("What is learned", _preview(record.data)),
         section("Memory: forecast and truth", _memory(record)),
         section("What can be done with it", code(_commands(record))),
         section("To repeat it", _repeat(record)),
@@ -133,31 +134,30 @@ def _spread(items: list[Any]) -> list[Any]:
     return [items[round(k * last / (_SHOWN_SAMPLES - 1))] for k in range(_SHOWN_SAMPLES)]
 
 
-def _data(data: Mapping[str, Any]) -> str:
-    if not data:
+def _data(data: DataRecord | None) -> str:
+    if data is None:
         return ""
-    rows, examples, tokens = data.get("rows", {}), data.get("examples", {}), data.get("tokens", {})
+    rows, examples, lengths = data.report.rows, data.report.examples, data.report.lengths
     facts: list[tuple[str, object]] = [
-        ("rows read", _plain(rows.get("read"))), ("rows trained", _plain(rows.get("trained"))),
-        *((f"set aside: {reason}", _plain(count)) for reason, count in rows.get("set_aside", {}).items()),
-        ("examples", _plain(examples.get("kept"))), ("cut", _plain(examples.get("cut"))),
-        ("tokens", _plain(tokens.get("all"))), ("learned tokens", _plain(tokens.get("supervised"))),
-        ("exact copies of a row", _plain(data.get("found", {}).get("exact_duplicates"))),
+        ("rows read", _plain(rows.read)), ("rows trained", _plain(rows.trained)),
+        *((f"set aside: {reason}", _plain(count)) for reason, count in rows.set_aside.items()),
+        ("examples", _plain(examples.kept)), ("cut", _plain(examples.cut)),
+        ("tokens", _plain(lengths.all)), ("learned tokens", _plain(lengths.supervised)),
+        ("exact copies of a row", _plain(data.report.findings.exact_duplicates)),
     ]  # fmt: skip
-    if held := data.get("validation"):
-        facts.append(("examples for validation", _plain(held.get("examples"))))
-    lengths = tokens.get("per_example") or {}
-    sources = [(source.get("name"), _plain(source.get("rows")), source.get("format"))
-               for source in data.get("sources", [])]  # fmt: skip
-    spread = table(["tokens of an example", *lengths], [["", *map(_plain, lengths.values())]], numbers=True)
-    return table(["file", "rows", "format"], sources) + table((), facts) + (spread if lengths else "")
+    if data.validation is not None:
+        facts.append(("examples for validation", _plain(data.validation.examples)))
+    sources = [(source.name, _plain(source.rows), source.format) for source in data.report.sources]
+    spread = lengths.per_example
+    per_example = table(["tokens of an example", *spread], [["", *map(_plain, spread.values())]], numbers=True)
+    return table(["file", "rows", "format"], sources) + table((), facts) + (per_example if spread else "")
 
 
-def _preview(shown: Sequence[Mapping[str, Any]]) -> str:
+def _preview(data: DataRecord | None) -> str:
     blocks = []
-    for item in shown:
-        parts = "".join(_part(str(part[0]), str(part[1])) for part in item.get("parts", []))
-        blocks.append(f'<p><small>{text(item.get("place", ""))}</small></p><pre class="text">{parts}</pre>\n')
+    for example in data.preview if data else ():
+        parts = "".join(_part(content, kind) for content, kind in example.parts)
+        blocks.append(f'<p><small>{text(example.place)}</small></p><pre class="text">{parts}</pre>\n')
     lead = "<p><mark>Marked text</mark> is learned; <span class='control'>grey</span> only frames the turns.</p>\n"
     return lead + "".join(blocks) if blocks else ""
 

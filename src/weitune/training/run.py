@@ -39,6 +39,7 @@ from weitune.run.create import (
     output_folder,
     update_recipe,
 )
+from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.run.machine import describe_machine, machine_changes
@@ -201,7 +202,7 @@ def _begin(session: _Session, recipe: Recipe) -> None:
         forecast = trainable.peak_memory(parts.recipe, largest, loop.memory.recompute)
         session.reporter.say(memory_watch.peak_line(forecast, trainable.loaded.device))
         environment = {**_environment(parts, trainable, loop), "forecast": forecast.parts()}
-        create_folder(session.folder, parts.recipe, environment, _accounts(parts))
+        create_folder(session.folder, parts.recipe, environment, _data_record(parts).to_json())
     session.accelerator.wait_for_everyone()
     with session.lock():
         _train(session, parts, trainable, loop, largest)
@@ -265,19 +266,19 @@ def _make_loop(session: _Session, parts: RunInputs, trainable: Trainable, micro_
     )  # fmt: skip
 
 
-def _accounts(parts: RunInputs) -> dict[str, Any]:
-    """Return what is said of the data in the run's folder."""
-    shown = [parts.examples[k] for k in range(min(len(parts.examples), _PREVIEWED))]
+def _data_record(parts: RunInputs) -> DataRecord:
+    """Return what the run's folder says about the data."""
+    previewed = (parts.examples[k] for k in range(min(len(parts.examples), _PREVIEWED)))
     preview = [
-        {"place": str(example.origin),
-         "parts": [[part.text, part.kind] for part in preview_parts(example, parts.tokenizer, parts.framing)]}
-        for example in shown
-    ]  # fmt: skip
-    report = {**parts.prepared.report.to_json(), "preview": preview}
-    if parts.validation is None:
-        return report
-    learned = int(parts.validation.supervised.sum())
-    return {**report, "validation": {"examples": len(parts.validation), "learned_tokens": learned}}
+        ExamplePreview(
+            str(example.origin),
+            [(part.text, part.kind) for part in preview_parts(example, parts.tokenizer, parts.framing)],
+        )
+        for example in previewed
+    ]
+    held = parts.validation
+    validation = None if held is None else ValidationSize(len(held), int(held.supervised.sum()))
+    return DataRecord(parts.prepared.report, preview, validation)
 
 
 def _environment(parts: RunInputs, trainable: Trainable, loop: Loop) -> dict[str, Any]:

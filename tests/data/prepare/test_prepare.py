@@ -108,8 +108,8 @@ def test_a_turn_of_its_own_example_is_accounted_for(lines: Callable[..., Path]) 
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 3
     recipe = recipe_for(lines([{"messages": turns}]))
     report = prepared_from(recipe, "qwen3").report
-    assert report.content["rows"] == {"read": 1, "trained": 1, "set_aside": {}, "faulty": 0}
-    assert report.content["examples"]["made"] == report.content["examples"]["kept"] == 3
+    assert report.to_json()["rows"] == {"read": 1, "trained": 1, "set_aside": {}, "faulty": 0}
+    assert report.examples.made == report.examples.kept == 3
     assert any("each learned turn" in line for line in report.lines())
 
 
@@ -140,14 +140,14 @@ def test_every_row_is_accounted_for_exactly(
     count = Counter(kinds)
     recipe = recipe_for(path, tokens=Tokens(max_length=100, truncation=truncation))
     result = check(recipe, framing(recipe.tokens))
-    accounts = result.report.content["rows"]
+    accounts = result.report.to_json()["rows"]
     faulty = count["faulty"] + count["malformed"] + count["unframed"]
     assert accounts["read"] == len(kinds)
     assert accounts["faulty"] == faulty == result.problems.rows
     assert sum(accounts["set_aside"].values()) == count["unlearned"] + (count["long"] if truncation == "drop" else 0)
     assert accounts["read"] == accounts["trained"] + sum(accounts["set_aside"].values()) + accounts["faulty"]
-    assert result.report.content["examples"]["cut"] == (count["long"] if truncation == "cut" else 0)
-    assert result.report.content["found"]["over_long"] == count["long"]
+    assert result.report.examples.cut == (count["long"] if truncation == "cut" else 0)
+    assert result.report.findings.over_long == count["long"]
     assert result.ready == (not faulty and accounts["trained"] > 0)
     bad = {i + 1 for i, kind in enumerate(kinds) if kind in {"faulty", "malformed", "unframed"}}
     assert {problem.row for problem in result.problems} == bad
@@ -188,7 +188,7 @@ def test_files_are_weighed(lines: Callable[..., Path]) -> None:
     recipe = recipe_for(one, two, three, weights={str(two): 0.25, str(three): 0})
     prepared = prepared_from(recipe)
     assert [span.weight for example in prepared for span in example.spans] == [1, 1, 0.25, 0.25]
-    assert prepared.report.content["rows"]["set_aside"] == {"without a learned token": 2}
+    assert prepared.report.rows.set_aside == {"without a learned token": 2}
     with pytest.raises(RecipeError, match="not one of the files"):
         prepared_from(recipe_for(one, weights={"other.json": 2}))
 
@@ -206,7 +206,7 @@ def test_a_second_start_finds_everything(lines: Callable[..., Path], monkeypatch
     assert second.fingerprint == first.fingerprint
     assert list(second) == list(first)
     assert second[3].origin.file == str(moved)
-    assert second.report.content["sources"][0]["name"] == str(moved)
+    assert second.report.sources[0].name == str(moved)
     assert {**second.report.to_json(), "sources": 0} == {**first.report.to_json(), "sources": 0}
 
 
@@ -253,7 +253,7 @@ def test_an_interrupted_preparation_leaves_nothing(lines: Callable[..., Path], m
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_module, "settle", interrupted)
+    monkeypatch.setattr(prepare_module, "truncate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared_from(recipe_for(lines(ROWS)))
     assert not list(data_cache().iterdir())

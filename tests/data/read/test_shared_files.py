@@ -38,7 +38,7 @@ def test_accounts_are_exact(name: str, qwen_tokenizer: Any, shared_data: Path) -
     path = shared_data / name
     recipe = Recipe(model="any", data=[str(path)], tokens=Tokens(max_length=700))
     result = check(recipe, framing_for(qwen_tokenizer, recipe.tokens))
-    report = result.report.content
+    report = result.report.to_json()
     assert result.ready
     assert report["sources"][0] == {
         "name": str(path), "kind": "json", "encoding": "utf-8", "compression": None, "format": FORMATS[name],
@@ -50,7 +50,7 @@ def test_accounts_are_exact(name: str, qwen_tokenizer: Any, shared_data: Path) -
     repeated = sum(n - 1 for n in Counter(json.dumps(row, sort_keys=True) for row in rows_of(path)).values())
     assert report["found"]["exact_duplicates"] == repeated
     prepared = prepare(recipe, framing_for(qwen_tokenizer, recipe.tokens))
-    assert prepared.report.content["rows"] == rows
+    assert prepared.report.to_json()["rows"] == rows
     assert len(prepared) == rows["trained"]
     assert prepared.lengths.max() <= 700
 

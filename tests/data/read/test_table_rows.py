@@ -55,15 +55,15 @@ def test_blank_rows_are_set_aside_and_counted(tmp_path: Path) -> None:
     framing = framing_for(tokenizer_of("qwen2.5"), recipe.tokens)
     for result in (check(recipe, None), check(recipe, framing)):
         assert result.ready
-        assert result.report.content["rows"] == {
+        assert result.report.to_json()["rows"] == {
             "read": 6,
             "trained": 2,
             "set_aside": {"with only empty cells": 4},
             "faulty": 0,
         }
-        assert result.report.content["set_aside_rows"]["with only empty cells"][0] == f"{path} row 2 (line 3)"
+        assert result.report.set_aside_rows["with only empty cells"][0] == f"{path} row 2 (line 3)"
         assert not any("examples made" in line for line in result.report.lines())
-    assert prepare(recipe, framing).report.content["rows"]["set_aside"] == {"with only empty cells": 4}
+    assert prepare(recipe, framing).report.rows.set_aside == {"with only empty cells": 4}
     shown = list(look(reader_of(path), framing, tokenizer_of("qwen2.5"), recipe))
     assert [item.tags for item in shown][1] == ("set aside: with only empty cells",)
     assert len(shown) == 6

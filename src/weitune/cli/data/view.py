@@ -47,12 +47,12 @@ def print_check(result: Check) -> None:
 def _percentiles(result: Check) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column(result.unit)
-    content = result.report.content[result.unit]
-    rows = {"prompt": "prompt_per_example", "answer": "answer_per_example", "whole": "per_example"}
-    for column in content["per_example"]:
+    lengths = result.report.lengths
+    rows = {"prompt": lengths.prompt_per_example, "answer": lengths.answer_per_example, "whole": lengths.per_example}
+    for column in lengths.per_example:
         table.add_column({"p0": "least", "p100": "most", "p50": "median"}.get(column, column), justify="right")
-    for name, key in rows.items():
-        table.add_row(name, *(f"{value:,}" for value in content[key].values()))
+    for name, spread in rows.items():
+        table.add_row(name, *(f"{value:,}" for value in spread.values()))
     return table
 
 

@@ -22,9 +22,10 @@ import pyarrow as pa
 from weitune.data.conversation import Example
 from weitune.data.formats.parse import Options
 from weitune.data.frame.framing import Framing
-from weitune.data.prepare.accounts import DataReport, RowCounts, make_report
+from weitune.data.prepare.accounts import RowCounts
 from weitune.data.prepare.batches import encoded_batches, without_cycle_collection
 from weitune.data.prepare.cache import EXAMPLES, REPORT, building, data_cache
+from weitune.data.prepare.report import DataReport
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import truncate, weighted
 from weitune.data.problems import shown_name
@@ -46,7 +47,7 @@ class Prepared(StoredExamples):
 
     def __init__(self, folder: Path, fingerprint: str, report: DataReport) -> None:
         """Open a folder that :func:`prepare` published."""
-        super().__init__(folder / EXAMPLES, [source["name"] for source in report.content["sources"]])
+        super().__init__(folder / EXAMPLES, [source.name for source in report.sources])
         self.fingerprint = fingerprint
         self.report = report
 
@@ -72,7 +73,7 @@ def prepare(
         report = _build(partial / EXAMPLES, reader, recipe, framing, progress)
         if reader.problems:
             raise reader.problems.error()
-        if not report.content["examples"]["kept"]:
+        if not report.examples.kept:
             raise DataError("data.prepare.nothing_left", lines="\n  ".join(report.lines()))
         (partial / REPORT).write_text(json_text(report.to_json(), indent=1), encoding="utf-8")
     return Prepared(folder, fingerprint, report)
@@ -130,7 +131,7 @@ def account(
     The examples are written to ``folder``, which the caller owns.
     """
     report = _build(folder / EXAMPLES, reader, recipe, framing, progress)
-    return report, StoredExamples(folder / EXAMPLES, [source["name"] for source in report.content["sources"]])
+    return report, StoredExamples(folder / EXAMPLES, [source.name for source in report.sources])
 
 
 def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
@@ -139,12 +140,11 @@ def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
     Returns None if there is nothing, or nothing whole: then what there is goes, to make room.
     """
     try:
-        content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        for source, now in zip(content["sources"], reader.reports, strict=True):
-            source["name"] = now.name
+        report = DataReport.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+        report = report.with_source_names([source.name for source in reader.reports])
         mark_used(folder / REPORT)
-        return Prepared(folder, fingerprint, DataReport(content))
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return Prepared(folder, fingerprint, report)
+    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException):
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -187,6 +187,5 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
             if progress is not None:
                 progress(reader.rows, None)
     accounts.blank(reader.blank_rows, reader.blank_places)
-    sources = [report.to_json() for report in reader.reports]
-    stored = StoredExamples(path, [source["name"] for source in sources])
-    return make_report(accounts, sources, reader.problems.rows, stored.lengths, stored.supervised)
+    stored = StoredExamples(path, [source.name for source in reader.reports])
+    return accounts.report(reader.reports, reader.problems.rows, stored.lengths, stored.supervised)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from weitune.data.frame.framing import Framing
 from weitune.data.pack import pack
-from weitune.data.prepare.accounts import DataReport, RowCounts, make_report
+from weitune.data.prepare.accounts import RowCounts
 from weitune.data.prepare.prepare import account, recipe_reader
+from weitune.data.prepare.report import DataReport, Unit
 from weitune.data.prepare.store import StoredExamples
 from weitune.data.problems import Problems
 from weitune.data.read.conversations import Reader
@@ -30,20 +31,24 @@ _SAMPLED_STEPS = 100
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a check found. ``lengths`` are in ``unit``: tokens of the kept examples, or characters of the rows."""
+    """The verdict on data; ``lengths`` are in tokens of the kept examples, or in characters of the rows."""
 
     report: DataReport
     problems: Problems
-    unit: str
     lengths: npt.NDArray[np.int32]
     steps_per_epoch: int | None = None
     saved_by_sharing: float | None = None
     """Share of the tokens that need no computation because their prefix is shared within a step."""
 
     @property
+    def unit(self) -> Unit:
+        """What ``lengths`` are in."""
+        return self.report.unit
+
+    @property
     def ready(self) -> bool:
         """Whether training can begin."""
-        return not self.problems and self.report.content["rows"]["trained"] > 0
+        return not self.problems and self.report.rows.trained > 0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything for programs."""
@@ -59,7 +64,7 @@ def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = N
     with tempfile.TemporaryDirectory() as folder:
         report, examples = account(reader, recipe, framing, Path(folder), progress)
         plan = Plan(len(examples), recipe.train.batch_size, 1, recipe.train.seed)
-        return Check(report, reader.problems, "tokens", examples.lengths.copy(), plan.steps_per_epoch,
+        return Check(report, reader.problems, examples.lengths.copy(), plan.steps_per_epoch,
                      saved_by_sharing(examples, plan))  # fmt: skip
 
 
@@ -86,9 +91,6 @@ def _without_model(reader: Reader, progress: Progress | None) -> Check:
         if progress is not None and not len(lengths) % 1000:
             progress(reader.rows, None)
     accounts.blank(reader.blank_rows, reader.blank_places)
-    sources = [report.to_json() for report in reader.reports]
-    characters = np.array(lengths, np.int32)
-    report = make_report(
-        accounts, sources, reader.problems.rows, characters, np.array(learned, np.int32), unit="characters"
-    )
-    return Check(report, reader.problems, "characters", characters)
+    characters, supervised = np.array(lengths, np.int32), np.array(learned, np.int32)
+    report = accounts.report(reader.reports, reader.problems.rows, characters, supervised, unit="characters")
+    return Check(report, reader.problems, characters)

@@ -21,7 +21,8 @@ from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
-from weitune.run.names import DATA, ENVIRONMENT, checkpoint_step
+from weitune.run.data_record import DataRecord, read_data_record
+from weitune.run.names import ENVIRONMENT, checkpoint_step
 
 
 def without_paths(recipe: Recipe) -> Recipe:
@@ -55,7 +56,7 @@ def model_card(run: Run, source: ExportSource, repository: str, licence: str | N
         f"A LoRA adapter (rank {_rank(source)}) of `{recipe.model}`, trained with weitune.",
         _system(source.recipe),
         _usage(source, repository, base or recipe.model),
-        _data(json_object(run.path / DATA)),
+        _data(read_data_record(run.path)),
         _training(events, source, step, json_object(run.path / ENVIRONMENT)),
         _evaluation(read_evaluation(run.path), step),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
@@ -101,22 +102,20 @@ template (`vllm serve … --chat-template chat_template.jinja`). vLLM answers gr
 `--generation-config vllm --override-generation-config '{{"temperature": 0}}'`."""
 
 
-def _data(report: Mapping[str, Any] | None) -> str:
-    """Account for the data: what was read, trained and set aside."""
-    if not report or "rows" not in report:
+def _data(data: DataRecord | None) -> str:
+    """Return what was read, trained and set aside."""
+    if data is None:
         return ""
-    rows, tokens, found = report["rows"], report.get("tokens", {}), report.get("found", {})
+    report = data.report
+    rows, lengths, duplicates = report.rows, report.lengths, report.findings.exact_duplicates
     lines = ["## Data", "", "| source | format | rows |", "| --- | --- | --- |"]
-    lines += [
-        f"| {_file_name(source['name'])} | {source.get('format') or ''} | {source.get('rows', 0):,} |"
-        for source in report.get("sources", [])
-    ]
-    aside = "".join(f", {count:,} set aside ({reason})" for reason, count in rows.get("set_aside", {}).items())
-    lines += ["", f"{rows['read']:,} rows were read and {rows['trained']:,} trained{aside}."]
-    if tokens:
-        lines.append(f"They have {tokens['all']:,} tokens, of which {tokens['supervised']:,} were learned.")
-    if found.get("exact_duplicates"):
-        lines.append(f"{found['exact_duplicates']:,} rows repeat an earlier one.")
+    lines += [f"| {_file_name(source.name)} | {source.format or ''} | {source.rows:,} |" for source in report.sources]
+    aside = "".join(f", {count:,} set aside ({reason})" for reason, count in rows.set_aside.items())
+    lines += ["", f"{rows.read:,} rows were read and {rows.trained:,} trained{aside}."]
+    if lengths.all:
+        lines.append(f"They have {lengths.all:,} tokens, of which {lengths.supervised:,} were learned.")
+    if duplicates:
+        lines.append(f"{duplicates:,} rows repeat an earlier one.")
     return "\n".join(lines)
 
 

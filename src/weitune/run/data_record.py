@@ -1,0 +1,56 @@
+"""``data.json`` of a run's folder: the report of its data, a few examples as they are learned, the validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weitune.data.prepare.report import DataReport
+from weitune.files.json_files import json_object, record_from
+from weitune.run.names import DATA
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplePreview:
+    """One example: where its row stands, and its parts, each (text, ``learned``, ``control`` or ``prompt``)."""
+
+    place: str = ""
+    parts: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSize:
+    """How much there is to validate with."""
+
+    examples: int = 0
+    learned_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataRecord:
+    """What a run's folder says about its data."""
+
+    report: DataReport
+    preview: Sequence[ExamplePreview] = ()
+    validation: ValidationSize | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        record = {**self.report.to_json(), "preview": [asdict(example) for example in self.preview]}
+        return {**record, "validation": asdict(self.validation)} if self.validation else record
+
+
+def read_data_record(run: Path) -> DataRecord | None:
+    """Return what the folder ``run`` says about its data; None if it says nothing, or nothing that can be read."""
+    tree = json_object(run / DATA)
+    try:
+        return _record(tree) if tree else None
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _record(tree: Mapping[str, Any]) -> DataRecord:
+    preview = [record_from(ExamplePreview, example) for example in tree.get("preview", ())]
+    validation = record_from(ValidationSize, tree["validation"]) if tree.get("validation") else None
+    return DataRecord(DataReport.from_json(tree), preview, validation)
