@@ -22,6 +22,8 @@ _SHOWN = 3
 """Problems of one kind that the terminal shows."""
 _LONGEST_SHOWN = 60
 """Characters of a wrong value that a message quotes."""
+_LONGEST_ERROR = 200
+"""Characters of another library's error that a message quotes."""
 _BLANK_LETTERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -198,6 +200,11 @@ def shown(value: object) -> str:
     text = text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
     name = _TYPES.get(type(value))
     return say(name, value=text) if name is not None else f"{type(value).__name__} {text}"
+
+
+def shown_error(error: Exception) -> str:
+    """Return the beginning of another library's error for a message, on one line."""
+    return " ".join(str(error).split())[:_LONGEST_ERROR] or type(error).__name__
 
 
 def shown_field(name: str, value: object) -> str:

@@ -101,18 +101,13 @@ class Fields:
 
     def _missing(self, holder: Mapping[str, Any], key: str, what: str, where: str) -> None:
         """Note that there is no ``key``, and which field has a name that looks like it, if one does."""
-        field, expected = where + key, say(what)
-        lookalike = next((name for name in holder if _visible(name).casefold() == key.casefold()), None)
+        name = where + key
+        lookalike = next((other for other in holder if _visible(other).casefold() == key.casefold()), None)
         if lookalike is None:
-            self.fault("data.fields.missing_field", field=field, name=field, expected=expected)
+            self.fault("data.fields.missing_field", field=name, name=name, expected=say(what))
         else:
-            self.fault(
-                "data.fields.missing_field_with_lookalike",
-                field=field,
-                name=field,
-                expected=expected,
-                lookalike=shown_name(lookalike),
-            )
+            other = shown_name(lookalike)
+            self.fault("data.fields.lookalike_field", field=name, name=name, expected=say(what), lookalike=other)
 
     def characters(self, text: str, field: str) -> str:
         """Return ``text``; note a fault if it contains something that is not a character."""

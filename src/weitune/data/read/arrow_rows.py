@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from weitune.data.conversation import Origin
-from weitune.data.problems import Problem, data_problem, shown_name
-from weitune.data.read.rows import BlankRow, Notes, RawRow
+from weitune.data.problems import data_problem, shown_error, shown_name
+from weitune.data.read.rows import BlankRow, Notes, Raw, RawRow
 
 _BATCH = 1024
 _FILE_MAGIC = b"ARROW1"
@@ -25,9 +25,7 @@ _FILE_MAGIC = b"ARROW1"
 Clean = Callable[[Any], Any]
 
 
-def parquet_rows(
-    source: Path | IO[bytes], file: str, notes: Notes | None = None
-) -> Iterator[RawRow | BlankRow | Problem]:
+def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Raw]:
     """Yield the rows of a Parquet file, a batch at a time."""
     from pyarrow import parquet
 
@@ -35,12 +33,10 @@ def parquet_rows(
         with parquet.ParquetFile(source, memory_map=isinstance(source, Path)) as table:
             yield from table.iter_batches(_BATCH)
 
-    yield from _rows(batches(), file, "data.arrow_rows.not_valid_parquet", notes or Notes())
+    yield from _rows(batches(), file, "data.arrow_rows.not_valid_parquet", notes)
 
 
-def arrow_rows(
-    source: Path | IO[bytes], file: str, notes: Notes | None = None
-) -> Iterator[RawRow | BlankRow | Problem]:
+def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Raw]:
     """Yield the rows of a file in either of Arrow's formats: a stream, as `datasets` writes, or with an index."""
     import pyarrow as pa
 
@@ -54,10 +50,10 @@ def arrow_rows(
                 stream.seek(0)
                 yield from pa.ipc.open_stream(stream)
 
-    yield from _rows(batches(), file, "data.arrow_rows.not_valid_arrow", notes or Notes())
+    yield from _rows(batches(), file, "data.arrow_rows.not_valid_arrow", notes)
 
 
-def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> Iterator[RawRow | BlankRow | Problem]:
+def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> Iterator[Raw]:
     import pyarrow as pa
 
     row = 0
@@ -75,7 +71,7 @@ def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> It
                     row += 1
                     yield _row(Origin(file, row), clean(value))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        yield data_problem(not_valid, file=file, row=row + 1, error=" ".join(str(error).split())[:120])
+        yield data_problem(not_valid, file=file, row=row + 1, error=shown_error(error))
 
 
 def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow | BlankRow]:
@@ -90,56 +86,19 @@ def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
     return RawRow(origin, value) if value else BlankRow(origin)
 
 
-def cleaner(schema: Any, notes: Notes) -> Clean:
-    """Return a function that removes the added nulls from a row of an Arrow ``schema``.
+def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clean:
+    """Return a function that removes the added nulls from an object with these Arrow ``fields``, such as a row.
 
-    Nulls that it removes below the columns are counted in ``notes``; null columns are not, since they are usual.
+    Nulls removed from the objects inside it are counted in ``notes``; its own only with ``count``, since rows usually
+    have some.
     """
-    below = {field.name: inner for field in schema if (inner := _clean_of(field.type, notes)) is not None}
-
-    def clean_row(row: dict[str, Any]) -> dict[str, Any]:
-        present = {key: value for key, value in row.items() if value is not None}
-        for key, clean in below.items():
-            if key in present:
-                present[key] = clean(present[key])
-        return present
-
-    return clean_row
-
-
-def _clean_of(kind: Any, notes: Notes) -> Clean | None:
-    """Return the function that cleans a value of the Arrow type ``kind``; None if the type has no fields anywhere."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return _struct_cleaner({kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}, notes)
-    if types.is_map(kind):
-        return _map_cleaner(_clean_of(kind.item_type, notes))
-    if types.is_dictionary(kind):
-        return _clean_of(kind.value_type, notes)
-    if isinstance(kind, pa.BaseExtensionType):
-        return _clean_of(kind.storage_type, notes)
-    if any(is_list(kind) for is_list in _lists(types)):
-        inner = _clean_of(kind.value_type, notes)
-        return _list_cleaner(inner) if inner is not None else None
-    return None
-
-
-def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
-    """Return the functions that recognise Arrow's types of lists."""
-    usual = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    return (*usual, types.is_list_view, types.is_large_list_view)
-
-
-def _struct_cleaner(kinds: dict[str, Any], notes: Notes) -> Clean:
-    below = {name: inner for name, kind in kinds.items() if (inner := _clean_of(kind, notes)) is not None}
+    below = {field.name: inner for field in fields if (inner := _clean_of(field.type, notes)) is not None}
 
     def clean(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         present = {key: item for key, item in value.items() if item is not None}
-        notes.null_fields += len(value) - len(present)
+        notes.null_fields += count * (len(value) - len(present))
         for key, inner in below.items():
             if key in present:
                 present[key] = inner(present[key])
@@ -148,8 +107,24 @@ def _struct_cleaner(kinds: dict[str, Any], notes: Notes) -> Clean:
     return clean
 
 
-def _list_cleaner(inner: Clean) -> Clean:
-    return lambda value: list(map(inner, value)) if isinstance(value, list) else value
+def _clean_of(kind: Any, notes: Notes) -> Clean | None:
+    """Return the function that cleans a value of the Arrow type ``kind``; None if the type has no fields anywhere."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return cleaner((kind.field(i) for i in range(kind.num_fields)), notes, count=True)
+    if types.is_map(kind):
+        return _map_cleaner(_clean_of(kind.item_type, notes))
+    if types.is_dictionary(kind):
+        return _clean_of(kind.value_type, notes)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _clean_of(kind.storage_type, notes)
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    if any(is_list(kind) for is_list in lists):
+        inner = _clean_of(kind.value_type, notes)
+        return None if inner is None else lambda value: list(map(inner, value)) if isinstance(value, list) else value
+    return None
 
 
 def _map_cleaner(inner: Clean | None) -> Clean:

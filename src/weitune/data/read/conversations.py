@@ -47,17 +47,8 @@ class SourceReport:
     def to_json(self) -> dict[str, Any]:
         nulls = {"null_fields_removed": self.notes.null_fields} if self.notes.null_fields else {}
         remarks = {"remarks": dict(self.remarks)} if self.remarks else {}
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "encoding": self.encoding,
-            "compression": self.compression,
-            "format": self.format,
-            "rows": self.rows,
-            "unused_fields": dict(self.unused),
-            **nulls,
-            **remarks,
-        }
+        facts = {key: getattr(self, key) for key in ("name", "kind", "encoding", "compression", "format", "rows")}
+        return {**facts, "unused_fields": dict(self.unused), **nulls, **remarks}
 
 
 class Reader:

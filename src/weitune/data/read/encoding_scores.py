@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from weitune.data.read import frequent_characters
-from weitune.messages import say
 
 CHINESE = "gb18030"
 HANZI_SHARE = 0.6
@@ -97,16 +96,11 @@ _CYRILLIC = _of_alphabet(frequent_characters.CYRILLIC, 0.7)
 
 
 class Encoding(NamedTuple):
-    """An encoding that is still in use, and the score of text in its language. ``message_id`` names both for people."""
+    """An encoding that is still in use, the id of its names and language, and the score of text in that language."""
 
     codec: str
     message_id: str
     score: Score
-
-    @property
-    def about(self) -> str:
-        """The names of the encoding, and its language."""
-        return say(self.message_id)
 
 
 ENCODINGS = (

@@ -28,6 +28,7 @@ from weitune.data.read.encoding_scores import (
     score_lines,
     without_neutral,
 )
+from weitune.messages import say
 
 _MISREAD_SHARE = 0.12
 """The greatest share of frequent hanzi in text of another encoding that is decoded as GB18030."""
@@ -212,8 +213,8 @@ def _unknown(likely: list[Encoding], sample: list[bytes], line: int | None) -> P
     return data_problem(
         "data.legacy_encodings.several_likely" if others else "data.legacy_encodings.one_likely",
         line=line,
-        about=first.about,
+        about=say(first.message_id),
         example="".join(filter(str.isprintable, text[max(0, begin - 8) : begin + 16])).strip(),
-        others=", ".join(each.about for each in others),
+        others=", ".join(say(each.message_id) for each in others),
         codec=first.codec,
     )

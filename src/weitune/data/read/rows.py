@@ -27,6 +27,10 @@ class BlankRow(NamedTuple):
     origin: Origin
 
 
+Raw = RawRow | BlankRow | Problem
+"""What a reader yields for a row, or for a fault that loses rows."""
+
+
 @dataclass(slots=True)
 class Notes:
     """What reading a source has noted besides its rows."""

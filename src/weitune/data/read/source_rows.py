@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import IO
 
 from weitune.data.formats.containers import RowCriteria
-from weitune.data.problems import Problem, data_problem
+from weitune.data.problems import Problem, data_problem, shown_error
 from weitune.data.read.arrow_rows import arrow_rows, dataset_rows, parquet_rows
 from weitune.data.read.json_rows import json_rows
-from weitune.data.read.rows import BlankRow, Notes, RawRow
+from weitune.data.read.rows import BlankRow, Notes, Raw
 from weitune.data.read.source import Source
 from weitune.data.read.table_rows import csv_rows
 from weitune.data.read.text_file import blocks, open_text, unreadable
-
-Raw = RawRow | BlankRow | Problem
 
 
 def raw_rows(source: Source, criteria: RowCriteria | None = None, notes: Notes | None = None) -> Iterator[Raw]:
@@ -42,7 +40,7 @@ def raw_rows(source: Source, criteria: RowCriteria | None = None, notes: Notes |
             file=source.name,
             row=row + 1,
             encoding=source.facts.encoding if source.facts else "utf-8",
-            error=str(error)[:120],
+            error=shown_error(error),
         )
     if empty is not None:
         yield data_problem(empty, file=source.name)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from weitune.data.problems import Problem, Problems, data_problem, shown_name
+from weitune.data.problems import Problem, Problems, data_problem, shown_error, shown_name
 from weitune.data.read.folders import files_below
 from weitune.data.read.source import BUILTIN, GivenEncodings, Source, kind_of
 from weitune.data.read.text_file import FileFacts, examine, unreadable
@@ -153,8 +153,7 @@ def _from_hub(source: Source) -> Source | Problem:
 
         table = datasets.load_dataset(repository, config, split=split or "train")
     except Exception as error:  # noqa: BLE001  (the hub's libraries raise dozens of types; all mean: not available)
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return data_problem("data.sources.data_set_not_available", file=source.name, reason=reason)
+        return data_problem("data.sources.data_set_not_available", file=source.name, reason=shown_error(error))
     digest = hashlib.sha256()
     for batch in table.with_format("arrow").iter(batch_size=1000):
         sink = pa.BufferOutputStream()

@@ -13,7 +13,7 @@ from typing import IO
 
 from weitune.data.conversation import Origin
 from weitune.data.problems import Problem, data_problem, shown, shown_name
-from weitune.data.read.rows import BlankRow, Notes, RawRow
+from weitune.data.read.rows import BlankRow, Notes, Raw, RawRow
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"
@@ -29,9 +29,7 @@ _SEPARATORS = {",": ("\t", ";", "|"), "\t": (",", ";", "|")}
 """Other separators that a file may have in place of each."""
 
 
-def csv_rows(
-    stream: IO[str], file: str, delimiter: str, notes: Notes | None = None
-) -> Iterator[RawRow | BlankRow | Problem]:
+def csv_rows(stream: IO[str], file: str, delimiter: str, notes: Notes) -> Iterator[Raw]:
     """Yield the rows of a delimited table whose first line has the column names; quoted cells may span lines."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a story fits a cell
     lines = _Lines(stream)
@@ -44,7 +42,7 @@ def csv_rows(
         yield from _header_problems(header, file, delimiter)
         if not any(map(str.strip, header)) or _SEPARATOR.fullmatch(header[0]):
             return
-        table = _Table(header, notes or Notes())
+        table = _Table(header, notes)
         lines.row_begins = True
         for cells in reader:
             lines.row_begins = True

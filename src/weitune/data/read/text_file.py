@@ -17,7 +17,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from weitune.data.problems import Problem, data_problem
+from weitune.data.problems import Problem, data_problem, shown_error
 from weitune.data.read import legacy_encodings
 
 _BLOCK = 1 << 20
@@ -119,7 +119,7 @@ def examine(path: Path, text: bool = True, given: GivenEncoding | None = None) -
 def unreadable(file: str, error: OSError, row: int | None = None) -> Problem:
     """Return the fault of a file that the system cannot read."""
     message = "data.text_file.no_permission" if isinstance(error, PermissionError) else "data.text_file.unreadable"
-    return data_problem(message, file=file, row=row, reason=error.strerror or " ".join(str(error).split())[:120])
+    return data_problem(message, file=file, row=row, reason=error.strerror or shown_error(error))
 
 
 def _not_text(head: bytes) -> Problem | None:
