@@ -164,8 +164,7 @@ def _calls(fields: Fields, part: Mapping[str, Any], place: str) -> Sequence[Tool
         if key in part:
             fields.only(part, frozenset({"type", key}), f"{place}.")
             return read_call_text(fields, part[key], f"{place}.{key}")
-    call = read_call(fields, part, place)
-    return (call,) if call else ()
+    return read_call(fields, part, place)
 
 
 def _result(fields: Fields, part: Mapping[str, Any], place: str) -> Turn:

@@ -71,8 +71,7 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
     known_role = _role(fields, message, role_key, where)
     role = known_role or "user"
     if role_key == "type" and role == "assistant" and _is_calls(message):
-        call = read_call(fields, message, place)
-        return [Turn("assistant", "", tool_calls=(call,) if call else ())]
+        return [Turn("assistant", "", tool_calls=read_call(fields, message, place))]
     content_key = _content_key(message, role_key)
     known = _known(role_key, content_key, role)
     fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from weitune.data.conversation import Conversation, Origin, Turn
@@ -27,6 +28,13 @@ from weitune.data.formats.pairs import answer, names_of, read_history, read_pair
 from weitune.data.formats.tool_calls import read_tools
 from weitune.data.problems import FaultyRow, data_problem, shown, shown_name
 from weitune.errors import RecipeError
+
+_Read = tuple[tuple[Turn, ...], tuple[Mapping[str, Any], ...]]
+_COMMON_KEYS = frozenset({"system", "tools", "functions"})
+_ALPACA_KEYS = frozenset({"instruction", "input", "output", "system", "history"})
+_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))
+_MESSAGES_AS_JSON = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
+"""The beginning of a list of messages in the cell of a table, as JSON or as Python writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ def recognise(row: Mapping[str, Any]) -> str | None:
         return _chat_format(row["conversations"])
     if "instruction" in row or "output" in row:
         return "alpaca"
-    if "prompt" in row or "completion" in row or _question_and_answer(row):
+    if "prompt" in row or "completion" in row or _pair(row):
         return "prompt-completion"
     turns = row.get("conversation")
     is_list = isinstance(turns, list) or (isinstance(turns, str) and turns.lstrip().startswith("["))
@@ -122,9 +130,6 @@ def _chat_format(turns: Any) -> str:
     return "messages" if isinstance(first, dict) and "role" in first else "sharegpt"
 
 
-_Read = tuple[tuple[Turn, ...], tuple[Mapping[str, Any], ...]]
-
-
 def _alpaca(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
     fields.only(row, _ALPACA_KEYS)
     question = fields.text(row, "instruction")
@@ -134,18 +139,7 @@ def _alpaca(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
     return (*turns, Turn("user", question), answer(fields, fields.text(row, "output"), "output")), ()
 
 
-_ALPACA_KEYS = frozenset({"instruction", "input", "output", "system", "history"})
-
-
-def _sharegpt(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
-    return _dialogue(fields, row, ("conversations", "conversation", "messages"))
-
-
-def _messages(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
-    return _dialogue(fields, row, ("messages", "conversations", "conversation"))
-
-
-def _dialogue(fields: Fields, row: Mapping[str, Any], names: Sequence[str]) -> _Read:
+def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, names: Sequence[str]) -> _Read:
     """Read a list of messages, or of pairs, under the first of ``names`` that the row has."""
     key = next((name for name in names if name in row), names[0])
     fields.only(row, _COMMON_KEYS | {key})
@@ -155,11 +149,8 @@ def _dialogue(fields: Fields, row: Mapping[str, Any], names: Sequence[str]) -> _
     return (*_system(fields, row), *turns), read_tools(fields, row)
 
 
-_COMMON_KEYS = frozenset({"system", "tools", "functions"})
-
-
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
-    question, answered = _question_and_answer(row) or _half_a_pair(row)
+    question, answered = _pair(row) or _pair(row, any) or _PAIRS[0]
     fields.only(row, _COMMON_KEYS | {question, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
     keys = question, answered
@@ -177,21 +168,9 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options
     return tuple(turns), read_tools(fields, row)
 
 
-_MESSAGES_AS_JSON = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
-"""The beginning of a list of messages in the cell of a table, as JSON or as Python writes it."""
-
-
-def _question_and_answer(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the names of the fields with question and answer, if ``row`` has both."""
-    return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
-
-
-def _half_a_pair(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the names of the fields with question and answer, of which ``row`` has only one."""
-    return next((pair for pair in _PAIRS if pair[0] in row or pair[1] in row), _PAIRS[0])
-
-
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))
+def _pair(row: Mapping[str, Any], enough: Callable[[Iterable[bool]], bool] = all) -> tuple[str, str] | None:
+    """Return the names of the fields with question and answer, if ``row`` has all, or any, of them."""
+    return next((pair for pair in _PAIRS if enough(key in row for key in pair)), None)
 
 
 def _columns(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
@@ -221,8 +200,8 @@ def _with_one_system(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 _READERS: dict[str, Callable[[Fields, Mapping[str, Any], Options], _Read]] = {
     "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
-    "messages": _messages,
+    "sharegpt": partial(_dialogue, names=("conversations", "conversation", "messages")),
+    "messages": partial(_dialogue, names=("messages", "conversations", "conversation")),
     "prompt-completion": _prompt_completion,
     "columns": _columns,
 }

@@ -52,10 +52,10 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
         fields.unread(_KWARGS, where)
     if is_empty(single):
         return calls
-    call = read_call(fields, single, f"{where}function_call")
-    if call is None or not calls:
-        return (call,) if call else ()
-    if [(call.name, call.arguments)] != [(other.name, other.arguments) for other in calls]:
+    single_call = read_call(fields, single, f"{where}function_call")
+    if not single_call or not calls:
+        return single_call
+    if [call[:2] for call in single_call] != [call[:2] for call in calls]:  # apart from their ids
         fields.fault("data.tool_calls.calls_twice", field=f"{where}function_call")
     return calls
 
@@ -75,15 +75,12 @@ def read_call_text(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ..
     value = fields.json(value, "data.tool_calls.function_call", where)
     if value is UNREADABLE:
         return ()
-    if isinstance(value, list) and value:
-        return _calls(fields, value, where)
-    call = read_call(fields, value, where)
-    return (call,) if call else ()
+    return _calls(fields, value, where) if isinstance(value, list) and value else read_call(fields, value, where)
 
 
 def _calls(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
     items = _list(fields, value, "data.tool_calls.list_of_calls", where)
-    return tuple(call for i, item in enumerate(items) if (call := read_call(fields, item, f"{where}[{i}]")))
+    return tuple(call for i, item in enumerate(items) for call in read_call(fields, item, f"{where}[{i}]"))
 
 
 def _list(fields: Fields, value: Any, what: str, where: str) -> Sequence[Any]:
@@ -98,22 +95,19 @@ def _list(fields: Fields, value: Any, what: str, where: str) -> Sequence[Any]:
     return ()
 
 
-def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
-    """Return a call, whose name and arguments may stand under ``function``; None after noting a fault."""
-    holder = fields.json(value, "data.tool_calls.function_call", where)
-    if holder is UNREADABLE:
-        return None
-    function = holder.get("function") if isinstance(holder, dict) else None
-    bare = function is None
-    function = holder if bare else fields.json(function, "data.tool_calls.function_call", f"{where}.function")
-    if function is UNREADABLE:
-        return None
+def read_call(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
+    """Return one call, whose name and arguments may stand under ``function``; nothing after noting a fault."""
+    function = holder = fields.json(value, "data.tool_calls.function_call", where)
+    nested = isinstance(holder, dict) and holder.get("function") is not None
+    if nested:
+        function = fields.json(holder["function"], "data.tool_calls.function_call", f"{where}.function")
     if not isinstance(function, dict):
-        fields.fault("data.tool_calls.not_a_call", field=where, value=shown(function))
-        return None
-    fields.only(holder, _CALL_KEYS if bare else _HOLDER_KEYS, f"{where}.")
+        if function is not UNREADABLE:
+            fields.fault("data.tool_calls.not_a_call", field=where, value=shown(function))
+        return ()
+    fields.only(holder, _HOLDER_KEYS if nested else _CALL_KEYS, f"{where}.")
     places = {f"{where}.": holder}
-    if not bare:
+    if nested:
         places[f"{where}.function."] = function
         fields.only(function, _FUNCTION_KEYS, f"{where}.function.")
     *_, inner = places
@@ -123,7 +117,7 @@ def read_call(fields: Fields, value: Any, where: str) -> ToolCall | None:
     id_ = fields.optional_text(holder, key, f"{where}.")
     if arguments and _has_null(arguments):
         fields.remark(_NULLS)
-    return None if arguments is None else ToolCall(name, arguments, id_)
+    return () if arguments is None else (ToolCall(name, arguments, id_),)
 
 
 def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
@@ -182,12 +176,11 @@ def _likely_arguments(places: Mapping[str, Mapping[str, Any]]) -> tuple[str, Any
 def _object(fields: Fields, value: Any, what: str, wrong_type: str, where: str) -> Mapping[str, Any] | None:
     """Return an object, decoded if it is JSON in a string; None after noting a fault, ``wrong_type`` if it is none."""
     value = fields.json(value, what, where)
-    if value is UNREADABLE:
-        return None
-    if not isinstance(value, dict):
+    if isinstance(value, dict):
+        return value if fields.writable(value, where) else None
+    if value is not UNREADABLE:
         fields.fault(wrong_type, field=where, value=shown(value))
-        return None
-    return value if fields.writable(value, where) else None
+    return None
 
 
 def read_tools(fields: Fields, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
