@@ -298,12 +298,6 @@ def test_where_the_system_does_not_say_what_is_free_nothing_is_refused(
     check_room(tmp_path / "not" / "there", 10**15, "it", "")
 
 
-def test_sizes_are_readable() -> None:
-    assert [size_text(size) for size in (0, 999, 1000, 98_362_432, 15_200_000_000)] == [
-        "0 bytes", "999 bytes", "1.0 kB", "98.4 MB", "15.2 GB",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
 def test_a_cache_that_is_no_folder_is_no_traceback(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -101,9 +101,9 @@ def raising(error: BaseException) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (InputError("the file is empty", "Give another."), 2),
-        (NonFiniteError("the loss is not finite"), 3),
-        (Interrupted("stopped at step 7"), 130),
+        (InputError("run.run_folder.no_folder", path="x"), 2),
+        (NonFiniteError("training.snapshot.after_step_tensors_hold", step=3, broken_count=1, broken="w"), 3),
+        (Interrupted("run.run_folder.no_folder", path="y"), 130),
     ],
 )
 def test_errors_of_ours_become_text_without_traceback(
@@ -119,7 +119,7 @@ def test_a_long_path_in_an_error_is_not_broken_into_lines(
     run_as_command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = "/data/" + "[deep]/" * 40 + "file.json"
-    run_as_command(raising(InputError(f"there is no file {path}")))
+    run_as_command(raising(InputError("run.run_folder.no_folder", path=path)))
     assert path in capsys.readouterr().err
 
 

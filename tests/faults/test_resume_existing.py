@@ -159,7 +159,7 @@ def test_what_the_main_process_sees_counts_for_all(monkeypatch: pytest.MonkeyPat
     """One that comes late, and would find the folder that the main process has just made, is not asked."""
     late: Any = Machines([(False, None)], monkeypatch)
     assert agreed(late, None) is False
-    refused: Any = Machines([(None, pickled(RunError("run.folder.not_empty_folder", folder="runs/a")))], monkeypatch)
+    refused: Any = Machines([(None, pickled(RunError("run.create.not_an_empty_folder", folder="runs/a")))], monkeypatch)
     with pytest.raises(RunError, match="not an empty folder"):
         agreed(refused, None)
     apart: Any = Machines([(True, None)], monkeypatch)

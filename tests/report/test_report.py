@@ -15,8 +15,9 @@ from tests.tiny import save_tiny_run
 from weitune import cli
 from weitune.report.chart import Line, chart, thinned, ticks
 from weitune.report.comparison import differences, results
-from weitune.report.run_record import RunRecord, smoothed
+from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
+from weitune.run.history import smoothed
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>\' "&amp;'
 _VOID = {"meta", "br", "img"}

@@ -29,15 +29,15 @@ from weitune.model.file_names import MODEL_FILES, holds_model
 from weitune.model.load.locate import is_hub_id
 from weitune.model.lora.adapter_config import CONFIG, check_adapter, check_files, read_adapter_config
 from weitune.progress import Note
-from weitune.recipe.load import build_recipe, load_recorded, recorded
+from weitune.recipe.load import build_recipe, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import checked_base, fingerprints_in
+from weitune.run.create import load_recorded
+from weitune.run.names import RECIPE, STATE, checkpoint_folders, checkpoint_name, checkpoint_step
 from weitune.run.run_folder import Which
 
 if TYPE_CHECKING:
     from weitune.model.load.locate import ModelFiles
-
-_OF_A_RUN = "recipe.yaml"
 
 
 def open_run(
@@ -56,7 +56,7 @@ def open_run(
     folder = Path(path)
     if not is_plain_adapter(folder):
         for option, value in (("--model", model), ("--system", system)):
-            if value is not None and (folder / _OF_A_RUN).is_file():
+            if value is not None and (folder / RECIPE).is_file():
                 raise RunError("generate.plain_adapter.run_weitune_has_model", folder=folder, option=option)
         return Run(folder, accept_changed_base=accept_changed_base, say=say)
     return PlainAdapter(folder, model=model, system=system, accept_changed_base=accept_changed_base, say=say)
@@ -64,8 +64,8 @@ def open_run(
 
 def is_plain_adapter(folder: Path) -> bool:
     """Return whether ``folder`` has an adapter and is no run of weitune nor a part of one."""
-    part = (folder.parent / _OF_A_RUN).is_file()
-    run = (folder / _OF_A_RUN).is_file() and not (folder / CONFIG).is_file()
+    part = (folder.parent / RECIPE).is_file()
+    run = (folder / RECIPE).is_file() and not (folder / CONFIG).is_file()
     return not part and not run and ((folder / CONFIG).is_file() or bool(_checkpoints(folder)))
 
 
@@ -105,7 +105,7 @@ class PlainAdapter(Run):
         """The folder of the adapter: this one, or its newest checkpoint."""
         if (self.path / CONFIG).is_file():
             return self.path
-        return self.path / f"checkpoint-{_checkpoints(self.path)[-1]}"
+        return self.path / checkpoint_name(_checkpoints(self.path)[-1])
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -125,7 +125,7 @@ class PlainAdapter(Run):
         """Return the files of the base model, with the adapter's tokenizer before the base's."""
         if self._base is None:
             check_adapter(self.adapter)
-            recorded = fingerprints_in(json_object(self.adapter / "state.json").get("basis"))
+            recorded = fingerprints_in(json_object(self.adapter / STATE).get("basis"))
             try:
                 found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, note=self._say)
             except ModelError as error:
@@ -147,7 +147,7 @@ class PlainAdapter(Run):
             return self.adapter
         steps = self.checkpoints()
         if which in steps:
-            return self.path / f"checkpoint-{which}"
+            return self.path / checkpoint_name(which)
         known = f"It has {', '.join(map(str, steps))}." if steps else "It has none; leave --checkpoint out."
         raise RunError("generate.plain_adapter.adapter_has_no_checkpoint", path=self.path, which=which, known=known)
 
@@ -184,9 +184,9 @@ class PlainAdapter(Run):
     def _recipe_of_weitune(self) -> Recipe | None:
         """The recipe of an adapter that weitune made, if it lies here."""
         try:
-            if (self.path / _OF_A_RUN).is_file():
+            if (self.path / RECIPE).is_file():
                 return load_recorded(self.path)
-            tree = json_object(self.adapter / "state.json").get("recipe")
+            tree = json_object(self.adapter / STATE).get("recipe")
             return build_recipe(recorded(tree)) if isinstance(tree, dict) else None
         except RecipeError as error:
             self._say(say("generate.plain_adapter.recipe_not_used_cannot", path=self.path, error=first_line(error)))
@@ -194,7 +194,7 @@ class PlainAdapter(Run):
 
     def _arguments(self) -> dict[str, str]:
         """Return the texts among ms-swift's settings, which lie in the folder or above it."""
-        above = [self.adapter.parent] if self.adapter.name.startswith("checkpoint-") else []
+        above = [self.adapter.parent] if checkpoint_step(self.adapter.name) is not None else []
         for folder in [self.adapter, *above]:
             if found := json_object(folder / "args.json"):
                 return {key: value for key, value in found.items() if isinstance(value, str)}
@@ -202,5 +202,4 @@ class PlainAdapter(Run):
 
 
 def _checkpoints(folder: Path) -> list[int]:
-    found = [entry for entry in folder.glob("checkpoint-*") if entry.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(int(entry.name.removeprefix("checkpoint-")) for entry in found if (entry / CONFIG).is_file())
+    return [step for step, checkpoint in checkpoint_folders(folder) if (checkpoint / CONFIG).is_file()]

@@ -19,8 +19,6 @@ from weitune.messages import say
 from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
-RECORD = "recipe.yaml"
-"""The file in a run's folder with its whole recipe."""
 _BEHAVIOUR_BEFORE_THE_KEY = {"tokens.learn_empty_reasoning": True}
 
 
@@ -113,11 +111,6 @@ def recorded(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(below, dict):
             below.setdefault(last, value)
     return completed
-
-
-def load_recorded(folder: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe that the run in ``folder`` records, with ``overrides`` laid over it."""
-    return build_recipe(recorded(read_recipe_file(str(folder / RECORD))), overrides)
 
 
 def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -8,7 +8,8 @@ from weitune.evaluate.evaluation import ModelScores
 from weitune.evaluate.figures import figures
 from weitune.report.chart import Line, chart
 from weitune.report.page import page, section, table
-from weitune.report.run_record import RunRecord, smoothed
+from weitune.report.run_record import RunRecord
+from weitune.run.history import smoothed
 
 _PLACES = ("output",)
 _MISSING = "–"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,6 @@ from weitune.run.data_record import DataRecord, read_data_record
 from weitune.run.history import best_of, finite
 from weitune.run.names import ANSWERS, ENVIRONMENT
 from weitune.run.run_folder import RunFolder
-
-_SMOOTHING = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +71,6 @@ class RunRecord:
     def values(self) -> dict[str, Any]:
         """Return every key of the recipe by its dotted name."""
         return values(self.recipe)
-
-
-def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the exponential moving average of the values, free of its start: weights 0.9^k, normalised."""
-    result, total, weight = [], 0.0, 0.0
-    for x, y in points:
-        total, weight = _SMOOTHING * total + y, _SMOOTHING * weight + 1
-        result.append((x, total / weight))
-    return result
 
 
 def _answers(path: Path) -> tuple[Mapping[str, Any], ...]:

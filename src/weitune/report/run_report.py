@@ -8,15 +8,16 @@ from typing import Any
 
 from weitune.evaluate.evaluation import Evaluation
 from weitune.files.publish import publish_text
+from weitune.messages.quantities import duration_text, memory_text
 from weitune.report.chart import Line, chart
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
-from weitune.report.run_record import RunRecord, smoothed
+from weitune.report.run_record import RunRecord
 from weitune.run.data_record import DataRecord
+from weitune.run.history import smoothed
 from weitune.run.names import RECIPE, REPORT
 from weitune.shell import shell_command
 
-_GIB = 1 << 30
 _SHOWN_SAMPLES = 12
 
 
@@ -67,7 +68,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         seconds = sum(event.get("step_seconds", 0.0) for event in steps)
         facts += [
             ("training loss, smoothed", f"{loss[-1][1]:.3f}" if loss else "–"),
-            ("time in steps", _duration(seconds)),
+            ("time in steps", duration_text(seconds)),
             ("tokens a second", f"{sum(e.get('tokens', 0) for e in steps) / seconds:,.0f}" if seconds else "–"),
         ]
     losses = record.series("loss", "validation")
@@ -171,11 +172,11 @@ def _part(content: str, kind: str) -> str:
 def _memory(record: RunRecord) -> str:
     forecast = record.environment.get("forecast")
     peak = max((value for _, value in record.series("memory_bytes")), default=None)
-    rows = [(name, _gib(size)) for name, size in (forecast or {}).items()]
+    rows = [(name, memory_text(size, digits=2)) for name, size in (forecast or {}).items()]
     if forecast:
-        rows.append(("forecast, all", _gib(sum(forecast.values()))))
+        rows.append(("forecast, all", memory_text(sum(forecast.values()), digits=2)))
     if peak:
-        rows.append(("measured peak of this process", _gib(peak)))
+        rows.append(("measured peak of this process", memory_text(peak, digits=2)))
     return table(["part", "size"], rows, numbers=True)
 
 
@@ -214,13 +215,3 @@ def _plain(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
-
-
-def _gib(count: float) -> str:
-    return f"{count / _GIB:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

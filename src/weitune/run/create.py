@@ -1,4 +1,4 @@
-"""Create a run's folder in one moment, and open it again for resuming."""
+"""Create a run's folder in one moment; read and update what it records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from weitune.files.publish import (
     remove,
     write_bytes,
 )
-from weitune.recipe.load import dump_recipe
+from weitune.recipe.load import build_recipe, dump_recipe, read_recipe_file, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run.names import DATA, ENVIRONMENT, EVENTS, LOCK, RECIPE
 from weitune.shell import shell_command
@@ -107,6 +107,11 @@ def _publish_if_free(partial: Path, folder: Path) -> None:
         folder.rmdir()  # elsewhere, an empty folder gives way, and only an empty one
     partial.rename(folder)
     flush(folder.parent)
+
+
+def load_recorded(folder: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe that the run in ``folder`` records, with ``overrides`` laid over it."""
+    return build_recipe(recorded(read_recipe_file(str(folder / RECIPE))), overrides)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Which checkpoint is the best one: the one definition for training, rotation, `--checkpoint best` and reports.
+"""The course of a run's losses: which checkpoint is the best one, for training, rotation, `--checkpoint best` and
+reports, and the smoothed curve.
 
 The best is the one with the lowest finite validation loss, and the first of equals. A loss that is missing or not
 finite is never the best.
@@ -9,11 +10,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+_SMOOTHING = 0.9
+
 
 def best_of(losses: Iterable[tuple[int, object]]) -> tuple[int, float] | None:
     """Return step and loss of the best of (step, loss), in any order; None if no loss is a finite number."""
     measured = [(step, loss) for step, value in losses if (loss := finite(value)) is not None]
     return min(measured, key=lambda pair: (pair[1], pair[0]), default=None)
+
+
+class MovingAverage:
+    """An exponential moving average, free of its start: weights 0.9^k, normalised."""
+
+    def __init__(self) -> None:
+        self._total = self._weight = 0.0
+
+    def add(self, value: object) -> None:
+        """Take in ``value`` if it is a number."""
+        if isinstance(value, int | float):
+            self._total = _SMOOTHING * self._total + value
+            self._weight = _SMOOTHING * self._weight + 1
+
+    @property
+    def value(self) -> float | None:
+        """The average; None before the first number."""
+        return self._total / self._weight if self._weight else None
+
+
+def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return (x, moving average of all y so far) for each of the (x, y)."""
+    average, result = MovingAverage(), []
+    for x, y in points:
+        average.add(y)
+        result.append((x, average.value or 0.0))
+    return result
 
 
 def finite(value: object) -> float | None:

@@ -20,10 +20,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from weitune.recipe.load import RECORD
-
-RECIPE = RECORD
-ENVIRONMENT, DATA, EVENTS, LOCK = "environment.json", "data.json", "events.jsonl", ".lock"
+RECIPE, ENVIRONMENT, DATA, EVENTS, LOCK = "recipe.yaml", "environment.json", "data.json", "events.jsonl", ".lock"
 EVALUATION, REPORT, ANSWERS, COMBINED = "evaluation.json", "report.html", "answers.json", "combined.json"
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -62,8 +62,8 @@ class RunFolder:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe the run was made from. Raises RecipeError if someone broke it."""
-        from weitune.recipe.load import load_recorded
         from weitune.run.base_check import found_from_here
+        from weitune.run.create import load_recorded
 
         return found_from_here(self.path, load_recorded(self.path))
 

@@ -25,7 +25,6 @@ from weitune.model.load.fingerprint import fingerprints_as
 from weitune.model.lora.adapter import count_parameters
 from weitune.model.lora.adapter_init import EVA_STEPS
 from weitune.model.thread_contention import share_the_processor
-from weitune.recipe.load import load_recorded
 from weitune.recipe.schema import Recipe
 from weitune.report.run_report import write_report
 from weitune.run.base_check import fingerprints_in, pinned, place_of_base
@@ -36,6 +35,7 @@ from weitune.run.create import (
     check_run,
     create_folder,
     holds_run,
+    load_recorded,
     output_folder,
     update_recipe,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import click
 
 from weitune.errors import RunError
 from weitune.messages import say
+from weitune.run.events import EventTail
+from weitune.run.names import EVENTS
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def command(run: Path, once: bool) -> None:
     from weitune.run.run_folder import RunFolder
 
     folder = RunFolder(run)
-    if not (folder.path / "events.jsonl").is_file():
+    if not (folder.path / EVENTS).is_file():
         raise RunError("cli.watch.there_nothing_watch_was", run=run, command=shell_command("chat", run))
     dashboard, pulse = Dashboard(), Pulse(folder.path)
     console = Console(highlight=False)
@@ -75,23 +76,13 @@ def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Das
 def follow(folder: Path, dashboard: Dashboard, pulse: Pulse | None = None) -> Iterator[Mapping[str, Any]]:
     """Yield the events of a run as they come, each fed to ``dashboard`` first, until one says that the run has ended.
 
-    A run that goes on takes repeated steps out of its file; then the file is shorter, and is read from its start.
     With ``pulse``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
     if the process is gone without an event that says so, a last event named ``gone`` does.
     """
-    path, position, rest = folder / "events.jsonl", 0, b""
+    events = EventTail(folder)
     while True:
         reason = pulse.gone() if pulse else ""  # before the events are read: what was written last is among them
-        size = path.stat().st_size if path.exists() else 0
-        if size < position:
-            position, rest = 0, b""
-        if size > position:
-            with path.open("rb") as file:
-                file.seek(position)
-                rest += file.read()
-                position = file.tell()
-        *lines, rest = rest.split(b"\n")
-        for event in filter(None, map(_parsed, lines)):
+        for event in events.new():
             dashboard.feed(event)
             if pulse and isinstance(seconds := event.get("step_seconds"), float):
                 pulse.step_seconds = seconds
@@ -105,15 +96,6 @@ def follow(folder: Path, dashboard: Dashboard, pulse: Pulse | None = None) -> It
             yield gone
             return
         time.sleep(_PAUSE_SECONDS)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Return the event in ``line``, or nothing if a crash tore it."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
 
 
 def _gone_line(step: object, reason: object) -> str:

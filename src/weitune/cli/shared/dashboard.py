@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from weitune.cli.shared.terminal import rate
-from weitune.run.history import best_of
+from weitune.messages.quantities import duration_text, size_text
+from weitune.run.history import MovingAverage, best_of
 
-_SMOOTHING = 0.9
 _SHORT = 100
 """Characters of a sample that a line shows."""
 
@@ -41,7 +41,7 @@ class Dashboard:
         self._last: Mapping[str, Any] = {}
         self._evaluation: Mapping[str, Any] = {}
         self._best: tuple[int, float] | None = None
-        self._loss, self._pace = _Average(), _Average()
+        self._loss, self._pace = MovingAverage(), MovingAverage()
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take note of an event."""
@@ -82,7 +82,7 @@ class Dashboard:
             f"loss {_number(last.get('loss'))} (smoothed {_number(self._loss.value)})   "
             f"lr {_number(last.get('learning_rate'), '.2e')}   "
             f"{_number(last.get('tokens_per_second'), ',.0f')} tokens/s   "
-            f"{float(last.get('memory_bytes') or 0) / 1e9:.2f} GB"
+            f"{size_text(last.get('memory_bytes') or 0, digits=2)}"
         )
 
     def findings(self) -> list[str]:
@@ -99,7 +99,7 @@ class Dashboard:
         return lines
 
     def _bar(self) -> Table:
-        left = duration(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""
+        left = duration_text(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""
         pace = rate(1 / self._pace.value, "step") if self._pace.value else ""
         table = Table.grid(padding=(0, 2))
         table.add_row(
@@ -109,36 +109,6 @@ class Dashboard:
             self.ended or self._note or (f"{left} left" if left else ""),
         )
         return table
-
-
-class _Average:
-    """A moving average, free of its start."""
-
-    def __init__(self) -> None:
-        self._total = self._weight = 0.0
-
-    def add(self, value: Any) -> None:
-        if isinstance(value, int | float):
-            self._total = _SMOOTHING * self._total + value
-            self._weight = _SMOOTHING * self._weight + 1
-
-    @property
-    def value(self) -> float | None:
-        return self._total / self._weight if self._weight else None
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: ``1 h 5 min``, ``3 min``, ``42 s``."""
-    minutes = round(seconds) // 60
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return (
-        f"{minutes} min"
-        if minutes >= 10
-        else f"{minutes} min {round(seconds) % 60} s"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
 
 
 def short(text: object) -> str:

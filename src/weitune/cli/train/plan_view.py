@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from weitune.messages import say
+from weitune.messages.quantities import duration_text, memory_text
 
 if TYPE_CHECKING:
     from weitune.forecast.run_forecast import Fit
     from weitune.training.run_plan import RunPlan
-
-_GIB, _MIB = 1 << 30, 1 << 20
 
 
 def print_outlook(outlook: RunPlan) -> None:
@@ -29,14 +28,14 @@ def print_outlook(outlook: RunPlan) -> None:
     for name in dict.fromkeys(each.target.name for each in outlook.fits):
         console.print(_by_device([each for each in outlook.fits if each.target.name == name]))
         console.print()
-    console.print(Text(say("cli.plan_view.disk_run_s_folder", size=_size(outlook.disk))))
+    console.print(Text(say("cli.plan_view.disk_run_s_folder", size=memory_text(outlook.disk))))
     if outlook.timing is not None:
         timing = outlook.timing
         console.print(
             Text(
                 say(
                     "cli.plan_view.time_all_steps_s",
-                    duration=_duration(timing.seconds),
+                    duration=duration_text(timing.seconds),
                     step_seconds=timing.step_seconds,
                     tokens_per_second=timing.tokens_per_second,
                 )
@@ -80,31 +79,21 @@ def _by_part(here: Fit, processes: int) -> Table:
     table.add_column("part")
     table.add_column("size", justify="right")
     for name, size in here.need.parts().items():
-        table.add_row(name, _size(size))
-    table.add_row("all", _size(here.need.total), style="bold")
-    table.add_row("free", _size(here.target.memory), style="dim")
+        table.add_row(name, memory_text(size))
+    table.add_row("all", memory_text(here.need.total), style="bold")
+    table.add_row("free", memory_text(here.target.memory), style="dim")
     return table
 
 
 def _by_device(fits: Sequence[Fit]) -> Table:
     target = fits[0].target
-    title = say("cli.plan_view.what_would_fit_free", name=target.name, size=_size(target.memory))
+    title = say("cli.plan_view.what_would_fit_free", name=target.name, size=memory_text(target.memory))
     table = Table(title=title, title_justify="left", box=None)
     for name in ("train.storage", "computed in", "memory", "micro_tokens", "recompute"):
         table.add_column(name, justify="right")
     for each in fits:
-        need = _size(each.need.total)
+        need = memory_text(each.need.total)
         verdict = Text(need, style="green") if each.fits else Text(f"no: {need}", style="red")
         chosen = each.chosen
         table.add_row(*astuple(each.format)[::-1], verdict, f"{chosen.micro_tokens:,}", chosen.recompute)
     return table
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:,.1f} GiB" if count >= _GIB / 2 else f"{count / _MIB:,.0f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

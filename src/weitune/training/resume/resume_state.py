@@ -9,10 +9,10 @@ from typing import Any
 
 from weitune.data.schedule import Plan
 from weitune.errors import RunError
-from weitune.recipe.load import build_recipe, load_recorded, recorded
+from weitune.recipe.load import build_recipe, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
-from weitune.run.create import read_environment
+from weitune.run.create import load_recorded, read_environment
 from weitune.run.names import ENVIRONMENT
 from weitune.training.resume.resume_checks import Basis
 from weitune.training.validation_history import ValidationHistory
