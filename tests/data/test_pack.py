@@ -1,30 +1,15 @@
 """The prefix tree as a value: every property is checked against the examples themselves."""
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.examples import examples
 from weitune.data.conversation import Example, Span
 from weitune.data.pack import PackedBatch, pack, pack_separately, visible
-from weitune.data.schedule import Plan, share, split
-
-
-@st.composite
-def example(draw: st.DrawFn) -> Example:
-    ids = draw(st.lists(st.integers(0, 2), min_size=2, max_size=8))
-    cuts = sorted(draw(st.lists(st.integers(1, len(ids)), min_size=2, max_size=4, unique=True)))
-    spans = tuple(
-        Span(a, b, draw(st.sampled_from([1.0, 0.5, 2.0]))) for a, b in zip(cuts[::2], cuts[1::2], strict=False)
-    )
-    return Example(tuple(ids), spans)
-
-
-examples = st.lists(example(), min_size=1, max_size=12)
 
 
 def ancestors(batch: PackedBatch, row: int) -> list[int]:
@@ -75,14 +60,6 @@ def test_the_separate_layout_predicts_as_much(batch_examples: list[Example]) -> 
     assert all(mask[row, starts].sum() == 1 for row in range(len(separate)))  # no token sees two conversations
 
 
-@given(examples, st.integers(1, 40))
-def test_micro_batches_hold_every_example_once_and_fit(batch_examples: list[Example], micro_tokens: int) -> None:
-    batches = split(batch_examples, micro_tokens)
-    assert Counter(e for batch in batches for e in batch) == Counter(batch_examples)
-    for batch in batches:
-        assert len(pack(batch)) <= micro_tokens or len(batch) == 1 or len({e.inputs for e in batch}) == 1
-
-
 def test_the_drawing_in_the_docstring() -> None:
     s, u1, u2, a1, a2, a3, end = range(7)
     batch = pack([Example((*ids, end), (Span(2, 4),)) for ids in [(s, u1, a1), (s, u2, a2), (s, u1, a3)]])
@@ -98,65 +75,3 @@ def test_an_empty_row_is_refused() -> None:
         pack([])
     with pytest.raises(ValueError, match="something to learn"):
         pack([Example((1, 2), ())])
-
-
-@given(
-    st.integers(1, 100), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2**63 - 1), st.none() | st.integers(1, 9)
-)
-def test_an_epoch_sees_every_example_once(n: int, batch_size: int, epochs: int, seed: int, most: int | None) -> None:
-    plan = Plan(n, batch_size, epochs, seed, most)
-    steps = [plan.step(k) for k in range(plan.steps)]
-    assert all(1 <= len(step) <= batch_size for step in steps)
-    if most is None:
-        for epoch in range(epochs):
-            part = steps[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]
-            assert sorted(np.concatenate(part).tolist()) == list(range(n))
-    with pytest.raises(IndexError):
-        plan.step(plan.steps)
-
-
-def test_the_plan_is_fixed_for_ever() -> None:
-    """Resuming an old run on a new version must see the same steps: these numbers may never change."""
-    assert Plan(10, 4, 2, 42).step(0).tolist() == [7, 1, 6, 4]
-    assert Plan(10, 4, 2, 42).step(5).tolist() == [6, 8]
-
-
-@given(st.lists(example(), min_size=1, max_size=7), st.integers(1, 4))
-def test_shares_are_whole_and_the_largest_is_as_small_as_a_cut_can_make_it(
-    batch_examples: list[Example], devices: int
-) -> None:
-    shares = share(batch_examples, devices)
-    assert len(shares) == devices
-    assert [e for part in shares for e in part] == in_order(batch_examples)
-    assert largest(shares) == min(map(largest, cuts(batch_examples, most=devices)))
-
-
-@given(st.lists(example(), min_size=1, max_size=7), st.integers(1, 25))
-def test_micro_batches_are_few_and_the_largest_is_as_small_as_a_cut_can_make_it(
-    batch_examples: list[Example], micro_tokens: int
-) -> None:
-    found = split(batch_examples, micro_tokens)
-    assert [e for part in found for e in part] == in_order(batch_examples)
-    fitting = [
-        cut
-        for cut in cuts(batch_examples, most=len(batch_examples))
-        if all(len(part) == 1 or len(pack(part)) <= micro_tokens for part in cut)
-    ]
-    assert found in fitting
-    assert (len(found), largest(found)) == min((len(cut), largest(cut)) for cut in fitting)
-
-
-def in_order(batch_examples: list[Example]) -> list[Example]:
-    return sorted(batch_examples, key=lambda e: (e.input_ids, e.spans))
-
-
-def largest(parts: list[list[Example]]) -> int:
-    return max(len(pack(part)) for part in parts if part)
-
-
-def cuts(batch_examples: list[Example], *, most: int) -> Iterator[list[list[Example]]]:
-    """Yield every way to cut the examples into at most ``most`` parts."""
-    ordered = in_order(batch_examples)
-    for count in range(most):
-        for inner in combinations(range(1, len(ordered)), count):
-            yield [ordered[a:b] for a, b in zip((0, *inner), (*inner, len(ordered)), strict=True)]

@@ -11,7 +11,8 @@ from tests.training.loops import fit
 from weitune.data.conversation import Example, Span
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import pack, pack_separately, visible
-from weitune.data.schedule import Plan, split
+from weitune.data.partition import split
+from weitune.data.schedule import Plan
 from weitune.model.capabilities import probe
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import Row

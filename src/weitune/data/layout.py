@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weitune.data.conversation import Example
 from weitune.data.pack import PackedBatch, pack
 from weitune.data.pad import PaddedBatch, pad, split_by_length
-from weitune.data.schedule import split
+from weitune.data.partition import split
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weitune.data.conversation import Example
-from weitune.data.schedule import shared_length
+from weitune.data.partition import shared_length
 
 Ints = npt.NDArray[np.int64]
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from weitune.data.layout import Layout
+from weitune.data.partition import share
 from weitune.data.prepare.holdout import ExampleSet
-from weitune.data.schedule import Plan, share
+from weitune.data.schedule import Plan
 from weitune.forecast.memory_estimate import PassSize
 
 _STEPS_LOOKED_AT = 200

@@ -20,7 +20,8 @@ from torch import nn
 
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
-from weitune.data.schedule import Plan, share
+from weitune.data.partition import share
+from weitune.data.schedule import Plan
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import MemoryPlan, peak_bytes
 from weitune.recipe.schema import Train

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.data.partition import share
 from weitune.data.prepare.holdout import ExampleSet
-from weitune.data.schedule import share
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import answer_samples
