@@ -6,6 +6,8 @@ a folder        every such file below it, in the order of their names (:mod:`.fo
 folder:split    one split of a data set that was saved to the folder
 builtin:NAME    a data set that ships with weitune
 owner/name      a data set on the Hugging Face hub; `owner/name:split`, `owner/name/config:split`
+
+Finding the sources reads every file once, for its hash and encoding.
 """
 
 from __future__ import annotations
