@@ -96,7 +96,7 @@ def loaded(folder: str) -> dict[str, int]:
 
 def main(orders: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    make_accelerator("cpu")
+    make_accelerator(torch.device("cpu"))
     said = {
         "loaded": loaded(orders["narrow"]),
         "untied": distances("llama"),

@@ -95,7 +95,7 @@ def test_a_run_in_progress_is_not_resumed(inputs: Inputs, tmp_path: Path) -> Non
     listener = Listener()
     resume(run, reporter=listener, device="cpu")
     assert f"process {process.pid} on" in listener.text
-    assert "had no orderly end: it was killed, or the machine stopped" in listener.text
+    assert "did not end properly: it was killed, or the machine stopped" in listener.text
     notes = [event["notes"] for event in read_events(run) if event["event"] == "resume"]
-    assert any("had no orderly end" in note for note in notes[0])
+    assert any("did not end properly" in note for note in notes[0])
     assert_same_result(run, inputs.undisturbed)

@@ -72,7 +72,7 @@ def test_it_goes_on_after_a_kill_that_left_the_lock_file(inputs: Inputs, tmp_pat
         again(inputs, run)
     process.kill()
     process.wait()
-    assert "had no orderly end" in again(inputs, run).text
+    assert "did not end properly" in again(inputs, run).text
     assert_same_result(run, inputs.undisturbed)
 
 

@@ -1,4 +1,4 @@
-"""Memory that will not do is told of with what is needed and the keys that lower it."""
+"""Warnings of low memory say what is needed and which keys lower it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pyt
     need = 4 * weight_numbers(files)
     monkeypatch.setattr(memory_watch, "load_weights", lambda *a, **k: "loaded")
     monkeypatch.setattr(memory_watch, "host_memory", lambda: HostMemory(need, 1 << 40))
-    assert load_if_it_fits(files, tokenizer, "fp32", "cpu") == "loaded"
+    assert load_if_it_fits(files, tokenizer, "fp32", CPU) == "loaded"
     monkeypatch.setattr(memory_watch, "host_memory", lambda: HostMemory(need - 1, 1 << 40))
     with pytest.raises(ModelError) as caught:
-        load_if_it_fits(files, tokenizer, "fp32", "cpu")
+        load_if_it_fits(files, tokenizer, "fp32", CPU)
     assert f"the weights of '{tmp_path}' need" in str(caught.value)
     assert "--train.storage bf16" in caught.value.fix
-    assert load_if_it_fits(files, tokenizer, "bf16", "cpu") == "loaded"
-    assert load_if_it_fits(files, tokenizer, "fp32", "cpu", "nf4") == "loaded"
+    assert load_if_it_fits(files, tokenizer, "bf16", CPU) == "loaded"
+    assert load_if_it_fits(files, tokenizer, "fp32", CPU, storage="nf4") == "loaded"
 
 
 def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.Mon
     files = locate(str(save_tiny(tmp_path)))
     monkeypatch.setattr(memory_watch, "load_weights", refuse)
     with pytest.raises(ModelError, match=r"need .* in float32, and .* are free"):
-        load_if_it_fits(files, load_tokenizer(files), "fp32", "cpu")
+        load_if_it_fits(files, load_tokenizer(files), "fp32", CPU)
 
 
 class TestNeed:
@@ -90,9 +90,9 @@ def watch(
     return MemoryWatch(PassNeed(PassSize(1000, 500, 200), 1000 << 20, 200 << 20), CPU)
 
 
-def test_it_is_foreseen_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watch(monkeypatch, available=2000 << 20, total=1 << 40).foreseen() == ""
-    told = watch(monkeypatch, available=500 << 20, total=1 << 40).foreseen()
+def test_it_warns_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch(monkeypatch, available=2000 << 20, total=1 << 40).forecast_warning() == ""
+    told = watch(monkeypatch, available=500 << 20, total=1 << 40).forecast_warning()
     assert (
         "one forward pass of 1,000 tokens takes about 1.0 GiB, weights and training states another 0.2 GiB, and" in told
     )
@@ -101,10 +101,10 @@ def test_it_is_foreseen_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_a_step_left_at_its_peak_counts_and_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 1 << 30
-    assert watch(monkeypatch, available=10 * gib, total=64 * gib, peak=20 * gib, resident=15 * gib).scarce() == ""
+    assert watch(monkeypatch, available=10 * gib, total=64 * gib, peak=20 * gib, resident=15 * gib).low_memory() == ""
     short = watch(monkeypatch, available=6 * gib, total=64 * gib, peak=20 * gib, resident=15 * gib)
-    assert "at its peak, a step leaves 1.0 GiB of 64.0 GiB" in short.scarce()
-    assert short.scarce() == ""
+    assert "at its peak, a step leaves 1.0 GiB of 64.0 GiB" in short.low_memory()
+    assert short.low_memory() == ""
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_what_a_step_left_at_its_peak_counts_and_is_told_once(monkeypatch: pytes
 def test_running_out_is_explained(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(RunError) as caught, watch(monkeypatch, available=1 << 30, total=1 << 40).explained("`again`"):
         raise error
-    assert "memory ran out: " in str(caught.value)
+    assert "out of memory: " in str(caught.value)
     assert "Lower train.micro_tokens below 1,000" in str(caught.value)
     assert "Go on from the last checkpoint with `again`." in str(caught.value)
 

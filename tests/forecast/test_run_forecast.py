@@ -411,4 +411,4 @@ class TestUnderALimit:
         chosen = [(-get_args(Recompute).index(each["recompute"]), each["micro_tokens"]) for each in told]
         assert chosen == sorted(chosen)  # with more memory less is computed again, or as much in longer passes
         assert len(set(chosen)) == len(chosen)
-        assert "memory ran out" in whole["refused"]
+        assert "out of memory" in whole["refused"]

@@ -21,7 +21,8 @@ from weitune import train
 from weitune.data.pack import pack
 from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, MissingExtraError, RunError
-from weitune.export.run import Order, export
+from weitune.export.options import ExportOptions
+from weitune.export.run import export
 from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan
 from weitune.forecast.memory_estimate import ENOUGH_TOKENS, PassSize, pass_bytes
 from weitune.model.load.weights import load_model
@@ -162,7 +163,7 @@ def test_a_4_bit_run_resumes_to_the_same_bits_answers_and_is_exported(tmp_path: 
     assert digest(run.path / "adapter")[name] == digest(tmp_path / "b" / "run" / "adapter")[name]
     assert isinstance(run.chat("Who are you?", device="cpu", max_new_tokens=3), str)
     assert any(is_quantized(module) for module in run.engine(device="cpu").model.modules())
-    verdict = export(run, tmp_path / "merged", Order("merged", prompts=2)).verdict
+    verdict = export(run, tmp_path / "merged", ExportOptions("merged", prompts=2)).verdict
     assert verdict is not None
     assert verdict.passed
 
@@ -194,7 +195,7 @@ def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -
     settings = Train(batch_size=4, epochs=1, storage="nf4")
     run = train(recipe_for(tmp_path / "run", train=settings, lora=Lora(init="loftq")), device="cpu")
     with pytest.raises(RunError, match="4-bit"):
-        export(run, tmp_path / "merged", Order("merged"))
+        export(run, tmp_path / "merged", ExportOptions("merged"))
 
 
 def test_without_bitsandbytes_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

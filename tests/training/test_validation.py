@@ -132,11 +132,11 @@ def test_early_stopping_publishes_the_best(inputs: Inputs, tmp_path: Path) -> No
     assert [(event["step"], event["adapter_step"]) for event in end] == [(best + 8, best)]
     adapter = "adapter_model.safetensors"
     assert (run / "adapter" / adapter).read_bytes() == (run / f"checkpoint-{best}" / adapter).read_bytes()
-    assert "the validation loss fell no more" in listener.text
+    assert "the validation loss no longer falls" in listener.text
 
     again = Listener()
     resume(run, device="cpu", reporter=again)
-    assert f"complete after {best + 8} steps; with more train.patience it would go on" in again.text
+    assert f"complete after {best + 8} steps; to go on, raise train.patience" in again.text
     assert (run / "adapter" / adapter).read_bytes() == (run / f"checkpoint-{best}" / adapter).read_bytes()
 
     resume(run, device="cpu", overrides={"train.patience": 3})

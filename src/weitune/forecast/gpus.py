@@ -53,7 +53,7 @@ def find_gpu(name: str) -> Gpu:
         if _plain(gpu.name) == wanted:
             return gpu
     known = ", ".join(gpu.name for gpu in GPUS)
-    raise InputError("forecast.gpus.not_table_gpus", name=name, known=known)
+    raise InputError("forecast.gpus.unknown", name=name, known=known)
 
 
 def parse_memory(text: str) -> int:
@@ -61,7 +61,7 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or not float(match[1]):
-        raise InputError("forecast.gpus.no_amount_memory", text=text)
+        raise InputError("forecast.gpus.no_amount", text=text)
     return int(float(match[1]) * unit)
 
 

@@ -1,11 +1,11 @@
-"""Say that memory will not do before the system kills the process without a word.
+"""Warn about low memory before the OOM killer acts.
 
-    before loading    weights alone larger than all that can be had        refuse, with both numbers
-    before step 1     the largest forward pass estimated above what is free    say so, and go on: it is an estimate
-    after each step   nearly nothing left at the last peak                 say so, once, and write a checkpoint
-    out of memory     the allocator said no                                 the error, with the keys that lower the need
+    before loading    the weights alone are larger than all free memory    an error, with both numbers
+    before step 1     the largest pass may not fit in what is free         a warning: it is an estimate
+    after each step   nearly nothing was left at the peak                  a warning, once, and a checkpoint
+    out of memory     the allocator failed                                 an error
 
-Every message names what was needed, what there was, and the recipe keys that lower it.
+Every message names what is needed, what is free, and the recipe keys that lower the need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from weitune.errors import ModelError, RunError, first_line
 from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_bytes
 from weitune.forecast.host_memory import host_memory
 from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, pass_bytes
-from weitune.model.load.device import choose_device, choose_dtype, stored_dtype
+from weitune.messages import say
+from weitune.model.load.device import choose_dtype, stored_dtype
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.load.weights import LoadedModel, load_weights
 from weitune.recipe.schema import Storage
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
     from weitune.model.load.locate import ModelFiles
 
 _SCARCE = 0.03
-"""Share of all memory below which what is left counts as nearly nothing."""
+"""Share of all memory; if less is left, memory is nearly used up."""
 _GIB = 1 << 30
 _LEAST_BYTES = {"int8": 1.0, "nf4": 0.5}
 """Bytes of a number in quantized storage, were there no layers that stay as they are."""
-_REFUSALS = ("can't allocate memory", "not enough memory")
-"""What torch's allocator for the CPU says."""
+_CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
+"""Words of PyTorch's allocator for the CPU, which raises a plain RuntimeError with no other mark."""
 
 
 def weight_numbers(files: ModelFiles) -> int:
@@ -54,36 +55,32 @@ def load_if_it_fits(
     files: ModelFiles,
     tokenizer: PreTrainedTokenizerFast,
     precision: str,
-    device: str | None,
+    device: torch.device,
+    spread: bool = False,
     storage: Storage = "auto",
     shards: int = 1,
 ) -> LoadedModel:
-    """Load a model's weights (:func:`.load_weights`). Raises ModelError if memory will not do."""
-    target = choose_device(device)
-    dtype = stored_dtype(storage, choose_dtype(precision, target))
+    """Load a model's weights (:func:`.load_weights`). Raises ModelError if they do not fit in memory."""
+    dtype = stored_dtype(storage, choose_dtype(precision, device))
     need = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize)) // shards
-    there = host_memory().available if shards == 1 else free_bytes(target)  # parts are not shared, mapped files are
-    if target.type == "cpu" and need > there:  # an accelerator's driver says no without killing
-        raise _too_large(files, dtype, need, target)
+    there = host_memory().available if shards == 1 else free_bytes(device)  # parts are not shared, mapped files are
+    if device.type == "cpu" and need > there:  # an accelerator's driver says no without killing
+        raise _too_large(files, dtype, need, device)
     try:
-        return load_weights(files, tokenizer, precision=precision, storage=storage, device=device, shards=shards)
+        return load_weights(
+            files, tokenizer, precision=precision, storage=storage, device=device, spread=spread, shards=shards
+        )
     except ModelError as error:
         if error.__cause__ is not None and is_out_of_memory(error.__cause__):
-            raise _too_large(files, dtype, need, target) from error
+            raise _too_large(files, dtype, need, device) from error
         raise
 
 
 def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.device) -> ModelError:
-    name = str(dtype).removeprefix("torch.")
-    bf16 = "use --train.storage bf16 (half the memory), " if dtype == torch.float32 else ""
-    return ModelError(
-        "forecast.memory_watch.weights_need_free",
-        folder=files.folder,
-        gib=_gib(need),
-        name=name,
-        gib2=_gib(free_bytes(device)),
-        bf16=bf16,
-    )
+    sizes = {"folder": files.folder, "need": _gib(need), "free": _gib(free_bytes(device))}
+    if dtype == torch.float32:
+        return ModelError("forecast.memory_watch.float32_weights_too_large", **sizes)
+    return ModelError("forecast.memory_watch.weights_too_large", **sizes, dtype=str(dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,70 +98,53 @@ class PassNeed:
         """Return the need of a pass of ``size``, with ``beside`` bytes that training has yet to allocate."""
         return cls(size, sum(pass_bytes(shape, size, config)), beside)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the pass."""
-        return self.size.tokens
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest example."""
-        return self.size.longest
-
-    def __str__(self) -> str:
-        """Return the estimate and what it is made of."""
-        return f"one forward pass of {self.tokens:,} tokens takes about {_gib(self.bytes)}"
+    def values(self) -> dict[str, object]:
+        """Return what messages about the need say: its tokens, its size and the keys that lower it."""
+        return {"tokens": self.size.tokens, "pass_size": _gib(self.bytes), "fix": self.fix}
 
     @property
     def fix(self) -> str:
-        """The keys that lower the need; only the first may change when a run goes on."""
-        if self.tokens > self.longest:
-            return (
-                f"Lower train.micro_tokens below {self.tokens:,} (a run may go on with another value). "
-                "train.recompute block lowers the need too."
-            )
-        return (
-            f"The longest example has {self.longest:,} tokens and makes the pass that large: in a new run, lower "
-            "tokens.max_length. train.recompute block lowers the need too."
-        )
+        """The keys that lower the need; only the first may change when a run is resumed."""
+        if self.size.tokens > self.size.longest:
+            return say("forecast.memory_watch.lower_micro_tokens", tokens=self.size.tokens)
+        return say("forecast.memory_watch.lower_max_length", longest=self.size.longest)
 
 
 def peak_line(need: MemoryEstimate, device: torch.device) -> str:
-    """Return a line about the memory that a run will take at its peak, by part."""
+    """Return a line about the memory that a run takes at its peak, by part."""
     parts = {name: size for name, size in need.parts().items() if size >= _GIB / 20}
     shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
-    return f"memory: about {_gib(need.total)} at the peak ({shown}); {_gib(free_bytes(device))} are free now"
+    return say("forecast.memory_watch.peak", total=_gib(need.total), parts=shown, free=_gib(free_bytes(device)))
 
 
 class MemoryWatch:
-    """Looks after each step whether memory nearly ran out."""
+    """Warns before the first step and after each step if memory is short."""
 
     def __init__(self, need: PassNeed, device: torch.device) -> None:
-        """Watch over a run with this ``need``."""
-        self._need, self._device, self._told = need, device, False
+        self._need, self._device, self._warned = need, device, False
 
-    def foreseen(self) -> str:
-        """Return what to say before the first step, or nothing."""
-        free = free_bytes(self._device)
-        if self._need.bytes + self._need.beside <= free:
+    def forecast_warning(self) -> str:
+        """Return a warning, before the first step, that a run may not fit in memory; nothing if it fits."""
+        free, beside = free_bytes(self._device), self._need.beside
+        if self._need.bytes + beside <= free:
             return ""
-        beside = f", weights and training states another {_gib(self._need.beside)}" if self._need.beside else ""
-        return f"memory may not do: {self._need}{beside}, and {_gib(free)} are free. {self._need.fix}"
+        values = {**self._need.values(), "free": _gib(free)}
+        if not beside:
+            return say("forecast.memory_watch.may_not_fit", **values)
+        return say("forecast.memory_watch.may_not_fit_beside_others", **values, beside=_gib(beside))
 
-    def scarce(self) -> str:
-        """Return what to say now, or nothing; it says it once. Memory of the machine only."""
-        if self._told:
+    def low_memory(self) -> str:
+        """Return a warning that the machine's memory is nearly used up, once; nothing otherwise."""
+        if self._warned:
             return ""
         memory = host_memory()
         peak = peak_bytes(torch.device("cpu"))
         left = memory.available - (peak - resident_bytes())  # what was left when the step was at its peak
         if left > _SCARCE * memory.total:
             return ""
-        self._told = True
-        return (
-            f"memory is nearly used up: at its peak, a step leaves {_gib(max(left, 0))} of {_gib(memory.total)}; "
-            f"{self._need}. The system may kill this run. {self._need.fix}"
-        )
+        self._warned = True
+        values = {**self._need.values(), "left": _gib(max(left, 0)), "total": _gib(memory.total)}
+        return say("forecast.memory_watch.nearly_used_up", **values)
 
     @contextmanager
     def explained(self, command: str) -> Iterator[None]:
@@ -174,23 +154,20 @@ class MemoryWatch:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            said = first_line(error, "no more memory")
-            free = _gib(free_bytes(self._device))
             raise RunError(
-                "forecast.memory_watch.memory_ran_out_free",
-                said=said,
-                need=self._need,
-                free=free,
-                fix=self._need.fix,
+                "forecast.memory_watch.out_of_memory",
+                error=first_line(error),
+                free=_gib(free_bytes(self._device)),
                 command=command,
+                **self._need.values(),
             ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` is how Python or torch say that memory ran out."""
+    """Return whether ``error`` is how Python or PyTorch report that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR)
 
 
 def _gib(count: int) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from weitune.errors import ModelError, first_line
 from weitune.forecast.memory_estimate import ModelShape
+from weitune.messages import say
 from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
@@ -67,9 +68,7 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
         with torch.device("meta"):
             model = _from_config(config)
     except Exception as error:
-        raise ModelError(
-            "forecast.meta_model.no_model_can_made", folder=files.folder, error=first_line(error)
-        ) from error
+        raise ModelError("forecast.meta_model.no_model", folder=files.folder, error=first_line(error)) from error
     model.requires_grad_(lora is None)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
@@ -124,4 +123,4 @@ def _probe_small(config: Any) -> Capabilities:
             model = _from_config(small).eval()
         return probe(model)
     except Exception as error:  # noqa: BLE001  (whatever a foreign architecture does not take)
-        return Capabilities(False, False, False, f"its architecture could not be tried: {first_line(error)}")
+        return Capabilities(False, False, False, say("forecast.meta_model.not_probed", error=first_line(error)))

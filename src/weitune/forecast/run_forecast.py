@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan, pla
 from weitune.forecast.memory_estimate import MemoryEstimate, PassConfig, PassSize, pass_bytes, trained_bytes
 from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.workload import Workload
+from weitune.messages import say
 from weitune.model.fast.matmul import kept_bytes
 from weitune.model.storage.weight_storage import dense_bytes, stored_bytes
 from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Storage
@@ -166,48 +167,59 @@ def ways_to_fit(
     meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
 ) -> list[str]:
     """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
-    ways: list[str] = []
-    for words, changed, to, size in _changes(meta, recipe, form, largest, processes):
-        more_than_enough = any(words.startswith(f"{way} and ") for way in ways)
-        if not more_than_enough and fit(meta, changed, target, to, size, processes).fits:
-            ways.append(words)
-    return ways
+    ways: list[_Keys] = []
+    for keys, to, size in _changes(meta, recipe, form, largest, processes):
+        more_than_enough = keys[:-1] in ways
+        if not more_than_enough and fit(meta, _with_keys(recipe, keys), target, to, size, processes).fits:
+            ways.append(keys)
+    return [_shown(keys) for keys in ways]
+
+
+_Keys = tuple[tuple[str, object], ...]
+"""Dotted keys of a recipe with their new values."""
+
+
+def _shown(keys: _Keys) -> str:
+    shown = [f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in keys]
+    return shown[0] if len(shown) == 1 else say("forecast.run_forecast.both", first=shown[0], second=shown[1])
+
+
+def _with_keys(recipe: Recipe, keys: _Keys) -> Recipe:
+    """Return ``recipe`` with the new values of the group ``train``; the others decide the size of a pass alone."""
+    values = {key.removeprefix("train."): value for key, value in keys if key.startswith("train.")}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=values)})
 
 
 def _changes(
     meta: MetaModel, recipe: Recipe, form: Format, largest: PassSize, processes: int
-) -> Iterator[tuple[str, Recipe, Format, PassSize]]:
-    def with_train(**keys: Any) -> Recipe:
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
-
+) -> Iterator[tuple[_Keys, Format, PassSize]]:
     for tokens in (4096, 2048, 1024, 512, 256):
         if tokens < (largest.tokens if recipe.train.micro_tokens == "auto" else int(recipe.train.micro_tokens)):
-            yield f"train.micro_tokens {tokens}", with_train(micro_tokens=tokens), form, largest
+            yield (("train.micro_tokens", tokens),), form, largest
     if processes > 1 and recipe.may_be_sharded and not recipe.train.shard:
-        yield "train.shard true", with_train(shard=True), form, largest
+        yield (("train.shard", True),), form, largest
     for key, value, to in _milder(meta, recipe, form):
-        yield f"train.{key} {value}", with_train(**{key: value}), to, largest
-        both = with_train(**{key: value, "micro_tokens": 256})
-        yield f"train.{key} {value} and train.micro_tokens 256", both, to, largest
+        yield ((key, value),), to, largest
+        yield ((key, value), ("train.micro_tokens", 256)), to, largest
     shorter = replace(largest, longest=min(largest.longest, 512))
     if shorter != largest:
-        yield "tokens.max_length 512 and train.micro_tokens 512", with_train(micro_tokens=512), form, shorter
+        yield (("tokens.max_length", 512), ("train.micro_tokens", 512)), form, shorter
 
 
 def _milder(meta: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
-    """Yield (key of ``train``, value, format with it) of what takes less memory for as many tokens."""
+    """Yield (dotted key, value, format with it) of what takes less memory for as many tokens."""
     train = recipe.train
     if train.recompute in {"none", "feed-forward"}:
-        yield "recompute", "block", form
+        yield "train.recompute", "block", form
     if recipe.adapter is None:
         return
     if form.storage == "fp32":
-        yield "storage", "bf16", replace(form, storage="bf16")
+        yield "train.storage", "bf16", replace(form, storage="bf16")
     if form.precision == "fp32" and train.storage != "fp32":
-        yield "precision", "bf16", Format("bf16", "bf16" if train.storage == "auto" else form.storage)
+        yield "train.precision", "bf16", Format("bf16", "bf16" if train.storage == "auto" else form.storage)
     if _may_be_quantized(meta, recipe):
         for storage in QUANTIZED[QUANTIZED.index(form.storage) + 1 if form.storage in QUANTIZED else 0 :]:
-            yield "storage", storage, replace(form, storage=storage)
+            yield "train.storage", storage, replace(form, storage=storage)
 
 
 def checkpoint_bytes(meta: MetaModel) -> int:

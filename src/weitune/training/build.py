@@ -90,7 +90,7 @@ def _widen(loaded: LoadedModel) -> None:
     if loaded.model.dtype == loaded.dtype:
         return
     if loaded.shards > 1:
-        raise ModelError("training.build.storage_needs_blocks", dtype=loaded.dtype)
+        raise ModelError("training.build.storage_needs_blocks", dtype=str(loaded.dtype).removeprefix("torch."))
     widen(loaded.model, loaded.dtype)
 
 

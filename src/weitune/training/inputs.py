@@ -15,14 +15,12 @@ from weitune.data.frame.framing import Framing
 from weitune.data.prepare.holdout import ExampleSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, prepare
 from weitune.data.schedule import Plan
-from weitune.errors import DataError, ModelError
+from weitune.errors import DataError
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.locate import ModelFiles, locate_base
 from weitune.model.load.open_framing import open_framing
-from weitune.model.load.stop_tokens import loaded_stop_tokens
-from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import recorded_basis
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """All that decides the steps of a run, but for the weights."""
+    """Everything that decides the steps of a run, except the weights."""
 
     recipe: Recipe
     files: ModelFiles
@@ -44,15 +42,14 @@ class RunInputs:
     framing: Framing
     prepared: Prepared
     examples: ExampleSet
-    """What is learned."""
     validation: ExampleSet | None
     plan: Plan
     basis: Basis
-    """What must be the same again when the run goes on (:mod:`.resume_checks`)."""
+    """What must be the same when the run is resumed (:mod:`.resume_checks`)."""
 
     @property
     def longest(self) -> int:
-        """The longest example that is learned, in tokens."""
+        """Tokens of the longest training example."""
         return int(self.examples.lengths.max())
 
     def examples_of(self, step: int) -> list[Example]:
@@ -92,7 +89,7 @@ def collect_inputs(
         basis = {**basis, "lora.init_from": hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()}
         recorded = recorded_basis(start) or recorded_basis(start.parent)
         if base and (changed := differences(recorded, files)):
-            reporter.say(f"lora.init_from: '{start}' was trained on another base:\n  " + "\n  ".join(changed))
+            reporter.say(say("training.inputs.init_from_other_base", folder=start, differences="\n  ".join(changed)))
     return RunInputs(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
 
 
@@ -111,29 +108,16 @@ def divide(
         return prepared, None
     if recipe.validation_fraction is not None:
         examples, held = hold_out(prepared, recipe.validation_fraction)
-        reporter.say(
-            say("training.inputs.held_out_validation_examples", held_count=len(held), prepared_count=len(prepared))
-        )
+        reporter.say(say("training.inputs.held_out", held=len(held), total=len(prepared)))
         return examples, held
     validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation_files)
     learned = set(prompts(prepared))
     shared = sum(prompt in learned for prompt in prompts(validation))
-    reporter.say(
-        f"validation: {len(validation):,} examples"
-        + (f"; the prompts of {shared:,} are in the training data too" if shared else "")
-    )
+    if shared:
+        reporter.say(say("training.inputs.validation_shares_prompts", examples=len(validation), shared=shared))
+    else:
+        reporter.say(say("training.inputs.validation", examples=len(validation)))
     return prepared, validation
-
-
-def check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> None:
-    """Say so if other programs would not stop where this model learns to stop; weitune itself always does."""
-    if framing.end_of_turn >= loaded.model.get_input_embeddings().weight.shape[0]:
-        raise ModelError(
-            "training.inputs.end_turn_token_outside", end_of_turn=framing.end_of_turn, folder=loaded.files.folder
-        )
-    if not set(framing.stop_tokens) & set(loaded_stop_tokens(loaded.model)):
-        text = loaded.tokenizer.convert_ids_to_tokens(framing.end_of_turn)
-        reporter.say(say("training.inputs.model_s_generation_config", text=text))
 
 
 def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
@@ -156,4 +140,4 @@ def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:
     """Raise DataError unless the examples teach the model to end its turn."""
     looked_at = [prepared[k] for k in range(min(len(prepared), 1000))]
     if not any(e.input_ids[span.stop - 1] == framing.end_of_turn for e in looked_at for span in e.spans):
-        raise DataError("training.inputs.no_example_teaches_model")
+        raise DataError("training.inputs.end_of_turn_never_learned")

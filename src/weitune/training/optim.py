@@ -8,14 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from weitune.messages import say
 from weitune.recipe.schema import Train
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 _LARGE_WARMUP = 0.5
-"""Share of a run's steps from which on a warm-up is worth a word."""
+"""Share of a run's steps from which a warm-up is worth a note."""
 _LARGE_STILL = 0.1
-"""Share of a run's steps from which on one step without learning is."""
+"""Share of a run's steps from which one step at learning rate 0 is worth a note."""
 
 
 def make_optimizer(
@@ -57,25 +58,18 @@ def learning_rate(step: int, steps: int, train: Train) -> float:
 
 
 def warmup_note(steps: int, train: Train) -> str:
-    """Return what to say of a warm-up that takes a large part of a run of ``steps``; nothing if it does not.
+    """Return a note if the warm-up takes a large part of a run of ``steps``, and nothing otherwise.
 
     The warm-up is rounded up to whole steps, and its first step has the rate 0, as in transformers.
     """
     warmup = math.ceil(steps * train.warmup_ratio)
     if not warmup:
         return ""
-    asked = f"train.warmup_ratio {train.warmup_ratio:g} of {steps:,} step{'s' * (steps != 1)}"
     if not any(learning_rate(step, steps, train) > 0 for step in (0, steps - 1)):
-        return (
-            f"{asked} leaves no step with a learning rate above 0: nothing will be learned. "
-            "Set train.warmup_ratio 0, or train for more steps"
-        )
+        return say("training.optim.never_learns", ratio=train.warmup_ratio, count=steps)
     if warmup < steps * _LARGE_WARMUP and steps * _LARGE_STILL > 1:
         return ""
-    return (
-        f"{asked} is a warm-up of {warmup:,} step{'s' * (warmup != 1)}, the first of them at learning rate 0. "
-        "Lower train.warmup_ratio, or train for more steps, if that is not meant"
-    )
+    return say("training.optim.long_warmup", ratio=train.warmup_ratio, steps=steps, count=warmup)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Override what you want to hear of; every method does nothing here."""
+    """Base class with no-op callbacks; override the ones you need."""
 
     def say(self, line: str) -> None:
         """Hear one line worth knowing: what is trained, on what, and everything unusual, once."""
@@ -32,8 +32,8 @@ class Reporter:
         """Return a function to call with (passes done, passes in all) while the validation loss is measured."""
         return None
 
-    def evaluated(self, found: Evaluation) -> None:
-        """Hear what an evaluation found."""
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Hear the figures and samples of an evaluation."""
 
     def saved(self, folder: Path) -> None:
         """Hear that a checkpoint or the final adapter is on the disk."""

@@ -1,4 +1,4 @@
-"""Everything that can be said of a run before it starts, for ``weitune plan``."""
+"""What a run takes, before it starts, for ``weitune plan``: steps, memory on several devices, disk and time."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _Notes(Reporter):
 def plan_run(
     recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = (), processes: int = 1
 ) -> RunPlan:
-    """Return the outlook of a run on this machine, and on GPUs given as (name, bytes of memory).
+    """Return the plan of a run on this machine, and on GPUs given as (name, bytes of memory).
 
     With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Nothing of
     the model is needed but its configuration and its tokenizer. Raises InputError as training would.
@@ -95,12 +95,12 @@ def plan_run(
         if note := warmup_note(parts.plan.steps, recipe.train):
             notes.say(note)
     else:
-        notes.say(say("training.run_plan.no_tokenizer_beside_model"))
+        notes.say(say("training.run_plan.data_not_counted"))
     largest, workload = _largest(recipe, meta, parts, processes)
     target = choose_device(device)
     form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
     free = free_bytes(target) // (processes if target.type == "cpu" else 1)
-    this = Target(f"this machine ({target.type})", target.type, free)
+    this = Target(say("training.run_plan.this_machine", kind=target.type), target.type, free)
     here = fit(meta, recipe, this, form, largest, processes)
     elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
     targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
@@ -123,17 +123,17 @@ def plan_run(
     )
 
 
-def timed(outlook: RunPlan, *, device: str | None = None, progress: Progress | None = None) -> RunPlan:
-    """Return the outlook with the time of the run in one process, from two steps made here. Needs the weights."""
-    if outlook.parts is None:
-        raise ModelError("training.run_plan.model_without_tokenizer_cannot")
-    return replace(outlook, timing=measure(outlook.parts, outlook.meta, device=device, progress=progress))
+def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None = None) -> RunPlan:
+    """Return ``plan`` with the time of the run in one process, from two steps made here. Needs the weights."""
+    if plan.parts is None:
+        raise ModelError("training.run_plan.no_tokenizer")
+    return replace(plan, timing=measure(plan.parts, plan.meta, device=device, progress=progress))
 
 
 def _largest(
     recipe: Recipe, meta: MetaModel, parts: RunInputs | None, processes: int
 ) -> tuple[PassSize, Workload | None]:
-    """Return the largest pass, unsplit, and the steps it was meta in."""
+    """Return the largest pass, unsplit, and the steps it is part of."""
     if parts is None:
         tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None

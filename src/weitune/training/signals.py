@@ -17,16 +17,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from weitune.messages import say
+
 INTERRUPTED = 130
 _STOP = (signal.SIGINT, signal.SIGTERM)
 _NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class StopRequest:
-    """Whether a stop or a checkpoint has been asked for. A program of one's own may set both from any thread."""
+    """Whether a stop or a checkpoint has been asked for. A program may set both from any thread."""
 
     def __init__(self, announce: Callable[[str], None] | None = None) -> None:
-        """Begin with nothing asked; ``announce`` hears at once what a signal will do (it is called in a handler)."""
+        """``announce`` is called with what a signal will do, in the signal's handler."""
         self.reason = ""
         """Who asked for a stop, such as ``SIGTERM``; empty if nobody did."""
         self.checkpoint = False
@@ -35,7 +37,6 @@ class StopRequest:
         self._training = False
 
     def __bool__(self) -> bool:
-        """Return whether to stop."""
         return bool(self.reason)
 
     def stop(self, reason: str = "request") -> None:
@@ -63,17 +64,17 @@ class StopRequest:
         self.reason = signal.Signals(number).name
         if not self._training:
             raise KeyboardInterrupt
-        self._announce(f"{self.reason}: stopping after this step with a checkpoint; once more to stop at once")
+        self._announce(say("training.signals.stopping", signal=self.reason))
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a notice: a checkpoint is wanted."""
         self.checkpoint = True
-        self._announce(f"{signal.Signals(number).name}: writing a checkpoint after this step")
+        self._announce(say("training.signals.checkpoint", signal=signal.Signals(number).name))
 
 
 @contextmanager
 def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
-    """Let signals speak to ``request``, or to a new one, while the block runs; in the main thread only."""
+    """Let signals set ``request``, or a new one, while the block runs; in the main thread only."""
     request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -70,7 +70,7 @@ def measure(
         device=device,
     )
     trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
-    accelerator = make_accelerator(device)
+    accelerator = make_accelerator(loaded.device)
     loop = make_loop(
         trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=parts.longest
     )

@@ -1,8 +1,7 @@
-"""Trackers of other makers, through accelerate: the figures of each step and evaluation go there too.
+"""Experiment trackers, through accelerate: the figures of each step and evaluation are logged there too.
 
-Each is a package of its own that an extra of the same name brings. A tracker hears what the reporter hears, and calls
-the run what its folder is called; the run's own folder stays the record that counts. So a run does not end because a
-tracker fails, whose server may be down: it says so once and goes on without that tracker.
+Each is a package of its own that an extra of the same name brings. The run has its folder's name there. The run's own
+folder stays the record that counts, so a run does not end because a tracker fails: it says so once and goes on.
 """
 
 from __future__ import annotations
@@ -80,11 +79,9 @@ class TrackedReporter(Reporter):
                 tracker.store_init_configuration(config)
 
     def say(self, line: str) -> None:
-        """Pass it on."""
         self._inner.say(line)
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
-        """Pass it on."""
         self._inner.started(folder, done, steps, log_every)
 
     def stepped(self, record: StepRecord) -> None:
@@ -93,16 +90,14 @@ class TrackedReporter(Reporter):
         self._inner.stepped(record)
 
     def evaluating(self) -> Progress | None:
-        """Pass it on."""
         return self._inner.evaluating()
 
-    def evaluated(self, found: Evaluation) -> None:
+    def evaluated(self, evaluation: Evaluation) -> None:
         """Log the figures of an evaluation."""
-        self._log({"validation/loss": found.loss, "validation/perplexity": found.perplexity}, found.step)
-        self._inner.evaluated(found)
+        self._log({"validation/loss": evaluation.loss, "validation/perplexity": evaluation.perplexity}, evaluation.step)
+        self._inner.evaluated(evaluation)
 
     def saved(self, folder: Path) -> None:
-        """Pass it on."""
         self._inner.saved(folder)
 
     def ended(self) -> None:
@@ -122,7 +117,7 @@ class TrackedReporter(Reporter):
     def _given_up_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001  (whatever another maker's package raises)
+        except Exception as error:  # noqa: BLE001  (whatever a tracker raises)
             self._trackers.pop(name, None)
             why = (str(error).splitlines() or [type(error).__name__])[0]
-            self._inner.say(say("training.trackers.failed_run_goes_without", name=name, why=why))
+            self._inner.say(say("training.trackers.failed", name=name, why=why))

@@ -22,8 +22,7 @@ from weitune.training.signals import StopRequest
 from weitune.training.validation_history import Evaluation
 
 if TYPE_CHECKING:
-    from weitune.training.inputs import RunInputs
-    from weitune.training.trainable import Trainable
+    from weitune.training.prepared_run import PreparedRun
 
 SAMPLES = 3
 """Questions of the validation data that are asked at each evaluation, unless the recipe names some."""
@@ -44,11 +43,11 @@ class Validator:
         self._examples = [examples[i] for i in range(len(examples))]
 
     def due(self, step: int) -> bool:
-        """Return whether the model shall be evaluated after ``step`` steps."""
+        """Return whether an evaluation is due after ``step`` steps."""
         return step % self._loop.train.evaluate_every == 0 or step == self._loop.plan.steps
 
     def evaluate(self, step: int, stop: StopRequest, progress: Progress | None = None) -> Evaluation | None:
-        """Return what is found now, or None if a stop was asked for meanwhile.
+        """Evaluate the model after ``step`` steps; return None if a stop was asked for meanwhile.
 
         Every process of a run must call it at the same step. Parameters, generators and training mode stay as they are.
         """
@@ -80,29 +79,30 @@ class Validator:
         micro_tokens = min(loop.memory.micro_tokens, MICRO_TOKENS)
         own = len(loop.layout.split(mine, micro_tokens))
         idle = [self._examples[:1]] * (loop.pass_count(own) - own)
-        found = measure_loss(model, mine, loop.layout, micro_tokens, accelerator.device, progress, idle)
+        loss = measure_loss(model, mine, loop.layout, micro_tokens, accelerator.device, progress, idle)
         if world == 1:
-            return found
-        sums = torch.tensor([found.sum, found.weight], dtype=torch.float64, device=accelerator.device)
+            return loss
+        sums = torch.tensor([loss.sum, loss.weight], dtype=torch.float64, device=accelerator.device)
         total, weight = accelerator.reduce(sums, reduction="sum").tolist()
         return MeasuredLoss(total, weight)
 
 
-def make_validator(loop: Loop, parts: RunInputs, trainable: Trainable, *, main: bool) -> Validator | None:
+def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:
     """Return what evaluates a run, if its recipe has validation data.
 
     Only the ``main`` process answers questions, or all of them together if the base is divided among them.
     """
-    if parts.validation is None:
+    inputs, trainable = run.inputs, run.trainable
+    if inputs.validation is None:
         return None
-    recipe = parts.recipe
+    recipe = inputs.recipe
     sharded = trainable.loaded.shards > 1
     engine = None
     if main or sharded:
-        engine = Engine(trainable.trained.model, parts.tokenizer, parts.framing, in_step=sharded)
+        engine = Engine(trainable.trained.model, inputs.tokenizer, inputs.framing, in_step=sharded)
     if recipe.train.sample_prompts is None:
-        questions = first_questions(parts.validation, recipe.validation_files or recipe.data, recipe, SAMPLES)
+        questions = first_questions(inputs.validation, recipe.validation_files or recipe.data, recipe, SAMPLES)
     else:
         turns = [Turn("user", text) for text in recipe.train.sample_prompts]
         questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]
-    return Validator(loop, parts.validation, engine, questions, recipe.train.sample_tokens)
+    return Validator(run.loop, inputs.validation, engine, questions, recipe.train.sample_tokens)

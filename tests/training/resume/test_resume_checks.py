@@ -59,7 +59,7 @@ def test_the_rest_is_refused(key: str, value: Any) -> None:
     with pytest.raises(RunError, match=rf"\n  {key}") as caught:
         check_recipe(RUN, BEFORE, build_recipe(BEFORE.model_dump(), {key: value}))
     assert "before" in str(caught.value)
-    assert "Put these back as they were" in caught.value.fix
+    assert "Restore these" in caught.value.fix
 
 
 def test_all_differences_at_once_and_no_others() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.model.load.device import choose_device
 from weitune.training.distributed.rendezvous import take_new_place
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from torch import nn
 
@@ -31,20 +31,20 @@ _ENGINES = {
 """What accelerate's launcher says of engines that want model and optimizer for themselves."""
 
 
-def make_accelerator(device: str | None) -> Accelerator:
+def make_accelerator(device: torch.device) -> Accelerator:
     """Join the other processes of this run, if a launcher's variables say that there are some.
 
     Raises InputError if accelerate's configuration asks for an engine that this run would not use.
     """
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "").lower() in {"1", "true"}:
-            raise InputError("training.processes.accelerate_s_configuration_asks", engine=engine)
+            raise InputError("training.processes.engine_not_supported", engine=engine)
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     take_new_place()
     # Buffers are constants of the model: nothing to broadcast at every step.
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
-    cpu = choose_device(device).type == "cpu"
+    cpu = device.type == "cpu"
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
 
 
@@ -79,7 +79,7 @@ def agreed(accelerator: Accelerator, view: Callable[[], T] | None) -> T:
     if error is not None:
         raise error
     if any(each != told[0] for each in told[1:]):
-        raise RunError("training.processes.machines_run_do_not")
+        raise RunError("training.processes.folders_differ")
     return cast("T", found)
 
 
@@ -91,9 +91,7 @@ def check_same_step(accelerator: Accelerator, step: int, run: Path) -> None:
 
     steps = sorted(set(gather_object([step])))
     if len(steps) > 1:
-        raise RunError(
-            "training.processes.processes_find_different_checkpoints", run=run, steps=steps[0], steps2=steps[-1]
-        )
+        raise RunError("training.processes.checkpoints_differ", run=run, first=steps[0], last=steps[-1])
 
 
 def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:
@@ -102,7 +100,7 @@ def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:
 
 
 @contextmanager
-def losses_of_peers_explained(accelerator: Accelerator, command: str) -> Iterator[None]:
+def peer_failures_explained(accelerator: Accelerator, command: str) -> Iterator[None]:
     """Raise RunError if another process of the run is gone in the block; ``command`` goes on with the run."""
     import torch
 
@@ -112,6 +110,4 @@ def losses_of_peers_explained(accelerator: Accelerator, command: str) -> Iterato
         gone = isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in _GONE)
         if accelerator.num_processes == 1 or not gone:
             raise
-        raise RunError(
-            "training.processes.another_process_run_gone", value=first_line(error, "no word"), command=command
-        ) from error
+        raise RunError("training.processes.peer_gone", reason=first_line(error), command=command) from error

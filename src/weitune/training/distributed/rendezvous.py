@@ -82,7 +82,7 @@ def agree_on_place(store: Store, rank: int, processes: int, address: str) -> str
                 words[k] = store.get(f"hello/{k}").decode()
                 store.set(f"place/{words[k]}", place)
         if time.monotonic() > end:
-            raise RunError("training.rendezvous.not_all_processes_run")
+            raise RunError("training.rendezvous.not_all_came")
         time.sleep(_GLANCE_SECONDS)
     return place
 

@@ -1,9 +1,8 @@
-"""What may differ when a run goes on, and what may not.
+"""What may differ when a run is resumed, and what may not.
 
-A run goes on only as the run it was: the steps to come must be those that would have come. Two things are compared
-with what the run began with: the recipe, key by key, and the *basis*, fingerprints of everything outside the recipe
-that decides the numbers. Where something lies may change, what it holds may not: the paths of model and data are free,
-their contents are compared.
+The steps to come must be those that would have come without the stop. Two things are compared with what the run began
+with: the recipe, key by key, and the *basis*, fingerprints of everything outside the recipe that decides the numbers.
+Paths of model and data may change; their contents may not.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from weitune.errors import RunError
+from weitune.messages import say
 from weitune.model.load.fingerprint import ADDED
 from weitune.recipe.load import fields
 from weitune.recipe.schema import Recipe
 
 MAY_CHANGE = {
-    "train.epochs": "the learning rate of the steps to come follows the new length",
-    "train.max_steps": "the learning rate of the steps to come follows the new length",
-    "train.micro_tokens": "equal up to rounding",
+    "train.epochs": "schedule",
+    "train.max_steps": "schedule",
+    "train.micro_tokens": "rounding",
     "train.recompute": "",
     "train.shard": "",
     "train.log_every": "",
@@ -35,7 +35,7 @@ MAY_CHANGE = {
     "log.trackers": "",
     "train.save_on_each_node": "",
 }
-"""Keys that may have other values, and what follows from it."""
+"""Keys that may have other values, and what follows: another schedule, or rounding."""
 _PLACES = ("model", "hub", "revision", "data", "weights", "output", "lora.init_from")
 """Keys that say where something is found or put; what is found there is in the basis."""
 
@@ -52,13 +52,24 @@ def recipe_changes(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
 def check_recipe(run: Path, before: Recipe, now: Recipe) -> list[str]:
     """Return a line for each key that has changed and may. Raises RunError if one has that may not."""
     changes = recipe_changes(before, now)
-    refused = [f"{key}: {old} before, {new} now" for key, old, new in changes if key not in MAY_CHANGE]
+    refused = [_difference(key, old, new) for key, old, new in changes if key not in MAY_CHANGE]
     if refused:
         raise _refusal(run, refused)
-    return [
-        f"{key}: {new} instead of {old}" + (f"; {MAY_CHANGE[key]}" if MAY_CHANGE[key] else "")
-        for key, old, new in changes
-    ]
+    return [_change(key, old, new) for key, old, new in changes]
+
+
+def _change(key: str, old: object, new: object) -> str:
+    match MAY_CHANGE[key]:
+        case "schedule":
+            return say("training.resume_checks.changed_schedule", key=key, old=old, new=new)
+        case "rounding":
+            return say("training.resume_checks.changed_rounding", key=key, old=old, new=new)
+        case _:
+            return say("training.resume_checks.changed", key=key, old=old, new=new)
+
+
+def _difference(key: str, old: object, new: object) -> str:
+    return say("training.resume_checks.difference", key=key, old=old, new=new)
 
 
 def check_basis(run: Path, before: Basis, now: Basis) -> None:
@@ -68,7 +79,7 @@ def check_basis(run: Path, before: Basis, now: Basis) -> None:
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     refused = [
-        f"{key}: {_brief(old.get(key))} before, {_brief(new.get(key))} now"
+        _difference(key, _brief(old.get(key)), _brief(new.get(key)))
         for key in {**old, **new}
         if old.get(key) != new.get(key) and not (key in ADDED and key not in old)
     ]
@@ -79,13 +90,13 @@ def check_basis(run: Path, before: Basis, now: Basis) -> None:
 def check_length(run: Path, done: int, steps: int) -> None:
     """Raise RunError if the run has done more than the ``steps`` that its recipe asks for now."""
     if done > steps:
-        raise RunError("training.resume_checks.run_has_done_steps", run=run, done=done, steps=steps)
+        raise RunError("training.resume_checks.too_short", run=run, done=done, steps=steps)
 
 
 def _refusal(run: Path, differences: list[str]) -> RunError:
     shown = "\n  ".join(differences)
     return RunError(
-        "training.resume_checks.run_cannot_go_because", run=run, shown=shown, may_change=", ".join(MAY_CHANGE)
+        "training.resume_checks.not_the_same_run", run=run, differences=shown, may_change=", ".join(MAY_CHANGE)
     )
 
 
@@ -95,10 +106,12 @@ def _value(recipe: Recipe, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part, None)
     if isinstance(value, BaseModel):
-        return "a group of keys"
+        return say("training.resume_checks.group")
     if key == "encoding" and isinstance(value, dict):
-        return "by file"  # the files may have moved; what they hold is in the basis
-    return "files" if key == "validation" and isinstance(value, list) else value  # what they hold is in the basis
+        return say("training.resume_checks.by_file")  # the files may have moved; what they hold is in the basis
+    if key == "validation" and isinstance(value, list):
+        return say("training.resume_checks.files")  # what they hold is in the basis
+    return value
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a run was when it stopped: read from its folder before anything of it is changed."""
+"""State of a stopped run, read before resuming changes anything."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from weitune.data.schedule import Plan
 from weitune.errors import RunError
+from weitune.messages import say
 from weitune.recipe.load import build_recipe, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
@@ -32,16 +33,16 @@ class ResumeState:
     recipe: Recipe
 
     @classmethod
-    def of(cls, folder: Path) -> ResumeState:
+    def read(cls, folder: Path) -> ResumeState:
         """Read the run in ``folder``. Raises RunError or RecipeError if a file that it needs is broken."""
         environment = read_environment(folder)
         checkpoint, faulty = newest_good(folder)
         state = checkpoint.state if checkpoint else {}
         recipe = build_recipe(recorded(state["recipe"])) if state.get("recipe") else load_recorded(folder)
         if "basis" not in environment:
-            raise RunError("training.resume_state.does_not_say_what", folder=folder / ENVIRONMENT)
+            raise RunError("training.resume_state.no_basis", folder=folder / ENVIRONMENT)
         if "data" not in (state.get("basis") or environment["basis"]):
-            raise RunError("training.resume_state.run_was_not_trained", folder=folder)
+            raise RunError("training.resume_state.merged", folder=folder)
         return cls(checkpoint, faulty, environment, state, recipe)
 
     @property
@@ -51,13 +52,13 @@ class ResumeState:
 
     @property
     def basis(self) -> Basis:
-        """What the numbers depend on besides the recipe."""
+        """What the numbers depend on, besides the recipe."""
         basis: Basis = self.state.get("basis") or self.environment["basis"]
         return basis
 
     @property
     def precision(self) -> str:
-        """The number format that ``auto`` stood for: the run keeps it on whatever machine it goes on."""
+        """The number format that ``auto`` stood for; the run keeps it, whatever machine it is resumed on."""
         return _PRECISIONS.get(self.environment.get("precision", ""), "auto")
 
     @property
@@ -85,6 +86,11 @@ class ResumeState:
     def set_aside_faulty(self) -> list[str]:
         """Give faulty checkpoints another name, and return a line for each."""
         return [
-            f"{checkpoint.folder.name} is passed over and now named {set_aside(checkpoint).name}: {fault}"
+            say(
+                "training.resume_state.passed_over",
+                name=checkpoint.folder.name,
+                fault=fault,
+                new_name=set_aside(checkpoint).name,
+            )
             for checkpoint, fault in self.faulty
         ]

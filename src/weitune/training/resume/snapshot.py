@@ -21,6 +21,7 @@ from torch import Tensor
 
 from weitune.errors import NonFiniteError, RunError
 from weitune.files.json_files import json_bytes
+from weitune.messages import say
 from weitune.model.lora.trainable_state import TrainableState
 from weitune.run.checkpoint import Checkpoint
 from weitune.run.names import OPTIMIZER, STATE
@@ -59,9 +60,7 @@ class Snapshot:
         }
         broken = [name for name, tensor in (tensors | moments).items() if not torch.isfinite(tensor).all()]
         if broken:
-            raise NonFiniteError(
-                "training.snapshot.after_step_tensors_hold", step=step, broken_count=len(broken), broken=broken[0]
-            )
+            raise NonFiniteError("training.snapshot.not_finite", step=step, tensors=len(broken), example=broken[0])
         return cls(step, tensors, trained.config(), trained.files, moments, state)
 
     @property
@@ -86,7 +85,7 @@ def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.op
     """
     file = trained.files[1]
     if not (checkpoint.folder / file).is_file():
-        raise RunError("training.snapshot.has_no", folder=checkpoint.folder, file=file)
+        raise RunError("training.snapshot.no_file", folder=checkpoint.folder, file=file)
     tensors, moments = load_file(checkpoint.folder / file), load_file(checkpoint.folder / OPTIMIZER)
     parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
     shapes = {
@@ -110,20 +109,24 @@ def _parameters(trained: TrainableState) -> list[tuple[str, torch.nn.Parameter]]
 
 
 def _check_fit(
-    checkpoint: Checkpoint, file: str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]
+    checkpoint: Checkpoint, file: str, saved: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
 ) -> None:
-    problems = [f"{name}: missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
+    problems = [say("training.snapshot.missing", name=name) for name in expected.keys() - saved.keys()]
+    problems += [say("training.snapshot.unknown", name=name) for name in saved.keys() - expected.keys()]
     problems += [
-        f"{name}: shape {tuple(found[name].shape)}, but the model has {tuple(wanted[name])}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name]
+        say(
+            "training.snapshot.other_shape",
+            name=name,
+            shape=tuple(saved[name].shape),
+            expected=tuple(expected[name]),
+        )
+        for name in expected.keys() & saved.keys()
+        if saved[name].shape != expected[name]
     ]
     if problems:
-        shown = "\n  ".join(sorted(problems)[:10])
         raise RunError(
-            "training.snapshot.does_not_fit_model",
-            folder=checkpoint.folder / file,
-            problems_count=len(problems),
-            shown=shown,
+            "training.snapshot.does_not_fit",
+            file=checkpoint.folder / file,
+            tensors=len(problems),
+            problems="\n  ".join(sorted(problems)[:10]),
         )

@@ -33,14 +33,14 @@ class Saved:
     paused_seconds: float
     """How long training stood still for it."""
     notes: list[str]
-    """What was found to be wrong meanwhile, though not with this one."""
+    """Problems with older checkpoints."""
 
 
 class Saver:
     """Writes snapshots of one run in a thread of its own."""
 
     def __init__(self, run: Path, keep: int, disk: DiskRetry, flush_events: Callable[[], None]) -> None:
-        """Keep ``keep`` checkpoints in ``run``; ``flush_events`` puts on the disk what the run has told so far."""
+        """Keep ``keep`` checkpoints in ``run``; ``flush_events`` waits until all events are on the disk."""
         self._run, self._keep, self._disk, self._flush_events = run, keep, disk, flush_events
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._pending: tuple[Snapshot, float, Future[Saved]] | None = None
@@ -81,7 +81,10 @@ class Saver:
         self._flush_events()  # no checkpoint is ahead of the events
         checkpoint = write_checkpoint(self._run, snapshot.step, snapshot.files())
         try:
-            notes = [f"{old.folder.name} is faulty: {fault}" for old, fault in rotate(self._run, self._keep)]
+            notes = [
+                say("training.saver.faulty", name=old.folder.name, fault=fault)
+                for old, fault in rotate(self._run, self._keep)
+            ]
         except OSError as error:  # what could not be deleted now is deleted next time
-            notes = [f"older checkpoints could not be deleted: {error}"]
+            notes = [say("training.saver.not_deleted", error=error)]
         return Saved(checkpoint, time.perf_counter() - began, paused_seconds, notes)

@@ -1,0 +1,145 @@
+"""A run whose model is loaded and whose loop is made: all that its first step needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from weitune.data.frame.framing import Framing
+from weitune.data.show.preview import parts as preview_parts
+from weitune.errors import ModelError
+from weitune.forecast.memory_estimate import MemoryEstimate, PassSize
+from weitune.forecast.memory_watch import PassNeed, load_if_it_fits
+from weitune.forecast.workload import Workload
+from weitune.messages import say
+from weitune.model.load.stop_tokens import loaded_stop_tokens
+from weitune.model.load.weights import LoadedModel
+from weitune.model.lora.adapter import count_parameters
+from weitune.model.lora.adapter_init import EVA_STEPS
+from weitune.run.base_check import place_of_base
+from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
+from weitune.run.machine import describe_machine
+from weitune.training.build import make_loop, make_trainable
+from weitune.training.inputs import RunInputs
+from weitune.training.loop import Loop
+from weitune.training.reporter import Reporter
+from weitune.training.session import Session
+from weitune.training.trainable import Trainable
+
+_PREVIEWED = 3
+"""Examples that the report shows as the model sees them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """Inputs, model and loop of a run."""
+
+    inputs: RunInputs
+    trainable: Trainable
+    loop: Loop
+    largest: PassSize
+    """A pass as large as the largest one of the run in every respect."""
+
+    def peak_memory(self) -> MemoryEstimate:
+        """Return the memory that the run takes at its peak."""
+        return self.trainable.peak_memory(self.inputs.recipe, self.largest, self.loop.memory.recompute)
+
+    def pass_need(self) -> PassNeed:
+        """Return the memory that the largest pass takes."""
+        return self.trainable.pass_need(self.largest, self.loop.memory.recompute)
+
+    def environment(self) -> dict[str, Any]:
+        """Return what ``environment.json`` says of the run, but for the forecast."""
+        loaded = self.trainable.loaded
+        return {
+            **describe_machine(loaded.device),
+            "precision": str(loaded.dtype).removeprefix("torch."),
+            "shares_rows": self.trainable.capabilities.shares_rows,
+            "micro_tokens": self.loop.memory.micro_tokens,
+            "recompute": self.loop.memory.recompute,
+            **place_of_base(self.inputs.recipe),
+            "basis": self.inputs.basis,
+        }
+
+    def data_record(self) -> DataRecord:
+        """Return what the run's folder says about the data, with a preview of some examples."""
+        inputs, held = self.inputs, self.inputs.validation
+        previewed = (inputs.examples[k] for k in range(min(len(inputs.examples), _PREVIEWED)))
+        preview = [
+            ExamplePreview(
+                str(example.origin),
+                [(part.text, part.kind) for part in preview_parts(example, inputs.tokenizer, inputs.framing)],
+            )
+            for example in previewed
+        ]
+        validation = None if held is None else ValidationSize(len(held), int(held.supervised.sum()))
+        return DataRecord(inputs.prepared.report, preview, validation)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return what every checkpoint says of the run it belongs to."""
+        return {
+            "steps": self.inputs.plan.steps,
+            "micro_tokens": self.loop.memory.micro_tokens,
+            "processes": self.loop.accelerator.num_processes,
+            "recipe": self.inputs.recipe.model_dump(mode="json"),
+            "basis": self.inputs.basis,
+        }
+
+
+def prepare_run(
+    session: Session, inputs: RunInputs, precision: str, *, fresh: bool, micro_tokens: int | None = None
+) -> PreparedRun:
+    """Load the weights, attach the adapter and make the loop.
+
+    ``fresh`` initialises the adapter as the recipe says; otherwise a checkpoint will be loaded. ``micro_tokens``
+    overrides the recipe. Raises ModelError if the weights do not fit memory, data or recipe.
+    """
+    recipe, plan = inputs.recipe, inputs.plan
+    trainable = _load(session, inputs, precision, fresh=fresh)
+    loop = make_loop(
+        trainable, recipe.train, inputs.examples, plan, accelerator=session.accelerator, micro_tokens=micro_tokens,
+        plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0, longest=inputs.longest,
+    )  # fmt: skip
+    largest = Workload.of(inputs.examples, plan, loop.layout, loop.memory.micro_tokens).largest
+    return PreparedRun(inputs, trainable, loop, largest)
+
+
+def _load(session: Session, inputs: RunInputs, precision: str, *, fresh: bool) -> Trainable:
+    recipe, processes = inputs.recipe, session.accelerator.num_processes
+    if recipe.train.shard:
+        session.reporter.say(
+            say("training.prepared_run.base_divided", processes=processes)
+            if processes > 1
+            else say("training.prepared_run.base_undivided")
+        )
+    loaded = load_if_it_fits(
+        inputs.files, inputs.tokenizer, precision if recipe.adapter else "fp32", session.device, session.spread,
+        recipe.train.storage, processes if recipe.train.shard else 1,
+    )  # fmt: skip
+    _check_stops(loaded, inputs.framing, session.reporter)
+    steps = (inputs.examples_of(step) for step in range(min(EVA_STEPS, inputs.plan.steps)))
+    trainable = make_trainable(
+        loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh
+    )
+    if not trainable.capabilities.shares_rows:
+        session.reporter.say(say("training.prepared_run.no_shared_prefixes", why=trainable.capabilities.why_not))
+    elif not trainable.capabilities.plain_blocks:
+        session.reporter.say(say("training.prepared_run.no_plain_blocks"))
+    session.reporter.say(str(count_parameters(trainable.trained.model)))
+    return trainable
+
+
+def _check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> None:
+    """Note if other programs would not stop where this model learns to stop; weitune itself always does.
+
+    Raises ModelError if the tokenizer's end of turn is no token of the model.
+    """
+    if framing.end_of_turn >= loaded.model.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            "training.prepared_run.end_of_turn_outside_vocabulary",
+            end_of_turn=framing.end_of_turn,
+            folder=loaded.files.folder,
+        )
+    if not set(framing.stop_tokens) & set(loaded_stop_tokens(loaded.model)):
+        text = loaded.tokenizer.convert_ids_to_tokens(framing.end_of_turn)
+        reporter.say(say("training.prepared_run.generation_config_does_not_stop", text=text))

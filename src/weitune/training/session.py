@@ -1,0 +1,107 @@
+"""One process at work on a run: its folder, its device, the processes beside it, and how it is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from weitune.errors import Interrupted
+from weitune.files.publish import tidy
+from weitune.messages import say
+from weitune.model.load.device import choose_device
+from weitune.model.thread_contention import share_the_processor
+from weitune.run.disk_retry import refusals_explained
+from weitune.run.lock import run_lock
+from weitune.run.names import RECIPE
+from weitune.shell import shell_command
+from weitune.training.distributed.processes import agreed, make_accelerator, writes
+from weitune.training.reporter import Reporter
+from weitune.training.signals import StopRequest, stop_requests
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One process at work on a run."""
+
+    folder: Path
+    reporter: Reporter
+    stop: StopRequest
+    accelerator: Accelerator
+    device: torch.device
+    spread: bool
+    """Whether the model may be spread over several accelerators: the user named no device."""
+    main: bool
+    """Whether this process writes."""
+    notes: list[str] = field(default_factory=list)
+    """What is unusual about this start."""
+
+    def sees(self, view: Callable[[], T]) -> T:
+        """Return what ``view`` returns, or raise what it raises, where the run's folder is written: on all alike."""
+        return agreed(self.accelerator, view if self.main else None)
+
+    def note(self, line: str) -> None:
+        """Say ``line`` and keep it for the events."""
+        self.reporter.say(line)
+        self.notes.append(line)
+
+    @property
+    def command(self) -> str:
+        """The command that goes on with the run."""
+        return _command(self.folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's lock in the process that writes, and clear away what a killed one left.
+
+        Raises RunError, on every process of the run, if another run's process holds it.
+        """
+        with ExitStack() as stack:
+            self.sees(lambda: self._take_lock(stack))
+            yield
+
+    def _take_lock(self, stack: ExitStack) -> None:
+        with refusals_explained(self.folder):
+            lock = stack.enter_context(run_lock(self.folder))
+            tidy(self.folder)
+        if not lock.held:
+            self.note(say("training.session.no_locks"))
+        if lock.abandoned:
+            self.note(say("training.session.no_orderly_end", process=lock.abandoned))
+
+
+@contextmanager
+def open_session(
+    folder: Path, reporter: Reporter | None, stop: StopRequest | None, device: str | None, each_node: bool
+) -> Iterator[Session]:
+    """Join the run's other processes, and handle signals while the block runs.
+
+    With ``each_node`` one process on each machine writes. Raises Interrupted if a stop comes before the first step.
+    """
+    share_the_processor()
+    with stop_requests(stop) as asked:
+        try:
+            target = choose_device(device)
+            accelerator = make_accelerator(target)
+            main = writes(accelerator, on_each_node=each_node)
+            yield Session(folder, reporter or Reporter(), asked, accelerator, target, device is None, main)
+        except KeyboardInterrupt:
+            reason = asked.reason or say("training.session.keyboard")
+            if (folder / RECIPE).exists():
+                raise Interrupted(
+                    "training.session.stopped_before_step", reason=reason, command=_command(folder)
+                ) from None
+            raise Interrupted("training.session.stopped_before_folder", reason=reason) from None
+
+
+def _command(folder: Path) -> str:
+    return f"`{shell_command('train', '--resume', folder)}`"
