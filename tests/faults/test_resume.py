@@ -136,7 +136,7 @@ class TestComplete:
 
     def test_less_than_it_has_done_is_refused(self, inputs: Inputs, tmp_path: Path) -> None:
         run = Path(shutil.copytree(inputs.undisturbed, tmp_path / "run"))
-        with pytest.raises(RunError, match="has done 14 steps, and now its recipe asks for 7 in all"):
+        with pytest.raises(RunError, match="has done 14 steps, and its recipe now asks for 7 in all"):
             resume(run, overrides={"train.epochs": 1}, device="cpu")
 
 
