@@ -48,7 +48,7 @@ def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pyt
 
 def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
-        raise ModelError("model.weights.cannot_be_loaded", folder="m", error="x") from torch.OutOfMemoryError(
+        raise ModelError("model.weights.cannot_be_loaded", folder="m", reason="x") from torch.OutOfMemoryError(
             "CUDA out of memory"
         )
 
