@@ -1,4 +1,4 @@
-"""Exports: a run's adapter, made into what other programs run, and proof that they say the same.
+"""Exports: a run's model in the formats of other programs, verified against base + adapter.
 
     base's files ── base_weights ─┐
                                   ├─▶ MergedWeights ─┬─▶ merged      safetensors for transformers and vLLM

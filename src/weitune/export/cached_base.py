@@ -1,6 +1,6 @@
-"""A GGUF file of a run's base, for adapters to be put on: made once, kept in the cache.
+"""The GGUF file of a run's base, onto which adapters are loaded: made once and kept in the cache.
 
-A base that is itself a ``.gguf`` file is taken as it is.
+A base that is itself a ``.gguf`` file is used as it is.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from weitune.files.cache import cache_fix, cache_folder, mark_used
 from weitune.files.publish import file_written_aside
 from weitune.files.room import check_room
 from weitune.gguf.types import GgufType
+from weitune.messages import say
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.progress import Stage
 
 _LAYOUT = 1
-"""Counts up when the same base would be written otherwise."""
+"""Raised when the same base would be written differently."""
 
 
 def base_file(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
@@ -33,16 +34,17 @@ def base_file(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
     if path.is_file():
         mark_used(path)
         return path
-    check_room(path.parent, planned_bytes(source, source.base, gguf_type), f"the base as {gguf_type}", cache_fix())
+    what = say("export.cached_base.what", gguf_type=gguf_type)
+    check_room(path.parent, planned_bytes(source, source.base, gguf_type), what, cache_fix())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        progress = stage(f"writing the base as {gguf_type}, once")
+        progress = stage(say("export.cached_base.writing", gguf_type=gguf_type))
         with file_written_aside(path) as partial:
             write_gguf(
                 partial, source, source.base, gguf_type, template=source.template_without_system, progress=progress
             )
     except OSError as error:
-        raise ModelError("export.cached_base.cannot_be_written", parent=path.parent, error=error) from error
+        raise ModelError("export.cached_base.cannot_be_written", folder=path.parent, reason=error) from error
     return path
 
 

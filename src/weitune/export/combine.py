@@ -1,12 +1,12 @@
-"""One adapter from several, by PEFT's own methods.
+"""Combine several adapters into one, with PEFT's own methods.
 
-    linear   the sums of the A and of the B matrices, each by the root of its weight; for adapters of one rank
-    cat      all ranks side by side: exactly the weighted sum of the updates
-    svd      the weighted sum of the updates, cut back to the largest rank
-    ties     small entries dropped, signs agreed on, then summed (Yadav et al., arXiv 2306.01708)
-    dare     entries dropped at random and the rest enlarged, then summed (Yu et al., arXiv 2311.03099)
+    linear   the sums of the A and of the B matrices, each scaled by the root of its weight; for adapters of one rank
+    cat      all ranks side by side: the exact weighted sum of the updates
+    svd      the weighted sum of the updates, truncated to the largest rank
+    ties     small entries dropped, signs elected, then summed (Yadav et al., arXiv 2306.01708)
+    dare     entries dropped at random and the rest rescaled, then summed (Yu et al., arXiv 2311.03099)
 
-The result is a run's folder: the first one's recipe, ``adapter/``, and in ``environment.json`` what its base is.
+The result is a run's folder: the first run's recipe, ``adapter/``, and ``environment.json``, which identifies the base.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from weitune.files.json_files import json_bytes
 from weitune.files.publish import folder_written_aside
 from weitune.generate.open_model import incomplete, incomplete_refused
 from weitune.generate.run import Run
+from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.open_framing import open_framing
@@ -43,15 +44,15 @@ class Mixture:
 
     method: Method = "linear"
     weights: Sequence[float] = ()
-    """One for each adapter; 1 / count for each if there are none."""
+    """One for each adapter; if there are none, each counts 1 / count."""
     density: float = 0.5
-    """Share of the entries that ``ties`` and ``dare`` keep."""
+    """Fraction of the entries that ``ties`` and ``dare`` keep."""
     seed: int = 42
-    """Fixes what ``dare`` drops."""
+    """Determines which entries ``dare`` drops."""
 
 
 def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
-    """Combine the adapters of ``runs`` and write a run that has the result.
+    """Combine the adapters of ``runs`` and write the result as a run to ``output``.
 
     Raises InputError if the runs or the weights do not go together, or if ``output`` exists.
     """
@@ -78,24 +79,37 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
     if len(runs) < 2:
         raise InputError("export.combine.too_few_runs")
     if len(weights) != len(runs):
-        raise InputError("export.combine.counts_differ", runs_count=len(runs), weights_count=len(weights))
+        raise InputError("export.combine.counts_differ", adapters=len(runs), weights=len(weights))
     if output.exists():
         raise InputError("export.combine.output_exists", output=output)
     first, *others = runs
     different = [
-        f"tokens: {first.recipe.tokens} in '{first.path}', {run.recipe.tokens} in '{run.path}'"
+        say(
+            "export.combine.different_tokens",
+            first=first.path,
+            first_tokens=first.recipe.tokens,
+            other=run.path,
+            other_tokens=run.recipe.tokens,
+        )
         for run in others
         if run.recipe.tokens != first.recipe.tokens
     ]
     base = base_fingerprints(first.base_files())
     different += [
-        f"{name}: that of {first.recipe.model} in '{first.path}', another of {run.recipe.model} in '{run.path}'"
+        say(
+            "export.combine.different_fingerprint",
+            name=name,
+            first=first.path,
+            first_model=first.recipe.model,
+            other=run.path,
+            other_model=run.recipe.model,
+        )
         for run in others
-        for name, found in base_fingerprints(run.base_files()).items()
-        if found != base[name]
+        for name, fingerprint in base_fingerprints(run.base_files()).items()
+        if fingerprint != base[name]
     ]
     if different:
-        raise InputError("export.combine.different_bases", different="\n  ".join(different))
+        raise InputError("export.combine.different_bases", differences="\n  ".join(different))
     folders = [folder for run in runs if (folder := run.adapter_folder("last")) is not None]
     if not all(map(holds_adapter, folders)):
         raise RunError("export.combine.whole_model")
@@ -114,15 +128,14 @@ def _combined(
             adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
         for name, folder in zip(names[1:], folders[1:], strict=True):
             if missing := adapted.load_adapter(str(folder), adapter_name=name).missing_keys:
-                raise incomplete(folder, f"it lacks {len(missing)} tensors, such as {missing[0]}")
+                raise incomplete(folder, say("export.combine.lacks_tensors", count=len(missing), name=missing[0]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixture.seed)
             adapted.add_weighted_adapter(
                 names, list(weights), "default", combination_type=_PEFT_NAMES[mixture.method], **density
             )
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
-        said = first_line(error)
-        raise InputError("export.combine.peft_refuses", method=mixture.method, said=said) from error
+        raise InputError("export.combine.peft_refuses", method=mixture.method, reason=first_line(error)) from error
     for name in names:
         adapted.delete_adapter(name)
     adapted.set_adapter("default")
@@ -145,4 +158,4 @@ def _write(folder: Path, files: dict[Path, bytes]) -> None:
                 (partial / name).parent.mkdir(exist_ok=True)
                 (partial / name).write_bytes(data)
     except OSError as error:
-        raise RunError("export.combine.cannot_be_written", folder=folder, error=error) from error
+        raise RunError("export.combine.cannot_be_written", folder=folder, reason=error) from error

@@ -1,4 +1,4 @@
-"""Where an export goes: a folder that is written aside and exists once it is complete."""
+"""The folder of an export: written aside, so that it exists only once it is complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weitune.errors import RunError
 from weitune.files.publish import folder_written_aside
 
 MARK = "weitune.json"
-"""Lies in every export: what it was made from."""
+"""The file in every export that says what it was made from."""
 
 
 def check_destination(folder: Path, force: bool) -> None:
@@ -32,4 +32,4 @@ def written_aside(folder: Path) -> Iterator[Path]:
         with folder_written_aside(folder) as partial:
             yield partial
     except OSError as error:
-        raise RunError("export.destination.cannot_be_written", folder=folder, error=error) from error
+        raise RunError("export.destination.cannot_be_written", folder=folder, reason=error) from error

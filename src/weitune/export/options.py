@@ -1,4 +1,4 @@
-"""What to export, and how."""
+"""What to export and how."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Format = Literal["merged", "gguf", "gguf-adapter", "ollama"]
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What to export and how."""
+    """The options of ``weitune export``."""
 
     format: Format
     gguf_type: GgufType = "Q8_0"
     dtype: torch.dtype | None = None
     """Number format of ``merged``; None: the base's."""
     prompts: int = 8
-    """Dialogues that the export is compared on; 0: it is not compared."""
+    """How many dialogues the export is verified on; with 0 it is not verified."""
     smooth: bool = True
-    """Whether the channels of a quantized GGUF file are evened out first (:mod:`.smoothing`)."""
+    """Whether the channels of a quantized GGUF file are smoothed first (:mod:`.smoothing`)."""
 
 
 def gguf_name(source: ExportSource, options: ExportOptions) -> str:

@@ -1,6 +1,6 @@
-"""An export, from a run to a folder with proof: write aside, open again, compare, publish.
+"""Export a run to a folder: write it aside, open it again, verify it, publish it.
 
-What fails its comparison does not get the name that was asked for; it is kept as ``NAME.failed``.
+An export that fails its verification does not get the name that was asked for; it is kept as ``NAME.failed``.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def export(
     force: bool = False,
     stage: Stage = lambda title: lambda done, total: None,
 ) -> Exported:
-    """Export ``run`` to ``folder`` as ``options`` says.
+    """Export ``run`` to ``folder`` as ``options`` say.
 
-    Raises InputError if that cannot be done, and VerificationError if the result differs from base + adapter.
+    Raises InputError if that is not possible, and VerificationError if the result differs from base + adapter.
     """
     destination.check_destination(folder, force)
     if options.prompts and options.format != "merged":
@@ -75,12 +75,13 @@ def export(
 def _check_system(source: ExportSource) -> None:
     """Raise InputError if the system prompt has the text of a control token, which a template cannot keep as text."""
     tokens = map(str, source.tokenizer.convert_ids_to_tokens(sorted(source.framing.control_ids)))
-    if found := [token for token in tokens if token in (source.recipe.system or "")]:
-        raise InputError("export.run.control_token_in_system_prompt", found=found[0])
+    token = next((token for token in tokens if token in (source.recipe.system or "")), None)
+    if token is not None:
+        raise InputError("export.run.control_token_in_system_prompt", token=token)
 
 
 def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: Stage) -> dict[str, Any]:
-    """Write the export, and return what there is to say of a GGUF file of the whole model."""
+    """Write the export; return what weitune.json says about a GGUF file of the whole model."""
     title = say("export.run.writing", format=options.format)
     if options.format == "merged":
         write_merged(folder, source, options.dtype, stage(title))
@@ -108,7 +109,7 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
 
 
 def _frames(source: ExportSource) -> Any:
-    """Read the frames of the run's turns, and its system prompt, which the Modelfile says by itself."""
+    """Return the text around each role's turns, for a Modelfile."""
     template = source.template_without_system
     tokenizer = source.tokenizer
 
@@ -123,7 +124,7 @@ def _frames(source: ExportSource) -> Any:
 
 
 def _described(source: ExportSource, options: ExportOptions, written: dict[str, Any]) -> dict[str, Any]:
-    """Return what an export was made from, and what was ``written``."""
+    """Return the contents of weitune.json: what an export was made from, and what was ``written``."""
     from importlib.metadata import version
 
     adapter = (source.adapter_folder / "adapter_model.safetensors").read_bytes()

@@ -34,7 +34,7 @@ def change_config(adapter: Path, **changes: Any) -> None:
         ({"peft_type": "IA3"}, "it is of the kind IA3"),
         ({"fan_in_fan_out": True, "lora_bias": True}, "it has fan_in_fan_out; it has lora_bias"),
         ({"bias": "all"}, "it trains biases"),
-        ({"init_lora_weights": "pissa_niter_4"}, "its start 'pissa_niter_4' has changed the base's weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, "its initialization 'pissa_niter_4' has changed the base's weights"),
     ],
 )
 def test_what_is_not_a_low_rank_update_is_refused(adapter: Path, changes: dict[str, Any], reason: str) -> None:

@@ -1,8 +1,8 @@
 """A base model's weights, read one tensor at a time under the names that transformers gives them.
 
 :class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed
-and with the row order of attention undone (:mod:`weitune.gguf.architecture`); :class:`MergedWeights` either of
-them with an adapter added. Reading costs one tensor of memory; the files are mapped, not loaded.
+and with transformers' row order of attention (:mod:`weitune.gguf.architecture`); :class:`MergedWeights` adds an adapter
+to either of them. Reading takes the memory of one tensor: the files are mapped, not loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weitune.errors import ModelError, RunError
 from weitune.gguf.architecture import architecture_of_gguf
 from weitune.gguf.header import GgufHeader, read_header
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.weight_files import stored_weights
+from weitune.model.load.weight_files import some_names, stored_weights
 
 if TYPE_CHECKING:
     from weitune.export.source.adapter_weights import AdapterWeights
@@ -44,7 +44,7 @@ class Weights(Protocol):
         """Every tensor's format and shape, in the order of the files."""
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a tensor in ``dtype`` (default: its own). It may be mapped from a file: not to be changed in place."""
+        """Return a tensor in ``dtype`` (default: its own). Do not change it in place: it may be mapped from a file."""
 
 
 def open_weights(files: ModelFiles) -> Weights:
@@ -101,7 +101,7 @@ class GgufWeights:
 
 
 class MergedWeights:
-    """The weights of a base with an adapter added: float32 arithmetic, rounded once to the base's format."""
+    """The weights of a base with an adapter added in float32, rounded once to the base's format."""
 
     def __init__(self, base: Weights, adapter: AdapterWeights) -> None:
         """Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'."""
@@ -111,16 +111,16 @@ class MergedWeights:
             raise RunError(
                 "export.base_weights.weights_not_in_base",
                 folder=adapter.folder,
-                missing_count=len(missing),
-                missing=", ".join(missing[:3]),
+                count=len(missing),
+                names=some_names(missing),
             )
         modules = (name.removesuffix(".weight") for name in base.slots)
         if incomplete := adapter.missing(modules):
             raise RunError(
                 "export.base_weights.incomplete_adapter",
                 folder=adapter.folder,
-                incomplete_count=len(incomplete),
-                incomplete=", ".join(incomplete[:3]),
+                count=len(incomplete),
+                names=some_names(incomplete),
             )
 
     @property
@@ -135,7 +135,7 @@ class MergedWeights:
         return self.updates[name].applied(self.base.read(name)).to(dtype or self.slots[name].dtype)
 
 
-def _dtype(folder: Path, name: str, text: str) -> torch.dtype:
-    if text not in _DTYPES:
-        raise ModelError("export.base_weights.unknown_number_format", name=name, folder=folder, text=text)
-    return _DTYPES[text]
+def _dtype(folder: Path, weight: str, dtype: str) -> torch.dtype:
+    if dtype not in _DTYPES:
+        raise ModelError("export.base_weights.unknown_number_format", weight=weight, folder=folder, dtype=dtype)
+    return _DTYPES[dtype]

@@ -1,8 +1,8 @@
-"""The chat template that an export carries: the run's framing, as one Jinja source that needs no arguments.
+"""The chat template of an export: the run's framing, as one Jinja template that needs no arguments.
 
 Training, ``chat`` and ``serve`` frame with the tokenizer's template, the run's template arguments and the run's system
-prompt. Other programs know only the template, so it holds the other two: the arguments for good (llama.cpp would pass
-``enable_thinking`` of its own), the system prompt for dialogues that have none.
+prompt. Other programs know only the template, so it contains the other two: the arguments as fixed values (llama.cpp
+would pass its own ``enable_thinking``), and the system prompt for dialogues that have none.
 
     {%- set enable_thinking = false %}                                                         the run's arguments
     {%- if messages[0]['role'] != 'system' %}{% set messages = [{…}] + messages %}{% endif %}  its system prompt
@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from weitune.data.frame.framing import Framing
-from weitune.messages import say
 
 _TUTORIAL = (
     "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\n<|im_end|>\\n' }}{%- endif %}"
@@ -30,7 +29,7 @@ _TUTORIAL = (
 
 
 def self_contained_template(framing: Framing, system: str | None, end_of_turn: str) -> str:
-    """Return the Jinja source that frames as ``framing`` does, opened by ``system`` where a dialogue has no own.
+    """Return the Jinja template that frames as ``framing`` does, with ``system`` where a dialogue has no system prompt.
 
     ``end_of_turn`` is the text of the framing's end-of-turn token.
     """
@@ -49,7 +48,7 @@ def self_contained_template(framing: Framing, system: str | None, end_of_turn: s
 def _opening(system: str | None) -> str:
     if system is None:
         return ""
-    message = say("export.chat_template.text", literal=_literal(system))
+    message = f"{{'role': 'system', 'content': {_literal(system)}}}"
     return f"{{%- if messages[0]['role'] != 'system' %}}{{%- set messages = [{message}] + messages %}}{{%- endif %}}"
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What an export is made from."""
+    """A run to export: recipe, adapter, base, tokenizer and framing."""
 
     name: str
     recipe: Recipe
@@ -43,10 +43,10 @@ class ExportSource:
     tokenizer: PreTrainedTokenizerFast
     framing: Framing
     made_elsewhere: bool = False
-    """Whether the adapter is another program's, whose data are not known."""
+    """Whether another program made the adapter, so that its data are not known."""
 
     def dialogues(self) -> Iterable[Conversation]:
-        """Yield the run's data as conversations; of an adapter that was made elsewhere, the general check questions.
+        """Yield the run's data as conversations; for an adapter made elsewhere, the general check questions.
 
         Raises InputError if the data cannot be read.
         """
@@ -71,7 +71,7 @@ class ExportSource:
 
     @cached_property
     def config(self) -> Any:
-        """The base's transformers configuration; of a ``.gguf`` file, as transformers reads it."""
+        """The base's transformers configuration."""
         return read_config(self.files)
 
     @cached_property
@@ -81,12 +81,12 @@ class ExportSource:
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Every token at which an answer ends, the framing's end of turn first; as the engine of ``chat`` has them."""
+        """Every token at which an answer ends, the framing's end of turn first; the same as in ``weitune chat``."""
         return tuple(dict.fromkeys([*self.framing.stop_tokens, *self.base_stop_tokens]))
 
     @property
     def template(self) -> str:
-        """The chat template that an export carries: with the run's system prompt as the default."""
+        """The chat template of the export, with the run's system prompt as the default."""
         return self._template(self.recipe.system)
 
     @property
@@ -114,7 +114,7 @@ class ExportSource:
         return self_contained_template(self.base_framing, None, self._token_text(self.base_framing.end_of_turn))
 
     def with_system(self, conversation: Conversation) -> Conversation:
-        """Return ``conversation`` as training saw it: opened by the run's system prompt if it has none of its own."""
+        """Return ``conversation`` as training saw it: with the run's system prompt if it has none of its own."""
         return conversation.with_system(self.recipe.system)
 
 

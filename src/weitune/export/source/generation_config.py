@@ -1,12 +1,12 @@
-"""The generation config of an export: the base's, with the tokens at which the tuned model stops, and greedy.
+"""The generation config of an export: greedy decoding, and the stop tokens of the tuned model.
 
-Two kinds of programs read the file, and each has its own word for greedy decoding:
+Two kinds of programs read the file, and each has its own setting for greedy decoding:
 
     transformers     do_sample false
     vLLM, SGLang     temperature 0; they do not know do_sample, and sample at 1 without a temperature
 
-Both words stand in the file. transformers ignores the temperature while it does not sample, and says so once when it
-loads the file. A request's own temperature replaces the file's in vLLM and SGLang.
+The file has both. transformers ignores the temperature while it does not sample, and logs that once when it loads the
+file. A request's own temperature replaces the file's in vLLM and SGLang.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from weitune.model.load.locate import ModelFiles
 from weitune.model.load.stop_tokens import GENERATION_CONFIG, read_generation_config
 
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": 0.0}
-"""Greedy decoding, in the words of every program that reads the file."""
+"""Greedy decoding, for every program that reads the file."""
 
 
 def write_generation_config(folder: Path, files: ModelFiles, stop_tokens: Sequence[int], pad: int | None) -> None:
     """Write the base's generation config with ``stop_tokens``, without its sampling.
 
-    Sampling that a base ships (Qwen's temperature and repetition penalty) would answer otherwise than the run does.
+    With the sampling settings that a base ships (Qwen's temperature and repetition penalty), answers would differ from
+    the run's.
     """
     base = read_generation_config(files)
     kept = {key: base[key] for key in ("bos_token_id", "pad_token_id") if base.get(key) is not None}
