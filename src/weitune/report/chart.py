@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from weitune.messages import say
+
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
 _MOST_POINTS = 500
@@ -28,8 +30,8 @@ class Line:
     dashed: bool = False
 
 
-def chart(title: str, lines: Sequence[Line], *, x_label: str = "step") -> str:
-    """Return a figure with ``lines``, or nothing if none has a point."""
+def chart(title: str, lines: Sequence[Line], *, x_label: str | None = None) -> str:
+    """Return a figure with ``lines``, or nothing if none has a point; ``x_label`` is ``step`` by default."""
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
@@ -37,7 +39,7 @@ def chart(title: str, lines: Sequence[Line], *, x_label: str = "step") -> str:
     ys = [y for line in lines for _, y in line.points]
     place = _Place(min(xs), max(xs), min(ys), max(ys))
     x_ticks, y_ticks = ticks(place.left, place.right), ticks(place.low, place.high)
-    drawn = [_grid(place, x_ticks, y_ticks, x_label)]
+    drawn = [_grid(place, x_ticks, y_ticks, x_label or say("report.chart.step"))]
     drawn += [_line(place, line) for line in sorted(lines, key=lambda line: not line.faint)]
     spans = [f'<span class="c{line.colour % 8}">{escape(line.name)}</span>' for line in lines if not line.faint]
     legend = "".join(spans) if len(spans) > 1 else ""  # one line alone is what the title says

@@ -6,24 +6,26 @@ from collections.abc import Sequence
 
 from weitune.evaluate.evaluation import ModelScores
 from weitune.evaluate.figures import figures
+from weitune.messages import say
 from weitune.report.chart import Line, chart
+from weitune.report.data_section import MISSING
 from weitune.report.page import page, section, table
 from weitune.report.run_record import RunRecord
 from weitune.run.history import smoothed
 
 _PLACES = ("output",)
-_MISSING = "–"
 
 
 def compare(records: Sequence[RunRecord]) -> str:
     """Return the page about ``records``, in their order."""
     names = names_of(records)
-    lead = f"{len(records)} runs: {', '.join(names)}"
-    return page("Runs compared", lead, [
-        section("Where the recipes differ", table(["key", *names], differences(records))),
-        section("Results", table(["", *names], results(records), numbers=True)),
-        section("Curves", f'<div class="charts">{_charts(records, names)}</div>\n'),
-        section("Evaluations", _evaluations(records, names)),
+    heads = [say("report.comparison.key"), *names]
+    lead = say("report.comparison.runs", count=len(records), names=", ".join(names))
+    return page(say("report.comparison.title"), lead, [
+        section(say("report.comparison.differences"), table(heads, differences(records))),
+        section(say("report.comparison.results"), table(["", *names], results(records), numbers=True)),
+        section(say("report.run_report.curves"), f'<div class="charts">{_charts(records, names)}</div>\n'),
+        section(say("report.comparison.evaluations"), _evaluations(records, names)),
     ])  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def differences(records: Sequence[RunRecord]) -> list[list[str]]:
 
 
 def results(records: Sequence[RunRecord]) -> list[list[str]]:
-    """Return what came of each run, one row a figure."""
+    """Return the results of each run: one row for each figure, its name first."""
     columns = [_result(record) for record in records]
     return [[name, *(column[name] for column in columns)] for name in columns[0]]
 
@@ -50,15 +52,16 @@ def results(records: Sequence[RunRecord]) -> list[list[str]]:
 def _result(record: RunRecord) -> dict[str, str]:
     loss, validation = record.series("loss"), record.series("loss", "validation")
     seconds = sum(value for _, value in record.series("step_seconds"))
+    peak = max((value for _, value in record.series("memory_bytes")), default=0)
     best = record.best
     return {
-        "steps": f"{len(loss):,}",
-        "time in steps, s": f"{seconds:,.0f}",
-        "training loss, smoothed": f"{smoothed(loss)[-1][1]:.4f}" if loss else _MISSING,
-        "validation loss, last": f"{validation[-1][1]:.4f}" if validation else _MISSING,
-        "validation loss, best": f"{best[1]:.4f}" if best else _MISSING,
-        "at step": f"{best[0]}" if best else _MISSING,
-        "peak memory, GiB": f"{max((v for _, v in record.series('memory_bytes')), default=0) / 2**30:.2f}",
+        say("report.run_report.steps"): f"{len(loss):,}",
+        say("report.comparison.step_seconds"): f"{seconds:,.0f}",
+        say("report.run_report.training_loss"): f"{smoothed(loss)[-1][1]:.4f}" if loss else MISSING,
+        say("report.run_report.last_validation_loss"): f"{validation[-1][1]:.4f}" if validation else MISSING,
+        say("report.run_report.best_validation_loss"): f"{best[1]:.4f}" if best else MISSING,
+        say("report.comparison.best_step"): f"{best[0]}" if best else MISSING,
+        say("report.comparison.peak_memory"): f"{peak / 2**30:.2f}",
     }
 
 
@@ -72,10 +75,10 @@ def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
         Line(name, _by_time(record), colour=k) for k, (name, record) in enumerate(zip(names, records, strict=True))
     ]
     return (
-        chart("Validation loss", lines("validation"))
-        + chart("Validation loss over time", by_time, x_label="seconds")
-        + chart("Training loss, smoothed", lines("step", smooth=True))
-        + chart("Learning rate", lines("step", "learning_rate"))
+        chart(say("report.comparison.validation_loss_chart"), lines("validation"))
+        + chart(say("report.comparison.validation_loss_over_time"), by_time, x_label=say("report.comparison.seconds"))
+        + chart(say("report.comparison.training_loss_chart"), lines("step", smooth=True))
+        + chart(say("report.run_report.learning_rate"), lines("step", "learning_rate"))
     )
 
 
@@ -91,19 +94,19 @@ def _by_time(record: RunRecord) -> list[tuple[float, float]]:
 
 
 def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
-    """Return the figures of every model that was judged."""
-    judged: list[tuple[str, ModelScores]] = [
+    """Return the figures of every model that was evaluated."""
+    evaluated: list[tuple[str, ModelScores]] = [
         (f"{name}: {model.which}", model)
         for name, record in zip(names, records, strict=True)
         if record.evaluation is not None
         for model in record.evaluation.models
     ]
-    if not judged:
+    if not evaluated:
         return ""
-    return table(["", *(head for head, _ in judged)], figures([model for _, model in judged]), numbers=True)
+    return table(["", *(head for head, _ in evaluated)], figures([model for _, model in evaluated]), numbers=True)
 
 
 def _shown(value: object) -> str:
     if value is None:
-        return "none"
+        return say("report.comparison.none")
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -8,12 +8,13 @@ from typing import Any
 
 from weitune.evaluate.evaluation import Evaluation
 from weitune.files.publish import publish_text
+from weitune.messages import say
 from weitune.messages.quantities import duration_text, memory_text
 from weitune.report.chart import Line, chart
+from weitune.report.data_section import MISSING, data_tables, learned_rows, plain
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
 from weitune.report.run_record import RunRecord
-from weitune.run.data_record import DataRecord
 from weitune.run.history import smoothed
 from weitune.run.names import RECIPE, REPORT
 from weitune.shell import shell_command
@@ -37,7 +38,8 @@ def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Eval
     Raises OSError if the system refuses to write.
     """
     target = folder / REPORT
-    publish_text(page(f"Evaluation of {name}", base, [evaluation_section(evaluation)]), target)
+    title = say("report.run_report.evaluation_of", name=name)
+    publish_text(page(title, base, [evaluation_section(evaluation)]), target)
     return target
 
 
@@ -45,86 +47,103 @@ def run_report(record: RunRecord) -> str:
     """Return the report as one page."""
     recipe = record.recipe
     lead = f"{recipe.model} · {', '.join(recipe.data)}"
-    return page(f"Run {record.name}", lead, [
-        section("At a glance", tiles(_facts(record))),
-        section("The same questions before and after", _answers(record.answers)),
-        section("Curves", f'<div class="charts">{_charts(record)}</div>\n'),
-        section("Answers while it trained", _samples(record.of_kind("validation"))),
+    return page(say("report.run_report.title", name=record.name), lead, [
+        section(say("report.run_report.at_a_glance"), tiles(_facts(record))),
+        section(say("report.run_report.before_and_after"), _answers(record.answers)),
+        section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
+        section(say("report.run_report.samples"), _samples(record.of_kind("validation"))),
         evaluation_section(record.evaluation),
-        section("Data", _data(record.data)),
-        section("What is learned", _preview(record.data)),
-        section("Memory: forecast and truth", _memory(record)),
-        section("What can be done with it", code(_commands(record))),
-        section("To repeat it", _repeat(record)),
+        section(say("report.run_report.data"), data_tables(record.data)),
+        section(say("report.run_report.learned"), learned_rows(record.data)),
+        section(say("report.run_report.memory"), _memory(record)),
+        section(say("report.run_report.commands"), code(_commands(record))),
+        section(say("report.run_report.repeat"), _repeat(record)),
     ])  # fmt: skip
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    steps, told = record.of_kind("step"), record.of_kind("validation")
+    steps = record.of_kind("step")
     start = next(iter(record.of_kind("start")), {})
-    facts = [("steps", f"{len(steps):,} of {start.get('steps', '?')}")]
+    done = say("report.run_report.steps_of", done=len(steps), steps=start.get("steps", "?"))
+    facts = [(say("report.run_report.steps"), done)]
     if steps:
         loss = smoothed(record.series("loss"))
         seconds = sum(event.get("step_seconds", 0.0) for event in steps)
+        speed = sum(event.get("tokens", 0) for event in steps) / seconds if seconds else None
         facts += [
-            ("training loss, smoothed", f"{loss[-1][1]:.3f}" if loss else "–"),
-            ("time in steps", duration_text(seconds)),
-            ("tokens a second", f"{sum(e.get('tokens', 0) for e in steps) / seconds:,.0f}" if seconds else "–"),
+            (say("report.run_report.training_loss"), f"{loss[-1][1]:.3f}" if loss else MISSING),
+            (say("report.run_report.step_time"), duration_text(seconds)),
+            (say("report.run_report.speed"), f"{speed:,.0f}" if speed is not None else MISSING),
         ]
     losses = record.series("loss", "validation")
     if losses:
-        facts += [("validation loss, before", f"{losses[0][1]:.3f}"), ("validation loss, last", f"{losses[-1][1]:.3f}")]
+        facts.append((say("report.run_report.first_validation_loss"), f"{losses[0][1]:.3f}"))
+        facts.append((say("report.run_report.last_validation_loss"), f"{losses[-1][1]:.3f}"))
         if best := record.best:
-            facts.append(("validation loss, best", f"{best[1]:.3f} at step {best[0]}"))
-        facts.append(("perplexity, last", _plain(told[-1].get("perplexity"))))
-    end = next(iter(reversed(record.of_kind("end"))), None)
-    facts.append(("state", _state(record, end)))
+            at_step = say("report.run_report.loss_at_step", loss=best[1], step=best[0])
+            facts.append((say("report.run_report.best_validation_loss"), at_step))
+        perplexity = record.of_kind("validation")[-1].get("perplexity")
+        facts.append((say("report.run_report.last_perplexity"), plain(perplexity)))
+    facts.append((say("report.run_report.state"), _state(record)))
     return facts
 
 
-def _state(record: RunRecord, end: Mapping[str, Any] | None) -> str:
-    if end is not None:
-        chosen = end.get("adapter_step", end.get("step"))
-        return "finished" if chosen == end.get("step") else f"finished; adapter of step {chosen}"
-    stop = next(iter(reversed(record.of_kind("stop"))), None)
-    return f"stopped by {stop.get('reason')}" if stop else "not finished"
+def _state(record: RunRecord) -> str:
+    if ends := record.of_kind("end"):
+        step = ends[-1].get("step")
+        chosen = ends[-1].get("adapter_step", step)
+        if chosen == step:
+            return say("report.run_report.finished")
+        return say("report.run_report.finished_with_adapter", step=chosen)
+    if stops := record.of_kind("stop"):
+        return say("report.run_report.stopped", reason=stops[-1].get("reason"))
+    return say("report.run_report.not_finished")
 
 
 def _charts(record: RunRecord) -> str:
     loss = record.series("loss")
-    drawn = [
-        chart("Loss", [
-            Line("every step", loss, faint=True), Line("training, smoothed", smoothed(loss)),
-            Line("validation", record.series("loss", "validation"), colour=1),
-        ]),
-        chart("Learning rate", [Line("learning rate", record.series("learning_rate"), colour=2)]),
-        chart("Gradient norm before clipping", [Line("gradient norm", record.series("grad_norm"), colour=3)]),
-        chart("Speed, tokens a second", [Line("tokens a second", record.series("tokens_per_second"), colour=4)]),
-    ]  # fmt: skip
+    lines = [
+        Line(say("report.run_report.every_step"), loss, faint=True),
+        Line(say("report.run_report.training_loss"), smoothed(loss)),
+        Line(say("report.run_report.validation_loss"), record.series("loss", "validation"), colour=1),
+    ]
+    drawn = [chart(say("report.run_report.loss"), lines)]
+    curves = {
+        "learning_rate": say("report.run_report.learning_rate"),
+        "grad_norm": say("report.run_report.grad_norm"),
+        "tokens_per_second": say("report.run_report.speed_chart"),
+    }
+    for colour, (key, title) in enumerate(curves.items(), 2):
+        drawn.append(chart(title, [Line(title, record.series(key), colour=colour)]))
     return "".join(drawn)
 
 
 def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
     """Return the questions that a demo asked the base model and the tuned one."""
+    heads = (say("report.run_report.question"), say("report.run_report.before"), say("report.run_report.after"))
     rows = [[answer.get(key, "") for key in ("question", "before", "after")] for answer in answers]
-    return table(["question", "before", "after"], rows, said=True)
+    return table(heads, rows, said=True)
 
 
-def _samples(told: Sequence[Mapping[str, Any]]) -> str:
+def _samples(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Return the answers to each prompt over the steps."""
     by_prompt: dict[str, list[tuple[object, Mapping[str, Any]]]] = {}
-    for event in told:
+    for event in evaluations:
         for sample in event.get("samples") or []:
             by_prompt.setdefault(str(sample.get("prompt")), []).append((event.get("step"), sample))
     parts = []
     for prompt, answers in by_prompt.items():
+        rows = [(say("report.run_report.step", step=step), _said(sample)) for step, sample in _spread(answers)]
         reference = answers[0][1].get("reference")
-        rows = [(f"step {step}", sample.get("answer", "") + ("" if sample.get("stopped") else " …"))
-                for step, sample in _spread(answers)]  # fmt: skip
         if reference is not None:
-            rows.append(("data", reference))
+            rows.append((say("report.run_report.reference"), reference))
         parts.append(f"<p><b>{text(prompt)}</b></p>\n" + table((), rows, said=True))
     return "".join(parts)
+
+
+def _said(sample: Mapping[str, Any]) -> str:
+    """Return an answer; an ellipsis marks one that was cut at its longest length."""
+    return f"{sample.get('answer', '')}{'' if sample.get('stopped') else ' …'}"
 
 
 def _spread(items: list[Any]) -> list[Any]:
@@ -135,49 +154,15 @@ def _spread(items: list[Any]) -> list[Any]:
     return [items[round(k * last / (_SHOWN_SAMPLES - 1))] for k in range(_SHOWN_SAMPLES)]
 
 
-def _data(data: DataRecord | None) -> str:
-    if data is None:
-        return ""
-    rows, examples, lengths = data.report.rows, data.report.examples, data.report.lengths
-    facts: list[tuple[str, object]] = [
-        ("rows read", _plain(rows.read)), ("rows trained", _plain(rows.trained)),
-        *((f"set aside: {reason}", _plain(count)) for reason, count in rows.set_aside.items()),
-        ("examples", _plain(examples.kept)), ("cut", _plain(examples.cut)),
-        ("tokens", _plain(lengths.all)), ("learned tokens", _plain(lengths.supervised)),
-        ("exact copies of a row", _plain(data.report.findings.exact_duplicates)),
-    ]  # fmt: skip
-    if data.validation is not None:
-        facts.append(("examples for validation", _plain(data.validation.examples)))
-    sources = [(source.name, _plain(source.rows), source.format) for source in data.report.sources]
-    spread = lengths.per_example
-    per_example = table(["tokens of an example", *spread], [["", *map(_plain, spread.values())]], numbers=True)
-    return table(["file", "rows", "format"], sources) + table((), facts) + (per_example if spread else "")
-
-
-def _preview(data: DataRecord | None) -> str:
-    blocks = []
-    for example in data.preview if data else ():
-        parts = "".join(_part(content, kind) for content, kind in example.parts)
-        blocks.append(f'<p><small>{text(example.place)}</small></p><pre class="text">{parts}</pre>\n')
-    lead = "<p><mark>Marked text</mark> is learned; <span class='control'>grey</span> only frames the turns.</p>\n"
-    return lead + "".join(blocks) if blocks else ""
-
-
-def _part(content: str, kind: str) -> str:
-    if kind == "learned":
-        return f"<mark>{text(content)}</mark>"
-    return f'<span class="control">{text(content)}</span>' if kind == "control" else text(content)
-
-
 def _memory(record: RunRecord) -> str:
     forecast = record.environment.get("forecast")
     peak = max((value for _, value in record.series("memory_bytes")), default=None)
-    rows = [(name, memory_text(size, digits=2)) for name, size in (forecast or {}).items()]
+    rows = [(name, memory_text(size, 2)) for name, size in (forecast or {}).items()]
     if forecast:
-        rows.append(("forecast, all", memory_text(sum(forecast.values()), digits=2)))
+        rows.append((say("report.run_report.forecast_in_all"), memory_text(sum(forecast.values()), 2)))
     if peak:
-        rows.append(("measured peak of this process", memory_text(peak, digits=2)))
-    return table(["part", "size"], rows, numbers=True)
+        rows.append((say("report.run_report.measured_peak"), memory_text(peak, 2)))
+    return table([say("report.run_report.part"), say("report.run_report.size")], rows, numbers=True)
 
 
 def _commands(record: RunRecord) -> str:
@@ -194,11 +179,12 @@ def _repeat(record: RunRecord) -> str:
         k: v for k, v in record.environment.items() if k not in {"basis", "base place", "packages", "forecast"}
     }
     packages = record.environment.get("packages", {})
+    fingerprints = _leaves(record.environment.get("basis", {}))
     return (
         code(f"{shell_command('train', record.path / RECIPE, '--output', 'ANOTHER-FOLDER')}\n")
-        + folded("The whole recipe", code(record.recipe_text, wrapped=True))
-        + folded("Machine and versions", table((), [*environment.items(), *packages.items()]))
-        + folded("Fingerprints of model and data", code(_leaves(record.environment.get("basis", {})), wrapped=True))
+        + folded(say("report.run_report.recipe"), code(record.recipe_text, wrapped=True))
+        + folded(say("report.run_report.machine"), table((), [*environment.items(), *packages.items()]))
+        + folded(say("report.run_report.fingerprints"), code(fingerprints, wrapped=True))
     )
 
 
@@ -209,9 +195,3 @@ def _leaves(tree: Any, prefix: str = "") -> str:
     for key, value in tree.items():
         lines += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else f"{prefix}{key}: {value}\n"
     return lines
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")

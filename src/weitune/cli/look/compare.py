@@ -37,7 +37,11 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         if user_path(opened.recipe.model).exists():
             opened.base_files()
     console = Console(highlight=False)
-    for title, rows in (("Where the recipes differ", differences(records)), ("Results", results(records))):
+    tables = (
+        (say("report.comparison.differences"), differences(records)),
+        (say("report.comparison.results"), results(records)),
+    )
+    for title, rows in tables:
         table = Table(title=title, title_justify="left", box=None)
         for head in ("", *names_of(records)):
             table.add_column(head, overflow="fold")

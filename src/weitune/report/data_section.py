@@ -1,0 +1,60 @@
+"""The parts of a report about the data: counts of rows and tokens, and rows with what is learned of them marked."""
+
+from __future__ import annotations
+
+from weitune.messages import say
+from weitune.report.page import table, text
+from weitune.run.data_record import DataRecord
+
+MISSING = "–"
+
+
+def data_tables(data: DataRecord | None) -> str:
+    """Return the tables about the data of a run; nothing if it recorded none."""
+    if data is None:
+        return ""
+    rows, examples, lengths = data.report.rows, data.report.examples, data.report.lengths
+    facts = [
+        (say("report.data_section.rows_read"), rows.read),
+        (say("report.data_section.rows_trained"), rows.trained),
+        *((say("report.data_section.set_aside", reason=reason), count) for reason, count in rows.set_aside.items()),
+        (say("report.data_section.examples"), examples.kept),
+        (say("report.data_section.cut"), examples.cut),
+        (say("report.data_section.tokens"), lengths.all),
+        (say("report.data_section.learned_tokens"), lengths.supervised),
+        (say("report.data_section.exact_copies"), data.report.findings.exact_duplicates),
+    ]
+    if data.validation is not None:
+        facts.append((say("report.data_section.validation_examples"), data.validation.examples))
+    heads = (say("report.data_section.file"), say("report.data_section.rows"), say("report.data_section.format"))
+    sources = [(source.name, plain(source.rows), source.format) for source in data.report.sources]
+    parts = [table(heads, sources), table((), [(name, plain(count)) for name, count in facts])]
+    if spread := lengths.per_example:
+        lengths_heads = (say("report.data_section.tokens_of_an_example"), *spread)
+        parts.append(table(lengths_heads, [["", *map(plain, spread.values())]], numbers=True))
+    return "".join(parts)
+
+
+def learned_rows(data: DataRecord | None) -> str:
+    """Return some rows as training sees them, with what is learned marked."""
+    rows = []
+    for example in data.preview if data else ():
+        parts = "".join(_part(content, kind) for content, kind in example.parts)
+        rows.append(f'<p><small>{text(example.place)}</small></p><pre class="text">{parts}</pre>\n')
+    marked = "<mark>" + text(say("report.data_section.marked")) + "</mark>"
+    grey = "<span class='control'>" + text(say("report.data_section.grey")) + "</span>"
+    lead = "<p>" + text(say("report.data_section.legend")).format(marked=marked, grey=grey) + "</p>\n"
+    return lead + "".join(rows) if rows else ""
+
+
+def plain(value: object) -> str:
+    """Return a number as people read it, a dash for None, and anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return MISSING if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def _part(content: str, kind: str) -> str:
+    if kind == "learned":
+        return f"<mark>{text(content)}</mark>"
+    return f'<span class="control">{text(content)}</span>' if kind == "control" else text(content)
