@@ -196,7 +196,9 @@ def test_an_adapter_whose_names_vllm_does_not_find_is_refused(tmp_path: Path) ->
     with pytest.raises(ModelError) as error:
         command_for({"run": run}, tmp_path / "cache")
     layers = len(AdapterWeights(run.path / "adapter").updates)
-    assert f"vLLM would leave out {layers} of the {layers} layers of the adapter 'run' without an error" in str(error)
+    assert f"vLLM would leave out {layers} of the {layers} layers of the adapter 'run' without an error" in str(
+        error.value
+    )
     assert "Qwen3_5ForConditionalGeneration" in error.value.message
     assert "merge_and_unload" in error.value.fix
     assert not (tmp_path / "cache").exists()
