@@ -14,7 +14,7 @@ from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare, read_options
 from weitune.data.read.conversations import Reader
 from weitune.data.show.check import check
-from weitune.data.show.preview import Shown, look
+from weitune.data.show.preview import PreviewItem, preview
 from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
 
@@ -55,10 +55,10 @@ def test_accounts_are_exact(name: str, qwen_tokenizer: Any, shared_data: Path) -
     assert prepared.lengths.max() <= 700
 
 
-def shown(name: str, tokenizer: Any, folder: Path) -> list[Shown]:
+def shown(name: str, tokenizer: Any, folder: Path) -> list[PreviewItem]:
     recipe = Recipe(model="any", data=[str(folder / name)], tokens=Tokens(max_length=4096))
     reader = Reader(recipe.data, read_options(recipe))
-    return list(look(reader, framing_for(tokenizer, recipe.tokens), tokenizer, recipe))
+    return list(preview(reader, framing_for(tokenizer, recipe.tokens), tokenizer, recipe))
 
 
 def test_alpaca_reads_right(qwen_tokenizer: Any, shared_data: Path) -> None:

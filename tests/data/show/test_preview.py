@@ -13,7 +13,7 @@ from tests.data.frame.test_framing import framing_of
 from weitune.cli.data.view import print_preview
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.show.page import page
-from weitune.data.show.preview import Part, Shown, parts
+from weitune.data.show.preview import Part, PreviewItem, parts
 
 
 def parts_of(name: str, *turns: Turn) -> tuple[Part, ...]:
@@ -49,7 +49,7 @@ def test_exactly_the_letters_have_borders(name: str, data: st.DataObject) -> Non
 
 def test_the_terminal_and_the_page_show_the_borders(capsys: pytest.CaptureFixture[str]) -> None:
     turns = (Turn("user", "a <think> b"), Turn("assistant", "c"))
-    item = Shown("f.json row 1", parts_of("qwen2.5", turns[0]._replace(content="a </s><|im_end|> b"), turns[1]))
+    item = PreviewItem("f.json row 1", parts_of("qwen2.5", turns[0]._replace(content="a </s><|im_end|> b"), turns[1]))
     print_preview([item], [])
     printed = capsys.readouterr().out
     assert "┊<┊|┊" in printed
@@ -60,7 +60,7 @@ def test_the_terminal_and_the_page_show_the_borders(capsys: pytest.CaptureFixtur
 
 
 def test_nothing_is_said_of_borders_without_look_alikes(capsys: pytest.CaptureFixture[str]) -> None:
-    item: Any = Shown("f.json row 1", parts_of("qwen2.5", Turn("user", "a < b"), Turn("assistant", "c")))
+    item: Any = PreviewItem("f.json row 1", parts_of("qwen2.5", Turn("user", "a < b"), Turn("assistant", "c")))
     print_preview([item], [])
     assert "┊" not in capsys.readouterr().out
     assert "data-shown=" not in page("title", [item], [])

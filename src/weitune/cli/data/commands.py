@@ -85,7 +85,7 @@ def preview_command(
     from itertools import islice
 
     from weitune.data.prepare.prepare import recipe_reader
-    from weitune.data.show.preview import look
+    from weitune.data.show.preview import preview
 
     recipe = _recipe(files, recipe_file, options)
     if recipe.model == _NO_MODEL:
@@ -94,7 +94,7 @@ def preview_command(
     reader = recipe_reader(recipe)
     if reader.problems:
         raise reader.problems.error()
-    shown = look(reader, framing, tokenizer, recipe, row)
+    shown = preview(reader, framing, tokenizer, recipe, row)
     limit = limit or (500 if page_file else 3)
     items = list(islice(shown, None if row else limit))
     if row is not None and not items:

@@ -15,7 +15,7 @@ from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.data.show.check import Check
-    from weitune.data.show.preview import Part, Shown
+    from weitune.data.show.preview import Part, PreviewItem
 
 _BINS = 12
 _BAR_WIDTH = 40
@@ -76,7 +76,7 @@ def _edges(least: int, most: int) -> Sequence[int]:
     return range(start, most + step + 1, step)
 
 
-def print_preview(items: Iterable[Shown], notes: Iterable[str]) -> None:
+def print_preview(items: Iterable[PreviewItem], notes: Iterable[str]) -> None:
     """Print examples with learned text in green and control tokens dimmed, then the learned text alone."""
     console = Console(highlight=False, soft_wrap=True)
     for note in notes:
@@ -102,6 +102,6 @@ def _styled(part: Part) -> Text:
     return Text(BORDER, style="bold red").join(Text(piece, style=style) for piece in part.pieces)
 
 
-def _facts(item: Shown) -> str:
+def _facts(item: PreviewItem) -> str:
     facts = [f"{item.tokens} tokens, {item.learned_tokens} learned"] if item.parts else []
     return " · ".join([*facts, *item.tags])

@@ -1,4 +1,4 @@
-"""Settle a row: which of its examples are kept, cut or set aside, and for which reason."""
+"""Decide about the examples of a row: which are kept, cut or set aside, and for which reason."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from weitune.data.conversation import Conversation, Example, Span
 from weitune.data.prepare.accounts import RowCounts
 from weitune.data.problems import Problem, Problems, data_problem
 from weitune.errors import DataError
+from weitune.messages import say
 from weitune.recipe.schema import Tokens
 
 
@@ -18,56 +19,59 @@ def truncate(
     accounts: RowCounts,
     problems: Problems,
 ) -> list[Example]:
-    """Return the examples of a row that are kept, cut if need be, and book the row."""
-    limit, truncation = tokens.max_length, tokens.truncation
+    """Return the examples of a row that are kept, cut if need be, and count the row.
+
+    A row with a faulty example keeps none; its faults go to ``problems``.
+    """
+    limit = tokens.max_length
     kept: list[Example] = []
     reasons: list[str] = []
     faults: list[Problem] = []
     for example in examples:
         if isinstance(example, DataError):
-            faults += [_standing(problem, conversation) for problem in example.problems if isinstance(problem, Problem)]
+            faults += [problem for problem in example.problems if isinstance(problem, Problem)]
         elif not example.spans:
-            reasons.append("without a learned token")
-        elif len(example.input_ids) <= limit:
+            reasons.append(say("data.truncate.nothing_learned"))
+        elif (trained := within_limit(example, tokens)) is example:
             kept.append(example)
         else:
-            shorter = cut(example, limit)
+            shorter = trained or cut(example, limit)
             accounts.too_long += 1
             accounts.lost_by_cut += example.supervised - shorter.supervised
-            if truncation == "error":
-                faults.append(_too_long(conversation, len(example.input_ids), limit))
-            elif truncation == "drop":
-                reasons.append(f"longer than {limit:,} tokens")
-            elif not shorter.spans:
-                reasons.append(f"with nothing to learn in the first {limit:,} tokens")
+            if tokens.truncation == "error":
+                faults.append(data_problem("data.truncate.too_long", limit=limit, tokens=len(example.input_ids)))
+            elif trained is None:
+                reasons.append(say("data.truncate.longer", limit=limit))
+            elif not trained.spans:
+                reasons.append(say("data.truncate.nothing_learned_before_cut", limit=limit))
             else:
                 accounts.cut += 1
-                kept.append(shorter)
+                kept.append(trained)
     if faults:
-        problems.add(faults)
+        origin = conversation.origin
+        problems.add(problem.at(origin) if origin else problem for problem in faults)
         return []
     accounts.row(conversation, len(kept), reasons)
     return kept
 
 
-def weighted(example: Example | DataError, weight: float) -> Example | DataError:
-    """Scale what is learned of an example by the weight of its file."""
-    if isinstance(example, DataError):
+def within_limit(example: Example, tokens: Tokens) -> Example | None:
+    """Return ``example`` itself if it is short enough, else what the recipe's ``tokens`` keep of it: its beginning
+    (``truncation: cut``) or nothing."""
+    if len(example.input_ids) <= tokens.max_length:
         return example
-    spans = [Span(span.start, span.stop, span.weight * weight) for span in example.spans]
-    return Example(example.input_ids, tuple(span for span in spans if span.weight), example.origin)
+    return cut(example, tokens.max_length) if tokens.truncation == "cut" else None
 
 
 def cut(example: Example, max_length: int) -> Example:
-    """Return the first ``max_length`` tokens of ``example`` and what is learned of them."""
+    """Return the first ``max_length`` tokens of ``example`` and the spans among them."""
     spans = (Span(span.start, min(span.stop, max_length), span.weight) for span in example.spans)
     return Example(example.input_ids[:max_length], tuple(s for s in spans if s.start < s.stop), example.origin)
 
 
-def _too_long(conversation: Conversation, tokens: int, limit: int) -> Problem:
-    problem = data_problem("data.truncate.too_long", limit=limit, tokens=tokens)
-    return _standing(problem, conversation)
-
-
-def _standing(problem: Problem, conversation: Conversation) -> Problem:
-    return problem.at(conversation.origin) if conversation.origin else problem
+def weighted(example: Example | DataError, weight: float) -> Example | DataError:
+    """Multiply the weights of an example's spans by ``weight``, that of its file."""
+    if isinstance(example, DataError):
+        return example
+    spans = [Span(span.start, span.stop, span.weight * weight) for span in example.spans]
+    return Example(example.input_ids, tuple(span for span in spans if span.weight), example.origin)

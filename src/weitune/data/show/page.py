@@ -1,6 +1,6 @@
-"""The preview as one self-contained HTML page: colours, and a filter by length, problem and text.
+"""The preview as one self-contained HTML page, in colours, with a filter by length, problem and text.
 
-Everything is in the page already; without JavaScript only the filter is missing. All text is escaped.
+Without JavaScript, only the filter is missing. All text is escaped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from weitune.data.show.preview import BORDER, Part, Shown
+from weitune.data.show.preview import BORDER, Part, PreviewItem
+from weitune.messages import LANGUAGE, say
 
 _STYLE = """
 :root { color-scheme: light dark; --learned: #bfe8c6; --control: #8a8f98; --line: #8884; --bad: #c0392b }
@@ -43,55 +44,60 @@ function filter() {
       && (!text || row.textContent.toLowerCase().includes(text));
     row.hidden = !fits; shown += fits;
   }
-  document.getElementById('shown').textContent = shown + ' of ' + rows.length + ' shown';
+  const output = document.getElementById('shown');
+  output.textContent = output.dataset.text.replace('{0}', shown).replace('{1}', rows.length);
 }
 form.addEventListener('input', filter); form.addEventListener('submit', e => e.preventDefault()); filter();
 """
 
 
-def page(title: str, shown: Sequence[Shown], facts: Sequence[str]) -> str:
-    """Return the page for ``shown``; ``facts`` are lines about all of it, such as the template's name."""
-    tags = Counter(tag for item in shown for tag in item.tags)
+def page(title: str, items: Sequence[PreviewItem], facts: Sequence[str]) -> str:
+    """Return the page for ``items``; ``facts`` are lines about all of them, such as the name of the template."""
+    tags = Counter(tag for item in items for tag in item.tags)
     choices = "".join(f'<option value="{escape(tag)}">{escape(tag)} ({n})</option>' for tag, n in tags.items())
+    marked, grey = say("data.page.marked_text"), say("data.page.grey_tokens")
+    legend = say(
+        "data.page.legend",
+        marked=f"<mark>{marked}</mark>",
+        grey=f'<span class="control">{grey}</span>',
+        example=escape(BORDER.join(("", "<", "th", "ink", ">", ""))),
+    )
+    shown = escape(say("data.page.shown", shown="{0}", all="{1}"))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="{LANGUAGE}"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n<body>\n'
-        f"<h1>{escape(title)}</h1>\n"
-        + "".join(f"<p>{escape(fact)}</p>\n" for fact in facts)
-        + "<p><mark>Marked text</mark> is what the model learns to write; "
-        '<span class="control">grey tokens</span> only frame the turns. Text that only looks like such a token is '
-        f"shown with the borders of its own tokens: {_LETTERS}.</p>\n"
-        '<form><label>tokens from <input name="least" type="number" min="0"></label>\n'
-        '<label>to <input name="most" type="number" min="0"></label>\n'
-        f'<label>only <select name="tag"><option value="">all rows</option>{choices}</select></label>\n'
-        '<label>with the text <input name="text" type="search"></label>\n'
-        f'<output id="shown"></output></form>\n{"".join(map(_article, shown))}'
+        f"<h1>{escape(title)}</h1>\n" + "".join(f"<p>{escape(fact)}</p>\n" for fact in facts) + f"<p>{legend}</p>\n"
+        f'<form><label>{say("data.page.least")} <input name="least" type="number" min="0"></label>\n'
+        f'<label>{say("data.page.most")} <input name="most" type="number" min="0"></label>\n'
+        f'<label>{say("data.page.tag")} <select name="tag"><option value="">{say("data.page.all_rows")}</option>'
+        f"{choices}</select></label>\n"
+        f'<label>{say("data.page.text")} <input name="text" type="search"></label>\n'
+        f'<output id="shown" data-text="{shown}"></output></form>\n{"".join(map(_article, items))}'
         f"<script>{_SCRIPT}</script></body></html>\n"
     )
 
 
-def _article(item: Shown) -> str:
+def _article(item: PreviewItem) -> str:
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in item.tags)
-    size = f"<small>{item.tokens} tokens, {item.learned_tokens} learned</small>" if item.parts else ""
+    size = say("data.page.size", tokens=item.tokens, learned=item.learned_tokens)
+    small = f"<small>{size}</small>" if item.parts else ""
     problems = "".join(
         f'<p class="bad">{escape(str(problem))}<br>{escape(problem.fix)}</p>' for problem in item.problems
     )
     text = f"<pre>{''.join(map(_part, item.parts))}</pre>" if item.parts else ""
     return (
         f'<article data-tokens="{item.tokens}" data-tags="{escape("|".join(item.tags))}">'
-        f"<h2>{escape(item.place)}{size}{tags}</h2>{text}{problems}</article>\n"
+        f"<h2>{escape(item.place)}{small}{tags}</h2>{text}{problems}</article>\n"
     )
 
 
-_LETTERS = escape(BORDER.join(("", "<", "th", "ink", ">", "")))
-
-
 def _part(part: Part) -> str:
-    """Return a part; if it has borders they are only shown, so that copies and the filter have the text as it is."""
+    """Return the HTML of a part. Its borders are drawn by CSS, so that copies and the filter have the text as it is."""
     shown = f' class="alike" data-shown="{escape(BORDER.join(part.pieces))}"' if part.borders else ""
     text = escape(part.text)
     if part.kind == "learned":
-        title = f' title="weight {part.weight:g}"' if part.weight != 1 else ""
+        weight = say("data.page.weight", weight=part.weight)
+        title = f' title="{escape(weight)}"' if part.weight != 1 else ""
         return f"<mark{title}{shown}>{text}</mark>"
     if part.kind == "control":
         return f'<span class="control">{text}</span>'

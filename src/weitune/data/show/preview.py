@@ -1,10 +1,10 @@
-"""Examples as the model sees them: the text in parts, each known to be framing, prompt or learned.
+"""Examples as the model sees them: the text in parts, each of which is framing, prompt or learned.
 
 <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎hello<|im_end|>⏎
 control     prompt control    control     prompt    ╰── learned ──╯
 
-Text that only looks like a control token is shown with the borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that letters
-and token can be told apart.
+Text that only looks like a control token is shown with the borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that it can
+be told from the token.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any, Literal
 from weitune.data.conversation import Conversation, Example, Origin
 from weitune.data.frame.framing import Framing
 from weitune.data.prepare.accounts import has_empty_answer
-from weitune.data.prepare.truncate import cut
+from weitune.data.prepare.truncate import within_limit
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader
 from weitune.data.read.rows import BLANK, BlankRow
 from weitune.errors import DataError
-from weitune.recipe.schema import Recipe, Tokens
+from weitune.messages import say
+from weitune.recipe.schema import Recipe
 
 BORDER = "┊"
 """The sign between two tokens."""
@@ -31,14 +32,14 @@ Kind = Literal["control", "prompt", "learned"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of tokens of one kind, decoded. A control token that is learned counts as ``learned``."""
+    """Successive tokens of one kind, decoded. A control token that is learned counts as ``learned``."""
 
     text: str
     kind: Kind
     tokens: int
     weight: float = 0.0
     borders: tuple[int, ...] = ()
-    """Where in ``text`` tokens begin and end that spell a look-alike of a control token."""
+    """Where the tokens that spell a look-alike of a control token begin and end in ``text``."""
 
     @property
     def pieces(self) -> list[str]:
@@ -47,8 +48,8 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One example to look at, or a row that makes none; ``tags`` name what is special about it."""
+class PreviewItem:
+    """One example to look at, or a row without one; ``tags`` name what is special about it."""
 
     place: str
     parts: tuple[Part, ...]
@@ -57,7 +58,7 @@ class Shown:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the example."""
+        """Number of tokens of the example."""
         return sum(part.tokens for part in self.parts)
 
     @property
@@ -67,12 +68,12 @@ class Shown:
 
     @property
     def learned_tokens(self) -> int:
-        """Learned tokens of the example."""
+        """Number of learned tokens of the example."""
         return sum(part.tokens for part in self.parts if part.kind == "learned")
 
 
 def parts(example: Example, tokenizer: Any, framing: Framing) -> tuple[Part, ...]:
-    """Cut ``example`` into runs of one kind and decode them with its transformers ``tokenizer``."""
+    """Cut ``example`` where kind or weight changes, and decode the parts with its transformers ``tokenizer``."""
     mask = example.loss_mask
     controls = framing.control_ids
     kinds: list[tuple[Kind, float]] = [
@@ -98,7 +99,7 @@ def _borders(text: str, ids: Sequence[int], tokenizer: Any, framing: Framing) ->
     if not lookalikes:
         return ()
     ends = list(accumulate(len(_decoded(tokenizer, [token])) for token in ids))
-    if ends[-1] != len(text):  # a character in several tokens, or a space that only the first one loses
+    if ends[-1] != len(text):  # a character in several tokens, or a space that only the first token loses
         ends = [len(_decoded(tokenizer, ids[: n + 1])) for n in range(len(ids))]
     controls = {span for span, token in zip(pairwise([0, *ends]), ids, strict=True) if token in framing.control_ids}
     borders = {
@@ -107,13 +108,15 @@ def _borders(text: str, ids: Sequence[int], tokenizer: Any, framing: Framing) ->
     return tuple(sorted(borders))
 
 
-def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: int | None = None) -> Iterator[Shown]:
-    """Yield all rows of ``reader``, or only the ``row``-th (from 1): each of its examples, or what is wrong with it."""
+def preview(
+    reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: int | None = None
+) -> Iterator[PreviewItem]:
+    """Yield the examples of all rows of ``reader``, or of the ``row``-th (from 1), or what is wrong with a row."""
     seen: set[int] = set()
     items = (item for _, item in reader.items())
     for item in items if row is None else islice(items, row - 1, row):
         if isinstance(item, BlankRow):
-            yield Shown(_place(item.origin), (), (f"set aside: {BLANK}",))
+            yield PreviewItem(str(item.origin), (), (say("data.preview.set_aside", reason=BLANK),))
             continue
         if not isinstance(item, Conversation):
             yield _faulty(item)
@@ -124,35 +127,31 @@ def look(reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: 
         except DataError as error:
             yield _faulty(tuple(problem for problem in error.problems if isinstance(problem, Problem)))
             continue
-        twin = hash(repr((conversation.turns, conversation.tools)))
-        copies = ["exact copy"] if twin in seen else []
-        seen.add(twin)
-        for whole in examples:
-            example, tags = _as_trained(whole, recipe.tokens)
-            tags += [*_tags(conversation, example), *copies]
-            yield Shown(_place(conversation.origin), parts(example, tokenizer, framing), tuple(tags))
+        key = hash(repr((conversation.turns, conversation.tools)))
+        is_copy = key in seen
+        seen.add(key)
+        place = "" if conversation.origin is None else str(conversation.origin)
+        for example in examples:
+            trained = within_limit(example, recipe.tokens)
+            tags = _tags(conversation, example, trained, is_copy=is_copy)
+            yield PreviewItem(place, parts(trained or example, tokenizer, framing), tuple(tags))
 
 
-def _faulty(problems: tuple[Problem, ...]) -> Shown:
+def _faulty(problems: tuple[Problem, ...]) -> PreviewItem:
     first = problems[0]
-    return Shown(f"{first.file} row {first.row}" if first.row is not None else first.file, (), ("faulty",), problems)
+    place = first.file if first.row is None else str(Origin(first.file, first.row))
+    return PreviewItem(place, (), (say("data.preview.faulty"),), problems)
 
 
-def _as_trained(example: Example, tokens: Tokens) -> tuple[Example, list[str]]:
-    """Return ``example`` as training takes it, and a tag if it is too long."""
-    if len(example.input_ids) <= tokens.max_length:
-        return example, []
-    return (cut(example, tokens.max_length), ["cut"]) if tokens.truncation == "cut" else (example, ["too long"])
-
-
-def _tags(conversation: Conversation, example: Example) -> list[str]:
-    tags = []
-    if not example.spans:
-        tags.append("nothing learned")
+def _tags(conversation: Conversation, example: Example, trained: Example | None, *, is_copy: bool) -> Iterator[str]:
+    """Yield what is special about ``example`` of ``conversation``, of which ``trained`` is what training takes."""
+    if trained is None:
+        yield say("data.preview.too_long")
+    elif trained is not example:
+        yield say("data.preview.cut")
+    if not (trained or example).spans:
+        yield say("data.preview.nothing_learned")
     if has_empty_answer(conversation):
-        tags.append("empty answer")
-    return tags
-
-
-def _place(origin: Origin | None) -> str:
-    return str(origin) if origin is not None else ""
+        yield say("data.preview.empty_answer")
+    if is_copy:
+        yield say("data.preview.exact_copy")
