@@ -49,11 +49,11 @@ def uneven_run(folder: Path, family: str = "llama", *, variant: str = "lora", **
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1, generator=generator)
         for each in channels_of(model.config):
-            made = modules[each.made]
+            made = modules[each.output_of]
             large = torch.randperm(made.weight.shape[0], generator=generator)[:6]
             for parameter in made.parameters():
                 parameter[large] *= 32
-            for name in each.taken:
+            for name in each.input_of:
                 modules[name].weight[:, large] /= 32
     model.save_pretrained(run.recipe.model)
     return run
@@ -110,11 +110,11 @@ def test_the_channels_are_those_of_the_model() -> None:
         for tied in (False, True):
             model = tiny_model(family, tie_word_embeddings=tied)
             modules = dict(model.named_modules())
-            taking = [name for each in channels_of(model.config) for name in each.taken]
+            taking = [name for each in channels_of(model.config) for name in each.input_of]
             assert len(set(taking)) == len(taking) == 2 * 6 + (not tied)  # all but o: scaling v for it gained nothing
             for each in channels_of(model.config):
-                for name in each.taken:
-                    assert modules[each.made].weight.shape[0] == modules[name].weight.shape[1]
+                for name in each.input_of:
+                    assert modules[each.output_of].weight.shape[0] == modules[name].weight.shape[1]
 
 
 def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
@@ -134,8 +134,8 @@ def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     for name, expected in (("lm_head", last), ("model.layers.1.self_attn.q_proj", normed)):
         assert torch.allclose(found.sizes[name], expected.square().mean(0).sqrt(), rtol=1e-4)
     assert found.taught.tolist() == [token for each in prompts for token in each.answer]
-    assert found.states.shape == (len(found.taught), 64)
-    assert torch.allclose(found.states[-1], every[-1].last_hidden_state[0, -2], atol=1e-5)
+    assert found.hidden_states.shape == (len(found.taught), 64)
+    assert torch.allclose(found.hidden_states[-1], every[-1].last_hidden_state[0, -2], atol=1e-5)
 
 
 def test_a_large_channel_no_longer_takes_the_digits_of_the_others() -> None:
@@ -272,7 +272,7 @@ def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch
     measured = measure(smoothing.open_reference(tuned).model, [], prompts, silent(""))
     head = tuned.merged.read("lm_head.weight")
     off = []
-    for state, token in zip(measured.states, measured.taught, strict=True):
+    for state, token in zip(measured.hidden_states, measured.taught, strict=True):
         fine = (state @ head.T).log_softmax(-1)
         coarse = (rounded(state) @ rounded(head).T).log_softmax(-1)
         off.append(float((fine - coarse)[token].abs()))

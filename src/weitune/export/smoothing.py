@@ -1,21 +1,22 @@
-"""Even out the channels of a model before it is quantized, without changing what it computes.
+"""Smooth the channels of a model before it is quantized, without changing what it computes.
 
-A quantized matrix has one step for 32 neighbouring columns, and llama.cpp rounds what it multiplies the matrix with in
-the same way: one large channel takes the digits of 31 others. Wherever channels come straight from a norm's weight or
-from the rows of another matrix, they can be divided by a factor there, and the columns that take them multiplied by it:
+A quantized matrix has one scale for 32 neighbouring columns, and llama.cpp rounds the activations in the same way: one
+large channel costs 31 others their precision. Where channels are scaled by a norm's weight or are the rows of another
+matrix, they can be divided by a factor there, and the columns of the matrix that takes them multiplied by it:
 
     input_layernorm            w_j / s_j      q, k and v     column j * s_j
     post_attention_layernorm   w_j / s_j      gate and up    column j * s_j
     up                         row j / s_j    down           column j * s_j
     the last norm              w_j / s_j      the head, unless it is the embedding too
 
-Factors are powers of two, which change exponents and no digit: computed in float32, the smoothed model gives the same
-bits as before. How large channels are is measured on dialogues of the run's own data.
+Factors are powers of two, which change exponents only: computed in float32, the smoothed model gives the same bits as
+before. The sizes of channels are measured on dialogues of the run's own data.
 
 The source is SmoothQuant (Xiao et al., arXiv 2211.10438), with its factors |x_j|^a / |w_j|^(1-a). Here |x_j| is the
-root mean square, and a is chosen for every 32 columns by an estimate of the error, which can also choose 1 for all.
+root mean square, and a is chosen for every 32 columns by an estimate of the error; they may also be left as they are.
 
-A head that is the embedding too cannot be evened out: it stays F16 where its rounding alone would cost too much.
+A head that is tied to the embedding cannot be smoothed: it is written as F16 where
+its rounding alone would cost too much.
 """
 
 from __future__ import annotations
@@ -36,36 +37,37 @@ from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.outputs import open_reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.gguf.types import BLOCK, GgufType
+from weitune.messages import say
 from weitune.progress import Progress, Stage
 
 LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
-"""The largest number that a weight of a quantized type can become, in steps."""
+"""The largest magnitude of a weight of a quantized type, in steps of its scale."""
 _ACTIVATION_LEVELS = 127
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)
-_FARTHEST = 4  # of a factor's exponent from 0: the steps themselves are float16, whose range is small
-_QUIET = 1 / 16  # of the median of its block: no channel counts as smaller, for it may be larger in other dialogues
+_LARGEST_EXPONENT = 4  # of a factor: the scales are float16, whose range is small
+_SMALLEST = 1 / 16  # of the median of its block: a channel counts as no smaller, for other dialogues may enlarge it
 _ROWS_AT_ONCE = 8192
 HEAD_LOSS = 0.02
-"""How far log-probabilities may go astray in a Q8_0 head, in the mean: a fifth of what a Q8_0 file may differ."""
-_DIALOGUES, _TOKENS = 64, 2048  # measured on, at most and about
+"""Mean error of log-probabilities that a Q8_0 head may cause: a fifth of what a Q8_0 file may differ."""
+_DIALOGUES, _TOKENS = 64, 2048  # to measure on: at most, and about
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Values inside a model: the module whose rows make them, and the modules whose columns take them."""
+    """Activations inside a model: the module that outputs them, and the modules that take them as input."""
 
-    made: str
-    taken: tuple[str, ...]
+    output_of: str
+    input_of: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What base + adapter does on dialogues of the run's data."""
+class Measurement:
+    """Activations of base + adapter on dialogues of the run's data."""
 
     sizes: Mapping[str, Tensor]
-    """Root mean square of channels, shape (in,), by the first module that takes them."""
-    states: Tensor
-    """What enters the head before each taught token, shape (n, in)."""
+    """Root mean square of channels, shape (in,), by the first module in ``input_of``."""
+    hidden_states: Tensor
+    """Input of the head before each taught token, shape (n, in)."""
     taught: Tensor
     """Those tokens, shape (n,)."""
 
@@ -75,15 +77,15 @@ class Smoothed(NamedTuple):
 
     weights: Weights
     head: GgufType = "Q8_0"
-    """The type of the output head: F16 where rounding it, and what enters it, costs too much by itself."""
+    """The type of the output head: F16 where rounding it and its input costs too much by itself."""
     notes: Sequence[str] = ()
 
 
 def smoothed(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothed:
-    """Return the merged weights of ``source`` with their channels evened out for ``gguf_type``.
+    """Return the merged weights of ``source`` with their channels smoothed for ``gguf_type``.
 
-    They are returned as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (what the
-    adapter does not change is copied from it), and if there is no dialogue to measure on.
+    They are left as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (most of it
+    is copied), and if there is no dialogue to measure on.
     """
     if gguf_type not in LEVELS or source.files.gguf:
         return Smoothed(source.merged)
@@ -94,17 +96,23 @@ def smoothed(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothe
     if not prompts:
         return Smoothed(source.merged)
     channels = list(channels_of(source.config))
-    measured = measure(open_reference(source).model, channels, _within(prompts), stage("measuring channels"))
-    weights = SmoothedWeights(source.merged, channels, measured.sizes, gguf_type, stage("evening out channels"))
+    measured = measure(
+        open_reference(source).model, channels, _within(prompts), stage(say("export.smoothing.measuring"))
+    )
+    weights = SmoothedWeights(
+        source.merged, channels, measured.sizes, gguf_type, stage(say("export.smoothing.smoothing"))
+    )
     if gguf_type != "Q8_0":
         return Smoothed(weights, notes=notes)
     name = "model.embed_tokens.weight" if source.config.tie_word_embeddings else "lm_head.weight"
-    loss = head_loss(measured, source.merged.read(name), weights.factors.get(name), stage("trying the head"))
+    loss = head_loss(
+        measured, source.merged.read(name), weights.factors.get(name), stage(say("export.smoothing.trying_head"))
+    )
     return Smoothed(weights, "F16" if loss > HEAD_LOSS else "Q8_0", notes)
 
 
 def _within(prompts: Sequence[VerificationPrompt]) -> Sequence[VerificationPrompt]:
-    """Return some of ``prompts``, spread evenly: as many as the first that have :data:`_TOKENS` tokens together."""
+    """Return as many of ``prompts``, at even distances, as :data:`_TOKENS` tokens of the first ones make."""
     ends = accumulate(len(prompt.context + prompt.answer) for prompt in prompts)
     count = max(1, sum(end <= _TOKENS for end in ends))
     return prompts[:: len(prompts) // count][:count]
@@ -124,7 +132,7 @@ def channels_of(config: Any) -> Iterator[Channels]:
 
 def measure(
     model: Any, channels: Iterable[Channels], prompts: Sequence[VerificationPrompt], progress: Progress
-) -> Measured:
+) -> Measurement:
     """Run ``model``, base + adapter in transformers, on ``prompts``."""
     sums: dict[str, Tensor] = {}
     tokens = 0
@@ -136,7 +144,7 @@ def measure(
     def adding(name: str) -> Any:
         return lambda module, inputs: add(name, inputs[0])
 
-    names = [each.taken[0] for each in channels if each.taken[0] != "lm_head"]
+    names = [each.input_of[0] for each in channels if each.input_of[0] != "lm_head"]
     hooks = [model.get_submodule(name).register_forward_pre_hook(adding(name)) for name in names]
     states = []
     try:
@@ -152,11 +160,11 @@ def measure(
         for hook in hooks:
             hook.remove()
     sizes = {name: (total / tokens).sqrt().cpu() for name, total in sums.items()}
-    return Measured(sizes, torch.cat(states), torch.tensor([token for prompt in prompts for token in prompt.answer]))
+    return Measurement(sizes, torch.cat(states), torch.tensor([token for prompt in prompts for token in prompt.answer]))
 
 
 class SmoothedWeights:
-    """Weights with their channels evened out for a quantized type."""
+    """Weights with their channels smoothed for a quantized type."""
 
     def __init__(
         self,
@@ -169,21 +177,21 @@ class SmoothedWeights:
         """Read every matrix once to choose the factors; ``sizes`` are those of :func:`measure`."""
         self._weights = weights
         self.factors: dict[str, Tensor] = {}
-        """By what the columns of a weight are multiplied, shape (in,)."""
+        """The factors of the columns of a weight, shape (in,)."""
         self._divisors: dict[str, Tensor] = {}
         for done, each in enumerate(channels, 1):
-            size = sizes[each.taken[0]]
+            size = sizes[each.input_of[0]]
             if size.shape[0] % BLOCK == 0:
-                matrices = (weights.read(f"{module}.weight", torch.float32) for module in each.taken)
-                levels = LEVELS["Q8_0" if each.taken == ("lm_head",) else gguf_type]
+                matrices = (weights.read(f"{module}.weight", torch.float32) for module in each.input_of)
+                levels = LEVELS["Q8_0" if each.input_of == ("lm_head",) else gguf_type]
                 factors = smoothing_factors(size, list(matrices), levels)
-                self.factors.update((f"{module}.weight", factors) for module in each.taken)
-                self._divisors.update((f"{each.made}.{kind}", factors) for kind in ("weight", "bias"))
+                self.factors.update((f"{module}.weight", factors) for module in each.input_of)
+                self._divisors.update((f"{each.output_of}.{kind}", factors) for kind in ("weight", "bias"))
             progress(done, len(channels))
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Those of the weights before."""
+        """Those of the unsmoothed weights."""
         return self._weights.slots
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -195,10 +203,10 @@ class SmoothedWeights:
         return tensor * self.factors[name].to(tensor.dtype) if name in self.factors else tensor
 
 
-def head_loss(measured: Measured, head: Tensor, factors: Tensor | None, progress: Progress) -> float:
-    """Return how far the log-probabilities of the taught tokens are off if ``head`` (V, in) alone is Q8_0, in the mean.
+def head_loss(measured: Measurement, head: Tensor, factors: Tensor | None, progress: Progress) -> float:
+    """Return the mean error of the taught tokens' log-probabilities if only ``head`` (V, in) is Q8_0.
 
-    ``factors``, shape (in,), multiply the head's columns and divide what enters them.
+    ``factors``, shape (in,), multiply the head's columns and divide its input.
     """
     if head.shape[1] % BLOCK:
         return 0.0  # it cannot be Q8_0
@@ -210,13 +218,13 @@ def head_loss(measured: Measured, head: Tensor, factors: Tensor | None, progress
             yield _rounded(rows.float() * factors)
             progress(done, len(parts))
 
-    fine = _logprobs(measured.states, (rows.float() for rows in parts), measured.taught)
-    coarse = _logprobs(_rounded(measured.states / factors), coarse_rows(), measured.taught)
+    fine = _logprobs(measured.hidden_states, (rows.float() for rows in parts), measured.taught)
+    coarse = _logprobs(_rounded(measured.hidden_states / factors), coarse_rows(), measured.taught)
     return float((fine - coarse).abs().mean())
 
 
 def _logprobs(states: Tensor, head: Iterable[Tensor], tokens: Tensor) -> Tensor:
-    """Return the log-probability of ``tokens`` (n,) after ``states`` (n, in); ``head`` comes a few rows at a time."""
+    """Return the log-probability of ``tokens`` (n,) after ``states`` (n, in); ``head`` gives a few rows at a time."""
     total, chosen = torch.full((len(tokens),), -torch.inf), torch.zeros(len(tokens))
     first = 0
     for rows in head:
@@ -229,7 +237,7 @@ def _logprobs(states: Tensor, head: Iterable[Tensor], tokens: Tensor) -> Tensor:
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """Return what is left of ``values``, shape (n, in), in Q8_0."""
+    """Return ``values``, shape (n, in), rounded to Q8_0."""
     stored = quantize(values.numpy(), GGMLQuantizationType.Q8_0)
     return torch.from_numpy(dequantize(stored, GGMLQuantizationType.Q8_0)).reshape(values.shape)
 
@@ -237,16 +245,17 @@ def _rounded(values: Tensor) -> Tensor:
 def smoothing_factors(size: Tensor, matrices: Sequence[Tensor], levels: int) -> Tensor:
     """Return powers of two, shape (in,), for channels of the given root mean squares, shape (in,).
 
-    ``matrices``, each of shape (out, in), take the channels and are rounded to ``levels`` steps either way.
+    ``matrices``, each of shape (out, in), take the channels as input; they are rounded to ``levels`` steps on either
+    side of 0.
     """
-    size = _audible(size)
+    size = _floored(size)
     largest = torch.stack([torch.maximum(matrix.amax(0), -matrix.amin(0)) for matrix in matrices]).amax(0)
-    of_channel, of_weight = (values.reshape(-1, BLOCK).log2() for values in (size, _audible(largest)))
+    of_channel, of_weight = (values.reshape(-1, BLOCK).log2() for values in (size, _floored(largest)))
     best = torch.zeros(size.shape[0] // BLOCK, BLOCK)
     least = estimated_error(size, matrices, torch.exp2(best).flatten(), levels)
     for a in _EXPONENTS:
         wanted = a * of_channel - (1 - a) * of_weight
-        tried = (wanted - wanted.mean(1, keepdim=True)).round().clamp(-_FARTHEST, _FARTHEST)
+        tried = (wanted - wanted.mean(1, keepdim=True)).round().clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
         error = estimated_error(size, matrices, torch.exp2(tried).flatten(), levels)
         best = torch.where((error < least)[:, None], tried, best)
         least = torch.minimum(error, least)
@@ -254,10 +263,11 @@ def smoothing_factors(size: Tensor, matrices: Sequence[Tensor], levels: int) -> 
 
 
 def estimated_error(size: Tensor, matrices: Sequence[Tensor], factors: Tensor, levels: int) -> Tensor:
-    """Return the squared error of the products with rounded factors, up to one constant, for every block of columns.
+    """Return the squared error of the quantized products, up to a constant factor, for every block of columns.
 
-    A block's step is its largest value by the number of steps; rounding is off by a constant share of a step, so
-    every weight of a column meets the step of its activations, and every activation the steps of its weights' blocks.
+    A block's step is its largest value divided by the number of steps, and rounding errors are a constant fraction of a
+    step. So every weight of a column is multiplied by the step of its activations, and every activation by those of its
+    weights' blocks.
     """
     values = (size / factors).reshape(-1, BLOCK)  # (in / 32, 32)
     step = (values.amax(1) / _ACTIVATION_LEVELS).square()
@@ -271,8 +281,8 @@ def estimated_error(size: Tensor, matrices: Sequence[Tensor], factors: Tensor, l
     return error
 
 
-def _audible(sizes: Tensor) -> Tensor:
-    """Return ``sizes``, shape (in,), none smaller than a share of its block's median."""
+def _floored(sizes: Tensor) -> Tensor:
+    """Return ``sizes``, shape (in,), clamped from below at a fraction of their block's median."""
     blocks = sizes.reshape(-1, BLOCK)
-    floor = (blocks.median(1, keepdim=True).values * _QUIET).clamp_min(torch.finfo(torch.float32).tiny)
+    floor = (blocks.median(1, keepdim=True).values * _SMALLEST).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.maximum(blocks, floor).flatten()

@@ -1,10 +1,11 @@
-"""``gguf-adapter``: the adapter alone, in llama.cpp's LoRA format, for a GGUF file of the base.
+"""``gguf-adapter``: the adapter alone, in llama.cpp's LoRA format, for use with a GGUF file of the base.
 
     blk.0.attn_q.weight.lora_a   A (R, in)      F32
     blk.0.attn_q.weight.lora_b   B (out, R)     F32, rows in llama.cpp's order
 
-llama.cpp scales every product by alpha / R with one alpha for the whole adapter. What the run's own scale differs from
-that (rank stabilisation, alphas of single modules) is multiplied into B. DoRA is not a low-rank update: it is refused.
+llama.cpp scales every product by alpha / R with one alpha for the whole adapter. Where the run's
+scale differs (rank stabilisation, alphas of single modules), B is multiplied by the ratio. DoRA is not a low-rank
+update, and is refused.
 """
 
 from __future__ import annotations
@@ -17,23 +18,21 @@ import numpy as np
 
 from gguf import GGMLQuantizationType
 from weitune.errors import ModelError
+from weitune.export.formats.gguf_file import base_architecture
 from weitune.export.source.adapter_weights import LowRankUpdate
 from weitune.export.source.export_source import ExportSource
-from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
-from weitune.gguf.header import read_header
+from weitune.gguf.architecture import Architecture
 from weitune.gguf.metadata import real, text
 from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.progress import Progress
 
 
 def write_gguf_adapter(path: Path, source: ExportSource, progress: Progress) -> None:
-    """Write the adapter of ``source``. Raises ModelError if llama.cpp's format cannot say what it does."""
+    """Write the adapter of ``source``. Raises ModelError if llama.cpp's format cannot express it."""
     adapter = source.adapter
     if adapter.has_magnitudes:
         raise ModelError("export.gguf_adapter.dora")
-    architecture = architecture_of_gguf(read_header(source.files.path)) if source.files.gguf else (
-        architecture_of(source.config)
-    )  # fmt: skip
+    architecture = base_architecture(source)
     _ = source.merged  # the shapes of the adapter are checked against the base's
     metadata = {
         "general.type": text("adapter"),

@@ -1,12 +1,12 @@
-"""``gguf``: one file for llama.cpp and what is built on it.
+"""``gguf``: one file for llama.cpp and the programs built on it.
 
-    matrices            in the type asked for
-    norms and biases    F32 always, as llama.cpp wants them
-    embedding, head     Q8_0 at least: what they lose, every token loses; the head F16 if asked for
-    a row that is not a multiple of 32 values cannot be quantized, and is F16
+    matrices            in the type that was asked for
+    norms and biases    always F32, as llama.cpp requires
+    embedding, head     Q8_0 at least, for their error affects every token; the head F16 if asked for
+    rows that are no multiple of 32 values cannot be quantized, and are F16
 
 Tensors are read (and merged), reordered, quantized and written one at a time. From a base that is itself a ``.gguf``
-file, its metadata is kept, and tensors that neither the adapter nor the type changes are copied as they are.
+file, the metadata is kept, and tensors that neither the adapter nor the type changes are copied.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from weitune.gguf.metadata import Field, number, rope_factors, shape_metadata, t
 from weitune.gguf.types import BLOCK, GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 from weitune.gguf.writer import TensorPlan, write_gguf_file
+from weitune.model.load.weight_files import some_names
 from weitune.progress import Progress
 
 _FILE_TYPE = {
@@ -38,18 +39,23 @@ _FILE_TYPE = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-_REPLACED = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
+_REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
+
+
+def base_architecture(source: ExportSource) -> Architecture:
+    """Return the architecture of the base of ``source``. Raises ModelError if weitune does not write it."""
+    return architecture_of_gguf(read_header(source.files.path)) if source.files.gguf else architecture_of(source.config)
 
 
 def check_gguf(source: ExportSource) -> None:
-    """Raise ModelError if :func:`write_gguf` would, before long work is done for it."""
+    """Raise ModelError if :func:`write_gguf` would, before the long work begins."""
     architecture, _ = _described(source, source.template)
     if not source.files.gguf:
         _plan(source, architecture, source.merged, "F32", "F32")
 
 
 def planned_bytes(source: ExportSource, weights: Weights, gguf_type: GgufType) -> int:
-    """Return how many bytes the tensors take that :func:`write_gguf` would write of a model that is no ``.gguf``."""
+    """Return the size of the tensors that :func:`write_gguf` would write, for a base that is not a ``.gguf`` file."""
     plans = _plan(source, architecture_of(source.config), weights, gguf_type, "Q8_0")
     return sum(plan.bytes for plan in plans)
 
@@ -68,7 +74,7 @@ def write_gguf(
 
     ``head`` is the type of the output head in a quantized file, and of the embedding if that is the head.
 
-    Raises ModelError if GGUF or weitune has no place for a part of this model.
+    Raises ModelError if a part of this model cannot be written to GGUF.
     """
     architecture, metadata = _described(source, template)
     if source.files.gguf:
@@ -87,12 +93,13 @@ def write_gguf(
 def _described(source: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
     if "\0" in template:
         raise ModelError("export.gguf_file.null_character")
+    architecture = base_architecture(source)
     if source.files.gguf:
-        header = read_header(source.files.path)
-        return architecture_of_gguf(header), {
-            **_kept_metadata(header), **end_metadata(source.stop_tokens), "tokenizer.chat_template": text(template)
-        }  # fmt: skip
-    architecture = architecture_of(source.config)
+        return architecture, {
+            **_kept_metadata(read_header(source.files.path)),
+            **end_metadata(source.stop_tokens),
+            "tokenizer.chat_template": text(template),
+        }
     return architecture, {
         "general.type": text("model"),
         "general.name": text(source.name),
@@ -103,11 +110,11 @@ def _described(source: ExportSource, template: str) -> tuple[Architecture, dict[
 
 
 def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
-    """Return the metadata of a base file, but for what an export says itself."""
+    """Return the metadata of a base file, without the keys that an export sets itself."""
     return {
         key: Field(entry.value, entry.type, entry.element)
         for key, entry in header.metadata.items()
-        if not key.startswith(_REPLACED) and key != "general.architecture"
+        if not key.startswith(_REPLACED_KEYS) and key != "general.architecture"
     }
 
 
@@ -117,23 +124,23 @@ def _plan(
     tied = source.config.tie_word_embeddings
     head_stem = "token_embd" if tied else "output"
     plans = []
-    foreign = []
+    unknown = []
     for name, slot in weights.slots.items():
         module, _, kind = name.rpartition(".")
         if (name == "lm_head.weight" and tied) or kind == "inv_freq":
             continue
         stem = architecture.gguf_name(module)
         if stem is None:
-            foreign.append(name)
+            unknown.append(name)
             continue
         stored = _stored_type(stem, slot.shape, gguf_type, head if stem == head_stem else "Q8_0")
         plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
-    if foreign:
+    if unknown:
         raise ModelError(
             "export.gguf_file.no_place_for_weights",
-            name=architecture.name,
-            foreign_count=len(foreign),
-            foreign=", ".join(foreign[:3]),
+            architecture=architecture.name,
+            count=len(unknown),
+            names=some_names(unknown),
         )
     factors = rope_factors(source.config)
     if factors is not None:
@@ -154,9 +161,9 @@ def _reading(
 
 
 def _plan_from_gguf(weights: Weights, gguf_type: GgufType) -> list[TensorPlan]:
-    """Plan the tensors of a base file, in its order; those that transformers does not know are kept as they are."""
+    """Plan the tensors of a base file, in its order; those that transformers does not know are copied."""
     base, updates = (weights.base, weights.updates) if isinstance(weights, MergedWeights) else (weights, {})
-    assert isinstance(base, GgufWeights)  # noqa: S101  (the caller saw that the base is a .gguf)
+    assert isinstance(base, GgufWeights)  # noqa: S101  (the callers check that the base is a .gguf file)
     plans = []
     for tensor in base.tensors:
         name = base.architecture.huggingface_name(tensor.name)
@@ -175,7 +182,7 @@ def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:
 
 
 def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType, outer: GgufType = "Q8_0") -> GGMLQuantizationType:
-    """Return the type of a tensor in a file whose type is ``wanted``; ``outer``: that of the embedding and the head."""
+    """Return the type of a tensor in a file of type ``wanted``; ``outer`` is that of the embedding and the head."""
     if len(shape) == 1:
         return GGMLQuantizationType.F32
     if not wanted.startswith("Q"):

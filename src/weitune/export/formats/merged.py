@@ -1,11 +1,11 @@
-"""``merged``: a model folder for transformers and vLLM, in which the adapter is part of the weights.
+"""``merged``: a model folder for transformers and vLLM, with the adapter merged into the weights.
 
     weights        read, merged in float32 and written one tensor at a time, in shards of at most 5 GB
     config.json    the base's own
     tokenizer      the base's own files, with the run's chat template (see :mod:`.chat_template`)
-    generation     greedy, and the tokens at which the tuned model stops
+    generation     greedy, with the stop tokens of the tuned model
 
-Cost: reading and writing the model once. Memory: the adapter, and the largest tensor a few times.
+Cost: the model is read and written once. Memory: the adapter, and a few times the largest tensor.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _write_index(folder: Path, parts: list[dict[str, Slot]]) -> None:
 
 
 def _write_config(folder: Path, source: ExportSource, dtype: torch.dtype | None) -> None:
-    """Copy the base's own config, so that every program that knew the base knows this; ``dtype`` is the only change."""
+    """Copy the base's own config, so that every program that loads the base loads this too; only ``dtype`` changes."""
     if source.files.gguf:
         config = source.config.to_dict()
         config.pop("_name_or_path", None)
@@ -94,5 +94,5 @@ def _write_tokenizer(folder: Path, source: ExportSource) -> None:
     (folder / "chat_template.jinja").write_text(source.template, encoding="utf-8")
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config["chat_template"] = source.template  # for programs that look here and not beside
+    config["chat_template"] = source.template  # for programs that do not read chat_template.jinja
     write_json(path, config)

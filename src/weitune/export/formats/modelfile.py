@@ -1,12 +1,12 @@
-"""What a Modelfile can hold, and how it is written.
+"""Values in a Modelfile: what they can hold, and how they are written.
 
 Ollama reads a Modelfile character by character. A value ends with its line; one that begins with three double quotes
 ends with a line whose last characters, white space aside, are three double quotes. There are no escapes. Besides line
 ends, spaces and tabs, Ollama keeps the characters that Go calls printable: letters, marks, numbers, punctuation and
 symbols. No-break and ideographic spaces, joiners of emoji, Arabic and Indic scripts, control and private characters are
-left out without a word.
+dropped silently.
 
-Texts in a template can hold all of them: there they are Go string literals, which have escapes.
+Strings in a template can hold all of them: there they are Go string literals, which have escapes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _THREE = '"""'
 
 
 def holds(text: str) -> bool:
-    """Return whether a value of a Modelfile, written as :func:`value` writes it, is read as ``text``."""
+    """Return whether Ollama reads ``text`` back unchanged from a Modelfile, as :func:`value` writes it."""
     if not all(char in _WHITE or _prints(char) for char in text):
         return False
     first, *others = text.replace("\r", "\n").split("\n")
@@ -35,7 +35,7 @@ def value(text: str) -> str:
 
 
 def go_action(text: str) -> str:
-    """Return ``text`` as an action of a Go template that writes it, in characters that a Modelfile keeps."""
+    """Return a Go template action that prints ``text``, in characters that a Modelfile keeps."""
     return f'{{{{ "{"".join(map(_escaped, text))}" }}}}' if text else ""
 
 
@@ -48,5 +48,5 @@ def _escaped(char: str) -> str:
 
 
 def _prints(char: str) -> bool:
-    """Return whether Go's ``strconv.IsPrint`` holds; it calls no white space printable but the ordinary space."""
+    """Return whether Go's ``strconv.IsPrint`` is true: of white space, only the ordinary space is printable."""
     return char == " " or (unicodedata.category(char)[0] in "LMNPS" and ord(char) not in _NEWER_THAN_GO)

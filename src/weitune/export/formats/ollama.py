@@ -1,13 +1,13 @@
 """``ollama``: a GGUF file and a Modelfile for ``ollama create``.
 
-Ollama frames with a Go template, not with the model's Jinja. weitune does not translate one into the other: it renders
-a few dialogues, reads off what stands around each role's text, and writes that as Go.
+Ollama frames with a Go template, not with the model's Jinja template. weitune does not translate one into the other: it
+renders a few dialogues, reads off the text around each role's content, and writes that as a Go template.
 
     <|im_start|>system\\n  you are…  <|im_end|>\\n  <|im_start|>user\\n  hi  <|im_end|>\\n  <|im_start|>assistant\\n  …
     ╰── before system ──╯            ╰─ after ─╯
 
 Then it renders other dialogues both ways and compares: a template that does more than frame turns is refused. What the
-model's tokenizer puts first by itself (``<|begin_of_text|>``) is left out, for Ollama adds it too.
+model's tokenizer adds at the beginning (``<|begin_of_text|>``) is left out, for Ollama adds it too.
 
 The run's system prompt is the Modelfile's SYSTEM if that can hold it as training framed it (:mod:`.modelfile`), and
 otherwise stands in the template, framed, for dialogues that have no system message of their own.
@@ -25,22 +25,22 @@ from weitune.export.formats.modelfile import go_action, holds, value
 
 Messages = list[dict[str, str]]
 Render = Callable[[Messages, bool], str]
-"""Renders messages, with or without asking for an answer."""
+"""Renders messages, with or without the generation prompt."""
 
-_ASKED = ("su", "u", "suau", "uau", "suauau")
-"""Dialogues that tell apart templates which frame turns from those which do more; each letter is a role."""
+_TEST_DIALOGUES = ("su", "u", "suau", "uau", "suauau")
+"""Dialogues that reveal templates which do more than frame turns; each letter is a role."""
 _ROLES = {"s": "system", "u": "user", "a": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
 class TurnFrames:
-    """What stands before and after the text of each role."""
+    """The text before and after the content of each role."""
 
     around: Mapping[str, tuple[str, str]]
     opening: str
-    """What asks for an answer."""
+    """The generation prompt."""
     head: str
-    """What opens a dialogue without a system message: the model's default system prompt, or the run's."""
+    """The beginning of a dialogue without a system message: the model's default system prompt, or the run's."""
     system: str | None = None
     """The run's system prompt, for SYSTEM, if that can hold it; Ollama puts it before dialogues that have none."""
 
@@ -64,7 +64,7 @@ class TurnFrames:
 
 
 def turn_frames(render: Render, automatic: str = "", system: str | None = None) -> TurnFrames:
-    """Read the frames off what ``render`` makes of dialogues; ``automatic`` is what the tokenizer puts first.
+    """Read the frames off dialogues that ``render`` renders; ``automatic`` is what the tokenizer adds at the beginning.
 
     ``system`` is the run's system prompt. Raises ModelError if the template does more than frame turns.
     """
@@ -75,20 +75,20 @@ def turn_frames(render: Render, automatic: str = "", system: str | None = None) 
     frames = None
     try:
         frames = _read_off(shown)
-        strange = next((case for case in _ASKED if shown(case, True) != frames.render(_dialogue(case))), None)
+        strange = next((case for case in _TEST_DIALOGUES if shown(case, True) != frames.render(_dialogue(case))), None)
         if system is not None and strange is None:
             asked = [{"role": "system", "content": system}, *_dialogue("u")]
             frames = _opened(frames, system, render(asked, True).removeprefix(automatic))
     except (ValueError, TemplateError):
-        strange = _ASKED[2]
+        strange = _TEST_DIALOGUES[2]
     if strange is not None or frames is None:
-        strange = strange or _ASKED[2]
-        raise ModelError("export.ollama.template_does_more", strange=", ".join(_ROLES[letter] for letter in strange))
+        strange = strange or _TEST_DIALOGUES[2]
+        raise ModelError("export.ollama.template_does_more", roles=", ".join(_ROLES[letter] for letter in strange))
     return frames
 
 
 def _read_off(shown: Callable[..., str]) -> TurnFrames:
-    """Take renderings apart. Raises ValueError if a text is not in them exactly once."""
+    """Take renderings apart. Raises ValueError unless every text is in them exactly once."""
     system, asked = shown("s"), shown("su")
     of_system = _around(system, _text(0))
     of_user = _around(asked.removeprefix(system), _text(1))
@@ -102,7 +102,7 @@ def _read_off(shown: Callable[..., str]) -> TurnFrames:
 
 
 def _opened(frames: TurnFrames, system: str, rendered: str) -> TurnFrames:
-    """Return ``frames`` for a run with a system prompt; ``rendered`` is how training framed it with a question.
+    """Return ``frames`` for a run with a system prompt; ``rendered`` is it and a question, framed as in training.
 
     Raises ValueError if the question is not framed as elsewhere.
     """

@@ -1,7 +1,7 @@
 """Write safetensors one tensor at a time, so that memory holds a tensor and not a shard.
 
-A file is: 8 bytes, the length of the header; the header, JSON with every tensor's format, shape and place; the tensors.
-All of the header is known before the first tensor is computed. Equal weights give equal bytes.
+A file consists of 8 bytes with the length of the header, the header (JSON with every tensor's format, shape and
+offsets), and the tensors. The header is known before the first tensor is computed. Equal weights give equal bytes.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _FORMATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", to
 
 def shards(slots: Mapping[str, Slot], limit_bytes: int = SHARD_BYTES) -> list[dict[str, Slot]]:
     """Split tensors, in order, into shards of at most ``limit_bytes``; a larger tensor gets a shard of its own."""
-    found: list[dict[str, Slot]] = []
+    parts: list[dict[str, Slot]] = []
     filled = 0
     for name, slot in slots.items():
         size = slot_bytes(slot)
-        if not found or filled + size > limit_bytes:
-            found.append({})
+        if not parts or filled + size > limit_bytes:
+            parts.append({})
             filled = 0
-        found[-1][name] = slot
+        parts[-1][name] = slot
         filled += size
-    return found
+    return parts
 
 
 def shard_names(count: int) -> list[str]:
-    """Return the names that transformers looks for."""
+    """Return the names of ``count`` shards, as transformers expects them."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
 
 
 def write_safetensors(path: Path, slots: Mapping[str, Slot], tensors: Iterable[Tensor]) -> None:
-    """Write ``tensors``, which come in the order of ``slots``, each read when it is its turn."""
+    """Write ``tensors``, which come in the order of ``slots``, one after the other."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, slot in slots.items():
