@@ -92,7 +92,7 @@ def setting(module: Any, name: str, value: Any) -> Change:
 
 def own_modules(stack: ExitStack) -> None:
     """Run transformers' modules and PEFT's layers under autograd, still on the shared row."""
-    stack.enter_context(patch.object(build.BlockDecoder, "of", lambda *given: None))
+    stack.enter_context(patch.object(build.BlockDecoder, "from_model", lambda *given: None))
 
 
 def whole_last_block(stack: ExitStack) -> None:

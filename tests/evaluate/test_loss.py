@@ -53,7 +53,7 @@ def test_any_layout_and_split_give_the_plain_loss(layout: Layout, micro_tokens: 
     abilities = probe(model)
     if layout is SEPARATE:
         model.set_attn_implementation("sdpa")
-    blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
+    blocks = BlockDecoder.from_model(model) if abilities.plain_blocks else None
     found = measure_loss(SupervisedModel(model, blocks=blocks), examples, layout, micro_tokens, CPU)
     assert found.mean == pytest.approx(expected, rel=1e-5)
     assert found.perplexity == pytest.approx(2.718281828**expected, rel=1e-4)

@@ -17,6 +17,7 @@ from torch import nn
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import VOCABULARY, tiny_model
 from weitune.data.pack import pack
+from weitune.model.batch import TensorBatch, to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.load.locate import locate
@@ -24,7 +25,7 @@ from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.storage.shard import gathered_bytes, held_numbers, shard
-from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Recompute
 from weitune.training.distributed.processes import make_accelerator
@@ -52,11 +53,11 @@ def adapted(model: Any) -> Any:
     return found
 
 
-def gradient(model: Any, row: Row, manner: tuple[str, bool, Recompute, bool]) -> torch.Tensor:
+def gradient(model: Any, row: TensorBatch, manner: tuple[str, bool, Recompute, bool]) -> torch.Tensor:
     _, fast, recompute, plain_head = manner
     base = model.get_base_model()
     base.gradient_checkpointing_disable()
-    blocks = BlockDecoder.of(base) if fast else None
+    blocks = BlockDecoder.from_model(base) if fast else None
     model.zero_grad()
     SupervisedModel(base, plain_head=plain_head, blocks=blocks, recompute=recompute).train()(row).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
@@ -68,7 +69,7 @@ def distances(family: str, **shape: Any) -> dict[str, float]:
     shard(parts, CPU, torch.float32)
     assert probe(parts) == probe(whole)
     whole, parts = adapted(whole), adapted(parts)
-    row = Row.of(pack(examples_with_forks(6, VOCABULARY)), CPU)
+    row = to_tensors(pack(examples_with_forks(6, VOCABULARY)), CPU)
     found = {}
     for manner in MANNERS:
         expected, ours = gradient(whole, row, manner), gradient(parts, row, manner)

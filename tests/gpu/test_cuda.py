@@ -14,6 +14,7 @@ from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
 from weitune.data.pack import PackedBatch, pack
 from weitune.errors import Interrupted
+from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses
 from weitune.model.fast.attention import dense_tree_attention, flex_tree_attention, register
@@ -21,7 +22,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.tree import Tree
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.storage.shard import shard
-from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Storage, Train
 from weitune.training.optim import seed_step
 from weitune.training.run import resume
@@ -50,13 +51,13 @@ def test_compiled_attention_equals_the_dense_one(heads: int, groups: int, window
 
 
 def test_fast_blocks_equal_the_modules() -> None:
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), GPU)
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), GPU)
     found = []
     for fast in (False, True):
         model = copy.deepcopy(tiny_model("qwen2")).to(GPU)
         assert probe(model).plain_blocks
         adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
-        supervised = SupervisedModel(model, blocks=BlockDecoder.of(model) if fast else None).train()
+        supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model) if fast else None).train()
         loss = supervised(row)
         loss.backward()
         norms = [float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad]
@@ -88,7 +89,7 @@ def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypat
 def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dtype: torch.dtype) -> None:
     model = tiny_model("qwen2").to(GPU, dtype)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
-    supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
+    supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()
     passes = CudaGraphPasses(supervised)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     found: dict[int, list[torch.Tensor]] = {}
@@ -101,7 +102,7 @@ def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dty
             if turn == 0:
                 found[count] = [loss, *(p.grad.clone() for p in trained)]
                 with torch.no_grad():
-                    plain = supervised(Row.of(batch, GPU))
+                    plain = supervised(to_tensors(batch, GPU))
                 assert float(loss) == pytest.approx(float(plain), rel=0.1 if dropout else 1e-3)
             same = [torch.equal(a, b) for a, b in zip([loss, *(p.grad for p in trained)], found[count], strict=True)]
             assert all(same) if turn < 3 or not dropout else not all(same)
@@ -114,7 +115,7 @@ def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dty
 def test_passes_that_cannot_be_recorded_are_made_as_they_are(dropout: float) -> None:
     model = tiny_model("qwen2").to(GPU)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
-    supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
+    supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()
     passes = CudaGraphPasses(supervised)
 
     def waits_for_the_gpu(module: torch.nn.Module, given: object, states: torch.Tensor) -> None:
@@ -165,13 +166,13 @@ def test_a_sharded_base_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, value)
     torch.distributed.init_process_group("nccl")
     try:
-        row = Row.of(pack(examples_with_forks(12, vocabulary=400)), GPU)
+        row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), GPU)
         found = []
         for sharded in (False, True):
             model = tiny_model("qwen2").requires_grad_(False)
             shard(model, GPU, torch.float32) if sharded else model.to(GPU)
             adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
-            loss = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()(row)
+            loss = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()(row)
             loss.backward()
             found.append([float(loss), *(float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad)])
         assert found[1] == pytest.approx(found[0], rel=1e-5)

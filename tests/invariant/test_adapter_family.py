@@ -21,8 +21,8 @@ from weitune.data.pack import pack
 from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, ModelError, RecipeError
 from weitune.generate.open_model import merge_adapter
+from weitune.model.batch import to_tensors
 from weitune.model.load.weights import load_model
-from weitune.model.supervised import Row
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Lora, Train
 from weitune.training.build import make_loop, make_trainable
@@ -119,7 +119,7 @@ def test_gradients_equal_those_of_pefts_layers(kind: str, tmp_path: Path) -> Non
     for name, parameter in adapted.named_parameters():
         if ".lora_B." in name and not parameter.any():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
     plain_head = trainable.capabilities.plain_head
     loss, gradients = loss_and_gradients(adapted, row, fast=True, plain_head=plain_head)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False, plain_head=False)

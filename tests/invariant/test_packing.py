@@ -13,9 +13,9 @@ from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import pack, pack_separately, visible
 from weitune.data.partition import split
 from weitune.data.schedule import Plan
+from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.lora.adapter import attach_adapter
-from weitune.model.supervised import Row
 from weitune.recipe.schema import Train
 
 
@@ -30,7 +30,7 @@ def test_every_token_has_the_logits_it_has_alone(family: str, window: int | None
     seen = visible(batch)
     row_of = {tuple(batch.input_ids[seen[row]].tolist()): row for row in range(len(batch))}
     with torch.no_grad():
-        logits = packed(**Row.of(batch, torch.device("cpu")).inputs()).logits[0]
+        logits = packed(**to_tensors(batch, torch.device("cpu")).inputs()).logits[0]
         for example in examples:
             expected = alone(input_ids=torch.tensor([example.input_ids]), use_cache=False).logits[0]
             rows = [row_of[example.inputs[:n]] for n in range(1, len(example.inputs) + 1)]

@@ -25,9 +25,9 @@ from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan
 from weitune.forecast.memory_estimate import ENOUGH_TOKENS, PassSize, pass_bytes
+from weitune.model.batch import to_tensors
 from weitune.model.load.weights import load_model
 from weitune.model.storage.weight_storage import dense, is_quantized
-from weitune.model.supervised import Row
 from weitune.recipe.schema import Lora, Recompute, Train
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.resume.snapshot import Snapshot
@@ -115,7 +115,7 @@ def test_fast_blocks_compute_what_4_bit_modules_do(tmp_path: Path) -> None:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
         elif not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
     loss, gradients = loss_and_gradients(adapted, row, fast=True)
     for module in adapted.modules():  # the kernel of bitsandbytes for CPUs rounds to bf16; its matrix is exact
         if is_quantized(getattr(module, "base_layer", None)):

@@ -10,11 +10,12 @@ import torch
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from weitune.data.pack import pack
+from weitune.model.batch import to_tensors
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.attention import register
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.lora.adapter import attach_adapter
-from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora
 from weitune.training.optim import seed_step
 
@@ -23,10 +24,10 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
     register()
     model = tiny_model("qwen2")
     adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
-    supervised = SupervisedModel(model, blocks=BlockDecoder.of(model)).train()
+    supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()
     trained = [p for p in adapted.parameters() if p.requires_grad]
     batches = [pack(examples_with_forks(count, vocabulary=400)) for count in (6, 40)]
-    losses = [supervised(Row.of(batch, torch.device("cpu"))) for batch in batches]
+    losses = [supervised(to_tensors(batch, torch.device("cpu"))) for batch in batches]
     expected = [slope.clone() for slope in torch.autograd.grad(0.5 * sum(losses), trained)]
     norm = torch.nn.utils.get_total_norm(expected)
     passes, before = CudaGraphPasses(supervised, most_tokens=0), torch.get_rng_state()
@@ -51,7 +52,7 @@ def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place
     register()
     model = tiny_model("qwen2")
     adapted = attach_adapter(model, Lora(dropout=0.1), seed=1, base="tiny")
-    passes = CudaGraphPasses(SupervisedModel(model, blocks=BlockDecoder.of(model)).train())
+    passes = CudaGraphPasses(SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train())
     batch, calls = pack(examples_with_forks(12, vocabulary=400)), []
 
     def fails_in_the_recording(module: torch.nn.Module, given: object, states: torch.Tensor) -> None:

@@ -48,7 +48,7 @@ def make_loop(
     supervised = SupervisedModel(
         model,
         plain_head=abilities.plain_head,
-        blocks=BlockDecoder.of(model) if abilities.plain_blocks and fast else None,
+        blocks=BlockDecoder.from_model(model) if abilities.plain_blocks and fast else None,
         recompute=recompute,
     )
     optimizer, accelerator = make_optimizer(adapted.named_parameters(), train), Accelerator(cpu=True)

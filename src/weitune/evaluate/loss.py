@@ -18,7 +18,7 @@ from torch import nn
 
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
-from weitune.model.supervised import Row
+from weitune.model.batch import to_tensors
 from weitune.progress import Progress
 
 MICRO_TOKENS = 1024
@@ -61,11 +61,11 @@ def measure_loss(
     batches = layout.split(examples, micro_tokens)
     with evaluating(model), torch.no_grad():
         for done, batch in enumerate(batches, 1):
-            total += float(model(Row.of(layout.lay(batch), device)).double())
+            total += float(model(to_tensors(layout.lay(batch), device)).double())
             if progress is not None:
                 progress(done, len(batches))
         for others in idle:
-            model(Row.of(layout.lay(others), device))
+            model(to_tensors(layout.lay(others), device))
     return MeasuredLoss(total, sum(example.weight for example in examples))
 
 

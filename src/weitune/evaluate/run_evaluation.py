@@ -155,15 +155,17 @@ class _Losses:
     def __init__(self, engine: Engine) -> None:
         model = engine.model
         with tree_attention(model, on=False):
-            abilities = probe(model)
-            blocks = BlockDecoder.of(model) if abilities.plain_blocks else None
-        self._model = SupervisedModel(model, plain_head=abilities.plain_head, blocks=blocks)
-        self._abilities = abilities
+            blocks = BlockDecoder.from_model(model)
+            capabilities = probe(model, blocks)
+        self._model = SupervisedModel(
+            model, plain_head=capabilities.plain_head, blocks=blocks if capabilities.plain_blocks else None
+        )
+        self._capabilities = capabilities
 
     def __call__(self, examples: Sequence[Any], progress: Progress) -> MeasuredLoss:
-        model, abilities = self._model.model, self._abilities
-        with tree_attention(model, on=abilities.shares_rows):
-            return measure_loss(self._model, examples, abilities.layout, MICRO_TOKENS, model.device, progress)
+        model, capabilities = self._model.model, self._capabilities
+        with tree_attention(model, on=capabilities.shares_rows):
+            return measure_loss(self._model, examples, capabilities.layout, MICRO_TOKENS, model.device, progress)
 
 
 def _answers(

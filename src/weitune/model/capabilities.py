@@ -1,8 +1,8 @@
 """Find out from the model itself what it can do, by trying: no list of models.
 
-Three short examples that share a beginning are run apart, by the model as it is, and together as one packed row. Equal
-hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix product,
-and equal states that its blocks are the plain ones which :mod:`weitune.model.fast.block` runs faster.
+Three short examples that share a beginning are run separately, by the model as it is, and together as one packed row.
+Equal hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix
+product, and equal states that its blocks are the plain ones which :mod:`weitune.model.fast.block` runs faster.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
 from weitune.errors import first_line
+from weitune.model.batch import PackedTensors, TensorBatch, to_tensors
 from weitune.model.fast.attention import tree_attention, use_tree_attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.storage.weight_storage import is_quantized
-from weitune.model.supervised import Row, hidden_states, predicted_logits
+from weitune.model.supervised import hidden_states, predicted_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,7 @@ _LENGTHS = ((6, 5), (6, 4), (9, 3))  # (tokens of one common text, tokens of its
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model can do; ``why_not`` says what keeps it from sharing a row."""
+    """What a model can do; ``why_not`` tells why its examples cannot share a row, if so."""
 
     shares_rows: bool
     plain_head: bool
@@ -48,20 +49,24 @@ class Capabilities:
         return SHARED if self.shares_rows else SEPARATE
 
 
-def probe(model: PreTrainedModel) -> Capabilities:
-    """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens."""
+def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabilities:
+    """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens.
+
+    ``blocks`` is its block decoder, if there is one already.
+    """
     examples = _examples(model.config.get_text_config().vocab_size)
     device = model.get_input_embeddings().weight.device
-    apart = Row.of(pad(examples), device)
+    separate = to_tensors(pad(examples), device)
     with torch.no_grad():
-        expected = hidden_states(model, apart)
-        plain_head = _plain_head(model, apart, expected)
+        expected = hidden_states(model, separate)
+        plain_head = _plain_head(model, separate, expected)
         why_not, bound = _foreign_layers(model), _TOLERANCE[model.dtype]
         if not why_not:
             why_not, bound = _why_rows_leak(model, examples, expected)
         if not why_not:
             use_tree_attention(model)
-        plain_blocks = not why_not and _plain_blocks(model, Row.of(pack(examples), device), bound)
+            blocks = blocks or BlockDecoder.from_model(model)
+        plain_blocks = not why_not and _plain_blocks(model, blocks, to_tensors(pack(examples), device), bound)
     return Capabilities(not why_not, plain_head, plain_blocks, why_not)
 
 
@@ -78,13 +83,12 @@ def _foreign_layers(model: PreTrainedModel) -> str:
 
 
 def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> tuple[str, float]:
-    """Return why the packed row differs from the separate examples, or nothing if it does not, and by how much two
-    ways of computing the same may differ."""
+    """Return why the packed row differs from the separate examples ("": it does not), and a bound on rounding."""
     bound = _TOLERANCE[model.dtype]
     try:
         with tree_attention(model):
             error = _error(model, examples, expected)
-            if error >= bound:  # rounding moves an example as far in a row of its own, where nothing can mix
+            if error >= bound:  # is it rounding? an example alone in its row shows, since nothing can mix there
                 width = len(expected) // len(examples)
                 alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
                 bound = min(2 * max(alone), 4 * bound)
@@ -94,14 +98,14 @@ def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Te
 
 
 def _error(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> float:
-    """Return the largest distance between the states of ``examples`` in one packed row and those they must have."""
+    """Return the largest distance of the states of ``examples`` in one packed row from the expected ones."""
     batch = pack(examples)
-    found = hidden_states(model, Row.of(batch, expected.device))
-    return max(_distance(found[rows], states) for rows, states in _pairs(batch, examples, expected))
+    packed = hidden_states(model, to_tensors(batch, expected.device))
+    return max(_distance(packed[rows], states) for rows, states in _pairs(batch, examples, expected))
 
 
 def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, for every example, the rows of its tokens in ``batch`` and the states that they must have."""
+    """Yield for every example the rows of its tokens in ``batch``, and their expected states."""
     seen = visible(batch)
     row_of = {tuple(batch.input_ids[seen[row]].tolist()): row for row in range(len(batch))}
     width = max(len(example.inputs) for example in examples)
@@ -111,27 +115,26 @@ def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Ite
         yield torch.tensor(rows), expected[k * width : k * width + length]
 
 
-def _plain_head(model: PreTrainedModel, row: Row, hidden: Tensor) -> bool:
+def _plain_head(model: PreTrainedModel, batch: TensorBatch, hidden: Tensor) -> bool:
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         return False
-    ours = head(hidden[row.rows][row.index].to(head.weight.device))
-    theirs = predicted_logits(model, row).to(ours.device)
+    ours = head(hidden[batch.rows][batch.index].to(head.weight.device))
+    theirs = predicted_logits(model, batch).to(ours.device)
     return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
 
 
-def _plain_blocks(model: PreTrainedModel, row: Row, bound: float) -> bool:
-    """Return whether the model's blocks compute what :mod:`weitune.model.fast.block` computes, up to ``bound``."""
-    blocks = BlockDecoder.of(model)
-    if blocks is None or row.tree is None:
+def _plain_blocks(model: PreTrainedModel, blocks: BlockDecoder | None, batch: PackedTensors, bound: float) -> bool:
+    """Return whether the model's blocks compute what ``blocks`` computes, up to ``bound``."""
+    if blocks is None:
         return False
     try:
-        ours = blocks.states(row.input_ids[0], row.tree, row.rows, training=False)
+        ours = blocks.states(batch.input_ids[0], batch.tree, batch.rows, training=False)
     except _MISFITS:
         return False
     exact = model.dtype == torch.float32 and not any(is_quantized(module) for module in model.modules())
     bound = bound / 10 if exact else max(bound, _TOLERANCE[torch.bfloat16])  # rounding differs by this much
-    return _distance(ours, hidden_states(model, row)[row.rows]) < bound
+    return _distance(ours, hidden_states(model, batch)[batch.rows]) < bound
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

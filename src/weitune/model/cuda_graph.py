@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.errors import first_line
-from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.batch import PackedTensors, to_tensors
+from weitune.model.supervised import SupervisedModel
 
 TOKENS, PREDICTIONS = 128, 256
 """What rows are rounded up to. A tile of a matrix product has 128 rows; predictions cost a fiftieth of a token."""
@@ -38,7 +39,7 @@ _FAILED: list[torch.cuda.CUDAGraph] = []
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Recording:
-    row: Row
+    row: PackedTensors
     """Where it reads."""
     loss: Tensor
     """What it writes."""
@@ -81,7 +82,7 @@ class CudaGraphPasses:
 
     def run(self, batch: PackedBatch, loss_grad: float) -> Tensor:
         """Return the loss of ``batch``, a float64 scalar, and add ``loss_grad`` times its gradient."""
-        row = Row.of(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
+        row = to_tensors(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
         shape = tuple(len(x) for x in (row.input_ids[0], row.rows, row.targets))
         self._loss_grad.fill_(loss_grad)
         recording = self._recording(shape, row)
@@ -92,7 +93,7 @@ class CudaGraphPasses:
         recording.graph.replay()
         return recording.loss.double()
 
-    def _recording(self, shape: tuple[int, ...], row: Row) -> _Recording | None:
+    def _recording(self, shape: tuple[int, ...], row: PackedTensors) -> _Recording | None:
         """Return the recording of passes of ``shape``, which is made when such a ``row`` comes for the second time."""
         if not self._records:
             return None
@@ -104,13 +105,13 @@ class CudaGraphPasses:
             self._recordings[shape] = self._record(row)
         return self._recordings[shape]
 
-    def _pass(self, row: Row) -> Tensor:
+    def _pass(self, row: PackedTensors) -> Tensor:
         with _drawing_by(row.input_ids.shape[1]):
             loss: Tensor = self._model(row)
             torch.autograd.backward(loss, self._loss_grad)
         return loss.detach()
 
-    def _record(self, row: Row) -> _Recording | None:
+    def _record(self, row: PackedTensors) -> _Recording | None:
         row, graph = row.to(self._device), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self._pool):

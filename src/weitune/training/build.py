@@ -11,7 +11,8 @@ from torch import nn
 from weitune.data.conversation import Example
 from weitune.data.schedule import Plan
 from weitune.errors import ModelError
-from weitune.model.capabilities import Capabilities, probe
+from weitune.model.batch import to_tensors
+from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
@@ -22,7 +23,7 @@ from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_fro
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
 from weitune.model.storage.allocator import giving_back, keep_freed_memory
 from weitune.model.storage.weight_storage import widen
-from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
 from weitune.training.distributed.processes import averaging_adapters
 from weitune.training.loop import Examples, Loop
@@ -54,12 +55,15 @@ def make_trainable(
         loaded.model.requires_grad_(True)
         return Trainable(loaded, WholeModel(loaded.model), replace(capabilities, plain_head=False, plain_blocks=False))
     check_targets(loaded.model, lora)
-    capabilities = probe(loaded.model)
+    plain_decoder = BlockDecoder.from_model(loaded.model)
+    capabilities = probe(loaded.model, plain_decoder)
+    if not capabilities.plain_blocks:
+        plain_decoder = None
     init = lora if fresh else lora.model_copy(update={"init": "default", "init_from": None})
     token_ids = token_numbers(loaded.tokenizer, lora.train_tokens or ())
     adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids)
     adapter = LoraAdapter(adapted, started_by=lora.init)
-    blocks = _plain_blocks(loaded, capabilities)
+    blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)
     if blocks is None:
         _widen(loaded)
     if init.init_from:
@@ -67,22 +71,14 @@ def make_trainable(
     elif init.init == "loftq":
         start_loftq(adapted, loaded.files.folder)
     elif init.init == "eva":
-        start_eva(adapted, [Row.of(capabilities.layout.lay(examples), loaded.device) for examples in steps])
-        blocks = _plain_blocks(loaded, capabilities)  # PEFT has put new layers in
+        start_eva(adapted, [to_tensors(capabilities.layout.lay(examples), loaded.device) for examples in steps])
+        blocks = blocks and blocks.with_adapters(loaded.dtype)  # PEFT has put new A and B in
     if blocks is not None:
         _lay_out(blocks, loaded)
     plain_head = capabilities.plain_head and _has_frozen_linear_head(loaded)
     return Trainable(
         loaded, adapter, replace(capabilities, plain_head=plain_head, plain_blocks=blocks is not None), blocks
     )
-
-
-def _plain_blocks(loaded: LoadedModel, capabilities: Capabilities) -> BlockDecoder | None:
-    """Return what runs the blocks of a model with its adapter; None if only its own modules can."""
-    if not capabilities.plain_blocks:
-        return None
-    blocks = BlockDecoder.of(loaded.model, loaded.dtype)
-    return blocks if blocks is not None and blocks.trains_all else None
 
 
 def _widen(loaded: LoadedModel) -> None:

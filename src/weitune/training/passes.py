@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
+from weitune.model.batch import to_tensors
 from weitune.model.cuda_graph import CudaGraphPasses
-from weitune.model.supervised import Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,7 +46,7 @@ class EagerPasses:
     def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
         world = self.accelerator.num_processes
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            loss: Tensor = self.model(Row.of(batch, self.accelerator.device)) * (1.0 if counted else 0.0)
+            loss: Tensor = self.model(to_tensors(batch, self.accelerator.device)) * (1.0 if counted else 0.0)
             self.accelerator.backward(loss * (world / step_weight))  # reduction takes the mean over devices
         return loss.detach().double().cpu()
 

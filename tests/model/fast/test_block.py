@@ -15,6 +15,7 @@ from tests.invariant.test_oracle import examples_with_forks
 from tests.model.fast.test_attention import text
 from tests.tiny import TEMPLATE_OF, tiny_model
 from weitune.data.pack import pack
+from weitune.model.batch import TensorBatch, to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.fast import matmul
 from weitune.model.fast.block import reference_block, run_block
@@ -22,7 +23,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.tree import Tree
 from weitune.model.lora.adapter import attach_adapter
-from weitune.model.supervised import Row, SupervisedModel
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import PROJECTIONS, Lora, Recompute
 
 CPU = torch.device("cpu")
@@ -47,10 +48,10 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def loss_and_gradients(
-    adapted: Any, row: Row, *, fast: bool, recompute: Recompute = "none", plain_head: bool = True
+    adapted: Any, row: TensorBatch, *, fast: bool, recompute: Recompute = "none", plain_head: bool = True
 ) -> tuple[torch.Tensor, dict]:
     model = adapted.get_base_model()
-    blocks = BlockDecoder.of(model) if fast else None
+    blocks = BlockDecoder.from_model(model) if fast else None
     supervised = SupervisedModel(model, plain_head=plain_head, blocks=blocks, recompute=recompute)
     supervised.train()
     adapted.zero_grad()
@@ -64,7 +65,7 @@ def loss_and_gradients(
 @pytest.mark.parametrize("family", TEMPLATE_OF)
 def test_losses_and_gradients_equal_those_of_the_modules(family: str, recompute: Recompute, dora: bool) -> None:
     adapted = adapted_model(family, dora=dora)
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
     loss, gradients = loss_and_gradients(adapted, row, fast=True, recompute=recompute)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
@@ -77,7 +78,7 @@ def test_losses_and_gradients_equal_those_of_the_modules(family: str, recompute:
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_any_choice_of_projections(targets: list[str], dora: bool) -> None:
     adapted = adapted_model("qwen2", target_modules=targets, r=3, dora=dora)
-    row = Row.of(pack(examples_with_forks(6, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(6, vocabulary=400)), CPU)
     loss, gradients = loss_and_gradients(adapted, row, fast=True)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
@@ -89,7 +90,7 @@ def test_any_choice_of_projections(targets: list[str], dora: bool) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, dropout: float) -> None:
-    decoder = BlockDecoder.of(adapted_model("qwen2", r=3, dropout=dropout, dora=dora).get_base_model())
+    decoder = BlockDecoder.from_model(adapted_model("qwen2", r=3, dropout=dropout, dora=dora).get_base_model())
     block, draw = decoder._blocks[0], torch.Generator().manual_seed(0)
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden, weights = (torch.randn(6, 64, dtype=torch.float64, generator=draw) for _ in range(2))
@@ -108,7 +109,7 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, drop
 @pytest.mark.parametrize("rows", [None, [0, 3, 4]])
 def test_gradcheck_of_the_whole_block(rows: list[int] | None) -> None:
     adapted = adapted_model("qwen2", r=2)  # other families compute head norms in float32, too coarse for differences
-    decoder = BlockDecoder.of(adapted.get_base_model())
+    decoder = BlockDecoder.from_model(adapted.get_base_model())
     block = decoder._blocks[0]
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -129,7 +130,7 @@ def test_a_bfloat16_base_with_a_float32_adapter() -> None:
     for parameter in adapted.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
     loss, gradients = loss_and_gradients(adapted, row, fast=True)
     expected_loss, expected = loss_and_gradients(adapted, row, fast=False)
     assert float(loss) == pytest.approx(float(expected_loss), rel=0.01)
@@ -142,7 +143,7 @@ def test_a_bfloat16_base_with_a_float32_adapter() -> None:
 @pytest.mark.parametrize("count", [3, 12, 40])
 def test_a_row_of_round_sizes_is_worth_the_same(count: int, fast: bool) -> None:
     adapted = adapted_model("qwen2")
-    row = Row.of(pack(examples_with_forks(count, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(count, vocabulary=400)), CPU)
     rounded = row.rounded_up(64, 64)
     assert {x.shape[-1] % 64 for x in (rounded.input_ids, rounded.rows, rounded.index, rounded.weights)} == {0}
     assert len(rounded.rows.unique()) == len(rounded.rows)
@@ -170,10 +171,10 @@ def test_what_onednn_multiplies_gets_round_sizes(
         return states(blocks, input_ids, *rest, **more)
 
     monkeypatch.setattr(BlockDecoder, "states", watched)
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
     length = row.input_ids.shape[1]
     assert length % 16
-    loss = SupervisedModel(model, blocks=BlockDecoder.of(model, dtype))(row)
+    loss = SupervisedModel(model, blocks=BlockDecoder.from_model(model, dtype))(row)
     assert loss.isfinite()
     assert seen == [length + -length % unit]
 
@@ -181,7 +182,7 @@ def test_what_onednn_multiplies_gets_round_sizes(
 def test_dropout_agrees_with_pefts_on_average() -> None:
     """The mean of loss and gradients over many masks lies within two standard errors of PEFT's."""
     adapted = adapted_model("qwen2", torch.float32, dropout=0.3)
-    row = Row.of(pack(examples_with_forks(4, vocabulary=400)), CPU)
+    row = to_tensors(pack(examples_with_forks(4, vocabulary=400)), CPU)
     name = next(n for n, p in adapted.named_parameters() if "layers.1.mlp.down_proj.lora_A" in n)
 
     def sample(fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,5 +216,5 @@ def test_variants_that_peft_alone_computes_are_left_to_it() -> None:
     model = tiny_model("qwen2")
     probe(model)
     biased = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, lora_bias=True, target_modules=["q_proj"]))
-    assert BlockDecoder.of(biased.get_base_model()) is None
-    assert BlockDecoder.of(model) is not None
+    assert BlockDecoder.from_model(biased.get_base_model()) is None
+    assert BlockDecoder.from_model(model) is not None

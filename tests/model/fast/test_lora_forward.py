@@ -49,7 +49,8 @@ def run_with_masks_of(block: Any, dropout: DropoutString, layer: Any) -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate: float) -> None:
-    group = BlockDecoder.of(adapted_model("qwen2", r=3, dropout=rate, dora=dora).get_base_model())._blocks[0].qkv
+    adapted = adapted_model("qwen2", r=3, dropout=rate, dora=dora)
+    group = BlockDecoder.from_model(adapted.get_base_model())._blocks[0].groups.qkv
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(T, 64, dtype=torch.float64, generator=draw).requires_grad_()
     grads = [torch.randn(T, p.shape[0], dtype=torch.float64, generator=draw) for p in group.projections]
@@ -75,7 +76,7 @@ def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, m
         monkeypatch.setattr("weitune.model.fast.lora_forward.ROW_NORM_ELEMENTS_CPU", 200)
     adapted = adapted_model("qwen2", r=3, dropout=0.4, dora=dora).train()
     model = adapted.get_base_model()
-    decoder, layer = BlockDecoder.of(model), model.get_decoder().layers[0]
+    decoder, layer = BlockDecoder.from_model(model), model.get_decoder().layers[0]
     block = decoder._blocks[0]
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     draw = torch.Generator().manual_seed(0)
@@ -103,7 +104,7 @@ def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, m
 def test_gradcheck_of_doras_magnitudes_and_input(dropout: float) -> None:
     """A and B are left out: that DoRA takes the norm as constant is not what differences of the output see."""
     adapted = adapted_model("qwen2", r=2, dropout=dropout, dora=True)
-    decoder = BlockDecoder.of(adapted.get_base_model())
+    decoder = BlockDecoder.from_model(adapted.get_base_model())
     block = decoder._blocks[0]
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(T, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

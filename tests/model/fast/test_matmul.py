@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tests.invariant.test_oracle import examples_with_forks
 from tests.model.fast.test_block import CPU, adapted_model, distance, loss_and_gradients
 from weitune.data.pack import pack
+from weitune.model.batch import to_tensors
 from weitune.model.fast import matmul
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import reference_loss, supervised_loss
 from weitune.model.fast.matmul import add_linear, add_times, lay_by_columns, linear, round_rows, times, times_by_rows
-from weitune.model.supervised import Row
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 
@@ -190,8 +190,8 @@ def test_a_row_is_worth_the_same_by_both_libraries(
 ) -> None:
     monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
     adapted = adapted_model("qwen2", FLOAT, dora=dora)
-    blocks = BlockDecoder.of(adapted.get_base_model())
-    row = Row.of(pack(examples_with_forks(12, vocabulary=400)), CPU)
+    blocks = BlockDecoder.from_model(adapted.get_base_model())
+    row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
     multiplied.clear()  # what probing the model took
     with monkeypatch.context() as changed:
         changed.setattr(matmul, "onednn_is_faster", lambda: False)
@@ -200,7 +200,7 @@ def test_a_row_is_worth_the_same_by_both_libraries(
     assert blocks is not None
     blocks.lay_out()
     loss, gradients = loss_and_gradients(adapted, row, fast=True)
-    height, _ = blocks._blocks[0].down.projections[0].shape
+    height, _ = blocks._blocks[0].groups.down.projections[0].shape
     slices = [weight for weight in multiplied if weight.shape in {(height, 48), (48, height)}]
     assert slices, "no product by a slice of down's columns was oneDNN's"
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,27 +31,28 @@ from weitune.model.fast.projection import LoraGroup
 from weitune.model.storage.shard import gathered
 
 
+class Groups(NamedTuple):
+    """The projections of a block, grouped by what they read."""
+
+    qkv: LoraGroup
+    out: LoraGroup
+    gate_up: LoraGroup
+    down: LoraGroup
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockParts:
     """The weights of a block and what is special about its family."""
 
     norm_in: Norm
     norm_post: Norm
-    qkv: LoraGroup
-    out: LoraGroup
-    gate_up: LoraGroup
-    down: LoraGroup
+    groups: Groups
     activation: Activation
     attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """From q (T, H·D), k and v (T, G·D) before rotary embedding, and the context's ``attention``, to (T, H·D);
     differentiable by autograd."""
     layer: torch.nn.Module
     """The decoder layer with these weights."""
-
-    @property
-    def groups(self) -> tuple[LoraGroup, ...]:
-        """The groups of projections in order."""
-        return self.qkv, self.out, self.gate_up, self.down
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -84,11 +85,11 @@ def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) ->
             mask = dropout.mask(dropout.draw_offset(), (len(x), group.inputs))
         return [reference_lora(p, x, mask, dropout.scale if dropout else 1.0) for p in group.projections]
 
-    query, key, value = project(parts.qkv, norm(parts.norm_in, hidden))
-    (attended,) = project(parts.out, parts.attend(query, key, value, context.attention))
+    query, key, value = project(parts.groups.qkv, norm(parts.norm_in, hidden))
+    (attended,) = project(parts.groups.out, parts.attend(query, key, value, context.attention))
     hidden = hidden + attended
-    gate, up = project(parts.gate_up, norm(parts.norm_post, hidden))
-    (output,) = project(parts.down, parts.activation[0](gate) * up)
+    gate, up = project(parts.groups.gate_up, norm(parts.norm_post, hidden))
+    (output,) = project(parts.groups.down, parts.activation[0](gate) * up)
     return hidden + output
 
 

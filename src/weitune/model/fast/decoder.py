@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weitune.model.fast.activation import ACTIVATIONS
 from weitune.model.fast.attention import attention_for
-from weitune.model.fast.block import BlockContext, BlockParts, run_block
+from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.dropout import DropoutString
 from weitune.model.fast.matmul import lay_by_columns
@@ -28,6 +28,15 @@ from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_PROJECTIONS = (
+    ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", ("o_proj",)),
+    ("mlp", ("gate_proj", "up_proj")),
+    ("mlp", ("down_proj",)),
+)
+"""Of each of :class:`Groups`: the module of a layer that has them, and their names in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,17 +57,27 @@ class BlockDecoder:
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
+    def from_model(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
         """Return the block decoder of ``model``, or None if its parts are not those of a plain block.
 
-        It computes in ``dtype``, whatever the weights are stored in; in the model's own if that is not given.
+        It computes in ``dtype``, whatever the weights are stored in, by default in the model's own.
         """
         decoder = model.get_decoder()
         if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return None
         blocks = [_read_block(layer) for layer in decoder.layers]
-        found = [block for block in blocks if block is not None]
-        return cls(decoder, found, dtype or model.dtype) if len(found) == len(blocks) else None
+        plain = [block for block in blocks if block is not None]
+        return cls(decoder, plain, dtype or model.dtype) if len(plain) == len(blocks) else None
+
+    def with_adapters(self, dtype: torch.dtype) -> BlockDecoder | None:
+        """Return this decoder with the adapters that its layers have now, to compute in ``dtype``.
+
+        None if an adapter is not plain LoRA or DoRA, or if something else in the layers is trained.
+        """
+        read = [(block, _read_groups(block.layer)) for block in self._blocks]
+        blocks = [replace(block, groups=groups) for block, groups in read if groups]
+        decoder = BlockDecoder(self._decoder, blocks, dtype)
+        return decoder if len(blocks) == len(read) and decoder.trains_all else None
 
     @property
     def trains_all(self) -> bool:
@@ -69,7 +88,7 @@ class BlockDecoder:
     def lay_out(self) -> None:
         """Store down's matrices by columns, where oneDNN multiplies slices of their columns faster then."""
         for block in self._blocks:
-            for projection in block.down.projections:
+            for projection in block.groups.down.projections:
                 lay_by_columns(projection.layer)
 
     def states(
@@ -96,31 +115,26 @@ class BlockDecoder:
 
 def _read_block(layer: nn.Module) -> BlockParts | None:
     """Return the parts of a decoder layer, or None if it is not a plain one."""
-    attention: Any = getattr(layer, "self_attn", None)
-    feed_forward: Any = getattr(layer, "mlp", None)
-    owners = {
-        attention: ("q_proj", "k_proj", "v_proj", "o_proj"),
-        feed_forward: ("gate_proj", "up_proj", "down_proj"),
-    }
-    projections = [read_projection(getattr(owner, name, None)) for owner, names in owners.items() for name in names]
+    groups = _read_groups(layer)
     norm_in = read_norm(getattr(layer, "input_layernorm", None))
     norm_post = read_norm(getattr(layer, "post_attention_layernorm", None))
-    activation = ACTIVATIONS.get(_activation_name(feed_forward))
-    attend = _attend_with(attention)
-    q, k, v, o, gate, up, down = projections
-    if not (q and k and v and o and gate and up and down and norm_in and norm_post and activation and attend):
+    activation = ACTIVATIONS.get(_activation_name(getattr(layer, "mlp", None)))
+    attend = _attend_with(getattr(layer, "self_attn", None))
+    if not (groups and norm_in and norm_post and activation and attend):
         return None
-    return BlockParts(
-        norm_in=norm_in,
-        norm_post=norm_post,
-        qkv=LoraGroup([q, k, v]),
-        out=LoraGroup([o]),
-        gate_up=LoraGroup([gate, up]),
-        down=LoraGroup([down]),
-        activation=activation,
-        attend=attend,
-        layer=layer,
-    )
+    return BlockParts(norm_in, norm_post, groups, activation, attend, layer)
+
+
+def _read_groups(layer: Any) -> Groups | None:
+    """Return the projections of a decoder layer, or None if one of them is not plain."""
+    groups = []
+    for owner, names in _PROJECTIONS:
+        read = [read_projection(getattr(getattr(layer, owner, None), name, None)) for name in names]
+        plain = [projection for projection in read if projection]
+        if len(plain) < len(names):
+            return None
+        groups.append(LoraGroup(plain))
+    return Groups(*groups)
 
 
 def _activation_name(feed_forward: Any) -> str:

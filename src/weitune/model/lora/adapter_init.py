@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weitune.errors import ModelError
+from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.model.storage.weight_storage import dense, is_quantized
-from weitune.model.supervised import Row, hidden_states
+from weitune.model.supervised import hidden_states
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -71,32 +72,32 @@ def start_from(adapter: LoraAdapter, folder: Path) -> None:
     adapter.load(tensors)
 
 
-def start_eva(model: PeftModel, rows: Sequence[Row]) -> None:
-    """Set the A matrices of ``model`` from what its layers read while it computes ``rows``.
+def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
+    """Set the A matrices of ``model`` from the inputs of its layers while it computes ``batches``.
 
-    Raises ModelError if the rows have too few tokens for the adapter's rank.
+    Raises ModelError if the batches have too few tokens for the adapter's rank.
     """
     from peft import EvaConfig, initialize_lora_eva_weights
 
     config = model.peft_config["default"]
     ranks = [config.r, *config.rank_pattern.values()]
-    tokens = min(row.input_ids.numel() for row in rows)
+    tokens = min(batch.input_ids.numel() for batch in batches)
     if tokens < max(ranks):
         raise ModelError("model.adapter_init.lora_init_eva_step", tokens=tokens, ranks=max(ranks))
 
-    def forward(model: PeftModel, row: Row) -> None:
-        hidden_states(model.get_base_model(), row)
+    def forward(model: PeftModel, batch: TensorBatch) -> None:
+        hidden_states(model.get_base_model(), batch)
 
-    def read(inputs: Any, row: Row, name: str) -> Tensor:
+    def read(inputs: Any, batch: TensorBatch, name: str) -> Tensor:
         states: Tensor = (inputs if isinstance(inputs, Tensor) else inputs[0]).flatten(0, -2)
-        return states if row.attention_mask is None else states[row.attention_mask.flatten().bool()]
+        return states if isinstance(batch, PackedTensors) else states[batch.attention_mask.flatten().bool()]
 
     targets = config.target_modules
     config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that rows have no method to move them; they are where they must be
+        warnings.simplefilter("ignore")  # that PEFT cannot move the batches to the device; they are there
         initialize_lora_eva_weights(
-            model, rows, forward_fn=forward, prepare_model_inputs_fn=None, prepare_layer_inputs_fn=read,
+            model, batches, forward_fn=forward, prepare_model_inputs_fn=None, prepare_layer_inputs_fn=read,
             gather_distributed_inputs=False, show_progress_bar=False,
         )  # fmt: skip
     config.init_lora_weights, config.eva_config, config.target_modules = True, None, targets
