@@ -27,7 +27,7 @@ import torch
 
 from weitune import Run
 from weitune.data.conversation import Conversation
-from weitune.data.prepare.prepare import read_options
+from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import write_gguf

@@ -8,7 +8,7 @@ from itertools import islice
 
 from weitune.data.conversation import Conversation, Origin
 from weitune.data.prepare.holdout import ExampleSet
-from weitune.data.prepare.prepare import read_options
+from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader
 from weitune.recipe.schema import Recipe
 

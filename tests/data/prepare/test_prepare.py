@@ -21,7 +21,8 @@ from weitune.data.prepare import batches as batches_module
 from weitune.data.prepare import prepare as prepare_module
 from weitune.data.prepare.accounts import DuplicateCounter
 from weitune.data.prepare.cache import building, data_cache
-from weitune.data.prepare.prepare import prepare, read_options
+from weitune.data.prepare.prepare import prepare
+from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.prepare.truncate import cut
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import read_conversations

@@ -11,7 +11,7 @@ import pytest
 
 from weitune.cli import main
 from weitune.data.formats.parse import Options
-from weitune.data.prepare.prepare import recipe_reader
+from weitune.data.prepare.recipe_reader import recipe_reader
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader, conversations_of
 from weitune.data.read.text_file import examine

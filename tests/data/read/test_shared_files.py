@@ -11,7 +11,8 @@ import pytest
 
 from weitune.data.formats.parse import Options
 from weitune.data.frame.choose import framing_for
-from weitune.data.prepare.prepare import prepare, read_options
+from weitune.data.prepare.prepare import prepare
+from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader
 from weitune.data.show.check import check
 from weitune.data.show.preview import PreviewItem, preview

@@ -84,7 +84,7 @@ def preview_command(
     """
     from itertools import islice
 
-    from weitune.data.prepare.prepare import recipe_reader
+    from weitune.data.prepare.recipe_reader import recipe_reader
     from weitune.data.show.preview import preview
 
     recipe = _recipe(files, recipe_file, options)
@@ -118,7 +118,7 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
     from pathlib import Path
 
     from weitune.cli.shared.terminal import console
-    from weitune.data.prepare.prepare import recipe_reader
+    from weitune.data.prepare.recipe_reader import recipe_reader
     from weitune.data.read.conversations import conversations_of
     from weitune.data.show.convert import write_file, write_rows
 

@@ -1,4 +1,4 @@
-"""Rows in batches through the framing and the tokenizer, so that no core waits.
+"""Frame and tokenize rows in batches, both at the same time.
 
     main thread    frame 3 ─── finish 1 ─── frame 4 ─── finish 2 ─── …
     tokenizer      ═══ 2 ═══════ 3 ═══════════ 4 ═══                  all cores, without Python's lock
@@ -25,11 +25,11 @@ from weitune.errors import DataError
 _BATCH = 1024
 _BATCH_CHARACTERS = 4_000_000
 _AHEAD = 2
-"""Batches that are in the tokenizer while Python goes on."""
+"""Batches that wait for the tokenizer while the next one is framed."""
 
 
-class Row(NamedTuple):
-    """A row on its way: its drafts, and later its examples, stand at ``start`` to ``stop`` of its batch."""
+class FramedRow(NamedTuple):
+    """A row whose drafts, and later its examples, are ``start`` to ``stop`` (exclusive) of its batch."""
 
     source: int
     conversation: Conversation
@@ -39,9 +39,9 @@ class Row(NamedTuple):
 
 def encoded_batches(
     reader: Reader, framing: Framing, system: str | None
-) -> Iterator[tuple[list[Row], list[Example | DataError]]]:
-    """Yield batches of rows with their examples; some are in the tokenizer while the next one is framed."""
-    waiting: deque[tuple[list[Row], list[Draft], EncodingBatch, Future[None]]] = deque()
+) -> Iterator[tuple[list[FramedRow], list[Example | DataError]]]:
+    """Yield batches of rows with their examples; the tokenizer works on some while the next one is framed."""
+    waiting: deque[tuple[list[FramedRow], list[Draft], EncodingBatch, Future[None]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         for rows, drafts in _framed(reader, framing, system):
             batch = framing.begin(drafts)
@@ -53,9 +53,9 @@ def encoded_batches(
 
 
 def _finished(
-    framing: Framing, rows: list[Row], drafts: list[Draft], batch: EncodingBatch, run: Future[None]
-) -> tuple[list[Row], list[Example | DataError]]:
-    """Wait for a batch; if one of its drafts cannot be encoded, find out which."""
+    framing: Framing, rows: list[FramedRow], drafts: list[Draft], batch: EncodingBatch, run: Future[None]
+) -> tuple[list[FramedRow], list[Example | DataError]]:
+    """Wait for a batch. If one of its drafts cannot be encoded, each is encoded by itself to find out which."""
     run.result()
     try:
         return rows, list(batch.finish())
@@ -70,9 +70,9 @@ def _encode_one(framing: Framing, draft: Draft) -> Example | DataError:
         return error
 
 
-def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tuple[list[Row], list[Draft]]]:
+def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tuple[list[FramedRow], list[Draft]]]:
     """Yield batches of rows with their drafts; a row that cannot be framed goes to the reader's problems."""
-    rows: list[Row] = []
+    rows: list[FramedRow] = []
     drafts: list[Draft] = []
     characters = 0
     for source, read in reader.conversations():
@@ -82,7 +82,7 @@ def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tu
         except DataError as error:
             reader.problems.add([problem for problem in error.problems if isinstance(problem, Problem)])
             continue
-        rows.append(Row(source, conversation, len(drafts), len(drafts) + len(made)))
+        rows.append(FramedRow(source, conversation, len(drafts), len(drafts) + len(made)))
         drafts += made
         for turn in conversation.turns:
             characters += len(turn.content) * len(made)
@@ -94,8 +94,11 @@ def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tu
 
 @contextmanager
 def without_cycle_collection() -> Iterator[None]:
-    """Rows leave no reference cycles, but their many small objects make Python look for some all over the heap, which
-    took a quarter of the time."""
+    """Turn the garbage collector off in the block.
+
+    Rows leave no reference cycles, but their many small objects make Python search for some, which took a quarter of
+    the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

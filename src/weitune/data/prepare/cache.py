@@ -1,10 +1,10 @@
-"""Prepared data in the cache folder: found by fingerprint, published whole or not at all.
+"""Prepared data in the cache folder, by fingerprint; a folder is complete or does not exist.
 
     ~/.cache/weitune/data/<fingerprint>/      (XDG_CACHE_HOME applies)
         examples.arrow
-        report.json                           written last: its presence means the folder is complete
+        report.json
 
-A folder is built aside and renamed, so a crash leaves nothing that looks finished. Everything here can be deleted.
+A folder is written aside and renamed, so a crash leaves nothing that looks finished. Everything here can be deleted.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def data_cache() -> Path:
 
 @contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """Give a new folder to write to; when the block ends without an exception, it becomes ``target``.
+    """Yield a new folder to write to; when the block ends without an exception, it becomes ``target``.
 
-    If another process was faster, its folder stays and ours goes. Raises InputError if there is no room to write.
+    If another process was faster, its folder stays. Raises InputError if the folder cannot be written.
     """
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
@@ -45,9 +45,7 @@ def building(target: Path) -> Iterator[Path]:
         with folder_written_aside(target, partial, publish_unless_there):
             yield partial
     except OSError as error:
-        raise InputError(
-            "data.cache.prepared_data_cannot_written", parent=target.parent, strerror=error.strerror or error
-        ) from error
+        raise InputError("data.cache.cannot_write", folder=target.parent, strerror=error.strerror or error) from error
 
 
 def _remove_stale(folder: Path) -> None:

@@ -1,13 +1,13 @@
-"""Hold a part of the examples out, so that what is validated was never learned.
+"""Hold out a part of the examples, so that validation uses none that were learned.
 
     prompt A: 3 rows   ─▶ trained            rows with one prompt stay together, and so do the examples
     prompt B: 1 row    ─▶ held out           that one row makes, one for each learned turn
     prompt C: 2 rows   ─▶ trained
 
-Which prompts are held out is decided by their own SHA-256: neither the seed nor the order of the rows plays a part, so
-runs that differ in their recipe are judged by the same rows. A prompt is the tokens before the first that is learned.
-One that many rows share, such as "Who are you?" in the data of a character, is learned: held out, it would outweigh all
-others in the figures, and be missing from what the model knows.
+The SHA-256 of a prompt decides whether it is held out, not the seed or the order of the rows, so that runs with
+different recipes are validated with the same rows. A prompt is the tokens before the first learned one. A prompt that
+many rows share, such as "Who are you?" in the data of a persona, is learned: held out, it would outweigh all others in
+the loss, and the model would not know the answer.
 
 Cost: every example is read once.
 """
@@ -28,7 +28,7 @@ from weitune.errors import DataError
 Indices = npt.NDArray[np.int64]
 
 LARGEST_SHARE = 0.05
-"""Of the rows held out that one prompt may have, unless too few others are there."""
+"""Largest share of the rows held out that may have the same prompt, unless there are too few others."""
 
 
 class ExampleSet(Protocol):
@@ -53,24 +53,21 @@ class ExampleSet(Protocol):
 
 
 class Selection:
-    """Some of the examples of a set, in their order there."""
+    """Some of the examples of a set, in their order there; nothing is copied but lengths."""
 
     def __init__(self, examples: ExampleSet, indices: Indices) -> None:
-        """Select ``indices`` of ``examples``; nothing is copied but lengths."""
         self._examples, self.indices = examples, indices
         self.lengths: npt.NDArray[np.int32] = examples.lengths[indices]
         self.supervised: npt.NDArray[np.int32] = examples.supervised[indices]
 
     def __len__(self) -> int:
-        """Return how many examples are selected."""
         return len(self.indices)
 
     def __getitem__(self, i: int) -> Example:
-        """Return the ``i``-th selected example."""
         return self._examples[int(self.indices[i])]
 
     def digest(self) -> str:
-        """Return a SHA-256 that says what is selected of what."""
+        """Return a SHA-256 of the set's digest and what is selected."""
         return hashlib.sha256(self._examples.digest().encode() + self.indices.tobytes()).hexdigest()
 
 
@@ -85,7 +82,7 @@ def hold_out(examples: ExampleSet, fraction: float) -> tuple[Selection, Selectio
         members.setdefault(key, []).append(i)
         rows[key] += begins
     if len(members) < 2:
-        raise DataError("data.holdout.no_validation_data_can", examples_count=len(examples))
+        raise DataError("data.holdout.one_prompt", count=len(examples))
     wanted = min(max(1, round(fraction * len(examples))), len(examples) - 1)
     most = max(1.0, LARGEST_SHARE * fraction * rows.total())
     held: list[int] = []
@@ -99,7 +96,7 @@ def hold_out(examples: ExampleSet, fraction: float) -> tuple[Selection, Selectio
 
 
 def prompts(examples: ExampleSet) -> Iterator[bytes]:
-    """Yield a key for the prompt of every example's row: equal keys, equal prompts."""
+    """Yield a key for the prompt of each example's row; equal keys mean equal prompts."""
     return (key for key, _ in _prompts(examples))
 
 
@@ -109,7 +106,7 @@ def _prompts(examples: ExampleSet) -> Iterator[tuple[bytes, bool]]:
     key = b""
     for i in range(len(examples)):
         example = examples[i]
-        begins = example.origin is None or example.origin != row  # the first example stands for all of them
+        begins = example.origin is None or example.origin != row  # a row's prompt is that of its first example
         if begins:
             tokens = np.asarray(example.input_ids[: example.spans[0].start], np.int32)
             key, row = hashlib.sha256(tokens.tobytes()).digest(), example.origin

@@ -1,16 +1,15 @@
-"""Prepare data for training: read, frame, tokenize in batches, keep as Arrow, account for every row.
+"""Prepare data for training: read, frame, tokenize in batches, keep as Arrow, count every row.
 
     sources ─▶ rows ─▶ Conversation ─▶ Draft ═══▶ Example ─▶ examples.arrow, report.json
                  one at a time               batches of 1024,
                                              Rust, all cores
 
-Everything is found by a fingerprint of file contents, framing and options, so a second start only opens the file.
-Memory holds a few batches and 16 bytes a row.
+Prepared data are found by a fingerprint of file contents, framing and options, so a second start only opens the file.
+Memory: a few batches, and 16 bytes a row.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import shutil
@@ -20,21 +19,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from weitune.data.conversation import Example
-from weitune.data.formats.parse import Options
 from weitune.data.frame.framing import Framing
 from weitune.data.prepare.accounts import RowCounts
 from weitune.data.prepare.batches import encoded_batches, without_cycle_collection
 from weitune.data.prepare.cache import EXAMPLES, REPORT, building, data_cache
+from weitune.data.prepare.recipe_reader import read_options, recipe_reader
 from weitune.data.prepare.report import DataReport
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import truncate, weighted
-from weitune.data.problems import shown_name
 from weitune.data.read.conversations import Reader
-from weitune.data.read.source import contains
 from weitune.errors import DataError, RecipeError
 from weitune.files.cache import cache_fix, mark_used
 from weitune.files.json_files import json_text
 from weitune.files.room import check_room
+from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 
@@ -46,7 +44,6 @@ class Prepared(StoredExamples):
     """The examples of a recipe, by number, with their lengths, weights, fingerprint and report."""
 
     def __init__(self, folder: Path, fingerprint: str, report: DataReport) -> None:
-        """Open a folder that :func:`prepare` published."""
         super().__init__(folder / EXAMPLES, [source.name for source in report.sources])
         self.fingerprint = fingerprint
         self.report = report
@@ -65,10 +62,10 @@ def prepare(
         raise reader.problems.error()
     fingerprint = _fingerprint(reader, recipe, framing)
     folder = data_cache() / fingerprint
-    found = None if reader.problems else _open(folder, fingerprint, reader)
-    if found is not None:
-        return found
-    check_room(data_cache(), _bytes_foreseen(reader), "the prepared data", cache_fix())
+    cached = None if reader.problems else _open(folder, fingerprint, reader)
+    if cached is not None:
+        return cached
+    check_room(data_cache(), _least_bytes(reader), say("data.prepare.prepared_data"), cache_fix())
     with building(folder) as partial:
         report = _build(partial / EXAMPLES, reader, recipe, framing, progress)
         if reader.problems:
@@ -79,54 +76,24 @@ def prepare(
     return Prepared(folder, fingerprint, report)
 
 
-def _bytes_foreseen(reader: Reader) -> int:
-    """Return how many bytes the examples will take at least, by the size of the files: 4 bytes a token."""
+def _least_bytes(reader: Reader) -> int:
+    """Return a lower bound for the size of the prepared examples, by the size of the files: 4 bytes a token."""
     return sum(source.facts.size_bytes for source in reader.sources if source.facts) // 2
 
 
-def read_options(recipe: Recipe) -> Options:
-    """Return how ``recipe`` has rows read; the tutorial joins Alpaca's instruction and input without a newline."""
-    joiner = "" if recipe.tokens.template == "tutorial" else "\n"
-    return Options(recipe.format, recipe.columns, joiner, recipe.encoding)
-
-
-def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None) -> Reader:
-    """Return what reads ``recipe``'s data, or ``files``.
-
-    Raises RecipeError if `encoding` names a file that belongs neither to these nor to the recipe's other data.
-    """
-    reader = Reader(recipe.data if files is None else files, read_options(recipe))
-    validation = recipe.validation_files
-    if files is not None and list(files) != validation:
-        return reader  # rows that the recipe does not name
-    others = validation if files is None else recipe.data
-    unknown = [name for name in reader.unused_encodings if not _belongs(name, others)]
-    if unknown and not reader.problems:
-        known = [name for source in reader.sources if source.is_text for name in (source.given, source.name)]
-        near = difflib.get_close_matches(unknown[0], list(dict.fromkeys([*known, *others])), n=1, cutoff=0.0)
-        hint = f" Did you mean '{shown_name(near[0])}'?" if near else ""
-        raise RecipeError("data.prepare.encoding_not_text_files", unknown=shown_name(unknown[0]), hint=hint)
-    return reader
-
-
-def _belongs(name: str, others: Sequence[str]) -> bool:
-    """Tell whether ``name`` is one of ``others``, lies in one of them, or holds one."""
-    return any(name == each or contains(each, Path(name)) or contains(name, Path(each)) for each in others)
-
-
 def _source_weights(reader: Reader, recipe: Recipe) -> list[float]:
-    """Return the weight of every source's rows. Raises RecipeError if a weight is for none of the recipe's files."""
+    """Return the weight of each source's rows. Raises RecipeError if a weight names none of the recipe's files."""
     weights = recipe.weights or {}
     for name in weights:
         if name not in recipe.data:
-            raise RecipeError("data.prepare.weights_not_files_data", name=name, data=", ".join(recipe.data))
+            raise RecipeError("data.prepare.weight_of_no_file", name=name, data=", ".join(recipe.data))
     return [weights.get(source.given, 1.0) for source in reader.sources]
 
 
-def account(
+def prepare_valid_rows(
     reader: Reader, recipe: Recipe, framing: Framing, folder: Path, progress: Progress | None = None
 ) -> tuple[DataReport, StoredExamples]:
-    """Prepare what can be prepared, for `weitune data check`: faulty rows are counted and stay in ``reader.problems``.
+    """Prepare the valid rows, for `weitune data check`; the others are counted and stay in ``reader.problems``.
 
     The examples are written to ``folder``, which the caller owns.
     """
@@ -135,9 +102,9 @@ def account(
 
 
 def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
-    """Return what the cache has under ``fingerprint``, with the files' present names.
+    """Return what the cache has under ``fingerprint``, with the names that the files have now.
 
-    Returns None if there is nothing, or nothing whole: then what there is goes, to make room.
+    Returns None if there is nothing, or if it is damaged; then it is removed.
     """
     try:
         report = DataReport.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
@@ -150,7 +117,7 @@ def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
 
 
 def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
-    """Return a hash of all that decides the examples; where the files lie and what they are called does not."""
+    """Return a hash of everything that decides the examples: not where the files are or what they are called."""
     import tokenizers
     import transformers
 
@@ -171,7 +138,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
 
 
 def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
-    """Write the examples of all rows that are in order to ``path``; the other rows go to the reader's problems."""
+    """Write the examples of all valid rows to ``path``; the other rows go to the reader's problems."""
     accounts = RowCounts()
     weights = _source_weights(reader, recipe)
     with ExampleWriter(path) as writer, without_cycle_collection():
@@ -181,8 +148,8 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
                 made = examples[row.start : row.stop]
                 if weights[row.source] != 1:
                     made = [weighted(example, weights[row.source]) for example in made]
-                settled = truncate(row.conversation, made, recipe.tokens, accounts, reader.problems)
-                kept += [(row.source, example) for example in settled]
+                fitting = truncate(row.conversation, made, recipe.tokens, accounts, reader.problems)
+                kept += [(row.source, example) for example in fitting]
             writer.write(kept)
             if progress is not None:
                 progress(reader.rows, None)

@@ -1,4 +1,4 @@
-"""Examples on disk: one Arrow file, written in batches and memory-mapped, so memory holds what is looked at.
+"""Examples on disk: one Arrow file, written in batches and memory-mapped, so that memory holds only what is read.
 
     input_ids          list<int32>     tokens of an example
     starts, stops      list<int32>     its learned spans
@@ -40,7 +40,6 @@ class ExampleWriter:
     """Writes batches of examples to an Arrow file."""
 
     def __init__(self, path: Path) -> None:
-        """Create the file at ``path``."""
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
 
@@ -74,13 +73,11 @@ class ExampleWriter:
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
     def __enter__(self) -> ExampleWriter:
-        """Return the writer itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the file."""
         self._writer.close()
         self._file.close()
 
@@ -95,10 +92,12 @@ def _column(values: array[Any]) -> Any:
 
 
 class StoredExamples:
-    """Reads examples by number from a file of :class:`ExampleWriter`."""
+    """Reads examples by number from a file of :class:`ExampleWriter`.
+
+    Raises OSError or pyarrow.ArrowException if the file is not complete.
+    """
 
     def __init__(self, path: Path, source_names: Iterable[str]) -> None:
-        """Map the file. Raises OSError or pyarrow.ArrowException if it is not whole."""
         self._names = tuple(source_names)
         with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
             self._batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
@@ -109,11 +108,10 @@ class StoredExamples:
         self.supervised = _joined([batch.supervised for batch in self._batches], np.int32)
 
     def __len__(self) -> int:
-        """Return how many examples there are."""
         return len(self.lengths)
 
     def __getitem__(self, i: int) -> Example:
-        """Return example ``i``. Raises IndexError if there is none."""
+        """Return example ``i``; raises IndexError if there is none."""
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         number = int(np.searchsorted(self._ends, i, side="right"))
@@ -121,13 +119,13 @@ class StoredExamples:
         return self._batches[number].example(i - before, self._names)
 
     def digest(self) -> str:
-        """Return the SHA-256 of every example's tokens and spans, in order; where they were read plays no part.
+        """Return the SHA-256 of the tokens and spans of all examples, in order, without where they were read.
 
         Cost: one pass over the file.
         """
         whole = hashlib.sha256()
         for column in zip(*(batch.columns() for batch in self._batches), strict=True):
-            digest = hashlib.sha256()  # one a column, so that the cut into batches plays no part either
+            digest = hashlib.sha256()  # one a column, so that it does not depend on the batches either
             for values in column:
                 digest.update(values.tobytes())
             whole.update(digest.digest())

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from weitune.data.frame.framing import Framing
 from weitune.data.pack import pack
 from weitune.data.prepare.accounts import RowCounts
-from weitune.data.prepare.prepare import account, recipe_reader
+from weitune.data.prepare.prepare import prepare_valid_rows
+from weitune.data.prepare.recipe_reader import recipe_reader
 from weitune.data.prepare.report import DataReport, Unit
 from weitune.data.prepare.store import StoredExamples
 from weitune.data.problems import Problems
@@ -62,7 +63,7 @@ def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = N
     if framing is None:
         return _without_model(reader, progress)
     with tempfile.TemporaryDirectory() as folder:
-        report, examples = account(reader, recipe, framing, Path(folder), progress)
+        report, examples = prepare_valid_rows(reader, recipe, framing, Path(folder), progress)
         plan = Plan(len(examples), recipe.train.batch_size, 1, recipe.train.seed)
         return Check(report, reader.problems, examples.lengths.copy(), plan.steps_per_epoch,
                      saved_by_sharing(examples, plan))  # fmt: skip

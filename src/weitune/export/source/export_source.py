@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weitune.data.conversation import Conversation
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
-from weitune.data.prepare.prepare import read_options
+from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.errors import RunError
 from weitune.evaluate.general import general_questions

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from weitune.data.conversation import Conversation
-from weitune.data.prepare.prepare import read_options
+from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import read_conversations
 from weitune.errors import InputError
 from weitune.export.source.export_source import ExportSource
