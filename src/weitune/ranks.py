@@ -1,8 +1,9 @@
-"""Which process of a run this one is: the variables that torchrun and ``weitune train --devices`` set for each."""
+"""Which process of a run this one is, by the variables of torchrun and ``weitune train --devices``, and a free port."""
 
 from __future__ import annotations
 
 import os
+import socket
 
 WORLD_SIZE = "WORLD_SIZE"
 
@@ -30,3 +31,10 @@ def local_world_size() -> int:
 def launched() -> bool:
     """Return whether a launcher has started this process as one of a run's."""
     return WORLD_SIZE in os.environ
+
+
+def free_port(address: str = "") -> int:
+    """Return a port that nobody listens on at ``address`` of this machine, or at any of its addresses."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

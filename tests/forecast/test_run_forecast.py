@@ -202,7 +202,7 @@ def test_every_way_that_is_named_makes_it_fit(found: MetaModel) -> None:
     for way in ways:
         keys = dict(part.rsplit(" ", 1) for part in way.split(" and ") if "max_length" not in part)
         changed = recipe(**{"train.micro_tokens": 16_384, "train.recompute": "none"} | keys)
-        assert fit(found, changed, target, Format.of(changed, torch.bfloat16), largest).fits
+        assert fit(found, changed, target, Format.from_recipe(changed, torch.bfloat16), largest).fits
     small = Target("small", "cuda", 10 * GIB)
     assert ways_to_fit(found, recipe(), small, FP32, largest) == ["train.storage nf4"]
     assert ways_to_fit(found, recipe(), replace(small, memory=4 * GIB), FP32, largest) == []
@@ -331,12 +331,12 @@ def test_steps_are_laid_out_as_training_lays_them_out() -> None:
     from weitune.forecast.workload import Workload
 
     rows = InMemory([example(n % 3, n, n) for n in range(12)])
-    whole = Workload.of(rows, Plan(12, 4, 2, seed=1), SHARED, 1000)
+    whole = Workload.lay_out(rows, Plan(12, 4, 2, seed=1), SHARED, 1000)
     assert len(whole.steps) == 3
     assert whole.tokens == 36
     assert whole.largest.predictions == 4
     assert whole.computed_tokens < 24  # the first token is everybody's
-    assert len(Workload.of(rows, Plan(12, 4, 2, seed=1), SHARED, 1).steps[0]) == 4
+    assert len(Workload.lay_out(rows, Plan(12, 4, 2, seed=1), SHARED, 1).steps[0]) == 4
 
 
 LIMITED = """

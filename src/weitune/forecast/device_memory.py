@@ -1,4 +1,4 @@
-"""The memory there is, what this process holds of it, and how many tokens fit one forward and backward pass."""
+"""The memory of a device now: what is free, what this process holds, and how many tokens fit into one pass."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from weitune.ranks import local_world_size
 from weitune.recipe.schema import Recompute, Train
 
 SHARE_OF_FREE_MEMORY = 0.7
-"""What ``auto`` lets a pass take of the memory that is free: forecasts err, and other programs need some."""
+"""Share of the free memory that ``auto`` lets a pass take: forecasts err, and other programs need some."""
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that this process may still take on ``device``, in bytes; processes of one run share it."""
+    """Return the bytes that this process may still allocate on ``device``; processes of one run share the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return host_memory().available // local_world_size()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has held so far: of the accelerator, or of the machine on a CPU."""
+    """Return the peak memory of this process so far, in bytes: of the accelerator, or of the machine on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import psutil
@@ -48,7 +48,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process holds now."""
+    """Return the resident memory of this process, in bytes."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
@@ -57,7 +57,8 @@ def resident_bytes() -> int:
 def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, longest: int) -> int:
     """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
 
-    It is never less than ``longest``, the longest example, since some pass must hold that one, but at most MOST_TOKENS.
+    It is at least ``longest``, the tokens of the longest example, since some pass must hold that one, and at most
+    MOST_TOKENS.
     """
 
     def fits(tokens: int) -> bool:
@@ -80,7 +81,7 @@ def choose_recorded_tokens(shape: ModelShape, config: PassConfig, *, budget: int
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How a step fits into memory: neither changes its result."""
+    """How a step is split into passes to fit in memory. Neither value changes its result."""
 
     micro_tokens: int
     recompute: Recompute
@@ -91,8 +92,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
 
-    As little is computed again as lets the tokens that are asked for, or ENOUGH_TOKENS, into one pass, and the longest
-    example, of ``longest`` tokens, too.
+    As little is recomputed as lets one pass hold the tokens asked for, or ENOUGH_TOKENS, and the longest example, of
+    ``longest`` tokens.
     """
     if micro_tokens is None and train.micro_tokens != "auto":
         micro_tokens = train.micro_tokens

@@ -12,7 +12,7 @@ from weitune.errors import InputError
 
 
 class Gpu(NamedTuple):
-    """An accelerator and where its memory is stated."""
+    """An accelerator, and the page that states its memory."""
 
     name: str
     gigabytes: int
@@ -47,7 +47,7 @@ _UNITS = {"": 1, "b": 1, "mb": 10**6, "gb": 10**9, "mib": 1 << 20, "gib": 1 << 3
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the accelerator called ``name``; case, spaces and the maker's name do not matter. Raises InputError."""
+    """Return the accelerator called ``name``; case, spaces and maker do not matter. Raises InputError."""
     wanted = _plain(name)
     for gpu in GPUS:
         if _plain(gpu.name) == wanted:
@@ -57,7 +57,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes that a text such as ``24GiB`` or ``80 GB`` stands for. Raises InputError."""
+    """Return the bytes that a string such as ``24GiB`` or ``80 GB`` stands for. Raises InputError if it is not one."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or not float(match[1]):

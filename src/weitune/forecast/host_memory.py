@@ -1,10 +1,10 @@
 """How much memory this process may still take from its machine, with the limits that containers and jobs set.
 
-On Linux the kernel kills without a word, so the numbers that it goes by are read from where it keeps them: the
-machine's ``MemAvailable``, and for every control group around this process its limit less what is used and cannot be
-given back (cgroup v2: ``memory.max``, ``memory.current``; v1: ``memory.limit_in_bytes``, ``memory.usage_in_bytes``;
-pages of files, which can be given back, count as ``inactive_file`` and ``active_file`` in ``memory.stat``); and the
-limits that a process has of itself (``ulimit -d`` and ``-v``) less what it has taken (``VmData``, ``VmSize``).
+On Linux the OOM killer gives no warning, so the numbers are those that the kernel decides by: the machine's
+``MemAvailable``; for every control group around this process its limit less what is used and cannot be reclaimed
+(cgroup v2: ``memory.max``, ``memory.current``; v1: ``memory.limit_in_bytes``, ``memory.usage_in_bytes``; reclaimable
+pages of files are ``inactive_file`` and ``active_file`` in ``memory.stat``); and the process's own limits
+(``ulimit -d`` and ``-v``) less what it has allocated (``VmData``, ``VmSize``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """Memory in bytes: what may still be taken, and what there is in all."""
+    """Memory in bytes: what may still be allocated, and the total."""
 
     available: int
     total: int
@@ -52,7 +52,7 @@ def _meminfo(path: Path) -> HostMemory:
 
 
 def _own_limits(root: Path) -> Iterator[HostMemory]:
-    """Yield what this process may still take by its own limits on data and on address space."""
+    """Yield the process's own limits on data and on address space."""
     import resource
 
     try:
@@ -66,7 +66,7 @@ def _own_limits(root: Path) -> Iterator[HostMemory]:
 
 
 def _groups(root: Path) -> Iterator[HostMemory]:
-    """Yield the limits of this process's control group and of every group around it."""
+    """Yield the limits of this process's control group and of every group that contains it."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -80,7 +80,7 @@ def _groups(root: Path) -> Iterator[HostMemory]:
 
 
 def _limits(mount: Path, path: str, names: tuple[str, str, str]) -> Iterator[HostMemory]:
-    """Yield the limits of the group ``path`` and those above it. A container may not see its own path, but the top."""
+    """Yield the limits of the group ``path`` and of its parents; a container may see the topmost only."""
     relative = PurePosixPath(path.lstrip("/"))
     for group in (relative, *relative.parents):
         try:

@@ -6,8 +6,8 @@
 
                   h, middle    2·C          q, k, v and what attention keeps of them    3·HD + 3·GD + H
                   gate, up     2·I          the adapters' low-rank states               7·R
-                  holes        C            what is freed in a block and fits nothing later (measured, not derived;
-                                            in 16 bits, whose wide values are not sliced, C + I)
+                  holes        C            memory lost to fragmentation (measured, not derived; C + I in 16 bits,
+                                            where feed-forward values are not sliced)
 
                   and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
     logits        one chunk of the output head
@@ -28,17 +28,17 @@ from weitune.model.fast.tree import BLOCK_ROWS
 from weitune.recipe.schema import Recompute
 
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
-"""Between the outer two ``train.micro_tokens: auto`` chooses, unless an example is longer than the first; values are
-computed again only if fewer than enough would fit, for passes of so many tokens are about as fast as longer ones."""
+"""``train.micro_tokens: auto`` chooses between LEAST and MOST, or more for a longer example. Values are recomputed only
+if fewer tokens than ENOUGH would fit: longer passes are hardly faster."""
 _CHECKPOINT_COPIES = 5
-"""Copies of the adapter's size while a checkpoint is written: three in the snapshot, two in the file at hand."""
+"""Copies of the adapter while a checkpoint is written: three in the snapshot, two in the file being written."""
 _MOMENTS = 2
 _PROJECTIONS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes that decide what a decoder keeps."""
+    """The sizes of a decoder that decide its memory."""
 
     layers: int
     hidden: int
@@ -95,25 +95,25 @@ class PassConfig:
     """How a pass is computed."""
 
     number_bytes: int
-    """Of the base model's format as it computes: 4 or 2."""
+    """Bytes of a number in the format of computation: 4 or 2."""
     plain_blocks: bool = True
     """Whether :mod:`weitune.model.fast.block` runs it, or the model's own modules under autograd."""
     recompute: Recompute = "none"
     rank: int = 8
     dropout: bool = True
     slices: bool = True
-    """Whether wide values are worked on in slices, as on a CPU."""
+    """Whether feed-forward values are computed in slices, as on a CPU."""
     dense_bytes: int = 0
-    """Of one number of a frozen matrix that is made for its use (:func:`.dense_bytes`)."""
+    """Bytes of a number in the dense copy of a stored matrix, made when it is used (:func:`.dense_bytes`)."""
 
     @property
     def keep_feed_forward(self) -> bool:
-        """Whether backward finds the feed-forward layers' inner values."""
+        """Whether the feed-forward layers' inner values are kept for backward."""
         return self.recompute == "none"
 
 
 def activation_bytes_per_token(shape: ModelShape, config: PassConfig) -> int:
-    """Return what a pass keeps of one token over all blocks; of blocks that are computed again, their inputs and one.
+    """Return the bytes that a pass keeps of one token: all blocks, or with recomputation their inputs and one block.
 
     For the model's own modules it is an estimate: autograd keeps about 16 vectors of the hidden size and 6 of the
     feed-forward size a block.
@@ -125,7 +125,7 @@ def activation_bytes_per_token(shape: ModelShape, config: PassConfig) -> int:
 
 
 def _kept_of_a_block(shape: ModelShape, config: PassConfig) -> int:
-    """Return how many numbers a block keeps of a token."""
+    """Return how many values a block keeps of a token."""
     if not config.plain_blocks:
         return 16 * shape.hidden + 6 * shape.wide
     attention = 3 * shape.queries + 3 * shape.keys + shape.heads
@@ -136,32 +136,34 @@ def _kept_of_a_block(shape: ModelShape, config: PassConfig) -> int:
 
 
 def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[int, int]:
-    """Return what a pass takes at its peak: (activations and work space, logits)."""
+    """Return the bytes that a pass takes at its peak: (activations and work space, logits)."""
     number = config.number_bytes
     kept = size.tokens * activation_bytes_per_token(shape, config)
     string = size.tokens * shape.wide * number if config.dropout else 0
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0
     chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
-    logits = chunk * (4 if number == 4 else 4 + 2 * number)  # in float32, and the product and slope if that is another
+    logits = chunk * (
+        4 if number == 4 else 4 + 2 * number
+    )  # in float32, and logits and their gradient in the other format
     wide_values = 4 if config.keep_feed_forward else 6
     if config.slices and number >= 4:
-        wide_values = 3  # slices are small, but leave holes that no other fits (measured, not derived)
+        wide_values = 3  # slices are small, but fragment memory (measured, not derived)
     backward = (
         size.tokens * (wide_values * shape.wide + 6 * shape.hidden) * number
         + _made_at_once(shape, config) * config.dense_bytes
     )
-    return kept + string + masks + max(0, backward - logits), logits  # the two never stand side by side
+    return kept + string + masks + max(0, backward - logits), logits  # the two are never there at once
 
 
 def _made_at_once(shape: ModelShape, config: PassConfig) -> int:
-    """Return how many numbers of a frozen matrix are made at once, where it does not lie in memory as it is used."""
+    """Return how many numbers of a stored matrix are made dense at once."""
     sliced = config.plain_blocks and config.slices and config.number_bytes >= 4
     return shape.hidden * (max(shape.queries, SLICE_COLUMNS[1]) if sliced else shape.wide)
 
 
 def fitting_tokens(fits: Callable[[int], bool], least: int = LEAST_TOKENS, most: int = MOST_TOKENS) -> int:
-    """Return the most tokens, from ``least`` to ``most``, of which ``fits`` says yes; ``least`` if it does of none."""
+    """Return the most tokens, from ``least`` to ``most``, for which ``fits`` is true; ``least`` if it is for none."""
     while least < most:
         middle = (least + most + 1) // 2
         if fits(middle):
@@ -191,12 +193,12 @@ class MemoryEstimate:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Return the parts by name, in the order of their description."""
+        """Return the parts by name."""
         names = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "framework")
         return {name: getattr(self, name) for name in names}
 
 
 def trained_bytes(trained: int) -> tuple[int, int, int]:
-    """Return the bytes of ``trained`` numbers of an adapter, of their gradients, and of optimizer and checkpoint."""
+    """Return the bytes of an adapter of ``trained`` parameters, of its gradients, and of optimizer and checkpoint."""
     one = 4 * trained
     return one, one, (_MOMENTS + _CHECKPOINT_COPIES) * one

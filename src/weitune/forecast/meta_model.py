@@ -1,6 +1,6 @@
-"""A model without its weights: its parameters counted, its adapter sized, and its architecture tried in small.
+"""A model without its weights: its parameters counted, its adapter sized, and its architecture probed in small.
 
-    config.json ──▶ the model on PyTorch's meta device ──▶ how many numbers, how many of them trained
+    config.json ──▶ the model on PyTorch's meta device ──▶ how many parameters, how many of them trained
           └───────▶ two small layers with random weights ──▶ probe ──▶ does it share rows, is its block a plain one?
 
 Costs about a second for any size of model.
@@ -34,25 +34,25 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 @dataclass(frozen=True, slots=True)
 class MetaModel:
-    """What is known of a model from its configuration."""
+    """What a model's configuration tells about it."""
 
     shape: ModelShape
     parameters: int
-    """Numbers of the model and its adapter."""
+    """Of the model and its adapter."""
     trainable: int
     linear: int
-    """Numbers in the linear layers of the decoder blocks: those that quantized storage shortens."""
+    """Weights of the linear layers of the decoder blocks: those that quantized storage shortens."""
     untied_embeddings: int
-    """Numbers of the input embeddings where they are not those of the output head, of which few rows are ever read."""
+    """Weights of input embeddings that are not tied to the output head: few of their rows are ever read."""
     stored: torch.dtype | None
-    """The number format on the disk, if the configuration says it and the file is mapped as it is."""
+    """The number format on the disk, if the configuration names it and the file is mapped as it is."""
     gguf: bool
-    """Whether the weights come from a .gguf file, which rounded them once already."""
+    """Whether the weights come from a .gguf file, which may have rounded them already."""
     capabilities: Capabilities
 
     @property
     def frozen(self) -> int:
-        """Numbers of the base model."""
+        """Parameters of the base model."""
         return self.parameters - self.trainable
 
 
@@ -122,5 +122,5 @@ def _probe_small(config: Any) -> Capabilities:
             torch.manual_seed(0)
             model = _from_config(small).eval()
         return probe(model)
-    except Exception as error:  # noqa: BLE001  (whatever a foreign architecture does not take)
+    except Exception as error:  # noqa: BLE001  (an unknown architecture may raise anything)
         return Capabilities(False, False, False, say("forecast.meta_model.not_probed", error=first_line(error)))

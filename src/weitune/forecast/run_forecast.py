@@ -1,4 +1,4 @@
-"""What a run will take, before any weights are loaded: memory by part, disk, and from two measured steps its time.
+"""Whether a run fits a device before any weights are loaded: memory by part in every format, disk, and cost.
 
 One estimate (:mod:`.memory_estimate`) serves ``weitune plan``, the first lines of ``weitune train``, the choice of
 ``train.micro_tokens`` and the warnings of :mod:`.memory_watch`.
@@ -27,30 +27,30 @@ _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
 _CONTEXT = 700 * _MIB
-"""Of an accelerator: an assumption."""
+"""Of an accelerator's runtime: an assumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A device that a run might have."""
+    """A device that a run might use."""
 
     name: str
     kind: str
     """``cpu`` or an accelerator's, such as ``cuda``."""
     memory: int
-    """Bytes that there are for the run."""
+    """Bytes that the run may allocate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """In what the base is computed, and in what it lies in memory."""
+    """The number formats of the base: of its computation, and of its weights in memory."""
 
     precision: Precision
     storage: Storage
     """Not ``auto``."""
 
     @classmethod
-    def of(cls, recipe: Recipe, dtype: torch.dtype) -> Format:
+    def from_recipe(cls, recipe: Recipe, dtype: torch.dtype) -> Format:
         """Return the format of a run of ``recipe`` that computes in ``dtype``."""
         precision: Precision = "fp32" if dtype == torch.float32 or recipe.adapter is None else "bf16"
         storage = recipe.train.storage
@@ -58,7 +58,7 @@ class Format:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the base is computed in."""
+        """The format of computation."""
         return DTYPES[self.precision]
 
 
@@ -73,7 +73,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether the need is within the target's memory."""
+        """Whether the target has enough memory."""
         return self.need.total <= self.target.memory
 
 
@@ -102,19 +102,19 @@ def _weights(meta: MetaModel, form: Format, kind: str) -> int:
         others = 2 if meta.capabilities.plain_blocks else form.dtype.itemsize
         return int(meta.linear * stored_bytes(form.storage) + (meta.frozen - meta.linear) * others)
     dtype = DTYPES[form.storage] if meta.capabilities.plain_blocks else form.dtype
-    mapped = kind == "cpu" and meta.stored == dtype  # then what is never read takes no memory
+    mapped = kind == "cpu" and meta.stored == dtype  # what is never read takes no memory
     return (meta.frozen - (meta.untied_embeddings if mapped else 0)) * dtype.itemsize
 
 
 def _sharded(meta: MetaModel, form: Format, shards: int) -> int:
-    """Return what a part of the weights takes, and gathering the largest unit (:mod:`weitune.model.storage.shard`)."""
+    """Return the bytes of one shard and of the largest gathered unit (:mod:`weitune.model.storage.shard`)."""
     shape = meta.shape
     unit = max(meta.linear // shape.layers, shape.hidden * shape.vocabulary)
     return (meta.frozen // shards + 2 * unit) * DTYPES[form.storage].itemsize
 
 
 def pass_config_for(meta: MetaModel, recipe: Recipe, form: Format, kind: str) -> PassConfig:
-    """Return how a run of ``recipe`` that keeps everything for backward computes on a device of ``kind``."""
+    """Return how a run of ``recipe`` computes its passes on a device of ``kind`` if it recomputes nothing."""
     lora, plain_blocks = recipe.adapter, meta.capabilities.plain_blocks
     return PassConfig(
         number_bytes=form.dtype.itemsize,
@@ -144,7 +144,7 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
 
 
 def capped(largest: PassSize, micro_tokens: int) -> PassSize:
-    """Return how large a pass can be when steps are split: a pass holds at least one example."""
+    """Return the size of the largest pass when steps are split: a pass holds at least one example."""
     tokens = min(largest.tokens, max(micro_tokens, largest.longest))
     return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens))
 
@@ -228,13 +228,13 @@ def checkpoint_bytes(meta: MetaModel) -> int:
 
 
 def disk_bytes(meta: MetaModel, recipe: Recipe) -> int:
-    """Return the room that the run's folder needs: checkpoints that stay, one being written, and the final adapter."""
+    """Return the size of the run's folder: the checkpoints kept, one being written, and the final adapter."""
     best = int(recipe.validation is not None)
     return (recipe.train.keep_checkpoints + best + 1) * checkpoint_bytes(meta) + 4 * meta.trainable
 
 
 def step_costs(meta: MetaModel, workload: Workload) -> list[float]:
-    """Return the floating-point operations of each step looked at, but for attention's own."""
+    """Return the floating-point operations of each step of ``workload``, without those of attention itself."""
     head = meta.shape.hidden * meta.shape.vocabulary
     return [_cost(step, meta.linear, head) for step in workload.steps]
 

@@ -1,7 +1,7 @@
-"""How large the passes of a run are: its steps laid out as training will lay them out, without a model.
+"""The sizes of a run's passes: its steps laid out as training lays them out, without a model.
 
-Of a long run evenly spaced steps of the first epoch are looked at; a pass larger than the largest of them may come.
-Cost: a few milliseconds a step looked at.
+In a long run only some steps of the first epoch, evenly spaced, are laid out; others may have a larger pass.
+Cost: a few milliseconds a step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weitune.data.prepare.holdout import ExampleSet
 from weitune.data.schedule import Plan
 from weitune.forecast.memory_estimate import PassSize
 
-_STEPS_LOOKED_AT = 200
+_SAMPLED_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Workload:
     """The passes of some steps of a run."""
 
     steps: Sequence[Sequence[PassSize]]
-    """For each step looked at, its passes."""
+    """The passes of each step."""
     tokens: int
     """Tokens of their examples, each counted as often as it occurs."""
 
     @classmethod
-    def of(
+    def lay_out(
         cls,
         examples: ExampleSet,
         plan: Plan,
@@ -44,9 +44,9 @@ class Workload:
         Each step's examples are divided among ``processes`` as training divides them.
         """
         last = min(plan.steps, plan.steps_per_epoch) - 1
-        looked_at = np.unique(np.linspace(0, last, _STEPS_LOOKED_AT).astype(int)).tolist() if steps is None else steps
-        found, tokens = [], 0
-        for step in looked_at:
+        sampled = np.unique(np.linspace(0, last, _SAMPLED_STEPS).astype(int)).tolist() if steps is None else steps
+        laid_out, tokens = [], 0
+        for step in sampled:
             batch = [examples[int(i)] for i in plan.step(step)]
             tokens += sum(len(example.input_ids) for example in batch)
             passes = []
@@ -54,8 +54,8 @@ class Workload:
             for part in (part for mine in shares for part in layout.split(mine, micro_tokens)):
                 laid = layout.lay(part)
                 passes.append(PassSize(len(laid), len(laid.rows), max(len(example.inputs) for example in part)))
-            found.append(passes)
-        return cls(found, tokens)
+            laid_out.append(passes)
+        return cls(laid_out, tokens)
 
     @property
     def largest(self) -> PassSize:
@@ -67,10 +67,10 @@ class Workload:
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens that the passes compute."""
+        """Tokens that the passes compute, shared prefixes once."""
         return sum(size.tokens for step in self.steps for size in step)
 
     @property
     def saved_by_sharing(self) -> float:
-        """Share of the tokens that need no computation because their beginning is shared, or they predict nothing."""
+        """Share of the tokens that are not computed, since they are in a shared prefix or predict nothing."""
         return 1 - self.computed_tokens / self.tokens

@@ -22,7 +22,7 @@ _LARGE_STILL = 0.1
 def make_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], train: Train, plus_ratio: float = 1.0
 ) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter, arXiv 1711.05101) over those named ``parameters`` that are trained.
+    """Return AdamW (Loshchilov and Hutter, arXiv 1711.05101) over the ``parameters`` that require a gradient.
 
     The B matrices of adapters get ``plus_ratio`` times the learning rate (LoRA+, Hayou et al., arXiv 2402.12354).
     """
@@ -41,8 +41,8 @@ def make_optimizer(
 def learning_rate(step: int, steps: int, train: Train) -> float:
     """Return the learning rate of ``step`` (from 0) in a run of ``steps``.
 
-    It rises along a line over the warm-up, then falls as ``train.schedule`` says; the same numbers as
-    ``transformers.get_scheduler`` gives.
+    It rises linearly over the warm-up, then follows ``train.schedule``; the numbers are those of
+    ``transformers.get_scheduler``.
     """
     warmup = math.ceil(steps * train.warmup_ratio)
     if step < warmup:
@@ -73,13 +73,13 @@ def warmup_note(steps: int, train: Train) -> str:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use ``rate`` in the next step of ``optimizer``."""
+    """Set the learning rate of ``optimizer`` to ``rate``, times the ratio of each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["ratio"]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed every random generator for one step on one device: the randomness of a run needs no other state.
+    """Seed every random generator for one step on one device, so that no generator state need be saved.
 
     SplitMix64's finaliser (Steele et al., 2014) spreads neighbouring numbers over the whole range.
     """

@@ -100,7 +100,7 @@ def prepare_run(
         trainable, recipe.train, inputs.examples, plan, accelerator=session.accelerator, micro_tokens=micro_tokens,
         plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0, longest=inputs.longest,
     )  # fmt: skip
-    largest = Workload.of(inputs.examples, plan, loop.layout, loop.memory.micro_tokens).largest
+    largest = Workload.lay_out(inputs.examples, plan, loop.layout, loop.memory.micro_tokens).largest
     return PreparedRun(inputs, trainable, loop, largest)
 
 

@@ -58,13 +58,13 @@ def train(
 ) -> Run:
     """Fine-tune as ``recipe`` says and return the finished run.
 
-    With ``resume_existing``, a run that is in ``recipe.output`` already is gone on with, as :func:`resume` does, if it
-    is the run of this recipe; so the same call may be made again after a crash. ``stop`` lets a program end the run
+    With ``resume_existing``, a run of this recipe that is in ``recipe.output`` already is resumed, as :func:`resume`
+    does; so the same call may be made again after a crash. ``stop`` lets a program end the run
     from another thread, as SIGINT and SIGTERM do.
 
     Raises InputError (and leaves no folder) if the recipe, the data, the model or the output folder are not in order,
     RunError if disk or memory run out, NonFiniteError if a loss or gradient is not finite, and Interrupted after a
-    stop, with a checkpoint written if a step was done.
+    stop, with a checkpoint if a step was done.
     """
     folder = output_folder(recipe)
     if resume_existing:

@@ -98,7 +98,7 @@ def plan_run(
         notes.say(say("training.run_plan.data_not_counted"))
     largest, workload = _largest(recipe, meta, parts, processes)
     target = choose_device(device)
-    form = Format.of(recipe, choose_dtype(recipe.train.precision, target))
+    form = Format.from_recipe(recipe, choose_dtype(recipe.train.precision, target))
     free = free_bytes(target) // (processes if target.type == "cpu" else 1)
     this = Target(say("training.run_plan.this_machine", kind=target.type), target.type, free)
     here = fit(meta, recipe, this, form, largest, processes)
@@ -137,7 +137,7 @@ def _largest(
     if parts is None:
         tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
-    workload = Workload.of(parts.examples, parts.plan, meta.capabilities.layout, MOST_TOKENS, processes=processes)
+    workload = Workload.lay_out(parts.examples, parts.plan, meta.capabilities.layout, MOST_TOKENS, processes=processes)
     return replace(workload.largest, longest=parts.longest), workload
 
 

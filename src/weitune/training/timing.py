@@ -1,7 +1,7 @@
-"""How long a run will take on this machine: a few steps are made for real, and thrown away.
+"""How long a run takes on this machine, from a few steps that are computed and thrown away.
 
-The time of a step is taken to grow with its floating-point operations, which are known for every step that was looked
-at; so short and long steps are weighed as they come, not as the measured ones happened to be.
+The time of a step is taken to be proportional to its floating-point operations, which the workload tells for steps of
+all lengths; so it does not matter whether the measured steps happen to be short or long.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ MEASURED_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What was measured, and what follows for the whole run."""
+    """The time of a run, extrapolated from the measured steps."""
 
     step_seconds: float
-    """Mean of the run's steps, as forecast."""
+    """Mean over the run's steps."""
     seconds: float
-    """Of all its steps; loading, evaluations and checkpoints come on top."""
+    """Of all steps; loading, evaluations and checkpoints are extra."""
     tokens_per_second: float
     peak_bytes: int
 
 
 class _Stopwatch:
-    """Keeps records, and ends the loop when there are enough."""
+    """A watcher that keeps records, and ends the loop after the measured steps."""
 
     def __init__(self, tell: Progress | None) -> None:
         self.records: list[StepRecord] = []
@@ -77,10 +77,10 @@ def measure(
     watch = _Stopwatch(progress)
     loop.run(0, watch)
     counted = watch.records[1:] or watch.records
-    first = Workload.of(
+    first = Workload.lay_out(
         parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens, steps=[r.step - 1 for r in counted]
     )
-    whole = Workload.of(parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens)
+    whole = Workload.lay_out(parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens)
     pace = sum(record.step_seconds for record in counted) / sum(step_costs(meta, first))
     costs = step_costs(meta, whole)
     step_seconds = pace * sum(costs) / len(costs)

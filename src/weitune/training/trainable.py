@@ -91,7 +91,7 @@ class Trainable:
         """Return the memory that a run of ``recipe`` takes at its peak if ``largest`` is its largest pass."""
         loaded = self.loaded
         meta = build_meta_model(loaded.files, recipe.adapter, self.capabilities)
-        form = Format.of(recipe, loaded.dtype)
+        form = Format.from_recipe(recipe, loaded.dtype)
         return memory_need(meta, form, self.pass_config(recompute), largest, loaded.device.type, loaded.shards)
 
     def pass_need(self, largest: PassSize, recompute: Recompute) -> PassNeed:

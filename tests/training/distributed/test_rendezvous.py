@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore
 
-from weitune.training.distributed.rendezvous import agree_on_place, own_address, take_new_place
+from weitune.training.distributed.rendezvous import agree_on_endpoint, own_address, use_new_store
 
 
 def start(store: Any, ranks: list[int], processes: int) -> list[str]:
-    """Start ``ranks`` in this order and return the places that they agree on."""
+    """Start ``ranks`` in this order and return the endpoints that they agree on."""
     with ThreadPoolExecutor(len(ranks)) as threads:
-        return list(threads.map(lambda rank: agree_on_place(store, rank, processes, f"host-{rank}"), ranks))
+        return list(threads.map(lambda rank: agree_on_endpoint(store, rank, processes, f"host-{rank}"), ranks))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -35,8 +35,8 @@ def test_all_agree_start_after_start(processes: int) -> None:
 def test_what_a_killed_process_left_is_not_taken() -> None:
     store: Any = HashStore()
     store.set("hello/1", "word-of-the-dead")
-    store.set("place/word-of-the-dead", "1")
-    store.set("come/1/word-of-the-dead/1", "1")
+    store.set("endpoint/word-of-the-dead", "1")
+    store.set("seen/1/word-of-the-dead/1", "1")
     first, second = start(store, [0, 1], 2)
     assert first == second != "1"
 
@@ -56,5 +56,5 @@ def test_other_launchers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         else:
             monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", said)
-        take_new_place()
+        use_new_store()
         assert os.environ["MASTER_PORT"] == "29500"

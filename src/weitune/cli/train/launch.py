@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import IO, Any
 
 from weitune.errors import InputError
 from weitune.messages import say
-from weitune.ranks import WORLD_SIZE
+from weitune.ranks import WORLD_SIZE, free_port
 
 _SECONDS_TO_FOLLOW = {2: 60.0, 3: 60.0}
 """How long the others may go on after one has ended with this code."""
@@ -60,7 +59,7 @@ class Machines:
             WORLD_SIZE: str(self.devices * self.nodes),
             "LOCAL_WORLD_SIZE": str(self.devices),
             "MASTER_ADDR": host or "127.0.0.1",
-            "MASTER_PORT": port or str(_free_port()),
+            "MASTER_PORT": port or str(free_port("127.0.0.1")),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.devices)),
         }
         return [
@@ -146,10 +145,3 @@ def _show(said: IO[bytes] | None) -> None:
     if said is not None:
         said.seek(0)
         sys.stderr.write(said.read().decode("utf-8", "replace"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

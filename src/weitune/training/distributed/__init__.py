@@ -1,1 +1,1 @@
-"""Several processes at one run: how they find each other, and what is said when one is gone."""
+"""Runs of several processes: how they meet (rendezvous), agree, and report that one has failed (processes)."""

@@ -1,4 +1,4 @@
-"""Several processes at one run: how they find each other, which of them writes, and what is said when one is gone."""
+"""Several processes of one run: the process group, agreement on what is on disk, and errors if a process fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.training.distributed.rendezvous import take_new_place
+from weitune.training.distributed.rendezvous import use_new_store
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=2)
-"""How long processes wait for each other: one prepares the data, one waits for a full disk."""
-_GONE = ("onnection closed by peer", "onnection reset by peer", "roken pipe", "[Rank ")
-"""What gloo and NCCL say."""
+"""Timeout of the process group: one process may prepare data, or wait for a full disk, while others wait for it."""
+_PEER_FAILED = ("onnection closed by peer", "onnection reset by peer", "roken pipe", "[Rank ")
+"""Words of gloo and NCCL, which raise plain RuntimeErrors with no other mark."""
 _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "accelerate's FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""What accelerate's launcher says of engines that want model and optimizer for themselves."""
+"""Variables of accelerate's launcher for engines that wrap model and optimizer themselves."""
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
-    """Join the other processes of this run, if a launcher's variables say that there are some.
+    """Join the process group of this run, if a launcher has set one up.
 
     Raises InputError if accelerate's configuration asks for an engine that this run would not use.
     """
@@ -41,17 +41,17 @@ def make_accelerator(device: torch.device) -> Accelerator:
             raise InputError("training.processes.engine_not_supported", engine=engine)
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    take_new_place()
-    # Buffers are constants of the model: nothing to broadcast at every step.
+    use_new_store()
+    # Buffers are constants of the model and need no broadcast.
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
     cpu = device.type == "cpu"
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
 
 
 def averaging_adapters(model: nn.Module) -> nn.Module:
-    """Return ``model`` so that backward averages the gradients of what is trained of it over all processes.
+    """Return ``model`` in DDP over its trained parameters alone, so that backward averages their gradients.
 
-    The rest may be sharded; accelerate puts no model that has a sharded weight into DDP.
+    The others may be sharded; accelerate wraps no model with a sharded weight in DDP.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -63,28 +63,28 @@ def averaging_adapters(model: nn.Module) -> nn.Module:
 def agreed(accelerator: Accelerator, view: Callable[[], T] | None) -> T:
     """Return what ``view`` returns, or raise the InputError that it raises, on every process alike.
 
-    A process without a ``view`` hears what the others see. Raises RunError if they see different things.
+    A process without a ``view`` gets what the others see. Raises RunError if these differ.
     """
-    told: list[tuple[T | None, InputError | None]] = []
+    views: list[tuple[T | None, InputError | None]] = []
     if view is not None:
         try:
-            told = [(view(), None)]
+            views = [(view(), None)]
         except InputError as refusal:
-            told = [(None, refusal)]
+            views = [(None, refusal)]
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        told = gather_object(told)
-    found, error = told[0]
+        views = gather_object(views)
+    result, error = views[0]
     if error is not None:
         raise error
-    if any(each != told[0] for each in told[1:]):
+    if any(each != views[0] for each in views[1:]):
         raise RunError("training.processes.folders_differ")
-    return cast("T", found)
+    return cast("T", result)
 
 
 def check_same_step(accelerator: Accelerator, step: int, run: Path) -> None:
-    """Raise RunError on every process unless all of them have found the same newest checkpoint in ``run``."""
+    """Raise RunError on every process unless all find the same newest checkpoint in ``run``."""
     if accelerator.num_processes == 1:
         return
     from accelerate.utils import gather_object
@@ -101,13 +101,13 @@ def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:
 
 @contextmanager
 def peer_failures_explained(accelerator: Accelerator, command: str) -> Iterator[None]:
-    """Raise RunError if another process of the run is gone in the block; ``command`` goes on with the run."""
+    """Raise RunError if another process of the run fails during the block; ``command`` resumes the run."""
     import torch
 
     try:
         yield
     except RuntimeError as error:
-        gone = isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in _GONE)
-        if accelerator.num_processes == 1 or not gone:
+        failed = isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in _PEER_FAILED)
+        if accelerator.num_processes == 1 or not failed:
             raise
         raise RunError("training.processes.peer_gone", reason=first_line(error), command=command) from error

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when its model was saved last, and what was told of it."""
+"""Checkpoints of a run, and their events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weitune.training.resume.snapshot import Snapshot
 
 
 class CheckpointWriter:
-    """Saves a model in training, one checkpoint at a time, and tells events and reporter of those on the disk."""
+    """Saves a model in training, one checkpoint at a time, and reports those that are on the disk."""
 
     def __init__(
         self, folder: Path, run: PreparedRun, disk: DiskRetry, events: EventWriter, reporter: Reporter
@@ -41,7 +41,7 @@ class CheckpointWriter:
         self._saver.save(snapshot, time.perf_counter() - began)
 
     def announce(self, *, wait: bool = False) -> None:
-        """Tell of the checkpoint that was finished meanwhile, if any; with ``wait``, finish it first."""
+        """Report the checkpoint that was finished since the last call, if any; with ``wait``, finish it first."""
         saved = self._saver.settle(wait=wait)
         if saved is None:
             return
@@ -63,7 +63,7 @@ class CheckpointWriter:
         return target
 
     def close(self) -> None:
-        """Let the checkpoint at hand be finished."""
+        """Wait for a checkpoint that is being written."""
         if trouble := self._saver.close():
             self._reporter.say(trouble)
 

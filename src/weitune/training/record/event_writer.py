@@ -1,4 +1,4 @@
-"""Writing a run's events while it trains, waiting for the disk where it refuses."""
+"""Writing a run's events while it trains, waiting for a full disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EventWriter:
         self.write("start" if self._log.empty else "resume", step=step, **fields)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event. Raises RunError if the disk refuses for too long."""
+        """Append one event. Raises RunError if the disk fails for too long."""
         if (log := self._log) is not None:
             at = time.perf_counter() - self._began
             self._disk.keep_trying(lambda: log.write(event, time=at, **fields), EVENTS, _EVENT_BYTES)

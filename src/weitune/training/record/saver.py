@@ -1,10 +1,10 @@
-"""Checkpoints written beside training, one at a time.
+"""Writing checkpoints in a thread beside training, one at a time.
 
     training thread   step 99 │ step 100 │copy│ step 101 │ step 102 …
     saver's thread                            │serialise, write, hash, flush, rename, rotate│
 
-A checkpoint gets its name after all of this, so a kill at any instant finds the one before. If the disk refuses, the
-training thread learns of it at its next step and pauses (:mod:`.disk_retry`); the copy is kept until it is written.
+A checkpoint gets its name after all of this, so a kill at any instant leaves the one before. If writing fails, the
+training thread sees it at its next step and pauses (:mod:`.disk_retry`); the copy is kept until it is written.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from weitune.training.resume.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint on the disk."""
+    """A checkpoint that is on the disk."""
 
     checkpoint: Checkpoint
     seconds: float
-    """How long writing took, beside training."""
+    """Time of writing, beside training."""
     paused_seconds: float
-    """How long training stood still for it."""
+    """Time that training waited for it."""
     notes: list[str]
     """Problems with older checkpoints."""
 
@@ -46,7 +46,7 @@ class Saver:
         self._pending: tuple[Snapshot, float, Future[Saved]] | None = None
 
     def save(self, snapshot: Snapshot, paused_seconds: float) -> None:
-        """Begin to write ``snapshot``, which took ``paused_seconds`` to take. The one before must be settled."""
+        """Begin to write ``snapshot``, which took ``paused_seconds`` to take. The one before must have been settled."""
         if self._pending is not None:
             raise RuntimeError("a snapshot is being written already")
         self._pending = snapshot, paused_seconds, self._thread.submit(self._store, snapshot, paused_seconds)
@@ -54,7 +54,7 @@ class Saver:
     def settle(self, *, wait: bool = False) -> Saved | None:
         """Return what was saved since the last call, if anything; with ``wait``, finish what is being written.
 
-        Raises RunError if the disk refuses for too long (:mod:`weitune.run.disk_retry`).
+        Raises RunError if the disk fails for too long (:mod:`weitune.run.disk_retry`).
         """
         if self._pending is None or not (wait or self._pending[2].done()):
             return None

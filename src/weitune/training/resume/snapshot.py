@@ -1,12 +1,12 @@
-"""The state of training at one instant: taken in memory, turned into the files of a checkpoint, and put back.
+"""The training state at one step: copied in memory, written as the files of a checkpoint, and restored.
 
     model, optimizer ── take ──▶ Snapshot ── files ──▶ checkpoint-100/ ── restore ──▶ model, optimizer
                         copies in memory     beside training
 
-Randomness is a function of (seed, step, device) and the order of the examples one of (seed, epoch): where a run stands
-is one integer, and no generator's state need be kept.
+Random numbers depend on (seed, step, device) alone and the order of the examples on (seed, epoch), so the progress of
+a run is one integer, and no generator state is saved.
 
-Cost: :meth:`Snapshot.take` copies three times what is trained and stops training for so long; writing goes on beside.
+Cost: :meth:`Snapshot.take` copies three times the trained parameters while training waits; writing goes on beside it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from weitune.run.names import OPTIMIZER, STATE
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _HEADER_BYTES, _JSON_BYTES = 160, 16_384
-"""What safetensors says of a tensor, and the other files of a checkpoint, roughly."""
+"""Rough sizes of a tensor's entry in a safetensors header, and of the JSON files of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Copies on the CPU of all that a run needs to go on after ``step`` steps."""
+    """Copies on the CPU of everything that a run needs to go on after ``step`` steps."""
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -50,7 +50,7 @@ class Snapshot:
     def take(
         cls, step: int, trained: TrainableState, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     ) -> Snapshot:
-        """Copy what changes from step to step. Raises NonFiniteError if a number in it is not finite."""
+        """Copy the trained parameters and the optimizer state. Raises NonFiniteError if a number is not finite."""
         tensors = {name: _copy(tensor) for name, tensor in trained.tensors().items()}
         moments = {
             f"{name}.{moment}": _copy(optimizer.state[parameter][moment])
@@ -65,7 +65,7 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        """About how much room its checkpoint needs."""
+        """The size of its checkpoint, roughly."""
         tensors = [*self.tensors.values(), *self.moments.values()]
         return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + _JSON_BYTES
 
@@ -79,7 +79,7 @@ class Snapshot:
 
 
 def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors and the moments of ``checkpoint`` into ``trained`` and ``optimizer``, bit by bit.
+    """Load the tensors and the optimizer state of ``checkpoint`` into ``trained`` and ``optimizer``, bit by bit.
 
     Raises RunError, naming every tensor that does not fit, before anything has changed.
     """
