@@ -24,6 +24,7 @@ from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.generate.run import Run
 from weitune.messages import say
+from weitune.model.file_names import ADAPTER_FILES
 from weitune.progress import Stage
 from weitune.run.run_folder import Which
 
@@ -127,7 +128,7 @@ def _described(source: ExportSource, options: ExportOptions, written: dict[str, 
     """Return the contents of weitune.json: what an export was made from, and what was ``written``."""
     from importlib.metadata import version
 
-    adapter = (source.adapter_folder / "adapter_model.safetensors").read_bytes()
+    adapter = (source.adapter_folder / ADAPTER_FILES[1]).read_bytes()
     return {
         "weitune": version("weitune"),
         "format": options.format,

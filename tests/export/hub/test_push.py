@@ -57,7 +57,7 @@ def test_the_card_says_what_the_run_recorded(run: Run, tmp_path: Path) -> None:
         "license": "apache-2.0", "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "weitune"],
     }  # fmt: skip
     for told in (
-        "# zhenhuan\n", f"> {SYSTEM}", "10 rows were read and 8 trained, 2 set aside (answer is empty)",
+        "# zhenhuan\n", f"> {SYSTEM}", "10 rows were read and 8 trained.", "2 rows were set aside (answer is empty)",
         "1,234 tokens, of which 567 were learned", "3 rows repeat", "| dialogues.json | alpaca | 10 |",
         "2 optimizer steps over 100 tokens", "from 3.250 to 1.500",
         "validation data is 2.2500; that of the base was 4.0000",

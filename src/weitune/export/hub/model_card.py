@@ -1,4 +1,4 @@
-"""The model card of an adapter, written from what its run recorded: no claim is in it that the run does not hold.
+"""The model card of an adapter, written from what its run recorded and nothing else.
 
 Paths of the machine that trained are left out: files are named without their folders.
 """
@@ -17,6 +17,7 @@ from weitune.evaluate.figures import figures
 from weitune.export.source.export_source import ExportSource
 from weitune.files.json_files import json_object
 from weitune.generate.run import Run
+from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
@@ -26,7 +27,7 @@ from weitune.run.names import ENVIRONMENT, checkpoint_step
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """Return ``recipe`` with files named, and their folders left out."""
+    """Return ``recipe`` with the names of files, without their folders."""
     named: dict[str, Any] = {"data": [_file_name(name) for name in recipe.data], "output": None}
     if recipe.weights:
         named["weights"] = {_file_name(name): weight for name, weight in recipe.weights.items()}
@@ -50,40 +51,41 @@ def model_card(run: Run, source: ExportSource, repository: str, licence: str | N
     }
     events = list(run.events())
     step = _step_of(source.adapter_folder, events)
+    rank = json_object(source.adapter_folder / ADAPTER_FILES[0])["r"]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.rsplit('/', maxsplit=1)[-1]}",
-        f"A LoRA adapter (rank {_rank(source)}) of `{recipe.model}`, trained with weitune.",
-        _system(source.recipe),
-        _usage(source, repository, base or recipe.model),
-        _data(read_data_record(run.path)),
-        _training(events, source, step, json_object(run.path / ENVIRONMENT)),
-        _evaluation(read_evaluation(run.path), step),
-        f"## Recipe\n\n```yaml\n{dump_recipe(recipe).rstrip()}\n```",
-        _licence(licence, recipe.model),
+        say("export.model_card.summary", rank=rank, base=recipe.model),
+        *_system(source.recipe),
+        *_usage(source, repository, base or recipe.model),
+        *_data(read_data_record(run.path)),
+        *_training(events, source, step, json_object(run.path / ENVIRONMENT)),
+        *_evaluation(read_evaluation(run.path), step),
+        _heading("export.model_card.recipe"),
+        f"```yaml\n{dump_recipe(recipe).rstrip()}\n```",
+        _heading("export.model_card.licence"),
+        say("export.model_card.licence_is", base=recipe.model, licence=licence)
+        if licence
+        else say("export.model_card.licence_unknown", base=recipe.model),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-def _rank(source: ExportSource) -> int:
-    config = json_object(source.adapter_folder / ADAPTER_FILES[0])
-    return int(config["r"])
+def _heading(message_id: str) -> str:
+    return f"## {say(message_id)}"
 
 
-def _system(recipe: Recipe) -> str:
+def _system(recipe: Recipe) -> list[str]:
     if recipe.system is None:
-        return ""
-    quoted = "\n".join(f"> {line}" for line in recipe.system.splitlines())
-    return f"It was trained with this system prompt, and answers best with it:\n\n{quoted}"
+        return []
+    return [say("export.model_card.system"), "\n".join(f"> {line}" for line in recipe.system.splitlines())]
 
 
-def _usage(source: ExportSource, repository: str, base: str) -> str:
+def _usage(source: ExportSource, repository: str, base: str) -> list[str]:
     system = [{"role": "system", "content": source.recipe.system}] if source.recipe.system is not None else []
     messages = json.dumps([*system, {"role": "user", "content": "…"}], ensure_ascii=False)
     arguments = "".join(f", {name}={value!r}" for name, value in (source.recipe.tokens.template_args or {}).items())
-    return f"""## How to use
-
-```python
+    code = f"""```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,88 +97,95 @@ prompt = tokenizer.apply_chat_template(
 )
 answer = model.generate(**prompt, max_new_tokens=512, do_sample=False, eos_token_id={list(source.stop_tokens)})
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-`chat_template.jinja` has the framing of training with its system prompt as the default, for programs that take a
-template (`vllm serve … --chat-template chat_template.jinja`). vLLM answers greedily, as above, with
-`--generation-config vllm --override-generation-config '{{"temperature": 0}}'`."""
+```"""
+    return [_heading("export.model_card.usage"), code, say("export.model_card.other_programs")]
 
 
-def _data(data: DataRecord | None) -> str:
+def _data(data: DataRecord | None) -> list[str]:
     """Return what was read, trained and set aside."""
     if data is None:
-        return ""
+        return []
     report = data.report
     rows, lengths, duplicates = report.rows, report.lengths, report.findings.exact_duplicates
-    lines = ["## Data", "", "| source | format | rows |", "| --- | --- | --- |"]
-    lines += [f"| {_file_name(source.name)} | {source.format or ''} | {source.rows:,} |" for source in report.sources]
-    aside = "".join(f", {count:,} set aside ({reason})" for reason, count in rows.set_aside.items())
-    lines += ["", f"{rows.read:,} rows were read and {rows.trained:,} trained{aside}."]
+    heads = (say("export.model_card.source"), say("export.model_card.format"), say("export.model_card.rows"))
+    table = [
+        f"| {' | '.join(heads)} |",
+        "| --- | --- | --- |",
+        *(f"| {_file_name(source.name)} | {source.format or ''} | {source.rows:,} |" for source in report.sources),
+    ]
+    counts = [say("export.model_card.rows_read", read=rows.read, trained=rows.trained)]
+    counts += [
+        say("export.model_card.rows_set_aside", rows=number, reason=reason) for reason, number in rows.set_aside.items()
+    ]
     if lengths.all:
-        lines.append(f"They have {lengths.all:,} tokens, of which {lengths.supervised:,} were learned.")
+        counts.append(say("export.model_card.tokens", all=lengths.all, learned=lengths.supervised))
     if duplicates:
-        lines.append(f"{duplicates:,} rows repeat an earlier one.")
-    return "\n".join(lines)
+        counts.append(say("export.model_card.duplicates", rows=duplicates))
+    return [_heading("export.model_card.data"), "\n".join(table), "\n".join(counts)]
 
 
 def _training(
-    events: Sequence[Mapping[str, Any]], source: ExportSource, step: int | None, environment: Mapping[str, Any] | None
-) -> str:
-    """Tell what the run measured: training loss, validation, and what it ran on."""
+    events: Sequence[Mapping[str, Any]], source: ExportSource, step: int | None, environment: Mapping[str, Any]
+) -> list[str]:
+    """Return what the run measured: training loss, validation, and what it ran on."""
     steps = [event for event in events if event.get("event") == "step"]
-    lines = ["## Training", ""]
+    lines = []
     if steps:
-        tokens = sum(event.get("tokens", 0) for event in steps)
         lines.append(
-            f"{steps[-1]['step']:,} optimizer steps over {tokens:,} tokens; the loss of a step went from "
-            f"{steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}. This adapter is `{source.adapter_folder.name}`."
+            say(
+                "export.model_card.steps",
+                steps=steps[-1]["step"],
+                tokens=sum(event.get("tokens", 0) for event in steps),
+                first_loss=steps[0]["loss"],
+                last_loss=steps[-1]["loss"],
+                adapter=source.adapter_folder.name,
+            )
         )
-    judged = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
-    losses = {event["step"]: event["loss"] for event in judged}
-    if step in losses:
-        of_base = f"; that of the base was {losses[0]:.4f}" if 0 in losses else ""
-        lines.append(f"Its loss on the validation data is {losses[step]:.4f}{of_base}.")
+    validations = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
+    losses = {event["step"]: event["loss"] for event in validations}
+    if step in losses and 0 in losses:
+        lines.append(say("export.model_card.validation_and_base", loss=losses[step], base_loss=losses[0]))
+    elif step in losses:
+        lines.append(say("export.model_card.validation", loss=losses[step]))
     if environment:
         packages = environment.get("packages", {})
         versions = ", ".join(f"{name} {packages[name]}" for name in ("weitune", "torch", "peft") if packages.get(name))
-        lines.append(f"Trained in {environment.get('precision', 'an unknown precision')}, with {versions}.")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        precision = environment.get("precision") or say("export.model_card.unknown_precision")
+        lines.append(say("export.model_card.trained_in", precision=precision, versions=versions))
+    return [_heading("export.model_card.training"), "\n".join(lines)] if lines else []
 
 
-def _evaluation(evaluation: Evaluation | None, step: int | None) -> str:
-    """Return what `weitune eval` measured of this adapter, beside its base if that was judged too."""
+def _evaluation(evaluation: Evaluation | None, step: int | None) -> list[str]:
+    """Return what ``weitune eval`` measured of this adapter, beside its base if that was evaluated too."""
     if evaluation is None:
-        return ""
+        return []
     shown = [m for m in evaluation.models if m.which == "base" or (step is not None and m.step == step)]
     if all(model.which == "base" for model in shown):
-        return ""
+        return []
     rows = evaluation.rows
-    lines = [
-        "## Evaluation",
-        "",
-        f"`weitune eval` on {_file_name(rows.name)}: {rows.examples} examples, {rows.questions} questions.",
-        "",
-        f"| | {' | '.join('base' if model.which == 'base' else 'this adapter' for model in shown)} |",
+    name = _file_name(rows.name)
+    base, adapter = say("export.model_card.base"), say("export.model_card.this_adapter")
+    table = [
+        f"| | {' | '.join(base if model.which == 'base' else adapter for model in shown)} |",
         f"| --- {'| ---: ' * len(shown)}|",
         *(f"| {' | '.join(row)} |" for row in figures(shown)),
     ]
-    return "\n".join(lines)
+    return [
+        _heading("export.model_card.evaluation"),
+        say("export.model_card.evaluated_on", name=name, examples=rows.examples, questions=rows.questions),
+        "\n".join(table),
+    ]
 
 
 def _step_of(adapter: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the step that an adapter was saved at; that of the final one stands in the event that ended the run."""
+    """Return the step at which an adapter was saved; for the final one, the event that ended the run has it."""
     if (step := checkpoint_step(adapter.name)) is not None:
         return step
     ends = [event for event in events if event.get("event") == "end"]
     return ends[-1].get("adapter_step") if ends else None
 
 
-def _licence(licence: str | None, base: str) -> str:
-    told = f"its licence is `{licence}`" if licence else "see there for its licence"
-    return f"## Licence\n\nThe adapter is made for `{base}` and of no use without it; {told}."
-
-
 def _file_name(name: str) -> str:
-    """Leave out folders, but not the names of hubs and built-in data."""
+    """Return ``name`` without folders; the names of data on hubs and of built-in data stay as they are."""
     is_path = name.startswith((".", "/", "~")) or "\\" in name or Path(name).suffix != "" or Path(name).exists()
     return Path(name.replace("\\", "/")).name if is_path and not name.startswith("builtin:") else name

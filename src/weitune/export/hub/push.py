@@ -1,4 +1,4 @@
-"""An adapter on a hub: a folder with the adapter, its model card, its recipe and its chat template, then the upload."""
+"""Push an adapter to a hub: write a folder with the adapter, its model card, recipe and template, and upload it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from weitune.files.json_files import write_json
 from weitune.files.paths import HUB_ID
 from weitune.generate.run import Run
 from weitune.gguf.header import read_header
-from weitune.model.file_names import holds_model
+from weitune.messages import say
+from weitune.model.file_names import ADAPTER_FILES, holds_model
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import dump_recipe
 from weitune.run.run_folder import Which
@@ -28,7 +29,7 @@ Hub = Literal["huggingface", "modelscope"]
 
 
 def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Which = "last") -> None:
-    """Write what :func:`upload` uploads; an earlier folder of this kind is replaced.
+    """Write the folder that :func:`upload` uploads; an earlier one is replaced.
 
     Raises InputError if ``repository`` is not of the form USER/NAME, or if the run or ``folder`` cannot be used.
     """
@@ -37,10 +38,10 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
     check_destination(folder, force=True)
     source = open_export_source(run, checkpoint)
     if holds_model(source.adapter_folder):
-        raise RunError("export.push.whole_model", adapter_folder=source.adapter_folder, repository=repository)
+        raise RunError("export.push.whole_model", folder=source.adapter_folder, repository=repository)
     with written_aside(folder) as partial:
-        shutil.copyfile(source.adapter_folder / "adapter_model.safetensors", partial / "adapter_model.safetensors")
-        write_json(partial / "adapter_config.json", _adapter_config(source))
+        shutil.copyfile(source.adapter_folder / ADAPTER_FILES[1], partial / ADAPTER_FILES[1])
+        write_json(partial / ADAPTER_FILES[0], _adapter_config(source))
         card = model_card(run, source, repository, base_licence(source))
         (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         (partial / "recipe.yaml").write_text(dump_recipe(without_paths(source.recipe)), encoding="utf-8")
@@ -56,20 +57,19 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
     except MissingExtraError:
         raise
     except Exception as error:
-        first = first_line(error)
         login = "`modelscope login`" if hub == "modelscope" else "`hf auth login`"
         raise InputError(
-            "export.push.upload_failed", folder=folder, repository=repository, first=first, login=login
+            "export.push.upload_failed", folder=folder, repository=repository, reason=first_line(error), login=login
         ) from error
 
 
 def base_licence(source: ExportSource, ask_hub: Callable[[str], str | None] | None = None) -> str | None:
-    """Return the licence of the base as its own files name it, or its page on the hub; None if neither does."""
+    """Return the licence of the base, from its own files or its page on the hub; None if neither names it."""
     if source.files.gguf:
-        licence: str | None = read_header(source.files.path).get("general.license")
+        in_header: str | None = read_header(source.files.path).get("general.license")
+        return in_header
+    if (licence := _licence_on_card(source.files.folder / "README.md")) is not None:
         return licence
-    if (told := _licence_on_card(source.files.folder / "README.md")) is not None:
-        return told
     if source.recipe.hub != "huggingface" or not is_hub_id(source.recipe.model):
         return None
     return (ask_hub or _licence_on_hub)(source.recipe.model)
@@ -78,9 +78,9 @@ def base_licence(source: ExportSource, ask_hub: Callable[[str], str | None] | No
 def _licence_on_card(card: Path) -> str | None:
     """Return the licence that a model card's head names."""
     if card.is_file() and (head := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
-        found = yaml.safe_load(head[1])
-        if isinstance(found, dict) and isinstance(found.get("license"), str):
-            return str(found["license"])
+        fields = yaml.safe_load(head[1])
+        if isinstance(fields, dict) and isinstance(fields.get("license"), str):
+            return str(fields["license"])
     return None
 
 
@@ -89,15 +89,15 @@ def _licence_on_hub(name: str) -> str | None:
 
     try:
         card: Any = HfApi().model_info(name, timeout=10).card_data
-    except Exception:  # noqa: BLE001  (offline, say: a card without a licence is still a card)
+    except Exception:  # noqa: BLE001  (offline, for example: the card then has no licence)
         return None
     licence = card.get("license") if card else None
     return licence if isinstance(licence, str) else None
 
 
 def _adapter_config(source: ExportSource) -> dict[str, Any]:
-    """Return PEFT's configuration, naming the base as others find it."""
-    path = source.adapter_folder / "adapter_config.json"
+    """Return PEFT's configuration with the name under which others find the base."""
+    path = source.adapter_folder / ADAPTER_FILES[0]
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return {**config, "base_model_name_or_path": without_paths(source.recipe).model, "revision": source.recipe.revision}
 
@@ -108,7 +108,7 @@ def _to_huggingface(folder: Path, repository: str, private: bool) -> str:
     api = HfApi()
     url = api.create_repo(repository, private=private, exist_ok=True)
     api.upload_folder(
-        repo_id=repository, folder_path=folder, ignore_patterns=[MARK], commit_message="Add the adapter"
+        repo_id=repository, folder_path=folder, ignore_patterns=[MARK], commit_message=say("export.push.commit")
     )  # fmt: skip
     return str(url)
 
@@ -120,7 +120,7 @@ def _to_modelscope(folder: Path, repository: str, private: bool) -> str:
         raise MissingExtraError("modelscope", "modelscope") from None
     api = HubApi()
     licence = _licence_on_card(folder / "README.md")
-    told = {} if licence is None else {"license": licence}  # where it is not told, the client says Apache 2.0
-    api.create_repo(repository, visibility="private" if private else "public", exist_ok=True, **told)
+    named = {} if licence is None else {"license": licence}  # without it, the client states Apache 2.0
+    api.create_repo(repository, visibility="private" if private else "public", exist_ok=True, **named)
     api.upload_folder(repo_id=repository, folder_path=str(folder), ignore_patterns=[MARK])
     return f"https://modelscope.cn/models/{repository}"
