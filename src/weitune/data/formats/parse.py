@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -150,7 +150,7 @@ def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, name
 
 
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
-    question, answered = _pair(row) or _pair(row, any) or _PAIRS[0]
+    question, answered = _pair(row) or _half_pair(row)
     fields.only(row, _COMMON_KEYS | {question, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
     keys = question, answered
@@ -168,9 +168,14 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options
     return tuple(turns), read_tools(fields, row)
 
 
-def _pair(row: Mapping[str, Any], enough: Callable[[Iterable[bool]], bool] = all) -> tuple[str, str] | None:
-    """Return the names of the fields with question and answer, if ``row`` has all, or any, of them."""
-    return next((pair for pair in _PAIRS if enough(key in row for key in pair)), None)
+def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the names of the fields with question and answer, if ``row`` has both."""
+    return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
+
+
+def _half_pair(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the names of the fields with question and answer, if ``row`` has one of them."""
+    return next((pair for pair in _PAIRS if pair[0] in row or pair[1] in row), _PAIRS[0])
 
 
 def _columns(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:

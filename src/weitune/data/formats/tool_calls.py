@@ -196,7 +196,7 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
     """Return tool schemas, each under ``function`` as chat templates expect it."""
     items = _list(fields, value, "data.tool_calls.list_of_tools", where)
     items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(items)]
-    if UNREADABLE in items or not fields.writable(items, where):
+    if not items or UNREADABLE in items or not fields.writable(items, where):
         return ()
     if any(map(_has_null, items)):
         fields.remark(_NULLS)

@@ -31,7 +31,7 @@ class TooLong(Exception):  # noqa: N818  (an answer, not a fault)
 
 
 class Scanner:
-    """The position in a file: decodes the value there, and makes the problems there."""
+    """Decodes the value at the current position of a file, and makes the problems there."""
 
     def __init__(self, window: Window, file: str) -> None:
         self.window, self.file = window, file
