@@ -19,6 +19,7 @@ from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
 from weitune.errors import first_line
+from weitune.messages import say
 from weitune.model.batch import PackedTensors, TensorBatch, to_tensors
 from weitune.model.fast.attention import tree_attention, use_tree_attention
 from weitune.model.fast.decoder import BlockDecoder
@@ -79,7 +80,7 @@ def _examples(vocabulary: int) -> list[Example]:
 
 def _foreign_layers(model: PreTrainedModel) -> str:
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _SHARED_LAYERS
-    return f"it has layers of kind {', '.join(sorted(kinds))}" if kinds else ""
+    return say("model.capabilities.other_layers", kinds=", ".join(sorted(kinds))) if kinds else ""
 
 
 def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> tuple[str, float]:
@@ -92,7 +93,7 @@ def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Te
                 width = len(expected) // len(examples)
                 alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
                 bound = min(2 * max(alone), 4 * bound)
-        return ("" if error < bound else f"tokens of different examples mix (difference {error:.1e})"), bound
+        return ("" if error < bound else say("model.capabilities.tokens_mix", difference=error)), bound
     except _MISFITS as problem:
         return first_line(problem), bound
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.errors import first_line
+from weitune.messages import say
 from weitune.model.batch import PackedTensors, to_tensors
 from weitune.model.supervised import SupervisedModel
 
@@ -117,9 +118,7 @@ class CudaGraphPasses:
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self._pool):
                 loss = self._pass(row)
         except RuntimeError as error:  # the pass does what a recording cannot hold; none of it was done
-            warnings.warn(
-                f"passes are not recorded as CUDA graphs, and slower: {first_line(error)}", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(say("model.cuda_graph.cannot_record", reason=first_line(error)), RuntimeWarning, stacklevel=2)
             _FAILED.append(graph)
             self._recordings, self._records = {}, False
             _release_generator(self._device)

@@ -18,7 +18,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel
-from weitune.model.lora.adapter import attach_adapter, check_targets, token_numbers
+from weitune.model.lora.adapter import attach_adapter, check_targets, token_ids_of
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
 from weitune.model.storage.allocator import giving_back, keep_freed_memory
@@ -60,7 +60,7 @@ def make_trainable(
     if not capabilities.plain_blocks:
         plain_decoder = None
     init = lora if fresh else lora.model_copy(update={"init": "default", "init_from": None})
-    token_ids = token_numbers(loaded.tokenizer, lora.train_tokens or ())
+    token_ids = token_ids_of(loaded.tokenizer, lora.train_tokens or ())
     adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids)
     adapter = LoraAdapter(adapted, started_by=lora.init)
     blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)

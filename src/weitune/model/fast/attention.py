@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weitune.messages import say
 from weitune.model.fast.compiled import can_compile, fused
 from weitune.model.fast.matmul import round_rows
 from weitune.model.fast.tree import Block, Tree
@@ -213,7 +214,7 @@ def flex_tree_attention(
 
     tree = _checked(tree, extra)
     if extra.get("dropout"):
-        raise ValueError("the model's attention uses dropout")
+        raise ValueError(say("model.attention.not_plain_softmax", feature="dropout"))
     length = query.shape[2]
 
     def rule(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -242,8 +243,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scaling: f
 def _checked(tree: Tree | None, extra: dict[str, Any]) -> Tree:
     """Raise ValueError if the model did not pass the tree on, or asks for attention that is not a plain softmax."""
     if tree is None:
-        raise ValueError("the model does not pass keyword arguments on to its attention")
+        raise ValueError(say("model.attention.no_keyword_arguments"))
     for name in ("softcap", "s_aux", "position_bias"):
         if extra.get(name) is not None:
-            raise ValueError(f"the model's attention uses {name}")
+            raise ValueError(say("model.attention.not_plain_softmax", feature=name))
     return tree

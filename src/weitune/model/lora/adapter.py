@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from weitune.errors import ModelError
+from weitune.messages import say
 from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
 
 if TYPE_CHECKING:
@@ -24,15 +25,14 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """How many numbers a model has, and how many of them are trained."""
+    """How many parameters a model has, and how many of them are trained."""
 
     trainable: int
     total: int
 
     def __str__(self) -> str:
-        """Return the line that the user sees before step 1."""
-        share = 100 * self.trainable / self.total
-        return f"trainable parameters: {self.trainable:,} of {self.total:,} ({share:.4f} %)"
+        percent = 100 * self.trainable / self.total
+        return say("model.adapter.trainable_parameters", trainable=self.trainable, total=self.total, percent=percent)
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -42,9 +42,9 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def count_adapted(model: Any, lora: Lora) -> ParameterCount:
-    """Return what :func:`count_parameters` finds after :func:`attach_adapter`, which need not be called.
+    """Count what :func:`count_parameters` would count after :func:`attach_adapter`, without importing PEFT for seconds.
 
-    So nobody waits for PEFT, which takes seconds to import. ``modules_to_save`` and ``train_tokens`` are not counted.
+    ``modules_to_save`` and ``train_tokens`` are not counted.
     """
     head = model.get_output_embeddings()
     layers = set(layer_numbers(model, lora.layers)) if lora.layers else None
@@ -73,11 +73,11 @@ def _is_target(name: str, lora: Lora, layers: set[int] | None) -> bool:
 def attach_adapter(
     model: PreTrainedModel, lora: Lora, *, seed: int, base: str, token_ids: Sequence[int] = ()
 ) -> PeftModel:
-    """Return ``model`` with a fresh adapter, under which it computes what it did before; random parts by ``seed``.
+    """Return ``model`` with a fresh adapter that does not change its outputs yet; ``seed`` determines its random parts.
 
-    ``base`` is the name under which the adapter records its base model, ``token_ids`` the tokens of
-    ``lora.train_tokens``. Starts that need more than the weights are left to :mod:`.adapter_init`. Raises ModelError if
-    a target module does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
+    ``base`` is the name of the base model that the adapter records, ``token_ids`` the tokens of ``lora.train_tokens``.
+    Initialisations that need more than the weights are left to :mod:`.adapter_init`. Raises ModelError if a target
+    module does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
     """
     from peft import get_peft_model
 
@@ -122,10 +122,10 @@ def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
 
 
 def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
-    """Let PEFT start the float32 adapter with what it takes out of the base.
+    """Let PEFT initialise the float32 adapter with a part of the base, which it subtracts from the base's weights.
 
-    Were it asked to by the configuration, it would round A and B to the base's format after it took s B A out, and a
-    run that goes on, which knows what was rounded, would take something else out.
+    Asked by the configuration, PEFT would round A and B to the base's format after it has subtracted s B A; a resumed
+    run, which knows only the rounded matrices, would then subtract something else.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -141,33 +141,33 @@ def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
 
 
 def _whole(alpha: float) -> Any:
-    """Return ``alpha`` as a whole number if it is one, as PEFT declares it."""
+    """Return ``alpha`` as an int if it is whole, which is how PEFT declares it."""
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
-    """Return the numbers that ``ranges`` such as ``0-7`` name. Raises ModelError if the model has no such layer."""
+    """Return the layers named by ``ranges`` such as ``0-7``. Raises ModelError if the model has no such layer."""
     count = model.config.get_text_config().num_hidden_layers
     numbers: set[int] = set()
     for text in ranges:
         first, _, last = text.partition("-")
         numbers |= set(range(int(first), int(last or first) + 1))
     if not numbers or max(numbers) >= count:
-        raise ModelError("model.adapter.lora_layers_not_choice", ranges=",".join(ranges), count=count, count2=count - 1)
+        raise ModelError("model.adapter.no_such_layers", ranges=",".join(ranges), count=count, last=count - 1)
     return sorted(numbers)
 
 
-def token_numbers(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
-    """Return the numbers of ``tokens``. Raises ModelError if one is not in the vocabulary."""
+def token_ids_of(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
+    """Return the ids of ``tokens``. Raises ModelError if one is not in the vocabulary."""
     vocabulary: dict[str, int] = tokenizer.get_vocab() if tokens else {}
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
-        raise ModelError("model.adapter.lora_train_tokens_vocabulary", missing=", ".join(map(repr, missing)))
+        raise ModelError("model.adapter.not_in_vocabulary", missing=", ".join(map(repr, missing)))
     return [vocabulary[token] for token in tokens]
 
 
 def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None:
-    """Draw every A matrix anew on the CPU from a generator of its own: the same start on every device.
+    """Draw every A matrix again, on the CPU from a generator of its own: the same on every device.
 
     The distributions are PEFT's: Kaiming uniform with a = sqrt(5), as in LoRA's reference implementation, or normal
     with a deviation of 1 / rank.
@@ -198,20 +198,13 @@ def linear_names(model: Any) -> list[str]:
 def check_targets(model: Any, lora: Lora) -> None:
     """Raise ModelError unless every target names at least one linear layer, and every module to save exists."""
     linear = linear_names(model)
-    modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
     targets = [] if lora.target_modules == [ALL_LINEAR] else lora.target_modules
-    for key, names, there, what in (
-        ("target_modules", targets, linear, "linear layer"),
-        ("modules_to_save", lora.modules_to_save or [], sorted(modules), "module"),
-    ):
-        missing = [name for name in names if name.rsplit(".", 1)[-1] not in there]
-        if missing:
-            raise ModelError(
-                "model.adapter.lora_model_has_no",
-                key=key,
-                what=what,
-                missing=", ".join(map(repr, missing)),
-                there=", ".join(there),
-                detail=f" Name those that shall get an adapter, for example --lora.{key} {','.join(linear)}"
-                * (there is linear),
-            )
+    if missing := _missing(targets, linear):
+        raise ModelError("model.adapter.no_such_target", missing=missing, names=", ".join(linear))
+    modules = sorted({name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name})
+    if missing := _missing(lora.modules_to_save or [], modules):
+        raise ModelError("model.adapter.no_such_module", missing=missing, names=", ".join(modules))
+
+
+def _missing(names: Iterable[str], there: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names if name.rsplit(".", 1)[-1] not in there)

@@ -1,7 +1,7 @@
-"""The configuration of an adapter on disk, as PEFT and the programs built on it write it, and what of it is refused.
+"""The configuration of an adapter on disk, as PEFT and the programs built on it write it; which adapters are refused.
 
-PEFT passes over keys that it does not know, with a warning. An adapter that needs one of them would compute something
-else, so it is refused here.
+PEFT ignores keys that it does not know, with a warning. An adapter that needs one of them would compute something else,
+so it is refused here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of the adapter in ``folder``. Raises RunError if there is none that can be read."""
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError("model.adapter_config.holds_no_adapter_has", folder=folder, config=CONFIG) from None
+        raise RunError("model.adapter_config.no_adapter", folder=folder, config=CONFIG) from None
     except (OSError, ValueError) as error:
-        raise RunError("model.adapter_config.cannot_read", path=path, error=error) from None
-    if not isinstance(found, dict):
+        raise RunError("model.adapter_config.cannot_be_read", path=path, reason=error) from None
+    if not isinstance(config, dict):
         raise RunError("model.adapter_config.not_json_object", path=path)
-    return found
+    return config
 
 
 def check_adapter(folder: Path) -> None:
@@ -37,20 +37,14 @@ def check_adapter(folder: Path) -> None:
     config = read_adapter_config(folder)
     check_files(folder)
     if config.get("peft_type") != "LORA":
-        raise RunError("model.adapter_config.adapter_kind_weitune_opens", folder=folder, get=config.get("peft_type"))
+        raise RunError("model.adapter_config.not_lora", folder=folder, kind=config.get("peft_type"))
     if config.get("task_type") not in _TASKS:
-        raise RunError(
-            "model.adapter_config.adapter_was_trained_not", folder=folder, config=config["task_type"], config2=CONFIG
-        )
+        raise RunError("model.adapter_config.other_task", folder=folder, task=config["task_type"], config=CONFIG)
     if unknown := _unknown(config):
         from importlib.metadata import version
 
-        raise RunError(
-            "model.adapter_config.adapter_needs_peft_does",
-            folder=folder,
-            unknown=", ".join(unknown),
-            version=version("peft"),
-        )
+        keys = ", ".join(unknown)
+        raise RunError("model.adapter_config.unknown_to_peft", folder=folder, keys=keys, version=version("peft"))
 
 
 def check_files(folder: Path) -> None:
@@ -58,14 +52,12 @@ def check_files(folder: Path) -> None:
     if (folder / WEIGHTS).is_file():
         return
     if (folder / PICKLED).is_file():
-        raise RunError(
-            "model.adapter_config.has_weights_pickle_weitune", folder=folder, pickled=PICKLED, weights=WEIGHTS
-        )
-    raise RunError("model.adapter_config.has_no", folder=folder, config=CONFIG, weights=WEIGHTS)
+        raise RunError("model.adapter_config.pickled_weights", folder=folder, pickled=PICKLED, weights=WEIGHTS)
+    raise RunError("model.adapter_config.no_weights", folder=folder, config=CONFIG, weights=WEIGHTS)
 
 
 def _unknown(config: dict[str, Any]) -> list[str]:
-    """Return the keys that PEFT does not know and that switch something on; mere numbers and names do not."""
+    """Return the keys that PEFT does not know and that switch something on, which numbers and names alone do not."""
     from dataclasses import fields
 
     from peft import LoraConfig

@@ -1,10 +1,10 @@
-"""Starts of an adapter that need more than a generator and the base's weights.
+"""Initialisations of an adapter that need more than a generator and the base's weights.
 
 init_from   another adapter's tensors
 eva         A: the directions in which the inputs of a layer vary most (Paischer et al., arXiv 2410.07170); B zero.
             Every layer keeps the recipe's rank: the paper's redistribution of ranks is left out
-loftq       s B A: the best approximation of what 4-bit storage rounded away, W - Q, by singular values
-            (Li et al., arXiv 2310.08659, with one iteration, so that Q stays what anyone's 4-bit loading gives)
+loftq       s B A: the best approximation of W - Q, the rounding error of 4-bit storage, by singular values
+            (Li et al., arXiv 2310.08659, with one iteration, so that Q is what any 4-bit loading gives)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weitune.errors import ModelError
+from weitune.messages import say
 from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.weight_files import stored_weights
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 EVA_STEPS = 16
-"""Optimizer steps whose examples EVA looks at."""
+"""Optimizer steps whose examples EVA uses."""
 
 
 def adapter_folder(place: str) -> Path:
@@ -43,7 +44,8 @@ def adapter_folder(place: str) -> Path:
     for folder in (Path(place), Path(place) / ADAPTER_FOLDER):
         if holds_adapter(folder):
             return folder
-    raise ModelError("model.adapter_init.lora_init_there_no", place=place, adapter_files=" and ".join(ADAPTER_FILES))
+    config, weights = ADAPTER_FILES
+    raise ModelError("model.adapter_init.no_adapter", place=place, config=config, weights=weights)
 
 
 def start_from(adapter: LoraAdapter, folder: Path) -> None:
@@ -51,24 +53,24 @@ def start_from(adapter: LoraAdapter, folder: Path) -> None:
     ours, theirs = json.loads(adapter.config()), json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     keys = {"r": "r", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora", "rank_pattern": "rank_pattern",
             "alpha_pattern": "alpha_pattern"}  # fmt: skip
-    problems = [
-        f"lora.{key} is {ours[name]} here and {theirs[name]} there"
+    differences = [
+        say("model.adapter_init.other_value", key=key, here=ours[name], there=theirs.get(name))
         for name, key in keys.items()
         if (ours[name] or None) != (theirs.get(name) or None)
     ]
     tensors = load_file(folder / ADAPTER_FILES[1])
     shapes = adapter.shapes()
-    problems += [
-        f"{name} is {'here' if name in shapes else 'there'} only" for name in sorted(shapes.keys() ^ tensors.keys())
-    ]
-    problems += [
-        f"{name} has the shape {tuple(shapes[name])} here and {tuple(tensors[name].shape)} there"
+    for name in sorted(shapes.keys() ^ tensors.keys()):
+        only_here = say("model.adapter_init.only_here", name=name)
+        differences.append(only_here if name in shapes else say("model.adapter_init.only_there", name=name))
+    differences += [
+        say("model.adapter_init.other_shape", name=name, here=tuple(shapes[name]), there=tuple(tensors[name].shape))
         for name in sorted(shapes.keys() & tensors.keys())
         if shapes[name] != tensors[name].shape
     ]
-    if problems:
-        shown = "\n  ".join(problems[:10])
-        raise ModelError("model.adapter_init.lora_init_adapter_not", folder=folder, shown=shown)
+    if differences:
+        shown = "\n  ".join(differences[:10])
+        raise ModelError("model.adapter_init.other_adapter", folder=folder, differences=shown)
     adapter.load(tensors)
 
 
@@ -83,7 +85,7 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
     ranks = [config.r, *config.rank_pattern.values()]
     tokens = min(batch.input_ids.numel() for batch in batches)
     if tokens < max(ranks):
-        raise ModelError("model.adapter_init.lora_init_eva_step", tokens=tokens, ranks=max(ranks))
+        raise ModelError("model.adapter_init.eva_needs_tokens", tokens=tokens, rank=max(ranks))
 
     def forward(model: PeftModel, batch: TensorBatch) -> None:
         hidden_states(model.get_base_model(), batch)
@@ -104,20 +106,20 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
 
 
 def start_loftq(model: PeftModel, folder: Path) -> None:
-    """Set A and B of every 4-bit layer to what its storage lost of the weight in the files of ``folder``."""
+    """Set A and B of every 4-bit layer to the rounding error of its weight, read from the files of ``folder``."""
     places = {name: folder / weight.file for name, weight in stored_weights(folder).items()}
     for name, layer in model.get_base_model().named_modules():
         base = getattr(layer, "base_layer", None)
         if not hasattr(layer, "lora_A") or not is_quantized(base):
             continue
         if f"{name}.weight" not in places:
-            raise ModelError("model.adapter_init.lora_init_loftq_weights", name=name, folder=folder)
+            raise ModelError("model.adapter_init.loftq_needs_weights", name=name, folder=folder)
         with safe_open(places[f"{name}.weight"], framework="pt") as weights:
-            lost = weights.get_tensor(f"{name}.weight").float() - dense(base, torch.float32).cpu()
+            error = weights.get_tensor(f"{name}.weight").float() - dense(base, torch.float32).cpu()
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            left, values, right = torch.svd_lowrank(lost, q=a.shape[0], niter=16)
+            left, values, right = torch.svd_lowrank(error, q=a.shape[0], niter=16)
         root = (values / layer.scaling["default"]).sqrt()
         a.data.copy_(root[:, None] * right.T)
         b.data.copy_(left * root)

@@ -74,7 +74,7 @@ def gathered_bytes(model: PreTrainedModel) -> int:
 def _units(model: PreTrainedModel) -> list[nn.Module]:
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ModelError("model.shard.train_shard_model_has")
+        raise ModelError("model.shard.no_layers")
     head = model.get_output_embeddings()
     return [model.get_input_embeddings(), *layers, *([head] if head is not None else [])]
 
