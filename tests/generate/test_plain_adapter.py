@@ -132,7 +132,7 @@ def test_it_answers_as_peft_does_and_nothing_is_written(
 
 
 def not_on_the_hub(model: str, *others: object) -> Path:
-    raise ModelError("model.locate.there_no_model_hugging", model=model)
+    raise ModelError("model.locate.no_such_model_on_huggingface", model=model)
 
 
 def test_a_base_that_is_not_here_must_be_given(

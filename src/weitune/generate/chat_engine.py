@@ -1,4 +1,4 @@
-"""What a dialogue needs of whatever answers: transformers here, llama.cpp in this process, or a server elsewhere."""
+"""The interface of everything that answers a dialogue: transformers, llama.cpp in this process, or a remote server."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from weitune.generate.stream import Answer
 
 
 class ChatStream(Protocol):
-    """An answer on its way: iterate for its text, piece by piece."""
+    """An answer being generated: iterate for its text, piece by piece."""
 
-    def __iter__(self) -> Iterator[str]:
-        """Return the stream itself."""
+    def __iter__(self) -> Iterator[str]: ...
 
     def __next__(self) -> str:
         """Return the next piece of text, never an empty one."""
 
     def close(self) -> None:
-        """End generation."""
+        """Stop generating."""
 
     @property
     def answer(self) -> Answer:
-        """The answer as far as it has been read; its tokens are there if they are known here."""
+        """The answer as far as it has been read, with its tokens if they are known."""
 
     @property
     def length_tokens(self) -> int | None:
-        """How many tokens have been generated; None if that is not known."""
+        """How many tokens have been generated; None if unknown."""
 
 
 class ChatEngine(Protocol):
@@ -36,7 +35,7 @@ class ChatEngine(Protocol):
 
     @property
     def context_tokens(self) -> int | None:
-        """How many tokens can be read and written together; None if that is not known here."""
+        """How many tokens fit the context, prompt and answer together; None if unknown."""
 
     @property
     def about(self) -> str:
@@ -50,4 +49,4 @@ class ChatEngine(Protocol):
         """Return the length of the prompt; asked for only where :attr:`context_tokens` is known."""
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> ChatStream:
-        """Return the answer as a stream of text. Raises InputError if it cannot be had."""
+        """Return the answer as a stream of text. Raises InputError if there can be none."""

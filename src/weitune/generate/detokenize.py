@@ -23,20 +23,19 @@ REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Turn a stream of tokens into pieces of text; special tokens give none.
+    """Turns a stream of tokens into pieces of text; special tokens give none.
 
     The pieces joined are the whole text, but for a character at the end whose last bytes never came.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Decode with ``tokenizer``."""
         self._tokenizer = tokenizer
         self._window: list[int] = []  # tokens since the boundary before last
         self._read = 0  # how many of them lie before the last boundary
         self._shown = 0  # characters of the decoded window that were returned
 
     def add(self, token: int) -> str:
-        """Return the text that became certain with ``token``; often empty."""
+        """Return the text that is complete with ``token``; often empty."""
         self._window.append(token)
         text = self._decode(self._window)
         whole = text.rstrip(REPLACEMENT)
@@ -51,5 +50,5 @@ class Detokenizer:
 
     def _decode(self, tokens: list[int]) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # noqa: S101  (a list of numbers is one text, not a batch)
+        assert isinstance(text, str)  # noqa: S101  (a list of numbers is one string, not a batch)
         return text

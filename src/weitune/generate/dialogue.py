@@ -1,4 +1,4 @@
-"""A dialogue that is remembered: turns are added as they are said, and the oldest go when the model's context is full.
+"""A dialogue: turns are added as they are said, and the oldest are dropped when the model's context is full.
 
     system ── user ── assistant ── user ── assistant ── user ── …
               └────── dropped first ─────┘                      the system prompt and the last question always stay
@@ -24,19 +24,20 @@ class Dialogue:
     """The turns between a user and an engine, with the system prompt before them."""
 
     def __init__(self, system: str | None = None, history: History = ()) -> None:
-        """Begin with what was said before and ``system`` (None or empty: no system prompt).
+        """Begin with ``history`` and the system prompt ``system`` (None or empty: none).
 
-        A system turn that opens ``history`` takes its place. Raises InputError for a turn without role or text.
+        A system turn at the beginning of ``history`` replaces ``system``. Raises InputError for a turn without role or
+        text.
         """
         self.turns = [_as_turn(turn) for turn in history]
         if self.turns and self.turns[0].role == "system":
             system = self.turns.pop(0).content
         self.system = system or None
         self.dropped = 0
-        """How many turns no longer fit the model's context."""
+        """How many turns were dropped because they no longer fit the model's context."""
 
     def ask(self, engine: ChatEngine, text: str, sampling: Sampling | None = None) -> ChatStream:
-        """Return the answer to ``text`` as a stream; :meth:`remember` it once it has been heard.
+        """Return the answer to ``text`` as a stream; call :meth:`remember` when it is complete.
 
         The oldest turns that leave no room for the answer are dropped for good. Raises InputError if the question alone
         is too long; nothing is dropped then.
@@ -59,7 +60,7 @@ class Dialogue:
         return next((turn.content for turn in reversed(self.turns) if turn.role == "user"), None)
 
     def copy(self) -> Dialogue:
-        """Return a dialogue that goes on from here by itself."""
+        """Return an independent copy."""
         return Dialogue(self.system, self.turns)
 
     def before_last_question(self) -> Dialogue:
@@ -68,9 +69,9 @@ class Dialogue:
         return Dialogue(self.system, self.turns[:asked])
 
     def _fitting(self, engine: ChatEngine, question: Turn, sampling: Sampling) -> tuple[int, Conversation]:
-        """Return where the dialogue has to begin for the answer to have room, and the conversation from there.
+        """Return the first turn to keep so that the answer has room, and the conversation from there.
 
-        Room is the longest answer asked for, but at most a quarter of the context.
+        The room is that of the longest answer asked for, but at most a quarter of the context.
         """
         turns = [*self.turns, question]
         context = engine.context_tokens
@@ -85,10 +86,10 @@ class Dialogue:
 
 
 def _as_turn(turn: Turn | Mapping[str, str]) -> Turn:
-    """Accept a turn in either form. Raises InputError for anything else."""
+    """Return a turn given in either form. Raises InputError for anything else."""
     if isinstance(turn, Turn):
         return turn
     role, content = turn.get("role"), turn.get("content")
     if role not in {"system", "user", "assistant", "tool"} or not isinstance(content, str):
-        raise InputError("generate.dialogue.turn_history", dict=dict(turn))
+        raise InputError("generate.dialogue.invalid_turn", turn=dict(turn))
     return turn_from_text(role, content)  # type: ignore[arg-type]

@@ -2,9 +2,9 @@
 
     Conversation ── framing.prompt ──▶ tokens ── transformers' generate ──▶ tokens ── Detokenizer ──▶ text
 
-Decoding is transformers' own, so every architecture it knows has the right cache. The generation flags that a model
-ships (Qwen's temperature, top_p and repetition_penalty among them) are set aside meanwhile: what is asked for is what
-happens, and greedy means the likeliest token.
+Decoding is transformers' own, so every architecture it knows has the right cache. The generation config that a model
+ships (Qwen's has temperature, top_p and repetition_penalty) is ignored: only :class:`.Sampling` counts, and greedy
+means the likeliest token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from weitune.generate.detokenize import Detokenizer
 from weitune.generate.processors import processors
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
+from weitune.messages import say
 from weitune.model.load.stop_tokens import loaded_stop_tokens
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 class Engine:
     """A model that answers conversations.
 
-    A conversation is answered as it is given: whoever calls adds the run's system prompt
-    (:meth:`.with_system`), as training does.
+    A conversation is answered as it is given: the caller adds the run's system prompt (:meth:`.with_system`), as
+    training does.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class Engine:
     ) -> None:
         """Answer with ``model``, which stays the caller's: it may be one that is being trained, or a PEFT model.
 
-        Answers end at the framing's stop tokens and at those in the model's generation config. With ``in_step``, all
-        processes of a run answer the same together, and none stops computing before the last one has its answer.
+        Answers end at the framing's stop tokens and at those in the model's generation config. ``in_step``: all
+        processes of a run generate the same answers together, and each goes on until the last one has finished.
         """
         # PEFT puts the adapter into the layers of the model it wraps, so that model generates as tuned.
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -65,12 +66,12 @@ class Engine:
 
     @property
     def about(self) -> str:
-        """What computes the answers, and where."""
-        return f"{str(self.model.dtype).removeprefix('torch.')} on {self.model.device}"
+        """What computes the answers, and where: ``float32 on cpu``."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return say("generate.engine.about", dtype=dtype, device=self.model.device)
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a user should know about how conversations are framed."""
         return self.framing.notes
 
     def prompt_tokens(self, conversation: Conversation) -> int:
@@ -81,11 +82,7 @@ class Engine:
         """Return the prompt's tokens. Raises InputError if they leave no room for an answer."""
         tokens = list(self.framing.prompt(conversation))
         if self.context_tokens is not None and len(tokens) >= self.context_tokens:
-            raise InputError(
-                "generate.engine.conversation_has_tokens_but",
-                tokens_count=len(tokens),
-                context_tokens=self.context_tokens,
-            )
+            raise InputError("generate.engine.too_long", prompt_tokens=len(tokens), context_tokens=self.context_tokens)
         return tokens
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> AnswerStream:
@@ -154,7 +151,7 @@ class Engine:
             max_new_tokens=limit, do_sample=False, use_cache=True,
             eos_token_id=sorted(self.stop_tokens) or None, pad_token_id=self._pad,
         )  # fmt: skip
-        with self._one_at_a_time, _undisturbed(self.model):
+        with self._one_at_a_time, _for_generation(self.model):
             output: Tensor = self.model.generate(
                 ids,
                 attention_mask=mask,
@@ -168,10 +165,10 @@ class Engine:
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
-    """Set the model's own generation flags and training mode aside, and put them back.
+def _for_generation(model: Any) -> Iterator[None]:
+    """Switch the model to evaluation, with an empty generation config; restore both afterwards.
 
-    ``generate`` fills every option left out from the model's generation config; an empty one has nothing to add.
+    ``generate`` fills every option left out from the model's generation config; an empty one adds nothing.
     """
     flags, training = model.generation_config, model.training
     model.generation_config = GenerationConfig()

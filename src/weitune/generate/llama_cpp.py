@@ -4,8 +4,8 @@
 
 (over the loopback address where the system has no such sockets, or no folder with a path short enough for one)
 
-Every request carries a key that only this process knows, so no other way leads to the model. One ends early by closing
-its connection.
+Every request carries a key that only this process knows, so nobody else can use the model. Closing its connection ends
+a request early.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from weitune.generate.sse import server_sent_events
 _F32 = 0  # GGML_TYPE_F32
 _OMP_PAUSE_HARD = 2
 _SHARED_CACHE_MIB = 0
-"""Of prompts that no slot holds. None, for llama.cpp finds them by their tokens, whichever adapter read them (its issue
-26207)."""
+"""For prompts that no slot holds. It is off: llama.cpp looks prompts up by their tokens alone, whichever adapter
+computed them (its issue 26207)."""
 _SOCKET = "llama.sock"
 _SOCKET_PATH_BYTES = 107 if sys.platform.startswith("linux") else 103
 """The longest path of a socket; the system would cut a longer one, or refuse it."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (a folder that only this user can open is made there)
 """Where a socket is put if the folder for temporary files (``TMPDIR``) has too long a path."""
-_BATCH_TOKENS = 256  # prompt tokens between two looks at who has gone; larger ones stall the other answers
+_BATCH_TOKENS = 256  # of a prompt, between checks for closed connections; more would stall the other answers
 
 
 def require_llama_cpp() -> None:
@@ -51,7 +51,7 @@ def require_llama_cpp() -> None:
 
 
 class LlamaCpp:
-    """A GGUF model with adapters, loaded; use it in a ``with`` block or :meth:`close` it."""
+    """A loaded GGUF model with adapters; use it in a ``with`` block or :meth:`close` it."""
 
     def __init__(
         self,
@@ -96,17 +96,15 @@ class LlamaCpp:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             self.close()
-            raise ModelError("generate.llama_cpp.llama_cpp_cannot_open", model=model, error=error) from error
+            raise ModelError("generate.llama_cpp.cannot_open", model=model, error=error) from error
         self._address = str(self._server.listening_address)
 
     def __enter__(self) -> LlamaCpp:
-        """Return the loaded model."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unload the model."""
         self.close()
 
     def close(self) -> None:
@@ -131,23 +129,23 @@ class LlamaCpp:
         return Completion(connection)
 
     def body(self, prompt: Sequence[int], sampling: Sampling, adapter: int | None = None) -> dict[str, Any]:
-        """Return the request that continues ``prompt`` as ``sampling`` says, with the adapter of that number.
+        """Return the body of a request that continues ``prompt`` with the adapter of that number.
 
-        An answer drawn from a seed begins with an empty cache: a prompt that is computed in other pieces has other
-        last digits, which are enough to draw another of a large vocabulary's rare tokens.
+        An answer sampled with a seed begins with an empty cache: a prompt computed in other batches differs in the last
+        bits, which is enough to sample another of a large vocabulary's rare tokens.
         """
         seed = {} if sampling.seed is None else {"seed": sampling.seed % 2**32}
-        drawn = {
+        sampled = {
             "samplers": ["penalties", "temperature", "top_k", "top_p"],  # the order of transformers
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
-        likeliest = {"samplers": ["penalties", "top_k"], "top_k": 1}  # no softmax over the vocabulary
+        greedy = {"samplers": ["penalties", "top_k"], "top_k": 1}  # no softmax over the vocabulary
         return {
             "prompt": list(prompt),
             "n_predict": sampling.max_new_tokens,
-            **(likeliest if sampling.greedy else drawn),
+            **(greedy if sampling.greedy else sampled),
             "repeat_penalty": sampling.repetition_penalty,
             "repeat_last_n": self.context_tokens,
             "cache_prompt": not (seed and sampling.temperature),
@@ -188,7 +186,6 @@ class Completion(Iterator[dict[str, Any]]):
     """An answer being generated: chunks with ``content`` (text), ``tokens`` and, in the last one, ``stop_type``."""
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
-        """Read what comes back for the request that was sent over ``connection``."""
         self._connection = connection
         self._socket = connection.sock
         self._chunks = _events(connection)
@@ -201,7 +198,7 @@ class Completion(Iterator[dict[str, Any]]):
         return chunk
 
     def close(self) -> None:
-        """End generation; also from another thread while this one waits, which then finds the stream at its end."""
+        """Stop generating. Another thread may call this while one waits for a chunk: its stream then ends."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -245,7 +242,7 @@ def usable_cores() -> int:
 
 
 def _accepted(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-    """Return the response that comes over ``connection``. Raises InputError if it says that something is wrong."""
+    """Return the response to the request sent over ``connection``. Raises InputError unless its status is 200."""
     response = connection.getresponse()
     if response.status != http.client.OK:
         raise _refused(response.read().decode(errors="replace"))
@@ -253,7 +250,7 @@ def _accepted(connection: http.client.HTTPConnection) -> http.client.HTTPRespons
 
 
 def _events(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
-    """Yield the chunks that come over ``connection``; one that is closed before its response begins gives none."""
+    """Yield the chunks of the response over ``connection``; none if it is closed before the response begins."""
     try:
         yield from server_sent_events(_accepted(connection))
     except (OSError, http.client.HTTPException):
@@ -267,4 +264,4 @@ def _refused(text: str) -> InputError:
         message = str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = text[:200]
-    return InputError("generate.llama_cpp.llama_cpp_refuses_request", message=message)
+    return InputError("generate.llama_cpp.refused", message=message)

@@ -1,4 +1,4 @@
-"""The engine of chat and serve on llama.cpp: chunks of its stream become text, tokens and a reason to end."""
+"""The engine on llama.cpp for chat, and the reader of its chunks for chat and serve."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from weitune.generate.detokenize import REPLACEMENT
 from weitune.generate.llama_cpp import Completion, LlamaCpp
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.data.frame.framing import Framing
@@ -21,7 +22,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that became certain, how many tokens the answer has by now, and in the last piece why it ended."""
+    """New text of an answer, how many tokens the answer has so far, and in the last piece why it ended."""
 
     text: str
     tokens: int
@@ -29,14 +30,13 @@ class Piece:
 
 
 class ChunkReader:
-    """Turns the chunks of one answer into pieces. The run's stop tokens end it, known to llama.cpp or not.
+    """Turns the chunks of one answer into pieces. The run's stop tokens end it, whether llama.cpp knows them or not.
 
     llama.cpp ends an answer that is cut within a character with U+FFFD in its place; as everywhere in weitune, what is
     not a whole character at an answer's end is left out. So U+FFFD is held back until something follows it.
     """
 
     def __init__(self, stop_tokens: frozenset[int]) -> None:
-        """Begin an answer."""
         self._stop_tokens = stop_tokens
         self._tokens, self._held = 0, ""
 
@@ -54,10 +54,9 @@ class ChunkReader:
 
 
 class LlamaStream(Iterator[str]):
-    """One answer of llama.cpp's, as text. It is being generated from the beginning, read or not."""
+    """One answer of llama.cpp, as text. It is generated at once, whether it is read or not."""
 
     def __init__(self, completion: Completion, stop_tokens: frozenset[int]) -> None:
-        """Read ``completion``, which ends at ``stop_tokens``."""
         self._completion, self._reader = completion, ChunkReader(stop_tokens)
         self._texts: list[str] = []
         self._last = Piece("", 0)
@@ -74,12 +73,12 @@ class LlamaStream(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End generation with the token under way."""
+        """Stop generating after the current token."""
         self._completion.close()
 
     @property
     def answer(self) -> Answer:
-        """The answer as far as it has been read, without its tokens: llama.cpp does not tell all of them."""
+        """The answer as far as it has been read, without its tokens: llama.cpp does not report all of them."""
         return Answer("".join(self._texts), (), self._last.finish == "stop")
 
     @property
@@ -94,27 +93,23 @@ class LlamaEngine:
     def __init__(
         self, llama: LlamaCpp, framing: Framing, stop_tokens: frozenset[int], adapter: int | None, name: str
     ) -> None:
-        """Frame with ``framing``; ``name`` says what is loaded, such as the type of its numbers."""
+        """``name`` says what is loaded, such as the type of its numbers."""
         self._llama, self._framing, self._stop_tokens = llama, framing, stop_tokens
         self._adapter, self._name = adapter, name
 
     @property
     def context_tokens(self) -> int:
-        """How many tokens can be read and written together."""
         return self._llama.context_tokens
 
     @property
     def about(self) -> str:
-        """What computes the answers."""
-        return f"{self._name} in llama.cpp"
+        return say("generate.llama_engine.about", name=self._name)
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a user should know about how conversations are framed."""
         return self._framing.notes
 
     def prompt_tokens(self, conversation: Conversation) -> int:
-        """Return the length of the prompt."""
         return len(self._framing.prompt(conversation))
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> LlamaStream:
@@ -124,9 +119,7 @@ class LlamaEngine:
         room = self.context_tokens - len(prompt)
         if room < 1:
             raise InputError(
-                "generate.llama_engine.conversation_has_tokens_but",
-                prompt_count=len(prompt),
-                context_tokens=self.context_tokens,
+                "generate.llama_engine.too_long", prompt_tokens=len(prompt), context_tokens=self.context_tokens
             )
         body = self._llama.body(prompt, sampling, self._adapter)
         body["n_predict"] = min(sampling.max_new_tokens, room)

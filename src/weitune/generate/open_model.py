@@ -1,7 +1,7 @@
 """Open the model of a run for generation: the base, or the base with an adapter merged into its weights.
 
-Merging takes one pass over the adapted layers and makes every token as cheap as the base's. It changes the weights, so
-the base is a copy of its own: exact, at the price of a second model in memory once both are asked for.
+Merging takes one pass over the adapted layers, and every token then costs what it costs with the base. It changes the
+weights, so the base is loaded again if it is asked for too: exact, at the price of a second model in memory.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:
     outside = sorted(token for token in {*framing.control_ids, *framing.stop_tokens} if token >= rows)
     if outside and files.adapter is not None:
         raise RunError(
-            "generate.open_model.tokenizer_has_control_tokens",
-            tokenizer_folder=files.tokenizer_folder,
-            outside_count=len(outside),
-            outside=outside[0],
-            path=files.path,
+            "generate.open_model.tokens_outside_vocabulary",
+            folder=files.tokenizer_folder,
+            count=len(outside),
+            first=outside[0],
+            model=files.path,
             rows=rows,
         )
 
@@ -106,7 +106,7 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 @contextmanager
 def incomplete_refused(folder: Path) -> Iterator[None]:
-    """Raise RunError if PEFT says in the block that it found too few tensors in ``folder``: it only warns of that."""
+    """Raise RunError if PEFT warns in the block that tensors are missing in ``folder``, which it does not refuse."""
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         yield
@@ -121,7 +121,7 @@ def incomplete(folder: Path, why: str) -> RunError:
 
 
 def _check_all_used(tuned: PeftModel, folder: Path) -> None:
-    """Raise RunError if the adapter's file has tensors that PEFT passed over, for the model has no place for them."""
+    """Raise RunError if the adapter's file has tensors that PEFT ignored because the model has no place for them."""
     from peft import get_peft_model_state_dict
 
     if tuned.peft_config["default"].target_parameters:  # PEFT may have converted what older versions wrote
@@ -129,14 +129,9 @@ def _check_all_used(tuned: PeftModel, folder: Path) -> None:
     known = {*get_peft_model_state_dict(tuned, save_embedding_layers=False), *tuned.state_dict()}
     names = {name: name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
              for name in read_safetensors_header(folder / ADAPTER_FILES[1])}  # fmt: skip
-    strange = [name for name, now in names.items() if name not in known and now not in known]
-    if strange:
-        raise RunError(
-            "generate.open_model.adapter_has_tensors_model",
-            folder=folder,
-            strange_count=len(strange),
-            strange=strange[0],
-        )
+    unknown = [name for name, now in names.items() if name not in known and now not in known]
+    if unknown:
+        raise RunError("generate.open_model.unknown_tensors", folder=folder, count=len(unknown), first=unknown[0])
 
 
 def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -144,6 +139,6 @@ def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     tensors = load_file(folder / MODEL_FILES[1])
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-        raise RunError("generate.open_model.model_not_tuned_form", folder=folder)
+        raise RunError("generate.open_model.another_model", folder=folder)
     load_weights_into(model, tensors)
     return model

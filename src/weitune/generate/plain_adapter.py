@@ -57,7 +57,7 @@ def open_run(
     if not is_plain_adapter(folder):
         for option, value in (("--model", model), ("--system", system)):
             if value is not None and (folder / RECIPE).is_file():
-                raise RunError("generate.plain_adapter.run_weitune_has_model", folder=folder, option=option)
+                raise RunError("generate.plain_adapter.has_its_own", folder=folder, option=option)
         return Run(folder, accept_changed_base=accept_changed_base, say=say)
     return PlainAdapter(folder, model=model, system=system, accept_changed_base=accept_changed_base, say=say)
 
@@ -93,10 +93,10 @@ class PlainAdapter(Run):
     def _check_folder(self) -> None:
         if holds_model(self.adapter):
             raise RunError(
-                "generate.plain_adapter.holds_adapter_whole_model",
-                adapter=self.adapter,
+                "generate.plain_adapter.adapter_and_model",
+                folder=self.adapter,
                 config=CONFIG,
-                model_files=MODEL_FILES[1],
+                weights=MODEL_FILES[1],
             )
         check_files(self.adapter)
 
@@ -109,7 +109,7 @@ class PlainAdapter(Run):
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What is known of how the adapter was made. Raises RunError if its base is not known or not here."""
+        """What is known about the training of the adapter. Raises RunError if its base is unknown or not here."""
         known = self._recipe_of_weitune
         base, revision = self._base_name(known)
         changes: dict[str, Any] = {"model": base, "revision": revision, "validation": None, "output": None}
@@ -118,7 +118,7 @@ class PlainAdapter(Run):
         if self._system is not None:
             changes["system"] = self._system or None
         elif known.system is None and (system := self._arguments().get("system")):
-            self._say(say("generate.plain_adapter.args_json_names_system", path=self.path, quote=shlex.quote(system)))
+            self._say(say("generate.plain_adapter.system_in_args", path=self.path, system=shlex.quote(system)))
         return known.model_copy(update=changes)
 
     def base_files(self) -> ModelFiles:
@@ -129,8 +129,10 @@ class PlainAdapter(Run):
             try:
                 found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, note=self._say)
             except ModelError as error:
-                given = "" if self._model else f"\n{self._give_model()}"
-                raise ModelError("generate.plain_adapter.base", message=error.message, fix=error.fix + given) from None
+                if self._model:
+                    raise
+                fix = f"{error.fix}\n{self._how_to_give_base()}"
+                raise ModelError("generate.plain_adapter.no_base", message=error.message, fix=fix) from None
             of_weitune = self._recipe_of_weitune is not None  # frames with the base's tokenizer and the recipe
             self._base = found if of_weitune else replace(found, adapter=self.adapter)
         return self._base
@@ -148,8 +150,11 @@ class PlainAdapter(Run):
         steps = self.checkpoints()
         if which in steps:
             return self.path / checkpoint_name(which)
-        known = f"It has {', '.join(map(str, steps))}." if steps else "It has none; leave --checkpoint out."
-        raise RunError("generate.plain_adapter.adapter_has_no_checkpoint", path=self.path, which=which, known=known)
+        if not steps:
+            raise RunError("generate.plain_adapter.no_checkpoints", path=self.path, which=which)
+        raise RunError(
+            "generate.plain_adapter.no_such_checkpoint", path=self.path, which=which, steps=", ".join(map(str, steps))
+        )
 
     def _base_name(self, known: Recipe | None) -> tuple[str, str | None]:
         """Return the base's name, and its revision on a hub."""
@@ -160,40 +165,40 @@ class PlainAdapter(Run):
         revision = known.revision if known else config.get("revision")
         if not isinstance(name, str) or not name:
             raise RunError(
-                "generate.plain_adapter.names_no_base_model",
+                "generate.plain_adapter.names_no_base",
                 config=CONFIG,
-                adapter=self.adapter,
-                give_model=self._give_model(),
+                folder=self.adapter,
+                fix=self._how_to_give_base(),
             )
         if name.startswith("builtin:") or user_path(name).exists():
             return name, None
         if not is_hub_id(name):
             raise RunError(
-                "generate.plain_adapter.base_adapter_not_here", path=self.path, name=name, give_model=self._give_model()
+                "generate.plain_adapter.base_not_here", path=self.path, name=name, fix=self._how_to_give_base()
             )
         return name, revision if isinstance(revision, str) else None
 
-    def _give_model(self) -> str:
+    def _how_to_give_base(self) -> str:
         arguments = self._arguments()
         suggested = next((arguments[key] for key in ("model", "model_id_or_path") if arguments.get(key)), None)
         if suggested and is_hub_id(suggested):
-            return f"Give it with --model; args.json says it was {suggested}:  --model {shlex.quote(suggested)}"
-        return "Give it with --model: a folder, a hub id or a .gguf file."
+            return say("generate.plain_adapter.give_base_of_args", base=suggested, argument=shlex.quote(suggested))
+        return say("generate.plain_adapter.give_base")
 
     @cached_property
     def _recipe_of_weitune(self) -> Recipe | None:
-        """The recipe of an adapter that weitune made, if it lies here."""
+        """The recipe of an adapter that weitune made, if it is here."""
         try:
             if (self.path / RECIPE).is_file():
                 return load_recorded(self.path)
             tree = json_object(self.adapter / STATE).get("recipe")
             return build_recipe(recorded(tree)) if isinstance(tree, dict) else None
         except RecipeError as error:
-            self._say(say("generate.plain_adapter.recipe_not_used_cannot", path=self.path, error=first_line(error)))
+            self._say(say("generate.plain_adapter.recipe_unreadable", path=self.path, error=first_line(error)))
             return None
 
     def _arguments(self) -> dict[str, str]:
-        """Return the texts among ms-swift's settings, which lie in the folder or above it."""
+        """Return the string values among ms-swift's settings, which lie in the folder or above it."""
         above = [self.adapter.parent] if checkpoint_step(self.adapter.name) is not None else []
         for folder in [self.adapter, *above]:
             if found := json_object(folder / "args.json"):

@@ -12,7 +12,7 @@ _INFINITE = float("inf")
 
 
 def _option(default: Any, about: str, *, least: float, most: float = _INFINITE, above: bool = False) -> Any:
-    """Declare an option from ``least`` (or ``above`` it) to ``most``; ``about`` is its help."""
+    """Declare an option from ``least`` (with ``above``: greater) to ``most``; ``about`` is its help."""
     return field(default=default, metadata={"help": about, "least": least, "most": most, "above": above})
 
 
@@ -34,19 +34,24 @@ class Sampling:
     seed: int | None = _option(None, "The same seed gives the same answer; without one, each differs.", least=0)
 
     def __post_init__(self) -> None:
-        """Check every range and name all values that do not fit."""
+        """Check every option. Raises InputError with all values that are out of range."""
         wrong = []
         for option in fields(self):
             value, least, most = getattr(self, option.name), option.metadata["least"], option.metadata["most"]
-            fits = value is None or ((least < value if option.metadata["above"] else least <= value) and value <= most)
-            if not fits or value == _INFINITE:
-                wanted = f"above {least}" if option.metadata["above"] else f"{least} or more"
-                at_most = f" and at most {most}" if most < _INFINITE else ""
-                wrong.append(say("generate.sampling.option", name=option.name, range=wanted + at_most, value=value))
+            above = option.metadata["above"]
+            fits = value is None or ((least < value if above else least <= value) and value <= most)
+            if fits and value != _INFINITE:
+                continue
+            if most < _INFINITE:
+                wrong.append(say("generate.sampling.above_to", name=option.name, least=least, most=most, value=value))
+            elif above:
+                wrong.append(say("generate.sampling.above", name=option.name, least=least, value=value))
+            else:
+                wrong.append(say("generate.sampling.at_least", name=option.name, least=least, value=value))
         if wrong:
             raise InputError("generate.sampling.out_of_range", options="\n".join(wrong))
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken at every step."""
+        """Whether every token is the likeliest one."""
         return self.temperature == 0

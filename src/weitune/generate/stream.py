@@ -4,9 +4,9 @@
             ▲                                                              │
             └───────────────── asked to stop after this token ◀── close ───┘
 
-transformers' ``generate`` calls, it cannot be iterated; the thread turns that around. An exception in it is raised in
-the reader, and when the reader goes away (close, Ctrl-C, or the stream is dropped) generation ends with the token under
-way.
+transformers' ``generate`` calls a streamer and cannot be iterated; the thread turns that around. An exception in it is
+raised in the reader. When the reader stops (close, Ctrl-C, or the stream is dropped), generation ends with the current
+token.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from weitune.generate.detokenize import Detokenizer
 END = None
 Queue: TypeAlias = "SimpleQueue[int | BaseException | None]"
 Start: TypeAlias = "Callable[[TokenQueue, Cancelled], Any]"
-"""Generate one answer into the queue, heeding the stopping criterion; runs in the stream's thread."""
+"""Generates one answer into the queue until the stopping criterion is met; runs in the stream's thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said: ``tokens`` without the one that ended the turn, and whether there was one (``stopped``).
+    """What the model said. ``tokens`` leave out the stop token; ``stopped`` is whether there was one.
 
-    ``stopped`` is false for an answer cut at the longest length, or by the reader.
+    ``stopped`` is false for an answer that was cut at its longest length or by the reader.
     """
 
     text: str
@@ -46,7 +46,6 @@ class TokenQueue(BaseStreamer):  # type: ignore[misc]
     """A streamer that hands every generated token of one row to a queue."""
 
     def __init__(self, queue: Queue) -> None:
-        """Feed ``queue``."""
         self._queue = queue
         self._prompt_seen = False
 
@@ -62,10 +61,9 @@ class TokenQueue(BaseStreamer):  # type: ignore[misc]
 
 
 class Cancelled(StoppingCriteria):  # type: ignore[misc]
-    """Stop every row once the reader has gone."""
+    """Stops every row once the reader has gone."""
 
     def __init__(self) -> None:
-        """Begin not cancelled."""
         self.event = threading.Event()
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -99,7 +97,7 @@ class AnswerStream(Iterator[str]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """End generation after the token under way, and wait for that."""
+        """Stop generating after the current token, and wait for that."""
         self._pieces.close()
 
     @property
