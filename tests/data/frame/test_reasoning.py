@@ -150,7 +150,7 @@ def test_a_thought_that_nothing_closes_is_refused() -> None:
         .replace("message.content +", "('<think>\\n' if message.role == 'assistant' else '') + message.content +")
     )
     framing = framing_with(template)
-    with pytest.raises(DataError, match="an end of the thought") as error:
+    with pytest.raises(DataError, match="an end of the reasoning") as error:
         framing.examples(Conversation((ASKED, Turn("assistant", "At noon."))))
     assert "reasoning_content" in str(error.value.fix)
     [example] = framing.examples(Conversation((ASKED, THOUGHT)))
@@ -161,7 +161,7 @@ def test_a_thought_that_nothing_closes_is_refused() -> None:
 def test_a_prompt_that_has_closed_the_thought_does_not_take_reasoning() -> None:
     name = "deepseek-v3.1"
     conversation = Conversation((ASKED, THOUGHT))
-    with pytest.raises(DataError, match="has ended the thought already") as error:
+    with pytest.raises(DataError, match="has ended the reasoning already") as error:
         framing_for(modern.tokenizer_of(name), Tokens()).examples(conversation)
     assert "thinking: true" in str(error.value.fix)
     framing = framing_for(modern.tokenizer_of(name), Tokens(template_args={"thinking": True}))

@@ -5,14 +5,15 @@
     with turn q ╰──────────────────────────────────────────────────────────────────────╯
     learned                                                            ╰────────────╯  content and end of turn
 
-The assistant's turns are found by rendering, not by reading the template: ``p`` renders the turns before, asking for an
-answer; ``q`` renders them with the answer. ``p`` must be a prefix of ``q``, or training would show the model something
-that inference never does. If every ``q`` is a prefix of the whole, one example teaches all turns. If not (templates
-that drop earlier reasoning), each turn becomes an example of its own, rendered exactly as at inference; the prefix tree
-makes their shared beginnings cheap. Cost: two renderings a turn, then one batch through the Rust tokenizer.
+The assistant's turns are found by rendering, not by reading the template: ``p`` renders the turns before an answer with
+the generation prompt, ``q`` renders them with the answer. ``p`` must be a prefix of ``q``, or training would show the
+model something that inference never does. If every ``q`` is a prefix of the whole conversation, one example teaches all
+turns. If not (templates that drop earlier reasoning), each turn becomes an example of its own, rendered exactly as at
+inference; the prefix tree makes their common prefixes cheap. Cost: two renderings a turn, then one batch through the
+Rust tokenizer.
 
-An empty thought that the template writes before an answer without reasoning (``<think>\\n\\n</think>\\n\\n``) is
-computed but not learned, unless the recipe wants it: learning it would teach the model not to think.
+An empty reasoning block that the template writes before an answer without reasoning (``<think>\\n\\n</think>\\n\\n``)
+is context and not learned, unless the recipe asks for it: learning it would teach the model not to think.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from weitune.data.frame.script import Refusal, Script
 from weitune.data.frame.template import chat_template
 from weitune.data.frame.turn_ends import TurnEnd, TurnEnds
 from weitune.errors import ModelError
+from weitune.messages import say
 from weitune.recipe.schema import Tokens
 
 Ranges = tuple[tuple[int, int], ...]
 
 
 class Region(NamedTuple):
-    """Where an assistant turn stands in its rendering ``text``: from ``start`` to the end of its end-of-turn token."""
+    """An assistant turn in its rendering ``text``: characters ``start`` to ``stop``, its end-of-turn token included."""
 
     text: str
     start: int
@@ -47,10 +49,12 @@ class Region(NamedTuple):
 
 
 class ChatFraming(Framing):
-    """Frames conversations with the tokenizer's own chat template."""
+    """Frames conversations with the tokenizer's own chat template.
+
+    Raises ModelError if the template writes no end of an assistant's turn.
+    """
 
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
-        """Find the end of an assistant's turn. Raises ModelError if the template writes none."""
         super().__init__(tokenizer)
         self._tokenizer, self._tokens = tokenizer, tokens
         self._template, note = chat_template(tokenizer, tokens.template_args)
@@ -60,15 +64,12 @@ class ChatFraming(Framing):
         self._with_tools = Conventions(with_tools, self._controls) if own else self._conventions
         self.notes += [note] if note else []
         if self._template.reads_date:
-            self.notes.append(
-                "The chat template writes today's date, so prompts change from day to day; "
-                "`tokens.template_args` can fix it (often under the name `date_string`)."
-            )
+            self.notes.append(say("data.chat.writes_date"))
         ends = TurnEnds(self._template, self._controls, self._conventions)
         self._end = ends.of_answer()
         self._end_of_call = ends.of_call(self._end)
         if ends.opens_turns():
-            self.notes.append("The chat template has no generation prompt; the model learns to open its own turns.")
+            self.notes.append(say("data.chat.no_generation_prompt"))
         self.end_of_turn = self._end.token
         self.stop_tokens = tuple(dict.fromkeys(end.token for end in (self._end, self._end_of_call) if end))
         self._advisor = Advisor(self._works)
@@ -108,7 +109,7 @@ class ChatFraming(Framing):
 
     @cached_property
     def _learns_empty_thoughts(self) -> bool:
-        """Whether all is learned that the template writes of an answer; so it is where it writes no empty thoughts."""
+        """Whether an empty reasoning block is learned; true as well where the template writes none."""
         blocks = (*self._conventions.empty_blocks, *self._with_tools.empty_blocks)
         return self._tokens.learn_empty_reasoning or not blocks
 
@@ -145,7 +146,7 @@ class ChatFraming(Framing):
         controls = list(self._controls.find(text, len(prompt)))
         end = self._last(controls, text, turn)
         if end is None:
-            raise Refusal("data.chat.none_after_turn", i=i + 1)
+            raise Refusal("data.chat.no_end_of_turn", number=i + 1)
         ids = [control.id for control in controls]
         check_thought(turn, i, prompt, ids, self._conventions.tags, self._controls.ids)
         start = len(prompt)
@@ -153,28 +154,28 @@ class ChatFraming(Framing):
             start += self._conventions_of(script.conversation).empty_block_at(text, start)
         learned = self._learned(start, end, generated)
         if turn.reasoning and learned and text.find(script.hide(turn.reasoning).strip(), start) < learned[0][0]:
-            learned = ((start, learned[0][1]), *learned[1:])  # the template marks what is said, and not what is thought
+            learned = ((start, learned[0][1]), *learned[1:])  # the template marks the answer, but not its reasoning
         return Region(text, len(prompt), end.stop, learned)
 
     def _after_prefill(self, prompt: str, text: str, generated: Ranges) -> tuple[str, Ranges]:
-        """Return the rendering with what the prompt has of the answer and a finished turn has not, if that is so."""
+        """Return the rendering with the beginning of the answer that only the prompt has, if there is one."""
         header = prompt.removesuffix(self._prefill)
         if not self._prefill or header == prompt or not text.startswith(header):
             return text, generated
         rest = text[len(header) :]
         opening, closing = self._conventions.tags
         if prompt.rstrip().endswith(closing.strip()):
-            rest = rest.removeprefix(opening + closing)  # the prompt has the empty thought already
-        by = len(prompt) + len(rest) - len(text)
-        moved = tuple((max(a + by, len(prompt)), b + by) if a >= len(header) else (a, b) for a, b in generated)
+            rest = rest.removeprefix(opening + closing)  # the prompt has the empty reasoning block already
+        shift = len(prompt) + len(rest) - len(text)
+        moved = tuple((max(a + shift, len(prompt)), b + shift) if a >= len(header) else (a, b) for a, b in generated)
         return prompt + rest, moved
 
     @cached_property
     def _prefill(self) -> str:
-        """What every prompt of the template has of the answer, if no argument of the template can leave it out."""
+        """The beginning of an answer that every prompt has, unless an argument of the template can leave it out."""
         prefill = self._conventions.prefill
         if prefill.rstrip().endswith(self._conventions.tags[0].strip()):
-            return ""  # it opens a thought, which the answer has to close
+            return ""  # it opens the reasoning, which the answer has to close
         switched = prefill and any(self._prefill_with({name: value}) == "" for name, value in self._template.asks_for)
         return "" if switched else prefill
 
@@ -185,7 +186,7 @@ class ChatFraming(Framing):
             return None
 
     def _prompt_of(self, script: Script, i: int) -> str:
-        """Return what asks for turn ``i``. Raises Refusal, also if nothing does."""
+        """Return the prompt for turn ``i``. Raises Refusal if there is none: the conversation opens with an answer."""
         before = script.conversation.turns[:i]
         asked = any(turn.role in ("user", "tool") for turn in before)
         try:
@@ -195,10 +196,10 @@ class ChatFraming(Framing):
         except Refusal:
             if asked:
                 raise
-        raise Refusal("data.chat.turn_assistant_s_nothing", reason="first", turn=i, i=i + 1)
+        raise Refusal("data.chat.opens_with_assistant", reason="first", turn=i, number=i + 1)
 
     def _last(self, controls: Sequence[Control], text: str, turn: Turn) -> Control | None:
-        """Return the token that ends ``turn``: after it, control tokens and white space at most."""
+        """Return the token that ends ``turn``; only control tokens and white space may follow it."""
         stops = self.stop_tokens if turn.tool_calls else (self.end_of_turn,)
         rest = len(text)
         for control in reversed(controls):
@@ -213,7 +214,7 @@ class ChatFraming(Framing):
         return self._end_of_call or self._end if turn.tool_calls else self._end
 
     def _learned(self, start: int, end: Control, generated: Ranges) -> Ranges:
-        """Return the learned character ranges: the turn, or what the template marks of it, and the end of the turn."""
+        """Return the learned character ranges: the turn, or the parts that the template marks, and the end of turn."""
         if not self._template.marks_generation:
             return ((start, end.stop),)
         parts = [(max(a, start), min(b, end.stop)) for a, b in generated if a < end.stop and b >= start]
@@ -223,7 +224,7 @@ class ChatFraming(Framing):
         return tuple(parts)
 
     def _drafted(self, script: Script, text: str, turns: int, regions: list[tuple[Region, float]]) -> Draft:
-        """Cut ``text``, a rendering of the first ``turns`` turns, where the assistant takes over and where to learn."""
+        """Cut ``text``, a rendering of the first ``turns`` turns, where answers begin and around what is learned."""
         parts = [(a, b, weight) for region, weight in regions for a, b in region.learned]
         cuts = {edge for a, b, _ in parts for edge in (a, b)}
         cuts.update(self._takeovers(script, text, turns))
@@ -232,18 +233,18 @@ class ChatFraming(Framing):
         return Draft(tuple(pieces), learned, script.conversation.origin)
 
     def _takeovers(self, script: Script, text: str, turns: int) -> Iterable[int]:
-        """Yield where in ``text`` the assistant took over, for turns learned or not: there inference cut it too."""
+        """Yield where the assistant's turns begin in ``text``, learned or not: inference tokenizes up to there."""
         for i, turn in enumerate(script.conversation.turns[:turns]):
             if turn.role == "assistant":
                 try:
                     prompt = script.render(i, prompting=True).text
-                except Refusal:  # an opening turn of the assistant, which nobody asked for
+                except Refusal:  # the conversation opens with an answer
                     continue
                 if text.startswith(prompt):
                     yield len(prompt)
 
     def _works(self, fix: Fix) -> bool:
-        """Tell whether ``fix`` makes a conversation framable."""
+        """Return whether ``fix`` makes a conversation framable."""
         try:
             self._with_arguments(fix.arguments)._draft(fix.conversation)
         except (Refusal, ModelError):
@@ -263,7 +264,7 @@ class ChatFraming(Framing):
 
 
 def learned_turns(turns: Sequence[Turn], supervise: str) -> dict[int, float]:
-    """Return the weight of every assistant turn that is learned, by its place."""
-    found = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    chosen = found if supervise == "all" else found[-1:]
+    """Return the weight of each learned turn by its place in ``turns``; ``supervise`` is ``all`` or ``last``."""
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    chosen = answers if supervise == "all" else answers[-1:]
     return {i: turns[i].weight for i in chosen if turns[i].weight}
