@@ -82,7 +82,7 @@ def test_results_become_turns_of_tools() -> None:
         ({"type": 3}, "3"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(part: Any, found: str) -> None:
+def test_other_parts_are_refused_by_name(part: Any, found: str) -> None:
     for row in (messages(user([TEXT, part]), assistant()), messages(user(), assistant([TEXT, part]))):
         problem = fault(row)
         assert problem.kind == "not text"

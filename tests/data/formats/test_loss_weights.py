@@ -61,7 +61,7 @@ def test_keys_that_disagree(keys: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("key", ["loss", "train"])
 @pytest.mark.parametrize("value", ["false", "true", "0", "", 2, 0.5, -1, [], float("nan"), 10**400])
-def test_truth_values_are_taken_as_they_stand(key: str, value: Any) -> None:
+def test_flags_are_booleans(key: str, value: Any) -> None:
     problem = fault(messages(user(), assistant(**{key: value})))
     assert (problem.kind, problem.field) == ("wrong weight", f"messages[1].{key}")
     assert problem.expected == "true or false"

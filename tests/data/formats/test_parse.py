@@ -221,7 +221,7 @@ def test_a_format_that_does_not_exist() -> None:
         ({"prompt": None, "completion": "a"}, "null field", "prompt"),
     ],
 )
-def test_bad_rows_name_field_and_cure(row: Any, kind: str, field: str) -> None:
+def test_bad_rows_name_field_and_fix(row: Any, kind: str, field: str) -> None:
     found = [(problem.kind, problem.field) for problem in faults(row)]
     assert (kind, field) in found
     for problem in faults(row):

@@ -138,7 +138,7 @@ def test_tags_of_others_are_text(role: str) -> None:
 
 
 @pytest.mark.parametrize("value", [3, True, ["r"], {"effort": "high"}])
-def test_reasoning_that_is_no_text(value: Any) -> None:
+def test_reasoning_that_is_not_a_string(value: Any) -> None:
     problem = fault(messages(user(), assistant(reasoning=value)))
     assert (problem.kind, problem.field) == ("wrong type", "messages[1].reasoning")
 

@@ -89,7 +89,7 @@ def test_arguments_twice() -> None:
         ('{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
     ],
 )
-def test_json_in_a_text_loses_nothing(arguments: str, reason: str) -> None:
+def test_json_in_a_string_loses_nothing(arguments: str, reason: str) -> None:
     problem = fault(calling({"name": "tides", "arguments": arguments}))
     assert (problem.kind, problem.field) == ("not valid JSON", "messages[1].tool_calls[0].arguments")
     assert reason in problem.found
@@ -178,7 +178,7 @@ def test_unread_keys_of_calls_are_counted() -> None:
     }
 
 
-def test_calls_as_json_in_a_text() -> None:
+def test_calls_as_json_in_a_string() -> None:
     call = {"id": "c1", "function": {"name": "tides", "arguments": json.dumps(ARGUMENTS)}}
     assert turns(user(), assistant("", tool_calls=json.dumps([call])), tool()) == (
         ASKED,

@@ -25,7 +25,7 @@ class Malformed(NamedTuple):
 
 
 def good_rows(form: str) -> list[Row]:
-    """Return three rows that are in order."""
+    """Return three rows that are valid."""
     made: dict[str, Callable[[str, str], Row]] = {
         "alpaca": lambda q, a: {"instruction": q, "input": "", "output": a},
         "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},

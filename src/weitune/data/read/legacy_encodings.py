@@ -55,6 +55,40 @@ _ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso20
 """How encodings that write everything in ASCII begin a stretch of other characters."""
 
 
+class _Utf8:
+    """Decides whether text is mostly UTF-8."""
+
+    def __init__(self) -> None:
+        self.invalid_line: int | None = None
+        """The first line that is not UTF-8."""
+        self.certain_line: int | None = None
+        """The first line that can only be UTF-8."""
+        self._valid = self._invalid = 0
+
+    def feed(self, piece: bytes, line: int) -> None:
+        """Take the next lines into account; the first of them has number ``line`` in the file."""
+        valid = sum(map(len, _VALID_UTF8.findall(piece)))
+        invalid = sum(map(len, _NOT_ASCII.findall(piece))) - valid
+        self._valid += valid
+        self._invalid += invalid
+        if self.invalid_line is None and invalid:
+            try:
+                piece.decode("utf-8")
+                self.invalid_line = line
+            except UnicodeDecodeError as error:
+                self.invalid_line = line + piece.count(b"\n", 0, error.start)
+        if self.certain_line is None:
+            lines = enumerate(piece.split(b"\n"), line)
+            self.certain_line = next(
+                (at for at, each in lines if not each.isascii() and _UTF8_LINE.fullmatch(each)), None
+            )
+
+    @property
+    def prevails(self) -> bool:
+        """Whether most bytes beyond ASCII are UTF-8."""
+        return self._valid > self._invalid
+
+
 class _Chinese:
     """Decides whether text decoded as GB18030 is Chinese throughout."""
 
@@ -122,33 +156,23 @@ def detect(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
     Text that is mostly UTF-8 counts as damaged UTF-8: its rows can be read, and the damaged ones named.
     """
     line = 1
-    valid = invalid = 0
-    first_invalid: int | None = None
-    utf8_line: int | None = None
-    chinese = _Chinese()
+    utf8, chinese = _Utf8(), _Chinese()
     sample: list[bytes] = []
     for piece in _pieces(blocks):
         if not piece.isascii():
-            valid_here = sum(map(len, _VALID_UTF8.findall(piece)))
-            invalid_here = sum(map(len, _NOT_ASCII.findall(piece))) - valid_here
-            valid, invalid = valid + valid_here, invalid + invalid_here
-            if first_invalid is None and invalid_here:
-                first_invalid = line + _newlines_before_damage(piece)
-            others = [(at, each) for at, each in enumerate(piece.split(b"\n"), line) if not each.isascii()]
-            if utf8_line is None:
-                utf8_line = next((at for at, each in others if _UTF8_LINE.fullmatch(each)), None)
+            utf8.feed(piece, line)
             chinese.feed(piece, line)
-            _add_to(sample, (each for _, each in others))
+            _add_to(sample, (each for each in piece.split(b"\n") if not each.isascii()))
         line += piece.count(b"\n")
-    surely_chinese = chinese.certain
-    if valid > invalid and (utf8_line is not None or chinese.odd_line is not None or not surely_chinese):
+    certain = chinese.certain
+    odd_lines = [number for number in (chinese.odd_line, utf8.certain_line) if number is not None]
+    if utf8.prevails and (odd_lines or not certain):
         return "utf-8", None
     likely = ranked(sample, ENCODINGS)
-    if likely and likely[0].codec == CHINESE and (surely_chinese or utf8_line is not None):
-        odd = min((n for n in (chinese.odd_line, utf8_line) if n is not None), default=None)
-        mixed = data_problem("data.legacy_encodings.mixed_encodings", line=odd) if odd is not None else None
+    if likely and likely[0].codec == CHINESE and (certain or utf8.certain_line is not None):
+        mixed = data_problem("data.legacy_encodings.mixed_encodings", line=min(odd_lines)) if odd_lines else None
         return CHINESE, mixed
-    return "utf-8", _unknown(likely or [HARDLY_CHINESE] * chinese.possible, sample, first_invalid)
+    return "utf-8", _unknown(likely or [HARDLY_CHINESE] * chinese.possible, sample, utf8.invalid_line)
 
 
 def check_escapes(blocks: Iterable[bytes], codec: str) -> Problem | None:
@@ -181,14 +205,6 @@ def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
             rest = rest[cut:]
     if rest:
         yield rest
-
-
-def _newlines_before_damage(piece: bytes) -> int:
-    try:
-        piece.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return piece.count(b"\n", 0, error.start)
-    return 0
 
 
 def _add_to(sample: list[bytes], lines: Iterable[bytes]) -> None:
