@@ -17,7 +17,7 @@ from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.loop import Loop, StepRecord
 from weitune.training.optim import make_optimizer
-from weitune.training.passes import EagerPasses
+from weitune.training.passes import Passes
 
 
 class Recorder:
@@ -56,7 +56,7 @@ def make_loop(
         model=supervised,
         optimizer=optimizer,
         accelerator=accelerator,
-        passes=EagerPasses(supervised, optimizer, accelerator),
+        passes=Passes(supervised, optimizer, accelerator),
         examples=examples,
         plan=plan,
         layout=layout,

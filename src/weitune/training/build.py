@@ -28,7 +28,7 @@ from weitune.recipe.schema import Lora, Train
 from weitune.training.distributed.processes import averaging_adapters
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
-from weitune.training.passes import EagerPasses, GraphPasses
+from weitune.training.passes import GraphPasses, Passes
 from weitune.training.trainable import Trainable
 
 if TYPE_CHECKING:
@@ -134,12 +134,14 @@ def make_loop(
         graphs = CudaGraphPasses(supervised, trainable.graph_tokens(memory.recompute))
     model = averaging_adapters(supervised) if sharded else accelerator.prepare_model(supervised, device_placement=False)
     optimizer = make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio)
-    eager = EagerPasses(model, optimizer, accelerator)
+    passes = (
+        Passes(model, optimizer, accelerator) if graphs is None else GraphPasses(model, optimizer, accelerator, graphs)
+    )
     return Loop(
         model=model,
         optimizer=optimizer,
         accelerator=accelerator,
-        passes=eager if graphs is None else GraphPasses(graphs, eager),
+        passes=passes,
         examples=examples,
         plan=plan,
         layout=trainable.layout,

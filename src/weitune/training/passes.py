@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Passes(Protocol):
-    """Forward and backward passes that add to the gradients of a model."""
-
-    def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
-        """Add the gradient of ``batch``, divided by ``step_weight``; return its loss, a float64 scalar on the CPU.
-
-        A batch that is not ``counted`` adds nothing; the ``last`` one of a step starts the reduction over processes.
-        """
-
-    def clip(self, max_norm: float) -> float:
-        """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
-
-    def zero_grad(self) -> None:
-        """Clear the gradients."""
-
-
 @dataclass(frozen=True, slots=True)
-class EagerPasses:
-    """Passes as PyTorch runs them, in one process or several."""
+class Passes:
+    """Forward and backward passes as PyTorch runs them, in one process or several."""
 
     model: nn.Module
     """A SupervisedModel, perhaps wrapped for data parallelism."""
@@ -44,6 +28,10 @@ class EagerPasses:
     accelerator: Accelerator
 
     def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
+        """Add the gradient of ``batch``, divided by ``step_weight``; return its loss, a float64 scalar on the CPU.
+
+        A batch that is not ``counted`` adds nothing; the ``last`` one of a step starts the reduction over processes.
+        """
         world = self.accelerator.num_processes
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             loss: Tensor = self.model(to_tensors(batch, self.accelerator.device)) * (1.0 if counted else 0.0)
@@ -51,6 +39,7 @@ class EagerPasses:
         return loss.detach().double().cpu()
 
     def clip(self, max_norm: float) -> float:
+        """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
         return float(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
 
     def zero_grad(self) -> None:
@@ -58,16 +47,15 @@ class EagerPasses:
 
 
 @dataclass(frozen=True, slots=True)
-class GraphPasses:
-    """Passes of a process that is alone with its GPU: small packed rows by CUDA graphs, the others by ``eager``."""
+class GraphPasses(Passes):
+    """Passes of a process that is alone with its GPU: those of small packed rows are replayed as CUDA graphs."""
 
     graphs: CudaGraphPasses
-    eager: EagerPasses
 
     def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
         if isinstance(batch, PackedBatch) and self.graphs.take(batch):
             return self.graphs.run(batch, 1 / step_weight).cpu()
-        return self.eager.run(batch, step_weight, counted=counted, last=last)
+        return Passes.run(self, batch, step_weight, counted=counted, last=last)
 
     def clip(self, max_norm: float) -> float:
         return float(self.graphs.clip(max_norm))

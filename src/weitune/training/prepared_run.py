@@ -10,6 +10,8 @@ from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import ModelError
 from weitune.forecast.memory_estimate import MemoryEstimate, PassSize
 from weitune.forecast.memory_watch import PassNeed, load_if_it_fits
+from weitune.forecast.meta_model import build_meta_model
+from weitune.forecast.run_forecast import Format, memory_need
 from weitune.forecast.workload import Workload
 from weitune.messages import say
 from weitune.model.load.stop_tokens import loaded_stop_tokens
@@ -42,11 +44,16 @@ class PreparedRun:
 
     def peak_memory(self) -> MemoryEstimate:
         """Return the memory that the run takes at its peak."""
-        return self.trainable.peak_memory(self.inputs.recipe, self.largest, self.loop.memory.recompute)
+        loaded, adapter = self.trainable.loaded, self.inputs.recipe.adapter
+        meta = build_meta_model(loaded.files, adapter, self.trainable.capabilities)
+        form = Format.from_recipe(self.inputs.recipe, loaded.dtype)
+        config = self.trainable.pass_config(self.loop.memory.recompute)
+        return memory_need(meta, form, config, self.largest, loaded.device.type, loaded.shards)
 
     def pass_need(self) -> PassNeed:
-        """Return the memory that the largest pass takes."""
-        return self.trainable.pass_need(self.largest, self.loop.memory.recompute)
+        """Return the memory that the largest pass takes, and what else is yet to be allocated."""
+        config = self.trainable.pass_config(self.loop.memory.recompute)
+        return PassNeed.estimate(self.trainable.shape, config, self.largest, self.trainable.pending_bytes())
 
     def environment(self) -> dict[str, Any]:
         """Return what ``environment.json`` says of the run, but for the forecast."""

@@ -38,12 +38,12 @@ from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.optim import warmup_note
 from weitune.training.prepared_run import PreparedRun, prepare_run
 from weitune.training.record.recorder import Recorder
+from weitune.training.record.trackers import TrackedReporter, check_trackers
 from weitune.training.reporter import Reporter
 from weitune.training.resume import resume_checks
 from weitune.training.resume.resume_state import ResumeState
 from weitune.training.session import Session, open_session
 from weitune.training.signals import StopRequest
-from weitune.training.trackers import TrackedReporter, check_trackers
 from weitune.training.validation import make_validator
 from weitune.training.validation_history import chosen_checkpoint
 

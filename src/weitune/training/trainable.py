@@ -14,10 +14,7 @@ from weitune.forecast.device_memory import (
     plan_memory,
     resident_bytes,
 )
-from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, trained_bytes
-from weitune.forecast.memory_watch import PassNeed
-from weitune.forecast.meta_model import build_meta_model
-from weitune.forecast.run_forecast import Format, memory_need
+from weitune.forecast.memory_estimate import ModelShape, PassConfig, trained_bytes
 from weitune.model.capabilities import Capabilities
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import kept_bytes
@@ -25,7 +22,7 @@ from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.trainable_state import TrainableState
 from weitune.model.storage.shard import gathered_bytes, held_numbers
 from weitune.model.storage.weight_storage import dense_bytes
-from weitune.recipe.schema import Recipe, Recompute, Train
+from weitune.recipe.schema import Recompute, Train
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +83,6 @@ class Trainable:
         return plan_memory(
             self.shape, self.pass_config(), train, budget=self._budget(), longest=longest, micro_tokens=micro_tokens
         )
-
-    def peak_memory(self, recipe: Recipe, largest: PassSize, recompute: Recompute) -> MemoryEstimate:
-        """Return the memory that a run of ``recipe`` takes at its peak if ``largest`` is its largest pass."""
-        loaded = self.loaded
-        meta = build_meta_model(loaded.files, recipe.adapter, self.capabilities)
-        form = Format.from_recipe(recipe, loaded.dtype)
-        return memory_need(meta, form, self.pass_config(recompute), largest, loaded.device.type, loaded.shards)
-
-    def pass_need(self, largest: PassSize, recompute: Recompute) -> PassNeed:
-        """Return what a pass of the size ``largest`` takes, and what else is yet to be allocated."""
-        return PassNeed.estimate(self.shape, self.pass_config(recompute), largest, self.pending_bytes())
 
     def graph_tokens(self, recompute: Recompute) -> int:
         """Return how many tokens a pass may have whose CUDA graph is kept in the memory that is free now."""

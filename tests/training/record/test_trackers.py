@@ -11,7 +11,7 @@ from tests.faults.runs import make_inputs
 from weitune.errors import MissingExtraError
 from weitune.recipe.load import build_recipe
 from weitune.run.events import read_events
-from weitune.training import trackers
+from weitune.training.record import trackers
 from weitune.training.reporter import Reporter
 from weitune.training.run import train
 
