@@ -13,7 +13,8 @@ from tests.tiny import save_tiny_adapter, save_tiny_run
 from weitune import Run
 from weitune.cli import main
 from weitune.errors import InputError, RunError
-from weitune.export.combine import Mixture, combine
+from weitune.export.combine import combine
+from weitune.export.mixture import Mixture
 from weitune.export.source.adapter_weights import AdapterWeights
 
 

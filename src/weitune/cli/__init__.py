@@ -39,7 +39,7 @@ COMMANDS = {
     "export": Entry("weitune.cli.ship.export", "Write a run for transformers, llama.cpp, Ollama, with proof."),
     "push": Entry("weitune.cli.ship.push", "Upload an adapter and its model card to a hub."),
     "merge-adapters": Entry("weitune.cli.ship.merge_adapters", "Combine the adapters of several runs."),
-    "cache": Entry("weitune.cli.cache", "See what weitune keeps on the disk, and delete it."),
+    "cache": Entry("weitune.cli.cache.commands", "See what weitune keeps on the disk, and delete it."),
     "demo": Entry("weitune.cli.train.demo", "See all of it in a few minutes: a persona before and after."),
     "data": Entry("weitune.cli.data.commands", "Look at dialogues as the model will see them."),
 }

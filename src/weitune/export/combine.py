@@ -12,14 +12,14 @@ The result is a run's folder: the first run's recipe, ``adapter/``, and ``enviro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from weitune.errors import InputError, RunError, first_line
+from weitune.export.mixture import Mixture
 from weitune.files.json_files import json_bytes
 from weitune.files.publish import folder_written_aside
 from weitune.generate.open_model import incomplete, incomplete_refused
@@ -34,21 +34,7 @@ from weitune.recipe.load import dump_recipe
 from weitune.run.base_check import place_of_base
 from weitune.run.names import COMBINED, ENVIRONMENT, RECIPE
 
-Method = Literal["linear", "cat", "svd", "ties", "dare"]
 _PEFT_NAMES = {"linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "dare": "dare_linear"}
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """How adapters are combined."""
-
-    method: Method = "linear"
-    weights: Sequence[float] = ()
-    """One for each adapter; if there are none, each counts 1 / count."""
-    density: float = 0.5
-    """Fraction of the entries that ``ties`` and ``dare`` keep."""
-    seed: int = 42
-    """Determines which entries ``dare`` drops."""
 
 
 def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:

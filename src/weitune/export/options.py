@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from weitune.gguf.types import GgufType
 
 if TYPE_CHECKING:
+    import torch
+
     from weitune.export.source.export_source import ExportSource
 
 Format = Literal["merged", "gguf", "gguf-adapter", "ollama"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from weitune.cli.shared.options import json_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.messages import say
 
@@ -40,7 +41,7 @@ def _options(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @command.command("check", short_help="Judge data before training.")
 @_options(*_READING, *_TOKENS, "train.batch_size")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@json_option
 def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool, **options: Any) -> int:
     """Judge data before training: every problem, exact accounts, lengths, steps.
 

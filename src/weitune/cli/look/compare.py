@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from weitune.cli.shared.run_options import accepting_changed_base, note
+from weitune.cli.shared.open_runs import note
+from weitune.cli.shared.options import accept_changed_base_option
 from weitune.messages import say
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN…")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE", help="Also write one HTML page.")
-@accepting_changed_base
+@accept_changed_base_option
 def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool) -> None:
     """Put runs side by side: where their recipes differ, what came of them, and their curves.
 

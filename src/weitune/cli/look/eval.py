@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weitune.cli.shared.run_options import (
-    accepting_changed_base,
-    base_of_plain_adapter,
-    opened,
-    system_of_plain_adapter,
+from weitune.cli.shared.open_runs import opened
+from weitune.cli.shared.options import (
+    accept_changed_base_option,
+    adapter_base_option,
+    adapter_system_option,
+    checkpoint_option,
+    json_option,
 )
-from weitune.cli.talk.chat import Checkpoint
 from weitune.messages import say
 
 if TYPE_CHECKING:
@@ -23,27 +24,12 @@ if TYPE_CHECKING:
     from weitune.run.run_folder import Which
 
 
-class Adapters(Checkpoint):
-    """A checkpoint, or ``all`` of them."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return ``value`` as a word or a number."""
-        return value if value == "all" else super().convert(value, param, ctx)
-
-
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--data", "files", multiple=True, metavar="FILE", help="Rows to judge by, instead of the validation rows."
 )
-@click.option(
-    "--checkpoint",
-    metavar="N|last|best|all",
-    type=Adapters(),
-    default="last",
-    show_default=True,
-    help="The adapter to judge; `all` judges every checkpoint there is.",
-)
+@checkpoint_option("last", "best", "all", help="The adapter to judge; `all` judges every checkpoint there is.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Questions that are answered.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Answers made together.")
@@ -56,10 +42,10 @@ class Adapters(Checkpoint):
     "--output", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Where evaluation.json and report.html go.  [default: RUN; nowhere for an adapter that was made elsewhere]",
 )  # fmt: skip
-@base_of_plain_adapter
-@system_of_plain_adapter
-@accepting_changed_base
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@adapter_base_option
+@adapter_system_option
+@accept_changed_base_option
+@json_option
 def command(
     run: Path,
     files: tuple[str, ...],

@@ -3,57 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from weitune.cli.shared.run_options import (
-    accepting_changed_base,
-    base_of_plain_adapter,
-    opened,
-    system_of_plain_adapter,
+from weitune.cli.shared.open_runs import opened
+from weitune.cli.shared.options import (
+    accept_changed_base_option,
+    adapter_base_option,
+    adapter_system_option,
+    checkpoint_option,
+    gguf_type_option,
 )
-from weitune.cli.talk.chat import Checkpoint
+from weitune.export.options import FORMATS, ExportOptions, Format
+from weitune.gguf.types import GgufType
 from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.export.verify.compare import Verdict
+    from weitune.run.run_folder import Which
 
-_FORMATS = ("merged", "gguf", "gguf-adapter", "ollama")
-_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=click.Choice(_FORMATS), required=True, help="What to write.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
 @click.option("--output", type=click.Path(path_type=Path),
               help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
               "export/NAME/FORMAT below the working directory]")  # fmt: skip
-@click.option(
-    "--checkpoint",
-    metavar="N|best|last",
-    type=Checkpoint(),
-    default="last",
-    show_default=True,
+@checkpoint_option(
+    "best",
+    "last",
+    not_base=say("cli.export.base_has_no_adapter"),
     help="The adapter of step N, the one with the lowest validation loss, or the last one.",
 )
-@click.option(
-    "--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0", show_default=True,
-    help="Type of the matrices in a GGUF file.",
-)  # fmt: skip
+@gguf_type_option(help="Type of the matrices in a GGUF file.")
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Number format of `merged`.  [default: the base's]")
 @click.option("--prompts", type=click.IntRange(1), default=8, show_default=True, help="Dialogues to compare on.")
 @click.option("--no-smooth", is_flag=True, help="Quantize channels as they are, without evening them out first.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the export with base + adapter.")
 @click.option("--force", is_flag=True, help="Replace an earlier export in the same folder.")
-@base_of_plain_adapter
-@system_of_plain_adapter
-@accepting_changed_base
+@adapter_base_option
+@adapter_system_option
+@accept_changed_base_option
 def command(
-    run: Path, format_: str, output: Path | None, gguf_type: str, dtype: str | None, prompts: int, no_smooth: bool,
-    no_verify: bool, force: bool, checkpoint: Any, model: str | None, system: str | None, accept_changed_base: bool,
-) -> None:  # fmt: skip
+    run: Path,
+    format_: Format,
+    output: Path | None,
+    gguf_type: GgufType,
+    dtype: str | None,
+    prompts: int,
+    no_smooth: bool,
+    no_verify: bool,
+    force: bool,
+    checkpoint: Which,
+    model: str | None,
+    system: str | None,
+    accept_changed_base: bool,
+) -> None:
     """Export the run in the folder RUN, and prove that the result says what was trained.
 
     RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it.
@@ -68,8 +76,6 @@ def command(
     tokens, greedy answers, log-probabilities and stopping. If they differ by more than the format's bounds, that is an
     error, and what was written is kept as NAME.failed.
     """
-    if checkpoint == "base":
-        raise click.BadParameter(say("cli.export.base_has_no_adapter"), param_hint="--checkpoint")
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     below = Path("export") / folder.name if folder.made_elsewhere else folder.path / "export"
     target = output or below / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
@@ -81,15 +87,14 @@ def command(
         quiet_libraries()
         import torch
 
-        from weitune.export.options import ExportOptions
         from weitune.export.run import export
         from weitune.export.verify.compare import VerificationError
 
     number_format = getattr(torch, dtype) if dtype else None
-    order = ExportOptions(format_, gguf_type, number_format, 0 if no_verify else prompts, not no_smooth)  # type: ignore[arg-type]
+    options = ExportOptions(format_, gguf_type, number_format, 0 if no_verify else prompts, not no_smooth)
     with Stages() as stages:
         try:
-            exported = export(folder, target, order, checkpoint=checkpoint, force=force, stage=stages.begin)
+            exported = export(folder, target, options, checkpoint=checkpoint, force=force, stage=stages.begin)
         except VerificationError as error:
             stages.end()
             _show(error.verdict)

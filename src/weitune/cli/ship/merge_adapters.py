@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
-from weitune.cli.shared.run_options import accepting_changed_base, note
+from weitune.cli.shared.open_runs import note
+from weitune.cli.shared.options import accept_changed_base_option
+from weitune.export.mixture import METHODS, Method, Mixture
 from weitune.messages import say
+from weitune.model.file_names import ADAPTER_FOLDER
 from weitune.shell import shell_command
-
-_METHODS = ("linear", "cat", "svd", "ties", "dare")
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN …")
 @click.option("--output", required=True, metavar="FOLDER", help="Folder of the run to make.")
 @click.option("--weights", metavar="NUMBER,…", help="Weight of each adapter.  [default: equal, with the sum 1]")
-@click.option("--method", type=click.Choice(_METHODS), default="linear", show_default=True, help="How they combine.")
+@click.option("--method", type=click.Choice(METHODS), default="linear", show_default=True, help="How they combine.")
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
               help="Share of the entries that ties and dare keep.")  # fmt: skip
 @click.option("--seed", type=int, default=42, show_default=True, help="Fixes what dare drops.")
-@accepting_changed_base
+@accept_changed_base_option
 def command(
-    runs: tuple[str, ...], output: str, weights: str | None, method: str, density: float, seed: int,
+    runs: tuple[str, ...], output: str, weights: str | None, method: Method, density: float, seed: int,
     accept_changed_base: bool,
 ) -> None:  # fmt: skip
     """Combine the adapters of runs that share a base into a new run.
@@ -44,15 +44,14 @@ def command(
             say("cli.merge_adapters.numbers_separated_commas_such"), param_hint="--weights"
         ) from None
     from weitune.cli.shared.terminal import console, quiet_libraries
-    from weitune.export.combine import Method, Mixture, combine
+    from weitune.export.combine import combine
     from weitune.generate.run import Run
 
     quiet_libraries()
-    chosen: Method = next(each for each in get_args(Method) if each == method)
-    mixture = Mixture(chosen, numbers, density, seed)
+    mixture = Mixture(method, numbers, density, seed)
     parts = [Run(path, accept_changed_base=accept_changed_base, say=note) for path in runs]
     run = combine(parts, Path(output), mixture)
     console().print(
-        say("cli.merge_adapters.done_talk", path=run.path / "adapter", command=shell_command("chat", run.path)),
+        say("cli.merge_adapters.done_talk", path=run.path / ADAPTER_FOLDER, command=shell_command("chat", run.path)),
         markup=False,
     )

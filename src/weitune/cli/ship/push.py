@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from weitune.cli.shared.run_options import accepting_changed_base, note
-from weitune.cli.talk.chat import Checkpoint
+from weitune.cli.shared.open_runs import note
+from weitune.cli.shared.options import accept_changed_base_option, checkpoint_option
 from weitune.messages import say
 
 
@@ -17,12 +17,16 @@ from weitune.messages import say
 @click.option("--to", "repository", metavar="USER/NAME", required=True, help="The repository; it is made if need be.")
 @click.option("--hub", type=click.Choice(["huggingface", "modelscope"]), default="huggingface", show_default=True,
               help="Where to upload to.")  # fmt: skip
-@click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
-              help="The adapter of step N, the one with the lowest validation loss, or the last one.")  # fmt: skip
+@checkpoint_option(
+    "best",
+    "last",
+    not_base=say("cli.push.base_has_no_adapter"),
+    help="The adapter of step N, the one with the lowest validation loss, or the last one.",
+)
 @click.option("--public", is_flag=True, help="Make a new repository public; without this, only you can see it.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/repository]")
 @click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")
-@accepting_changed_base
+@accept_changed_base_option
 def command(
     run: Path, repository: str, hub: Any, checkpoint: Any, public: bool, output: Path | None, dry_run: bool,
     accept_changed_base: bool,
@@ -32,8 +36,6 @@ def command(
     The card accounts for the data, and has the recipe, the losses, the licence of the base and how to use the adapter.
     Look at it with --dry-run first; your data are not uploaded.
     """
-    if checkpoint == "base":
-        raise click.BadParameter(say("cli.push.base_has_no_adapter"), param_hint="--checkpoint")
     from weitune.cli.shared.terminal import console, quiet_libraries, working
     from weitune.generate.run import Run
 

@@ -6,11 +6,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
-from weitune.cli.shared.run_options import accepting_changed_base, base_of_plain_adapter, opened
+from weitune.cli.shared.open_runs import opened
+from weitune.cli.shared.options import (
+    accept_changed_base_option,
+    adapter_base_option,
+    checkpoint_option,
+    gguf_type_option,
+)
 from weitune.generate.sampling import Sampling
 from weitune.messages import say
 
@@ -20,60 +27,44 @@ if TYPE_CHECKING:
     from weitune.run.run_folder import Which
 
 ENGINES = ("transformers", "llama.cpp")
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-
-_SIMPLE_TYPES = {"int": int, "float": float, "int | None": int}
-
-
-class Checkpoint(click.ParamType):  # type: ignore[type-arg]
-    """``last``, ``best``, ``base``, or the step of a checkpoint."""
-
-    name = "checkpoint"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Which:
-        """Return ``value`` as a word or a number."""
-        if value in {"last", "best", "base"} or isinstance(value, int):
-            return value  # type: ignore[no-any-return]
-        step = str(value).removeprefix("checkpoint-")
-        if not step.isdecimal():
-            self.fail(say("cli.chat.neither_step_nor_last", value=value), param, ctx)
-        return int(step)
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command an option for every field of :class:`.Sampling`."""
+    kinds = get_type_hints(Sampling)
     for option in reversed(fields(Sampling)):
         declare = click.option(
-            f"--{option.name.replace('_', '-')}", type=_SIMPLE_TYPES[str(option.type)], default=option.default,
+            f"--{option.name.replace('_', '-')}", type=_number(kinds[option.name]), default=option.default,
             show_default=option.default is not None, help=option.metadata["help"],
         )  # fmt: skip
         command = declare(command)
     return command
 
 
+def _number(kind: Any) -> type:
+    """Return the kind of number that ``kind`` is, or may be beside None."""
+    number: type = next((each for each in get_args(kind) if each is not NoneType), kind)
+    return number
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="Answer TEXT on standard output, and nothing else, and exit.")
-@click.option(
-    "--checkpoint",
-    metavar="N|last|best|base",
-    type=Checkpoint(),
-    default="last",
-    show_default=True,
+@checkpoint_option(
+    "last",
+    "best",
+    "base",
     help="The adapter of step N, the last one, the one with the lowest validation loss, or none.",
 )
 @click.option("--system", metavar="TEXT", help="System prompt instead of the run's own; '' for none.")
-@base_of_plain_adapter
-@accepting_changed_base
+@adapter_base_option
+@accept_changed_base_option
 @sampling_options
 @click.option(
     "--engine", type=click.Choice(ENGINES), default="transformers", show_default=True,
     help="llama.cpp is faster on CPUs; its answers are those of a quantized base.",
 )  # fmt: skip
-@click.option(
-    "--type", "gguf_type", type=click.Choice(GGUF_TYPES, case_sensitive=False), default="Q8_0", show_default=True,
-    help="Type of the base's matrices in llama.cpp; F32 answers as transformers does.",
-)  # fmt: skip
+@gguf_type_option(help="Type of the base's matrices in llama.cpp; F32 answers as transformers does.")
 @click.option(
     "--device", metavar="DEVICE", help="Where transformers compute, such as cpu, cuda:1 or mps.  [default: the best]"
 )

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weitune.cli.shared.run_options import (
-    accepting_changed_base,
-    base_of_plain_adapter,
-    opened,
-    system_of_plain_adapter,
+from weitune.cli.shared.open_runs import opened
+from weitune.cli.shared.options import (
+    accept_changed_base_option,
+    adapter_base_option,
+    adapter_system_option,
+    checkpoint_option,
+    gguf_type_option,
 )
-from weitune.cli.talk.chat import Checkpoint
 from weitune.errors import InputError, MissingExtraError
 from weitune.messages import say
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from weitune.generate.run import Run
     from weitune.serve.guard import Guard
 
-_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _VLLM_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """vLLM's names of the types that it has too."""
 
@@ -44,11 +44,13 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN",
               help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
               "--api-key only. May be given several times.")  # fmt: skip
-@click.option("--checkpoint", metavar="N|best|last", type=Checkpoint(), default="last", show_default=True,
-              help="The adapter of step N, the one with the lowest validation loss, or the last one, of "
-              "every run.")  # fmt: skip
-@click.option("--type", "gguf_type", type=click.Choice(_TYPES, case_sensitive=False), default="Q8_0",
-              show_default=True, help="Type of the base's matrices; in vLLM F32, F16 or BF16.")  # fmt: skip
+@checkpoint_option(
+    "best",
+    "last",
+    not_base=say("cli.serve.base_always_served_model"),
+    help="The adapter of step N, the one with the lowest validation loss, or the last one, of every run.",
+)
+@gguf_type_option(help="Type of the base's matrices; in vLLM F32, F16 or BF16.")
 @_count("--slots", 4, "Answers generated at the same time.")
 @_count("--queue", 32, "Answers that may wait; beyond, clients get 429.")
 @_count("--context", 4096, "Tokens of prompt and answer together.")
@@ -57,9 +59,9 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @_count("--max-body", 4 << 20, "Bytes of a request's body.")
 @_count("--threads", None, "Cores to compute on.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and start nothing.")
-@base_of_plain_adapter
-@system_of_plain_adapter
-@accepting_changed_base
+@adapter_base_option
+@adapter_system_option
+@accept_changed_base_option
 def command(
     runs: tuple[str, ...], model: str | None, system: str | None, accept_changed_base: bool, **options: Any
 ) -> None:
@@ -74,8 +76,6 @@ def command(
     The `model` of a request names a run (its folder's name, or NAME), or `base`. A run's system prompt applies when a
     request has none. Without `temperature`, answers are greedy, as those of `weitune chat`.
     """
-    if options["checkpoint"] == "base":
-        raise click.BadParameter(say("cli.serve.base_always_served_model"), param_hint="--checkpoint")
     from weitune.cli.shared.terminal import quiet_libraries, working
 
     with working(say("cli.serve.starting")):  # importing the libraries takes seconds

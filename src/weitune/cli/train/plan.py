@@ -6,18 +6,19 @@ from typing import Any
 
 import click
 
+from weitune.cli.shared.options import json_option, training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.messages import say
 
 
 @click.command()
 @click.argument("recipe", required=False, metavar="[RECIPE]")
-@click.option("--device", metavar="DEVICE", help="Device to train on, such as cpu or cuda:1.  [default: the best one]")
+@training_device_option
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="Also for this GPU, such as 'RTX 4090'.")
 @click.option("--device-memory", "memories", multiple=True, metavar="SIZE", help="Also for a GPU with so much: 24GB.")
 @click.option("--devices", type=click.IntRange(1), default=1, metavar="N", help="Forecast each of N processes.")
 @click.option("--measure", is_flag=True, help="Load the model and time two steps here, to forecast the time.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@json_option
 @recipe_options
 def command(
     recipe: str | None,

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from weitune.cli.cache_contents import KINDS, Entry, delete, entries, unreadable
+from weitune.cli.cache.contents import KINDS, Entry, delete, entries, unreadable
+from weitune.cli.shared.options import json_option
 from weitune.files.cache import cache_folder
 from weitune.messages import say
 from weitune.messages.quantities import size_text
@@ -36,7 +37,7 @@ class Age(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@json_option
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
     """List what weitune keeps in its cache folder: kind, size, last use, and what it was made for.

@@ -1,10 +1,10 @@
-"""Options of the commands that open the model of a run, or of an adapter that was made elsewhere."""
+"""Open the runs, and the adapters that were made elsewhere, that a command is given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,30 +12,6 @@ from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.generate.run import Run
-
-Command = Callable[..., Any]
-
-
-def accepting_changed_base(command: Command) -> Command:
-    """Give a command ``--accept-changed-base``."""
-    return click.option(
-        "--accept-changed-base", is_flag=True,
-        help="Use the base model that is here even if it is not the one that the run was trained on.",
-    )(command)  # fmt: skip
-
-
-def base_of_plain_adapter(command: Command) -> Command:
-    """Give a command ``--model``."""
-    return click.option(
-        "--model", metavar="BASE", help="Base of an adapter that was made elsewhere, if not the one that it names."
-    )(command)
-
-
-def system_of_plain_adapter(command: Command) -> Command:
-    """Give a command ``--system``."""
-    return click.option("--system", metavar="TEXT", help="System prompt of an adapter that was made elsewhere.")(
-        command
-    )
 
 
 def opened(
@@ -50,7 +26,7 @@ def opened(
     plain = {str(path) for path in paths if is_plain_adapter(Path(path))}
     for option, value in (("--model", model), ("--system", system)):
         if value is not None and not plain and all(Path(path).is_dir() for path in paths):
-            raise click.UsageError(say("cli.run_options.adapter_was_made_elsewhere", option=option))
+            raise click.UsageError(say("cli.open_runs.for_plain_adapters", option=option))
 
     def open_one(path: str | Path) -> Run:
         given = {"model": model, "system": system} if str(path) in plain else {}
@@ -63,4 +39,4 @@ def note(line: str) -> None:
     """Tell the user a line on standard error."""
     from weitune.cli.shared.terminal import console
 
-    console().print(say("cli.run_options.note", line=line), markup=False)
+    console().print(say("cli.open_runs.note", line=line), markup=False)

@@ -16,7 +16,7 @@ from tests.export.runs import save_run, silent
 from tests.hub import local_hub
 from tests.tiny import save_tiny
 from weitune import cli
-from weitune.cli.cache_contents import delete, entries
+from weitune.cli.cache.contents import delete, entries
 from weitune.data.prepare.cache import data_cache
 from weitune.errors import InputError, ModelError
 from weitune.export.cached_base import base_file

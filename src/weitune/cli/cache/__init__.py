@@ -1,0 +1,1 @@
+"""The command ``weitune cache``, and what it finds in the cache folder."""
