@@ -102,7 +102,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     ("error", "code"),
     [
         (InputError("run.run_folder.no_folder", path="x"), 2),
-        (NonFiniteError("training.snapshot.after_step_tensors_hold", step=3, broken_count=1, broken="w"), 3),
+        (NonFiniteError("run.run_folder.no_folder", path="z"), 3),
         (Interrupted("run.run_folder.no_folder", path="y"), 130),
     ],
 )
