@@ -1,1 +1,1 @@
-"""Judging: the loss on held-out rows, answers to fixed questions, and measures that compare answers with references."""
+"""Evaluation: the loss on held-out rows, answers to questions, and measures that compare answers with references."""

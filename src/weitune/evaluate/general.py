@@ -1,8 +1,8 @@
-"""The check for forgetting: does a tuned model still know and do what its base could?
+"""The check for forgetting: can a tuned model still do what its base could?
 
 Fifty questions of general knowledge and simple instruction, half English and half Chinese, are asked without the run's
-system prompt. An answer counts as right when it has one of the accepted words; the loss is that of a plain reference.
-A persona may answer in its own voice; a model that was destroyed answers neither, and its loss on plain text is high.
+system prompt. An answer counts as right if it has one of the accepted words; the loss is that of a plain reference.
+A persona may answer in its own voice; a model that was destroyed gives no right answers, and its loss is high.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which of two answers is better, asked of a model behind an OpenAI-compatible endpoint.
+"""A judge: a model behind an OpenAI-compatible endpoint that says which of two answers is better.
 
-Judges favour a place (Zheng et al., arXiv 2306.05685), so each pair is shown twice, the second time swapped. An answer
-wins if it wins both times; anything else is a tie and counts half.
+Judges favour one position (Zheng et al., arXiv 2306.05685), so each pair is shown twice, the second time swapped. An
+answer wins if it wins both times; anything else is a tie and counts half.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weitune.progress import Progress
 Verdict = Literal["tuned", "base", "tie"]
 _TIMEOUT_SECONDS = 120
 _Z = 1.959964
-"""Of a two-sided interval of 95 %."""
+"""Quantile of the normal distribution for a two-sided interval of 95 %."""
 _INSTRUCTION = """\
 Two assistants have answered the same message. Judge which answer is better as an answer to it{criterion}. \
 The order of the answers means nothing. Reply with one word only: A, B or TIE.

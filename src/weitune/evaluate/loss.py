@@ -1,9 +1,10 @@
-"""The loss of a model on examples that it does not learn from, with the layout and the head of training.
+"""The loss of a model on examples that it is not trained on, computed with the layout and the head of training.
 
     loss = Σ weight · cross entropy / Σ weight        perplexity = e^loss
 
-Examples that begin alike share their beginning here too, over the whole set, so it costs a third of a training step
-over as many distinct tokens or less. Nothing is drawn and nothing is kept: training goes on to the same bits.
+Examples that begin alike share their beginning here too, over the whole set, so this costs at most a third of a
+training step over as many distinct tokens. No random number is drawn and no state changes: training that goes on
+afterwards gives the same bits.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from weitune.model.batch import to_tensors
 from weitune.progress import Progress
 
 MICRO_TOKENS = 1024
-"""Tokens of a pass: nothing is kept of it, so whatever can be trained can take it, and more are not faster."""
+"""Tokens of a pass. No activations are kept, so every model that can be trained has room for it; more is not faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLoss:
-    """A weighted sum of cross entropies, in nats, and the sum of the weights; several add up."""
+    """A weighted sum of cross entropies, in nats, and the sum of the weights; sums of parts can be added."""
 
     sum: float
     weight: float
@@ -39,7 +40,7 @@ class MeasuredLoss:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss; infinity where that is too large for a number."""
+        """e to the power of the loss; infinity where that is too large for a float."""
         return math.exp(self.mean) if self.mean < 700 else math.inf
 
 
@@ -54,8 +55,8 @@ def measure_loss(
 ) -> MeasuredLoss:
     """Return the loss of ``model`` (a :class:`.SupervisedModel`) on ``examples``.
 
-    ``progress`` is called with (passes done, passes in all); what it raises ends the measurement, with the model as it
-    was. ``idle`` passes are made afterwards and do not count: other processes may need this one's part of the weights.
+    ``progress`` is called with (passes done, passes in all); if it raises, the measurement ends and the model is as it
+    was. ``idle`` passes follow and do not count: other processes may need this one's part of the weights meanwhile.
     """
     total = 0.0
     batches = layout.split(examples, micro_tokens)

@@ -1,10 +1,10 @@
-"""Measures that compare answers with references, and some that look at answers alone.
+"""Measures of answers: some compare them with references, some look at answers alone.
 
     chrF, BLEU     sacrebleu's corpus figures (Popović 2015; Papineni et al. 2002; Post 2018), 0 to 100; BLEU with
                    sacrebleu's Chinese tokenizer where the references are Chinese
     ROUGE-L        mean F1 of the longest common subsequence of units (Lin 2004), 0 to 1
     exact          share of answers that equal their reference but for white space
-    distinct-1, -2 different units, and pairs of units, for each one there is, over all answers (Li et al. 2016)
+    distinct-1, -2 different units, and pairs of units, divided by all of them, over all answers (Li et al. 2016)
     stopped        share of answers that ended by themselves
     tokens         mean length
 
@@ -30,7 +30,7 @@ _CHINESE_SHARE = 0.3
 def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:
     """Return the measures of ``answers``; without ``references`` only those that need none.
 
-    Raises MissingExtraError if references are given and sacrebleu is not installed, ValueError if there is nothing.
+    Raises MissingExtraError if references are given and sacrebleu is not installed, ValueError without answers.
     """
     if not answers:
         raise ValueError("there are no answers")
@@ -63,7 +63,7 @@ def corpus_scores(texts: Sequence[str], references: Sequence[str]) -> tuple[floa
 
 
 def is_chinese(texts: Sequence[str]) -> bool:
-    """Return whether a good part of the characters of ``texts`` is Chinese."""
+    """Return whether more than 30 % of the characters of ``texts``, without white space, are Chinese."""
     whole = "".join(texts)
     return len(_CHINESE.findall(whole)) > _CHINESE_SHARE * max(1, len(re.sub(r"\s", "", whole)))
 
@@ -91,7 +91,7 @@ def _common_length(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return how many different runs of ``n`` (1 or 2) units there are for each one; 0 if there are none."""
+    """Return the number of different runs of ``n`` (1 or 2) units, divided by that of all runs; 0 without any."""
     runs: list[tuple[str, ...]] = []
     for text in texts:
         found = units(text)

@@ -1,4 +1,4 @@
-"""Questions to a model and the answers that data give: a conversation up to its last assistant turn, and that turn."""
+"""Questions with references from data: a conversation up to its last assistant turn, and that turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weitune.recipe.schema import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, with its system prompt, and the answer that the data give, if there is one."""
+    """A conversation that asks for an answer, with its system prompt, and the data's answer if there is one."""
 
     conversation: Conversation
     reference: str | None = None
@@ -27,7 +27,7 @@ class Question:
 
 
 def question_of(conversation: Conversation) -> Question | None:
-    """Return the last assistant turn as a reference and what stands before it, or None if it is not a plain text."""
+    """Return the last assistant turn as a reference and what stands before it, or None if it is not plain text."""
     turns = conversation.turns
     last = max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=0)
     if not last or turns[last].tool_calls or not turns[last].content.strip():

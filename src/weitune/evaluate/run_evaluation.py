@@ -36,6 +36,7 @@ from weitune.messages import say
 from weitune.model.capabilities import probe
 from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.load.open_framing import open_framing
 from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress, Stage
 from weitune.run.run_folder import Which
@@ -72,10 +73,8 @@ class _ModelResult:
 def evaluation_set(run: Run, files: Sequence[str] = (), limit: int | None = None) -> EvaluationSet:
     """Return the run's validation rows, or those in ``files``; at most ``limit`` of them are asked as questions.
 
-    Raises RunError if the run has no validation data and no file is given, DataError if data are not in order.
+    Raises RunError if the run has no validation data and no file is given, DataError if the data have problems.
     """
-    from weitune.model.load.open_framing import open_framing
-
     recipe = run.recipe
     files = files or recipe.validation_files
     if not files and recipe.validation is None:

@@ -1,4 +1,4 @@
-"""Answers of a model that is being trained, or of one that stands still, to fixed questions."""
+"""Answers to fixed questions, of a model during its training or of any other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weitune.model.fast.attention import tree_attention
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A question, what the model says, and what the data say."""
+    """A question, the model's answer, and the data's."""
 
     prompt: str
     answer: str

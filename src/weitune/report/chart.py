@@ -61,7 +61,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Return a tick's number in as few characters as say it."""
+    """Return a tick's number in few characters."""
     if value == 0:
         return "0"
     if abs(value) >= 10_000 or abs(value) < 0.001:

@@ -1,4 +1,4 @@
-"""Several runs on one page: where their recipes differ, their curves in one picture, their evaluations side by side."""
+"""Several runs on one page: where their recipes differ, their curves together, their evaluations side by side."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The frame of a report: one self-contained page, light and dark, for a wide screen and for a phone.
+"""The HTML of reports: one self-contained page, light and dark, for a wide screen and for a phone.
 
-Every text that comes from data, a recipe or a model goes through :func:`text`; the page has no script, and its policy
-lets none run and loads nothing.
+Every string from data, a recipe or a model goes through :func:`text`. The page has no script, and its content security
+policy forbids scripts and everything from outside.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 
 
 def text(value: object) -> str:
-    """Return ``value`` as text that is nothing but text."""
+    """Return ``value`` as HTML text, without markup."""
     return escape(str(value), quote=True)
 
 
@@ -78,7 +78,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
-    """Return facts as tiles: (what it is, its value)."""
+    """Return facts, as (name, value), in tiles."""
     return f'<div class="tiles">{"".join(map(_tile, facts))}</div>\n'
 
 
@@ -108,7 +108,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: bo
 
 
 def folded(title: str, content: str) -> str:
-    """Return content that is shown on a click."""
+    """Return content that is folded until one clicks on ``title``."""
     return f"<details><summary>{text(title)}</summary>{content}</details>\n" if content else ""
 
 

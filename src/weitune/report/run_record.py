@@ -1,4 +1,4 @@
-"""What a run's folder tells, read for a report. Files that are missing or broken leave their part out."""
+"""The files of a run's folder, read for a report. What is missing or broken is left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weitune.run.run_folder import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as its files tell it."""
+    """A run, as read from its files."""
 
     path: Path
     recipe: Recipe

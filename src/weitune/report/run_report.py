@@ -1,4 +1,4 @@
-"""``report.html`` of a run: what was trained on what, how it went, what came of it, and how to repeat it."""
+"""``report.html`` of a run: data, curves, results, memory, and how to repeat it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""``weitune serve``: an OpenAI-compatible server on an engine that others keep.
+"""``weitune serve``: an OpenAI-compatible server around llama.cpp, or around vLLM on GPUs (:mod:`.vllm`).
 
-    client ── HTTP ──▶ guard ──▶ protocol ──▶ admission ──▶ answering ──▶ llama.cpp
-                       key       request      a slot, a     framed        one base,
-                       host      to values    place in      tokens out,   every run
-                       size                   the queue,    text back     an adapter
-                       origin                 or 429
+    client ── HTTP ──▶ guard ──▶ request ───▶ admission ──▶ answering ──▶ llama.cpp
+                       key       JSON to      a slot, a     prompt to     one base,
+                       host      values       place in      tokens,       every run
+                       size                   the queue,    tokens to     an adapter
+                       origin                 or 429        text
 
-Who may ask for what is decided here, before the engine hears of it; the engine only continues tokens. On GPUs
-:mod:`.command` starts vLLM instead, which speaks the protocol itself.
+Every request is checked here, before the engine sees it; the engine only continues tokens.
 """

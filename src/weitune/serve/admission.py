@@ -1,4 +1,4 @@
-"""Who is answered now, who waits, and who is told to come back later."""
+"""Admission: which answers are generated now, which wait, and which are refused with 429."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weitune.serve.errors import ApiError
 
 
 class Admission:
-    """``slots`` answers at once, ``queue`` more waiting in the order they came; beyond, 429."""
+    """``slots`` answers at once, ``queue`` more waiting in order of arrival; any more are refused with 429."""
 
     def __init__(self, slots: int, queue: int) -> None:
         self.slots, self.queue = slots, queue
@@ -21,12 +21,12 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Answers that have been let in and hold no slot."""
+        """Admitted answers that wait for a slot."""
         return self._present - self.running
 
     @contextmanager
     def admitted(self, answers: int) -> Iterator[None]:
-        """Let a request for ``answers`` answers in. Raises ApiError if there is no room for all of them."""
+        """Admit a request for ``answers`` answers. Raises ApiError if there is no room for all of them."""
         if self._present + answers > self.slots + self.queue:
             raise ApiError(429, "serve.admission.busy", code="rate_limit_exceeded")
         self._present += answers
@@ -37,7 +37,7 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot for one answer, waiting for it if need be."""
+        """Wait for a slot and hold it for one answer."""
         async with self._free:
             self.running += 1
             try:

@@ -2,10 +2,10 @@
 
     request ── frame ──▶ tokens ──▶ slot ──▶ thread: llama.cpp's stream, Piece, Piece, … ──▶ asyncio queue
 
-A thread reads each running answer, so there are as many threads as slots. llama.cpp streams every answer, for then it
-notices within a token when nobody reads any more. Of one that the client wants whole the thread makes a single piece:
-the event loop would take time from llama.cpp at each token. When the task that iterates is cancelled (its client has
-gone), the engine's connection is closed, and llama.cpp drops the answer with the token under way.
+A thread reads each running answer, so there are as many threads as slots. llama.cpp streams every answer, because it
+then notices within a token that nobody reads any more. If the client wants the answer whole, the thread joins it into
+one piece: waking the event loop at each token would take time from llama.cpp. When the task that iterates is cancelled
+(its client has disconnected), the engine's connection is closed, and llama.cpp stops after the current token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Framed:
+class FramedRequest:
     """A request whose prompt has been tokenized and fits."""
 
     request: ChatRequest
@@ -39,11 +39,11 @@ class Answering:
     """Answers requests with one engine."""
 
     def __init__(self, llama: LlamaCpp, admission: Admission) -> None:
-        """Share the slots of ``llama`` as ``admission`` says."""
+        """Generate with ``llama``, whose slots ``admission`` gives out."""
         self.llama, self.admission = llama, admission
         self._readers = ThreadPoolExecutor(admission.slots, thread_name_prefix="answer")
 
-    def frame(self, request: ChatRequest) -> Framed:
+    def frame(self, request: ChatRequest) -> FramedRequest:
         """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
         try:
             prompt = tuple(request.model.framing.prompt(request.conversation))
@@ -60,13 +60,12 @@ class Answering:
                 code="context_length_exceeded",
             )
         longest = min(request.sampling.max_new_tokens, room)
-        return Framed(replace(request, sampling=replace(request.sampling, max_new_tokens=longest)), prompt)
+        return FramedRequest(replace(request, sampling=replace(request.sampling, max_new_tokens=longest)), prompt)
 
-    async def answer(self, framed: Framed, choice: int = 0) -> AsyncGenerator[Piece, None]:
-        """Yield one answer, in pieces if the request wants it streamed; ``choice`` counts the answers to one request,
-        which differ by their seeds.
+    async def answer(self, framed: FramedRequest, choice: int = 0) -> AsyncGenerator[Piece, None]:
+        """Yield one answer, in pieces if the request wants it streamed. Raises ApiError if the engine refuses it.
 
-        Raises ApiError if the engine refuses it.
+        ``choice`` numbers the answers to one request; each has another seed.
         """
         async with self.admission.slot():
             completion = self.llama.complete(self._body(framed, choice))
@@ -76,7 +75,7 @@ class Answering:
                 async for piece in read:
                     yield piece
 
-    def _body(self, framed: Framed, choice: int) -> dict[str, Any]:
+    def _body(self, framed: FramedRequest, choice: int) -> dict[str, Any]:
         request = framed.request
         sampling = request.sampling
         if sampling.seed is not None and choice:
@@ -86,7 +85,7 @@ class Answering:
 
 
 def _pieces(completion: Completion, stop_tokens: frozenset[int]) -> Iterator[Piece]:
-    """Turn the engine's chunks into pieces. Raises ApiError if it refuses the request, or breaks off."""
+    """Turn the engine's chunks into pieces. Raises ApiError if the engine refuses the request or breaks off."""
     reader = ChunkReader(stop_tokens)
     try:
         for chunk in completion:
@@ -107,21 +106,21 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 async def _read(items: Iterable[T], completion: Completion, threads: ThreadPoolExecutor) -> AsyncGenerator[T, None]:
-    """Yield what is made of ``completion``, read in a thread, and close it."""
+    """Yield ``items``, which read ``completion`` in a thread, and close it at the end."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
 
-    def tell(item: T | Exception | None) -> None:
+    def put(item: T | Exception | None) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, item)
 
     def read() -> None:
         try:
             for item in items:
-                tell(item)
+                put(item)
         except Exception as error:  # noqa: BLE001  (raised again in the task that reads)
-            tell(error)
+            put(error)
         finally:
-            tell(None)
+            put(None)
 
     reading = loop.run_in_executor(threads, read)
     try:

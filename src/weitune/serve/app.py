@@ -1,13 +1,13 @@
-"""The application: paths, and how a request becomes a reply. It is plain ASGI; :mod:`.http` gives it a network.
+"""The ASGI application: its paths, and how a request becomes a reply (:mod:`.http` connects it to the network).
 
     GET   /health               {"status": "ok"}
-    GET   /v1/models            what can be asked for
+    GET   /v1/models            the models
     GET   /metrics              counts, in Prometheus' format
     POST  /v1/chat/completions  answers, whole or streamed
-    OPTIONS, of any path        what pages of allowed sites may send (CORS)
+    OPTIONS, any path           what pages of allowed sites may send (CORS)
 
-A client that goes away is noticed at once, whether its answer is streamed or not: one task waits for its disconnection
-while another answers, and ends the other.
+A client that disconnects is noticed at once, whether its answer is streamed or not: one task waits for that while
+another answers, and whichever ends first cancels the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from weitune.export.llama_models import LlamaModel
 from weitune.generate.llama_engine import Piece
-from weitune.serve.answering import Answering, Framed
+from weitune.serve.answering import Answering, FramedRequest
 from weitune.serve.asgi import ClientGone, Receive, Scope, Send
 from weitune.serve.completion_json import Reply, usage_of
 from weitune.serve.errors import ApiError
@@ -34,7 +34,7 @@ from weitune.serve.tasks import merged, unless_gone
 _GONE = 499
 _ALLOW = {"GET": b"GET, HEAD", "POST": b"POST"}
 _EXTRA_REQUESTS = 256
-"""Requests that may be open beside those for answers; beyond, each costs memory and gets 503."""
+"""Requests that may be open besides those for answers; any more would cost memory and get 503."""
 Handler = Callable[[Receive, Response], Awaitable[None]]
 
 
@@ -136,21 +136,21 @@ class App:
         with self._answering.admission.admitted(request.choices):
             await unless_gone((self._stream if request.stream else self._whole)(framed, response), receive)
 
-    async def _whole(self, framed: Framed, response: Response) -> None:
+    async def _whole(self, framed: FramedRequest, response: Response) -> None:
         answers = [Piece("", 0)] * framed.request.choices
         async with aclosing(self._answers(framed)) as pieces:
             async for index, piece in pieces:  # one for each answer
                 answers[index] = piece
         usage = usage_of(len(framed.prompt), sum(piece.tokens for piece in answers))
-        told = [(piece.text, piece.finish or "stop") for piece in answers]
-        await response.json(200, Reply(framed.request.model.name).whole(told, usage))
+        texts = [(piece.text, piece.finish or "stop") for piece in answers]
+        await response.json(200, Reply(framed.request.model.name).whole(texts, usage))
 
-    async def _stream(self, framed: Framed, response: Response) -> None:
+    async def _stream(self, framed: FramedRequest, response: Response) -> None:
         reply = Reply(framed.request.model.name)
         generated = 0
         async with aclosing(self._answers(framed)) as pieces:
             async for index, piece in pieces:
-                if not response.begun:  # until the engine has begun, an error can still have a status
+                if not response.begun:  # before the first piece an error can still have its own status
                     for i in range(framed.request.choices):
                         await response.event(reply.chunk(i, {"role": "assistant", "content": ""}))
                 if piece.text or piece.finish:
@@ -161,8 +161,8 @@ class App:
             await response.event(reply.last_chunk(usage_of(len(framed.prompt), generated)))
         await response.end_events()
 
-    async def _answers(self, framed: Framed) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Yield the pieces of all answers to a request, each with its answer's number, and count them."""
+    async def _answers(self, framed: FramedRequest) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Yield the pieces of all answers to a request, each with its answer's number, and count finished answers."""
         sources = [self._answering.answer(framed, i) for i in range(framed.request.choices)]
         async with aclosing(merged(sources)) as pieces:
             async for index, piece in pieces:
@@ -172,7 +172,7 @@ class App:
 
 
 def _plain(path: str) -> str:
-    """Return ``path`` without what clients get wrong: ``/v1`` left out or given twice, slashes, capitals."""
+    """Return ``path`` without what clients get wrong: a missing or repeated ``/v1``, slashes, capitals."""
     parts = [part for part in path.lower().split("/") if part]
     while parts and parts[0] == "v1":
         parts.pop(0)

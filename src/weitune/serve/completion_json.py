@@ -1,4 +1,4 @@
-"""Answers as the OpenAI protocol says them: one JSON object, or one for every piece."""
+"""Answers in the form of the OpenAI protocol: one JSON object, or one for every piece."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from weitune.generate.llama_engine import Finish
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What all parts of one reply share."""
+    """One reply: what all of its parts have in common."""
 
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, answers: list[tuple[str, Finish]], usage: dict[str, int]) -> dict[str, Any]:
-        """Return a finished reply: the text of every answer and why it ended."""
+        """Return the reply with the text of every answer and why it ended."""
         choices = [
             {"index": i, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
             for i, (text, finish) in enumerate(answers)
@@ -32,7 +32,7 @@ class Reply:
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def last_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        """Return the usage, which a client may ask for at a stream's end."""
+        """Return the last piece of a stream: the usage, if the client asked for it."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Reply:
 
 
 def usage_of(prompt_tokens: int, generated_tokens: int) -> dict[str, int]:
-    """Return the tokens read and written."""
+    """Return the counts of tokens read and written."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated_tokens,

@@ -1,4 +1,4 @@
-"""Errors as the OpenAI protocol says them."""
+"""Errors in the form of the OpenAI protocol."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """What every request must pass before anything reads it: host, origin, key, size and time.
 
-    Host      of another name     403    a page that made its own name point here (DNS rebinding) gets nothing
-    Origin    of another site     403    nor does a page that simply posts here (:mod:`.origins`)
-    key       missing or wrong    401    on every path, when the server has a key
+    Host      another name        403    stops pages whose own name points here (DNS rebinding)
+    Origin    another site        403    stops pages that post here directly (:mod:`.origins`)
+    key       missing or wrong    401    on every path, if the server has a key
     body      too large           413    counted while it arrives, whatever its header says
               too slow            408
 
-It is written against ASGI's three values, so it can be tried without a network.
+It needs nothing but ASGI's three values, so it is tested without a network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Guard:
         self.check_client(scope)
 
     def check_place(self, scope: Scope) -> None:
-        """Raise ApiError unless the request is for a name of this server, and from no page of another site."""
+        """Raise ApiError unless the request names this server, and comes from no page of another site."""
         hosts = header(scope, b"host")
         if len(hosts) != 1 or not self._knows(hosts[0]):
             raise ApiError(403, "serve.guard.host_not_allowed", code="host_not_allowed")
@@ -93,7 +93,7 @@ class Guard:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        # A rebound name is a name: an address in the Host header was typed by somebody who meant this server.
+        # DNS rebinding needs a name: an address in the Host header was typed by somebody who meant this server.
         return address.is_loopback or not is_loopback(self.bound_to)
 
 
@@ -124,6 +124,6 @@ def is_loopback(address: str) -> bool:
 
 
 def _same(given: list[str], expected: str) -> bool:
-    """Compare in a time that tells nothing about how much of the key was right."""
+    """Compare in a time that does not reveal how much of the key was right."""
     shown = given[0] if len(given) == 1 else ""
     return hmac.compare_digest(hashlib.sha256(shown.encode()).digest(), hashlib.sha256(expected.encode()).digest())

@@ -1,4 +1,4 @@
-"""The network: uvicorn, with a limit on how long a client may take to say what it wants."""
+"""The network: uvicorn, with a limit on how long a client may take to send a request's header."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ _HEADER_BYTES = 16 << 10
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which waits for a request's header for ever, and this does not."""
+    """uvicorn's HTTP/1.1 with a timeout for a request's header, for which uvicorn itself waits for ever."""
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a header."""
         super().connection_made(transport)
         self._deadline: asyncio.TimerHandle | None = None
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Wait on while a header is incomplete."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._wait()
@@ -41,7 +39,6 @@ class HeaderTimeoutProtocol(H11Protocol):
             self._deadline = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
@@ -52,11 +49,11 @@ class HeaderTimeoutProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends in order at the first Ctrl-C or SIGTERM, and at once at the second."""
+    """uvicorn's server. The first Ctrl-C or SIGTERM ends it after the open requests, the second at once."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Ask the server to end when a signal comes, in place of uvicorn's way of raising it again afterwards."""
+        """End the server on a signal; uvicorn's own method would raise the signal again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

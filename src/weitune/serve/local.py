@@ -19,12 +19,12 @@ from weitune.serve.request import Limits
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much is served at once."""
+    """How many answers are generated at once, and how large they may be."""
 
     slots: int = 4
     """Answers generated at the same time."""
     queue: int = 32
-    """Answers that may wait; beyond, a client is told to come back."""
+    """Answers that may wait; any more are refused with 429."""
     context_tokens: int = 4096
     """Longest prompt and answer together; at most what the model knows."""
     threads: int | None = None
@@ -40,7 +40,10 @@ def serve(
     *,
     started: Callable[[str, Server], None] = lambda url, server: None,
 ) -> None:
-    """Load ``models`` and answer at ``listening`` until a signal comes, or ``started``'s server is told to exit."""
+    """Load ``models`` and serve them at ``listening`` until a signal comes.
+
+    ``started`` is called with the URL and the server, whose ``should_exit`` ends it as well.
+    """
     context = min(capacity.context_tokens, models.context_tokens)
     with LlamaCpp(
         models.base,
@@ -65,5 +68,5 @@ async def _serve(
     admission = Admission(capacity.slots, capacity.queue)
     app = App(models.by_name, Answering(llama, admission), guard, limits)
     server = http_server(app)
-    started(url_of(listening), server)  # the socket listens already: whoever comes now waits a moment
+    started(url_of(listening), server)  # the socket listens already: requests that come now wait a moment
     await server.serve(sockets=[listening])

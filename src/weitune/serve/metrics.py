@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 
+from weitune.messages import say
 from weitune.serve.admission import Admission
 
-_HELP = {
-    "weitune_requests_total": ("counter", "Finished requests by status; 499: the client went away."),
-    "weitune_answers_total": ("counter", "Finished answers by model."),
-    "weitune_prompt_tokens_total": ("counter", "Tokens of prompts by model."),
-    "weitune_generated_tokens_total": ("counter", "Generated tokens by model."),
-    "weitune_running": ("gauge", "Answers being generated."),
-    "weitune_waiting": ("gauge", "Answers waiting for a slot."),
+_METRICS = {
+    "weitune_requests_total": ("counter", "serve.metrics.requests"),
+    "weitune_answers_total": ("counter", "serve.metrics.answers"),
+    "weitune_prompt_tokens_total": ("counter", "serve.metrics.prompt_tokens"),
+    "weitune_generated_tokens_total": ("counter", "serve.metrics.generated_tokens"),
+    "weitune_running": ("gauge", "serve.metrics.running"),
+    "weitune_waiting": ("gauge", "serve.metrics.waiting"),
 }
+"""Type of each metric, and the id of its help."""
 
 
 class Metrics:
-    """What happened since the server began."""
+    """The counts since the server started, and gauges from ``admission``."""
 
     def __init__(self, admission: Admission) -> None:
-        """Read the gauges from ``admission``."""
         self._admission = admission
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -40,7 +41,7 @@ class Metrics:
         values = {f"{name}{{{label}}}": count for (name, label), count in sorted(self._counts.items())}
         values |= {"weitune_running": self._admission.running, "weitune_waiting": self._admission.waiting}
         lines = []
-        for name, (kind, about) in _HELP.items():
-            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+        for name, (kind, help_id) in _METRICS.items():
+            lines += [f"# HELP {name} {say(help_id)}", f"# TYPE {name} {kind}"]
             lines += [f"{key} {value}" for key, value in values.items() if key.partition("{")[0] == name]
         return "\n".join(lines) + "\n"

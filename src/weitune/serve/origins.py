@@ -1,10 +1,10 @@
-"""Which web sites' pages may use the server, and how a browser is told (CORS).
+"""CORS: which web sites' pages may use the server, and the headers that tell a browser so.
 
     page of https://chat.example.org ── browser ──▶ OPTIONS, with Origin, without the key     204, what it may send
                                                 ──▶ POST, with Origin and the key             the answer
 
-A browser shows an answer to a page of another site only if it has ``Access-Control-Allow-Origin``. So an allowed site's
-gets that on every answer, streams and errors too; pages of other sites get none of these headers, and 403.
+A browser shows an answer to a page of another site only if it has ``Access-Control-Allow-Origin``. Pages of allowed
+sites get that header on every answer, streams and errors included; pages of other sites get 403 without it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _SENT = re.compile(
     r"x-request-id|x-requested-with|x-stainless-[\w-]+|x-title",
     re.ASCII,
 )
-"""Headers that clients of the OpenAI API send from pages. The server reads ``authorization`` alone."""
+"""Headers that clients of the OpenAI API send from pages. The server itself reads only ``authorization``."""
 _SECONDS = b"600"
 """How long a browser may remember the answer to a preflight."""
 _PRIVATE = b"access-control-request-private-network"
 
 
 def read_origins(given: Iterable[str]) -> frozenset[str]:
-    """Return the values of ``--allow-origin`` as browsers write origins. Raises InputError if one is no origin."""
+    """Return the values of ``--allow-origin`` as browsers write origins. Raises InputError if one is not an origin."""
     return frozenset(text if text == ALL else _origin(text) for text in given)
 
 
@@ -45,7 +45,7 @@ def allows(allowed: frozenset[str], origin: str) -> bool:
 
 
 def cors_headers(allowed: frozenset[str], scope: Scope) -> Headers:
-    """Return what every answer to this request, an error too, has for the browser."""
+    """Return the headers for the browser that every answer to this request has, errors included."""
     if not allowed:
         return ()
     vary = (b"vary", b"Origin")  # a shared cache must not give one site's answer to another
@@ -60,7 +60,7 @@ def cors_headers(allowed: frozenset[str], scope: Scope) -> Headers:
 
 
 def preflight_headers(allowed: frozenset[str], scope: Scope) -> Headers:
-    """Return what a preflight of an allowed site is told besides; nothing for others, whose browser then stops."""
+    """Return the further headers for a preflight of an allowed site; none for others, whose browser then stops."""
     if not all(allows(allowed, origin) for origin in header(scope, b"origin")):
         return ()
     asked = ",".join(header(scope, b"access-control-request-headers"))
@@ -76,13 +76,13 @@ def preflight_headers(allowed: frozenset[str], scope: Scope) -> Headers:
 
 
 def is_preflight(scope: Scope) -> bool:
-    """Return whether a browser asks what a page of another site may send."""
+    """Return whether this is a preflight: a browser asks what a page of another site may send."""
     named = header(scope, b"origin") and header(scope, b"access-control-request-method")
     return scope["method"] == "OPTIONS" and bool(named)
 
 
 def _origin(text: str) -> str:
-    """Return an ``--allow-origin`` as browsers write it. Raises InputError if no browser would ever send it."""
+    """Return an ``--allow-origin`` as browsers write it. Raises InputError if no browser would send it."""
     if text == "null":  # pages from files and sandboxes
         return text
     origin = ""

@@ -1,7 +1,7 @@
-"""A chat request: from JSON that anybody may have sent to values that are in range.
+"""A chat request: from untrusted JSON to values that are in range.
 
-Every field is read, ignored because it changes no answer, or refused because it would. One that nobody knows is refused
-too, so that a misspelled one is noticed.
+A field is either read, or ignored because it changes no answer, or refused because it would change the answer. Unknown
+fields are refused too, so that misspelled ones are noticed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _IGNORED = frozenset({"user", "store", "metadata", "service_tier", "parallel_too
 _REFUSED = frozenset({"tools", "tool_choice", "functions", "function_call", "response_format", "audio", "modalities",
                       "prediction", "web_search_options", "logprobs", "top_logprobs"})  # fmt: skip
 _HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
-"""Values of a refused field that ask for nothing."""
+"""Values of a refused field that have no effect."""
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGES = 4096
 _STOP_STRINGS = 16
@@ -32,7 +32,7 @@ _BIASES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for."""
+    """The most that one request may ask for."""
 
     max_tokens: int = 2048
     """Longest answer, in tokens."""
@@ -53,11 +53,11 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Options that go to the engine as they are: penalties and logit biases."""
+    """Options that go to the engine unchanged: penalties and logit biases."""
 
 
 def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -> ChatRequest:
-    """Read a request's JSON. Raises ApiError for the first thing that is wrong."""
+    """Return the request in ``body``, parsed JSON. Raises ApiError for the first field that is wrong."""
     if not isinstance(body, dict):
         raise ApiError(400, "serve.request.not_an_object")
     values = {name: read(body[name]) for name, read in _FIELDS.items() if body.get(name) is not None}
@@ -91,7 +91,7 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
 
 
 def _sampling(values: Mapping[str, Any], limits: Limits) -> Sampling:
-    """Return how to choose tokens; what is not given is as in ``weitune chat``, whose answers are greedy."""
+    """Return the sampling options; the defaults are those of ``weitune chat``, whose answers are greedy."""
     name = "max_completion_tokens" if "max_completion_tokens" in values else "max_tokens"
     longest = values.get(name, min(Sampling().max_new_tokens, limits.max_tokens))
     if longest > limits.max_tokens:
@@ -183,7 +183,7 @@ def _turn(message: Any, where: str) -> Turn:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(map(_is_text, parts)):
         raise ApiError(400, "serve.request.content", where=where, param=f"{where}.content")
-    # Half a surrogate pair is a valid escape in JSON and no text; no tokenizer takes it.
+    # Half a surrogate pair is a valid escape in JSON, but no tokenizer takes it.
     text = "".join(part["text"] for part in parts).encode("utf-8", "replace").decode("utf-8")
     return turn_from_text(_ROLES[role], text)
 

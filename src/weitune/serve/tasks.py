@@ -1,4 +1,4 @@
-"""Two ways to wait for several things at once, and to end them together."""
+"""Tasks that run side by side and end together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Do ``work``, and end it when the client disconnects. Raises ClientGone then."""
+    """Run ``work``, but cancel it and raise ClientGone if the client disconnects."""
     working = asyncio.ensure_future(work)
     listening = asyncio.ensure_future(_disconnected(receive))
     try:
@@ -25,7 +25,7 @@ async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None
 
 
 async def merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """Yield what any of ``sources`` yields, with its number, as it comes. An error of one ends all."""
+    """Yield the items of all ``sources`` as they come, each with its source's number. An error in one ends all."""
     queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
 
     async def read(number: int, source: AsyncGenerator[T, None]) -> None:
@@ -59,7 +59,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _ended(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel ``tasks`` and wait until they have given back what they hold."""
+    """Cancel ``tasks`` and wait until they have ended."""
     for task in tasks:
         task.cancel()
     waiting: Awaitable[Any] = asyncio.gather(*tasks, return_exceptions=True)
