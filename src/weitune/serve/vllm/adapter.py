@@ -1,13 +1,13 @@
-"""An adapter for vLLM: names that vLLM finds, and one scale for all layers.
+"""Adapters for vLLM: layer names that vLLM finds, and one scale for all layers.
 
-vLLM looks an adapter's layers up by name and leaves out those that it does not find, without an error: the model then
-answers as its base. It takes an adapter's names through the same mapping as the base's weights, so an adapter fits if
-its layers bear the names of the base's own files. A configuration that wraps a text model (Qwen3.5, Gemma 3) makes vLLM
-load the whole, whose layers are ``language_model.model.layers.*``; every such class knows them also as
-``model.language_model.layers.*``, the name that transformers gives them.
+vLLM looks up an adapter's layers by name and ignores those that it does not find, without an error: the model then
+answers as its base. It maps an adapter's names as it maps those of the base's weights, so an adapter fits if its layers
+have the names of the base's own files. If the configuration wraps a text model (Qwen3.5, Gemma 3), vLLM loads the whole
+model, whose layers are ``language_model.model.layers.*``; every such class also accepts transformers' names,
+``model.language_model.layers.*``.
 
 Releases of vLLM that ignore ``rank_pattern`` and ``alpha_pattern`` would scale such layers wrongly. An adapter that has
-them is written anew with one rank and one scale.
+them is rewritten with one rank and one scale.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from weitune.model.load.weight_files import stored_weights
 
 _CONFIG, _TENSORS = ADAPTER_FILES
 _WRAPPED = ("model.language_model.", "language_model.model.")
-"""How the layers of a wrapped text model may be called for every class of vLLM."""
+"""Names of the layers of a wrapped text model that every class of vLLM accepts."""
 
 
 def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
@@ -40,13 +40,15 @@ def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
         raise ModelError("serve.adapter.dora")
     if source.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
         return adapter
-    found = _layers(source.files)
+    base_layers = _layers(source.files)
     wrapped = source.config.get_text_config() is not source.config
     lost = [
-        layer for layer, update in adapter.updates.items() if not _matches(layer, found, wrapped) and update.b.any()
-    ]  # B of a layer that text never passes, as in a vision tower, is zero as it began: nothing is lost
+        layer
+        for layer, update in adapter.updates.items()
+        if not _matches(layer, base_layers, wrapped) and update.b.any()
+    ]  # in layers that text never reaches, as in a vision tower, B is still zero: nothing is lost
     if lost:
-        raise _no_effect(name, source, adapter, lost, found)
+        raise _layers_left_out(name, source, adapter, lost, base_layers)
     return adapter
 
 
@@ -55,29 +57,28 @@ def _layers(files: ModelFiles) -> frozenset[str]:
     return frozenset(name.rpartition(".")[0] for name in stored_weights(files.folder))
 
 
-def _matches(layer: str, found: frozenset[str], wrapped: bool) -> bool:
-    """Return whether vLLM finds the adapter's ``layer`` in a base whose files have the modules ``found``."""
+def _matches(layer: str, base_layers: frozenset[str], wrapped: bool) -> bool:
+    """Return whether vLLM finds the adapter's ``layer`` in a base whose files have weights of ``base_layers``."""
     if wrapped:
-        return layer.startswith(_WRAPPED) or (layer in found and layer.startswith("model.layers."))
-    return layer in found or layer.partition(".")[2] in found  # some files leave out the first part, as GPT-2's do
+        return layer.startswith(_WRAPPED) or (layer in base_layers and layer.startswith("model.layers."))
+    return (
+        layer in base_layers or layer.partition(".")[2] in base_layers
+    )  # some files omit the first part, as GPT-2's do
 
 
-def _no_effect(
-    name: str, source: ExportSource, adapter: AdapterWeights, lost: list[str], found: frozenset[str]
+def _layers_left_out(
+    name: str, source: ExportSource, adapter: AdapterWeights, lost: list[str], base_layers: frozenset[str]
 ) -> ModelError:
-    whole = (source.config.architectures or [type(source.config).__name__])[0]
-    mergeable = all(layer in found for layer in adapter.updates)
-    return ModelError(
-        "serve.adapter.layers_left_out",
-        lost_count=len(lost),
-        updates_count=len(adapter.updates),
-        name=name,
-        whole=whole,
-        lost=lost[0],
-        detail="Export the run as `merged` and serve that."
-        if mergeable
-        else "Merge the adapter into its base with peft's merge_and_unload, save that, and serve the saved model.",
-    )
+    values: dict[str, Any] = {
+        "count": len(lost),
+        "layers": len(adapter.updates),
+        "name": name,
+        "architecture": (source.config.architectures or [type(source.config).__name__])[0],
+        "layer": lost[0],
+    }
+    if all(layer in base_layers for layer in adapter.updates):
+        return ModelError("serve.adapter.layers_left_out", **values)
+    return ModelError("serve.adapter.layers_left_out_and_not_mergeable", **values)
 
 
 def is_uneven(adapter: AdapterWeights) -> bool:
@@ -86,7 +87,7 @@ def is_uneven(adapter: AdapterWeights) -> bool:
 
 
 def write_even(adapter: AdapterWeights, folder: Path) -> None:
-    """Write to ``folder`` an adapter that computes the same with one rank and the scale 1."""
+    """Write an equivalent adapter with one rank and the scale 1 to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     rank = max(update.rank for update in adapter.updates.values())
     tensors: dict[str, Tensor] = {}
@@ -101,7 +102,7 @@ def write_even(adapter: AdapterWeights, folder: Path) -> None:
 
 
 def _padded(update: LowRankUpdate, rank: int) -> tuple[Tensor, Tensor]:
-    """Return A (rank, in) and s B (out, rank) of ``update``, filled up with zeros."""
+    """Return A (rank, in) and s B (out, rank) of ``update``, padded with zeros."""
     missing = rank - update.rank
     a = torch.cat([update.a, update.a.new_zeros(missing, update.a.shape[1])])
     b = torch.cat([update.b * update.scale, update.b.new_zeros(update.b.shape[0], missing)], dim=1)

@@ -1,9 +1,9 @@
-"""Serve runs with vLLM, which speaks the protocol and loads PEFT adapters itself: the command that starts it.
+"""The command that starts vLLM, which serves the protocol and loads PEFT adapters itself.
 
     vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template … --middleware weitune_vllm.ModelName
 
-vLLM has one chat template for all models. Here it holds the framing of every run and that of the base, and a middleware
-tells it which of them a request names (:mod:`.template`, :mod:`.middleware`).
+vLLM has one chat template for all models. weitune's contains the framing of every run and that of the base, and a
+middleware tells it which model a request names (:mod:`.template`, :mod:`.middleware`).
 """
 
 from __future__ import annotations
@@ -26,49 +26,50 @@ from weitune.export.source.generation_config import write_generation_config
 from weitune.files.cache import cache_fix
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
+from weitune.messages import say
 from weitune.serve.vllm import middleware
 from weitune.serve.vllm.adapter import checked_adapter, is_uneven, write_even
 from weitune.serve.vllm.template import template_by_model
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM takes for the largest rank."""
+"""Values that vLLM accepts for the largest rank."""
 _TEMPLATE = "chat_template.jinja"
 _MODULE = "weitune_vllm"
-"""The middleware's name where vLLM imports it."""
+"""The module name under which vLLM imports the middleware."""
 _PATH = "PYTHONPATH"
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where vLLM listens, and to whom."""
+    """Where vLLM listens, and which requests it accepts."""
 
     host: str
     port: int
     key: str | None = None
     origins: tuple[str, ...] = ()
-    """Web sites whose pages may use the server."""
+    """Origins of web pages that may use the server."""
     body_bytes: int = 4 << 20
-    """The longest body of a request."""
+    """Largest size of a request's body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How to start vLLM: arguments, and what is added to its environment."""
+    """How to start vLLM: its arguments, and additions to its environment."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     secrets: Mapping[str, str]
-    """What goes into the environment to stay off the list of processes."""
+    """Environment variables that are not shown; as arguments they would be in the list of processes."""
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return the command as one would type it, the secrets left out."""
+        """Return the command as one would type it, without the secrets."""
         hidden = [f"{name}=…" for name in self.secrets]
         shown = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*hidden, *shown, *map(shlex.quote, self.arguments)])
 
     def run(self) -> None:
-        """Become vLLM. Raises InputError if it is not installed."""
+        """Replace this process by vLLM. Raises InputError if it is not installed."""
         program = shutil.which(self.arguments[0])
         if program is None:
             raise InputError("serve.command.not_installed")
@@ -86,7 +87,7 @@ def vllm_command(
     context_tokens: int,
     dtype: str | None = None,
 ) -> Command:
-    """Return the command for ``runs`` on one base. The files that it names are written to a folder in ``cache``.
+    """Return the command that serves ``runs`` of one base. The files that it names are written below ``cache``.
 
     ``dtype`` is vLLM's name of a number format; None leaves the choice to vLLM. Raises ModelError if vLLM cannot serve
     the runs, InputError if the files cannot be written.
@@ -96,12 +97,12 @@ def vllm_command(
     rank = max(update.rank for adapter in adapters.values() for update in adapter.updates.values())
     own = first.base_template
     template = template_by_model({BASE: own, **{name: source.template for name, source in runs.items()}})
-    told = template != own
+    by_model = template != own
     try:
         folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
     except OSError as error:
         raise InputError(
-            "serve.command.cannot_be_written", cache=cache, strerror=error.strerror or error, cache_fix=cache_fix()
+            "serve.command.cannot_be_written", folder=cache, reason=error.strerror or error, fix=cache_fix()
         ) from None
     modules = [
         json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
@@ -113,23 +114,23 @@ def vllm_command(
         "--host", listening.host, "--port", str(listening.port), "--max-model-len", str(min(context_tokens, limit)),
         "--enable-lora", "--max-loras", str(len(runs)), "--max-lora-rank", str(_rank(rank)),
         "--lora-modules", *modules, "--chat-template", str(folder / _TEMPLATE),
-        "--chat-template-content-format", "string",  # as in training: no template gets parts of a text
+        "--chat-template-content-format", "string",  # as in training: templates get strings, not lists of parts
         "--generation-config", str(folder), "--allowed-origins", json.dumps(list(listening.origins)),
         *(["--dtype", dtype] if dtype else []),
-        *(["--middleware", f"{_MODULE}.{middleware.ModelName.__name__}"] if told else []),
+        *(["--middleware", f"{_MODULE}.{middleware.ModelName.__name__}"] if by_model else []),
     )  # fmt: skip
     return Command(
         arguments,
-        {_PATH: str(folder)} if told else {},
+        {_PATH: str(folder)} if by_model else {},
         {"VLLM_API_KEY": listening.key} if listening.key else {},
         tuple(_notes(first)),
     )
 
 
 def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
-    """Return the option that names the tokenizer, if it lies with an adapter and not with the base.
+    """Return the option that names the tokenizer, if an adapter brings its own.
 
-    Raises ModelError if the runs have different ones, for vLLM has one for all.
+    Raises ModelError if the runs have different tokenizers, for vLLM has one for all models.
     """
     (first, source), *others = runs.items()
     vocabulary = source.tokenizer.get_vocab() if others else {}
@@ -145,11 +146,11 @@ def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
 
 
 def _notes(source: ExportSource) -> Iterator[str]:
-    """Yield what differs from the llama.cpp engine, or may keep vLLM from starting."""
+    """Yield what differs from serving with llama.cpp, and what may keep vLLM from starting."""
     end = source.tokenizer.convert_ids_to_tokens(source.framing.end_of_turn)
-    yield f"vLLM takes the text of a control token in a message, such as {end}, for the token itself"
+    yield say("serve.command.control_tokens_in_messages", token=end)
     if source.files.gguf:
-        yield "vLLM from 0.24 on reads a .gguf file only where its plugin is installed (pip install vllm-gguf-plugin)"
+        yield say("serve.command.gguf_needs_plugin")
 
 
 def _written(
@@ -159,7 +160,7 @@ def _written(
     template: str,
     body_bytes: int,
 ) -> Path:
-    """Write what vLLM reads to a folder named after its contents, so that no other server's files take its place."""
+    """Write what vLLM reads to a folder named after its contents, so that no server overwrites another's files."""
     first = next(iter(runs.values()))
     stops = dict.fromkeys([
         *(token for source in runs.values() for token in source.stop_tokens), *first.base_framing.stop_tokens,
@@ -182,7 +183,7 @@ def _written(
 
 
 def _even_folder(folder: Path, i: int, adapter: AdapterWeights) -> Path:
-    """Return where vLLM finds the adapter of run ``i``: where it is, or as it was written anew."""
+    """Return the folder of the adapter of run ``i``: its own, or that of the rewritten adapter."""
     return folder / f"adapter-{i}" if is_uneven(adapter) else adapter.folder
 
 
@@ -195,8 +196,8 @@ def _digest(folder: Path) -> str:
 
 
 def _rank(needed: int) -> int:
-    """Return the smallest rank that vLLM takes and that holds ``needed``. Raises ModelError if there is none."""
-    found = next((rank for rank in _RANKS if rank >= needed), None)
-    if found is None:
-        raise ModelError("serve.command.rank_too_large", ranks=_RANKS[-1], needed=needed)
-    return found
+    """Return the smallest rank, at least ``needed``, that vLLM accepts. Raises ModelError if there is none."""
+    accepted = next((rank for rank in _RANKS if rank >= needed), None)
+    if accepted is None:
+        raise ModelError("serve.command.rank_too_large", most=_RANKS[-1], rank=needed)
+    return accepted

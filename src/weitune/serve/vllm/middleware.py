@@ -1,4 +1,4 @@
-"""Middleware for vLLM: tells the chat template which model a request names.
+"""Middleware for vLLM that tells the chat template which model a request names.
 
 vLLM renders the requests to all models with one chat template and does not tell it the model. This class puts the name
 into the request's ``chat_template_kwargs``, where the template of :mod:`weitune.serve.vllm.template` looks for it. vLLM
@@ -22,11 +22,11 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 VARIABLE = "weitune_model"
 """The variable of the chat template that holds the model's name."""
 SETTINGS = ".json"
-"""Ending of the file beside the copy: ``base`` is the model of requests that name none, ``body_bytes`` a limit."""
+"""Suffix of the settings file: ``base`` is the model of requests that name none, ``body_bytes`` the size limit."""
 
 
 class ModelName:
-    """An ASGI application around vLLM's."""
+    """An ASGI application that wraps vLLM's."""
 
     def __init__(self, app: Application) -> None:
         """Read the settings that lie beside this file."""
@@ -36,7 +36,7 @@ class ModelName:
         self._body_bytes: int = settings["body_bytes"]
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on to vLLM, the model's name added if it has messages."""
+        """Pass a request on to vLLM; if it has messages, add the model's name."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -55,11 +55,11 @@ class ModelName:
         await self._app({**scope, "headers": _headers(scope, len(changed))}, _replay(changed, receive), send)
 
     def _named(self, body: bytes) -> bytes:
-        """Return ``body`` with the name of its model among the template's arguments; as it is if it has no messages."""
+        """Return ``body`` with its model's name among the template's arguments; unchanged if it has no messages."""
         try:
             request = json.loads(body)
         except (ValueError, RecursionError):
-            return body  # vLLM says what is wrong with it
+            return body  # vLLM reports what is wrong with it
         if not isinstance(request, dict) or not {"messages", "input"} & request.keys():
             return body
         arguments = request.get("chat_template_kwargs")
@@ -76,7 +76,7 @@ def _headers(scope: Message, length: int) -> list[tuple[bytes, bytes]]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a channel that gives ``body`` and then whatever else comes, such as the client's going away."""
+    """Return a channel that yields ``body``, then the later messages, such as the client's disconnect."""
     waiting = [body]
 
     async def replayed() -> Message:

@@ -1,4 +1,4 @@
-"""One chat template for vLLM that frames every model's requests in that model's own way.
+"""One chat template for vLLM that frames the requests to each model as that model needs.
 
     {%+ if weitune_model in ["captain"] %}       the run's framing, with its system prompt
     {%+ elif weitune_model in ["base"] %}        the base's own template
@@ -14,18 +14,14 @@ import json
 import re
 from collections.abc import Mapping
 
+from weitune.messages import say
 from weitune.serve.vllm.middleware import VARIABLE
-
-_UNKNOWN = (
-    "the chat template was not told which model is asked: weitune's --middleware tells it, for the models it serves "
-    "(vLLM tries the template once as it starts; that one refusal means nothing)"
-)
 
 
 def template_by_model(texts: Mapping[str, str]) -> str:
     """Return the template that renders as ``texts[model]`` when :data:`VARIABLE` is ``model``.
 
-    If all texts are the same, it is that text, which needs no variable.
+    If all templates are the same, that template is returned, which needs no variable.
     """
     names: dict[str, list[str]] = {}
     for name, text in texts.items():
@@ -36,7 +32,10 @@ def template_by_model(texts: Mapping[str, str]) -> str:
     for i, (text, group) in enumerate(names.items()):
         listed = json.dumps(group, ensure_ascii=False)
         parts.append(f"{{%+ {'elif' if i else 'if'} {VARIABLE} in {listed} %}}\n{_without_last_break(text)}")
-    return "".join(parts) + f"{{%+ else %}}{{{{- raise_exception({json.dumps(_UNKNOWN)}) }}}}{{%+ endif %}}"
+    return (
+        "".join(parts)
+        + f"{{%+ else %}}{{{{- raise_exception({json.dumps(say('serve.template.unknown_model'))}) }}}}{{%+ endif %}}"
+    )
 
 
 def _without_last_break(text: str) -> str:
