@@ -32,10 +32,8 @@ def template_by_model(texts: Mapping[str, str]) -> str:
     for i, (text, group) in enumerate(names.items()):
         listed = json.dumps(group, ensure_ascii=False)
         parts.append(f"{{%+ {'elif' if i else 'if'} {VARIABLE} in {listed} %}}\n{_without_last_break(text)}")
-    return (
-        "".join(parts)
-        + f"{{%+ else %}}{{{{- raise_exception({json.dumps(say('serve.template.unknown_model'))}) }}}}{{%+ endif %}}"
-    )
+    unknown = json.dumps(say("serve.template.unknown_model"))
+    return "".join(parts) + f"{{%+ else %}}{{{{- raise_exception({unknown}) }}}}{{%+ endif %}}"
 
 
 def _without_last_break(text: str) -> str:
