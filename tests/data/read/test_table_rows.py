@@ -19,7 +19,7 @@ from weitune.data.prepare.prepare import prepare
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader, conversations_of
 from weitune.data.show.check import check
-from weitune.data.show.preview import look
+from weitune.data.show.preview import preview
 from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
 
@@ -64,7 +64,7 @@ def test_blank_rows_are_set_aside_and_counted(tmp_path: Path) -> None:
         assert result.report.set_aside_rows["with only empty cells"][0] == f"{path} row 2 (line 3)"
         assert not any("examples made" in line for line in result.report.lines())
     assert prepare(recipe, framing).report.rows.set_aside == {"with only empty cells": 4}
-    shown = list(look(reader_of(path), framing, tokenizer_of("qwen2.5"), recipe))
+    shown = list(preview(reader_of(path), framing, tokenizer_of("qwen2.5"), recipe))
     assert [item.tags for item in shown][1] == ("set aside: with only empty cells",)
     assert len(shown) == 6
 

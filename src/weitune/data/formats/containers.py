@@ -146,7 +146,7 @@ def _columns(value: Mapping[str, Any], deciding: Sequence[str]) -> ContainedRows
             return _unequal(lengths)
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
         return ContainedRows(rows=rows, unread=_others(value, columns))
-    if all(isinstance(value[key], dict) and value[key] and _by_index(value[key]) for key in deciding):
+    if all(_is_indexed_column(value[key]) for key in deciding):
         tables = {key: column for key, column in value.items() if isinstance(column, dict)}
         index = list(tables[deciding[0]])
         if any(list(column) != index for column in tables.values()):
@@ -158,11 +158,9 @@ def _columns(value: Mapping[str, Any], deciding: Sequence[str]) -> ContainedRows
 
 def _holds_dialogues(value: object) -> bool:
     """Return whether ``value`` is a list of dialogues, each of which has a list of messages."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(item, dict) and any(isinstance(item.get(key), list) for key in _LISTS) for item in value)
-    )
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(item, dict) and any(isinstance(item.get(key), list) for key in _LISTS) for item in value)
 
 
 def _is_list_column(key: str, value: object) -> bool:
@@ -176,9 +174,9 @@ def _is_list_column(key: str, value: object) -> bool:
     return not any(isinstance(item, dict | list) for item in value)
 
 
-def _by_index(column: Mapping[str, Any]) -> bool:
-    """Return whether the keys of ``column`` are numbers, as in an index that pandas writes."""
-    return all(key.isascii() and key.isdigit() for key in column)
+def _is_indexed_column(value: object) -> bool:
+    """Return whether ``value`` is a column by index, whose keys are numbers."""
+    return isinstance(value, dict) and bool(value) and all(key.isascii() and key.isdigit() for key in value)
 
 
 def _unequal(lengths: Mapping[str, int]) -> Problem:

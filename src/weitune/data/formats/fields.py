@@ -142,6 +142,4 @@ def _visible(name: str) -> str:
     return "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char)[0] not in "CZ")
 
 
-@lru_cache(maxsize=256)
-def _shown_name(name: str) -> str:
-    return shown_name(name)
+_shown_name = lru_cache(maxsize=256)(shown_name)

@@ -40,9 +40,9 @@ def refuse_other_objectives(
             continue
         if name.casefold() in _VERDICTS:
             if read_as is not None and (name.casefold() == "kto_tag" or _is_verdict(value, read_as)):
-                fields.fault("data.other_objectives.verdict", field=name, name=name, value=shown(value))
+                fields.fault("data.other_objectives.verdict", field=name, name=shown_name(name), value=shown(value))
         elif not columns:
-            _refuse_field(fields, name, value)
+            fields.fault(_refusal(name, value), field=name, name=shown_name(name), value=shown(value))
 
 
 @lru_cache(maxsize=256)
@@ -64,10 +64,9 @@ def _is_verdict(value: Any, read_as: str | None) -> bool:
     return read_as != "columns" and value in (0, 1, "0", "1", "0.0", "1.0")
 
 
-def _refuse_field(fields: Fields, name: str, value: Any) -> None:
+def _refusal(name: str, value: Any) -> str:
+    """Return the message id of the fault of a field with media, or with one of several answers."""
     if name.casefold() in _MEDIA:
-        fields.fault("data.other_objectives.media", field=name, name=name, value=shown(value))
-    elif isinstance(value, str):
-        fields.fault("data.other_objectives.compared_answer", field=name, name=shown_name(name))
-    else:
-        fields.fault("data.other_objectives.compared_messages", field=name, name=shown_name(name))
+        return "data.other_objectives.media"
+    text = isinstance(value, str)
+    return "data.other_objectives.compared_answer" if text else "data.other_objectives.compared_messages"

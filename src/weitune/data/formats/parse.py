@@ -150,7 +150,8 @@ def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, name
 
 
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
-    question, answered = _pair(row) or _half_pair(row)
+    half = (pair for pair in _PAIRS if pair[0] in row or pair[1] in row)
+    question, answered = _pair(row) or next(half, _PAIRS[0])
     fields.only(row, _COMMON_KEYS | {question, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
     keys = question, answered
@@ -171,11 +172,6 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options
 def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the names of the fields with question and answer, if ``row`` has both."""
     return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
-
-
-def _half_pair(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the names of the fields with question and answer, if ``row`` has one of them."""
-    return next((pair for pair in _PAIRS if pair[0] in row or pair[1] in row), _PAIRS[0])
 
 
 def _columns(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:

@@ -43,7 +43,11 @@ def _below(
     visited.add((here.st_dev, here.st_ino))
     names = {entry.name for entry in entries}
     if _SPLITS in names:
-        yield from _split_files(folder, is_data, split, visited)
+        chosen = _split_folder(folder, split)
+        if isinstance(chosen, Problem):
+            yield chosen
+        else:
+            yield from _below(chosen, is_data, None, visited)
         return
     if split is not None:
         yield _no_split(folder, split, [])
@@ -60,30 +64,20 @@ def _below(
             yield entry
 
 
-def _split_files(
-    folder: Path, is_data: Callable[[Path], bool], split: str | None, visited: set[tuple[int, int]]
-) -> Iterator[Path | Problem]:
-    """Yield the files of one split of a saved data set."""
+def _split_folder(folder: Path, split: str | None) -> Path | Problem:
+    """Return the folder of one split of a saved data set; without ``split``, of its only one."""
     listing = _read(folder / _SPLITS)
     if isinstance(listing, Problem):
-        yield listing
-        return
+        return listing
     names = listing.get("splits")
     splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     if split is None and not splits:
-        yield data_problem("data.folders.no_splits", file=str(folder), listing=_SPLITS)
-        return
+        return data_problem("data.folders.no_splits", file=str(folder), listing=_SPLITS)
     if split is None and len(splits) > 1:
-        shown = ", ".join(map(shown_name, splits))
-        yield data_problem(
-            "data.folders.several_splits", file=str(folder), splits=shown, folder=folder, first=splits[0]
-        )
-        return
+        shown, first = ", ".join(map(shown_name, splits)), splits[0]
+        return data_problem("data.folders.several_splits", file=str(folder), splits=shown, folder=folder, first=first)
     chosen = split if split is not None else splits[0]
-    if chosen not in splits or os.sep in chosen:
-        yield _no_split(folder, chosen, splits)
-        return
-    yield from _below(folder / chosen, is_data, None, visited)
+    return folder / chosen if chosen in splits and os.sep not in chosen else _no_split(folder, chosen, splits)
 
 
 def _saved_files(folder: Path) -> Iterator[Path | Problem]:

@@ -120,7 +120,8 @@ class _Table:
         if any("\0" in cell for cell in cells):
             return data_problem("data.table_rows.nul_character")
         for at in self._unnamed:
-            if cells[at].strip() and not (at == 0 and _is_number(cells[0])):
+            is_row_number = at == 0 and cells[0].isascii() and cells[0].isdigit()  # as pandas writes its index
+            if cells[at].strip() and not is_row_number:
                 return _without_name(at, cells[at])
         return None
 
@@ -128,11 +129,6 @@ class _Table:
 def _without_name(at: int, cell: str) -> Problem:
     """Return the fault of a cell in a column without a name."""
     return data_problem("data.table_rows.cell_without_column", number=at + 1, cell=shown(cell))
-
-
-def _is_number(cell: str) -> bool:
-    """Return whether ``cell`` is a row number, as pandas writes its index."""
-    return cell.isascii() and cell.isdigit()
 
 
 def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[Problem]:
