@@ -16,7 +16,6 @@ from weitune.run.events import read_events
 from weitune.training import validation
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
-from weitune.training.validation_history import ValidationHistory
 
 KEYS: dict[str, Any] = {"validation": 0.3, "train.evaluate_every": 3, "train.sample_tokens": 6}
 
@@ -172,24 +171,3 @@ def test_validation_data_that_are_not_in_order_leave_no_folder(inputs: Inputs, t
     with pytest.raises(DataError):
         train(inputs.recipe(tmp_path / "run", validation=[str(tmp_path / "held.json")]), device="cpu")
     assert not (tmp_path / "run").exists()
-
-
-class TestStanding:
-    def test_patience_counts_from_the_first_of_equals(self) -> None:
-        history = ValidationHistory([(0, 5.0), (10, 4.0), (20, 4.0)])
-        assert history.best() == (10, 4.0)
-        assert history.patience_exhausted(1)
-        assert not history.patience_exhausted(2)
-        assert not history.patience_exhausted(None)
-
-    def test_a_loss_that_is_not_finite_is_never_the_best(self) -> None:
-        history = ValidationHistory()
-        assert [history.add(step, loss) for step, loss in ((0, float("nan")), (5, 3.0), (10, float("inf")))] == [
-            False, True, False,
-        ]  # fmt: skip
-        assert ValidationHistory.from_state(json.loads(json.dumps(history.state(10)))) == history
-        assert history.state(5)["metric"] == 3.0
-        assert history.state(10)["metric"] is None
-
-    def test_of_a_checkpoint_from_before_there_was_validation(self) -> None:
-        assert ValidationHistory.from_state({"metric": None}).losses == []

@@ -27,33 +27,33 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run of ``recipe`` holds and takes."""
+    """A run of ``recipe``, and what it takes."""
 
     recipe: Recipe
     meta: MetaModel
     notes: Sequence[str]
     """What training would say before its first step."""
-    parts: RunInputs | None
+    inputs: RunInputs | None
     """None if the model came without a tokenizer, so that its data could not be counted."""
     workload: Workload | None
     largest: PassSize
     here: Fit
     """This machine, in the format that the recipe asks for."""
     fits: Sequence[Fit]
-    """Every target with the base stored in every way."""
+    """Every target with every storage of the base."""
     ways: Sequence[str]
-    """If the run will not fit here: changes of the recipe, each of which makes it fit."""
+    """If the run does not fit here: changes of the recipe, each of which makes it fit."""
     disk: int
     processes: int = 1
-    """Among which each step is divided; memory is that of one of them."""
+    """Each step is divided among so many; memory is that of one of them."""
     timing: Timing | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything for programs, memory in bytes."""
-        plan = self.parts.plan if self.parts else None
+        plan = self.inputs.plan if self.inputs else None
         return {
             "model": {"parameters": self.meta.parameters, "trainable": self.meta.trainable},
-            "data": self.parts.prepared.report.to_json() if self.parts else None,
+            "data": self.inputs.prepared.report.to_json() if self.inputs else None,
             "steps": plan.steps if plan else None,
             "steps_per_epoch": plan.steps_per_epoch if plan else None,
             "saved_by_sharing": self.workload.saved_by_sharing if self.workload else None,
@@ -69,7 +69,7 @@ class RunPlan:
 
 
 class _Notes(Reporter):
-    """Keeps what is said."""
+    """Keeps the lines for the user."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -83,20 +83,20 @@ def plan_run(
 ) -> RunPlan:
     """Return the plan of a run on this machine, and on GPUs given as (name, bytes of memory).
 
-    With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Nothing of
-    the model is needed but its configuration and its tokenizer. Raises InputError as training would.
+    With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Of the model
+    only its configuration and its tokenizer are needed. Raises InputError as training would.
     """
     notes = _Notes()
     files = locate_base(recipe, weights=False)
     meta = build_meta_model(files, recipe.adapter)
-    parts: RunInputs | None = None
+    inputs: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
-        parts = collect_inputs(recipe, notes, weights=False)
-        if note := warmup_note(parts.plan.steps, recipe.train):
+        inputs = collect_inputs(recipe, notes, weights=False)
+        if note := warmup_note(inputs.plan.steps, recipe.train):
             notes.say(note)
     else:
         notes.say(say("training.run_plan.data_not_counted"))
-    largest, workload = _largest(recipe, meta, parts, processes)
+    largest, workload = _largest(recipe, meta, inputs, processes)
     target = choose_device(device)
     form = Format.from_recipe(recipe, choose_dtype(recipe.train.precision, target))
     free = free_bytes(target) // (processes if target.type == "cpu" else 1)
@@ -108,7 +108,7 @@ def plan_run(
         recipe=recipe,
         meta=meta,
         notes=notes.lines,
-        parts=parts,
+        inputs=inputs,
         workload=workload,
         largest=largest,
         here=here,
@@ -125,20 +125,22 @@ def plan_run(
 
 def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None = None) -> RunPlan:
     """Return ``plan`` with the time of the run in one process, from two steps made here. Needs the weights."""
-    if plan.parts is None:
+    if plan.inputs is None:
         raise ModelError("training.run_plan.no_tokenizer")
-    return replace(plan, timing=measure(plan.parts, plan.meta, device=device, progress=progress))
+    return replace(plan, timing=measure(plan.inputs, plan.meta, device=device, progress=progress))
 
 
 def _largest(
-    recipe: Recipe, meta: MetaModel, parts: RunInputs | None, processes: int
+    recipe: Recipe, meta: MetaModel, inputs: RunInputs | None, processes: int
 ) -> tuple[PassSize, Workload | None]:
     """Return the largest pass, unsplit, and the steps it is part of."""
-    if parts is None:
+    if inputs is None:
         tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
-    workload = Workload.lay_out(parts.examples, parts.plan, meta.capabilities.layout, MOST_TOKENS, processes=processes)
-    return replace(workload.largest, longest=parts.longest), workload
+    workload = Workload.lay_out(
+        inputs.examples, inputs.plan, meta.capabilities.layout, MOST_TOKENS, processes=processes
+    )
+    return replace(workload.largest, longest=inputs.longest), workload
 
 
 def _fit_json(each: Fit) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.run.names import RECIPE
 from weitune.shell import shell_command
-from weitune.training.distributed.processes import agreed, make_accelerator, writes
+from weitune.training.distributed.processes import agreed, make_accelerator
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, stop_requests
 
@@ -92,8 +92,8 @@ def open_session(
         try:
             target = choose_device(device)
             accelerator = make_accelerator(target)
-            main = writes(accelerator, on_each_node=each_node)
-            yield Session(folder, reporter or Reporter(), asked, accelerator, target, device is None, main)
+            main = accelerator.is_local_main_process if each_node else accelerator.is_main_process
+            yield Session(folder, reporter or Reporter(), asked, accelerator, target, device is None, bool(main))
         except KeyboardInterrupt:
             reason = asked.reason or say("training.session.keyboard")
             if (folder / RECIPE).exists():

@@ -53,14 +53,14 @@ class _Stopwatch:
 
 
 def measure(
-    parts: RunInputs,
+    inputs: RunInputs,
     meta: MetaModel,
     *,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Timing:
     """Load the model, train three steps and forget them. Raises what training raises."""
-    recipe = parts.recipe
+    recipe = inputs.recipe
     loaded = load_model(
         recipe.model,
         precision=recipe.train.precision if recipe.adapter else "fp32",
@@ -72,21 +72,21 @@ def measure(
     trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(loaded.device)
     loop = make_loop(
-        trainable, recipe.train, parts.examples, parts.plan, accelerator=accelerator, longest=parts.longest
+        trainable, recipe.train, inputs.examples, inputs.plan, accelerator=accelerator, longest=inputs.longest
     )
     watch = _Stopwatch(progress)
     loop.run(0, watch)
     counted = watch.records[1:] or watch.records
     first = Workload.lay_out(
-        parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens, steps=[r.step - 1 for r in counted]
+        inputs.examples, inputs.plan, loop.layout, loop.memory.micro_tokens, steps=[r.step - 1 for r in counted]
     )
-    whole = Workload.lay_out(parts.examples, parts.plan, loop.layout, loop.memory.micro_tokens)
+    whole = Workload.lay_out(inputs.examples, inputs.plan, loop.layout, loop.memory.micro_tokens)
     pace = sum(record.step_seconds for record in counted) / sum(step_costs(meta, first))
     costs = step_costs(meta, whole)
     step_seconds = pace * sum(costs) / len(costs)
     return Timing(
         step_seconds=step_seconds,
-        seconds=step_seconds * parts.plan.steps,
+        seconds=step_seconds * inputs.plan.steps,
         tokens_per_second=whole.tokens / (pace * sum(costs)),
         peak_bytes=peak_bytes(loaded.device),
     )

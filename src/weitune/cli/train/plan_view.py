@@ -54,8 +54,8 @@ def _about(outlook: RunPlan) -> list[str]:
     share = meta.trainable / meta.parameters
     lines = [f"parameters: {meta.parameters:,}, of which {meta.trainable:,} are trained ({share:.4%})"]
     lines += outlook.notes
-    if outlook.parts is not None and outlook.workload is not None:
-        plan = outlook.parts.plan
+    if outlook.inputs is not None and outlook.workload is not None:
+        plan = outlook.inputs.plan
         lines.append(
             say("cli.plan_view.tokens_need_no_computation", saved_by_sharing=outlook.workload.saved_by_sharing)
         )

@@ -94,11 +94,6 @@ def check_same_step(accelerator: Accelerator, step: int, run: Path) -> None:
         raise RunError("training.processes.checkpoints_differ", run=run, first=steps[0], last=steps[-1])
 
 
-def writes(accelerator: Accelerator, *, on_each_node: bool) -> bool:
-    """Return whether this process writes the run's folder: one does, or one on each machine."""
-    return bool(accelerator.is_local_main_process if on_each_node else accelerator.is_main_process)
-
-
 @contextmanager
 def peer_failures_explained(accelerator: Accelerator, command: str) -> Iterator[None]:
     """Raise RunError if another process of the run fails during the block; ``command`` resumes the run."""
