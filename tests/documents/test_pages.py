@@ -65,3 +65,14 @@ def test_contributing_names_every_room() -> None:
         room.name: {inner.name for inner in room.iterdir() if inner.is_dir() and inner.name != "__pycache__"}
         for room in rooms
     }
+
+
+def test_no_sentence_stands_on_two_pages() -> None:
+    places: dict[str, set[str]] = {}
+    for page in [page for page in USER_PAGES if page.name != "recipe.md"]:
+        prose = re.sub(r"\s+", " ", re.sub(r"^\|.*$", "", prose_of(page), flags=re.MULTILINE))
+        for sentence in re.split(r"(?<=[.!?:。！？]) *", prose):
+            if len(sentence.split()) >= 9 or len(CHINESE.findall(sentence)) >= 25:
+                places.setdefault(sentence.strip(" -"), set()).add(name_of(page))
+    assert len(places) >= 300, "the pattern finds too little"
+    assert {sentence: sorted(pages) for sentence, pages in places.items() if len(pages) > 1} == {}
