@@ -62,7 +62,7 @@ def every_row(examples: Any) -> PackedBatch:
     )
 
 
-class Bernoulli(dropout.DropoutString):
+class Bernoulli(dropout.DropoutDraws):
     """A mask of its own for every input, drawn by ``bernoulli_`` and kept for backward."""
 
     def __init__(self, rate: float, length: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -127,7 +127,7 @@ VARIANTS: dict[str, Change] = {
     "no sharing, and padding": layout(padded),
     "logits at every row": layout(every_row),
     "modules and PEFT layers under autograd": own_modules,
-    "a Bernoulli mask for every input": setting(decoder, "DropoutString", Bernoulli),
+    "a Bernoulli mask for every input": setting(decoder, "DropoutDraws", Bernoulli),
     "one dense mask in attention": setting(decoder, "attention_for", lambda device: attention.DENSE),
     "wide values whole, not in slices": setting(feed_forward, "SLICE_COLUMNS", (64, 1 << 60)),
     "the last block at every row": whole_last_block,

@@ -39,9 +39,9 @@ _WORK = ("step", "answer")
 def work(model: str, precision: str, *, watching: bool) -> None:
     """Do what each line on standard input names (``step`` or ``answer``) and print how many seconds it took."""
     if watching:
-        from weitune.model.thread_contention import share_the_processor
+        from weitune.model.thread_contention import watch_contention
 
-        share_the_processor()
+        watch_contention()
     jobs = _jobs(model, precision)
     for job in jobs.values():
         job()

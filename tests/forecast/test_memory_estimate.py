@@ -18,7 +18,7 @@ import torch
 from tests.limits import HANG_SECONDS
 from tests.tiny import save_tiny
 from weitune.model.load import weights
-from weitune.model.storage.allocator import giving_back
+from weitune.model.storage.allocator import releasing_freed_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux")
 MIB = 1 << 20
@@ -39,7 +39,7 @@ def test_pages_of_a_file_that_have_been_read_are_given_back_and_can_be_read_agai
         told = sum(mapped[:: mmap.PAGESIZE])
         read = resident("RssFile")
         assert read - before > 60 * MIB
-        with giving_back([link]):
+        with releasing_freed_memory([link]):
             end = time.monotonic() + HANG_SECONDS
             while resident("RssFile") >= read - 50 * MIB:
                 assert time.monotonic() < end, "the pages are not given back"
@@ -49,7 +49,7 @@ def test_pages_of_a_file_that_have_been_read_are_given_back_and_can_be_read_agai
 
 def test_freed_tensors_go_back_at_once() -> None:
     before = resident("RssAnon")
-    with giving_back():
+    with releasing_freed_memory():
         kept = []
         for _ in range(20):  # what is kept lies between what is freed
             freed = torch.ones(4 * MIB)
@@ -62,7 +62,7 @@ def test_freed_tensors_go_back_at_once() -> None:
 _WITH_HOLES = """
 from tests.forecast.test_memory_estimate import MIB, resident
 import torch
-from weitune.model.storage.allocator import give_back_freed, keep_freed_memory
+from weitune.model.storage.allocator import release_freed_memory, keep_freed_memory
 
 keep_freed_memory()
 before = resident("RssAnon")
@@ -75,7 +75,7 @@ taken = [torch.ones(2 * MIB) for _ in range(20)]
 kept += taken[::2]
 del taken
 full = resident("RssAnon") - before
-give_back_freed()
+release_freed_memory()
 print(full // MIB, (resident("RssAnon") - before) // MIB, all(bool((each == 1).all()) for each in kept))
 """
 
@@ -99,7 +99,7 @@ def test_the_pages_of_a_file_go_back_where_weights_are_converted_and_stay_where_
         given.append(list(files))
         return nullcontext()
 
-    monkeypatch.setattr(weights, "giving_back", giving)
+    monkeypatch.setattr(weights, "releasing_freed_memory", giving)
     folder = save_tiny(tmp_path / "model")  # in float32
     weights.load_model(str(folder), precision=precision, device="cpu")
     assert given == [sorted(Path(folder).glob("*.safetensors")) if converts else []]

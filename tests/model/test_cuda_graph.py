@@ -32,15 +32,15 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
     norm = torch.nn.utils.get_total_norm(expected)
     passes, before = CudaGraphPasses(supervised, most_tokens=0), torch.get_rng_state()
     for _ in range(3):
-        passes.forget()
+        passes.zero_grad()
         for batch, loss in zip(batches, losses, strict=True):
-            assert passes.take(batch)
+            assert passes.accepts(batch)
             assert float(passes.run(batch, 0.5)) == pytest.approx(float(loss.detach()), rel=1e-6)
         for parameter, slope in zip(trained, expected, strict=True):
             assert (parameter.grad - slope).norm() <= 1e-5 * slope.norm()
     assert torch.get_rng_state().equal(before)
-    assert float(passes.clip(float(norm) / 2)) == pytest.approx(float(norm), rel=1e-5)
-    assert float(passes.clip(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)
+    assert float(passes.clip_grad_norm(float(norm) / 2)) == pytest.approx(float(norm), rel=1e-5)
+    assert float(passes.clip_grad_norm(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)
 
 
 def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place(
@@ -64,7 +64,7 @@ def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place
     found = []
     for turn in range(3):
         seed_step(42, 1, 0)
-        passes.forget()
+        passes.zero_grad()
         with pytest.warns(RuntimeWarning, match="cannot be recorded") if turn == 1 else nullcontext():
             loss = passes.run(batch, 1.0)
         found.append([loss, *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])

@@ -67,7 +67,7 @@ def test_freed_memory_goes_back_before_and_after_an_evaluation(
 ) -> None:
     done: list[str] = []
     measure, answer = validation.measure_loss, validation.answer_samples
-    monkeypatch.setattr(validation, "give_back_freed", lambda: done.append("give back"))
+    monkeypatch.setattr(validation, "release_freed_memory", lambda: done.append("give back"))
     monkeypatch.setattr(validation, "measure_loss", lambda *a: (done.append("loss"), measure(*a))[1])
     monkeypatch.setattr(validation, "answer_samples", lambda *a: (done.append("samples"), answer(*a))[1])
     train(inputs.recipe(tmp_path / "run", **KEYS | {"train.evaluate_every": 10}), device="cpu")

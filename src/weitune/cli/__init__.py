@@ -18,7 +18,7 @@ import click
 
 from weitune.errors import WeituneError
 from weitune.messages import say
-from weitune.model.thread_contention import share_the_processor
+from weitune.model.thread_contention import watch_contention
 
 
 class Entry(NamedTuple):
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # bytes or characters the terminal's encoding lacks must not end a chat
             stream.reconfigure(errors="replace")
-    share_the_processor()
+    watch_contention()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = command_line.main(args=arguments, prog_name="weitune", standalone_mode=False, obj=arguments)

@@ -67,17 +67,17 @@ class CudaGraphPasses:
         for parameter, part in zip(trained, self._grads.split([p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def take(self, batch: PackedBatch) -> bool:
+    def accepts(self, batch: PackedBatch) -> bool:
         """Return whether ``batch`` is small enough to gain from being recorded."""
         return len(batch) <= MOST_RECORDED_TOKENS
 
-    def clip(self, most: float) -> Tensor:
-        """Scale all gradients so that their norm is at most ``most``, and return what it was."""
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """Scale all gradients so that their norm is at most ``max_norm``; return the norm before."""
         norm: Tensor = torch.linalg.vector_norm(self._grads)
-        self._grads.mul_((most / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
+        self._grads.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
         return norm
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Set all gradients to zero."""
         self._grads.zero_()
 

@@ -140,7 +140,7 @@ _started: int | None = None
 """The process that watches; a fork of it does not."""
 
 
-def share_the_processor() -> None:
+def watch_contention() -> None:
     """Start watching, once in a process, unless the user has set how long threads spin or the system tells nothing."""
     global _started  # noqa: PLW0603  (one watch in a process)
     if _started == os.getpid() or any(name in os.environ for name in USER_SETTINGS) or not waited_seconds():

@@ -21,7 +21,7 @@ from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter import attach_adapter, check_targets, token_ids_of
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
-from weitune.model.storage.allocator import giving_back, keep_freed_memory
+from weitune.model.storage.allocator import keep_freed_memory, releasing_freed_memory
 from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
@@ -62,7 +62,7 @@ def make_trainable(
     init = lora if fresh else lora.model_copy(update={"init": "default", "init_from": None})
     token_ids = token_ids_of(loaded.tokenizer, lora.train_tokens or ())
     adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids)
-    adapter = LoraAdapter(adapted, started_by=lora.init)
+    adapter = LoraAdapter(adapted, initialised_by=lora.init)
     blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)
     if blocks is None:
         _widen(loaded)
@@ -93,7 +93,7 @@ def _widen(loaded: LoadedModel) -> None:
 def _lay_out(blocks: BlockDecoder, loaded: LoadedModel) -> None:
     """Lay the matrices of whole, unsharded blocks out as oneDNN multiplies them fastest."""
     if loaded.shards == 1 and by_onednn(loaded.device.type, loaded.dtype):
-        with giving_back([] if loaded.files.gguf else weight_files(loaded.files.folder)):
+        with releasing_freed_memory([] if loaded.files.gguf else weight_files(loaded.files.folder)):
             blocks.lay_out()
 
 

@@ -53,12 +53,12 @@ class GraphPasses(Passes):
     graphs: CudaGraphPasses
 
     def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
-        if isinstance(batch, PackedBatch) and self.graphs.take(batch):
+        if isinstance(batch, PackedBatch) and self.graphs.accepts(batch):
             return self.graphs.run(batch, 1 / step_weight).cpu()
         return Passes.run(self, batch, step_weight, counted=counted, last=last)
 
     def clip(self, max_norm: float) -> float:
-        return float(self.graphs.clip(max_norm))
+        return float(self.graphs.clip_grad_norm(max_norm))
 
     def zero_grad(self) -> None:
-        self.graphs.forget()
+        self.graphs.zero_grad()

@@ -14,7 +14,7 @@ from weitune.errors import Interrupted
 from weitune.files.publish import tidy
 from weitune.messages import say
 from weitune.model.load.device import choose_device
-from weitune.model.thread_contention import share_the_processor
+from weitune.model.thread_contention import watch_contention
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.run.names import RECIPE
@@ -87,7 +87,7 @@ def open_session(
 
     With ``each_node`` one process on each machine writes. Raises Interrupted if a stop comes before the first step.
     """
-    share_the_processor()
+    watch_contention()
     with stop_requests(stop) as asked:
         try:
             target = choose_device(device)

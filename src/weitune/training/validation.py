@@ -15,7 +15,7 @@ from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import answer_samples
 from weitune.generate.engine import Engine
-from weitune.model.storage.allocator import give_back_freed
+from weitune.model.storage.allocator import release_freed_memory
 from weitune.progress import Progress
 from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
@@ -60,14 +60,14 @@ class Validator:
             if progress is not None:
                 progress(done, total)
 
-        give_back_freed()
+        release_freed_memory()
         try:
             measured = self._measure(watched)
             samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
         except _StopAskedError:
             return None
         finally:
-            give_back_freed()
+            release_freed_memory()
         seconds = time.perf_counter() - began
         return Evaluation(step, measured.mean, measured.perplexity, measured.weight, seconds, samples)
 

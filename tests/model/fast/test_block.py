@@ -20,7 +20,7 @@ from weitune.model.capabilities import probe
 from weitune.model.fast import matmul
 from weitune.model.fast.block import reference_block, run_block
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.tree import Tree
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import SupervisedModel
@@ -201,7 +201,7 @@ def test_dropout_agrees_with_pefts_on_average() -> None:
 
 def test_a_dropout_mask_is_made_again_from_its_offset() -> None:
     torch.manual_seed(0)
-    string = DropoutString(0.1, 40_000, CPU, torch.float32)
+    string = DropoutDraws(0.1, 40_000, CPU, torch.float32)
     masks = [string.mask(string.draw_offset(), (100, 400)) for _ in range(3)]
     assert all(set(mask.unique().tolist()) == {0.0, 1.0} for mask in masks)
     assert all(float(mask.mean()) == pytest.approx(0.9, abs=0.01) for mask in masks)

@@ -16,7 +16,7 @@ from tests.model.fast.test_block import CPU, adapted_model, distance
 from weitune.data.pack import pack
 from weitune.model.fast.block import run_block
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.lora_forward import GroupPass, reference_lora
 from weitune.model.fast.tree import Tree
 
@@ -34,7 +34,7 @@ class Given(nn.Module):
         return x * self.mask
 
 
-def run_with_masks_of(block: Any, dropout: DropoutString, layer: Any) -> None:
+def run_with_masks_of(block: Any, dropout: DropoutDraws, layer: Any) -> None:
     """Let PEFT's layers drop what the block is about to drop, in the order in which it draws."""
     torch.manual_seed(3)
     for group, names in zip(block.groups, (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)), strict=True):
@@ -54,7 +54,7 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(T, 64, dtype=torch.float64, generator=draw).requires_grad_()
     grads = [torch.randn(T, p.shape[0], dtype=torch.float64, generator=draw) for p in group.projections]
-    group_pass = GroupPass.begin(group, DropoutString(rate, T * 64, x.device, x.dtype) if rate else None)
+    group_pass = GroupPass.begin(group, DropoutDraws(rate, T * 64, x.device, x.dtype) if rate else None)
     outputs, low = group_pass.forward(x.detach())
     grad_x, adapter_grads = group_pass.backward(grads, low, x.detach())
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from weitune.model.fast.activation import Activation
-from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.feed_forward import FeedForwardPass, SavedFeedForward
 from weitune.model.fast.lora_forward import GroupPass, reference_lora
 from weitune.model.fast.norm import Norm
@@ -66,7 +66,7 @@ class BlockContext:
 
     attention: Any
     """What :attr:`BlockParts.attend` needs to know of the row."""
-    dropout: DropoutString | None
+    dropout: DropoutDraws | None
     keep_feed_forward: bool = True
     """Keep gate and up for backward: faster, but twice the memory."""
     retain_graph: bool = False

@@ -18,7 +18,7 @@ from weitune.model.fast.activation import ACTIVATIONS
 from weitune.model.fast.attention import attention_for
 from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block
 from weitune.model.fast.compiled import fused
-from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import read_norm
 from weitune.model.fast.projection import LoraGroup, read_projection
@@ -108,7 +108,7 @@ class BlockDecoder:
         """Return what all blocks share in a pass over ``hidden`` (T, C): positions and, in training, dropout."""
         dropout = None
         if training and self._rate:
-            dropout = DropoutString(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
+            dropout = DropoutDraws(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
         rotary = self._decoder.rotary_emb(hidden[None], tree.position_ids[None])
         return BlockContext(_Positions(tree, rotary), dropout, keep_feed_forward)
 

@@ -22,7 +22,7 @@ SLACK = UNIT << 14
 """Offsets are smaller than this."""
 
 
-class DropoutString:
+class DropoutDraws:
     """The draws of one forward pass: 1 with probability 1 - ``rate``, else 0."""
 
     def __init__(self, rate: float, length: int, device: torch.device, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weitune.model.fast.dropout import DropoutString
+from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.matmul import add_linear, add_times, linear
 from weitune.model.fast.projection import Factors, LoraGroup, Projection
 from weitune.model.storage.weight_storage import ALL
@@ -47,7 +47,7 @@ class GroupPass:
 
     group: LoraGroup
     """As it computes in this pass: with c in the scale of B, and, without dropout, in W."""
-    dropout: DropoutString | None
+    dropout: DropoutDraws | None
     offset: int
     dropped_weights: list[Projection | None]
     """Of each projection (c - 1)∘W for x', with DoRA and dropout."""
@@ -56,7 +56,7 @@ class GroupPass:
     _factors: list[Factors] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, group: LoraGroup, dropout: DropoutString | None) -> GroupPass:
+    def begin(cls, group: LoraGroup, dropout: DropoutDraws | None) -> GroupPass:
         """Begin a pass: draw the group's mask from ``dropout``, if it has any, and measure DoRA's rows."""
         dropout = dropout if group.adapted and group.rate else None
         offset = dropout.draw_offset() if dropout else 0

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.fast.matmul import linear_by_rows, round_rows, times_by_rows
-from weitune.model.storage.allocator import unwritten_apart
+from weitune.model.storage.allocator import empty_outside_heap
 
 CHUNK_LOGITS = 1 << 26
 """Logits held at once, at most: 64 Mi numbers, 256 MiB in float32."""
@@ -63,7 +63,7 @@ class _SupervisedLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         step = _chunk_rows(hidden, max(1, chunk_logits // head.shape[0]))
-        with unwritten_apart(step, head.shape[0], hidden) as product:  # the one large tensor
+        with empty_outside_heap(step, head.shape[0], hidden) as product:  # the one large tensor
             for start in range(0, hidden.shape[0], max(step, 1)):
                 part = slice(start, start + step)
                 target, weight = targets[part, None], weights[part].to(exact)

@@ -19,7 +19,7 @@ from weitune.model.load.gguf_model import gguf_model
 from weitune.model.load.locate import ModelFiles, locate
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weight_files import some_names, stored_weights, weight_files
-from weitune.model.storage.allocator import giving_back
+from weitune.model.storage.allocator import releasing_freed_memory
 from weitune.model.storage.shard import shard
 from weitune.model.storage.weight_storage import quantization
 from weitune.recipe.schema import QUANTIZED, Storage
@@ -104,7 +104,7 @@ def _load(
         if files.gguf:
             model = gguf_model(files, stored, placement)
         else:
-            with giving_back(read_once):
+            with releasing_freed_memory(read_once):
                 model, report = AutoModelForCausalLM.from_pretrained(
                     files.folder,
                     dtype="auto" if widened_later and stored == torch.float32 else stored,

@@ -1,14 +1,14 @@
-"""What is trained of a model, and the two files that it becomes in a checkpoint and at the end.
+"""What is trained of a model, and the two files that hold it in a checkpoint and at the end.
 
     LoraAdapter    adapter_config.json   adapter_model.safetensors    as PEFT writes and reads them
     WholeModel     config.json           model.safetensors            as transformers does
 
-PiSSA and OLoRA begin by taking a part out of the base: W = W' + s B₀ A₀ with W' frozen and A, B trained from A₀, B₀.
-What was learned fits the base as it was in this form, a plain adapter of twice the rank that anyone can load:
+PiSSA and OLoRA begin by subtracting a part from the base: W = W' + s B₀ A₀ with W' frozen and A, B trained from A₀, B₀.
+In the following form the result fits the original base: a plain adapter of twice the rank that any program can load.
 
     W' + s B A  =  W + s (B A - B₀ A₀)  =  W + s [B, -B₀] [A; A₀]
 
-Both halves are in every checkpoint, so a run goes on from it without computing A₀ and B₀ again.
+Both halves are in every checkpoint, so a run resumes without computing A₀ and B₀ again.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 
 class TrainableState(Protocol):
-    """A model of which something is trained."""
+    """A model, all or part of which is trained."""
 
     @property
     def model(self) -> nn.Module:
-        """The module with every trained parameter."""
+        """The module that has every trained parameter."""
 
     @property
     def files(self) -> tuple[str, str]:
-        """Names of the files for the configuration and the tensors."""
+        """Names of the files with the configuration and the tensors."""
 
     def config(self) -> bytes:
         """Return the configuration, the same bytes for the same run."""
@@ -48,31 +48,31 @@ class TrainableState(Protocol):
         """Return what is saved, by name; not copied."""
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Return what :meth:`load` takes."""
+        """Return the shapes of the tensors that :meth:`load` takes."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to saved tensors of these :meth:`shapes`, bit by bit."""
+        """Restore saved tensors of these :meth:`shapes` bit for bit."""
 
 
 class LoraAdapter:
-    """A PEFT model and, if its start was taken out of the base, what that start was."""
+    """A PEFT model and, if its initial adapter was subtracted from the base, that adapter."""
 
     files = ADAPTER_FILES
 
-    def __init__(self, model: PeftModel, *, started_by: str = "") -> None:
+    def __init__(self, model: PeftModel, *, initialised_by: str = "") -> None:
         """Keep ``model`` just after its adapter was attached.
 
-        ``started_by``: how the adapter that will be loaded had started, if ``model`` has had no such start itself.
+        ``initialised_by`` is the ``lora.init`` of the adapter that will be loaded, if ``model`` was not initialised so.
         """
         self.model = model
         own = str(model.peft_config["default"].init_lora_weights).split("_")[0]
-        self._taken = own in TAKEN_FROM_BASE or started_by in TAKEN_FROM_BASE
+        self._taken = own in TAKEN_FROM_BASE or initialised_by in TAKEN_FROM_BASE
         self._start = {name: t.detach().cpu().clone() for name, t in self._halves()} if own in TAKEN_FROM_BASE else {}
 
     def config(self) -> bytes:
-        """Return PEFT's ``adapter_config.json``, with sets in order so that the same run gives the same bytes."""
+        """Return PEFT's ``adapter_config.json``, with sets sorted so that the same run gives the same bytes."""
         config = copy.deepcopy(self.model.peft_config["default"])
-        config.init_lora_weights = True  # loading needs no start, and PEFT would take it out of the base again
+        config.init_lora_weights = True  # PEFT would subtract the initial adapter from the base again on loading
         config.eva_config, config.loftq_config = None, {}
         if self._taken:
             factor = math.sqrt(2) if config.use_rslora else 2  # so that alpha / rank stays what it was
@@ -84,7 +84,7 @@ class LoraAdapter:
         return json.dumps(fields, indent=2, sort_keys=True, default=sorted).encode()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the adapter by PEFT's names; one that was taken out of the base as a plain one of twice the rank."""
+        """Return the adapter by PEFT's names; after PiSSA and OLoRA a plain one of twice the rank (see above)."""
         tensors = _adapter_tensors(self.model)
         for name, start in self._start.items():
             a = ".lora_A." in name
@@ -102,7 +102,7 @@ class LoraAdapter:
         return shapes
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put a saved adapter into the model, and take its start out of the base if that has not been done yet."""
+        """Load a saved adapter, and subtract the initial one from the base if that has not been done yet."""
         from peft import set_peft_model_state_dict
 
         tensors = dict(tensors)
@@ -113,7 +113,7 @@ class LoraAdapter:
                 tensors[name], rest = (half.contiguous() for half in tensors[name].chunk(2, dim=0 if a else 1))
                 start[name] = rest if a else -rest
             if not self._start:
-                _take_out(self.model, start)
+                _subtract_from_base(self.model, start)
             self._start = start
         set_peft_model_state_dict(self.model, tensors)
 
@@ -130,7 +130,6 @@ class WholeModel:
     files = MODEL_FILES
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Keep ``model``."""
         self.model = model
 
     def config(self) -> bytes:
@@ -138,7 +137,7 @@ class WholeModel:
         return str(self.model.config.to_json_string(use_diff=True)).encode()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every weight, a shared one once, under the first of its names."""
+        """Return every weight; a shared one once, under the first of its names."""
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
     def shapes(self) -> dict[str, torch.Size]:
@@ -164,8 +163,8 @@ def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _take_out(model: PeftModel, start: Mapping[str, Tensor]) -> None:
-    """Subtract s B₀ A₀ from the base's weights, in the order of operations of PEFT's own start."""
+def _subtract_from_base(model: PeftModel, start: Mapping[str, Tensor]) -> None:
+    """Subtract s B₀ A₀ from the base's weights, in the order of operations of PEFT's own initialisation."""
     modules: dict[str, Any] = dict(model.named_modules())
     for name, a in start.items():
         if ".lora_A." in name:

@@ -1,1 +1,1 @@
-"""How frozen weights lie in memory: quantized, sharded over processes, and returned to the system."""
+"""How frozen weights are stored: quantized, sharded over processes; and the memory that freed tensors leave."""

@@ -1,14 +1,14 @@
 """A frozen base divided among the processes of a run, by torch's ``fully_shard`` (FSDP, arXiv 2304.11277).
 
                 process 0    process 1
-    matrices    first rows   last rows    whole while their unit is computed: a layer, the embeddings, the head
+    matrices    first rows   last rows    gathered while their unit is computed: a layer, the embeddings, the head
     vectors     all          all
     adapters    all          all          their gradients are averaged, as without sharding
 
-A module that runs by its own forward is gathered by FSDP's hooks; whoever reads its weights from outside does so within
-:func:`gathered`. Every process must come to the same units in the same order, or all wait for ever.
+A module whose own forward runs is gathered by FSDP's hooks; other code that reads its weights does so within
+:func:`gathered`. Every process must reach the same units in the same order, or all wait forever.
 
-Cost: of the matrices 1/n in memory and, for a moment, the largest unit twice; each layer is sent twice in a step.
+Cost: 1/n of the matrices in memory and, for a moment, the largest unit twice; each layer is sent twice in a step.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Keep this process's part of the matrices of ``model`` on ``device``, and all of the rest, at least as ``dtype``.
+    """Keep this process's part of the matrices of ``model`` on ``device``, and all of the rest, at least in ``dtype``.
 
-    Weights may be mapped from their files: a unit at a time is read. A head that shares the embeddings' matrix gets one
-    of its own; both are frozen. Raises ModelError if the model has no list of decoder layers.
+    Weights may be mapped from their files: one unit at a time is read. A head that is tied to the embeddings gets a
+    matrix of its own; both are frozen. Raises ModelError if the model has no list of decoder layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -38,7 +38,7 @@ def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and head.weight is embeddings.weight:
         head.weight = nn.Parameter(embeddings.weight.detach(), requires_grad=False)
-    # PEFT takes a mesh of this name for one that leaves the layers' shapes as they are.
+    # A mesh of this name tells PEFT that the layers keep their shapes.
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("fsdp",))
     for unit in _units(model):
         _place(unit, device, dtype)
@@ -49,7 +49,7 @@ def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
 
 @contextmanager
 def gathered(module: Any) -> Iterator[None]:
-    """Have the weights of ``module`` whole in the block, if it is a unit of :func:`shard`."""
+    """Gather the weights of ``module`` for the block, if it is a unit of :func:`shard`."""
     if not hasattr(module, "unshard"):
         yield
         return
@@ -67,7 +67,7 @@ def held_numbers(parameter: nn.Parameter) -> int:
 
 
 def gathered_bytes(model: PreTrainedModel) -> int:
-    """Return what gathering the largest unit takes: what all sent, and the matrices made of it."""
+    """Return the bytes that gathering the largest unit takes: what the processes sent, and the matrices made of it."""
     return 2 * max(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in _units(model))
 
 
@@ -80,11 +80,11 @@ def _units(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move what is not sharded to ``device``; weights that are narrower than ``dtype`` are widened."""
+    """Move what is not sharded to ``device``, and convert weights narrower than ``dtype``."""
     for parameter in module.parameters():
         if not hasattr(parameter, "to_local"):
             to = torch.promote_types(parameter.dtype, dtype)
-            parameter.data = parameter.data.to(device, to, copy=parameter.dim() < 2)  # which lets go of the file
+            parameter.data = parameter.data.to(device, to, copy=parameter.dim() < 2)  # a copy releases the mapped file
     for owner in module.modules():
         for name, buffer in owner.named_buffers(recurse=False):
             setattr(owner, name, buffer.to(device))

@@ -1,11 +1,11 @@
-"""How a frozen weight lies in memory, and the matrix that it is.
+"""How a frozen weight is stored, and its dense matrix.
 
     nn.Linear             fp32, or bf16 with arithmetic in float32        2 or 4 bytes a number
     bitsandbytes 8 bits   one scale a row                                 1 byte
     bitsandbytes 4 bits   NF4 (Dettmers et al., arXiv 2305.14314): a      0.52 bytes
                           scale for 64 numbers, itself in 8 bits
 
-A layer's matrix, or the part of it that is used at a time, is made when it is used and forgotten after.
+A layer's dense matrix, or the part that is used at a time, is made when it is used and freed afterwards.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def quantization(storage: Storage, dtype: torch.dtype) -> Any:
 
 
 def stored_bytes(storage: Storage) -> float:
-    """Return the bytes of one number of a linear layer in ``storage``, which is not ``auto``."""
+    """Return the bytes of one number of a linear layer in ``storage``, which must not be ``auto``."""
     return _NUMBER_BYTES[storage]
 
 
 def dense_bytes(storage: Storage, dtype: torch.dtype, *, plain_blocks: bool, dora: bool = False) -> int:
-    """Return the bytes that one number takes while its matrix is made in ``dtype``, beside the stored one.
+    """Return the bytes that one number takes, besides its storage, while its dense matrix in ``dtype`` exists.
 
-    Without ``plain_blocks`` weights that are not quantized are widened once (:func:`widen`); with ``dora`` too the
-    blocks multiply a matrix by its rows' factors.
+    Without ``plain_blocks``, weights that are not quantized are widened once and for all (:func:`widen`). With ``dora``
+    the blocks also multiply a matrix by a factor for each row.
     """
     rescaled = dtype.itemsize if dora and plain_blocks else 0
     if storage in QUANTIZED:
@@ -78,15 +78,12 @@ def is_quantized(layer: Any) -> bool:
 
 
 def is_linear(layer: Any) -> bool:
-    """Return whether ``layer`` is a linear layer whose matrix :func:`dense` gives."""
+    """Return whether ``layer`` is a linear layer whose matrix :func:`dense` returns."""
     return type(layer) is nn.Linear or is_quantized(layer)
 
 
 def dense(layer: Any, dtype: torch.dtype, rows: slice = ALL, columns: slice = ALL) -> Tensor:
-    """Return ``rows`` and ``columns`` of the weight (N, K) of a linear layer in ``dtype``.
-
-    It is a view, if it lies in memory like that.
-    """
+    """Return ``rows`` and ``columns`` of the weight (N, K) of a linear layer in ``dtype``; a view where possible."""
     weight = layer.weight
     if type(layer) is nn.Linear:
         plain: Tensor = weight[rows, columns].to(dtype)
@@ -100,7 +97,7 @@ def dense(layer: Any, dtype: torch.dtype, rows: slice = ALL, columns: slice = AL
 
 
 def _from_four_bits(bnb: Any, weight: Any, rows: slice, columns: slice) -> Tensor:
-    """Return a part of a matrix in 4 bits; alone, if it begins and ends where the blocks of one scale do."""
+    """Return a part of a 4-bit matrix. Only that part is made if its ends are those of blocks with one scale."""
     state = weight.quant_state
     (height, width), size = state.shape, state.blocksize
     start, stop, _ = columns.indices(width)
@@ -119,5 +116,5 @@ def _from_four_bits(bnb: Any, weight: Any, rows: slice, columns: slice) -> Tenso
         quant_type=state.quant_type,
         dtype=state.dtype,
     )
-    found: Tensor = bnb.functional.dequantize_4bit(packed.view(-1, 1), part)
-    return found
+    dequantized: Tensor = bnb.functional.dequantize_4bit(packed.view(-1, 1), part)
+    return dequantized
