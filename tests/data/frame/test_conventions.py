@@ -153,7 +153,7 @@ def test_a_users_switch_is_seen_by_the_template_and_stays_text() -> None:
 def test_a_template_that_treats_look_alikes_otherwise_is_refused() -> None:
     sorting = "(message.content if message.role != 'user' else message.content | sort | join) +"
     template = FAMILIES["smollm2"].template.replace("message.content +", sorting)
-    with pytest.raises(DataError, match="something of its own") as error:
+    with pytest.raises(DataError, match="treats specially") as error:
         framing_with(template).examples(Conversation((Turn("user", "<think>"), ANSWER)))
     assert "<think>" in error.value.message
     assert "Remove" in str(error.value.fix)

@@ -213,7 +213,7 @@ def thinking_as(reasoning: str | None, turns: tuple[Turn, ...]) -> Iterator[Turn
 FIXES = {
     "remove the reasoning of such turns": lambda turns, i: thinking_as(None, turns),
     "remove the reasoning of the turns before it": lambda turns, i: (*thinking_as(None, turns[:i]), *turns[i:]),
-    "an empty text": lambda turns, i: thinking_as("", turns),
+    "an empty string": lambda turns, i: thinking_as("", turns),
     "give such turns their reasoning": lambda turns, i: thinking_as("I think.", turns),
     "`weight: 0`": lambda turns, i: (*turns[:i], turns[i]._replace(weight=0.0), *turns[i + 1 :]),
 }
@@ -296,7 +296,7 @@ def test_look_alikes_take_the_branch_that_transformers_takes(name: str, data: st
     arguments = data.draw(st.sampled_from(model.arguments))
     made = examples_or_error(framing_of(name, arguments), conversation)
     if isinstance(made, DataError):  # the template drops a text, or its prompt does not fit
-        assert "something of its own" not in made.message
+        assert "treats specially" not in made.message
         return
     for _, example, count in taught(conversation, made):
         whole = tokenizer_of(name).apply_chat_template(

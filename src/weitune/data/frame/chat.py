@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.frame.completeness import check_complete, check_thought, never_seen
+from weitune.data.frame.completeness import check_complete, check_reasoning, never_seen
 from weitune.data.frame.control_tokens import Control
 from weitune.data.frame.conventions import Conventions
 from weitune.data.frame.encode import Draft, Learned
@@ -96,7 +96,7 @@ class ChatFraming(Framing):
 
     def describe(self) -> dict[str, Any]:
         """Return the kind, the template and its arguments, which turns are learned, and the tokenizer's hash."""
-        empty = {} if self._learns_empty_thoughts else {"empty_reasoning": "context"}
+        empty = {} if self._learns_empty_reasoning else {"empty_reasoning": "context"}
         return {
             "kind": "chat",
             **self._template.describe(),
@@ -108,7 +108,7 @@ class ChatFraming(Framing):
         }
 
     @cached_property
-    def _learns_empty_thoughts(self) -> bool:
+    def _learns_empty_reasoning(self) -> bool:
         """Whether an empty reasoning block is learned; true as well where the template writes none."""
         blocks = (*self._conventions.empty_blocks, *self._with_tools.empty_blocks)
         return self._tokens.learn_empty_reasoning or not blocks
@@ -148,9 +148,9 @@ class ChatFraming(Framing):
         if end is None:
             raise Refusal("data.chat.no_end_of_turn", number=i + 1)
         ids = [control.id for control in controls]
-        check_thought(turn, i, prompt, ids, self._conventions.tags, self._controls.ids)
+        check_reasoning(turn, i, prompt, ids, self._conventions.tags, self._controls.ids)
         start = len(prompt)
-        if turn.reasoning is None and not self._learns_empty_thoughts:
+        if turn.reasoning is None and not self._learns_empty_reasoning:
             start += self._conventions_of(script.conversation).empty_block_at(text, start)
         learned = self._learned(start, end, generated)
         if turn.reasoning and learned and text.find(script.hide(turn.reasoning).strip(), start) < learned[0][0]:

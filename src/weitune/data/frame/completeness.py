@@ -50,7 +50,7 @@ def _added(script: Script, i: int, whole: str) -> str:
     return text[_first_difference(before, text) :]
 
 
-def check_thought(
+def check_reasoning(
     turn: Turn, i: int, prompt: str, ids: Sequence[int], tags: tuple[str, str], controls: Mapping[str, int]
 ) -> None:
     """Raise Refusal if the end of ``prompt`` and turn ``i`` do not fit together: both open the reasoning, or neither

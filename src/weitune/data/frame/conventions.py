@@ -1,13 +1,13 @@
-"""How a chat template wants to be given calls and reasoning, found by trying it on small dialogues.
+"""The form in which a chat template reads calls and reasoning, found by trying it on small dialogues.
 
-Templates differ in what they read, and none says so:
+Templates differ, and none says what it reads:
 
-    arguments of a call    an object (``arguments | tojson``, ``arguments.items()``), or JSON in a text
+    arguments of a call    an object (``arguments | tojson``, ``arguments.items()``), or a JSON string
     reasoning              a field of the message (``reasoning_content``, ``thinking``, ``reasoning``), a part of its
                            content (``{"type": "thinking", …}``), ``<think>`` tags in its content, or nowhere
 
-Each is decided once for a template, not row by row (:mod:`.probe_dialogues`). A template may read reasoning in turns
-with a call only, so both kinds are tried.
+Each is decided once for a template, not row by row (:mod:`.probe_dialogues`). A template may read reasoning only in
+turns with a call, so both kinds of turns are tried.
 """
 
 from __future__ import annotations
@@ -20,35 +20,44 @@ from typing import Any
 
 from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.frame.control_tokens import ControlTokens
-from weitune.data.frame.probe_dialogues import ANSWER, CALL, QUESTION, TAGS, THOUGHT, Calls, Probing, Thoughts, said
+from weitune.data.frame.probe_dialogues import (
+    ANSWER,
+    CALL,
+    QUESTION,
+    REASONING,
+    TAGS,
+    CallFormat,
+    ReasoningFormat,
+    TemplateProbe,
+    plain_message,
+)
 from weitune.data.frame.template import ChatTemplate
 
 Hide = Callable[[str], str]
-"""Disguises a row's text, or returns it as it is."""
+"""Disguises a row's text (:mod:`.control_tokens`), or returns it unchanged."""
 
 
-def spoken(turn: Turn, tags: tuple[str, str] = TAGS[0], hide: Hide = str) -> str:
-    """Return what a turn says as one text, reasoning first between ``tags``."""
+def content_with_reasoning(turn: Turn, tags: tuple[str, str] = TAGS[0], hide: Hide = str) -> str:
+    """Return the content of a turn, preceded by its reasoning between ``tags`` if it has any."""
     if turn.reasoning is None:
         return hide(turn.content)
     return tags[0] + hide(turn.reasoning) + tags[1] + hide(turn.content)
 
 
 class Conventions:
-    """The conventions of one template, each found when it is first needed."""
+    """The conventions of one template, each of which is found when it is first needed."""
 
     def __init__(self, template: ChatTemplate, controls: ControlTokens) -> None:
-        """Find nothing yet."""
         self._controls = controls
-        self._probing = Probing(template, controls)
-        self.tags = self._probing.tags
-        self.thoughts = self._probing.thoughts
+        self._probe = TemplateProbe(template, controls)
+        self.tags = self._probe.tags
+        self.reasoning_format = self._probe.reasoning_format
 
     def read(self, conversation: Conversation) -> Conversation:
-        """Return ``conversation`` with the reasoning that opens an answer in the template's own words, such as
-        ``[THINK]…[/THINK]`` or the analysis channel, as reasoning: outputs of such models, saved raw.
+        """Return ``conversation`` with reasoning taken out of answers that begin with it in the template's own frame.
 
-        Reasoning in ``<think>`` tags has been read with the row.
+        Raw outputs of such models have it, as ``[THINK]…[/THINK]`` or in an analysis channel. Reasoning in ``<think>``
+        tags has been read with the row.
         """
         opening, closing = self._own_frame
         if not opening or not any(opening in turn.content for turn in conversation.turns):
@@ -57,23 +66,23 @@ class Conventions:
 
     @cached_property
     def _own_frame(self) -> tuple[str, str]:
-        """What the template or the tokenizer has around the reasoning of an answer, if that is not ``<think>``."""
-        thoughts = self.thoughts(False)
-        opening, closing = thoughts.open.strip(), thoughts.close.strip()
+        """What opens and closes the reasoning of an answer, if that is not ``<think>``; else two empty strings."""
+        form = self.reasoning_format(False)
+        opening, closing = form.open.strip(), form.close.strip()
         known = closing and opening != TAGS[0][0].strip() and any(True for _ in self._controls.find(opening))
         return (opening, closing) if known else ("", "")
 
     def messages(self, turns: Sequence[Turn], hide: Hide = str) -> list[dict[str, Any]]:
-        """Return ``turns`` as the template wants them, with every text of theirs through ``hide``."""
+        """Return ``turns`` as messages in the form that the template reads, with ``hide`` applied to their strings."""
         messages: list[dict[str, Any]] = []
-        ids: dict[str, str] = {}  # as the row has them, and as they are written
+        ids: dict[str, str] = {}  # a call's id in the row to its id in the message
         open_calls: list[str] = []
         number = 0
         for turn in turns:
             message = self._message(turn, hide)
             if turn.tool_calls:
                 open_calls = [
-                    self.calls.id_of(call, len(messages), i, number + i) for i, call in enumerate(turn.tool_calls)
+                    self.call_format.id_of(call, len(messages), i, number + i) for i, call in enumerate(turn.tool_calls)
                 ]
                 number += len(open_calls)
                 ids |= {call.id or id_: id_ for call, id_ in zip(turn.tool_calls, open_calls, strict=True)}
@@ -94,87 +103,87 @@ class Conventions:
             content: Any = hide(turn.content)
             message: dict[str, Any] = {"role": turn.role, "content": content}
         else:
-            message = {"role": turn.role, **_thinking(turn, self._thoughts_of(turn), hide)}
+            message = {"role": turn.role, **_thinking(turn, self._reasoning_format_of(turn), hide)}
         if turn.tool_calls and not message["content"]:
-            message["content"] = self.calls.empty
+            message["content"] = self.call_format.empty
         if turn.name is not None:
             message["name"] = hide(turn.name)
         return message
 
-    def _thoughts_of(self, turn: Turn) -> Thoughts:
-        """Return how the reasoning of ``turn`` is written: in tags if only so its content keeps its indentation."""
-        thoughts = self.thoughts(bool(turn.tool_calls))
-        indented = thoughts.place == "field" and turn.content[:1].isspace() and not turn.content.isspace()
-        if indented and self._probing.tags_keep_blanks(bool(turn.tool_calls)):
+    def _reasoning_format_of(self, turn: Turn) -> ReasoningFormat:
+        """Return the form of the reasoning of ``turn``: tags if its content keeps its indentation only after those."""
+        form = self.reasoning_format(bool(turn.tool_calls))
+        indented = form.place == "field" and turn.content[:1].isspace() and not turn.content.isspace()
+        if indented and self._probe.tags_keep_blanks(bool(turn.tool_calls)):
             texts = f"{turn.reasoning}{turn.content}"
             if not any(tag.strip() in texts for tag in TAGS[0]):
-                return Thoughts("content", *TAGS[0])
-        return thoughts
+                return ReasoningFormat("content", *TAGS[0])
+        return form
 
     def _call(self, call: ToolCall, id_: str, hide: Hide) -> dict[str, Any]:
-        if self.calls.as_text:
+        if self.call_format.json_arguments:
             arguments: Any = hide(json.dumps(call.arguments, ensure_ascii=False))
         else:
             arguments = hidden(call.arguments, hide)
         return {"type": "function", "id": hide(id_), "function": {"name": hide(call.name), "arguments": arguments}}
 
     @property
-    def calls(self) -> Calls:
-        """How calls are written."""
-        return self._probing.calls
+    def call_format(self) -> CallFormat:
+        """The form of calls."""
+        return self._probe.call_format
 
     @property
     def prefill(self) -> str:
-        """What the template writes of an answer when it asks for one, and not in a finished turn."""
-        return self._probing.prefill
+        """The beginning of an answer that the template writes in a prompt, but not in a finished turn."""
+        return self._probe.prefill
 
     @property
     def turn_opening(self) -> str:
-        """What opens an assistant's turn in a template that has no generation prompt, so that the model writes it."""
-        return self._probing.turn_opening
+        """The opening of an assistant's turn if the template has no generation prompt, so that the model writes it."""
+        return self._probe.turn_opening
 
     def empty_block_at(self, text: str, at: int) -> int:
-        """Return the length of the empty thought at ``at`` in a rendering."""
+        """Return the length of the empty reasoning block at ``at`` in a rendering."""
         return next((len(block) for block in self.empty_blocks if text.startswith(block, at)), 0)
 
     @cached_property
     def empty_blocks(self) -> tuple[str, ...]:
-        """What the template writes before an answer without reasoning where it would write reasoning: an empty thought.
+        """The empty reasoning blocks that the template writes before answers without reasoning, the longest first.
 
-        The longest first. Tried after a question and after a tool's answer, with and without a call. None where the
-        model opens its own turns: there the block stands amid what it has to learn.
+        Tried after a question and after a tool's answer, with and without a call. There are none where the model opens
+        its own turns: there the block is in the middle of what it has to learn.
         """
         if self.turn_opening:
             return ()
-        asked = [said("user", QUESTION)]
+        asked = [plain_message("user", QUESTION)]
         told = [
-            *self._probing.probe(True, ""),
-            {**said("tool", "noon"), "tool_call_id": self.calls.id_of(CALL, 1, 0, 0)},
+            *self._probe.probe(True, ""),
+            {**plain_message("tool", "noon"), "tool_call_id": self.call_format.id_of(CALL, 1, 0, 0)},
         ]
-        found = {self._empty_block(before, called) for before in (asked, told) for called in (False, True)}
-        return tuple(sorted(found - {""}, key=len, reverse=True))
+        blocks = {self._empty_block(before, called) for before in (asked, told) for called in (False, True)}
+        return tuple(sorted(blocks - {""}, key=len, reverse=True))
 
     def _empty_block(self, before: list[dict[str, Any]], called: bool) -> str:
-        """Return the empty thought in an answer after ``before``, or nothing."""
-        thoughts = self.thoughts(called)
+        """Return the empty reasoning block in an answer after ``before``, or nothing."""
+        form = self.reasoning_format(called)
         turn = Turn("assistant", ANSWER, tool_calls=(CALL,) if called else ())
-        prompt = self._probing.render(before, called=called or None, prompting=True)
+        prompt = self._probe.render(before, called=called or None, prompting=True)
         texts = [
-            self._probing.render([*before, *self.messages([turn._replace(reasoning=reasoning)])])
-            for reasoning in (None, THOUGHT)
+            self._probe.render([*before, *self.messages([turn._replace(reasoning=reasoning)])])
+            for reasoning in (None, REASONING)
         ]
         if prompt is None or not all(text and text.startswith(prompt) and ANSWER in text for text in texts):
             return ""
         without, given = (str(text)[len(prompt) : str(text).rfind(ANSWER)] for text in texts)
-        if thoughts.place == "before":
-            opened = prompt.rstrip().endswith(thoughts.open.strip() or " ")
-            given = ("" if opened else thoughts.open) + THOUGHT + thoughts.close
-        same = "".join(without.split()) == "".join(given.replace(THOUGHT, "").split())
-        return without if same and THOUGHT in given and without.strip() else ""
+        if form.place == "before":
+            opened = prompt.rstrip().endswith(form.open.strip() or " ")
+            given = ("" if opened else form.open) + REASONING + form.close
+        same = "".join(without.split()) == "".join(given.replace(REASONING, "").split())
+        return without if same and REASONING in given and without.strip() else ""
 
 
 def _parted(turn: Turn, opening: str, closing: str) -> Turn:
-    """Return ``turn`` with what stands between ``opening`` and ``closing`` at its beginning as its reasoning."""
+    """Return ``turn`` with the text between ``opening`` and ``closing`` at its beginning as its reasoning."""
     text = turn.content.lstrip()
     if turn.role != "assistant" or turn.reasoning is not None or not text.startswith(opening):
         return turn
@@ -182,20 +191,20 @@ def _parted(turn: Turn, opening: str, closing: str) -> Turn:
     return turn._replace(reasoning=reasoning.strip("\n"), content=content.lstrip("\n")) if closed else turn
 
 
-def _thinking(turn: Turn, thoughts: Thoughts, hide: Hide) -> dict[str, Any]:
+def _thinking(turn: Turn, form: ReasoningFormat, hide: Hide) -> dict[str, Any]:
     """Return content and fields of a message with reasoning."""
-    if thoughts.place == "field":
-        return {"content": hide(turn.content), **dict.fromkeys(thoughts.fields, hide(turn.reasoning or ""))}
-    if thoughts.place == "parts":
+    if form.place == "field":
+        return {"content": hide(turn.content), **dict.fromkeys(form.fields, hide(turn.reasoning or ""))}
+    if form.place == "parts":
         parts = [{"type": "thinking", "thinking": hide(turn.reasoning or "")}]
         return {"content": [*parts, {"type": "text", "text": hide(turn.content)}]}
-    if thoughts.place == "content":
-        return {"content": spoken(turn, (thoughts.open, thoughts.close), hide)}
+    if form.place == "content":
+        return {"content": content_with_reasoning(turn, (form.open, form.close), hide)}
     return {"content": hide(turn.content)}
 
 
 def hidden(value: Any, hide: Hide) -> Any:
-    """Return the JSON-like ``value`` with every text of it through ``hide``."""
+    """Return the JSON-like ``value`` with ``hide`` applied to every string in it."""
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.frame.conventions import spoken
+from weitune.data.frame.conventions import content_with_reasoning
 from weitune.data.frame.encode import Draft, Learned, Piece, Text
 from weitune.data.frame.framing import Framing
 from weitune.data.frame.probe_dialogues import tags_of
@@ -77,12 +77,12 @@ class TutorialFraming(Framing):
 
     def _spoken(self, answer: Turn) -> list[Piece]:
         """Return what an answer says. Its reasoning stands between the tokenizer's tags for it, if it has some."""
-        text, tags = spoken(answer, tags_of(self._controls)), "".join(tags_of(self._controls))
+        text, tags = content_with_reasoning(answer, tags_of(self._controls)), "".join(tags_of(self._controls))
         if answer.reasoning is None or not self._controls.lookalikes(tags):
             return [Text(text, bare=False)] if text else []
         disguise = self._controls.disguise([answer.reasoning, answer.content], tags)
         if disguise is not None:
-            text = spoken(answer, tags_of(self._controls), disguise.hide)
+            text = content_with_reasoning(answer, tags_of(self._controls), disguise.hide)
         return self._encoder.split(text, (), disguise)[0]
 
     def _framing(self, conversation: Conversation, asked: Sequence[Turn]) -> list[Piece]:
