@@ -1,107 +1,69 @@
-"""``weitune eval`` on a tiny run: its losses are those of training, and everything stands in the folder."""
+"""An evaluation is read as it was written; one that is broken or of another version is no error."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.faults.runs import make_inputs
-from weitune import Run, cli
-from weitune.data.conversation import Conversation, Turn
-from weitune.evaluate.general import general_questions, share_right
-from weitune.evaluate.questions import question_of
-from weitune.run.events import read_events
-from weitune.training.run import train
+from weitune.evaluate.evaluation import (
+    AnsweredGeneralQuestion,
+    AnsweredQuestion,
+    EvaluatedRows,
+    Evaluation,
+    GeneralScores,
+    ModelScores,
+    Scores,
+    WinRate,
+    read_evaluation,
+)
+from weitune.evaluate.figures import figures
+
+MODELS = [
+    ModelScores("base", None, 4.5, None),
+    ModelScores("step 4", 4, 1.25, 3.5, Scores(answers=1, chrf=12.5), GeneralScores({"en": 0.5}, 2.0)),
+]
+EVALUATION = Evaluation(
+    rows=EvaluatedRows("rows.json", examples=3, questions=1),
+    max_new_tokens=9,
+    models=MODELS,
+    answers=[AnsweredQuestion("你是谁？", None, {"base": "A", "step 4": "B"})],
+    general=[AnsweredGeneralQuestion("2 + 2?", ["4", "four"], {"base": "4", "step 4": "5"})],
+    win_rate=WinRate(1, 1, 0, 1.0, 0.2, 1.0, which="step 4", judge="m"),
+)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("eval")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        inputs = make_inputs(folder / "inputs")
-        keys = {"validation": 0.3, "train.evaluate_every": 4, "train.sample_prompts": [], "train.keep_checkpoints": 9}
-        yield train(inputs.recipe(folder / "run", **keys), device="cpu").path
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    EVALUATION.write(tmp_path)
+    assert read_evaluation(tmp_path) == EVALUATION
+    tree = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert tree == EVALUATION.to_json()
+    assert list(tree) == ["rows", "max_new_tokens", "models", "answers", "general", "win_rate"]
+    assert [model["scores"] == {} for model in tree["models"]] == [True, False]
 
 
-def evaluate(run: Path, *more: str) -> int:
-    short = ["--max-new-tokens", "5", "--device", "cpu"]
-    return cli.main(["eval", str(run), *short, *more])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 3, "models": []}', '{"rows": {"name": "a"}, "models": []}'])
+def test_a_file_that_is_not_one_is_none(tmp_path: Path, text: str) -> None:
+    assert read_evaluation(tmp_path) is None
+    (tmp_path / "evaluation.json").write_text(text)
+    assert read_evaluation(tmp_path) is None
 
 
-def test_all_checkpoints_have_the_losses_of_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(run, "--checkpoint", "all", "--no-general", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert [model["step"] for model in found["models"]] == [None, *Run(run).checkpoints()]
-    told = {event["step"]: event["loss"] for event in read_events(run) if event["event"] == "validation"}
-    assert found["models"][0]["loss"] == pytest.approx(told[0], abs=1e-4)
-    for model in found["models"][1:]:
-        assert model["loss"] == pytest.approx(told[model["step"]], abs=1e-4)
-    assert found["rows"] == {"name": "0.3 of the data, held out", "examples": 6, "questions": 6}
-    for answer in found["answers"]:
-        assert answer["reference"]
-        assert set(answer["said"]) == {model["which"] for model in found["models"]}
+def test_keys_of_another_version_do_not_matter(tmp_path: Path) -> None:
+    rows = {"name": "a", "examples": 1, "questions": 0, "later": 1}
+    models = [{"which": "base", "step": None, "loss": 1.5, "perplexity": 2.0, "scores": {"later": 1}, "later": 1}]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": rows, "models": models, "later": 1}))
+    assert read_evaluation(tmp_path) == Evaluation(
+        EvaluatedRows("a", 1, 0), None, [ModelScores("base", None, 1.5, 2.0, Scores())], [], []
+    )
 
 
-def test_what_a_person_sees(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(run, "--limit", "2", "--batch-size", "16") == 0
-    shown = capsys.readouterr().out
-    for word in ("perplexity", "chrF", "BLEU", "ROUGE-L", "stopped", "general: right, zh", "base", "last"):
-        assert word in shown
-    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert len(found["answers"]) == 2
-    assert len(found["general"]) == len(general_questions()) == 50
-
-
-def test_answers_in_batches_are_those_of_the_model_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(run, "--no-general", "--json", "--limit", "6", "--batch-size", "4") == 0
-    found = json.loads(capsys.readouterr().out)
-    for answer in found["answers"]:
-        assert answer["said"]["last"] == Run(run).chat(answer["prompt"], max_new_tokens=5, device="cpu")
-
-
-def test_rows_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
-    assert evaluate(run, "--data", str(tmp_path / "own.json"), "--no-general", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [answer["prompt"] for answer in found["answers"]] == ["Hi"]
-
-
-def test_a_run_without_validation_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.tiny import save_tiny_run
-
-    assert cli.main(["eval", str(save_tiny_run(tmp_path / "run")), "--device", "cpu"]) == 2
-    assert "--data FILE" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "evaluation.json").exists()
-
-
-@pytest.mark.parametrize("checkpoint", ["777", "best-of-all"])
-def test_a_checkpoint_that_is_not_there(run: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(run, "--checkpoint", checkpoint) == 2
-    assert checkpoint in capsys.readouterr().err
-
-
-def turns(*contents: str) -> Conversation:
-    roles: Any = ("user", "assistant")
-    return Conversation(tuple(Turn(roles[n % 2], text) for n, text in enumerate(contents)))
-
-
-def test_the_last_assistant_turn_is_the_reference() -> None:
-    question = question_of(turns("a", "b", "c", "d", "e"))
-    assert question is not None
-    assert (question.text, question.reference) == ("c", "d")
-    assert question_of(turns("a")) is None
-    assert question_of(turns("a", "  ")) is None
-
-
-def test_general_questions_accept_their_own_answers() -> None:
-    questions = general_questions()
-    assert {question.language for question in questions} == {"en", "zh"}
-    assert share_right(questions, [question.answer for question in questions]) == {"en": 1.0, "zh": 1.0}
-    assert share_right(questions, ["I cannot say"] * 50) == {"en": 0.0, "zh": 0.0}
-    assert len({question.prompt for question in questions}) == 50
+def test_figures_have_a_row_for_each_measure_that_a_model_has() -> None:
+    rows = {row[0]: row[1:] for row in figures(MODELS)}
+    assert rows["loss"] == ["4.500", "1.250"]
+    assert rows["perplexity"] == ["–", "3.500"]
+    assert rows["chrF"] == ["–", "12.500"]
+    assert "general: loss" not in rows  # the base was not asked
+    assert {row[0]: row[1:] for row in figures(MODELS[1:])}["general: right, en"] == ["50%"]
+    assert [row[0] for row in figures(MODELS[:1])] == ["loss", "perplexity"]

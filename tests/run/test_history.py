@@ -21,7 +21,7 @@ from weitune.report.comparison import results
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report
 from weitune.run.checkpoint import list_checkpoints
-from weitune.run.history import best_of, finite
+from weitune.run.history import best_of, finite, smoothed
 from weitune.run.rotation import best_checkpoint, rotate
 from weitune.training.validation_history import ValidationHistory, chosen_checkpoint
 
@@ -71,7 +71,7 @@ def test_all_agree_on_the_best_of_any_history(
         assert (best.step if best else None) == wanted
         assert chosen_checkpoint(run, last, patience=2).step == (last if wanted is None else wanted)
         assert chosen_checkpoint(run, last, patience=None).step == last
-        record = RunRecord.of(run)
+        record = RunRecord.read(run)
         assert (record.best[0] if record.best else None) == wanted
         (step,) = (row[1] for row in results([record]) if row[0] == "at step")
         assert step == ("–" if wanted is None else str(wanted))
@@ -118,3 +118,9 @@ def test_what_is_no_finite_number_is_no_loss(value: object) -> None:
     assert finite(value) is None
     assert best_of([(1, value)]) is None
     assert best_of([(1, value), (2, 3)]) == (2, 3.0)
+
+
+def test_the_average_is_free_of_its_start() -> None:
+    assert smoothed([(1, 5.0), (2, 5.0)]) == [(1, pytest.approx(5.0)), (2, pytest.approx(5.0))]
+    two = smoothed([(1, 0.0), (2, 1.0)])[1][1]
+    assert two == pytest.approx(1 / 1.9)

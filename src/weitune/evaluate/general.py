@@ -51,7 +51,7 @@ def general_questions() -> list[GeneralQuestion]:
 
 def share_right(questions: Sequence[GeneralQuestion], answers: Sequence[str]) -> dict[str, float]:
     """Return the share of right answers in each language."""
-    found: dict[str, list[bool]] = {}
+    by_language: dict[str, list[bool]] = {}
     for question, answer in zip(questions, answers, strict=True):
-        found.setdefault(question.language, []).append(question.is_right(answer))
-    return {language: sum(right) / len(right) for language, right in found.items()}
+        by_language.setdefault(question.language, []).append(question.is_right(answer))
+    return {language: sum(right) / len(right) for language, right in by_language.items()}

@@ -94,6 +94,6 @@ def distinct(texts: Sequence[str], n: int) -> float:
     """Return the number of different runs of ``n`` (1 or 2) units, divided by that of all runs; 0 without any."""
     runs: list[tuple[str, ...]] = []
     for text in texts:
-        found = units(text)
-        runs += [(unit,) for unit in found] if n == 1 else list(pairwise(found))
+        of_text = units(text)
+        runs += [(unit,) for unit in of_text] if n == 1 else list(pairwise(of_text))
     return len(set(runs)) / len(runs) if runs else 0.0

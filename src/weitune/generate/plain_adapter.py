@@ -127,14 +127,14 @@ class PlainAdapter(Run):
             check_adapter(self.adapter)
             recorded = fingerprints_in(json_object(self.adapter / STATE).get("basis"))
             try:
-                found = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, note=self._say)
+                files = checked_base(self.path, self.recipe, recorded, accept=self.accept_changed_base, note=self._say)
             except ModelError as error:
                 if self._model:
                     raise
                 fix = f"{error.fix}\n{self._how_to_give_base()}"
                 raise ModelError("generate.plain_adapter.no_base", message=error.message, fix=fix) from None
             of_weitune = self._recipe_of_weitune is not None  # frames with the base's tokenizer and the recipe
-            self._base = found if of_weitune else replace(found, adapter=self.adapter)
+            self._base = files if of_weitune else replace(files, adapter=self.adapter)
         return self._base
 
     def checkpoints(self) -> list[int]:
@@ -201,8 +201,8 @@ class PlainAdapter(Run):
         """Return the string values among ms-swift's settings, which lie in the folder or above it."""
         above = [self.adapter.parent] if checkpoint_step(self.adapter.name) is not None else []
         for folder in [self.adapter, *above]:
-            if found := json_object(folder / "args.json"):
-                return {key: value for key, value in found.items() if isinstance(value, str)}
+            if settings := json_object(folder / "args.json"):
+                return {key: value for key, value in settings.items() if isinstance(value, str)}
         return {}
 
 

@@ -40,7 +40,7 @@ def differences(records: Sequence[RunRecord]) -> list[list[str]]:
     values = [record.values() for record in records]
     keys = dict.fromkeys(key for each in values for key in each if key not in _PLACES)
     rows = {key: [each.get(key) for each in values] for key in keys}
-    return [[key, *map(_shown, found)] for key, found in rows.items() if any(value != found[0] for value in found)]
+    return [[key, *map(_shown, row)] for key, row in rows.items() if any(value != row[0] for value in row)]
 
 
 def results(records: Sequence[RunRecord]) -> list[list[str]]:
@@ -67,9 +67,9 @@ def _result(record: RunRecord) -> dict[str, str]:
 
 def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     def lines(kind: str, key: str = "loss", *, smooth: bool = False) -> list[Line]:
-        found = [record.series(key, kind) for record in records]
+        curves = [record.series(key, kind) for record in records]
         return [Line(name, smoothed(points) if smooth else points, colour=k)
-                for k, (name, points) in enumerate(zip(names, found, strict=True))]  # fmt: skip
+                for k, (name, points) in enumerate(zip(names, curves, strict=True))]  # fmt: skip
 
     by_time = [
         Line(name, _by_time(record), colour=k) for k, (name, record) in enumerate(zip(names, records, strict=True))

@@ -31,7 +31,7 @@ class RunRecord:
     """Questions with the answers before and after, if the demo asked any."""
 
     @classmethod
-    def of(cls, folder: Path) -> RunRecord:
+    def read(cls, folder: Path) -> RunRecord:
         """Read the run in ``folder``. Raises RunError if there is none, RecipeError if its recipe is broken."""
         run = RunFolder(folder)
         return cls(

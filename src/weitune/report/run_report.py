@@ -28,7 +28,7 @@ def write_report(folder: Path) -> Path:
     Raises RunError if there is no run, OSError if the system refuses to write.
     """
     target = folder / REPORT
-    publish_text(run_report(RunRecord.of(folder)), target)
+    publish_text(run_report(RunRecord.read(folder)), target)
     return target
 
 

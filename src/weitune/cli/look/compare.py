@@ -32,7 +32,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     from weitune.report.run_record import RunRecord
     from weitune.run.run_folder import RunFolder
 
-    records = [RunRecord.of(run) for run in runs]
+    records = [RunRecord.read(run) for run in runs]
     for run in runs:
         opened = RunFolder(run, accept_changed_base=accept_changed_base, say=note)
         if user_path(opened.recipe.model).exists():

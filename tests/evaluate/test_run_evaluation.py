@@ -1,0 +1,83 @@
+"""``weitune eval`` on a tiny run: its losses are those of training, and everything stands in the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import make_inputs
+from weitune import Run, cli
+from weitune.evaluate.general import general_questions
+from weitune.run.events import read_events
+from weitune.training.run import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        inputs = make_inputs(folder / "inputs")
+        keys = {"validation": 0.3, "train.evaluate_every": 4, "train.sample_prompts": [], "train.keep_checkpoints": 9}
+        yield train(inputs.recipe(folder / "run", **keys), device="cpu").path
+
+
+def evaluate(run: Path, *more: str) -> int:
+    short = ["--max-new-tokens", "5", "--device", "cpu"]
+    return cli.main(["eval", str(run), *short, *more])
+
+
+def test_all_checkpoints_have_the_losses_of_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--checkpoint", "all", "--no-general", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert [model["step"] for model in found["models"]] == [None, *Run(run).checkpoints()]
+    told = {event["step"]: event["loss"] for event in read_events(run) if event["event"] == "validation"}
+    assert found["models"][0]["loss"] == pytest.approx(told[0], abs=1e-4)
+    for model in found["models"][1:]:
+        assert model["loss"] == pytest.approx(told[model["step"]], abs=1e-4)
+    assert found["rows"] == {"name": "0.3 of the data, held out", "examples": 6, "questions": 6}
+    for answer in found["answers"]:
+        assert answer["reference"]
+        assert set(answer["said"]) == {model["which"] for model in found["models"]}
+
+
+def test_what_a_person_sees(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--limit", "2", "--batch-size", "16") == 0
+    shown = capsys.readouterr().out
+    for word in ("perplexity", "chrF", "BLEU", "ROUGE-L", "stopped", "general: right, zh", "base", "last"):
+        assert word in shown
+    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert len(found["answers"]) == 2
+    assert len(found["general"]) == len(general_questions()) == 50
+
+
+def test_answers_in_batches_are_those_of_the_model_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--no-general", "--json", "--limit", "6", "--batch-size", "4") == 0
+    found = json.loads(capsys.readouterr().out)
+    for answer in found["answers"]:
+        assert answer["said"]["last"] == Run(run).chat(answer["prompt"], max_new_tokens=5, device="cpu")
+
+
+def test_rows_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
+    assert evaluate(run, "--data", str(tmp_path / "own.json"), "--no-general", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [answer["prompt"] for answer in found["answers"]] == ["Hi"]
+
+
+def test_a_run_without_validation_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.tiny import save_tiny_run
+
+    assert cli.main(["eval", str(save_tiny_run(tmp_path / "run")), "--device", "cpu"]) == 2
+    assert "--data FILE" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("checkpoint", ["777", "best-of-all"])
+def test_a_checkpoint_that_is_not_there(run: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--checkpoint", checkpoint) == 2
+    assert checkpoint in capsys.readouterr().err

@@ -1,0 +1,37 @@
+"""Charts have few round ticks, and keep the extremes of long curves."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from weitune.report.chart import Line, chart, thinned, ticks
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (4.31, 5.87), (0, 702), (1e-5, 1e-4), (-3, 7), (99.9, 100.1)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 3 <= len(found) <= 6
+    assert low - 1e-9 <= found[0] < found[-1] <= high + 1e-9
+    gaps = {round((b - a) / (found[1] - found[0]), 6) for a, b in pairwise(found)}
+    assert gaps == {1.0}
+
+
+def test_one_value_is_one_tick() -> None:
+    assert ticks(3.0, 3.0) == [3.0]
+    assert "<svg" in chart("flat", [Line("a", [(1, 3.0)])])
+
+
+def test_no_points_no_chart() -> None:
+    assert chart("empty", [Line("a", [])]) == ""
+
+
+def test_thinning_keeps_the_extremes() -> None:
+    points = [(float(x), math.sin(x / 50)) for x in range(10_000)]
+    points[7777] = (7777.0, 9.0)
+    kept = thinned(points)
+    assert len(kept) <= 500
+    assert (7777.0, 9.0) in kept
+    assert [x for x, _ in kept] == sorted(x for x, _ in kept)

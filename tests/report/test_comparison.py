@@ -1,0 +1,45 @@
+"""Runs side by side: only what differs, the results, and one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.pages import Page, made_run
+from weitune import cli
+from weitune.report.comparison import differences, results
+from weitune.report.run_record import RunRecord
+
+
+def test_only_what_differs_is_shown(tmp_path: Path) -> None:
+    first = made_run(tmp_path / "a", losses=(5.0, 4.0))
+    second = made_run(tmp_path / "b", losses=(5.0, 3.5), train={"learning_rate": 5e-4})
+    records = [RunRecord.read(first), RunRecord.read(second)]
+    rows = {row[0]: row[1:] for row in differences(records)}
+    assert rows["train.learning_rate"] == ["0.0001", "0.0005"]
+    assert set(rows) == {"train.learning_rate", "model"}  # each has its own model folder
+    found = {row[0]: row[1:] for row in results(records)}
+    assert found["validation loss, best"] == ["4.0000", "3.5000"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(made_run(tmp_path / name)) for name in "ab"]
+    assert cli.main(["compare", *runs, "-o", str(tmp_path / "page.html")]) == 0
+    assert "validation loss, best" in capsys.readouterr().out
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == 4
+    assert "script" not in page.tags
+
+
+@pytest.mark.parametrize("arguments", [["a"], ["a", "nowhere"]])
+def test_wrong_input(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_run(tmp_path / "a")
+    assert cli.main(["compare", *(str(tmp_path / name) for name in arguments)]) == 2
+    assert capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(made_run(tmp_path / name)) for name in "ab"]
+    assert cli.main(["compare", *runs, "-o", str(tmp_path / "no" / "page.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

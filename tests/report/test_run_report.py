@@ -1,0 +1,52 @@
+"""Reports say what the folder says, load nothing, run nothing, and take no text for markup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.report.pages import EVIL, Page, made_run
+from tests.tiny import save_tiny_run
+from weitune.report.run_record import RunRecord
+from weitune.report.run_report import run_report, write_report
+
+
+def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", system=EVIL)
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert not {"script", "img", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on"), name
+        assert name not in {"src", "href", "style"}, (name, value)
+    assert "url(" not in html
+    assert any("default-src 'none'" in value for name, value in page.attributes if name == "content")
+    assert sum(EVIL in text for text in page.texts) >= 12  # every place shows it as it is
+
+
+def test_it_says_what_the_folder_says(tmp_path: Path) -> None:
+    text = " ".join(Page(run_report(RunRecord.read(made_run(tmp_path / "run")))).texts)
+    for fact in (
+        "20 of 20",
+        "finished; adapter of step 10",
+        "4.000 at step 10",
+        "1,234",
+        "3.00 GiB",
+        "2.00 GiB",
+        "12.500",
+    ):
+        assert fact in text, fact
+    assert f"weitune chat {tmp_path / 'run'}" in text
+    assert "learning_rate: 0.0001" in text  # the whole recipe
+
+
+def test_a_run_with_nothing_but_a_recipe_has_a_page(tmp_path: Path) -> None:
+    page = Page(run_report(RunRecord.read(save_tiny_run(tmp_path / "run"))))
+    assert "svg" not in page.tags
+    assert any("not finished" in text for text in page.texts)
+
+
+def test_broken_files_leave_their_part_out(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    for name in ("data.json", "environment.json", "evaluation.json"):
+        (run / name).write_text("{")
+    assert "svg" in Page(run_report(RunRecord.read(run))).tags
