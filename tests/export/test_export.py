@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.export.runs import DIALOGUES, SYSTEM, save_run
 from weitune import Run
 from weitune.errors import InputError, MissingExtraError, RunError
 from weitune.export import run as export_module
+from weitune.export.destination import written_aside
 from weitune.export.options import ExportOptions, Format
 from weitune.export.run import Exported, export
 from weitune.export.verify.compare import VerificationError
@@ -219,11 +221,24 @@ def test_a_checkpoint_can_be_chosen(tmp_path: Path) -> None:
 def test_formats_are_all_declared() -> None:
     from typing import get_args
 
-    from weitune.cli.ship.export import _FORMATS, _TYPES
+    from weitune.cli.ship.export import command
     from weitune.gguf.types import GGUF_TYPES
 
-    assert get_args(Format) == _FORMATS
-    assert GGUF_TYPES == _TYPES
+    choices = {option.name: tuple(getattr(option.type, "choices", ())) for option in command.params}
+    assert choices["format_"] == get_args(Format)
+    assert choices["gguf_type"] == GGUF_TYPES
+
+
+def test_two_exports_to_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    folder, gone = tmp_path / "out", tmp_path / f".out.{2**22 + 1}.partial"  # beyond the largest process id of Linux
+    gone.mkdir()
+    other = tmp_path / f".out.{os.getppid()}.partial"
+    other.mkdir()
+    with written_aside(folder) as partial:
+        (partial / "file").touch()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert other.is_dir()
+    assert not gone.exists()
 
 
 @pytest.mark.parametrize("format_", ["merged", "gguf", "ollama"])

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from weitune.errors import InputError, RunError, first_line
 from weitune.export.mixture import Mixture
 from weitune.files.json_files import json_bytes
-from weitune.files.publish import folder_written_aside
+from weitune.files.publish import folder_written_aside, own_partial
 from weitune.generate.open_model import incomplete, incomplete_refused
 from weitune.generate.run import Run
 from weitune.messages import say
@@ -139,7 +139,7 @@ def _write(folder: Path, files: dict[Path, bytes]) -> None:
     """Write ``files`` into a new folder, which gets its name when all are there."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder_written_aside(folder) as partial:
+        with folder_written_aside(folder, own_partial(folder)) as partial:
             for name, data in files.items():
                 (partial / name).parent.mkdir(exist_ok=True)
                 (partial / name).write_bytes(data)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weitune.errors import RunError
-from weitune.files.publish import folder_written_aside
+from weitune.files.publish import folder_written_aside, own_partial, remove_abandoned
 
 MARK = "weitune.json"
 """The file in every export that says what it was made from."""
@@ -29,7 +29,8 @@ def written_aside(folder: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes ``folder`` if the block ends well. Raises RunError if it cannot."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder_written_aside(folder) as partial:
+        remove_abandoned(folder)
+        with folder_written_aside(folder, own_partial(folder)) as partial:
             yield partial
     except OSError as error:
         raise RunError("export.destination.cannot_be_written", folder=folder, reason=error) from error

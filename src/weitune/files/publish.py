@@ -13,6 +13,7 @@ raises OSError if the system refuses, and leaves at worst hidden names behind, w
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -34,6 +35,27 @@ def hidden(target: Path, kind: str) -> Path:
 def own_partial(target: Path) -> Path:
     """Return a hidden name for ``target`` that no other process uses."""
     return hidden(target, f"{os.getpid()}.partial")
+
+
+def process_exists(pid: int) -> bool:
+    """Return whether a process of this machine has the number ``pid``."""
+    if os.name == "nt":
+        return True  # os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove_abandoned(target: Path) -> None:
+    """Delete what processes that are no more left under their :func:`own_partial` names for ``target``."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        pid = path.name.removeprefix(f".{target.name}.").removesuffix(".partial")
+        if pid.isdecimal() and not process_exists(int(pid)):
+            remove(path)
 
 
 def publish(partial: Path, target: Path) -> None:

@@ -11,14 +11,14 @@ nothing here while it is free.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from weitune.files.publish import process_exists
 from weitune.messages import say
-from weitune.run.lock import Holder, Sighting, look
+from weitune.run.lock import Sighting, look
 from weitune.run.names import EVENTS, LOCK
 
 SILENCE_SECONDS = 600.0
@@ -57,7 +57,7 @@ class Pulse:
         if seen.held:
             return ""
         if holder is not None and holder.host == socket.gethostname():
-            killed = seen.held is False or not _exists(holder)
+            killed = seen.held is False or not process_exists(holder.pid)
             return say("run.liveness.killed", holder=holder) if killed else ""
         if seen.held is False and holder is None:
             return say("run.liveness.ended_with_an_error")
@@ -74,16 +74,3 @@ class Pulse:
             with suppress(OSError):
                 newest = max(newest, path.stat().st_mtime)
         return time.time() - newest
-
-
-def _exists(holder: Holder) -> bool:
-    """Return whether a process of this machine has the holder's number, be it the holder or one that came later."""
-    if os.name == "nt":
-        return True  # os.kill would end it
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
