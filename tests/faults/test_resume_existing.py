@@ -163,7 +163,7 @@ def test_what_the_main_process_sees_counts_for_all(monkeypatch: pytest.MonkeyPat
     with pytest.raises(RunError, match="not an empty folder"):
         agreed(refused, None)
     apart: Any = Machines([(True, None)], monkeypatch)
-    with pytest.raises(RunError, match="do not find the same"):
+    with pytest.raises(RunError, match="do not see the same"):
         agreed(apart, lambda: False)
 
 

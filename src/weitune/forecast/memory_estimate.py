@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from weitune.messages import say
 from weitune.model.fast.feed_forward import SLICE_COLUMNS
 from weitune.model.fast.loss import CHUNK_LOGITS
 from weitune.model.fast.tree import BLOCK_ROWS
@@ -193,9 +194,21 @@ class MemoryEstimate:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Return the parts by name."""
+        """Return the parts by name, as files have them."""
         names = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "framework")
         return {name: getattr(self, name) for name in names}
+
+    def named_parts(self) -> dict[str, int]:
+        """Return the parts by their names for people."""
+        return {
+            say("forecast.memory_estimate.weights"): self.weights,
+            say("forecast.memory_estimate.adapter"): self.adapter,
+            say("forecast.memory_estimate.gradients"): self.gradients,
+            say("forecast.memory_estimate.optimizer"): self.optimizer,
+            say("forecast.memory_estimate.activations"): self.activations,
+            say("forecast.memory_estimate.logits"): self.logits,
+            say("forecast.memory_estimate.framework"): self.framework,
+        }
 
 
 def trained_bytes(trained: int) -> tuple[int, int, int]:

@@ -112,8 +112,7 @@ class PassNeed:
 
 def peak_line(need: MemoryEstimate, device: torch.device) -> str:
     """Return a line about the memory that a run takes at its peak, by part."""
-    parts = {name: size for name, size in need.parts().items() if size >= _GIB / 20}
-    shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
+    shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in need.named_parts().items() if size >= _GIB / 20)
     return say("forecast.memory_watch.peak", total=_gib(need.total), parts=shown, free=_gib(free_bytes(device)))
 
 

@@ -1,6 +1,6 @@
-"""What a run is made of before any weights are loaded: model files, tokenizer, framing, prepared data.
+"""The inputs of a run before any weights are loaded: model files, tokenizer, framing, prepared data, plan.
 
-Data come before weights, since most mistakes are there and they are found quickly.
+Data come before weights, since most mistakes are in the data and take little time to find.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Example
@@ -81,15 +82,12 @@ def collect_inputs(
     train = recipe.train
     plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
     base = base_fingerprints(files) if weights else {}
-    basis = {**base, **_basis(framing, examples, plan)}
-    if validation is not None:
-        basis = {**basis, "validation": {"examples": len(validation), "contents": validation.digest()}}
+    basis = {**base, **_basis(framing, examples, validation, plan)}
     if recipe.adapter and recipe.adapter.init_from:
         start = adapter_folder(recipe.adapter.init_from)
-        basis = {**basis, "lora.init_from": hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()}
-        recorded = recorded_basis(start) or recorded_basis(start.parent)
-        if base and (changed := differences(recorded, files)):
-            reporter.say(say("training.inputs.init_from_other_base", folder=start, differences="\n  ".join(changed)))
+        basis["lora.init_from"] = hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()
+        if base:
+            _note_other_base(start, files, reporter)
     return RunInputs(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
 
 
@@ -120,8 +118,9 @@ def divide(
     return prepared, validation
 
 
-def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
-    return {
+def _basis(framing: Framing, examples: ExampleSet, validation: ExampleSet | None, plan: Plan) -> dict[str, Any]:
+    """Return fingerprints of everything but the base that decides the numbers of a run."""
+    basis: dict[str, Any] = {
         "framing": framing.basis(),
         "data": {
             "examples": len(examples),
@@ -134,6 +133,16 @@ def _basis(framing: Framing, examples: ExampleSet, plan: Plan) -> Basis:
             "first step": hashlib.sha256(str(plan.step(0).tolist()).encode()).hexdigest(),
         },
     }
+    if validation is not None:
+        basis["validation"] = {"examples": len(validation), "contents": validation.digest()}
+    return basis
+
+
+def _note_other_base(start: Path, files: ModelFiles, reporter: Reporter) -> None:
+    """Note if the adapter in ``start``, of ``lora.init_from``, was trained on another base."""
+    recorded = recorded_basis(start) or recorded_basis(start.parent)
+    if changed := differences(recorded, files):
+        reporter.say(say("training.inputs.init_from_other_base", folder=start, differences="\n  ".join(changed)))
 
 
 def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:

@@ -116,13 +116,7 @@ class Loop:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 watcher.failed(record)
                 origins = ", ".join(str(example.origin) for example in examples)
-                raise NonFiniteError(
-                    "training.loop.not_finite",
-                    step=record.step,
-                    loss=record.loss,
-                    norm=record.grad_norm,
-                    origins=origins,
-                )
+                raise NonFiniteError("training.loop.not_finite", step=step + 1, loss=loss, norm=norm, origins=origins)
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
             self.passes.zero_grad()

@@ -78,7 +78,7 @@ def _by_part(here: Fit, processes: int) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
     table.add_column("part")
     table.add_column("size", justify="right")
-    for name, size in here.need.parts().items():
+    for name, size in here.need.named_parts().items():
         table.add_row(name, memory_text(size))
     table.add_row("all", memory_text(here.need.total), style="bold")
     table.add_row("free", memory_text(here.target.memory), style="dim")
