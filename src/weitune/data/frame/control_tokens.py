@@ -1,17 +1,17 @@
-"""Control tokens: the added tokens that frame a conversation, and text that merely looks like them.
+"""Control tokens: the added tokens that frame a conversation, and text that only looks like them.
 
 A row may hold the text ``<|im_end|>``. Rendered by a chat template and tokenized, it would end the turn. So before a
 template writes a row's text, the first character of every look-alike is replaced by a stand-in, a character that occurs
 nowhere else; what still matches afterwards was written by the template; then the text gets its characters back
-(:mod:`.tracing` makes sure that the template still decides by the text's own characters):
+(:mod:`.tracing` sees to it that the template still decides by the text's own characters):
 
     row        stop <|im_end|>                            look-alike
     hidden     stop ⟂|im_end|>                            same length, no match
     rendered   <|im_start|>user\\nstop ⟂|im_end|><|im_end|>\\n
     pieces     [<|im_start|>] "user\\nstop <|im_end|>" [<|im_end|>] "\\n"
 
-Every added token counts, special or not, but for those of white space only (runs of spaces or newlines in GPT-NeoX,
-Phi and Gemma): those are how such a tokenizer spells ordinary text. Cost: two regular-expression scans a text.
+Every added token counts, special or not, except those of white space only (runs of spaces or newlines in GPT-NeoX,
+Phi and Gemma), with which these tokenizers spell ordinary text. Cost: two regular-expression scans a string.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ class Control(NamedTuple):
 
 
 class ControlTokens:
-    """The control tokens of one tokenizer: finds them in rendered text, and look-alikes in anybody else's."""
+    """The control tokens of one tokenizer: finds them in rendered text, and their look-alikes in other text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Collect the added tokens of ``tokenizer`` that are not mere white space."""
         added = {t.content: (i, t) for i, t in tokenizer.get_added_tokens_decoder().items() if not t.content.isspace()}
         self.ids: dict[str, int] = {content: token_id for content, (token_id, _) in added.items()}
-        # Longest first, so that the alternation picks what the tokenizer picks: leftmost, then longest.
+        # Longest first, so that the alternation matches as the tokenizer does: leftmost, then longest.
         longest_first = sorted(added, key=len, reverse=True)
         never = r"(?!)"
         self._written = re.compile("|".join(_as_matched(added[text][1]) for text in longest_first) or never)
@@ -58,22 +57,22 @@ class ControlTokens:
     def find(self, text: str, start: int = 0, stop: int | None = None) -> Iterator[Control]:
         """Yield the control tokens in characters ``start`` to ``stop`` of rendered ``text``, in order.
 
-        White space that a token takes with it (``lstrip``, ``rstrip``) belongs to its characters.
+        White space that a token absorbs (``lstrip``, ``rstrip``) belongs to its characters.
         """
         for match in self._written.finditer(text, start, len(text) if stop is None else stop):
             content = match[0] if match[0] in self.ids else match[0].strip()
             yield Control(match.start(), match.end(), self.ids[content])
 
     def lookalikes(self, text: str) -> list[tuple[int, int]]:
-        """Return from where to where ``text`` spells control tokens (characters from its start)."""
+        """Return the character ranges (start, stop) in which ``text`` spells control tokens."""
         return [match.span() for match in self._literal.finditer(text)]
 
     def dangerous(self, text: str) -> bool:
-        """Tell whether ``text`` spells a control token, or begins or ends with a part that a neighbour could finish."""
+        """Return whether ``text`` spells a control token, or a part of one at an edge that a neighbour may complete."""
         return self._lookalike.search(text) is not None or any(True for _ in self._edges(text))
 
     def _edges(self, text: str) -> Iterator[int]:
-        """Yield where in ``text`` a control token could end that began before it, or begin that ends after it."""
+        """Yield the places at the edges of ``text`` where a control token may end or begin that spans a neighbour."""
         if not text:
             return
         head, tail = text[: self._reach], text[-self._reach :]
@@ -83,9 +82,9 @@ class ControlTokens:
             yield from (len(text) - len(tail) + k for k in range(len(tail)) if tail[k:] in self._heads)
 
     def disguise(self, texts: Iterable[str], template: str) -> Disguise | None:
-        """Return a disguise for ``texts``, or None if no text needs one (nearly always).
+        """Return a disguise for ``texts``, or None if none of them needs one (nearly always).
 
-        ``template`` is what else the rendering may write; stand-ins occur neither in it nor in any text.
+        Stand-ins occur neither in them nor in ``template``, the text that the template itself may write.
         """
         texts = list(texts)
         if not any(map(self.dangerous, texts)):
@@ -103,33 +102,32 @@ class Disguise:
     """Stand-ins for one conversation: :meth:`hide` before rendering, :meth:`reveal` after."""
 
     def __init__(self, controls: ControlTokens, free: Iterator[str]) -> None:
-        """Draw stand-ins from the ``free`` characters."""
         self._controls = controls
-        self._stand_in: dict[str, str] = _Drawn(free)
+        self._stand_in: dict[str, str] = _StandIns(free)
 
     def hide(self, text: str) -> str:
-        """Return ``text``, as long as before, with no control token in it nor at its edges."""
+        """Return ``text`` of the same length, with no control token in it or at its edges."""
         return self._controls._hide(text, self._stand_in)
 
     def plain(self, text: str) -> str:
-        """Give ``text`` its own characters back, one for one."""
+        """Return ``text`` with its own characters, of the same length."""
         for char, stand_in in self._stand_in.items():
             text = text.replace(stand_in, char)
         return text
 
     def unescape(self, text: str) -> str:
-        """Return rendered ``text`` with every stand-in as one character: `tojson` may have escaped it to ASCII."""
+        """Return rendered ``text`` with each stand-in as one character: ``tojson`` may have escaped it to ASCII."""
         for stand_in in self._stand_in.values():
             text = text.replace(_json_escape(stand_in), stand_in)
         return text
 
     def reveal(self, text: str) -> str:
-        """Give a piece of rendered text its own characters back."""
+        """Return rendered ``text`` with its own characters."""
         return self.plain(self.unescape(text))
 
 
-class _Drawn(dict[str, str]):
-    """Maps a character to its stand-in, drawn at first use."""
+class _StandIns(dict[str, str]):
+    """Maps a character to its stand-in, which is taken from the ``free`` characters when it is first needed."""
 
     def __init__(self, free: Iterator[str]) -> None:
         super().__init__()
@@ -141,7 +139,7 @@ class _Drawn(dict[str, str]):
 
 
 def _free_characters(texts: Sequence[str]) -> Iterator[str]:
-    """Yield the characters that occur in no text, not even as the escape that JSON in ASCII would write."""
+    """Yield the characters that occur in none of ``texts``, not even as the escape that JSON in ASCII would write."""
     used = set().union(*texts)
     escaped = {unit for text in texts if "\\u" in text for unit in _ESCAPE.findall(text)}
     return (char for char in _STAND_INS if char not in used and _json_escape(char)[:6] not in escaped)
@@ -156,7 +154,7 @@ def _json_escape(char: str) -> str:
 
 
 def _as_matched(token: AddedToken) -> str:
-    """Return the pattern by which a tokenizer finds an added token."""
+    """Return the pattern with which a tokenizer finds an added token."""
     pattern = re.escape(token.content)
     if token.single_word:
         pattern = rf"(?<!\w){pattern}(?!\w)"
@@ -164,7 +162,7 @@ def _as_matched(token: AddedToken) -> str:
 
 
 def texts_in(value: object) -> Iterator[str]:
-    """Yield every text in a JSON-like ``value``, keys of objects too."""
+    """Yield every string in a JSON-like ``value``, also the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -4,11 +4,11 @@
     tokens        151644      872 198 6023   151645     198     151644        77091 198   |  14990     151645     198
                                                                                           cut      ╰── learned ──╯
 
-A tokenizer splits its input at added tokens first and treats what lies between separately, so encoding pieces equals
-encoding the whole, and text cannot become a control token: the encoder of the pieces does not know them. The cut marks
-where the assistant takes over. At inference the prompt is tokenized without the answer, so here too no token straddles
-the cut. Cost: one pass of the Rust tokenizer (all cores) over the texts that differ; what comes again within the last
-``_REMEMBERED_TOKENS`` (a system prompt, a question with several answers) is not tokenized again.
+A tokenizer first splits its input at added tokens and treats the text between them separately, so encoding the pieces
+equals encoding the whole. Text cannot become a control token, since the encoder of the pieces does not know them. The
+cut marks the beginning of an answer: at inference the prompt is tokenized without the answer, so here, too, no token
+crosses the cut. Cost: one pass of the Rust tokenizer (all cores) over the texts that differ; what comes again within
+the last ``_REMEMBERED_TOKENS`` (a system prompt, a question with several answers) is not tokenized again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Text(NamedTuple):
 
 
 Piece = Text | tuple[int, ...]
-"""Text to be encoded, or tokens that are known already: a control token, or constant framing."""
+"""Text to be encoded, or known tokens: a control token, or constant framing."""
 
 
 class Learned(NamedTuple):
@@ -56,17 +56,19 @@ class Draft(NamedTuple):
 
 
 class PieceEncoder:
-    """Encodes pieces with a tokenizer's own model, normalizer and pre-tokenizer, but without its control tokens."""
+    """Encodes pieces with a tokenizer's own model, normalizer and pre-tokenizer, but without its control tokens.
+
+    It shares the model of ``tokenizer``; nothing large is copied.
+    """
 
     def __init__(self, tokenizer: Tokenizer, controls: ControlTokens) -> None:
-        """Share the model of ``tokenizer``; nothing large is copied."""
         self._controls = controls
         self._prefixing, self._bare, self._first_only = _plain_tokenizers(tokenizer, controls)
         self._known: dict[Text, list[int]] = {}
         self._remembered = 0
         self._unknown = _unknown_id(tokenizer)
         self._control_ids = frozenset(controls.ids.values())
-        # A white-space token kept without its neighbours may be numbered differently; give it its own number back.
+        # Without the other added tokens, a white-space token may get another id; this maps it to its own.
         kept = self._prefixing.get_added_tokens_decoder()
         own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
@@ -102,9 +104,9 @@ class PieceEncoder:
         return batch.finish()
 
     def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
-        """Return a batch whose texts are not tokenized yet, for whoever has something else to do meanwhile."""
+        """Return a batch whose texts are not tokenized yet, so that the caller can do something else meanwhile."""
         if self._remembered > _REMEMBERED_TOKENS:
-            self._known, self._remembered = {}, 0  # batches on their way keep what they know
+            self._known, self._remembered = {}, 0  # pending batches keep the old dictionary
         texts = {piece for draft in drafts for piece in draft.pieces if isinstance(piece, Text)}
         new = texts.difference(self._known)
         prefixing, bare = [text for text in new if not text.bare], [text for text in new if text.bare]
@@ -112,31 +114,34 @@ class PieceEncoder:
         return EncodingBatch(self, drafts, work, self._known)
 
     def learn(self, text: Text, ids: list[int]) -> list[int]:
-        """Return ``ids``, the tokenizer's answer to ``text``, checked, and count it as remembered."""
+        """Return ``ids``, the tokens of ``text``, checked, and count them as remembered."""
         self._remembered += len(ids)
         if self._renumber or not self._control_ids.isdisjoint(ids):
             return self._checked(text.text, ids)
         return ids
 
     def known(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
-        """Return the tokens of ``pieces`` as one piece, for framing that is always the same."""
+        """Return the tokens of ``pieces`` as one piece, for constant framing."""
         return self.encode([Draft(tuple(pieces))])[0].input_ids
 
     def _checked(self, text: str, ids: list[int]) -> list[int]:
-        """Return the tokens of ``text`` under the tokenizer's own numbers. Raises DataError if one is a control token
-        all the same."""
+        """Return ``ids``, the tokens of ``text``, with the tokenizer's own numbers; encode ``text`` otherwise if one is
+        a control token. Raises DataError if that does not help."""
         ids = [self._renumber.get(token, token) for token in ids]
-        return self._apart(text) if self._betrayed(text, ids) else ids
+        return self._encode_split(text) if self._has_control(text, ids) else ids
 
-    def _betrayed(self, text: str, ids: Iterable[int]) -> bool:
-        """Tell whether plain ``text`` came out as a control token (the unknown token stands for odd characters too)."""
-        found = self._control_ids.intersection(ids)
-        return bool(found - {self._unknown}) or (bool(found) and bool(self._controls.lookalikes(text)))
+    def _has_control(self, text: str, ids: Iterable[int]) -> bool:
+        """Return whether a control token is among ``ids``, the tokens of plain ``text``.
 
-    def _apart(self, text: str) -> list[int]:
-        """Encode ``text`` with the first character of every look-alike apart.
+        The unknown token may be one, and also stands for characters that the model does not know.
+        """
+        controls = self._control_ids.intersection(ids)
+        return bool(controls - {self._unknown}) or (bool(controls) and bool(self._controls.lookalikes(text)))
 
-        For models whose merges spell a control token, as SentencePiece vocabularies may.
+    def _encode_split(self, text: str) -> list[int]:
+        """Encode ``text`` split after the first character of each look-alike.
+
+        This is for models whose merges spell a control token, as SentencePiece vocabularies may.
         """
         edges = [0, *(at + 1 for at, _ in self._controls.lookalikes(text)), len(text)]
         parts = [text[a:b] for a, b in pairwise(edges)]
@@ -146,12 +151,15 @@ class PieceEncoder:
         ids = [token for encoding in encodings for token in encoding.ids]
         ids = [self._renumber.get(token, token) for token in ids]
         if self._control_ids.intersection(ids) - {self._unknown}:
-            raise framing_error(None, data_problem("data.encode.text_tokenizer_can_tell", text=shown(text)))
+            raise framing_error(None, data_problem("data.encode.control_token_in_text", text=shown(text)))
         return ids
 
 
 class EncodingBatch:
-    """A batch on its way: :meth:`run` is all Rust and may run in another thread, :meth:`finish` is all Python."""
+    """A batch to be tokenized: :meth:`run` is all Rust and may run in another thread, :meth:`finish` is all Python.
+
+    ``by_tokenizer`` has the texts that each tokenizer encodes; ``known`` has the tokens of all others, and gets these.
+    """
 
     def __init__(
         self,
@@ -160,7 +168,6 @@ class EncodingBatch:
         by_tokenizer: Sequence[tuple[Tokenizer, list[Text]]],
         known: dict[Text, list[int]],
     ) -> None:
-        """Hold the texts that each tokenizer has to encode; ``known`` has all others, and will have these."""
         self._encoder = encoder
         self._drafts = drafts
         self._by_tokenizer = by_tokenizer
@@ -194,8 +201,8 @@ def _assemble(draft: Draft, ids: Mapping[Text, Sequence[int]]) -> Example:
 
 
 def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:
-    """Return two tokenizers on the same model that know no control tokens: one as it is, one that adds no space before
-    its input; and whether that space comes only at the very start of a text, not after every control token."""
+    """Return two tokenizers with the same model and without control tokens, the second of which adds no space before
+    its input, and whether that space comes only at the very start of a text, not after every control token."""
     steps = Tokenizer(models.BPE())  # an empty model keeps the JSON small
     if tokenizer.normalizer is not None:
         steps.normalizer = tokenizer.normalizer
@@ -229,7 +236,7 @@ def _steps(config: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the token by which the model itself spells what it does not know."""
+    """Return the token with which the model itself spells what it does not know."""
     unknown = getattr(tokenizer.model, "unk_token", None)
     if unknown is None and isinstance(tokenizer.model, models.Unigram):
         unknown_id = json.loads(tokenizer.to_str())["model"].get("unk_id")

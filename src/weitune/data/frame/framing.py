@@ -22,20 +22,22 @@ from weitune.errors import ModelError
 
 
 class Framing(ABC):
-    """How conversations become tokens: the one place that training, chat, evaluation, serving and export share."""
+    """Turns conversations into tokens: training, chat, evaluation, serving and export all use it.
+
+    ``tokenizer`` is a transformers fast tokenizer; raises ModelError if it is not.
+    """
 
     end_of_turn: int
     """Id of the token that ends an assistant's turn."""
     stop_tokens: tuple[int, ...]
     """Every id at which generation must stop; :attr:`end_of_turn` is the first."""
     notes: list[str]
-    """What the user should hear once about this tokenizer."""
+    """What the user should know about this tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Share the backend of ``tokenizer``, a transformers fast tokenizer. Raises ModelError if it has none."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ModelError("data.framing.tokenizer_has_no_tokenizer", name__=type(tokenizer).__name__)
+            raise ModelError("data.framing.no_fast_tokenizer", kind=type(tokenizer).__name__)
         self.notes = []
         self._backend = backend
         self._controls = ControlTokens(backend)
@@ -43,11 +45,11 @@ class Framing(ABC):
 
     @property
     def control_ids(self) -> frozenset[int]:
-        """Ids of the tokens that frame, which text never becomes."""
+        """Ids of the control tokens; no text of a row becomes one."""
         return frozenset(self._controls.ids.values())
 
     def lookalikes(self, text: str) -> list[tuple[int, int]]:
-        """Return from where to where ``text`` spells tokens that frame."""
+        """Return the character ranges (start, stop) in which ``text`` spells control tokens."""
         return self._controls.lookalikes(text)
 
     @abstractmethod
@@ -60,7 +62,7 @@ class Framing(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return, as JSON, everything that decides the tokens."""
+        """Return everything that decides the tokens, as JSON."""
 
     def basis(self) -> dict[str, Any]:
         """Return :meth:`describe` without the tokenizer's hash: what a run and the run that resumes it have alike."""
@@ -71,7 +73,7 @@ class Framing(ABC):
         return self._encoder.encode(drafts)
 
     def begin(self, drafts: Sequence[Draft]) -> EncodingBatch:
-        """Return the batch of ``drafts``, to be run in another thread."""
+        """Return the batch of ``drafts``, which may be tokenized in another thread."""
         return self._encoder.begin(drafts)
 
     def examples_batch(self, conversations: Iterable[Conversation]) -> list[list[Example]]:

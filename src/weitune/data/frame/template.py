@@ -39,7 +39,7 @@ PLAIN = (
 
 Messages = Sequence[Mapping[str, Any]]
 REFUSALS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError)
-"""What a template raises that does not accept its messages."""
+"""What a template may raise if it does not accept its messages."""
 _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -51,10 +51,12 @@ class Rendered(NamedTuple):
 
 
 class ChatTemplate:
-    """The Jinja source of a template, the one for conversations with tools if that differs, and its arguments."""
+    """The Jinja ``source`` of a template, its source ``with_tools`` (often the same), and its arguments.
+
+    ``arguments`` come from the recipe, ``specials`` (``bos_token`` and so on) from the tokenizer.
+    """
 
     def __init__(self, source: str, with_tools: str, arguments: Mapping[str, Any], specials: Mapping[str, Any]) -> None:
-        """``arguments`` come from the recipe, ``specials`` (``bos_token`` and so on) from the tokenizer."""
         self.source = source
         self.with_tools = with_tools
         self.arguments = dict(arguments)
@@ -64,7 +66,7 @@ class ChatTemplate:
         self.reads_date = "strftime_now" in source + with_tools
 
     def for_tools(self) -> ChatTemplate:
-        """Return the template of conversations with tools, as one for all."""
+        """Return the template for conversations with tools, used for all conversations."""
         if self.with_tools == self.source:
             return self
         return ChatTemplate(self.with_tools, self.with_tools, self.arguments, self._specials)
@@ -75,14 +77,14 @@ class ChatTemplate:
         return {"template": self.source, **tools, "template_args": self.arguments}
 
     def writes(self) -> str:
-        """Return every text that the template may write besides a conversation's own."""
+        """Return all text that the template itself may write."""
         return self.source + self.with_tools + json.dumps(self._variables, ensure_ascii=False, default=str)
 
     @cached_property
     def asks_for(self) -> list[tuple[str, Any]]:
-        """The arguments that the template asks for, given or not, each with a value to try: a truth value, or what the
+        """The arguments that the template reads, given or not, each with a value to try: a boolean, or what the
         template compares it with."""
-        found: dict[tuple[str, str], tuple[str, Any]] = {}
+        arguments: dict[tuple[str, str], tuple[str, Any]] = {}
         for source in dict.fromkeys((self.source, self.with_tools)):
             environment = environment_of(source)
             tree = environment.parse(source)
@@ -91,8 +93,8 @@ class ChatTemplate:
             switched = [(name, value) for name in sorted(names) for value in (True, False)]
             for name, value in [*switched, *compared]:
                 if name in names and not name.endswith(("_token", "_tokens")):
-                    found[name, repr(value)] = (name, value)
-        return list(found.values())
+                    arguments[name, repr(value)] = (name, value)
+        return list(arguments.values())
 
     def render(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> Rendered:
         """Render plain message dicts. Raises whatever the template raises."""
@@ -109,7 +111,7 @@ class ChatTemplate:
         return Rendered(texts[0], tuple(generated[0]) if generated else ())
 
     def trace(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool, disguise: Disguise) -> str:
-        """Render disguised messages as :meth:`render` would render their own texts. Raises what the template raises."""
+        """Render disguised messages as :meth:`render` renders plain ones. Raises whatever the template raises."""
         traced = self._traced_with_tools if tools else self._traced
         variables = {
             "messages": list(messages), "tools": list(tools) or None, "documents": None,
@@ -127,7 +129,7 @@ class ChatTemplate:
 
 
 def _comparisons(tree: nodes.Template) -> Iterator[tuple[str, Any]]:
-    """Yield every name that ``tree`` compares with a text or a number, and that."""
+    """Yield every name that ``tree`` compares with a string or a number, and that value."""
     for comparison in tree.find_all(nodes.Compare):
         operands = [comparison.expr, *(operand.expr for operand in comparison.ops)]
         names = [operand.name for operand in operands if isinstance(operand, nodes.Name)]
@@ -137,9 +139,9 @@ def _comparisons(tree: nodes.Template) -> Iterator[tuple[str, Any]]:
 
 
 def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[ChatTemplate, str | None]:
-    """Return the template of a transformers ``tokenizer``, or a stand-in and a note that says so.
+    """Return the template of a transformers ``tokenizer``, or a substitute and a note that says so.
 
-    Raises ModelError if there is neither a template nor a token that could end a turn.
+    Raises ModelError if there is neither a template nor a token that can end a turn.
     """
     specials = tokenizer.special_tokens_map
     if tokenizer.chat_template:
@@ -147,9 +149,9 @@ def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None) -> tuple[
         return ChatTemplate(source, tokenizer.get_chat_template(None, [{}]), arguments or {}, specials), None
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     if {"<|im_start|>", "<|im_end|>"} <= added:
-        note = say("data.template.tokenizer_has_no_chat_2")
+        note = say("data.template.chatml_instead")
         return ChatTemplate(CHATML, CHATML, arguments or {}, specials), note
     if tokenizer.eos_token is None:
-        raise ModelError("data.template.tokenizer_has_neither_chat")
-    note = say("data.template.tokenizer_has_no_chat")
+        raise ModelError("data.template.none")
+    note = say("data.template.plain_text_instead")
     return ChatTemplate(PLAIN, PLAIN, arguments or {}, specials), note

@@ -1,18 +1,17 @@
-"""Rendering with disguised texts, while the template decides by the texts themselves.
+"""Render disguised strings, while the template decides by the strings themselves.
 
-Templates ask what a text holds: ``'</think>' in content``, ``content.startswith('<tool_response>')``. Of a disguised
-text (:mod:`.control_tokens`) they would get another answer than of the text itself, and take another branch. So the
-template's syntax tree is changed, once for each template: comparisons see the texts' own characters, and methods and
-filters that search or cut a text find their places in the text itself and then cut the disguised one, which is as
-long:
+Templates look into strings: ``'</think>' in content``, ``content.startswith('<tool_response>')``. With a disguised
+string (:mod:`.control_tokens`) they would take another branch than with the string itself. So the template's syntax
+tree is changed, once for each template: comparisons see the strings' own characters; methods and filters that search
+or cut a string look for the places in the string itself, and then cut the disguised one, which has the same length:
 
     content                      a⟂/think>b
     '</think>' in content        asks a</think>b: true
     content.split('</think>')    cuts where a</think>b is cut: a, b
     content[1:]                  ⟂/think>b
 
-What a template writes by itself stays as it is, also where it writes again what it has cut out of a row's text. The
-caller compares the outcome with the rendering that transformers gives, so a mistake here cannot pass. Cost: one more
+What a template writes by itself stays as it is, even where it writes again what it has cut out of a row's text. The
+caller compares the result with the rendering by transformers, so a mistake here cannot go unnoticed. Cost: one more
 rendering, only for conversations with look-alikes.
 """
 
@@ -32,7 +31,7 @@ _DISGUISE = "weitune disguise"
 _PLAIN, _METHOD = "weitune_plain", "weitune_method"
 _COMPARING = ("in", "eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan",
               "ge", ">=")  # fmt: skip
-"""Tests that compare texts, as in `selectattr('content', 'eq', …)`."""
+"""Tests that compare strings, as in `selectattr('content', 'eq', …)`."""
 
 
 def environment_of(source: str) -> Environment:
@@ -44,10 +43,9 @@ def environment_of(source: str) -> Environment:
 
 
 class TracedTemplate:
-    """A chat template that renders disguised texts as it would render the texts themselves."""
+    """A chat template that renders disguised strings as it would render the strings themselves."""
 
     def __init__(self, source: str) -> None:
-        """Compile ``source``."""
         environment = environment_of(source).overlay()
         environment.filters = {**environment.filters, **_FILTERS}
         compared = {name: _on_plain(environment.tests[name]) for name in _COMPARING if name in environment.tests}
@@ -58,12 +56,12 @@ class TracedTemplate:
         self._template = environment.from_string(tree)
 
     def render(self, variables: Mapping[str, Any], disguise: Disguise) -> str:
-        """Return the text, disguised. Raises whatever the template raises."""
+        """Return the rendering, disguised. Raises whatever the template raises."""
         return disguise.unescape(self._template.render({**variables, _DISGUISE: disguise}))
 
 
 class _Instrument(NodeTransformer):
-    """Lets comparisons and methods of texts go through the filters below."""
+    """Sends comparisons and methods of strings through the filters below."""
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802  (Jinja's naming)
         self.generic_visit(node)
@@ -88,7 +86,7 @@ def _filter(node: nodes.Expr, name: str, arguments: list[nodes.Expr]) -> nodes.F
 
 
 def _plain(context: Context, value: Any) -> Any:
-    """Return ``value`` with the characters of its texts."""
+    """Return ``value`` with the own characters of its strings."""
     if isinstance(value, str):
         return context[_DISGUISE].plain(value)
     if isinstance(value, list | tuple):
@@ -113,7 +111,7 @@ def _on_plain(test: Any) -> Callable[..., bool]:
 
 @pass_context
 def _method(context: Context, value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the method ``name`` of ``value``: of a text so that the disguise makes no difference."""
+    """Call the method ``name`` of ``value``; if that is a string, such that the disguise makes no difference."""
     if isinstance(value, str) and (name in _ASKING or name in _CUTTING):
         text = context[_DISGUISE].plain(value)
         plain_args = [_plain(context, argument) for argument in args]
@@ -127,13 +125,13 @@ def _method(context: Context, value: Any, name: str, *args: Any, **kwargs: Any) 
 
 
 def _aligned(hidden: str, text: str, parts: Iterable[str], gap: int) -> list[str]:
-    """Return the parts of ``hidden`` that stand where ``parts`` stand in ``text``, in order, ``gap`` apart or more."""
-    found, at = [], 0
+    """Return what ``hidden`` has where ``text`` has ``parts``, in order, at least ``gap`` characters apart."""
+    hidden_parts, at = [], 0
     for part in parts:
         at = text.index(part, at)
-        found.append(hidden[at : at + len(part)])
+        hidden_parts.append(hidden[at : at + len(part)])
         at += len(part) + gap
-    return found
+    return hidden_parts
 
 
 def _split(hidden: str, text: str, name: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
@@ -182,13 +180,13 @@ def _trim_filter(context: Context, value: Any, chars: str | None = None) -> str:
 _ASKING = frozenset({"startswith", "endswith", "find", "rfind", "index", "rindex", "count", "isalnum", "isalpha",
                      "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable",
                      "isspace", "istitle", "isupper"})  # fmt: skip
-"""Methods of a text whose answer is no text."""
+"""Methods of a string that do not return a string."""
 _CUTTING: Mapping[str, Callable[..., Any]] = {
     "split": _split, "rsplit": _split, "partition": _partition, "rpartition": _partition, "splitlines": _lines,
     "lstrip": _without_start, "removeprefix": _without_start, "rstrip": _without_end, "removesuffix": _without_end,
     "strip": _stripped,
 }  # fmt: skip
-"""Methods that return parts of a text."""
+"""Methods that return parts of a string."""
 _FILTERS: Mapping[str, Callable[..., Any]] = {
     _PLAIN: _plain_filter, _METHOD: _method, "trim": _trim_filter, "replace": _replace_filter,
 }  # fmt: skip

@@ -3,10 +3,9 @@
     <|im_start|>system\\n{system}<|im_end|>\\n<|im_start|>user\\n{question}<|im_end|>\\n<|im_start|>assistant\\n
     {answer}<pad>
 
-The first line is tokenized by itself and not learned; answer and pad token are learned.
-
-Single turn only; the pad token ends the answer. ``<|im_start|>`` and ``<|im_end|>`` are control tokens in the framing,
-never in the text of a row. Only the question and the answer are tokenized for each row; the rest is constant.
+The first line is tokenized by itself and not learned; the answer and the pad token that ends it are learned. There is
+a single turn. ``<|im_start|>`` and ``<|im_end|>`` are control tokens in the framing, never in the text of a row. Only
+the question and the answer are tokenized for each row; the rest is constant.
 """
 
 from __future__ import annotations
@@ -32,22 +31,21 @@ _FRAMING = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n{_QUESTI
 
 
 class TutorialFraming(Framing):
-    """Frames one question and one answer as the tutorials do."""
+    """Frames one question and one answer as the tutorials do.
+
+    Raises ModelError if the tokenizer has no pad token, which ends the answers.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Raises ModelError if the tokenizer has no pad token, which ends the answers."""
         super().__init__(tokenizer)
         if tokenizer.pad_token_id is None:
-            raise ModelError("data.tutorial.tutorial_s_framing_ends")
+            raise ModelError("data.tutorial.no_pad_token")
         self.end_of_turn = int(tokenizer.pad_token_id)
         self._form = self._make_form()
         self._around = lru_cache(maxsize=64)(self._frame)
         im_end = self._controls.ids.get("<|im_end|>")
         self.stop_tokens = (self.end_of_turn,) if im_end in (None, self.end_of_turn) else (self.end_of_turn, im_end)
-        self.notes.append(
-            "The tutorial's framing teaches the pad token as the end of an answer; generation stops there "
-            "and at <|im_end|>, which the base model writes."
-        )
+        self.notes.append(say("data.tutorial.ends_with_pad"))
 
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return one draft. Raises DataError if there is more than a system prompt, a question and an answer."""
@@ -76,7 +74,7 @@ class TutorialFraming(Framing):
         }
 
     def _spoken(self, answer: Turn) -> list[Piece]:
-        """Return what an answer says. Its reasoning stands between the tokenizer's tags for it, if it has some."""
+        """Return the content of an answer, preceded by its reasoning in the tokenizer's tags if it has any."""
         text, tags = content_with_reasoning(answer, tags_of(self._controls)), "".join(tags_of(self._controls))
         if answer.reasoning is None or not self._controls.lookalikes(tags):
             return [Text(text, bare=False)] if text else []
@@ -95,7 +93,7 @@ class TutorialFraming(Framing):
         return [*around.before, Text(around.head + asked[-1].content + around.tail, around.bare), *around.after]
 
     def _make_form(self) -> list[Piece]:
-        """Cut the framing at its control tokens; what is the same in every row is tokenized here."""
+        """Cut the framing at its control tokens; what is the same in every row is tokenized now."""
         form: list[Piece] = []
         pieces, _ = self._encoder.split(_FRAMING, (), None)
         for varies, run in groupby(pieces, key=lambda p: isinstance(p, Text) and bool(_SLOT.search(p.text))):
@@ -104,7 +102,7 @@ class TutorialFraming(Framing):
         return form
 
     def _frame(self, system: str) -> _Frame:
-        """Put ``system`` in its place. No text that is put into the framing is looked at for control tokens."""
+        """Insert ``system``. Inserted text is not searched for control tokens."""
         [at] = [i for i, piece in enumerate(self._form) if isinstance(piece, Text) and _QUESTION in piece.text]
         before = [Text(p.text.replace(_SYSTEM, system), p.bare) if isinstance(p, Text) else p for p in self._form[:at]]
         asked = self._form[at]
@@ -114,7 +112,7 @@ class TutorialFraming(Framing):
 
 
 class _Frame(NamedTuple):
-    """What stands around a question under one system prompt: pieces, text in the question's own piece, pieces."""
+    """The framing of a question with one system prompt: pieces, text in the question's own piece, pieces."""
 
     before: list[Piece]
     head: str
