@@ -1,15 +1,14 @@
 """Forward and backward of a packed row as one CUDA graph, recorded once for its shape and replayed.
 
-A pass over some hundred tokens is thousands of kernels of a few microseconds each, and Python starts them more slowly
-than a large GPU finishes them. A recording starts them all at once (CUDA C++ Programming Guide, CUDA Graphs):
+A pass over a few hundred tokens is thousands of kernels of a few microseconds each, and Python launches them more
+slowly than a large GPU finishes them. A graph launches them all at once (CUDA C++ Programming Guide, CUDA Graphs):
 
-    first pass of a shape      run as it is: libraries compile, load and choose their kernels
+    first pass of a shape      run eagerly: libraries compile, load and choose their kernels
     second                     recorded, then replayed
-    every later one            its row is copied to where the recording reads, and the recording replayed
+    every later one            its row is copied into the graph's inputs, and the graph replayed
 
-Rows are rounded up so that there are few shapes. All three give the same bits: what dropout drops is drawn anew in a
-replay, and where a mask begins in what was drawn, which a recording keeps, depends on the shape alone. Where a
-recording fails, all passes are run as they are from then on.
+Rows are rounded up so that there are few shapes. All three give the same bits: a replay draws dropout anew, and the
+offsets of masks, which the graph keeps, depend on the shape alone. If recording fails, all later passes run eagerly.
 """
 
 from __future__ import annotations
@@ -32,36 +31,36 @@ from weitune.model.supervised import SupervisedModel
 TOKENS, PREDICTIONS = 128, 256
 """What rows are rounded up to. A tile of a matrix product has 128 rows; predictions cost a fiftieth of a token."""
 MOST_RECORDED_TOKENS = 4096
-"""Passes of more tokens keep a GPU busy by themselves."""
+"""Longer passes keep a GPU busy when run eagerly."""
 MOST_RECORDINGS = 32
 _FAILED: list[torch.cuda.CUDAGraph] = []
-"""Those whose recording failed. They must live on: the allocator of torch 2.11 goes on asking them what is theirs."""
+"""Graphs whose recording failed. They must stay alive, because the allocator of torch 2.11 keeps asking them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Recording:
     row: PackedTensors
-    """Where it reads."""
+    """The graph's inputs."""
     loss: Tensor
-    """What it writes."""
+    """Its output."""
     graph: torch.cuda.CUDAGraph
 
 
 class CudaGraphPasses:
     """The passes of a model on one GPU.
 
-    They add to the gradients of its trained parameters, which lie one after another in one tensor and stay there.
+    They add to the gradients of its trained parameters, which are views of one tensor from the beginning to the end.
     """
 
     def __init__(self, model: SupervisedModel, most_tokens: int = MOST_RECORDED_TOKENS) -> None:
-        """Keep ``model``; rows of more than ``most_tokens`` are not recorded, which changes no bit of the results."""
+        """Keep ``model``; rows of more than ``most_tokens`` are not recorded, with the same results bit for bit."""
         self._model, self._device = model, model.model.device
         self._most_tokens = most_tokens
         self._loss_grad = torch.zeros((), device=self._device)
         self._recordings: dict[tuple[int, ...], _Recording | None] = {}
         self._pool: Any = None
         self._records = True
-        """Whether this model's passes can be recorded, as far as has been seen."""
+        """Whether this model's passes can be recorded, as far as is known."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._grads = torch.zeros(sum(p.numel() for p in trained), device=self._device)
         for parameter, part in zip(trained, self._grads.split([p.numel() for p in trained]), strict=True):
@@ -95,7 +94,7 @@ class CudaGraphPasses:
         return recording.loss.double()
 
     def _recording(self, shape: tuple[int, ...], row: PackedTensors) -> _Recording | None:
-        """Return the recording of passes of ``shape``, which is made when such a ``row`` comes for the second time."""
+        """Return the recording for ``shape``, which is made when a ``row`` has it for the second time."""
         if not self._records:
             return None
         if shape not in self._recordings:
@@ -107,7 +106,7 @@ class CudaGraphPasses:
         return self._recordings[shape]
 
     def _pass(self, row: PackedTensors) -> Tensor:
-        with _drawing_by(row.input_ids.shape[1]):
+        with _seeded_host(row.input_ids.shape[1]):
             loss: Tensor = self._model(row)
             torch.autograd.backward(loss, self._loss_grad)
         return loss.detach()
@@ -117,7 +116,7 @@ class CudaGraphPasses:
         try:
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self._pool):
                 loss = self._pass(row)
-        except RuntimeError as error:  # the pass does what a recording cannot hold; none of it was done
+        except RuntimeError as error:  # the pass does something that cannot be recorded; nothing has run
             warnings.warn(say("model.cuda_graph.cannot_record", reason=first_line(error)), RuntimeWarning, stacklevel=2)
             _FAILED.append(graph)
             self._recordings, self._records = {}, False
@@ -136,18 +135,18 @@ def can_record(model: nn.Module) -> bool:
 
 
 def _release_generator(device: torch.device) -> None:
-    """Let the generator of ``device`` draw again after a recording that failed, from where it was before.
+    """Let the generator of ``device`` draw again after a failed recording, from the state before it.
 
-    In torch 2.11 such a recording leaves the generator's state as if it went on; here the generator gets a new one.
-    Recordings made before know the old state only, which no seed reaches any more: they cannot be replayed.
+    In torch 2.11 a failed recording leaves the generator's state in recording mode, so the generator gets a new one.
+    Earlier recordings refer to the old state, which seeding no longer reaches: they must not be replayed.
     """
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager
-def _drawing_by(seed: int) -> Iterator[None]:
-    """Draw what is drawn on the host from ``seed``, and leave its generator as it was."""
+def _seeded_host(seed: int) -> Iterator[None]:
+    """Seed the host's generator with ``seed`` for the block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

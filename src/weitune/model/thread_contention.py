@@ -7,8 +7,8 @@ loops on two cores, an optimizer step of SmolLM2 takes eight times as long (benc
 
 So a daemon thread reads how long this process's threads wait for a processor (``/proc/self/task/*/schedstat``):
 
-    a thread waited for over 25 % of the time, twice in a row    ─▶ a second pool of sleeping OpenMP threads is opened
-    none waited for over 8 % of the time, for three seconds      ─▶ it is closed again
+    a thread waited more than 25 % of the time, twice in a row    ─▶ a second pool of sleeping OpenMP threads is opened
+    none waited more than 8 % of the time, for three seconds      ─▶ it is closed again
 
 While the second pool is open, libgomp counts more threads than processors, and its threads spin only briefly before
 they sleep. Nothing else changes: the threads that compute, their number and their results stay the same to the bit.
@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 USER_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Environment variables by which a user decides how long threads spin; then weitune leaves it at that."""
+"""Environment variables that set how long threads spin. weitune leaves threads alone where one of them is set."""
 _TASKS = Path("/proc/self/task")
 _PERIOD_SECONDS = 0.25
 _CONTENDED_SHARE, _CONTENDED_PERIODS = 0.25, 2
@@ -33,15 +33,14 @@ _QUIET_SHARE, _QUIET_PERIODS = 0.08, 12
 
 
 class Contention:
-    """Decides from the periods so far whether the processor is contended."""
+    """Decides from the periods so far whether the processor is contended; at first it is not."""
 
     def __init__(self) -> None:
-        """Assume a quiet machine."""
         self.contended = False
         self._run = 0
 
     def update(self, share: float) -> bool:
-        """Take the share of a period for which a thread waited (the largest of all threads); return the verdict."""
+        """Return whether the processor is contended, given the longest wait in the last period, as a share of it."""
         against = share < _QUIET_SHARE if self.contended else share > _CONTENDED_SHARE
         self._run = self._run + 1 if against else 0
         if self._run >= (_QUIET_PERIODS if self.contended else _CONTENDED_PERIODS):
@@ -50,10 +49,10 @@ class Contention:
 
 
 class SecondPool:
-    """Sleeping OpenMP threads, so many that there are more than processors, until it is closed."""
+    """Sleeping OpenMP threads, enough to have more threads than processors, until it is closed."""
 
     def __init__(self) -> None:
-        """Open it. Raises OSError or AttributeError if the process has not loaded GNU's OpenMP."""
+        """Start the threads. Raises OSError or AttributeError if the process has not loaded GNU's OpenMP."""
         openmp = _loaded_openmp()
         parallel = openmp.GOMP_parallel  # (function, argument, threads, flags): what compilers call for a region
         parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -82,9 +81,9 @@ def _spins() -> bool:
 
 
 def waited_seconds(tasks: Path = _TASKS) -> dict[str, float]:
-    """Return how long each thread of this process has been ready to run without a processor, by its number.
+    """Return how long each thread of this process has been ready to run without a processor, by its id.
 
-    Empty where the system does not tell.
+    Empty where the system does not report it.
     """
     waited = {}
     with suppress(OSError):
@@ -112,7 +111,7 @@ class Watch(threading.Thread):
         self.pool: SecondPool | None = None
 
     def run(self) -> None:
-        """Look until the process ends or :meth:`end` is called."""
+        """Watch until the process ends or :meth:`end` is called."""
         contention, before = Contention(), self._read()
         with suppress(RuntimeError):  # no thread can be started: the process is ending
             while not self._ended.wait(self._period):
@@ -123,7 +122,7 @@ class Watch(threading.Thread):
             self.pool.close()
 
     def end(self) -> None:
-        """Stop looking, and close the pool."""
+        """Stop watching, and close the pool."""
         self._ended.set()
         self.join()
 
@@ -137,11 +136,11 @@ class Watch(threading.Thread):
 
 
 _started: int | None = None
-"""The process that watches; a fork of it does not."""
+"""Id of the process that watches; its forks do not."""
 
 
 def watch_contention() -> None:
-    """Start watching, once in a process, unless the user has set how long threads spin or the system tells nothing."""
+    """Start watching, once in a process, unless the user has set how long threads spin or waits are not reported."""
     global _started  # noqa: PLW0603  (one watch in a process)
     if _started == os.getpid() or any(name in os.environ for name in USER_SETTINGS) or not waited_seconds():
         return

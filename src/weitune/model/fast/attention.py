@@ -34,7 +34,7 @@ DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree
 
 
 def register() -> None:
-    """Make the tree attentions known to transformers by name. Calling it again changes nothing."""
+    """Register the tree attentions with transformers; a second call changes nothing."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(DENSE, dense_tree_attention)
@@ -43,7 +43,7 @@ def register() -> None:
 
 
 def attention_for(device: torch.device) -> str:
-    """Return the name of the attention that is fastest on ``device``."""
+    """Return the name of the fastest tree attention on ``device``."""
     if device.type == "cuda":
         return FLEX if can_compile() else DENSE
     return BLOCKS
@@ -90,7 +90,7 @@ def dense_tree_attention(
     dropout: float = 0.0,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with the rule as a dense mask: the definition that faster paths are tested against.
+    """Compute attention with the rule as a dense mask: the reference that the faster functions are tested against.
 
     ``query`` is (1, H, T, D), ``key`` and ``value`` (1, G, T, D); the result is (1, T, H, D). Memory grows with T².
     """
@@ -116,8 +116,8 @@ def block_tree_attention(
 ) -> tuple[Tensor, None]:
     """Compute the same as :func:`dense_tree_attention`, block by block; the fast path on CPUs.
 
-    The query heads that share a key head are laid out as further queries of it, (G, H/G · rows, D), so that keys and
-    values are never copied for each of them.
+    The query heads that share a key head become further queries of it, (G, H/G · rows, D), so that keys and values are
+    not copied for each of them.
     """
     tree = _checked(tree, extra)
     if dropout:
@@ -129,10 +129,10 @@ def block_tree_attention(
 
 
 class _BlockAttention(torch.autograd.Function):
-    """The blocks in a loop, over the kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
+    """A loop over the blocks with the kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
 
     Autograd around that function would keep the folded queries and gathered keys of every block; here backward makes
-    them again. Flash attention keeps no scores either (Dao et al., arXiv 2205.14135), but one number for each query.
+    them again. Flash attention (Dao et al., arXiv 2205.14135) keeps one number for each query instead of its scores.
     """
 
     @staticmethod
@@ -154,23 +154,23 @@ class _BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *normalisers = ctx.saved_tensors
         heads, groups = query.shape[1], key.shape[1]
-        slope, out = slopes[0].transpose(1, 2), out.transpose(1, 2)
-        found = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad, out = grads[0].transpose(1, 2), out.transpose(1, 2)
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         blocks = _blocks_with_bias(ctx.tree, ctx.window, heads // groups, query.dtype)
         for (block, bias), normaliser in zip(blocks, normalisers, strict=True):
             keys, values = key.index_select(2, block.keys), value.index_select(2, block.keys)
-            parts = (_folded(x, block, groups) for x in (slope, query))
+            parts = (_folded(x, block, groups) for x in (grad, query))
             by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *parts, keys, values, _folded(out, block, groups), normaliser, 0.0, False, attn_mask=bias,
                 scale=ctx.scaling,
             )  # fmt: skip
-            found[0][:, :, block.start : block.stop] = by_query.reshape(1, heads, -1, by_query.shape[-1])
-            found[1].index_add_(2, block.keys, by_key)
-            found[2].index_add_(2, block.keys, by_value)
-        return *found, None, None, None
+            grad_query[:, :, block.start : block.stop] = by_query.reshape(1, heads, -1, by_query.shape[-1])
+            grad_key.index_add_(2, block.keys, by_key)
+            grad_value.index_add_(2, block.keys, by_value)
+        return grad_query, grad_key, grad_value, None, None, None
 
 
 def _folded(heads: Tensor, block: Block, groups: int) -> Tensor:
@@ -206,9 +206,9 @@ def flex_tree_attention(
 ) -> tuple[Tensor, None]:
     """Compute the same as :func:`dense_tree_attention` with FlexAttention; the fast path on GPUs.
 
-    On a GPU it is compiled once for all lengths of a row. Keys and values are copied for every query head of theirs:
-    with few of them backward would keep few of a GPU's processors busy. There is no dropout of attention weights here;
-    models that ask for it in training are rare, and are told so.
+    On a GPU it is compiled once for all lengths of a row. Keys and values are copied for each of their query heads:
+    with few key heads backward would keep few of a GPU's processors busy. Dropout of attention weights, which few
+    models use in training, raises ValueError.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 

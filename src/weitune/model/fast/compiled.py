@@ -1,8 +1,8 @@
-"""Functions that torch.compile turns into one kernel, on a GPU for which it can; elsewhere they run as they are.
+"""Functions that torch.compile fuses into one kernel on a GPU; elsewhere they run as they are.
 
-Elementwise work on a GPU costs its reading and writing, so what is read and written together should be one kernel. Only
-functions whose every number stands for itself are decorated, and attention, which has one configuration: sums that
-torch.compile arranges as it finds fastest could differ in their last bits from one machine to the next.
+Elementwise work on a GPU costs as much as its reads and writes, so steps on the same values should be one kernel. Only
+elementwise functions are decorated, and attention, which has one configuration: torch.compile orders other sums as it
+finds fastest, so that their last bits could differ between machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VARIANTS = 64
 
 
 def fused(function: _Function) -> _Function:
-    """Return ``function``, compiled where its first argument, a tensor, lies on a GPU."""
+    """Return ``function``, compiled if its first argument, a tensor, is on a GPU."""
 
     @wraps(function)
     def run(first: torch.Tensor, *rest: Any) -> Any:
@@ -38,7 +38,7 @@ def can_compile() -> bool:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile ``function`` for sizes that change from step to step."""
+    """Compile ``function`` for sizes that change between steps."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(_VARIANTS, torch._dynamo.config.recompile_limit)

@@ -41,7 +41,7 @@ _PROJECTIONS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Positions:
-    """What attention needs to know of a packed row."""
+    """Where the tokens of a packed row are, for attention."""
 
     tree: Tree
     rotary: tuple[Tensor, Tensor]
@@ -105,7 +105,7 @@ class BlockDecoder:
         return states
 
     def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> BlockContext:
-        """Return what all blocks share in a pass over ``hidden`` (T, C): positions and, in training, dropout."""
+        """Begin a pass over ``hidden`` (T, C): compute positions and, in training, draw dropout for all blocks."""
         dropout = None
         if training and self._rate:
             dropout = DropoutDraws(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
