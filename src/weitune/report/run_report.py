@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.evaluate.evaluation import Evaluation
+from weitune.files.json_files import leaves
 from weitune.files.publish import publish_text
 from weitune.messages import say
 from weitune.messages.quantities import duration_text, memory_text
@@ -179,19 +180,11 @@ def _repeat(record: RunRecord) -> str:
         k: v for k, v in record.environment.items() if k not in {"basis", "base place", "packages", "forecast"}
     }
     packages = record.environment.get("packages", {})
-    fingerprints = _leaves(record.environment.get("basis", {}))
+    basis = record.environment.get("basis", {})
+    fingerprints = "".join(f"{name}: {value}\n" for name, value in leaves(basis))
     return (
         code(f"{shell_command('train', record.path / RECIPE, '--output', 'ANOTHER-FOLDER')}\n")
         + folded(say("report.run_report.recipe"), code(record.recipe_text, wrapped=True))
         + folded(say("report.run_report.machine"), table((), [*environment.items(), *packages.items()]))
         + folded(say("report.run_report.fingerprints"), code(fingerprints, wrapped=True))
     )
-
-
-def _leaves(tree: Any, prefix: str = "") -> str:
-    if not isinstance(tree, Mapping):
-        return ""
-    lines = ""
-    for key, value in tree.items():
-        lines += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else f"{prefix}{key}: {value}\n"
-    return lines

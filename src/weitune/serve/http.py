@@ -71,9 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise InputError(
-            "serve.http.server_cannot_listen_port", host=host, port=port, strerror=error.strerror or error
-        ) from None
+        raise InputError("serve.http.cannot_listen", host=host, port=port, reason=error.strerror or error) from None
 
 
 def url_of(listening: socket.socket) -> str:

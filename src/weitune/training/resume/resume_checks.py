@@ -7,13 +7,14 @@ Paths of model and data may change; their contents may not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from weitune.errors import RunError
+from weitune.files.json_files import leaves
 from weitune.messages import say
 from weitune.model.load.fingerprint import ADDED
 from weitune.recipe.load import fields
@@ -77,7 +78,7 @@ def check_basis(run: Path, before: Basis, now: Basis) -> None:
 
     What an older version did not record yet is not compared.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     refused = [
         _difference(key, _brief(old.get(key)), _brief(new.get(key)))
         for key in {**old, **new}
@@ -112,15 +113,6 @@ def _value(recipe: Recipe, key: str) -> Any:
     if key == "validation" and isinstance(value, list):
         return say("training.resume_checks.files")  # what they hold is in the basis
     return value
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of everything in ``tree`` that is no mapping."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _brief(value: Any) -> str:
