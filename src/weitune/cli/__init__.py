@@ -69,8 +69,9 @@ class LazyGroup(click.Group):
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            ctx.fail(say("cli.cli.there_no_command", name=name, hint=hint))
+            if near:
+                ctx.fail(say("cli.cli.no_such_command_but", name=name, near=near[0]))
+            ctx.fail(say("cli.cli.no_such_command", name=name))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

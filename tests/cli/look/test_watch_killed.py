@@ -66,7 +66,7 @@ def test_a_killed_run_is_reported_with_what_to_do(run: Path, capsys: pytest.Capt
     assert [line.split("  ")[0] for line in lines] == ["start at step 0", "step 1"]
     assert reason.startswith(f"gone after step 1: process {process.pid} on {socket.gethostname()}, since ")
     assert reason.endswith("was killed, or the machine stopped")
-    assert fix == f"go on with it:  weitune train --resume '{run}'"
+    assert fix == f"continue it:  weitune train --resume '{run}'"
     assert cli.main(["watch", str(run), "--once"]) == 0
     shown = capsys.readouterr().out
     assert "its process is gone" in shown

@@ -30,10 +30,10 @@ class Age(click.ParamType):  # type: ignore[type-arg]
         """Return ``value`` in seconds."""
         if isinstance(value, int | float):
             return value
-        found = re.fullmatch(r"(\d{1,6})([mhdw])", str(value))
-        if not found:
-            self.fail(say("cli.cache.no_age_give_such", value=value), param, ctx)
-        return int(found[1]) * _SECONDS[found[2]]
+        age = re.fullmatch(r"(\d{1,6})([mhdw])", str(value))
+        if not age:
+            self.fail(say("cli.cache.not_an_age", value=value), param, ctx)
+        return int(age[1]) * _SECONDS[age[2]]
 
 
 @click.group(invoke_without_command=True)
@@ -47,19 +47,19 @@ def command(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    found = entries()
+    kept = entries()
     _say_unreadable()
     if as_json:
         import json
 
         shown = [
             {"kind": entry.kind, "path": str(entry.path), "bytes": entry.bytes, "used": entry.used, "for": entry.owner}
-            for entry in found
+            for entry in kept
         ]
         print(json.dumps({"folder": str(cache_folder()), "entries": shown}, ensure_ascii=False, indent=1))
         return
-    _show(found)
-    print(f"{size_text(sum(entry.bytes for entry in found))} in {cache_folder()}")
+    _show(kept)
+    print(say("cli.cache.total", size=_total(kept), folder=cache_folder()))
 
 
 @command.command()
@@ -83,12 +83,15 @@ def clear(kinds: tuple[str, ...], older_than: float | None, dry_run: bool, yes: 
     writing, chosen = [e for e in chosen if e.in_use], [e for e in chosen if not e.in_use]
     _show(chosen)
     for entry in writing:
-        print(say("cli.cache.left_alone_since_process", path=entry.path))
-    total = size_text(sum(entry.bytes for entry in chosen))
-    if dry_run or not chosen:
-        print(f"{total} would be deleted" if chosen else "there is nothing to delete")
+        print(say("cli.cache.left_alone", path=entry.path))
+    if not chosen:
+        print(say("cli.cache.nothing_to_delete"))
         return 0
-    if not yes and not _agreed(f"delete {total}?"):
+    size = _total(chosen)
+    if dry_run:
+        print(say("cli.cache.would_be_deleted", size=size))
+        return 0
+    if not yes and not _agreed(say("cli.cache.delete", size=size)):
         print(say("cli.cache.nothing_was_deleted"))
         return 0
     return _delete(chosen)
@@ -96,19 +99,19 @@ def clear(kinds: tuple[str, ...], older_than: float | None, dry_run: bool, yes: 
 
 def _say_unreadable() -> None:
     for path in unreadable():
-        print(say("cli.cache.note_cannot_read_user", path=path), file=sys.stderr)
+        print(say("cli.cache.unreadable", path=path), file=sys.stderr)
 
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise click.UsageError(say("cli.cache.nobody_can_asked_here"))
+        raise click.UsageError(say("cli.cache.nobody_to_ask"))
     return click.confirm(question)
 
 
 def _delete(chosen: Sequence[Entry]) -> int:
     """Delete entries and return the exit code."""
     freed = [_freed(entry) for entry in chosen]
-    print(say("cli.cache.deleted", size_text=size_text(sum(size or 0 for size in freed))))
+    print(say("cli.cache.deleted", size=size_text(sum(size or 0 for size in freed))))
     return 2 if None in freed else 0
 
 
@@ -117,22 +120,28 @@ def _freed(entry: Entry) -> int | None:
     try:
         return delete(entry)
     except OSError as error:
-        print(say("cli.cache.error_cannot_deleted", path=entry.path, strerror=error.strerror or error), file=sys.stderr)
+        print(say("cli.cache.not_deleted", path=entry.path, strerror=error.strerror or error), file=sys.stderr)
         return None
 
 
-def _show(found: Sequence[Entry]) -> None:
+def _total(shown: Sequence[Entry]) -> str:
+    return size_text(sum(entry.bytes for entry in shown))
+
+
+def _show(shown: Sequence[Entry]) -> None:
     """Print entries as a table."""
-    if not found:
+    if not shown:
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None)
-    for name in ("kind", "size", "last use", "for", "where"):
-        table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
-    for entry in found:
+    table.add_column(say("cli.cache.kind"), overflow="fold")
+    table.add_column(say("cli.cache.size"), overflow="fold", justify="right")
+    for heading in (say("cli.cache.last_use"), say("cli.cache.made_for"), say("cli.cache.place")):
+        table.add_column(heading, overflow="fold")
+    for entry in shown:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         place = f"{entry.path.parent.name}/{entry.path.name}"
         table.add_row(*map(Text, (entry.kind, size_text(entry.bytes), used, entry.owner or "–", place)))

@@ -28,17 +28,11 @@ from typing import Literal, get_args
 
 from weitune.data.prepare.cache import EXAMPLES, REPORT
 from weitune.files.cache import cache_folder
+from weitune.messages import say
 from weitune.model.load.locate import BUILTIN
 
 Kind = Literal["data", "models", "gguf", "vllm", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ABOUT = {
-    "data": "prepared data",
-    "models": "built-in models",
-    "gguf": "base models for llama.cpp",
-    "vllm": "settings for vLLM",
-    "unfinished": "left behind half written",
-}
 _DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
 _VLLM_FILES = re.compile(
     r"chat_template\.jinja|generation_config\.json|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
@@ -79,8 +73,8 @@ class Entry:
 def entries(folder: Path | None = None) -> list[Entry]:
     """Return everything that weitune keeps in ``folder``, its cache if not given: by kind, the oldest first."""
     root = (folder or cache_folder()).resolve()  # the cache itself may be a link; nothing in it is followed
-    found = [entry for kind in (_data, _models, _gguf, _vllm, _unfinished) for entry in kind(root)]
-    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
+    kept = (entry for kind in (_data, _models, _gguf, _vllm, _unfinished) for entry in kind(root))
+    return sorted(kept, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
 
 
 def unreadable(folder: Path | None = None) -> list[Path]:
@@ -149,18 +143,31 @@ def _unfinished(root: Path) -> Iterator[Entry]:
         folders = _folders(root / kind, BUILTIN.__contains__) if kind == "models" else [root / kind]
         for path in (path for folder in folders for path in _children(folder) if name.fullmatch(path.name)):
             inside = _files_below(path) if _is_folder(path) else (path,)
-            yield from _entry("unfinished", path, inside, ABOUT[kind], empty=_is_folder(path))
+            yield from _entry("unfinished", path, inside, _about(kind), empty=_is_folder(path))
+
+
+def _about(kind: str) -> str:
+    """Return what the unfinished files of ``kind`` were to become."""
+    match kind:
+        case "data":
+            return say("cli.cache.about_data")
+        case "models":
+            return say("cli.cache.about_models")
+        case "gguf":
+            return say("cli.cache.about_gguf")
+        case _:
+            return say("cli.cache.about_vllm")
 
 
 def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty: bool = False) -> Iterator[Entry]:
     """Yield an entry of ``files`` if there are some, unless they are deleted meanwhile."""
     try:
-        found = [each.lstat() for each in files]
-        times = [status.st_mtime for status in found] or [path.lstat().st_mtime]
+        statuses = [each.lstat() for each in files]
+        times = [status.st_mtime for status in statuses] or [path.lstat().st_mtime]
     except OSError:
         return
     if files or empty:
-        yield Entry(kind, path, files, sum(status.st_size for status in found), max(times), owner)
+        yield Entry(kind, path, files, sum(status.st_size for status in statuses), max(times), owner)
 
 
 def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
@@ -170,8 +177,8 @@ def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
 
 
 def _files_below(folder: Path) -> tuple[Path, ...]:
-    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
-    return tuple(path for path in found if _is_file(path))
+    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return tuple(path for path in paths if _is_file(path))
 
 
 def _folders(folder: Path, wanted: Callable[[str], object]) -> Iterator[Path]:
@@ -207,7 +214,8 @@ def _sources(report: Path) -> str:
         names = [str(source["name"]) for source in json.loads(report.read_text(encoding="utf-8"))["sources"]]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    first = ", ".join(names[:3])
+    return first if len(names) <= 3 else say("cli.cache.sources_and_more", sources=first, count=len(names) - 3)
 
 
 def _base_name(path: Path) -> str:
@@ -218,5 +226,5 @@ def _base_name(path: Path) -> str:
         metadata = read_header(path).metadata
     except Exception:  # noqa: BLE001  (a file that is no GGUF file may be wrong in any way; it can be deleted all the same)
         return ""
-    found = metadata.get("general.basename") or metadata.get("general.name")
-    return str(found.value) if found else ""
+    name = metadata.get("general.basename") or metadata.get("general.name")
+    return str(name.value) if name else ""

@@ -46,14 +46,14 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     """Judge data before training: every problem, exact accounts, lengths, steps.
 
     With --model, lengths are in its tokens and every row is framed by its chat template. Exit code 0 means that
-    training can begin, 2 that something must be mended first.
+    training can begin, 2 that something must be fixed first.
     """
     from weitune.cli.shared.terminal import progress
     from weitune.data.show.check import check
 
     recipe = _recipe(files, recipe_file, options)
     framing = None if recipe.model == _NO_MODEL else _open_framing(recipe).framing
-    with progress(say("cli.commands.checking"), unit="row") as bar:
+    with progress(say("cli.data.checking"), unit="row") as bar:
         result = check(recipe, framing, bar.update)
     if as_json:
         from weitune.files.json_files import json_text
@@ -90,7 +90,7 @@ def preview_command(
 
     recipe = _recipe(files, recipe_file, options)
     if recipe.model == _NO_MODEL:
-        raise click.UsageError(say("cli.commands.preview_needs_model_tokenizer"))
+        raise click.UsageError(say("cli.data.preview_needs_a_model"))
     tokenizer, framing = _open_framing(recipe)
     reader = recipe_reader(recipe)
     if reader.problems:
@@ -99,7 +99,7 @@ def preview_command(
     limit = limit or (500 if page_file else 3)
     items = list(islice(shown, None if row else limit))
     if row is not None and not items:
-        raise click.UsageError(say("cli.commands.there_no_row_data", row=row, rows=reader.rows))
+        raise click.UsageError(say("cli.data.no_such_row", row=row, rows=reader.rows))
     if page_file is None:
         from weitune.cli.data.view import print_preview
 
@@ -129,7 +129,8 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
         rows = write_rows(conversations, sys.stdout)
     else:
         rows = write_file(conversations, Path(output), force=force)
-    console().print(f"{rows:,} rows" + ("" if output == "-" else f" written to {output}"), markup=False)
+    done = say("cli.data.rows", rows=rows) if output == "-" else say("cli.data.rows_written", rows=rows, file=output)
+    console().print(done, markup=False)
 
 
 def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, Any]) -> Any:
@@ -141,7 +142,7 @@ def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, 
     if files:
         overrides["data"] = list(files)
     if not tree.get("data") and "data" not in overrides:
-        raise click.UsageError(say("cli.commands.name_least_file_recipe"))
+        raise click.UsageError(say("cli.data.no_files"))
     return build_recipe({"model": _NO_MODEL, **tree}, overrides)
 
 
@@ -163,10 +164,10 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
     from weitune.data.show.page import page
     from weitune.errors import InputError
 
-    title = say("cli.commands.for", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
+    title = say("cli.data.page_title", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
     text = page(title, items, notes)
     try:
         Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InputError("cli.commands.cannot_written", page_file=page_file, strerror=error.strerror) from None
-    console().print(say("cli.commands.examples_written", items_count=len(items), page_file=page_file), markup=False)
+        raise InputError("cli.data.page_not_written", page_file=page_file, strerror=error.strerror) from None
+    console().print(say("cli.data.page_written", items_count=len(items), page_file=page_file), markup=False)

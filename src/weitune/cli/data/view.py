@@ -33,24 +33,35 @@ def print_check(result: Check) -> None:
         console.print()
         for line in histogram(result.lengths):
             console.print(Text(line))
-        console.print(Text(say("cli.view.example", unit=result.unit), style="dim"))
+        console.print(Text(say("cli.data_view.unit", unit=result.unit), style="dim"))
     if result.steps_per_epoch:
-        console.print(Text(say("cli.view.optimizer_steps_epoch", steps_per_epoch=result.steps_per_epoch)))
+        console.print(Text(say("cli.data_view.steps_per_epoch", steps_per_epoch=result.steps_per_epoch)))
     if result.saved_by_sharing is not None:
-        console.print(Text(say("cli.view.tokens_need_no_computation", saved_by_sharing=result.saved_by_sharing)))
+        console.print(Text(say("cli.data_view.saved_by_sharing", saved_by_sharing=result.saved_by_sharing)))
     for line in result.problems.lines():
         console.print(Text(line, style="" if line.startswith(" ") else "bold red"))
-    verdict = ("ready to train", "bold green") if result.ready else ("not ready: mend what is named above", "bold red")
-    console.print(Text(f"\n{verdict[0]}", style=verdict[1]))
+    if result.ready:
+        console.print(Text(say("cli.data_view.ready"), style="bold green"))
+    else:
+        console.print(Text(say("cli.data_view.not_ready"), style="bold red"))
 
 
 def _percentiles(result: Check) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column(result.unit)
     lengths = result.report.lengths
-    rows = {"prompt": lengths.prompt_per_example, "answer": lengths.answer_per_example, "whole": lengths.per_example}
+    rows = {
+        say("cli.data_view.prompt"): lengths.prompt_per_example,
+        say("cli.data_view.answer"): lengths.answer_per_example,
+        say("cli.data_view.whole"): lengths.per_example,
+    }
+    headings = {
+        "p0": say("cli.data_view.least"),
+        "p50": say("cli.data_view.median"),
+        "p100": say("cli.data_view.most"),
+    }
     for column in lengths.per_example:
-        table.add_column({"p0": "least", "p100": "most", "p50": "median"}.get(column, column), justify="right")
+        table.add_column(headings.get(column, column), justify="right")
     for name, spread in rows.items():
         table.add_row(name, *(f"{value:,}" for value in spread.values()))
     return table
@@ -84,15 +95,15 @@ def print_preview(items: Iterable[PreviewItem], notes: Iterable[str]) -> None:
     for item in items:
         console.print(Text(f"── {item.place}", style="bold").append(f" · {_facts(item)}", style="dim"))
         for problem in item.problems:
-            console.print(Text(say("cli.view.fix", problem=problem, fix=problem.fix), style="red"))
+            console.print(Text(say("cli.data_view.problem", problem=problem, fix=problem.fix), style="red"))
         if item.parts:
             console.print(Text.assemble(*map(_styled, item.parts)), end="")
             console.print("" if item.parts[-1].text.endswith("\n") else "\n", end="")
             for part in item.parts:
                 if part.kind == "learned":
-                    console.print(Text(say("cli.view.learned"), style="bold").append_text(_styled(part)))
+                    console.print(Text(say("cli.data_view.learned"), style="bold").append_text(_styled(part)))
             if any(part.borders for part in item.parts):
-                console.print(Text(say("cli.view.borders_tokens_text_only", border=BORDER), "dim"))
+                console.print(Text(say("cli.data_view.borders", border=BORDER), "dim"))
             console.print()
 
 
@@ -103,5 +114,5 @@ def _styled(part: Part) -> Text:
 
 
 def _facts(item: PreviewItem) -> str:
-    facts = [f"{item.tokens} tokens, {item.learned_tokens} learned"] if item.parts else []
+    facts = [say("cli.data_view.facts", tokens=item.tokens, learned=item.learned_tokens)] if item.parts else []
     return " · ".join([*facts, *item.tags])

@@ -21,7 +21,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
     """
     if len(runs) < 2:
-        raise click.UsageError(say("cli.compare.name_least_two_runs"))
+        raise click.UsageError(say("cli.compare.two_runs_needed"))
     from rich.console import Console
     from rich.table import Table
 
@@ -54,7 +54,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         try:
             publish_text(compare(records), output)
         except OSError as error:
-            raise InputError("cli.compare.cannot_written", output=output, strerror=error.strerror) from None
+            raise InputError("cli.compare.not_written", output=output, strerror=error.strerror) from None
         from weitune.cli.shared.terminal import console as aside
 
         aside().print(say("cli.compare.written", output=output), markup=False)

@@ -69,7 +69,7 @@ def command(
     RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it; its rows come from --data.
     """
     if output is not None and output.exists() and not output.is_dir():
-        raise click.BadParameter(say("cli.eval.not_folder", output=output), param_hint="--output")
+        raise click.BadParameter(say("cli.eval.not_a_folder", output=output), param_hint="--output")
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     every: list[Which] = [*folder.checkpoints()] or ["last"]
     which = every if checkpoint == "all" else [checkpoint]
@@ -116,6 +116,4 @@ def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:
             return write_report(target)
         return write_evaluation_report(target, folder.name, folder.recipe.model, evaluation)
     except OSError as error:
-        raise InputError(
-            "cli.eval.evaluation_cannot_written", target=target, strerror=error.strerror or error
-        ) from None
+        raise InputError("cli.eval.not_written", target=target, strerror=error.strerror or error) from None

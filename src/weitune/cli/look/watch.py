@@ -40,7 +40,7 @@ def command(run: Path, once: bool) -> None:
 
     folder = RunFolder(run)
     if not (folder.path / EVENTS).is_file():
-        raise RunError("cli.watch.there_nothing_watch_was", run=run, command=shell_command("chat", run))
+        raise RunError("cli.watch.nothing_to_watch", run=run, command=shell_command("chat", run))
     dashboard, pulse = Dashboard(), Pulse(folder.path)
     console = Console(highlight=False)
     if once:
@@ -58,7 +58,7 @@ def command(run: Path, once: bool) -> None:
         if once or console.is_terminal:
             console.print(_gone_line(dashboard.step, dashboard.gone), markup=False, soft_wrap=True)
         console.print(
-            say("cli.watch.go", command=shell_command("train", "--resume", run)), markup=False, soft_wrap=True
+            say("cli.watch.continue", command=shell_command("train", "--resume", run)), markup=False, soft_wrap=True
         )
 
 
@@ -99,22 +99,29 @@ def follow(folder: Path, dashboard: Dashboard, pulse: Pulse | None = None) -> It
 
 
 def _gone_line(step: object, reason: object) -> str:
-    return f"gone after step {step}: {reason}"
+    return say("cli.watch.gone", step=step, reason=reason)
 
 
 def plain_line(event: Mapping[str, Any]) -> str:
     """Return an event as one line, or nothing if it says little."""
-    match event.get("event"):
-        case "step":
-            return (
-                f"step {event.get('step')}  loss {event.get('loss')}  lr {event.get('learning_rate')}  "
-                f"{event.get('tokens_per_second')} tokens/s"
-            )
-        case "validation":
-            return f"step {event.get('step')}  validation loss {event.get('loss')}"
-        case "gone":
-            return _gone_line(event.get("step"), event.get("reason"))
-        case "start" | "resume" | "end" | "stop" | "not finite" as kind:
-            return f"{kind} at step {event.get('step')}"
-        case _:
-            return ""
+    step, kind = event.get("step"), event.get("event")
+    if kind == "step":
+        return say(
+            "cli.watch.step",
+            step=step,
+            loss=event.get("loss"),
+            learning_rate=event.get("learning_rate"),
+            tokens_per_second=event.get("tokens_per_second"),
+        )
+    if kind == "validation":
+        return say("cli.watch.validation", step=step, loss=event.get("loss"))
+    if kind == "gone":
+        return _gone_line(step, event.get("reason"))
+    turns = {
+        "start": say("cli.watch.start", step=step),
+        "resume": say("cli.watch.resume", step=step),
+        "end": say("cli.watch.end", step=step),
+        "stop": say("cli.watch.stop", step=step),
+        "not finite": say("cli.watch.not_finite", step=step),
+    }
+    return turns.get(str(kind), "")

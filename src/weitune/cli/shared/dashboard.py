@@ -1,4 +1,4 @@
-"""The picture of a run while it trains: a bar, the figures of the last step, and what was found last.
+"""The picture of a run while it trains: a bar, the figures of the last step, and the last evaluation.
 
     ━━━━━━━━━━━━━━━━━━━━━━━━───────── 128/702   9.80 s/step   1 h 33 min left
     loss 4.512 (smoothed 4.570)   lr 8.2e-05   112 tokens/s   4.33 GB
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weitune.cli.shared.terminal import rate
+from weitune.messages import say
 from weitune.messages.quantities import duration_text, size_text
 from weitune.run.history import MovingAverage, best_of
 
@@ -30,7 +31,6 @@ class Dashboard:
     """What is known of a run; rich draws it."""
 
     def __init__(self, steps: int = 0) -> None:
-        """Begin a run of ``steps`` with nothing known of it."""
         self.steps = steps
         self.step = 0
         self.ended = ""
@@ -56,12 +56,12 @@ class Dashboard:
             self._pace.add(event.get("step_seconds"))
         elif kind == "validation":
             self._evaluation = event
-            found = int(event["step"]), event.get("loss")
-            self._best = best_of([*([self._best] if self._best else []), found])
+            latest = int(event["step"]), event.get("loss")
+            self._best = best_of([*([self._best] if self._best else []), latest])
         elif kind in {"end", "stop", "not finite"}:
-            self.ended = {"end": "finished", "stop": f"stopped by {event.get('reason')}"}.get(str(kind), str(kind))
+            self.ended = _ending(event)
         elif kind == "gone":
-            self.ended, self.gone = "its process is gone", str(event.get("reason"))
+            self.ended, self.gone = say("cli.dashboard.gone"), str(event.get("reason"))
 
     def note(self, text: str) -> None:
         """Show ``text`` at the bar's end until the next event."""
@@ -70,7 +70,9 @@ class Dashboard:
     def __rich__(self) -> RenderableType:
         """Return the picture as it is now."""
         lines: list[RenderableType] = [self._bar()]
-        lines += [Text(line, overflow="ellipsis", no_wrap=True) for line in (self.figures(), *self.findings()) if line]
+        lines += [
+            Text(line, overflow="ellipsis", no_wrap=True) for line in (self.figures(), *self.evaluation()) if line
+        ]
         return Group(*lines)
 
     def figures(self) -> str:
@@ -78,25 +80,32 @@ class Dashboard:
         last = self._last
         if not last:
             return ""
-        return (
-            f"loss {_number(last.get('loss'))} (smoothed {_number(self._loss.value)})   "
-            f"lr {_number(last.get('learning_rate'), '.2e')}   "
-            f"{_number(last.get('tokens_per_second'), ',.0f')} tokens/s   "
-            f"{size_text(last.get('memory_bytes') or 0, digits=2)}"
+        return say(
+            "cli.dashboard.step",
+            loss=_number(last.get("loss")),
+            smoothed=_number(self._loss.value),
+            learning_rate=_number(last.get("learning_rate"), ".2e"),
+            tokens_per_second=_number(last.get("tokens_per_second"), ",.0f"),
+            memory=size_text(last.get("memory_bytes") or 0, digits=2),
         )
 
-    def findings(self) -> list[str]:
+    def evaluation(self) -> list[str]:
         """Return the last evaluation and its first sample; nothing before there was one."""
-        found = self._evaluation
-        if not found:
+        last = self._evaluation
+        if not last:
             return []
-        best = f"; best {self._best[1]:.4f} at step {self._best[0]}" if self._best else ""
-        lines = [
-            f"step {found.get('step')}: validation loss {_number(found.get('loss'), '.4f')}, "
-            f"perplexity {_number(found.get('perplexity'), ',.2f')}{best}"
-        ]
-        lines += [f"{short(s.get('prompt'))}  →  {short(s.get('answer'))}" for s in (found.get("samples") or [])[:1]]
-        return lines
+        values = {
+            "step": last.get("step"),
+            "loss": _number(last.get("loss"), ".4f"),
+            "perplexity": _number(last.get("perplexity"), ",.2f"),
+        }
+        if self._best is None:
+            line = say("cli.dashboard.validation", **values)
+        else:
+            best_step, best = self._best
+            line = say("cli.dashboard.validation_and_best", **values, best=best, best_step=best_step)
+        samples = (last.get("samples") or [])[:1]
+        return [line, *(f"{short(sample.get('prompt'))}  →  {short(sample.get('answer'))}" for sample in samples)]
 
     def _bar(self) -> Table:
         left = duration_text(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""
@@ -106,9 +115,19 @@ class Dashboard:
             ProgressBar(max(1, self.steps), self.step, width=30),
             f"{self.step}/{self.steps}",
             Text(pace, style="dim"),
-            self.ended or self._note or (f"{left} left" if left else ""),
+            self.ended or self._note or (say("cli.dashboard.left", duration=left) if left else ""),
         )
         return table
+
+
+def _ending(event: Mapping[str, Any]) -> str:
+    match event.get("event"):
+        case "end":
+            return say("cli.dashboard.finished")
+        case "stop":
+            return say("cli.dashboard.stopped_by", reason=event.get("reason"))
+        case _:
+            return say("cli.dashboard.not_finite")
 
 
 def short(text: object) -> str:

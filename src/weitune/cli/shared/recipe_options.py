@@ -62,7 +62,7 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError:
-            raise RecipeError("cli.recipe_options.not_mapping", dotted=dotted, text=text) from None
+            raise RecipeError("cli.recipe_options.not_a_mapping", dotted=dotted, text=text) from None
     return text
 
 

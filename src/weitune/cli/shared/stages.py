@@ -1,4 +1,4 @@
-"""One progress bar after the other, for work that has stages."""
+"""One progress bar after the other, for work that has stages (:class:`weitune.progress.Stage`)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ class Stages:
     """Shows at most one bar; use it in a ``with`` block."""
 
     def __init__(self) -> None:
-        """Begin without a bar."""
         self._bar = ExitStack()
 
     def __enter__(self) -> Stages:
-        """Return the stages themselves."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
         self.end()
 
     def begin(self, title: str) -> Progress:

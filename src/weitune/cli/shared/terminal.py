@@ -35,10 +35,10 @@ def print_error(error: WeituneError) -> None:
     """Write an error's message, then its fix, to standard error."""
     from rich.text import Text
 
-    who = f"process {rank()}: " if rank() else ""
-    console().print(Text.assemble(who, ("error: ", "bold red"), getattr(error, "message", None) or str(error)))
-    if fix := getattr(error, "fix", ""):
-        console().print(Text(fix))
+    who = say("cli.terminal.process", rank=rank()) if rank() else ""
+    console().print(Text.assemble(who, (say("cli.terminal.error"), "bold red"), error.message))
+    if error.fix:
+        console().print(Text(error.fix))
 
 
 def print_bug() -> None:
@@ -46,7 +46,7 @@ def print_bug() -> None:
     import traceback
 
     traceback.print_exc()
-    print(say("cli.terminal.fault_weitune_please_report", issues=ISSUES), file=sys.stderr)
+    print(say("cli.terminal.bug", issues=ISSUES), file=sys.stderr)
 
 
 def quiet_libraries() -> None:
@@ -75,7 +75,6 @@ class Bar:
     """A progress bar on standard error; where that is not a terminal, it draws nothing."""
 
     def __init__(self, display: Progress, task: TaskID) -> None:
-        """Move ``task`` of ``display``; made by :func:`progress`."""
         self._display, self._task = display, task
 
     def advance(self, done: float = 1, note: str = "") -> None:
@@ -100,9 +99,14 @@ def progress(title: str, total: float | None = None, unit: str = "step") -> Iter
             return Text(rate(task.finished_speed or task.speed, unit), style="dim")
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), Rate(),
-        TextColumn("[dim]left"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        Rate(),
+        TextColumn(say("cli.terminal.left"), style="dim"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console(), disable=not console().is_terminal) as display:
         yield Bar(display, display.add_task(title, total=total, note=""))
 

@@ -105,12 +105,15 @@ def command(
 
 
 def _show(verdict: Verdict) -> None:
-    """Print what the comparison found."""
+    """Print the result of the comparison."""
     from weitune.cli.shared.terminal import console
 
-    print_line = console().print
-    print_line(f"compared with base + adapter in {verdict.engine}, on {verdict.prompts} prompts:", markup=False)
+    lines = [say("cli.export.compared", engine=verdict.engine, prompts=verdict.prompts)]
     for check in verdict.checks:
-        print_line(f"  {'ok    ' if check.passed else 'FAILED'}  {check.name:<9} {check.found}", markup=False)
-    for note in verdict.notes:
-        print_line(f"  note: {note}", markup=False)
+        if check.passed:
+            lines.append(say("cli.export.passed", name=check.name, detail=check.found))
+        else:
+            lines.append(say("cli.export.failed", name=check.name, detail=check.found))
+    lines += [say("cli.export.note", note=note) for note in verdict.notes]
+    for line in lines:
+        console().print(line, markup=False)

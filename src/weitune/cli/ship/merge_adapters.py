@@ -40,9 +40,7 @@ def command(
     try:
         numbers = [float(part) for part in weights.split(",")] if weights else []
     except ValueError:
-        raise click.BadParameter(
-            say("cli.merge_adapters.numbers_separated_commas_such"), param_hint="--weights"
-        ) from None
+        raise click.BadParameter(say("cli.merge_adapters.not_weights"), param_hint="--weights") from None
     from weitune.cli.shared.terminal import console, quiet_libraries
     from weitune.export.combine import combine
     from weitune.generate.run import Run
@@ -52,6 +50,6 @@ def command(
     parts = [Run(path, accept_changed_base=accept_changed_base, say=note) for path in runs]
     run = combine(parts, Path(output), mixture)
     console().print(
-        say("cli.merge_adapters.done_talk", path=run.path / ADAPTER_FOLDER, command=shell_command("chat", run.path)),
+        say("cli.merge_adapters.done", path=run.path / ADAPTER_FOLDER, command=shell_command("chat", run.path)),
         markup=False,
     )

@@ -93,21 +93,21 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
         if folder is not None:
             quiet_libraries()
             folder.base_files()
-    with _partners(folder, str(run), checkpoint, options) as partners:
-        _talk(ChatSession(*partners, system=system, sampling=sampling), prompt)
+    with _targets(folder, str(run), checkpoint, options) as pair:
+        _talk(ChatSession(*pair, system=system, sampling=sampling), prompt)
     return 0
 
 
 def _opened(run: Path, system: str | None, options: dict[str, Any]) -> Run:
-    """Open what is talked to; of a plain adapter, ``system`` is the system prompt that it has."""
+    """Open the run; of a plain adapter, ``system`` is the system prompt that it has."""
     from weitune.generate.plain_adapter import is_plain_adapter
 
     own = system if is_plain_adapter(run) else None
     return opened([run], model=options["model"], system=own, accept_changed_base=options["accept_changed_base"])(run)
 
 
-def _partners(folder: Run | None, name: str, checkpoint: Which, options: dict[str, Any]) -> Any:
-    """Return the two that are talked to, as a context."""
+def _targets(folder: Run | None, name: str, checkpoint: Which, options: dict[str, Any]) -> Any:
+    """Return a context with the tuned model and its base."""
     from weitune.cli.talk import targets
 
     if folder is None:
@@ -123,11 +123,11 @@ def _check_remote(checkpoint: Which, system: str | None) -> None:
     for name in ("engine", "gguf_type", "device", "model", "accept_changed_base"):
         if given(name) == click.core.ParameterSource.COMMANDLINE:
             option = name.removeprefix("gguf_").replace("_", "-")
-            raise click.UsageError(say("cli.chat.url_exclude_each_other", option=option))
+            raise click.UsageError(say("cli.chat.not_with_url", option=option))
     if checkpoint not in {"last", "base"}:
-        raise click.UsageError(say("cli.chat.url_checkpoint_what_server"))
+        raise click.UsageError(say("cli.chat.server_has_the_checkpoint"))
     if system == "":
-        raise click.UsageError(say("cli.chat.url_system_prompt_can"))
+        raise click.UsageError(say("cli.chat.no_empty_system_with_url"))
 
 
 def _talk(session: ChatSession, prompt: str | None) -> None:

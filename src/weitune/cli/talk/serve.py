@@ -47,7 +47,7 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 @checkpoint_option(
     "best",
     "last",
-    not_base=say("cli.serve.base_always_served_model"),
+    not_base=say("cli.serve.base_is_always_served"),
     help="The adapter of step N, the one with the lowest validation loss, or the last one, of every run.",
 )
 @gguf_type_option(help="Type of the base's matrices; in vLLM F32, F16 or BF16.")
@@ -114,16 +114,18 @@ def _serve_here(
         stages.end()
         show = partial(console().print, markup=False)
         for name, model in models.by_name.items():
-            system = say("cli.serve.with_system", system=model.system) if model.system else ""
-            show(say("cli.serve.model", name=name) + system)
+            if model.system:
+                show(say("cli.serve.model_with_system", name=name, system=model.system))
+            else:
+                show(say("cli.serve.model", name=name))
         if misses_avx512():
-            show(say("cli.serve.note_llama_cpp_does"))
+            show(say("cli.serve.no_avx512"))
         if dry_run:
-            show(say("cli.serve.would_serve_port", model=models.base, host=host, port=port))
+            show(say("cli.serve.would_serve", model=models.base, host=host, port=port))
             return
 
         def started(url: str, server: Server) -> None:
-            show(say("cli.serve.listening_v1_ctrl_c", url=url))
+            show(say("cli.serve.listening", url=url))
 
         serve(models, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
 
@@ -166,5 +168,5 @@ def _guard(host: str, options: dict[str, Any]) -> Guard:
         key = secrets.token_urlsafe(24)
         from weitune.cli.shared.terminal import console
 
-        console().print(say("cli.serve.api_key_shown_once", key=key), markup=False)
+        console().print(say("cli.serve.api_key", key=key), markup=False)
     return Guard(host, key, hosts, origins, options["max_body"])

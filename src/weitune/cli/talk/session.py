@@ -19,17 +19,6 @@ from weitune.generate.dialogue import Dialogue
 from weitune.generate.sampling import Sampling
 from weitune.messages import say
 
-HELP = """\
-/reset            forget the dialogue
-/system           show the system prompt
-/system TEXT      set another ('' for none), and forget the dialogue
-/base             what the base model says to the last question
-/base QUESTION    ask the base model; its answers are not remembered
-/help             this list
-/quit             end the chat, as does Ctrl-D
-
-Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer."""
-
 
 @dataclass(frozen=True, slots=True)
 class ChatTarget:
@@ -46,13 +35,13 @@ class ChatSession:
         """Talk to ``tuned``; nothing is loaded yet."""
         self.tuned, self.base, self.sampling = tuned, base, sampling
         self.dialogue = Dialogue(system)
-        self._told_dropped = False
+        self._said_dropped = False
 
-    def load(self, partner: ChatTarget | None = None) -> ChatEngine:
-        """Return the engine of ``partner`` (default: the tuned model), with a sign of life while it loads."""
-        partner = partner or self.tuned
-        with working(say("cli.session.loading", name=partner.name)):
-            return partner.load()
+    def load(self, target: ChatTarget | None = None) -> ChatEngine:
+        """Return the engine of ``target`` (default: the tuned model), with a sign of life while it loads."""
+        target = target or self.tuned
+        with working(say("cli.session.loading", name=target.name)):
+            return target.load()
 
     def welcome(self) -> None:
         """Load the model, and say who is there."""
@@ -62,7 +51,7 @@ class ChatSession:
             tell(say("cli.session.system_prompt", system=self.dialogue.system))
         for note in engine.notes:
             tell(note)
-        tell(say("cli.session.help_lists_commands_ctrl"))
+        tell(say("cli.session.how_to"))
 
     def converse(self, lines: Iterable[str], *, stoppable: bool = False) -> None:
         """Answer every line until ``/quit`` or the end.
@@ -78,9 +67,9 @@ class ChatSession:
         """Print the answer to ``question``, and remember both."""
         question = _without_surrogates(question)
         stream = self.dialogue.ask(self.load(), question, self.sampling)
-        if self.dialogue.dropped and not self._told_dropped:
-            self._told_dropped = True
-            tell(say("cli.session.dialogue_no_longer_fits"))
+        if self.dialogue.dropped and not self._said_dropped:
+            self._said_dropped = True
+            tell(say("cli.session.oldest_turns_forgotten"))
         try:
             self._print(stream)
         finally:
@@ -105,32 +94,32 @@ class ChatSession:
             case "/quit" | "/exit", _:
                 return False
             case "/help", _:
-                tell(HELP + "\n")
+                tell(say("cli.session.help"))
             case "/reset", _:
                 self._restart(self.dialogue.system)
                 tell(say("cli.session.dialogue_forgotten"))
             case "/system", "":
-                tell(f"{self.dialogue.system or '(no system prompt)'}\n")
+                tell(f"{self.dialogue.system}\n" if self.dialogue.system else say("cli.session.no_system_prompt"))
             case "/system", text:
                 self._restart("" if text in {"''", '""'} else text)
-                tell(say("cli.session.system_prompt_set_dialogue"))
+                tell(say("cli.session.system_prompt_set"))
             case "/base", text:
                 self._ask_base(text)
             case unknown, _ if unknown.startswith("/"):
-                tell(say("cli.session.there_no_command_help", unknown=unknown))
+                tell(say("cli.session.no_such_command", unknown=unknown))
             case _:
                 self.say(line)
         return True
 
     def _restart(self, system: str | None) -> None:
         self.dialogue = Dialogue(system)
-        self._told_dropped = False
+        self._said_dropped = False
 
     def _ask_base(self, text: str) -> None:
         """Print the base model's answer to ``text``, or to the last question, in the same dialogue."""
         question = text or self.dialogue.last_question
         if question is None:
-            tell(say("cli.session.there_no_question_yet"))
+            tell(say("cli.session.no_question_yet"))
             return
         dialogue = self.dialogue.copy() if text else self.dialogue.before_last_question()
         base = self.load(self.base)
@@ -148,7 +137,7 @@ class ChatSession:
             print(flush=True)
         if not stream.answer.stopped:
             count = stream.length_tokens
-            tell("(cut)" if count is None else f"(cut after {count} tokens)")
+            tell(say("cli.session.cut") if count is None else say("cli.session.cut_after", count=count))
         if sys.stdin.isatty() and sys.stdout.isatty():
             print(flush=True)
 

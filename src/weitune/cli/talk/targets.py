@@ -1,6 +1,6 @@
 """Whom ``weitune chat`` can talk to: a run's model in transformers or in llama.cpp, or a model on a server.
 
-Each gives two partners, the tuned model and its base. What they have loaded is freed when their block ends.
+Each gives two targets, the tuned model and its base. What they have loaded is freed when the block ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from weitune.cli.shared.stages import Stages
 from weitune.cli.talk.session import ChatTarget
 from weitune.errors import InputError
+from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.export.llama_models import LlamaModels
@@ -23,23 +24,22 @@ if TYPE_CHECKING:
     from weitune.gguf.types import GgufType
     from weitune.run.run_folder import Which
 
-Partners = tuple[ChatTarget, ChatTarget]
+Targets = tuple[ChatTarget, ChatTarget]
 _CONTEXT_TOKENS = 4096
-_BASE = "the base model"
 
 
 @contextmanager
-def in_transformers(run: Run, checkpoint: Which, device: str | None) -> Iterator[Partners]:
-    """Give partners that answer in float32 or bfloat16, as training computed."""
+def in_transformers(run: Run, checkpoint: Which, device: str | None) -> Iterator[Targets]:
+    """Give targets that answer in float32 or bfloat16, as training computed."""
     yield (
         ChatTarget(_named(run, checkpoint), lambda: run.engine(checkpoint, device=device)),
-        ChatTarget(_BASE, lambda: run.engine("base", device=device)),
+        ChatTarget(say("cli.targets.base"), lambda: run.engine("base", device=device)),
     )
 
 
 @contextmanager
-def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[Partners]:
-    """Give partners that answer in llama.cpp, on a GGUF file of the base that is made once and cached."""
+def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[Targets]:
+    """Give targets that answer in llama.cpp, on a GGUF file of the base that is made once and cached."""
     with ExitStack() as loaded:
 
         @cache
@@ -65,13 +65,13 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[P
 
         yield (
             ChatTarget(_named(run, checkpoint), lambda: engine(tuned=checkpoint != "base")),
-            ChatTarget(_BASE, lambda: engine(tuned=False)),
+            ChatTarget(say("cli.targets.base"), lambda: engine(tuned=False)),
         )
 
 
 @contextmanager
-def on_server(url: str, name: str, key: str | None) -> Iterator[Partners]:
-    """Give partners at ``url``; ``name`` is a model there, or a run's folder whose name is one."""
+def on_server(url: str, name: str, key: str | None) -> Iterator[Targets]:
+    """Give targets at ``url``; ``name`` is a model there, or a run's folder whose name is one."""
     from weitune.generate.remote import RemoteEngine
     from weitune.run.run_name import given_name
 
@@ -85,9 +85,14 @@ def on_server(url: str, name: str, key: str | None) -> Iterator[Partners]:
             raise InputError("cli.targets.has_no_model", about=remote.about, model=model, known=", ".join(known[:20]))
         return remote
 
-    yield ChatTarget(model, lambda: engine(model)), ChatTarget("the model 'base'", lambda: engine("base"))
+    yield (
+        ChatTarget(model, lambda: engine(model)),
+        ChatTarget(say("cli.targets.base_on_server"), lambda: engine("base")),
+    )
 
 
 def _named(run: Run, checkpoint: Which) -> str:
     adapter = run.adapter_folder(checkpoint)
-    return f"{run.recipe.model} {f'with {adapter.name}' if adapter else 'without adapter'}"
+    if adapter is None:
+        return say("cli.targets.without_adapter", model=run.recipe.model)
+    return say("cli.targets.with_adapter", model=run.recipe.model, adapter=adapter.name)

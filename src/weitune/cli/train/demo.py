@@ -39,7 +39,7 @@ def command(output: str | None, ask_only: str | None) -> None:
     try:
         console().print(say("cli.demo.report", keep=_keep(run, answers)), markup=False)
     except OSError as error:  # the answers are on the screen
-        console().print(say("cli.demo.answers_could_not_added", error=error), markup=False)
+        console().print(say("cli.demo.report_not_updated", error=error), markup=False)
     console().print(say("cli.demo.talk", command=shell_command("chat", run.path)), markup=False)
 
 
@@ -87,9 +87,10 @@ def _print(answers: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="The same questions before and after", show_lines=True)
-    for heading in ("question", "before", "after"):
-        table.add_column(heading, ratio=1 if heading == "question" else 2)
+    table = Table(title=say("cli.demo.title"), show_lines=True)
+    table.add_column(say("cli.demo.question"), ratio=1)
+    table.add_column(say("cli.demo.before"), ratio=2)
+    table.add_column(say("cli.demo.after"), ratio=2)
     for answer in answers:
         table.add_row(*answer.values())
     Console().print(table)

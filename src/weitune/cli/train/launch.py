@@ -50,11 +50,9 @@ class Machines:
         """
         host, _, port = self.address.rpartition(":")
         if self.nodes > 1 and not (host and port.isdigit()):
-            raise InputError("cli.launch.several_machines_need_place")
+            raise InputError("cli.launch.main_address_missing")
         if not 0 <= self.node < self.nodes:
-            raise InputError(
-                "cli.launch.node_rank_not_machines", node=self.node, nodes=self.nodes, nodes2=self.nodes - 1
-            )
+            raise InputError("cli.launch.node_rank_out_of_range", node=self.node, nodes=self.nodes, last=self.nodes - 1)
         shared = {
             WORLD_SIZE: str(self.devices * self.nodes),
             "LOCAL_WORLD_SIZE": str(self.devices),
@@ -92,7 +90,7 @@ def launch(machines: Machines, arguments: Sequence[str]) -> int:
         _show(said[failed])
         code = int(processes[failed].returncode)
         if code < 0:
-            print(say("cli.launch.process_was_ended", failed=failed, name=signal.Signals(-code).name), file=sys.stderr)
+            print(say("cli.launch.process_ended_by", failed=failed, name=signal.Signals(-code).name), file=sys.stderr)
         return code if code in {2, 3, 130} else 1
 
 

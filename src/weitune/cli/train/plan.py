@@ -40,29 +40,29 @@ def command(
 
     overrides = overrides_from(options)
     if recipe is None and not overrides:
-        raise click.UsageError(say("cli.plan.give_recipe_least_model"))
+        raise click.UsageError(say("cli.plan.nothing_given"))
     built = load_recipe(recipe, overrides)
     if measure and devices > 1:
-        raise click.UsageError(say("cli.plan.measure_times_process_leave"))
+        raise click.UsageError(say("cli.plan.measure_takes_one_process"))
     named = [(gpu.name, gpu.bytes) for gpu in map(find_gpu, gpus)]
-    named += [(f"GPU with {size}", parse_memory(size)) for size in memories]
+    named += [(say("cli.plan.gpu_with_memory", size=size), parse_memory(size)) for size in memories]
 
     from weitune.cli.shared.terminal import progress, quiet_libraries, working
 
-    with working(say("cli.plan.looking_model_data")):
+    with working(say("cli.plan.looking")):
         quiet_libraries()
         from weitune.training.run_plan import plan_run, timed
 
-        outlook = plan_run(built, device=device, others=named, processes=devices)
+        plan = plan_run(built, device=device, others=named, processes=devices)
     if measure:
         with progress(say("cli.plan.measuring"), unit="step") as bar:
-            outlook = timed(outlook, device=device, progress=bar.update)
+            plan = timed(plan, device=device, progress=bar.update)
     if as_json:
         from weitune.files.json_files import json_text
 
-        print(json_text(outlook.to_json(), indent=1))
+        print(json_text(plan.to_json(), indent=1))
     else:
-        from weitune.cli.train.plan_view import print_outlook
+        from weitune.cli.train.plan_view import print_plan
 
-        print_outlook(outlook)
-    return 0 if outlook.here.fits else 2
+        print_plan(plan)
+    return 0 if plan.here.fits else 2

@@ -18,82 +18,85 @@ if TYPE_CHECKING:
     from weitune.training.run_plan import RunPlan
 
 
-def print_outlook(outlook: RunPlan) -> None:
+def print_plan(plan: RunPlan) -> None:
     """Print parameters, data and steps, memory by part and by device, disk, time, and what makes the run fit."""
     console = Console(highlight=False, soft_wrap=True)
-    for line in [*_about(outlook), ""]:
+    for line in [*_about(plan), ""]:
         console.print(Text(line))
-    console.print(_by_part(outlook.here, outlook.processes))
+    console.print(_by_part(plan.here, plan.processes))
     console.print()
-    for name in dict.fromkeys(each.target.name for each in outlook.fits):
-        console.print(_by_device([each for each in outlook.fits if each.target.name == name]))
+    for name in dict.fromkeys(each.target.name for each in plan.fits):
+        console.print(_by_device([each for each in plan.fits if each.target.name == name]))
         console.print()
-    console.print(Text(say("cli.plan_view.disk_run_s_folder", size=memory_text(outlook.disk))))
-    if outlook.timing is not None:
-        timing = outlook.timing
+    console.print(Text(say("cli.plan_view.disk", size=memory_text(plan.disk))))
+    if plan.timing is not None:
+        timing = plan.timing
         console.print(
             Text(
                 say(
-                    "cli.plan_view.time_all_steps_s",
+                    "cli.plan_view.time",
                     duration=duration_text(timing.seconds),
                     step_seconds=timing.step_seconds,
                     tokens_per_second=timing.tokens_per_second,
                 )
             )
         )
-    if outlook.here.fits:
-        console.print(Text(say("cli.plan_view.fits_here"), style="bold green"))
+    if plan.here.fits:
+        console.print(Text(say("cli.plan_view.fits"), style="bold green"))
         return
-    console.print(Text(say("cli.plan_view.will_not_fit_here"), style="bold red"))
-    ways = outlook.ways or ["no key alone: take a smaller model, or more memory"]
-    console.print(Text("\n".join(["what makes it fit:", *(f"  {way}" for way in ways)])))
+    console.print(Text(say("cli.plan_view.does_not_fit"), style="bold red"))
+    ways = plan.ways or [say("cli.plan_view.no_way")]
+    console.print(Text("\n".join([say("cli.plan_view.ways"), *(f"  {way}" for way in ways)])))
 
 
-def _about(outlook: RunPlan) -> list[str]:
-    meta = outlook.meta
+def _about(plan: RunPlan) -> list[str]:
+    meta = plan.meta
     share = meta.trainable / meta.parameters
-    lines = [f"parameters: {meta.parameters:,}, of which {meta.trainable:,} are trained ({share:.4%})"]
-    lines += outlook.notes
-    if outlook.inputs is not None and outlook.workload is not None:
-        plan = outlook.inputs.plan
-        lines.append(
-            say("cli.plan_view.tokens_need_no_computation", saved_by_sharing=outlook.workload.saved_by_sharing)
-        )
+    lines = [say("cli.plan_view.parameters", parameters=meta.parameters, trainable=meta.trainable, share=share)]
+    lines += plan.notes
+    if plan.inputs is not None and plan.workload is not None:
+        lines.append(say("cli.plan_view.saved_by_sharing", saved_by_sharing=plan.workload.saved_by_sharing))
+        schedule = plan.inputs.plan
         lines.append(
             say(
-                "cli.plan_view.steps_epoch_examples_each",
-                steps=plan.steps,
-                steps_per_epoch=plan.steps_per_epoch,
-                batch_size=plan.batch_size,
+                "cli.plan_view.steps",
+                steps=schedule.steps,
+                steps_per_epoch=schedule.steps_per_epoch,
+                batch_size=schedule.batch_size,
             )
         )
     return lines
 
 
 def _by_part(here: Fit, processes: int) -> Table:
-    stored = f", stored in {here.format.storage}" * (here.format.storage != here.format.precision)
-    each = f"Memory of each of {processes} processes at the peak" if processes > 1 else "Memory at the peak"
-    title = f"{each}, {here.target.name}, {here.format.precision}{stored}"
-    caption = f"train.micro_tokens {here.chosen.micro_tokens:,}, train.recompute {here.chosen.recompute}"
+    storage = here.format.storage
+    precision: str = here.format.precision
+    if storage != precision:
+        precision = say("cli.plan_view.stored_in", precision=precision, storage=storage)
+    title = say("cli.plan_view.title", name=here.target.name, precision=precision)
+    if processes > 1:
+        title = say("cli.plan_view.title_of_processes", processes=processes, name=here.target.name, precision=precision)
+    caption = say("cli.plan_view.caption", micro_tokens=here.chosen.micro_tokens, recompute=here.chosen.recompute)
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
-    table.add_column("part")
-    table.add_column("size", justify="right")
+    table.add_column(say("cli.plan_view.part"))
+    table.add_column(say("cli.plan_view.size"), justify="right")
     for name, size in here.need.named_parts().items():
         table.add_row(name, memory_text(size))
-    table.add_row("all", memory_text(here.need.total), style="bold")
-    table.add_row("free", memory_text(here.target.memory), style="dim")
+    table.add_row(say("cli.plan_view.all"), memory_text(here.need.total), style="bold")
+    table.add_row(say("cli.plan_view.free"), memory_text(here.target.memory), style="dim")
     return table
 
 
 def _by_device(fits: Sequence[Fit]) -> Table:
     target = fits[0].target
-    title = say("cli.plan_view.what_would_fit_free", name=target.name, size=memory_text(target.memory))
+    title = say("cli.plan_view.title_by_device", name=target.name, size=memory_text(target.memory))
     table = Table(title=title, title_justify="left", box=None)
-    for name in ("train.storage", "computed in", "memory", "micro_tokens", "recompute"):
-        table.add_column(name, justify="right")
+    computed, memory = say("cli.plan_view.computed_in"), say("cli.plan_view.memory")
+    for heading in ("train.storage", computed, memory, "micro_tokens", "recompute"):
+        table.add_column(heading, justify="right")
     for each in fits:
         need = memory_text(each.need.total)
-        verdict = Text(need, style="green") if each.fits else Text(f"no: {need}", style="red")
+        verdict = Text(need, style="green") if each.fits else Text(say("cli.plan_view.no", size=need), style="red")
         chosen = each.chosen
         table.add_row(*astuple(each.format)[::-1], verdict, f"{chosen.micro_tokens:,}", chosen.recompute)
     return table

@@ -58,12 +58,12 @@ def command(
         from weitune.recipe.load import load_recipe
 
         if recipe is None and not overrides:
-            raise click.UsageError(say("cli.train.give_recipe_least_model"))
+            raise click.UsageError(say("cli.train.nothing_given"))
         built = load_recipe(recipe, overrides)
     elif recipe is not None:
-        raise click.UsageError(say("cli.train.give_recipe_resume_not"))
+        raise click.UsageError(say("cli.train.recipe_with_resume"))
     elif resume_existing:
-        raise click.UsageError(say("cli.train.give_resume_resume_existing"))
+        raise click.UsageError(say("cli.train.resume_with_resume_existing"))
 
     from weitune.training.signals import StopRequest, stop_requests
 
@@ -99,7 +99,7 @@ def _say_done(folder: Path) -> None:
     """Say where the adapter is, and how to talk to it."""
     from weitune.cli.shared.terminal import console
 
-    done = say("cli.train.done_talk", folder=folder / ADAPTER_FOLDER, command=shell_command("chat", folder))
+    done = say("cli.train.done", folder=folder / ADAPTER_FOLDER, command=shell_command("chat", folder))
     console().print(done, markup=False)
 
 

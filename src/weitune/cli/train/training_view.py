@@ -20,20 +20,17 @@ class TrainingView(Reporter):
     """Draw a run on standard error. Without a terminal there is no picture, only the lines."""
 
     def __init__(self) -> None:
-        """Begin with an empty screen."""
         self._shown = ExitStack()
         self._bar: Bar | None = None
         self._dashboard = Dashboard()
         self._every = 10
 
     def __enter__(self) -> TrainingView:
-        """Return the view itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take the picture away."""
         self._shown.close()
 
     def say(self, line: str) -> None:
@@ -55,7 +52,10 @@ class TrainingView(Reporter):
         self._shown.close()
         self._every = log_every
         self._dashboard.feed({"event": "start", "step": done, "steps": steps})
-        self.say(f"training into {folder}" + (f", from step {done + 1} of {steps}" if done else f", {steps} steps"))
+        if done:
+            self.say(say("cli.training_view.resumed", folder=folder, step=done + 1, steps=steps))
+        else:
+            self.say(say("cli.training_view.started", folder=folder, steps=steps))
         if console().is_terminal:
             from rich.live import Live
 
@@ -68,7 +68,7 @@ class TrainingView(Reporter):
         if record.step % self._every == 0 or record.step in {1, steps}:
             self.say(
                 say(
-                    "cli.training_view.step_loss_lr_grad",
+                    "cli.training_view.step",
                     step=record.step,
                     steps=steps,
                     loss=record.loss,
@@ -82,20 +82,15 @@ class TrainingView(Reporter):
         """Show how far an evaluation is at the bar's end."""
         return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
 
-    def evaluated(self, found: Evaluation) -> None:
+    def evaluated(self, evaluation: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
-        self._dashboard.feed({"event": "validation", **asdict(found)})
-        best = "  best so far" if found.best and found.step else ""
-        self.say(
-            say(
-                "cli.training_view.step_validation_loss_perplexity",
-                step=found.step,
-                loss=found.loss,
-                perplexity=found.perplexity,
-                best=best,
-            )
-        )
-        for sample in found.samples[:1]:
+        self._dashboard.feed({"event": "validation", **asdict(evaluation)})
+        values = {"step": evaluation.step, "loss": evaluation.loss, "perplexity": evaluation.perplexity}
+        if evaluation.best and evaluation.step:
+            self.say(say("cli.training_view.validation_best", **values))
+        else:
+            self.say(say("cli.training_view.validation", **values))
+        for sample in evaluation.samples[:1]:
             self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
 
     def saved(self, folder: Path) -> None:
