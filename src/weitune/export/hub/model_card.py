@@ -18,8 +18,8 @@ from weitune.export.source.export_source import ExportSource
 from weitune.files.json_files import json_object
 from weitune.generate.run import Run
 from weitune.messages import say
-from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import is_hub_id
+from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.data_record import DataRecord, read_data_record
@@ -51,7 +51,7 @@ def model_card(run: Run, source: ExportSource, repository: str, licence: str | N
     }
     events = list(run.events())
     step = _step_of(source.adapter_folder, events)
-    rank = json_object(source.adapter_folder / ADAPTER_FILES[0])["r"]
+    rank = read_adapter_config(source.adapter_folder)["r"]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.rsplit('/', maxsplit=1)[-1]}",

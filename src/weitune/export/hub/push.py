@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from weitune.gguf.header import read_header
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, holds_model
 from weitune.model.load.locate import is_hub_id
+from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.recipe.load import dump_recipe
 from weitune.run.run_folder import Which
 
@@ -97,9 +97,11 @@ def _licence_on_hub(name: str) -> str | None:
 
 def _adapter_config(source: ExportSource) -> dict[str, Any]:
     """Return PEFT's configuration with the name under which others find the base."""
-    path = source.adapter_folder / ADAPTER_FILES[0]
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {**config, "base_model_name_or_path": without_paths(source.recipe).model, "revision": source.recipe.revision}
+    return {
+        **read_adapter_config(source.adapter_folder),
+        "base_model_name_or_path": without_paths(source.recipe).model,
+        "revision": source.recipe.revision,
+    }
 
 
 def _to_huggingface(folder: Path, repository: str, private: bool) -> str:

@@ -9,7 +9,6 @@ arXiv 2402.09353. Everything is computed in float32 from the adapter's files alo
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from weitune.errors import RunError
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, holds_model
 from weitune.model.load.weight_files import some_names
+from weitune.model.lora.adapter_config import read_adapter_config
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
@@ -98,8 +98,8 @@ class AdapterWeights:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if holds_model(folder):
         raise RunError("export.adapter_weights.whole_model", folder=folder)
+    config = read_adapter_config(folder)
     try:
-        config: dict[str, Any] = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
         tensors: dict[str, Tensor] = load_file(folder / ADAPTER_FILES[1])
     except Exception as error:
         raise RunError("export.adapter_weights.cannot_be_read", folder=folder, reason=error) from error

@@ -5,11 +5,10 @@ transformers takes them from generation_config.json, and where that names none f
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from weitune.errors import ModelError
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.weight_files import read_model_json
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -34,15 +33,7 @@ def stored_stop_tokens(files: ModelFiles, config: Any) -> tuple[int, ...]:
 def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     """Return a model's generation config, empty if it has none. Raises ModelError if it is broken."""
     path = files.folder / GENERATION_CONFIG
-    if files.gguf or not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError("model.stop_tokens.not_json", path=path, reason=error) from None
-    if not isinstance(config, dict):
-        raise ModelError("model.stop_tokens.not_an_object", path=path, type=type(config).__name__)
-    return config
+    return {} if files.gguf or not path.is_file() else read_model_json(path)
 
 
 def _as_tuple(eos_token_id: int | list[int] | None) -> tuple[int, ...]:

@@ -134,7 +134,7 @@ def _check_nothing_beside(folder: Path) -> None:
     """Raise ModelError for files that would make transformers load other weights than the folder's own."""
     if (folder / ADAPTER_FILES[0]).is_file():
         raise ModelError("model.weight_files.adapter_beside_model", folder=folder)
-    named = _json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
+    named = read_model_json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
     usual = [name for name in (SINGLE, INDEX) if (folder / name).is_file()]
     if named is not None and usual != [named]:
         raise ModelError("model.weight_files.config_names_other_file", folder=folder, named=named)
@@ -142,7 +142,7 @@ def _check_nothing_beside(folder: Path) -> None:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     """Return which file has which tensor, as the index says. Raises ModelError if it is not an index."""
-    weight_map = _json(folder / INDEX).get("weight_map")
+    weight_map = read_model_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_name, weight_map.values())):
         raise ModelError("model.weight_files.not_an_index", folder=folder)
     return weight_map
@@ -184,7 +184,8 @@ def some_names(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model. Raises ModelError if it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

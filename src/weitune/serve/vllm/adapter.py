@@ -12,7 +12,6 @@ them is rewritten with one rank and one scale.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from weitune.files.json_files import write_json
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import stored_weights
+from weitune.model.lora.adapter_config import read_adapter_config
 
 _CONFIG, _TENSORS = ADAPTER_FILES
 _WRAPPED = ("model.language_model.", "language_model.model.")
@@ -96,8 +96,13 @@ def write_even(adapter: AdapterWeights, folder: Path) -> None:
         tensors[f"base_model.model.{layer}.lora_A.weight"] = a
         tensors[f"base_model.model.{layer}.lora_B.weight"] = b
     save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
-    config: dict[str, Any] = json.loads((adapter.folder / _CONFIG).read_text(encoding="utf-8"))
-    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    config = read_adapter_config(adapter.folder) | {
+        "r": rank,
+        "lora_alpha": rank,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
     write_json(folder / _CONFIG, config)
 
 
