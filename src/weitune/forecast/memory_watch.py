@@ -23,6 +23,7 @@ from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_byte
 from weitune.forecast.host_memory import host_memory
 from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, pass_bytes
 from weitune.messages import say
+from weitune.messages.quantities import memory_text
 from weitune.model.load.device import choose_dtype, stored_dtype
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.load.weights import LoadedModel, load_weights
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 _SCARCE = 0.03
 """Share of all memory; if less is left, memory is nearly used up."""
-_GIB = 1 << 30
+_SHOWN_BYTES = 50 << 20
+"""Parts of less memory are left out of the first line."""
 _LEAST_BYTES = {"int8": 1.0, "nf4": 0.5}
 """Bytes of a number in quantized storage, were there no layers that stay as they are."""
 _CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
@@ -77,7 +79,7 @@ def load_if_it_fits(
 
 
 def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.device) -> ModelError:
-    sizes = {"folder": files.folder, "need": _gib(need), "free": _gib(free_bytes(device))}
+    sizes = {"folder": files.folder, "need": memory_text(need), "free": memory_text(free_bytes(device))}
     if dtype == torch.float32:
         return ModelError("forecast.memory_watch.float32_weights_too_large", **sizes)
     return ModelError("forecast.memory_watch.weights_too_large", **sizes, dtype=str(dtype).removeprefix("torch."))
@@ -100,7 +102,7 @@ class PassNeed:
 
     def values(self) -> dict[str, object]:
         """Return what messages about the need say: its tokens, its size and the keys that lower it."""
-        return {"tokens": self.size.tokens, "pass_size": _gib(self.bytes), "fix": self.fix}
+        return {"tokens": self.size.tokens, "pass_size": memory_text(self.bytes), "fix": self.fix}
 
     @property
     def fix(self) -> str:
@@ -112,8 +114,11 @@ class PassNeed:
 
 def peak_line(need: MemoryEstimate, device: torch.device) -> str:
     """Return a line about the memory that a run takes at its peak, by part."""
-    shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in need.named_parts().items() if size >= _GIB / 20)
-    return say("forecast.memory_watch.peak", total=_gib(need.total), parts=shown, free=_gib(free_bytes(device)))
+    parts = {name: size for name, size in need.named_parts().items() if size >= _SHOWN_BYTES}
+    shown = ", ".join(f"{name} {memory_text(size)}" for name, size in parts.items())
+    return say(
+        "forecast.memory_watch.peak", total=memory_text(need.total), parts=shown, free=memory_text(free_bytes(device))
+    )
 
 
 class MemoryWatch:
@@ -127,10 +132,10 @@ class MemoryWatch:
         free, beside = free_bytes(self._device), self._need.beside
         if self._need.bytes + beside <= free:
             return ""
-        values = {**self._need.values(), "free": _gib(free)}
+        values = {**self._need.values(), "free": memory_text(free)}
         if not beside:
             return say("forecast.memory_watch.may_not_fit", **values)
-        return say("forecast.memory_watch.may_not_fit_beside_others", **values, beside=_gib(beside))
+        return say("forecast.memory_watch.may_not_fit_beside_others", **values, beside=memory_text(beside))
 
     def low_memory(self) -> str:
         """Return a warning that the machine's memory is nearly used up, once; nothing otherwise."""
@@ -142,7 +147,7 @@ class MemoryWatch:
         if left > _SCARCE * memory.total:
             return ""
         self._warned = True
-        values = {**self._need.values(), "left": _gib(max(left, 0)), "total": _gib(memory.total)}
+        values = {**self._need.values(), "left": memory_text(max(left, 0)), "total": memory_text(memory.total)}
         return say("forecast.memory_watch.nearly_used_up", **values)
 
     @contextmanager
@@ -156,7 +161,7 @@ class MemoryWatch:
             raise RunError(
                 "forecast.memory_watch.out_of_memory",
                 error=first_line(error),
-                free=_gib(free_bytes(self._device)),
+                free=memory_text(free_bytes(self._device)),
                 command=command,
                 **self._need.values(),
             ) from error
@@ -167,7 +172,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR)
-
-
-def _gib(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB"
