@@ -96,10 +96,8 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     check_gguf(source)
     name = gguf_name(source, options)
     model = smoothed(source, options.gguf_type, stage) if options.smooth else Smoothed(source.merged)
-    write_gguf(
-        folder / name, source, model.weights, options.gguf_type, head=model.head, template=source.template,
-        progress=stage(title),
-    )  # fmt: skip
+    weights, head, template, progress = model.weights, model.head, source.template, stage(title)
+    write_gguf(folder / name, source, weights, options.gguf_type, head=head, template=template, progress=progress)
     if frames is not None:
         stops = [str(source.tokenizer.convert_ids_to_tokens(token)) for token in source.stop_tokens]
         context = min(source.config.get_text_config().max_position_embeddings, 4096)

@@ -18,12 +18,7 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _MODERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_NAMES = {
-    (_MODERN % "",): "qwen2",
-    (_MODERN % "{1,3}",): "llama-bpe",
-    (_GPT2,): "gpt-2",
-    (r"\p{N}", _GPT2): "smollm",
-}
+_NAMES = {(_MODERN % "",): "qwen2", (_MODERN % "{1,3}",): "llama-bpe", (_GPT2,): "gpt-2", (r"\p{N}", _GPT2): "smollm"}
 _WITHOUT_IGNORED_MERGES = {"llama-bpe": "dbrx"}
 """llama.cpp's name for the same expression where a word that is a token must still be merged step by step."""
 _END_TOKENS = ("eos", "eot", "eom")
@@ -61,10 +56,8 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
     """Return the tokens that end an answer. Raises ModelError if there are more than GGUF can name."""
     if len(stop_tokens) > len(_END_TOKENS):
         raise ModelError("gguf.vocabulary.too_many_stop_tokens", tokens=len(stop_tokens), most=len(_END_TOKENS))
-    return {
-        f"tokenizer.ggml.{name}_token_id": number(token)
-        for name, token in zip(_END_TOKENS, stop_tokens, strict=False)
-    }  # fmt: skip
+    named = zip(_END_TOKENS, stop_tokens, strict=False)
+    return {f"tokenizer.ggml.{name}_token_id": number(token) for name, token in named}
 
 
 def _tokens(core: dict[str, Any], size: int) -> tuple[list[str], list[int]]:

@@ -82,11 +82,7 @@ def write_gguf(
     else:
         plans = _plan(source, architecture, weights, gguf_type, head)
     write_gguf_file(
-        path,
-        architecture.name,
-        {**metadata, "general.file_type": number(_FILE_TYPE[gguf_type])},
-        plans,
-        progress,
+        path, architecture.name, {**metadata, "general.file_type": number(_FILE_TYPE[gguf_type])}, plans, progress
     )
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weitune.export.source.base_weights import Slot
+from weitune.export.source.base_weights import DTYPES, Slot
 
 SHARD_BYTES = 5_000_000_000
-_FORMATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def shards(slots: Mapping[str, Slot], limit_bytes: int = SHARD_BYTES) -> list[dict[str, Slot]]:
@@ -48,7 +48,7 @@ def write_safetensors(path: Path, slots: Mapping[str, Slot], tensors: Iterable[T
     end = 0
     for name, slot in slots.items():
         start, end = end, end + slot_bytes(slot)
-        header[name] = {"dtype": _FORMATS[slot.dtype], "shape": list(slot.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _NAMES[slot.dtype], "shape": list(slot.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     with path.open("wb") as file:

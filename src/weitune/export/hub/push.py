@@ -111,7 +111,7 @@ def _to_huggingface(folder: Path, repository: str, private: bool) -> str:
     url = api.create_repo(repository, private=private, exist_ok=True)
     api.upload_folder(
         repo_id=repository, folder_path=folder, ignore_patterns=[MARK], commit_message=say("export.push.commit")
-    )  # fmt: skip
+    )
     return str(url)
 
 

@@ -26,7 +26,8 @@ from weitune.model.load.weight_files import some_names, stored_weights
 if TYPE_CHECKING:
     from weitune.export.source.adapter_weights import AdapterWeights
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""By the names that safetensors has for them."""
 
 
 class Slot(NamedTuple):
@@ -136,6 +137,6 @@ class MergedWeights:
 
 
 def _dtype(folder: Path, weight: str, dtype: str) -> torch.dtype:
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise ModelError("export.base_weights.unknown_number_format", weight=weight, folder=folder, dtype=dtype)
-    return _DTYPES[dtype]
+    return DTYPES[dtype]

@@ -110,10 +110,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            "model.gguf_model.lacks_weights",
-            path=files.path,
-            count=len(missing),
-            names=some_names(missing),
+            "model.gguf_model.lacks_weights", path=files.path, count=len(missing), names=some_names(missing)
         )
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model

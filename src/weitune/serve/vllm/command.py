@@ -162,9 +162,8 @@ def _written(
 ) -> Path:
     """Write what vLLM reads to a folder named after its contents, so that no server overwrites another's files."""
     first = next(iter(runs.values()))
-    stops = dict.fromkeys([
-        *(token for source in runs.values() for token in source.stop_tokens), *first.base_framing.stop_tokens,
-    ])  # fmt: skip
+    of_runs = (token for source in runs.values() for token in source.stop_tokens)
+    stops = dict.fromkeys([*of_runs, *first.base_framing.stop_tokens])
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch:
         partial = Path(scratch) / "partial"
