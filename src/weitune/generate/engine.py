@@ -148,9 +148,12 @@ class Engine:
         mask = (torch.arange(width) >= width - lengths).long()  # (B, width), padded at the front
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         config = GenerationConfig(
-            max_new_tokens=limit, do_sample=False, use_cache=True,
-            eos_token_id=sorted(self.stop_tokens) or None, pad_token_id=self._pad,
-        )  # fmt: skip
+            max_new_tokens=limit,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=sorted(self.stop_tokens) or None,
+            pad_token_id=self._pad,
+        )
         with self._one_at_a_time, _for_generation(self.model):
             output: Tensor = self.model.generate(
                 ids,

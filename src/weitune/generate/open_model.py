@@ -127,8 +127,10 @@ def _check_all_used(tuned: PeftModel, folder: Path) -> None:
     if tuned.peft_config["default"].target_parameters:  # PEFT may have converted what older versions wrote
         return
     known = {*get_peft_model_state_dict(tuned, save_embedding_layers=False), *tuned.state_dict()}
-    names = {name: name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-             for name in read_safetensors_header(folder / ADAPTER_FILES[1])}  # fmt: skip
+    names = {
+        name: name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+        for name in read_safetensors_header(folder / ADAPTER_FILES[1])
+    }
     unknown = [name for name, now in names.items() if name not in known and now not in known]
     if unknown:
         raise RunError("generate.open_model.unknown_tensors", folder=folder, count=len(unknown), first=unknown[0])

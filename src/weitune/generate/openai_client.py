@@ -98,8 +98,11 @@ class OpenAIClient:
             if path == "/models":
                 return InputError(
                     "generate.openai_client.no_such_path",
-                    about=self.about, where=where, message=message, origin=self.origin,
-                )  # fmt: skip
+                    about=self.about,
+                    where=where,
+                    message=message,
+                    origin=self.origin,
+                )
             return InputError("generate.openai_client.not_found", about=self.about, where=where, message=message)
         if status == http.client.TOO_MANY_REQUESTS:
             return InputError("generate.openai_client.busy", about=self.about, status=status, message=message)

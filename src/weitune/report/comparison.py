@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from weitune.evaluate.evaluation import ModelScores
 from weitune.evaluate.figures import figures
@@ -21,12 +21,16 @@ def compare(records: Sequence[RunRecord]) -> str:
     names = names_of(records)
     heads = [say("report.comparison.key"), *names]
     lead = say("report.comparison.runs", count=len(records), names=", ".join(names))
-    return page(say("report.comparison.title"), lead, [
-        section(say("report.comparison.differences"), table(heads, differences(records))),
-        section(say("report.comparison.results"), table(["", *names], results(records), numbers=True)),
-        section(say("report.run_report.curves"), f'<div class="charts">{_charts(records, names)}</div>\n'),
-        section(say("report.comparison.evaluations"), _evaluations(records, names)),
-    ])  # fmt: skip
+    return page(
+        say("report.comparison.title"),
+        lead,
+        [
+            section(say("report.comparison.differences"), table(heads, differences(records))),
+            section(say("report.comparison.results"), table(["", *names], results(records), numbers=True)),
+            section(say("report.run_report.curves"), f'<div class="charts">{_charts(records, names)}</div>\n'),
+            section(say("report.comparison.evaluations"), _evaluations(records, names)),
+        ],
+    )
 
 
 def names_of(records: Sequence[RunRecord]) -> list[str]:
@@ -66,19 +70,18 @@ def _result(record: RunRecord) -> dict[str, str]:
 
 
 def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
-    def lines(kind: str, key: str = "loss", *, smooth: bool = False) -> list[Line]:
-        curves = [record.series(key, kind) for record in records]
-        return [Line(name, smoothed(points) if smooth else points, colour=k)
-                for k, (name, points) in enumerate(zip(names, curves, strict=True))]  # fmt: skip
+    def lines(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Line]:
+        return [Line(name, points, colour=k) for k, (name, points) in enumerate(zip(names, curves, strict=True))]
 
-    by_time = [
-        Line(name, _by_time(record), colour=k) for k, (name, record) in enumerate(zip(names, records, strict=True))
-    ]
+    validation = lines(record.series("loss", "validation") for record in records)
+    by_time = lines(map(_by_time, records))
+    training = lines(smoothed(record.series("loss")) for record in records)
+    learning_rate = lines(record.series("learning_rate") for record in records)
     return (
-        chart(say("report.comparison.validation_loss_chart"), lines("validation"))
+        chart(say("report.comparison.validation_loss_chart"), validation)
         + chart(say("report.comparison.validation_loss_over_time"), by_time, x_label=say("report.comparison.seconds"))
-        + chart(say("report.comparison.training_loss_chart"), lines("step", smooth=True))
-        + chart(say("report.run_report.learning_rate"), lines("step", "learning_rate"))
+        + chart(say("report.comparison.training_loss_chart"), training)
+        + chart(say("report.run_report.learning_rate"), learning_rate)
     )
 
 

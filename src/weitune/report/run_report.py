@@ -48,18 +48,22 @@ def run_report(record: RunRecord) -> str:
     """Return the report as one page."""
     recipe = record.recipe
     lead = f"{recipe.model} · {', '.join(recipe.data)}"
-    return page(say("report.run_report.title", name=record.name), lead, [
-        section(say("report.run_report.at_a_glance"), tiles(_facts(record))),
-        section(say("report.run_report.before_and_after"), _answers(record.answers)),
-        section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
-        section(say("report.run_report.samples"), _samples(record.of_kind("validation"))),
-        evaluation_section(record.evaluation),
-        section(say("report.run_report.data"), data_tables(record.data)),
-        section(say("report.run_report.learned"), learned_rows(record.data)),
-        section(say("report.run_report.memory"), _memory(record)),
-        section(say("report.run_report.commands"), code(_commands(record))),
-        section(say("report.run_report.repeat"), _repeat(record)),
-    ])  # fmt: skip
+    return page(
+        say("report.run_report.title", name=record.name),
+        lead,
+        [
+            section(say("report.run_report.at_a_glance"), tiles(_facts(record))),
+            section(say("report.run_report.before_and_after"), _answers(record.answers)),
+            section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
+            section(say("report.run_report.samples"), _samples(record.of_kind("validation"))),
+            evaluation_section(record.evaluation),
+            section(say("report.run_report.data"), data_tables(record.data)),
+            section(say("report.run_report.learned"), learned_rows(record.data)),
+            section(say("report.run_report.memory"), _memory(record)),
+            section(say("report.run_report.commands"), code(_commands(record))),
+            section(say("report.run_report.repeat"), _repeat(record)),
+        ],
+    )
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -169,9 +173,11 @@ def _memory(record: RunRecord) -> str:
 def _commands(record: RunRecord) -> str:
     folder = record.path
     commands = (
-        ("chat", folder), ("eval", folder), ("export", folder, "--format", "merged", "--output", folder / "merged"),
+        ("chat", folder),
+        ("eval", folder),
+        ("export", folder, "--format", "merged", "--output", folder / "merged"),
         ("serve", folder),
-    )  # fmt: skip
+    )
     return "".join(f"{shell_command(*words)}\n" for words in commands)
 
 

@@ -21,9 +21,15 @@ class ApiError(Exception):
     """A request that is refused, with an HTTP status."""
 
     def __init__(
-        self, status: int, message_id: str, *, param: str | None = None, code: str | None = None,
-        headers: Headers = (), **values: object,
-    ) -> None:  # fmt: skip
+        self,
+        status: int,
+        message_id: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Headers = (),
+        **values: object,
+    ) -> None:
         """``message_id`` names the text in the catalogue, which ``values`` fill in. ``param`` names the field of the
         request that is wrong, ``code`` the kind of error for programs."""
         self.message = say(message_id, **values)
