@@ -10,8 +10,8 @@ import torch
 
 from tests.tiny import tiny_model
 from weitune.model.fast import feed_forward
-from weitune.model.fast.activation import ACTIVATIONS
 from weitune.model.fast.compiled import fused
+from weitune.model.fast.feed_forward import ACTIVATIONS
 
 
 def joined(function: Any) -> Any:

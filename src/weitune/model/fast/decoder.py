@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weitune.model.fast.activation import ACTIVATIONS
 from weitune.model.fast.attention import attention_for
-from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block
+from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block, run_recomputed
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.dropout import DropoutDraws
+from weitune.model.fast.feed_forward import ACTIVATIONS
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import read_norm
 from weitune.model.fast.projection import LoraGroup, read_projection
-from weitune.model.fast.recompute import run_recomputed
 from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from weitune.model.fast.activation import Activation
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.lora_forward import AdapterGrads, GroupPass, add_masked
 from weitune.model.fast.matmul import add_linear, times
@@ -23,6 +23,9 @@ from weitune.model.fast.norm import Norm
 SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
 are slower; with more, the processor's cache does not hold a slice until it is used."""
+
+Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], None]]
+"""A function, and its backward: (gradient of the output, input) → None, with the input overwritten by its gradient."""
 
 
 @dataclass(slots=True, eq=False)
@@ -210,3 +213,23 @@ def _slices(x: Tensor, width: int) -> Iterator[slice]:
         step = -(-width // (count * unit)) * unit
     for start in range(0, width, step):
         yield slice(start, min(start + step, width))
+
+
+def _silu_backward(grad: Tensor, x: Tensor) -> None:
+    torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=x)
+
+
+def _gelu_backward(approximate: str) -> Callable[[Tensor, Tensor], None]:
+    def backward(grad: Tensor, x: Tensor) -> None:
+        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=x)
+
+    return backward
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": (F.silu, _silu_backward),
+    "swish": (F.silu, _silu_backward),
+    "gelu": (F.gelu, _gelu_backward("none")),
+    "gelu_pytorch_tanh": (lambda x: F.gelu(x, approximate="tanh"), _gelu_backward("tanh")),
+}
+"""By the names that transformers' configurations use."""

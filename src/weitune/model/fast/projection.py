@@ -118,14 +118,8 @@ class LoraGroup:
             b = [None if x is None else x.T.contiguous().T for x in b]
         return Factors(a.to(dtype), b, self.ranks)
 
-    def grad_of_input(self, grads: list[Tensor]) -> Tensor:
-        """Return the frozen layers' part of the gradient of the input, (T, K), from the gradients of the outputs."""
-        total = grads[0].new_zeros(len(grads[0]), self.inputs)
-        self.add_grad_of_input(total, grads)
-        return total
-
     def add_grad_of_input(self, total: Tensor, grads: list[Tensor], outputs: slice = ALL) -> None:
-        """Add to ``total`` (T, K) the part of :meth:`grad_of_input` that comes from these columns of the outputs."""
+        """Add to ``total`` (T, K) the frozen layers' part of the input's gradient, from those of the outputs."""
         for p, grad in zip(self.projections, grads, strict=True):
             add_times(total, grad, p.weight(grad.dtype, outputs))
 
