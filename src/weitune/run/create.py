@@ -118,10 +118,10 @@ def read_environment(folder: Path) -> dict[str, Any]:
     """Return what :func:`create` wrote down. Raises RunError if it cannot be read."""
     path = folder / ENVIRONMENT
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError("run.create.cannot_be_read", path=path, error=error) from None
-    return found
+    return environment
 
 
 def update_recipe(folder: Path, recipe: Recipe) -> None:

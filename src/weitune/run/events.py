@@ -61,7 +61,7 @@ class EventLog:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         self._end = os.fstat(self._file).st_size
         self.empty = self._end == 0
-        """Whether nothing had been told when the file was opened."""
+        """Whether the file had no events when it was opened."""
 
     def _clean(self, keep_steps: float) -> None:
         """Rewrite the file without torn lines and steps to come, if it has any, and learn the time from it."""
@@ -99,7 +99,6 @@ class EventLog:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._file)
 
 

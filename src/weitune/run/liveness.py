@@ -2,7 +2,7 @@
 
     lock held                                   it trains, or is about to
     lock free, its holder was on this machine   it was killed: the kernel frees the lock of a process that is gone
-    lock free and wiped                         it ended in order, and if no event says why, with an error
+    lock free, no holder named                  it ended in order, and if no event says why, with an error
     holder on another machine, no locks here    only what it writes tells: a long silence means that it is gone
 
 A file system may keep locks to one machine without saying so. So a lock that another machine's process held proves
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from weitune.files.publish import process_exists
 from weitune.messages import say
-from weitune.run.lock import Sighting, look
+from weitune.run.lock import LockState, lock_state
 from weitune.run.names import EVENTS, LOCK
 
 SILENCE_SECONDS = 600.0
@@ -27,7 +27,7 @@ _SLOW_STEPS = 20
 """Steps, at the run's pace, that may pass in silence too: evaluations are long where steps are."""
 
 
-class Pulse:
+class Liveness:
     """Looks at a run again and again."""
 
     def __init__(self, run: Path) -> None:
@@ -39,7 +39,7 @@ class Pulse:
     @property
     def held(self) -> bool:
         """Whether a process is known to hold the run's lock."""
-        return look(self._run).held is True
+        return lock_state(self._run).held is True
 
     def gone(self) -> str:
         """Return why the run has no process any more; nothing if it may have one.
@@ -47,12 +47,12 @@ class Pulse:
         Two looks in a row must agree, for between them a process may have taken the lock. What it wrote before it was
         gone can be read after this.
         """
-        reason = self._reason(look(self._run))
+        reason = self._reason(lock_state(self._run))
         agreed = reason if reason == self._suspected else ""
         self._suspected = reason
         return agreed
 
-    def _reason(self, seen: Sighting) -> str:
+    def _reason(self, seen: LockState) -> str:
         holder = seen.holder
         if seen.held:
             return ""

@@ -1,8 +1,8 @@
 """One writer: while a process trains into a run's folder, no other can.
 
 The lock is the kernel's, on the file ``.lock``; it goes with the process that holds it, however that ends, so it can
-never be stale. What the file says of its holder is for people: it is wiped on an orderly end, and what a killed
-process left there tells the next one about it.
+never be stale. The file names its holder for people. It is emptied when the run ends in order, so a name that is
+still there says that a process was killed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from weitune.messages import say
 from weitune.run.names import LOCK
 
 _NO_LOCKS = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
-_BEYOND_THE_TEXT = 1 << 30
+_LOCKED_BYTE = 1 << 30
 """Where Windows locks a byte: a locked one cannot be read by others."""
 _TRIES, _PAUSE_SECONDS = 10, 0.05
-"""How often the lock is tried: someone who looks at it (:func:`look`) holds it for an instant."""
+"""How often the lock is tried: someone who looks at it (:func:`lock_state`) holds it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +39,38 @@ class Holder:
     since: str
 
     def __str__(self) -> str:
-        """Return for example ``process 4711 on lab3, since 2026-01-31 22:15:03``."""
         return say("run.lock.holder", pid=self.pid, host=self.host, since=self.since)
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What taking the lock told."""
+    """The result of taking the lock."""
 
     held: bool
     """False if the file system has no locks: then nothing keeps a second process out."""
     abandoned: Holder | None
-    """The holder before, if it did not come to an orderly end: killed, or the machine stopped."""
+    """The previous holder, if it was killed or its machine stopped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """What a process that does not train sees of a run's lock."""
+class LockState:
+    """A run's lock, seen by a process that does not train."""
 
     held: bool | None
     """Whether a process holds it; None if there is no lock file, or the file system has no locks."""
     holder: Holder | None
-    """Who holds it, or held it and had no orderly end."""
+    """Who holds it, or held it and was killed."""
 
 
-def look(run: Path) -> Sighting:
+def lock_state(run: Path) -> LockState:
     """Look at the lock of the folder ``run``. Nothing is written, and a process that wants the lock still gets it."""
     try:
         descriptor = os.open(run / LOCK, os.O_RDONLY | BINARY)
     except OSError:
-        return Sighting(None, None)
+        return LockState(None, None)
     try:
         free = _acquire(descriptor, shared=True)
-        return Sighting(None if free is None else not free, _holder(descriptor))
+        return LockState(None if free is None else not free, _holder(descriptor))
     finally:
         os.close(descriptor)
 
@@ -91,7 +90,7 @@ def run_lock(run: Path) -> Iterator[Lock]:
             if holder is None:
                 raise RunError("run.lock.another_process_trains", run=run)
             raise RunError("run.lock.held", run=run, holder=holder)
-        _introduce(descriptor)
+        _write_holder(descriptor)
         try:
             yield Lock(held is True, holder)
         finally:
@@ -106,7 +105,7 @@ def _acquire(descriptor: int, *, shared: bool = False) -> bool | None:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(descriptor, _BEYOND_THE_TEXT, os.SEEK_SET)
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -125,7 +124,7 @@ def _holder(descriptor: int) -> Holder | None:
         return None
 
 
-def _introduce(descriptor: int) -> None:
+def _write_holder(descriptor: int) -> None:
     """Write down who holds the lock; a full disk must not keep a run from going on."""
     holder = Holder(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
     try:

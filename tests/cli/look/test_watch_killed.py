@@ -22,8 +22,8 @@ from tests.tiny import save_tiny_run
 from weitune import cli
 from weitune.cli.look.watch import follow
 from weitune.cli.shared.dashboard import Dashboard
-from weitune.run.liveness import SILENCE_SECONDS, Pulse
-from weitune.run.lock import Sighting, look, run_lock
+from weitune.run.liveness import SILENCE_SECONDS, Liveness
+from weitune.run.lock import LockState, lock_state, run_lock
 from weitune.run.names import LOCK
 
 STOP = {"event": "stop", "step": 1, "reason": "SIGTERM"}
@@ -52,7 +52,7 @@ def dead_pid() -> int:
 
 
 def twice(run: Path) -> str:
-    pulse = Pulse(run)
+    pulse = Liveness(run)
     assert pulse.gone() == ""  # one look is not enough
     return pulse.gone()
 
@@ -76,7 +76,7 @@ def test_a_killed_run_is_reported_with_what_to_do(run: Path, capsys: pytest.Capt
 def test_a_kill_while_it_is_watched_and_a_run_that_goes_on(run: Path) -> None:
     process = holder(run)
     dashboard, seen = Dashboard(), []
-    watcher = threading.Thread(target=lambda: seen.extend(follow(run, dashboard, Pulse(run))))
+    watcher = threading.Thread(target=lambda: seen.extend(follow(run, dashboard, Liveness(run))))
     watcher.start()
     wait_for(lambda: dashboard.step == 1)
     time.sleep(1.2)  # two looks at a lock that is held
@@ -89,7 +89,7 @@ def test_a_kill_while_it_is_watched_and_a_run_that_goes_on(run: Path) -> None:
     with run_lock(run):  # it is resumed: whoever watches now, goes on watching
         assert twice(run) == ""
         again = Dashboard()
-        watcher = threading.Thread(target=lambda: list(follow(run, again, Pulse(run))))
+        watcher = threading.Thread(target=lambda: list(follow(run, again, Liveness(run))))
         watcher.start()
         wait_for(lambda: again.step == 1)
         write(run, {"event": "resume", "step": 1, "steps": 40}, step(2), END)
@@ -102,7 +102,7 @@ def test_a_stopped_run_is_followed_while_a_process_goes_on_with_it(run: Path) ->
     write(run, STOP)
     dashboard = Dashboard()
     with run_lock(run):
-        watcher = threading.Thread(target=lambda: list(follow(run, dashboard, Pulse(run))))
+        watcher = threading.Thread(target=lambda: list(follow(run, dashboard, Liveness(run))))
         watcher.start()
         wait_for(lambda: dashboard.ended)
         write(run, {"event": "resume", "step": 1, "steps": 40}, step(2))
@@ -131,7 +131,7 @@ def test_what_was_written_last_counts(run: Path, capsys: pytest.CaptureFixture[s
 def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     fresh = save_tiny_run(tmp_path / "fresh")
     (fresh / "events.jsonl").write_text("")
-    assert look(fresh) == Sighting(None, None)
+    assert lock_state(fresh) == LockState(None, None)
     assert twice(fresh) == ""
     old = time.time() - SILENCE_SECONDS - 60
     for path in (fresh / "events.jsonl", fresh):
@@ -145,7 +145,7 @@ def test_another_machine_is_judged_by_its_silence(run: Path) -> None:
     assert twice(run) == ""
     note(run, host="another-machine", silent=SILENCE_SECONDS + 60)
     assert "process 4711 on another-machine, since 2026-01-31 22:15:03 has written nothing" in twice(run)
-    slow = Pulse(run)
+    slow = Liveness(run)
     slow.step_seconds = SILENCE_SECONDS / 10
     assert (slow.gone(), slow.gone()) == ("", "")
 
@@ -158,7 +158,7 @@ def test_without_locks_the_number_of_the_process_tells(run: Path, monkeypatch: p
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     note(run, pid=os.getpid(), silent=SILENCE_SECONDS + 60)
-    assert look(run).held is None
+    assert lock_state(run).held is None
     assert twice(run) == ""
     note(run, pid=dead_pid())
     assert "was killed" in twice(run)
@@ -174,10 +174,10 @@ def test_who_looks_keeps_nobody_out(run: Path) -> None:
         released.start()
         with run_lock(run) as lock:
             assert lock.held
-            assert look(run).held
+            assert lock_state(run).held
         released.join()
     before = (run / LOCK).stat()
-    assert look(run).held is False
+    assert lock_state(run).held is False
     assert (run / LOCK).stat().st_mtime_ns == before.st_mtime_ns
 
 

@@ -12,8 +12,14 @@ from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.messages import say
 
 _READING = ("system", "columns", "format", "encoding", "weights", "model", "hub", "revision")
-_TOKENS = ("tokens.max_length", "tokens.truncation", "tokens.template", "tokens.template_args", "tokens.supervise",
-           "tokens.learn_empty_reasoning")  # fmt: skip
+_TOKENS = (
+    "tokens.max_length",
+    "tokens.truncation",
+    "tokens.template",
+    "tokens.template_args",
+    "tokens.supervise",
+    "tokens.learn_empty_reasoning",
+)
 _NO_MODEL = "none"
 """Stands for the model in a recipe that is only read with."""
 

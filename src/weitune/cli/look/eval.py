@@ -39,9 +39,11 @@ if TYPE_CHECKING:
 @click.option("--judge-key", metavar="KEY", envvar="OPENAI_API_KEY", help="Its key.  [default: $OPENAI_API_KEY]")
 @click.option("--device", metavar="DEVICE", help="Where to compute, such as cpu or cuda:1; if not given, the best.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
     help="Where evaluation.json and report.html go.  [default: RUN; nowhere for an adapter that was made elsewhere]",
-)  # fmt: skip
+)
 @adapter_base_option
 @adapter_system_option
 @accept_changed_base_option

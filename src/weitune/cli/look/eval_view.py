@@ -24,8 +24,13 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if win := evaluation.win_rate:
         said = say(
             "cli.eval_view.win_rate",
-            which=win.which, judge=win.judge, rate=win.rate, low=win.low, high=win.high, pairs=win.pairs,
-        )  # fmt: skip
+            which=win.which,
+            judge=win.judge,
+            rate=win.rate,
+            low=win.low,
+            high=win.high,
+            pairs=win.pairs,
+        )
         console.print(Text(said))
     for answer in evaluation.answers[:_SHOWN_ANSWERS]:
         console.print(Text(f"\n{answer.prompt}", style="bold"))

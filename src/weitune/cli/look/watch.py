@@ -17,7 +17,7 @@ from weitune.shell import shell_command
 
 if TYPE_CHECKING:
     from weitune.cli.shared.dashboard import Dashboard
-    from weitune.run.liveness import Pulse
+    from weitune.run.liveness import Liveness
 
 _PAUSE_SECONDS = 0.5
 
@@ -35,23 +35,23 @@ def command(run: Path, once: bool) -> None:
     from rich.live import Live
 
     from weitune.cli.shared.dashboard import Dashboard
-    from weitune.run.liveness import Pulse
+    from weitune.run.liveness import Liveness
     from weitune.run.run_folder import RunFolder
 
     folder = RunFolder(run)
     if not (folder.path / EVENTS).is_file():
         raise RunError("cli.watch.nothing_to_watch", run=run, command=shell_command("chat", run))
-    dashboard, pulse = Dashboard(), Pulse(folder.path)
+    dashboard, liveness = Dashboard(), Liveness(folder.path)
     console = Console(highlight=False)
     if once:
-        _show_once(folder.path, folder.events(), dashboard, pulse)
+        _show_once(folder.path, folder.events(), dashboard, liveness)
         console.print(dashboard)
     elif console.is_terminal:
         with Live(dashboard, console=console, refresh_per_second=4):
-            for _ in follow(folder.path, dashboard, pulse):
+            for _ in follow(folder.path, dashboard, liveness):
                 pass
     else:
-        for event in follow(folder.path, dashboard, pulse):
+        for event in follow(folder.path, dashboard, liveness):
             if line := plain_line(event):
                 console.print(line, markup=False, soft_wrap=True)
     if dashboard.gone:
@@ -62,33 +62,33 @@ def command(run: Path, once: bool) -> None:
         )
 
 
-def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, pulse: Pulse) -> None:
+def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, liveness: Liveness) -> None:
     """Feed all events to ``dashboard``, and that the process is gone if it is."""
-    pulse.gone()
+    liveness.gone()
     time.sleep(_PAUSE_SECONDS / 10)
-    reason = pulse.gone()  # before the events are read: what the process wrote last is among them
+    reason = liveness.gone()  # before the events are read: what the process wrote last is among them
     for event in events:
         dashboard.feed(event)
     if reason and not dashboard.ended:
         dashboard.feed({"event": "gone", "step": dashboard.step, "reason": reason})
 
 
-def follow(folder: Path, dashboard: Dashboard, pulse: Pulse | None = None) -> Iterator[Mapping[str, Any]]:
+def follow(folder: Path, dashboard: Dashboard, liveness: Liveness | None = None) -> Iterator[Mapping[str, Any]]:
     """Yield the events of a run as they come, each fed to ``dashboard`` first, until one says that the run has ended.
 
-    With ``pulse``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
+    With ``liveness``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
     if the process is gone without an event that says so, a last event named ``gone`` does.
     """
     events = EventTail(folder)
     while True:
-        reason = pulse.gone() if pulse else ""  # before the events are read: what was written last is among them
+        reason = liveness.gone() if liveness else ""  # before the events are read: what was written last is among them
         for event in events.new():
             dashboard.feed(event)
-            if pulse and isinstance(seconds := event.get("step_seconds"), float):
-                pulse.step_seconds = seconds
+            if liveness and isinstance(seconds := event.get("step_seconds"), float):
+                liveness.step_seconds = seconds
             yield event
         if dashboard.ended:
-            if not (pulse and pulse.held):
+            if not (liveness and liveness.held):
                 return
         elif reason:
             gone = {"event": "gone", "step": dashboard.step, "reason": reason}

@@ -29,9 +29,12 @@ _DTYPES = ("float32", "float16", "bfloat16")
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("--output", type=click.Path(path_type=Path),
-              help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
-              "export/NAME/FORMAT below the working directory]")  # fmt: skip
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
+    "export/NAME/FORMAT below the working directory]",
+)
 @checkpoint_option(
     "best",
     "last",

@@ -19,14 +19,24 @@ from weitune.shell import shell_command
 @click.option("--output", required=True, metavar="FOLDER", help="Folder of the run to make.")
 @click.option("--weights", metavar="NUMBER,…", help="Weight of each adapter.  [default: equal, with the sum 1]")
 @click.option("--method", type=click.Choice(METHODS), default="linear", show_default=True, help="How they combine.")
-@click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
-              help="Share of the entries that ties and dare keep.")  # fmt: skip
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the entries that ties and dare keep.",
+)
 @click.option("--seed", type=int, default=42, show_default=True, help="Fixes what dare drops.")
 @accept_changed_base_option
 def command(
-    runs: tuple[str, ...], output: str, weights: str | None, method: Method, density: float, seed: int,
+    runs: tuple[str, ...],
+    output: str,
+    weights: str | None,
+    method: Method,
+    density: float,
+    seed: int,
     accept_changed_base: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Combine the adapters of runs that share a base into a new run.
 
     linear adds matrices of one rank; cat adds the updates exactly, and ranks add up; svd does so and cuts back to the

@@ -15,8 +15,13 @@ from weitune.messages import say
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", "repository", metavar="USER/NAME", required=True, help="The repository; it is made if need be.")
-@click.option("--hub", type=click.Choice(["huggingface", "modelscope"]), default="huggingface", show_default=True,
-              help="Where to upload to.")  # fmt: skip
+@click.option(
+    "--hub",
+    type=click.Choice(["huggingface", "modelscope"]),
+    default="huggingface",
+    show_default=True,
+    help="Where to upload to.",
+)
 @checkpoint_option(
     "best",
     "last",
@@ -28,9 +33,15 @@ from weitune.messages import say
 @click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")
 @accept_changed_base_option
 def command(
-    run: Path, repository: str, hub: Any, checkpoint: Any, public: bool, output: Path | None, dry_run: bool,
+    run: Path,
+    repository: str,
+    hub: Any,
+    checkpoint: Any,
+    public: bool,
+    output: Path | None,
+    dry_run: bool,
     accept_changed_base: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Upload the adapter of the run in the folder RUN, with a model card written from what the run recorded.
 
     The card accounts for the data, and has the recipe, the losses, the licence of the base and how to use the adapter.

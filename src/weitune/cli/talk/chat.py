@@ -34,9 +34,12 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     kinds = get_type_hints(Sampling)
     for option in reversed(fields(Sampling)):
         declare = click.option(
-            f"--{option.name.replace('_', '-')}", type=_number(kinds[option.name]), default=option.default,
-            show_default=option.default is not None, help=option.metadata["help"],
-        )  # fmt: skip
+            f"--{option.name.replace('_', '-')}",
+            type=_number(kinds[option.name]),
+            default=option.default,
+            show_default=option.default is not None,
+            help=option.metadata["help"],
+        )
         command = declare(command)
     return command
 
@@ -61,9 +64,12 @@ def _number(kind: Any) -> type:
 @accept_changed_base_option
 @sampling_options
 @click.option(
-    "--engine", type=click.Choice(ENGINES), default="transformers", show_default=True,
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="transformers",
+    show_default=True,
     help="llama.cpp is faster on CPUs; its answers are those of a quantized base.",
-)  # fmt: skip
+)
 @gguf_type_option(help="Type of the base's matrices in llama.cpp; F32 answers as transformers does.")
 @click.option(
     "--device", metavar="DEVICE", help="Where transformers compute, such as cpu, cuda:1 or mps.  [default: the best]"
@@ -118,7 +124,7 @@ def _targets(folder: Run | None, name: str, checkpoint: Which, options: dict[str
 
 
 def _check_remote(checkpoint: Which, system: str | None) -> None:
-    """Refuse what a server cannot be told."""
+    """Refuse options that do not apply to a model on a server."""
     given = click.get_current_context().get_parameter_source
     for name in ("engine", "gguf_type", "device", "model", "accept_changed_base"):
         if given(name) == click.core.ParameterSource.COMMANDLINE:

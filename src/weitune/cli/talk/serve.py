@@ -34,16 +34,30 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="[NAME=]RUN…")
-@click.option("--engine", type=click.Choice(["llama.cpp", "vllm"]), default="llama.cpp", show_default=True,
-              help="llama.cpp in this process, or vLLM on GPUs.")  # fmt: skip
+@click.option(
+    "--engine",
+    type=click.Choice(["llama.cpp", "vllm"]),
+    default="llama.cpp",
+    show_default=True,
+    help="llama.cpp in this process, or vLLM on GPUs.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: a free one.")
-@click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True,
-              help="Key that clients must send. One is made up where others can reach the server.")  # fmt: skip
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="WEITUNE_API_KEY",
+    show_envvar=True,
+    help="Key that clients must send. One is made up where others can reach the server.",
+)
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Another name the server may be asked for by.")
-@click.option("--allow-origin", multiple=True, metavar="ORIGIN",
-              help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
-              "--api-key only. May be given several times.")  # fmt: skip
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
+    "--api-key only. May be given several times.",
+)
 @checkpoint_option(
     "best",
     "last",
@@ -84,8 +98,8 @@ def command(
 
         paths = [run if Path(run).exists() else run.rpartition("=")[2] for run in runs]
         open_one = opened(paths, model=model, system=system, accept_changed_base=accept_changed_base)
-        found = named_runs(list(runs), open_one)
-    (_serve_vllm if options["engine"] == "vllm" else _serve_here)(found, **options)
+        served = named_runs(list(runs), open_one)
+    (_serve_vllm if options["engine"] == "vllm" else _serve_here)(served, **options)
 
 
 def _serve_here(

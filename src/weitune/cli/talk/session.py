@@ -32,7 +32,6 @@ class ChatSession:
     """One person's talk with a tuned model, and now and then with its base."""
 
     def __init__(self, tuned: ChatTarget, base: ChatTarget, *, system: str | None, sampling: Sampling) -> None:
-        """Talk to ``tuned``; nothing is loaded yet."""
         self.tuned, self.base, self.sampling = tuned, base, sampling
         self.dialogue = Dialogue(system)
         self._said_dropped = False

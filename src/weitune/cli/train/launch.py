@@ -78,8 +78,11 @@ def launch(machines: Machines, arguments: Sequence[str]) -> int:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on, and not both.
             process = subprocess.Popen(
                 [sys.executable, "-m", "weitune", *arguments],
-                env={**os.environ, **environment}, stdout=quiet, stderr=quiet, start_new_session=True,
-            )  # fmt: skip
+                env={**os.environ, **environment},
+                stdout=quiet,
+                stderr=quiet,
+                start_new_session=True,
+            )
             stack.callback(_end, process)
             processes.append(process)
             said.append(quiet)

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", required=False, metavar="[RECIPE]")
 @click.option("--resume", "resume_from", metavar="RUN", help="Go on with the run in this folder.")
-@click.option("--resume-existing", is_flag=True,
-              help="Go on with the run if its folder (--output) holds it; start it if not. For commands that are "
-              "started again after a crash.")  # fmt: skip
+@click.option(
+    "--resume-existing",
+    is_flag=True,
+    help="Go on with the run if its folder (--output) holds it; start it if not. For commands that are "
+    "started again after a crash.",
+)
 @training_device_option
 @click.option("--devices", type=click.IntRange(min=1), help="Processes on this machine, one for each device.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together.  [default: 1]")
@@ -36,9 +39,18 @@ if TYPE_CHECKING:
 @recipe_options
 @click.pass_context
 def command(
-    context: click.Context, /, recipe: str | None, resume_from: str | None, resume_existing: bool, device: str | None,
-    devices: int | None, nodes: int, node_rank: int, main_address: str, **options: Any,
-) -> int | None:  # fmt: skip
+    context: click.Context,
+    /,
+    recipe: str | None,
+    resume_from: str | None,
+    resume_existing: bool,
+    device: str | None,
+    devices: int | None,
+    nodes: int,
+    node_rank: int,
+    main_address: str,
+    **options: Any,
+) -> int | None:
     """Fine-tune a chat model on dialogues with LoRA.
 
     RECIPE is a YAML file or the name of a preset (demo, fast, tutorial); every key of it can be given as an option
