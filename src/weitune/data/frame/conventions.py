@@ -19,19 +19,16 @@ from functools import cached_property
 from typing import Any
 
 from weitune.data.conversation import Conversation, ToolCall, Turn
-from weitune.data.frame.control_tokens import ControlTokens
 from weitune.data.frame.probe_dialogues import (
     ANSWER,
     CALL,
     QUESTION,
     REASONING,
     TAGS,
-    CallFormat,
     ReasoningFormat,
     TemplateProbe,
     plain_message,
 )
-from weitune.data.frame.template import ChatTemplate
 
 Hide = Callable[[str], str]
 """Disguises a row's text (:mod:`.control_tokens`), or returns it unchanged."""
@@ -44,14 +41,8 @@ def content_with_reasoning(turn: Turn, tags: tuple[str, str] = TAGS[0], hide: Hi
     return tags[0] + hide(turn.reasoning) + tags[1] + hide(turn.content)
 
 
-class Conventions:
+class Conventions(TemplateProbe):
     """The conventions of one template, each of which is found when it is first needed."""
-
-    def __init__(self, template: ChatTemplate, controls: ControlTokens) -> None:
-        self._controls = controls
-        self._probe = TemplateProbe(template, controls)
-        self.tags = self._probe.tags
-        self.reasoning_format = self._probe.reasoning_format
 
     def read(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` with reasoning taken out of answers that begin with it in the template's own frame.
@@ -114,7 +105,7 @@ class Conventions:
         """Return the form of the reasoning of ``turn``: tags if its content keeps its indentation only after those."""
         form = self.reasoning_format(bool(turn.tool_calls))
         indented = form.place == "field" and turn.content[:1].isspace() and not turn.content.isspace()
-        if indented and self._probe.tags_keep_blanks(bool(turn.tool_calls)):
+        if indented and self.tags_keep_blanks(bool(turn.tool_calls)):
             texts = f"{turn.reasoning}{turn.content}"
             if not any(tag.strip() in texts for tag in TAGS[0]):
                 return ReasoningFormat("content", *TAGS[0])
@@ -126,21 +117,6 @@ class Conventions:
         else:
             arguments = hidden(call.arguments, hide)
         return {"type": "function", "id": hide(id_), "function": {"name": hide(call.name), "arguments": arguments}}
-
-    @property
-    def call_format(self) -> CallFormat:
-        """The form of calls."""
-        return self._probe.call_format
-
-    @property
-    def prefill(self) -> str:
-        """The beginning of an answer that the template writes in a prompt, but not in a finished turn."""
-        return self._probe.prefill
-
-    @property
-    def turn_opening(self) -> str:
-        """The opening of an assistant's turn if the template has no generation prompt, so that the model writes it."""
-        return self._probe.turn_opening
 
     def empty_block_at(self, text: str, at: int) -> int:
         """Return the length of the empty reasoning block at ``at`` in a rendering."""
@@ -157,7 +133,7 @@ class Conventions:
             return ()
         asked = [plain_message("user", QUESTION)]
         told = [
-            *self._probe.probe(True, ""),
+            *self.probe(True, ""),
             {**plain_message("tool", "noon"), "tool_call_id": self.call_format.id_of(CALL, 1, 0, 0)},
         ]
         blocks = {self._empty_block(before, called) for before in (asked, told) for called in (False, True)}
@@ -167,9 +143,9 @@ class Conventions:
         """Return the empty reasoning block in an answer after ``before``, or nothing."""
         form = self.reasoning_format(called)
         turn = Turn("assistant", ANSWER, tool_calls=(CALL,) if called else ())
-        prompt = self._probe.render(before, called=called or None, prompting=True)
+        prompt = self.render(before, called=called or None, prompting=True)
         texts = [
-            self._probe.render([*before, *self.messages([turn._replace(reasoning=reasoning)])])
+            self.render([*before, *self.messages([turn._replace(reasoning=reasoning)])])
             for reasoning in (None, REASONING)
         ]
         if prompt is None or not all(text and text.startswith(prompt) and ANSWER in text for text in texts):

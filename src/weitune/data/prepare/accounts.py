@@ -7,18 +7,17 @@ of its first one. Training has no faulty rows: they stop the preparation.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from weitune.data.conversation import Conversation, Origin
+from weitune.data.conversation import Conversation
 from weitune.data.prepare.report import DataReport, Examples, Findings, Lengths, Rows, Unit
-from weitune.data.read.conversations import SourceReport
+from weitune.data.read.conversations import Reader
 from weitune.data.read.rows import BLANK
 
+Ints = npt.NDArray[np.int32]
 _LISTED = 20
 """Rows that are listed for each reason they were set aside."""
 
@@ -62,67 +61,50 @@ def has_empty_answer(conversation: Conversation) -> bool:
 class RowCounts:
     """Counts of the rows so far."""
 
-    rows: int = 0
-    trained: int = 0
-    made: int = 0
-    kept: int = 0
-    cut: int = 0
-    too_long: int = 0
-    lost_by_cut: int = 0
-    empty_answers: int = 0
-    rows_aside: Counter[str] = field(default_factory=Counter)
-    examples_aside: Counter[str] = field(default_factory=Counter)
-    listed: dict[str, list[str]] = field(default_factory=dict)
+    rows: Rows = field(default_factory=Rows)
+    examples: Examples = field(default_factory=Examples)
+    findings: Findings = field(default_factory=Findings)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """Where the first rows that were set aside stand, by reason."""
     duplicates: DuplicateCounter = field(default_factory=DuplicateCounter)
 
     def row(self, conversation: Conversation, kept: int, reasons: list[str]) -> None:
         """Count one row of which ``kept`` examples are kept; ``reasons`` say why each of the others is not."""
-        self.rows += 1
-        self.made += kept + len(reasons)
-        self.kept += kept
+        self.rows.read += 1
+        self.examples.made += kept + len(reasons)
+        self.examples.kept += kept
         if kept:
-            self.trained += 1
+            self.rows.trained += 1
         else:
-            self.rows_aside[reasons[0]] += 1
-        if reasons:
-            self.examples_aside.update(reasons)
-            for reason in set(reasons):
-                self._list(reason, conversation.origin)
+            _add(self.rows.set_aside, reasons[0])
+        for reason in reasons:
+            _add(self.examples.set_aside, reason)
+        for reason in set(reasons):
+            places = self.places.setdefault(reason, [])
+            if len(places) < _LISTED:
+                places.append(str(conversation.origin))
         self.duplicates.add(conversation)
-        self.empty_answers += has_empty_answer(conversation)
+        self.findings.empty_answers += has_empty_answer(conversation)
 
     def blank(self, rows: int, places: list[str]) -> None:
         """Count blank ``rows``; ``places`` are those of the first."""
         if rows:
-            self.rows += rows
-            self.rows_aside[BLANK] += rows
-            self.listed.setdefault(BLANK, []).extend(places[:_LISTED])
+            self.rows.read += rows
+            _add(self.rows.set_aside, BLANK, rows)
+            self.places.setdefault(BLANK, []).extend(places[:_LISTED])
 
-    def _list(self, reason: str, origin: Origin | None) -> None:
-        places = self.listed.setdefault(reason, [])
-        if len(places) < _LISTED:
-            places.append(str(origin))
-
-    def report(
-        self,
-        sources: Sequence[SourceReport],
-        faulty: int,
-        lengths: npt.NDArray[np.int32],
-        supervised: npt.NDArray[np.int32],
-        *,
-        unit: Unit = "tokens",
-    ) -> DataReport:
-        """Return the report of all rows counted, ``faulty`` ones besides.
+    def report(self, reader: Reader, lengths: Ints, supervised: Ints, *, unit: Unit = "tokens") -> DataReport:
+        """Return the report of all rows that ``reader`` has read.
 
         ``lengths`` and ``supervised`` are those of every kept example, of shape (examples,), in ``unit``.
         """
+        faulty = reader.problems.rows
+        rows = replace(self.rows, read=self.rows.read + faulty, faulty=faulty)
         duplicates, contested = self.duplicates.count()
-        return DataReport(
-            sources=sources,
-            rows=Rows(self.rows + faulty, self.trained, dict(self.rows_aside), faulty),
-            examples=Examples(self.made, self.kept, dict(self.examples_aside), self.cut),
-            unit=unit,
-            lengths=Lengths.measure(lengths, supervised),
-            findings=Findings(duplicates, contested, self.empty_answers, self.too_long, self.lost_by_cut),
-            set_aside_rows=self.listed,
-        )
+        findings = replace(self.findings, exact_duplicates=duplicates, rows_with_contested_prompt=contested)
+        spread = Lengths.measure(lengths, supervised)
+        return DataReport(reader.reports, rows, self.examples, unit, spread, findings, self.places)
+
+
+def _add(counts: dict[str, int], reason: str, count: int = 1) -> None:
+    counts[reason] = counts.get(reason, 0) + count

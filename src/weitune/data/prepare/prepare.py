@@ -155,4 +155,4 @@ def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progres
                 progress(reader.rows, None)
     accounts.blank(reader.blank_rows, reader.blank_places)
     stored = StoredExamples(path, [source.name for source in reader.reports])
-    return accounts.report(reader.reports, reader.problems.rows, stored.lengths, stored.supervised)
+    return accounts.report(reader, stored.lengths, stored.supervised)

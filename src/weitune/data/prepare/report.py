@@ -27,23 +27,23 @@ _NAMED = 8
 _PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 100)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """What became of the rows; ``set_aside`` has their number by reason."""
 
     read: int = 0
     trained: int = 0
-    set_aside: Mapping[str, int] = field(default_factory=dict)
+    set_aside: dict[str, int] = field(default_factory=dict)
     faulty: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Examples:
     """What became of the examples; ``set_aside`` has their number by reason."""
 
     made: int = 0
     kept: int = 0
-    set_aside: Mapping[str, int] = field(default_factory=dict)
+    set_aside: dict[str, int] = field(default_factory=dict)
     cut: int = 0
 
 
@@ -64,7 +64,7 @@ class Lengths:
         return cls(int(lengths.sum()), int(supervised.sum()), *spreads)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Findings:
     """What is worth a look."""
 

@@ -36,8 +36,8 @@ def truncate(
             kept.append(example)
         else:
             shorter = trained or cut(example, limit)
-            accounts.too_long += 1
-            accounts.lost_by_cut += example.supervised - shorter.supervised
+            accounts.findings.over_long += 1
+            accounts.findings.supervised_tokens_lost_by_cut += example.supervised - shorter.supervised
             if tokens.truncation == "error":
                 faults.append(data_problem("data.truncate.too_long", limit=limit, tokens=len(example.input_ids)))
             elif trained is None:
@@ -45,7 +45,7 @@ def truncate(
             elif not trained.spans:
                 reasons.append(say("data.truncate.nothing_learned_before_cut", limit=limit))
             else:
-                accounts.cut += 1
+                accounts.examples.cut += 1
                 kept.append(trained)
     if faults:
         origin = conversation.origin

@@ -93,5 +93,5 @@ def _without_model(reader: Reader, progress: Progress | None) -> Check:
             progress(reader.rows, None)
     accounts.blank(reader.blank_rows, reader.blank_places)
     characters, supervised = np.array(lengths, np.int32), np.array(learned, np.int32)
-    report = accounts.report(reader.reports, reader.problems.rows, characters, supervised, unit="characters")
+    report = accounts.report(reader, characters, supervised, unit="characters")
     return Check(report, reader.problems, characters)
