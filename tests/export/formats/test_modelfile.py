@@ -21,7 +21,7 @@ from tests.tiny import tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.frame.choose import framing_for
 from weitune.errors import ModelError
-from weitune.export.formats.modelfile import go_action, holds, value
+from weitune.export.formats.modelfile import can_hold, go_action, quoted
 from weitune.export.formats.ollama import modelfile, turn_frames
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
@@ -195,7 +195,9 @@ def test_ollama_asks_as_training_did(family: str, system: str | None) -> None:
 
 @given(SYSTEMS)
 def test_what_a_modelfile_is_said_to_hold_it_holds(text: str) -> None:
-    read = read_modelfile(f"FROM ./x\nSYSTEM {value(text)}\nPARAMETER stop {value('end')}\n") if holds(text) else None
+    read = (
+        read_modelfile(f"FROM ./x\nSYSTEM {quoted(text)}\nPARAMETER stop {quoted('end')}\n") if can_hold(text) else None
+    )
     assert read is None or read == [("from", "./x"), ("system", text), ("parameter stop", "end")]
 
 

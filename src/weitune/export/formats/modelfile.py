@@ -20,8 +20,8 @@ _NEWER_THAN_GO = range(0x2EBF0, 0x2EE5E)
 _THREE = '"""'
 
 
-def holds(text: str) -> bool:
-    """Return whether Ollama reads ``text`` back unchanged from a Modelfile, as :func:`value` writes it."""
+def can_hold(text: str) -> bool:
+    """Return whether Ollama reads ``text`` back unchanged from a Modelfile, as :func:`quoted` writes it."""
     if not all(char in _WHITE or _prints(char) for char in text):
         return False
     first, *others = text.replace("\r", "\n").split("\n")
@@ -29,7 +29,7 @@ def holds(text: str) -> bool:
     return not any(line.rstrip().endswith(_THREE) for line in lines[:-1])
 
 
-def value(text: str) -> str:
+def quoted(text: str) -> str:
     """Return ``text`` as the value of a Modelfile's command."""
     return f"{_THREE}{text}{_THREE}" if set(text) & set('\n\r"') else f'"{text}"'
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from jinja2.exceptions import TemplateError
 
 from weitune.errors import ModelError
-from weitune.export.formats.modelfile import go_action, holds, value
+from weitune.export.formats.modelfile import can_hold, go_action, quoted
 
 Messages = list[dict[str, str]]
 Render = Callable[[Messages, bool], str]
@@ -112,7 +112,7 @@ def _opened(frames: TurnFrames, system: str, rendered: str) -> TurnFrames:
         raise ValueError("the system prompt changes how a question is framed")
     opening = rendered.removesuffix(question)
     before, after = frames.around["system"]
-    if system and holds(system) and opening == f"{before}{system}{after}":
+    if system and can_hold(system) and opening == f"{before}{system}{after}":
         return replace(frames, system=system)
     return replace(frames, head=opening)
 
@@ -123,13 +123,13 @@ def modelfile(model: str, frames: TurnFrames, stop_texts: Sequence[str], context
     Raises ModelError if a text that ends an answer, or the file's name, cannot be written in a Modelfile.
     """
     for text in (model, *stop_texts):
-        if not holds(text) or (text == model and set(text) & set("\n\r")):
+        if not can_hold(text) or (text == model and set(text) & set("\n\r")):
             raise ModelError("export.ollama.unprintable", text=text)
     lines = [
         f"FROM ./{model}",
         f'TEMPLATE """{frames.go_template()}"""',
-        *([f"SYSTEM {value(frames.system)}"] if frames.system else []),
-        *(f"PARAMETER stop {value(text)}" for text in stop_texts),
+        *([f"SYSTEM {quoted(frames.system)}"] if frames.system else []),
+        *(f"PARAMETER stop {quoted(text)}" for text in stop_texts),
         "PARAMETER temperature 0",
         "PARAMETER repeat_penalty 1",
         f"PARAMETER num_ctx {context}",
