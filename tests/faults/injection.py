@@ -24,8 +24,8 @@ class BrokenGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0] * ctx.bad, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.bad, None
 
 
 def bad_loss(model: SupervisedModel, loss: Tensor, bad: float) -> Tensor:

@@ -39,12 +39,12 @@ def test_compiled_attention_equals_the_dense_one(heads: int, groups: int, window
     length = len(tree.subtree_end)
     draw = torch.Generator(GPU).manual_seed(0)
     inputs = [torch.randn(1, n, length, 64, generator=draw, device=GPU) for n in (heads, groups, groups)]
-    slope = torch.randn(1, length, heads, 64, generator=draw, device=GPU)
+    grad = torch.randn(1, length, heads, 64, generator=draw, device=GPU)
     results = []
     for function in (dense_tree_attention, flex_tree_attention):
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         out, _ = function(torch.nn.Module(), *leaves, None, tree=tree, scaling=0.125, sliding_window=window)
-        out.backward(slope)
+        out.backward(grad)
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)  # TF32 and another order of sums

@@ -28,7 +28,7 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
     trained = [p for p in adapted.parameters() if p.requires_grad]
     batches = [pack(examples_with_forks(count, vocabulary=400)) for count in (6, 40)]
     losses = [supervised(to_tensors(batch, torch.device("cpu"))) for batch in batches]
-    expected = [slope.clone() for slope in torch.autograd.grad(0.5 * sum(losses), trained)]
+    expected = [grad.clone() for grad in torch.autograd.grad(0.5 * sum(losses), trained)]
     norm = torch.nn.utils.get_total_norm(expected)
     passes, before = CudaGraphPasses(supervised, most_tokens=0), torch.get_rng_state()
     for _ in range(3):
@@ -36,8 +36,8 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
         for batch, loss in zip(batches, losses, strict=True):
             assert passes.accepts(batch)
             assert float(passes.run(batch, 0.5)) == pytest.approx(float(loss.detach()), rel=1e-6)
-        for parameter, slope in zip(trained, expected, strict=True):
-            assert (parameter.grad - slope).norm() <= 1e-5 * slope.norm()
+        for parameter, grad in zip(trained, expected, strict=True):
+            assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm()
     assert torch.get_rng_state().equal(before)
     assert float(passes.clip_grad_norm(float(norm) / 2)) == pytest.approx(float(norm), rel=1e-5)
     assert float(passes.clip_grad_norm(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)

@@ -55,13 +55,13 @@ def test_the_mask_is_the_rule_of_the_packed_row(name: str, window: int | None) -
     assert torch.equal(covered, rule)
 
 
-def attend(function: Any, inputs: tuple, tree: Tree, window: int | None, slope: torch.Tensor) -> list[torch.Tensor]:
+def attend(function: Any, inputs: tuple, tree: Tree, window: int | None, grad: torch.Tensor) -> list[torch.Tensor]:
     leaves = [tensor.clone().requires_grad_(function is not flex_tree_attention) for tensor in inputs]
     module = torch.nn.Module()
     out, weights = function(module, *leaves, None, tree=tree, scaling=0.3, sliding_window=window)
     assert weights is None
     if function is not flex_tree_attention:  # FlexAttention has no backward on a CPU
-        out.backward(slope)
+        out.backward(grad)
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
@@ -77,9 +77,9 @@ def test_values_and_gradients_equal_the_dense_ones(
     draw = torch.Generator().manual_seed(length)
     dtype = torch.float32 if function is flex_tree_attention else torch.float64
     inputs = tuple(torch.randn(1, n, length, 16, generator=draw, dtype=dtype) for n in (heads, groups, groups))
-    slope = torch.randn(1, length, heads, 16, generator=draw, dtype=dtype)
-    expected = attend(dense_tree_attention, inputs, tree, window, slope)
-    found = attend(function, inputs, tree, window, slope)
+    grad = torch.randn(1, length, heads, 16, generator=draw, dtype=dtype)
+    expected = attend(dense_tree_attention, inputs, tree, window, grad)
+    found = attend(function, inputs, tree, window, grad)
     tolerance = 1e-5 if dtype is torch.float32 else 1e-12
     for ours, theirs in zip(found, expected, strict=False):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
@@ -91,9 +91,9 @@ def test_16_bits_see_the_same_through_blocks_of_round_sizes(window: int | None) 
     length = len(tree.subtree_end)
     draw = torch.Generator().manual_seed(1)
     exact = tuple(torch.randn(1, n, length, 16, generator=draw, dtype=torch.bfloat16) for n in (6, 2, 2))
-    slope = torch.randn(1, length, 6, 16, generator=draw, dtype=torch.bfloat16)
-    expected = attend(dense_tree_attention, tuple(x.double() for x in exact), tree, window, slope.double())
-    found = attend(block_tree_attention, exact, tree, window, slope)
+    grad = torch.randn(1, length, 6, 16, generator=draw, dtype=torch.bfloat16)
+    expected = attend(dense_tree_attention, tuple(x.double() for x in exact), tree, window, grad.double())
+    found = attend(block_tree_attention, exact, tree, window, grad)
     sizes = {len(block.keys) for block, _ in attention._blocks_with_bias(tree, window, 3, torch.bfloat16)}
     assert all(size % round_rows("cpu", torch.bfloat16) == 0 for size in sizes)
     for ours, theirs in zip(found, expected, strict=True):

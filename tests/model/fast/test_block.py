@@ -190,12 +190,12 @@ def test_dropout_agrees_with_pefts_on_average() -> None:
         runs = [loss_and_gradients(adapted, row, fast=fast) for _ in range(60)]
         return torch.stack([loss for loss, _ in runs]), torch.stack([found[name].flatten() for _, found in runs])
 
-    (ours, our_slopes), (theirs, their_slopes) = sample(True), sample(False)
+    (ours, our_grads), (theirs, their_grads) = sample(True), sample(False)
     spread = (ours.var() / 60 + theirs.var() / 60).sqrt()
     assert ours.std() > 0
     assert abs(ours.mean() - theirs.mean()) < 2 * spread
     assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=0.5)
-    errors = (our_slopes.mean(0) - their_slopes.mean(0)) / (our_slopes.var(0) / 60 + their_slopes.var(0) / 60).sqrt()
+    errors = (our_grads.mean(0) - their_grads.mean(0)) / (our_grads.var(0) / 60 + their_grads.var(0) / 60).sqrt()
     assert float(errors.square().mean().sqrt()) < 1.2  # a standard normal has root mean square 1
 
 

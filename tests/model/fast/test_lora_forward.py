@@ -84,18 +84,18 @@ def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, m
     run = decoder.begin(hidden, tree, training=True, keep_feed_forward=keep)
     run_with_masks_of(block, run.dropout, layer)
 
-    def slopes(function: Any) -> tuple[Tensor, list[Tensor]]:
+    def output_and_grads(function: Any) -> tuple[Tensor, list[Tensor]]:
         leaf = hidden.clone().requires_grad_()
         output = function(leaf)
         return output.detach(), list(torch.autograd.grad((output * weights).sum(), [leaf, *block.parameters]))
 
-    ours, our_slopes = slopes(lambda leaf: run_block(block, leaf, run))
-    theirs, their_slopes = slopes(
+    ours, our_grads = output_and_grads(lambda leaf: run_block(block, leaf, run))
+    theirs, their_grads = output_and_grads(
         lambda leaf: layer(leaf[None], attention_mask=None, position_embeddings=run.attention.rotary, tree=tree)[0]
     )
     assert distance(ours, theirs) < 1e-5
-    assert len(our_slopes) == 1 + 7 * (3 if dora else 2)
-    for our, their in zip(our_slopes, their_slopes, strict=True):
+    assert len(our_grads) == 1 + 7 * (3 if dora else 2)
+    for our, their in zip(our_grads, their_grads, strict=True):
         assert their.abs().max() > 0
         assert distance(our, their) < 1e-4
 

@@ -169,15 +169,15 @@ def test_without_a_thread_to_be_had_it_is_multiplied_here(monkeypatch: pytest.Mo
 def test_the_gradient_of_the_loss_is_as_exact_as_by_pytorchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The vocabulary is long, so that it matters in which order its rows are added."""
     draw = torch.Generator().manual_seed(0)
-    head, slope = torch.randn(40_000, 64, generator=draw), torch.randn(48, 40_000, generator=draw).mul_(2).softmax(-1)
+    head, grad = torch.randn(40_000, 64, generator=draw), torch.randn(48, 40_000, generator=draw).mul_(2).softmax(-1)
     target = torch.randint(8_000, (48, 1), generator=draw)
-    slope.scatter_add_(1, target, torch.full((48, 1), -1.0))
-    exact = slope.double() @ head.double()
+    grad.scatter_add_(1, target, torch.full((48, 1), -1.0))
+    exact = grad.double() @ head.double()
 
     def error(onednn: bool) -> float:
         monkeypatch.setattr(matmul, "onednn_is_faster", lambda: onednn)
         out = torch.empty(48, 64)
-        times_by_rows(slope.clone(), head, largest=target, out=out)
+        times_by_rows(grad.clone(), head, largest=target, out=out)
         return float((out - exact).norm() / exact.norm())
 
     assert error(onednn=True) < error(onednn=False)
@@ -234,9 +234,9 @@ def test_the_head_by_onednn(n: int, chunk_rows: int, multiplied: list[Tensor], m
     head, bias = torch.randn(200, 24, generator=draw), torch.randn(200, generator=draw)
     targets, weights = torch.randint(200, (n,), generator=draw), torch.rand(n, generator=draw)
     loss = supervised_loss(hidden, head, bias, targets, weights, chunk_rows * 200)
-    (slope,) = torch.autograd.grad(loss, hidden)
+    (grad,) = torch.autograd.grad(loss, hidden)
     expected = reference_loss(hidden, head, bias, targets, weights)
-    (expected_slope,) = torch.autograd.grad(expected, hidden)
+    (expected_grad,) = torch.autograd.grad(expected, hidden)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(slope, expected_slope, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
     assert {tuple(weight.shape) for weight in multiplied} == {(96, 24), (8, 24), (24, 96), (24, 8)}  # there and back
