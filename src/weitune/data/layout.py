@@ -1,4 +1,4 @@
-"""The two ways to lay a step's examples out for a forward pass, under one face."""
+"""The two layouts of a step's examples for a forward pass, with one interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weitune.data.partition import split
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How examples are split into micro-batches of at most so many tokens, and how one of these is laid out."""
+    """How examples are split into micro-batches of at most so many tokens, and how a micro-batch is laid out."""
 
     split: Callable[[Sequence[Example], int], list[list[Example]]]
     lay: Callable[[Sequence[Example]], PackedBatch | PaddedBatch]

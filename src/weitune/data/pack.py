@@ -9,9 +9,9 @@
 Token i sees token j exactly when ``j <= i < subtree_end[j]``: j is i or an ancestor of i. A causal model's hidden state
 at a token depends only on its ancestors, so the row holds exactly the states that the separate examples would have.
 
-The last supervised token of an example and all that follows it are predicted at most, and predict nothing themselves:
-they are targets, but stand in no row. The weight of a prediction is the sum over all examples that make it there, so
-duplicates count as often as they occur.
+The last supervised token of an example is a target, but is not in the row, since nothing is predicted from it; tokens
+after it are left out. The weight of a prediction is the sum over all examples that make it there, so duplicates count
+as often as they occur.
 
 Cost: sorting, then O(1) a token.
 """
@@ -48,7 +48,6 @@ class PackedBatch:
     """(N,) how much each prediction counts: duplicates add up."""
 
     def __len__(self) -> int:
-        """Return T."""
         return len(self.input_ids)
 
 

@@ -1,7 +1,7 @@
-"""Pad examples into a rectangle: the layout for models that cannot share a row.
+"""Pad examples into a rectangle: the layout for models that cannot share prefixes.
 
-Models that mix tokens by anything besides plain softmax attention need every conversation in a row of its own. Rows
-of similar length go together, so that little is padding.
+Models that mix tokens with anything but plain softmax attention need each conversation in a row of its own. Examples of
+similar length go together, so that there is little padding.
 """
 
 from __future__ import annotations

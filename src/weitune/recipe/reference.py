@@ -4,7 +4,7 @@
 
     python -m weitune.recipe.reference [FOLDER]      # rewrites both files in FOLDER, or in docs
 
-Nothing is said here about any single key: name, type, range, default and meaning come from :mod:`.schema`.
+Name, type, range, default and meaning of each key come from :mod:`.schema`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _groups(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _also_one(spec: dict[str, Any]) -> dict[str, Any]:
-    """Let a text stand for a list of texts, as the declaration does: an editor must not mark `data: file.json`."""
+    """Let a string stand for a list of strings, as the declaration does: an editor must not mark `data: file.json`."""
     if "anyOf" in spec and any(branch.get("type") == "array" for branch in spec["anyOf"]):
         return {**spec, "anyOf": [{"type": "string", "minLength": 1}, *spec["anyOf"]]}
     if spec.get("type") != "array":
@@ -112,9 +112,9 @@ def _type(spec: Mapping[str, Any]) -> str:
         case {"const": value}:
             return f"`{value}`"
         case {"type": "array"}:
-            return "text, or a list of texts"
+            return "string, or a list of strings"
         case _:
-            names = {"integer": "whole number", "string": "text", "boolean": "true or false", "null": "none"}
+            names = {"integer": "whole number", "string": "string", "boolean": "true or false", "null": "none"}
             name = names.get(spec["type"], "group of keys" if spec["type"] == "object" else spec["type"])
             return ", ".join([name, *_limits(spec)])
 

@@ -95,7 +95,6 @@ class ChatFraming(Framing):
         return list(self.encode([draft])[0].input_ids)
 
     def describe(self) -> dict[str, Any]:
-        """Return the kind, the template and its arguments, which turns are learned, and the tokenizer's hash."""
         empty = {} if self._learns_empty_reasoning else {"empty_reasoning": "context"}
         return {
             "kind": "chat",

@@ -32,7 +32,6 @@ class Refusal(Exception):  # noqa: N818  (always caught, and raised again as a D
         super().__init__(str(self.problem))
 
     def error(self, conversation: Conversation, fix: str | None = None) -> DataError:
-        """Return the error about ``conversation``."""
         return framing_error(conversation.origin, replace(self.problem, fix=fix or self.problem.fix))
 
 
@@ -135,11 +134,9 @@ class Script:
         return Rendered(text[:at] + block + text[rest:], tuple(marks))
 
     def hide(self, text: str) -> str:
-        """Disguise ``text`` as in renderings."""
         return self.disguise.hide(text) if self.disguise is not None else text
 
     def reveal(self, text: str) -> str:
-        """Give rendered ``text`` its own characters back."""
         return self.disguise.reveal(text) if self.disguise is not None else text
 
     def _refused(self, turns: int, error: Exception) -> Refusal:

@@ -72,7 +72,6 @@ class ChatTemplate:
         return ChatTemplate(self.with_tools, self.with_tools, self.arguments, self._specials)
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the text: sources and arguments."""
         tools = {"template_with_tools": self.with_tools} if self.with_tools != self.source else {}
         return {"template": self.source, **tools, "template_args": self.arguments}
 

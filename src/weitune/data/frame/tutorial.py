@@ -65,7 +65,6 @@ class TutorialFraming(Framing):
         return list(self.encode([Draft(tuple(self._framing(conversation, conversation.turns)))])[0].input_ids)
 
     def describe(self) -> dict[str, Any]:
-        """Return the kind, the stop tokens and the tokenizer's hash."""
         return {
             "kind": "tutorial",
             "end_of_turn": self.end_of_turn,

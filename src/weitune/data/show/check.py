@@ -1,7 +1,7 @@
-"""The verdict on data before training: accounts, lengths, what sharing prefixes saves, steps an epoch.
+"""Check data before training: counts of rows, lengths, steps an epoch, and what sharing prefixes saves.
 
-Without a model, rows are read and judged but lengths are in characters. With one, everything is prepared as training
-would, into a folder that is thrown away. Cost: that of a preparation, and packing a sample of the steps.
+Without a model, rows are only read, and lengths are in characters. With one, everything is prepared as for training,
+into a temporary folder. Cost: that of a preparation, and packing a sample of the steps.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ class Check:
     lengths: npt.NDArray[np.int32]
     steps_per_epoch: int | None = None
     saved_by_sharing: float | None = None
-    """Share of the tokens that need no computation because their prefix is shared within a step."""
+    """Share of the tokens that need no computation, since a step computes a common prefix once."""
 
     @property
     def unit(self) -> Unit:
-        """What ``lengths`` are in."""
         return self.report.unit
 
     @property
@@ -52,13 +51,12 @@ class Check:
         return not self.problems and self.report.rows.trained > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything for programs."""
         found = {"unit": self.unit, "steps_per_epoch": self.steps_per_epoch, "saved_by_sharing": self.saved_by_sharing}
         return {"ready": self.ready, **self.report.to_json(), **found, "problems": self.problems.to_json()}
 
 
 def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = None) -> Check:
-    """Read (and with a ``framing`` prepare) the recipe's data, and judge them. Never raises DataError."""
+    """Read the recipe's data, prepare them if there is a ``framing``, and judge them. Never raises DataError."""
     reader = recipe_reader(recipe)
     if framing is None:
         return _without_model(reader, progress)
@@ -70,7 +68,7 @@ def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = N
 
 
 def saved_by_sharing(examples: StoredExamples, plan: Plan) -> float | None:
-    """Return the share of tokens that the prefix tree saves, measured on evenly spaced steps of the first epoch."""
+    """Return the share of tokens that the prefix tree saves in evenly spaced steps of the first epoch."""
     if not plan.steps_per_epoch:
         return None
     steps = np.unique(np.linspace(0, plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int))

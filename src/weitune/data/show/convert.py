@@ -1,6 +1,6 @@
-"""Conversations as clean ``messages`` JSON Lines, the format that every tool reads; the inverse of reading them.
+"""Write conversations as ``messages`` JSON Lines, the format that every tool reads.
 
-Reading what was written gives equal conversations, but for where they stand.
+Reading the file again gives equal conversations, except for their origins.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def to_messages(conversation: Conversation) -> dict[str, Any]:
 
 
 def write_rows(conversations: Iterable[Conversation], stream: IO[str]) -> int:
-    """Write one row a line and return how many there were.
+    """Write one row a line and return the number of rows.
 
-    A stream of another encoding than UTF-8 (a terminal, a pipe) gets what lies beyond ASCII as JSON's escapes.
+    If the stream's encoding is not UTF-8 (a terminal, a pipe), characters beyond ASCII become JSON escapes.
     """
     rows = 0
     escaped = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
@@ -37,17 +37,17 @@ def write_rows(conversations: Iterable[Conversation], stream: IO[str]) -> int:
 
 
 def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool = False) -> int:
-    """Write the file ``path``, whole or not at all, and return how many rows it has.
+    """Write the file ``path``, whole or not at all, and return its number of rows.
 
-    Raises InputError if it is there already (and not ``force``) or cannot be written, and what reading raises.
+    Raises InputError if it exists (unless ``force``) or cannot be written, and whatever reading raises.
     """
     if path.exists() and not force:
-        raise InputError("data.convert.there_already", path=path)
+        raise InputError("data.convert.exists", path=path)
     try:
         with file_written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
             return write_rows(conversations, stream)
     except OSError as error:
-        raise InputError("data.convert.cannot_written", path=path, strerror=error.strerror) from error
+        raise InputError("data.convert.cannot_write", path=path, strerror=error.strerror) from error
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -58,17 +58,14 @@ class PreviewItem:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of the example."""
         return sum(part.tokens for part in self.parts)
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The learned parts alone."""
         return tuple(part.text for part in self.parts if part.kind == "learned")
 
     @property
     def learned_tokens(self) -> int:
-        """Number of learned tokens of the example."""
         return sum(part.tokens for part in self.parts if part.kind == "learned")
 
 
