@@ -13,6 +13,12 @@ from weitune.errors import InputError
 from weitune.messages import say
 
 _MOST_ERROR_BYTES = 1 << 16
+_REFUSALS = {
+    http.client.UNAUTHORIZED: "generate.openai_client.key_refused",
+    http.client.FORBIDDEN: "generate.openai_client.key_refused",
+    http.client.NOT_FOUND: "generate.openai_client.not_found",
+    http.client.TOO_MANY_REQUESTS: "generate.openai_client.busy",
+}
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -92,23 +98,13 @@ class OpenAIClient:
     def _refused(self, error: HTTPError, path: str) -> InputError:
         with error:
             message = error_message(error.read(_MOST_ERROR_BYTES).decode(errors="replace"))
-        status = error.code
-        if status == http.client.NOT_FOUND:
-            where = f"{self.path}{path}"
-            if path == "/models":
-                return InputError(
-                    "generate.openai_client.no_such_path",
-                    about=self.about,
-                    where=where,
-                    message=message,
-                    origin=self.origin,
-                )
-            return InputError("generate.openai_client.not_found", about=self.about, where=where, message=message)
-        if status == http.client.TOO_MANY_REQUESTS:
-            return InputError("generate.openai_client.busy", about=self.about, status=status, message=message)
-        if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
-            return InputError("generate.openai_client.key_refused", about=self.about, status=status, message=message)
-        return InputError("generate.openai_client.refused", about=self.about, status=status, message=message)
+        message_id = _REFUSALS.get(error.code) or "generate.openai_client.refused"
+        if error.code == http.client.NOT_FOUND and path == "/models":
+            message_id = "generate.openai_client.no_such_path"
+        where = f"{self.path}{path}"
+        return InputError(
+            message_id, about=self.about, status=error.code, where=where, message=message, origin=self.origin
+        )
 
 
 def error_message(text: str) -> str:
