@@ -82,7 +82,7 @@ def test_all_agree_on_the_best_of_any_history(
             assert Run(run).adapter_folder("best") == run / f"checkpoint-{wanted}"
             assert f"at step {wanted}<" in run_report(record)
         if (shown := validated.best()) is not None:  # while a run trains, the model before the first step counts too
-            assert f"at step {shown[0]}" in "".join(dashboard.findings())
+            assert f"at step {shown[0]}" in "".join(dashboard.evaluation())
         newest = [step for step, _ in history][-keep:]
         assert Run(run).checkpoints() == sorted({*newest, *([] if wanted is None else [wanted])})
 
