@@ -128,7 +128,7 @@ def test_fields_beside_the_rows_are_listed(tmp_path: Path) -> None:
     path.write_text(json.dumps({"version": 1, "data": [A]}), encoding="utf-8")
     reader = Reader([str(path)], Options())
     assert len(list(reader.conversations())) == 1
-    assert dict(reader.reports[0].unused) == {"version": 1}
+    assert dict(reader.reports[0].notes.unused) == {"version": 1}
 
 
 def test_a_long_object_of_rows_never_lies_in_memory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,5 +144,5 @@ def test_a_long_object_of_rows_never_lies_in_memory_whole(tmp_path: Path, monkey
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (count, len(reader.problems)) == (40_000, 0)
-    assert dict(reader.reports[0].unused) == {"version": 1, "more": 1}
+    assert dict(reader.reports[0].notes.unused) == {"version": 1, "more": 1}
     assert peak < path.stat().st_size / 8

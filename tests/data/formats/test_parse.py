@@ -265,7 +265,7 @@ def test_fields_that_nothing_reads_are_counted(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"messages": messages, "id": 1}, {"messages": messages}]), encoding="utf-8")
     reader = Reader([str(path)], Options())
     assert len(list(reader.conversations())) == 2
-    assert reader.reports[0].unused == {"messages[].mood": 4, "id": 1}
+    assert reader.reports[0].notes.unused == {"messages[].mood": 4, "id": 1}
 
 
 def test_the_first_row_that_is_recognised_decides(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_messages_and_calls_in_a_table(tmp_path: Path) -> None:
 def test_system_prompts_become_one(row: dict[str, Any], expected: str, noted: int) -> None:
     reader = RowReader(Options())
     assert reader.read(row, HERE).turns == (Turn("system", expected), ASKED, ANSWERED)
-    assert reader.remarks[say("data.parse.several_system_prompts")] == noted
+    assert reader.notes.remarks[say("data.parse.several_system_prompts")] == noted
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def unread(*rows: Any, **options: Any) -> Counter[str]:
     reader = RowReader(Options(**options))
     for row in rows:
         reader.read(row, HERE)
-    return reader.unused
+    return reader.notes.unused
 
 
 def faults(row: Any, **options: Any) -> list[Problem]:

@@ -15,7 +15,7 @@ from weitune.data.formats.containers import RowCriteria, contained_rows
 from weitune.data.problems import Problem
 from weitune.data.read import json_values, json_window
 from weitune.data.read.json_rows import json_rows
-from weitune.data.read.rows import RawRow
+from weitune.data.read.source import RawRow
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

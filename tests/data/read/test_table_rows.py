@@ -182,8 +182,9 @@ def test_nulls_that_a_table_added_are_removed_at_every_level_and_counted(tmp_pat
 
 
 def test_empty_columns_and_texts_and_lists_and_maps_keep_their_nulls_to_themselves(tmp_path: Path) -> None:
+    from weitune.data.formats.fields import Notes
     from weitune.data.read.arrow_rows import parquet_rows
-    from weitune.data.read.rows import Notes, RawRow
+    from weitune.data.read.source import RawRow
 
     kind = pa.schema(
         [
@@ -215,8 +216,8 @@ def test_rows_of_nulls_alone_are_blank_and_half_a_pair_is_a_fault(tmp_path: Path
 
 
 def test_nulls_within_every_kind_of_list_are_removed() -> None:
+    from weitune.data.formats.fields import Notes
     from weitune.data.read.arrow_rows import cleaner
-    from weitune.data.read.rows import Notes
 
     inner = pa.struct([("x", pa.int64()), ("y", pa.int64())])
     for kind in (

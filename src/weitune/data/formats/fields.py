@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -14,22 +15,32 @@ from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.messages import say
 
 UNREADABLE: Any = object()
-"""Stands for a value whose fault has been noted."""
+"""Returned for a value whose fault has been noted."""
 _ABSENT = object()
 _INDEX = re.compile(r"\[\d+\]")
 
 
-class Fields:
-    """What reading one row has turned up: its faults, the fields that nothing reads, and remarks for the report.
+@dataclass(slots=True)
+class Notes:
+    """What the user should know about the rows of a source that is not a fault."""
 
-    Unread fields are counted in ``unused`` and remarks in ``remarks``, which all rows of a file share. A parameter
-    ``what`` is the message id of what a value should be, such as "a function call".
+    unused: Counter[str] = field(default_factory=Counter)
+    """Fields that nothing reads, with the number of rows that have them."""
+    null_fields: int = 0
+    """Nulls that were removed from nested fields."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Other remarks, with the number of rows that they concern."""
+
+
+class Fields:
+    """Reads the fields of one row, and collects its faults and ``notes``.
+
+    A parameter ``what`` is the message id of what a value should be, such as "a function call".
     """
 
-    def __init__(self, unused: Counter[str], remarks: Counter[str] | None = None) -> None:
+    def __init__(self, notes: Notes) -> None:
         self.faults: list[Problem] = []
-        self._unused = unused
-        self._remarks = Counter[str]() if remarks is None else remarks
+        self._notes = notes
         self._misnamed: dict[str, str] = {}
         self._remarked: set[str] = set()
 
@@ -38,10 +49,10 @@ class Fields:
         self.faults.append(data_problem(message_id, field=field, **values))
 
     def remark(self, message_id: str) -> None:
-        """Count something about this row that the report should mention, once per row."""
+        """Count a remark about this row for the report, once per row."""
         if message_id not in self._remarked:
             self._remarked.add(message_id)
-            self._remarks[say(message_id)] += 1
+            self._notes.remarks[say(message_id)] += 1
 
     def only(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
         """Count the fields of ``holder`` that are not ``known``."""
@@ -54,14 +65,14 @@ class Fields:
 
     def unread(self, name: str, where: str = "") -> None:
         """Count a field that nothing reads; all items of a list count as one place."""
-        self._unused[_INDEX.sub("[]", where) + name] += 1
+        self._notes.unused[_INDEX.sub("[]", where) + name] += 1
 
     def check_names(self) -> None:
-        """Note a fault for every field that would be read but for invisible characters in its name."""
+        """Note a fault for every field that is not read because of invisible characters in its name."""
         noted = {problem.field for problem in self.faults}
-        for field, name in self._misnamed.items():
-            if field not in noted:
-                self.fault("data.fields.misnamed_field", field=field, name=field, misspelled=shown_name(name))
+        for expected, name in self._misnamed.items():
+            if expected not in noted:
+                self.fault("data.fields.misnamed_field", field=expected, name=expected, misspelled=shown_name(name))
 
     def text(self, holder: Mapping[str, Any], key: str, where: str = "", default: str | None = None) -> str:
         """Return the string under ``key``; ``default`` if the key is absent and there is a default."""

@@ -13,7 +13,6 @@ The lists of both chat formats may have either spelling of a message, and may be
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Any
 
 from weitune.data.conversation import Conversation, Origin, Turn
 from weitune.data.formats.content import read_content
-from weitune.data.formats.fields import Fields
+from weitune.data.formats.fields import Fields, Notes
 from weitune.data.formats.messages import late_system, read_messages
 from weitune.data.formats.other_objectives import refuse_other_objectives
 from weitune.data.formats.pairs import answer, names_of, read_history, read_pairs
@@ -66,10 +65,7 @@ class RowReader:
 
     options: Options
     format: str | None = None
-    unused: Counter[str] = field(default_factory=Counter)
-    """Fields that nothing reads, with the number of rows that have them."""
-    remarks: Counter[str] = field(default_factory=Counter)
-    """What the report should mention about rows, with their number."""
+    notes: Notes = field(default_factory=Notes)
     _columns: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -81,7 +77,7 @@ class RowReader:
         if not isinstance(row, dict):
             raise FaultyRow(data_problem("data.parse.not_an_object", value=shown(row)).at(origin))
         self.format = self.format or recognise(row)
-        fields = Fields(self.unused, self.remarks)
+        fields = Fields(self.notes)
         try:
             turns, tools = self._read(fields, row)
         except RecursionError:  # from repr() of a wrong value, for a message

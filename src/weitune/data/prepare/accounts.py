@@ -15,7 +15,7 @@ import numpy.typing as npt
 from weitune.data.conversation import Conversation
 from weitune.data.prepare.report import DataReport, Examples, Findings, Lengths, Rows, Unit
 from weitune.data.read.conversations import Reader
-from weitune.data.read.rows import BLANK
+from weitune.data.read.source import blank_reason
 
 Ints = npt.NDArray[np.int32]
 _LISTED = 20
@@ -90,8 +90,8 @@ class RowCounts:
         """Count blank ``rows``; ``places`` are those of the first."""
         if rows:
             self.rows.read += rows
-            _add(self.rows.set_aside, BLANK, rows)
-            self.places.setdefault(BLANK, []).extend(places[:_LISTED])
+            _add(self.rows.set_aside, blank_reason(), rows)
+            self.places.setdefault(blank_reason(), []).extend(places[:_LISTED])
 
     def report(self, reader: Reader, lengths: Ints, supervised: Ints, *, unit: Unit = "tokens") -> DataReport:
         """Return the report of all rows that ``reader`` has read.

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from weitune.data.formats.fields import Notes
 from weitune.data.problems import shown_name
 from weitune.data.read.conversations import SourceReport
-from weitune.data.read.rows import BLANK, Notes
+from weitune.data.read.source import blank_reason
 from weitune.files.json_files import record_from
 from weitune.messages import say
 
@@ -137,7 +138,7 @@ class DataReport:
             yield say("data.report.rows", **counts)
         for reason, count in rows.set_aside.items():
             yield "  " + say("data.report.set_aside", count=count, reason=reason)
-        if examples.made != rows.read - rows.faulty - rows.set_aside.get(BLANK, 0):
+        if examples.made != rows.read - rows.faulty - rows.set_aside.get(blank_reason(), 0):
             aside = sum(examples.set_aside.values())
             yield say("data.report.examples", count=examples.made, kept=examples.kept, aside=aside)
         if lengths.all:
@@ -160,9 +161,10 @@ class DataReport:
 
 
 def _source(tree: Mapping[str, Any]) -> SourceReport:
-    notes = Notes(Counter(tree.get("unused_fields", {})), tree.get("null_fields_removed", 0))
+    unused, remarks = (Counter(tree.get(key, {})) for key in ("unused_fields", "remarks"))
+    notes = Notes(unused, tree.get("null_fields_removed", 0), remarks)
     values = {key: tree[key] for key in ("name", "kind", "encoding", "compression", "format", "rows") if key in tree}
-    return SourceReport(**{"kind": "", **values}, notes=notes, remarks=Counter(tree.get("remarks", {})))
+    return SourceReport(**{"kind": "", **values}, notes=notes)
 
 
 def _spread(values: npt.NDArray[np.int32]) -> dict[str, float]:
@@ -178,13 +180,13 @@ def _source_line(source: SourceReport) -> str:
     how = [source.format or say("data.report.unknown_format"), source.encoding, source.compression]
     name, facts = shown_name(source.name), ", ".join(filter(None, how))
     parts = [say("data.report.source", name=name, count=source.rows, facts=facts)]
-    if source.unused:
-        fields = sorted(source.unused.items())
+    if source.notes.unused:
+        fields = sorted(source.notes.unused.items())
         named = ", ".join(f"{shown_name(name)} ({count:,})" for name, count in fields[:_NAMED])
         if more := fields[_NAMED:]:
             named = say("data.report.more_fields", fields=named, count=len(more))
         parts.append(say("data.report.unused_fields", fields=named))
     if source.notes.null_fields:
         parts.append(say("data.report.null_fields_removed", count=source.notes.null_fields))
-    parts += [say("data.report.remark", count=count, remark=remark) for remark, count in source.remarks.items()]
+    parts += [say("data.report.remark", count=count, remark=remark) for remark, count in source.notes.remarks.items()]
     return "; ".join(parts)

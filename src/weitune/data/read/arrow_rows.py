@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from weitune.data.conversation import Origin
+from weitune.data.formats.fields import Notes
 from weitune.data.problems import data_problem, shown_error, shown_name
-from weitune.data.read.rows import BlankRow, Notes, Raw, RawRow
+from weitune.data.read.source import BlankRow, Raw, RawRow
 
 _BATCH = 1024
 _FILE_MAGIC = b"ARROW1"

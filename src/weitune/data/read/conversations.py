@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from weitune.data.conversation import Conversation
 from weitune.data.formats.containers import RowCriteria
+from weitune.data.formats.fields import Notes
 from weitune.data.formats.parse import Options, RowReader
 from weitune.data.formats.strict_json import MAX_DEPTH, too_deep
 from weitune.data.problems import FaultyRow, Problem, Problems, data_problem
-from weitune.data.read.rows import BlankRow, Notes, RawRow
-from weitune.data.read.source import GivenEncodings, Source
+from weitune.data.read.source import BlankRow, GivenEncodings, RawRow, Source
 from weitune.data.read.source_rows import raw_rows
 from weitune.data.read.sources import find_sources
 
@@ -27,7 +26,7 @@ Item = Conversation | BlankRow | tuple[Problem, ...]
 
 @dataclass(slots=True)
 class SourceReport:
-    """What reading one source has turned up."""
+    """A source and its rows, counted."""
 
     name: str
     kind: str
@@ -36,19 +35,12 @@ class SourceReport:
     format: str | None = None
     rows: int = 0
     notes: Notes = field(default_factory=Notes)
-    remarks: Counter[str] = field(default_factory=Counter)
-    """What the user should know about rows, with the number of rows."""
-
-    @property
-    def unused(self) -> Counter[str]:
-        """Fields that nothing reads, with the number of rows that have them."""
-        return self.notes.unused
 
     def to_json(self) -> dict[str, Any]:
-        nulls = {"null_fields_removed": self.notes.null_fields} if self.notes.null_fields else {}
-        remarks = {"remarks": dict(self.remarks)} if self.remarks else {}
         facts = {key: getattr(self, key) for key in ("name", "kind", "encoding", "compression", "format", "rows")}
-        return {**facts, "unused_fields": dict(self.unused), **nulls, **remarks}
+        optional = {"null_fields_removed": self.notes.null_fields, "remarks": dict(self.notes.remarks)}
+        given = {key: value for key, value in optional.items() if value}
+        return {**facts, "unused_fields": dict(self.notes.unused), **given}
 
 
 class Reader:
@@ -85,7 +77,7 @@ class Reader:
         """Yield every row, with the number of its source: a conversation, a blank row, or the row's problems."""
         criteria = RowCriteria(frozenset((self._options.columns or {}).values()))
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
-            reader = RowReader(self._options, unused=report.unused, remarks=report.remarks)
+            reader = RowReader(self._options, notes=report.notes)
             for raw in raw_rows(source, criteria, report.notes):
                 item = _read(reader, raw)
                 is_row = not isinstance(raw, Problem) or raw.row is not None

@@ -18,11 +18,12 @@ from typing import IO
 
 from weitune.data.conversation import Origin
 from weitune.data.formats.containers import ContainedRows, RowCriteria, contained_rows, missing_part, several_lists
+from weitune.data.formats.fields import Notes
 from weitune.data.problems import Problem
 from weitune.data.read import json_values
 from weitune.data.read.json_values import ArrayAndLineReader, Rows, TooLong
 from weitune.data.read.json_window import Window, after_space, repeated_key
-from weitune.data.read.rows import Notes, RawRow
+from weitune.data.read.source import RawRow
 
 _OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 

@@ -14,7 +14,7 @@ from typing import Any
 from weitune.data.conversation import Origin
 from weitune.data.problems import Problem, data_problem
 from weitune.data.read.json_window import Decoder, Window, cut_off, whole_lines, whole_values
-from weitune.data.read.rows import RawRow
+from weitune.data.read.source import RawRow
 from weitune.messages import say
 
 LOOKAHEAD = 1 << 20

@@ -1,11 +1,11 @@
-"""The encoding of text that is not UTF-8 and has no mark: GB18030 if that is certain, otherwise a fault with advice.
+"""The encoding of text that is not UTF-8 and has no byte order mark: GB18030 if that is certain, otherwise a fault.
 
     bytes ─▶ every encoding still in use ─▶ share of frequent characters ─▶ the likely ones, in order
 
-Nearly all bytes decode as GB18030, Korean, Japanese and Thai text included, so decoding alone proves nothing. It is
-chosen only if the whole text is Chinese: 0.6 to 0.8 of the hanzi in any Chinese text are among the few hundred most
-frequent ones, simplified or traditional, but only about 0.12 of those in a misreading. The rule weighs the evidence, so
-a short text needs a greater share than a long one. Cost: one more read of such a file.
+Nearly all bytes decode as GB18030, even those of Korean, Japanese and Thai text, so decoding alone proves nothing.
+GB18030 is chosen only if all of the text is Chinese: of the hanzi in a Chinese text, 0.6 to 0.8 are among the few
+hundred most frequent ones, simplified or traditional; in text of another encoding only about 0.12 are. A likelihood
+ratio decides, so a short text needs a greater share than a long one. Cost: one more read of such a file.
 """
 
 from __future__ import annotations
@@ -15,44 +15,32 @@ import re
 from collections.abc import Iterable, Iterator
 
 from weitune.data.problems import Problem, data_problem
-from weitune.data.read import frequent_characters
-from weitune.data.read.encoding_scores import (
-    ASCII_ENCODINGS,
-    CHINESE,
-    ENCODINGS,
-    HANZI_SHARE,
-    HARDLY_CHINESE,
-    Encoding,
-    decode_line,
-    ranked,
-    score_lines,
-    without_neutral,
-)
+from weitune.data.read import encoding_scores as scores
 from weitune.messages import say
 
 _MISREAD_SHARE = 0.12
-"""The greatest share of frequent hanzi in text of another encoding that is decoded as GB18030."""
+"""The greatest share of frequent hanzi in text of another encoding when it is decoded as GB18030."""
 _CERTAIN = math.log(100)
-"""Log of the likelihood ratio of Chinese to a misreading from which on text is Chinese."""
+"""Log of the likelihood ratio of Chinese to another encoding above which text counts as Chinese."""
 _STRETCH = 128
-"""Hanzi of a stretch of text that is judged on its own, so that a part in another encoding shows."""
+"""Hanzi in each stretch of text that is tested separately, to detect a part in another encoding."""
 _LEAST_OF_A_STRETCH = 0.15
 _SAMPLE = 1 << 16
 _LONGEST_PIECE = 1 << 20
 _LONGEST_LINE = 1 << 12
 _GOOD = 0.8
-"""Least score of another encoding for a single line among lines of GB18030."""
+"""The lowest score at which a single line among lines of GB18030 counts as text of another encoding."""
 _LEAST_OF_A_LINE = 6
-"""Characters of a line that is judged on its own."""
+"""Characters that a line needs to be tested separately."""
 _MOST_TRIED = 10_000
-"""Lines that are tried in other encodings."""
+"""Lines that are decoded in other encodings at most."""
 
 _VALID_UTF8 = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _UTF8_LINE = re.compile(rb"[\x00-\x7f]*(?:[\xe0-\xef][\x80-\xbf]{2}[\x00-\x7f]*){4,}")
 """A line of UTF-8 with at least four characters of three bytes: never a line in another encoding."""
 _NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 _ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso2022_kr", b"~{": "hz"}
-"""How encodings that write everything in ASCII begin a stretch of other characters."""
+"""What begins a stretch of other characters in encodings that write every character in ASCII bytes."""
 
 
 class _Utf8:
@@ -66,7 +54,7 @@ class _Utf8:
         self._valid = self._invalid = 0
 
     def feed(self, piece: bytes, line: int) -> None:
-        """Take the next lines into account; the first of them has number ``line`` in the file."""
+        """Count the bytes of the next lines of the file, which begin at ``line``."""
         valid = sum(map(len, _VALID_UTF8.findall(piece)))
         invalid = sum(map(len, _NOT_ASCII.findall(piece))) - valid
         self._valid += valid
@@ -90,35 +78,36 @@ class _Utf8:
 
 
 class _Chinese:
-    """Decides whether text decoded as GB18030 is Chinese throughout."""
+    """Decides whether text decoded as GB18030 is Chinese from beginning to end."""
 
     def __init__(self) -> None:
         self.possible = True
         """Whether all bytes so far decode."""
         self.odd_line: int | None = None
-        """The line near which the first text begins that decodes but is not Chinese."""
+        """The line at or near the beginning of the first text that decodes but is not Chinese."""
         self._all = self._frequent = self._tried = 0
         self._rest = ""
 
     def feed(self, piece: bytes, line: int) -> None:
-        """Take the next lines into account; the first of them has number ``line`` in the file."""
         try:
-            text = piece.decode(CHINESE) if self.possible else ""
+            text = piece.decode(scores.CHINESE) if self.possible else ""
         except UnicodeDecodeError:
             self.possible = False
             return
         for at, each in enumerate(text.split("\n"), line):
-            bare = without_neutral(each)
+            bare = scores.without_neutral(each)
             if self.odd_line is None and self._tried < _MOST_TRIED and _is_odd(bare):
                 self._tried += 1
-                self.odd_line = at if _reads_better(each.encode(CHINESE)) else None
+                original = [each.encode(scores.CHINESE)]
+                others = (encoding for encoding in scores.ENCODINGS if encoding.codec != scores.CHINESE)
+                self.odd_line = at if any(scores.score_lines(other, original) >= _GOOD for other in others) else None
             self._rest += bare
             while len(self._rest) >= _STRETCH:
-                self._judge(self._rest[:_STRETCH], at)
+                self._count(self._rest[:_STRETCH], at)
                 self._rest = self._rest[_STRETCH:]
 
-    def _judge(self, stretch: str, line: int) -> None:
-        count = sum(map(frequent_characters.HANZI.__contains__, stretch))
+    def _count(self, stretch: str, line: int) -> None:
+        count = scores.count_frequent_hanzi(stretch)
         self._all += len(stretch)
         self._frequent += count
         if count < _LEAST_OF_A_STRETCH * _STRETCH and len(stretch) == _STRETCH and self.odd_line is None:
@@ -126,34 +115,30 @@ class _Chinese:
 
     @property
     def certain(self) -> bool:
-        """Whether the text as a whole can only be Chinese."""
-        self._judge(self._rest, 0)
+        """Whether the text can only be Chinese, once all of it has been fed."""
+        self._count(self._rest, 0)
         self._rest = ""
         return self.possible and _evidence(self._all, self._frequent) >= _CERTAIN
 
 
 def _evidence(count: int, frequent: int) -> float:
-    """Return the log of the likelihood ratio of Chinese to a misreading if ``frequent`` of ``count`` hanzi are."""
-    gain, loss = math.log(HANZI_SHARE / _MISREAD_SHARE), math.log((1 - HANZI_SHARE) / (1 - _MISREAD_SHARE))
+    """Return the log of the likelihood ratio of Chinese to another encoding, given the ``frequent`` of all hanzi."""
+    gain, loss = (
+        math.log(scores.HANZI_SHARE / _MISREAD_SHARE),
+        math.log((1 - scores.HANZI_SHARE) / (1 - _MISREAD_SHARE)),
+    )
     return frequent * gain + (count - frequent) * loss
 
 
 def _is_odd(bare: str) -> bool:
-    """Return whether a line of GB18030 is more likely a misreading than Chinese."""
-    return len(bare) >= _LEAST_OF_A_LINE and (
-        _evidence(len(bare), sum(map(frequent_characters.HANZI.__contains__, bare))) <= -_CERTAIN
-    )
-
-
-def _reads_better(line: bytes) -> bool:
-    """Return whether a line that is odd text in GB18030 is good text in another encoding."""
-    return any(score_lines(each, [line]) >= _GOOD for each in ENCODINGS if each.codec != CHINESE)
+    """Return whether a line decoded as GB18030 is more likely text of another encoding than Chinese."""
+    return len(bare) >= _LEAST_OF_A_LINE and _evidence(len(bare), scores.count_frequent_hanzi(bare)) <= -_CERTAIN
 
 
 def detect(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
     """Return the encoding of text that is not UTF-8, and why it cannot be read if it cannot.
 
-    Text that is mostly UTF-8 counts as damaged UTF-8: its rows can be read, and the damaged ones named.
+    Text that is mostly UTF-8 counts as damaged UTF-8: its rows can be read, and messages name the damaged ones.
     """
     line = 1
     utf8, chinese = _Utf8(), _Chinese()
@@ -168,32 +153,32 @@ def detect(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
     odd_lines = [number for number in (chinese.odd_line, utf8.certain_line) if number is not None]
     if utf8.prevails and (odd_lines or not certain):
         return "utf-8", None
-    likely = ranked(sample, ENCODINGS)
-    if likely and likely[0].codec == CHINESE and (certain or utf8.certain_line is not None):
+    likely = scores.ranked(sample, scores.ENCODINGS)
+    if likely and likely[0].codec == scores.CHINESE and (certain or utf8.certain_line is not None):
         mixed = data_problem("data.legacy_encodings.mixed_encodings", line=min(odd_lines)) if odd_lines else None
-        return CHINESE, mixed
-    return "utf-8", _unknown(likely or [HARDLY_CHINESE] * chinese.possible, sample, utf8.invalid_line)
+        return scores.CHINESE, mixed
+    return "utf-8", _unknown(likely or [scores.HARDLY_CHINESE] * chinese.possible, sample, utf8.invalid_line)
 
 
 def check_escapes(blocks: Iterable[bytes], codec: str) -> Problem | None:
-    """Return a fault if text in ASCII bytes is text of another language when ``codec`` decodes it."""
+    """Return a fault if ``codec`` decodes the ASCII bytes to text of its language."""
     sample: list[bytes] = []
     for piece in _pieces(blocks):
         if b"\x1b$" in piece or b"~{" in piece:
             sample += [each for each in piece.split(b"\n") if b"\x1b$" in each or b"~{" in each]
         if sum(map(len, sample)) > _SAMPLE:
             break
-    likely = ranked(sample, (ASCII_ENCODINGS[codec],))
+    likely = scores.ranked(sample, (scores.ASCII_ENCODINGS[codec],))
     return _unknown(likely, sample, None) if likely else None
 
 
 def escape_in(block: bytes) -> str | None:
-    """Return the encoding in ASCII bytes that ``block`` may be in."""
+    """Return the encoding with ASCII bytes only that ``block`` may be in."""
     return next((codec for mark, codec in _ESCAPES.items() if mark in block), None)
 
 
 def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut bytes after lines, and within a long line after a byte that is part of no other character in any encoding."""
+    """Cut bytes after lines; cut a long line after a byte that is never a part of another character."""
     rest = b""
     for block in blocks:
         rest += block
@@ -208,7 +193,7 @@ def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _add_to(sample: list[bytes], lines: Iterable[bytes]) -> None:
-    """Add ``lines`` that are not ASCII, each from shortly before its first other character on."""
+    """Add ``lines`` that are not ASCII, each from shortly before its first character beyond ASCII on."""
     size = sum(map(len, sample))
     for line in lines:
         if size > _SAMPLE:
@@ -219,12 +204,12 @@ def _add_to(sample: list[bytes], lines: Iterable[bytes]) -> None:
         size += len(sample[-1])
 
 
-def _unknown(likely: list[Encoding], sample: list[bytes], line: int | None) -> Problem:
-    """Return the fault of text in an unknown encoding, which names up to three ``likely`` ones."""
+def _unknown(likely: list[scores.Encoding], sample: list[bytes], line: int | None) -> Problem:
+    """Return the fault of text in an unknown encoding; it names up to three ``likely`` ones."""
     if not likely:
         return data_problem("data.legacy_encodings.unknown_encoding", line=line)
     first, *others = likely[:3]
-    text = next((text for each in sample if (text := decode_line(each, first.codec)) is not None), "")
+    text = next((text for each in sample if (text := scores.decode_line(each, first.codec)) is not None), "")
     begin = next((at for at, char in enumerate(text) if char > "\x7f"), 0)
     return data_problem(
         "data.legacy_encodings.several_likely" if others else "data.legacy_encodings.one_likely",

@@ -1,4 +1,4 @@
-"""A source of rows, its type, and the encoding that the user gave for it."""
+"""A source of rows, its type, the encoding that the user gave for it, and its rows before their format is known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from weitune.data.conversation import Origin
+from weitune.data.problems import Problem
 from weitune.data.read.text_file import FileFacts, GivenEncoding
 from weitune.files.paths import user_path
+from weitune.messages import say
 
 BUILTIN = "builtin:"
 _KINDS = {
@@ -27,7 +30,7 @@ _COMPRESSED = (".gz", ".zst", ".gzip", ".zstd")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file, or one data set on the hub, before it is read; ``given`` is the name that stood for it."""
+    """One file, or one data set on the hub; ``given`` is the name in the recipe that it belongs to."""
 
     name: str
     kind: str
@@ -35,18 +38,40 @@ class Source:
     path: Path | None = None
     facts: FileFacts | None = None
     table: Any = None
-    """The Arrow data set, if the source is one on the hub."""
+    """The data set of `datasets`, if the source is on the hub."""
     part: str | None = None
     """The field of a JSON object that has the rows, if the user named it."""
 
     @property
     def is_text(self) -> bool:
-        """Whether the source is a text file."""
         return self.kind in _TEXT_KINDS
 
     def is_named(self, name: str) -> bool:
-        """Return whether ``name`` is that of this source, as given or as a path, or of a folder that it lies in."""
+        """Return whether ``name`` is the name of this source, as given or as a path, or of a folder around it."""
         return name in {self.name, self.given} or (self.path is not None and contains(name, self.path))
+
+
+class RawRow(NamedTuple):
+    """A row's value, its place, and the problems that are already known."""
+
+    origin: Origin
+    value: Any
+    problems: tuple[Problem, ...] = ()
+
+
+class BlankRow(NamedTuple):
+    """A row of a table in which every cell is empty."""
+
+    origin: Origin
+
+
+Raw = RawRow | BlankRow | Problem
+"""What a reader yields for a row, or for a fault that loses rows."""
+
+
+def blank_reason() -> str:
+    """Return why blank rows are set aside; reports count them under these words."""
+    return say("data.source.only_empty_cells")
 
 
 def kind_of(path: Path) -> str | None:
@@ -58,9 +83,9 @@ def kind_of(path: Path) -> str | None:
 
 
 def contains(name: str, path: Path) -> bool:
-    """Return whether ``name`` is ``path``, or a folder that it lies in."""
-    whole, outer = (Path(os.path.abspath(each)) for each in (path, user_path(name)))  # noqa: PTH100  (keeps links)
-    return outer == whole or outer in whole.parents
+    """Return whether ``name`` is ``path`` or a folder around it."""
+    inner, outer = (Path(os.path.abspath(each)) for each in (path, user_path(name)))  # noqa: PTH100  (keeps links)
+    return outer == inner or outer in inner.parents
 
 
 class GivenEncodings:
@@ -71,7 +96,7 @@ class GivenEncodings:
         self._by_name = {} if encoding is None or isinstance(encoding, str) else dict(encoding)
 
     def of(self, source: Source) -> GivenEncoding | None:
-        """Return the encoding given for ``source``, by the longest name that stands for it; None if none was."""
+        """Return the encoding given for ``source``, under the longest of its names; None if none was given."""
         if not source.is_text or source.name.startswith(BUILTIN):
             return None
         if self._of_all is not None:
@@ -81,6 +106,6 @@ class GivenEncodings:
         return GivenEncoding(self._by_name[name], of_this_file=True) if name is not None else None
 
     def unused(self, sources: Iterable[Source]) -> list[str]:
-        """Return the names of the option that stand for none of ``sources``."""
+        """Return the names in the option that are names of none of ``sources``."""
         text_files = [source for source in sources if source.is_text]
         return [name for name in self._by_name if not any(source.is_named(name) for source in text_files)]

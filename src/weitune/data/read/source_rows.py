@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO
 
 from weitune.data.formats.containers import RowCriteria
+from weitune.data.formats.fields import Notes
 from weitune.data.problems import Problem, data_problem, shown_error
 from weitune.data.read.arrow_rows import arrow_rows, dataset_rows, parquet_rows
 from weitune.data.read.json_rows import json_rows
-from weitune.data.read.rows import BlankRow, Notes, Raw
-from weitune.data.read.source import Source
+from weitune.data.read.source import BlankRow, Raw, Source
 from weitune.data.read.table_rows import csv_rows
 from weitune.data.read.text_file import blocks, open_text, unreadable
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from weitune.data.conversation import Origin
+from weitune.data.formats.fields import Notes
 from weitune.data.problems import Problem, data_problem, shown, shown_name
-from weitune.data.read.rows import BlankRow, Notes, Raw, RawRow
+from weitune.data.read.source import BlankRow, Raw, RawRow
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"

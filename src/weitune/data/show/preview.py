@@ -20,7 +20,7 @@ from weitune.data.prepare.accounts import has_empty_answer
 from weitune.data.prepare.truncate import within_limit
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader
-from weitune.data.read.rows import BLANK, BlankRow
+from weitune.data.read.source import BlankRow, blank_reason
 from weitune.errors import DataError
 from weitune.messages import say
 from weitune.recipe.schema import Recipe
@@ -113,7 +113,7 @@ def preview(
     items = (item for _, item in reader.items())
     for item in items if row is None else islice(items, row - 1, row):
         if isinstance(item, BlankRow):
-            yield PreviewItem(str(item.origin), (), (say("data.preview.set_aside", reason=BLANK),))
+            yield PreviewItem(str(item.origin), (), (say("data.preview.set_aside", reason=blank_reason()),))
             continue
         if not isinstance(item, Conversation):
             yield _faulty(item)
