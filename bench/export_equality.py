@@ -28,7 +28,7 @@ import torch
 from weitune import Run
 from weitune.data.conversation import Conversation
 from weitune.data.prepare.recipe_reader import read_options
-from weitune.data.read.conversations import read_conversations
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.formats.merged import write_merged
@@ -82,7 +82,7 @@ def compared(expected: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str,
 def token_equality(source: ExportSource, model: LlamaCppModel) -> dict[str, Any]:
     """Frame and tokenize every dialogue of the data in three ways, and count those that differ."""
     rows = other = strange = tokens = 0
-    for conversation in read_conversations(source.recipe.data, read_options(source.recipe)):
+    for conversation in read_conversations(Reader(source.recipe.data, read_options(source.recipe))):
         asked = Conversation(conversation.turns[:-1])
         prompt = tuple(source.framing.prompt(source.with_system(asked)))
         case = VerificationPrompt(asked, prompt, prompt, ())

@@ -11,7 +11,7 @@ import pytest
 from weitune.data.formats.parse import Options
 from weitune.data.problems import Problem
 from weitune.data.read import json_values, json_window
-from weitune.data.read.conversations import Reader, conversations_of
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import DataError
 
 A, B = {"instruction": "q1", "output": "a1"}, {"instruction": "q2", "output": "a2"}
@@ -31,7 +31,7 @@ def questions(folder: Path, text: str, part: str = "") -> list[str]:
     path = folder / "rows.json"
     path.write_text(text, encoding="utf-8")
     reader = Reader([f"{path}{part}"], Options())
-    return [conversation.turns[0].content for conversation in conversations_of(reader)]
+    return [conversation.turns[0].content for conversation in read_conversations(reader)]
 
 
 @pytest.mark.usefixtures("window")
@@ -120,7 +120,7 @@ def test_parts_are_those_of_json_objects(tmp_path: Path) -> None:
         questions(tmp_path, json.dumps([A]), ":train")
     (tmp_path / "rows.csv").write_text("instruction,output\nq,a\n", encoding="utf-8")
     with pytest.raises(DataError, match="which has no parts"):
-        list(conversations_of(Reader([f"{tmp_path / 'rows.csv'}:train"], Options())))
+        list(read_conversations(Reader([f"{tmp_path / 'rows.csv'}:train"], Options())))
 
 
 def test_fields_beside_the_rows_are_listed(tmp_path: Path) -> None:

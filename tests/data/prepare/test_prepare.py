@@ -25,7 +25,7 @@ from weitune.data.prepare.prepare import prepare
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.prepare.truncate import cut
 from weitune.data.problems import Problem
-from weitune.data.read.conversations import read_conversations
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.data.show.check import check
 from weitune.errors import DataError, InputError, RecipeError
 from weitune.recipe.schema import Recipe, Tokens
@@ -61,7 +61,7 @@ def prepared_from(recipe: Recipe, family: str = "qwen2.5") -> Any:
 
 def test_examples_are_those_of_the_framing(lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_for(lines(ROWS), system="Be brief.")
-    conversations = list(read_conversations(recipe.data, read_options(recipe), recipe.system))
+    conversations = list(read_conversations(Reader(recipe.data, read_options(recipe)), recipe.system))
     expected = [e for group in framing(recipe.tokens).examples_batch(conversations) for e in group]
     for batch in (3, 7, 1024):  # the batch must not matter
         monkeypatch.setattr(batches_module, "_BATCH", batch)

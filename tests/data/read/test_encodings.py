@@ -13,7 +13,7 @@ from weitune.cli import main
 from weitune.data.formats.parse import Options
 from weitune.data.prepare.recipe_reader import recipe_reader
 from weitune.data.problems import Problem
-from weitune.data.read.conversations import Reader, conversations_of
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.data.read.text_file import examine
 from weitune.errors import DataError, RecipeError
 from weitune.recipe.load import build_recipe, dump_recipe, load_recipe
@@ -68,7 +68,7 @@ def table(path: Path, text: str, encoding: str) -> Path:
 
 
 def questions(reader: Reader) -> list[str]:
-    return [conversation.turns[0].content for conversation in conversations_of(reader)]
+    return [conversation.turns[0].content for conversation in read_conversations(reader)]
 
 
 @pytest.mark.parametrize(("language", "encoding", "named"), LEGACY)

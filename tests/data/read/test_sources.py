@@ -69,7 +69,7 @@ def test_a_damaged_byte_names_its_row(tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"
         path.write_bytes(damaged)
         with pytest.raises(DataError) as error:
-            list(read_conversations([str(path)]))
+            list(read_conversations(Reader([str(path)])))
         [problem] = error.value.problems
         assert isinstance(problem, Problem)
         assert problem.kind == "undecodable text"
@@ -81,7 +81,7 @@ def test_half_a_surrogate_pair_names_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[{"instruction": "a", "output": "\\ud83d"}]', encoding="utf-8")
     with pytest.raises(DataError, match="row 1, field `output`"):
-        list(read_conversations([str(path)]))
+        list(read_conversations(Reader([str(path)])))
 
 
 def test_latin_1_is_not_taken_for_chinese(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_truncated_packing_is_a_problem(tmp_path: Path, kind: str, packing: st
     path = write(tmp_path, kind, rows, packing=packing)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError):
-        list(read_conversations([str(path)]))
+        list(read_conversations(Reader([str(path)])))
 
 
 def test_folders_are_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_folders_are_read_in_the_order_of_names(tmp_path: Path) -> None:
         folder.mkdir()
         write(folder, kind, [{"instruction": kind, "output": "x"}])
     (tmp_path / "notes.txt").write_text("not data", encoding="utf-8")
-    read = [conversation.turns[0].content for conversation in read_conversations([str(tmp_path)])]
+    read = [conversation.turns[0].content for conversation in read_conversations(Reader([str(tmp_path)]))]
     assert read == ["parquet", "csv", "jsonl"]
 
 
@@ -156,7 +156,7 @@ def test_files_that_hold_nothing_readable(tmp_path: Path, name: str, content: by
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
-        list(read_conversations([str(path)]))
+        list(read_conversations(Reader([str(path)])))
     kinds = [problem.kind for problem in error.value.problems if isinstance(problem, Problem)]
     assert kind in kinds
     assert name in error.value.message
@@ -165,19 +165,19 @@ def test_files_that_hold_nothing_readable(tmp_path: Path, name: str, content: by
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, "json")
     with pytest.raises(DataError) as error:
-        list(read_conversations([str(tmp_path / "row.json")]))
+        list(read_conversations(Reader([str(tmp_path / "row.json")])))
     assert "Did you mean" in error.value.message
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data"):
-        list(read_conversations([str(tmp_path)]))
+        list(read_conversations(Reader([str(tmp_path)])))
 
 
 def test_columns_of_parquet_that_are_empty_are_absent(tmp_path: Path) -> None:
     rows = [{"instruction": "a", "input": None, "output": "b"}, {"instruction": "c", "input": "d", "output": "e"}]
     path = write(tmp_path, "parquet", rows)
-    assert [c.turns[0].content for c in read_conversations([str(path)])] == ["a", "c\nd"]
+    assert [c.turns[0].content for c in read_conversations(Reader([str(path)]))] == ["a", "c\nd"]
 
 
 def test_hub_data_sets_come_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_hub_data_sets_come_through_datasets(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     names = ["owner/name", "owner/name:test", "owner/name/config:train[:10%]"]
-    read = list(read_conversations(names))
+    read = list(read_conversations(Reader(names)))
     assert len(read) == 9
     assert asked == [
         ("owner/name", None, "train"),
@@ -213,7 +213,7 @@ def test_a_hub_data_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match="no such data set"):
-        list(read_conversations(["owner/name"]))
+        list(read_conversations(Reader(["owner/name"])))
 
 
 def test_a_long_array_never_lies_in_memory_whole(tmp_path: Path) -> None:

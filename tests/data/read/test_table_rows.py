@@ -17,7 +17,7 @@ from weitune.data.formats.parse import Options
 from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare
 from weitune.data.problems import Problem
-from weitune.data.read.conversations import Reader, conversations_of
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.data.show.check import check
 from weitune.data.show.preview import preview
 from weitune.errors import DataError
@@ -31,7 +31,7 @@ def reader_of(*paths: Path | str) -> Reader:
 
 
 def questions(*paths: Path | str) -> list[str]:
-    return [conversation.turns[0].content for conversation in conversations_of(reader_of(*paths))]
+    return [conversation.turns[0].content for conversation in read_conversations(reader_of(*paths))]
 
 
 def problems(*paths: Path | str) -> list[Problem]:
@@ -211,7 +211,7 @@ def test_rows_of_nulls_alone_are_blank_and_half_a_pair_is_a_fault(tmp_path: Path
     assert (fault.row, fault.field) == (4, "answer")
     parquet.write_table(pa.table({"question": [None, "q", None], "answer": [None, "a", None]}), path)
     reader = reader_of(path)
-    assert [conversation.turns[0].content for conversation in conversations_of(reader)] == ["q"]
+    assert [conversation.turns[0].content for conversation in read_conversations(reader)] == ["q"]
     assert (reader.rows, reader.blank_rows) == (3, 2)
 
 
@@ -359,6 +359,6 @@ def test_hub_data_sets_lose_the_same_nulls(monkeypatch: pytest.MonkeyPatch) -> N
     table = datasets.Dataset.from_list(CALLS)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
     reader = reader_of("owner/name")
-    calls = [conversation.turns[1].tool_calls[0].arguments for conversation in conversations_of(reader)]
+    calls = [conversation.turns[1].tool_calls[0].arguments for conversation in read_conversations(reader)]
     assert calls == [{"port": "Brest"}, {"year": 1999, "inner": {"x": 1}}, {"inner": {"y": [None, 2]}}]
     assert reader.reports[0].to_json()["null_fields_removed"] == 10

@@ -126,11 +126,11 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
 
     from weitune.cli.shared.terminal import console
     from weitune.data.prepare.recipe_reader import recipe_reader
-    from weitune.data.read.conversations import conversations_of
+    from weitune.data.read.conversations import read_conversations
     from weitune.data.show.convert import write_file, write_rows
 
     recipe = _recipe(files, recipe_file, options)
-    conversations = conversations_of(recipe_reader(recipe), recipe.system)
+    conversations = read_conversations(recipe_reader(recipe), recipe.system)
     if output == "-":
         rows = write_rows(conversations, sys.stdout)
     else:

@@ -1,9 +1,8 @@
-"""The rows of all sources, in order, as conversations or problems. Preparing, checking and previewing start here."""
+"""The rows of all sources, in order, as conversations or problems: the entry to reading data."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,17 +10,16 @@ from weitune.data.conversation import Conversation
 from weitune.data.formats.containers import RowCriteria
 from weitune.data.formats.fields import Notes
 from weitune.data.formats.parse import Options, RowReader
-from weitune.data.formats.strict_json import MAX_DEPTH, too_deep
-from weitune.data.problems import FaultyRow, Problem, Problems, data_problem
+from weitune.data.problems import FaultyRow, Problem, Problems
 from weitune.data.read.source import BlankRow, GivenEncodings, RawRow, Source
 from weitune.data.read.source_rows import raw_rows
 from weitune.data.read.sources import find_sources
 
 _LISTED = 20
-"""Blank rows whose places are kept."""
+"""Blank rows that are listed at most."""
 
 Item = Conversation | BlankRow | tuple[Problem, ...]
-"""A row: a conversation, blank, or its problems."""
+"""What becomes of a row: a conversation, a blank row, or problems."""
 
 
 @dataclass(slots=True)
@@ -44,37 +42,37 @@ class SourceReport:
 
 
 class Reader:
-    """Reads sources one after the other; :attr:`problems` and :attr:`reports` grow as it goes.
+    """Reads the sources that ``names`` stand for in order, and collects their :attr:`problems` and :attr:`reports`.
 
-    Creating it finds and examines the sources that ``names`` stand for, which reads every file once.
+    The constructor finds and examines the sources, which reads every file once.
     """
 
-    def __init__(self, names: Iterable[str], options: Options) -> None:
+    def __init__(self, names: Iterable[str], options: Options | None = None) -> None:
+        options = options or Options()
         self.problems = Problems()
         encodings = GivenEncodings(options.encoding)
         self.sources: Sequence[Source] = find_sources(names, self.problems, encodings)
         self.unused_encodings = encodings.unused(self.sources)
-        """File names in ``options.encoding`` that stand for no source."""
+        """Names in ``options.encoding`` that belong to no source."""
         self.reports = [_report_of(source) for source in self.sources]
         self.blank_rows = 0
         """Rows with only empty cells, which are skipped."""
         self.blank_places: list[str] = []
-        """The places of the first of them."""
+        """Places of the first of these rows."""
         self._options = options
 
     @property
     def rows(self) -> int:
-        """Rows read so far, faulty and blank ones too."""
+        """Rows read so far, including faulty and blank ones."""
         return sum(report.rows for report in self.reports)
 
     def conversations(self) -> Iterator[tuple[int, Conversation]]:
-        """Yield every valid row, with the number of its source; the others go to :attr:`problems`."""
+        """Yield every valid row, with the number of its source."""
         for number, item in self.items():
             if isinstance(item, Conversation):
                 yield number, item
 
     def items(self) -> Iterator[tuple[int, Item]]:
-        """Yield every row, with the number of its source: a conversation, a blank row, or the row's problems."""
         criteria = RowCriteria(frozenset((self._options.columns or {}).values()))
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
             reader = RowReader(self._options, notes=report.notes)
@@ -84,22 +82,18 @@ class Reader:
                 report.rows += is_row
                 report.format = reader.format
                 if isinstance(item, BlankRow):
-                    self._set_aside(item)
+                    self.blank_rows += 1
+                    if len(self.blank_places) < _LISTED:
+                        self.blank_places.append(str(item.origin))
                 elif not isinstance(item, Conversation):
                     self.problems.add(item, rows=int(is_row))
                 yield number, item
 
-    def _set_aside(self, row: BlankRow) -> None:
-        self.blank_rows += 1
-        if len(self.blank_places) < _LISTED:
-            self.blank_places.append(str(row.origin))
-
 
 def _report_of(source: Source) -> SourceReport:
     facts = source.facts
-    if facts is None:
-        return SourceReport(source.name, source.kind)
-    return SourceReport(source.name, source.kind, facts.encoding, facts.compression)
+    encoding, compression = (facts.encoding, facts.compression) if facts is not None else ("", None)
+    return SourceReport(source.name, source.kind, encoding, compression)
 
 
 def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
@@ -109,56 +103,15 @@ def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
         return (raw,)
     try:
         conversation = reader.read(raw.value, raw.origin)
-        problems = _unrenderable(conversation)
     except FaultyRow as faulty:
-        problems = faulty.problems
-    except RecursionError:
-        problems = (_too_deep(),)
-    except OverflowError:
-        problems = (data_problem("data.conversations.number_too_large"),)
-    problems = (*raw.problems, *(problem.at(raw.origin) for problem in problems))
-    return problems or conversation
+        return (*raw.problems, *faulty.problems)
+    return raw.problems or conversation
 
 
-def _too_deep() -> Problem:
-    return data_problem("data.conversations.nested_too_deeply", levels=MAX_DEPTH)
+def read_conversations(reader: Reader, system: str | None = None) -> Iterator[Conversation]:
+    """Yield the conversations that ``reader`` reads; those without a system prompt begin with ``system``.
 
-
-def _unrenderable(conversation: Conversation) -> tuple[Problem, ...]:
-    """Return the problems of calls and tools, which may be any JSON, that a chat template could not render."""
-    values: list[Any] = [call.arguments for turn in conversation.turns for call in turn.tool_calls]
-    values += conversation.tools
-    if not values:
-        return ()
-    if too_deep(values, MAX_DEPTH + 1):
-        return (_too_deep(),)
-    if any(not math.isfinite(number) for number in _floats(values)):
-        return (data_problem("data.conversations.not_a_number"),)
-    return ()
-
-
-def _floats(value: Any) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _floats(inner)
-
-
-def read_conversations(
-    files: Iterable[str], options: Options | None = None, system: str | None = None
-) -> Iterator[Conversation]:
-    """Yield the conversations in ``files`` (or folders, or hub ids), opened by ``system`` if they have none.
-
-    Raises DataError, after the last row, with every problem there was.
-    """
-    yield from conversations_of(Reader(files, options or Options()), system)
-
-
-def conversations_of(reader: Reader, system: str | None = None) -> Iterator[Conversation]:
-    """Yield the conversations that ``reader`` reads, opened by ``system`` if they have none.
-
-    Raises DataError, after the last row, with every problem there was.
+    Raises DataError, after the last row, with every problem.
     """
     for _, conversation in reader.conversations():
         yield conversation.with_system(system)

@@ -12,7 +12,7 @@ from weitune.data.conversation import Conversation
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
 from weitune.data.prepare.recipe_reader import read_options
-from weitune.data.read.conversations import read_conversations
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import RunError
 from weitune.evaluate.general import general_questions
 from weitune.export.source.adapter_weights import AdapterWeights
@@ -52,7 +52,7 @@ class ExportSource:
         """
         if self.made_elsewhere:
             return (question.answered for question in general_questions())
-        return read_conversations(self.recipe.data, read_options(self.recipe))
+        return read_conversations(Reader(self.recipe.data, read_options(self.recipe)))
 
     @cached_property
     def adapter(self) -> AdapterWeights:

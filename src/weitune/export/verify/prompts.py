@@ -13,7 +13,7 @@ from itertools import islice
 
 from weitune.data.conversation import Conversation
 from weitune.data.prepare.recipe_reader import read_options
-from weitune.data.read.conversations import read_conversations
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import InputError
 from weitune.export.source.export_source import ExportSource
 from weitune.messages import say
@@ -52,7 +52,7 @@ def choose_prompts(source: ExportSource, count: int) -> tuple[list[VerificationP
         return _spread(_prompts(source, source.dialogues()), count), []
     except InputError as error:
         reason = " ".join(error.message.split())
-        builtin = read_conversations(_BUILTIN, read_options(source.recipe))
+        builtin = read_conversations(Reader(_BUILTIN, read_options(source.recipe)))
         return _spread(_prompts(source, builtin), count), [say("export.prompts.builtin_dialogues", reason=reason[:200])]
 
 
