@@ -1,12 +1,13 @@
 """Rows from typed tables: Parquet, Arrow files as `datasets` saves them, and data sets of the hub.
 
-Such a table gives every row all columns, and every object in a column the same fields; a field that a row does not have
-is null. So a null field of an object, at any level, means that there is no such field:
+In such a table all rows have the same columns, and all objects in a column the same fields; what a row lacks is null.
+So a null field of an object, at any level, means that the object has no such field:
 
     written     {"name": "tides", "arguments": {"port": "Brest"}}
     in the file {"name": "tides", "arguments": {"port": "Brest", "year": null}}
 
-Null elements of lists and entries of maps are never added by the file, so they stay. So does JSON in a string.
+Null elements of lists and null entries of maps are not added by the format, so they are kept. JSON in a string is not
+changed either.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Clean = Callable[[Any], Any]
 
 
 def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Raw]:
-    """Yield the rows of a Parquet file, a batch at a time."""
+    """Yield the rows of a Parquet file."""
     from pyarrow import parquet
 
     def batches() -> Iterator[Any]:
@@ -38,7 +39,7 @@ def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[
 
 
 def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Raw]:
-    """Yield the rows of a file in either of Arrow's formats: a stream, as `datasets` writes, or with an index."""
+    """Yield the rows of a file in either Arrow format: a stream, as `datasets` writes, or a file with an index."""
     import pyarrow as pa
 
     def batches() -> Iterator[Any]:
@@ -65,7 +66,7 @@ def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> It
                 repeated = next(name for name in names if names.count(name) > 1)
                 yield data_problem("data.arrow_rows.repeated_column", file=file, name=shown_name(repeated))
                 return
-            batch.validate(full=True)  # Arrow trusts the data it maps, and would read outside of a damaged file
+            batch.validate(full=True)  # Arrow trusts the data it maps, and would read beyond the end of a damaged file
             clean = cleaner(batch.schema, notes)
             for start in range(0, batch.num_rows, _BATCH):
                 for value in batch.slice(start, _BATCH).to_pylist():
@@ -83,15 +84,15 @@ def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> 
 
 
 def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
-    """Return a row, blank if all of its cells were null, as in the empty lines of a spreadsheet."""
+    """Return a row; it is blank if all of its cells were null, as in an empty line of a spreadsheet."""
     return RawRow(origin, value) if value else BlankRow(origin)
 
 
 def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clean:
     """Return a function that removes the added nulls from an object with these Arrow ``fields``, such as a row.
 
-    Nulls removed from the objects inside it are counted in ``notes``; its own only with ``count``, since rows usually
-    have some.
+    ``notes`` counts the nulls removed from objects inside it; nulls of the object itself are only counted with
+    ``count``, since rows usually have some.
     """
     below = {field.name: inner for field in fields if (inner := _clean_of(field.type, notes)) is not None}
 
@@ -109,7 +110,7 @@ def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clea
 
 
 def _clean_of(kind: Any, notes: Notes) -> Clean | None:
-    """Return the function that cleans a value of the Arrow type ``kind``; None if the type has no fields anywhere."""
+    """Return the function that removes added nulls from values of an Arrow type; None if the type has no fields."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -121,15 +122,21 @@ def _clean_of(kind: Any, notes: Notes) -> Clean | None:
         return _clean_of(kind.value_type, notes)
     if isinstance(kind, pa.BaseExtensionType):
         return _clean_of(kind.storage_type, notes)
-    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-    if any(is_list(kind) for is_list in lists):
+    is_list = (
+        types.is_list,
+        types.is_large_list,
+        types.is_fixed_size_list,
+        types.is_list_view,
+        types.is_large_list_view,
+    )
+    if any(check(kind) for check in is_list):
         inner = _clean_of(kind.value_type, notes)
         return None if inner is None else lambda value: list(map(inner, value)) if isinstance(value, list) else value
     return None
 
 
 def _map_cleaner(inner: Clean | None) -> Clean:
-    """Return the function that makes an object of a map's entries, which Arrow gives as pairs."""
+    """Return the function that makes an object from the entries of a map, which Arrow gives as pairs."""
 
     def clean(value: Any) -> Any:
         if not isinstance(value, list):

@@ -1,11 +1,11 @@
 """The data files of a folder, and data sets that `datasets` saved to a folder.
 
-    folder/                          every data file below it, in the order of their names
-        .ipynb_checkpoints/ ._a.json     hidden: not data; nor is ~$a.csv, which Excel keeps while a file is open
+    folder/                          every data file in it and its subfolders, sorted by name
+        .ipynb_checkpoints/ ._a.json     hidden, so not data; nor is ~$a.csv, which Excel keeps while a file is open
     saved/state.json                 the Arrow files that it lists, in that order
     saved/dataset_dict.json          one such folder for each split: `saved:train`
 
-Links to folders are followed, each folder once.
+Links to folders are followed; each folder is read once.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ _NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
-def files_below(folder: Path, is_data: Callable[[Path], bool], split: str | None = None) -> Iterator[Path | Problem]:
-    """Yield the data files below ``folder`` in the order of their names, and problems of what cannot be read.
-
-    ``split`` is the name of one split of a saved data set.
-    """
-    yield from _below(folder, is_data, split, set())
-
-
-def _below(
-    folder: Path, is_data: Callable[[Path], bool], split: str | None, visited: set[tuple[int, int]]
+def files_in(
+    folder: Path, is_data: Callable[[Path], bool], split: str | None = None, visited: set[tuple[int, int]] | None = None
 ) -> Iterator[Path | Problem]:
+    """Yield the data files in ``folder`` and its subfolders, sorted by name, and problems of what cannot be read.
+
+    ``split`` is the name of one split of a saved data set; ``visited`` are devices and inodes of folders to leave out.
+    """
+    visited = set() if visited is None else visited
     try:
         here = folder.stat()
         entries = sorted(folder.iterdir())
@@ -47,7 +44,7 @@ def _below(
         if isinstance(chosen, Problem):
             yield chosen
         else:
-            yield from _below(chosen, is_data, None, visited)
+            yield from files_in(chosen, is_data, None, visited)
         return
     if split is not None:
         yield _no_split(folder, split, [])
@@ -59,13 +56,13 @@ def _below(
         if entry.name.startswith((".", "~$")) or entry.name in _NOT_DATA:
             continue
         if entry.is_dir():
-            yield from _below(entry, is_data, None, visited)
+            yield from files_in(entry, is_data, None, visited)
         elif is_data(entry) and not (entry.suffix == ".arrow" and entry.name.startswith("cache-")):
             yield entry
 
 
 def _split_folder(folder: Path, split: str | None) -> Path | Problem:
-    """Return the folder of one split of a saved data set; without ``split``, of its only one."""
+    """Return the folder of a split of a saved data set; if ``split`` is None, of its only split."""
     listing = _read(folder / _SPLITS)
     if isinstance(listing, Problem):
         return listing
@@ -81,7 +78,7 @@ def _split_folder(folder: Path, split: str | None) -> Path | Problem:
 
 
 def _saved_files(folder: Path) -> Iterator[Path | Problem]:
-    """Yield the Arrow files of a saved data set; `datasets` keeps other files beside them for itself."""
+    """Yield the Arrow files of a saved data set, but not the other files that `datasets` keeps there."""
     state = _read(folder / _STATE)
     if isinstance(state, Problem):
         yield state
@@ -101,7 +98,6 @@ def _saved_files(folder: Path) -> Iterator[Path | Problem]:
 
 
 def _read(path: Path) -> dict[str, object] | Problem:
-    """Return the object in a file that `datasets` wrote."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

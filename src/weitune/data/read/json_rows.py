@@ -1,12 +1,12 @@
-"""Rows from JSON files: an array, one value per line, values one after the other, or such files joined together.
+"""Rows from JSON files: an array, one value per line, consecutive values, or such files joined together.
 
     [{…}, {…}] {…}          top-level values are read in order: the elements of an array are rows; an object is a row or
-    {…}                     contains rows (:mod:`.containers`); white space and byte order marks may stand between
+    {…}                     contains rows (:mod:`.containers`); white space and byte order marks may separate them
     [{…}]
 
-Every character that is not white space belongs to a row or to a fault, which is reported with line and column. A fault
-in JSON Lines loses that row. A fault in an array, or in an object of several lines, loses the rest of the file, since
-the beginning of the next row is unknown.
+Every character that is not white space belongs to a row or to a fault, which has a line and a column. A fault in JSON
+Lines costs that row. A fault in an array, or in an object of several lines, costs the rest of the file, since nobody
+can know where the next row begins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weitune.data.formats.containers import ContainedRows, RowCriteria, containe
 from weitune.data.formats.fields import Notes
 from weitune.data.problems import Problem
 from weitune.data.read import json_values
-from weitune.data.read.json_values import ArrayAndLineReader, Rows, TooLong
+from weitune.data.read.json_values import Rows, TooLong, ValueReader
 from weitune.data.read.json_window import Window, after_space, repeated_key
 from weitune.data.read.source import RawRow
 
@@ -31,32 +31,32 @@ _OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 def json_rows(
     stream: IO[str], file: str, part: str | None = None, criteria: RowCriteria | None = None, notes: Notes | None = None
 ) -> Iterator[RawRow | Problem]:
-    """Yield the rows of a JSON file; ``part`` is the name of the field of its object that has them."""
+    """Yield the rows of a JSON file; ``part`` is the field of its object that contains them."""
     return _FileReader(Window(stream), file, part, criteria or RowCriteria(), notes or Notes()).rows()
 
 
-class _FileReader(ArrayAndLineReader):
+class _FileReader(ValueReader):
     """Reads the top-level values of a file in order."""
 
     def __init__(self, window: Window, file: str, part: str | None, criteria: RowCriteria, notes: Notes) -> None:
         super().__init__(window, file)
         self._part, self._criteria, self._notes = part, criteria, notes
         self._containers = True
-        """Whether objects may contain rows: until one was a row itself."""
+        """Whether objects may contain rows: true until an object is a row itself."""
 
     def rows(self) -> Iterator[RawRow | Problem]:
-        going_on = True
-        while going_on and self.window.skip_blank():
+        readable = True
+        while readable and self.window.skip_blank():
             first = self.window.peek()
             if self._part is not None and first != "{":
                 yield self.here(missing_part(self._part, []))
                 return
             if first == "[":
-                going_on = yield from self.array()
+                readable = yield from self.array()
             elif first == "{" and self._containers:
-                going_on = yield from self._object()
+                readable = yield from self._object()
             elif not (self.lines and (yield from self.whole_lines())):
-                going_on = yield from self.value()
+                readable = yield from self.value()
             self.begun = True
 
     def _object(self) -> Rows:
@@ -83,7 +83,7 @@ class _FileReader(ArrayAndLineReader):
         return True
 
     def _contained(self, contained: ContainedRows | Problem) -> Iterator[RawRow | Problem]:
-        """Yield the rows that were put together from an object, or why they could not be."""
+        """Yield the rows that were made from an object, or why they could not be made."""
         if isinstance(contained, Problem):
             yield self.here(contained)
             return
@@ -94,9 +94,9 @@ class _FileReader(ArrayAndLineReader):
         self._notes.unused.update(contained.unread)
 
     def _members(self, chosen: str, *, only: bool = True) -> Rows:
-        """Yield the rows in the list ``chosen`` of the object at the position, without decoding the object whole.
+        """Yield the rows in the list ``chosen`` of the object at the position, one by one.
 
-        Unless it is known to be the ``only`` one, another list of rows is a fault.
+        Another list of rows is a fault, unless ``chosen`` is known to be the ``only`` one.
         """
         window = self.window
         window.move(window.at + 1)
@@ -126,7 +126,7 @@ class _FileReader(ArrayAndLineReader):
         return True
 
     def _key(self, *, begun: bool) -> str | Problem | None:
-        """Move to the next value of an object, and return its key; None at the object's end."""
+        """Move to the next value of an object and return its key; None at the end of the object."""
         window = self.window
         row = self.row + 1
         window.skip_space()
@@ -150,7 +150,7 @@ class _FileReader(ArrayAndLineReader):
         return str(outcome[0])
 
     def _pass_over(self, key: str, others: list[str]) -> Problem | None:
-        """Skip a value, element by element; add its key to ``others`` if it may contain rows."""
+        """Skip a value, an array element by element; add its key to ``others`` if it may contain rows."""
         row, window = self.row, self.window
         if window.peek() != "[":
             outcome = self.decode()
@@ -171,9 +171,9 @@ class _FileReader(ArrayAndLineReader):
         return fault
 
     def _long_list(self) -> str | None:
-        """Return the key of the list of objects because of which the object at the position exceeds LOOKAHEAD.
+        """Return the key of the list of objects that makes the object at the position longer than LOOKAHEAD.
 
-        None if there is no such list, or if the object has a field that only a row has.
+        Returns None if there is no such list, or if the object has a field that only a row has.
         """
         text, at, start = self.window.text, self.window.at + 1, 0
         seen: list[str] = []

@@ -1,7 +1,7 @@
-"""Rows from arrays and lines of JSON, value by value, with the position of every fault.
+"""Rows from JSON arrays and lines, value by value, with the position of every fault.
 
-[{…}, {…},        an array: its elements are rows
-{…} {…}           a value at the top level: a row; the next one may follow on the same line
+[{…}, {…}]        an array: its elements are rows
+{…} {…}           top-level values: each is a row; the next may follow on the same line
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ from weitune.data.read.source import RawRow
 from weitune.messages import say
 
 LOOKAHEAD = 1 << 20
-"""Characters of a value that are decoded at most to find out what it is."""
+"""Characters of a value that are decoded at most to decide whether it is a row or contains rows."""
 _SHOWN = 15
 """Characters of a file that a message quotes."""
 
 Rows = Generator[RawRow | Problem, None, bool]
-"""Yields rows and faults, and returns whether reading can go on behind them."""
+"""Yields rows and faults, and returns whether what follows them can be read."""
 
 
-class TooLong(Exception):  # noqa: N818  (an answer, not a fault)
+class TooLong(Exception):  # noqa: N818  (returned, never raised)
     """The value has more characters than allowed."""
 
 
-class Scanner:
-    """Decodes the value at the current position of a file, and makes the problems there."""
+class ValueReader:
+    """Reads the rows of arrays and lines, from the current position of a file on."""
 
     def __init__(self, window: Window, file: str) -> None:
         self.window, self.file = window, file
         self.decoder = Decoder()
         self.row = 0
+        self.begun = False
+        """Whether a value has been read."""
+        self.lines = False
+        """Whether a value had its own line, so that each line begins a value."""
 
     def decode(self, most: int | None = None) -> tuple[Any, int] | Exception:
-        """Decode the value at the position, reading on while the window's end cuts it off.
+        """Return the value at the position and its end, or the error; TooLong if it has more than ``most`` characters.
 
-        Returns the value and where it ends, or the error; TooLong if the value has more than ``most`` characters.
+        Reads on while the value exceeds the window.
         """
         window = self.window
         while True:
@@ -55,7 +59,7 @@ class Scanner:
                 if not window.more():
                     return error
                 continue
-            if end + 2 < len(window.text) or not window.more():  # `1` may go on as `1.5` or `1e-5` beyond the window
+            if end + 2 < len(window.text) or not window.more():  # a `1` at the end may begin `1.5` or `1e-5`
                 return value, end
 
     def malformed(self, error: Exception, *, rest_lost: bool) -> Problem:
@@ -70,56 +74,31 @@ class Scanner:
             line, column = window.place(at)
             near = window.text[max(window.at, at - _SHOWN) : at + _SHOWN].strip()
             reason = f"{error.msg[:1].lower()}{error.msg[1:]}"
-            found = say("data.json_values.reason_near", reason=reason, near=near) if near else say(_END_OF_TEXT)
+            found = say("data.json_values.end_of_text")
+            found = say("data.json_values.reason_near", reason=reason, near=near) if near else found
         elif isinstance(error, RecursionError):
             found = say("data.json_values.nested_too_deeply")
         else:
             found = str(error)
-        message = "data.json_values.not_valid_json"
-        fix = _fix(rest_lost=rest_lost)
-        return data_problem(message, file=self.file, line=line, column=column, found=found, fix=fix)
+        problem = data_problem("data.json_values.not_valid_json", found=found, fix=_fix(rest_lost=rest_lost))
+        return replace(problem, file=self.file, line=line, column=column)
 
     def unexpected(self, row: int, *, expected: str, rest_lost: bool) -> Problem:
-        """Return the fault of the text at the position instead of ``expected``, which is a message id."""
+        """Return the fault that the text at the position is not ``expected``, a message id."""
         window = self.window
         while len(window.text) - window.at < _SHOWN and window.more():
             pass
         line, column = window.place(window.at)
-        return data_problem(
-            "data.json_values.unexpected_text",
-            file=self.file,
-            row=row,
-            line=line,
-            column=column,
-            expected=say(expected),
-            found=say(_END_OF_FILE) if window.ended else repr(window.text[window.at : window.at + _SHOWN]),
-            fix=_fix(rest_lost=rest_lost),
-        )
+        found = say("data.json_values.end_of_file") if window.ended else repr(window.text[window.at :][:_SHOWN])
+        fix = _fix(rest_lost=rest_lost)
+        problem = data_problem("data.json_values.unexpected_text", expected=say(expected), found=found, fix=fix)
+        return replace(problem, file=self.file, row=row, line=line, column=column)
 
     def here(self, problem: Problem) -> Problem:
-        """Return ``problem`` with its place set to the position."""
         return replace(problem, file=self.file, line=self.window.line)
 
-
-_END_OF_TEXT, _END_OF_FILE = "data.json_values.end_of_text", "data.json_values.end_of_file"
-
-
-def _fix(*, rest_lost: bool) -> str:
-    return say("data.json_values.fix_here_rest_lost" if rest_lost else "data.json_values.fix_here")
-
-
-class ArrayAndLineReader(Scanner):
-    """Reads the rows of arrays and lines."""
-
-    def __init__(self, window: Window, file: str) -> None:
-        super().__init__(window, file)
-        self.begun = False
-        """Whether something has been read."""
-        self.lines = False
-        """Whether a value stood alone on its line, so that each line begins a value."""
-
     def value(self) -> Rows:
-        """Yield the value at the position as a row; only another row may follow it on its line."""
+        """Yield the value at the position as a row; nothing but another row may follow it on its line."""
         window = self.window
         self.row += 1
         origin = Origin(self.file, self.row, window.line)
@@ -141,20 +120,15 @@ class ArrayAndLineReader(Scanner):
         return True
 
     def whole_lines(self) -> Rows:
-        """Yield the objects from the position on that end in the window, each on lines of its own.
-
-        Returns whether there were any.
-        """
+        """Yield the objects that end in the window and share no line; return whether there were any."""
         rows = whole_lines(self.window, self.decoder)
-        row = self.row
-        for line, value in rows:
-            row += 1
+        for row, (line, value) in enumerate(rows, self.row + 1):
             yield RawRow(Origin(self.file, row, line), value)
-        self.row = row
+        self.row += len(rows)
         return bool(rows)
 
     def faulty(self, error: Exception, origin: Origin) -> Rows:
-        """Yield the fault of the value at the position, and go on with the next line if lines are rows."""
+        """Yield the fault of the value at the position, and continue with the next line if lines are rows."""
         window = self.window
         if self.begun and isinstance(error, json.JSONDecodeError) and error.pos == window.at:
             fault = self.unexpected(origin.row, expected="data.json_values.file_end_or_row", rest_lost=False)
@@ -165,7 +139,7 @@ class ArrayAndLineReader(Scanner):
             yield replace(fault, fix=_fix(rest_lost=True))
             return False
         end = line_end[0]
-        if fault.line != window.line:  # then only this line is at fault
+        if fault.line != window.line:  # the next lines are rows, so the fault is that this one ends
             line, column = window.place(end)
             near = window.text[max(window.at, end - _SHOWN) : end].strip()
             fault = replace(fault, found=say("data.json_values.line_end_after", near=near), line=line, column=column)
@@ -189,11 +163,10 @@ class ArrayAndLineReader(Scanner):
                     yield self.unexpected(self.row + 1, expected=expected, rest_lost=not self.lines)
                     return self.resume(window.at)
             begun = True
-            row = self.row
-            for value in whole_values(window, decoder):
-                row += 1
+            values = whole_values(window, decoder)
+            for row, value in enumerate(values, self.row + 1):
                 yield RawRow(Origin(self.file, row), value)
-            self.row = row + 1
+            self.row += len(values) + 1
             origin = Origin(self.file, self.row)
             outcome = self.decode()
             if isinstance(outcome, Exception):
@@ -205,10 +178,17 @@ class ArrayAndLineReader(Scanner):
             window.move(end)
 
     def resume(self, at: int) -> bool:
-        """Go on behind a fault at ``at`` if lines are rows: with the line that begins there, or else with the next."""
+        """Move to the next line after a fault at ``at`` if lines are rows; return whether they are.
+
+        A line that begins at ``at`` is the next one.
+        """
         if not self.lines:
             return False
         self.window.move(at)
         if self.window.place(at)[1] != 1:
             self.window.skip_line()
         return True
+
+
+def _fix(*, rest_lost: bool) -> str:
+    return say("data.json_values.fix_here_rest_lost" if rest_lost else "data.json_values.fix_here")

@@ -1,7 +1,7 @@
-"""A window of text that moves over a JSON file, and the decoder of the values in it.
+"""A window that moves over the text of a JSON file, and the decoder of the values in it.
 
-[ {…}, {…},        the window knows the line and column of every position in it; text behind the current position
-  {…} ]            is forgotten, so memory holds one window and its rows, however long the file is
+[ {…}, {…},        the window knows the line and column of every position in it; it drops the text before the current
+  {…} ]            position, so memory holds one window and its rows, however long the file is
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weitune.data.problems import Problem, data_problem
 
 _WINDOW = 1 << 18
 _LONGEST_ATOM = 12
-"""Characters of the longest token of JSON besides strings and numbers: an escaped surrogate pair."""
+"""Characters of an escaped surrogate pair, the longest token of JSON besides strings and numbers."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BLANK = re.compile(r"[\s\ufeff]*")
 _BLANK_IN_LINE = re.compile(r"(?:[^\S\n]|\ufeff)*")
@@ -25,7 +25,7 @@ _LINES_END = re.compile(r"[ \t\r]*\n\s*")
 
 
 class Decoder:
-    """The C scanner of the standard library, which also notes repeated keys."""
+    """The JSON decoder of the standard library (in C), which also collects repeated keys."""
 
     def __init__(self) -> None:
         self.repeated: list[str] = []
@@ -33,7 +33,7 @@ class Decoder:
         self._decode = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
 
     def decode(self, text: str, at: int) -> tuple[Any, int]:
-        """Return the value at ``at`` and where it ends.
+        """Return the value at ``at`` and its end.
 
         Raises JSONDecodeError, ValueError for a number with thousands of digits, or RecursionError if the value is
         nested too deeply.
@@ -51,7 +51,6 @@ class Decoder:
         return value
 
     def problems(self, origin: Origin) -> tuple[Problem, ...]:
-        """Return the faults of the last decoded value."""
         return tuple(repeated_key(key).at(origin) for key in self.repeated) if self.repeated else ()
 
 
@@ -67,10 +66,7 @@ def after_space(text: str, at: int) -> int:
 
 
 class Window:
-    """A piece of the file's text that moves forward.
-
-    ``at`` is the current position in ``text``, and ``line`` the number of its line, from 1.
-    """
+    """A piece of the file's ``text``; ``at`` is the current position in it, and ``line`` its line from 1."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -91,10 +87,7 @@ class Window:
         return "" if self.ended else self.text[self.at]
 
     def more(self) -> bool:
-        """Forget the text behind the position and read as much again as lies ahead, at least a window.
-
-        Returns whether there was more text.
-        """
+        """Drop the text before the position and at least double the rest; return whether there was more text."""
         block = "" if self._read_to_end else self._stream.read(max(_WINDOW, len(self.text) - self.at))
         if not block:
             self._read_to_end = True
@@ -105,12 +98,11 @@ class Window:
         return True
 
     def move(self, at: int) -> None:
-        """Move the position forward to ``at``."""
         self.line += self.text.count("\n", self.at, at)
         self.at = at
 
     def place(self, at: int) -> tuple[int, int]:
-        """Return line and column of ``at``, which is not behind the position."""
+        """Return line and column, both from 1, of ``at``, which is not before the position."""
         newline = self.text.rfind("\n", 0, at)
         column = at - newline if newline >= 0 else self._column + at
         return self.line + self.text.count("\n", self.at, at), column
@@ -118,7 +110,7 @@ class Window:
     def pass_comma(self) -> bool:
         """Skip a comma and the white space around it; return whether there was a comma."""
         match = _COMMA.match(self.text, self.at)
-        if match is not None and match.end() < len(self.text):  # nearly always
+        if match is not None and match.end() < len(self.text):  # the usual case, and faster
             self.move(match.end())
             return True
         self.skip_space()
@@ -129,7 +121,6 @@ class Window:
         return True
 
     def skip_space(self) -> None:
-        """Skip JSON's white space."""
         self._skip(_SPACE)
 
     def skip_blank(self) -> bool:
@@ -138,7 +129,6 @@ class Window:
         return not self.ended
 
     def skip_blank_in_line(self) -> None:
-        """Skip white space and byte order marks, but not the end of the line."""
         self._skip(_BLANK_IN_LINE)
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
@@ -150,10 +140,10 @@ class Window:
                 return
 
     def line_end(self, most: int) -> tuple[int, str] | None:
-        """Return the end of the current line, and the first character of the next line that is not blank.
+        """Return the end of the current line and the first character of the next line that is not blank.
 
-        The character is a space if that line is indented, and "" at the end of the file. None if it takes more than
-        about ``most`` characters to find out.
+        The character is a space if that line is indented, and "" at the end of the file. Returns None if the line has
+        more than about ``most`` characters.
         """
         while True:
             end = self.text.find("\n", self.at)
@@ -166,7 +156,6 @@ class Window:
                 return (end if end >= 0 else len(self.text)), ""
 
     def skip_line(self) -> None:
-        """Move to the beginning of the next line, or to the end of the file."""
         while (end := self.text.find("\n", self.at)) < 0:
             self.move(len(self.text))
             if not self.more():
@@ -175,10 +164,10 @@ class Window:
 
 
 def whole_values(window: Window, decoder: Decoder) -> list[Any]:
-    """Decode the values that a comma and more text in the window follow, and move behind them and their commas.
+    """Decode the values in the window that a comma and more text follow, and move past them and their commas.
 
-    This is the fast path through an array; the slow one takes a value at a time and reports every fault. The fast path
-    stops before a value that may have a fault, and returns nothing if that is the first.
+    This is the fast path through an array. It stops before a value that may have a fault; the slow path, which decodes
+    one value at a time, reports the fault.
     """
     if values := _objects_at_once(window, decoder):
         return values
@@ -200,7 +189,7 @@ def whole_values(window: Window, decoder: Decoder) -> list[Any]:
 def _objects_at_once(window: Window, decoder: Decoder) -> list[Any]:
     """Decode the values up to the last object in the window that a comma follows, as one array.
 
-    Decoding them one at a time gives the same if that array ends where it was cut, and not before.
+    The result is that of decoding them one at a time if the decoded array ends at the end of the piece.
     """
     end = window.text.rfind("},", window.at) + 1
     comma = _COMMA.match(window.text, end)
@@ -218,9 +207,9 @@ def _objects_at_once(window: Window, decoder: Decoder) -> list[Any]:
 
 
 def whole_lines(window: Window, decoder: Decoder) -> list[tuple[int, Any]]:
-    """Decode objects on lines of their own that more text follows, and move behind them: (line, object).
+    """Decode the objects in the window that share no line, and move past them; return (line, object) pairs.
 
-    A fast path as :func:`whole_values`.
+    This is a fast path like :func:`whole_values`.
     """
     text, at, line = window.text, window.at, window.line
     values = []
@@ -231,7 +220,7 @@ def whole_lines(window: Window, decoder: Decoder) -> list[tuple[int, Any]]:
             if ends is None or ends.end() == len(text) or decoder.repeated:
                 break
             values.append((line, value))
-            first = text.find("\n", at)  # far cheaper than counting in a long text
+            first = text.find("\n", at)  # far cheaper than counting from ``at`` on in a long line
             line += text.count("\n", first, ends.end())
             at = ends.end()
     except (ValueError, RecursionError):
@@ -241,7 +230,7 @@ def whole_lines(window: Window, decoder: Decoder) -> list[tuple[int, Any]]:
 
 
 def cut_off(error: Exception, window: Window) -> bool:
-    """Return whether ``error`` may only be due to the end of the window."""
+    """Return whether the end of the window may be the only cause of ``error``."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= len(window.text) - _LONGEST_ATOM

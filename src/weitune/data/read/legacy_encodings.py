@@ -66,10 +66,8 @@ class _Utf8:
             except UnicodeDecodeError as error:
                 self.invalid_line = line + piece.count(b"\n", 0, error.start)
         if self.certain_line is None:
-            lines = enumerate(piece.split(b"\n"), line)
-            self.certain_line = next(
-                (at for at, each in lines if not each.isascii() and _UTF8_LINE.fullmatch(each)), None
-            )
+            matches = ((at, _UTF8_LINE.fullmatch(each)) for at, each in enumerate(piece.split(b"\n"), line))
+            self.certain_line = next((at for at, match in matches if match), None)
 
     @property
     def prevails(self) -> bool:
@@ -113,20 +111,16 @@ class _Chinese:
         if count < _LEAST_OF_A_STRETCH * _STRETCH and len(stretch) == _STRETCH and self.odd_line is None:
             self.odd_line = line
 
-    @property
-    def certain(self) -> bool:
-        """Whether the text can only be Chinese, once all of it has been fed."""
+    def finish(self) -> bool:
+        """Return whether the text, all of which has been fed, can only be Chinese."""
         self._count(self._rest, 0)
-        self._rest = ""
         return self.possible and _evidence(self._all, self._frequent) >= _CERTAIN
 
 
 def _evidence(count: int, frequent: int) -> float:
     """Return the log of the likelihood ratio of Chinese to another encoding, given the ``frequent`` of all hanzi."""
-    gain, loss = (
-        math.log(scores.HANZI_SHARE / _MISREAD_SHARE),
-        math.log((1 - scores.HANZI_SHARE) / (1 - _MISREAD_SHARE)),
-    )
+    chinese, other = scores.HANZI_SHARE, _MISREAD_SHARE
+    gain, loss = math.log(chinese / other), math.log((1 - chinese) / (1 - other))
     return frequent * gain + (count - frequent) * loss
 
 
@@ -149,7 +143,7 @@ def detect(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
             chinese.feed(piece, line)
             _add_to(sample, (each for each in piece.split(b"\n") if not each.isascii()))
         line += piece.count(b"\n")
-    certain = chinese.certain
+    certain = chinese.finish()
     odd_lines = [number for number in (chinese.odd_line, utf8.certain_line) if number is not None]
     if utf8.prevails and (odd_lines or not certain):
         return "utf-8", None

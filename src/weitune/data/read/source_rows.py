@@ -1,4 +1,4 @@
-"""The rows of a source, by the reader for its type. Nothing is loaded whole: every reader streams."""
+"""Reads the rows of a source with the reader for its type. All readers stream, so no file need fit in memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from weitune.data.read.text_file import blocks, open_text, unreadable
 
 
 def raw_rows(source: Source, criteria: RowCriteria | None = None, notes: Notes | None = None) -> Iterator[Raw]:
-    """Yield the rows of ``source`` in order; a fault that loses rows is a Problem in their place.
+    """Yield the rows of ``source`` in order, with a Problem in place of rows that cannot be read.
 
-    ``criteria`` tell rows from objects that contain rows; ``notes`` collects what else is noticed.
+    ``criteria`` distinguish rows from objects that contain rows.
     """
     row = 0
     empty: str | None = "data.source_rows.no_rows"
@@ -65,7 +65,7 @@ def _read(source: Source, criteria: RowCriteria, notes: Notes) -> Iterator[Raw]:
 
 @contextmanager
 def _decompressed(source: Source) -> Iterator[Path | IO[bytes]]:
-    """Yield the file of ``source``, decompressed into a temporary one if need be: tables are read from their end."""
+    """Yield the file of ``source``; if it is compressed, a decompressed copy, since Parquet is read from the end."""
     assert source.path is not None  # noqa: S101  (for mypy)
     if source.facts is None or source.facts.compression is None:
         yield source.path

@@ -1,8 +1,8 @@
 """The files and hub data sets that the names in a recipe stand for.
 
-a file          .json .jsonl .csv .tsv .parquet .arrow, each also .gz or .zst
+file            .json .jsonl .csv .tsv .parquet .arrow, each also .gz or .zst
 file:part       the field `part` of the object in a JSON file (:mod:`.containers`)
-a folder        every such file below it, in the order of their names (:mod:`.folders`)
+folder          every such file in it and its subfolders, sorted by name (:mod:`.folders`)
 folder:split    one split of a data set that was saved to the folder
 builtin:NAME    a data set that ships with weitune
 owner/name      a data set on the Hugging Face hub; `owner/name:split`, `owner/name/config:split`
@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from weitune.data.problems import Problem, Problems, data_problem, shown_error, shown_name
-from weitune.data.read.folders import files_below
+from weitune.data.read.folders import files_in
 from weitune.data.read.source import BUILTIN, GivenEncodings, Source, kind_of
 from weitune.data.read.text_file import FileFacts, examine, unreadable
 from weitune.files.paths import HUB_ID, user_path
@@ -31,7 +31,7 @@ _HUB_ID = re.compile(rf"({HUB_ID})(?:/([\w.-]+))?(?::([\w.+\[\]%:-]+))?")
 
 
 def find_sources(names: Iterable[str], problems: Problems, encodings: GivenEncodings | None = None) -> list[Source]:
-    """Return every source that ``names`` stand for, with the facts of its file; faults are added to ``problems``."""
+    """Return every source that ``names`` stand for, with its facts; faults are added to ``problems``."""
     encodings = encodings or GivenEncodings()
     sources = []
     for name in names:
@@ -45,10 +45,10 @@ def find_sources(names: Iterable[str], problems: Problems, encodings: GivenEncod
 
 
 def _expand(name: str) -> Iterator[Source | Problem]:
-    """Yield the sources that ``name`` stands for, not yet examined."""
+    """Yield the sources that ``name`` stands for, without their facts."""
     try:
         yield from _named(name)
-    except OSError as error:  # a name that is too long, or below a folder that may not be entered
+    except OSError as error:  # the name is too long, or there is no permission to look into the folder
         yield unreadable(name, error)
 
 
@@ -71,9 +71,9 @@ def _named(name: str) -> Iterator[Source | Problem]:
 
 
 def _split_name(name: str) -> tuple[Path, str | None]:
-    """Return the path in ``name``, and the part behind a colon if no file is called ``name``.
+    """Return the path in ``name``, and the part after a colon if there is no file ``name``.
 
-    The colon behind the letter of a drive does not count.
+    A colon after the letter of a drive does not count.
     """
     path = user_path(name)
     at = len(name)
@@ -98,7 +98,7 @@ def _file(name: str, path: Path, part: str | None) -> Source | Problem:
 
 def _folder(name: str, path: Path, part: str | None) -> Iterator[Source | Problem]:
     empty = True
-    for item in files_below(path, lambda file: kind_of(file) is not None, part):
+    for item in files_in(path, lambda file: kind_of(file) is not None, part):
         empty = False
         if isinstance(item, Problem):
             yield item
@@ -119,7 +119,7 @@ def _builtin(name: str) -> Source | Problem:
 
 
 def _nearest(path: Path) -> Path | None:
-    """Return the file whose name is most like that of ``path``, in the same folder."""
+    """Return the file with the most similar name in the folder of ``path``."""
     import difflib
 
     try:
@@ -131,7 +131,7 @@ def _nearest(path: Path) -> Path | None:
 
 
 def _examined(source: Source, encodings: GivenEncodings) -> Source | Problem:
-    """Return ``source`` with the facts of its file, or why it cannot be read."""
+    """Return ``source`` with its facts, or why it cannot be read."""
     if source.path is None:
         return _from_hub(source)
     try:
@@ -144,9 +144,9 @@ def _examined(source: Source, encodings: GivenEncodings) -> Source | Problem:
 
 
 def _from_hub(source: Source) -> Source | Problem:
-    """Return ``source`` with its table, downloaded once and memory-mapped by `datasets`, and the hash of its rows.
+    """Return ``source`` with its table, which `datasets` downloads once and maps into memory, and the hash of its rows.
 
-    `datasets` itself refuses data sets that would run code of their own.
+    `datasets` refuses data sets that would run their own code.
     """
     match = _HUB_ID.fullmatch(source.name)
     repository, config, split = match.groups() if match else (source.name, None, None)
