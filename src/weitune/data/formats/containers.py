@@ -1,12 +1,12 @@
 """Rows inside a JSON object that is not a row itself.
 
-    {"data": [{…}, {…}]}                                     the elements of its only list of objects
+    {"data": [{…}, {…}]}                                     its only list of objects: each element is a row
     {"instruction": ["q1", "q2"], "output": ["a1", "a2"]}    columns
     {"instruction": {"0": "q1"}, "output": {"0": "a1"}}      columns by index, as pandas writes a data frame
     {"0": {"instruction": …, "output": …}}                   rows by index or by name
-    {"columns": ["instruction", …], "data": [["q1", …]]}     cells, with the names of their columns
+    {"columns": ["instruction", …], "data": [["q1", …]]}     cells, and the names of their columns
 
-An object with the fields of a known format, as strings or lists of turns, is a row itself.
+An object with the fields of a known format is a row itself if they are strings or lists of turns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _USUAL = frozenset((*_TRAIN, "data", "dataset", "rows", "examples", "items", "in
 _LISTS = frozenset({"messages", "conversations", "conversation"})
 """Fields of a row that hold a list, not a string."""
 _LOOKED_AT = 10
-"""Elements of a list that are looked at to decide whether it is a list of rows."""
+"""Elements of a list that are examined to decide whether it is a list of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +38,21 @@ class ContainedRows:
 
 @dataclass(frozen=True, slots=True)
 class RowCriteria:
-    """How rows are recognised: by the fields of a format, or by the names of the columns that a recipe maps."""
+    """How rows are recognised: by the fields of a format, or by the ``columns`` that a recipe maps."""
 
     columns: frozenset[str] = frozenset()
 
     def is_row(self, value: object) -> bool:
-        """Return whether ``value`` has the fields of a row."""
         if not isinstance(value, dict):
             return False
         return self.columns.issubset(value) if self.columns else recognise(value) is not None
 
     def decides(self, key: str) -> bool:
-        """Return whether a field of this name alone makes an object a row."""
+        """Return whether a field with this name is enough to make an object a row."""
         return key in self.columns if self.columns else recognise({key: None}) is not None
 
     def holds_rows(self, key: str, value: object) -> bool:
-        """Return whether ``value`` is a list of rows, or a list of objects whose ``key`` is usual for rows."""
+        """Return whether ``value`` is a list of rows, or a list of objects under a ``key`` that is usual for rows."""
         if not isinstance(value, list):
             return False
         objects = [item for item in value[:_LOOKED_AT] if isinstance(item, dict)]
@@ -65,7 +64,7 @@ def contained_rows(
 ) -> ContainedRows | Problem | None:
     """Return the rows inside an object, or why they cannot be read; None if the object is a row itself.
 
-    ``part`` is the name of the field that has them, if the user gave it.
+    ``part`` is the field that contains them, if the user named it.
     """
     if part is not None:
         return _named(value, criteria, part)
@@ -79,7 +78,7 @@ def contained_rows(
 
 
 def _listed(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | Problem | None:
-    """Return the only list of rows among the fields of an object."""
+    """Return the rows in the only list of rows among the fields of an object."""
     keys = [key for key in value if criteria.holds_rows(key, value[key])]
     keys = [key for key in keys if any(map(criteria.is_row, value[key][:_LOOKED_AT]))] or keys
     if len(keys) > 1:
@@ -88,13 +87,13 @@ def _listed(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | 
 
 
 def several_lists(lists: Mapping[str, int | None]) -> Problem:
-    """Return the fault of an object with several lists of rows, given as lengths (None: unknown) by name."""
+    """Return the fault of an object with several lists of rows, given as lengths by name (None if unknown)."""
     names = ", ".join(f"`{shown_name(key)}`" + (f" ({n:,})" if n is not None else "") for key, n in lists.items())
     return data_problem("data.containers.several_lists", names=names, first=shown_name(next(iter(lists))))
 
 
 def _named(value: Mapping[str, Any], criteria: RowCriteria, part: str) -> ContainedRows | Problem:
-    """Return the rows in the field ``part`` of an object, or of an object in it under a usual name."""
+    """Return the rows in the field ``part`` of an object, or of an object under one of the usual names in it."""
     named = value.get(part)
     if isinstance(named, list):
         return ContainedRows(part, unread=_others(value, [part]))
@@ -109,7 +108,7 @@ def _named(value: Mapping[str, Any], criteria: RowCriteria, part: str) -> Contai
 
 
 def missing_part(part: str, there: Sequence[str]) -> Problem:
-    """Return the fault of an object without rows under ``part``; ``there`` are the fields that may have some."""
+    """Return the fault of an object without rows under ``part``; ``there`` are its fields that may have some."""
     if part in there:
         return data_problem("data.containers.part_without_rows", part=shown_name(part))
     names = ", ".join(f"`{shown_name(key)}`" for key in there)
@@ -118,7 +117,7 @@ def missing_part(part: str, there: Sequence[str]) -> Problem:
 
 
 def _within(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | Problem | None:
-    """Return rows one level further down, as in ``{"train": {"instruction": […], "output": […]}}``."""
+    """Return the rows inside an object in a field, as in ``{"train": {"instruction": […], "output": […]}}``."""
     objects = {key: below for key, below in value.items() if key in _USUAL and isinstance(below, dict)}
     inside = {key: rows for key, below in objects.items() if (rows := contained_rows(below, criteria)) is not None}
     if len(inside) > 1:
@@ -138,7 +137,7 @@ def _rows(value: Mapping[str, Any], contained: ContainedRows) -> Sequence[Any]:
 
 
 def _columns(value: Mapping[str, Any], deciding: Sequence[str]) -> ContainedRows | Problem | None:
-    """Return the rows of a dictionary of columns; None if it is a row, because a deciding field is not a column."""
+    """Return the rows of an object of columns; None if a deciding field is not a column, so that it is a row."""
     if all(_is_list_column(key, value[key]) for key in deciding):
         columns = {key: column for key, column in value.items() if isinstance(column, list)}
         lengths = {key: len(column) for key, column in columns.items()}
@@ -164,7 +163,7 @@ def _holds_dialogues(value: object) -> bool:
 
 
 def _is_list_column(key: str, value: object) -> bool:
-    """Return whether ``value`` is a column: a list of the values that rows have under ``key``, not one such value."""
+    """Return whether ``value`` is a column: a list of what rows have under ``key``, rather than what one row has."""
     if not isinstance(value, list) or not value:
         return False
     if all(isinstance(item, list) for item in value):
@@ -175,7 +174,6 @@ def _is_list_column(key: str, value: object) -> bool:
 
 
 def _is_indexed_column(value: object) -> bool:
-    """Return whether ``value`` is a column by index, whose keys are numbers."""
     return isinstance(value, dict) and bool(value) and all(key.isascii() and key.isdigit() for key in value)
 
 

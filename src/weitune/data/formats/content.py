@@ -1,10 +1,10 @@
-"""The content of a message: a string, or a list of parts as several tools write them.
+"""The content of a message: a string, or a list of parts in the spellings of several tools.
 
     "At noon."
     [{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "At noon."}, {"type": "tool_use", "name": …}]
     [{"type": "tool_result", "tool_use_id": "c1", "content": "12:00"}]            in a user's message: a tool's turn
 
-Chat templates write reasoning, then text, then calls, so parts of an answer in another order are a fault.
+Chat templates write reasoning, then text, then calls, so another order of the parts of an answer is a fault.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from weitune.data.formats.fields import Fields
 from weitune.data.formats.tool_calls import read_call, read_call_text
 from weitune.data.problems import shown
 
-_KINDS = {
-    "text": "text", "input_text": "text", "output_text": "text",
-    "thinking": "reasoning", "reasoning": "reasoning",
-    "tool_use": "call", "tool_call": "call", "function_call": "call",
-    "tool_result": "result",
-}  # fmt: skip
-"""What a part of each type becomes."""
-_TEXT_TYPES = tuple(kind for kind, becomes in _KINDS.items() if becomes == "text")
+_TYPES = {
+    "text": ("text", "input_text", "output_text"),
+    "reasoning": ("thinking", "reasoning"),
+    "call": ("tool_use", "tool_call", "function_call"),
+    "result": ("tool_result",),
+}
+"""The types of parts, by what they become."""
+_KINDS = {part_type: kind for kind, types in _TYPES.items() for part_type in types}
 _TEXT_KEYS = ("text", "value", "content")
-_THOUGHT_KEYS = ("thinking", "reasoning", *_TEXT_KEYS)
+_REASONING_KEYS = ("thinking", "reasoning", *_TEXT_KEYS)
 _SIGNED = frozenset({"type", "signature"})
-"""What a part may have besides its text. Anthropic signs reasoning; the signature is not learned."""
+"""Keys of a part besides its text. Anthropic signs reasoning; the signature is not learned."""
 _RESULT_KEYS = frozenset({"type", "tool_use_id", "content"})
 _ORDER = ("reasoning", "text", "call")
 _ALLOWED: Mapping[Role, frozenset[str]] = {
@@ -39,14 +39,14 @@ _ALLOWED: Mapping[Role, frozenset[str]] = {
     "assistant": frozenset(_ORDER),
     "tool": frozenset({"text", "result"}),
 }
-"""What the parts of a message may become, by its role."""
+"""What the parts of a message may become, by role."""
 
 
 @dataclass(slots=True)
 class Content:
-    """What a message contains; ``reasoning`` is None if no part has any.
+    """The content of a message; ``reasoning`` is None if no part has any.
 
-    ``turns`` are those of a message with tool results, which becomes several turns; for any other message it is empty.
+    ``turns`` is only filled for a message with tool results, which becomes several turns.
     """
 
     text: str = ""
@@ -62,7 +62,7 @@ class _Part(NamedTuple):
 
 
 def read_content(fields: Fields, message: Mapping[str, Any], key: str, role: Role, where: str) -> Content:
-    """Return what a message has under ``key``: a string or a list of parts, but under ``value`` only a string."""
+    """Return the content of a message under ``key``: a string or a list of parts; only a string under ``value``."""
     value = message.get(key)
     if not isinstance(value, list) or key == "value":
         return Content(fields.text(message, key, where))
@@ -87,7 +87,7 @@ def _of(parts: Iterable[_Part], kind: str) -> list[Any]:
 
 
 def _check_order(fields: Fields, parts: Sequence[_Part]) -> None:
-    """Note a fault if a part stands after one that chat templates write later."""
+    """Note a fault if a part follows one that chat templates write after it."""
     reached = 0
     for part in parts:
         rank = _ORDER.index(part.kind) if part.kind in _ORDER else reached
@@ -97,7 +97,7 @@ def _check_order(fields: Fields, parts: Sequence[_Part]) -> None:
 
 
 def _turns(parts: Sequence[_Part], role: Role) -> list[Turn]:
-    """Return results as tool turns, and the texts between them as turns of ``role``, in order."""
+    """Return results as tool turns and the text between them as turns of ``role``, in order."""
     turns: list[Turn] = []
     for is_result, group in groupby(parts, lambda part: part.kind == "result"):
         values = [part.value for part in group if part.kind in ("result", "text")]
@@ -109,35 +109,30 @@ def _turns(parts: Sequence[_Part], role: Role) -> list[Turn]:
 
 
 def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
-    """Return what an item of the content becomes: one part, several calls, or nothing after noting a fault."""
+    """Return the parts in an item of the content: one, several calls, or none after noting a fault."""
     if isinstance(item, str):
         return [_Part("text", fields.characters(item, place), place)]
     if not isinstance(item, dict):
         fields.fault("data.content.wrong_type", field=place, value=shown(item))
         return []
-    kind = item.get("type") or "text"
-    if not isinstance(kind, str) or kind not in _KINDS:
-        fault = "data.content.encrypted" if kind == "redacted_thinking" else "data.content.unknown_type"
+    part_type = item.get("type") or "text"
+    if not isinstance(part_type, str) or part_type not in _KINDS:
+        fault = "data.content.encrypted" if part_type == "redacted_thinking" else "data.content.unknown_type"
         fields.fault(fault, field=f"{place}.type", value=shown(item["type"]))
         return []
-    becomes = _KINDS[kind]
-    if becomes == "call":
-        return [_Part(becomes, call, place) for call in _calls(fields, item, place)]
-    if becomes == "result":
-        return [_Part(becomes, _result(fields, item, place), place)]
-    keys = _TEXT_KEYS if becomes == "text" else _THOUGHT_KEYS
-    return [_Part(becomes, _text(fields, item, keys, place), place)]
-
-
-def _text(fields: Fields, part: Mapping[str, Any], keys: Sequence[str], place: str) -> str:
-    """Return the text of a part, under the first of ``keys`` that it has."""
-    key = next((key for key in keys if part.get(key) is not None), keys[0])
-    _only(fields, part, _SIGNED | {key}, place)
-    return _joined(fields, part, key, place)
+    kind = _KINDS[part_type]
+    if kind == "call":
+        return [_Part(kind, call, place) for call in _calls(fields, item, place)]
+    if kind == "result":
+        return [_Part(kind, _result(fields, item, place), place)]
+    keys = _TEXT_KEYS if kind == "text" else _REASONING_KEYS
+    key = next((key for key in keys if item.get(key) is not None), keys[0])
+    _only(fields, item, _SIGNED | {key}, place)
+    return [_Part(kind, _joined(fields, item, key, place), place)]
 
 
 def _only(fields: Fields, part: Mapping[str, Any], known: frozenset[str], place: str) -> None:
-    """Count a part's unread keys that are not null or false: some tools write every key in every part."""
+    """Count a part's unread keys, unless they are null or false: some tools write every key in every part."""
     if not known.issuperset(part):
         fields.only({key: value for key, value in part.items() if value not in (None, False)}, known, f"{place}.")
 
@@ -151,7 +146,7 @@ def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> st
         spot = f"{place}.{key}[{i}]"
         if isinstance(item, str):
             texts.append(fields.characters(item, spot))
-        elif isinstance(item, dict) and (item.get("type") or "text") in _TEXT_TYPES:
+        elif isinstance(item, dict) and (item.get("type") or "text") in _TYPES["text"]:
             _only(fields, item, _SIGNED | {"text"}, spot)
             texts.append(fields.text(item, "text", f"{spot}."))
         else:
@@ -168,7 +163,7 @@ def _calls(fields: Fields, part: Mapping[str, Any], place: str) -> Sequence[Tool
 
 
 def _result(fields: Fields, part: Mapping[str, Any], place: str) -> Turn:
-    """Return the tool turn of a ``tool_result`` part, as Anthropic's API has it."""
+    """Return the tool turn of a ``tool_result`` part of Anthropic's API."""
     _only(fields, part, _RESULT_KEYS, place)
     call_id = fields.optional_text(part, "tool_use_id", f"{place}.")
     text = "" if part.get("content") is None else _joined(fields, part, "content", place)

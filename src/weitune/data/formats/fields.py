@@ -45,7 +45,6 @@ class Fields:
         self._remarked: set[str] = set()
 
     def fault(self, message_id: str, /, *, field: str, **values: Any) -> None:
-        """Add the problem ``message_id`` of the catalogue, in ``field``, to the faults."""
         self.faults.append(data_problem(message_id, field=field, **values))
 
     def remark(self, message_id: str) -> None:
@@ -55,7 +54,7 @@ class Fields:
             self._notes.remarks[say(message_id)] += 1
 
     def only(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
-        """Count the fields of ``holder`` that are not ``known``."""
+        """Count the fields of ``holder`` that are not ``known`` as unread."""
         if not known.issuperset(holder):
             for key in holder:
                 if key not in known:
@@ -64,7 +63,7 @@ class Fields:
                         self._misnamed[where + name] = key
 
     def unread(self, name: str, where: str = "") -> None:
-        """Count a field that nothing reads; all items of a list count as one place."""
+        """Count a field that nothing reads; all elements of a list share a count."""
         self._notes.unused[_INDEX.sub("[]", where) + name] += 1
 
     def check_names(self) -> None:
@@ -75,7 +74,7 @@ class Fields:
                 self.fault("data.fields.misnamed_field", field=expected, name=expected, misspelled=shown_name(name))
 
     def text(self, holder: Mapping[str, Any], key: str, where: str = "", default: str | None = None) -> str:
-        """Return the string under ``key``; ``default`` if the key is absent and there is a default."""
+        """Return the string under ``key``, or ``default`` if the key is absent; "" after noting a fault."""
         value = holder.get(key, _ABSENT)
         if isinstance(value, str):
             return self.characters(value, where + key)
@@ -111,7 +110,7 @@ class Fields:
         return ()
 
     def _missing(self, holder: Mapping[str, Any], key: str, what: str, where: str) -> None:
-        """Note that there is no ``key``, and which field has a name that looks like it, if one does."""
+        """Note the fault that there is no ``key``, and name a field whose name looks like it if there is one."""
         name = where + key
         lookalike = next((other for other in holder if _visible(other).casefold() == key.casefold()), None)
         if lookalike is None:
@@ -121,7 +120,7 @@ class Fields:
             self.fault("data.fields.lookalike_field", field=name, name=name, expected=say(what), lookalike=other)
 
     def characters(self, text: str, field: str) -> str:
-        """Return ``text``; note a fault if it contains something that is not a character."""
+        """Return ``text``; note a fault if it contains half of a surrogate pair, as for a byte that did not decode."""
         if undecodable(text):
             self.fault("data.fields.undecodable_text", field=field)
         return text
@@ -133,15 +132,13 @@ class Fields:
         try:
             return decode(value)
         except ValueError as error:
-            self.fault(
-                "data.fields.not_valid_json", field=field, expected=say(what), value=shown(value), error=str(error)
-            )
+            values = {"expected": say(what), "value": shown(value), "error": str(error)}
+            self.fault("data.fields.not_valid_json", field=field, **values)
             return UNREADABLE
 
     def writable(self, value: Any, field: str) -> bool:
         """Return whether ``value`` can be written as JSON; note a fault if not."""
-        fault = unwritable(value)
-        if fault is not None:
+        if (fault := unwritable(value)) is not None:
             message_id, values = fault
             self.fault(message_id, field=field, **values)
         return fault is None
@@ -149,7 +146,7 @@ class Fields:
 
 @lru_cache(maxsize=256)
 def _visible(name: str) -> str:
-    """Return ``name`` without blanks and invisible characters, and with full-width characters made normal."""
+    """Return ``name`` without spaces and invisible characters, and with full-width characters made normal."""
     return "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char)[0] not in "CZ")
 
 

@@ -1,4 +1,4 @@
-"""The loss weight of a message: a number, or a boolean that includes or excludes it, under the names that tools use.
+"""The loss weight of a message: a number, or a boolean that includes or excludes it, in the spellings of several tools.
 
 "weight", "loss_weight"     a number of at least 0
 "loss", "train"             true or false (or 1 or 0)
@@ -18,15 +18,15 @@ _NUMBERS = ("weight", "loss_weight")
 _FLAGS = ("loss", "train")
 _KEYS = (*_NUMBERS, *_FLAGS)
 _SPANS = "train_detail"
-"""Offsets of the characters to learn: axolotl reads them, weitune does not."""
+"""Offsets of the characters to learn; axolotl reads them, weitune does not."""
 WEIGHT_KEYS = frozenset({*_KEYS, _SPANS})
 _LARGEST = sys.float_info.max
 
 
 def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: str) -> float:
-    """Return the weight of a message, 1 if it has none; keys that contradict each other are a fault.
+    """Return the weight of a message, which is 1 if it has none; keys that contradict each other are a fault.
 
-    Only assistant messages are learned. A key that asks to learn another role's message counts as unread.
+    Only assistant messages are learned, so a key that asks to learn another message counts as unread.
     """
     if WEIGHT_KEYS.isdisjoint(message):
         return 1.0
@@ -37,11 +37,8 @@ def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: s
     given = {key: value for key in _KEYS if (value := _weight(fields, message, key, where)) is not None}
     numbers = {value for key, value in given.items() if key in _NUMBERS}
     if len(numbers) > 1 or len({value > 0 for value in given.values()}) > 1:
-        fields.fault(
-            "data.loss_weights.two_weights",
-            field=where + next(iter(given)),
-            given=", ".join(shown_field(key, message[key]) for key in given),
-        )
+        shown_weights = ", ".join(shown_field(key, message[key]) for key in given)
+        fields.fault("data.loss_weights.two_weights", field=where + next(iter(given)), given=shown_weights)
     if role != "assistant":
         for key, value in given.items():
             if value > 0:

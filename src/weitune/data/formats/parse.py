@@ -31,7 +31,8 @@ from weitune.errors import RecipeError
 _Read = tuple[tuple[Turn, ...], tuple[Mapping[str, Any], ...]]
 _COMMON_KEYS = frozenset({"system", "tools", "functions"})
 _ALPACA_KEYS = frozenset({"instruction", "input", "output", "system", "history"})
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))
+"""Names of the fields with a question and its answer."""
 _MESSAGES_AS_JSON = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 """The beginning of a list of messages in the cell of a table, as JSON or as Python writes it."""
 
@@ -146,8 +147,8 @@ def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, name
 
 
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
-    half = (pair for pair in _PAIRS if pair[0] in row or pair[1] in row)
-    question, answered = _pair(row) or next(half, _PAIRS[0])
+    half = (pair for pair in PAIRS if pair[0] in row or pair[1] in row)
+    question, answered = _pair(row) or next(half, PAIRS[0])
     fields.only(row, _COMMON_KEYS | {question, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
     keys = question, answered
@@ -167,7 +168,7 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the names of the fields with question and answer, if ``row`` has both."""
-    return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
+    return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None)
 
 
 def _columns(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:

@@ -1,7 +1,7 @@
-"""Rows from delimited tables, CSV and TSV. A row is an object of column names and cells, all of them strings.
+"""Rows from CSV and TSV tables. A row is an object of column names and cells, all of which are strings.
 
-The traces of spreadsheets are allowed: rows with only empty cells are set aside, empty columns at the end need no name,
-and neither does a first column with row numbers, which pandas writes.
+What spreadsheets and pandas add is allowed: rows with only empty cells are set aside, and neither empty columns at the
+end nor a first column with row numbers need a name.
 """
 
 from __future__ import annotations
@@ -13,26 +13,24 @@ from typing import IO
 
 from weitune.data.conversation import Origin
 from weitune.data.formats.fields import Notes
+from weitune.data.formats.parse import PAIRS
 from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.source import BlankRow, Raw, RawRow
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"
-_QUESTION_AND_ANSWER = (
-    {"instruction", "output"}, {"prompt", "completion"}, {"prompt", "response"}, {"query", "response"},
-    {"question", "answer"},
-)  # fmt: skip
+_QUESTION_AND_ANSWER = tuple(map(frozenset, (("instruction", "output"), *PAIRS)))
 """Names of the columns with a question and its answer in the known formats."""
 _NAMES = frozenset({"system", "input", "history", "tools"}.union(*_QUESTION_AND_ANSWER))
 _SEPARATOR = re.compile("sep=.?", re.IGNORECASE)
-"""The line that Excel writes above the names of the columns to name their separator."""
+"""The line with the separator that Excel writes above the names of the columns."""
 _SEPARATORS = {",": ("\t", ";", "|"), "\t": (",", ";", "|")}
-"""Other separators that a file may have in place of each."""
+"""Other separators that a file may have instead."""
 
 
 def csv_rows(stream: IO[str], file: str, delimiter: str, notes: Notes) -> Iterator[Raw]:
-    """Yield the rows of a delimited table whose first line has the column names; quoted cells may span lines."""
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a story fits a cell
+    """Yield the rows of a delimited table; its first line has the column names, and quoted cells may span lines."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a cell may contain a book
     lines = _Lines(stream)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     row = 0
@@ -62,12 +60,12 @@ def csv_rows(stream: IO[str], file: str, delimiter: str, notes: Notes) -> Iterat
 
 
 class _Lines:
-    """The lines of a file, without byte order marks before rows: joined files have one each."""
+    """The lines of a file, without the byte order marks before rows: joined files have one each."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self.row_begins = True
-        """Whether the next line begins a row, and does not continue a cell."""
+        """Whether the next line begins a row, rather than continuing a cell."""
 
     def __iter__(self) -> Iterator[str]:
         for line in self._stream:
@@ -76,7 +74,7 @@ class _Lines:
 
 
 class _Table:
-    """The columns of a table; makes an object of a row of cells."""
+    """The columns of a table, which make objects of rows of cells."""
 
     def __init__(self, header: list[str], notes: Notes) -> None:
         named = [at for at, name in enumerate(header) if name.strip()]
@@ -88,12 +86,11 @@ class _Table:
         self._names = _NAMES.union(self._header)
 
     def row(self, cells: list[str]) -> dict[str, str] | Problem:
-        """Return the row in ``cells``, or its fault."""
         header = self._header
         if len(cells) > len(header):  # perhaps the empty columns of a spreadsheet
             beyond = next((at for at in range(len(header), len(cells)) if cells[at].strip()), None)
             if beyond is not None and beyond < self._columns:
-                return _without_name(beyond, cells[beyond])
+                return _unnamed_column(beyond, cells[beyond])
             cells = cells[: len(header)] if beyond is None else cells
         if (problem := self._problem(cells)) is not None:
             return problem
@@ -104,14 +101,12 @@ class _Table:
         return {name: cells[at] for name, at in self._named}
 
     def _is_header(self, cells: list[str]) -> bool:
-        """Return whether a row has the names of this table's columns in any order, or those of a format."""
+        """Return whether a row consists of the names of this table's columns in any order, or of those of a format."""
         named = set(filter(str.strip, cells))
-        return sorted(cells) == sorted(self._header) or (
-            named <= _NAMES and any(map(named.issuperset, _QUESTION_AND_ANSWER))
-        )
+        names_a_format = named <= _NAMES and any(map(named.issuperset, _QUESTION_AND_ANSWER))
+        return names_a_format or sorted(cells) == sorted(self._header)
 
     def _problem(self, cells: list[str]) -> Problem | None:
-        """Return the fault of a row, if it has one."""
         header = self._header
         if len(cells) != len(header):
             return data_problem("data.table_rows.wrong_number_of_cells", columns=len(header), cells=len(cells))
@@ -123,12 +118,11 @@ class _Table:
         for at in self._unnamed:
             is_row_number = at == 0 and cells[0].isascii() and cells[0].isdigit()  # as pandas writes its index
             if cells[at].strip() and not is_row_number:
-                return _without_name(at, cells[at])
+                return _unnamed_column(at, cells[at])
         return None
 
 
-def _without_name(at: int, cell: str) -> Problem:
-    """Return the fault of a cell in a column without a name."""
+def _unnamed_column(at: int, cell: str) -> Problem:
     return data_problem("data.table_rows.cell_without_column", number=at + 1, cell=shown(cell))
 
 
@@ -139,8 +133,8 @@ def _header_problems(header: list[str], file: str, delimiter: str) -> Iterator[P
     if not names:
         yield data_problem("data.table_rows.no_column_names", file=file, line=1)
     if _SEPARATOR.fullmatch(header[0]):
-        yield data_problem("data.table_rows.separator_line", file=file, line=1, found=header[0])
+        yield data_problem("data.table_rows.separator_line", file=file, line=1, line_text=header[0])
     elif len(header) == 1 and (other := next((each for each in _SEPARATORS[delimiter] if each in header[0]), None)):
-        # a comma or a tab only needs the right suffix
+        # a table with commas or tabs only needs the right suffix
         message = "data.table_rows.wrong_suffix" if other in _SEPARATORS else "data.table_rows.wrong_delimiter"
         yield data_problem(message, file=file, line=1, delimiter=delimiter, name=header[0][:60])

@@ -1,8 +1,8 @@
 """Text files of any usual encoding, plain or compressed, as a stream of characters.
 
-One pass over the bytes gives the hash of the contents and the encoding. UTF-8 and UTF-16 are recognised by reading, not
-by a name; :mod:`.legacy_encodings` decides on text that is neither. If the user gives the encoding, only a
-contradiction is a fault. Cost: one read of the file (two if it is not UTF-8).
+One pass over the bytes gives their hash and the encoding. UTF-8 and UTF-16 are recognised from the bytes;
+:mod:`.legacy_encodings` decides on other text. An encoding that the user gives is only refused if the bytes contradict
+it. Cost: one read of the file (two if it is not UTF-8).
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ _NOT_TEXT = {
     b"Rar!\x1a": "data.text_file.rar_archive",
     _POINTER: "data.text_file.git_lfs_pointer",
 }
-"""The first bytes of files that are not text, whatever their names say, and the problem of each."""
+"""The first bytes of files that are not text, regardless of their suffix, and the problem of each."""
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+    codecs.BOM_UTF32_LE: "utf-32",  # must precede UTF-16, since it begins with the mark of UTF-16
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _EVIDENT = 6
-"""Continuation bytes of valid UTF-8 from which on text is UTF-8 for certain."""
+"""Continuation bytes in valid UTF-8 that make it certain."""
 _KEEP = "weitune-keep"
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What one pass over a file finds: SHA-256 and number of the (decompressed) bytes, compression and encoding.
+    """The SHA-256 and number of the decompressed bytes of a file, its compression, and its encoding if it is text.
 
     ``fault`` is why the text cannot be read.
     """
@@ -65,7 +65,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class GivenEncoding:
-    """The name of an encoding that the user gave, for this very file or for all files."""
+    """The name of an encoding that the user gave, for this file in particular or for all files."""
 
     name: str
     of_this_file: bool = False
@@ -88,14 +88,14 @@ def compression_of(path: Path) -> str | None:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """Yield the decompressed bytes of ``path``."""
+    """Yield the decompressed bytes of ``path`` in blocks."""
     with open_bytes(path) as file:
         while block := file.read(_BLOCK):
             yield bytes(block)
 
 
 def examine(path: Path, text: bool = True, given: GivenEncoding | None = None) -> FileFacts:
-    """Read ``path`` once and return its facts, without an encoding unless it is ``text``.
+    """Read ``path`` once and return its facts; the encoding is "" unless the file is ``text``.
 
     Raises OSError if the file cannot be read or its compression is broken.
     """
@@ -123,12 +123,11 @@ def unreadable(file: str, error: OSError, row: int | None = None) -> Problem:
 
 
 def _not_text(head: bytes) -> Problem | None:
-    """Return the fault of a file whose first bytes show that it is not text."""
     return next((data_problem(message) for magic, message in _NOT_TEXT.items() if head.startswith(magic)), None)
 
 
 class _EncodingDetector:
-    """Takes a declared encoding from the first block, and checks whether all blocks decode as UTF-8."""
+    """Reads the encoding that the first block declares, and checks whether all blocks decode as UTF-8."""
 
     def __init__(self, head: bytes) -> None:
         self._declared = _declared(head)
@@ -146,7 +145,7 @@ class _EncodingDetector:
                 self._is_utf8 = False
 
     def result(self, path: Path, given: GivenEncoding | None) -> tuple[str, Problem | None]:
-        """Return the encoding, and why the text cannot be read if it cannot."""
+        """Return the encoding, and a fault if the text cannot be read."""
         if self._declared is None and self._is_utf8:
             try:
                 self._decoder.decode(b"", final=True)
@@ -163,7 +162,7 @@ class _EncodingDetector:
         return "utf-8", None
 
     def _checked(self, given: GivenEncoding) -> tuple[str, Problem | None]:
-        """Return the given encoding, with a fault if the file can only be in another one."""
+        """Return the given encoding, and a fault if the file can only be in another one."""
         name = codecs.lookup(given.name).name
         declared = self._declared if self._declared in _MARKS.values() else None
         if declared is not None:
@@ -177,14 +176,13 @@ class _EncodingDetector:
 
 def _declared(head: bytes) -> str | None:
     """Return the encoding that a byte order mark declares, or UTF-16 if every other byte is often zero."""
-    for mark, name in _MARKS.items():
-        if head.startswith(mark):
-            return name
+    if marked := next((name for mark, name in _MARKS.items() if head.startswith(mark)), None):
+        return marked
     head = head[:_HEAD]
     even, odd = head[::2].count(0), head[1::2].count(0)
     most = max(even, odd)
     if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and _is_utf8(head)):
-        return None  # none, or a few from damage
+        return None  # no zeros, or a few in a damaged file
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
@@ -197,7 +195,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def open_text(path: Path, encoding: str, newline: str | None = "") -> IO[str]:
-    """Open ``path`` as text. Bytes that do not decode become lone surrogates, so that their row can be named."""
+    """Open ``path`` as text. Bytes that do not decode become lone surrogates, so that a fault can name their row."""
     codecs.register_error(_KEEP, _as_surrogates)
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=_KEEP, newline=newline)
 
