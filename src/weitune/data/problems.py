@@ -1,7 +1,6 @@
 """Problems in the user's data, each with its place and its fix, collected by kind and counted.
 
-A file with a million bad rows must not fill the memory, so the first problems of each kind are kept and the rest are
-only counted.
+Only the first problems of each kind are kept, so that a file with a million bad rows does not fill the memory.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from weitune.errors import DataError
 from weitune.messages import say, texts
 
 _KEPT = 1000
-"""Problems of one kind that are kept; `--json` lists them all."""
+"""Problems of one kind that are kept at most; `--json` lists all of these."""
 _SHOWN = 3
-"""Problems of one kind that the terminal shows."""
+"""Problems of one kind that the terminal shows at most."""
 _LONGEST_SHOWN = 60
 """Characters of a wrong value that a message quotes."""
 _LONGEST_ERROR = 200
@@ -27,14 +26,14 @@ _LONGEST_ERROR = 200
 _BLANK_LETTERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Characters that Unicode counts as printable but that are invisible: fillers and variation selectors."""
+"""Invisible characters that Unicode counts as printable: fillers and variation selectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One fault in the data: what is wrong, where, and the fix.
 
-    ``kind`` groups the faults that have one cause. ``row`` and ``line`` count from 1, ``column`` counts characters.
+    Problems of one ``kind`` have the same cause. ``row``, ``line`` and ``column`` count from 1, columns in characters.
     """
 
     kind: str
@@ -48,22 +47,23 @@ class Problem:
     field: str = ""
 
     def at(self, origin: Origin) -> Problem:
-        """Return this problem with its place set to ``origin``."""
         return replace(self, file=origin.file, row=origin.row, line=self.line or origin.line)
 
     @property
     def message(self) -> str:
-        """What was expected and what was found."""
         return say("data.problems.message", expected=self.expected, found=self.found)
 
     @property
     def place(self) -> str:
         """File, row, line, column and field, as far as they are known."""
-        row = say("data.problems.row", row=self.row) if self.row is not None else ""
-        line = say("data.problems.line", line=self.line) if self.line is not None else ""
-        column = say("data.problems.column", column=self.column) if self.column is not None else ""
-        spot = ", ".join(filter(None, [line, column]))
-        place = " ".join(filter(None, [self.file and shown_name(self.file), row, spot and f"({spot})"]))
+        parts = [shown_name(self.file)] if self.file else []
+        if self.row is not None:
+            parts.append(say("data.problems.row", row=self.row))
+        if self.column is not None:
+            parts.append(say("data.problems.line_and_column", line=self.line, column=self.column))
+        elif self.line is not None:
+            parts.append(say("data.problems.line", line=self.line))
+        place = " ".join(parts)
         return say("data.problems.field", place=place, field=shown_name(self.field)) if self.field else place
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Problem:
 
 
 class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caught)
-    """A row that cannot become a conversation, with every problem in it."""
+    """A row that is no valid conversation, with all of its problems."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__(*map(str, problems))
@@ -79,7 +79,7 @@ class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caug
 
 
 class Problems:
-    """Collects problems by kind and fix. Its length counts all of them; iterating yields those that were kept."""
+    """Problems by kind and fix. The length counts all of them; iteration yields those that were kept."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -105,7 +105,7 @@ class Problems:
             yield from group
 
     def lines(self) -> list[str]:
-        """Return the problems for the terminal: each kind with its count, the first few, and the fix."""
+        """Return lines for the terminal: each kind with its count, the first few problems, and the fix."""
         lines = []
         for (kind, fix), group in self._groups.items():
             count = self._counts[kind, fix]
@@ -117,7 +117,6 @@ class Problems:
         return lines
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return every kind with its fix, its count and the problems that were kept, as JSON."""
         return [
             {
                 "kind": kind,
@@ -129,7 +128,6 @@ class Problems:
         ]
 
     def error(self) -> DataError:
-        """Return the exception that lists all of them."""
         title = say("data.problems.title", count=len(self))
         lines = "\n  ".join([f"{title}:", *self.lines()])
         return DataError("data.problems.many", lines=lines, problems=tuple(self))
@@ -146,22 +144,22 @@ def data_problem(
     field: str = "",
     **values: object,
 ) -> Problem:
-    """Return the problem with the texts of ``message_id`` in the catalogue, filled in with ``values``."""
+    """Return the problem with the texts of ``message_id`` in the catalogue, formatted with ``values``."""
     return Problem(**texts(message_id, **values), file=file, row=row, line=line, column=column, field=field)
 
 
 def framing_error(origin: Origin | None, problem: Problem) -> DataError:
-    """Return the error about a valid row that the framing cannot represent, for the reason in ``problem``."""
+    """Return the error that the framing cannot represent a valid row, because of ``problem``."""
     problem = problem.at(origin) if origin is not None else problem
     return DataError("data.problems.one", problem=problem, fix=problem.fix, problems=(problem,))
 
 
 def shown_name(name: str) -> str:
-    r"""Return the name of a file, column or field for a message, with invisible characters written as escapes.
+    r"""Return the name of a file, column or field for a message, with escapes in place of invisible characters.
 
-    A zero-width space becomes ``\u200b``, a space at either end ``\x20``, half of a surrogate pair ``\udcb2``; the
-    accents of a decomposed letter are escaped too. So names that differ never look the same, and the result can be
-    printed and written in UTF-8. An empty name is shown as ``""``.
+    A zero-width space becomes ``\u200b``, a space at either end ``\x20``, and half of a surrogate pair ``\udcb2``; the
+    accents of a decomposed letter are escaped too. So different names never look the same, and every name can be
+    printed in UTF-8. An empty name is shown as ``""``.
     """
     if not name:
         return '""'
@@ -193,7 +191,7 @@ _TYPES = {
 
 
 def shown(value: object) -> str:
-    """Return a wrong value for a message: its type and the beginning of it."""
+    """Return a wrong value for a message: its type and its beginning."""
     if value is None:
         return "null"
     text = " ".join(repr(value).split())

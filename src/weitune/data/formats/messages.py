@@ -1,10 +1,10 @@
-"""Turns from lists of messages, as OpenAI's API, ShareGPT's exports and other tools write them.
+"""Turns from lists of messages in the spellings of OpenAI's API, ShareGPT's exports and other tools.
 
     {"role": "assistant", "content": "…", "tool_calls": […], "weight": 0}        {"from": "gpt", "value": "…"}
     {"role": "tool_call", "content": "{\\"name\\": …}"}                          {"from": "function_call", "value": …}
     {"type": "function_call", "name": "tides", "arguments": "{…}"}               an item of OpenAI's Responses
 
-A message that consists of calls only is joined with the answer right before it: a model writes both in one turn.
+A message of calls only is joined with the answer right before it, since a model writes both in one turn.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from weitune.data.formats.tool_calls import is_empty, read_call, read_call_text,
 from weitune.data.problems import shown
 from weitune.messages import say
 
-_ROLES: dict[str, Role] = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "ai": "assistant",
-    "function_call": "assistant", "tool_call": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_call_output": "tool",
-}  # fmt: skip
+_NAMES: Mapping[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "function_call", "tool_call"),
+    "tool": ("tool", "function", "observation", "tool_response", "function_call_output"),
+}
+_ROLES = {name: role for role, names in _NAMES.items() for name in names}
 _CALLS = frozenset({"function_call", "tool_call"})
-"""Roles of messages that consist of calls only."""
+"""Names of the role of a message of calls only."""
 _ROLE_KEYS = ("role", "from", "type")
 _CONTENT_KEYS = ("content", "value")
 _REASONING_KEYS = frozenset(REASONING_KEYS)
@@ -57,12 +56,12 @@ def read_messages(fields: Fields, messages: Sequence[Any], where: str = "message
 
 
 def late_system(fields: Fields, where: str) -> None:
-    """Note the fault that a system prompt stands after other turns."""
+    """Note the fault that a system prompt follows other turns."""
     fields.fault("data.messages.late_system_prompt", field=where)
 
 
 def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
-    """Return the turns of one message: one, or several if a user message contains tool results."""
+    """Return the turn of a message, or several turns if a user message contains tool results."""
     if not isinstance(message, dict):
         fields.fault("data.messages.wrong_type", field=place, value=shown(message))
         return [Turn("user", "")]
@@ -121,13 +120,12 @@ def _role(fields: Fields, message: Mapping[str, Any], key: str, where: str) -> R
 
 
 def _is_calls(message: Any) -> bool:
-    """Return whether a message consists of calls only."""
     role = message.get(_role_key(message)) if isinstance(message, dict) else None
     return isinstance(role, str) and role in _CALLS
 
 
 def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where: str) -> Turn:
-    """Return the assistant's turn: reasoning, text and calls, wherever the message has them."""
+    """Return the assistant's turn, with the reasoning, text and calls from any field of the message."""
     calls = read_message_calls(fields, message, where)
     reasoning: dict[str, str] = {} if _REASONING_KEYS.isdisjoint(message) else given_reasoning(fields, message, where)
     text = ""
@@ -139,20 +137,15 @@ def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where:
         content = read_content(fields, message, content_key, "assistant", where)
         calls += content.calls
         text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + content_key)
-    return Turn(
-        "assistant",
-        text,
-        read_weight(fields, message, "assistant", where),
-        agreed(fields, reasoning, where.rstrip(".")) if reasoning else None,
-        calls,
-        fields.optional_text(message, "name", where),
-    )
+    weight = read_weight(fields, message, "assistant", where)
+    agreed_reasoning = agreed(fields, reasoning, where.rstrip(".")) if reasoning else None
+    return Turn("assistant", text, weight, agreed_reasoning, calls, fields.optional_text(message, "name", where))
 
 
 def _call_content(
     fields: Fields, message: Mapping[str, Any], content_key: str, where: str
 ) -> tuple[str | None, tuple[ToolCall, ...]]:
-    """Return reasoning and calls of a message whose content is calls as JSON, perhaps after reasoning in tags."""
+    """Return reasoning and calls of a message whose content is calls as JSON, which may follow reasoning in tags."""
     value, reasoning = message.get(content_key), None
     if not isinstance(value, dict | list):
         value = fields.text(message, content_key, where)
@@ -165,12 +158,8 @@ def _joined(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
     """Return the answer ``before`` with the ``calls`` that follow it."""
     if before.weight != calls.weight:
         fields.fault("data.messages.two_weights", field=place, before=before.weight, here=calls.weight)
-    given = {
-        say("data.messages.message_before"): before.reasoning,
-        say("data.messages.this_message"): calls.reasoning,
-    }
-    return before._replace(
-        reasoning=agreed(fields, {where: text for where, text in given.items() if text is not None}, place),
-        tool_calls=before.tool_calls + calls.tool_calls,
-        name=calls.name if before.name is None else before.name,
-    )
+    here, earlier = say("data.messages.this_message"), say("data.messages.message_before")
+    given = {where: text for where, text in ((earlier, before.reasoning), (here, calls.reasoning)) if text is not None}
+    name = calls.name if before.name is None else before.name
+    all_calls = before.tool_calls + calls.tool_calls
+    return before._replace(reasoning=agreed(fields, given, place), tool_calls=all_calls, name=name)

@@ -1,11 +1,11 @@
-"""Rows made for another training objective: learning their answers as they stand would teach the wrong thing.
+"""Refuses rows made for another training objective, from which a model would learn the wrong answers.
 
     {"prompt": …, "chosen": …, "rejected": …}        two answers that were compared (DPO, reward models)
     {"prompt": …, "completion": …, "label": false}   an answer and a verdict on it (KTO)
     {"messages": …, "images": ["a.png"]}             an answer about a picture
 
-With `columns` the recipe names the field with the answer, so other answers and pictures are ignored. It does not say
-which rows have a bad answer, though.
+With `columns` the recipe names the field with the answer, so other answers and pictures are ignored. A verdict is
+still a fault, because the recipe does not tell which rows have a bad answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def refuse_other_objectives(
     fields: Fields, row: Mapping[str, Any], read_as: str | None, columns: frozenset[str]
 ) -> None:
     """Note a fault for every field that shows that ``row`` (of format ``read_as``) is for another objective."""
-    for name in _telling(tuple(row)):
+    for name in _suspicious(tuple(row)):
         value = row[name]
         if is_empty(value) or name in columns:
             continue
@@ -46,16 +46,16 @@ def refuse_other_objectives(
 
 
 @lru_cache(maxsize=256)
-def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of a row's field names that may show its objective: none, nearly always."""
-    plain = _VERDICTS | _MEDIA
-    return tuple(name for name in names if name.casefold() in plain or _COMPARED.fullmatch(name))
+def _suspicious(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of fields that may show another objective: usually none."""
+    known = _VERDICTS | _MEDIA
+    return tuple(name for name in names if name.casefold() in known or _COMPARED.fullmatch(name))
 
 
 def _is_verdict(value: Any, read_as: str | None) -> bool:
-    """Return whether ``value`` says if an answer is good: true or false, or 1 or 0.
+    """Return whether ``value`` may judge an answer: true, false, 1 or 0.
 
-    In a table whose columns the recipe names, 1 and 0 are taken for classes.
+    In a table whose columns the recipe names, 1 and 0 are more likely classes.
     """
     if isinstance(value, str):
         value = value.strip().casefold()
@@ -65,8 +65,8 @@ def _is_verdict(value: Any, read_as: str | None) -> bool:
 
 
 def _refusal(name: str, value: Any) -> str:
-    """Return the message id of the fault of a field with media, or with one of several answers."""
+    """Return the message id of the fault of a field with media or with one of several answers."""
     if name.casefold() in _MEDIA:
         return "data.other_objectives.media"
-    text = isinstance(value, str)
-    return "data.other_objectives.compared_answer" if text else "data.other_objectives.compared_messages"
+    is_text = isinstance(value, str)
+    return "data.other_objectives.compared_answer" if is_text else "data.other_objectives.compared_messages"

@@ -21,14 +21,14 @@ _LEARNED = "output_with_loss"
 
 
 def answer(fields: Fields, text: str, place: str, weight: float = 1.0) -> Turn:
-    """Return the assistant's turn with ``text`` as its content; reasoning in tags before it is split off."""
+    """Return the assistant's turn with ``text`` as its content, without the reasoning in tags before it."""
     given: dict[str, str] = {}
     content = spoken_reasoning(fields, text, given, None, place)
     return Turn("assistant", content, weight, next(iter(given.values()), None))
 
 
 def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
-    """Return the turns under ``history``: a list of pairs (as JSON in tables), or nothing."""
+    """Return the turns under ``history``: a list of pairs, which may be JSON in a string, or nothing."""
     if isinstance(value, str):
         if value.strip() in ("", "null"):
             return ()
@@ -48,7 +48,7 @@ def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
 
 
 def names_of(items: Sequence[Any]) -> tuple[str, str] | None:
-    """Return the keys of question and answer in the first of ``items``, or None if it is not such a pair."""
+    """Return the keys of question and answer in the first of ``items``; None if it is not a pair."""
     first = items[0] if items else None
     if not isinstance(first, dict) or not {"role", "from", "type"}.isdisjoint(first):
         return None
@@ -63,9 +63,8 @@ def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], whe
     for i, item in enumerate(items):
         place = f"{where}[{i}]."
         if not isinstance(item, dict):
-            fields.fault(
-                "data.pairs.not_an_object", field=place[:-1], value=shown(item), question=question, answer=answered
-            )
+            values = {"value": shown(item), "question": question, "answer": answered}
+            fields.fault("data.pairs.not_an_object", field=place[:-1], **values)
             continue
         fields.only(item, known, place)
         if system := fields.optional_text(item, "system", place):

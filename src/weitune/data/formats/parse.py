@@ -1,4 +1,4 @@
-"""From a row to a :class:`Conversation`: the formats, their fields, how they are recognised and turned into turns.
+"""From a row to a :class:`Conversation`: the formats, their fields, and how they are recognised and read.
 
 alpaca              instruction, input, output; optional system, history
 sharegpt            conversations of from and value; optional system, tools
@@ -7,7 +7,7 @@ prompt-completion   prompt, completion: strings or message lists; also prompt an
                     history), question and answer
 columns             any table whose columns the recipe names
 
-The lists of both chat formats may have either spelling of a message, and may be JSON in a string, as tables have them.
+The lists of both chat formats may have either spelling of a message, and may be JSON in a string (in tables).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _ALPACA_KEYS = frozenset({"instruction", "input", "output", "system", "history"}
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"))
 """Names of the fields with a question and its answer."""
 _MESSAGES_AS_JSON = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
-"""The beginning of a list of messages in the cell of a table, as JSON or as Python writes it."""
+"""The beginning of a list of messages in a cell of a table, written by JSON or Python."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How rows are read. Raises RecipeError for a format that does not exist, or for wrong ``columns``."""
+    """How rows are read. Raises RecipeError for an unknown format or wrong ``columns``."""
 
     format: str | None = None
     """The name of the format; None to recognise it."""
     columns: Mapping[str, str] | None = None
     """The names of the columns with the system prompt (optional), the user's text and the assistant's."""
     joiner: str = "\n"
-    """What joins ``instruction`` and ``input`` of Alpaca's format."""
+    """Separator of ``instruction`` and ``input`` in Alpaca's format."""
     encoding: str | Mapping[str, str] | None = None
     """The encoding of all text files, or of some by name; None to detect it."""
 
@@ -62,7 +62,7 @@ class Options:
 
 @dataclass(slots=True)
 class RowReader:
-    """Reads the rows of one file. The first row that is recognised decides the format of all."""
+    """Reads the rows of one file. The first recognised row determines the format of all of them."""
 
     options: Options
     format: str | None = None
@@ -89,9 +89,8 @@ class RowReader:
         return Conversation(turns, tools, origin)
 
     def _read(self, fields: Fields, row: Mapping[str, Any]) -> _Read:
-        """Return the turns and tools of ``row``; faults are noted in ``fields``."""
         refuse_other_objectives(fields, row, self.format, self._columns)
-        if fields.faults:  # other faults would only follow from these
+        if fields.faults:  # they would only cause further faults
             return (), ()
         if self.format is None:
             names = ", ".join(shown_name(str(key)) for key in row)
@@ -120,7 +119,7 @@ def recognise(row: Mapping[str, Any]) -> str | None:
 
 
 def _chat_format(turns: Any) -> str:
-    """Return whether a list of turns is in OpenAI's spelling (``messages``) or in ShareGPT's."""
+    """Return the format of a list of turns: OpenAI's (``messages``) or ShareGPT's."""
     if isinstance(turns, str):
         return "messages" if '"role"' in turns else "sharegpt"
     first = turns[0] if isinstance(turns, list) and turns else None
@@ -186,7 +185,7 @@ def _system(fields: Fields, row: Mapping[str, Any]) -> Sequence[Turn]:
 
 
 def _with_one_system(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Return ``turns`` with at most one system prompt: those at the beginning are joined, each text once."""
+    """Return ``turns`` with the system prompts at the beginning joined into one, without repetitions."""
     count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     if count < 2:
         return tuple(turns)

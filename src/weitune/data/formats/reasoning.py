@@ -1,4 +1,4 @@
-"""The reasoning of an assistant before its answer: in tags within the text, or in a field of its own.
+"""The reasoning of an assistant before its answer: in tags within the text, or in a separate field.
 
     "<think>\\nThe moon is full.\\n</think>\\n\\nAt noon."      reasoning "The moon is full.", content "At noon."
     "The moon is full.\\n</think>\\n\\nAt noon."               the same: the prompt wrote the opening tag
@@ -6,8 +6,7 @@
 
 Line breaks next to the tags belong to the tags, as in the chat templates of thinking models; spaces do not.
 
-Where a message may hold reasoning in several places, it is passed on by place, in the words of a message for people:
-``{"`content`": "…"}``.
+A message may have reasoning in several places. It is collected by place, in words for messages: ``{"`content`": "…"}``.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from weitune.data.problems import shown
 from weitune.messages import say
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Fields of a message that may hold its reasoning."""
+"""Fields of a message that may contain its reasoning."""
 _OPENING, _CLOSING = "<think>", "</think>"
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
-    """Return the reasoning at the start of an assistant's text (None if there is none) and the rest.
+    """Return the reasoning at the start of an assistant's text, or None, and the rest of the text.
 
-    It ends at the first closing tag. A text without an opening tag before that was written by a model whose prompt
-    ended with the opening tag. Tags with nothing between them give the reasoning ``""``.
+    The reasoning ends at the first closing tag. If no opening tag precedes it, the prompt of the model that wrote the
+    text ended with one. Tags with nothing between them give the reasoning ``""``.
     """
     end = text.find(_CLOSING)
     if end < 0:
@@ -42,7 +41,7 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 
 
 def turn_from_text(role: Role, text: str) -> Turn:
-    """Return the turn with ``text`` as its content; reasoning in tags before an assistant's answer is split off."""
+    """Return the turn with ``text`` as its content; reasoning in tags before an assistant's answer is separated."""
     reasoning, content = split_reasoning(text) if role == "assistant" else (None, text)
     return Turn(role, content, reasoning=reasoning)
 
@@ -53,7 +52,7 @@ def opens_with_reasoning(text: str) -> bool:
 
 
 def given_reasoning(fields: Fields, message: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Return the reasoning in a message's own fields, by place."""
+    """Return the reasoning in the fields of a message for it, by place."""
     texts = {key: fields.optional_text(message, key, where) for key in REASONING_KEYS}
     return {f"`{key}`": text for key, text in texts.items() if text is not None}
 
@@ -61,9 +60,10 @@ def given_reasoning(fields: Fields, message: Mapping[str, Any], where: str) -> d
 def spoken_reasoning(fields: Fields, text: str, given: dict[str, str], part: str | None, place: str) -> str:
     """Add the reasoning within a message's content to ``given``, and return the rest of its ``text``.
 
-    ``part`` is the reasoning in parts of the content. Where reasoning is given, a closing tag alone is text.
+    ``part`` is the reasoning in parts of the content. If other reasoning is given, a closing tag without an opening one
+    is text.
     """
-    if part is None and _CLOSING not in text:  # nearly always
+    if part is None and _CLOSING not in text:  # the usual case
         return text
     key = place.rpartition(".")[2]
     if part is not None:
@@ -79,14 +79,9 @@ def spoken_reasoning(fields: Fields, text: str, given: dict[str, str], part: str
 
 
 def agreed(fields: Fields, texts: Mapping[str, str], place: str) -> str | None:
-    """Return the one reasoning among ``texts``, which are given by place.
-
-    Empty ones are ignored if there is another. Two that differ are a fault.
-    """
+    """Return the one reasoning among ``texts``, given by place; note a fault if two that are not empty differ."""
     filled = {where: text for where, text in texts.items() if text.strip("\n")}
     if len({text.strip("\n") for text in filled.values()}) > 1:
-        reasonings = ", ".join(
-            say("data.reasoning.at_place", place=where, value=shown(text)) for where, text in filled.items()
-        )
-        fields.fault("data.reasoning.two_reasonings", field=place, reasonings=reasonings)
+        reasonings = (say("data.reasoning.at_place", place=at, value=shown(text)) for at, text in filled.items())
+        fields.fault("data.reasoning.two_reasonings", field=place, reasonings=", ".join(reasonings))
     return next(iter(filled.values()), next(iter(texts.values()), None))

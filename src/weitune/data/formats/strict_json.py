@@ -1,7 +1,7 @@
-"""JSON inside a string, decoded as strictly as rows are, and what JSON in UTF-8 cannot hold.
+"""JSON inside a string, decoded as strictly as rows are, and checks that a value can be written as JSON in UTF-8.
 
 Everything that a later reader or writer would lose is a fault: repeated keys, NaN and infinite numbers, half of a
-surrogate pair, and nesting that recursive templates and JSON writers cannot follow (Python allows about 1,000 calls).
+surrogate pair, and values nested so deeply that recursive templates and writers fail (Python allows about 1,000 calls).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CONTAINERS = frozenset({dict, list, tuple})
 
 
 def decode(text: str) -> Any:
-    """Return the value that ``text`` encodes. Raises ValueError, with a message for people, if it is not valid."""
+    """Return the value that ``text`` encodes. Raises ValueError, with a text for a message, if it is not valid."""
     try:
         return _DECODER.decode(text)
     except RecursionError:
@@ -30,7 +30,7 @@ def decode(text: str) -> Any:
 
 
 def repeated_keys(pairs: list[tuple[str, Any]]) -> list[str]:
-    """Return the keys that occur more than once in the ``pairs`` of an object, in alphabetical order."""
+    """Return the repeated keys in the ``pairs`` of an object, sorted."""
     counts = Counter(key for key, _ in pairs)
     return sorted(key for key, count in counts.items() if count > 1)
 
@@ -57,7 +57,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 def too_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
-    """Return whether ``value`` has more than ``levels`` levels of objects and lists. Cost: one visit to each."""
+    """Return whether ``value`` has more than ``levels`` levels of objects and lists. Cost: visits each of them once."""
     layer = [value] if type(value) in _CONTAINERS else []
     for _ in range(levels):
         layer = [

@@ -1,4 +1,4 @@
-"""Function calls and the tools they call, in the spellings of various APIs and libraries.
+"""Function calls and tools, in the spellings of several APIs and libraries.
 
     {"id": "c1", "type": "function", "function": {"name": "tides", "arguments": "{\\"port\\": \\"Brest\\"}"}}    OpenAI
     {"name": "tides", "arguments": {"port": "Brest"}}        ShareGPT; `parameters` (Llama), `args` (LangChain),
@@ -27,12 +27,12 @@ _FUNCTION_KEYS = frozenset({"name", *_ARGUMENTS})
 _CALL_KEYS = _HOLDER_KEYS | _FUNCTION_KEYS
 _OBJECT_OF_ARGUMENTS = "data.tool_calls.object_of_arguments", "data.tool_calls.arguments_not_an_object"
 _JSON_SCHEMA = "data.tool_calls.json_schema", "data.tool_calls.parameters_not_a_schema"
-"""What a value should be, and the fault if it is something else."""
+"""Message ids: what a value should be, and the fault that it is something else."""
 _SCHEMAS = ("input_schema", "inputSchema")
 _NULLS = "data.tool_calls.null_in_a_call_or_tool"
-"""Remark about a row: a null in JSON may be meant, and only tables are known to add some."""
+"""A remark, not a fault: a null in JSON may be intended; only tables are known to add nulls."""
 _KWARGS = "additional_kwargs"
-"""Where LangChain keeps the raw response of the API, which may contain calls in OpenAI's spelling."""
+"""The field of a LangChain message for the raw response of the API, which may contain calls in OpenAI's spelling."""
 _KWARGS_KEYS = frozenset({"tool_calls", "function_call"})
 
 
@@ -61,17 +61,14 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
 
 
 def is_empty(value: Any) -> bool:
-    """Return whether an optional field is empty: null, an empty list or object, a blank string, or the string null.
-
-    NaN counts as well, since pandas writes it for null.
-    """
+    """Return whether an optional field is empty: null, NaN (from pandas), "null", or a blank string, list or object."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or value in ([], {}) or (isinstance(value, str) and value.strip() in ("", "null"))
 
 
 def read_call_text(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
-    """Return the calls of a message that consists of calls only: one call or a list of them, or either as JSON."""
+    """Return the calls in the content of a message of calls only: one call or a list, or JSON of either."""
     value = fields.json(value, "data.tool_calls.function_call", where)
     if value is UNREADABLE:
         return ()
@@ -84,7 +81,7 @@ def _calls(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
 
 
 def _list(fields: Fields, value: Any, what: str, where: str) -> Sequence[Any]:
-    """Return a list, decoded if it is JSON in a string; empty if there is none, or after noting a fault."""
+    """Return a list, decoded if it is JSON in a string; () if it is empty or after noting a fault."""
     if is_empty(value) and value != {}:
         return ()
     items = fields.json(value, what, where)
@@ -96,7 +93,7 @@ def _list(fields: Fields, value: Any, what: str, where: str) -> Sequence[Any]:
 
 
 def read_call(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
-    """Return one call, whose name and arguments may stand under ``function``; nothing after noting a fault."""
+    """Return one call, whose name and arguments may be under ``function``; nothing after noting a fault."""
     function = holder = fields.json(value, "data.tool_calls.function_call", where)
     nested = isinstance(holder, dict) and holder.get("function") is not None
     if nested:
@@ -121,7 +118,6 @@ def read_call(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
 
 
 def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
-    """Return the name of the called function, which must not be blank."""
     name = function.get("name", ...)
     if name is None or (isinstance(name, str) and not name.strip()):
         fields.fault("data.tool_calls.empty_name", field=f"{where}name", name=shown(name))
@@ -130,7 +126,7 @@ def _name(fields: Fields, function: Mapping[str, Any], where: str) -> str:
 
 
 def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return a call's arguments, {} if it has none anywhere in ``places``; None after noting a fault."""
+    """Return the arguments of a call, {} if it has none in any of ``places``; None after noting a fault."""
     given: dict[str, Mapping[str, Any]] = {}
     for where, holder in places.items():
         for key in _ARGUMENTS:
@@ -143,38 +139,29 @@ def _arguments(fields: Fields, places: Mapping[str, Mapping[str, Any]]) -> Mappi
             given[where + key] = arguments
     *_, inner = places
     if not given and (other := _likely_arguments(places)) is not None:
-        fields.fault(
-            "data.tool_calls.misnamed_arguments",
-            field=f"{inner}arguments",
-            known=", ".join(_ARGUMENTS),
-            other=shown_field(*other),
-        )
+        names = {"known": ", ".join(_ARGUMENTS), "other": shown_field(*other)}
+        fields.fault("data.tool_calls.misnamed_arguments", field=f"{inner}arguments", **names)
         return None
     values = list(given.values())
     if any(value != values[0] for value in values):
-        fields.fault(
-            "data.tool_calls.arguments_twice",
-            field=next(iter(given)),
-            arguments=", ".join(shown_field(field.rpartition(".")[2], value) for field, value in given.items()),
-        )
+        shown_values = ", ".join(shown_field(at.rpartition(".")[2], value) for at, value in given.items())
+        fields.fault("data.tool_calls.arguments_twice", field=next(iter(given)), arguments=shown_values)
         return None
     return values[0] if values else {}
 
 
 def _likely_arguments(places: Mapping[str, Mapping[str, Any]]) -> tuple[str, Any] | None:
-    """Return name and value of the field that may hold a call's arguments under an unknown name; None if none does."""
-    for holder in places.values():
-        if any(key in holder for key in _ARGUMENTS):
-            return None
-    for holder in places.values():
-        for key, value in holder.items():
-            if key not in _CALL_KEYS and isinstance(value, str | list | dict) and not is_empty(value):
-                return key, value
+    """Return name and value of a field that may contain a call's arguments under an unknown name, or None."""
+    if any(key in holder for holder in places.values() for key in _ARGUMENTS):
+        return None
+    for key, value in (item for holder in places.values() for item in holder.items()):
+        if key not in _CALL_KEYS and isinstance(value, str | list | dict) and not is_empty(value):
+            return key, value
     return None
 
 
 def _object(fields: Fields, value: Any, what: str, wrong_type: str, where: str) -> Mapping[str, Any] | None:
-    """Return an object, decoded if it is JSON in a string; None after noting a fault, ``wrong_type`` if it is none."""
+    """Return an object, decoded if it is JSON in a string; None after noting a fault (``wrong_type`` or another)."""
     value = fields.json(value, what, where)
     if isinstance(value, dict):
         return value if fields.writable(value, where) else None
@@ -184,7 +171,7 @@ def _object(fields: Fields, value: Any, what: str, wrong_type: str, where: str) 
 
 
 def read_tools(fields: Fields, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """Return the schemas under ``tools``, or under ``functions`` as OpenAI first called them."""
+    """Return the tool schemas under ``tools``, or under ``functions``, OpenAI's first name for them."""
     tools = _tools(fields, row.get("tools"), "tools")
     functions = _tools(fields, row.get("functions"), "functions")
     if tools and functions and tools != functions:
@@ -193,7 +180,7 @@ def read_tools(fields: Fields, row: Mapping[str, Any]) -> tuple[Mapping[str, Any
 
 
 def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """Return tool schemas, each under ``function`` as chat templates expect it."""
+    """Return tool schemas, each under ``function``, where chat templates expect it."""
     items = _list(fields, value, "data.tool_calls.list_of_tools", where)
     items = [_decoded(fields, item, f"{where}[{i}]") for i, item in enumerate(items)]
     if not items or UNREADABLE in items or not fields.writable(items, where):
@@ -204,14 +191,14 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
 
 
 def _has_null(value: Any) -> bool:
-    """Return whether ``value`` has an object with a null field, at any level."""
+    """Return whether ``value`` contains an object with a null field, at any level."""
     if isinstance(value, dict):
         return any(inner is None or _has_null(inner) for inner in value.values())
     return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _decoded(fields: Fields, item: Any, where: str) -> Any:
-    """Return a tool, decoded if it or its function is JSON in a string."""
+    """Return a tool, decoded if the tool or its function is JSON in a string."""
     tool = fields.json(item, "data.tool_calls.tool", where)
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), str):
         return tool
