@@ -98,9 +98,7 @@ def _named(value: Mapping[str, Any], criteria: RowCriteria, part: str) -> Contai
     if isinstance(named, list):
         return ContainedRows(part, unread=_others(value, [part]))
     if isinstance(named, dict) and (inside := contained_rows(named, criteria)) is not None:
-        if isinstance(inside, Problem):
-            return inside
-        return ContainedRows(rows=_rows(named, inside), unread=_others(value, [part]))
+        return _rows_below(value, part, inside)
     for key, below in value.items():
         if key in _USUAL and isinstance(below, dict) and part in below:
             return _named(below, criteria, part)
@@ -123,17 +121,18 @@ def _within(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | 
     if len(inside) > 1:
         return several_lists(dict.fromkeys(inside))
     for key, rows in inside.items():
-        if isinstance(rows, Problem):
-            return rows
-        return ContainedRows(rows=_rows(value[key], rows), unread=_others(value, [key]))
+        return _rows_below(value, key, rows)
     if len(value) == 1 and value[key := next(iter(value))] == [] and key in _USUAL:
         return ContainedRows(key)
     return None
 
 
-def _rows(value: Mapping[str, Any], contained: ContainedRows) -> Sequence[Any]:
-    rows: Sequence[Any] = contained.rows if contained.key is None else value[contained.key]
-    return rows
+def _rows_below(value: Mapping[str, Any], key: str, inside: ContainedRows | Problem) -> ContainedRows | Problem:
+    """Return the rows ``inside`` the object under ``key`` as rows of ``value``."""
+    if isinstance(inside, Problem):
+        return inside
+    rows = inside.rows if inside.key is None else value[key][inside.key]
+    return ContainedRows(rows=rows, unread=_others(value, [key]))
 
 
 def _columns(value: Mapping[str, Any], deciding: Sequence[str]) -> ContainedRows | Problem | None:

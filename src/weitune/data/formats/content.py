@@ -73,16 +73,16 @@ def read_content(fields: Fields, message: Mapping[str, Any], key: str, role: Rol
             fields.fault("data.content.wrong_role", field=part.place, role=role, allowed=allowed, part=part.kind)
     if role == "assistant":
         _check_order(fields, parts)
-    thoughts = _of(parts, "reasoning")
+    thoughts = _values(parts, "reasoning")
     return Content(
-        "".join(_of(parts, "text")),
+        "".join(_values(parts, "text")),
         "\n".join(thoughts) if thoughts else None,
-        tuple(_of(parts, "call")),
-        _turns(parts, role) if role != "assistant" and _of(parts, "result") else [],
+        tuple(_values(parts, "call")),
+        _turns(parts, role) if role != "assistant" and _values(parts, "result") else [],
     )
 
 
-def _of(parts: Iterable[_Part], kind: str) -> list[Any]:
+def _values(parts: Iterable[_Part], kind: str) -> list[Any]:
     return [part.value for part in parts if part.kind == kind]
 
 
@@ -111,7 +111,7 @@ def _turns(parts: Sequence[_Part], role: Role) -> list[Turn]:
 def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
     """Return the parts in an item of the content: one, several calls, or none after noting a fault."""
     if isinstance(item, str):
-        return [_Part("text", fields.characters(item, place), place)]
+        return [_Part("text", fields.checked(item, place), place)]
     if not isinstance(item, dict):
         fields.fault("data.content.wrong_type", field=place, value=shown(item))
         return []
@@ -127,14 +127,16 @@ def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
         return [_Part(kind, _result(fields, item, place), place)]
     keys = _TEXT_KEYS if kind == "text" else _REASONING_KEYS
     key = next((key for key in keys if item.get(key) is not None), keys[0])
-    _only(fields, item, _SIGNED | {key}, place)
+    _count_unread(fields, item, _SIGNED | {key}, place)
     return [_Part(kind, _joined(fields, item, key, place), place)]
 
 
-def _only(fields: Fields, part: Mapping[str, Any], known: frozenset[str], place: str) -> None:
+def _count_unread(fields: Fields, part: Mapping[str, Any], known: frozenset[str], place: str) -> None:
     """Count a part's unread keys, unless they are null or false: some tools write every key in every part."""
     if not known.issuperset(part):
-        fields.only({key: value for key, value in part.items() if value not in (None, False)}, known, f"{place}.")
+        fields.count_unread(
+            {key: value for key, value in part.items() if value not in (None, False)}, known, f"{place}."
+        )
 
 
 def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> str:
@@ -145,9 +147,9 @@ def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> st
     for i, item in enumerate(part[key]):
         spot = f"{place}.{key}[{i}]"
         if isinstance(item, str):
-            texts.append(fields.characters(item, spot))
+            texts.append(fields.checked(item, spot))
         elif isinstance(item, dict) and (item.get("type") or "text") in _TYPES["text"]:
-            _only(fields, item, _SIGNED | {"text"}, spot)
+            _count_unread(fields, item, _SIGNED | {"text"}, spot)
             texts.append(fields.text(item, "text", f"{spot}."))
         else:
             fields.fault("data.content.not_text", field=spot, value=shown(item))
@@ -157,14 +159,14 @@ def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> st
 def _calls(fields: Fields, part: Mapping[str, Any], place: str) -> Sequence[ToolCall]:
     for key in ("value", "content"):
         if key in part:
-            fields.only(part, frozenset({"type", key}), f"{place}.")
+            fields.count_unread(part, frozenset({"type", key}), f"{place}.")
             return read_call_text(fields, part[key], f"{place}.{key}")
     return read_call(fields, part, place)
 
 
 def _result(fields: Fields, part: Mapping[str, Any], place: str) -> Turn:
     """Return the tool turn of a ``tool_result`` part of Anthropic's API."""
-    _only(fields, part, _RESULT_KEYS, place)
+    _count_unread(fields, part, _RESULT_KEYS, place)
     call_id = fields.optional_text(part, "tool_use_id", f"{place}.")
     text = "" if part.get("content") is None else _joined(fields, part, "content", place)
     return Turn("tool", text, tool_call_id=call_id)

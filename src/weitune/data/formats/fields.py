@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -53,16 +54,16 @@ class Fields:
             self._remarked.add(message_id)
             self._notes.remarks[say(message_id)] += 1
 
-    def only(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
+    def count_unread(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
         """Count the fields of ``holder`` that are not ``known`` as unread."""
         if not known.issuperset(holder):
             for key in holder:
                 if key not in known:
-                    self.unread(_shown_name(key), where)
+                    self.count_unread_name(_shown_name(key), where)
                     if (name := _visible(key)) in known and name not in holder:
                         self._misnamed[where + name] = key
 
-    def unread(self, name: str, where: str = "") -> None:
+    def count_unread_name(self, name: str, where: str = "") -> None:
         """Count a field that nothing reads; all elements of a list share a count."""
         self._notes.unused[_INDEX.sub("[]", where) + name] += 1
 
@@ -77,7 +78,7 @@ class Fields:
         """Return the string under ``key``, or ``default`` if the key is absent; "" after noting a fault."""
         value = holder.get(key, _ABSENT)
         if isinstance(value, str):
-            return self.characters(value, where + key)
+            return self.checked(value, where + key)
         if value is _ABSENT:
             if default is not None:
                 return default
@@ -89,7 +90,6 @@ class Fields:
         return ""
 
     def optional_text(self, holder: Mapping[str, Any], key: str, where: str = "") -> str | None:
-        """Return the string under ``key``, or None if it is absent or null."""
         return None if holder.get(key) is None else self.text(holder, key, where)
 
     def messages(self, holder: Mapping[str, Any], key: str) -> Sequence[Any]:
@@ -119,7 +119,7 @@ class Fields:
             other = shown_name(lookalike)
             self.fault("data.fields.lookalike_field", field=name, name=name, expected=say(what), lookalike=other)
 
-    def characters(self, text: str, field: str) -> str:
+    def checked(self, text: str, field: str) -> str:
         """Return ``text``; note a fault if it contains half of a surrogate pair, as for a byte that did not decode."""
         if undecodable(text):
             self.fault("data.fields.undecodable_text", field=field)
@@ -142,6 +142,13 @@ class Fields:
             message_id, values = fault
             self.fault(message_id, field=field, **values)
         return fault is None
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether an optional field is empty: null, NaN (from pandas), "null", or a blank string, list or object."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or value in ([], {}) or (isinstance(value, str) and value.strip() in ("", "null"))
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,7 @@ def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: s
     if WEIGHT_KEYS.isdisjoint(message):
         return 1.0
     if message.get(_SPANS) and role != "assistant":
-        fields.unread(f"{_SPANS} ({role})", where)
+        fields.count_unread_name(f"{_SPANS} ({role})", where)
     elif message.get(_SPANS):
         fields.fault("data.loss_weights.spans", field=where + _SPANS, value=shown(message[_SPANS]))
     given = {key: value for key in _KEYS if (value := _weight(fields, message, key, where)) is not None}
@@ -42,11 +42,11 @@ def read_weight(fields: Fields, message: Mapping[str, Any], role: Role, where: s
     if role != "assistant":
         for key, value in given.items():
             if value > 0:
-                fields.unread(f"{key} ({role})", where)
+                fields.count_unread_name(f"{key} ({role})", where)
     return next(iter(given.values()), 1.0)
 
 
-def flag(fields: Fields, holder: Mapping[str, Any], key: str, where: str) -> float:
+def weight_of_flag(fields: Fields, holder: Mapping[str, Any], key: str, where: str) -> float:
     """Return 0 if the boolean under ``key`` excludes the message from the loss, otherwise 1."""
     value = _weight(fields, holder, key, where)
     return 1.0 if value is None else value

@@ -15,10 +15,10 @@ from typing import Any
 
 from weitune.data.conversation import Role, ToolCall, Turn
 from weitune.data.formats.content import read_content
-from weitune.data.formats.fields import Fields
+from weitune.data.formats.fields import Fields, is_empty
 from weitune.data.formats.loss_weights import WEIGHT_KEYS, read_weight
-from weitune.data.formats.reasoning import REASONING_KEYS, agreed, given_reasoning, split_reasoning, spoken_reasoning
-from weitune.data.formats.tool_calls import is_empty, read_call, read_call_text, read_message_calls
+from weitune.data.formats.reasoning import REASONING_KEYS, agreed, content_reasoning, field_reasoning, split_reasoning
+from weitune.data.formats.tool_calls import read_call, read_call_text, read_message_calls
 from weitune.data.problems import shown
 from weitune.messages import say
 
@@ -33,9 +33,8 @@ _CALLS = frozenset({"function_call", "tool_call"})
 """Names of the role of a message of calls only."""
 _ROLE_KEYS = ("role", "from", "type")
 _CONTENT_KEYS = ("content", "value")
-_REASONING_KEYS = frozenset(REASONING_KEYS)
 _CALL_KEYS = ("tool_calls", "function_call")
-_ANSWER_KEYS = _REASONING_KEYS.union(_CALL_KEYS)
+_ANSWER_KEYS = frozenset((*REASONING_KEYS, *_CALL_KEYS))
 """Fields that only an assistant message has."""
 _KEYS = _ANSWER_KEYS | WEIGHT_KEYS | {"name", "tool_call_id"}
 
@@ -49,7 +48,7 @@ def read_messages(fields: Fields, messages: Sequence[Any], where: str = "message
         if turns and new[0].role == "system" and turns[-1].role != "system":
             late_system(fields, place)
         if turns and turns[-1].role == "assistant" and _is_calls(message):
-            turns[-1] = _joined(fields, turns[-1], new[0], place)
+            turns[-1] = _with_calls(fields, turns[-1], new[0], place)
         else:
             turns += new
     return tuple(turns)
@@ -73,9 +72,9 @@ def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
         return [Turn("assistant", "", tool_calls=read_call(fields, message, place))]
     content_key = _content_key(message, role_key)
     known = _known(role_key, content_key, role)
-    fields.only(message, known | {"type"} if message.get("type") == "message" else known, where)
+    fields.count_unread(message, known | {"type"} if message.get("type") == "message" else known, where)
     if role != "tool" and not is_empty(message.get("tool_call_id")):
-        fields.unread("tool_call_id", where)
+        fields.count_unread_name("tool_call_id", where)
     if role == "assistant":
         return [_answer(fields, message, content_key, where)]
     for key in sorted(_ANSWER_KEYS.intersection(message)):
@@ -127,7 +126,7 @@ def _is_calls(message: Any) -> bool:
 def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where: str) -> Turn:
     """Return the assistant's turn, with the reasoning, text and calls from any field of the message."""
     calls = read_message_calls(fields, message, where)
-    reasoning: dict[str, str] = {} if _REASONING_KEYS.isdisjoint(message) else given_reasoning(fields, message, where)
+    reasoning = field_reasoning(fields, message, where)
     text = ""
     if _is_calls(message):
         in_tags, content_calls = _call_content(fields, message, content_key, where)
@@ -136,10 +135,10 @@ def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where:
     elif message.get(content_key) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
         content = read_content(fields, message, content_key, "assistant", where)
         calls += content.calls
-        text = spoken_reasoning(fields, content.text, reasoning, content.reasoning, where + content_key)
+        text = content_reasoning(fields, content.text, reasoning, content.reasoning, where + content_key)
     weight = read_weight(fields, message, "assistant", where)
-    agreed_reasoning = agreed(fields, reasoning, where.rstrip(".")) if reasoning else None
-    return Turn("assistant", text, weight, agreed_reasoning, calls, fields.optional_text(message, "name", where))
+    thought = agreed(fields, reasoning, where.rstrip("."))
+    return Turn("assistant", text, weight, thought, calls, fields.optional_text(message, "name", where))
 
 
 def _call_content(
@@ -154,8 +153,7 @@ def _call_content(
     return reasoning, read_call_text(fields, value, where + content_key)
 
 
-def _joined(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
-    """Return the answer ``before`` with the ``calls`` that follow it."""
+def _with_calls(fields: Fields, before: Turn, calls: Turn, place: str) -> Turn:
     if before.weight != calls.weight:
         fields.fault("data.messages.two_weights", field=place, before=before.weight, here=calls.weight)
     here, earlier = say("data.messages.this_message"), say("data.messages.message_before")

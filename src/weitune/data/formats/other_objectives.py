@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from weitune.data.formats.fields import Fields
-from weitune.data.formats.tool_calls import is_empty
+from weitune.data.formats.fields import Fields, is_empty
 from weitune.data.problems import shown, shown_name
 
 _COMPARED = re.compile(

@@ -11,9 +11,9 @@ from typing import Any
 
 from weitune.data.conversation import Turn
 from weitune.data.formats.fields import UNREADABLE, Fields
-from weitune.data.formats.loss_weights import flag
+from weitune.data.formats.loss_weights import weight_of_flag
 from weitune.data.formats.messages import late_system
-from weitune.data.formats.reasoning import spoken_reasoning
+from weitune.data.formats.reasoning import content_reasoning
 from weitune.data.problems import shown
 
 _PAIRS = (("input", "output"), ("human", "assistant"))
@@ -23,7 +23,7 @@ _LEARNED = "output_with_loss"
 def answer(fields: Fields, text: str, place: str, weight: float = 1.0) -> Turn:
     """Return the assistant's turn with ``text`` as its content, without the reasoning in tags before it."""
     given: dict[str, str] = {}
-    content = spoken_reasoning(fields, text, given, None, place)
+    content = content_reasoning(fields, text, given, None, place)
     return Turn("assistant", content, weight, next(iter(given.values()), None))
 
 
@@ -40,14 +40,14 @@ def read_history(fields: Fields, value: Any) -> Sequence[Turn]:
     for i, pair in enumerate(value if isinstance(value, list) else [value]):
         place = f"history[{i}]"
         if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
-            question, text = (fields.characters(text, place) for text in pair)
+            question, text = (fields.checked(text, place) for text in pair)
             turns += [Turn("user", question), answer(fields, text, place)]
         else:
             fields.fault("data.pairs.not_a_pair", field=place, value=shown(pair))
     return turns
 
 
-def names_of(items: Sequence[Any]) -> tuple[str, str] | None:
+def pair_keys(items: Sequence[Any]) -> tuple[str, str] | None:
     """Return the keys of question and answer in the first of ``items``; None if it is not a pair."""
     first = items[0] if items else None
     if not isinstance(first, dict) or not {"role", "from", "type"}.isdisjoint(first):
@@ -66,12 +66,12 @@ def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], whe
             values = {"value": shown(item), "question": question, "answer": answered}
             fields.fault("data.pairs.not_an_object", field=place[:-1], **values)
             continue
-        fields.only(item, known, place)
+        fields.count_unread(item, known, place)
         if system := fields.optional_text(item, "system", place):
             if turns:
                 late_system(fields, f"{place}system")
             turns.append(Turn("system", system))
         turns.append(Turn("user", fields.text(item, question, place)))
         text = fields.text(item, answered, place)
-        turns.append(answer(fields, text, place + answered, flag(fields, item, _LEARNED, place)))
+        turns.append(answer(fields, text, place + answered, weight_of_flag(fields, item, _LEARNED, place)))
     return turns

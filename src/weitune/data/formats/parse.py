@@ -23,7 +23,7 @@ from weitune.data.formats.content import read_content
 from weitune.data.formats.fields import Fields, Notes
 from weitune.data.formats.messages import late_system, read_messages
 from weitune.data.formats.other_objectives import refuse_other_objectives
-from weitune.data.formats.pairs import answer, names_of, read_history, read_pairs
+from weitune.data.formats.pairs import answer, pair_keys, read_history, read_pairs
 from weitune.data.formats.tool_calls import read_tools
 from weitune.data.problems import FaultyRow, data_problem, shown, shown_name
 from weitune.errors import RecipeError
@@ -127,7 +127,7 @@ def _chat_format(turns: Any) -> str:
 
 
 def _alpaca(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
-    fields.only(row, _ALPACA_KEYS)
+    fields.count_unread(row, _ALPACA_KEYS)
     question = fields.text(row, "instruction")
     if more := fields.text(row, "input", default=""):
         question = f"{question}{options.joiner}{more}" if question else more
@@ -138,9 +138,9 @@ def _alpaca(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
 def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, names: Sequence[str]) -> _Read:
     """Read a list of messages, or of pairs, under the first of ``names`` that the row has."""
     key = next((name for name in names if name in row), names[0])
-    fields.only(row, _COMMON_KEYS | {key})
+    fields.count_unread(row, _COMMON_KEYS | {key})
     items = fields.messages(row, key)
-    pair = names_of(items)
+    pair = pair_keys(items)
     turns = read_messages(fields, items, key) if pair is None else read_pairs(fields, items, pair, key)
     return (*_system(fields, row), *turns), read_tools(fields, row)
 
@@ -148,7 +148,7 @@ def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, name
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
     half = (pair for pair in PAIRS if pair[0] in row or pair[1] in row)
     question, answered = _pair(row) or next(half, PAIRS[0])
-    fields.only(row, _COMMON_KEYS | {question, answered, "history"})
+    fields.count_unread(row, _COMMON_KEYS | {question, answered, "history"})
     turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
     keys = question, answered
     as_json = all(isinstance(row.get(key), str) and _MESSAGES_AS_JSON.match(row[key]) for key in keys)
@@ -172,7 +172,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _columns(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
     columns = options.columns or {}
-    fields.only(row, frozenset(columns.values()))
+    fields.count_unread(row, frozenset(columns.values()))
     texts = {part: fields.text(row, column) for part, column in columns.items()}
     system = [Turn("system", texts["system"])] if texts.get("system") else []
     return (*system, Turn("user", texts["user"]), answer(fields, texts["assistant"], columns["assistant"])), ()

@@ -51,13 +51,13 @@ def opens_with_reasoning(text: str) -> bool:
     return text.lstrip().startswith(_OPENING) and _CLOSING in text
 
 
-def given_reasoning(fields: Fields, message: Mapping[str, Any], where: str) -> dict[str, str]:
+def field_reasoning(fields: Fields, message: Mapping[str, Any], where: str) -> dict[str, str]:
     """Return the reasoning in the fields of a message for it, by place."""
-    texts = {key: fields.optional_text(message, key, where) for key in REASONING_KEYS}
+    texts = {key: fields.optional_text(message, key, where) for key in REASONING_KEYS if key in message}
     return {f"`{key}`": text for key, text in texts.items() if text is not None}
 
 
-def spoken_reasoning(fields: Fields, text: str, given: dict[str, str], part: str | None, place: str) -> str:
+def content_reasoning(fields: Fields, text: str, given: dict[str, str], part: str | None, place: str) -> str:
     """Add the reasoning within a message's content to ``given``, and return the rest of its ``text``.
 
     ``part`` is the reasoning in parts of the content. If other reasoning is given, a closing tag without an opening one

@@ -12,12 +12,11 @@ Any of these, and lists of them, may be JSON in a string.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weitune.data.conversation import ToolCall
-from weitune.data.formats.fields import UNREADABLE, Fields
+from weitune.data.formats.fields import UNREADABLE, Fields, is_empty
 from weitune.data.problems import shown, shown_field
 from weitune.messages import say
 
@@ -45,11 +44,11 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
     single = message.get("function_call")
     extra = message.get(_KWARGS)
     if isinstance(extra, dict):
-        fields.only(extra, _KWARGS_KEYS, f"{where}{_KWARGS}.")
+        fields.count_unread(extra, _KWARGS_KEYS, f"{where}{_KWARGS}.")
         if not calls and is_empty(single):
             return read_message_calls(fields, extra, f"{where}{_KWARGS}.")
     elif not is_empty(extra):
-        fields.unread(_KWARGS, where)
+        fields.count_unread_name(_KWARGS, where)
     if is_empty(single):
         return calls
     single_call = read_call(fields, single, f"{where}function_call")
@@ -58,13 +57,6 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
     if [call[:2] for call in single_call] != [call[:2] for call in calls]:  # apart from their ids
         fields.fault("data.tool_calls.calls_twice", field=f"{where}function_call")
     return calls
-
-
-def is_empty(value: Any) -> bool:
-    """Return whether an optional field is empty: null, NaN (from pandas), "null", or a blank string, list or object."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or value in ([], {}) or (isinstance(value, str) and value.strip() in ("", "null"))
 
 
 def read_call_text(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
@@ -102,11 +94,11 @@ def read_call(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:
         if function is not UNREADABLE:
             fields.fault("data.tool_calls.not_a_call", field=where, value=shown(function))
         return ()
-    fields.only(holder, _HOLDER_KEYS if nested else _CALL_KEYS, f"{where}.")
+    fields.count_unread(holder, _HOLDER_KEYS if nested else _CALL_KEYS, f"{where}.")
     places = {f"{where}.": holder}
     if nested:
         places[f"{where}.function."] = function
-        fields.only(function, _FUNCTION_KEYS, f"{where}.function.")
+        fields.count_unread(function, _FUNCTION_KEYS, f"{where}.function.")
     *_, inner = places
     name = _name(fields, function, inner)
     arguments = _arguments(fields, places)
@@ -209,7 +201,7 @@ def _decoded(fields: Fields, item: Any, where: str) -> Any:
 def _tool(fields: Fields, item: Any, where: str) -> Mapping[str, Any] | None:
     schema = item.get("function") if isinstance(item, dict) else None
     if schema is not None:
-        fields.only(item, frozenset({"type", "function"}), f"{where}.")
+        fields.count_unread(item, frozenset({"type", "function"}), f"{where}.")
     elif isinstance(item, dict):
         schema = {key: value for key, value in item.items() if not (key == "type" and value in ("function", "custom"))}
     if not isinstance(schema, dict) or not isinstance(schema.get("name"), str):

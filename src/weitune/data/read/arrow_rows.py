@@ -94,7 +94,7 @@ def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clea
     ``notes`` counts the nulls removed from objects inside it; nulls of the object itself are only counted with
     ``count``, since rows usually have some.
     """
-    below = {field.name: inner for field in fields if (inner := _clean_of(field.type, notes)) is not None}
+    below = {field.name: inner for field in fields if (inner := _type_cleaner(field.type, notes)) is not None}
 
     def clean(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -109,7 +109,7 @@ def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clea
     return clean
 
 
-def _clean_of(kind: Any, notes: Notes) -> Clean | None:
+def _type_cleaner(kind: Any, notes: Notes) -> Clean | None:
     """Return the function that removes added nulls from values of an Arrow type; None if the type has no fields."""
     import pyarrow as pa
     from pyarrow import types
@@ -117,11 +117,11 @@ def _clean_of(kind: Any, notes: Notes) -> Clean | None:
     if types.is_struct(kind):
         return cleaner((kind.field(i) for i in range(kind.num_fields)), notes, count=True)
     if types.is_map(kind):
-        return _map_cleaner(_clean_of(kind.item_type, notes))
+        return _map_cleaner(_type_cleaner(kind.item_type, notes))
     if types.is_dictionary(kind):
-        return _clean_of(kind.value_type, notes)
+        return _type_cleaner(kind.value_type, notes)
     if isinstance(kind, pa.BaseExtensionType):
-        return _clean_of(kind.storage_type, notes)
+        return _type_cleaner(kind.storage_type, notes)
     is_list = (
         types.is_list,
         types.is_large_list,
@@ -130,7 +130,7 @@ def _clean_of(kind: Any, notes: Notes) -> Clean | None:
         types.is_large_list_view,
     )
     if any(check(kind) for check in is_list):
-        inner = _clean_of(kind.value_type, notes)
+        inner = _type_cleaner(kind.value_type, notes)
         return None if inner is None else lambda value: list(map(inner, value)) if isinstance(value, list) else value
     return None
 

@@ -177,15 +177,15 @@ def ranked(sample: Sequence[bytes], encodings: Iterable[Encoding]) -> list[Encod
 
 def score_lines(encoding: Encoding, lines: Sequence[bytes]) -> float:
     """Return the score of ``lines`` in the encoding's language; 0 if more than a tenth of them do not decode."""
-    texts = [text for line in lines if (text := decode_line(line, encoding.codec)) is not None]
+    texts = [text for line in lines if (text := decode_piece(line, encoding.codec)) is not None]
     if len(texts) < 0.9 * len(lines) or not texts:
         return 0.0
     return encoding.score("\n".join(texts)) * len(texts) / len(lines)
 
 
-def decode_line(line: bytes, codec: str) -> str | None:
-    """Return the decoded ``line``, which may end within a character; None if it does not decode."""
+def decode_piece(piece: bytes, codec: str) -> str | None:
+    """Return the decoded ``piece``, which may end within a character; None if it does not decode."""
     try:
-        return codecs.getincrementaldecoder(codec)().decode(line)
+        return codecs.getincrementaldecoder(codec)().decode(piece)
     except UnicodeError:
         return None

@@ -133,11 +133,8 @@ class _FileReader(ValueReader):
         if window.peek() == "}":
             window.move(window.at + 1)
             return None
-        if begun:
-            if window.peek() != ",":
-                return self.unexpected(row, expected="data.json_rows.comma_or_object_end", rest_lost=True)
-            window.move(window.at + 1)
-            window.skip_space()
+        if begun and not window.pass_comma():
+            return self.unexpected(row, expected="data.json_rows.comma_or_object_end", rest_lost=True)
         outcome = self.decode() if window.peek() == '"' else None
         if not isinstance(outcome, tuple):
             return self.unexpected(row, expected="data.json_rows.key", rest_lost=True)

@@ -148,7 +148,6 @@ class ValueReader:
         return True
 
     def array(self) -> Rows:
-        """Yield the elements of the array at the position."""
         window, decoder = self.window, self.decoder
         window.move(window.at + 1)
         begun = False

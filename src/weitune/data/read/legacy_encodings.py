@@ -54,7 +54,6 @@ class _Utf8:
         self._valid = self._invalid = 0
 
     def feed(self, piece: bytes, line: int) -> None:
-        """Count the bytes of the next lines of the file, which begin at ``line``."""
         valid = sum(map(len, _VALID_UTF8.findall(piece)))
         invalid = sum(map(len, _NOT_ASCII.findall(piece))) - valid
         self._valid += valid
@@ -203,7 +202,7 @@ def _unknown(likely: list[scores.Encoding], sample: list[bytes], line: int | Non
     if not likely:
         return data_problem("data.legacy_encodings.unknown_encoding", line=line)
     first, *others = likely[:3]
-    text = next((text for each in sample if (text := scores.decode_line(each, first.codec)) is not None), "")
+    text = next((text for each in sample if (text := scores.decode_piece(each, first.codec)) is not None), "")
     begin = next((at for at, char in enumerate(text) if char > "\x7f"), 0)
     return data_problem(
         "data.legacy_encodings.several_likely" if others else "data.legacy_encodings.one_likely",

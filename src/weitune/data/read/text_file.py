@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from weitune.data.problems import Problem, data_problem, shown_error
 from weitune.data.read import legacy_encodings
+from weitune.data.read.encoding_scores import decode_piece
 
 _BLOCK = 1 << 20
 _HEAD = 1 << 12
@@ -145,7 +146,6 @@ class _EncodingDetector:
                 self._is_utf8 = False
 
     def result(self, path: Path, given: GivenEncoding | None) -> tuple[str, Problem | None]:
-        """Return the encoding, and a fault if the text cannot be read."""
         if self._declared is None and self._is_utf8:
             try:
                 self._decoder.decode(b"", final=True)
@@ -181,17 +181,9 @@ def _declared(head: bytes) -> str | None:
     head = head[:_HEAD]
     even, odd = head[::2].count(0), head[1::2].count(0)
     most = max(even, odd)
-    if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and _is_utf8(head)):
+    if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and decode_piece(head, "utf-8") is not None):
         return None  # no zeros, or a few in a damaged file
     return "utf-16-le" if odd > even else "utf-16-be"
-
-
-def _is_utf8(head: bytes) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def open_text(path: Path, encoding: str, newline: str | None = "") -> IO[str]:
