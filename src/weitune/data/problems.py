@@ -134,18 +134,10 @@ class Problems:
 
 
 def data_problem(
-    message_id: str,
-    /,
-    *,
-    file: str = "",
-    row: int | None = None,
-    line: int | None = None,
-    column: int | None = None,
-    field: str = "",
-    **values: object,
+    message: str, /, *, file: str = "", row: int | None = None, line: int | None = None, field: str = "", **values: Any
 ) -> Problem:
-    """Return the problem with the texts of ``message_id`` in the catalogue, formatted with ``values``."""
-    return Problem(**texts(message_id, **values), file=file, row=row, line=line, column=column, field=field)
+    """Return the problem with the texts of ``message``, an id of the catalogue, formatted with ``values``."""
+    return Problem(**texts(message, **values), file=file, row=row, line=line, column=None, field=field)
 
 
 def framing_error(origin: Origin | None, problem: Problem) -> DataError:

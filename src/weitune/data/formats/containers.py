@@ -74,11 +74,10 @@ def contained_rows(
         return _columns(value, deciding or list(value))
     if value and all(criteria.is_row(item) and contained_rows(item, criteria) is None for item in value.values()):
         return ContainedRows(rows=list(value.values()))
-    return _cells(value) or _listed(value, criteria) or _within(value, criteria)
+    return _named_cells(value) or _only_list(value, criteria) or _within(value, criteria)
 
 
-def _listed(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | Problem | None:
-    """Return the rows in the only list of rows among the fields of an object."""
+def _only_list(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | Problem | None:
     keys = [key for key in value if criteria.holds_rows(key, value[key])]
     keys = [key for key in keys if any(map(criteria.is_row, value[key][:_LOOKED_AT]))] or keys
     if len(keys) > 1:
@@ -181,8 +180,7 @@ def _unequal(lengths: Mapping[str, int]) -> Problem:
     return data_problem("data.containers.unequal_columns", lengths=shown)
 
 
-def _cells(value: Mapping[str, Any]) -> ContainedRows | Problem | None:
-    """Return the rows of ``{"columns": [names], "data": [[cells], …]}``."""
+def _named_cells(value: Mapping[str, Any]) -> ContainedRows | Problem | None:
     names, data = value.get("columns"), value.get("data")
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         return None

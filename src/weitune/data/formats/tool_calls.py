@@ -183,7 +183,6 @@ def _tools(fields: Fields, value: Any, where: str) -> tuple[Mapping[str, Any], .
 
 
 def _has_null(value: Any) -> bool:
-    """Return whether ``value`` contains an object with a null field, at any level."""
     if isinstance(value, dict):
         return any(inner is None or _has_null(inner) for inner in value.values())
     return isinstance(value, list) and any(map(_has_null, value))

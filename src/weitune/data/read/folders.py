@@ -78,7 +78,6 @@ def _split_folder(folder: Path, split: str | None) -> Path | Problem:
 
 
 def _saved_files(folder: Path) -> Iterator[Path | Problem]:
-    """Yield the Arrow files of a saved data set, but not the other files that `datasets` keeps there."""
     state = _read(folder / _STATE)
     if isinstance(state, Problem):
         yield state

@@ -83,7 +83,6 @@ class _FileReader(ValueReader):
         return True
 
     def _contained(self, contained: ContainedRows | Problem) -> Iterator[RawRow | Problem]:
-        """Yield the rows that were made from an object, or why they could not be made."""
         if isinstance(contained, Problem):
             yield self.here(contained)
             return

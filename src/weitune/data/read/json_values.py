@@ -63,7 +63,6 @@ class ValueReader:
                 return value, end
 
     def malformed(self, error: Exception, *, rest_lost: bool) -> Problem:
-        """Return the fault of the value at the position, which ``error`` describes."""
         window = self.window
         line, column = window.place(window.at)
         if isinstance(error, json.JSONDecodeError):
@@ -177,10 +176,7 @@ class ValueReader:
             window.move(end)
 
     def resume(self, at: int) -> bool:
-        """Move to the next line after a fault at ``at`` if lines are rows; return whether they are.
-
-        A line that begins at ``at`` is the next one.
-        """
+        """Move to the next beginning of a line from ``at`` on if lines are rows; return whether they are."""
         if not self.lines:
             return False
         self.window.move(at)

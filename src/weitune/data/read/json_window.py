@@ -79,7 +79,6 @@ class Window:
 
     @property
     def ended(self) -> bool:
-        """Whether the position is the end of the file."""
         return self.at >= len(self.text) and not self.more()
 
     def peek(self) -> str:

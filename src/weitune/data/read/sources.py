@@ -45,7 +45,6 @@ def find_sources(names: Iterable[str], problems: Problems, encodings: GivenEncod
 
 
 def _expand(name: str) -> Iterator[Source | Problem]:
-    """Yield the sources that ``name`` stands for, without their facts."""
     try:
         yield from _named(name)
     except OSError as error:  # the name is too long, or there is no permission to look into the folder
@@ -131,7 +130,6 @@ def _nearest(path: Path) -> Path | None:
 
 
 def _examined(source: Source, encodings: GivenEncodings) -> Source | Problem:
-    """Return ``source`` with its facts, or why it cannot be read."""
     if source.path is None:
         return _from_hub(source)
     try:
