@@ -1,4 +1,4 @@
-"""What a problem says of its place and of wrong values, and how problems are collected."""
+"""The place and the wrong value of a problem as messages show them, and how problems are collected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weitune.data.problems import Problem, Problems, data_problem, shown, shown_
         ({"file": "a.csv", "row": 3, "line": 4, "field": "output"}, "a.csv row 3 (line 4), field `output`"),
     ],
 )
-def test_the_place_has_what_is_known(place: dict[str, Any], said: str) -> None:
+def test_the_place_of_a_problem(place: dict[str, Any], said: str) -> None:
     problem = Problem("kind", "rows", "none", "Add some.", **place)
     assert problem.place == said
     assert problem.message == "expected rows; found none"

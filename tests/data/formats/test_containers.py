@@ -1,4 +1,4 @@
-"""Objects that hold rows: each kind with its rows, and what is asked where several could be meant."""
+"""Objects that contain rows: the rows of each kind, and the faults of ambiguous ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TURNS = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1
 
 @pytest.fixture(params=["whole", "long"])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read objects whole, or as those that are too long for that."""
+    """Read objects as short ones, and as ones that exceed the lookahead."""
     if request.param == "long":
         monkeypatch.setattr(json_window, "_WINDOW", 8)
         monkeypatch.setattr(json_values, "LOOKAHEAD", 16)
@@ -54,7 +54,7 @@ def questions(folder: Path, text: str, part: str = "") -> list[str]:
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
-def test_rows_are_found(tmp_path: Path, value: Any, indent: int | None) -> None:
+def test_rows_in_objects(tmp_path: Path, value: Any, indent: int | None) -> None:
     assert questions(tmp_path, json.dumps(value, indent=indent)) == ["q1", "q2"]
     assert questions(tmp_path, json.dumps(value) + "\n" + json.dumps(value)) == ["q1", "q2"] * 2
 
@@ -68,9 +68,7 @@ def test_a_row_stays_a_row(tmp_path: Path, row: Any) -> None:
     assert questions(tmp_path, json.dumps(row) + "\n" + json.dumps(row)) == ["q1", "q1"]
 
 
-def test_a_row_that_holds_rows_stays_one_and_is_never_split_in_silence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_contains_rows_is_never_split_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.dumps({"examples": [B], **A})
     assert questions(tmp_path, text) == ["q1"]
     monkeypatch.setattr(json_window, "_WINDOW", 8)
@@ -80,7 +78,7 @@ def test_a_row_that_holds_rows_stays_one_and_is_never_split_in_silence(
 
 
 @pytest.mark.usefixtures("window")
-def test_several_lists_are_asked_about_and_can_be_named(tmp_path: Path) -> None:
+def test_several_lists_are_a_fault_unless_one_is_named(tmp_path: Path) -> None:
     text = json.dumps({"train": [A, B], "test": [B]})
     with pytest.raises(DataError, match="several lists of rows") as error:
         questions(tmp_path, text)
@@ -109,13 +107,13 @@ def test_a_part_can_be_columns_and_a_file_of_that_name_comes_first(tmp_path: Pat
         ({"dialog": [{"who": "x"}]}, "unknown format"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, value: Any, kind: str) -> None:
+def test_objects_that_cannot_be_read(tmp_path: Path, value: Any, kind: str) -> None:
     with pytest.raises(DataError) as error:
         questions(tmp_path, json.dumps(value))
     assert [problem.kind for problem in error.value.problems if isinstance(problem, Problem)] == [kind]
 
 
-def test_parts_are_those_of_json_objects(tmp_path: Path) -> None:
+def test_only_json_files_have_parts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing part"):
         questions(tmp_path, json.dumps([A]), ":train")
     (tmp_path / "rows.csv").write_text("instruction,output\nq,a\n", encoding="utf-8")
@@ -131,7 +129,7 @@ def test_fields_beside_the_rows_are_listed(tmp_path: Path) -> None:
     assert dict(reader.reports[0].notes.unused) == {"version": 1}
 
 
-def test_a_long_object_of_rows_never_lies_in_memory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_object_of_rows_is_never_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     monkeypatch.setattr(json_values, "LOOKAHEAD", 1 << 18)

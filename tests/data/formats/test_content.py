@@ -1,4 +1,4 @@
-"""Contents as lists of parts: what becomes text, reasoning, calls and tools' turns, and what is refused."""
+"""Lists of parts: which become text, reasoning, calls and tool turns, and which are refused."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_other_parts_are_refused_by_name(part: Any, found: str) -> None:
         assert found in problem.found
 
 
-def test_a_picture_among_results() -> None:
+def test_a_picture_in_a_tool_result() -> None:
     result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "image", "source": {}}]}
     problem = fault(messages(user([result]), assistant()))
     assert (problem.kind, problem.field) == ("not text", "messages[0].content[0].content[0]")
@@ -112,12 +112,12 @@ def test_parts_of_another_role(row: Any, field: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [[TEXT, THINKING], [USE, TEXT], [USE, THINKING]])
-def test_parts_that_templates_write_in_another_order(parts: list[Any]) -> None:
+def test_parts_out_of_order(parts: list[Any]) -> None:
     problem = fault(messages(user(), assistant(parts)))
     assert (problem.kind, problem.field) == ("parts out of order", "messages[1].content[1]")
 
 
-def test_a_blank_text_has_no_place_to_keep() -> None:
+def test_blank_text_may_be_out_of_order() -> None:
     blank = {"type": "text", "text": "\n"}
     assert turns(user(), assistant([USE, blank]))[1] == Turn("assistant", "\n", tool_calls=(CALL,))
 

@@ -1,4 +1,4 @@
-"""How much of a message is learned, under every key that tools write."""
+"""The loss weight of a message, under every key that tools write."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_flags_are_booleans(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "false", -0.1, float("inf"), float("nan"), [1], 10**400])
-def test_numbers_are_taken_as_they_stand(value: Any) -> None:
+def test_weights_must_be_numbers(value: Any) -> None:
     for key in ("weight", "loss_weight"):
         problem = fault(messages(user(), assistant(**{key: value})))
         assert (problem.kind, problem.expected) == ("wrong weight", "a number of at least 0")
@@ -86,7 +86,7 @@ def test_only_answers_are_learned() -> None:
     assert [problem.field for problem in faults(messages(user(train="true"), assistant()))] == ["messages[0].train"]
 
 
-def test_parts_of_a_message_are_not_learned_apart() -> None:
+def test_weights_of_parts_of_a_message_are_refused() -> None:
     detail = [{"begin_offset": 0, "end_offset": 8, "train": False}]
     problem = fault(messages(user(), assistant(train_detail=detail)))
     assert problem.field == "messages[1].train_detail"

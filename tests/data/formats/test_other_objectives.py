@@ -51,7 +51,7 @@ def test_classes_are_no_verdicts(value: Any) -> None:
         assert unread({**row, "label": value}) == {"label": 1}
 
 
-def test_a_class_of_its_own_column_is_an_answer() -> None:
+def test_a_class_column_may_be_the_answer() -> None:
     columns = {"user": "text", "assistant": "label"}
     assert read({"text": "q", "label": "true"}, columns=columns).turns[1].content == "true"
 

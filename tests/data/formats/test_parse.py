@@ -1,4 +1,4 @@
-"""What each format's rows become, how formats are recognised, and what is said about bad ones."""
+"""What the rows of each format become, how formats are recognised, and the faults of bad rows."""
 
 from __future__ import annotations
 
@@ -142,12 +142,12 @@ def test_columns_of_any_name() -> None:
 
 
 @pytest.mark.parametrize("columns", [{"user": "x"}, {"user": "x", "assistant": "y", "bot": "z"}])
-def test_columns_that_cannot_be(columns: dict[str, str]) -> None:
+def test_wrong_columns(columns: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match="columns"):
         Options(columns=columns)
 
 
-def test_a_format_that_does_not_exist() -> None:
+def test_unknown_formats_are_refused() -> None:
     with pytest.raises(RecipeError, match="no data format 'alpacca'"):
         Options(format="alpacca")
 
@@ -279,7 +279,7 @@ def test_the_first_row_that_is_recognised_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("history", ["", " ", "[]", "null", None, []])
-def test_no_history(history: Any) -> None:
+def test_empty_history(history: Any) -> None:
     assert read({"instruction": "q", "output": "a", "history": history}).turns == (ASKED, ANSWERED)
 
 
@@ -324,7 +324,7 @@ def test_messages_and_calls_in_a_table(tmp_path: Path) -> None:
         ({"prompt": [system("t"), user()], "completion": "a", "system": "s"}, "s\n\nt", 1),
     ],
 )
-def test_system_prompts_become_one(row: dict[str, Any], expected: str, noted: int) -> None:
+def test_system_prompts_are_joined(row: dict[str, Any], expected: str, noted: int) -> None:
     reader = RowReader(Options())
     assert reader.read(row, HERE).turns == (Turn("system", expected), ASKED, ANSWERED)
     assert reader.notes.remarks[say("data.parse.several_system_prompts")] == noted
@@ -357,7 +357,7 @@ def test_the_report_counts_joined_system_prompts(tmp_path: Path) -> None:
     assert reader.reports[0].to_json()["remarks"] == {say("data.parse.several_system_prompts"): 2}
 
 
-def test_lists_of_messages_in_the_texts_of_prompt_and_completion() -> None:
+def test_prompt_and_completion_may_be_messages_as_json() -> None:
     row = {"prompt": [user()], "completion": [assistant()]}
     expected = read(row).turns
     assert expected == (ASKED, ANSWERED)
@@ -388,7 +388,7 @@ def test_nulls_in_calls_and_tools_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["output\u200b", "\ufeffoutput", "output ", "ｏｕｔｐｕｔ", "out\u00adput", "Output"])
-def test_names_that_differ_only_by_what_cannot_be_seen(name: str) -> None:
+def test_required_fields_whose_names_contain_invisible_characters(name: str) -> None:
     problem = fault({"instruction": "q", name: "a"})
     assert (problem.kind, problem.field) == ("missing field", "output")
     assert problem.found == f"no field `output`, but one named `{shown_name(name)}`"
@@ -396,7 +396,7 @@ def test_names_that_differ_only_by_what_cannot_be_seen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["input\u200b", "input ", "ｓｙｓｔｅｍ", "\ufeffhistory"])
-def test_optional_fields_that_only_look_right(name: str) -> None:
+def test_optional_fields_whose_names_contain_invisible_characters(name: str) -> None:
     problem = fault({"instruction": "q", "output": "a", name: "x"})
     assert problem.kind == "misnamed field"
     assert problem.found == f"`{shown_name(name)}`"
@@ -405,7 +405,7 @@ def test_optional_fields_that_only_look_right(name: str) -> None:
     assert unread({"instruction": "q", "output": "a", "System": "x"}) == {"System": 1}
 
 
-def test_keys_of_messages_and_calls_that_only_look_right() -> None:
+def test_keys_of_messages_and_calls_that_contain_invisible_characters() -> None:
     call = {"name": "tides", "arguments\u200b": {"port": "Brest"}}
     row = messages(user(**{"train\u200b": True}), assistant(None, tool_calls=[call]))
     found = [(problem.kind, problem.field) for problem in faults(row)]
@@ -417,7 +417,7 @@ def test_keys_of_messages_and_calls_that_only_look_right() -> None:
 
 def test_names_of_an_unknown_format_are_shown() -> None:
     problem = fault({"\ufeffmessages": [], "out\u200bput ": "a", "": "q"})
-    assert problem.found == r'\ufeffmessages, out\u200bput\x20, ""'
+    assert problem.found == r'the fields \ufeffmessages, out\u200bput\x20, ""'
 
 
 def test_unread_names_can_be_printed_and_written() -> None:
@@ -433,15 +433,15 @@ def nest(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("place", ["output", "system", "history", "messages", "conversations", "kto_tag"])
-def test_values_nested_without_end(place: str) -> None:
+def test_values_nested_too_deeply(place: str) -> None:
     row = {"instruction": "q", "output": "a", place: nest(100_000)}
     (problem,) = faults(row)
     assert problem.row == 4
 
 
-def test_tools_nested_without_end() -> None:
+def test_tools_nested_too_deeply() -> None:
     assert fault(messages(user(), assistant(), tools=nest(100_000))).field == "tools"
 
 
-def test_unread_values_nested_without_end() -> None:
+def test_unread_values_may_be_nested_deeply() -> None:
     assert turns(user(trace=nest(100_000)), assistant()) == (ASKED, ANSWERED)

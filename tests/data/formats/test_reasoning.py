@@ -1,4 +1,4 @@
-"""Reasoning in the rows of every format: in tags, in fields of its own and in parts, and where two contradict."""
+"""Reasoning in the rows of every format: in tags, in fields and in parts, and contradictions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PIECES = st.lists(st.sampled_from(["a", "</thin", "\n", " ", "\t", "思"]), max_
 
 @given(before=st.sampled_from(["", " ", "\n\t"]), reasoning=PIECES, rest=PIECES, opened=st.booleans())
 def test_reasoning_is_cut_where_qwen3_cuts_it(before: str, reasoning: str, rest: str, opened: bool) -> None:
-    """Qwen3's template takes what stands between the last opening tag and the closing one, without line breaks."""
+    """Qwen3's template takes the text between the last opening tag and the closing one, without line breaks."""
     text = f"{before}<think>{reasoning}</think>{rest}" if opened else f"{reasoning}</think>{rest}"
     head, _, tail = text.partition("</think>")
     assert split_reasoning(text) == (head.rpartition("<think>")[2].strip("\n"), tail.lstrip("\n"))
@@ -70,7 +70,7 @@ def test_reasoning_is_cut_where_qwen3_cuts_it(before: str, reasoning: str, rest:
         {"conversation": [{"input": "q", "output": "r</think>  a"}]},
     ],
 )
-def test_reasoning_wherever_it_stands(row: dict[str, Any]) -> None:
+def test_reasoning_in_every_place(row: dict[str, Any]) -> None:
     assert read(row).turns == (ASKED, Turn("assistant", "  a", reasoning="r"))
 
 
@@ -91,7 +91,7 @@ def test_reasoning_in_a_column_and_in_history() -> None:
         assistant([{"type": "thinking", "thinking": ""}, "a"]),
     ],
 )
-def test_empty_reasoning_is_not_the_absence_of_reasoning(said: dict[str, Any]) -> None:
+def test_empty_reasoning_differs_from_none(said: dict[str, Any]) -> None:
     assert turns(user(), said)[1] == Turn("assistant", "a", reasoning="")
     assert turns(user(), assistant(reasoning_content=None))[1] == Turn("assistant", "a")
 
@@ -107,9 +107,9 @@ def test_empty_reasoning_is_not_the_absence_of_reasoning(said: dict[str, Any]) -
         (assistant("r</think><think>s</think>a"), "a second one in tags"),
     ],
 )
-def test_two_reasonings_that_differ(said: dict[str, Any], named: str) -> None:
+def test_contradictory_reasoning(said: dict[str, Any], named: str) -> None:
     problem = fault(messages(user(), said))
-    assert problem.kind == "two reasonings"
+    assert problem.kind == "two reasoning texts"
     assert named in problem.found
     assert problem.field.startswith("messages[1]")
 
@@ -130,7 +130,7 @@ def test_reasoning_before_calls() -> None:
 
 
 @pytest.mark.parametrize("role", ["user", "system", "tool"])
-def test_tags_of_others_are_text(role: str) -> None:
+def test_tags_of_other_roles_are_text(role: str) -> None:
     text = "<think>r</think>a"
     said = [{"role": role, "content": text}, user(), assistant()]
     assert read(messages(*said)).turns[0] == Turn(role, text)

@@ -1,4 +1,4 @@
-"""Function calls and tools: every spelling gives the same call, and no part of one is lost in silence."""
+"""Function calls and tools: every spelling gives the same call, and no part of one is silently lost."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_arguments_beside_the_function() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["null", None, "", " \n", {}, "{}"])
-def test_a_call_without_arguments_stays_a_call(arguments: Any) -> None:
+def test_calls_without_arguments(arguments: Any) -> None:
     assert calls_of({"function": {"name": "tides", "arguments": arguments}}) == (ToolCall("tides", {}),)
     assert calls_of({"name": "tides", "args": arguments}) == (ToolCall("tides", {}),)
     assert calls_of({"name": "tides"}) == (ToolCall("tides", {}),)
 
 
 @pytest.mark.parametrize("arguments", [[1], 3, 0, False, [], "[1]", "3", '"x"', "Brest", "{", "{'port': 'Brest'}"])
-def test_arguments_that_are_no_object(arguments: Any) -> None:
+def test_arguments_must_be_an_object(arguments: Any) -> None:
     problem = fault(calling({"function": {"name": "tides", "parameters": arguments}}))
     assert problem.field == "messages[1].tool_calls[0].function.parameters"
     assert problem.kind in ("wrong type", "not valid JSON")
@@ -141,12 +141,12 @@ def test_arguments_under_an_unknown_name(call: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", None])
-def test_a_call_of_nothing(name: Any) -> None:
+def test_empty_names_of_functions(name: Any) -> None:
     problem = fault(calling({"function": {"name": name, "arguments": {}}}))
     assert (problem.kind, problem.field) == ("empty name", "messages[1].tool_calls[0].function.name")
 
 
-def test_calls_that_only_the_answer_within_a_message_of_langchain_has() -> None:
+def test_calls_under_additional_kwargs_of_langchain() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "tides", "arguments": json.dumps(ARGUMENTS)}}
     kwargs: dict[str, Any]
     for kwargs in ({"tool_calls": [call]}, {"function_call": {"name": "tides", "arguments": json.dumps(ARGUMENTS)}}):
@@ -190,7 +190,7 @@ def test_calls_as_json_in_a_string() -> None:
     assert fault(messages(user(), assistant(tool_calls="tides()"))).field == "messages[1].tool_calls"
 
 
-def test_the_first_format_of_openai() -> None:
+def test_function_call_of_openai() -> None:
     called = assistant(None, function_call={"name": "tides", "arguments": json.dumps(ARGUMENTS)})
     row = messages(user(), called, {"role": "function", "name": "tides", "content": "noon"}, assistant())
     conversation = read({**row, "functions": [SCHEMA]})
@@ -202,7 +202,7 @@ def test_the_first_format_of_openai() -> None:
     assert turns(user(), assistant(function_call=None)) == (ASKED, ANSWERED)
 
 
-def test_both_formats_of_openai_at_once() -> None:
+def test_function_call_beside_tool_calls() -> None:
     both = {"tool_calls": [{"id": "c1", "function": {"name": "tides"}}], "function_call": {"name": "tides"}}
     assert turns(user(), assistant(None, **both))[1].tool_calls == (ToolCall("tides", {}, "c1"),)
     both["function_call"] = {"name": "winds"}
@@ -220,11 +220,11 @@ def test_both_formats_of_openai_at_once() -> None:
         (user(reasoning_content="r"), "messages[0].reasoning_content"),
     ],
 )
-def test_what_only_the_assistant_has(said: dict[str, Any], field: str) -> None:
+def test_fields_of_the_assistant_in_other_messages(said: dict[str, Any], field: str) -> None:
     assert [(problem.kind, problem.field) for problem in faults(messages(said, assistant()))] == [("wrong role", field)]
 
 
-def test_what_only_the_assistant_has_may_be_empty_elsewhere() -> None:
+def test_empty_fields_of_the_assistant_in_other_messages() -> None:
     padded = {"tool_calls": None, "function_call": None, "thinking": None, "tool_call_id": None}
     assert turns(user(**padded), assistant(**padded)) == (ASKED, ANSWERED)
     assert turns(user(tool_calls=[], reasoning=""), assistant()) == (ASKED, ANSWERED)
@@ -285,14 +285,14 @@ def test_unread_keys_of_tools_are_counted() -> None:
         ([{"name": "tides", "parameters": nested(150)}], "not a JSON value", "tools"),
     ],
 )
-def test_tools_that_cannot_be(tools: Any, kind: str, field: str) -> None:
+def test_wrong_tools(tools: Any, kind: str, field: str) -> None:
     problem = fault(messages(user(), assistant(), tools=tools))
     assert (problem.kind, problem.field) == (kind, field)
 
 
 @pytest.mark.parametrize("role", ["tool_call", "function_call"])
 @pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
-def test_messages_that_are_nothing_but_calls(role: str, keys: tuple[str, str]) -> None:
+def test_messages_of_calls_only(role: str, keys: tuple[str, str]) -> None:
     def say(speaker: str, text: Any) -> dict[str, Any]:
         return dict(zip(keys, (speaker, text), strict=True))
 

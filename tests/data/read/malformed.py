@@ -1,4 +1,4 @@
-"""A corpus of malformed files: every format × every defect × every kind of file that can hold it.
+"""A corpus of malformed files: every format × every defect × every type of file that can contain it.
 
 A defect is either in a row (a field missing, null, of the wrong type …) or in the file's text (cut off, a stray
 character, bytes that are no text …). Each file has good rows around the bad one.
@@ -17,7 +17,7 @@ Row = Any
 
 
 class Malformed(NamedTuple):
-    """A file's name, its bytes, and the row that is at fault (None: the file as a whole)."""
+    """A file's name, its bytes, and the faulty row (None if the fault is not in a row)."""
 
     name: str
     content: bytes
@@ -42,7 +42,7 @@ def without(key: str) -> Callable[[Row], Row]:
 
 
 def put(value: Any, *path: str | int) -> Callable[[Row], Row]:
-    """Return a defect that sets what lies under ``path``."""
+    """Return a defect that sets the value under ``path``."""
 
     def change(row: Row) -> Row:
         row = copy.deepcopy(row)

@@ -1,4 +1,4 @@
-"""Read one row, and write the common ones in few words, for tests."""
+"""Read single rows in tests, and build common ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that is not UTF-8: read right, or refused with the encoding it is likely to be in, and read as what was said."""
+"""Text that is not UTF-8 is read correctly or refused with likely encodings; a given encoding is used."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def questions(reader: Reader) -> list[str]:
 
 
 @pytest.mark.parametrize(("language", "encoding", "named"), LEGACY)
-def test_another_encoding_is_refused_by_name_and_read_when_it_is_said(
+def test_another_encoding_is_refused_by_name_and_read_when_given(
     tmp_path: Path, language: str, encoding: str, named: str
 ) -> None:
     text = TEXTS[language]
@@ -127,7 +127,7 @@ def test_a_line_of_rare_hanzi_among_others_is_chinese(tmp_path: Path) -> None:
     assert questions(Reader([str(path)], Options()))[-1] == "列出药材"
 
 
-def test_rare_hanzi_alone_are_refused_with_the_way_to_read_them(tmp_path: Path) -> None:
+def test_rare_hanzi_alone_are_refused_with_advice(tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv", RARE, "gb18030")
     fault = examine(path).fault
     assert fault is not None
@@ -145,7 +145,7 @@ def test_other_scripts_within_chinese_are_gb18030(tmp_path: Path) -> None:
         assert questions(Reader([str(table(tmp_path / "rows.csv", text, "gb18030"))], Options())) == [text] * 3
 
 
-def test_damaged_utf_8_names_the_row_even_if_the_damage_comes_last(tmp_path: Path) -> None:
+def test_damaged_utf_8_names_the_row_even_if_it_is_the_last(tmp_path: Path) -> None:
     rows = [{"instruction": "你是谁？", "output": "我是甄嬛。"}] * 3
     content = "\n".join(json.dumps(row, ensure_ascii=False) for row in [*rows, {"instruction": "q", "output": "ab"}])
     path = tmp_path / "rows.jsonl"
@@ -156,12 +156,12 @@ def test_damaged_utf_8_names_the_row_even_if_the_damage_comes_last(tmp_path: Pat
 
 
 @pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-16-le", "utf-16-be"])
-def test_an_encoding_said_is_used_with_or_without_a_mark(tmp_path: Path, encoding: str) -> None:
+def test_a_given_encoding_is_used_with_or_without_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = table(tmp_path / "rows.csv", TEXTS["ko"], encoding)
     assert questions(Reader([str(path)], Options(encoding=encoding))) == [TEXTS["ko"]] * 3
 
 
-def test_what_does_not_decode_in_the_encoding_said_names_its_row(tmp_path: Path) -> None:
+def test_text_that_does_not_decode_in_the_given_encoding_names_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps({"instruction": TEXTS["ko"], "output": f"{i}"}, ensure_ascii=False) for i in range(5)]
     content = [line.encode("cp949") for line in lines]
@@ -172,7 +172,7 @@ def test_what_does_not_decode_in_the_encoding_said_names_its_row(tmp_path: Path)
     assert [(p.kind, p.row) for p in error.value.problems if isinstance(p, Problem)] == [("undecodable text", 4)]
 
 
-def test_utf_8_is_not_read_as_another_encoding_in_silence(tmp_path: Path) -> None:
+def test_utf_8_is_not_silently_read_as_another_encoding(tmp_path: Path) -> None:
     marked = table(tmp_path / "marked.csv", TEXTS["ko"], "utf-8-sig")
     plain = table(tmp_path / "plain.csv", TEXTS["ko"], "utf-8")
     old = table(tmp_path / "old.csv", TEXTS["ko"], "cp949")
@@ -181,7 +181,7 @@ def test_utf_8_is_not_read_as_another_encoding_in_silence(tmp_path: Path) -> Non
     assert questions(Reader([str(marked), str(plain), str(old)], Options(encoding={str(old): "cp949"})))
 
 
-def test_names_in_a_mapping_stand_for_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mapping_names_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old").mkdir()
     table(tmp_path / "old" / "a.csv", TEXTS["ko"], "cp949")
@@ -204,14 +204,14 @@ def test_a_mapping_may_name_validation_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["cp94", "base64", "rot13", "hex", "idna", "undefined", "unicode_escape", "", "a\0b", "\ud83d", 7.5, []]
 )
-def test_no_encoding_of_text(name: Any) -> None:
+def test_unknown_encodings_are_refused(name: Any) -> None:
     with pytest.raises(RecipeError, match="encoding"):
         build_recipe({"model": "m", "data": "d"}, {"encoding": name})
     with pytest.raises(RecipeError, match="encoding"):
         build_recipe({"model": "m", "data": "d"}, {"encoding": {"d": name}})
 
 
-def test_the_key_is_kept_in_a_recipe(tmp_path: Path) -> None:
+def test_a_recipe_keeps_its_encoding(tmp_path: Path) -> None:
     for value in ("cp949", {"d": "EUC-KR"}, None):
         recipe = build_recipe({"model": "m", "data": "d", "encoding": value})
         (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -228,7 +228,7 @@ def test_a_name_of_another_system_is_not_proposed_again() -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "convert"])
-def test_the_commands_take_it(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_take_an_encoding(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(table(tmp_path / "rows.csv", TEXTS["ko"], "cp949"))
     assert main(["data", command, path]) == 2
     assert "--encoding cp949" in "".join(capsys.readouterr())

@@ -1,4 +1,4 @@
-"""The streaming JSON reader against the whole-file one, with a window so small that everything is cut by it."""
+"""The streaming JSON reader against one that reads all at once, with a window so small that it cuts every value."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_repeated_keys_are_faults() -> None:
     assert [problem.field for problem in row.problems] == ["c", "a"]
 
 
-def test_nothing_but_blanks_is_no_row() -> None:
+def test_blank_files_have_no_rows() -> None:
     assert read(" \n\t\n") == []
     assert read("[ ]") == []
 
@@ -138,7 +138,7 @@ def next_line(text: str, at: int) -> int:
 
 
 def explained(text: str) -> Found:
-    """Read a whole text value by value: the specification of what stands at the top of a file."""
+    """Read all of a text value by value: the specification of the top level of a file."""
     found: Found = []
     at, lines = 0, False
     while (at := after(text, r"[\s\ufeff]*", at)) < len(text):
@@ -172,7 +172,7 @@ def explained(text: str) -> Found:
 
 
 def explained_array(text: str, at: int, found: Found) -> tuple[int, bool]:
-    """Return where an array ends, or where its fault is, and which of the two it is."""
+    """Return the end of an array, or the position of its fault, and whether it is the end."""
     begun = False
     while True:
         at = after(text, r"\s*", at)
@@ -210,7 +210,7 @@ def test_rows_and_faults_explain_the_whole_file(pieces: list[str], joint: str) -
 
 
 @given(pieces=st.lists(PIECE, max_size=6), joint=st.sampled_from(["", "\n", " "]))
-def test_the_fast_ways_give_what_the_slow_ones_give(pieces: list[str], joint: str) -> None:
+def test_the_fast_paths_agree_with_the_slow_ones(pieces: list[str], joint: str) -> None:
     text = joint.join(pieces)
     fast = read(text)
     with pytest.MonkeyPatch.context() as patch:
@@ -231,7 +231,7 @@ def test_joined_arrays_lose_no_row(first: int, second: int) -> None:
 
 
 @pytest.mark.usefixtures("window")
-def test_lines_whose_file_had_no_last_line_break_are_joined_rows() -> None:
+def test_joined_lines_without_a_line_break_between_them() -> None:
     assert values('{"a": 1}\n{"a": 2}{"a": 3}\n\ufeff{"a": 4}\n[{"a": 5},\n{"a": 6}]\n{"a": 7}') == [
         {"a": n} for n in range(1, 8)
     ]

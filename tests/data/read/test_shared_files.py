@@ -1,4 +1,4 @@
-"""The four real files pass whole: exact accounts, and text that reads right."""
+"""The four real files: exact counts, and text that is framed correctly."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Every kind of file, encoding and packing reads the same; what cannot be read is named."""
+"""Every type of file, encoding and compression gives the same rows; files that cannot be read are named."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.files import ALPACA, TEXT_KINDS, as_lines, pack, write
+from tests.data.read.reading_files import ROWS, lines, problems, questions
 from weitune.data.formats.parse import Options
 from weitune.data.problems import Problem, Problems
 from weitune.data.read.conversations import Reader, read_conversations
@@ -99,7 +101,7 @@ def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:
     assert packed.compression == "gzip"
 
 
-def test_packed_files_are_known_by_their_bytes(tmp_path: Path) -> None:
+def test_compressed_files_are_recognised_by_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes(pack(as_lines(ALPACA).encode(), ".gz"))
     assert values(path) == list(ALPACA)
@@ -113,7 +115,7 @@ def test_gzip_members_one_after_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_truncated_packing_is_a_problem(tmp_path: Path, kind: str, packing: str) -> None:
+def test_a_truncated_compressed_file_is_a_problem(tmp_path: Path, kind: str, packing: str) -> None:
     rows = [{"instruction": str(i) * 50, "output": "x"} for i in range(3000)]
     path = write(tmp_path, kind, rows, packing=packing)
     path.write_bytes(path.read_bytes()[:-300])
@@ -152,7 +154,7 @@ def test_folders_are_read_in_the_order_of_names(tmp_path: Path) -> None:
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "not text"),
     ],
 )
-def test_files_that_hold_nothing_readable(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
@@ -162,7 +164,7 @@ def test_files_that_hold_nothing_readable(tmp_path: Path, name: str, content: by
     assert name in error.value.message
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_file_names_a_similar_one(tmp_path: Path) -> None:
     write(tmp_path, "json")
     with pytest.raises(DataError) as error:
         list(read_conversations(Reader([str(tmp_path / "row.json")])))
@@ -180,7 +182,7 @@ def test_columns_of_parquet_that_are_empty_are_absent(tmp_path: Path) -> None:
     assert [c.turns[0].content for c in read_conversations(Reader([str(path)]))] == ["a", "c\nd"]
 
 
-def test_hub_data_sets_come_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_of_the_hub_are_loaded_by_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     asked: list[Any] = []
@@ -205,7 +207,7 @@ def test_hub_data_sets_come_through_datasets(monkeypatch: pytest.MonkeyPatch) ->
     assert str(read[0].origin) == "owner/name row 1"
 
 
-def test_a_hub_data_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def load(*_: Any, **__: Any) -> Any:
@@ -216,7 +218,7 @@ def test_a_hub_data_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> No
         list(read_conversations(Reader(["owner/name"])))
 
 
-def test_a_long_array_never_lies_in_memory_whole(tmp_path: Path) -> None:
+def test_a_long_array_is_never_in_memory_at_once(tmp_path: Path) -> None:
     """The reader's own memory stays far below the file's size."""
     import tracemalloc
 
@@ -232,3 +234,14 @@ def test_a_long_array_never_lies_in_memory_whole(tmp_path: Path) -> None:
     assert count == 40_000
     assert peak < path.stat().st_size / 8
     assert source.kind == "json"
+
+
+def test_devices_and_pipes_are_refused_without_reading(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert [fault.kind for fault in problems(tmp_path / "pipe.jsonl")] == ["not a file"]
+    assert [fault.kind for fault in problems(tmp_path)] == ["not a file"]
+    (tmp_path / "rows.json").mkdir()
+    lines(tmp_path / "rows.json", ROWS)
+    assert questions(tmp_path / "rows.json") == ["q1", "q2"]
+    for name in ("a" * 5000, "~nobody-of-that-name/rows.json", "a\0b.json"):
+        assert len(problems(name)) == 1
