@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+from weitune.messages import say
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Origin(NamedTuple):
-    """Where a row stands: ``row`` counts from 1; ``line`` is the line in a JSON Lines file, when there is one."""
+    """The place of a row: ``row`` and ``line`` count from 1; ``line`` is only known in some text files."""
 
     file: str
     row: int
@@ -25,7 +27,8 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         """Return for example ``dialogues.jsonl row 12 (line 13)``."""
-        return f"{self.file} row {self.row}" + (f" (line {self.line})" if self.line is not None else "")
+        place = f"{self.file} {say('data.problems.row', row=self.row)}"
+        return place if self.line is None else f"{place} {say('data.problems.line', line=self.line)}"
 
 
 class ToolCall(NamedTuple):

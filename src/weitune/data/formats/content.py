@@ -133,10 +133,8 @@ def _part(fields: Fields, item: Any, place: str) -> list[_Part]:
 
 def _count_unread(fields: Fields, part: Mapping[str, Any], known: frozenset[str], place: str) -> None:
     """Count a part's unread keys, unless they are null or false: some tools write every key in every part."""
-    if not known.issuperset(part):
-        fields.count_unread(
-            {key: value for key, value in part.items() if value not in (None, False)}, known, f"{place}."
-        )
+    given = {key: value for key, value in part.items() if value not in (None, False)}
+    fields.count_unread(given, known, f"{place}.")
 
 
 def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> str:

@@ -46,7 +46,7 @@ def read_messages(fields: Fields, messages: Sequence[Any], where: str = "message
         place = f"{where}[{i}]"
         new = _turns(fields, message, place)
         if turns and new[0].role == "system" and turns[-1].role != "system":
-            late_system(fields, place)
+            refuse_late_system(fields, place)
         if turns and turns[-1].role == "assistant" and _is_calls(message):
             turns[-1] = _with_calls(fields, turns[-1], new[0], place)
         else:
@@ -54,7 +54,7 @@ def read_messages(fields: Fields, messages: Sequence[Any], where: str = "message
     return tuple(turns)
 
 
-def late_system(fields: Fields, where: str) -> None:
+def refuse_late_system(fields: Fields, where: str) -> None:
     """Note the fault that a system prompt follows other turns."""
     fields.fault("data.messages.late_system_prompt", field=where)
 

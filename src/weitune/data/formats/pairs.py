@@ -12,7 +12,7 @@ from typing import Any
 from weitune.data.conversation import Turn
 from weitune.data.formats.fields import UNREADABLE, Fields
 from weitune.data.formats.loss_weights import weight_of_flag
-from weitune.data.formats.messages import late_system
+from weitune.data.formats.messages import refuse_late_system
 from weitune.data.formats.reasoning import content_reasoning
 from weitune.data.problems import shown
 
@@ -69,7 +69,7 @@ def read_pairs(fields: Fields, items: Sequence[Any], names: tuple[str, str], whe
         fields.count_unread(item, known, place)
         if system := fields.optional_text(item, "system", place):
             if turns:
-                late_system(fields, f"{place}system")
+                refuse_late_system(fields, f"{place}system")
             turns.append(Turn("system", system))
         turns.append(Turn("user", fields.text(item, question, place)))
         text = fields.text(item, answered, place)

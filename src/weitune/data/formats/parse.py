@@ -21,7 +21,7 @@ from typing import Any
 from weitune.data.conversation import Conversation, Origin, Turn
 from weitune.data.formats.content import read_content
 from weitune.data.formats.fields import Fields, Notes
-from weitune.data.formats.messages import late_system, read_messages
+from weitune.data.formats.messages import read_messages, refuse_late_system
 from weitune.data.formats.other_objectives import refuse_other_objectives
 from weitune.data.formats.pairs import answer, pair_keys, read_history, read_pairs
 from weitune.data.formats.tool_calls import read_tools
@@ -90,7 +90,7 @@ class RowReader:
 
     def _read(self, fields: Fields, row: Mapping[str, Any]) -> _Read:
         refuse_other_objectives(fields, row, self.format, self._columns)
-        if fields.faults:  # they would only cause further faults
+        if fields.faults:  # further faults would only be consequences of these
             return (), ()
         if self.format is None:
             names = ", ".join(shown_name(str(key)) for key in row)
@@ -100,7 +100,7 @@ class RowReader:
         roles = [turn.role for turn in turns]
         if not fields.faults and "assistant" not in roles:
             fields.fault("data.parse.no_answer" if roles else "data.parse.no_turns", field="", roles=", ".join(roles))
-        return _with_one_system(fields, turns), tools
+        return _join_system_prompts(fields, turns), tools
 
 
 def recognise(row: Mapping[str, Any]) -> str | None:
@@ -131,7 +131,7 @@ def _alpaca(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
     question = fields.text(row, "instruction")
     if more := fields.text(row, "input", default=""):
         question = f"{question}{options.joiner}{more}" if question else more
-    turns = [*_system(fields, row), *read_history(fields, row.get("history"))]
+    turns = [*_system_turns(fields, row), *read_history(fields, row.get("history"))]
     return (*turns, Turn("user", question), answer(fields, fields.text(row, "output"), "output")), ()
 
 
@@ -142,14 +142,14 @@ def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, name
     items = fields.messages(row, key)
     pair = pair_keys(items)
     turns = read_messages(fields, items, key) if pair is None else read_pairs(fields, items, pair, key)
-    return (*_system(fields, row), *turns), read_tools(fields, row)
+    return (*_system_turns(fields, row), *turns), read_tools(fields, row)
 
 
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options) -> _Read:
     half = (pair for pair in PAIRS if pair[0] in row or pair[1] in row)
     question, answered = _pair(row) or next(half, PAIRS[0])
     fields.count_unread(row, _COMMON_KEYS | {question, answered, "history"})
-    turns: list[Turn] = [*_system(fields, row), *read_history(fields, row.get("history"))]
+    turns: list[Turn] = [*_system_turns(fields, row), *read_history(fields, row.get("history"))]
     keys = question, answered
     as_json = all(isinstance(row.get(key), str) and _MESSAGES_AS_JSON.match(row[key]) for key in keys)
     for key in keys:
@@ -157,7 +157,7 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options
             items = fields.messages(row, key) if as_json else row[key]
             messages = read_messages(fields, items, key)
             if messages and messages[0].role == "system" and any(turn.role != "system" for turn in turns):
-                late_system(fields, f"{key}[0]")
+                refuse_late_system(fields, f"{key}[0]")
             turns += messages
         else:
             text = fields.text(row, key)
@@ -178,13 +178,13 @@ def _columns(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
     return (*system, Turn("user", texts["user"]), answer(fields, texts["assistant"], columns["assistant"])), ()
 
 
-def _system(fields: Fields, row: Mapping[str, Any]) -> Sequence[Turn]:
-    """Return the turn of the field ``system``: a string, or a list of parts as in Anthropic's API."""
+def _system_turns(fields: Fields, row: Mapping[str, Any]) -> Sequence[Turn]:
+    """Return the turn of the field ``system``, if any: a string, or a list of parts as in Anthropic's API."""
     system = "" if row.get("system") is None else read_content(fields, row, "system", "system", "").text
     return (Turn("system", system),) if system else ()
 
 
-def _with_one_system(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+def _join_system_prompts(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
     """Return ``turns`` with the system prompts at the beginning joined into one, without repetitions."""
     count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     if count < 2:

@@ -77,7 +77,7 @@ def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> It
 
 
 def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow | BlankRow]:
-    """Yield the rows of a data set of the hub; its Arrow ``schema`` says which of their nulls were added."""
+    """Yield the rows of a data set of the hub; its Arrow ``schema`` shows which of their nulls were added."""
     clean = cleaner(schema, notes)
     for row, value in enumerate(table, 1):
         yield _row(Origin(name, row), clean(value))

@@ -16,6 +16,7 @@ from weitune.data.formats.fields import Notes
 from weitune.data.formats.parse import PAIRS
 from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.source import BlankRow, Raw, RawRow
+from weitune.messages import say
 
 _LONGEST_CELL = 1 << 30
 _MARK = "\ufeff"
@@ -97,7 +98,7 @@ class _Table:
         if not self._unnamed:
             return dict(zip(header, cells, strict=True))
         if self._unnamed[0] == 0 and cells[0].strip():
-            self._notes.unused["row number"] += 1
+            self._notes.unused[say("data.table_rows.row_number")] += 1
         return {name: cells[at] for name, at in self._named}
 
     def _is_header(self, cells: list[str]) -> bool:
