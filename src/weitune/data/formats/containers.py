@@ -23,7 +23,7 @@ _USUAL = frozenset((*_TRAIN, "data", "dataset", "rows", "examples", "items", "in
 """Usual names of lists of rows."""
 _LISTS = frozenset({"messages", "conversations", "conversation"})
 """Fields of a row that hold a list, not a string."""
-_LOOKED_AT = 10
+_EXAMINED = 10
 """Elements of a list that are examined to decide whether it is a list of rows."""
 
 
@@ -55,7 +55,7 @@ class RowCriteria:
         """Return whether ``value`` is a list of rows, or a list of objects under a ``key`` that is usual for rows."""
         if not isinstance(value, list):
             return False
-        objects = [item for item in value[:_LOOKED_AT] if isinstance(item, dict)]
+        objects = [item for item in value[:_EXAMINED] if isinstance(item, dict)]
         return bool(objects) and (key in _USUAL or any(map(self.is_row, objects)))
 
 
@@ -79,7 +79,7 @@ def contained_rows(
 
 def _only_list(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | Problem | None:
     keys = [key for key in value if criteria.holds_rows(key, value[key])]
-    keys = [key for key in keys if any(map(criteria.is_row, value[key][:_LOOKED_AT]))] or keys
+    keys = [key for key in keys if any(map(criteria.is_row, value[key][:_EXAMINED]))] or keys
     if len(keys) > 1:
         return several_lists({key: len(value[key]) for key in keys})
     return ContainedRows(keys[0], unread=_others(value, keys)) if keys else None

@@ -124,7 +124,6 @@ def _is_calls(message: Any) -> bool:
 
 
 def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where: str) -> Turn:
-    """Return the assistant's turn, with the reasoning, text and calls from any field of the message."""
     calls = read_message_calls(fields, message, where)
     reasoning = field_reasoning(fields, message, where)
     text = ""

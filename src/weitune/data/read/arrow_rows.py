@@ -21,7 +21,7 @@ from weitune.data.formats.fields import Notes
 from weitune.data.problems import data_problem, shown_error, shown_name
 from weitune.data.read.source import BlankRow, Raw, RawRow
 
-_BATCH = 1024
+_BATCH_ROWS = 1024
 _FILE_MAGIC = b"ARROW1"
 
 Clean = Callable[[Any], Any]
@@ -33,7 +33,7 @@ def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[
 
     def batches() -> Iterator[Any]:
         with parquet.ParquetFile(source, memory_map=isinstance(source, Path)) as table:
-            yield from table.iter_batches(_BATCH)
+            yield from table.iter_batches(_BATCH_ROWS)
 
     yield from _rows(batches(), file, "data.arrow_rows.not_valid_parquet", notes)
 
@@ -68,8 +68,8 @@ def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> It
                 return
             batch.validate(full=True)  # Arrow trusts the data it maps, and would read beyond the end of a damaged file
             clean = cleaner(batch.schema, notes)
-            for start in range(0, batch.num_rows, _BATCH):
-                for value in batch.slice(start, _BATCH).to_pylist():
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                     row += 1
                     yield _row(Origin(file, row), clean(value))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

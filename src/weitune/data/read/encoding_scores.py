@@ -14,7 +14,7 @@ from typing import NamedTuple
 CHINESE = "gb18030"
 HANZI_SHARE = 0.6
 """Share of frequent hanzi in Chinese text."""
-_LIKELY = 0.5
+_MIN_SCORE = 0.5
 """The lowest score of an encoding that a message names."""
 
 _NEUTRAL = re.compile(
@@ -172,7 +172,7 @@ HARDLY_CHINESE = Encoding(CHINESE, "data.encoding_scores.hardly_chinese", _CHINE
 def ranked(sample: Sequence[bytes], encodings: Iterable[Encoding]) -> list[Encoding]:
     """Return the encodings that the lines of ``sample`` may be in, the most likely first."""
     scores = {encoding: score_lines(encoding, sample) for encoding in encodings}
-    return sorted((each for each in scores if scores[each] >= _LIKELY), key=lambda each: -scores[each])
+    return sorted((each for each in scores if scores[each] >= _MIN_SCORE), key=lambda each: -scores[each])
 
 
 def score_lines(encoding: Encoding, lines: Sequence[bytes]) -> float:

@@ -36,8 +36,6 @@ def json_rows(
 
 
 class _FileReader(ValueReader):
-    """Reads the top-level values of a file in order."""
-
     def __init__(self, window: Window, file: str, part: str | None, criteria: RowCriteria, notes: Notes) -> None:
         super().__init__(window, file)
         self._part, self._criteria, self._notes = part, criteria, notes

@@ -15,7 +15,7 @@ from weitune.data.formats.strict_json import MAX_DEPTH, repeated_keys, too_deep
 from weitune.data.problems import Problem, data_problem
 
 _WINDOW = 1 << 18
-_LONGEST_ATOM = 12
+_LONGEST_TOKEN = 12
 """Characters of an escaped surrogate pair, the longest token of JSON besides strings and numbers."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BLANK = re.compile(r"[\s\ufeff]*")
@@ -232,4 +232,4 @@ def cut_off(error: Exception, window: Window) -> bool:
     """Return whether the end of the window may be the only cause of ``error``."""
     if not isinstance(error, json.JSONDecodeError):
         return False
-    return error.msg.startswith("Unterminated string") or error.pos >= len(window.text) - _LONGEST_ATOM
+    return error.msg.startswith("Unterminated string") or error.pos >= len(window.text) - _LONGEST_TOKEN

@@ -20,19 +20,19 @@ from weitune.messages import say
 
 _MISREAD_SHARE = 0.12
 """The greatest share of frequent hanzi in text of another encoding when it is decoded as GB18030."""
-_CERTAIN = math.log(100)
+_MIN_LOG_RATIO = math.log(100)
 """Log of the likelihood ratio of Chinese to another encoding above which text counts as Chinese."""
-_STRETCH = 128
-"""Hanzi in each stretch of text that is tested separately, to detect a part in another encoding."""
-_LEAST_OF_A_STRETCH = 0.15
-_SAMPLE = 1 << 16
-_LONGEST_PIECE = 1 << 20
-_LONGEST_LINE = 1 << 12
-_GOOD = 0.8
+_SECTION_HANZI = 128
+"""Hanzi in each section of text that is tested separately, to detect a part in another encoding."""
+_MIN_SECTION_SHARE = 0.15
+_SAMPLE_BYTES = 1 << 16
+_MAX_PIECE_BYTES = 1 << 20
+_MAX_LINE_BYTES = 1 << 12
+_MIN_LINE_SCORE = 0.8
 """The lowest score at which a single line among lines of GB18030 counts as text of another encoding."""
-_LEAST_OF_A_LINE = 6
+_MIN_LINE_CHARACTERS = 6
 """Characters that a line needs to be tested separately."""
-_MOST_TRIED = 10_000
+_MAX_TRIED_LINES = 10_000
 """Lines that are decoded in other encodings at most."""
 
 _VALID_UTF8 = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
@@ -40,7 +40,7 @@ _UTF8_LINE = re.compile(rb"[\x00-\x7f]*(?:[\xe0-\xef][\x80-\xbf]{2}[\x00-\x7f]*)
 """A line of UTF-8 with at least four characters of three bytes: never a line in another encoding."""
 _NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 _ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso2022_kr", b"~{": "hz"}
-"""What begins a stretch of other characters in encodings that write every character in ASCII bytes."""
+"""What begins a section of other characters in encodings that write every character in ASCII bytes."""
 
 
 class _Utf8:
@@ -69,7 +69,7 @@ class _Utf8:
             self.certain_line = next((at for at, match in matches if match), None)
 
     @property
-    def prevails(self) -> bool:
+    def is_majority(self) -> bool:
         """Whether most bytes beyond ASCII are UTF-8."""
         return self._valid > self._invalid
 
@@ -80,7 +80,7 @@ class _Chinese:
     def __init__(self) -> None:
         self.possible = True
         """Whether all bytes so far decode."""
-        self.odd_line: int | None = None
+        self.foreign_line: int | None = None
         """The line at or near the beginning of the first text that decodes but is not Chinese."""
         self._all = self._frequent = self._tried = 0
         self._rest = ""
@@ -93,27 +93,28 @@ class _Chinese:
             return
         for at, each in enumerate(text.split("\n"), line):
             bare = scores.without_neutral(each)
-            if self.odd_line is None and self._tried < _MOST_TRIED and _is_odd(bare):
+            if self.foreign_line is None and self._tried < _MAX_TRIED_LINES and _is_foreign(bare):
                 self._tried += 1
                 original = [each.encode(scores.CHINESE)]
                 others = (encoding for encoding in scores.ENCODINGS if encoding.codec != scores.CHINESE)
-                self.odd_line = at if any(scores.score_lines(other, original) >= _GOOD for other in others) else None
+                best = max(scores.score_lines(other, original) for other in others)
+                self.foreign_line = at if best >= _MIN_LINE_SCORE else None
             self._rest += bare
-            while len(self._rest) >= _STRETCH:
-                self._count(self._rest[:_STRETCH], at)
-                self._rest = self._rest[_STRETCH:]
+            while len(self._rest) >= _SECTION_HANZI:
+                self._count(self._rest[:_SECTION_HANZI], at)
+                self._rest = self._rest[_SECTION_HANZI:]
 
-    def _count(self, stretch: str, line: int) -> None:
-        count = scores.count_frequent_hanzi(stretch)
-        self._all += len(stretch)
+    def _count(self, section: str, line: int) -> None:
+        count = scores.count_frequent_hanzi(section)
+        self._all += len(section)
         self._frequent += count
-        if count < _LEAST_OF_A_STRETCH * _STRETCH and len(stretch) == _STRETCH and self.odd_line is None:
-            self.odd_line = line
+        if count < _MIN_SECTION_SHARE * _SECTION_HANZI and len(section) == _SECTION_HANZI and self.foreign_line is None:
+            self.foreign_line = line
 
     def finish(self) -> bool:
         """Return whether the text, all of which has been fed, can only be Chinese."""
         self._count(self._rest, 0)
-        return self.possible and _evidence(self._all, self._frequent) >= _CERTAIN
+        return self.possible and _evidence(self._all, self._frequent) >= _MIN_LOG_RATIO
 
 
 def _evidence(count: int, frequent: int) -> float:
@@ -123,9 +124,10 @@ def _evidence(count: int, frequent: int) -> float:
     return frequent * gain + (count - frequent) * loss
 
 
-def _is_odd(bare: str) -> bool:
+def _is_foreign(bare: str) -> bool:
     """Return whether a line decoded as GB18030 is more likely text of another encoding than Chinese."""
-    return len(bare) >= _LEAST_OF_A_LINE and _evidence(len(bare), scores.count_frequent_hanzi(bare)) <= -_CERTAIN
+    frequent = scores.count_frequent_hanzi(bare)
+    return len(bare) >= _MIN_LINE_CHARACTERS and _evidence(len(bare), frequent) <= -_MIN_LOG_RATIO
 
 
 def detect(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
@@ -143,12 +145,14 @@ def detect(blocks: Iterable[bytes]) -> tuple[str, Problem | None]:
             _add_to(sample, (each for each in piece.split(b"\n") if not each.isascii()))
         line += piece.count(b"\n")
     certain = chinese.finish()
-    odd_lines = [number for number in (chinese.odd_line, utf8.certain_line) if number is not None]
-    if utf8.prevails and (odd_lines or not certain):
+    foreign_lines = [number for number in (chinese.foreign_line, utf8.certain_line) if number is not None]
+    if utf8.is_majority and (foreign_lines or not certain):
         return "utf-8", None
     likely = scores.ranked(sample, scores.ENCODINGS)
     if likely and likely[0].codec == scores.CHINESE and (certain or utf8.certain_line is not None):
-        mixed = data_problem("data.legacy_encodings.mixed_encodings", line=min(odd_lines)) if odd_lines else None
+        mixed = (
+            data_problem("data.legacy_encodings.mixed_encodings", line=min(foreign_lines)) if foreign_lines else None
+        )
         return scores.CHINESE, mixed
     return "utf-8", _unknown(likely or [scores.HARDLY_CHINESE] * chinese.possible, sample, utf8.invalid_line)
 
@@ -159,7 +163,7 @@ def check_escapes(blocks: Iterable[bytes], codec: str) -> Problem | None:
     for piece in _pieces(blocks):
         if b"\x1b$" in piece or b"~{" in piece:
             sample += [each for each in piece.split(b"\n") if b"\x1b$" in each or b"~{" in each]
-        if sum(map(len, sample)) > _SAMPLE:
+        if sum(map(len, sample)) > _SAMPLE_BYTES:
             break
     likely = scores.ranked(sample, (scores.ASCII_ENCODINGS[codec],))
     return _unknown(likely, sample, None) if likely else None
@@ -176,7 +180,7 @@ def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         rest += block
         cut = rest.rfind(b"\n") + 1
-        if not cut and len(rest) > _LONGEST_PIECE:
+        if not cut and len(rest) > _MAX_PIECE_BYTES:
             cut = max(rest.rfind(mark) for mark in (b" ", b'"', b",")) + 1
         if cut:
             yield rest[:cut]
@@ -189,11 +193,11 @@ def _add_to(sample: list[bytes], lines: Iterable[bytes]) -> None:
     """Add ``lines`` that are not ASCII, each from shortly before its first character beyond ASCII on."""
     size = sum(map(len, sample))
     for line in lines:
-        if size > _SAMPLE:
+        if size > _SAMPLE_BYTES:
             return
         first = _NOT_ASCII.search(line)
         start = max(0, first.start() - 20) if first is not None else 0
-        sample.append(line[start : start + _LONGEST_LINE])
+        sample.append(line[start : start + _MAX_LINE_BYTES])
         size += len(sample[-1])
 
 

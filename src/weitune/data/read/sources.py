@@ -63,7 +63,7 @@ def _named(name: str) -> Iterator[Source | Problem]:
         yield data_problem("data.sources.broken_link", file=name)
     elif _HUB_ID.fullmatch(name) and kind_of(path) is None:
         yield Source(name, "hub", name)
-    elif (near := _nearest(path)) is not None:
+    elif (near := _similar_file(path)) is not None:
         yield data_problem("data.sources.missing_file_like_another", file=name, near=shown_name(str(near)))
     else:
         yield data_problem("data.sources.missing_file", file=name)
@@ -117,8 +117,7 @@ def _builtin(name: str) -> Source | Problem:
     return data_problem("data.sources.unknown_builtin", file=name, name=name, known=", ".join(known))
 
 
-def _nearest(path: Path) -> Path | None:
-    """Return the file with the most similar name in the folder of ``path``."""
+def _similar_file(path: Path) -> Path | None:
     import difflib
 
     try:

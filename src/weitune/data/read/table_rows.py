@@ -18,10 +18,9 @@ from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.source import BlankRow, Raw, RawRow
 from weitune.messages import say
 
-_LONGEST_CELL = 1 << 30
-_MARK = "\ufeff"
+_MAX_CELL_CHARACTERS = 1 << 30
+_BYTE_ORDER_MARK = "\ufeff"
 _QUESTION_AND_ANSWER = tuple(map(frozenset, (("instruction", "output"), *PAIRS)))
-"""Names of the columns with a question and its answer in the known formats."""
 _NAMES = frozenset({"system", "input", "history", "tools"}.union(*_QUESTION_AND_ANSWER))
 _SEPARATOR = re.compile("sep=.?", re.IGNORECASE)
 """The line with the separator that Excel writes above the names of the columns."""
@@ -31,7 +30,7 @@ _SEPARATORS = {",": ("\t", ";", "|"), "\t": (",", ";", "|")}
 
 def csv_rows(stream: IO[str], file: str, delimiter: str, notes: Notes) -> Iterator[Raw]:
     """Yield the rows of a delimited table; its first line has the column names, and quoted cells may span lines."""
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a cell may contain a book
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))  # a cell may contain a book
     lines = _Lines(stream)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     row = 0
@@ -71,12 +70,10 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         for line in self._stream:
             begins, self.row_begins = self.row_begins, False
-            yield line.lstrip(_MARK) if begins else line
+            yield line.lstrip(_BYTE_ORDER_MARK) if begins else line
 
 
 class _Table:
-    """The columns of a table, which make objects of rows of cells."""
-
     def __init__(self, header: list[str], notes: Notes) -> None:
         named = [at for at, name in enumerate(header) if name.strip()]
         self._columns = len(header)

@@ -21,8 +21,8 @@ from weitune.data.problems import Problem, data_problem, shown_error
 from weitune.data.read import legacy_encodings
 from weitune.data.read.encoding_scores import decode_piece
 
-_BLOCK = 1 << 20
-_HEAD = 1 << 12
+_BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 12
 _POINTER = b"version https://git-lfs"
 _NOT_TEXT = {
     b"PK\x03\x04": "data.text_file.zip_archive",
@@ -45,8 +45,8 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_EVIDENT = 6
-"""Continuation bytes in valid UTF-8 that make it certain."""
+_CERTAIN_BYTES = 6
+"""Continuation bytes that make valid UTF-8 certain."""
 _KEEP = "weitune-keep"
 
 
@@ -91,7 +91,7 @@ def compression_of(path: Path) -> str | None:
 def blocks(path: Path) -> Iterator[bytes]:
     """Yield the decompressed bytes of ``path`` in blocks."""
     with open_bytes(path) as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             yield bytes(block)
 
 
@@ -106,7 +106,7 @@ def examine(path: Path, text: bool = True, given: GivenEncoding | None = None) -
     detector: _EncodingDetector | None = None
     for block in blocks(path):
         digest.update(block)
-        head = head or block[:_HEAD]
+        head = head or block[:_HEAD_BYTES]
         size += len(block)
         if text:
             detector = detector or _EncodingDetector(block)
@@ -169,7 +169,8 @@ class _EncodingDetector:
             if name.startswith(declared.removesuffix("-sig")):
                 return declared, None
             return name, data_problem("data.text_file.declared_encoding", name=name, declared=declared)
-        if self._is_utf8 and self._beyond_ascii >= _EVIDENT and not (given.of_this_file or name.startswith("utf-8")):
+        is_certain = self._is_utf8 and self._beyond_ascii >= _CERTAIN_BYTES
+        if is_certain and not (given.of_this_file or name.startswith("utf-8")):
             return name, data_problem("data.text_file.evidently_utf8", name=name)
         return name, None
 
@@ -178,7 +179,7 @@ def _declared(head: bytes) -> str | None:
     """Return the encoding that a byte order mark declares, or UTF-16 if every other byte is often zero."""
     if marked := next((name for mark, name in _MARKS.items() if head.startswith(mark)), None):
         return marked
-    head = head[:_HEAD]
+    head = head[:_HEAD_BYTES]
     even, odd = head[::2].count(0), head[1::2].count(0)
     most = max(even, odd)
     if most < 2 or 10 * min(even, odd) > most or (10 * most < len(head) and decode_piece(head, "utf-8") is not None):
