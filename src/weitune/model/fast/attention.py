@@ -1,20 +1,23 @@
 """Attention over a packed row, by the rule of its :class:`Tree`.
 
 transformers lets a model's attention be replaced by name (``AttentionInterface``) without touching the model: the
-keyword argument ``tree`` of the model's forward arrives here in every layer. Three functions compute the same thing:
+keyword argument ``tree`` of the model's forward reaches these functions in every layer. All three compute the same:
 
-    dense    one mask (T, T) for the whole row: the definition, and the reference in tests
+    dense    one mask (T, T) for the row: the definition, and the reference in tests
     blocks   for CPUs: each block of rows attends to its ancestors and itself
-    flex     for GPUs: FlexAttention compiled with the one-line rule
+    flex     for GPUs: FlexAttention, compiled with the rule
 
-Cost of blocks: T · (ancestors + block) scores, that is one score for each edge of the tree to an ancestor and half a
-block more for each row. Memory is linear in T, because no scores are kept.
+The query is (1, H, T, D), key and value (1, G, T, D), and the result (1, T, H, D).
+
+Cost of blocks: every row is scored against its ancestors and, on average, half a block more. Memory is linear in T,
+because no scores are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,13 +53,13 @@ def attention_for(device: torch.device) -> str:
 
 
 def use_tree_attention(model: PreTrainedModel) -> None:
-    """Have the modules of ``model`` attend by the tree from now on. Raises ValueError if their attention is fixed."""
+    """Switch the modules of ``model`` to tree attention. Raises ValueError if their attention cannot be replaced."""
     register()
     model.set_attn_implementation(attention_for(model.get_input_embeddings().weight.device))
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
-    """Have the modules of ``model`` attend without a tree from now on, as generating with a cache needs."""
+    """Switch the modules of ``model`` back to attention without a tree, as generating with a cache needs."""
     if model.config._attn_implementation not in (DENSE, BLOCKS, FLEX):
         return
     try:
@@ -67,7 +70,7 @@ def use_own_attention(model: PreTrainedModel) -> None:
 
 @contextmanager
 def tree_attention(model: PreTrainedModel, *, on: bool = True) -> Iterator[None]:
-    """Have the modules of ``model`` attend by the tree in the block, or without one; afterwards as before it."""
+    """Use tree attention in ``model`` within the block, or attention without a tree if not ``on``; then restore it."""
     before = model.config._attn_implementation
     try:
         (use_tree_attention if on else use_own_attention)(model)
@@ -77,55 +80,59 @@ def tree_attention(model: PreTrainedModel, *, on: bool = True) -> Iterator[None]
             model.set_attn_implementation(before)
 
 
-def dense_tree_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    tree: Tree | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    dropout: float = 0.0,
-    **extra: Any,
-) -> tuple[Tensor, None]:
-    """Compute attention with the rule as a dense mask: the reference that the faster functions are tested against.
+def _called_by_transformers(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """Give ``compute`` (query, key, value, tree, window, scaling, dropout) the signature that transformers calls.
 
-    ``query`` is (1, H, T, D), ``key`` and ``value`` (1, G, T, D); the result is (1, T, H, D). Memory grows with T².
+    The result raises ValueError if the model does not pass the tree on, or if its attention is no plain softmax.
     """
-    mask = _checked(tree, extra).mask(sliding_window)[None, None]
+
+    @wraps(compute)
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        tree: Tree | None = None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        dropout: float = 0.0,
+        **extra: Any,
+    ) -> tuple[Tensor, None]:
+        if tree is None:
+            raise ValueError(say("model.attention.no_keyword_arguments"))
+        for name in ("softcap", "s_aux", "position_bias"):
+            if extra.get(name) is not None:
+                raise ValueError(say("model.attention.not_plain_softmax", feature=name))
+        return compute(query, key, value, tree, sliding_window, scaling, dropout), None
+
+    return attention
+
+
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Compute attention with the rule as a dense mask. Memory grows with T²."""
+    mask, grouped = tree.mask(window)[None, None], query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
     )
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2)
 
 
-def block_tree_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    tree: Tree | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    dropout: float = 0.0,
-    **extra: Any,
-) -> tuple[Tensor, None]:
-    """Compute the same as :func:`dense_tree_attention`, block by block; the fast path on CPUs.
+def _blocks(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Compute the same block by block; with dropout, by the dense mask.
 
     The query heads that share a key head become further queries of it, (G, H/G · rows, D), so that keys and values are
     not copied for each of them.
     """
-    tree = _checked(tree, extra)
     if dropout:
-        return dense_tree_attention(
-            module, query, key, value, None, tree=tree, scaling=scaling, sliding_window=sliding_window, dropout=dropout
-        )
-    out: Tensor = _BlockAttention.apply(query, key, value, tree, sliding_window, scaling)  # type: ignore[no-untyped-call]
-    return out, None
+        return _dense(query, key, value, tree, window, scaling, dropout)
+    out: Tensor = _BlockAttention.apply(query, key, value, tree, window, scaling)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -156,7 +163,7 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *normalisers = ctx.saved_tensors
-        heads, groups = query.shape[1], key.shape[1]
+        heads, groups, scaling = query.shape[1], key.shape[1], ctx.scaling
         grad, out = grads[0].transpose(1, 2), out.transpose(1, 2)
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         blocks = _blocks_with_bias(ctx.tree, ctx.window, heads // groups, query.dtype)
@@ -164,9 +171,8 @@ class _BlockAttention(torch.autograd.Function):
             keys, values = key.index_select(2, block.keys), value.index_select(2, block.keys)
             parts = (_folded(x, block, groups) for x in (grad, query))
             by_query, by_key, by_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *parts, keys, values, _folded(out, block, groups), normaliser, 0.0, False, attn_mask=bias,
-                scale=ctx.scaling,
-            )  # fmt: skip
+                *parts, keys, values, _folded(out, block, groups), normaliser, 0.0, False, attn_mask=bias, scale=scaling
+            )
             grad_query[:, :, block.start : block.stop] = by_query.reshape(1, heads, -1, by_query.shape[-1])
             grad_key.index_add_(2, block.keys, by_key)
             grad_value.index_add_(2, block.keys, by_value)
@@ -192,47 +198,36 @@ def _blocks_with_bias(tree: Tree, window: int | None, repeat: int, dtype: torch.
     return made
 
 
-def flex_tree_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    tree: Tree | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **extra: Any,
-) -> tuple[Tensor, None]:
-    """Compute the same as :func:`dense_tree_attention` with FlexAttention; the fast path on GPUs.
+def _flex(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Compute the same with FlexAttention, which is compiled once for all lengths of a row.
 
-    On a GPU it is compiled once for all lengths of a row. Keys and values are copied for each of their query heads:
-    with few key heads backward would keep few of a GPU's processors busy. Dropout of attention weights, which few
-    models use in training, raises ValueError.
+    Keys and values are copied for each of their query heads: with few key heads backward would keep few of a GPU's
+    processors busy. Raises ValueError for dropout of attention weights, which few models use in training.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    tree = _checked(tree, extra)
-    if extra.get("dropout"):
+    if dropout:
         raise ValueError(say("model.attention.not_plain_softmax", feature="dropout"))
     length = query.shape[2]
 
     def rule(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen = (j <= i) & (i < tree.subtree_end[j])
-        if sliding_window is not None:
-            seen = seen & (tree.position_ids[i] - tree.position_ids[j] < sliding_window)
+        if window is not None:
+            seen = seen & (tree.position_ids[i] - tree.position_ids[j] < window)
         return seen
 
     block_mask = tree.once(
-        ("flex", sliding_window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
+        ("flex", window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
     )
     repeat = query.shape[1] // key.shape[1]
     keys, values = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (key, value))
-    return _flex(query, keys, values, block_mask, scaling), None
+    return _fused_flex(query, keys, values, block_mask, scaling)
 
 
 @fused
-def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scaling: float | None) -> Tensor:
+def _fused_flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scaling: float | None) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     out: Any = flex_attention(query, key, value, block_mask=block_mask, scale=scaling)
@@ -240,11 +235,4 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scaling: f
     return turned
 
 
-def _checked(tree: Tree | None, extra: dict[str, Any]) -> Tree:
-    """Raise ValueError if the model did not pass the tree on, or asks for attention that is not a plain softmax."""
-    if tree is None:
-        raise ValueError(say("model.attention.no_keyword_arguments"))
-    for name in ("softcap", "s_aux", "position_bias"):
-        if extra.get(name) is not None:
-            raise ValueError(say("model.attention.not_plain_softmax", feature=name))
-    return tree
+dense_tree_attention, block_tree_attention, flex_tree_attention = map(_called_by_transformers, (_dense, _blocks, _flex))

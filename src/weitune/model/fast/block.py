@@ -1,12 +1,12 @@
-"""A decoder block as one autograd function: forward and backward written out, and nothing kept but what is needed.
+"""A decoder block as one autograd function: forward and backward are written out, and backward keeps little.
 
     h ─┬─ norm ─ q,k,v ─ rotary ─ attention ─ o ─ + ─┬─ norm ─ gate,up ─ act·up ─ down ─ + ─▶ h'
        └──────────────────────────────────────────┘ └─────────────────────────────────┘
 
-Kept for backward: h at both forks, q, k, v and what attention keeps of them, gate and up (or nothing of the
-feed-forward layer, when memory is short), and the adapters' low-rank states. Norms, activations, masked inputs and
-dropout masks are made again. Frozen weights get no gradient, and neither does the block's input below the first
-adapter. The adapters of projections that read one input share its dropout mask and one product (:class:`.LoraGroup`).
+It keeps h at both forks, q, k, v and what attention keeps of them, the adapters' low-rank states and, if memory is not
+short, gate and up. Norms, activations, masked inputs and dropout masks are computed again. Frozen weights get no
+gradient, and neither does the block's input below the first adapter. The adapters of projections that read one input
+share its dropout mask and one product (:class:`.LoraGroup`).
 
 The last block can be asked for some rows only: everything after attention then runs on those.
 
@@ -31,7 +31,7 @@ from weitune.model.storage.shard import gathered
 
 
 class Groups(NamedTuple):
-    """The projections of a block, grouped by what they read."""
+    """The projections of a block, grouped by the input that they read."""
 
     qkv: LoraGroup
     out: LoraGroup
@@ -41,7 +41,7 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockParts:
-    """The weights of a block and what is special about its family."""
+    """The weights of a block, and what differs between families of models."""
 
     norm_in: Norm
     norm_post: Norm
@@ -73,7 +73,7 @@ class BlockContext:
 
 
 def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) -> Tensor:
-    """Return what :func:`run_block` returns: a decoder block as models write it, differentiable by autograd."""
+    """Compute what :func:`run_block` does as models write it; differentiable by autograd."""
 
     def norm(norm: Norm, x: Tensor) -> Tensor:
         return x * (x.square().mean(-1, keepdim=True) + norm.epsilon).rsqrt() * norm.weight
@@ -144,7 +144,7 @@ class _Block(torch.autograd.Function):
         saved: _Saved = ctx.saved
         retain: bool = ctx.context.retain_graph
         if not retain:
-            ctx.saved = None  # autograd would hold it until the whole graph dies
+            ctx.saved = None  # autograd would keep it until the graph of all blocks is freed
         with gathered(ctx.parts.layer):
             grad_middle, feed_forward_grads = ctx.feed_forward.backward(
                 grads[0], saved.middle, saved.feed_forward, retain=retain
@@ -160,14 +160,12 @@ def _attention_backward(ctx: Any, saved: _Saved, grad_middle: Tensor) -> tuple[T
     out: GroupPass = ctx.out
     attended = saved.attended.detach()
     taken = attended if ctx.rows is None else attended[ctx.rows]
-    grad_taken, out_grads = out.backward([grad_middle], saved.low_out, taken)
-    grad_attended, grad_residual = grad_taken, grad_middle
+    grad_attended, out_grads = out.backward([grad_middle], saved.low_out, taken)
+    grad_residual, retain = grad_middle, ctx.context.retain_graph
     if ctx.rows is not None:
-        grad_attended = torch.zeros_like(attended).index_copy_(0, ctx.rows, grad_taken)
+        grad_attended = torch.zeros_like(attended).index_copy_(0, ctx.rows, grad_attended)
         grad_residual = torch.zeros_like(saved.hidden).index_copy_(0, ctx.rows, grad_middle)
-    grad_heads = list(
-        torch.autograd.grad(saved.attended, saved.heads, grad_attended, retain_graph=ctx.context.retain_graph)
-    )
+    grad_heads = list(torch.autograd.grad(saved.attended, saved.heads, grad_attended, retain_graph=retain))
     normed, inverse = norm.forward(saved.hidden)
     if not ctx.needs_input_grad[0]:
         return None, qkv.backward_to_adapters(grad_heads, saved.low_qkv, normed) + out_grads
@@ -176,10 +174,10 @@ def _attention_backward(ctx: Any, saved: _Saved, grad_middle: Tensor) -> tuple[T
 
 
 def run_recomputed(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Tensor | None = None) -> Tensor:
-    """Return what :func:`run_block` returns, keeping only ``hidden`` for backward (Chen et al., arXiv 1604.06174).
+    """Compute what :func:`run_block` does, but keep only ``hidden`` for backward (Chen et al., arXiv 1604.06174).
 
-    Backward runs the block again. Dropout is the same, because the state of the generator of its offsets is restored.
-    Cost: the block's forward pass once more; what is kept of a token falls from about ten vectors a block to one.
+    Backward runs the block again. It draws the same dropout, because the generator of the offsets gets its old state.
+    Cost: the block's forward pass once more. About ten vectors are kept for each token of a block otherwise, here one.
     """
     output: Tensor = _Recomputed.apply(hidden, parts, context, rows, *parts.parameters)  # type: ignore[no-untyped-call]
     return output

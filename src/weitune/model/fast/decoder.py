@@ -160,11 +160,9 @@ def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tens
         heads = [x.view(1, len(x), -1, size) for x in (query, key, value)]
         query, key = (norm(x) if norm is not None else x for norm, x in zip(norms, heads[:2], strict=True))
         query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *positions.rotary)
-        function = interface[attention_for(query.device)]
-        out, _ = function(
-            attention, query, key, heads[2].transpose(1, 2), None,
-            tree=positions.tree, scaling=scaling, sliding_window=window,
-        )  # fmt: skip
+        tree_attention, value = interface[attention_for(query.device)], heads[2].transpose(1, 2)
+        options = {"tree": positions.tree, "scaling": scaling, "sliding_window": window}
+        out, _ = tree_attention(attention, query, key, value, None, **options)
         flat: Tensor = out.reshape(out.shape[1], -1)
         return flat
 

@@ -2,8 +2,8 @@
 
     output = hidden + down(act(gate(norm(hidden))) · up(norm(hidden)))
 
-Two products, adapters, activation and the product back are computed while a slice's values are in the processor's
-cache, and none of the values (T, I) is ever whole. Cost: three reads of the inner values.
+All of it is computed while the values of a slice are in the processor's cache, and no tensor (T, I) is made unless it
+is kept for backward. Cost: three reads of the inner values.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
 are slower; with more, the processor's cache does not hold a slice until it is used."""
 
-Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], None]]
-"""A function, and its backward: (gradient of the output, input) → None, with the input overwritten by its gradient."""
+WriteGrad = Callable[[Tensor, Tensor], None]
+"""An activation's backward: (gradient of the output, input) → None, with the input overwritten by its gradient."""
+Activation = tuple[Callable[[Tensor], Tensor], WriteGrad]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +51,7 @@ class FeedForwardPass:
     down: GroupPass
 
     def forward(self, hidden: Tensor, *, keep_inner: bool) -> tuple[Tensor, SavedFeedForward]:
-        """Return the output (T, C) for ``hidden`` (T, C); with ``keep_inner`` gate and up are saved."""
+        """Return the output (T, C) for ``hidden`` (T, C), and what backward needs, with ``keep_inner`` gate and up."""
         activate, _ = self.activation
         gate_up, down = _GateUp(self.gate_up, self.norm.forward(hidden)[0]), _Down(self.down, hidden)
         inner = []
@@ -82,9 +83,9 @@ class FeedForwardPass:
             grad_inner, grad_dropped, mask = down_grads.columns(activated, up, columns)
             _write_grads(grad_inner, gate, up, activated, grad_dropped, mask, write_grad)
             gate_up_grads.add([gate, grad_inner], columns)
-        grad_normed, adapter_grads = gate_up_grads.result()
+        grad_normed, adapters = gate_up_grads.result()
         grad_hidden = self.norm.backward(grad_normed, hidden, inverse).add_(grad)
-        return grad_hidden, adapter_grads + down_grads.result()
+        return grad_hidden, adapters.result() + down_grads.result()
 
 
 class _GateUp:
@@ -103,7 +104,7 @@ class _GateUp:
 
 
 class _GateUpGrads:
-    """Collects what the gradients of gate and up give to the normalised input and to the adapters."""
+    """Collects the gradients of the normalised input (T, C) and of the adapters from those of gate and up."""
 
     def __init__(self, gate_up: _GateUp) -> None:
         self._gate_up, self._adapters = gate_up, AdapterGrads(gate_up.group_pass)
@@ -119,13 +120,13 @@ class _GateUpGrads:
             group_pass.add_grad_of_dropped(self._dropped, grads, columns)
         group_pass.group.add_grad_of_input(self._normed, grads, columns)
 
-    def result(self) -> tuple[Tensor, list[Tensor]]:
+    def result(self) -> tuple[Tensor, AdapterGrads]:
         gate_up, normed = self._gate_up, self._normed
         if gate_up.factors and self._low is not None:
             self._adapters.add_a(self._low, gate_up.dropped)
             self._dropped.addmm_(self._low, gate_up.factors.a)
             add_masked(normed, self._dropped, gate_up.group_pass.mask(len(normed)))
-        return normed, self._adapters.result()
+        return normed, self._adapters
 
 
 class _Down:
@@ -139,7 +140,7 @@ class _Down:
         self._output = hidden.clone() if bias is None else hidden + bias
 
     def add(self, inner: Tensor, columns: slice) -> None:
-        """Add the product of ``inner``, which is used up."""
+        """Add the product of ``inner``, which is overwritten."""
         add_linear(self._output, inner, self._frozen.weight(inner.dtype, inputs=columns))
         if self._factors and self.low is not None:
             dropped = inner if self._mask is None else inner.mul_(self._mask[:, columns])
@@ -194,18 +195,20 @@ def _dropped(activated: Tensor, up: Tensor, mask: Tensor | None) -> Tensor:
 
 @fused
 def _write_grads(
-    grad_inner: Tensor, gate: Tensor, up: Tensor, activated: Tensor, grad_dropped: Tensor | None, mask: Tensor | None,
-    write_grad: Callable[[Tensor, Tensor], None],
-) -> None:  # fmt: skip
-    """Overwrite ``gate`` with its gradient, and ``grad_inner`` with that of up."""
-    if grad_dropped is not None:
-        add_masked(grad_inner, grad_dropped, mask)
-    write_grad(grad_inner * up, gate)
-    grad_inner.mul_(activated)
+    grad: Tensor, gate: Tensor, up: Tensor, act: Tensor, dropped: Tensor | None, mask: Tensor | None, write: WriteGrad
+) -> None:
+    """Overwrite ``gate`` with its gradient, and ``grad``, that of the inner values, with the gradient of up.
+
+    ``act`` is act(gate), and ``dropped`` the gradient of what dropout leaves of the inner values for the adapter.
+    """
+    if dropped is not None:
+        add_masked(grad, dropped, mask)
+    write(grad * up, gate)
+    grad.mul_(act)
 
 
 def _slices(x: Tensor, width: int) -> Iterator[slice]:
-    """Cut ``width`` columns of values that belong to the rows of ``x`` into slices, as even as possible."""
+    """Cut ``width`` columns into slices of about the same width; ``x`` has the device and dtype of the values."""
     unit, most = SLICE_COLUMNS
     step = width
     if x.device.type == "cpu" and x.dtype.itemsize >= 4:  # sums over slices would be rounded too often in 16 bits
@@ -219,7 +222,7 @@ def _silu_backward(grad: Tensor, x: Tensor) -> None:
     torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=x)
 
 
-def _gelu_backward(approximate: str) -> Callable[[Tensor, Tensor], None]:
+def _gelu_backward(approximate: str) -> WriteGrad:
     def backward(grad: Tensor, x: Tensor) -> None:
         torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=x)
 

@@ -51,13 +51,7 @@ class _SupervisedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        weights: Tensor,
-        chunk_logits: int,
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk_logits: int
     ) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
