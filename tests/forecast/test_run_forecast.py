@@ -223,7 +223,7 @@ class TestGpus:
 
     @pytest.mark.parametrize("text", ["", "much", "24 parsecs", "0GB", "-1GB"])
     def test_no_amounts(self, text: str) -> None:
-        with pytest.raises(InputError, match="no amount of memory"):
+        with pytest.raises(InputError, match="is not an amount of memory"):
             parse_memory(text)
 
 
