@@ -22,7 +22,7 @@ class _Tensors:
     rows: Tensor
     """(U,) the positions that predict, each once, as indices into the B·T positions"""
     index: Tensor
-    """(N,) which of ``rows`` makes each prediction"""
+    """(N,) index into ``rows`` of the position that makes each prediction"""
     targets: Tensor
     """(N,)"""
     weights: Tensor
@@ -31,17 +31,16 @@ class _Tensors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PaddedTensors(_Tensors):
-    """Examples of a batch one below the other, each padded to the longest."""
+    """The examples of a batch, one a row, padded to the longest."""
 
     attention_mask: Tensor
     """(B, T)"""
 
     def rounded_up(self, tokens: int, predictions: int) -> PaddedTensors:
-        """Return the batch as it is: the sizes of a padded batch are not rounded."""
+        """Return the batch unchanged: the sizes of a padded batch are not rounded."""
         return self
 
     def inputs(self) -> dict[str, object]:
-        """Return the keyword arguments for the model's forward."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "use_cache": False}
 
 
@@ -67,18 +66,17 @@ class PackedTensors(_Tensors):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors of the row."""
         shape = self.tree.position_ids, self.tree.subtree_end
         return [self.input_ids, self.rows, self.index, self.targets, self.weights, *shape]
 
     def to(self, device: torch.device) -> PackedTensors:
-        """Copy the row to ``device``, without the masks made from its tree."""
+        """Copy the row to ``device``, without the cached masks of its tree."""
         tensors = (tensor.to(device, copy=True) for tensor in self.tensors)
         input_ids, rows, index, targets, weights, position_ids, subtree_end = tensors
         return PackedTensors(input_ids, rows, index, targets, weights, Tree(position_ids, subtree_end))
 
     def inputs(self) -> dict[str, object]:
-        """Return the keyword arguments for the model's forward. No cache: with one, a packed row would leak."""
+        """Return the keyword arguments for the model's forward. With a cache, tokens would see other branches."""
         position_ids = self.tree.position_ids[None]
         return {"input_ids": self.input_ids, "position_ids": position_ids, "tree": self.tree, "use_cache": False}
 

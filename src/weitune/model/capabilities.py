@@ -1,8 +1,8 @@
-"""Find out from the model itself what it can do, by trying: no list of models.
+"""Find out what a model can do by trying it: there is no list of models.
 
-Three short examples that share a beginning are run separately, by the model as it is, and together as one packed row.
-Equal hidden states prove that the model can share a row. Equal logits prove that its output head is a plain matrix
-product, and equal states that its blocks are the plain ones which :mod:`weitune.model.fast.block` runs faster.
+The model itself runs three short examples that share a beginning, separately and together as one packed row. Equal
+hidden states show that examples can share a row. Equal logits show that its output head is a plain matrix product, and
+equal states of a :class:`.BlockDecoder` that its blocks are plain ones, which :mod:`.fast.block` runs faster.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 
 _SHARED_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-_MISFITS = (ValueError, TypeError, AttributeError, RuntimeError, KeyError)
-_LENGTHS = ((6, 5), (6, 4), (9, 3))  # (tokens of one common text, tokens of its own)
+_UNSUITABLE = (ValueError, TypeError, AttributeError, RuntimeError, KeyError)
+"""What a model raises that cannot run in this way."""
+_LENGTHS = ((6, 5), (6, 4), (9, 3))
+"""Tokens of each example from a common beginning, and tokens after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model can do; ``why_not`` tells why its examples cannot share a row, if so."""
+    """What a model can do; ``why_not`` is the reason why examples cannot share a row, or empty."""
 
     shares_rows: bool
     plain_head: bool
@@ -46,12 +48,11 @@ class Capabilities:
 
     @property
     def layout(self) -> Layout:
-        """How examples are laid out for the model."""
         return SHARED if self.shares_rows else SEPARATE
 
 
 def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabilities:
-    """Return what ``model`` can do, and leave it with the attention to train with. Costs two forwards of 30 tokens.
+    """Return what ``model`` can do, and set the attention to train it with. Costs two forwards of 30 tokens.
 
     ``blocks`` is its block decoder, if there is one already.
     """
@@ -61,9 +62,7 @@ def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabil
     with torch.no_grad():
         expected = hidden_states(model, separate)
         plain_head = _plain_head(model, separate, expected)
-        why_not, bound = _foreign_layers(model), _TOLERANCE[model.dtype]
-        if not why_not:
-            why_not, bound = _why_rows_leak(model, examples, expected)
+        why_not, bound = _why_rows_leak(model, examples, expected)
         if not why_not:
             use_tree_attention(model)
             blocks = blocks or BlockDecoder.from_model(model)
@@ -78,28 +77,25 @@ def _examples(vocabulary: int) -> list[Example]:
     return [Example(text, (Span(1, len(text)),)) for text in texts]
 
 
-def _foreign_layers(model: PreTrainedModel) -> str:
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _SHARED_LAYERS
-    return say("model.capabilities.other_layers", kinds=", ".join(sorted(kinds))) if kinds else ""
-
-
 def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> tuple[str, float]:
-    """Return why the packed row differs from the separate examples ("": it does not), and a bound on rounding."""
+    """Return why examples cannot share a row, empty if they can, and a bound on differences by rounding."""
     bound = _TOLERANCE[model.dtype]
+    if kinds := set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _SHARED_LAYERS:
+        return say("model.capabilities.other_layers", kinds=", ".join(sorted(kinds))), bound
     try:
         with tree_attention(model):
             error = _error(model, examples, expected)
-            if error >= bound:  # is it rounding? an example alone in its row shows, since nothing can mix there
+            if error >= bound:  # by rounding? then an example alone in its row differs as much, though nothing can mix
                 width = len(expected) // len(examples)
                 alone = [_error(model, [e], states) for e, states in zip(examples, expected.split(width), strict=True)]
                 bound = min(2 * max(alone), 4 * bound)
         return ("" if error < bound else say("model.capabilities.tokens_mix", difference=error)), bound
-    except _MISFITS as problem:
+    except _UNSUITABLE as problem:
         return first_line(problem), bound
 
 
 def _error(model: PreTrainedModel, examples: list[Example], expected: Tensor) -> float:
-    """Return the largest distance of the states of ``examples`` in one packed row from the expected ones."""
+    """Return the largest distance between the states of ``examples`` in one packed row and the expected ones."""
     batch = pack(examples)
     packed = hidden_states(model, to_tensors(batch, expected.device))
     return max(_distance(packed[rows], states) for rows, states in _pairs(batch, examples, expected))
@@ -131,10 +127,10 @@ def _plain_blocks(model: PreTrainedModel, blocks: BlockDecoder | None, batch: Pa
         return False
     try:
         ours = blocks.states(batch.input_ids[0], batch.tree, batch.rows, training=False)
-    except _MISFITS:
+    except _UNSUITABLE:
         return False
     exact = model.dtype == torch.float32 and not any(is_quantized(module) for module in model.modules())
-    bound = bound / 10 if exact else max(bound, _TOLERANCE[torch.bfloat16])  # rounding differs by this much
+    bound = bound / 10 if exact else max(bound, _TOLERANCE[torch.bfloat16])  # products are rounded differently
     return _distance(ours, hidden_states(model, batch)[batch.rows]) < bound
 
 

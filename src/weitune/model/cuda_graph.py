@@ -3,19 +3,17 @@
 A pass over a few hundred tokens is thousands of kernels of a few microseconds each, and Python launches them more
 slowly than a large GPU finishes them. A graph launches them all at once (CUDA C++ Programming Guide, CUDA Graphs):
 
-    first pass of a shape      run eagerly: libraries compile, load and choose their kernels
-    second                     recorded, then replayed
-    every later one            its row is copied into the graph's inputs, and the graph replayed
+    first pass of a shape      runs eagerly: libraries compile, load and choose their kernels
+    second                     is recorded, then replayed
+    later ones                 copy their row into the graph's inputs, and replay it
 
 Rows are rounded up so that there are few shapes. All three give the same bits: a replay draws dropout anew, and the
-offsets of masks, which the graph keeps, depend on the shape alone. If recording fails, all later passes run eagerly.
+offsets of its masks, which the graph keeps, depend on the shape alone. If recording fails, later passes run eagerly.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,38 +27,38 @@ from weitune.model.batch import PackedTensors, to_tensors
 from weitune.model.supervised import SupervisedModel
 
 TOKENS, PREDICTIONS = 128, 256
-"""What rows are rounded up to. A tile of a matrix product has 128 rows; predictions cost a fiftieth of a token."""
+"""Sizes are rounded up to multiples of these. A tile of a matrix product has 128 rows; a prediction costs a fiftieth of
+a token."""
 MOST_RECORDED_TOKENS = 4096
-"""Longer passes keep a GPU busy when run eagerly."""
+"""Longer passes keep a GPU busy even if they run eagerly."""
 MOST_RECORDINGS = 32
 _FAILED: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose recording failed. They must stay alive, because the allocator of torch 2.11 keeps asking them."""
+"""Graphs whose recording failed. They must not be freed, because the allocator of torch 2.11 still calls them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Recording:
     row: PackedTensors
-    """The graph's inputs."""
+    """The graph's inputs"""
     loss: Tensor
-    """Its output."""
+    """its output"""
     graph: torch.cuda.CUDAGraph
 
 
 class CudaGraphPasses:
-    """The passes of a model on one GPU.
+    """The passes of a model on one GPU. The gradients of its trained parameters are views of one tensor.
 
-    They add to the gradients of its trained parameters, which are views of one tensor from the beginning to the end.
+    Rows of more than ``most_tokens`` are not recorded; the results are the same to the bit.
     """
 
     def __init__(self, model: SupervisedModel, most_tokens: int = MOST_RECORDED_TOKENS) -> None:
-        """Keep ``model``; rows of more than ``most_tokens`` are not recorded, with the same results bit for bit."""
         self._model, self._device = model, model.model.device
         self._most_tokens = most_tokens
         self._loss_grad = torch.zeros((), device=self._device)
         self._recordings: dict[tuple[int, ...], _Recording | None] = {}
         self._pool: Any = None
         self._records = True
-        """Whether this model's passes can be recorded, as far as is known."""
+        """False once a recording has failed"""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._grads = torch.zeros(sum(p.numel() for p in trained), device=self._device)
         for parameter, part in zip(trained, self._grads.split([p.numel() for p in trained]), strict=True):
@@ -77,7 +75,6 @@ class CudaGraphPasses:
         return norm
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero."""
         self._grads.zero_()
 
     def run(self, batch: PackedBatch, loss_grad: float) -> Tensor:
@@ -106,7 +103,8 @@ class CudaGraphPasses:
         return self._recordings[shape]
 
     def _pass(self, row: PackedTensors) -> Tensor:
-        with _seeded_host(row.input_ids.shape[1]):
+        with torch.random.fork_rng(devices=[]):  # the host draws the offsets of dropout masks
+            torch.default_generator.manual_seed(row.input_ids.shape[1])
             loss: Tensor = self._model(row)
             torch.autograd.backward(loss, self._loss_grad)
         return loss.detach()
@@ -122,12 +120,12 @@ class CudaGraphPasses:
             self._recordings, self._records = {}, False
             _release_generator(self._device)
             return None
-        self._pool = graph.pool()  # they never run at once
+        self._pool = graph.pool()  # graphs share it, because no two run at once
         return _Recording(row, loss, graph)
 
 
 def can_record(model: nn.Module) -> bool:
-    """Return whether all of ``model`` lies on one GPU, and what is trained of it is in float32."""
+    """Return whether ``model`` is on one GPU and its trained parameters are in float32."""
     parameters = list(model.parameters())
     devices = {parameter.device for parameter in parameters}
     exact = all(parameter.dtype == torch.float32 for parameter in parameters if parameter.requires_grad)
@@ -142,11 +140,3 @@ def _release_generator(device: torch.device) -> None:
     """
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())
-
-
-@contextmanager
-def _seeded_host(seed: int) -> Iterator[None]:
-    """Seed the host's generator with ``seed`` for the block, and restore it afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

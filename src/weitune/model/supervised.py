@@ -1,6 +1,6 @@
 """The adapted model and its loss in one module: a batch in, the weighted sum of its cross entropies out.
 
-Being one module, it can be wrapped as a whole (by DDP, for instance) without bypassing the wrapper's hooks.
+Because it is one module, it can be wrapped (by DDP, for instance) without bypassing the wrapper's hooks.
 
     batch ─▶ decoder ─▶ hidden states ─▶ [rows that predict] ─▶ head and loss in chunks ─▶ sum
 """
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 class SupervisedModel(nn.Module):
-    """Wrap a causal language model so that calling it with a batch returns the batch's loss, a float32 sum."""
+    """A causal language model that returns the loss of a batch, a float32 sum.
+
+    ``plain_head`` means that its logits are just the product of its output layer. ``blocks`` runs the decoder for
+    packed rows instead of its own modules. ``recompute`` is what backward computes again instead of keeping it; the
+    model's own modules can only recompute complete blocks.
+    """
 
     def __init__(
         self,
@@ -34,12 +39,6 @@ class SupervisedModel(nn.Module):
         blocks: BlockDecoder | None = None,
         recompute: Recompute = "none",
     ) -> None:
-        """Keep ``model``.
-
-        With ``plain_head`` its logits are the product of its output layer and nothing more. ``blocks`` runs the decoder
-        for packed rows in place of its own modules. ``recompute`` tells what backward computes again instead of keeping
-        (the model's own modules know whole blocks only).
-        """
         super().__init__()
         self.model = model
         self.plain_head = plain_head
@@ -51,9 +50,8 @@ class SupervisedModel(nn.Module):
     def forward(self, batch: TensorBatch) -> Tensor:
         """Return the sum over the batch's predictions of weight · cross entropy."""
         dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
-        tokens, predictions = (
-            round_rows(self.model.device.type, dtype, count) for count in (batch.input_ids.shape[1], len(batch.targets))
-        )
+        device_type, length = self.model.device.type, batch.input_ids.shape[1]
+        tokens, predictions = (round_rows(device_type, dtype, size) for size in (length, len(batch.targets)))
         if tokens > 1:
             batch = batch.rounded_up(tokens, predictions)
         if not self.plain_head:
@@ -82,7 +80,7 @@ def hidden_states(model: PreTrainedModel, batch: TensorBatch) -> Tensor:
 
 
 def predicted_logits(model: PreTrainedModel, batch: TensorBatch) -> Tensor:
-    """Return the model's own logits (N, V) of a batch's predictions, with whatever it does to them after its head."""
+    """Return the logits (N, V) of a batch's predictions as the model itself computes (and perhaps scales) them."""
     if isinstance(batch, PackedTensors):
         logits: Tensor = model(**batch.inputs(), logits_to_keep=batch.rows).logits
         return logits[0][batch.index]

@@ -1,17 +1,17 @@
 """Let OpenMP's threads sleep while other programs want the processor.
 
-GNU's OpenMP, which PyTorch brings on Linux, lets a thread that waits for another one spin for about a millisecond
-before it sleeps. On a quiet machine that is right: the wait is short, and waking a thread takes longer. Beside another
-busy program the awaited thread is often not running, and the spinning one keeps it from the processor: beside two busy
-loops on two cores, an optimizer step of SmolLM2 takes eight times as long (bench/busy.py).
+GNU's OpenMP, which PyTorch uses on Linux, lets a thread that waits for another one spin for about a millisecond before
+it sleeps. On a quiet machine that is right: the wait is short, and waking a thread takes longer. Beside another busy
+program the other thread is often not running, and the spinning one keeps the processor from it: beside two busy loops
+on two cores, an optimizer step of SmolLM2 takes eight times as long (bench/busy.py).
 
 So a daemon thread reads how long this process's threads wait for a processor (``/proc/self/task/*/schedstat``):
 
-    a thread waited more than 25 % of the time, twice in a row    ─▶ a second pool of sleeping OpenMP threads is opened
-    none waited more than 8 % of the time, for three seconds      ─▶ it is closed again
+    a thread waited more than 25 % of the time, twice in a row    ─▶ open a second pool of sleeping OpenMP threads
+    none waited more than 8 % of the time, for three seconds      ─▶ close it
 
 While the second pool is open, libgomp counts more threads than processors, and its threads spin only briefly before
-they sleep. Nothing else changes: the threads that compute, their number and their results stay the same to the bit.
+they sleep. The threads that compute and their number stay the same, and so do their results, to the bit.
 """
 
 from __future__ import annotations
@@ -63,17 +63,15 @@ class SecondPool:
         self._owner.submit(parallel, nothing, None, threads, 0).result()
 
     def close(self) -> None:
-        """End the threads."""
         self._owner.shutdown()
 
 
 def _loaded_openmp() -> ctypes.CDLL:
-    """Return the GNU OpenMP that this process has loaded; torch would use a copy that is loaded here before its own."""
+    """Return the GNU OpenMP that is loaded. Never load one: torch would use that copy instead of its own."""
     return ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
 
 
 def _spins() -> bool:
-    """Return whether there are OpenMP threads that could spin."""
     try:
         return bool(_loaded_openmp().omp_get_max_threads() > 1)
     except (OSError, AttributeError):
@@ -81,10 +79,7 @@ def _spins() -> bool:
 
 
 def waited_seconds(tasks: Path = _TASKS) -> dict[str, float]:
-    """Return how long each thread of this process has been ready to run without a processor, by its id.
-
-    Empty where the system does not report it.
-    """
+    """Return how long each thread of this process has waited for a processor, by its id; empty if not reported."""
     waited = {}
     with suppress(OSError):
         for task in tasks.iterdir():
@@ -99,12 +94,14 @@ def longest_wait(before: Mapping[str, float], after: Mapping[str, float]) -> flo
 
 
 class Watch(threading.Thread):
-    """Opens and closes the second pool as the processor becomes contended and quiet."""
+    """Opens the second pool when the processor becomes contended, and closes it when it becomes quiet.
+
+    ``read`` returns how long each thread has waited so far; it is called every ``period`` seconds.
+    """
 
     def __init__(
         self, read: Callable[[], Mapping[str, float]] = waited_seconds, period: float = _PERIOD_SECONDS
     ) -> None:
-        """``read`` returns the waiting times so far, every ``period`` seconds."""
         super().__init__(name="openmp-contention", daemon=True)
         self._read, self._period = read, period
         self._ended = threading.Event()
@@ -122,7 +119,6 @@ class Watch(threading.Thread):
             self.pool.close()
 
     def end(self) -> None:
-        """Stop watching, and close the pool."""
         self._ended.set()
         self.join()
 
@@ -136,7 +132,7 @@ class Watch(threading.Thread):
 
 
 _started: int | None = None
-"""Id of the process that watches; its forks do not."""
+"""Id of the process that watches: its forks have no such thread."""
 
 
 def watch_contention() -> None:
