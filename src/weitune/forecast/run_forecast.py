@@ -18,7 +18,7 @@ from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.workload import Workload
 from weitune.messages import say
 from weitune.model.fast.matmul import kept_bytes
-from weitune.model.storage.weight_storage import dense_bytes, stored_bytes
+from weitune.model.storage.weight_storage import STORED_BYTES, dense_bytes
 from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Storage
 
 Precision = Literal["fp32", "bf16"]
@@ -100,7 +100,7 @@ def memory_need(
 def _weights(meta: MetaModel, form: Format, kind: str) -> int:
     if form.storage in QUANTIZED:
         others = 2 if meta.capabilities.plain_blocks else form.dtype.itemsize
-        return int(meta.linear * stored_bytes(form.storage) + (meta.frozen - meta.linear) * others)
+        return int(meta.linear * STORED_BYTES[form.storage] + (meta.frozen - meta.linear) * others)
     dtype = DTYPES[form.storage] if meta.capabilities.plain_blocks else form.dtype
     mapped = kind == "cpu" and meta.stored == dtype  # what is never read takes no memory
     return (meta.frozen - (meta.untied_embeddings if mapped else 0)) * dtype.itemsize

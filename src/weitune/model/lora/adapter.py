@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
-"""Stands for every linear layer but the output head."""
+"""Means every linear layer but the output head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def count_adapted(model: Any, lora: Lora) -> ParameterCount:
-    """Count what :func:`count_parameters` would count after :func:`attach_adapter`, without importing PEFT for seconds.
+    """Count what :func:`count_parameters` would count after :func:`attach_adapter`, without the slow import of PEFT.
 
     ``modules_to_save`` and ``train_tokens`` are not counted.
     """
@@ -51,9 +51,8 @@ def count_adapted(model: Any, lora: Lora) -> ParameterCount:
     total = trained = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and _is_target(name, lora, layers) and module is not head:
-            rank = next(
-                (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), lora.r
-            )
+            ranks = (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name))
+            rank = next(ranks, lora.r)
             a, b = rank * module.in_features, rank * module.out_features
             b += module.out_features if lora.dora else 0
             total += a + b
@@ -73,11 +72,11 @@ def _is_target(name: str, lora: Lora, layers: set[int] | None) -> bool:
 def attach_adapter(
     model: PreTrainedModel, lora: Lora, *, seed: int, base: str, token_ids: Sequence[int] = ()
 ) -> PeftModel:
-    """Return ``model`` with a fresh adapter that does not change its outputs yet; ``seed`` determines its random parts.
+    """Return ``model`` with a new adapter that does not change its outputs yet; ``seed`` determines its random parts.
 
     ``base`` is the name of the base model that the adapter records, ``token_ids`` the tokens of ``lora.train_tokens``.
-    Initialisations that need more than the weights are left to :mod:`.adapter_init`. Raises ModelError if a target
-    module does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
+    :mod:`.adapter_init` has the initialisations that need more than the weights. Raises ModelError if a target module
+    does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
     """
     from peft import get_peft_model
 
@@ -101,21 +100,21 @@ def attach_adapter(
 def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
     from peft import LoraConfig
 
-    alphas = {name: _whole(alpha) for name, alpha in (lora.alpha_pattern or {}).items()}
+    tied = getattr(model.config, "tie_word_embeddings", False)
     return LoraConfig(
         r=lora.r,
-        lora_alpha=_whole(lora.alpha),
+        lora_alpha=_int_if_whole(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules="all-linear" if lora.target_modules == [ALL_LINEAR] else list(lora.target_modules),
         layers_to_transform=layer_numbers(model, lora.layers) if lora.layers else None,
         rank_pattern=dict(lora.rank_pattern or {}),
-        alpha_pattern=alphas,
+        alpha_pattern={name: _int_if_whole(alpha) for name, alpha in (lora.alpha_pattern or {}).items()},
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         init_lora_weights=True,
         modules_to_save=lora.modules_to_save,
         trainable_token_indices=token_ids or None,
-        ensure_weight_tying=bool(lora.modules_to_save) and bool(getattr(model.config, "tie_word_embeddings", False)),
+        ensure_weight_tying=bool(lora.modules_to_save and tied),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -124,7 +123,7 @@ def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
 def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
     """Let PEFT initialise the float32 adapter with a part of the base, which it subtracts from the base's weights.
 
-    Asked by the configuration, PEFT would round A and B to the base's format after it has subtracted s B A; a resumed
+    If the configuration asked for it, PEFT would round A and B to the base's dtype after subtracting s B A; a resumed
     run, which knows only the rounded matrices, would then subtract something else.
     """
     from peft.tuners.lora.layer import LoraLayer
@@ -132,16 +131,15 @@ def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
     method = {"pissa": "pissa_niter_16", "olora": "olora"}[init]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for layer in adapted.modules():
-            if isinstance(layer, LoraLayer) and init == "pissa":
+        for layer in (module for module in adapted.modules() if isinstance(module, LoraLayer)):
+            if init == "pissa":
                 layer.pissa_init("default", method)
-            elif isinstance(layer, LoraLayer):
+            else:
                 layer.olora_init("default")
     adapted.peft_config["default"].init_lora_weights = method
 
 
-def _whole(alpha: float) -> Any:
-    """Return ``alpha`` as an int if it is whole, which is how PEFT declares it."""
+def _int_if_whole(alpha: float) -> Any:  # PEFT declares alpha as an int
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
@@ -167,10 +165,10 @@ def token_ids_of(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
 
 
 def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None:
-    """Draw every A matrix again, on the CPU from a generator of its own: the same on every device.
+    """Draw every A matrix again, on the CPU from a separate generator, so that all devices get the same.
 
     The distributions are PEFT's: Kaiming uniform with a = sqrt(5), as in LoRA's reference implementation, or normal
-    with a deviation of 1 / rank.
+    with a standard deviation of 1 / rank.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -184,20 +182,11 @@ def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None
                 parameter.copy_(drawn)
 
 
-def linear_names(model: Any) -> list[str]:
-    """Return the last parts of the names of all linear layers, except the output head, in order of appearance."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    names = (
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
-    return list(dict.fromkeys(names))
-
-
 def check_targets(model: Any, lora: Lora) -> None:
     """Raise ModelError unless every target names at least one linear layer, and every module to save exists."""
-    linear = linear_names(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layers = (name for name, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head)
+    linear = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
     targets = [] if lora.target_modules == [ALL_LINEAR] else lora.target_modules
     if missing := _missing(targets, linear):
         raise ModelError("model.adapter.no_such_target", missing=missing, names=", ".join(linear))
@@ -206,5 +195,5 @@ def check_targets(model: Any, lora: Lora) -> None:
         raise ModelError("model.adapter.no_such_module", missing=missing, names=", ".join(modules))
 
 
-def _missing(names: Iterable[str], there: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names if name.rsplit(".", 1)[-1] not in there)
+def _missing(names: Iterable[str], existing: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names if name.rsplit(".", 1)[-1] not in existing)

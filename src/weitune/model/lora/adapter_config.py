@@ -1,4 +1,4 @@
-"""The configuration of an adapter on disk, as PEFT and the programs built on it write it; which adapters are refused.
+"""Read the configuration of an adapter as PEFT and programs built on it write it, and refuse unsuitable adapters.
 
 PEFT ignores keys that it does not know, with a warning. An adapter that needs one of them would compute something else,
 so it is refused here.
@@ -19,7 +19,7 @@ _TASKS = (None, "CAUSAL_LM")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the adapter in ``folder``. Raises RunError if there is none that can be read."""
+    """Return the configuration of the adapter in ``folder``. Raises RunError if it is missing or cannot be read."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -57,11 +57,11 @@ def check_files(folder: Path) -> None:
 
 
 def _unknown(config: dict[str, Any]) -> list[str]:
-    """Return the keys that PEFT does not know and that switch something on, which numbers and names alone do not."""
+    """Return the keys unknown to PEFT whose values are true, a list or an object: numbers and names enable nothing."""
     from dataclasses import fields
 
     from peft import LoraConfig
 
     known = {field.name for field in fields(LoraConfig)}
-    switches = (key for key, value in config.items() if value and isinstance(value, bool | dict | list))
-    return sorted(key for key in switches if key not in known)
+    enabled = (key for key, value in config.items() if value and isinstance(value, bool | dict | list))
+    return sorted(key for key in enabled if key not in known)

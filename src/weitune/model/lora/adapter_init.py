@@ -1,4 +1,4 @@
-"""Initialisations of an adapter that need more than a generator and the base's weights.
+"""Initialisations of an adapter that need more than random numbers and the base's weights.
 
 init_from   another adapter's tensors
 eva         A: the directions in which the inputs of a layer vary most (Paischer et al., arXiv 2410.07170); B zero.
@@ -25,6 +25,7 @@ from weitune.messages import say
 from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.weight_files import stored_weights
+from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.model.storage.weight_storage import dense, is_quantized
 from weitune.model.supervised import hidden_states
@@ -34,13 +35,12 @@ if TYPE_CHECKING:
 
 EVA_STEPS = 16
 """Optimizer steps whose examples EVA uses."""
+_RECIPE_KEYS = {"lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
+"""Of the recipe's ``lora``, by PEFT's names where these differ."""
 
 
 def adapter_folder(place: str) -> Path:
-    """Return the folder of ``lora.init_from``: an adapter's own, or that of a run's final adapter.
-
-    Raises ModelError if neither is there.
-    """
+    """Return ``place`` if it is an adapter's folder, or that of a run's final adapter; ModelError if it is neither."""
     for folder in (Path(place), Path(place) / ADAPTER_FOLDER):
         if holds_adapter(folder):
             return folder
@@ -49,13 +49,11 @@ def adapter_folder(place: str) -> Path:
 
 
 def start_from(adapter: LoraAdapter, folder: Path) -> None:
-    """Load the adapter in ``folder`` into ``adapter``. Raises ModelError, naming every difference, if they differ."""
-    ours, theirs = json.loads(adapter.config()), json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-    keys = {"r": "r", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora", "rank_pattern": "rank_pattern",
-            "alpha_pattern": "alpha_pattern"}  # fmt: skip
+    """Load the adapter in ``folder`` into ``adapter``. Raises ModelError with all differences if they do not match."""
+    ours, theirs = json.loads(adapter.config()), read_adapter_config(folder)
     differences = [
-        say("model.adapter_init.other_value", key=key, here=ours[name], there=theirs.get(name))
-        for name, key in keys.items()
+        say("model.adapter_init.other_value", key=_RECIPE_KEYS.get(name, name), here=ours[name], there=theirs.get(name))
+        for name in ("r", *_RECIPE_KEYS, "rank_pattern", "alpha_pattern")
         if (ours[name] or None) != (theirs.get(name) or None)
     ]
     tensors = load_file(folder / ADAPTER_FILES[1])
@@ -97,24 +95,23 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
     targets = config.target_modules
     config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that PEFT cannot move the batches to the device; they are there
-        initialize_lora_eva_weights(
-            model, batches, forward_fn=forward, prepare_model_inputs_fn=None, prepare_layer_inputs_fn=read,
-            gather_distributed_inputs=False, show_progress_bar=False,
-        )  # fmt: skip
+        warnings.simplefilter("ignore")  # PEFT warns that it cannot move the batches, which are on the device already
+        functions = {"forward_fn": forward, "prepare_model_inputs_fn": None, "prepare_layer_inputs_fn": read}
+        options = {"gather_distributed_inputs": False, "show_progress_bar": False}
+        initialize_lora_eva_weights(model, batches, **functions, **options)
     config.init_lora_weights, config.eva_config, config.target_modules = True, None, targets
 
 
 def start_loftq(model: PeftModel, folder: Path) -> None:
-    """Set A and B of every 4-bit layer to the rounding error of its weight, read from the files of ``folder``."""
-    places = {name: folder / weight.file for name, weight in stored_weights(folder).items()}
+    """Set A and B of every 4-bit layer from the rounding error of its weight, which is read from ``folder``."""
+    files = {name: folder / weight.file for name, weight in stored_weights(folder).items()}
     for name, layer in model.get_base_model().named_modules():
         base = getattr(layer, "base_layer", None)
         if not hasattr(layer, "lora_A") or not is_quantized(base):
             continue
-        if f"{name}.weight" not in places:
+        if f"{name}.weight" not in files:
             raise ModelError("model.adapter_init.loftq_needs_weights", name=name, folder=folder)
-        with safe_open(places[f"{name}.weight"], framework="pt") as weights:
+        with safe_open(files[f"{name}.weight"], framework="pt") as weights:
             error = weights.get_tensor(f"{name}.weight").float() - dense(base, torch.float32).cpu()
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         with torch.random.fork_rng(devices=[]):

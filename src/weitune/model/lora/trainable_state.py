@@ -1,10 +1,10 @@
-"""What is trained of a model, and the two files that hold it in a checkpoint and at the end.
+"""The trained part of a model, and the two files that hold it in a checkpoint and at the end.
 
     LoraAdapter    adapter_config.json   adapter_model.safetensors    as PEFT writes and reads them
     WholeModel     config.json           model.safetensors            as transformers does
 
 PiSSA and OLoRA begin by subtracting a part from the base: W = W' + s B₀ A₀ with W' frozen and A, B trained from A₀, B₀.
-In the following form the result fits the original base: a plain adapter of twice the rank that any program can load.
+In the following form the result fits the original base, as a plain adapter of twice the rank that any program can load.
 
     W' + s B A  =  W + s (B A - B₀ A₀)  =  W + s [B, -B₀] [A; A₀]
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class TrainableState(Protocol):
-    """A model, all or part of which is trained."""
+    """A model that is trained, or a part of it."""
 
     @property
     def model(self) -> nn.Module:
@@ -48,29 +48,28 @@ class TrainableState(Protocol):
         """Return what is saved, by name; not copied."""
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Return the shapes of the tensors that :meth:`load` takes."""
+        """Return the shapes of :meth:`tensors`."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore saved tensors of these :meth:`shapes` bit for bit."""
 
 
 class LoraAdapter:
-    """A PEFT model and, if its initial adapter was subtracted from the base, that adapter."""
+    """A PEFT model and, if its initial adapter was subtracted from the base, that adapter.
+
+    It is made when the adapter has just been attached. ``initialised_by`` is the ``lora.init`` of the adapter that will
+    be loaded, if ``model`` was initialised in another way.
+    """
 
     files = ADAPTER_FILES
 
     def __init__(self, model: PeftModel, *, initialised_by: str = "") -> None:
-        """Keep ``model`` just after its adapter was attached.
-
-        ``initialised_by`` is the ``lora.init`` of the adapter that will be loaded, if ``model`` was not initialised so.
-        """
         self.model = model
         own = str(model.peft_config["default"].init_lora_weights).split("_")[0]
         self._taken = own in TAKEN_FROM_BASE or initialised_by in TAKEN_FROM_BASE
-        self._start = {name: t.detach().cpu().clone() for name, t in self._halves()} if own in TAKEN_FROM_BASE else {}
+        self._start = {name: t.detach().cpu().clone() for name, t in self._matrices()} if own in TAKEN_FROM_BASE else {}
 
     def config(self) -> bytes:
-        """Return PEFT's ``adapter_config.json``, with sets sorted so that the same run gives the same bytes."""
         config = copy.deepcopy(self.model.peft_config["default"])
         config.init_lora_weights = True  # PEFT would subtract the initial adapter from the base again on loading
         config.eva_config, config.loftq_config = None, {}
@@ -81,7 +80,7 @@ class LoraAdapter:
             config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
             config.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
         fields = {**config.to_dict(), "inference_mode": True}
-        return json.dumps(fields, indent=2, sort_keys=True, default=sorted).encode()
+        return json.dumps(fields, indent=2, sort_keys=True, default=sorted).encode()  # sets are sorted lists
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter by PEFT's names; after PiSSA and OLoRA a plain one of twice the rank (see above)."""
@@ -93,11 +92,10 @@ class LoraAdapter:
         return tensors
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Return the shapes of :meth:`tensors`."""
         shapes = {name: tensor.shape for name, tensor in _adapter_tensors(self.model).items()}
         if self._taken:
-            for name, half in self._halves():
-                rows, columns = half.shape
+            for name, matrix in self._matrices():
+                rows, columns = matrix.shape
                 shapes[name] = torch.Size((2 * rows, columns) if ".lora_A." in name else (rows, 2 * columns))
         return shapes
 
@@ -108,7 +106,7 @@ class LoraAdapter:
         tensors = dict(tensors)
         if self._taken:
             start = {}
-            for name, _ in self._halves():
+            for name, _ in self._matrices():
                 a = ".lora_A." in name
                 tensors[name], rest = (half.contiguous() for half in tensors[name].chunk(2, dim=0 if a else 1))
                 start[name] = rest if a else -rest
@@ -117,8 +115,7 @@ class LoraAdapter:
             self._start = start
         set_peft_model_state_dict(self.model, tensors)
 
-    def _halves(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the A and B matrices by PEFT's names."""
+    def _matrices(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in _adapter_tensors(self.model).items():
             if ".lora_A." in name or ".lora_B." in name:
                 yield name, tensor
@@ -133,19 +130,16 @@ class WholeModel:
         self.model = model
 
     def config(self) -> bytes:
-        """Return the model's ``config.json``."""
         return str(self.model.config.to_json_string(use_diff=True)).encode()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every weight; a shared one once, under the first of its names."""
+        """Return all weights, shared ones once under their first name."""
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Return the shapes of :meth:`tensors`."""
         return {name: tensor.shape for name, tensor in self.tensors().items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy saved weights into the model."""
         load_weights_into(self.model, tensors)
 
 

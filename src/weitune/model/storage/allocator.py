@@ -1,4 +1,4 @@
-"""What the C library does with memory that tensors free, where it is glibc; see mallopt(3) and madvise(2)."""
+"""Control what glibc does with the memory of freed tensors; see mallopt(3) and madvise(2). No effect elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse the memory that it frees, where the C library is glibc. The peak stays the same.
+    """Let this process reuse the memory that it frees. The peak stays the same.
 
     A training step frees and allocates the same large tensors over and over. By default each goes back to the system
-    and comes again page by page: some 50,000 page faults a step for Qwen2.5-0.5B. See mallopt(3).
+    and comes again page by page: some 50,000 page faults a step for Qwen2.5-0.5B.
     """
     _glibc("mallopt", _MMAP_MAX, 0)
     _glibc("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
@@ -34,10 +34,10 @@ def release_freed_memory() -> None:
 
 @contextmanager
 def releasing_freed_memory(files: Iterable[Path] = ()) -> Iterator[None]:
-    """Return every tensor that is freed in the block to the system at once, and regularly the pages of ``files``.
+    """Return the memory of each tensor that is freed in the block at once, and often that of the pages of ``files``.
 
-    For loading with conversion: freed tensors would leave holes that nothing later fits, and the pages that have been
-    read of a mapped file would stay resident. Where the C library is not glibc or the system not Linux, less is done.
+    For loading with conversion: freed tensors would leave holes that no later tensor fits, and the pages of a mapped
+    file that have been read would stay resident.
     """
     ended = threading.Event()
     watch = threading.Thread(target=_release_pages, args=({str(f.resolve()) for f in files}, ended), daemon=True)
@@ -49,17 +49,17 @@ def releasing_freed_memory(files: Iterable[Path] = ()) -> Iterator[None]:
     finally:
         ended.set()
         watch.join()
-        _glibc("mallopt", _MMAP_THRESHOLD, 1 << 25)  # where glibc itself lets them rise to
+        _glibc("mallopt", _MMAP_THRESHOLD, 1 << 25)  # the values up to which glibc itself lets them rise
         _glibc("mallopt", _TRIM_THRESHOLD, 1 << 26)
 
 
 @contextmanager
 def empty_outside_heap(rows: int, columns: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Lend an uninitialised matrix (rows, columns) of the format and on the device of ``like`` for the block.
+    """Lend an uninitialised matrix (rows, columns) of the dtype and on the device of ``like`` for the block.
 
     A large one on a CPU is mapped outside the heap. In the heap it would leave a hole that small tensors fill, so that
-    it does not fit again. Its pages have 2 MiB where the system has such: a few hundred page faults less. The memory is
-    kept for the next matrix, because the system clears new pages, until :func:`release_freed_memory`.
+    it would not fit again. Its pages have 2 MiB if the system has such pages: a few hundred page faults less. The
+    memory is kept for the next matrix until :func:`release_freed_memory`, because the system clears new pages.
     """
     size = rows * columns * like.element_size()
     if sys.platform != "linux" or like.device.type != "cpu" or size < _LARGE:
@@ -73,12 +73,12 @@ def empty_outside_heap(rows: int, columns: int, like: torch.Tensor) -> Iterator[
 
 
 _spare: list[mmap.mmap] = []
-"""What was lent last, if it is not lent now."""
+"""The memory that was lent last, unless it is lent now."""
 
 
 def _mapped(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without such pages
+    with suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
@@ -86,7 +86,7 @@ def _mapped(size: int) -> mmap.mmap:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LARGE = 1 << 25
 _MADV_PAGEOUT = 21
-"""Safe whatever is at the address by then: nothing is lost. See madvise(2)."""
+"""Safe even if the address has been mapped again since: no data is lost."""
 
 
 def _glibc(function: str, *numbers: int) -> None:

@@ -5,10 +5,10 @@
     vectors     all          all
     adapters    all          all          their gradients are averaged, as without sharding
 
-A module whose own forward runs is gathered by FSDP's hooks; other code that reads its weights does so within
+FSDP's hooks gather a module when its own forward runs; other code that reads its weights does so within
 :func:`gathered`. Every process must reach the same units in the same order, or all wait forever.
 
-Cost: 1/n of the matrices in memory and, for a moment, the largest unit twice; each layer is sent twice in a step.
+Cost: 1/n of the matrices in memory and, for a moment, the largest unit twice; each layer is sent twice a step.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Keep this process's part of the matrices of ``model`` on ``device``, and all of the rest, at least in ``dtype``.
+    """Put this process's part of the matrices of ``model``, and all of the rest, on ``device``, at least in ``dtype``.
 
-    Weights may be mapped from their files: one unit at a time is read. A head that is tied to the embeddings gets a
-    matrix of its own; both are frozen. Raises ModelError if the model has no list of decoder layers.
+    Weights may be mapped from their files: one unit at a time is read. A head that is tied to the embeddings gets its
+    own matrix; both are frozen. Raises ModelError if the model has no list of decoder layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -38,7 +38,7 @@ def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and head.weight is embeddings.weight:
         head.weight = nn.Parameter(embeddings.weight.detach(), requires_grad=False)
-    # A mesh of this name tells PEFT that the layers keep their shapes.
+    # PEFT takes this name of a mesh as a sign that the layers keep their shapes.
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("fsdp",))
     for unit in _units(model):
         _place(unit, device, dtype)
@@ -67,7 +67,7 @@ def held_numbers(parameter: nn.Parameter) -> int:
 
 
 def gathered_bytes(model: PreTrainedModel) -> int:
-    """Return the bytes that gathering the largest unit takes: what the processes sent, and the matrices made of it."""
+    """Return the bytes for gathering the largest unit: those that the processes send, and the matrices made of them."""
     return 2 * max(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in _units(model))
 
 

@@ -5,7 +5,7 @@
     bitsandbytes 4 bits   NF4 (Dettmers et al., arXiv 2305.14314): a      0.52 bytes
                           scale for 64 numbers, itself in 8 bits
 
-A layer's dense matrix, or the part that is used at a time, is made when it is used and freed afterwards.
+The dense matrix of a layer, or the part that is needed, is made when it is used and freed afterwards.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from weitune.errors import MissingExtraError
 from weitune.recipe.schema import QUANTIZED, Storage
 
 ALL = slice(None)
-_NUMBER_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.516}
+STORED_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.516}
 """Of one number of a linear layer; nf4 with its block scales quantized again (QLoRA, arXiv 2305.14314: 4.127 bits)."""
 _DENSE_BYTES = {"int8": 8, "nf4": 6}
-"""Of one number while :func:`dense` makes a matrix in fp32: two products in fp32, or bf16 and fp32."""
+"""Of one number while :func:`dense` makes a matrix in fp32: two results in fp32, or one in bf16 and one in fp32."""
 
 
 def quantization(storage: Storage, dtype: torch.dtype) -> Any:
-    """Return transformers' configuration for ``storage`` int8 or nf4, computed in ``dtype``.
+    """Return transformers' configuration for ``storage`` int8 or nf4, with arithmetic in ``dtype``.
 
     Raises MissingExtraError if bitsandbytes is not installed.
     """
@@ -43,22 +43,16 @@ def quantization(storage: Storage, dtype: torch.dtype) -> Any:
     )
 
 
-def stored_bytes(storage: Storage) -> float:
-    """Return the bytes of one number of a linear layer in ``storage``, which must not be ``auto``."""
-    return _NUMBER_BYTES[storage]
-
-
 def dense_bytes(storage: Storage, dtype: torch.dtype, *, plain_blocks: bool, dora: bool = False) -> int:
-    """Return the bytes that one number takes, besides its storage, while its dense matrix in ``dtype`` exists.
+    """Return the bytes of one number, besides its storage, while its dense matrix in ``dtype`` exists.
 
-    Without ``plain_blocks``, weights that are not quantized are widened once and for all (:func:`widen`). With ``dora``
-    the blocks also multiply a matrix by a factor for each row.
+    Without ``plain_blocks``, weights that are not quantized are widened once (:func:`widen`). With ``dora`` the blocks
+    also multiply a matrix by a factor for each row.
     """
     rescaled = dtype.itemsize if dora and plain_blocks else 0
     if storage in QUANTIZED:
-        made = _DENSE_BYTES[storage] if dtype == torch.float32 or storage == "int8" else dtype.itemsize
-        return made + rescaled
-    narrow = storage != "auto" and stored_bytes(storage) < dtype.itemsize
+        return rescaled + (_DENSE_BYTES[storage] if dtype == torch.float32 or storage == "int8" else dtype.itemsize)
+    narrow = storage != "auto" and STORED_BYTES[storage] < dtype.itemsize
     return (dtype.itemsize if narrow and plain_blocks else 0) + rescaled
 
 
@@ -73,7 +67,7 @@ def widen(model: nn.Module, dtype: torch.dtype) -> None:
 
 def is_quantized(layer: Any) -> bool:
     """Return whether ``layer`` is a linear layer of bitsandbytes."""
-    bnb = sys.modules.get("bitsandbytes")  # nothing can be of its classes before it is imported
+    bnb = sys.modules.get("bitsandbytes")  # no layer can be of its classes before it is imported
     return bnb is not None and isinstance(layer, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
 
 
@@ -97,13 +91,13 @@ def dense(layer: Any, dtype: torch.dtype, rows: slice = ALL, columns: slice = AL
 
 
 def _from_four_bits(bnb: Any, weight: Any, rows: slice, columns: slice) -> Tensor:
-    """Return a part of a 4-bit matrix. Only that part is made if its ends are those of blocks with one scale."""
+    """Return a part of a 4-bit matrix. Only this part is dequantized if blocks of one scale begin and end with it."""
     state = weight.quant_state
     (height, width), size = state.shape, state.blocksize
     start, stop, _ = columns.indices(width)
     if width % size or start % size or stop % size:
-        whole: Tensor = bnb.functional.dequantize_4bit(weight.data, state)
-        return whole[rows, columns]
+        matrix: Tensor = bnb.functional.dequantize_4bit(weight.data, state)
+        return matrix[rows, columns]
     scales = state.absmax
     if state.nested:
         scales = bnb.functional.dequantize_blockwise(scales, state.state2) + state.offset
