@@ -235,7 +235,7 @@ def with_a_larger_vocabulary(adapter: Path, base: Path) -> None:
         (without_weights, "no adapter_model.safetensors", "Copy the adapter again"),
         (broken_config, "adapter_config.json' cannot be read", "Copy the adapter again"),
         (unfit(peft_type="IA3"), "of the kind IA3", "Merge it"),
-        (unfit(task_type="SEQ_CLS"), "trained for SEQ_CLS, not to answer", "CAUSAL_LM"),
+        (unfit(task_type="SEQ_CLS"), "trained for the task SEQ_CLS, not to generate text", "CAUSAL_LM"),
         (unfit(use_something_new=True), "needs use_something_new, which PEFT", "pip install -U peft"),
         (of_a_larger_model, "tensors that this model has no place for", "trained on"),
         (of_a_smaller_model, "is incomplete", ""),

@@ -206,7 +206,7 @@ def test_an_adapter_goes_on_from_another_and_must_be_of_its_kind(tmp_path: Path)
     run = train(second, device="cpu")
     losses = [[e["loss"] for e in each.events() if e["event"] == "step"] for each in (first, run)]
     assert losses[1][0] < losses[0][0]
-    with pytest.raises(ModelError, match=r"lora\.r is 8 here and 4 there"):
+    with pytest.raises(ModelError, match=r"lora\.r is 8 in the recipe and 4 in the adapter"):
         train(recipe_for(tmp_path / "b", lora=Lora(init_from=str(first.path)), output=str(tmp_path / "c")))
     with pytest.raises(ModelError, match="no adapter"):
         train(recipe_for(tmp_path / "b", lora=Lora(init_from=str(tmp_path)), output=str(tmp_path / "c")))

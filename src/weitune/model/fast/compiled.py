@@ -1,8 +1,8 @@
-"""Functions that torch.compile fuses into one kernel on a GPU; elsewhere they run as they are.
+"""Fuse functions into one kernel on a GPU with torch.compile; elsewhere they run eagerly.
 
 Elementwise work on a GPU costs as much as its reads and writes, so steps on the same values should be one kernel. Only
-elementwise functions are decorated, and attention, which has one configuration: torch.compile orders other sums as it
-finds fastest, so that their last bits could differ between machines.
+elementwise functions are decorated, and attention, which has one configuration: torch.compile chooses the fastest order
+of other sums, so that their last bits could differ between machines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _VARIANTS = 64
-"""How often one function may be compiled: for each number format, with and without gradients, window, bias and mask."""
+"""How often a function may be compiled: for each dtype, with and without gradients, window, bias and mask."""
 
 
 def fused(function: _Function) -> _Function:
@@ -38,9 +38,8 @@ def can_compile() -> bool:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile ``function`` for sizes that change between steps."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(_VARIANTS, torch._dynamo.config.recompile_limit)
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)  # sizes change between steps
     return compiled

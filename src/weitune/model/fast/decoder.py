@@ -1,15 +1,15 @@
 """Run a model's decoder block by block through :func:`.run_block`, with the model's own weights.
 
-The parts are found by the names that the Llama-like families share. Whether a model really computes what these parts
-compute is tested by :mod:`weitune.model.capabilities`; a model that does not is run by its own modules.
+The parts have the names that Llama-like families share. :mod:`weitune.model.capabilities` tests whether a model really
+computes what these parts compute; a model that does not is run by its own modules.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,10 @@ _PROJECTIONS = (
     ("mlp", ("gate_proj", "up_proj")),
     ("mlp", ("down_proj",)),
 )
-"""Of each of :class:`Groups`: the module of a layer that has them, and their names in it."""
+"""For each of :class:`Groups`, the module of a layer that has its projections, and their names."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Positions:
-    """Where the tokens of a packed row are, for attention."""
-
+class _Positions(NamedTuple):
     tree: Tree
     rotary: tuple[Tensor, Tensor]
 
@@ -57,9 +54,9 @@ class BlockDecoder:
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
-        """Return the block decoder of ``model``, or None if its parts are not those of a plain block.
+        """Return the block decoder of ``model``, or None if its blocks are not plain.
 
-        It computes in ``dtype``, whatever the weights are stored in, by default in the model's own.
+        It computes in ``dtype``, whatever the weights are stored in, by default in that of the model.
         """
         decoder = model.get_decoder()
         if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
@@ -69,9 +66,9 @@ class BlockDecoder:
         return cls(decoder, plain, dtype or model.dtype) if len(plain) == len(blocks) else None
 
     def with_adapters(self, dtype: torch.dtype) -> BlockDecoder | None:
-        """Return this decoder with the adapters that its layers have now, to compute in ``dtype``.
+        """Return this decoder with the adapters that its layers have now, computing in ``dtype``.
 
-        None if an adapter is not plain LoRA or DoRA, or if something else in the layers is trained.
+        None if an adapter is not plain LoRA or DoRA, or if other parameters of the layers are trained.
         """
         read = [(block, _read_groups(block.layer)) for block in self._blocks]
         blocks = [replace(block, groups=groups) for block, groups in read if groups]
@@ -85,7 +82,7 @@ class BlockDecoder:
         return all(id(each) in trained for each in self._decoder.layers.parameters() if each.requires_grad)
 
     def lay_out(self) -> None:
-        """Store down's matrices by columns, where oneDNN multiplies slices of their columns faster then."""
+        """Store the matrices of down by columns where oneDNN multiplies slices of their columns."""
         for block in self._blocks:
             for projection in block.groups.down.projections:
                 lay_by_columns(projection.layer)
@@ -113,11 +110,12 @@ class BlockDecoder:
 
 
 def _read_block(layer: nn.Module) -> BlockParts | None:
-    """Return the parts of a decoder layer, or None if it is not a plain one."""
     groups = _read_groups(layer)
     norm_in = read_norm(getattr(layer, "input_layernorm", None))
     norm_post = read_norm(getattr(layer, "post_attention_layernorm", None))
-    activation = ACTIVATIONS.get(_activation_name(getattr(layer, "mlp", None)))
+    config = getattr(getattr(layer, "mlp", None), "config", None)
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    activation = ACTIVATIONS.get(name or "")
     attend = _attend_with(getattr(layer, "self_attn", None))
     if not (groups and norm_in and norm_post and activation and attend):
         return None
@@ -136,15 +134,9 @@ def _read_groups(layer: Any) -> Groups | None:
     return Groups(*groups)
 
 
-def _activation_name(feed_forward: Any) -> str:
-    config = getattr(feed_forward, "config", None)
-    return getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or ""
-
-
 def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None:
-    """Return the part of ``attention`` between its projections: per-head norms, rotary positions, tree attention."""
-    home = sys.modules[type(attention).__module__]
-    rotate = getattr(home, "apply_rotary_pos_emb", None)
+    """Return what ``attention`` does between its projections: norms of heads, rotary embedding and tree attention."""
+    rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     size, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
     if attention is None or rotate is None or size is None or scaling is None:
         return None
@@ -152,7 +144,7 @@ def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tens
 
     rotate = fused(rotate)
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    config = getattr(attention, "config", None)  # where Mistral keeps what others have in the layer
+    config = getattr(attention, "config", None)  # Mistral has the window here, other families in the layer
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     interface = AttentionInterface()
 

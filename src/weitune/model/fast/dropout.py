@@ -26,16 +26,12 @@ class DropoutDraws:
     """The draws of one forward pass: 1 with probability 1 - ``rate``, else 0."""
 
     def __init__(self, rate: float, length: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Draw from torch's default generators, which :func:`.seed_step` has seeded.
-
-        ``length`` is the number of elements of the largest mask that will be asked for.
-        """
+        """Draw from torch's default generators; ``length`` is the number of elements of the largest mask."""
         self.scale = 1.0 / (1.0 - rate)
         """The factor for kept elements. The caller applies it, since it multiplies by a constant anyway."""
         self._draws = torch.empty(length + SLACK, dtype=torch.float32, device=device).uniform_().ge_(rate).to(dtype)
 
     def draw_offset(self) -> int:
-        """Draw the offset of a new mask."""
         return int(torch.randint(SLACK // UNIT, ())) * UNIT
 
     def mask(self, offset: int, shape: tuple[int, int]) -> Tensor:

@@ -188,7 +188,6 @@ def _gated(gate: Tensor, up: Tensor, activate: Callable[[Tensor], Tensor]) -> Te
 
 @fused
 def _dropped(activated: Tensor, up: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the inner values after dropout."""
     inner = activated * up
     return inner if mask is None else inner.mul_(mask)
 

@@ -1,4 +1,4 @@
-"""A group of projections in one pass: LoRA (arXiv 2106.09685) and DoRA (Liu et al., arXiv 2402.09353) by few products.
+"""A group of projections in one pass: LoRA (arXiv 2106.09685) and DoRA (Liu et al., arXiv 2402.09353), few products.
 
     y = W x + b + (c - 1)∘W x' + s·c∘B A x'       c = m / n,  n = ‖W + s·B A‖ by rows, taken as constant
     dm = Σ over tokens of dy∘(W x' + s·B A x') / n
@@ -25,7 +25,7 @@ ROW_NORM_ELEMENTS, ROW_NORM_ELEMENTS_CPU = 1 << 24, 1 << 19
 
 
 def reference_lora(p: Projection, x: Tensor, mask: Tensor | None = None, dropout_scale: float = 1.0) -> Tensor:
-    """Return what ``p`` makes of ``x`` (T, K): the specification of a :class:`GroupPass` of this one projection.
+    """Return the output of ``p`` for ``x`` (T, K): the specification of a :class:`GroupPass` with one projection.
 
     ``mask`` (T, K) is 1 where dropout keeps the adapter's input. Differentiable by autograd.
     """
@@ -43,21 +43,21 @@ def reference_lora(p: Projection, x: Tensor, mask: Tensor | None = None, dropout
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupPass:
-    """A group in one pass. Its mask is identified by an offset, so that backward can make it again."""
+    """A group in one pass. Its mask is identified by an offset, from which backward can make it again."""
 
     group: LoraGroup
-    """As it computes in this pass: with c in the scale of B, and, without dropout, in W."""
+    """with DoRA's c in the scale of B and, without dropout, in W"""
     dropout: DropoutDraws | None
     offset: int
     dropped_weights: list[Projection | None]
-    """Of each projection (c - 1)∘W for x', with DoRA and dropout."""
+    """of each projection (c - 1)∘W for x', with DoRA and dropout"""
     magnitudes: list[Magnitude | None]
-    """Of each projection, with DoRA."""
+    """of each projection, with DoRA"""
     _factors: list[Factors] = field(default_factory=list)
 
     @classmethod
     def begin(cls, group: LoraGroup, dropout: DropoutDraws | None) -> GroupPass:
-        """Begin a pass: draw the group's mask from ``dropout``, if it has any, and measure DoRA's rows."""
+        """Begin a pass: draw the offset of the mask, if the group has dropout, and compute DoRA's row norms."""
         dropout = dropout if group.adapted and group.rate else None
         offset = dropout.draw_offset() if dropout else 0
         magnitudes = [Magnitude.measure(p) for p in group.projections]
@@ -74,7 +74,7 @@ class GroupPass:
 
     @property
     def dropout_scale(self) -> float:
-        """What the inputs that dropout keeps are multiplied by."""
+        """Dropout's factor for the inputs that it keeps."""
         return self.dropout.scale if self.dropout else 1.0
 
     def mask(self, rows: int) -> Tensor | None:
@@ -87,7 +87,7 @@ class GroupPass:
         return x if mask is None else x * mask
 
     def factors(self, like: Tensor) -> Factors | None:
-        """Return the adapters' matrices in the format of ``like``: on a GPU those of forward, on a CPU made again."""
+        """Return the adapters' matrices in the dtype of ``like``; they are kept on a GPU, and made again on a CPU."""
         if self._factors:
             return self._factors[0]
         factors = self.group.factors(like.dtype, self.dropout_scale)
@@ -131,7 +131,6 @@ class GroupPass:
         return grad_x, self._adapter_grads(grads, low, grad_low, x)
 
     def backward_to_adapters(self, grads: list[Tensor], low: Tensor | None, x: Tensor) -> list[Tensor]:
-        """Return the gradients of the adapters alone."""
         factors = self.factors(x)
         if factors is None or low is None:
             return []
@@ -158,15 +157,15 @@ class Magnitude:
     """DoRA's m of one projection in a pass."""
 
     frozen: Projection
-    """Without c."""
+    """without c"""
     norm: Tensor
-    """n (N,), in the adapter's format"""
+    """(N,) n, in the adapter's dtype"""
     ratio: Tensor
-    """c (N,)"""
+    """(N,) c"""
 
     @classmethod
     def measure(cls, p: Projection) -> Magnitude | None:
-        """Measure the rows of W + s·B A as they are now, in the adapter's format; None without DoRA."""
+        """Compute the norms of the rows of W + s·B A in the adapter's dtype; None without DoRA."""
         if p.magnitude is None or p.a is None or p.b is None:
             return None
         with torch.no_grad():
@@ -189,7 +188,7 @@ class Magnitude:
 
 
 class AdapterGrads:
-    """The gradients of a group's adapters, collected whole or slice by slice of the columns of inputs or outputs."""
+    """The gradients of a group's adapters, collected at once or by slices of the columns of inputs or outputs."""
 
     def __init__(self, group_pass: GroupPass) -> None:
         self._pass, self._group = group_pass, group_pass.group
@@ -198,17 +197,17 @@ class AdapterGrads:
         self._products: list[list[Tensor]] = [[] for _ in self._group.projections]
 
     def add_a(self, grad_low: Tensor, dropped: Tensor) -> None:
-        """Add the next columns of A's, from the gradient of the low-rank states (T, sum of R) and the masked inputs."""
+        """Add columns of A's gradient, from that of the low-rank states (T, sum of R) and the masked inputs (T, K)."""
         self._a.append(grad_low.T @ dropped)
 
     def add_b(self, low: Tensor, grads: list[Tensor]) -> None:
-        """Add the next rows of B's, from the low-rank states (T, sum of R) and the gradients of these outputs."""
+        """Add rows of B's gradient, from the low-rank states (T, sum of R) and the gradients of the outputs (T, N)."""
         for rows, part, grad in zip(self._b, low.split(self._group.ranks, dim=1), grads, strict=True):
             if part.shape[1]:
                 rows.append(part.T @ grad)
 
     def add_magnitudes(self, dropped: Tensor, grads: list[Tensor], outputs: slice = ALL, inputs: slice = ALL) -> None:
-        """Add the next rows of DoRA's m, or the part of all rows that comes from these columns of the inputs."""
+        """Add rows of the gradient of DoRA's m, or the part of all rows that these columns of the inputs give."""
         for rows, magnitude, grad in zip(self._products, self._pass.magnitudes, grads, strict=True):
             if magnitude is not None:
                 weight = magnitude.frozen.weight(grad.dtype, outputs, inputs)

@@ -1,9 +1,9 @@
-"""Cross entropy at supervised rows, without ever holding all their logits.
+"""Cross entropy of the predictions without all of their logits in memory at once.
 
-A row of logits is V numbers, 151,936 for Qwen2.5: all of them would be the largest tensor of a step. Here the output
-head makes ``CHUNK_LOGITS`` of them at a time, and because the loss is a scalar, the gradient of the hidden states is
-computed in the same pass, before the chunk is freed (the idea of Liger's fused linear cross entropy, arXiv 2410.10989).
-Cost: two matrix products of N·C·V, one for the logits and one for the gradient. The head is frozen.
+The logits (N, V), with V = 151,936 for Qwen2.5, would be the largest tensor of a step. Here the output head computes
+``CHUNK_LOGITS`` of them at a time, and because the loss is a scalar, the gradient of the hidden states is computed in
+the same pass, before the chunk is freed (the idea of Liger's fused linear cross entropy, arXiv 2410.10989). Cost: two
+matrix products of N·C·V, one for the logits and one for the gradient. The head is frozen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from weitune.model.fast.matmul import linear_by_rows, round_rows, times_by_rows
 from weitune.model.storage.allocator import empty_outside_heap
 
 CHUNK_LOGITS = 1 << 26
-"""Logits held at once, at most: 64 Mi numbers, 256 MiB in float32."""
+"""The most logits in memory at once: 64 Mi numbers, 256 MiB in float32."""
 
 
 def reference_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _SupervisedLoss(torch.autograd.Function):
 
 
 def _chunk_rows(hidden: Tensor, most: int) -> int:
-    """Return how many of the states go through the head at once: at most ``most``, in chunks of about equal size."""
+    """Return the rows of a chunk: at most ``most``, and about the same for all chunks."""
     unit = round_rows(hidden.device.type, hidden.dtype)
     unit = unit if most >= unit else 1
     chunks = max(1, -(-len(hidden) // (most // unit * unit)))

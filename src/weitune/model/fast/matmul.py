@@ -1,10 +1,9 @@
-"""Products with a frozen matrix, by the faster of the two libraries that PyTorch brings for a CPU.
+"""Multiply by a frozen matrix with the faster of the two libraries that PyTorch has for a CPU.
 
-PyTorch gives float32 to MKL, which runs code for AVX2 on every processor of AMD. oneDNN, which PyTorch takes for 16
-bits and for compiled models, has code for AVX-512 that runs there too: for Qwen2.5-0.5B's feed-forward layers it is 8
-to 25 % faster (docs/performance.md). So on such processors this module gives it the products with frozen matrices, if
-these or their transposes are contiguous in memory; otherwise oneDNN takes hundreds of times longer. The rest is
-PyTorch's choice.
+PyTorch multiplies float32 with MKL, which runs code for AVX2 on every processor of AMD. oneDNN, which PyTorch uses for
+16 bits and for compiled models, runs code for AVX-512 there too: for Qwen2.5-0.5B's feed-forward layers it is 8 to 25 %
+faster (docs/performance.md). So on such processors this module uses it for frozen matrices, if they or their transposes
+are contiguous in memory; otherwise oneDNN takes hundreds of times longer. All other products are left to PyTorch.
 
 oneDNN generates code for every shape and keeps it. Rows are rounded up (:func:`round_rows`) so that there are few
 shapes.
@@ -26,16 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WEIGHT_ROWS = 512, 2048
-"""Rows of an output head that are multiplied at once on a CPU, by PyTorch and by oneDNN: faster than all at once."""
+"""Rows of an output head that PyTorch and oneDNN multiply at once on a CPU: faster than all at once."""
 _ROUND = {2: 64, 4: 16}
-"""What rows are rounded up to at least, by the bytes of a number."""
+"""The smallest unit to which rows are rounded up, by the bytes of a number."""
 _CODE_BYTES = {2: 250 << 20, 4: 128 << 20}
-"""Memory that oneDNN's code takes in the end, by the bytes of a number (measured)."""
+"""The most memory that oneDNN's code takes, by the bytes of a number (measured)."""
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Return whether oneDNN multiplies float32 matrices faster on this processor than what PyTorch chooses."""
+    """Return whether oneDNN multiplies float32 matrices faster on this processor than the library PyTorch chooses."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
         return False
     return _vendor_is_amd() and _onednn_works()
@@ -49,7 +48,7 @@ def _vendor_is_amd(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def _onednn_works() -> bool:
-    """Return whether the operator, which PyTorch has for its compiler, exists and computes the right product."""
+    """Return whether the operator that PyTorch has for its compiler exists and computes the right product."""
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         return torch.equal(_multiplied(x, weight, None), x @ weight.T)
@@ -57,24 +56,24 @@ def _onednn_works() -> bool:
         return False
 
 
-def by_onednn(kind: str, dtype: torch.dtype) -> bool:
-    """Return whether this module gives products of ``dtype`` on a device of ``kind`` to oneDNN."""
-    return kind == "cpu" and dtype == torch.float32 and onednn_is_faster()
+def by_onednn(device_type: str, dtype: torch.dtype) -> bool:
+    """Return whether this module multiplies ``dtype`` on such a device with oneDNN."""
+    return device_type == "cpu" and dtype == torch.float32 and onednn_is_faster()
 
 
-def round_rows(kind: str, dtype: torch.dtype, rows: int = 1) -> int:
-    """Return the unit that about ``rows`` rows are rounded up to a multiple of, for products on a device of ``kind``.
+def round_rows(device_type: str, dtype: torch.dtype, rows: int = 1) -> int:
+    """Return the unit to a multiple of which about ``rows`` rows are rounded up, for products on such a device.
 
-    It is more than 1 where oneDNN multiplies, given by this module or, for 16 bits, by PyTorch: the code that it
-    generates for some hundred shapes takes time and gigabytes of memory.
+    It is more than 1 where oneDNN multiplies, called by this module or, for 16 bits, by PyTorch: without rounding, the
+    code that it generates would take much time and gigabytes of memory.
     """
-    by_shape = (kind == "cpu" and dtype.itemsize == 2) or by_onednn(kind, dtype)
+    by_shape = (device_type == "cpu" and dtype.itemsize == 2) or by_onednn(device_type, dtype)
     return max(_ROUND[dtype.itemsize], 1 << rows.bit_length() >> 6) if by_shape else 1
 
 
-def kept_bytes(kind: str, dtype: torch.dtype) -> int:
-    """Return the memory that oneDNN's code takes on a device of ``kind``: 0.6 MB for each of some hundred shapes."""
-    return _CODE_BYTES[dtype.itemsize] if round_rows(kind, dtype) > 1 else 0
+def kept_bytes(device_type: str, dtype: torch.dtype) -> int:
+    """Return the memory that oneDNN's code takes on such a device: 0.6 MB for each of some hundred shapes."""
+    return _CODE_BYTES[dtype.itemsize] if round_rows(device_type, dtype) > 1 else 0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -101,12 +100,12 @@ def add_times(total: Tensor, x: Tensor, weight: Tensor) -> None:
 
 
 def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> Tensor:
-    """Write x Wᵀ + b to ``out`` (T, N) and return it; on a CPU some rows of a ``weight`` (N, K) with large N at a time.
+    """Write x Wᵀ + b to ``out`` (T, N) and return it; on a CPU by some rows of ``weight`` (N, K) at a time.
 
-    Only these rows are converted at once, if the weight has another format than ``x``.
+    If the weight has another dtype than ``x``, only these rows are converted at once.
     """
     onednn = by_onednn(x.device.type, x.dtype)
-    step = _weight_rows(onednn) if x.device.type == "cpu" else weight.shape[0]
+    step = WEIGHT_ROWS[1 if onednn else 0] if x.device.type == "cpu" else weight.shape[0]
     for start in range(0, weight.shape[0], step):
         part = slice(start, start + step)
         rows = weight[part].to(x.dtype)
@@ -118,10 +117,10 @@ def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tenso
 
 
 def times_by_rows(x: Tensor, weight: Tensor, *, largest: Tensor, out: Tensor) -> None:
-    """Write x W to ``out`` (T, K), where ``x`` (T, N) is used up; some rows of ``weight`` (N, K) at a time if need be.
+    """Write x W to ``out`` (T, K), by some rows of ``weight`` (N, K) at a time if needed; ``x`` (T, N) is overwritten.
 
-    oneDNN adds up one product after another over the rows that it gets, and every addition after a large product is
-    rounded coarsely. So the column of x that is the ``largest`` (T, 1), as a rule, is added last.
+    oneDNN adds the products over N one after another, and rounds coarsely every time after it has added a large one. So
+    the value of x in the column ``largest`` (T, 1), usually the largest of its row, is added last.
     """
     onednn = by_onednn(x.device.type, x.dtype)
     if weight.dtype == x.dtype and not onednn:
@@ -131,7 +130,7 @@ def times_by_rows(x: Tensor, weight: Tensor, *, largest: Tensor, out: Tensor) ->
         values = x.gather(1, largest)
         x.scatter_(1, largest, 0)
     out.zero_()
-    step = _weight_rows(onednn)
+    step = WEIGHT_ROWS[1 if onednn else 0]
     for start in range(0, weight.shape[0], step):
         part = slice(start, start + step)
         add_times(out, x[:, part], weight[part].to(x.dtype))
@@ -139,20 +138,15 @@ def times_by_rows(x: Tensor, weight: Tensor, *, largest: Tensor, out: Tensor) ->
         out.addcmul_(values, weight[largest.squeeze(1)].to(x.dtype))
 
 
-def _weight_rows(onednn: bool) -> int:
-    pytorch_rows, onednn_rows = WEIGHT_ROWS
-    return onednn_rows if onednn else pytorch_rows
-
-
 def lay_by_columns(layer: Any) -> None:
-    """Store the matrix (N, K) of a plain linear layer by columns, where oneDNN then multiplies slices of them."""
+    """Store the matrix (N, K) of a plain linear layer by columns if oneDNN multiplies it, as slices of columns need."""
     weight = layer.weight
     if type(layer) is nn.Linear and by_onednn(weight.device.type, weight.dtype):
         weight.data = weight.data.T.contiguous().T
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN gets the product of ``x`` and ``weight`` or its transpose."""
+    """Return whether oneDNN multiplies ``x`` by ``weight`` or its transpose."""
     onednn = weight.dtype == x.dtype and by_onednn(x.device.type, x.dtype)
     return onednn and (weight.is_contiguous() or weight.T.is_contiguous())
 
@@ -163,13 +157,13 @@ _known_shapes: set[Hashable] = set()
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ + b.
 
-    A new shape is multiplied in another thread first: its code is generated there and stays in that thread's part of
+    Another thread multiplies a new shape first: the code for it is generated there and stays in that thread's part of
     the heap. In this thread's part it would fragment the memory of tensors.
     """
     shape = x.shape, x.stride(), weight.shape, weight.stride(), bias is None
     if shape not in _known_shapes:
         _known_shapes.add(shape)
-        # The thread must end: OpenMP's waits are slow with more threads than cores.
+        # The thread must end: OpenMP's threads wait slowly if there are more of them than cores.
         with ThreadPoolExecutor(1) as apart, suppress(RuntimeError):  # no thread can be started
             apart.submit(_multiplied, x, weight, bias).result()
     return _multiplied(x, weight, bias)

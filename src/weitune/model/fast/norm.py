@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _FUSED = hasattr(torch.ops.aten, "_fused_rms_norm_backward")
-"""Whether this torch has RMSNorm as one kernel on a GPU."""
+"""Whether this version of torch has RMSNorm as one kernel for GPUs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,9 +43,9 @@ class Norm:
 
 
 def read_norm(module: Any) -> Norm | None:
-    """Return the tensors of an RMSNorm, or None if ``module`` computes anything else.
+    """Return the weight and epsilon of an RMSNorm, or None if ``module`` computes anything else.
 
-    Some families store the weight, others its difference from 1; which of them it is shows in what the module computes.
+    Some families store the weight, others its difference from 1; the outputs of the module show which.
     """
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))

@@ -27,14 +27,14 @@ class Projection:
     scale: float | Tensor = 0.0
     """alpha / R; in a pass of DoRA times the factor of each row, (N, 1)"""
     rate: float = 0.0
-    """Dropout rate of the adapter's input."""
+    """dropout rate of the adapter's input"""
     magnitude: nn.Parameter | None = None
-    """DoRA's m (N,), if it is a DoRA adapter"""
+    """(N,) DoRA's m, if it is a DoRA adapter"""
     row_factors: Tensor | None = None
-    """Of the frozen matrix (N,), in a pass of DoRA."""
+    """(N,) what DoRA multiplies the rows of the frozen matrix by in a pass"""
 
     def weight(self, dtype: torch.dtype, outputs: slice = ALL, inputs: slice = ALL) -> Tensor:
-        """Return the frozen matrix (N, K), or a part of it, to compute with in ``dtype``."""
+        """Return the frozen matrix (N, K), or a part of it, in ``dtype``."""
         weight = dense(self.layer, dtype, outputs, inputs)
         return weight if self.row_factors is None else weight * self.row_factors[outputs, None].to(dtype)
 
@@ -45,7 +45,6 @@ class Projection:
 
     @property
     def rank(self) -> int:
-        """R, or 0 without an adapter."""
         return 0 if self.a is None else self.a.shape[0]
 
 
@@ -58,18 +57,12 @@ def read_projection(layer: Any) -> Projection | None:
         return None
     if layer.merged or layer.lora_bias.get("default") or not _plain_or_dora(layer):
         return None
-    dropout = layer.lora_dropout["default"]
+    shape, dropout = (base.out_features, base.in_features), layer.lora_dropout["default"]
     rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
-    a, b, magnitudes = layer.lora_A["default"], layer.lora_B["default"], layer.lora_magnitude_vector
-    return Projection(
-        base,
-        shape=(base.out_features, base.in_features),
-        a=a.weight,
-        b=b.weight,
-        scale=float(layer.scaling["default"]),
-        rate=rate,
-        magnitude=magnitudes["default"].weight if "default" in magnitudes else None,
-    )
+    a, b, scale = layer.lora_A["default"].weight, layer.lora_B["default"].weight, float(layer.scaling["default"])
+    magnitudes = layer.lora_magnitude_vector
+    magnitude = magnitudes["default"].weight if "default" in magnitudes else None
+    return Projection(base, shape, a, b, scale, rate, magnitude)
 
 
 def _plain_or_dora(layer: Any) -> bool:
@@ -82,8 +75,8 @@ def _plain_or_dora(layer: Any) -> bool:
 class LoraGroup:
     """Projections that read the same input: one dropout mask and one product through all their A matrices.
 
-    Those without an adapter take part as plain linear layers. Where outputs are wide, methods work on a slice of their
-    columns, so that the slice can be used while it is in cache.
+    A projection without an adapter is a plain linear layer. Methods can work on a slice of the columns of wide outputs,
+    so that the slice can be used while it is in cache.
     """
 
     def __init__(self, projections: list[Projection]) -> None:
@@ -95,7 +88,6 @@ class LoraGroup:
 
     @property
     def adapted(self) -> bool:
-        """Whether any projection has an adapter."""
         return any(self.ranks)
 
     @property

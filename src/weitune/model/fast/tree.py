@@ -1,13 +1,13 @@
 """The visibility rule of a packed row as tensors: token i sees token j exactly when ``j <= i < subtree_end[j]``.
 
-For CPUs a row is cut into blocks of rows [a, b) with the keys they need. Rows are depth first, so what any row of a
-block sees before row a is an ancestor of row a itself: one gather of keys serves the whole block.
+For CPUs the tokens are cut into blocks of rows [a, b) with the keys that they need. Tokens are in depth-first order, so
+all keys before a that any row of a block sees are ancestors of row a: the block needs only one gather of keys.
 
                   keys     S  U1 A1 A3 U2 A2
     rows  U1 A1            x  x  x
           A3 U2            x  x     x  x
 
-``x`` marks keys that are gathered; within a block only a small mask is left.
+``x`` marks gathered keys; each block needs only a small mask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK_ROWS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows ``start`` to ``stop`` and what they see."""
+    """Rows ``start`` to ``stop`` (exclusive) and the keys that they see."""
 
     start: int
     stop: int
@@ -45,7 +45,7 @@ class Block:
 
 @dataclass(slots=True, eq=False)
 class Tree:
-    """The shape of a packed row as tensors on the model's device, and the masks that all layers make from it once."""
+    """The shape of a packed row as tensors on the model's device, and a cache for masks, which all layers share."""
 
     position_ids: Tensor
     """(T,)"""
@@ -55,7 +55,6 @@ class Tree:
 
     @classmethod
     def from_batch(cls, batch: PackedBatch, device: torch.device) -> Tree:
-        """Copy the shape of ``batch`` to ``device``."""
         return cls(torch.from_numpy(batch.position_ids).to(device), torch.from_numpy(batch.subtree_end).to(device))
 
     def rounded_up(self, unit: int) -> Tree:
@@ -82,7 +81,7 @@ class Tree:
         return seen
 
     def mask(self, window: int | None = None) -> Tensor:
-        """Return the whole mask (T, T)."""
+        """Return the mask (T, T)."""
         every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
         mask: Tensor = self.once(("mask", window), lambda: self.seen(every, every, window))
         return mask
@@ -99,5 +98,5 @@ class Tree:
             ancestors = every[:start][self.subtree_end[:start] > start]
             keys = torch.cat([ancestors, rows])
             seen = self.seen(rows, keys, window)
-            used = seen.any(dim=0)  # a window hides distant ancestors from the whole block
+            used = seen.any(dim=0)  # a window hides distant ancestors from all rows of the block
             yield Block(start, start + len(rows), keys[used], seen[:, used])
