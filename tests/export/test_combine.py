@@ -14,7 +14,7 @@ from weitune import Run
 from weitune.cli import main
 from weitune.errors import InputError, RunError
 from weitune.export.combine import combine
-from weitune.export.mixture import Mixture
+from weitune.export.options import Mixture
 from weitune.export.source.adapter_weights import AdapterWeights
 
 

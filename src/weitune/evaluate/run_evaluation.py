@@ -36,7 +36,7 @@ from weitune.messages import say
 from weitune.model.capabilities import probe
 from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.load.open_framing import open_framing
+from weitune.model.load.tokenizer import open_framing
 from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress, Stage
 from weitune.run.run_folder import Which

@@ -6,7 +6,7 @@
     ties     small entries dropped, signs elected, then summed (Yadav et al., arXiv 2306.01708)
     dare     entries dropped at random and the rest rescaled, then summed (Yu et al., arXiv 2311.03099)
 
-The result is a run's folder: the first run's recipe, ``adapter/``, and ``environment.json``, which identifies the base.
+The result is a run folder: the first run's recipe, ``adapter/``, and ``environment.json``, which identifies the base.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import save
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.export.mixture import Mixture
+from weitune.export.destination import written_aside
+from weitune.export.options import Mixture
 from weitune.files.json_files import json_bytes
-from weitune.files.publish import folder_written_aside, own_partial
 from weitune.generate.open_model import incomplete, incomplete_refused
 from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.fingerprint import base_fingerprints
-from weitune.model.load.open_framing import open_framing
+from weitune.model.load.tokenizer import open_framing
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.recipe.load import dump_recipe
@@ -40,7 +40,8 @@ _PEFT_NAMES = {"linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "
 def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     """Combine the adapters of ``runs`` and write the result as a run to ``output``.
 
-    Raises InputError if the runs or the weights do not go together, or if ``output`` exists.
+    Raises InputError if the runs cannot be combined, if their number is not that of the weights, or if ``output``
+    exists.
     """
     weights = list(mixture.weights) or [1 / len(runs)] * len(runs)
     folders = _check(runs, weights, output)
@@ -50,18 +51,23 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     loaded = load_weights(files, tokenizer, precision="fp32", device="cpu")
     tensors, config = _combined(loaded.model, folders, weights, mixture)
     changes = {"output": str(output), "revision": files.commit or recipe.revision}
-    _write(output, {
-        Path(RECIPE): dump_recipe(recipe.model_copy(update=changes)).encode(),
-        Path(ENVIRONMENT): json_bytes({**place_of_base(recipe), "basis": basis}),
-        Path(ADAPTER_FOLDER) / ADAPTER_FILES[0]: config,
-        Path(ADAPTER_FOLDER) / ADAPTER_FILES[1]: save(tensors, metadata={"format": "pt"}),
-        Path(COMBINED): _described(runs, weights, mixture),
-    })  # fmt: skip
+    parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
+    combined = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
+    contents = {
+        RECIPE: dump_recipe(recipe.model_copy(update=changes)).encode(),
+        ENVIRONMENT: json_bytes({**place_of_base(recipe), "basis": basis}),
+        f"{ADAPTER_FOLDER}/{ADAPTER_FILES[0]}": config,
+        f"{ADAPTER_FOLDER}/{ADAPTER_FILES[1]}": save(tensors, metadata={"format": "pt"}),
+        COMBINED: json_bytes(combined),
+    }
+    with written_aside(output) as partial:
+        (partial / ADAPTER_FOLDER).mkdir()
+        for name, content in contents.items():
+            (partial / name).write_bytes(content)
     return Run(output)
 
 
 def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[Path]:
-    """Return the folders of the adapters. Raises InputError if they cannot be combined."""
     if len(runs) < 2:
         raise InputError("export.combine.too_few_runs")
     if len(weights) != len(runs):
@@ -69,31 +75,19 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
     if output.exists():
         raise InputError("export.combine.output_exists", output=output)
     first, *others = runs
-    different = [
-        say(
-            "export.combine.different_tokens",
-            first=first.path,
-            first_tokens=first.recipe.tokens,
-            other=run.path,
-            other_tokens=run.recipe.tokens,
-        )
-        for run in others
-        if run.recipe.tokens != first.recipe.tokens
-    ]
     base = base_fingerprints(first.base_files())
-    different += [
-        say(
-            "export.combine.different_fingerprint",
-            name=name,
-            first=first.path,
-            first_model=first.recipe.model,
-            other=run.path,
-            other_model=run.recipe.model,
-        )
-        for run in others
-        for name, fingerprint in base_fingerprints(run.base_files()).items()
-        if fingerprint != base[name]
-    ]
+    different = []
+    for run in others:
+        paths = {"first": first.path, "other": run.path}
+        tokens = {"first_tokens": first.recipe.tokens, "other_tokens": run.recipe.tokens}
+        if run.recipe.tokens != first.recipe.tokens:
+            different.append(say("export.combine.different_tokens", **paths, **tokens))
+        models = {"first_model": first.recipe.model, "other_model": run.recipe.model}
+        different += [
+            say("export.combine.different_fingerprint", name=name, **paths, **models)
+            for name, fingerprint in base_fingerprints(run.base_files()).items()
+            if fingerprint != base[name]
+        ]
     if different:
         raise InputError("export.combine.different_bases", differences="\n  ".join(different))
     folders = [folder for run in runs if (folder := run.adapter_folder("last")) is not None]
@@ -127,21 +121,3 @@ def _combined(
     adapted.set_adapter("default")
     saved = LoraAdapter(adapted)
     return {name: tensor.contiguous() for name, tensor in saved.tensors().items()}, saved.config()
-
-
-def _described(runs: Sequence[Run], weights: Sequence[float], mixture: Mixture) -> bytes:
-    parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
-    about = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
-    return json_bytes(about)
-
-
-def _write(folder: Path, files: dict[Path, bytes]) -> None:
-    """Write ``files`` into a new folder, which gets its name when all are there."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder_written_aside(folder, own_partial(folder)) as partial:
-            for name, data in files.items():
-                (partial / name).parent.mkdir(exist_ok=True)
-                (partial / name).write_bytes(data)
-    except OSError as error:
-        raise RunError("export.combine.cannot_be_written", folder=folder, reason=error) from error

@@ -1,4 +1,4 @@
-"""The folder of an export: written aside, so that it exists only once it is complete."""
+"""The folder of an export, which exists only once it is complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weitune.errors import RunError
 from weitune.files.publish import folder_written_aside, own_partial, remove_abandoned
 
 MARK = "weitune.json"
-"""The file in every export that says what it was made from."""
+"""The file in every export that names its run, adapter and base."""
 
 
 def check_destination(folder: Path, force: bool) -> None:
@@ -26,7 +26,7 @@ def check_destination(folder: Path, force: bool) -> None:
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes ``folder`` if the block ends well. Raises RunError if it cannot."""
+    """Yield a folder that is renamed to ``folder`` after the block. Raises RunError if it cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)

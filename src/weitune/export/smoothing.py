@@ -191,7 +191,6 @@ class SmoothedWeights:
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Those of the unsmoothed weights."""
         return self._weights.slots
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from weitune.generate.processors import processors
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
 from weitune.messages import say
-from weitune.model.load.stop_tokens import loaded_stop_tokens
+from weitune.model.load.config import loaded_stop_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

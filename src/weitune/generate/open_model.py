@@ -18,7 +18,7 @@ from weitune.errors import RunError
 from weitune.generate.engine import Engine
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES, holds_model
 from weitune.model.load.locate import ModelFiles, locate_base
-from weitune.model.load.open_framing import open_framing
+from weitune.model.load.tokenizer import open_framing
 from weitune.model.load.weight_files import read_safetensors_header
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter_config import check_adapter

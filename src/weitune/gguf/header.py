@@ -53,7 +53,6 @@ class Entry:
 
     @property
     def value(self) -> Any:
-        """The decoded value."""
         kind = self.type if self.element is None else self.element
         if kind == GGUFValueType.STRING:
             values = list(_strings(self.content, self.count))
@@ -103,7 +102,6 @@ class GgufHeader:
         return str(self.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a value of the metadata."""
         return self.metadata[key].value if key in self.metadata else default
 
 

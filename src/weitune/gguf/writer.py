@@ -27,7 +27,6 @@ class TensorPlan:
 
     @property
     def bytes(self) -> int:
-        """How many bytes it takes."""
         values, size = GGML_QUANT_SIZES[self.type]
         return int(math.prod(self.shape) // values * size)
 

@@ -21,7 +21,7 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.locate import ModelFiles, locate_base
-from weitune.model.load.open_framing import open_framing
+from weitune.model.load.tokenizer import open_framing
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import recorded_basis

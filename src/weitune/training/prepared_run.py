@@ -14,7 +14,7 @@ from weitune.forecast.meta_model import build_meta_model
 from weitune.forecast.run_forecast import Format, memory_need
 from weitune.forecast.workload import Workload
 from weitune.messages import say
-from weitune.model.load.stop_tokens import loaded_stop_tokens
+from weitune.model.load.config import loaded_stop_tokens
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter import count_parameters
 from weitune.model.lora.adapter_init import EVA_STEPS

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from weitune.errors import ModelError
+from weitune.model.load.config import stored_stop_tokens
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.stop_tokens import stored_stop_tokens
 
 
 class Config(SimpleNamespace):

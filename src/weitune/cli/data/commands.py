@@ -158,7 +158,7 @@ def _open_framing(recipe: Any) -> Any:
 
     quiet_libraries()
     from weitune.model.load.locate import locate_base
-    from weitune.model.load.open_framing import open_framing
+    from weitune.model.load.tokenizer import open_framing
 
     return open_framing(locate_base(recipe, weights=False), recipe.tokens)
 

@@ -8,7 +8,7 @@ import click
 
 from weitune.cli.shared.open_runs import note
 from weitune.cli.shared.options import accept_changed_base_option
-from weitune.export.mixture import METHODS, Method, Mixture
+from weitune.export.options import METHODS, Method, Mixture
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
 from weitune.shell import shell_command

@@ -29,7 +29,7 @@ from weitune.gguf.metadata import Field, number, rope_factors, shape_metadata, t
 from weitune.gguf.types import BLOCK, GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 from weitune.gguf.writer import TensorPlan, write_gguf_file
-from weitune.model.load.weight_files import some_names
+from weitune.model.load.weight_files import counted
 from weitune.progress import Progress
 
 _FILE_TYPE = {
@@ -106,7 +106,6 @@ def _described(source: ExportSource, template: str) -> tuple[Architecture, dict[
 
 
 def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
-    """Return the metadata of a base file, without the keys that an export sets itself."""
     return {
         key: Field(entry.value, entry.type, entry.element)
         for key, entry in header.metadata.items()
@@ -132,12 +131,7 @@ def _plan(
         stored = _stored_type(stem, slot.shape, gguf_type, head if stem == head_stem else "Q8_0")
         plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
     if unknown:
-        raise ModelError(
-            "export.gguf_file.no_place_for_weights",
-            architecture=architecture.name,
-            count=len(unknown),
-            names=some_names(unknown),
-        )
+        raise ModelError("export.gguf_file.no_place_for_weights", architecture=architecture.name, **counted(unknown))
     factors = rope_factors(source.config)
     if factors is not None:
         values = factors.numpy()

@@ -102,7 +102,6 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_to
 
 
 def _data(data: DataRecord | None) -> list[str]:
-    """Return what was read, trained and set aside."""
     if data is None:
         return []
     report = data.report
@@ -127,7 +126,6 @@ def _data(data: DataRecord | None) -> list[str]:
 def _training(
     events: Sequence[Mapping[str, Any]], source: ExportSource, step: int | None, environment: Mapping[str, Any]
 ) -> list[str]:
-    """Return what the run measured: training loss, validation, and what it ran on."""
     steps = [event for event in events if event.get("event") == "step"]
     lines = []
     if steps:

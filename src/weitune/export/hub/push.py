@@ -76,7 +76,6 @@ def base_licence(source: ExportSource, ask_hub: Callable[[str], str | None] | No
 
 
 def _licence_on_card(card: Path) -> str | None:
-    """Return the licence that a model card's head names."""
     if card.is_file() and (head := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
         fields = yaml.safe_load(head[1])
         if isinstance(fields, dict) and isinstance(fields.get("license"), str):

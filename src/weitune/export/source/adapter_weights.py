@@ -53,7 +53,6 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
-        """R."""
         return self.a.shape[0]
 
     def applied(self, weight: Tensor) -> Tensor:
@@ -91,7 +90,6 @@ class AdapterWeights:
 
     @property
     def has_magnitudes(self) -> bool:
-        """Whether it is a DoRA adapter."""
         return any(update.magnitude is not None for update in self.updates.values())
 
 

@@ -21,7 +21,7 @@ from weitune.errors import ModelError, RunError
 from weitune.gguf.architecture import architecture_of_gguf
 from weitune.gguf.header import GgufHeader, read_header
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.weight_files import some_names, stored_weights
+from weitune.model.load.weight_files import counted, stored_weights
 
 if TYPE_CHECKING:
     from weitune.export.source.adapter_weights import AdapterWeights
@@ -68,13 +68,11 @@ class SafetensorsWeights:
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
-        """Every tensor's format and shape, file by file."""
         return {
             name: Slot(_dtype(self._folder, name, weight.dtype), weight.shape) for name, weight in self._stored.items()
         }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a tensor, mapped from its file."""
         with safe_open(self._folder / self._stored[name].file, framework="pt") as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor if dtype is None else tensor.to(dtype)
@@ -93,11 +91,9 @@ class GgufWeights:
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
-        """Every tensor's format (float32) and shape, in the order of the file."""
         return {name: Slot(torch.float32, tensor.shape) for name, tensor in self._known.items()}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a tensor, dequantized."""
         return self.architecture.to_huggingface(name, self._known[name].read(dtype or torch.float32))
 
 
@@ -109,28 +105,16 @@ class MergedWeights:
         self.base = base
         self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
         if missing := [name for name in self.updates if name not in base.slots]:
-            raise RunError(
-                "export.base_weights.weights_not_in_base",
-                folder=adapter.folder,
-                count=len(missing),
-                names=some_names(missing),
-            )
+            raise RunError("export.base_weights.weights_not_in_base", folder=adapter.folder, **counted(missing))
         modules = (name.removesuffix(".weight") for name in base.slots)
         if incomplete := adapter.missing(modules):
-            raise RunError(
-                "export.base_weights.incomplete_adapter",
-                folder=adapter.folder,
-                count=len(incomplete),
-                names=some_names(incomplete),
-            )
+            raise RunError("export.base_weights.incomplete_adapter", folder=adapter.folder, **counted(incomplete))
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Those of the base."""
         return self.base.slots
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a tensor, merged if the adapter changes it."""
         if name not in self.updates:
             return self.base.read(name, dtype)
         return self.updates[name].applied(self.base.read(name)).to(dtype or self.slots[name].dtype)

@@ -20,11 +20,10 @@ from weitune.export.source.base_weights import MergedWeights, Weights, open_weig
 from weitune.export.source.chat_template import self_contained_template
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run import Run
-from weitune.model.load.config import read_config
+from weitune.model.load.config import read_config, stored_stop_tokens
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.open_framing import open_framing
-from weitune.model.load.stop_tokens import stored_stop_tokens
+from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.schema import Recipe, Tokens
 from weitune.run.run_folder import Which
 
@@ -56,12 +55,10 @@ class ExportSource:
 
     @cached_property
     def adapter(self) -> AdapterWeights:
-        """The adapter, in memory."""
         return AdapterWeights(self.adapter_folder)
 
     @cached_property
     def base(self) -> Weights:
-        """The base's weights, on the disk."""
         return open_weights(self.files)
 
     @cached_property
@@ -71,12 +68,10 @@ class ExportSource:
 
     @cached_property
     def config(self) -> Any:
-        """The base's transformers configuration."""
         return read_config(self.files)
 
     @cached_property
     def base_stop_tokens(self) -> tuple[int, ...]:
-        """The tokens at which the base itself stops."""
         return stored_stop_tokens(self.files, self.config)
 
     @property

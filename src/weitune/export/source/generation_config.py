@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from weitune.files.json_files import write_json
+from weitune.model.load.config import GENERATION_CONFIG, read_generation_config
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.stop_tokens import GENERATION_CONFIG, read_generation_config
 
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": 0.0}
 """Greedy decoding, for every program that reads the file."""

@@ -49,11 +49,9 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every check holds."""
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contents of verification.json."""
         return {"verdict": "passed" if self.passed else "failed", **asdict(self)}
 
 

@@ -15,8 +15,8 @@ import torch
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.open_model import attach_saved_adapter
+from weitune.model.load.config import loaded_stop_tokens
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.stop_tokens import loaded_stop_tokens
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_weights
 
@@ -88,7 +88,6 @@ class TransformersModel:
         return Outputs(tokens, greedy[:end], end is not None, self._logprobs(prompt), margins)
 
     def stops_at(self, token: int) -> bool:
-        """Return whether ``token`` is one of the stop tokens."""
         return token in self._stop_tokens
 
     def _greedy(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -34,7 +34,6 @@ class VerificationPrompt:
 
     @property
     def question(self) -> str:
-        """The last thing that was said to the model."""
         return self.dialogue.turns[-1].content
 
     @property

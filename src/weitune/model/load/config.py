@@ -1,4 +1,7 @@
-"""A model's transformers configuration."""
+"""A model's configuration, and the tokens at which it ends an answer by itself, besides those of the chat template.
+
+transformers takes these from generation_config.json, and from config.json where that names none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import torch
 
 from weitune.errors import InputError, ModelError, first_line
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.weight_files import read_model_json
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def read_config(files: ModelFiles) -> Any:
@@ -30,3 +36,30 @@ def dtype_on_disk(config: Any) -> torch.dtype | None:
     """Return the number format of the weights' files, if ``config`` names it."""
     dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+
+
+def loaded_stop_tokens(model: Any) -> tuple[int, ...]:
+    """Return the stop tokens of a loaded transformers ``model``."""
+    return _as_tuple(model.generation_config.eos_token_id)
+
+
+def stored_stop_tokens(files: ModelFiles, config: Any) -> tuple[int, ...]:
+    """Return the stop tokens of a model that is not loaded; ``config`` is its transformers configuration.
+
+    A configuration that wraps a text model has them at its top or in the text model's part; transformers looks for them
+    in this order. Raises ModelError if the generation config is broken.
+    """
+    stop_tokens = read_generation_config(files).get("eos_token_id")
+    for part in (config, config.get_text_config()):
+        stop_tokens = getattr(part, "eos_token_id", None) if stop_tokens is None else stop_tokens
+    return _as_tuple(stop_tokens)
+
+
+def read_generation_config(files: ModelFiles) -> dict[str, Any]:
+    """Return a model's generation config, empty if it has none. Raises ModelError if it is broken."""
+    path = files.folder / GENERATION_CONFIG
+    return {} if files.gguf or not path.is_file() else read_model_json(path)
+
+
+def _as_tuple(eos_token_id: int | list[int] | None) -> tuple[int, ...]:
+    return (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id or ())

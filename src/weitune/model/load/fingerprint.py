@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from weitune.messages import say
+from weitune.model.load.config import GENERATION_CONFIG
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.stop_tokens import GENERATION_CONFIG
 from weitune.model.load.weight_files import stored_weights, weight_files
 
 _EDGE_BYTES = 1 << 20

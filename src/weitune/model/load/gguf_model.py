@@ -23,7 +23,7 @@ from weitune.errors import ModelError
 from weitune.gguf.architecture import Architecture, known_architecture
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.weight_files import some_names
+from weitune.model.load.weight_files import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -109,9 +109,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
         None, config=config, state_dict=weights, dtype=dtype, device_map=placement, output_loading_info=True
     )
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            "model.gguf_model.lacks_weights", path=files.path, count=len(missing), names=some_names(missing)
-        )
+        raise ModelError("model.gguf_model.lacks_weights", path=files.path, **counted(missing))
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model
     return loaded

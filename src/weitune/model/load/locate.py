@@ -51,12 +51,10 @@ class ModelFiles:
 
     @property
     def path(self) -> Path:
-        """The ``.gguf`` file, or else the folder."""
         return self.folder / self.gguf if self.gguf else self.folder
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder with the tokenizer's files."""
         own = self.adapter is not None and any((self.adapter / name).is_file() for name in _TOKENIZERS)
         return self.adapter if own and self.adapter is not None else self.folder
 

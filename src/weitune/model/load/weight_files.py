@@ -1,14 +1,14 @@
-"""Which files of a folder hold a model's weights. One rule for training, chat, exports and memory estimates.
+"""The files in a folder that hold a model's weights: one rule for training, chat, exports and memory estimates.
 
     model.safetensors               the weights
     model.safetensors.index.json    names shards, which are the weights
-    both                            refused: programs differ in which of them they read
-    any other *.safetensors         not the model's: a variant of another precision, an adapter, a second copy
+    both                            refused, because programs differ in which of them they read
+    any other *.safetensors         ignored: a variant of another precision, an adapter or a second copy
 
-transformers would also load an adapter that lies beside the model, and a file that ``config.json`` names; both are
-refused. Headers are compared with the index, so a shard that is missing, cut or from another model is named.
+transformers would also load an adapter beside the model, and a file that ``config.json`` names; both are refused.
+Headers are compared with the index, so that an error names a shard that is missing, truncated or from another model.
 
-Cost: the header of every file is read, some KiB each.
+Cost: the header of every file, a few KiB each, is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ CONFIG, SINGLE = MODEL_FILES
 INDEX = f"{SINGLE}.index.json"
 _SHARD = re.compile(r"model.*-\d+-of-\d+\.safetensors")
 _LENGTH = struct.Struct("<Q")
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +38,14 @@ class StoredWeight:
 
     file: str
     dtype: str
-    """The name that safetensors has for it, such as ``BF16``."""
+    """By its name in safetensors, such as ``BF16``."""
     shape: tuple[int, ...]
     start: int
-    """Its first byte in the file."""
+    """Offset of its first byte in the file."""
     bytes: int
 
     @property
     def numel(self) -> int:
-        """How many values it has."""
         return math.prod(self.shape)
 
 
@@ -62,16 +60,15 @@ def weight_files(folder: Path) -> list[Path]:
 def stored_weights(folder: Path) -> dict[str, StoredWeight]:
     """Return every tensor of the model in ``folder``, in the order of the files and of the names in them.
 
-    Raises ModelError as :func:`weight_files` does, and if a file is not whole or the index does not fit it.
+    Raises ModelError as :func:`weight_files` does, and if a file is incomplete or the index does not fit the files.
     """
     chosen = _chosen(folder)
     weights: dict[str, StoredWeight] = {}
     for file in chosen:
         for name, tensor in sorted(read_safetensors_header(folder / file).items()):
             if name in weights:
-                raise ModelError(
-                    "model.weight_files.weight_twice", folder=folder, name=name, first=weights[name].file, second=file
-                )
+                first = weights[name].file
+                raise ModelError("model.weight_files.weight_twice", folder=folder, name=name, first=first, second=file)
             weights[name] = tensor
     if (folder / INDEX).is_file():
         _check_index(folder, _weight_map(folder), weights)
@@ -79,7 +76,7 @@ def stored_weights(folder: Path) -> dict[str, StoredWeight]:
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredWeight]:
-    """Return the tensors of a safetensors file. Raises ModelError if the file is not whole."""
+    """Return the tensors of a safetensors file. Raises ModelError if the file is incomplete."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -105,33 +102,26 @@ def _stored(file: str, entry: Mapping[str, Any], first: int) -> StoredWeight:
 
 
 def _chosen(folder: Path) -> list[str]:
-    """Return the names of the files that hold the weights, sorted."""
     _check_nothing_beside(folder)
     single, index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
     shards = sorted(set(_weight_map(folder).values())) if index else _shards(folder)
     if single and index and shards == [SINGLE]:
         return shards
+    if single and shards and index:
+        raise ModelError("model.weight_files.single_file_and_index", folder=folder, names=some_names(shards))
     if single and shards:
-        if index:
-            raise ModelError("model.weight_files.single_file_and_index", folder=folder, names=some_names(shards))
         raise ModelError("model.weight_files.single_file_and_shards", folder=folder, names=some_names(shards))
     if single:
         return [SINGLE]
     if not index:
         raise _none(folder, shards)
     if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise ModelError(
-            "model.weight_files.lacks_files",
-            folder=folder,
-            missing=len(missing),
-            shards=len(shards),
-            names=some_names(missing),
-        )
+        raise ModelError("model.weight_files.lacks_files", folder=folder, shards=len(shards), **counted(missing))
     return shards
 
 
 def _check_nothing_beside(folder: Path) -> None:
-    """Raise ModelError for files that would make transformers load other weights than the folder's own."""
+    """Raise ModelError for files that would make transformers load weights other than the folder's own."""
     if (folder / ADAPTER_FILES[0]).is_file():
         raise ModelError("model.weight_files.adapter_beside_model", folder=folder)
     named = read_model_json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
@@ -141,7 +131,7 @@ def _check_nothing_beside(folder: Path) -> None:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Return which file has which tensor, as the index says. Raises ModelError if it is not an index."""
+    """Return the file of each tensor, by the index. Raises ModelError if it is not an index."""
     weight_map = read_model_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_name, weight_map.values())):
         raise ModelError("model.weight_files.not_an_index", folder=folder)
@@ -155,13 +145,10 @@ def _is_name(file: object) -> bool:
 
 def _check_index(folder: Path, weight_map: Mapping[str, str], weights: Mapping[str, StoredWeight]) -> None:
     if lost := [f"{name} in {file}" for name, file in weight_map.items() if name not in weights]:
-        raise ModelError(
-            "model.weight_files.index_names_other_weights", folder=folder, count=len(lost), names=some_names(lost)
-        )
+        raise ModelError("model.weight_files.index_names_other_weights", folder=folder, **counted(lost))
 
 
 def _none(folder: Path, shards: list[str]) -> ModelError:
-    """Return the error for a folder without weights: what is there instead, and the fix."""
     if shards:
         return ModelError("model.weight_files.shards_without_index", folder=folder, names=some_names(shards))
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
@@ -178,10 +165,14 @@ def _shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.name))
 
 
-def some_names(names: Iterable[str]) -> str:
-    """Return the first of ``names`` in one line."""
-    listed = list(names)
-    return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")
+def some_names(names: Sequence[str]) -> str:
+    """Return the first three of ``names`` in one line."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def counted(names: Sequence[str]) -> dict[str, Any]:
+    """Return the values ``count`` and ``names`` of a message about ``names``."""
+    return {"count": len(names), "names": some_names(names)}
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

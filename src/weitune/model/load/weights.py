@@ -18,7 +18,7 @@ from weitune.model.load.device import choose_device, choose_dtype, device_map, s
 from weitune.model.load.gguf_model import gguf_model
 from weitune.model.load.locate import ModelFiles, locate
 from weitune.model.load.tokenizer import load_tokenizer
-from weitune.model.load.weight_files import some_names, stored_weights, weight_files
+from weitune.model.load.weight_files import counted, stored_weights, weight_files
 from weitune.model.storage.allocator import releasing_freed_memory
 from weitune.model.storage.shard import shard
 from weitune.model.storage.weight_storage import quantization
@@ -136,5 +136,4 @@ def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
 def _check_complete(folder: Path, missing: Collection[str]) -> None:
     """Raise ModelError if weights were missing: transformers draws such weights at random and goes on."""
     if missing:
-        names = some_names(sorted(missing))
-        raise ModelError("model.weights.lacks_weights", folder=folder, count=len(missing), names=names)
+        raise ModelError("model.weights.lacks_weights", folder=folder, **counted(sorted(missing)))

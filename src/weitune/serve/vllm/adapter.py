@@ -53,7 +53,6 @@ def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
 
 
 def _layers(files: ModelFiles) -> frozenset[str]:
-    """Return the names of the modules that have weights in the base's files."""
     return frozenset(name.rpartition(".")[0] for name in stored_weights(files.folder))
 
 

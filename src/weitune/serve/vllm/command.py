@@ -63,7 +63,6 @@ class Command:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return the command as one would type it, without the secrets."""
         hidden = [f"{name}=…" for name in self.secrets]
         shown = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*hidden, *shown, *map(shlex.quote, self.arguments)])

@@ -29,7 +29,6 @@ class ModelName:
     """An ASGI application that wraps vLLM's."""
 
     def __init__(self, app: Application) -> None:
-        """Read the settings that lie beside this file."""
         settings = json.loads(Path(__file__).with_suffix(SETTINGS).read_text(encoding="utf-8"))
         self._app = app
         self._base: str = settings["base"]
@@ -70,7 +69,6 @@ class ModelName:
 
 
 def _headers(scope: Message, length: int) -> list[tuple[bytes, bytes]]:
-    """Return the request's headers for a body of ``length`` bytes."""
     kept = [(name, value) for name, value in scope["headers"] if name not in {b"content-length", b"transfer-encoding"}]
     return [*kept, (b"content-length", str(length).encode())]
 
