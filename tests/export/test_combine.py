@@ -28,8 +28,8 @@ def runs(tmp_path: Path) -> list[Run]:
 
 
 def updates(folder: Path) -> dict[str, torch.Tensor]:
-    found = AdapterWeights(folder / "adapter").updates
-    return {name: update.scale * update.b @ update.a for name, update in found.items()}
+    updates = AdapterWeights(folder / "adapter").updates
+    return {name: update.scale * update.b @ update.a for name, update in updates.items()}
 
 
 @pytest.mark.parametrize("method", ["cat", "svd"])

@@ -124,11 +124,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Make the written export wrong in one of the ways that exports are wrong elsewhere."""
     write = export_module._write
 
-    def spoiled(folder: Path, tuned: Any, order: ExportOptions, stage: Any) -> Any:
+    def spoiled(folder: Path, source: Any, order: ExportOptions, stage: Any) -> Any:
         if what == "scale":
-            for update in tuned.adapter.updates.values():
+            for update in source.adapter.updates.values():
                 object.__setattr__(update, "scale", update.scale / 2)
-        written = write(folder, tuned, order, stage)
+        written = write(folder, source, order, stage)
         if what == "template":
             for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
                 path.write_text(path.read_text("utf-8").replace(SYSTEM, "你是。"), "utf-8")

@@ -64,17 +64,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return uneven_run(tmp_path_factory.mktemp("smoothing") / "run")
 
 
-def weights_of(tuned: ExportSource, gguf_type: GgufType = "Q8_0") -> SmoothedWeights:
-    found = smoothed(tuned, gguf_type, silent).weights
+def weights_of(source: ExportSource, gguf_type: GgufType = "Q8_0") -> SmoothedWeights:
+    found = smoothed(source, gguf_type, silent).weights
     assert isinstance(found, SmoothedWeights)
     return found
 
 
-def model_of(tuned: ExportSource, weights: Any) -> Any:
+def model_of(source: ExportSource, weights: Any) -> Any:
     """Return ``weights`` as a model of transformers in float32."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(tuned.config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32).eval()
     tensors = {name: weights.read(name, torch.float32) for name in weights.slots}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
@@ -96,13 +96,13 @@ def rounded(values: torch.Tensor, levels: int = 127) -> torch.Tensor:
      ("mistral", {}), ("qwen2", {}), ("qwen2", {"tie_word_embeddings": True}), ("qwen3", {})],
 )  # fmt: skip
 def test_the_model_gives_the_same_bits(family: str, config: dict[str, Any], variant: str, tmp_path: Path) -> None:
-    tuned = open_export_source(uneven_run(tmp_path / "run", family, variant=variant, **config))
-    weights = weights_of(tuned)
+    source = open_export_source(uneven_run(tmp_path / "run", family, variant=variant, **config))
+    weights = weights_of(source)
     every = torch.cat([factors for name, factors in sorted(weights.factors.items())])
     assert every.min() < 1 < every.max()
     outer = {name for name in weights.factors if "layers" not in name}
-    assert outer == (set() if tuned.config.tie_word_embeddings else {"lm_head.weight"})
-    assert torch.equal(logits(model_of(tuned, weights), IDS), logits(model_of(tuned, tuned.merged), IDS))
+    assert outer == (set() if source.config.tie_word_embeddings else {"lm_head.weight"})
+    assert torch.equal(logits(model_of(source, weights), IDS), logits(model_of(source, source.merged), IDS))
 
 
 def test_the_channels_are_those_of_the_model() -> None:
@@ -118,11 +118,11 @@ def test_the_channels_are_those_of_the_model() -> None:
 
 
 def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
-    tuned = open_export_source(run)
-    model = smoothing.open_reference(tuned).model
-    prompts, _ = choose_prompts(tuned, 4)
+    source = open_export_source(run)
+    model = smoothing.open_reference(source).model
+    prompts, _ = choose_prompts(source, 4)
     done: list[tuple[int, int]] = []
-    found = measure(model, list(channels_of(tuned.config)), prompts, lambda at, total: done.append((at, total)))
+    found = measure(model, list(channels_of(source.config)), prompts, lambda at, total: done.append((at, total)))
     assert done == [(i, len(DIALOGUES)) for i in range(1, len(DIALOGUES) + 1)]
     assert not any(module._forward_pre_hooks for module in model.modules())
     with torch.inference_mode():
@@ -208,28 +208,28 @@ def test_a_column_of_zeros_does_not_blunt_the_others() -> None:
 
 @pytest.mark.parametrize("gguf_type", ["F32", "F16", "BF16"])
 def test_other_types_are_left_alone(run: Run, gguf_type: GgufType) -> None:
-    tuned = open_export_source(run)
-    assert smoothed(tuned, gguf_type, silent) == (tuned.merged, "Q8_0", ())
+    source = open_export_source(run)
+    assert smoothed(source, gguf_type, silent) == (source.merged, "Q8_0", ())
 
 
 def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
-    tuned = open_export_source(run)
+    source = open_export_source(run)
     base = tmp_path / "base.gguf"
-    write_gguf(base, tuned, tuned.base, "F16", template=tuned.template_without_system, progress=silent(""))
+    write_gguf(base, source, source.base, "F16", template=source.template_without_system, progress=silent(""))
     second = open_export_source(save_run(tmp_path / "second", "llama", model=str(base)))
     assert smoothed(second, "Q8_0", silent).weights is second.merged
 
 
 def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = open_export_source(run)
-    monkeypatch.setattr(smoothing, "choose_prompts", lambda tuned, count: ([], []))
-    assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
+    source = open_export_source(run)
+    monkeypatch.setattr(smoothing, "choose_prompts", lambda source, count: ([], []))
+    assert smoothed(source, "Q8_0", silent).weights is source.merged
 
-    def refused(tuned: ExportSource, count: int) -> Any:
+    def refused(source: ExportSource, count: int) -> Any:
         raise InputError("export.verification.no_dialogue")
 
     monkeypatch.setattr(smoothing, "choose_prompts", refused)
-    assert smoothed(tuned, "Q8_0", silent).weights is tuned.merged
+    assert smoothed(source, "Q8_0", silent).weights is source.merged
 
 
 def test_dialogues_that_stand_in_are_told_of(tmp_path: Path) -> None:
@@ -252,14 +252,14 @@ def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPat
 def test_a_head_that_rounding_would_spoil_stays_f16(
     tied: bool, tensor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned = open_export_source(uneven_run(tmp_path / "run", tie_word_embeddings=tied))
+    source = open_export_source(uneven_run(tmp_path / "run", tie_word_embeddings=tied))
     for bound, gguf_type, expected in ((0.0, "Q8_0", "F16"), (9.0, "Q8_0", "Q8_0"), (0.0, "Q4_0", "Q8_0")):
         monkeypatch.setattr(smoothing, "HEAD_LOSS", bound)
-        found = smoothed(tuned, gguf_type, silent)  # type: ignore[arg-type]
+        found = smoothed(source, gguf_type, silent)  # type: ignore[arg-type]
         assert found.head == expected
         path = tmp_path / "x.gguf"
         write_gguf(
-            path, tuned, found.weights, gguf_type, head=found.head, template=tuned.template, progress=silent("")  # type: ignore[arg-type]
+            path, source, found.weights, gguf_type, head=found.head, template=source.template, progress=silent("")  # type: ignore[arg-type]
         )  # fmt: skip
         types = {each.name: each.tensor_type.name for each in GGUFReader(path).tensors}
         assert types[f"{tensor}.weight"] == expected
@@ -267,10 +267,10 @@ def test_a_head_that_rounding_would_spoil_stays_f16(
 
 
 def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = open_export_source(run)
-    prompts, _ = choose_prompts(tuned, 4)
-    measured = measure(smoothing.open_reference(tuned).model, [], prompts, silent(""))
-    head = tuned.merged.read("lm_head.weight")
+    source = open_export_source(run)
+    prompts, _ = choose_prompts(source, 4)
+    measured = measure(smoothing.open_reference(source).model, [], prompts, silent(""))
+    head = source.merged.read("lm_head.weight")
     off = []
     for state, token in zip(measured.hidden_states, measured.taught, strict=True):
         fine = (state @ head.T).log_softmax(-1)
@@ -280,7 +280,7 @@ def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch
     assert found == pytest.approx(sum(off) / len(off), rel=0.1)  # steps are float16 in a file
     monkeypatch.setattr(smoothing, "_ROWS_AT_ONCE", 100)
     assert head_loss(measured, head, None, silent("")) == pytest.approx(found, rel=1e-4)
-    assert head_loss(measured, head, weights_of(tuned).factors["lm_head.weight"], silent("")) < 0.7 * found
+    assert head_loss(measured, head, weights_of(source).factors["lm_head.weight"], silent("")) < 0.7 * found
 
 
 @needs_llama_cpp

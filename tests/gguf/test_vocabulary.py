@@ -36,16 +36,16 @@ def test_llama_cpp_tokenizes_as_the_run_does(
 ) -> None:
     tokenizer = request.getfixturevalue(f"{name}_tokenizer")
     run = _run(tmp_path, family, tokenizer)
-    tuned = open_export_source(run)
+    source = open_export_source(run)
     path = tmp_path / "tiny.gguf"
-    write_gguf(path, tuned, tuned.base, "F16", template=tuned.template, progress=silent(""))
+    write_gguf(path, source, source.base, "F16", template=source.template, progress=silent(""))
     rows = json.loads((shared_data / "huanhuan.json").read_text(encoding="utf-8"))
     questions = [*ODD, *(row["instruction"] + row["input"] for row in rows[::50])]
     with LlamaCpp(path, context_tokens=64, threads=1) as llama:
-        model = LlamaCppModel(llama, tuned.framing.end_of_turn, framed=True)
+        model = LlamaCppModel(llama, source.framing.end_of_turn, framed=True)
         for question in questions:
             asked = Conversation((Turn("user", question),))
-            prompt = tuple(tuned.framing.prompt(tuned.with_system(asked)))
+            prompt = tuple(source.framing.prompt(source.with_system(asked)))
             assert model.prompt_tokens(VerificationPrompt(asked, prompt, prompt, ())) == prompt, question
 
 

@@ -19,12 +19,12 @@ from weitune.progress import Stage
 from weitune.run.run_folder import Which
 
 BASE = "base"
-"""The name by which the model without an adapter is asked for."""
+"""The name of the model without an adapter in requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaModel:
-    """A model that can be asked by its name."""
+    """A model that requests can name."""
 
     name: str
     framing: Framing
@@ -32,7 +32,7 @@ class LlamaModel:
     system: str | None
     """System prompt of requests that have none."""
     adapter: int | None
-    """Which of the loaded adapters; None: none of them."""
+    """Index of its adapter among the loaded ones; None for the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class LlamaModels:
     adapters: tuple[Path, ...]
     by_name: Mapping[str, LlamaModel]
     context_tokens: int
-    """How many tokens the model can read and write together."""
+    """The largest number of tokens of a prompt and its answer together."""
     exact: bool = False
     """Whether the base is in float32, so that attention and its cache should be too."""
 

@@ -1,6 +1,6 @@
 """Export a run to a folder: write it aside, open it again, verify it, publish it.
 
-An export that fails its verification does not get the name that was asked for; it is kept as ``NAME.failed``.
+An export that fails its verification is kept as ``NAME.failed``, not under the name that the user gave.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def export(
     force: bool = False,
     stage: Stage = lambda title: lambda done, total: None,
 ) -> Exported:
-    """Export ``run`` to ``folder`` as ``options`` say.
+    """Export ``run`` to ``folder`` with ``options``.
 
     Raises InputError if that is not possible, and VerificationError if the result differs from base + adapter.
     """
@@ -82,7 +82,7 @@ def _check_system(source: ExportSource) -> None:
 
 
 def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: Stage) -> dict[str, Any]:
-    """Write the export; return what weitune.json says about a GGUF file of the whole model."""
+    """Write the export; return the fields that weitune.json has for a GGUF file of the merged model."""
     title = say("export.run.writing", format=options.format)
     if options.format == "merged":
         write_merged(folder, source, options.dtype, stage(title))
@@ -102,7 +102,7 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         stops = [str(source.tokenizer.convert_ids_to_tokens(token)) for token in source.stop_tokens]
         context = min(source.config.get_text_config().max_position_embeddings, 4096)
         text = modelfile(name, frames, stops, context)
-        (folder / "Modelfile").write_bytes(text.encode())  # as it is: a text may have line ends of any kind
+        (folder / "Modelfile").write_bytes(text.encode())  # in bytes, which keeps line ends of any kind
     about = {"type": options.gguf_type, "smoothed": model.weights is not source.merged}
     return {**about, **({"smoothed_on": model.notes} if model.notes else {})}
 

@@ -45,7 +45,9 @@ LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 _ACTIVATION_LEVELS = 127
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 _LARGEST_EXPONENT = 4  # of a factor: the scales are float16, whose range is small
-_SMALLEST = 1 / 16  # of the median of its block: a channel counts as no smaller, for other dialogues may enlarge it
+_SMALLEST = (
+    1 / 16
+)  # of the median of its block: smaller channels count as this size, because other dialogues may enlarge them
 _ROWS_AT_ONCE = 8192
 HEAD_LOSS = 0.02
 """Mean error of log-probabilities that a Q8_0 head may cause: a fifth of what a Q8_0 file may differ."""
@@ -77,7 +79,7 @@ class Smoothed(NamedTuple):
 
     weights: Weights
     head: GgufType = "Q8_0"
-    """The type of the output head: F16 where rounding it and its input costs too much by itself."""
+    """The type of the output head: F16 where rounding it and its input alone costs too much."""
     notes: Sequence[str] = ()
 
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: its metadata, and where each tensor lies.
+"""The header of a GGUF file: its metadata, and the place of each tensor.
 
     magic  version  counts  │  key type value …  │  name shape type offset …  │  padding  │  tensors
 
@@ -48,7 +48,7 @@ class Entry:
     element: GGUFValueType | None
     """The type of an array's elements."""
     count: int
-    """How many elements; 1 if it is no array."""
+    """Number of elements; 1 if it is not an array."""
     content: memoryview
 
     @property
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as it lies in the file."""
+    """A tensor as the file stores it."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """The family of the model in llama.cpp's terms; empty if the file does not say."""
+        """The family of the model in llama.cpp's terms; empty if the file does not name it."""
         return str(self.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -155,7 +155,7 @@ def _tensor(
 
 
 def _entry(content: memoryview, position: int) -> tuple[Entry, int]:
-    """Return the entry whose type stands at ``position``, and where the next one begins."""
+    """Return the entry whose type is at ``position``, and the position of the next one."""
     kind = GGUFValueType(struct.unpack_from("<I", content, position)[0])
     element, count, start = None, 1, position + 4
     if kind == GGUFValueType.ARRAY:

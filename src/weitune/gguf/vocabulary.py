@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata: byte-level BPE, which is what the Llama 3 and Qwen families use.
+"""A tokenizer as GGUF metadata: byte-level BPE, as the Llama 3 and Qwen families use it.
 
 llama.cpp splits text before BPE by one of the regular expressions compiled into it, which a file names. weitune
 recognises the name from the expression in tokenizer.json; verification then compares tokens, one by one.

@@ -18,7 +18,7 @@ from weitune.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """A tensor to write: its shape (rows first), its type, and where its bytes come from."""
+    """A tensor to write: its shape (rows first), its type, and the function that returns its values."""
 
     name: str
     shape: tuple[int, ...]

@@ -27,8 +27,8 @@ from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 
 
 def write(run: Run, path: Path, gguf_type: GgufType = "F32") -> Any:
-    tuned = open_export_source(run)
-    write_gguf(path, tuned, tuned.merged, gguf_type, template=tuned.template, progress=silent(""))
+    source = open_export_source(run)
+    write_gguf(path, source, source.merged, gguf_type, template=source.template, progress=silent(""))
     return GGUFReader(path)
 
 
@@ -51,17 +51,17 @@ def test_every_type_holds_the_merged_weights(
     run: Run, gguf_type: GgufType, matrix: str, embedding: str, error: float, tmp_path: Path
 ) -> None:
     reader = write(run, tmp_path / "x.gguf", gguf_type)
-    tuned = open_export_source(run)
+    source = open_export_source(run)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert tensors["blk.0.ffn_up.weight"].tensor_type.name == matrix
     assert tensors["token_embd.weight"].tensor_type.name == tensors["output.weight"].tensor_type.name == embedding
     assert tensors["blk.1.attn_norm.weight"].tensor_type.name == "F32"
     for name, module in (("blk.0.ffn_up", "model.layers.0.mlp.up_proj"), ("output", "lm_head")):
         stored = tensors[f"{name}.weight"]
-        expected = tuned.merged.read(f"{module}.weight", torch.float32).numpy()
-        found = dequantize(stored.data, stored.tensor_type).reshape(expected.shape)
+        expected = source.merged.read(f"{module}.weight", torch.float32).numpy()
+        actual = dequantize(stored.data, stored.tensor_type).reshape(expected.shape)
         scale = error if name != "output" or gguf_type != "Q4_0" else 8e-3
-        assert np.abs(found - expected).max() <= scale * np.abs(expected).max()
+        assert np.abs(actual - expected).max() <= scale * np.abs(expected).max()
 
 
 def test_equal_runs_give_equal_bytes(run: Run, tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_every_name_comes_back() -> None:
 
 
 def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None:
-    tuned = open_export_source(run)
+    source = open_export_source(run)
     base = tmp_path / "base.gguf"
-    write_gguf(base, tuned, tuned.base, "Q4_0", template=tuned.template_without_system, progress=silent(""))
+    write_gguf(base, source, source.base, "Q4_0", template=source.template_without_system, progress=silent(""))
     second = save_run(tmp_path / "second", "llama", model=str(base))
     reader = write(second, tmp_path / "merged.gguf", "Q4_0")
     before = {tensor.name: tensor for tensor in GGUFReader(base).tensors}

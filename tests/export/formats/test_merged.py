@@ -64,8 +64,8 @@ def test_the_base_keeps_its_number_format_unless_another_is_asked_for(tmp_path: 
     folder = merge(run, tmp_path / "bf16")
     assert loaded(folder, "auto").dtype == torch.bfloat16  # type: ignore[arg-type, attr-defined]
     # Summed in float32 and rounded once: not the sum of two rounded numbers.
-    base, tuned = tuned_model(run).get_base_model(), loaded(folder)
-    layer, merged = base.model.layers[0].mlp.up_proj, tuned.model.layers[0].mlp.up_proj.weight  # type: ignore[attr-defined]
+    base, source = tuned_model(run).get_base_model(), loaded(folder)
+    layer, merged = base.model.layers[0].mlp.up_proj, source.model.layers[0].mlp.up_proj.weight  # type: ignore[attr-defined]
     exact = layer.base_layer.weight.float() + layer.get_delta_weight("default")
     assert torch.equal(merged.to(torch.bfloat16), exact.to(torch.bfloat16))
     assert loaded(merge(run, tmp_path / "f32", torch.float32), "auto").dtype == torch.float32  # type: ignore[arg-type, attr-defined]
@@ -89,10 +89,10 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_no_more_than_a_few_tensors_are_in_memory(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "qwen2")
-    tuned = open_export_source(run)
+    source = open_export_source(run)
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
-    read = tuned.merged.read
+    read = source.merged.read
 
     def watched(name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         nonlocal most
@@ -101,10 +101,10 @@ def test_no_more_than_a_few_tensors_are_in_memory(tmp_path: Path) -> None:
         most = max(most, sum(reference() is not None for reference in alive))
         return tensor
 
-    tuned.merged.read = watched  # type: ignore[method-assign]
+    source.merged.read = watched  # type: ignore[method-assign]
     (tmp_path / "out").mkdir()
-    write_merged(tmp_path / "out", tuned, None, silent(""))
-    assert len(alive) == len(tuned.base.slots)
+    write_merged(tmp_path / "out", source, None, silent(""))
+    assert len(alive) == len(source.base.slots)
     assert most <= 2
 
 
@@ -112,7 +112,7 @@ def test_the_folder_frames_and_stops_as_the_run_does(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 
     run = save_run(tmp_path / "run", "qwen2")
-    tuned = open_export_source(run)
+    source = open_export_source(run)
     folder = merge(run, tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     asked = {"role": "user", "content": "你是谁？"}
@@ -126,7 +126,7 @@ def test_the_folder_frames_and_stops_as_the_run_does(tmp_path: Path) -> None:
     other = tokenizer.apply_chat_template([{"role": "system", "content": "Else."}, asked], tokenize=False)
     assert SYSTEM not in other
     config = GenerationConfig.from_pretrained(folder)
-    assert config.eos_token_id[0] == tuned.framing.end_of_turn
+    assert config.eos_token_id[0] == source.framing.end_of_turn
     assert set(config.eos_token_id) == set(run.engine().stop_tokens)
     assert config.do_sample is False
     assert config.repetition_penalty in (None, 1.0)
@@ -135,10 +135,10 @@ def test_the_folder_frames_and_stops_as_the_run_does(tmp_path: Path) -> None:
 def test_a_gguf_base_is_merged_from_its_own_numbers(tmp_path: Path) -> None:
     from weitune.export.formats.gguf_file import write_gguf
 
-    source = save_run(tmp_path / "source", "llama")
-    tuned = open_export_source(source)
+    first_run = save_run(tmp_path / "source", "llama")
+    source = open_export_source(first_run)
     base = tmp_path / "base.gguf"
-    write_gguf(base, tuned, tuned.base, "Q8_0", template=tuned.template_without_system, progress=silent(""))
+    write_gguf(base, source, source.base, "Q8_0", template=source.template_without_system, progress=silent(""))
     run = save_run(tmp_path / "run", "llama", model=str(base))
     folder = merge(run, tmp_path / "merged")
     from transformers import AutoModelForCausalLM, GgufConfig

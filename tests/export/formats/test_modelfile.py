@@ -57,7 +57,7 @@ def unquoted(text: str) -> str | None:
 
 def read_modelfile(text: str) -> list[tuple[str, str]]:
     """Return (command, value) of every line as Ollama's parser reads them; PARAMETER's name belongs to the command."""
-    found, rest = [], iter(text)
+    commands, rest = [], iter(text)
     for first in rest:
         if first in " \t\r\n":
             continue
@@ -79,8 +79,8 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
                 read += char
         ended = unquoted(read.strip())
         assert ended is not None, "the file ends within a value"
-        found.append((name.strip().lower(), ended))
-    return found
+        commands.append((name.strip().lower(), ended))
+    return commands
 
 
 def go_string(literal: str) -> str:

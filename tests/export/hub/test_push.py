@@ -46,8 +46,8 @@ def run(tmp_path: Path) -> Run:
 def head_of(card: str) -> dict[str, Any]:
     match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert match
-    found: dict[str, Any] = yaml.safe_load(match[1])
-    return found
+    head: dict[str, Any] = yaml.safe_load(match[1])
+    return head
 
 
 def test_the_card_says_what_the_run_recorded(run: Run, tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_models_of_hubs_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_the_licence_comes_from_the_bases_files_or_its_page(run: Run) -> None:
-    tuned = open_export_source(run)
-    assert base_licence(tuned, lambda name: "never asked") == "apache-2.0"
+    source = open_export_source(run)
+    assert base_licence(source, lambda name: "never asked") == "apache-2.0"
     (Path(run.recipe.model) / "README.md").unlink()
-    assert base_licence(tuned, lambda name: "never asked") is None  # a folder has no page
+    assert base_licence(source, lambda name: "never asked") is None  # a folder has no page
 
 
 @pytest.mark.parametrize("name", ["zhenhuan", "me/zhen/huan", "me/", "me/zhen huan"])

@@ -74,10 +74,10 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     from tests.tiny import tiny_model
 
     tiny_model("qwen2", hidden_size=32).save_pretrained(other.recipe.model)
-    tuned = open_export_source(other)
-    name = next(iter(tuned.merged.updates))
+    source = open_export_source(other)
+    name = next(iter(source.merged.updates))
     with pytest.raises(RunError, match="but the base's has"):
-        tuned.merged.read(name)
+        source.merged.read(name)
     tiny_model("qwen2", num_hidden_layers=1).save_pretrained(run.recipe.model)
     with pytest.raises(RunError, match="7 weights that the base's files do not have"):
         _ = open_export_source(run).merged
@@ -97,6 +97,6 @@ def test_the_update_is_the_papers_formula() -> None:
     torch.manual_seed(0)
     w, a, b, m = torch.randn(6, 5), torch.randn(2, 5), torch.randn(6, 2), torch.rand(6)
     assert torch.allclose(LowRankUpdate(a, b, 0.5).applied(w), w + 0.5 * b @ a)
-    tuned = LowRankUpdate(a, b, 0.5, m).applied(w)
-    assert torch.allclose(tuned.norm(dim=1), m)
-    assert torch.allclose(torch.nn.functional.normalize(tuned), torch.nn.functional.normalize(w + 0.5 * b @ a))
+    weight = LowRankUpdate(a, b, 0.5, m).applied(w)
+    assert torch.allclose(weight.norm(dim=1), m)
+    assert torch.allclose(torch.nn.functional.normalize(weight), torch.nn.functional.normalize(w + 0.5 * b @ a))

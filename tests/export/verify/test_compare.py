@@ -19,15 +19,15 @@ PROMPTS = [
 SAME = Outputs((1, 2), (7, 8, 9), True, (-1.0, -2.0), (3.0, 0.05, 2.0, 4.0))
 
 
-def checks(*found: Outputs, ignored_stops: tuple[int, ...] = ()) -> dict[str, Check]:
-    results = compare(PROMPTS, [SAME, SAME], found, BOUNDS, lambda token: f"t{token}", ignored_stops)
+def checks(*actual: Outputs, ignored_stops: tuple[int, ...] = ()) -> dict[str, Check]:
+    results = compare(PROMPTS, [SAME, SAME], actual, BOUNDS, lambda token: f"t{token}", ignored_stops)
     return {check.name: check for check in results}
 
 
 def test_what_is_the_same_passes() -> None:
-    found = checks(SAME, SAME)
-    assert all(check.passed for check in found.values())
-    assert found["answers"].found == "2 of 2 are the same"
+    results = checks(SAME, SAME)
+    assert all(check.passed for check in results.values())
+    assert results["answers"].found == "2 of 2 are the same"
 
 
 def test_another_prompt_fails_at_its_first_token() -> None:

@@ -1,8 +1,8 @@
 """``gguf``: one file for llama.cpp and the programs built on it.
 
-    matrices            in the type that was asked for
+    matrices            in the requested type
     norms and biases    always F32, as llama.cpp requires
-    embedding, head     Q8_0 at least, for their error affects every token; the head F16 if asked for
+    embedding, head     at least Q8_0, because their error affects every token; the head F16 on request
     rows that are no multiple of 32 values cannot be quantized, and are F16
 
 Tensors are read (and merged), reordered, quantized and written one at a time. From a base that is itself a ``.gguf``

@@ -6,11 +6,11 @@ renders a few dialogues, reads off the text around each role's content, and writ
     <|im_start|>system\\n  you are…  <|im_end|>\\n  <|im_start|>user\\n  hi  <|im_end|>\\n  <|im_start|>assistant\\n  …
     ╰── before system ──╯            ╰─ after ─╯
 
-Then it renders other dialogues both ways and compares: a template that does more than frame turns is refused. What the
-model's tokenizer adds at the beginning (``<|begin_of_text|>``) is left out, for Ollama adds it too.
+Then it renders other dialogues both ways and compares: a template that does more than frame turns is refused. The
+token that the tokenizer adds at the beginning (``<|begin_of_text|>``) is left out, because Ollama adds it too.
 
-The run's system prompt is the Modelfile's SYSTEM if that can hold it as training framed it (:mod:`.modelfile`), and
-otherwise stands in the template, framed, for dialogues that have no system message of their own.
+The run's system prompt becomes the Modelfile's SYSTEM if that can hold it as training framed it (:mod:`.modelfile`).
+Otherwise the template contains it, framed, for dialogues without a system message.
 """
 
 from __future__ import annotations

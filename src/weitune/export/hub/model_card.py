@@ -1,4 +1,4 @@
-"""The model card of an adapter, written from what its run recorded and nothing else.
+"""The model card of an adapter, written only from the records of its run.
 
 Paths of the machine that trained are left out: files are named without their folders.
 """
@@ -39,7 +39,7 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 
 def model_card(run: Run, source: ExportSource, repository: str, licence: str | None) -> str:
-    """Return the card as Markdown with its YAML head. ``repository`` is where the adapter will lie."""
+    """Return the card as Markdown with its YAML head. ``repository`` is the adapter's future id on the hub."""
     recipe = without_paths(source.recipe)
     base = source.recipe.model if is_hub_id(source.recipe.model) else None
     head: dict[str, Any] = {

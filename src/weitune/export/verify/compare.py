@@ -1,7 +1,7 @@
-"""Compare the outputs of an export with those of base + adapter, and say where they first differ.
+"""Compare the outputs of an export with those of base + adapter, and report where they first differ.
 
     tokens     the export's own template and tokenizer give the prompt that training gave
-    answers    the same greedy tokens; where they part, base + adapter's token led by at most ``margin``
+    answers    the same greedy tokens; where they diverge, base + adapter's token led by at most ``margin``
     logprobs   mean absolute difference over the tokens of the taught answers, at most ``mean_difference``
     stop       the export ends answers at every stop token of the run, and where the run's own answers end
 
@@ -30,7 +30,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison: whether it holds, and what was found. The names of the fields stand in verification.json."""
+    """One comparison and its result. verification.json has the fields by their names."""
 
     name: str
     passed: bool
@@ -94,38 +94,26 @@ def _tokens(rows: Sequence[_Row], text_of: Callable[[int], str]) -> Check:
     for number, (prompt, expected, actual) in enumerate(rows, 1):
         at = _first_difference(expected.prompt_tokens, actual.prompt_tokens)
         if at is not None:
-            detail = say(
-                "export.compare.prompt_differs",
-                number=number,
-                question=_shortened(prompt.question),
-                position=at + 1,
-                expected=_token_at(expected.prompt_tokens, at, text_of),
-                actual=_token_at(actual.prompt_tokens, at, text_of),
+            question = _shortened(prompt.question)
+            tokens = _two_tokens(expected.prompt_tokens, actual.prompt_tokens, at, text_of)
+            return Check(
+                "tokens", False, say("export.compare.prompt_differs", number=number, question=question, **tokens)
             )
-            return Check("tokens", False, detail)
     total = sum(len(expected.prompt_tokens) for _, expected, _ in rows)
     return Check("tokens", True, say("export.compare.prompts_are_the_same", tokens=total, prompts=len(rows)))
 
 
 def _answers(rows: Sequence[_Row], bounds: Bounds, text_of: Callable[[int], str]) -> Check:
-    """Let answers part only where the two likeliest tokens were close."""
+    """Let answers diverge only where the two likeliest tokens were close."""
     parted = divergences([expected for _, expected, _ in rows], [actual for _, _, actual in rows])
     if not parted:
         return Check("answers", True, say("export.compare.answers_are_the_same", same=len(rows), count=len(rows)))
     margin, number, at = max((each.margin, each.number, each.at) for each in parted)
     prompt, expected, actual = rows[number]
-    detail = say(
-        "export.compare.answers_differ",
-        same=len(rows) - len(parted),
-        count=len(rows),
-        number=number + 1,
-        question=_shortened(prompt.question),
-        position=at + 1,
-        expected=_token_at(expected.greedy, at, text_of),
-        actual=_token_at(actual.greedy, at, text_of),
-        margin=margin,
-        bound=bounds.margin,
-    )
+    same = {"same": len(rows) - len(parted), "count": len(rows)}
+    tokens = _two_tokens(expected.greedy, actual.greedy, at, text_of)
+    question, margins = _shortened(prompt.question), {"margin": margin, "bound": bounds.margin}
+    detail = say("export.compare.answers_differ", number=number + 1, question=question, **same, **tokens, **margins)
     return Check("answers", margin <= bounds.margin, detail)
 
 
@@ -162,7 +150,7 @@ def _stops(rows: Sequence[_Row], bounds: Bounds, ignored_stops: Sequence[str]) -
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where the greedy answers to prompt ``number`` part, and by how much the expected token led there."""
+    """Where the greedy answers to prompt ``number`` diverge, and by how much the expected token led there."""
 
     number: int
     at: int
@@ -178,7 +166,7 @@ def divergences(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> list[
 
 
 def differences(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> list[tuple[float, int, int]]:
-    """Return for every token of the taught answers how far its log-probabilities are apart, its prompt and place."""
+    """Return, for every token of the taught answers, the difference of its log-probabilities, its prompt and place."""
     return [
         (abs(a - b), number, at)
         for number, (one, other) in enumerate(zip(expected, actual, strict=True))
@@ -187,11 +175,18 @@ def differences(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> list[
 
 
 def _first_difference(expected: Sequence[int], actual: Sequence[int]) -> int | None:
-    """Return the index at which two sequences part; None if they are the same."""
+    """Return the index at which two sequences diverge; None if they are the same."""
     if expected == actual:
         return None
     pairs = enumerate(zip(expected, actual, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(expected), len(actual)))
+
+
+def _two_tokens(
+    expected: Sequence[int], actual: Sequence[int], at: int, text_of: Callable[[int], str]
+) -> dict[str, Any]:
+    """Return the values of a message about two different tokens."""
+    return {"position": at + 1, "expected": _token_at(expected, at, text_of), "actual": _token_at(actual, at, text_of)}
 
 
 def _token_at(tokens: Sequence[int], at: int, text_of: Callable[[int], str]) -> str:

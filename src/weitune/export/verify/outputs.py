@@ -1,4 +1,4 @@
-"""What a model makes of a prompt, in the engine it is for: transformers here, llama.cpp in :mod:`.outputs_gguf`.
+"""A model's outputs for a prompt: computed by transformers here, by llama.cpp in :mod:`.outputs_gguf`.
 
 Both sides of a comparison give :class:`Outputs`; :mod:`.compare` compares them without knowing the engine.
 """
@@ -21,12 +21,12 @@ from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_weights
 
 ANSWER_TOKENS = 48
-"""Greedy answers are compared this far."""
+"""How many tokens of greedy answers are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one engine made of one prompt."""
+    """The outputs of one engine for one prompt."""
 
     prompt_tokens: tuple[int, ...]
     """The tokens that its own template and tokenizer make of the prompt's messages."""
@@ -93,10 +93,10 @@ class TransformersModel:
     def _greedy(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
         from transformers import GenerationConfig
 
+        ends = {"eos_token_id": sorted(self._stop_tokens), "pad_token_id": min(self._stop_tokens)}
         config = GenerationConfig(
-            max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=sorted(self._stop_tokens),
-            pad_token_id=min(self._stop_tokens), output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            max_new_tokens=ANSWER_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True, **ends
+        )
         ids = torch.tensor([tokens], device=self.model.device)
         output = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         best = torch.stack([logits[0].float().topk(2).values for logits in output.logits])  # (steps, 2)

@@ -1,4 +1,4 @@
-"""What a GGUF file makes of a prompt, in llama.cpp."""
+"""The outputs of a GGUF file for a prompt, computed by llama.cpp."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class LlamaCppModel:
     def _logprob(self, context: list[int], token: int, slot: int) -> float:
         """Return the log-probability of ``token`` after ``context``.
 
-        llama.cpp reports none for a token that is a part of a character. Such a token is looked for among the likeliest
-        beside the end of the answer, which is whole.
+        llama.cpp reports none for a token that is a part of a character. Such a token is looked up among the likeliest
+        ones that llama.cpp reports beside the end-of-turn token.
         """
         own = self._probabilities(context, token, 1, slot)
         if own and own[0]["id"] == token:

@@ -1,4 +1,4 @@
-"""Open an export in the engine it is for, and compare it with base + adapter on dialogues of the run's data."""
+"""Open an export in its engine, and compare it with base + adapter on dialogues of the run's data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
 
 
 def all_outputs(model: EngineModel, prompts: list[VerificationPrompt], progress: Progress) -> list[Outputs]:
-    """Return what ``model`` makes of each prompt."""
+    """Return the outputs of ``model`` for each prompt."""
     results = []
     with ThreadPoolExecutor(model.at_once) as pool:
         for done, outputs in enumerate(pool.map(model.outputs, prompts), 1):
@@ -74,7 +74,7 @@ def all_outputs(model: EngineModel, prompts: list[VerificationPrompt], progress:
 def _extra_stops(model: EngineModel, source: ExportSource, expected: list[Outputs]) -> frozenset[int]:
     """Return the control tokens in the expected answers at which ``model`` ends an answer all the same.
 
-    llama.cpp knows some by their text alone (``<|end_of_text|>``, ``<end_of_turn>``), whatever a file says.
+    llama.cpp recognises some by their text alone (``<|end_of_text|>``, ``<end_of_turn>``), whatever the file declares.
     """
     written = {token for outputs in expected for token in outputs.greedy}
     return frozenset(token for token in written & set(source.tokenizer.added_tokens_decoder) if model.stops_at(token))
@@ -84,7 +84,7 @@ def _extra_stops(model: EngineModel, source: ExportSource, expected: list[Output
 def open_export(
     folder: Path, source: ExportSource, options: ExportOptions, prompts: list[VerificationPrompt], stage: Stage
 ) -> Iterator[EngineModel]:
-    """Open an export in the engine it is for."""
+    """Open an export in its engine."""
     if options.format == "merged":
         yield open_merged(folder, source)
         return

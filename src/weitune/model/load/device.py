@@ -1,4 +1,4 @@
-"""Device and number format of a model: from what is asked and what is there."""
+"""Choose the device and the number format of a model."""
 
 from __future__ import annotations
 

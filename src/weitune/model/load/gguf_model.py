@@ -44,7 +44,7 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
 def known(header: GgufHeader) -> Architecture | None:
-    """Return the architecture of a file that this module loads; None if transformers has to."""
+    """Return the architecture of a file that this module can load; None if transformers must load it."""
     mistral = header.architecture == "llama" and header.get("general.name") == "mistral"
     return None if mistral or f"{header.architecture}.expert_count" in header.metadata else known_architecture(header)
 

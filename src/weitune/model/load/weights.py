@@ -37,9 +37,9 @@ class LoadedModel:
     files: ModelFiles
     device: torch.device
     dtype: torch.dtype
-    """What it is computed in."""
+    """The number format that it computes in."""
     storage: Storage = "auto"
-    """How its weights lie in memory."""
+    """How its weights are stored in memory."""
     shards: int = 1
     """Among how many processes its matrices are divided (``train.shard``)."""
 
@@ -74,8 +74,9 @@ def load_weights(
     """Load the weights of a model whose tokenizer is here already.
 
     With several accelerators and no launcher, the layers are spread over them (``device_map="auto"``), unless a
-    ``device`` is given; ``spread`` decides it where the device was chosen before. With ``shards``, each of so many
-    processes that have found each other keeps a part (:mod:`.shard`). Raises ModelError if they cannot be loaded.
+    ``device`` is given; ``spread`` decides it where the device was chosen before. With ``shards``, each of that many
+    processes in a process group keeps a part (:mod:`weitune.model.storage.shard`). Raises ModelError if they cannot be
+    loaded.
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
@@ -98,7 +99,9 @@ def _load(
     stored = stored_dtype(storage, dtype)
     options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
     if not files.gguf:
-        stored_weights(files.folder)  # refuses what transformers would load in silence, or in part
+        stored_weights(
+            files.folder
+        )  # refuses files that transformers would load wrongly or incompletely without an error
     read_once = [] if widened_later or not _converts(files, stored, storage) else weight_files(files.folder)
     try:
         if files.gguf:
@@ -129,7 +132,7 @@ def _load(
 
 
 def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
-    """Whether the weights are made from what the files hold, which is then read once, and not mapped as it is."""
+    """Return whether the weights are converted from the files, which are then read once instead of mapped."""
     return storage in QUANTIZED or (not files.gguf and dtype_on_disk(read_config(files)) != stored)
 
 

@@ -60,9 +60,8 @@ def _matches(layer: str, base_layers: frozenset[str], wrapped: bool) -> bool:
     """Return whether vLLM finds the adapter's ``layer`` in a base whose files have weights of ``base_layers``."""
     if wrapped:
         return layer.startswith(_WRAPPED) or (layer in base_layers and layer.startswith("model.layers."))
-    return (
-        layer in base_layers or layer.partition(".")[2] in base_layers
-    )  # some files omit the first part, as GPT-2's do
+    # Some files omit the first part, as GPT-2's do.
+    return layer in base_layers or layer.partition(".")[2] in base_layers
 
 
 def _layers_left_out(

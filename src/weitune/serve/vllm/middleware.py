@@ -88,7 +88,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 async def _refuse(send: Send, limit_bytes: int) -> None:
     error = {"message": f"a body may have {limit_bytes} bytes", "type": "invalid_request_error", "code": 413}
     text = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode()),
-               (b"connection", b"close")]  # fmt: skip
+    length = str(len(text)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 413, "headers": headers})
     await send({"type": "http.response.body", "body": text})
