@@ -1,4 +1,4 @@
-"""The same equalities on a GPU: compiled attention, fast blocks, recorded passes, whole runs. Skipped without one."""
+"""The same equalities on a GPU: compiled attention, fast blocks, recorded passes, runs. Skipped without one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_compiled_attention_equals_the_dense_one(heads: int, groups: int, window
 
 def test_fast_blocks_equal_the_modules() -> None:
     row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), GPU)
-    found = []
+    results = []
     for fast in (False, True):
         model = copy.deepcopy(tiny_model("qwen2")).to(GPU)
         assert probe(model).plain_blocks
@@ -61,8 +61,8 @@ def test_fast_blocks_equal_the_modules() -> None:
         loss = supervised(row)
         loss.backward()
         norms = [float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad]
-        found.append([float(loss), *norms])
-    assert found[1] == pytest.approx(found[0], rel=1e-2)
+        results.append([float(loss), *norms])
+    assert results[1] == pytest.approx(results[0], rel=1e-2)
 
 
 def test_a_run_in_bfloat16_learns(tmp_path: Path) -> None:
@@ -86,25 +86,25 @@ def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypat
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dtype: torch.dtype) -> None:
+def test_recorded_passes_give_the_same_bits_as_eager_ones(dropout: float, dtype: torch.dtype) -> None:
     model = tiny_model("qwen2").to(GPU, dtype)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
     supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()
     passes = CudaGraphPasses(supervised)
     trained = [p for p in adapted.parameters() if p.requires_grad]
-    found: dict[int, list[torch.Tensor]] = {}
-    for turn in range(4):  # as it is, recorded, replayed, replayed
+    results: dict[int, list[torch.Tensor]] = {}
+    for turn in range(4):  # eager, recorded, replayed, replayed
         for count in (6, 12, 40):
             batch = pack(examples_with_forks(count, vocabulary=400))
             seed_step(42, count if turn < 3 else turn, 0)
             passes.zero_grad()
             loss = passes.run(batch, 0.5)
             if turn == 0:
-                found[count] = [loss, *(p.grad.clone() for p in trained)]
+                results[count] = [loss, *(p.grad.clone() for p in trained)]
                 with torch.no_grad():
                     plain = supervised(to_tensors(batch, GPU))
                 assert float(loss) == pytest.approx(float(plain), rel=0.1 if dropout else 1e-3)
-            same = [torch.equal(a, b) for a, b in zip([loss, *(p.grad for p in trained)], found[count], strict=True)]
+            same = [torch.equal(a, b) for a, b in zip([loss, *(p.grad for p in trained)], results[count], strict=True)]
             assert all(same) if turn < 3 or not dropout else not all(same)
     norm = float(torch.stack([p.grad.norm() for p in trained]).norm())
     assert float(passes.clip_grad_norm(norm / 2)) == pytest.approx(norm, rel=1e-5)
@@ -112,7 +112,7 @@ def test_recorded_passes_give_the_bits_of_those_they_replace(dropout: float, dty
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_passes_that_cannot_be_recorded_are_made_as_they_are(dropout: float) -> None:
+def test_passes_that_cannot_be_recorded_run_eagerly(dropout: float) -> None:
     model = tiny_model("qwen2").to(GPU)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
     supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()
@@ -122,13 +122,13 @@ def test_passes_that_cannot_be_recorded_are_made_as_they_are(dropout: float) -> 
         assert torch.isfinite(states).all().item()
 
     small, large = (pack(examples_with_forks(count, vocabulary=400)) for count in (12, 40))
-    found: dict[int, list[list[float]]] = {len(small): [], len(large): []}
+    results: dict[int, list[list[float]]] = {len(small): [], len(large): []}
 
     def run(batch: PackedBatch) -> None:
         seed_step(42, 1, 0)
         passes.zero_grad()
         loss = passes.run(batch, 1.0)
-        found[len(batch)].append(
+        results[len(batch)].append(
             [float(loss), *(float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad)]
         )
 
@@ -142,7 +142,7 @@ def test_passes_that_cannot_be_recorded_are_made_as_they_are(dropout: float) -> 
     asked.remove()
     for batch in (large, small):
         run(batch)
-    assert all(each == same[0] for same in found.values() for each in same)
+    assert all(each == same[0] for same in results.values() for each in same)
 
 
 @pytest.mark.parametrize("storage", ["auto", "nf4", "int8"])
@@ -167,14 +167,14 @@ def test_a_sharded_base_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     torch.distributed.init_process_group("nccl")
     try:
         row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), GPU)
-        found = []
+        results = []
         for sharded in (False, True):
             model = tiny_model("qwen2").requires_grad_(False)
             shard(model, GPU, torch.float32) if sharded else model.to(GPU)
             adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
             loss = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()(row)
             loss.backward()
-            found.append([float(loss), *(float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad)])
-        assert found[1] == pytest.approx(found[0], rel=1e-5)
+            results.append([float(loss), *(float(p.grad.norm()) for p in adapted.parameters() if p.requires_grad)])
+        assert results[1] == pytest.approx(results[0], rel=1e-5)
     finally:
         torch.distributed.destroy_process_group()

@@ -72,14 +72,14 @@ def trainable_of(folder: Path, lora: Lora) -> Trainable:
 
 
 def logits(model: Any) -> torch.Tensor:
-    """Return the logits of a text as transformers computes them."""
+    """Return the logits of some tokens as transformers computes them."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     attention = plain.config._attn_implementation
     plain.set_attn_implementation("sdpa")
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(torch.arange(1, 60)[None]).logits
+        output: torch.Tensor = model.eval()(torch.arange(1, 60)[None]).logits
     plain.set_attn_implementation(attention)
-    return found
+    return output
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -223,7 +223,7 @@ def test_an_adapter_goes_on_from_another_and_must_be_of_its_kind(tmp_path: Path)
         ({"init": "eva", "r": 999}, "lora.init eva"),
     ],
 )
-def test_what_the_model_has_not_is_refused(lora: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_the_model_does_not_have_is_refused(lora: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         trainable_of(tmp_path, Lora.model_validate({"target_modules": ["k_proj"], **lora}))
 

@@ -168,11 +168,11 @@ def test_a_4_bit_run_resumes_to_the_same_bits_answers_and_is_exported(tmp_path: 
     assert verdict.passed
 
 
-def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -> None:
+def test_loftq_corrects_4_bit_rounding_and_fits_only_the_4_bit_base(tmp_path: Path) -> None:
     original = logits(tiny_model())
-    plain, mended = trainable_of(tmp_path, "nf4"), trainable_of(tmp_path, "nf4", init="loftq")
-    assert distance(logits(mended.trained.model), original) < distance(logits(plain.trained.model), original)
-    losses = fit(mended)
+    plain, corrected = trainable_of(tmp_path, "nf4"), trainable_of(tmp_path, "nf4", init="loftq")
+    assert distance(logits(corrected.trained.model), original) < distance(logits(plain.trained.model), original)
+    losses = fit(corrected)
     assert losses[-1] < 0.9 * losses[0]
 
     from transformers import AutoModelForCausalLM
@@ -180,8 +180,8 @@ def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -
     from weitune.model.storage.weight_storage import quantization
     from weitune.training.optim import make_optimizer
 
-    optimizer = make_optimizer(mended.trained.model.named_parameters(), Train())
-    for file, data in Snapshot.take(10, mended.trained, optimizer, {}).files():
+    optimizer = make_optimizer(corrected.trained.model.named_parameters(), Train())
+    for file, data in Snapshot.take(10, corrected.trained, optimizer, {}).files():
         (tmp_path / file).write_bytes(data)
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", dtype=torch.bfloat16, quantization_config=quantization("nf4", torch.float32)
@@ -189,7 +189,7 @@ def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -
     for module in theirs.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # another kernel, that rounds to 16 bits
             module.support_avx512bf16_for_cpu = False
-    assert torch.equal(logits(PeftModel.from_pretrained(theirs, tmp_path)), logits(mended.trained.model))
+    assert torch.equal(logits(PeftModel.from_pretrained(theirs, tmp_path)), logits(corrected.trained.model))
 
     (tmp_path / "run").mkdir()
     settings = Train(batch_size=4, epochs=1, storage="nf4")
@@ -201,7 +201,7 @@ def test_loftq_makes_good_what_4_bits_lost_and_fits_them_alone(tmp_path: Path) -
 def test_without_bitsandbytes_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
     with pytest.raises(MissingExtraError, match="quantized"):
         trainable_of(tmp_path, "nf4")

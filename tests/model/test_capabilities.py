@@ -1,4 +1,4 @@
-"""What a model can do is found by trying it, for architectures of every kind."""
+"""Capabilities that are probed on models of many architectures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def test_other_softmax_families_share_rows_without_being_named(family: str) -> N
         ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
     ],
 )
-def test_models_that_mix_tokens_otherwise_do_not(family: str, overrides: dict[str, Any], reason: str) -> None:
+def test_models_with_other_layers_or_attention_do_not_share_rows(
+    family: str, overrides: dict[str, Any], reason: str
+) -> None:
     model = build(family, **overrides)
     before = model.config._attn_implementation
     abilities = probe(model)
@@ -57,12 +59,12 @@ def test_models_that_mix_tokens_otherwise_do_not(family: str, overrides: dict[st
 @pytest.mark.parametrize(
     ("family", "overrides"), [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.5}), ("gemma2", {})]
 )
-def test_heads_that_scale_or_cap_their_logits_are_seen(family: str, overrides: dict[str, Any]) -> None:
+def test_heads_that_scale_or_cap_their_logits_are_not_plain(family: str, overrides: dict[str, Any]) -> None:
     assert not probe(build(family, **overrides)).plain_head
 
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row whose branches see each other must never pass: this is what the probe is for."""
+    """The probe must reject every row whose branches see each other."""
     everything_before = lambda tree, rows, keys, window=None: keys[None, :] <= rows[:, None]  # noqa: E731
     monkeypatch.setattr(attention.Tree, "seen", everything_before)
     assert "mix" in probe(tiny_model("qwen2")).why_not
@@ -70,7 +72,7 @@ def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_rounding_is_not_taken_for_a_leak(leaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deep model in 16 bits may move by more than is expected of one; then it moves by as much alone in a row."""
+    """A deep model in 16 bits may differ by more than the tolerance; then an example alone in a row differs as much."""
     model = tiny_model().bfloat16()
     if leaks:
         monkeypatch.setattr(attention.Tree, "seen", lambda tree, rows, keys, window=None: keys[None] <= rows[:, None])

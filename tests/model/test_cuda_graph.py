@@ -1,4 +1,4 @@
-"""What recorded passes do beside recording, which needs a GPU (:mod:`tests.gpu.test_cuda`)."""
+"""Recorded passes, except for recording itself, which needs a GPU (:mod:`tests.gpu.test_cuda`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
     assert float(passes.clip_grad_norm(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)
 
 
-def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place(
+def test_a_failed_recording_does_not_change_the_pass_that_replaces_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("CUDAGraph", "current_stream", "stream", "graph"):
@@ -61,17 +61,17 @@ def test_a_recording_that_fails_draws_nothing_from_the_pass_that_takes_its_place
             raise RuntimeError("this cannot be recorded")
 
     model.get_decoder().norm.register_forward_hook(fails_in_the_recording)
-    found = []
+    results = []
     for turn in range(3):
         seed_step(42, 1, 0)
         passes.zero_grad()
         with pytest.warns(RuntimeWarning, match="cannot be recorded") if turn == 1 else nullcontext():
             loss = passes.run(batch, 1.0)
-        found.append([loss, *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
-    assert len(calls) == 4  # as it is, the recording, and two in its place
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+        results.append([loss, *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
+    assert len(calls) == 4  # eagerly, in the failed recording, and twice eagerly instead
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-def test_only_what_lies_on_one_gpu_is_recorded() -> None:
+def test_only_a_model_on_one_gpu_is_recorded() -> None:
     assert not can_record(tiny_model("qwen2"))

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def text(*tokens: int) -> Example:
-    """Return an example all of whose ``tokens`` stand in the row: one more is learned after them."""
+    """Return an example that puts all ``tokens`` into the row, with one more to predict after them."""
     return Example((*tokens, 0), (Span(len(tokens), len(tokens) + 1),))
 
 
@@ -79,9 +79,9 @@ def test_values_and_gradients_equal_the_dense_ones(
     inputs = tuple(torch.randn(1, n, length, 16, generator=draw, dtype=dtype) for n in (heads, groups, groups))
     grad = torch.randn(1, length, heads, 16, generator=draw, dtype=dtype)
     expected = attend(dense_tree_attention, inputs, tree, window, grad)
-    found = attend(function, inputs, tree, window, grad)
+    results = attend(function, inputs, tree, window, grad)
     tolerance = 1e-5 if dtype is torch.float32 else 1e-12
-    for ours, theirs in zip(found, expected, strict=False):
+    for ours, theirs in zip(results, expected, strict=False):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
@@ -93,10 +93,10 @@ def test_16_bits_see_the_same_through_blocks_of_round_sizes(window: int | None) 
     exact = tuple(torch.randn(1, n, length, 16, generator=draw, dtype=torch.bfloat16) for n in (6, 2, 2))
     grad = torch.randn(1, length, 6, 16, generator=draw, dtype=torch.bfloat16)
     expected = attend(dense_tree_attention, tuple(x.double() for x in exact), tree, window, grad.double())
-    found = attend(block_tree_attention, exact, tree, window, grad)
+    results = attend(block_tree_attention, exact, tree, window, grad)
     sizes = {len(block.keys) for block, _ in attention._blocks_with_bias(tree, window, 3, torch.bfloat16)}
     assert all(size % round_rows("cpu", torch.bfloat16) == 0 for size in sizes)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(results, expected, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 0.01
 
 

@@ -107,7 +107,7 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, drop
 
 
 @pytest.mark.parametrize("rows", [None, [0, 3, 4]])
-def test_gradcheck_of_the_whole_block(rows: list[int] | None) -> None:
+def test_gradcheck_of_the_block(rows: list[int] | None) -> None:
     adapted = adapted_model("qwen2", r=2)  # other families compute head norms in float32, too coarse for differences
     decoder = BlockDecoder.from_model(adapted.get_base_model())
     block = decoder._blocks[0]
@@ -141,7 +141,7 @@ def test_a_bfloat16_base_with_a_float32_adapter() -> None:
 
 @pytest.mark.parametrize("fast", [True, False], ids=["blocks", "modules"])
 @pytest.mark.parametrize("count", [3, 12, 40])
-def test_a_row_of_round_sizes_is_worth_the_same(count: int, fast: bool) -> None:
+def test_rounding_up_a_row_changes_neither_loss_nor_gradients(count: int, fast: bool) -> None:
     adapted = adapted_model("qwen2")
     row = to_tensors(pack(examples_with_forks(count, vocabulary=400)), CPU)
     rounded = row.rounded_up(64, 64)
@@ -180,7 +180,7 @@ def test_what_onednn_multiplies_gets_round_sizes(
 
 
 def test_dropout_agrees_with_pefts_on_average() -> None:
-    """The mean of loss and gradients over many masks lies within two standard errors of PEFT's."""
+    """The means of loss and gradients over many masks are within two standard errors of PEFT's."""
     adapted = adapted_model("qwen2", torch.float32, dropout=0.3)
     row = to_tensors(pack(examples_with_forks(4, vocabulary=400)), CPU)
     name = next(n for n, p in adapted.named_parameters() if "layers.1.mlp.down_proj.lora_A" in n)
@@ -188,7 +188,7 @@ def test_dropout_agrees_with_pefts_on_average() -> None:
     def sample(fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(7)
         runs = [loss_and_gradients(adapted, row, fast=fast) for _ in range(60)]
-        return torch.stack([loss for loss, _ in runs]), torch.stack([found[name].flatten() for _, found in runs])
+        return torch.stack([loss for loss, _ in runs]), torch.stack([grads[name].flatten() for _, grads in runs])
 
     (ours, our_grads), (theirs, their_grads) = sample(True), sample(False)
     spread = (ours.var() / 60 + theirs.var() / 60).sqrt()
@@ -201,13 +201,13 @@ def test_dropout_agrees_with_pefts_on_average() -> None:
 
 def test_a_dropout_mask_is_made_again_from_its_offset() -> None:
     torch.manual_seed(0)
-    string = DropoutDraws(0.1, 40_000, CPU, torch.float32)
-    masks = [string.mask(string.draw_offset(), (100, 400)) for _ in range(3)]
+    draws = DropoutDraws(0.1, 40_000, CPU, torch.float32)
+    masks = [draws.mask(draws.draw_offset(), (100, 400)) for _ in range(3)]
     assert all(set(mask.unique().tolist()) == {0.0, 1.0} for mask in masks)
     assert all(float(mask.mean()) == pytest.approx(0.9, abs=0.01) for mask in masks)
     assert not torch.equal(masks[0], masks[1])
-    offset = string.draw_offset()
-    assert torch.equal(string.mask(offset, (100, 400)), string.mask(offset, (100, 400)))
+    offset = draws.draw_offset()
+    assert torch.equal(draws.mask(offset, (100, 400)), draws.mask(offset, (100, 400)))
 
 
 def test_variants_that_peft_alone_computes_are_left_to_it() -> None:

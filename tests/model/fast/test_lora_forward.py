@@ -24,7 +24,7 @@ T = 6
 
 
 class Given(nn.Module):
-    """Dropout whose mask was drawn by somebody else."""
+    """Dropout with a given mask."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Given(nn.Module):
 
 
 def run_with_masks_of(block: Any, dropout: DropoutDraws, layer: Any) -> None:
-    """Let PEFT's layers drop what the block is about to drop, in the order in which it draws."""
+    """Give PEFT's layers the masks that the block will draw."""
     torch.manual_seed(3)
     for group, names in zip(block.groups, (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)), strict=True):
         drawn = GroupPass.begin(group, dropout)
@@ -102,7 +102,7 @@ def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, m
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradcheck_of_doras_magnitudes_and_input(dropout: float) -> None:
-    """A and B are left out: that DoRA takes the norm as constant is not what differences of the output see."""
+    """A and B are left out: DoRA takes the norm as constant, and differences of the output do not."""
     adapted = adapted_model("qwen2", r=2, dropout=dropout, dora=True)
     decoder = BlockDecoder.from_model(adapted.get_base_model())
     block = decoder._blocks[0]

@@ -1,4 +1,4 @@
-"""oneDNN's products against PyTorch's, where they are taken, and that a row's result does not depend on the choice."""
+"""oneDNN's products against PyTorch's, when they are used, and that results do not depend on the choice."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ needs_onednn = pytest.mark.skipif(not matmul._onednn_works(), reason="this PyTor
 
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Take oneDNN whatever the processor, and return the matrices that it gets, in the order of their use."""
-    found: list[Tensor] = []
+    """Use oneDNN on any processor, and return the matrices that it multiplies, in order."""
+    used: list[Tensor] = []
     multiply = matmul._multiplied
 
     def watched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if threading.current_thread() is threading.main_thread():
-            found.append(weight)
+            used.append(weight)
         return multiply(x, weight, bias)
 
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(matmul, "_multiplied", watched)
-    return found
+    return used
 
 
 def matrices() -> dict[str, tuple[Tensor, bool]]:
-    """Return matrices (96, 80) by how they lie in memory, and whether oneDNN shall get them."""
+    """Return matrices (96, 80) by their layout in memory, and whether oneDNN should multiply them."""
     draw = torch.Generator().manual_seed(1)
     wide, tall = torch.randn(96, 200, generator=draw), torch.randn(200, 80, generator=draw)
     return {
-        "whole": (torch.randn(96, 80, generator=draw), True),
+        "contiguous": (torch.randn(96, 80, generator=draw), True),
         "rows": (tall[50:146], True),
         "columns": (wide[:, 60:140], False),
         "by columns": (torch.randn(80, 96, generator=draw).T, True),
@@ -63,10 +63,10 @@ def test_equal_the_exact_products(name: str, rows: int, multiplied: list[Tensor]
     total, back_total = torch.randn(rows, 96, generator=draw), torch.randn(rows, 80, generator=draw)
     exact, exact_back = x.double() @ weight.double().T, back.double() @ weight.double()
     expected = [exact + bias, exact, exact_back, total + exact, back_total + exact_back]
-    found = [linear(x, weight, bias), linear(x, weight), times(back, weight), total, back_total]
+    results = [linear(x, weight, bias), linear(x, weight), times(back, weight), total, back_total]
     add_linear(total, x, weight)
     add_times(back_total, back, weight)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-4)
     assert len(multiplied) == (5 if suits else 0)
 
@@ -102,7 +102,7 @@ def test_another_processor_or_an_operator_that_is_not_there_leaves_pytorchs_choi
 
 
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError, None])
-def test_an_operator_that_fails_or_errs_is_not_taken(
+def test_an_operator_that_fails_or_computes_something_else_is_not_used(
     error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,13 +115,13 @@ def test_an_operator_that_fails_or_errs_is_not_taken(
 
 
 @pytest.mark.parametrize(("vendor", "amd"), [("AuthenticAMD", True), ("GenuineIntel", False)])
-def test_the_vendor_is_read_from_where_the_kernel_says_it(vendor: str, amd: bool, tmp_path: Path) -> None:
+def test_the_vendor_is_read_from_cpuinfo(vendor: str, amd: bool, tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: not AuthenticAMD here\n")
     assert matmul._vendor_is_amd(path) == amd
 
 
-def test_numbers_of_rows_are_rounded_little_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_adds_few_rows_and_leaves_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
 
     def rounded(rows: int) -> int:
@@ -138,7 +138,7 @@ def test_numbers_of_rows_are_rounded_little_and_come_again(monkeypatch: pytest.M
 
 
 @needs_onednn
-def test_a_shape_that_is_new_is_multiplied_in_another_thread_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_thread_multiplies_a_new_shape_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(matmul, "_known_shapes", set())
     multiply, threads = matmul._multiplied, []
@@ -154,7 +154,7 @@ def test_a_shape_that_is_new_is_multiplied_in_another_thread_first(monkeypatch: 
 
 
 @needs_onednn
-def test_without_a_thread_to_be_had_it_is_multiplied_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_thread_can_start_this_one_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -185,14 +185,14 @@ def test_the_gradient_of_the_loss_is_as_exact_as_by_pytorchs_products(monkeypatc
 
 @needs_onednn
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_a_row_is_worth_the_same_by_both_libraries(
+def test_loss_and_gradients_are_the_same_by_both_libraries(
     dora: bool, multiplied: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
     adapted = adapted_model("qwen2", FLOAT, dora=dora)
     blocks = BlockDecoder.from_model(adapted.get_base_model())
     row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
-    multiplied.clear()  # what probing the model took
+    multiplied.clear()  # products of the probe
     with monkeypatch.context() as changed:
         changed.setattr(matmul, "onednn_is_faster", lambda: False)
         expected_loss, expected = loss_and_gradients(adapted, row, fast=True)

@@ -1,4 +1,4 @@
-"""A large matrix is lent apart from the heap, stays for the next, and goes back to the system on demand."""
+"""Large matrices are outside the heap, are reused, and go back to the system on demand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_stays_for_the_next_one_that_fits_and_goes_back_on_demand() -> None:
         matrix.fill_(1)
         address = matrix.data_ptr()
         with empty_outside_heap(64, MIB, like) as another:
-            assert another.data_ptr() != address  # as long as it is lent, nobody else gets it
+            assert another.data_ptr() != address  # the same memory is not lent twice at once
     del matrix, another
     assert resident("RssAnon") - before > 200 * MIB
     with empty_outside_heap(32, MIB, like) as smaller:
