@@ -29,12 +29,7 @@ def reference_loss(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: T
 
 
 def supervised_loss(
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    weights: Tensor,
-    chunk_logits: int = CHUNK_LOGITS,
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, max_logits: int = CHUNK_LOGITS
 ) -> Tensor:
     """Return the weighted sum of cross entropies of the predictions.
 
@@ -42,7 +37,7 @@ def supervised_loss(
     ``targets`` (N,) and ``weights`` (N,) the tokens to predict and how much each counts. The result is a float32
     scalar; differentiable once, with respect to ``hidden`` only.
     """
-    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, weights, chunk_logits)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, weights, max_logits)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -51,12 +46,12 @@ class _SupervisedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk_logits: int
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, max_logits: int
     ) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        step = _chunk_rows(hidden, max(1, chunk_logits // head.shape[0]))
+        step = _chunk_rows(hidden, max(1, max_logits // head.shape[0]))
         with empty_outside_heap(step, head.shape[0], hidden) as product:  # the one large tensor
             for start in range(0, hidden.shape[0], max(step, 1)):
                 part = slice(start, start + step)

@@ -55,7 +55,10 @@ def read_projection(layer: Any) -> Projection | None:
     base: Any = getattr(layer, "base_layer", None)
     if not is_linear(base) or getattr(layer, "active_adapters", None) != ["default"]:
         return None
-    if layer.merged or layer.lora_bias.get("default") or not _plain_or_dora(layer):
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    plain_or_dora = type(layer.lora_variant.get("default")) in {type(None), DoraLinearVariant}
+    if layer.merged or layer.lora_bias.get("default") or not plain_or_dora:
         return None
     shape, dropout = (base.out_features, base.in_features), layer.lora_dropout["default"]
     rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
@@ -63,13 +66,6 @@ def read_projection(layer: Any) -> Projection | None:
     magnitudes = layer.lora_magnitude_vector
     magnitude = magnitudes["default"].weight if "default" in magnitudes else None
     return Projection(base, shape, a, b, scale, rate, magnitude)
-
-
-def _plain_or_dora(layer: Any) -> bool:
-    from peft.tuners.lora.variants import DoraLinearVariant
-
-    variant = layer.lora_variant.get("default")
-    return variant is None or type(variant) is DoraLinearVariant
 
 
 class LoraGroup:
