@@ -55,7 +55,7 @@ def resident_bytes() -> int:
 
 
 def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, longest: int) -> int:
-    """Return the ``train.micro_tokens`` that ``auto`` stands for: the most tokens whose pass takes at most ``budget``.
+    """Return the value of ``train.micro_tokens: auto``: the most tokens whose pass takes at most ``budget`` bytes.
 
     It is at least ``longest``, the tokens of the longest example, since some pass must hold that one, and at most
     MOST_TOKENS.
@@ -90,10 +90,10 @@ class MemoryPlan:
 def plan_memory(
     shape: ModelShape, config: PassConfig, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
 ) -> MemoryPlan:
-    """Return what ``auto`` stands for if a pass may take ``budget`` bytes; ``micro_tokens`` overrides the recipe.
+    """Resolve ``auto`` for passes of at most ``budget`` bytes; ``micro_tokens`` overrides the recipe.
 
-    As little is recomputed as lets one pass hold the tokens asked for, or ENOUGH_TOKENS, and the longest example, of
-    ``longest`` tokens.
+    The lowest level of recomputation is chosen with which one pass can hold the requested tokens, or ENOUGH_TOKENS, and
+    the longest example, of ``longest`` tokens.
     """
     if micro_tokens is None and train.micro_tokens != "auto":
         micro_tokens = train.micro_tokens

@@ -20,7 +20,6 @@ class Gpu(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """The memory in bytes."""
         return self.gigabytes * 10**9
 
 
@@ -57,7 +56,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes that a string such as ``24GiB`` or ``80 GB`` stands for. Raises InputError if it is not one."""
+    """Parse an amount of memory such as ``24GiB`` or ``80 GB`` into bytes. Raises InputError if it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or not float(match[1]):

@@ -52,7 +52,6 @@ def _meminfo(path: Path) -> HostMemory:
 
 
 def _own_limits(root: Path) -> Iterator[HostMemory]:
-    """Yield the process's own limits on data and on address space."""
     import resource
 
     try:

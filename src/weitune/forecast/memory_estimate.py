@@ -58,7 +58,6 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
-        """Read the shape from a transformers configuration."""
         config = config.get_text_config()
         heads = int(config.num_attention_heads)
         groups = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -190,7 +189,6 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All parts together."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
@@ -199,7 +197,6 @@ class MemoryEstimate:
         return {name: getattr(self, name) for name in names}
 
     def named_parts(self) -> dict[str, int]:
-        """Return the parts by their names for people."""
         return {
             say("forecast.memory_estimate.weights"): self.weights,
             say("forecast.memory_estimate.adapter"): self.adapter,

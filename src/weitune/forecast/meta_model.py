@@ -52,7 +52,6 @@ class MetaModel:
 
     @property
     def frozen(self) -> int:
-        """Parameters of the base model."""
         return self.parameters - self.trainable
 
 
@@ -106,7 +105,6 @@ def _from_config(config: Any) -> Any:
 
 
 def _probe_small(config: Any) -> Capabilities:
-    """Probe two small layers of the same architecture."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
     try:

@@ -73,7 +73,6 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether the target has enough memory."""
         return self.need.total <= self.target.memory
 
 

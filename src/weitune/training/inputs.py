@@ -1,6 +1,6 @@
 """The inputs of a run before any weights are loaded: model files, tokenizer, framing, prepared data, plan.
 
-Data come before weights, since most mistakes are in the data and take little time to find.
+Data come before weights, because most errors are in the data, and they are quick to detect.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class RunInputs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest training example."""
         return int(self.examples.lengths.max())
 
     def examples_of(self, step: int) -> list[Example]:
@@ -63,11 +62,11 @@ def collect_inputs(
 ) -> RunInputs:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
 
-    A model of a hub has the commit that it was found at as the ``revision`` of the recipe that is returned.
+    For a model of a hub, the ``revision`` of the returned recipe is the resolved commit.
     Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
     """
     files = locate_base(recipe, weights=weights)
-    if files.commit:  # what the name stands for now; the hub may move on
+    if files.commit:  # pinned: the branch may move on
         recipe = recipe.model_copy(update={"revision": files.commit})
     tokenizer, framing = open_framing(files, recipe.tokens)
     for note in framing.notes:

@@ -82,7 +82,7 @@ class Loop:
     layout: Layout
     train: Train
     memory: MemoryPlan
-    """What ``train.micro_tokens`` and ``train.recompute`` have come to stand for."""
+    """The resolved values of ``train.micro_tokens`` and ``train.recompute``."""
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
 

@@ -34,8 +34,12 @@ def make_optimizer(
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=train.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=train.weight_decay, fused=True,
-    )  # fmt: skip
+        lr=train.learning_rate,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(step: int, steps: int, train: Train) -> float:

@@ -43,7 +43,6 @@ class PreparedRun:
     """A pass as large as the largest one of the run in every respect."""
 
     def peak_memory(self) -> MemoryEstimate:
-        """Return the memory that the run takes at its peak."""
         loaded, adapter = self.trainable.loaded, self.inputs.recipe.adapter
         meta = build_meta_model(loaded.files, adapter, self.trainable.capabilities)
         form = Format.from_recipe(self.inputs.recipe, loaded.dtype)
@@ -104,9 +103,15 @@ def prepare_run(
     recipe, plan = inputs.recipe, inputs.plan
     trainable = _load(session, inputs, precision, fresh=fresh)
     loop = make_loop(
-        trainable, recipe.train, inputs.examples, plan, accelerator=session.accelerator, micro_tokens=micro_tokens,
-        plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0, longest=inputs.longest,
-    )  # fmt: skip
+        trainable,
+        recipe.train,
+        inputs.examples,
+        plan,
+        accelerator=session.accelerator,
+        micro_tokens=micro_tokens,
+        plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,
+        longest=inputs.longest,
+    )
     largest = Workload.lay_out(inputs.examples, plan, loop.layout, loop.memory.micro_tokens).largest
     return PreparedRun(inputs, trainable, loop, largest)
 
@@ -120,9 +125,14 @@ def _load(session: Session, inputs: RunInputs, precision: str, *, fresh: bool) -
             else say("training.prepared_run.base_undivided")
         )
     loaded = load_if_it_fits(
-        inputs.files, inputs.tokenizer, precision if recipe.adapter else "fp32", session.device, session.spread,
-        recipe.train.storage, processes if recipe.train.shard else 1,
-    )  # fmt: skip
+        inputs.files,
+        inputs.tokenizer,
+        precision if recipe.adapter else "fp32",
+        session.device,
+        session.spread,
+        recipe.train.storage,
+        processes if recipe.train.shard else 1,
+    )
     _check_stops(loaded, inputs.framing, session.reporter)
     steps = (inputs.examples_of(step) for step in range(min(EVA_STEPS, inputs.plan.steps)))
     trainable = make_trainable(

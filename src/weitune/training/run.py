@@ -1,7 +1,7 @@
 """A run, from its recipe to its adapter: collect its inputs, check them, make the folder, loop, publish.
 
-Whatever can be wrong with the user's input is found before the run's folder exists; and when a run is resumed, whatever
-is not as it was is found before anything of the run is changed.
+The user's input is checked before the run's folder is created. When a run is resumed, differences from the original run
+are reported before any of its files change.
 """
 
 from __future__ import annotations
@@ -104,7 +104,6 @@ def resume(
 
 
 def _begin(session: Session, recipe: Recipe) -> None:
-    """Prepare a new run, make its folder, and train."""
     check_trackers(recipe)
     inputs = collect_inputs(recipe, session.reporter, session.accelerator)
     run = prepare_run(session, inputs, recipe.train.precision, fresh=True)

@@ -145,7 +145,12 @@ def _largest(
 
 def _fit_json(each: Fit) -> dict[str, Any]:
     return {
-        "target": each.target.name, "memory_bytes": each.target.memory, "precision": each.format.precision,
-        "storage": each.format.storage, **asdict(each.chosen), "need": each.need.parts(),
-        "total_bytes": each.need.total, "fits": each.fits,
-    }  # fmt: skip
+        "target": each.target.name,
+        "memory_bytes": each.target.memory,
+        "precision": each.format.precision,
+        "storage": each.format.storage,
+        **asdict(each.chosen),
+        "need": each.need.parts(),
+        "total_bytes": each.need.total,
+        "fits": each.fits,
+    }

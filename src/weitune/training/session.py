@@ -56,7 +56,6 @@ class Session:
 
     @property
     def command(self) -> str:
-        """The command that goes on with the run."""
         return _command(self.folder)
 
     @contextmanager

@@ -58,7 +58,6 @@ class StopRequest:
             self._training = False
 
     def heed(self, number: int, frame: FrameType | None) -> None:
-        """Handle a stop signal."""
         if self.reason:
             os._exit(INTERRUPTED)  # no clean-up: whatever a clean-up would wait for may be what hangs
         self.reason = signal.Signals(number).name

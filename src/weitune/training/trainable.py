@@ -38,16 +38,13 @@ class Trainable:
 
     @property
     def layout(self) -> Layout:
-        """How its examples are laid out."""
         return self.capabilities.layout
 
     @property
     def shape(self) -> ModelShape:
-        """The sizes of the model."""
         return ModelShape.from_config(self.loaded.model.config)
 
     def pass_config(self, recompute: Recompute = "none") -> PassConfig:
-        """Return how its passes are computed."""
         lora: Any = getattr(self.trained.model, "peft_config", {}).get("default")
         plain_blocks = self.capabilities.plain_blocks
         return PassConfig(
@@ -76,7 +73,7 @@ class Trainable:
         return unread + whole + code + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
 
     def memory_plan(self, train: Train, *, longest: int, micro_tokens: int | None = None) -> MemoryPlan:
-        """Return what ``auto`` stands for on this device with the memory that is free now.
+        """Return the values that ``auto`` resolves to with the memory that is free on this device now.
 
         ``longest`` is the length of the longest example, in tokens; ``micro_tokens`` overrides ``train``.
         """
@@ -89,5 +86,4 @@ class Trainable:
         return choose_recorded_tokens(self.shape, self.pass_config(recompute), budget=self._budget())
 
     def _budget(self) -> int:
-        """Return the bytes that a pass may take on the device."""
         return int(SHARE_OF_FREE_MEMORY * (free_bytes(self.loaded.device) - self.pending_bytes()))

@@ -43,7 +43,6 @@ class Validator:
         self._examples = [examples[i] for i in range(len(examples))]
 
     def due(self, step: int) -> bool:
-        """Return whether an evaluation is due after ``step`` steps."""
         return step % self._loop.train.evaluate_every == 0 or step == self._loop.plan.steps
 
     def evaluate(self, step: int, stop: StopRequest, progress: Progress | None = None) -> Evaluation | None:

@@ -48,7 +48,6 @@ class ValidationHistory:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ValidationHistory:
-        """Return what :meth:`state` wrote into a checkpoint."""
         return cls([(int(step), loss) for step, loss in state.get("evaluations", ())])
 
     def state(self, step: int) -> dict[str, Any]:
@@ -62,7 +61,6 @@ class ValidationHistory:
         return self.best() != best
 
     def has(self, step: int) -> bool:
-        """Return whether the model was evaluated after ``step`` steps."""
         return any(there == step for there, _ in self.losses)
 
     def best(self) -> tuple[int, float] | None:

@@ -36,7 +36,6 @@ class EventWriter:
             self._disk.keep_trying(lambda: log.write(event, time=at, **fields), EVENTS, _EVENT_BYTES)
 
     def flush(self) -> None:
-        """Wait until everything written is on the disk."""
         if self._log is not None:
             self._log.flush()
 

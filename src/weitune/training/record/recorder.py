@@ -82,7 +82,6 @@ class Recorder:
         return not (stopping or self.complete)
 
     def failed(self, record: StepRecord) -> None:
-        """Write down the numbers of a step that is not finite."""
         self._events.write("not finite", **asdict(record))
 
     def finish(self) -> None:
@@ -100,7 +99,6 @@ class Recorder:
         self._session.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Wait for a checkpoint that is being written, and close the events."""
         if self._checkpoints is not None:
             self._checkpoints.close()
         self._events.close()
@@ -118,7 +116,6 @@ class Recorder:
         return True
 
     def _save(self, *, again: bool = False) -> None:
-        """Begin to write a checkpoint, on the main process; ``again`` if its step has one already."""
         if self._saved == self.step and not again:
             return
         self._saved = self.step

@@ -1,7 +1,8 @@
 """Experiment trackers, through accelerate: the figures of each step and evaluation are logged there too.
 
-Each is a package of its own that an extra of the same name brings. The run has its folder's name there. The run's own
-folder stays the record that counts, so a run does not end because a tracker fails: it says so once and goes on.
+Each is a separate package, installed by the extra of the same name. A tracker shows the run under its folder's name.
+The events in the run's folder remain the authoritative record, so a failing tracker does not end the run: it is
+reported once, and the run goes on.
 """
 
 from __future__ import annotations
@@ -65,13 +66,14 @@ class TrackedReporter(Reporter):
     """Passes everything on to another reporter, and figures to trackers as well; on the main process only."""
 
     def __init__(self, inner: Reporter, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
-        """Start the trackers of ``recipe`` for the run in ``folder``."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         self._inner = inner
         self._trackers: dict[str, GeneralTracker] = {}
-        config = {key: value if isinstance(value, int | float | str) else json_text(value)
-                  for key, value in values(recipe).items()}  # fmt: skip
+        config = {
+            key: value if isinstance(value, int | float | str) else json_text(value)
+            for key, value in values(recipe).items()
+        }
         for name in recipe.log.trackers if accelerator.is_main_process else []:
             with self._given_up_if_it_fails(name):
                 self._trackers[name] = tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
@@ -85,7 +87,6 @@ class TrackedReporter(Reporter):
         self._inner.started(folder, done, steps, log_every)
 
     def stepped(self, record: StepRecord) -> None:
-        """Log the figures of a step."""
         self._log({f"train/{name}": float(getattr(record, name)) for name in _STEP}, record.step)
         self._inner.stepped(record)
 
@@ -93,7 +94,6 @@ class TrackedReporter(Reporter):
         return self._inner.evaluating()
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Log the figures of an evaluation."""
         self._log({"validation/loss": evaluation.loss, "validation/perplexity": evaluation.perplexity}, evaluation.step)
         self._inner.evaluated(evaluation)
 
@@ -101,7 +101,6 @@ class TrackedReporter(Reporter):
         self._inner.saved(folder)
 
     def ended(self) -> None:
-        """Close the trackers."""
         for name, tracker in list(self._trackers.items()):
             with self._given_up_if_it_fails(name):
                 tracker.finish()

@@ -38,7 +38,7 @@ MAY_CHANGE = {
 }
 """Keys that may have other values, and what follows: another schedule, or rounding."""
 _PLACES = ("model", "hub", "revision", "data", "weights", "output", "lora.init_from")
-"""Keys that say where something is found or put; what is found there is in the basis."""
+"""Keys that name places. They may change; the contents of input files are compared through the basis."""
 
 Basis = Mapping[str, Any]
 """By the name that people read: fingerprints, or values that say more than one."""

@@ -52,27 +52,24 @@ class ResumeState:
 
     @property
     def basis(self) -> Basis:
-        """What the numbers depend on, besides the recipe."""
         basis: Basis = self.state.get("basis") or self.environment["basis"]
         return basis
 
     @property
     def precision(self) -> str:
-        """The number format that ``auto`` stood for; the run keeps it, whatever machine it is resumed on."""
+        """The resolved ``train.precision``; the run keeps it on whatever machine it is resumed."""
         return _PRECISIONS.get(self.environment.get("precision", ""), "auto")
 
     @property
     def micro_tokens(self) -> int | None:
-        """The split of a step that ``auto`` stood for: the same split gives the same bits."""
+        """The resolved ``train.micro_tokens``; the same split of a step gives the same bits."""
         return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
 
     @property
     def history(self) -> ValidationHistory:
-        """The validation losses so far."""
         return ValidationHistory.from_state(self.state)
 
     def is_complete(self, recipe: Recipe) -> bool:
-        """Return whether the run has nothing left to do by ``recipe``."""
         history = self.history
         judged = recipe.validation is None or history.has(self.step)  # a stop may have come before the last evaluation
         return (judged and self.step == self.steps(recipe)) or history.patience_exhausted(recipe.train.patience)

@@ -65,7 +65,6 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        """The size of its checkpoint, roughly."""
         tensors = [*self.tensors.values(), *self.moments.values()]
         return sum(tensor.nbytes + _HEADER_BYTES for tensor in tensors) + _JSON_BYTES
 
