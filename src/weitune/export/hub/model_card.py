@@ -129,16 +129,10 @@ def _training(
     steps = [event for event in events if event.get("event") == "step"]
     lines = []
     if steps:
-        lines.append(
-            say(
-                "export.model_card.steps",
-                steps=steps[-1]["step"],
-                tokens=sum(event.get("tokens", 0) for event in steps),
-                first_loss=steps[0]["loss"],
-                last_loss=steps[-1]["loss"],
-                adapter=source.adapter_folder.name,
-            )
-        )
+        losses_of_steps = {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"]}
+        counts = {"steps": steps[-1]["step"], "tokens": sum(event.get("tokens", 0) for event in steps)}
+        adapter = source.adapter_folder.name
+        lines.append(say("export.model_card.steps", adapter=adapter, **counts, **losses_of_steps))
     validations = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
     losses = {event["step"]: event["loss"] for event in validations}
     if step in losses and 0 in losses:

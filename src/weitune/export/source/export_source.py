@@ -86,7 +86,7 @@ class ExportSource:
 
     @property
     def template_without_system(self) -> str:
-        """The same without a system prompt, for the base."""
+        """The chat template without a system prompt, for the base."""
         return self._template(None)
 
     def _template(self, system: str | None) -> str:
@@ -97,7 +97,7 @@ class ExportSource:
 
     @cached_property
     def base_framing(self) -> Framing:
-        """How the base frames as its makers meant it: its own chat template, with the run's template arguments."""
+        """The framing by the base's own chat template, with the run's template arguments."""
         tokens = Tokens(template_args=self.recipe.tokens.template_args)
         if self.files.adapter is None:
             return framing_for(self.tokenizer, tokens)
@@ -105,7 +105,7 @@ class ExportSource:
 
     @property
     def base_template(self) -> str:
-        """That framing as a chat template that needs no arguments."""
+        """:attr:`base_framing` as a chat template that needs no arguments."""
         return self_contained_template(self.base_framing, None, self._token_text(self.base_framing.end_of_turn))
 
     def with_system(self, conversation: Conversation) -> Conversation:
@@ -137,11 +137,6 @@ def open_export_sources(runs: Mapping[str, Run], which: Which = "last") -> dict[
     bases = {name: base_fingerprints(replace(source.files, adapter=None)) for name, source in sources.items()}
     for name in others:
         if bases[name] != bases[first]:
-            raise RunError(
-                "export.export_source.different_bases",
-                first=first,
-                second=name,
-                first_model=sources[first].recipe.model,
-                second_model=sources[name].recipe.model,
-            )
+            models = {"first_model": sources[first].recipe.model, "second_model": sources[name].recipe.model}
+            raise RunError("export.export_source.different_bases", first=first, second=name, **models)
     return sources

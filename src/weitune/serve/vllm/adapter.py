@@ -57,7 +57,7 @@ def _layers(files: ModelFiles) -> frozenset[str]:
 
 
 def _matches(layer: str, base_layers: frozenset[str], wrapped: bool) -> bool:
-    """Return whether vLLM finds the adapter's ``layer`` in a base whose files have weights of ``base_layers``."""
+    """Return whether vLLM applies the adapter's ``layer`` to a base whose files have weights of ``base_layers``."""
     if wrapped:
         return layer.startswith(_WRAPPED) or (layer in base_layers and layer.startswith("model.layers."))
     # Some files omit the first part, as GPT-2's do.

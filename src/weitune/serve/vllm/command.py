@@ -127,7 +127,7 @@ def vllm_command(
 
 
 def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
-    """Return the option that names the tokenizer, if an adapter brings its own.
+    """Return the option that names the tokenizer, if an adapter has its own.
 
     Raises ModelError if the runs have different tokenizers, for vLLM has one for all models.
     """
@@ -136,11 +136,8 @@ def _own_tokenizer(runs: Mapping[str, ExportSource]) -> tuple[str, ...]:
     for name, other in others:
         if other.tokenizer.get_vocab() != vocabulary:
             raise ModelError("serve.command.tokenizers_differ", first=first, name=name)
-    folders = (
-        source.files.tokenizer_folder
-        for source in runs.values()
-        if source.files.tokenizer_folder != source.files.folder
-    )
+    all_files = (source.files for source in runs.values())
+    folders = (files.tokenizer_folder for files in all_files if files.tokenizer_folder != files.folder)
     return next((("--tokenizer", str(folder.resolve())) for folder in folders), ())
 
 
@@ -159,7 +156,7 @@ def _written(
     template: str,
     body_bytes: int,
 ) -> Path:
-    """Write what vLLM reads to a folder named after its contents, so that no server overwrites another's files."""
+    """Write vLLM's files to a folder named after their contents, so that no server overwrites another's files."""
     first = next(iter(runs.values()))
     of_runs = (token for source in runs.values() for token in source.stop_tokens)
     stops = dict.fromkeys([*of_runs, *first.base_framing.stop_tokens])
