@@ -50,11 +50,9 @@ class LazyGroup(click.Group):
     """A click group over :data:`COMMANDS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command ``cmd_name``, if there is one."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
@@ -75,7 +73,6 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 

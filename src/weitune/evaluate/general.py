@@ -28,16 +28,13 @@ class GeneralQuestion:
 
     @property
     def asked(self) -> Conversation:
-        """The question as a conversation."""
         return Conversation((Turn("user", self.prompt),))
 
     @property
     def answered(self) -> Conversation:
-        """The question and its plain answer."""
         return Conversation((Turn("user", self.prompt), Turn("assistant", self.answer)))
 
     def is_right(self, answer: str) -> bool:
-        """Return whether ``answer`` has an accepted word."""
         lower = answer.lower()
         return any(word.lower() in lower for word in self.accept)
 

@@ -22,7 +22,6 @@ class Question:
 
     @property
     def text(self) -> str:
-        """What the user said last."""
         return next((turn.content for turn in reversed(self.conversation.turns) if turn.role == "user"), "")
 
 

@@ -56,15 +56,12 @@ class Dialogue:
 
     @property
     def last_question(self) -> str | None:
-        """What the user said last."""
         return next((turn.content for turn in reversed(self.turns) if turn.role == "user"), None)
 
     def copy(self) -> Dialogue:
-        """Return an independent copy."""
         return Dialogue(self.system, self.turns)
 
     def before_last_question(self) -> Dialogue:
-        """Return a copy of the dialogue as it was when the last question was asked."""
         asked = max((at for at, turn in enumerate(self.turns) if turn.role == "user"), default=0)
         return Dialogue(self.system, self.turns[:asked])
 

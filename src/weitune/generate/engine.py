@@ -75,7 +75,6 @@ class Engine:
         return self.framing.notes
 
     def prompt_tokens(self, conversation: Conversation) -> int:
-        """Return the length of the prompt, which may leave no room for an answer."""
         return len(self.framing.prompt(conversation))
 
     def prompt(self, conversation: Conversation) -> list[int]:
@@ -122,12 +121,10 @@ class Engine:
         return [answers[at] for at in range(len(prompts))]
 
     def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Return how long the answer may become, in tokens."""
         room = sampling.max_new_tokens if self.context_tokens is None else self.context_tokens - len(prompt)
         return min(sampling.max_new_tokens, room)
 
     def _read(self, row: Sequence[int]) -> Answer:
-        """Turn a row of generated tokens into an answer."""
         end = next((at for at, token in enumerate(row) if token in self.stop_tokens), len(row))
         detokenizer = Detokenizer(self.tokenizer)
         return Answer("".join(map(detokenizer.add, row[:end])), tuple(row[:end]), stopped=end < len(row))

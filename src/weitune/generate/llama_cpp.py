@@ -108,7 +108,6 @@ class LlamaCpp:
         self.close()
 
     def close(self) -> None:
-        """Unload the model, ending every request."""
         self._server = None
         if self._folder is not None:
             self._folder.cleanup()
@@ -123,7 +122,6 @@ class LlamaCpp:
             connection.close()
 
     def complete(self, body: Mapping[str, Any]) -> Completion:
-        """Start a completion, and return it as a stream of chunks."""
         connection = self._connect()
         self._send(connection, "/completion", {**body, "stream": True})
         return Completion(connection)

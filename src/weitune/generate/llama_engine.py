@@ -73,7 +73,6 @@ class LlamaStream(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop generating after the current token."""
         self._completion.close()
 
     @property
@@ -83,7 +82,6 @@ class LlamaStream(Iterator[str]):
 
     @property
     def length_tokens(self) -> int:
-        """How many tokens have been generated."""
         return self._last.tokens
 
 
@@ -93,7 +91,6 @@ class LlamaEngine:
     def __init__(
         self, llama: LlamaCpp, framing: Framing, stop_tokens: frozenset[int], adapter: int | None, name: str
     ) -> None:
-        """``name`` says what is loaded, such as the type of its numbers."""
         self._llama, self._framing, self._stop_tokens = llama, framing, stop_tokens
         self._adapter, self._name = adapter, name
 

@@ -137,7 +137,6 @@ def _check_all_used(tuned: PeftModel, folder: Path) -> None:
 
 
 def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put the weights in ``folder`` into ``model``."""
     tensors = load_file(folder / MODEL_FILES[1])
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:

@@ -52,7 +52,6 @@ class OpenAIClient:
 
     @property
     def about(self) -> str:
-        """Which server this is, in words."""
         return say("generate.openai_client.about", host=self.host)
 
     def get(self, path: str) -> http.client.HTTPResponse:

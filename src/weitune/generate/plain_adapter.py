@@ -122,7 +122,6 @@ class PlainAdapter(Run):
         return known.model_copy(update=changes)
 
     def base_files(self) -> ModelFiles:
-        """Return the files of the base model, with the adapter's tokenizer before the base's."""
         if self._base is None:
             check_adapter(self.adapter)
             recorded = fingerprints_in(json_object(self.adapter / STATE).get("basis"))
@@ -138,7 +137,6 @@ class PlainAdapter(Run):
         return self._base
 
     def checkpoints(self) -> list[int]:
-        """Return the steps of the checkpoints in the folder, in order."""
         return _checkpoints(self.path)
 
     def adapter_folder(self, which: Which = "last") -> Path | None:
@@ -157,7 +155,6 @@ class PlainAdapter(Run):
         )
 
     def _base_name(self, known: Recipe | None) -> tuple[str, str | None]:
-        """Return the base's name, and its revision on a hub."""
         if self._model is not None:
             return self._model, None
         config = read_adapter_config(self.adapter)
@@ -187,7 +184,6 @@ class PlainAdapter(Run):
 
     @cached_property
     def _recipe_of_weitune(self) -> Recipe | None:
-        """The recipe of an adapter that weitune made, if it is here."""
         try:
             if (self.path / RECIPE).is_file():
                 return load_recorded(self.path)
@@ -198,7 +194,6 @@ class PlainAdapter(Run):
             return None
 
     def _arguments(self) -> dict[str, str]:
-        """Return the string values among ms-swift's settings, which lie in the folder or above it."""
         above = [self.adapter.parent] if checkpoint_step(self.adapter.name) is not None else []
         for folder in [self.adapter, *above]:
             if settings := json_object(folder / "args.json"):

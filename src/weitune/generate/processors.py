@@ -48,7 +48,6 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """Add Gumbel noise to the logits, so that the largest is a draw from their softmax. Must come last."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        """``seeds`` has one seed for every row of the batch."""
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -90,7 +90,6 @@ class RemoteStream(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End generation by closing the connection."""
         self._events.close()
         self._response.close()
 

@@ -53,5 +53,4 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether every token is the likeliest one."""
         return self.temperature == 0

@@ -97,18 +97,15 @@ class AnswerStream(Iterator[str]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """Stop generating after the current token, and wait for that."""
         self._pieces.close()
 
     @property
     def answer(self) -> Answer:
-        """The answer as far as it has been read."""
         received = self._received
         return Answer("".join(received.text), tuple(received.tokens), received.stopped)
 
     @property
     def length_tokens(self) -> int:
-        """How many tokens have been generated."""
         return len(self._received.tokens)
 
 

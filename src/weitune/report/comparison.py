@@ -97,7 +97,6 @@ def _by_time(record: RunRecord) -> list[tuple[float, float]]:
 
 
 def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
-    """Return the figures of every model that was evaluated."""
     evaluated: list[tuple[str, ModelScores]] = [
         (f"{name}: {model.which}", model)
         for name, record in zip(names, records, strict=True)

@@ -46,16 +46,13 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
         return self.path.absolute().name
 
     @property
     def recipe_text(self) -> str:
-        """The whole recipe as YAML."""
         return dump_recipe(self.recipe)
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
-        """Return the events of one kind, such as ``step`` or ``validation``, in order."""
         return [event for event in self.events if event.get("event") == kind]
 
     def series(self, key: str, kind: str = "step") -> list[tuple[float, float]]:

@@ -124,7 +124,6 @@ def _charts(record: RunRecord) -> str:
 
 
 def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the questions that a demo asked the base model and the tuned one."""
     heads = (say("report.run_report.question"), say("report.run_report.before"), say("report.run_report.after"))
     rows = [[answer.get(key, "") for key in ("question", "before", "after")] for answer in answers]
     return table(heads, rows, said=True)
@@ -152,7 +151,6 @@ def _said(sample: Mapping[str, Any]) -> str:
 
 
 def _spread(items: list[Any]) -> list[Any]:
-    """Return at most so many items, evenly spaced, the first and the last among them."""
     if len(items) <= _SHOWN_SAMPLES:
         return items
     last = len(items) - 1

@@ -127,7 +127,6 @@ def _moved_on(run: Path, recipe: Recipe, earlier: ModelFiles) -> str:
 
 
 def _earlier_commit(files: ModelFiles, recorded: Mapping[str, str]) -> ModelFiles | None:
-    """Return the snapshot of the same repository in the hub's cache that is the recorded base, if there is one."""
     if files.commit is None:
         return None
     for folder in sorted(files.folder.parent.iterdir()):

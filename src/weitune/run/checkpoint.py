@@ -46,7 +46,6 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the run knew of itself after ``step`` steps."""
         state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         return state
 
@@ -149,5 +148,4 @@ def publish_adapter(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def _manifest(step: int, files: dict[str, dict[str, Any]]) -> bytes:
-    """Return the one way to write a manifest down, so that a changed bit anywhere shows."""
     return json_bytes({"format": _FORMAT, "step": step, "files": files})

@@ -64,7 +64,6 @@ class EventLog:
         """Whether the file had no events when it was opened."""
 
     def _clean(self, keep_steps: float) -> None:
-        """Rewrite the file without torn lines and steps to come, if it has any, and learn the time from it."""
         kept, changed = [], False
         for line in _lines(self._path):
             event = _parsed(line)
@@ -95,7 +94,6 @@ class EventLog:
         return record
 
     def flush(self) -> None:
-        """Wait until everything written is on the disk."""
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -120,5 +118,4 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,7 +26,6 @@ class MovingAverage:
         self._total = self._weight = 0.0
 
     def add(self, value: object) -> None:
-        """Take in ``value`` if it is a number."""
         if isinstance(value, int | float):
             self._total = _SMOOTHING * self._total + value
             self._weight = _SMOOTHING * self._weight + 1

@@ -38,7 +38,6 @@ class Liveness:
 
     @property
     def held(self) -> bool:
-        """Whether a process is known to hold the run's lock."""
         return lock_state(self._run).held is True
 
     def gone(self) -> str:
@@ -68,7 +67,6 @@ class Liveness:
         return say("run.liveness.long_silence_of_holder", holder=holder)
 
     def _silent_seconds(self) -> float:
-        """Return how long ago something was last written into the run's folder."""
         newest = 0.0
         for path in map(self._run.joinpath, (EVENTS, LOCK, "")):
             with suppress(OSError):

@@ -56,7 +56,6 @@ def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
 
 
 def _is_ours(checkpoint: Checkpoint) -> bool:
-    """Return whether weitune wrote this folder and everything in it."""
     try:
         ours = {MANIFEST, *read_manifest(checkpoint)}
         return {entry.name for entry in checkpoint.folder.iterdir()} <= ours

@@ -56,7 +56,6 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The folder's name, as it was given."""
         return given_name(self.path)
 
     @cached_property
@@ -82,7 +81,6 @@ class RunFolder:
         return self._base
 
     def checkpoints(self) -> list[int]:
-        """Return the steps of the checkpoints that are complete, in order."""
         return [checkpoint.step for checkpoint in list_checkpoints(self.path) if _is_complete(checkpoint.folder)]
 
     def adapter_folder(self, which: Which = "last") -> Path | None:
@@ -145,7 +143,6 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _not_a_run(path: Path) -> RunError:
-    """Say what ``path`` is instead of a run, as far as one can tell."""
     if not path.exists():
         return RunError("run.run_folder.no_folder", path=path)
     if not path.is_dir():

@@ -21,7 +21,6 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Admitted answers that wait for a slot."""
         return self._present - self.running
 
     @contextmanager
@@ -37,7 +36,6 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it for one answer."""
         async with self._free:
             self.running += 1
             try:

@@ -39,7 +39,6 @@ class Answering:
     """Answers requests with one engine."""
 
     def __init__(self, llama: LlamaCpp, admission: Admission) -> None:
-        """Generate with ``llama``, whose slots ``admission`` gives out."""
         self.llama, self.admission = llama, admission
         self._readers = ThreadPoolExecutor(admission.slots, thread_name_prefix="answer")
 
@@ -100,7 +99,6 @@ def _pieces(completion: Completion, stop_tokens: frozenset[int]) -> Iterator[Pie
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield a whole answer as one piece."""
     *texts, last = pieces
     yield replace(last, text="".join(piece.text for piece in (*texts, last)))
 

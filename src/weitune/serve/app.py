@@ -105,7 +105,6 @@ class App:
         return handler
 
     def _no_such_path(self, path: str) -> ApiError:
-        """Return the error for a ``path`` that is not served, with the one that may be meant."""
         meant = next((known for known in self._routes if _plain(known) == _plain(path)), None)
         if meant is None and _plain(path).startswith("models/"):
             meant = "/v1/models/NAME"

@@ -19,7 +19,6 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, answers: list[tuple[str, Finish]], usage: dict[str, int]) -> dict[str, Any]:
-        """Return the reply with the text of every answer and why it ended."""
         choices = [
             {"index": i, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
             for i, (text, finish) in enumerate(answers)
@@ -27,7 +26,6 @@ class Reply:
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
     def chunk(self, index: int, delta: dict[str, str], finish: Finish | None = None) -> dict[str, Any]:
-        """Return a piece of a streamed answer."""
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 

@@ -37,6 +37,5 @@ class ApiError(Exception):
         self.status, self.param, self.code, self.headers = status, param, code, headers
 
     def to_json(self) -> dict[str, Any]:
-        """Return the body that clients of the OpenAI API expect."""
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

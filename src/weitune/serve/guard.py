@@ -124,6 +124,5 @@ def is_loopback(address: str) -> bool:
 
 
 def _same(given: list[str], expected: str) -> bool:
-    """Compare in a time that does not reveal how much of the key was right."""
     shown = given[0] if len(given) == 1 else ""
     return hmac.compare_digest(hashlib.sha256(shown.encode()).digest(), hashlib.sha256(expected.encode()).digest())

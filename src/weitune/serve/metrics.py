@@ -26,18 +26,15 @@ class Metrics:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def finished(self, status: int) -> None:
-        """Count a request."""
         self._counts["weitune_requests_total", f'status="{status}"'] += 1
 
     def answered(self, model: str, prompt_tokens: int, generated_tokens: int) -> None:
-        """Count an answer of ``model``."""
         label = 'model="{}"'.format(model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
         self._counts["weitune_answers_total", label] += 1
         self._counts["weitune_prompt_tokens_total", label] += prompt_tokens
         self._counts["weitune_generated_tokens_total", label] += generated_tokens
 
     def text(self) -> str:
-        """Return every count and gauge."""
         values = {f"{name}{{{label}}}": count for (name, label), count in sorted(self._counts.items())}
         values |= {"weitune_running": self._admission.running, "weitune_waiting": self._admission.waiting}
         lines = []

@@ -155,7 +155,6 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 def _biases(value: Any) -> list[list[float]]:
-    """Return llama.cpp's form of the token biases."""
     if not isinstance(value, dict) or len(value) > _BIASES:
         raise ApiError(400, "serve.request.logit_bias_not_an_object", most=_BIASES, param="logit_bias")
     read = _number("logit_bias", -100, 100)

@@ -18,29 +18,24 @@ class Response:
     """One response. Every method raises ClientGone if the client has disconnected or does not read."""
 
     def __init__(self, send: Send, seconds: float = _SEND_SECONDS, headers: Headers = ()) -> None:
-        """Send through ASGI's ``send``, with ``headers`` besides those of the content."""
         self._send, self._headers, self._seconds = send, headers, seconds
         self.begun = False
         """Whether the status has been sent, so that an error can no longer have its own."""
 
     async def json(self, status: int, value: Any) -> None:
-        """Send a whole response of JSON."""
         await self.text(status, json.dumps(value, ensure_ascii=False), "application/json")
 
     async def text(self, status: int, text: str, kind: str) -> None:
-        """Send a whole response of the content type ``kind``."""
         body = text.encode()
         await self._begin(status, kind, [(b"content-length", str(len(body)).encode())])
         await self._put({"type": "http.response.body", "body": body, "more_body": False})
 
     async def nothing(self, headers: Headers) -> None:
-        """Send a response without a body."""
         self.begun = True
         await self._put({"type": "http.response.start", "status": 204, "headers": [*self._headers, *headers]})
         await self._put({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def error(self, error: ApiError) -> None:
-        """Send an error, as the last event if the response has begun."""
         if self.begun:
             await self.event(error.to_json())
             await self._put({"type": "http.response.body", "body": b"", "more_body": False})
@@ -49,14 +44,12 @@ class Response:
             await self.json(error.status, error.to_json())
 
     async def event(self, value: Any) -> None:
-        """Send a server-sent event."""
         if not self.begun:
             await self._begin(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-store")])
         body = b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
         await self._put({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end_events(self) -> None:
-        """Send the event that ends a stream."""
         await self._put({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
     async def _begin(self, status: int, kind: str, headers: list[tuple[bytes, bytes]]) -> None:

@@ -59,7 +59,6 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _ended(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel ``tasks`` and wait until they have ended."""
     for task in tasks:
         task.cancel()
     waiting: Awaitable[Any] = asyncio.gather(*tasks, return_exceptions=True)

@@ -109,7 +109,6 @@ def _agreed(question: str) -> bool:
 
 
 def _delete(chosen: Sequence[Entry]) -> int:
-    """Delete entries and return the exit code."""
     freed = [_freed(entry) for entry in chosen]
     print(say("cli.cache.deleted", size=size_text(sum(size or 0 for size in freed))))
     return 2 if None in freed else 0
@@ -129,7 +128,6 @@ def _total(shown: Sequence[Entry]) -> str:
 
 
 def _show(shown: Sequence[Entry]) -> None:
-    """Print entries as a table."""
     if not shown:
         return
     from rich.console import Console

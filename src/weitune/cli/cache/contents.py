@@ -66,7 +66,6 @@ class Entry:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process may be writing it."""
         return self.kind == "unfinished" and time.time() - self.used < _IN_USE_SECONDS
 
 
@@ -147,7 +146,6 @@ def _unfinished(root: Path) -> Iterator[Entry]:
 
 
 def _about(kind: str) -> str:
-    """Return what the unfinished files of ``kind`` were to become."""
     match kind:
         case "data":
             return say("cli.cache.about_data")
@@ -160,7 +158,6 @@ def _about(kind: str) -> str:
 
 
 def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty: bool = False) -> Iterator[Entry]:
-    """Yield an entry of ``files`` if there are some, unless they are deleted meanwhile."""
     try:
         statuses = [each.lstat() for each in files]
         times = [status.st_mtime for status in statuses] or [path.lstat().st_mtime]
@@ -171,7 +168,6 @@ def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty
 
 
 def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
-    """Return the files in ``folder``, and in folders in it, that have one of ``names``."""
     inside = [*_children(folder), *(file for below in _folders(folder, bool) for file in _children(below))]
     return tuple(path for path in inside if names.fullmatch(path.relative_to(folder).as_posix()) and _is_file(path))
 
@@ -202,7 +198,6 @@ def _is_file(path: Path) -> bool:
 
 
 def _has_mode(path: Path, test: Callable[[int], bool]) -> bool:
-    """Tell what ``path`` itself is, be it a link or not."""
     try:
         return test(os.lstat(path).st_mode)
     except OSError:
@@ -219,7 +214,6 @@ def _sources(report: Path) -> str:
 
 
 def _base_name(path: Path) -> str:
-    """Return what a GGUF file says that it was made from."""
     from weitune.gguf.header import read_header
 
     try:

@@ -153,7 +153,6 @@ def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, 
 
 
 def _open_framing(recipe: Any) -> Any:
-    """Return the tokenizer of the recipe's model and its framing."""
     from weitune.cli.shared.terminal import quiet_libraries
 
     quiet_libraries()

@@ -79,7 +79,6 @@ def histogram(lengths: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]
 
 
 def _edges(least: int, most: int) -> Sequence[int]:
-    """Return the edges of round, equal ranges that hold all lengths."""
     rough = max(1, (most - least + 1) / _BINS)
     scale = 10 ** int(np.log10(rough))
     step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough)
@@ -108,7 +107,6 @@ def print_preview(items: Iterable[PreviewItem], notes: Iterable[str]) -> None:
 
 
 def _styled(part: Part) -> Text:
-    """Return the text of ``part`` in its colour, with a sign at the borders of tokens that spell a look-alike."""
     style = _STYLES[part.kind]
     return Text(BORDER, style="bold red").join(Text(piece, style=style) for piece in part.pieces)
 

@@ -107,7 +107,6 @@ def command(
 
 
 def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:
-    """Write ``evaluation.json`` and the report into ``target``, and return the report's path."""
     from weitune.errors import InputError
     from weitune.report.run_report import write_evaluation_report, write_report
 

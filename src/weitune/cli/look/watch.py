@@ -63,7 +63,6 @@ def command(run: Path, once: bool) -> None:
 
 
 def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, liveness: Liveness) -> None:
-    """Feed all events to ``dashboard``, and that the process is gone if it is."""
     liveness.gone()
     time.sleep(_PAUSE_SECONDS / 10)
     reason = liveness.gone()  # before the events are read: what the process wrote last is among them

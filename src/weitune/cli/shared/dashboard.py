@@ -44,7 +44,6 @@ class Dashboard:
         self._loss, self._pace = MovingAverage(), MovingAverage()
 
     def feed(self, event: Mapping[str, Any]) -> None:
-        """Take note of an event."""
         kind = event.get("event")
         self._note = ""
         if kind in {"start", "resume"}:
@@ -64,11 +63,9 @@ class Dashboard:
             self.ended, self.gone = say("cli.dashboard.gone"), str(event.get("reason"))
 
     def note(self, text: str) -> None:
-        """Show ``text`` at the bar's end until the next event."""
         self._note = text
 
     def __rich__(self) -> RenderableType:
-        """Return the picture as it is now."""
         lines: list[RenderableType] = [self._bar()]
         lines += [
             Text(line, overflow="ellipsis", no_wrap=True) for line in (self.figures(), *self.evaluation()) if line

@@ -42,7 +42,6 @@ class Checkpoint(click.ParamType):  # type: ignore[type-arg]
         self._words, self._not_base = words, not_base
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Which:
-        """Return ``value`` as a word or a number."""
         if value in self._words or isinstance(value, int):
             return value  # type: ignore[no-any-return]
         if value == "base" and self._not_base:

@@ -49,7 +49,6 @@ def overrides_from(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameter(dotted: str) -> str:
-    """Return the Python name of an option's parameter."""
     return dotted.replace(".", "__")
 
 

@@ -29,5 +29,4 @@ class Stages:
         return self._bar.enter_context(progress(title, unit="item")).update
 
     def end(self) -> None:
-        """Take the bar away."""
         self._bar.close()

@@ -82,7 +82,6 @@ class Bar:
         self._display.update(self._task, advance=done, note=note)
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Stand at ``done`` units of ``total``."""
         self._display.update(self._task, completed=done, total=total, note=note)
 
 

@@ -108,7 +108,6 @@ def command(
 
 
 def _show(verdict: Verdict) -> None:
-    """Print the result of the comparison."""
     from weitune.cli.shared.terminal import console
 
     lines = [say("cli.export.compared", engine=verdict.engine, prompts=verdict.prompts)]

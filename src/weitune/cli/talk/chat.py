@@ -113,7 +113,6 @@ def _opened(run: Path, system: str | None, options: dict[str, Any]) -> Run:
 
 
 def _targets(folder: Run | None, name: str, checkpoint: Which, options: dict[str, Any]) -> Any:
-    """Return a context with the tuned model and its base."""
     from weitune.cli.talk import targets
 
     if folder is None:
@@ -124,7 +123,6 @@ def _targets(folder: Run | None, name: str, checkpoint: Which, options: dict[str
 
 
 def _check_remote(checkpoint: Which, system: str | None) -> None:
-    """Refuse options that do not apply to a model on a server."""
     given = click.get_current_context().get_parameter_source
     for name in ("engine", "gguf_type", "device", "model", "accept_changed_base"):
         if given(name) == click.core.ParameterSource.COMMANDLINE:
@@ -137,7 +135,6 @@ def _check_remote(checkpoint: Which, system: str | None) -> None:
 
 
 def _talk(session: ChatSession, prompt: str | None) -> None:
-    """Answer ``prompt``, a person at a terminal, or the lines of a pipe."""
     if prompt is not None:
         session.load()
         session.say(prompt)

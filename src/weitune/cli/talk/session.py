@@ -43,7 +43,6 @@ class ChatSession:
             return target.load()
 
     def welcome(self) -> None:
-        """Load the model, and say who is there."""
         engine = self.load()
         tell(f"{self.tuned.name} · {engine.about}")
         if self.dialogue.system:
@@ -63,7 +62,6 @@ class ChatSession:
                 return
 
     def say(self, question: str) -> None:
-        """Print the answer to ``question``, and remember both."""
         question = _without_surrogates(question)
         stream = self.dialogue.ask(self.load(), question, self.sampling)
         if self.dialogue.dropped and not self._said_dropped:
@@ -115,7 +113,6 @@ class ChatSession:
         self._said_dropped = False
 
     def _ask_base(self, text: str) -> None:
-        """Print the base model's answer to ``text``, or to the last question, in the same dialogue."""
         question = text or self.dialogue.last_question
         if question is None:
             tell(say("cli.session.no_question_yet"))
@@ -126,7 +123,6 @@ class ChatSession:
         self._print(dialogue.ask(base, question, self.sampling))
 
     def _print(self, stream: ChatStream) -> None:
-        """Write an answer to standard output while it is generated."""
         show = _harmless if sys.stdout.isatty() else str
         try:
             for piece in stream:

@@ -59,7 +59,6 @@ def _trained(output: str | None) -> Run:
 
 
 def _asked(run: Run) -> list[dict[str, str]]:
-    """Return the persona's questions with the answers of the base model and of the tuned one."""
     from weitune.cli.shared.terminal import working
 
     persona = run.recipe.data[0].removeprefix("builtin:")
@@ -72,7 +71,6 @@ def _asked(run: Run) -> list[dict[str, str]]:
 
 
 def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
-    """Write the answers into the run's folder and into its report, and return the report's path."""
     from weitune.files.json_files import json_bytes
     from weitune.files.publish import publish_bytes
     from weitune.report.run_report import write_report
@@ -83,7 +81,6 @@ def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
 
 
 def _print(answers: list[dict[str, str]]) -> None:
-    """Print the answers side by side."""
     from rich.console import Console
     from rich.table import Table
 

@@ -108,7 +108,6 @@ def _reporter() -> Iterator[Reporter]:
 
 
 def _say_done(folder: Path) -> None:
-    """Say where the adapter is, and how to talk to it."""
     from weitune.cli.shared.terminal import console
 
     done = say("cli.train.done", folder=folder / ADAPTER_FOLDER, command=shell_command("chat", folder))

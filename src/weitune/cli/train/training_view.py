@@ -34,11 +34,9 @@ class TrainingView(Reporter):
         self._shown.close()
 
     def say(self, line: str) -> None:
-        """Print a line above the picture."""
         console().print(line, markup=False)
 
     def preparing(self) -> Progress:
-        """Show rows being prepared."""
         self._shown.close()
         self._bar = self._shown.enter_context(progress(say("cli.training_view.preparing_data"), unit="row"))
         return self._prepared
@@ -48,7 +46,6 @@ class TrainingView(Reporter):
             self._bar.update(done, total)
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
-        """Change the bar for the dashboard."""
         self._shown.close()
         self._every = log_every
         self._dashboard.feed({"event": "start", "step": done, "steps": steps})
@@ -79,7 +76,6 @@ class TrainingView(Reporter):
             )
 
     def evaluating(self) -> Progress:
-        """Show how far an evaluation is at the bar's end."""
         return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
 
     def evaluated(self, evaluation: Evaluation) -> None:
@@ -94,10 +90,8 @@ class TrainingView(Reporter):
             self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
 
     def saved(self, folder: Path) -> None:
-        """Name a checkpoint that was written."""
         self.say(say("cli.training_view.saved", folder=folder))
 
     def ended(self) -> None:
-        """Take the picture away."""
         self._shown.close()
         self._bar = None
