@@ -6,8 +6,11 @@ from pathlib import Path
 
 from tests.report.pages import EVIL, Page, made_run
 from tests.tiny import save_tiny_run
+from weitune.data.prepare.report import DataReport
+from weitune.report.data_section import data_tables
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
+from weitune.run.data_record import DataRecord
 
 
 def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -50,3 +53,9 @@ def test_broken_files_leave_their_part_out(tmp_path: Path) -> None:
     for name in ("data.json", "environment.json", "evaluation.json"):
         (run / name).write_text("{")
     assert "svg" in Page(run_report(RunRecord.read(run))).tags
+
+
+def test_a_count_that_was_not_recorded_is_a_dash() -> None:
+    tables = data_tables(DataRecord(DataReport.from_json({"rows": {"read": 0}})))
+    assert "<td>0</td>" in tables
+    assert tables.count("<td>–</td>") == 6

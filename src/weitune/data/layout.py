@@ -20,7 +20,7 @@ class Layout:
 
 
 SHARED = Layout(split, pack)
-"""One row in which every distinct prefix token stands once."""
+"""One row in which every distinct prefix token occurs once."""
 
 SEPARATE = Layout(split_by_length, pad)
 """One conversation a row, padded: for models that cannot share."""

@@ -1,4 +1,4 @@
-"""Pack examples into one row in which every distinct prefix token stands once: the prefix tree, depth first.
+"""Pack examples into one row in which every distinct prefix token occurs once: the prefix tree, depth first.
 
     examples:   S U1 A1 · S U2 A2 · S U1 A3            tree:   S ─┬─ U1 ─┬─ A1
                                                                   │      └─ A3

@@ -1,4 +1,4 @@
-"""Check the name of an encoding: Python must know it, and a text file can be in it."""
+"""Check the name of an encoding: Python must know it, and it must be one that text files use."""
 
 from __future__ import annotations
 

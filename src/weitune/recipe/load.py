@@ -84,7 +84,7 @@ def read_recipe_file(name: str) -> dict[str, Any]:
 def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Validate ``tree`` (nested mappings) with ``overrides`` (dotted name to value) laid over it.
 
-    Raises RecipeError with every problem found.
+    Raises RecipeError with every problem.
     """
     merged = _copied(tree)
     for dotted, value in (overrides or {}).items():

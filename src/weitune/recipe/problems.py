@@ -1,4 +1,4 @@
-"""Say in one line what is wrong with a recipe's key: where, what it must be, what was found.
+"""Say in one line what is wrong with a recipe's key: where, what it must be, what it is.
 
     train.micro_tokens: must be a whole number or 'auto'; found 'lots'
     trian.epochs: unknown key; did you mean 'train.epochs'?

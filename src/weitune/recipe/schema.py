@@ -51,7 +51,7 @@ class Tokens(Section):
     learn_empty_reasoning: bool = False
     """Learn the empty reasoning block (such as `<think></think>`) that a thinking model's template writes before an
     answer without reasoning. It is context by default, since learning it teaches the model not to think
-    (docs/data.md)."""
+    (docs/learned.md)."""
 
 
 class Lora(Section):

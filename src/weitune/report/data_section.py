@@ -14,15 +14,22 @@ def data_tables(data: DataRecord | None) -> str:
     if data is None:
         return ""
     rows, examples, lengths = data.report.rows, data.report.examples, data.report.lengths
+
+    def known(key: str, count: int) -> int | None:
+        return None if key in data.report.missing else count
+
     facts = [
-        (say("report.data_section.rows_read"), rows.read),
-        (say("report.data_section.rows_trained"), rows.trained),
+        (say("report.data_section.rows_read"), known("rows.read", rows.read)),
+        (say("report.data_section.rows_trained"), known("rows.trained", rows.trained)),
         *((say("report.data_section.set_aside", reason=reason), count) for reason, count in rows.set_aside.items()),
-        (say("report.data_section.examples"), examples.kept),
-        (say("report.data_section.cut"), examples.cut),
-        (say("report.data_section.tokens"), lengths.all),
-        (say("report.data_section.learned_tokens"), lengths.supervised),
-        (say("report.data_section.exact_copies"), data.report.findings.exact_duplicates),
+        (say("report.data_section.examples"), known("examples.kept", examples.kept)),
+        (say("report.data_section.cut"), known("examples.cut", examples.cut)),
+        (say("report.data_section.tokens"), known("tokens.all", lengths.all)),
+        (say("report.data_section.learned_tokens"), known("tokens.supervised", lengths.supervised)),
+        (
+            say("report.data_section.exact_copies"),
+            known("found.exact_duplicates", data.report.findings.exact_duplicates),
+        ),
     ]
     if data.validation is not None:
         facts.append((say("report.data_section.validation_examples"), data.validation.examples))

@@ -1,4 +1,4 @@
-"""The form in which a chat template reads calls and reasoning, found by trying it on small dialogues.
+"""The form in which a chat template reads calls and reasoning, detected by trying it on small dialogues.
 
 Templates differ, and none says what it reads:
 
@@ -42,7 +42,7 @@ def content_with_reasoning(turn: Turn, tags: tuple[str, str] = TAGS[0], hide: Hi
 
 
 class Conventions(TemplateProbe):
-    """The conventions of one template, each of which is found when it is first needed."""
+    """The conventions of one template, each detected when it is first needed."""
 
     def read(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` with reasoning taken out of answers that begin with it in the template's own frame.

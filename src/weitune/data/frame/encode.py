@@ -98,7 +98,7 @@ class PieceEncoder:
             pieces.append(Text(disguise.reveal(text) if disguise else text, bare))
 
     def encode(self, drafts: Sequence[Draft]) -> list[Example]:
-        """Tokenize ``drafts`` together. Raises DataError if a text cannot be told from a control token."""
+        """Tokenize ``drafts`` together. Raises DataError if a string cannot be told from a control token."""
         batch = self.begin(drafts)
         batch.run()
         return batch.finish()
@@ -133,7 +133,7 @@ class PieceEncoder:
     def _has_control(self, text: str, ids: Iterable[int]) -> bool:
         """Return whether a control token is among ``ids``, the tokens of plain ``text``.
 
-        The unknown token may be one, and also stands for characters that the model does not know.
+        The unknown token may be one, and also encodes characters that the model does not know.
         """
         controls = self._control_ids.intersection(ids)
         return bool(controls - {self._unknown}) or (bool(controls) and bool(self._controls.lookalikes(text)))
@@ -181,7 +181,7 @@ class EncodingBatch:
             self._encodings.append(tokenizer.encode_batch_fast(strings, add_special_tokens=False))
 
     def finish(self) -> list[Example]:
-        """Return the examples. Raises DataError if a text cannot be told from a control token."""
+        """Return the examples. Raises DataError if a string cannot be told from a control token."""
         for (_, texts), encodings in zip(self._by_tokenizer, self._encodings, strict=True):
             for text, encoding in zip(texts, encodings, strict=True):
                 self._known[text] = self._encoder.learn(text, encoding.ids)
@@ -202,7 +202,7 @@ def _assemble(draft: Draft, ids: Mapping[Text, Sequence[int]]) -> Example:
 
 def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:
     """Return two tokenizers with the same model and without control tokens, the second of which adds no space before
-    its input, and whether that space comes only at the very start of a text, not after every control token."""
+    its input, and whether that space comes only at the very start of a string, not after every control token."""
     steps = Tokenizer(models.BPE())  # an empty model keeps the JSON small
     if tokenizer.normalizer is not None:
         steps.normalizer = tokenizer.normalizer

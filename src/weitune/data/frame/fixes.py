@@ -118,7 +118,7 @@ def _one_by_one(turns: Sequence[Turn]) -> Iterator[Turn]:
     moved: set[int] = set()
     for i, turn in enumerate(turns):
         calls = turn.tool_calls
-        told = range(i + 1, i + len(calls))  # all answers but the last, which stands where it belongs
+        told = range(i + 1, i + len(calls))  # all answers but the last, which is in its place already
         if len(calls) > 1 and all(turn.role == "tool" for turn in turns[i + 1 : i + 1 + len(calls)]):
             moved.update(told)
             yield turn._replace(tool_calls=calls[:1])

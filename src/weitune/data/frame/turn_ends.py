@@ -1,4 +1,4 @@
-"""The token that ends an assistant's turn, found by rendering small dialogues.
+"""The token that ends an assistant's turn, detected by rendering small dialogues.
 
 A turn is rendered as the last one, and with another turn after it. What both renderings have after the answer belongs
 to the turn, and the last control token there ends it:

@@ -65,7 +65,7 @@ class RowCounts:
     examples: Examples = field(default_factory=Examples)
     findings: Findings = field(default_factory=Findings)
     places: dict[str, list[str]] = field(default_factory=dict)
-    """Where the first rows that were set aside stand, by reason."""
+    """Places of the first rows that were set aside, by reason."""
     duplicates: DuplicateCounter = field(default_factory=DuplicateCounter)
 
     def row(self, conversation: Conversation, kept: int, reasons: list[str]) -> None:

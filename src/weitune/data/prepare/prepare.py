@@ -4,7 +4,7 @@
                  one at a time               batches of 1024,
                                              Rust, all cores
 
-Prepared data are found by a fingerprint of file contents, framing and options, so a second start only opens the file.
+Prepared data are cached under a fingerprint of file contents, framing and options; a second start only opens the file.
 Memory: a few batches, and 16 bytes a row.
 """
 
@@ -52,7 +52,7 @@ class Prepared(StoredExamples):
 def prepare(
     recipe: Recipe, framing: Framing, progress: Progress | None = None, *, files: Sequence[str] | None = None
 ) -> Prepared:
-    """Return the examples of ``recipe``'s data (or of ``files``), prepared now or found in the cache.
+    """Return the examples of ``recipe``'s data (or of ``files``), prepared now or read from the cache.
 
     ``progress`` is called with (rows done, rows in all or None). Raises DataError with every problem of every row, or
     if nothing is left to learn.
@@ -123,8 +123,10 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
 
     parts = {
         "version": [_VERSION, tokenizers.__version__, transformers.__version__],
-        "sources": [[s.kind, s.facts.sha256 if s.facts else s.name, s.facts.encoding if s.facts else "", s.part]
-                    for s in reader.sources],
+        "sources": [
+            [s.kind, s.facts.sha256 if s.facts else s.name, s.facts.encoding if s.facts else "", s.part]
+            for s in reader.sources
+        ],
         "framing": framing.describe(),
         "system": recipe.system,
         "columns": recipe.columns,
@@ -133,7 +135,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
         "max_length": recipe.tokens.max_length,
         "truncation": recipe.tokens.truncation,
         "joiner": read_options(recipe).joiner,
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

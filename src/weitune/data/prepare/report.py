@@ -1,4 +1,4 @@
-"""What a preparation found: every row that was read is trained, set aside for a named reason, or faulty.
+"""The report of a preparation: every row that was read is trained, set aside for a named reason, or faulty.
 
     rows read = trained + set aside + faulty           examples made = kept + set aside
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +91,9 @@ class DataReport:
     lengths: Lengths
     findings: Findings
     set_aside_rows: Mapping[str, Sequence[str]]
-    """Where the first rows that were set aside stand, by reason."""
+    """Places of the first rows that were set aside, by reason."""
+    missing: frozenset[str] = frozenset()
+    """Counts that another version did not record, such as ``rows.read``; they are 0 here."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,11 +107,15 @@ class DataReport:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> DataReport:
-        """Read what :meth:`to_json` returned; what another version did not count is 0.
+        """Read what :meth:`to_json` returned; what another version did not count is 0 and named in ``missing``.
 
         Raises TypeError, ValueError or AttributeError if ``tree`` is no report.
         """
         unit: Unit = "characters" if "characters" in tree else "tokens"
+        counts: dict[str, type[Any]] = {"rows": Rows, "examples": Examples, unit: Lengths, "found": Findings}
+        missing = (
+            f"{key}.{f.name}" for key, kind in counts.items() for f in fields(kind) if f.name not in tree.get(key, {})
+        )
         return cls(
             sources=[_source(source) for source in tree.get("sources", ())],
             rows=record_from(Rows, tree.get("rows", {})),
@@ -118,6 +124,7 @@ class DataReport:
             lengths=record_from(Lengths, tree.get(unit, {})),
             findings=record_from(Findings, tree.get("found", {})),
             set_aside_rows=tree.get("set_aside_rows", {}),
+            missing=frozenset(missing),
         )
 
     def with_source_names(self, names: Sequence[str]) -> DataReport:
@@ -168,7 +175,6 @@ def _source(tree: Mapping[str, Any]) -> SourceReport:
 
 
 def _spread(values: npt.NDArray[np.int32]) -> dict[str, float]:
-    """Return mean and percentiles of ``values``."""
     if not len(values):
         return {}
     points = np.percentile(values, _PERCENTILES, method="nearest")

@@ -23,17 +23,19 @@ import pyarrow as pa
 
 from weitune.data.conversation import Example, Origin, Span
 
-_SCHEMA = pa.schema([
-    ("input_ids", pa.list_(pa.int32())),
-    ("starts", pa.list_(pa.int32())),
-    ("stops", pa.list_(pa.int32())),
-    ("span_weights", pa.list_(pa.float64())),
-    ("weight", pa.float64()),
-    ("supervised", pa.int32()),
-    ("source", pa.int32()),
-    ("row", pa.int64()),
-    ("line", pa.int64()),
-])  # fmt: skip
+_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("starts", pa.list_(pa.int32())),
+        ("stops", pa.list_(pa.int32())),
+        ("span_weights", pa.list_(pa.float64())),
+        ("weight", pa.float64()),
+        ("supervised", pa.int32()),
+        ("source", pa.int32()),
+        ("row", pa.int64()),
+        ("line", pa.int64()),
+    ]
+)
 
 
 class ExampleWriter:

@@ -51,8 +51,8 @@ class Check:
         return not self.problems and self.report.rows.trained > 0
 
     def to_json(self) -> dict[str, Any]:
-        found = {"unit": self.unit, "steps_per_epoch": self.steps_per_epoch, "saved_by_sharing": self.saved_by_sharing}
-        return {"ready": self.ready, **self.report.to_json(), **found, "problems": self.problems.to_json()}
+        facts = {"unit": self.unit, "steps_per_epoch": self.steps_per_epoch, "saved_by_sharing": self.saved_by_sharing}
+        return {"ready": self.ready, **self.report.to_json(), **facts, "problems": self.problems.to_json()}
 
 
 def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = None) -> Check:
@@ -63,8 +63,8 @@ def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = N
     with tempfile.TemporaryDirectory() as folder:
         report, examples = prepare_valid_rows(reader, recipe, framing, Path(folder), progress)
         plan = Plan(len(examples), recipe.train.batch_size, 1, recipe.train.seed)
-        return Check(report, reader.problems, examples.lengths.copy(), plan.steps_per_epoch,
-                     saved_by_sharing(examples, plan))  # fmt: skip
+        saved = saved_by_sharing(examples, plan)
+        return Check(report, reader.problems, examples.lengths.copy(), plan.steps_per_epoch, saved)
 
 
 def saved_by_sharing(examples: StoredExamples, plan: Plan) -> float | None:
