@@ -31,7 +31,7 @@ def change_config(adapter: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"peft_type": "IA3"}, "it is of the kind IA3"),
+        ({"peft_type": "IA3"}, "its PEFT type is IA3"),
         ({"fan_in_fan_out": True, "lora_bias": True}, "it has fan_in_fan_out; it has lora_bias"),
         ({"bias": "all"}, "it trains biases"),
         ({"init_lora_weights": "pissa_niter_4"}, "its initialization 'pissa_niter_4' has changed the base's weights"),
