@@ -109,7 +109,6 @@ class Example:
 
     @property
     def supervised(self) -> int:
-        """How many tokens are learned."""
         return sum(span.stop - span.start for span in self.spans)
 
     @property

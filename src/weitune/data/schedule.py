@@ -30,12 +30,10 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one epoch."""
         return -(-self.examples // self.batch_size)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in the whole run."""
         whole = self.steps_per_epoch * self.epochs
         return whole if self.max_steps is None else min(whole, self.max_steps)
 

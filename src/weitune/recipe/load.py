@@ -53,7 +53,6 @@ def section_of(info: FieldInfo) -> type[BaseModel] | None:
 
 
 def _bare(kind: Any) -> Any:
-    """Return what an ``Annotated`` annotates."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 

@@ -251,7 +251,6 @@ class ChatFraming(Framing):
         return True
 
     def _with_arguments(self, arguments: Mapping[str, Any]) -> ChatFraming:
-        """Return this framing with other arguments of the template."""
         if not arguments:
             return self
         key = repr(arguments)

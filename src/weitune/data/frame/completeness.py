@@ -87,6 +87,5 @@ def _around(text: str, other: str) -> str:
 
 
 def _first_difference(text: str, other: str) -> int:
-    """Return where two strings differ first."""
     differing = (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
     return next(differing, min(len(text), len(other)))

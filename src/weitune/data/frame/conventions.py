@@ -140,7 +140,6 @@ class Conventions(TemplateProbe):
         return tuple(sorted(blocks - {""}, key=len, reverse=True))
 
     def _empty_block(self, before: list[dict[str, Any]], called: bool) -> str:
-        """Return the empty reasoning block in an answer after ``before``, or nothing."""
         form = self.reasoning_format(called)
         turn = Turn("assistant", ANSWER, tool_calls=(CALL,) if called else ())
         prompt = self.render(before, called=called or None, prompting=True)
