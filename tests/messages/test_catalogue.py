@@ -52,7 +52,8 @@ def is_id(node: ast.AST) -> bool:
 
 def fields_of(entry: str | dict[str, str]) -> set[str]:
     parts = [entry] if isinstance(entry, str) else entry.values()
-    return {field for part in parts for _, field, _, _ in string.Formatter().parse(part) if field is not None}
+    fields = {field for part in parts for _, field, _, _ in string.Formatter().parse(part) if field is not None}
+    return {field.partition(".")[0] for field in fields}  # {record.loss} is an attribute of the value `record`
 
 
 def ids() -> dict[str, str | dict[str, str]]:

@@ -57,11 +57,10 @@ def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:
     if outside and files.adapter is not None:
         raise RunError(
             "generate.open_model.tokens_outside_vocabulary",
-            folder=files.tokenizer_folder,
             count=len(outside),
             first=outside[0],
-            model=files.path,
             rows=rows,
+            files=files,
         )
 
 

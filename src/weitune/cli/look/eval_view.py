@@ -22,15 +22,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print(Text(say("cli.eval_view.rows", name=rows.name, examples=rows.examples, questions=rows.questions)))
     console.print(_table(evaluation.models))
     if win := evaluation.win_rate:
-        said = say(
-            "cli.eval_view.win_rate",
-            which=win.which,
-            judge=win.judge,
-            rate=win.rate,
-            low=win.low,
-            high=win.high,
-            pairs=win.pairs,
-        )
+        said = say("cli.eval_view.win_rate", win=win)
         console.print(Text(said))
     for answer in evaluation.answers[:_SHOWN_ANSWERS]:
         console.print(Text(f"\n{answer.prompt}", style="bold"))

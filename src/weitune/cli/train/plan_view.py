@@ -31,16 +31,7 @@ def print_plan(plan: RunPlan) -> None:
     console.print(Text(say("cli.plan_view.disk", size=memory_text(plan.disk))))
     if plan.timing is not None:
         timing = plan.timing
-        console.print(
-            Text(
-                say(
-                    "cli.plan_view.time",
-                    duration=duration_text(timing.seconds),
-                    step_seconds=timing.step_seconds,
-                    tokens_per_second=timing.tokens_per_second,
-                )
-            )
-        )
+        console.print(Text(say("cli.plan_view.time", duration=duration_text(timing.seconds), timing=timing)))
     if plan.here.fits:
         console.print(Text(say("cli.plan_view.fits"), style="bold green"))
         return
@@ -57,14 +48,7 @@ def _about(plan: RunPlan) -> list[str]:
     if plan.inputs is not None and plan.workload is not None:
         lines.append(say("cli.plan_view.saved_by_sharing", saved_by_sharing=plan.workload.saved_by_sharing))
         schedule = plan.inputs.plan
-        lines.append(
-            say(
-                "cli.plan_view.steps",
-                steps=schedule.steps,
-                steps_per_epoch=schedule.steps_per_epoch,
-                batch_size=schedule.batch_size,
-            )
-        )
+        lines.append(say("cli.plan_view.steps", schedule=schedule))
     return lines
 
 

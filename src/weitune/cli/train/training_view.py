@@ -63,17 +63,7 @@ class TrainingView(Reporter):
         self._dashboard.feed({"event": "step", **asdict(record)})
         steps = self._dashboard.steps
         if record.step % self._every == 0 or record.step in {1, steps}:
-            self.say(
-                say(
-                    "cli.training_view.step",
-                    step=record.step,
-                    steps=steps,
-                    loss=record.loss,
-                    learning_rate=record.learning_rate,
-                    grad_norm=record.grad_norm,
-                    tokens_per_second=record.tokens_per_second,
-                )
-            )
+            self.say(say("cli.training_view.step", steps=steps, record=record))
 
     def evaluating(self) -> Progress:
         return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
