@@ -93,9 +93,10 @@ def watch(
 def test_it_warns_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch(monkeypatch, available=2000 << 20, total=1 << 40).forecast_warning() == ""
     told = watch(monkeypatch, available=500 << 20, total=1 << 40).forecast_warning()
-    assert (
-        "one forward pass of 1,000 tokens takes about 1.0 GiB, weights and training states another 200 MiB, and" in told
+    need = (
+        "one forward pass of 1,000 tokens takes about 1.0 GiB, weights, gradients and optimizer state another 200 MiB"
     )
+    assert f"{need}, and" in told
     assert "train.micro_tokens" in told
 
 

@@ -39,9 +39,9 @@ _SCARCE = 0.03
 _SHOWN_BYTES = 50 << 20
 """Parts of less memory are left out of the first line."""
 _LEAST_BYTES = {"int8": 1.0, "nf4": 0.5}
-"""Bytes of a number in quantized storage, were there no layers that stay as they are."""
+"""Bytes of a number in quantized storage: a lower bound, since some layers are not quantized."""
 _CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
-"""Words of PyTorch's allocator for the CPU, which raises a plain RuntimeError with no other mark."""
+"""Parts of the messages of PyTorch's CPU allocator, which raises a plain RuntimeError."""
 
 
 def weight_numbers(files: ModelFiles) -> int:
@@ -66,7 +66,7 @@ def load_if_it_fits(
     dtype = stored_dtype(storage, choose_dtype(precision, device))
     need = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize)) // shards
     there = host_memory().available if shards == 1 else free_bytes(device)  # parts are not shared, mapped files are
-    if device.type == "cpu" and need > there:  # an accelerator's driver says no without killing
+    if device.type == "cpu" and need > there:  # an accelerator's driver raises an error instead of killing the process
         raise _too_large(files, dtype, need, device)
     try:
         return load_weights(
@@ -87,21 +87,20 @@ def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.d
 
 @dataclass(frozen=True, slots=True)
 class PassNeed:
-    """What the largest forward and backward pass of a run is expected to take, and what must be had beside it."""
+    """Memory that the largest forward and backward pass of a run is expected to take, and what is needed besides."""
 
     size: PassSize
     bytes: int
     """Of the pass."""
     beside: int
-    """Bytes that training takes once, and has not taken yet."""
+    """Bytes that training will allocate once, besides its passes, and has not allocated yet."""
 
     @classmethod
     def estimate(cls, shape: ModelShape, config: PassConfig, size: PassSize, beside: int) -> PassNeed:
-        """Return the need of a pass of ``size``, with ``beside`` bytes that training has yet to allocate."""
         return cls(size, sum(pass_bytes(shape, size, config)), beside)
 
     def values(self) -> dict[str, object]:
-        """Return what messages about the need say: its tokens, its size and the keys that lower it."""
+        """Return the values that messages about the need have in common."""
         return {"tokens": self.size.tokens, "pass_size": memory_text(self.bytes), "fix": self.fix}
 
     @property
@@ -152,7 +151,7 @@ class MemoryWatch:
 
     @contextmanager
     def explained(self, command: str) -> Iterator[None]:
-        """Raise RunError, with all that is known, if memory runs out in the block; ``command`` goes on with the run."""
+        """Raise RunError if memory runs out in the block; ``command`` is the one that resumes the run."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:

@@ -6,7 +6,7 @@ One estimate (:mod:`.memory_estimate`) serves ``weitune plan``, the first lines 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -128,7 +128,7 @@ def pass_config_for(meta: MetaModel, recipe: Recipe, form: Format, kind: str) ->
 
 
 def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
-    """Return the need on ``target``, with what ``recipe`` leaves to ``auto`` chosen as training would choose it there.
+    """Estimate the memory of a run on ``target``, with ``auto`` resolved as training would resolve it there.
 
     ``largest`` is the largest pass if nothing is split, of one of the run's ``processes``, each of which has a target.
     """
@@ -206,7 +206,7 @@ def _changes(
 
 
 def _milder(meta: MetaModel, recipe: Recipe, form: Format) -> Iterator[tuple[str, str, Format]]:
-    """Yield (dotted key, value, format with it) of what takes less memory for as many tokens."""
+    """Yield (dotted key, value, resulting format) for each change that saves memory without shorter passes."""
     train = recipe.train
     if train.recompute in {"none", "feed-forward"}:
         yield "train.recompute", "block", form
@@ -235,8 +235,4 @@ def disk_bytes(meta: MetaModel, recipe: Recipe) -> int:
 def step_costs(meta: MetaModel, workload: Workload) -> list[float]:
     """Return the floating-point operations of each step of ``workload``, without those of attention itself."""
     head = meta.shape.hidden * meta.shape.vocabulary
-    return [_cost(step, meta.linear, head) for step in workload.steps]
-
-
-def _cost(step: Sequence[PassSize], blocks: int, head: int) -> float:
-    return 4.0 * sum(blocks * size.tokens + head * size.predictions for size in step)
+    return [4.0 * sum(meta.linear * size.tokens + head * size.predictions for size in step) for step in workload.steps]

@@ -43,7 +43,7 @@ class StepRecord:
     tokens: int
     """Tokens of the step's examples, each counted as often as it occurs."""
     computed_tokens: int
-    """Tokens that this device computed: shared beginnings once."""
+    """Tokens that this device computed, shared prefixes once."""
     supervised_tokens: int
     tokens_per_second: float
     step_seconds: float

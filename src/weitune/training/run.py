@@ -58,9 +58,9 @@ def train(
 ) -> Run:
     """Fine-tune as ``recipe`` says and return the finished run.
 
-    With ``resume_existing``, a run of this recipe that is in ``recipe.output`` already is resumed, as :func:`resume`
-    does; so the same call may be made again after a crash. ``stop`` lets a program end the run
-    from another thread, as SIGINT and SIGTERM do.
+    With ``resume_existing``, an existing run of this recipe in ``recipe.output`` is resumed as :func:`resume` does, so
+    the same call may be repeated after a crash. ``stop`` lets a program end the run from another thread, as SIGINT and
+    SIGTERM do.
 
     Raises InputError (and leaves no folder) if the recipe, the data, the model or the output folder are not in order,
     RunError if disk or memory run out, NonFiniteError if a loss or gradient is not finite, and Interrupted after a
@@ -72,7 +72,7 @@ def train(
     else:
         check_free(folder)
     with open_session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session:
-        # Decided once the processes have met: one that comes late would find the folder that another has just made.
+        # Decided once all processes have started: a late one would see the folder that another has just made.
         if resume_existing and session.sees(lambda: holds_run(folder)):
             with session.lock():
                 _resume(session, recipe, compare=True)
@@ -91,9 +91,9 @@ def resume(
 ) -> Run:
     """Go on with the run in ``folder`` from its newest good checkpoint, or from its start if it has none.
 
-    ``overrides`` (dotted name to value) may hold what :data:`.MAY_CHANGE` lists. A run that is
-    complete stays as it is. Raises RunError if ``folder`` holds no run, if another process trains in it, or if recipe,
-    data, model or plan are not those it began with, and otherwise what :func:`train` raises.
+    ``overrides`` (dotted name to value) may hold the keys of :data:`.MAY_CHANGE`. A complete run is not trained
+    further. Raises RunError if ``folder`` holds no run, if another process trains in it, or if recipe, data, model or
+    plan differ from those of the run, and otherwise what :func:`train` raises.
     """
     folder = Path(folder)
     check_run(folder)
@@ -142,7 +142,7 @@ def _resume(session: Session, recipe: Recipe, *, compare: bool = False) -> None:
 
 
 def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
-    """Check that everything is as it was, and train from where ``past`` ends."""
+    """Check that nothing relevant has changed, and train from the step at which ``past`` ends."""
     check_trackers(recipe)
     inputs = _same_inputs(session, past, recipe)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
@@ -164,7 +164,7 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
 
 
 def _same_inputs(session: Session, past: ResumeState, recipe: Recipe) -> RunInputs:
-    """Collect the inputs of a run. Raises RunError if they are not what they were."""
+    """Collect the inputs of a run. Raises RunError if they differ from those it began with."""
     recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
     inputs = collect_inputs(recipe, session.reporter, session.accelerator)
     resume_checks.check_basis(session.folder, past.basis, {**inputs.basis, **fingerprints_as(past.basis, inputs.files)})
@@ -201,7 +201,7 @@ def _train(session: Session, run: PreparedRun, checkpoint: Checkpoint | None = N
 
 
 def _report(session: Session) -> None:
-    """Write the run's report; a run does not fail for want of one."""
+    """Write the run's report. A run does not fail because its report cannot be written."""
     try:
         session.reporter.say(say("training.run.report", path=write_report(session.folder)))
     except (OSError, InputError, ValueError, KeyError, TypeError) as error:

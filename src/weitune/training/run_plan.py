@@ -32,7 +32,7 @@ class RunPlan:
     recipe: Recipe
     meta: MetaModel
     notes: Sequence[str]
-    """What training would say before its first step."""
+    """Notes that training would print before its first step."""
     inputs: RunInputs | None
     """None if the model came without a tokenizer, so that its data could not be counted."""
     workload: Workload | None
@@ -45,11 +45,11 @@ class RunPlan:
     """If the run does not fit here: changes of the recipe, each of which makes it fit."""
     disk: int
     processes: int = 1
-    """Each step is divided among so many; memory is that of one of them."""
+    """Number of processes that share a step; memory is that of one of them."""
     timing: Timing | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything for programs, memory in bytes."""
+        """Return the plan as `weitune plan --json` prints it, memory in bytes."""
         plan = self.inputs.plan if self.inputs else None
         return {
             "model": {"parameters": self.meta.parameters, "trainable": self.meta.trainable},
@@ -83,8 +83,8 @@ def plan_run(
 ) -> RunPlan:
     """Return the plan of a run on this machine, and on GPUs given as (name, bytes of memory).
 
-    With several ``processes`` it is that of each: every one has a GPU, but they share the memory of a CPU. Of the model
-    only its configuration and its tokenizer are needed. Raises InputError as training would.
+    With several ``processes``, memory is that of each one: they share the memory of a CPU, but each has its own GPU.
+    Only the configuration and the tokenizer of the model are needed. Raises InputError as training would.
     """
     notes = _Notes()
     files = locate_base(recipe, weights=False)

@@ -1,7 +1,7 @@
 """How long a run takes on this machine, from a few steps that are computed and thrown away.
 
-The time of a step is taken to be proportional to its floating-point operations, which the workload tells for steps of
-all lengths; so it does not matter whether the measured steps happen to be short or long.
+The time of a step is assumed to be proportional to its floating-point operations, which the workload gives for every
+step. So it does not matter whether the measured steps happen to be short or long.
 """
 
 from __future__ import annotations
@@ -53,13 +53,9 @@ class _Stopwatch:
 
 
 def measure(
-    inputs: RunInputs,
-    meta: MetaModel,
-    *,
-    device: str | None = None,
-    progress: Progress | None = None,
+    inputs: RunInputs, meta: MetaModel, *, device: str | None = None, progress: Progress | None = None
 ) -> Timing:
-    """Load the model, train three steps and forget them. Raises what training raises."""
+    """Load the model, train three steps and discard them. Raises the same errors as training."""
     recipe = inputs.recipe
     loaded = load_model(
         recipe.model,

@@ -63,7 +63,7 @@ class Trainable:
         """Return the bytes that training will allocate once, besides its passes, and has not allocated yet.
 
         Weights that are mapped from a file take memory when they are first read, gradients and moments at the first
-        step, and so does the code that oneDNN writes for each shape of a product.
+        step, as does the code that oneDNN generates for each shape of a matrix product.
         """
         numbers = [(held_numbers(p), p.element_size(), p.requires_grad) for p in self.trained.model.parameters()]
         held = sum(numel * size for numel, size, _ in numbers)

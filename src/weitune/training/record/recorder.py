@@ -126,10 +126,10 @@ class Recorder:
         if self._checkpoints is not None:
             self._checkpoints.announce(wait=wait)
 
-    def _any_process(self, *wishes: bool) -> list[bool]:
-        """Return for each wish whether any process has it: all must do the same after the same step."""
+    def _any_process(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process: all must act alike after the same step."""
         accelerator = self._session.accelerator
         if accelerator.num_processes == 1:
-            return list(wishes)
-        counts = torch.tensor([int(wish) for wish in wishes], device=accelerator.device)
+            return list(flags)
+        counts = torch.tensor([int(flag) for flag in flags], device=accelerator.device)
         return [bool(count) for count in accelerator.reduce(counts, reduction="sum").tolist()]
