@@ -73,6 +73,5 @@ def llama_models(
 
 
 def _base_model(source: ExportSource) -> LlamaModel:
-    """Return the base with its own framing, without any run's system prompt."""
     framing = source.base_framing
     return LlamaModel(BASE, framing, frozenset([*framing.stop_tokens, *source.base_stop_tokens]), None, None)

@@ -196,7 +196,6 @@ class SmoothedWeights:
         return self._weights.slots
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a tensor with its rows divided and its columns multiplied."""
         tensor = self._weights.read(name, dtype)
         if name in self._divisors:
             factors = self._divisors[name].to(tensor.dtype)

@@ -48,11 +48,9 @@ class RowCriteria:
         return self.columns.issubset(value) if self.columns else recognise(value) is not None
 
     def decides(self, key: str) -> bool:
-        """Return whether a field with this name is enough to make an object a row."""
         return key in self.columns if self.columns else recognise({key: None}) is not None
 
     def holds_rows(self, key: str, value: object) -> bool:
-        """Return whether ``value`` is a list of rows, or a list of objects under a ``key`` that is usual for rows."""
         if not isinstance(value, list):
             return False
         objects = [item for item in value[:_EXAMINED] if isinstance(item, dict)]
@@ -92,7 +90,6 @@ def several_lists(lists: Mapping[str, int | None]) -> Problem:
 
 
 def _named(value: Mapping[str, Any], criteria: RowCriteria, part: str) -> ContainedRows | Problem:
-    """Return the rows in the field ``part`` of an object, or of an object under one of the usual names in it."""
     named = value.get(part)
     if isinstance(named, list):
         return ContainedRows(part, unread=_others(value, [part]))
@@ -127,7 +124,6 @@ def _within(value: Mapping[str, Any], criteria: RowCriteria) -> ContainedRows | 
 
 
 def _rows_below(value: Mapping[str, Any], key: str, inside: ContainedRows | Problem) -> ContainedRows | Problem:
-    """Return the rows ``inside`` the object under ``key`` as rows of ``value``."""
     if isinstance(inside, Problem):
         return inside
     rows = inside.rows if inside.key is None else value[key][inside.key]

@@ -87,7 +87,6 @@ def _values(parts: Iterable[_Part], kind: str) -> list[Any]:
 
 
 def _check_order(fields: Fields, parts: Sequence[_Part]) -> None:
-    """Note a fault if a part follows one that chat templates write after it."""
     reached = 0
     for part in parts:
         rank = _ORDER.index(part.kind) if part.kind in _ORDER else reached
@@ -97,7 +96,6 @@ def _check_order(fields: Fields, parts: Sequence[_Part]) -> None:
 
 
 def _turns(parts: Sequence[_Part], role: Role) -> list[Turn]:
-    """Return results as tool turns and the text between them as turns of ``role``, in order."""
     turns: list[Turn] = []
     for is_result, group in groupby(parts, lambda part: part.kind == "result"):
         values = [part.value for part in group if part.kind in ("result", "text")]
@@ -138,7 +136,6 @@ def _count_unread(fields: Fields, part: Mapping[str, Any], known: frozenset[str]
 
 
 def _joined(fields: Fields, part: Mapping[str, Any], key: str, place: str) -> str:
-    """Return the text under ``key``, which may itself be a list of text parts."""
     if not isinstance(part.get(key), list):
         return fields.text(part, key, f"{place}.")
     texts = []
@@ -163,7 +160,6 @@ def _calls(fields: Fields, part: Mapping[str, Any], place: str) -> Sequence[Tool
 
 
 def _result(fields: Fields, part: Mapping[str, Any], place: str) -> Turn:
-    """Return the tool turn of a ``tool_result`` part of Anthropic's API."""
     _count_unread(fields, part, _RESULT_KEYS, place)
     call_id = fields.optional_text(part, "tool_use_id", f"{place}.")
     text = "" if part.get("content") is None else _joined(fields, part, "content", place)

@@ -49,13 +49,11 @@ class Fields:
         self.faults.append(data_problem(message_id, field=field, **values))
 
     def remark(self, message_id: str) -> None:
-        """Count a remark about this row for the report, once per row."""
         if message_id not in self._remarked:
             self._remarked.add(message_id)
             self._notes.remarks[say(message_id)] += 1
 
     def count_unread(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
-        """Count the fields of ``holder`` that are not ``known`` as unread."""
         if not known.issuperset(holder):
             for key in holder:
                 if key not in known:
@@ -110,7 +108,6 @@ class Fields:
         return ()
 
     def _missing(self, holder: Mapping[str, Any], key: str, what: str, where: str) -> None:
-        """Note the fault that there is no ``key``, and name a field whose name looks like it if there is one."""
         name = where + key
         lookalike = next((other for other in holder if _visible(other).casefold() == key.casefold()), None)
         if lookalike is None:
@@ -153,7 +150,6 @@ def is_empty(value: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def _visible(name: str) -> str:
-    """Return ``name`` without spaces and invisible characters, and with full-width characters made normal."""
     return "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char)[0] not in "CZ")
 
 

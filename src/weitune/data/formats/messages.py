@@ -60,7 +60,6 @@ def refuse_late_system(fields: Fields, where: str) -> None:
 
 
 def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
-    """Return the turn of a message, or several turns if a user message contains tool results."""
     if not isinstance(message, dict):
         fields.fault("data.messages.wrong_type", field=place, value=shown(message))
         return [Turn("user", "")]
@@ -143,7 +142,6 @@ def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where:
 def _call_content(
     fields: Fields, message: Mapping[str, Any], content_key: str, where: str
 ) -> tuple[str | None, tuple[ToolCall, ...]]:
-    """Return reasoning and calls of a message whose content is calls as JSON, which may follow reasoning in tags."""
     value, reasoning = message.get(content_key), None
     if not isinstance(value, dict | list):
         value = fields.text(message, content_key, where)

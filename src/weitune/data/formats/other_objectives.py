@@ -64,7 +64,6 @@ def _is_verdict(value: Any, read_as: str | None) -> bool:
 
 
 def _refusal(name: str, value: Any) -> str:
-    """Return the message id of the fault of a field with media or with one of several answers."""
     if name.casefold() in _MEDIA:
         return "data.other_objectives.media"
     is_text = isinstance(value, str)

@@ -136,7 +136,6 @@ def _alpaca(fields: Fields, row: Mapping[str, Any], options: Options) -> _Read:
 
 
 def _dialogue(fields: Fields, row: Mapping[str, Any], _options: Options, *, names: Sequence[str]) -> _Read:
-    """Read a list of messages, or of pairs, under the first of ``names`` that the row has."""
     key = next((name for name in names if name in row), names[0])
     fields.count_unread(row, _COMMON_KEYS | {key})
     items = fields.messages(row, key)
@@ -166,7 +165,6 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], _options: Options
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the names of the fields with question and answer, if ``row`` has both."""
     return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None)
 
 
@@ -185,7 +183,6 @@ def _system_turns(fields: Fields, row: Mapping[str, Any]) -> Sequence[Turn]:
 
 
 def _join_system_prompts(fields: Fields, turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Return ``turns`` with the system prompts at the beginning joined into one, without repetitions."""
     count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     if count < 2:
         return tuple(turns)

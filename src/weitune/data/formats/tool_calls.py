@@ -189,7 +189,6 @@ def _has_null(value: Any) -> bool:
 
 
 def _decoded(fields: Fields, item: Any, where: str) -> Any:
-    """Return a tool, decoded if the tool or its function is JSON in a string."""
     tool = fields.json(item, "data.tool_calls.tool", where)
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), str):
         return tool

@@ -51,7 +51,6 @@ class TurnFrames:
         return "".join([head, *turns, self.opening])
 
     def go_template(self) -> str:
-        """Return the frames as an Ollama template. Ollama itself puts the Modelfile's SYSTEM before the messages."""
         head = f'{{{{- if ne (index .Messages 0).Role "system" }}}}{go_action(self.head)}{{{{- end }}}}' * bool(
             self.head
         )

@@ -65,7 +65,6 @@ def slot_bytes(slot: Slot) -> int:
 
 
 def _blocks(tensor: Tensor, values: int = 1 << 24) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield a tensor's bytes in blocks, without a second copy of it."""
     flat = tensor.contiguous().reshape(-1)
     for start in range(0, flat.numel(), values):
         yield flat[start : start + values].view(torch.uint8).numpy()

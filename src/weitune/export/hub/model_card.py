@@ -148,7 +148,6 @@ def _training(
 
 
 def _evaluation(evaluation: Evaluation | None, step: int | None) -> list[str]:
-    """Return what ``weitune eval`` measured of this adapter, beside its base if that was evaluated too."""
     if evaluation is None:
         return []
     shown = [m for m in evaluation.models if m.which == "base" or (step is not None and m.step == step)]

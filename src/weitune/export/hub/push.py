@@ -95,7 +95,6 @@ def _licence_on_hub(name: str) -> str | None:
 
 
 def _adapter_config(source: ExportSource) -> dict[str, Any]:
-    """Return PEFT's configuration with the name under which others find the base."""
     return {
         **read_adapter_config(source.adapter_folder),
         "base_model_name_or_path": without_paths(source.recipe).model,

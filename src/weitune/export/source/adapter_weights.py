@@ -149,7 +149,6 @@ def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """Return s for ``module``, whose own alpha may differ from the adapter's."""
     alphas: dict[str, float] = config.get("alpha_pattern") or {}
     alpha = next((a for key, a in alphas.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)), config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

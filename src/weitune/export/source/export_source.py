@@ -63,7 +63,6 @@ class ExportSource:
 
     @cached_property
     def merged(self) -> MergedWeights:
-        """The base's weights with the adapter added, computed as they are read."""
         return MergedWeights(self.base, self.adapter)
 
     @cached_property
@@ -81,12 +80,10 @@ class ExportSource:
 
     @property
     def template(self) -> str:
-        """The chat template of the export, with the run's system prompt as the default."""
         return self._template(self.recipe.system)
 
     @property
     def template_without_system(self) -> str:
-        """The chat template without a system prompt, for the base."""
         return self._template(None)
 
     def _template(self, system: str | None) -> str:
