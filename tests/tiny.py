@@ -143,8 +143,7 @@ def tiny_tokenizer(template: str = "chatml") -> Any:
     core.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core.train_from_iterator(
-        CORPUS.splitlines(),
-        trainers.BpeTrainer(vocab_size=MERGED, initial_alphabet=alphabet, show_progress=False),
+        CORPUS.splitlines(), trainers.BpeTrainer(vocab_size=MERGED, initial_alphabet=alphabet, show_progress=False)
     )
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in family.special])
     core.add_tokens([AddedToken(text, special=False, normalized=False) for text in family.plain])

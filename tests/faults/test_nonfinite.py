@@ -28,13 +28,7 @@ from weitune.training.run import resume, train
     ids=["loss nan", "loss inf", "gradient nan", "gradient inf", "weight nan"],
 )  # fmt: skip
 def test_stops_within_the_step(
-    inputs: Inputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: Kind,
-    bad: float,
-    told: str,
-    step: int,
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, bad: float, told: str, step: int
 ) -> None:
     run = tmp_path / "run"
     listener = Listener()

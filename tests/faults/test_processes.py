@@ -48,10 +48,7 @@ def finished(start: Callable[..., Process], inputs: Inputs, run: Path) -> None:
     assert_same_result(run, inputs.undisturbed)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    ["loading", "folder made", "step 2", "saving", "step 9, twice"],
-)
+@pytest.mark.parametrize("moment", ["loading", "folder made", "step 2", "saving", "step 9, twice"])
 def test_killed(start: Callable[..., Process], inputs: Inputs, tmp_path: Path, moment: str) -> None:
     run = tmp_path / "run"
     process = start()

@@ -50,9 +50,7 @@ FAST: dict[str, dict[str, Any]] = {
     "patterns": {"rank_pattern": {"q_proj": 2, "mlp.down_proj": 5}, "alpha_pattern": {"q_proj": 3}},
 }  # fmt: skip
 """What weitune's blocks compute themselves."""
-SLOW: dict[str, dict[str, Any]] = {
-    "norms": {"modules_to_save": ["input_layernorm"]},
-}
+SLOW: dict[str, dict[str, Any]] = {"norms": {"modules_to_save": ["input_layernorm"]}}
 """What PEFT's layers compute."""
 FAST_BLOCKS_OWN_HEAD: dict[str, dict[str, Any]] = {
     "head": {"modules_to_save": ["lm_head"]},

@@ -43,9 +43,7 @@ def test_passes_too_large_to_be_recorded_add_the_same_gradients() -> None:
     assert float(passes.clip_grad_norm(float(norm))) == pytest.approx(float(norm) / 2, rel=1e-5)
 
 
-def test_a_failed_recording_does_not_change_the_pass_that_replaces_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_failed_recording_does_not_change_the_pass_that_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUDAGraph", "current_stream", "stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
     monkeypatch.setattr("weitune.model.cuda_graph._release_generator", lambda device: None)

@@ -11,7 +11,7 @@ from tests.export.runs import save_run
 from weitune import Run
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import open_export_source
-from weitune.run.run_name import given_name
+from weitune.run.run_folder import given_name
 from weitune.serve.named_runs import named_runs
 
 

@@ -118,12 +118,7 @@ def evaluate(run: Run, rows: EvaluationSet, which: Sequence[Which], options: Opt
 
 
 def _evaluate_model(
-    run: Run,
-    rows: EvaluationSet,
-    which: Which,
-    general: Sequence[GeneralQuestion],
-    options: Options,
-    stage: Stage,
+    run: Run, rows: EvaluationSet, which: Which, general: Sequence[GeneralQuestion], options: Options, stage: Stage
 ) -> _ModelResult:
     name = f"step {which}" if isinstance(which, int) else which
     engine = run.engine(which, device=options.device)
@@ -168,11 +163,7 @@ class _Losses:
 
 
 def _answers(
-    engine: Engine,
-    questions: Sequence[Question],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress,
+    engine: Engine, questions: Sequence[Question], max_new_tokens: int, batch_size: int, progress: Progress
 ) -> list[Answer]:
     """Return the likeliest answers, in batches of similar length; a question that is too long gets an empty one."""
     limit = engine.context_tokens

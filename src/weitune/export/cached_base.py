@@ -11,9 +11,8 @@ from pathlib import Path
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_file import planned_bytes, write_gguf
 from weitune.export.source.export_source import ExportSource
-from weitune.files.cache import cache_fix, cache_folder, mark_used
+from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
 from weitune.files.publish import file_written_aside
-from weitune.files.room import check_room
 from weitune.gguf.types import GgufType
 from weitune.messages import say
 from weitune.model.load.fingerprint import base_fingerprints

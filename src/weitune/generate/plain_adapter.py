@@ -93,10 +93,7 @@ class PlainAdapter(Run):
     def _check_folder(self) -> None:
         if holds_model(self.adapter):
             raise RunError(
-                "generate.plain_adapter.adapter_and_model",
-                folder=self.adapter,
-                config=CONFIG,
-                weights=MODEL_FILES[1],
+                "generate.plain_adapter.adapter_and_model", folder=self.adapter, config=CONFIG, weights=MODEL_FILES[1]
             )
         check_files(self.adapter)
 
@@ -162,10 +159,7 @@ class PlainAdapter(Run):
         revision = known.revision if known else config.get("revision")
         if not isinstance(name, str) or not name:
             raise RunError(
-                "generate.plain_adapter.names_no_base",
-                config=CONFIG,
-                folder=self.adapter,
-                fix=self._how_to_give_base(),
+                "generate.plain_adapter.names_no_base", config=CONFIG, folder=self.adapter, fix=self._how_to_give_base()
             )
         if name.startswith("builtin:") or user_path(name).exists():
             return name, None

@@ -12,16 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from weitune.messages import say
 from weitune.recipe.encodings import check_encoding
-from weitune.recipe.section import (
-    SPLIT_AT_COMMAS,
-    Files,
-    FractionOrFiles,
-    Names,
-    Ranges,
-    Section,
-    Texts,
-    check_rules,
-)
+from weitune.recipe.section import SPLIT_AT_COMMAS, Files, FractionOrFiles, Names, Ranges, Section, Texts, check_rules
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""

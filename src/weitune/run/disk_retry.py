@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from weitune.errors import RunError
-from weitune.files.room import free_bytes
+from weitune.files.cache import free_bytes
 from weitune.messages import say
 from weitune.progress import Note
 from weitune.shell import shell_command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,19 @@ from weitune.run.events import read_events
 from weitune.run.history import best_of
 from weitune.run.manifest import damage_of
 from weitune.run.names import RECIPE, checkpoint_name, checkpoint_step
-from weitune.run.run_name import given_name
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
     from weitune.model.load.locate import ModelFiles
     from weitune.recipe.schema import Recipe
+
+
+def given_name(folder: Path) -> str:
+    """Return the last part of ``folder``; of a symbolic link its own name, not that of the folder it leads to."""
+    if ".." in folder.parts:  # what this stands for depends on where links lead
+        folder = folder.resolve()
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100  (Path.resolve would follow links)
+
 
 Which: TypeAlias = "Literal['last', 'best', 'base'] | int"
 """An adapter of a run: the last one, the best one (:mod:`.history`), none, or that of a checkpoint's step."""

@@ -122,10 +122,7 @@ def make_loop(
         keep_freed_memory()
     memory = trainable.memory_plan(train, longest=longest, micro_tokens=micro_tokens)
     supervised = SupervisedModel(
-        loaded.model,
-        plain_head=trainable.capabilities.plain_head,
-        blocks=trainable.blocks,
-        recompute=memory.recompute,
+        loaded.model, plain_head=trainable.capabilities.plain_head, blocks=trainable.blocks, recompute=memory.recompute
     )
     sharded = loaded.shards > 1
     graphs = None

@@ -21,9 +21,8 @@ from weitune.data.prepare.cache import data_cache
 from weitune.errors import InputError, ModelError
 from weitune.export.cached_base import base_file
 from weitune.export.source.export_source import open_export_source
-from weitune.files import room
-from weitune.files.cache import cache_folder
-from weitune.files.room import check_room
+from weitune.files import cache as cache_module
+from weitune.files.cache import cache_folder, check_room
 from weitune.messages.quantities import size_text
 from weitune.model.load import locate
 
@@ -215,7 +214,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
 
 
 def test_room_is_looked_at_before_anything_is_written(
@@ -294,7 +293,7 @@ def test_where_the_system_does_not_say_what_is_free_nothing_is_refused(
     def no_answer(path: Path) -> None:
         raise OSError
 
-    monkeypatch.setattr(room.shutil, "disk_usage", no_answer)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", no_answer)
     check_room(tmp_path / "not" / "there", 10**15, "it", "")
 
 

@@ -81,14 +81,8 @@ def system(content: Any = "s", **fields: Any) -> dict[str, Any]:
         (messages(user([{"type": "text", "text": "q"}]), assistant()), (ASKED, ANSWERED)),
         (messages(user(), assistant([{"type": "text", "value": "a"}, "b"])), (ASKED, Turn("assistant", "ab"))),
         (messages(user(), assistant(loss_weight=0.5)), (ASKED, Turn("assistant", "a", 0.5))),
-        (
-            messages(user(), assistant(reasoning_content="r", weight=0)),
-            (ASKED, Turn("assistant", "a", 0.0, "r")),
-        ),
-        (
-            messages(user(), assistant("<think>\nr\n</think>\n\na")),
-            (ASKED, Turn("assistant", "a", reasoning="r")),
-        ),
+        (messages(user(), assistant(reasoning_content="r", weight=0)), (ASKED, Turn("assistant", "a", 0.0, "r"))),
+        (messages(user(), assistant("<think>\nr\n</think>\n\na")), (ASKED, Turn("assistant", "a", reasoning="r"))),
     ],
 )
 def test_rows_become_turns(row: dict[str, Any], turns: tuple[Turn, ...]) -> None:
@@ -409,10 +403,7 @@ def test_keys_of_messages_and_calls_that_contain_invisible_characters() -> None:
     call = {"name": "tides", "arguments\u200b": {"port": "Brest"}}
     row = messages(user(**{"train\u200b": True}), assistant(None, tool_calls=[call]))
     found = [(problem.kind, problem.field) for problem in faults(row)]
-    assert found == [
-        ("missing field", "messages[1].tool_calls[0].arguments"),
-        ("misnamed field", "messages[0].train"),
-    ]
+    assert found == [("missing field", "messages[1].tool_calls[0].arguments"), ("misnamed field", "messages[0].train")]
 
 
 def test_names_of_an_unknown_format_are_shown() -> None:

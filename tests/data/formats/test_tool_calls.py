@@ -238,9 +238,7 @@ def test_empty_fields_of_the_assistant_in_other_messages() -> None:
         [SCHEMA],
         [TOOL],
         json.dumps([SCHEMA]),
-        [
-            json.dumps(SCHEMA),
-        ],
+        [json.dumps(SCHEMA)],
         [json.dumps(TOOL)],
         [{"type": "function", "function": json.dumps(SCHEMA)}],
         [{"type": "function", **SCHEMA}],

@@ -55,11 +55,7 @@ def _percentiles(result: Check) -> Table:
         say("cli.data_view.answer"): lengths.answer_per_example,
         say("cli.data_view.whole"): lengths.per_example,
     }
-    headings = {
-        "p0": say("cli.data_view.least"),
-        "p50": say("cli.data_view.median"),
-        "p100": say("cli.data_view.most"),
-    }
+    headings = {"p0": say("cli.data_view.least"), "p50": say("cli.data_view.median"), "p100": say("cli.data_view.most")}
     for column in lengths.per_example:
         table.add_column(headings.get(column, column), justify="right")
     for name, spread in rows.items():

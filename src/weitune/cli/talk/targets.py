@@ -73,7 +73,7 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[T
 def on_server(url: str, name: str, key: str | None) -> Iterator[Targets]:
     """Give targets at ``url``; ``name`` is a model there, or a run's folder whose name is one."""
     from weitune.generate.remote import RemoteEngine
-    from weitune.run.run_name import given_name
+    from weitune.run.run_folder import given_name
 
     model = given_name(Path(name)) if Path(name).is_dir() else name
 

@@ -29,9 +29,8 @@ from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import truncate, weighted
 from weitune.data.read.conversations import Reader
 from weitune.errors import DataError, RecipeError
-from weitune.files.cache import cache_fix, mark_used
+from weitune.files.cache import cache_fix, check_room, mark_used
 from weitune.files.json_files import json_text
-from weitune.files.room import check_room
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe

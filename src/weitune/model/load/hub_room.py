@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from weitune.files.room import check_room
+from weitune.files.cache import check_room
 from weitune.messages import say
 
 _ASK_SECONDS = 10.0

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weitune.errors import MissingExtraError, ModelError, first_line
-from weitune.files.cache import cache_fix, cache_folder, mark_used
+from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
 from weitune.files.paths import HUB_ID, user_path
 from weitune.files.publish import file_written_aside
-from weitune.files.room import check_room
 from weitune.messages import say
 from weitune.model.load.hub_room import check_room_on_disk
 

@@ -113,12 +113,7 @@ def _check_fit(
     problems = [say("training.snapshot.missing", name=name) for name in expected.keys() - saved.keys()]
     problems += [say("training.snapshot.unknown", name=name) for name in saved.keys() - expected.keys()]
     problems += [
-        say(
-            "training.snapshot.other_shape",
-            name=name,
-            shape=tuple(saved[name].shape),
-            expected=tuple(expected[name]),
-        )
+        say("training.snapshot.other_shape", name=name, shape=tuple(saved[name].shape), expected=tuple(expected[name]))
         for name in expected.keys() & saved.keys()
         if saved[name].shape != expected[name]
     ]
