@@ -5,13 +5,14 @@ transformers takes these from generation_config.json, and from config.json where
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from weitune.errors import InputError, ModelError, first_line
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import read_model_json
+
+if TYPE_CHECKING:
+    import torch
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -34,6 +35,8 @@ def read_config(files: ModelFiles) -> Any:
 
 def dtype_on_disk(config: Any) -> torch.dtype | None:
     """Return the number format of the weights' files, if ``config`` names it."""
+    import torch
+
     dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
