@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitune.run.events import EventLog, read_events
+from weitune.run.events import Event, EventLog, SampleAnswer, Step, Validation, read_events, typed_event
 from weitune.run.names import EVENTS
 
 
@@ -83,3 +83,37 @@ def test_every_number_is_written_as_it_is(tmp_path_factory: pytest.TempPathFacto
 
 def test_no_file_is_no_events(tmp_path: Path) -> None:
     assert list(read_events(tmp_path)) == []
+
+
+def test_a_line_is_read_as_an_event() -> None:
+    assert typed_event({"event": "start", "time": 0.1, "step": 0, "steps": 40, "notes": []}) == Event("start", 0, 40)
+    assert typed_event({"event": "step", "step": 3, "loss": 2.5, "tokens": 7}) == Step("step", 3, loss=2.5, tokens=7)
+    sample = {"prompt": "a", "answer": "b", "reference": None, "stopped": True, "newer": 1}
+    found = typed_event({"event": "validation", "step": 0, "loss": 3, "samples": [sample, "torn"]})
+    assert found == Validation("validation", 0, loss=3, samples=(SampleAnswer("a", "b", None, True),))
+    assert typed_event({"event": "not finite", "step": 4, "loss": "nan"}) == Event("not finite", 4)
+
+
+def test_lines_of_older_and_newer_versions_are_read() -> None:
+    assert typed_event({"event": "end", "step": 9, "newer": {"a": 1}}) == Event("end", 9)
+    for kind in ("checkpoint", "newer", None, ["step"], {}):
+        assert typed_event({"event": kind, "step": 2, "loss": 1.0}) == Event(kind if isinstance(kind, str) else None, 2)
+    assert typed_event({}) == Event()
+
+
+def test_numbers_that_are_not_finite_are_numbers() -> None:
+    for number in ("nan", "inf", "-inf", float("inf")):
+        found = typed_event({"event": "step", "loss": number})
+        assert isinstance(found, Step)
+        assert str(found.loss) == str(number)
+
+
+@pytest.mark.parametrize("wrong", ["4", "x", True, None, [1], {"a": 1}, 10**400])
+def test_what_is_not_of_its_type_is_left_out(wrong: object) -> None:
+    numbers = ("step", "loss", "learning_rate", "tokens", "step_seconds", "memory_bytes")
+    assert typed_event({"event": "step", **dict.fromkeys(numbers, wrong)}) == Step("step")
+    assert typed_event({"event": "start", "step": 1.5, "steps": wrong}) == Event("start")
+    samples = None if not isinstance(wrong, list) else ()
+    assert typed_event({"event": "validation", "perplexity": wrong, "samples": wrong}) == Validation(
+        "validation", samples=samples
+    )

@@ -21,6 +21,7 @@ from weitune.report.comparison import results
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report
 from weitune.run.checkpoint import list_checkpoints
+from weitune.run.events import typed_event
 from weitune.run.history import best_of, finite, smoothed
 from weitune.run.rotation import best_checkpoint, rotate
 from weitune.training.validation_history import ValidationHistory, chosen_checkpoint
@@ -60,7 +61,7 @@ def test_all_agree_on_the_best_of_any_history(
             rotate(run, keep)
         (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
         for event in events:
-            dashboard.feed(event)
+            dashboard.feed(typed_event(event))
 
         wanted = specification(history)
         last = history[-1][0]

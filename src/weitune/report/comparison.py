@@ -11,7 +11,8 @@ from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING
 from weitune.report.page import page, section, table
 from weitune.report.run_record import RunRecord
-from weitune.run.history import smoothed
+from weitune.run.events import Step, Validation
+from weitune.run.history import finite, smoothed
 
 _PLACES = ("output",)
 
@@ -54,7 +55,7 @@ def results(records: Sequence[RunRecord]) -> list[list[str]]:
 
 
 def _result(record: RunRecord) -> dict[str, str]:
-    loss, validation = record.series("loss"), record.series("loss", "validation")
+    loss, validation = record.series("loss"), record.series("loss", Validation)
     seconds = sum(value for _, value in record.series("step_seconds"))
     peak = max((value for _, value in record.series("memory_bytes")), default=0)
     best = record.best
@@ -73,7 +74,7 @@ def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     def lines(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Line]:
         return [Line(name, points, colour=k) for k, (name, points) in enumerate(zip(names, curves, strict=True))]
 
-    validation = lines(record.series("loss", "validation") for record in records)
+    validation = lines(record.series("loss", Validation) for record in records)
     by_time = lines(map(_by_time, records))
     training = lines(smoothed(record.series("loss")) for record in records)
     learning_rate = lines(record.series("learning_rate") for record in records)
@@ -89,10 +90,10 @@ def _by_time(record: RunRecord) -> list[tuple[float, float]]:
     """Return (seconds spent in steps so far, validation loss): evaluations themselves cost no time here."""
     spent, points = 0.0, []
     for event in record.events:
-        if event.get("event") == "step":
-            spent += float(event.get("step_seconds", 0.0))
-        elif event.get("event") == "validation" and isinstance(event.get("loss"), float):
-            points.append((spent, event["loss"]))
+        if isinstance(event, Step):
+            spent += finite(event.step_seconds) or 0.0
+        elif isinstance(event, Validation) and (loss := finite(event.loss)) is not None:
+            points.append((spent, loss))
     return points
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.files.json_files import json_object
 from weitune.recipe.load import dump_recipe, values
 from weitune.recipe.schema import Recipe
 from weitune.run.data_record import DataRecord, read_data_record
+from weitune.run.events import Event, Step, Validation
 from weitune.run.history import best_of, finite
 from weitune.run.names import ANSWERS, ENVIRONMENT
 from weitune.run.run_folder import RunFolder
+
+E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class RunRecord:
     recipe: Recipe
     environment: Mapping[str, Any]
     data: DataRecord | None
-    events: tuple[Mapping[str, Any], ...]
+    events: tuple[Event, ...]
     evaluation: Evaluation | None
     answers: tuple[Mapping[str, Any], ...] = ()
     """Questions with the answers before and after, if the demo asked any."""
@@ -39,7 +42,7 @@ class RunRecord:
             recipe=run.recipe,
             environment=json_object(folder / ENVIRONMENT),
             data=read_data_record(folder),
-            events=tuple(run.events()),
+            events=tuple(run.typed_events()),
             evaluation=read_evaluation(folder),
             answers=_answers(folder / ANSWERS),
         )
@@ -52,18 +55,21 @@ class RunRecord:
     def recipe_text(self) -> str:
         return dump_recipe(self.recipe)
 
-    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
-        return [event for event in self.events if event.get("event") == kind]
+    def of_kind(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
-    def series(self, key: str, kind: str = "step") -> list[tuple[float, float]]:
+    def turns(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event.kind == kind]
+
+    def series(self, name: str, kind: type[Event] = Step) -> list[tuple[float, float]]:
         """Return (step, value) of a number in the events of a kind; what is not a finite number is left out."""
-        pairs = ((finite(event.get("step")), finite(event.get(key))) for event in self.of_kind(kind))
+        pairs = ((finite(event.step), finite(getattr(event, name))) for event in self.of_kind(kind))
         return [(x, y) for x, y in pairs if x is not None and y is not None]
 
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and validation loss of the best checkpoint; before the first step there is none."""
-        return best_of((int(step), loss) for step, loss in self.series("loss", "validation") if step > 0)
+        return best_of((int(step), loss) for step, loss in self.series("loss", Validation) if step > 0)
 
     def values(self) -> dict[str, Any]:
         """Return every key of the recipe by its dotted name."""

@@ -16,7 +16,8 @@ from weitune.report.data_section import MISSING, data_tables, learned_rows, plai
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
 from weitune.report.run_record import RunRecord
-from weitune.run.history import smoothed
+from weitune.run.events import SampleAnswer, Step, Validation
+from weitune.run.history import finite, smoothed
 from weitune.run.names import RECIPE, REPORT
 from weitune.shell import shell_command
 
@@ -55,7 +56,7 @@ def run_report(record: RunRecord) -> str:
             section(say("report.run_report.at_a_glance"), tiles(_facts(record))),
             section(say("report.run_report.before_and_after"), _answers(record.answers)),
             section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
-            section(say("report.run_report.samples"), _samples(record.of_kind("validation"))),
+            section(say("report.run_report.samples"), _samples(record.of_kind(Validation))),
             evaluation_section(record.evaluation),
             section(say("report.run_report.data"), data_tables(record.data)),
             section(say("report.run_report.learned"), learned_rows(record.data)),
@@ -67,41 +68,40 @@ def run_report(record: RunRecord) -> str:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    steps = record.of_kind("step")
-    start = next(iter(record.of_kind("start")), {})
-    done = say("report.run_report.steps_of", done=len(steps), steps=start.get("steps", "?"))
+    steps = record.of_kind(Step)
+    planned = next((start.steps for start in record.turns("start")), None)
+    done = say("report.run_report.steps_of", done=len(steps), steps="?" if planned is None else planned)
     facts = [(say("report.run_report.steps"), done)]
     if steps:
         loss = smoothed(record.series("loss"))
-        seconds = sum(event.get("step_seconds", 0.0) for event in steps)
-        speed = sum(event.get("tokens", 0) for event in steps) / seconds if seconds else None
+        seconds = sum(finite(event.step_seconds) or 0.0 for event in steps)
+        speed = sum(event.tokens or 0 for event in steps) / seconds if seconds else None
         facts += [
             (say("report.run_report.training_loss"), f"{loss[-1][1]:.3f}" if loss else MISSING),
             (say("report.run_report.step_time"), duration_text(seconds)),
             (say("report.run_report.speed"), f"{speed:,.0f}" if speed is not None else MISSING),
         ]
-    losses = record.series("loss", "validation")
+    losses = record.series("loss", Validation)
     if losses:
         facts.append((say("report.run_report.first_validation_loss"), f"{losses[0][1]:.3f}"))
         facts.append((say("report.run_report.last_validation_loss"), f"{losses[-1][1]:.3f}"))
         if best := record.best:
             at_step = say("report.run_report.loss_at_step", loss=best[1], step=best[0])
             facts.append((say("report.run_report.best_validation_loss"), at_step))
-        perplexity = record.of_kind("validation")[-1].get("perplexity")
+        perplexity = record.of_kind(Validation)[-1].perplexity
         facts.append((say("report.run_report.last_perplexity"), plain(perplexity)))
     facts.append((say("report.run_report.state"), _state(record)))
     return facts
 
 
 def _state(record: RunRecord) -> str:
-    if ends := record.of_kind("end"):
-        step = ends[-1].get("step")
-        chosen = ends[-1].get("adapter_step", step)
-        if chosen == step:
+    if ends := record.turns("end"):
+        chosen = ends[-1].adapter_step
+        if chosen in {None, ends[-1].step}:
             return say("report.run_report.finished")
         return say("report.run_report.finished_with_adapter", step=chosen)
-    if stops := record.of_kind("stop"):
-        return say("report.run_report.stopped", reason=stops[-1].get("reason"))
+    if stops := record.turns("stop"):
+        return say("report.run_report.stopped", reason=stops[-1].reason)
     return say("report.run_report.not_finished")
 
 
@@ -110,7 +110,7 @@ def _charts(record: RunRecord) -> str:
     lines = [
         Line(say("report.run_report.every_step"), loss, faint=True),
         Line(say("report.run_report.training_loss"), smoothed(loss)),
-        Line(say("report.run_report.validation_loss"), record.series("loss", "validation"), colour=1),
+        Line(say("report.run_report.validation_loss"), record.series("loss", Validation), colour=1),
     ]
     drawn = [chart(say("report.run_report.loss"), lines)]
     curves = {
@@ -129,25 +129,25 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
     return table(heads, rows, said=True)
 
 
-def _samples(evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _samples(evaluations: Sequence[Validation]) -> str:
     """Return the answers to each prompt over the steps."""
-    by_prompt: dict[str, list[tuple[object, Mapping[str, Any]]]] = {}
+    by_prompt: dict[str, list[tuple[object, SampleAnswer]]] = {}
     for event in evaluations:
-        for sample in event.get("samples") or []:
-            by_prompt.setdefault(str(sample.get("prompt")), []).append((event.get("step"), sample))
+        for sample in event.samples or ():
+            by_prompt.setdefault(str(sample.prompt), []).append((event.step, sample))
     parts = []
     for prompt, answers in by_prompt.items():
         rows = [(say("report.run_report.step", step=step), _said(sample)) for step, sample in _spread(answers)]
-        reference = answers[0][1].get("reference")
+        reference = answers[0][1].reference
         if reference is not None:
             rows.append((say("report.run_report.reference"), reference))
         parts.append(f"<p><b>{text(prompt)}</b></p>\n" + table((), rows, said=True))
     return "".join(parts)
 
 
-def _said(sample: Mapping[str, Any]) -> str:
+def _said(sample: SampleAnswer) -> str:
     """Return an answer; an ellipsis marks one that was cut at its longest length."""
-    return f"{sample.get('answer', '')}{'' if sample.get('stopped') else ' …'}"
+    return f"{sample.answer or ''}{'' if sample.stopped else ' …'}"
 
 
 def _spread(items: list[Any]) -> list[Any]:

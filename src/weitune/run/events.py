@@ -2,6 +2,8 @@
 
 A line is written with one call, so a kill can tear the last line only. When a run goes on from an earlier step, the
 steps after that one are taken out, for they come again; what else happened stays, such as why the run had stopped.
+
+:class:`Event`, :class:`Step` and :class:`Validation` are what weitune's views read; users get the lines as they are.
 """
 
 from __future__ import annotations
@@ -9,16 +11,86 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from weitune.files.json_files import json_text
 from weitune.files.publish import BINARY, publish_bytes
 from weitune.run.names import EVENTS
 
+T = TypeVar("T")
 _REPEATED = frozenset({"step", "checkpoint", "validation"})
 """Events that come again when a step does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a run."""
+
+    kind: str | None = None
+    """The line's ``event``; or "gone", from who watches a run whose process is."""
+    step: int | None = None
+    steps: int | None = None
+    adapter_step: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Event):
+    """One optimizer step."""
+
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAnswer:
+    """An answer of a validation."""
+
+    prompt: str | None = None
+    answer: str | None = None
+    reference: str | None = None
+    stopped: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation(Event):
+    """The validation of the model after a step."""
+
+    loss: float | None = None
+    perplexity: float | None = None
+    samples: tuple[SampleAnswer, ...] | None = None
+
+
+def typed_event(line: Mapping[str, Any]) -> Event:
+    """Return a line as an event. What it lacks, and what is not of its field's type, is None."""
+    kind = line.get("event")
+    return _typed(Step if kind == "step" else Validation if kind == "validation" else Event, {**line, "kind": kind})
+
+
+def _typed(kind: type[T], tree: Mapping[str, Any]) -> T:
+    values = {field.name: _value(tree.get(field.name), str(field.type)) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**values)
+
+
+def _value(value: Any, kind: str) -> Any:
+    match kind.removesuffix(" | None"), value:
+        case ("bool", bool()) | ("str", str()):
+            return value
+        case ("int" | "float", int()) if not isinstance(value, bool) and abs(value) < 2**63:
+            return value
+        case "float", float() | "nan" | "inf" | "-inf":
+            return float(value)
+        case "tuple[SampleAnswer, ...]", list() | tuple():
+            return tuple(_typed(SampleAnswer, each) for each in value if isinstance(each, dict))
+    return None
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:
@@ -35,7 +107,7 @@ class EventTail:
     def __init__(self, folder: Path) -> None:
         self._path, self._position, self._rest = folder / EVENTS, 0, b""
 
-    def new(self) -> list[dict[str, Any]]:
+    def new(self) -> list[Event]:
         """Return the events that were written since the last call; half a line waits for its rest."""
         size = self._path.stat().st_size if self._path.exists() else 0
         if size < self._position:
@@ -46,7 +118,7 @@ class EventTail:
                 self._rest += file.read()
                 self._position = file.tell()
         *lines, self._rest = self._rest.split(b"\n")
-        return [event for line in lines if (event := _parsed(line + b"\n"))]
+        return [typed_event(event) for line in lines if (event := _parsed(line + b"\n"))]
 
 
 class EventLog:

@@ -14,7 +14,7 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter, holds_model
 from weitune.progress import Note
 from weitune.run.checkpoint import list_checkpoints
-from weitune.run.events import read_events
+from weitune.run.events import Event, read_events, typed_event
 from weitune.run.history import best_of
 from weitune.run.manifest import damage_of
 from weitune.run.names import RECIPE, checkpoint_name, checkpoint_step
@@ -144,6 +144,10 @@ class RunFolder:
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the run's events in order; a line that a crash or a full disk tore is left out."""
         return read_events(self.path)
+
+    def typed_events(self) -> Iterator[Event]:
+        """Yield :meth:`events` as what they are events of."""
+        return map(typed_event, self.events())
 
 
 def _is_complete(folder: Path) -> bool:

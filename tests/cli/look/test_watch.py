@@ -16,6 +16,7 @@ from tests.tiny import save_tiny_run
 from weitune import cli
 from weitune.cli.look.watch import follow
 from weitune.cli.shared.dashboard import Dashboard, short
+from weitune.run.events import typed_event
 
 START = {"event": "start", "step": 0, "steps": 40}
 END = {"event": "end", "step": 40}
@@ -38,7 +39,7 @@ def validation(number: int, loss: float) -> dict[str, Any]:
 def drawn(*events: dict[str, Any]) -> str:
     dashboard = Dashboard()
     for event in events:
-        dashboard.feed(event)
+        dashboard.feed(typed_event(event))
     console = Console(width=120)
     with console.capture() as capture:
         console.print(dashboard)

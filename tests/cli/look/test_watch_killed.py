@@ -22,6 +22,7 @@ from tests.tiny import save_tiny_run
 from weitune import cli
 from weitune.cli.look.watch import follow
 from weitune.cli.shared.dashboard import Dashboard
+from weitune.run.events import Event, typed_event
 from weitune.run.liveness import SILENCE_SECONDS, Liveness
 from weitune.run.lock import LockState, lock_state, run_lock
 from weitune.run.names import LOCK
@@ -85,7 +86,7 @@ def test_a_kill_while_it_is_watched_and_a_run_that_goes_on(run: Path) -> None:
     process.wait()
     watcher.join(60)
     assert not watcher.is_alive()
-    assert seen[-1]["event"] == "gone"
+    assert seen[-1].kind == "gone"
     with run_lock(run):  # it is resumed: whoever watches now, goes on watching
         assert twice(run) == ""
         again = Dashboard()
@@ -185,7 +186,7 @@ def test_the_dashboard_says_that_the_process_is_gone() -> None:
     dashboard = Dashboard()
     events: list[dict[str, Any]] = [START, step(1), {"event": "gone", "step": 1, "reason": "killed"}]
     for event in events:
-        dashboard.feed(event)
+        dashboard.feed(typed_event(event))
     assert (dashboard.ended, dashboard.gone) == ("its process is gone", "killed")
-    dashboard.feed({"event": "resume", "step": 1, "steps": 40})
+    dashboard.feed(Event("resume", 1, 40))
     assert (dashboard.ended, dashboard.gone) == ("", "")

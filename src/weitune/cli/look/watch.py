@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from weitune.errors import RunError
 from weitune.messages import say
-from weitune.run.events import EventTail
+from weitune.run.events import Event, EventTail, Step, Validation
+from weitune.run.history import finite
 from weitune.run.names import EVENTS
 from weitune.shell import shell_command
 
@@ -44,7 +45,7 @@ def command(run: Path, once: bool) -> None:
     dashboard, liveness = Dashboard(), Liveness(folder.path)
     console = Console(highlight=False)
     if once:
-        _show_once(folder.path, folder.events(), dashboard, liveness)
+        _show_once(folder.path, folder.typed_events(), dashboard, liveness)
         console.print(dashboard)
     elif console.is_terminal:
         with Live(dashboard, console=console, refresh_per_second=4):
@@ -62,35 +63,35 @@ def command(run: Path, once: bool) -> None:
         )
 
 
-def _show_once(folder: Path, events: Iterator[Mapping[str, Any]], dashboard: Dashboard, liveness: Liveness) -> None:
+def _show_once(folder: Path, events: Iterator[Event], dashboard: Dashboard, liveness: Liveness) -> None:
     liveness.gone()
     time.sleep(_PAUSE_SECONDS / 10)
     reason = liveness.gone()  # before the events are read: what the process wrote last is among them
     for event in events:
         dashboard.feed(event)
     if reason and not dashboard.ended:
-        dashboard.feed({"event": "gone", "step": dashboard.step, "reason": reason})
+        dashboard.feed(Event("gone", dashboard.step, reason=reason))
 
 
-def follow(folder: Path, dashboard: Dashboard, liveness: Liveness | None = None) -> Iterator[Mapping[str, Any]]:
+def follow(folder: Path, dashboard: Dashboard, liveness: Liveness | None = None) -> Iterator[Event]:
     """Yield the events of a run as they come, each fed to ``dashboard`` first, until one says that the run has ended.
 
     With ``liveness``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
-    if the process is gone without an event that says so, a last event named ``gone`` does.
+    if the process is gone without an event that says so, a last event of the kind ``gone`` does.
     """
     events = EventTail(folder)
     while True:
         reason = liveness.gone() if liveness else ""  # before the events are read: what was written last is among them
         for event in events.new():
             dashboard.feed(event)
-            if liveness and isinstance(seconds := event.get("step_seconds"), float):
+            if liveness and isinstance(event, Step) and (seconds := finite(event.step_seconds)) is not None:
                 liveness.step_seconds = seconds
             yield event
         if dashboard.ended:
             if not (liveness and liveness.held):
                 return
         elif reason:
-            gone = {"event": "gone", "step": dashboard.step, "reason": reason}
+            gone = Event("gone", dashboard.step, reason=reason)
             dashboard.feed(gone)
             yield gone
             return
@@ -101,21 +102,16 @@ def _gone_line(step: object, reason: object) -> str:
     return say("cli.watch.gone", step=step, reason=reason)
 
 
-def plain_line(event: Mapping[str, Any]) -> str:
+def plain_line(event: Event) -> str:
     """Return an event as one line, or nothing if it says little."""
-    step, kind = event.get("step"), event.get("event")
-    if kind == "step":
-        return say(
-            "cli.watch.step",
-            step=step,
-            loss=event.get("loss"),
-            learning_rate=event.get("learning_rate"),
-            tokens_per_second=event.get("tokens_per_second"),
-        )
-    if kind == "validation":
-        return say("cli.watch.validation", step=step, loss=event.get("loss"))
-    if kind == "gone":
-        return _gone_line(step, event.get("reason"))
+    step = event.step
+    if isinstance(event, Step):
+        values = {"learning_rate": event.learning_rate, "tokens_per_second": event.tokens_per_second}
+        return say("cli.watch.step", step=step, loss=event.loss, **values)
+    if isinstance(event, Validation):
+        return say("cli.watch.validation", step=step, loss=event.loss)
+    if event.kind == "gone":
+        return _gone_line(step, event.reason)
     turns = {
         "start": say("cli.watch.start", step=step),
         "resume": say("cli.watch.resume", step=step),
@@ -123,4 +119,4 @@ def plain_line(event: Mapping[str, Any]) -> str:
         "stop": say("cli.watch.stop", step=step),
         "not finite": say("cli.watch.not_finite", step=step),
     }
-    return turns.get(str(kind), "")
+    return turns.get(str(event.kind), "")

@@ -5,13 +5,10 @@
     step 100: validation loss 4.421, perplexity 83.2; best 4.421 at step 100
     你是谁？  →  我是甄嬛，家父是大理寺少卿甄远道。
 
-It is fed with events as ``events.jsonl`` has them, by the process that trains or by one that watches.
+It is fed with a run's events, by the process that trains or by one that watches.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -21,7 +18,8 @@ from rich.text import Text
 from weitune.cli.shared.terminal import rate
 from weitune.messages import say
 from weitune.messages.quantities import duration_text, size_text
-from weitune.run.history import MovingAverage, best_of
+from weitune.run.events import Event, Step, Validation
+from weitune.run.history import MovingAverage, best_of, finite
 
 _SHORT = 100
 """Characters of a sample that a line shows."""
@@ -38,29 +36,32 @@ class Dashboard:
         self.gone = ""
         """Why the run has no process, if it ended without saying so."""
         self._note = ""
-        self._last: Mapping[str, Any] = {}
-        self._evaluation: Mapping[str, Any] = {}
+        self._last: Step | None = None
+        self._evaluation: Validation | None = None
         self._best: tuple[int, float] | None = None
         self._loss, self._pace = MovingAverage(), MovingAverage()
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        kind = event.get("event")
+    def feed(self, event: Event) -> None:
         self._note = ""
-        if kind in {"start", "resume"}:
-            self.steps, self.step, self.ended = int(event.get("steps", 0)), int(event.get("step", 0)), ""
-            self.gone = ""
-        elif kind == "step":
-            self.step, self._last = int(event["step"]), event
-            self._loss.add(event.get("loss"))
-            self._pace.add(event.get("step_seconds"))
-        elif kind == "validation":
-            self._evaluation = event
-            latest = int(event["step"]), event.get("loss")
-            self._best = best_of([*([self._best] if self._best else []), latest])
-        elif kind in {"end", "stop", "not finite"}:
-            self.ended = _ending(event)
-        elif kind == "gone":
-            self.ended, self.gone = say("cli.dashboard.gone"), str(event.get("reason"))
+        match event:
+            case Event(kind="start" | "resume"):
+                self.steps, self.step, self.ended, self.gone = event.steps or 0, event.step or 0, "", ""
+            case Step():
+                self.step, self._last = event.step or self.step, event
+                self._loss.add(finite(event.loss))
+                self._pace.add(finite(event.step_seconds))
+            case Validation():
+                self._evaluation = event
+                latest = [(event.step, event.loss)] if event.step is not None else []
+                self._best = best_of([*([self._best] if self._best else []), *latest])
+            case Event(kind="end"):
+                self.ended = say("cli.dashboard.finished")
+            case Event(kind="stop"):
+                self.ended = say("cli.dashboard.stopped_by", reason=event.reason)
+            case Event(kind="not finite"):
+                self.ended = say("cli.dashboard.not_finite")
+            case Event(kind="gone"):
+                self.ended, self.gone = say("cli.dashboard.gone"), str(event.reason)
 
     def note(self, text: str) -> None:
         self._note = text
@@ -75,34 +76,30 @@ class Dashboard:
     def figures(self) -> str:
         """Return the figures of the last step in one line; empty before the first."""
         last = self._last
-        if not last:
+        if last is None:
             return ""
         return say(
             "cli.dashboard.step",
-            loss=_number(last.get("loss")),
+            loss=_number(last.loss),
             smoothed=_number(self._loss.value),
-            learning_rate=_number(last.get("learning_rate"), ".2e"),
-            tokens_per_second=_number(last.get("tokens_per_second"), ",.0f"),
-            memory=size_text(last.get("memory_bytes") or 0, digits=2),
+            learning_rate=_number(last.learning_rate, ".2e"),
+            tokens_per_second=_number(last.tokens_per_second, ",.0f"),
+            memory=size_text(last.memory_bytes or 0, digits=2),
         )
 
     def evaluation(self) -> list[str]:
         """Return the last evaluation and its first sample; nothing before there was one."""
         last = self._evaluation
-        if not last:
+        if last is None:
             return []
-        values = {
-            "step": last.get("step"),
-            "loss": _number(last.get("loss"), ".4f"),
-            "perplexity": _number(last.get("perplexity"), ",.2f"),
-        }
+        values = {"step": last.step, "loss": _number(last.loss, ".4f"), "perplexity": _number(last.perplexity, ",.2f")}
         if self._best is None:
             line = say("cli.dashboard.validation", **values)
         else:
             best_step, best = self._best
             line = say("cli.dashboard.validation_and_best", **values, best=best, best_step=best_step)
-        samples = (last.get("samples") or [])[:1]
-        return [line, *(f"{short(sample.get('prompt'))}  →  {short(sample.get('answer'))}" for sample in samples)]
+        samples = (last.samples or ())[:1]
+        return [line, *(f"{short(sample.prompt)}  →  {short(sample.answer)}" for sample in samples)]
 
     def _bar(self) -> Table:
         left = duration_text(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""
@@ -115,16 +112,6 @@ class Dashboard:
             self.ended or self._note or (say("cli.dashboard.left", duration=left) if left else ""),
         )
         return table
-
-
-def _ending(event: Mapping[str, Any]) -> str:
-    match event.get("event"):
-        case "end":
-            return say("cli.dashboard.finished")
-        case "stop":
-            return say("cli.dashboard.stopped_by", reason=event.get("reason"))
-        case _:
-            return say("cli.dashboard.not_finite")
 
 
 def short(text: object) -> str:

@@ -11,6 +11,7 @@ from weitune.cli.shared.dashboard import Dashboard, short
 from weitune.cli.shared.terminal import Bar, console, progress
 from weitune.messages import say
 from weitune.progress import Progress
+from weitune.run.events import Event, typed_event
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
 from weitune.training.validation_history import Evaluation
@@ -48,7 +49,7 @@ class TrainingView(Reporter):
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._shown.close()
         self._every = log_every
-        self._dashboard.feed({"event": "start", "step": done, "steps": steps})
+        self._dashboard.feed(Event("start", done, steps))
         if done:
             self.say(say("cli.training_view.resumed", folder=folder, step=done + 1, steps=steps))
         else:
@@ -60,7 +61,7 @@ class TrainingView(Reporter):
 
     def stepped(self, record: StepRecord) -> None:
         """Move the dashboard; print a log line every so often."""
-        self._dashboard.feed({"event": "step", **asdict(record)})
+        self._dashboard.feed(typed_event({"event": "step", **asdict(record)}))
         steps = self._dashboard.steps
         if record.step % self._every == 0 or record.step in {1, steps}:
             self.say(say("cli.training_view.step", steps=steps, record=record))
@@ -70,7 +71,7 @@ class TrainingView(Reporter):
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
-        self._dashboard.feed({"event": "validation", **asdict(evaluation)})
+        self._dashboard.feed(typed_event({"event": "validation", **asdict(evaluation)}))
         values = {"step": evaluation.step, "loss": evaluation.loss, "perplexity": evaluation.perplexity}
         if evaluation.best and evaluation.step:
             self.say(say("cli.training_view.validation_best", **values))

@@ -23,6 +23,7 @@ from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.data_record import DataRecord, read_data_record
+from weitune.run.events import Event, Step, Validation
 from weitune.run.names import ENVIRONMENT, checkpoint_step
 
 
@@ -49,7 +50,7 @@ def model_card(run: Run, source: ExportSource, repository: str, licence: str | N
         "pipeline_tag": "text-generation",
         "tags": ["lora", "weitune"],
     }
-    events = list(run.events())
+    events = list(run.typed_events())
     step = _step_of(source.adapter_folder, events)
     rank = read_adapter_config(source.adapter_folder)["r"]
     parts = [
@@ -124,17 +125,17 @@ def _data(data: DataRecord | None) -> list[str]:
 
 
 def _training(
-    events: Sequence[Mapping[str, Any]], source: ExportSource, step: int | None, environment: Mapping[str, Any]
+    events: Sequence[Event], source: ExportSource, step: int | None, environment: Mapping[str, Any]
 ) -> list[str]:
-    steps = [event for event in events if event.get("event") == "step"]
+    steps = [event for event in events if isinstance(event, Step) and None not in {event.step, event.loss}]
     lines = []
     if steps:
-        losses_of_steps = {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"]}
-        counts = {"steps": steps[-1]["step"], "tokens": sum(event.get("tokens", 0) for event in steps)}
+        losses_of_steps = {"first_loss": steps[0].loss, "last_loss": steps[-1].loss}
+        counts = {"steps": steps[-1].step, "tokens": sum(event.tokens or 0 for event in steps)}
         adapter = source.adapter_folder.name
         lines.append(say("export.model_card.steps", adapter=adapter, **counts, **losses_of_steps))
-    validations = [event for event in events if event.get("event") == "validation" and event["loss"] is not None]
-    losses = {event["step"]: event["loss"] for event in validations}
+    validations = [event for event in events if isinstance(event, Validation) and event.loss is not None]
+    losses = {event.step: event.loss for event in validations if event.step is not None}
     if step in losses and 0 in losses:
         lines.append(say("export.model_card.validation_and_base", loss=losses[step], base_loss=losses[0]))
     elif step in losses:
@@ -168,12 +169,12 @@ def _evaluation(evaluation: Evaluation | None, step: int | None) -> list[str]:
     ]
 
 
-def _step_of(adapter: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
+def _step_of(adapter: Path, events: Sequence[Event]) -> int | None:
     """Return the step at which an adapter was saved; for the final one, the event that ended the run has it."""
     if (step := checkpoint_step(adapter.name)) is not None:
         return step
-    ends = [event for event in events if event.get("event") == "end"]
-    return ends[-1].get("adapter_step") if ends else None
+    ends = [event for event in events if event.kind == "end"]
+    return ends[-1].adapter_step if ends else None
 
 
 def _file_name(name: str) -> str:
