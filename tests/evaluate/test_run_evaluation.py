@@ -69,6 +69,17 @@ def test_rows_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [answer["prompt"] for answer in found["answers"]] == ["Hi"]
 
 
+def test_a_judge_needs_questions(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weitune.evaluate.run_evaluation.questions_in", lambda files, recipe: [])
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
+    judge = ["--judge", "http://127.0.0.1:9/v1", "--judge-model", "m"]
+    assert evaluate(run, "--data", str(tmp_path / "own.json"), "--output", str(tmp_path / "out"), *judge) == 2
+    assert "there is nothing to judge" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_validation_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.tiny import save_tiny_run
 

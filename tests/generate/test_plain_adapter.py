@@ -318,7 +318,7 @@ def test_what_was_pushed_opens_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("pushed", "recipe.yaml").write_text("model: [of, another, program]")
     lines: list[str] = []
     assert open_run("pushed", model="run-model", say=lines.append).recipe.system is None
-    assert ["is not used, for it cannot be read: the recipe has 2 problems" in line for line in lines] == [True]
+    assert ["is not used, because it cannot be read: the recipe has 2 problems" in line for line in lines] == [True]
 
 
 @pytest.mark.parametrize(

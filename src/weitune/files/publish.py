@@ -51,7 +51,7 @@ def process_exists(pid: int) -> bool:
 
 
 def remove_abandoned(target: Path) -> None:
-    """Delete what processes that are no more left under their :func:`own_partial` names for ``target``."""
+    """Delete what processes that have ended left under their :func:`own_partial` names for ``target``."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         pid = path.name.removeprefix(f".{target.name}.").removesuffix(".partial")
         if pid.isdecimal() and not process_exists(int(pid)):

@@ -1,11 +1,11 @@
-"""Is the base model that lies here the one that a run was trained on?
+"""Check that the base model found here is the one that a run was trained on.
 
-A run records fingerprints of its model and tokenizer (:mod:`.fingerprint`), in ``environment.json`` and in
-every checkpoint. Whoever opens the run's model gets its files from here, so none is used in silence that is another.
+A run records fingerprints of its model and tokenizer (:mod:`.fingerprint`), in ``environment.json`` and in every
+checkpoint. Every part that opens the run's model gets its files from here, so another model is never used silently.
 
     recorded = now     go on
-    recorded ≠ now     refused, with what was recorded and what is there now; or said, if the user accepts it
-    nothing recorded   said: a run that was made elsewhere, or by an old version
+    recorded ≠ now     refused, with what was recorded and what is there now; or noted, if the user accepts it
+    nothing recorded   noted: a run that was made elsewhere, or by an old version
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When the disk will not take what must be kept: pause, try again, and only then give up."""
+"""Retry when the disk refuses a write: pause, try again, and only then give up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weitune.shell import shell_command
 T = TypeVar("T")
 
 SECONDS = 300.0
-"""How long a run waits for the disk; other processes of the run, waiting in a collective, bear no more."""
+"""How long a run waits for the disk: other processes of the run, which wait in a collective, would time out later."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 _GLANCE_SECONDS = 0.2
 """How long a stop signal may go unnoticed while waiting."""
@@ -26,7 +26,7 @@ _GLANCE_SECONDS = 0.2
 
 @contextmanager
 def refusals_explained(run: Path) -> Iterator[None]:
-    """Raise RunError if the system refuses something in the block that is no use trying again."""
+    """Raise RunError if the system refuses something in the block that is not worth retrying."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,8 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, appended while it trains.
 
 A line is written with one call, so a kill can tear the last line only. When a run goes on from an earlier step, the
-steps after that one are taken out, for they come again; what else happened stays, such as why the run had stopped.
+steps after that one are taken out, because they will be written again; everything else stays, such as why the run had
+stopped.
 
 :class:`Event`, :class:`Step` and :class:`Validation` are what weitune's views read; users get the lines as they are.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,21 +77,39 @@ def typed_event(line: Mapping[str, Any]) -> Event:
 
 
 def _typed(kind: type[T], tree: Mapping[str, Any]) -> T:
-    values = {field.name: _value(tree.get(field.name), str(field.type)) for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**values)
+    return kind(**{field.name: _READERS[field.name](tree.get(field.name)) for field in fields(kind)})  # type: ignore[arg-type]
 
 
-def _value(value: Any, kind: str) -> Any:
-    match kind.removesuffix(" | None"), value:
-        case ("bool", bool()) | ("str", str()):
-            return value
-        case ("int" | "float", int()) if not isinstance(value, bool) and abs(value) < 2**63:
-            return value
-        case "float", float() | "nan" | "inf" | "-inf":
-            return float(value)
-        case "tuple[SampleAnswer, ...]", list() | tuple():
-            return tuple(_typed(SampleAnswer, each) for each in value if isinstance(each, dict))
-    return None
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _boolean(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, float) or value in ("nan", "inf", "-inf") else _integer(value)
+
+
+def _samples(value: Any) -> tuple[SampleAnswer, ...] | None:
+    samples = value if isinstance(value, list | tuple) else None
+    return None if samples is None else tuple(_typed(SampleAnswer, each) for each in samples if isinstance(each, dict))
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("kind", "reason", "prompt", "answer", "reference"), _string),
+    **dict.fromkeys(("step", "steps", "adapter_step", "tokens", "memory_bytes"), _integer),
+    **dict.fromkeys(("loss", "perplexity", "learning_rate", "grad_norm"), _number),
+    **dict.fromkeys(("tokens_per_second", "step_seconds"), _number),
+    "stopped": _boolean,
+    "samples": _samples,
+}
+"""How the field of each name is read from a line."""
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Is a checkpoint still what was written? Its manifest has the size and the SHA-256 of every file.
+"""Check that a checkpoint is still what was written: its manifest has the size and the SHA-256 of every file.
 
 A folder without a manifest was not written by weitune, and nothing is known of it.
 

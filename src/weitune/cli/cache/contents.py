@@ -47,7 +47,7 @@ _UNFINISHED = {
     "vllm": re.compile(r"\.\w{8}"),
 }
 _IN_USE_SECONDS = 24 * 3600
-"""How long nothing may have been written to something unfinished before nobody is taken to be at it."""
+"""An unfinished file counts as in use until nothing has been written to it for this long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,8 @@ def command(
 ) -> None:
     """Judge the model of RUN beside its base.
 
-    Loss and perplexity on all rows; chrF, BLEU, ROUGE-L and more on answers; what it still knows of the world. Results
-    go into RUN/evaluation.json and RUN/report.html.
+    Loss and perplexity on all rows; chrF, BLEU, ROUGE-L and more on answers; a check for forgetting. Results go into
+    RUN/evaluation.json and RUN/report.html.
 
     RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it; its rows come from --data.
     """
@@ -83,11 +83,14 @@ def command(
 
     with working(say("cli.eval.starting")):
         quiet_libraries()
+        from weitune.errors import InputError
         from weitune.evaluate.judge import ask_endpoint, judge_answers
         from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set
 
         ask = ask_endpoint(judge, judge_model, judge_key) if judge else None
         rows = evaluation_set(folder, files, limit)
+        if judge and not rows.questions:
+            raise InputError("evaluate.judge.no_questions", name=rows.name)
     with Stages() as stages:
         evaluation = evaluate(folder, rows, which, Options(**options), stages.begin)
         if ask is not None:

@@ -22,14 +22,14 @@ from weitune.messages import say
 
 @dataclass(frozen=True, slots=True)
 class ChatTarget:
-    """Whom one talks to: ``name`` says it to people, ``load`` returns the engine, loading it on first use."""
+    """What a chat talks to: its ``name`` for people, and ``load``, which returns the engine, loaded on first use."""
 
     name: str
     load: Callable[[], ChatEngine]
 
 
 class ChatSession:
-    """One person's talk with a tuned model, and now and then with its base."""
+    """A person's chat with a tuned model, and sometimes with its base."""
 
     def __init__(self, tuned: ChatTarget, base: ChatTarget, *, system: str | None, sampling: Sampling) -> None:
         self.tuned, self.base, self.sampling = tuned, base, sampling

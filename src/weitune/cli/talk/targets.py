@@ -1,4 +1,4 @@
-"""Whom ``weitune chat`` can talk to: a run's model in transformers or in llama.cpp, or a model on a server.
+"""What ``weitune chat`` can talk to: a run's model in transformers or in llama.cpp, or a model on a server.
 
 Each gives two targets, the tuned model and its base. What they have loaded is freed when the block ends.
 """
