@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from weitune.errors import ModelError
+from weitune.errors import InputError, ModelError
 from weitune.export.formats.gguf_file import planned_bytes, write_gguf
 from weitune.export.source.export_source import ExportSource
-from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
+from weitune.files.cache import cache_folder, mark_used, shortage
 from weitune.files.publish import file_written_aside
 from weitune.gguf.types import GgufType
 from weitune.messages import say
@@ -33,8 +33,8 @@ def base_file(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
     if path.is_file():
         mark_used(path)
         return path
-    what = say("export.cached_base.what", gguf_type=gguf_type)
-    check_room(path.parent, planned_bytes(source, source.base, gguf_type), what, cache_fix())
+    if short := shortage(path.parent, planned_bytes(source, source.base, gguf_type)):
+        raise InputError("export.cached_base.too_little_room", **short, gguf_type=gguf_type)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         progress = stage(say("export.cached_base.writing", gguf_type=gguf_type))

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from weitune.errors import InputError
-from weitune.messages import say
 from weitune.messages.quantities import size_text
 
 
@@ -20,21 +19,16 @@ def free_bytes(folder: Path) -> int | None:
         return None
 
 
-def check_room(folder: Path, need_bytes: int, what: str, fix: str) -> None:
-    """Raise InputError if ``what`` will need ``need_bytes`` in ``folder`` and the disk has less.
+def shortage(folder: Path, need_bytes: int) -> dict[str, object] | None:
+    """Return the values of a message (``folder``, ``needed``, ``free``) if the disk of ``folder`` has less than
+    ``need_bytes`` free, and None otherwise.
 
-    ``folder`` need not exist yet. Where the system does not say how much is free, nothing is refused.
+    ``folder`` need not exist yet. Where the system does not report free space, nothing counts as too much.
     """
     free = free_bytes(next((place for place in (folder, *folder.parents) if place.exists()), folder))
-    if free is not None and free < need_bytes:
-        raise InputError(
-            "files.room.too_little",
-            what=what,
-            folder=folder,
-            needed=size_text(need_bytes),
-            free=size_text(free),
-            fix=fix,
-        )
+    if free is None or free >= need_bytes:
+        return None
+    return {"folder": folder, "needed": size_text(need_bytes), "free": size_text(free)}
 
 
 def cache_folder() -> Path:
@@ -55,8 +49,3 @@ def mark_used(path: Path) -> None:
     """Note at ``path``, a file in the cache, that it is used now; ``weitune cache`` goes by that."""
     with suppress(OSError):  # a cache that others may only read
         os.utime(path)
-
-
-def cache_fix() -> str:
-    """Return how to get room where weitune keeps what it has prepared."""
-    return say("files.cache.make_room")

@@ -22,7 +22,7 @@ from weitune.errors import InputError, ModelError
 from weitune.export.cached_base import base_file
 from weitune.export.source.export_source import open_export_source
 from weitune.files import cache as cache_module
-from weitune.files.cache import cache_folder, check_room
+from weitune.files.cache import cache_folder, shortage
 from weitune.messages.quantities import size_text
 from weitune.model.load import locate
 
@@ -294,7 +294,7 @@ def test_where_the_system_does_not_say_what_is_free_nothing_is_refused(
         raise OSError
 
     monkeypatch.setattr(cache_module.shutil, "disk_usage", no_answer)
-    check_room(tmp_path / "not" / "there", 10**15, "it", "")
+    assert shortage(tmp_path / "not" / "there", 10**15) is None
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])

@@ -28,10 +28,9 @@ from weitune.data.prepare.report import DataReport
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import truncate, weighted
 from weitune.data.read.conversations import Reader
-from weitune.errors import DataError, RecipeError
-from weitune.files.cache import cache_fix, check_room, mark_used
+from weitune.errors import DataError, InputError, RecipeError
+from weitune.files.cache import mark_used, shortage
 from weitune.files.json_files import json_text
-from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 
@@ -64,7 +63,8 @@ def prepare(
     cached = None if reader.problems else _open(folder, fingerprint, reader)
     if cached is not None:
         return cached
-    check_room(data_cache(), _least_bytes(reader), say("data.prepare.prepared_data"), cache_fix())
+    if short := shortage(data_cache(), _least_bytes(reader)):
+        raise InputError("data.prepare.too_little_room", **short)
     with building(folder) as partial:
         report = _build(partial / EXAMPLES, reader, recipe, framing, progress)
         if reader.problems:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from weitune.files.cache import check_room
-from weitune.messages import say
+from weitune.errors import InputError
+from weitune.files.cache import shortage
 
 _ASK_SECONDS = 10.0
 
@@ -29,9 +29,8 @@ def check_room_on_disk(model: str, revision: str | None, wanted: Sequence[str], 
     sizes = {file.rfilename: file.size for file in info.siblings or () if file.size}
     names = [name for name in sizes if _matches(name, wanted) and not _matches(name, unwanted)]
     need = sum(sizes[name] for name in names if not _cached(model, name, info.sha))
-    check_room(
-        Path(constants.HF_HUB_CACHE), need, say("model.hub_room.download", model=model), say("model.hub_room.fix")
-    )
+    if short := shortage(Path(constants.HF_HUB_CACHE), need):
+        raise InputError("model.hub_room.too_little", **short, model=model)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

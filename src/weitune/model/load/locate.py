@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weitune.errors import MissingExtraError, ModelError, first_line
-from weitune.files.cache import cache_fix, cache_folder, check_room, mark_used
+from weitune.errors import InputError, MissingExtraError, ModelError, first_line
+from weitune.files.cache import cache_folder, mark_used, shortage
 from weitune.files.paths import HUB_ID, user_path
 from weitune.files.publish import file_written_aside
 from weitune.messages import say
@@ -192,13 +192,12 @@ def _builtin(name: str) -> Path:
     if target.is_file():
         mark_used(target)
         return target
-    check_room(target.parent, 2 * entry.bytes, say("model.locate.builtin_download", name=name), cache_fix())
+    if short := shortage(target.parent, 2 * entry.bytes):
+        raise InputError("model.locate.too_little_room", **short, name=name)
     try:
         _unpack(entry, target)
     except OSError as error:
-        raise ModelError(
-            "model.locate.cannot_be_written", name=name, parent=target.parent, reason=error, fix=cache_fix()
-        ) from error
+        raise ModelError("model.locate.cannot_be_written", name=name, parent=target.parent, reason=error) from error
     return target
 
 

@@ -23,7 +23,6 @@ from weitune.export.llama_models import BASE
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
-from weitune.files.cache import cache_fix
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.messages import say
@@ -100,9 +99,7 @@ def vllm_command(
     try:
         folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
     except OSError as error:
-        raise InputError(
-            "serve.command.cannot_be_written", folder=cache, reason=error.strerror or error, fix=cache_fix()
-        ) from None
+        raise InputError("serve.command.cannot_be_written", folder=cache, reason=error.strerror or error) from None
     modules = [
         json.dumps({"name": name, "path": str(_even_folder(folder, i, adapter).resolve())}, ensure_ascii=False)
         for i, (name, adapter) in enumerate(adapters.items())
