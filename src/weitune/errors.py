@@ -39,7 +39,7 @@ class WeituneError(Exception):
         self.fix = parts.get("fix", "")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the values of the texts, so that an error may be raised again on every process of a run."""
+        """Pickle the filled-in texts, not their values, so that every process of a run can raise the error."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class RecipeError(InputError):
 
 
 class DataError(InputError):
-    """Rows, files or encodings are not what they must be; :attr:`problems` has every one of them."""
+    """Rows, files or encodings are wrong; :attr:`problems` has every problem."""
 
     def __init__(self, message_id: str, /, *, problems: Sequence[object] = (), **values: object) -> None:
         super().__init__(message_id, **values)
@@ -69,7 +69,7 @@ class ModelError(InputError):
 
 
 class RunError(InputError):
-    """A run folder is missing, taken, locked or does not fit what is asked of it."""
+    """A run's folder is missing, in use or locked, or lacks what is asked for."""
 
 
 class MissingExtraError(InputError):
@@ -92,5 +92,5 @@ class Interrupted(WeituneError):  # noqa: N818  (an event, not a fault)
 
 
 def first_line(error: BaseException, otherwise: str = "") -> str:
-    """Return the first line of what ``error`` says; ``otherwise``, or its kind, if it says nothing."""
+    """Return the first line of the text of ``error``; if it has none, ``otherwise`` or the name of its class."""
     return (str(error).strip().splitlines() or [otherwise or type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""How work reports how far it is; the command line draws bars from it."""
+"""The callbacks through which work reports its progress and notes to whoever started it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 Progress = Callable[[int, "int | None"], None]
 """Called with the units done and the units in all, which may be unknown (None)."""
 Stage = Callable[[str], Progress]
-"""Called with the title of the next piece of work; returns what that work reports its progress to."""
+"""Called with the title of the next stage; returns the callback for the progress of that stage."""
 
 Note = Callable[[str], None]
 """Called with a line for the user."""

@@ -1,4 +1,4 @@
-"""Which process of a run this one is, by the variables of torchrun and ``weitune train --devices``, and a free port."""
+"""Rank and world size, from the variables that torchrun and ``weitune train --devices`` set; and a free port."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WORLD_SIZE = "WORLD_SIZE"
 
 
 def rank() -> int:
-    """Return the number of this process among all of the run; 0 without a launcher."""
+    """Return the rank of this process among all processes of the run; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -19,7 +19,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Return the number of this process among those on this machine."""
+    """Return the rank of this process among those on this machine; 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -29,7 +29,7 @@ def local_world_size() -> int:
 
 
 def launched() -> bool:
-    """Return whether a launcher has started this process as one of a run's."""
+    """Return whether a launcher has started this process."""
     return WORLD_SIZE in os.environ
 
 

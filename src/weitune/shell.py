@@ -1,4 +1,4 @@
-"""Commands that are shown to be copied: quoted, so that a shell reads every word as it is meant."""
+"""Commands for users to copy, quoted for their shell."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The command line: a group of commands that are imported only when they run, and the exit code of every ending.
+"""The command line: a group of commands that are imported only when they run, and their exit codes.
 
     0 done · 1 a bug of ours · 2 the user's input is wrong · 3 training stopped on a number that is not finite ·
     130 interrupted
 
-``weitune --help`` imports click and nothing else of weight, which keeps it under half a second.
+``weitune --help`` imports no large library but click, which keeps it under half a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weitune.model.thread_contention import watch_contention
 
 
 class Entry(NamedTuple):
-    """Where a command lives and the line that describes it, so that the list of commands imports none of them."""
+    """A command's module and summary, so that listing the commands imports none of them."""
 
     module: str
     summary: str
@@ -43,7 +43,7 @@ COMMANDS = {
     "demo": Entry("weitune.cli.train.demo", "See all of it in a few minutes: a persona before and after."),
     "data": Entry("weitune.cli.data.commands", "Look at dialogues as the model will see them."),
 }
-"""Every command in the order of ``weitune --help``; its module has it under the name ``command``."""
+"""Every command in the order of ``weitune --help``; each module names it ``command``."""
 
 
 class LazyGroup(click.Group):
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         command = importlib.import_module(entry.module).command
-        assert isinstance(command, click.Command)  # noqa: S101  (a fault of ours, and it tells mypy)
+        assert isinstance(command, click.Command)  # noqa: S101  (narrows the type for mypy)
         return command
 
     def resolve_command(
@@ -84,9 +84,9 @@ def command_line() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors have become text on standard error by then."""
+    """Run the command line, print errors to standard error, and return the exit code."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # bytes or characters the terminal's encoding lacks must not end a chat
+        if hasattr(stream, "reconfigure"):  # what the terminal's encoding lacks must not end a chat
             stream.reconfigure(errors="replace")
     watch_contention()
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,1 +1,1 @@
-"""Files on disk: publishing them whole, JSON, the cache folder, free room, and paths as people write them."""
+"""Files on disk: writing them atomically, JSON, the cache folder, free space, and paths as people write them."""

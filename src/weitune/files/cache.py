@@ -1,4 +1,4 @@
-"""The cache folder: what weitune downloads or prepares, all of which can be made again."""
+"""The cache folder, for what weitune downloads or prepares and can make again; and the free space of a disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weitune.messages.quantities import size_text
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Return how many bytes a user may still write where ``folder`` lies, or None if the system does not say."""
+    """Return how many bytes a user may still write on the disk of ``folder``; None if the system does not say."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -34,7 +34,7 @@ def shortage(folder: Path, need_bytes: int) -> dict[str, object] | None:
 def cache_folder() -> Path:
     """Return the folder for what weitune downloads or prepares, by the XDG base directory specification.
 
-    A relative ``XDG_CACHE_HOME`` does not count, as the specification says. Raises InputError if there is no other.
+    A relative ``XDG_CACHE_HOME`` is ignored, as specified. Raises InputError if there is no home folder either.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if base.is_absolute():
@@ -46,6 +46,6 @@ def cache_folder() -> Path:
 
 
 def mark_used(path: Path) -> None:
-    """Note at ``path``, a file in the cache, that it is used now; ``weitune cache`` goes by that."""
+    """Set the modification time of ``path``, a file in the cache; ``weitune cache`` shows it as the last use."""
     with suppress(OSError):  # a cache that others may only read
         os.utime(path)

@@ -1,7 +1,7 @@
 """JSON as weitune writes it to files: UTF-8, the same bytes every time.
 
-A string may hold half of a surrogate pair: it stood in somebody's JSON as an escape, or in the name of a file that is
-not UTF-8. Such a half has no UTF-8, so it stays an escape; everything else is written as it is.
+A string may hold half of a surrogate pair, from an escape in somebody's JSON or from a file name that is not UTF-8.
+UTF-8 cannot encode it, so it is written as an escape; everything else is written as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def record_from(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Return a dataclass of the values in ``tree``; keys that only another version knows are left out.
+    """Return a dataclass of the values in ``tree``, ignoring keys that it has no fields for.
 
     Raises TypeError if a field without a default is missing.
     """
@@ -42,7 +42,7 @@ def record_from(kind: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``; an empty one if there is none."""
+    """Return the JSON object in the file ``path``; an empty one if the file has none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

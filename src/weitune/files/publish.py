@@ -1,13 +1,13 @@
-"""Write and delete files and folders so that a kill, a full disk or a power cut leaves nothing half done.
+"""Write and delete files and folders atomically, so that a kill, a full disk or a power cut leaves nothing half done.
 
-A name means "complete". Everything is written under a hidden name, flushed, and only then renamed. What is deleted gets
-a hidden name first:
+Everything is written under a hidden name, flushed, and only then renamed: a file that has its name is complete. A
+folder gets a hidden name before it is deleted:
 
     write    .checkpoint-100.partial/     ── flushed, renamed ──▶  checkpoint-100/
     delete   checkpoint-100/              ── renamed ──▶  .checkpoint-100.outdated/  ── deleted
 
-All of it goes through the functions of :mod:`os`, one call at a time: tests count them and stop at each. Every function
-raises OSError if the system refuses, and leaves at worst hidden names behind, which :func:`tidy` deletes.
+Tests count the calls of :mod:`os` and interrupt at each. Every function raises OSError if the system refuses, and
+leaves at worst files with hidden names, which :func:`tidy` deletes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def process_exists(pid: int) -> bool:
 
 
 def remove_abandoned(target: Path) -> None:
-    """Delete what processes that have ended left under their :func:`own_partial` names for ``target``."""
+    """Delete the :func:`own_partial` files and folders for ``target`` of processes that no longer exist."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         pid = path.name.removeprefix(f".{target.name}.").removesuffix(".partial")
         if pid.isdecimal() and not process_exists(int(pid)):
@@ -117,13 +117,13 @@ def file_written_aside(target: Path) -> Iterator[Path]:
 
 
 def publish_bytes(data: bytes, target: Path) -> None:
-    """Replace the contents of the file ``target`` in one moment."""
+    """Replace the contents of the file ``target`` atomically."""
     with file_written_aside(target) as partial:
         write_bytes(partial, data)
 
 
 def publish_text(content: str, target: Path) -> None:
-    """Write ``content`` as UTF-8 to the file ``target`` in one moment; half a surrogate pair becomes its escape."""
+    """Write ``content`` as UTF-8 to the file ``target`` atomically; half a surrogate pair becomes its escape."""
     publish_bytes(content.encode(errors="backslashreplace"), target)
 
 
@@ -160,7 +160,7 @@ def flush(path: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete ``folder``: its name goes at once, then its files."""
+    """Rename ``folder`` to a hidden name, then delete it."""
     outdated = hidden(folder, "outdated")
     remove(outdated)
     folder.rename(outdated)
@@ -169,7 +169,7 @@ def discard(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete the file ``path``, or the folder and all that is in it, if it is there."""
+    """Delete the file, link or folder ``path`` if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif path.exists() or path.is_symlink():
@@ -182,7 +182,7 @@ def is_left_behind(path: Path) -> bool:
 
 
 def tidy(folder: Path) -> None:
-    """Delete what a process that was killed left half written or half deleted in ``folder``."""
+    """Delete what a killed process left half written or half deleted in ``folder``."""
     for path in folder.glob(".*"):
         if is_left_behind(path):
             remove(path)

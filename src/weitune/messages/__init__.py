@@ -39,5 +39,5 @@ def _entry(message_id: str) -> Any:
 def catalogue(package: str, language: str = LANGUAGE) -> Mapping[str, str | Mapping[str, str]]:
     """Return the texts of one package by the rest of their ids."""
     file = resources.files(__package__) / language / f"{package}.json"
-    found: Mapping[str, str | Mapping[str, str]] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    entries: Mapping[str, str | Mapping[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+    return entries

@@ -22,7 +22,7 @@ def memory_text(count: float, digits: int = 1) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as people say it: ``1 h 5 min``, ``3 min 20 s``, ``42 s``."""
+    """Return a duration in its two largest units: ``1 h 5 min``, ``3 min 20 s``, ``42 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

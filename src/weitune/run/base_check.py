@@ -1,11 +1,11 @@
-"""Check that the base model found here is the one that a run was trained on.
+"""Check that a run's base model is the one that the run was trained on.
 
-A run records fingerprints of its model and tokenizer (:mod:`.fingerprint`), in ``environment.json`` and in every
-checkpoint. Every part that opens the run's model gets its files from here, so another model is never used silently.
+A run records fingerprints of its model and tokenizer (:mod:`.fingerprint`) in ``environment.json`` and in every
+checkpoint. All code that opens the run's model gets its files here, so another base is never used silently.
 
-    recorded = now     go on
-    recorded ≠ now     refused, with what was recorded and what is there now; or noted, if the user accepts it
-    nothing recorded   noted: a run that was made elsewhere, or by an old version
+    recorded = now     use the base
+    recorded ≠ now     an error that shows both fingerprints; only a note if the user accepts the other base
+    nothing recorded   a note: the run was made elsewhere or by an old version
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def fingerprints_in(basis: object) -> dict[str, str]:
 
 
 def place_of_base(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Return what a run records of where its base lies: nothing unless the recipe names it by a relative path."""
+    """Return a run's record of the path of its base; empty unless the recipe names it by a relative path."""
     path = Path(recipe.model)
     if recipe.model.startswith(("builtin:", "~")) or path.is_absolute() or not path.exists():
         return {}
     return {PLACE: {"model": recipe.model, "path": str(path.absolute())}}
 
 
-def found_from_here(run: Path, recipe: Recipe) -> Recipe:
-    """Return the ``recipe`` of ``run``, with the recorded path of its model if the relative one leads nowhere here."""
+def with_reachable_model(run: Path, recipe: Recipe) -> Recipe:
+    """Return the ``recipe`` of ``run``; if its relative model path does not exist here, with the recorded path."""
     place = _recorded_place(run, recipe)
     if place is None or Path(recipe.model).exists() or not place.exists():
         return recipe
@@ -64,15 +64,15 @@ def found_from_here(run: Path, recipe: Recipe) -> Recipe:
 def checked_base(run: Path, recipe: Recipe, recorded: Mapping[str, str], *, accept: bool, note: Note) -> ModelFiles:
     """Return the files of the base of ``run``, downloading them if they are not here.
 
-    Raises ModelError if it cannot be found, RunError if it is not the one that was ``recorded`` and the user does not
-    ``accept`` that.
+    Raises ModelError if the base cannot be located, and RunError if it differs from the ``recorded`` one and the user
+    does not ``accept`` that.
     """
     _check_not_lost(run, recipe)
     files = locate_base(recipe)
     if not recorded:
         note(say("run.base_check.not_recorded", run=run, model=recipe.model))
         if not files.gguf:
-            stored_weights(files.folder)  # refuses a folder of which programs would read different weights
+            stored_weights(files.folder)  # raises ModelError if programs would read different weights from it
         return files
     changed = differences(recorded, files)
     if not changed:
@@ -92,11 +92,11 @@ def checked_base(run: Path, recipe: Recipe, recorded: Mapping[str, str], *, acce
 
 
 def pinned(run: Path, recipe: Recipe, recorded: Mapping[str, str], note: Note) -> Recipe:
-    """Return ``recipe`` with its model found: by its recorded path, or, of a hub that has moved on, by its commit.
+    """Return ``recipe`` with the recorded path of its model, or the recorded commit if the hub has a newer one.
 
-    So a run can go on that was begun by a version that did not record the commit.
+    A version that did not record the commit may have begun the run.
     """
-    recipe = found_from_here(run, recipe)
+    recipe = with_reachable_model(run, recipe)
     _check_not_lost(run, recipe)
     if not recorded or not is_hub_id(recipe.model):
         return recipe
@@ -109,14 +109,14 @@ def pinned(run: Path, recipe: Recipe, recorded: Mapping[str, str], note: Note) -
 
 
 def _check_not_lost(run: Path, recipe: Recipe) -> None:
-    """Raise ModelError if the base was a folder that is gone: a relative path may look like a hub id, and is none."""
+    """Raise ModelError if the base was a folder that is gone; its relative path must not be taken for a hub id."""
     place = _recorded_place(run, recipe)
     if place is not None and not Path(recipe.model).exists():
         raise ModelError("run.base_check.base_gone", run=run, place=place, recipe=run / RECIPE)
 
 
 def _recorded_place(run: Path, recipe: Recipe) -> Path | None:
-    """Return where the base lay when ``run`` began; None if that is not recorded, or if the recipe names another."""
+    """Return the path of the base when ``run`` began; None if none is recorded for the model of the recipe."""
     place = json_object(run / ENVIRONMENT).get(PLACE)
     known = isinstance(place, dict) and place.get("model") == recipe.model and isinstance(place.get("path"), str)
     return Path(place["path"]) if isinstance(place, dict) and known else None

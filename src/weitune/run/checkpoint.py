@@ -2,15 +2,15 @@
 
     run/
       checkpoint-100/
-        adapter_config.json  adapter_model.safetensors     a PEFT adapter as it is; of a whole model that is trained,
-                                                           config.json and model.safetensors
+        adapter_config.json  adapter_model.safetensors     a PEFT adapter (in full fine-tuning, config.json
+                                                           and model.safetensors)
         optimizer.safetensors                              AdamW's two moments and step of every trained tensor
         state.json                                         the step, the recipe, and what the run is computed from
         manifest.json                                      size and SHA-256 of every file, written last
 
-A checkpoint is written aside, flushed, read back and compared with what was meant, and renamed.
-Everything in it is safetensors and JSON: nothing here can run code when it is read. This module knows files and bytes
-only; their contents come from :mod:`weitune.training.resume.snapshot`.
+A checkpoint is written under a hidden name, flushed, read back, compared, and renamed. It has only safetensors and JSON
+files, so reading it cannot run code. This module handles files and bytes; their contents come from
+:mod:`weitune.training.resume.snapshot`.
 
 Cost: every byte is hashed and read back once when written, and hashed once when verified.
 """
@@ -66,8 +66,7 @@ def list_checkpoints(run: Path) -> list[Checkpoint]:
 def write_checkpoint(run: Path, step: int, files: Iterable[tuple[str, bytes]]) -> Checkpoint:
     """Write ``files`` (name and contents, taken one at a time) as the checkpoint after ``step`` steps.
 
-    Raises OSError if the system refuses or does not give back what was written; then there is no such checkpoint, and
-    nothing else has changed.
+    Raises OSError if writing fails or reading back gives other bytes; then nothing has changed.
     """
     target = run / checkpoint_name(step)
     with folder_written_aside(target) as partial:
@@ -83,7 +82,7 @@ def write_checkpoint(run: Path, step: int, files: Iterable[tuple[str, bytes]]) -
 
 
 def fault_of(checkpoint: Checkpoint) -> str:
-    """Return what is wrong with the files of a checkpoint, or nothing if every bit is as it was written."""
+    """Return what is wrong with the files of a checkpoint; empty if every bit is as it was written."""
     try:
         files = read_manifest(checkpoint)
         damages = (file_damage(checkpoint.folder / name, f["bytes"], f["sha256"]) for name, f in files.items())
@@ -97,7 +96,7 @@ def fault_of(checkpoint: Checkpoint) -> str:
 def read_manifest(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Return size (``bytes``) and ``sha256`` of every file of a checkpoint.
 
-    Raises FileNotFoundError, or ValueError if the manifest is not, to the last bit, one that weitune wrote for it.
+    Raises FileNotFoundError, or ValueError if a single bit of the manifest differs from what weitune writes.
     """
     written = (checkpoint.folder / MANIFEST).read_bytes()
     try:
@@ -125,7 +124,7 @@ def newest_good(run: Path) -> tuple[Checkpoint | None, list[tuple[Checkpoint, st
 
 
 def set_aside(checkpoint: Checkpoint) -> Path:
-    """Rename a faulty checkpoint, so that it takes no good one's place, and return its new name. Nothing is deleted."""
+    """Rename a faulty checkpoint, so that its name is free for a good one, and return its new path."""
     number, target = 1, checkpoint.folder.with_name(f"{checkpoint.folder.name}.damaged")
     while target.exists():
         number += 1

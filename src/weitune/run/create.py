@@ -1,4 +1,4 @@
-"""Create a run's folder in one moment; read and update what it records."""
+"""Create a run's folder atomically; read and update what it records."""
 
 from __future__ import annotations
 
@@ -44,25 +44,21 @@ def check_free(folder: Path) -> None:
             "run.create.already_holds_a_run", folder=folder, command=shell_command("train", "--resume", folder)
         )
     no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
-    if no_folder or (folder.is_dir() and not all(map(_left_behind, folder.iterdir()))):
+    contents = folder.iterdir() if folder.is_dir() else ()
+    if no_folder or not all(path.name == LOCK or is_left_behind(path) for path in contents):  # of a killed process
         raise RunError("run.create.not_an_empty_folder", folder=folder)
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether ``folder`` holds a run. Raises RunError if it does not, and no new run can be put into it."""
+    """Return whether ``folder`` holds a run. Raises RunError if it holds other files."""
     if (folder / RECIPE).is_file():
         return True
     check_free(folder)
     return False
 
 
-def _left_behind(path: Path) -> bool:
-    """Return whether ``path`` is a file that a killed process may leave in a run's folder, and nothing else is."""
-    return path.name == LOCK or is_left_behind(path)
-
-
 def check_named(recipe: Recipe) -> None:
-    """Raise RecipeError unless ``recipe`` says where its run goes: the default name has the time in it."""
+    """Raise RecipeError unless ``recipe`` has an ``output``: the default folder's name contains the time."""
     if not recipe.output:
         raise RecipeError("run.create.resume_existing_needs_output")
 
@@ -74,9 +70,9 @@ def check_run(folder: Path) -> None:
 
 
 def create_folder(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Make the run's folder with its first files, all or nothing. Raises RunError if that cannot be.
+    """Make the run's folder with its first files, all or nothing. Raises RunError if that fails.
 
-    Of two processes that do this at the same time, one gets the folder.
+    If two processes do this at the same time, one of them gets the folder and the other the error.
     """
     files = {
         RECIPE: dump_recipe(recipe).encode(),
@@ -110,12 +106,12 @@ def _publish_if_free(partial: Path, folder: Path) -> None:
 
 
 def load_recorded(folder: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe that the run in ``folder`` records, with ``overrides`` laid over it."""
+    """Return the recipe that the run in ``folder`` records, changed by ``overrides``."""
     return build_recipe(recorded(read_recipe_file(str(folder / RECIPE))), overrides)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return what :func:`create` wrote down. Raises RunError if it cannot be read."""
+    """Return what :func:`create_folder` recorded as ``environment``. Raises RunError if it cannot be read."""
     path = folder / ENVIRONMENT
     try:
         environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -125,7 +121,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def update_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe that a run goes on with, if it is another. Raises OSError if the system refuses."""
+    """Write the recipe of a resumed run if it has changed. Raises OSError if that fails."""
     contents = dump_recipe(recipe).encode()
     if (folder / RECIPE).read_bytes() != contents:
         publish_bytes(contents, folder / RECIPE)

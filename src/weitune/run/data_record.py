@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from weitune.run.names import DATA
 
 @dataclass(frozen=True, slots=True)
 class ExamplePreview:
-    """One example: where its row stands, and its parts, each (text, ``learned``, ``control`` or ``prompt``)."""
+    """One example: the place of its row, and its parts, each (text, ``learned``, ``control`` or ``prompt``)."""
 
     place: str = ""
     parts: Sequence[tuple[str, str]] = ()
@@ -22,7 +22,7 @@ class ExamplePreview:
 
 @dataclass(frozen=True, slots=True)
 class ValidationSize:
-    """How much there is to validate with."""
+    """The size of the validation data."""
 
     examples: int = 0
     learned_tokens: int = 0
@@ -42,15 +42,13 @@ class DataRecord:
 
 
 def read_data_record(run: Path) -> DataRecord | None:
-    """Return what the folder ``run`` says about its data; None if it says nothing, or nothing that can be read."""
+    """Return the record of the data in the folder ``run``; None if there is none that can be read."""
     tree = json_object(run / DATA)
+    if not tree:
+        return None
     try:
-        return _record(tree) if tree else None
+        preview = [record_from(ExamplePreview, example) for example in tree.get("preview", ())]
+        validation = record_from(ValidationSize, tree["validation"]) if tree.get("validation") else None
+        return DataRecord(DataReport.from_json(tree), preview, validation)
     except (TypeError, ValueError, AttributeError):
         return None
-
-
-def _record(tree: Mapping[str, Any]) -> DataRecord:
-    preview = [record_from(ExamplePreview, example) for example in tree.get("preview", ())]
-    validation = record_from(ValidationSize, tree["validation"]) if tree.get("validation") else None
-    return DataRecord(DataReport.from_json(tree), preview, validation)

@@ -1,4 +1,4 @@
-"""Retry when the disk refuses a write: pause, try again, and only then give up."""
+"""Retry writes that the disk refuses: pause, try again, and give up only after minutes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from weitune.shell import shell_command
 T = TypeVar("T")
 
 SECONDS = 300.0
-"""How long a run waits for the disk: other processes of the run, which wait in a collective, would time out later."""
+"""How long a run waits for the disk; longer, and the collectives in which its other processes wait time out."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
-_GLANCE_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 """How long a stop signal may go unnoticed while waiting."""
 
 
 @contextmanager
 def refusals_explained(run: Path) -> Iterator[None]:
-    """Raise RunError if the system refuses something in the block that is not worth retrying."""
+    """Raise RunError for an OSError in the block that a retry would not fix."""
     try:
         yield
     except OSError as error:
@@ -39,7 +39,7 @@ def refusals_explained(run: Path) -> Iterator[None]:
 
 
 class DiskRetry:
-    """Tries again for a while, in pauses that grow; a stop signal ends the waiting."""
+    """Retries with growing pauses until the time is up or a stop signal comes."""
 
     def __init__(self, run: Path, note: Note, stopping: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait up to ``seconds`` (SECONDS if not given) for each thing to be written into ``run``.
@@ -52,7 +52,7 @@ class DiskRetry:
     def keep_trying(self, work: Callable[[], T], what: str, needed_bytes: int, first_error: OSError | None = None) -> T:
         """Return what ``work`` returns once it raises no OSError. ``first_error``: it has failed with that already.
 
-        Raises RunError, naming path, error and bytes, when the time is up.
+        When the time is up, raises RunError with the path, the error and the bytes needed.
         """
         if first_error is None:
             try:
@@ -78,7 +78,7 @@ class DiskRetry:
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopping() and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _GLANCE_SECONDS))
+            time.sleep(min(left, _POLL_SECONDS))
 
     def _trouble(self, error: OSError, what: str, needed_bytes: int) -> str:
         free = free_bytes(self._run)

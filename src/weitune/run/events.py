@@ -1,10 +1,9 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, appended while it trains.
 
-A line is written with one call, so a kill can tear the last line only. When a run goes on from an earlier step, the
-steps after that one are taken out, because they will be written again; everything else stays, such as why the run had
-stopped.
+Each line is written with one call, so a kill can tear only the last one. When a run resumes from an earlier step, the
+later steps are removed, since they are computed again; other events stay, such as why the run stopped.
 
-:class:`Event`, :class:`Step` and :class:`Validation` are what weitune's views read; users get the lines as they are.
+weitune's views read :class:`Event`, :class:`Step` and :class:`Validation`; users get the lines as they are.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def read_events(folder: Path) -> Iterator[dict[str, Any]]:
 class EventTail:
     """Reads a run's events as they come.
 
-    A run that goes on takes repeated steps out of its file: then the file is shorter, and is read from its start.
+    A run that resumes removes the steps that it repeats: the file is then shorter, and is read again from its start.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,10 +143,10 @@ class EventLog:
     """Append events to a run's ``events.jsonl``; times go on from where the file ends."""
 
     def __init__(self, folder: Path, *, keep_steps: int | None = None) -> None:
-        """Open the file for appending. Steps after ``keep_steps`` are taken out: they will be computed again."""
+        """Open the file for appending, without the steps after ``keep_steps``, which will be computed again."""
         self._path = folder / EVENTS
         self.seconds = 0.0
-        """Training time that the file accounts for so far, in seconds."""
+        """Training time recorded so far, in seconds."""
         self._clean(math.inf if keep_steps is None else keep_steps)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         self._end = os.fstat(self._file).st_size
@@ -170,7 +169,7 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append one event and return it. Numbers that are not finite become the strings "nan", "inf", "-inf".
 
-        Raises OSError if the system refuses; then the file is as it was before.
+        Raises OSError if writing fails; the file is then as it was before.
         """
         record = {"event": event, **{name: _plain(value) for name, value in fields.items()}}
         line = (json_text(record, allow_nan=False) + "\n").encode()

@@ -1,8 +1,7 @@
-"""The course of a run's losses: which checkpoint is the best one, for training, rotation, `--checkpoint best` and
-reports, and the smoothed curve.
+"""The losses of a run over its steps: the best checkpoint, and the smoothed curve.
 
-The best is the one with the lowest finite validation loss, and the first of equals. A loss that is missing or not
-finite is never the best.
+The best checkpoint has the lowest finite validation loss; of equal ones, it is the first. Training, rotation,
+``--checkpoint best`` and reports all use this definition.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def best_of(losses: Iterable[tuple[int, object]]) -> tuple[int, float] | None:
 
 
 class MovingAverage:
-    """An exponential moving average, free of its start: weights 0.9^k, normalised."""
+    """An exponential moving average without bias towards its start: the weights 0.9^k are normalised."""
 
     def __init__(self) -> None:
         self._total = self._weight = 0.0

@@ -1,12 +1,12 @@
-"""Whether the process that trains a run is still there, judged from outside.
+"""Tell from outside whether the process that trains a run is still alive.
 
     lock held                                   it trains, or is about to
-    lock free, its holder was on this machine   it was killed: the kernel frees the lock of a process that is gone
-    lock free, no holder named                  it ended in order, and if no event says why, with an error
-    holder on another machine, no locks here    only what it writes tells: a long silence means that it is gone
+    lock free, its holder was on this machine   it was killed: the kernel frees the lock of a dead process
+    lock free, no holder named                  it ended in order; if no event gives the reason, with an error
+    holder on another machine, no locks here    its writes decide: after a long silence it counts as dead
 
-A file system may keep locks to one machine without saying so. So a lock that another machine's process held proves
-nothing here while it is free.
+Some file systems apply locks to one machine only. A free lock that was held on another machine therefore proves
+nothing.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from weitune.run.lock import LockState, lock_state
 from weitune.run.names import EVENTS, LOCK
 
 SILENCE_SECONDS = 600.0
-"""How long a process on another machine may write nothing before it is taken for gone."""
+"""How long a process on another machine may write nothing before it counts as dead."""
 _SLOW_STEPS = 20
-"""Steps, at the run's pace, that may pass in silence too: evaluations are long where steps are."""
+"""A slow run may be silent for the time of this many steps, since its evaluations are slow too."""
 
 
 class Liveness:
-    """Looks at a run again and again."""
+    """Observes a run repeatedly."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
         self._suspected = ""
         self.step_seconds = 0.0
-        """How long a step of the run takes, as far as is known."""
+        """How long a step of the run takes; 0 if unknown."""
 
     @property
     def held(self) -> bool:
         return lock_state(self._run).held is True
 
     def gone(self) -> str:
-        """Return why the run has no process any more; nothing if it may have one.
+        """Return why the run has no process any more; empty if it may have one.
 
-        Two looks in a row must agree, for between them a process may have taken the lock. What it wrote before it was
-        gone can be read after this.
+        Two calls in a row must agree, since a process may have taken the lock between them. Read the run's events
+        after this call: then they include the last ones that the process wrote.
         """
         reason = self._reason(lock_state(self._run))
         agreed = reason if reason == self._suspected else ""

@@ -1,8 +1,8 @@
 """One writer: while a process trains into a run's folder, no other can.
 
-The lock is the kernel's, on the file ``.lock``; it goes with the process that holds it, however that ends, so it can
-never be stale. The file names its holder for people. It is emptied when the run ends in order, so a name that is
-still there says that a process was killed.
+The lock is a kernel lock on the file ``.lock``. The kernel frees it when its process ends, for whatever reason, so it
+is never stale. The file names its holder and is emptied when the run ends in order: a name left in it means that
+the process was killed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from weitune.run.names import LOCK
 
 _NO_LOCKS = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
 _LOCKED_BYTE = 1 << 30
-"""Where Windows locks a byte: a locked one cannot be read by others."""
+"""Position of the byte that is locked on Windows, behind the holder's name: others cannot read a locked byte."""
 _TRIES, _PAUSE_SECONDS = 10, 0.05
-"""How often the lock is tried: someone who looks at it (:func:`lock_state`) holds it for an instant."""
+"""The lock is tried several times, since :func:`lock_state` in another process holds it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who trains, or trained, in a run's folder."""
+    """The process that trains, or trained, in a run's folder."""
 
     pid: int
     host: str
@@ -47,7 +47,7 @@ class Lock:
     """The result of taking the lock."""
 
     held: bool
-    """False if the file system has no locks: then nothing keeps a second process out."""
+    """False if the file system has no locks, so that nothing keeps a second process out."""
     abandoned: Holder | None
     """The previous holder, if it was killed or its machine stopped."""
 
@@ -63,7 +63,7 @@ class LockState:
 
 
 def lock_state(run: Path) -> LockState:
-    """Look at the lock of the folder ``run``. Nothing is written, and a process that wants the lock still gets it."""
+    """Return the state of the lock of the folder ``run``, without writing or keeping another process from it."""
     try:
         descriptor = os.open(run / LOCK, os.O_RDONLY | BINARY)
     except OSError:
@@ -100,7 +100,7 @@ def run_lock(run: Path) -> Iterator[Lock]:
 
 
 def _acquire(descriptor: int, *, shared: bool = False) -> bool | None:
-    """Return whether the lock is ours now, or ``shared`` with others who look; None if there are no locks here."""
+    """Return whether the lock was acquired (``shared`` by :func:`lock_state`); None if the file system has none."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -125,7 +125,7 @@ def _holder(descriptor: int) -> Holder | None:
 
 
 def _write_holder(descriptor: int) -> None:
-    """Write down who holds the lock; a full disk must not keep a run from going on."""
+    """Write the holder's name, unless the disk is full: that must not keep a run from resuming."""
     holder = Holder(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
     try:
         os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""The machine that a run is computed on: versions and hardware."""
+"""Versions and hardware of the machine that computes a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("weitune", "torch", "transformers", "peft", "accelerate", "tokenize
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return versions and hardware, for whoever wants to repeat the run."""
+    """Return versions and hardware, which are needed to reproduce the run."""
     machine: dict[str, Any] = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -31,8 +31,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for everything in :func:`describe_machine` that has changed; a run may go on, but its last bits may
-    differ."""
+    """Return a line for each change in :func:`describe_machine`, any of which may change the last bits of results."""
     old, new = ({**machine, **machine.get("packages", {})} for machine in (before, now))
     keys = ("device", "processor", "threads", *_PACKAGES)
     return [

@@ -1,6 +1,6 @@
-"""Check that a checkpoint is still what was written: its manifest has the size and the SHA-256 of every file.
+"""Verify a checkpoint against its manifest, which has the size and the SHA-256 of every file.
 
-A folder without a manifest was not written by weitune, and nothing is known of it.
+A folder without a manifest was not written by weitune and cannot be verified.
 
 Cost: every byte of the checkpoint is read and hashed.
 """
@@ -16,7 +16,7 @@ from weitune.run.names import MANIFEST
 
 
 def damage_of(checkpoint: Path) -> str:
-    """Return what is wrong with the files of ``checkpoint``; nothing if they are as its manifest says."""
+    """Return what is wrong with the files of ``checkpoint``; empty if they match its manifest, or it has none."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         return ""
@@ -31,7 +31,7 @@ def damage_of(checkpoint: Path) -> str:
 
 
 def file_damage(path: Path, size: int, sha256: str) -> str:
-    """Return what is wrong with a file that had ``size`` bytes and this ``sha256``; nothing if it is as it was."""
+    """Return how a file differs from one of ``size`` bytes with this ``sha256``; empty if it does not."""
     if not path.is_file():
         return say("run.manifest.file_missing", name=path.name)
     if (actual := path.stat().st_size) != size:

@@ -1,9 +1,9 @@
-"""Every name in a run's folder.
+"""The names of the files in a run's folder.
 
 runs/zhenhuan/
   recipe.yaml           the resolved recipe: its presence makes the folder a run
-  environment.json      versions, hardware, and the basis: fingerprints of all that decides the numbers
-  data.json             what the preparation of the data counted
+  environment.json      versions, hardware, and the basis: fingerprints of everything that determines the numbers
+  data.json             the report of the data (:mod:`.data_record`)
   events.jsonl          what happened, one JSON object a line
   checkpoint-100/       an adapter or a whole model (:mod:`weitune.model.file_names`), and
     optimizer.safetensors   the optimizer state

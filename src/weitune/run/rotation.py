@@ -1,11 +1,11 @@
-"""Which checkpoints stay: the newest good ones and the best.
+"""Delete old checkpoints; keep the newest good ones and the best.
 
     step      100   200   300   400   500        keep 2, metric = validation loss
     metric    2.1   1.7   1.9   2.0   2.2
                     best        ─ newest ─       100 and 300 go
 
-A checkpoint counts as good when its files verify now, so one that rotted on the disk takes no good one's place. Only a
-folder goes that weitune wrote, which its manifest proves, and in which nobody has put anything.
+A checkpoint is good if its files verify now, so one that the disk has damaged never replaces a good one. A folder is
+deleted only if its manifest shows that weitune wrote it, and nobody has added files to it.
 
 Cost: every checkpoint that stays is read and hashed.
 """
@@ -24,7 +24,7 @@ from weitune.run.names import MANIFEST
 def rotate(run: Path, keep: int) -> list[tuple[Checkpoint, str]]:
     """Delete all but the ``keep`` newest good checkpoints of ``run`` and the best one.
 
-    Returns the faulty ones that it met among the newest, which it leaves alone. Raises OSError if the system refuses.
+    Returns the faulty ones among the newest, which stay, with their faults. Raises OSError if deleting fails.
     """
     newest: list[Checkpoint] = []
     faulty: list[tuple[Checkpoint, str]] = []

@@ -1,4 +1,4 @@
-"""What a run's folder has: its recipe, base, checkpoints and events (:mod:`.names` has the files)."""
+"""Read a run's folder: its recipe, base, checkpoints and events (:mod:`.names` has the files)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class RunFolder:
     def __init__(self, path: str | Path, *, accept_changed_base: bool = False, say: Note | None = None) -> None:
         """Open the folder ``path``. Raises RunError if it is not a run's.
 
-        With ``accept_changed_base`` a base model that is not the one the run was trained on is used all the same.
-        ``say`` gets lines for the user; without it they are logged.
+        With ``accept_changed_base``, a base model is used even if the run was trained on another. ``say`` gets lines
+        for the user; without it they are logged.
         """
         self.path = Path(path)
         self.accept_changed_base = accept_changed_base
@@ -68,17 +68,16 @@ class RunFolder:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe the run was made from. Raises RecipeError if someone broke it."""
-        from weitune.run.base_check import found_from_here
+        """The recipe of the run. Raises RecipeError if the file is no longer valid."""
+        from weitune.run.base_check import with_reachable_model
         from weitune.run.create import load_recorded
 
-        return found_from_here(self.path, load_recorded(self.path))
+        return with_reachable_model(self.path, load_recorded(self.path))
 
     def base_files(self) -> ModelFiles:
-        """Return the files of the base model; all who open the run's model get them here.
+        """Return the files of the base model, which the first call locates, downloads if needed, and verifies.
 
-        The first call finds them, downloads them if need be, and compares them with what the run recorded. Raises
-        ModelError if they cannot be found, RunError if they are not those that the run was trained on.
+        Raises ModelError if they cannot be located, RunError if they are not those that the run was trained on.
         """
         if self._base is None:
             from weitune.run.base_check import checked_base, recorded_basis
@@ -95,7 +94,7 @@ class RunFolder:
         """Return the PEFT folder of an adapter (of a whole model that was trained, its folder); None for ``base``.
 
         ``last`` is the final adapter, or the newest checkpoint while there is none. Raises RunError if the run has no
-        adapter yet, no such checkpoint or one whose files are damaged, or for ``best`` none that was validated.
+        adapter yet or no such checkpoint, if its files are damaged, or if ``best`` is asked for and none was validated.
         """
         if which == "base":
             return None
@@ -142,7 +141,7 @@ class RunFolder:
         raise RunError("run.run_folder.none_measured", run=self.path)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the run's events in order; a line that a crash or a full disk tore is left out."""
+        """Yield the run's events in order, without lines that a crash or a full disk tore."""
         return read_events(self.path)
 
     def typed_events(self) -> Iterator[Event]:

@@ -1,1 +1,1 @@
-"""The command ``weitune cache``, and what it finds in the cache folder."""
+"""The command ``weitune cache``, and the contents of the cache folder."""

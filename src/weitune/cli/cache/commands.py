@@ -1,4 +1,4 @@
-"""``weitune cache``: what is kept on the disk, and how to get the room back."""
+"""``weitune cache``: list what the cache folder holds, and delete it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weitune.messages import say
 from weitune.messages.quantities import size_text
 
 _WIDE = 200
-"""Characters of a line where there is no terminal."""
+"""Width of the table, in characters, if there is no terminal."""
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -42,7 +42,7 @@ class Age(click.ParamType):  # type: ignore[type-arg]
 def command(context: click.Context, as_json: bool) -> None:
     """List what weitune keeps in its cache folder: kind, size, last use, and what it was made for.
 
-    All of it is made again when it is needed. Models that a hub's client downloaded lie in its own cache
+    All of it is made again when it is needed. Models downloaded from a hub are in the cache of the hub's client
     (`hf cache ls`).
     """
     if context.invoked_subcommand is not None:
@@ -115,7 +115,7 @@ def _delete(chosen: Sequence[Entry]) -> int:
 
 
 def _freed(entry: Entry) -> int | None:
-    """Delete ``entry`` and return its bytes, or say why that cannot be and return None."""
+    """Delete ``entry`` and return its bytes; if that fails, print the reason and return None."""
     try:
         return delete(entry)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What weitune keeps in its cache folder, by kind, and how it is deleted.
+"""The contents of the cache folder by kind, and how they are deleted.
 
     ~/.cache/weitune/                       XDG_CACHE_HOME applies
       data/<fingerprint>/                   prepared data: examples.arrow, report.json
@@ -6,10 +6,10 @@
       gguf/<fingerprint>-<type>.gguf        bases for llama.cpp
       vllm/<runs>/                          chat template and generation config for vLLM
 
-Only files with these names, in these places, are counted and deleted: what else lies there belongs to somebody else.
-Links are never followed below the cache folder. Everything here is made again when it is needed. The file that says
-that an entry is complete goes first, so a process finds a whole entry or none; one that has it open keeps what it has.
-What is being written has a name of its own (``….partial``), and is left alone until nothing was written for a day.
+Only files with these names in these places are counted and deleted; others were not written by weitune. Links below the
+cache folder are never followed. The file that marks an entry as complete is deleted first, so another process sees a
+complete entry or none; files that it has open stay readable. Unfinished files (``….partial``) are left alone until
+nothing has been written to them for a day.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _UNFINISHED = {
     "vllm": re.compile(r"\.\w{8}"),
 }
 _IN_USE_SECONDS = 24 * 3600
-"""An unfinished file counts as in use until nothing has been written to it for this long."""
+"""Something unfinished counts as abandoned if nothing has been written to it for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Entry:
     kind: Kind
     path: Path
     files: tuple[Path, ...]
-    """What weitune wrote of it."""
+    """The files in it that weitune wrote."""
     bytes: int
     used: float
     """When it was last written or used, in seconds since the epoch."""
@@ -77,7 +77,7 @@ def entries(folder: Path | None = None) -> list[Entry]:
 
 
 def unreadable(folder: Path | None = None) -> list[Path]:
-    """Return the folders of the cache that this user may not look into, so that nothing in them is listed."""
+    """Return the folders of the cache that this user cannot read, whose contents are therefore not listed."""
     root = (folder or cache_folder()).resolve()
     places = (root, *(root / kind for kind in KINDS))
     return [path for path in places if _is_folder(path) and not os.access(path, os.R_OK | os.X_OK)]
@@ -86,8 +86,8 @@ def unreadable(folder: Path | None = None) -> list[Path]:
 def delete(entry: Entry) -> int:
     """Delete ``entry`` and return how many bytes that freed. Raises OSError if the system refuses.
 
-    Files in its folder that weitune did not write stay, and so does the folder then. What another process has deleted
-    meanwhile counts for nothing.
+    Files that weitune did not write stay, and so does their folder. What another process deletes meanwhile is not
+    counted.
     """
     freed = 0
     if entry.kind == "unfinished" and entry.path.is_dir():
@@ -95,7 +95,7 @@ def delete(entry: Entry) -> int:
             shutil.rmtree(entry.path)
             freed = entry.bytes
         return freed
-    for path in reversed(entry.files):  # the one whose presence says that an entry is complete goes first
+    for path in reversed(entry.files):  # the file that marks an entry as complete goes first
         with suppress(FileNotFoundError):
             size = path.lstat().st_size
             path.unlink()
@@ -182,7 +182,7 @@ def _folders(folder: Path, wanted: Callable[[str], object]) -> Iterator[Path]:
 
 
 def _children(folder: Path) -> list[Path]:
-    """Return what lies in ``folder``; nothing if it is a link, or not there."""
+    """Return the sorted contents of ``folder``; none if it is a link or cannot be read."""
     try:
         return sorted(folder.iterdir()) if _is_folder(folder) else []
     except OSError:

@@ -16,7 +16,7 @@ from weitune.messages import say
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE", help="Also write one HTML page.")
 @accept_changed_base_option
 def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool) -> None:
-    """Put runs side by side: where their recipes differ, their results, and their curves.
+    """Put runs side by side: how their recipes differ, their results, and their curves.
 
     No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
     """

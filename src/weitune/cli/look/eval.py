@@ -1,4 +1,4 @@
-"""``weitune eval``: the tuned model beside its base, on rows that it has not learned."""
+"""``weitune eval``: the tuned model beside its base, on rows that it was not trained on."""
 
 from __future__ import annotations
 
@@ -78,8 +78,7 @@ def command(
     for each in which:
         folder.adapter_folder(each)  # fail before the libraries load
 
-    from weitune.cli.shared.stages import Stages
-    from weitune.cli.shared.terminal import console, quiet_libraries, working
+    from weitune.cli.shared.terminal import Stages, console, quiet_libraries, working
 
     with working(say("cli.eval.starting")):
         quiet_libraries()

@@ -1,4 +1,4 @@
-"""How ``weitune eval`` looks in a terminal: one column a model, then answers side by side."""
+"""The output of ``weitune eval`` in a terminal: a column for each model, then answers side by side."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print(Text(say("cli.eval_view.rows", name=rows.name, examples=rows.examples, questions=rows.questions)))
     console.print(_table(evaluation.models))
     if win := evaluation.win_rate:
-        said = say("cli.eval_view.win_rate", win=win)
-        console.print(Text(said))
+        console.print(Text(say("cli.eval_view.win_rate", win=win)))
     for answer in evaluation.answers[:_SHOWN_ANSWERS]:
         console.print(Text(f"\n{answer.prompt}", style="bold"))
         console.print(Text(say("cli.eval_view.data", answer=answer.reference), style="dim"))

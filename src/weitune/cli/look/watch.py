@@ -1,4 +1,4 @@
-"""``weitune watch``: look at a run from another terminal, or after the fact."""
+"""``weitune watch``: follow a run from another terminal, or look at it afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAUSE_SECONDS = 0.5
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--once", is_flag=True, help="Show how it stands now, and exit.")
+@click.option("--once", is_flag=True, help="Show the current state and exit.")
 def command(run: Path, once: bool) -> None:
     """Watch the run in the folder RUN until it ends, or until its process is gone.
 
@@ -57,10 +57,10 @@ def command(run: Path, once: bool) -> None:
                 console.print(line, markup=False, soft_wrap=True)
     if dashboard.gone:
         if once or console.is_terminal:
-            console.print(_gone_line(dashboard.step, dashboard.gone), markup=False, soft_wrap=True)
-        console.print(
-            say("cli.watch.continue", command=shell_command("train", "--resume", run)), markup=False, soft_wrap=True
-        )
+            line = say("cli.watch.gone", step=dashboard.step, reason=dashboard.gone)
+            console.print(line, markup=False, soft_wrap=True)
+        line = say("cli.watch.continue", command=shell_command("train", "--resume", run))
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _show_once(folder: Path, events: Iterator[Event], dashboard: Dashboard, liveness: Liveness) -> None:
@@ -74,10 +74,10 @@ def _show_once(folder: Path, events: Iterator[Event], dashboard: Dashboard, live
 
 
 def follow(folder: Path, dashboard: Dashboard, liveness: Liveness | None = None) -> Iterator[Event]:
-    """Yield the events of a run as they come, each fed to ``dashboard`` first, until one says that the run has ended.
+    """Yield the events of a run as they come, each fed to ``dashboard`` first, until one ends the run.
 
-    With ``liveness``, a run that has ended is followed on while a process holds its lock, which may go on with it; and
-    if the process is gone without an event that says so, a last event of the kind ``gone`` does.
+    With ``liveness``, a run that has ended is followed while a process holds its lock, since that may resume it; and if
+    the process dies without an event, a last event of the kind ``gone`` is yielded.
     """
     events = EventTail(folder)
     while True:
@@ -98,12 +98,8 @@ def follow(folder: Path, dashboard: Dashboard, liveness: Liveness | None = None)
         time.sleep(_PAUSE_SECONDS)
 
 
-def _gone_line(step: object, reason: object) -> str:
-    return say("cli.watch.gone", step=step, reason=reason)
-
-
 def plain_line(event: Event) -> str:
-    """Return an event as one line, or nothing if it says little."""
+    """Return an event as one line; empty for events that are not shown."""
     step = event.step
     if isinstance(event, Step):
         values = {"learning_rate": event.learning_rate, "tokens_per_second": event.tokens_per_second}
@@ -111,7 +107,7 @@ def plain_line(event: Event) -> str:
     if isinstance(event, Validation):
         return say("cli.watch.validation", step=step, loss=event.loss)
     if event.kind == "gone":
-        return _gone_line(step, event.reason)
+        return say("cli.watch.gone", step=step, reason=event.reason)
     turns = {
         "start": say("cli.watch.start", step=step),
         "resume": say("cli.watch.resume", step=step),

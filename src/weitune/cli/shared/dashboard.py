@@ -1,11 +1,11 @@
-"""The picture of a run while it trains: a bar, the figures of the last step, and the last evaluation.
+"""The display of a run while it trains: a bar, the figures of the last step, and the last evaluation.
 
     ━━━━━━━━━━━━━━━━━━━━━━━━───────── 128/702   9.80 s/step   1 h 33 min left
     loss 4.512 (smoothed 4.570)   lr 8.2e-05   112 tokens/s   4.33 GB
     step 100: validation loss 4.421, perplexity 83.2; best 4.421 at step 100
     你是谁？  →  我是甄嬛，家父是大理寺少卿甄远道。
 
-It is fed with a run's events, by the process that trains or by one that watches.
+The process that trains, or one that watches, feeds it the run's events.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from weitune.run.events import Event, Step, Validation
 from weitune.run.history import MovingAverage, best_of, finite
 
 _SHORT = 100
-"""Characters of a sample that a line shows."""
+"""Characters of a sample that are shown."""
 
 
 class Dashboard:
-    """What is known of a run; rich draws it."""
+    """The state of a run, which rich draws."""
 
     def __init__(self, steps: int = 0) -> None:
         self.steps = steps
         self.step = 0
         self.ended = ""
-        """Why no further step comes, once that is so."""
+        """Why training has ended; empty while it has not."""
         self.gone = ""
-        """Why the run has no process, if it ended without saying so."""
+        """Why the run has no process, if no event says that it has ended."""
         self._note = ""
         self._last: Step | None = None
         self._evaluation: Validation | None = None

@@ -1,4 +1,4 @@
-"""Open the runs, and the adapters that were made elsewhere, that a command is given."""
+"""Open the runs or plain adapters that are a command's arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def opened(
     paths: Sequence[str | Path], *, model: str | None, system: str | None = None, accept_changed_base: bool
 ) -> Callable[[str | Path], Run]:
-    """Return what opens each of ``paths``, a run or a plain adapter.
+    """Return a function that opens each of ``paths``, a run or a plain adapter.
 
     Raises click.UsageError if there is a ``model`` or ``system`` for plain adapters and none of them is one.
     """

@@ -34,7 +34,7 @@ adapter_system_option = click.option(
 
 
 class Checkpoint(click.ParamType):  # type: ignore[type-arg]
-    """The step of a checkpoint, or one of ``words``; ``not_base`` is what to say to ``base`` where that is none."""
+    """The step of a checkpoint, or one of ``words``; where ``base`` is not allowed, ``not_base`` explains why."""
 
     name = "checkpoint"
 
@@ -57,6 +57,12 @@ def checkpoint_option(*words: str, help: str, not_base: str = "") -> Decorator: 
     """Return the option ``--checkpoint``, which takes a step or one of ``words``."""
     kind, metavar = Checkpoint(words, not_base), "|".join(("N", *words))
     return click.option("--checkpoint", metavar=metavar, type=kind, default="last", show_default=True, help=help)
+
+
+def adapter_option(of: str = "", *, not_base: str) -> Decorator:
+    """Return the option ``--checkpoint`` of a command that needs an adapter, so that ``base`` is refused."""
+    help = f"The adapter of step N, the one with the lowest validation loss, or the last one{of}."  # noqa: A001
+    return checkpoint_option("best", "last", not_base=not_base, help=help)
 
 
 def gguf_type_option(help: str) -> Decorator:  # noqa: A002

@@ -20,8 +20,7 @@ _NAMES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
 
 
 def recipe_options(command: Callable[..., Any], only: Container[str] | None = None) -> Callable[..., Any]:
-    """Add an option ``--section.key`` for every key of the recipe, or those in ``only``; dashes may stand for
-    underscores."""
+    """Add an option ``--section.key`` for each key of the recipe (in ``only``); dashes may replace underscores."""
     for dotted, info in reversed([entry for entry in fields() if only is None or entry[0] in only]):
         flags = list(dict.fromkeys([f"--{dotted}", f"--{dotted.replace('_', '-')}"]))
         option = click.option(
@@ -53,7 +52,7 @@ def _parameter(dotted: str) -> str:
 
 
 def _value(dotted: str, info: FieldInfo, text: str) -> Any:
-    """Turn an option's text into what the schema validates: text stays, mappings are YAML, `none` empties a key."""
+    """Return an option's value for the schema to validate: mappings are read as YAML, and `none` empties a key."""
     kinds = _kinds(info)
     if type(None) in kinds and str not in kinds and text.lower() in {"none", "null"}:
         return None
@@ -66,7 +65,7 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
 
 
 def _kinds(info: FieldInfo) -> tuple[Any, ...]:
-    """Return the alternatives of a field's type; a group of keys has options of its own."""
+    """Return the alternatives of a field's type, without models: their keys are separate options."""
     kinds = _alternatives(info.annotation)
     return tuple(kind for kind in kinds if not (isinstance(kind, type) and issubclass(kind, BaseModel)))
 
@@ -82,7 +81,7 @@ def _alternatives(kind: Any) -> Iterator[Any]:
 
 
 def _repeatable(info: FieldInfo) -> Repeatable | None:
-    """Return the mark of a field whose option may be given several times, once for each item of its list."""
+    """Return the :class:`.Repeatable` of a field whose option may be given once for each item of its list."""
     annotated = (kind for kind in (info.annotation, *get_args(info.annotation)) if get_origin(kind) is Annotated)
     metadata = [*info.metadata, *(mark for kind in annotated for mark in get_args(kind)[1:])]
     return next((mark for mark in metadata if isinstance(mark, Repeatable)), None)

@@ -1,23 +1,26 @@
-"""What every command shares of the terminal: one console on standard error, a progress bar, and how errors look.
+"""The terminal of every command: one console on standard error, progress bars, and how errors look.
 
-Standard output belongs to results (an answer, a table that someone pipes on); everything said beside them comes here.
+Standard output is for results (an answer, a table that may be piped); everything else goes to standard error.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from weitune.errors import WeituneError
 from weitune.messages import say
+from weitune.progress import Progress
 from weitune.ranks import rank
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, Task, TaskID
+    from rich.progress import Progress as Display
+    from rich.progress import Task, TaskID
     from rich.text import Text
 
 ISSUES = "https://github.com/weitune/weitune/issues"
@@ -52,7 +55,7 @@ def print_bug() -> None:
 def quiet_libraries() -> None:
     """Keep the libraries' warnings and loading bars off the screen; their errors still show.
 
-    Call it in a command that loads a model, before it does. What a user must know, weitune says itself.
+    Call it before a model is loaded. weitune itself reports what a user must know.
     """
     import logging
     import warnings
@@ -67,18 +70,18 @@ def quiet_libraries() -> None:
 
 
 def working(text: str) -> AbstractContextManager[object]:
-    """Show ``text`` with a moving sign while the block runs; where standard error is not a terminal, nothing."""
+    """Show ``text`` with a spinner while the block runs; nothing if standard error is not a terminal."""
     return console().status(text) if console().is_terminal else nullcontext()
 
 
 class Bar:
     """A progress bar on standard error; where that is not a terminal, it draws nothing."""
 
-    def __init__(self, display: Progress, task: TaskID) -> None:
+    def __init__(self, display: Display, task: TaskID) -> None:
         self._display, self._task = display, task
 
     def advance(self, done: float = 1, note: str = "") -> None:
-        """Move on by ``done`` units; ``note`` stands at the line's end, such as the loss."""
+        """Move on by ``done`` units; ``note``, such as the loss, is shown at the end of the line."""
         self._display.update(self._task, advance=done, note=note)
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -88,26 +91,49 @@ class Bar:
 @contextmanager
 def progress(title: str, total: float | None = None, unit: str = "step") -> Iterator[Bar]:
     """Show a bar with the rate and the time left while the block runs: ``with progress("training", 100) as bar``."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich import progress as bars
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Rate(bars.ProgressColumn):
         """Units per second, or seconds per unit when they are slow."""
 
         def render(self, task: Task) -> Text:
             return Text(rate(task.finished_speed or task.speed, unit), style="dim")
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(bar_width=30),
+        bars.MofNCompleteColumn(),
         Rate(),
-        TextColumn(say("cli.terminal.left"), style="dim"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        bars.TextColumn(say("cli.terminal.left"), style="dim"),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console(), disable=not console().is_terminal) as display:
+    with bars.Progress(*columns, console=console(), disable=not console().is_terminal) as display:
         yield Bar(display, display.add_task(title, total=total, note=""))
+
+
+class Stages:
+    """Shows one progress bar after another, for work that has stages; use it in a ``with`` block."""
+
+    def __init__(self) -> None:
+        self._bar = ExitStack()
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def begin(self, title: str) -> Progress:
+        """Replace the bar by one for the stage ``title``; return the function that moves it (a :data:`.Stage`)."""
+        self.end()
+        return self._bar.enter_context(progress(title, unit="item")).update
+
+    def end(self) -> None:
+        self._bar.close()
 
 
 def rate(units_per_second: float | None, unit: str) -> str:

@@ -11,8 +11,8 @@ from weitune.cli.shared.open_runs import opened
 from weitune.cli.shared.options import (
     accept_changed_base_option,
     adapter_base_option,
+    adapter_option,
     adapter_system_option,
-    checkpoint_option,
     gguf_type_option,
 )
 from weitune.export.options import FORMATS, ExportOptions, Format
@@ -35,12 +35,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
     help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
     "export/NAME/FORMAT below the working directory]",
 )
-@checkpoint_option(
-    "best",
-    "last",
-    not_base=say("cli.export.base_has_no_adapter"),
-    help="The adapter of step N, the one with the lowest validation loss, or the last one.",
-)
+@adapter_option(not_base=say("cli.export.base_has_no_adapter"))
 @gguf_type_option(help="Type of the matrices in a GGUF file.")
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Number format of `merged`.  [default: the base's]")
 @click.option("--prompts", type=click.IntRange(1), default=8, show_default=True, help="Dialogues to compare on.")
@@ -83,8 +78,7 @@ def command(
     below = Path("export") / folder.name if folder.made_elsewhere else folder.path / "export"
     target = output or below / (format_ if format_ != "gguf" else f"gguf-{gguf_type.lower()}")
 
-    from weitune.cli.shared.stages import Stages
-    from weitune.cli.shared.terminal import console, quiet_libraries, working
+    from weitune.cli.shared.terminal import Stages, console, quiet_libraries, working
 
     with working(say("cli.export.starting")):  # importing the libraries takes seconds
         quiet_libraries()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from weitune.cli.shared.open_runs import note
-from weitune.cli.shared.options import accept_changed_base_option, checkpoint_option
+from weitune.cli.shared.options import accept_changed_base_option, adapter_option
 from weitune.messages import say
 
 
@@ -22,12 +22,7 @@ from weitune.messages import say
     show_default=True,
     help="Where to upload to.",
 )
-@checkpoint_option(
-    "best",
-    "last",
-    not_base=say("cli.push.base_has_no_adapter"),
-    help="The adapter of step N, the one with the lowest validation loss, or the last one.",
-)
+@adapter_option(not_base=say("cli.push.base_has_no_adapter"))
 @click.option("--public", is_flag=True, help="Make a new repository public; without this, only you can see it.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/repository]")
 @click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")

@@ -13,8 +13,8 @@ from weitune.cli.shared.open_runs import opened
 from weitune.cli.shared.options import (
     accept_changed_base_option,
     adapter_base_option,
+    adapter_option,
     adapter_system_option,
-    checkpoint_option,
     gguf_type_option,
 )
 from weitune.errors import InputError, MissingExtraError
@@ -58,12 +58,7 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
     help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
     "--api-key only. May be given several times.",
 )
-@checkpoint_option(
-    "best",
-    "last",
-    not_base=say("cli.serve.base_is_always_served"),
-    help="The adapter of step N, the one with the lowest validation loss, or the last one, of every run.",
-)
+@adapter_option(", of every run", not_base=say("cli.serve.base_is_always_served"))
 @gguf_type_option(help="Type of the base's matrices; in vLLM F32, F16 or BF16.")
 @_count("--slots", 4, "Answers generated at the same time.")
 @_count("--queue", 32, "Answers that may wait; beyond, clients get 429.")
@@ -105,8 +100,7 @@ def command(
 def _serve_here(
     runs: dict[str, Run], *, host: str, port: int, gguf_type: Any, checkpoint: Any, dry_run: bool, **options: Any
 ) -> None:
-    from weitune.cli.shared.stages import Stages
-    from weitune.cli.shared.terminal import console
+    from weitune.cli.shared.terminal import Stages, console
     from weitune.export.llama_models import llama_models
     from weitune.generate.llama_cpp import misses_avx512, require_llama_cpp
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weitune.cli.shared.stages import Stages
+from weitune.cli.shared.terminal import Stages
 from weitune.cli.talk.session import ChatTarget
 from weitune.errors import InputError
 from weitune.messages import say
