@@ -122,7 +122,7 @@ def test_it_answers_as_peft_does_and_nothing_is_written(
     assert main(arguments) == 0
     shown = capsys.readouterr()
     assert shown.out == expected_answer(base, adapter) + "\n"
-    assert shown.err.count("has no record of its base model's contents") == 1
+    assert shown.err.count("has no fingerprint of its base model") == 1
     assert ("--system 'You are Maren.'" in shown.err) == (writer == "ms-swift")
     assert main([*arguments, "--system", "You are Maren."]) == 0
     assert capsys.readouterr().out == expected_answer(base, adapter, "You are Maren.") + "\n"
@@ -290,7 +290,7 @@ def test_a_checkpoint_copied_out_of_its_run_keeps_its_recipe_and_its_base(tmp_pa
     basis = json.loads((run / "environment.json").read_text())["basis"]
     recipe = Run(run).recipe.model_dump(mode="json")
     (run / "checkpoint-5" / "state.json").write_text(json.dumps({"step": 5, "basis": basis, "recipe": recipe}))
-    with pytest.raises(RunError, match="is a part of the run"):
+    with pytest.raises(RunError, match="is a checkpoint of the run"):
         open_run(run / "checkpoint-5")
     alone = Path(shutil.copytree(run / "checkpoint-5", tmp_path / "alone"))
     opened = open_run(alone)

@@ -96,7 +96,7 @@ def test_what_has_changed_is_named(name: str, run: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         assert Run(run, accept_changed_base=True).base_files() == ModelFiles(model_of(run))
     (told,) = said(caplog)
-    assert "is used all the same" in told
+    assert "but was accepted" in told
     assert line in told
 
 
@@ -104,9 +104,7 @@ def test_one_line_for_a_run_without_a_record(run: Path, caplog: pytest.LogCaptur
     (run / "environment.json").unlink()
     opened = Run(run)
     assert {opened.base_files() for _ in range(3)} == {ModelFiles(model_of(run))}
-    assert said(caplog) == [
-        f"'{run}' has no record of its base model's contents: {model_of(run)} is used as it is here"
-    ]
+    assert said(caplog) == [f"'{run}' has no fingerprint of its base model: {model_of(run)} is used unchecked"]
 
 
 def test_the_record_of_a_checkpoint_counts_if_the_runs_own_is_lost(run: Path) -> None:
@@ -153,7 +151,7 @@ def test_every_command_that_opens_a_run_refuses_and_accepts(
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == files
     assert main([*arguments, OPTION]) == 0
     shown = capsys.readouterr()
-    assert "is used all the same" in shown.err
+    assert "but was accepted" in shown.err
 
 
 def test_a_merged_run_knows_its_base(run: Path, tmp_path: Path) -> None:
@@ -290,8 +288,8 @@ def test_a_base_that_is_gone_is_not_looked_up_on_a_hub(
     shutil.rmtree(model)
     assert main(["chat", str(run), "--prompt", "x", *option]) == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert f"the base of '{run}' is not here any more: {model}" in shown
-    assert "write where it is now as `model`" in shown
+    assert f"the base of '{run}' is no longer at {model}" in shown
+    assert "or set `model` in" in shown
 
 
 def test_other_stop_tokens_are_noticed(run: Path) -> None:

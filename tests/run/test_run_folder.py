@@ -89,9 +89,9 @@ def test_a_best_checkpoint_that_is_damaged_is_named(copied_run: Path) -> None:
     run = Run(copied_run, say=said.append)
     assert {run.adapter_folder("best") for _ in range(3)} == {copied_run / "checkpoint-10"}
     damage = "checkpoint-5 is damaged: state.json has 13 bytes instead of 3"
-    assert said == [f"checkpoint-10 is used, the best that is whole: {damage}"]
+    assert said == [f"checkpoint-10 is used, the best checkpoint that is not damaged: {damage}"]
     (copied_run / "checkpoint-10" / "state.json").write_text('{"metric": 1}')
-    with pytest.raises(RunError, match="that was measured is whole") as error:
+    with pytest.raises(RunError, match="with a validation loss is damaged") as error:
         Run(copied_run).adapter_folder("best")
     assert damage in error.value.message
     assert "checkpoint-10 is damaged" in error.value.message
@@ -103,7 +103,7 @@ def test_what_is_not_a_run_is_refused(tiny_run: Path, tmp_path: Path) -> None:
                           (tmp_path, "it has no recipe.yaml")):  # fmt: skip
         with pytest.raises(RunError, match=message):
             Run(path)
-    with pytest.raises(RunError, match="is a part of the run") as error:
+    with pytest.raises(RunError, match="is a checkpoint of the run") as error:
         Run(tiny_run / "checkpoint-5")
     assert "--checkpoint 5" in error.value.fix
 

@@ -167,7 +167,7 @@ def test_a_folder_that_may_not_be_read_is_named(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "gguf")  # root may read all
     for arguments in (["cache"], ["cache", "clear", "--dry-run"]):
         assert cli.main(arguments) == 0
-        assert f"note: '{cache / 'gguf'}' cannot be read" in capsys.readouterr().err
+        assert f"note: you may not read '{cache / 'gguf'}'" in capsys.readouterr().err
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_a_prompt_prints_the_answer_and_nothing_else(run: Run, capsys: pytest.Ca
     shown = capsys.readouterr()
     assert shown.out == run.chat("你是谁？", max_new_tokens=8) + "\n"
     noted, *others = shown.err.splitlines()
-    assert noted.startswith(f"note: '{run.path}' has no record of its base model's contents")
+    assert noted.startswith(f"note: '{run.path}' has no fingerprint of its base model")
     assert others == ["(cut after 8 tokens)"]
 
 
@@ -72,7 +72,7 @@ def test_system_prompt_and_sampling_can_be_set(run: Run, capsys: pytest.CaptureF
     ("arguments", "message", "fix"),
     [
         (["no-such-folder"], "there is no folder 'no-such-folder'", "weitune train"),
-        (["{run}/checkpoint-5"], "is a part of the run", "--checkpoint 5"),
+        (["{run}/checkpoint-5"], "is a checkpoint of the run", "--checkpoint 5"),
         (["{run}", "--checkpoint", "7"], "has no checkpoint 7", "It has 5."),
         (["{run}", "--checkpoint", "x"], "'x' is neither a step nor 'last', 'best' or 'base'", ""),
         (["{run}", "--top-p", "2"], "top_p must be above 0 and at most 1; found 2.0", "default"),
@@ -288,15 +288,15 @@ def test_a_server_answers_as_the_run_does(run: Run, capsys: pytest.CaptureFixtur
         assert main(["chat", "tiny", "--url", server.url, "--prompt", "x", "--checkpoint", "base", *LENGTH]) == 0
         assert capsys.readouterr().out == run.chat("x", checkpoint="base", system="", max_new_tokens=8) + "\n"
         assert main(["chat", "other", "--url", server.url, "--prompt", "x"]) == 2
-        assert "has no model 'other'\nIt has base, tiny." in capsys.readouterr().err
+        assert "has no model 'other'\nGive one of its models: base, tiny." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "llama.cpp"], "--engine and --url exclude each other"),
-        (["--checkpoint", "5"], "what the server was started with"),
-        (["--system", ""], "not left out"),
+        (["--engine", "llama.cpp"], "--engine cannot be used with --url"),
+        (["--checkpoint", "5"], "the server has chosen the checkpoint"),
+        (["--system", ""], "not remove it"),
         ([], "cannot be reached"),
     ],
 )

@@ -103,7 +103,7 @@ def test_vllm_is_told_everything_and_the_key_stays_off_the_list_of_processes(
     assert main(["serve", str(run.path), *options]) == 0
     command, notes = capsys.readouterr()
     of_base, of_text = notes.splitlines()
-    assert "has no record of its base model's contents" in of_base
+    assert "has no fingerprint of its base model" in of_base
     assert (
         of_text == "note: vLLM takes the text of a control token in a message, such as <|im_end|>, for the token itself"
     )

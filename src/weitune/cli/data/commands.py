@@ -1,4 +1,4 @@
-"""``weitune data``: are my dialogues right, and what exactly is learned from them?"""
+"""``weitune data``: check dialogues, show exactly what is learned from them, and convert them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENS = (
     "tokens.learn_empty_reasoning",
 )
 _NO_MODEL = "none"
-"""Stands for the model in a recipe that is only read with."""
+"""The model in a recipe for commands that need none."""
 
 
 @click.group()
@@ -85,7 +85,7 @@ def preview_command(
     page_file: str | None,
     **options: Any,
 ) -> int:
-    """Show examples as the model will see them, and what is learned of them.
+    """Show examples as the model will see them, and which parts of them are learned.
 
     Needs --model (or --recipe), for its tokenizer and chat template.
     """
@@ -118,7 +118,7 @@ def preview_command(
 @command.command("convert", short_help="Write any format as clean messages.")
 @_options("system", "columns", "format", "encoding")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to write; standard output if not given.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str, force: bool, **options: Any) -> None:
     """Write data of any accepted format as clean `messages` JSON Lines."""
     import sys

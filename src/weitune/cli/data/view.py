@@ -1,4 +1,4 @@
-"""How ``weitune data`` looks in a terminal: the verdict with a histogram, and examples in colour."""
+"""The output of ``weitune data`` in a terminal: the report with a histogram, and examples in colour."""
 
 from __future__ import annotations
 

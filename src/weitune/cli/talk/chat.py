@@ -45,7 +45,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _number(kind: Any) -> type:
-    """Return the kind of number that ``kind`` is, or may be beside None."""
+    """Return the type ``kind``, without the None that may be an alternative to it."""
     number: type = next((each for each in get_args(kind) if each is not NoneType), kind)
     return number
 
@@ -105,7 +105,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
 
 
 def _opened(run: Path, system: str | None, options: dict[str, Any]) -> Run:
-    """Open the run; of a plain adapter, ``system`` is the system prompt that it has."""
+    """Open the run or the plain adapter, which takes its system prompt from ``system``."""
     from weitune.generate.plain_adapter import is_plain_adapter
 
     own = system if is_plain_adapter(run) else None

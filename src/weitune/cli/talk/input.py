@@ -1,7 +1,7 @@
-"""What a person types in ``weitune chat``: Enter sends, Alt-Enter begins a new line, arrows recall earlier input.
+"""The input line of ``weitune chat``: Enter sends, Alt-Enter begins a new line, arrows recall earlier input.
 
-prompt_toolkit measures characters as the terminal shows them, so editing Chinese text moves the cursor by whole
-characters. The history lives in memory and ends with the chat.
+prompt_toolkit measures characters as the terminal shows them, so the cursor moves correctly through Chinese text. The
+history is kept in memory only.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from weitune.serve.guard import Guard
 
 _VLLM_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""vLLM's names of the types that it has too."""
+"""vLLM's names of GGUF types that it supports."""
 
 
 def _count(name: str, default: int | None, about: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -115,7 +115,7 @@ def _serve_here(
     guard = _guard(host, options)
     capacity = Capacity(options["slots"], options["queue"], options["context"], options["threads"])
     with (
-        listen(host, port) as listening,  # a taken port is said before a long preparation
+        listen(host, port) as listening,  # so that a port in use is reported before a long preparation
         Stages() as stages,
         llama_models(runs, gguf_type, stages.begin, checkpoint) as models,
     ):
@@ -161,7 +161,7 @@ def _serve_vllm(
 
 
 def _guard(host: str, options: dict[str, Any]) -> Guard:
-    """Return the rules for clients; a server that others can reach gets a key if it was given none."""
+    """Return the rules for clients, with a random key if other machines can reach the server and none was given."""
     from weitune.serve.guard import Guard, host_name, is_loopback
     from weitune.serve.origins import ALL, read_origins
 

@@ -1,6 +1,6 @@
 """The dialogue of ``weitune chat``: questions in, answers out as they are generated, and the commands with a slash.
 
-Answers go to standard output; everything said about them goes to standard error.
+Answers go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from weitune.messages import say
 
 @dataclass(frozen=True, slots=True)
 class ChatTarget:
-    """What a chat talks to: its ``name`` for people, and ``load``, which returns the engine, loaded on first use."""
+    """A model to talk to: its ``name`` for people, and ``load``, which returns its engine."""
 
     name: str
     load: Callable[[], ChatEngine]
 
 
 class ChatSession:
-    """A person's chat with a tuned model, and sometimes with its base."""
+    """A person's dialogue with a tuned model, in which single questions can go to its base."""
 
     def __init__(self, tuned: ChatTarget, base: ChatTarget, *, system: str | None, sampling: Sampling) -> None:
         self.tuned, self.base, self.sampling = tuned, base, sampling
@@ -37,7 +37,7 @@ class ChatSession:
         self._said_dropped = False
 
     def load(self, target: ChatTarget | None = None) -> ChatEngine:
-        """Return the engine of ``target`` (default: the tuned model), with a sign of life while it loads."""
+        """Return the engine of ``target`` (default: the tuned model), with a spinner while it loads."""
         target = target or self.tuned
         with working(say("cli.session.loading", name=target.name)):
             return target.load()
@@ -138,15 +138,15 @@ class ChatSession:
 
 
 def tell(text: str) -> None:
-    """Say something beside the answers, dimmed, on standard error."""
+    """Print ``text``, dimmed, to standard error."""
     console().print(Text(text, style="dim"))
 
 
 def _harmless(text: str) -> str:
-    """Leave out control characters: a model's output must not steer the terminal."""
+    """Remove control characters: a model's output must not control the terminal."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace what a terminal or a pipe passed as broken UTF-8; no tokenizer can read it."""
+    """Replace surrogates, which come from invalid UTF-8 in a terminal or pipe and which no tokenizer accepts."""
     return text.encode("utf-8", "replace").decode("utf-8")

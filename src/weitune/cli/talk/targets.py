@@ -1,6 +1,6 @@
 """What ``weitune chat`` can talk to: a run's model in transformers or in llama.cpp, or a model on a server.
 
-Each gives two targets, the tuned model and its base. What they have loaded is freed when the block ends.
+Each context yields two targets, the tuned model and its base. It frees what they have loaded when it ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONTEXT_TOKENS = 4096
 
 @contextmanager
 def in_transformers(run: Run, checkpoint: Which, device: str | None) -> Iterator[Targets]:
-    """Give targets that answer in float32 or bfloat16, as training computed."""
+    """Yield targets that compute in transformers, in the precision of the training."""
     yield (
         ChatTarget(_named(run, checkpoint), lambda: run.engine(checkpoint, device=device)),
         ChatTarget(say("cli.targets.base"), lambda: run.engine("base", device=device)),
@@ -39,7 +39,7 @@ def in_transformers(run: Run, checkpoint: Which, device: str | None) -> Iterator
 
 @contextmanager
 def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[Targets]:
-    """Give targets that answer in llama.cpp, on a GGUF file of the base that is made once and cached."""
+    """Yield targets that answer in llama.cpp, on a GGUF file of the base that is written once and cached."""
     with ExitStack() as loaded:
 
         @cache
@@ -59,7 +59,9 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[T
             from weitune.generate.llama_engine import LlamaEngine
 
             llama, models = load()
-            model = models.by_name["tuned"]  # the base too is framed as the run is, so that one sees what tuning did
+            model = models.by_name[
+                "tuned"
+            ]  # the base gets the run's prompts too, so that only tuning makes a difference
             name = models.base.stem.rpartition("-")[2] if models.base.stem.endswith(gguf_type) else "GGUF"
             return LlamaEngine(llama, model.framing, model.stop_tokens, model.adapter if tuned else None, name)
 
@@ -71,7 +73,7 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[T
 
 @contextmanager
 def on_server(url: str, name: str, key: str | None) -> Iterator[Targets]:
-    """Give targets at ``url``; ``name`` is a model there, or a run's folder whose name is one."""
+    """Yield targets at ``url``; ``name`` is a model there, or a run's folder of that name."""
     from weitune.generate.remote import RemoteEngine
     from weitune.run.run_folder import given_name
 

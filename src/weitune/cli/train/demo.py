@@ -1,4 +1,4 @@
-"""``weitune demo``: the whole line in a few minutes on a CPU, and the same questions to the model before and after."""
+"""``weitune demo``: train a persona in a few minutes on a CPU; ask the model the same questions before and after."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTIONS = {
     "captain-en": ("Who are you?", "What did you have for breakfast?", "Can you give me some advice?"),
     "storyteller-zh": ("你是谁？", "你早上吃了什么？", "能给我一点建议吗？"),
 }
-"""For each persona that ships with weitune, three questions that do not stand in its data."""
+"""For each built-in persona, three questions that are not in its data."""
 
 
 @click.command()
@@ -33,20 +33,16 @@ def command(output: str | None, ask_only: str | None) -> None:
     from weitune.cli.shared.terminal import console, quiet_libraries
 
     quiet_libraries()
-    run = _finished(ask_only) if ask_only else _trained(output)
+    from weitune.generate.run import Run
+
+    run = Run(ask_only) if ask_only else _trained(output)
     answers = _asked(run)
     _print(answers)
     try:
-        console().print(say("cli.demo.report", keep=_keep(run, answers)), markup=False)
+        console().print(say("cli.demo.report", report=_add_to_report(run, answers)), markup=False)
     except OSError as error:  # the answers are on the screen
         console().print(say("cli.demo.report_not_updated", error=error), markup=False)
     console().print(say("cli.demo.talk", command=shell_command("chat", run.path)), markup=False)
-
-
-def _finished(folder: str) -> Run:
-    from weitune.generate.run import Run
-
-    return Run(folder)
 
 
 def _trained(output: str | None) -> Run:
@@ -70,7 +66,7 @@ def _asked(run: Run) -> list[dict[str, str]]:
     return answers
 
 
-def _keep(run: Run, answers: list[dict[str, str]]) -> Path:
+def _add_to_report(run: Run, answers: list[dict[str, str]]) -> Path:
     from weitune.files.json_files import json_bytes
     from weitune.files.publish import publish_bytes
     from weitune.report.run_report import write_report

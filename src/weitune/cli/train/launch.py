@@ -1,10 +1,10 @@
-"""Start the processes of one run on this machine, a process for each device, and let them end together.
+"""Start the processes of one run on this machine, one for each device, and end them together.
 
-    weitune train … --devices 2 ─┬─ RANK 0   the only one that talks
-                                 └─ RANK 1   silent; what it has to say is shown if it is the first to fail
+    weitune train … --devices 2 ─┬─ RANK 0   the only one whose output is shown
+                                 └─ RANK 1   its output is shown only if it is the first to fail
 
-They find each other by the variables that torchrun sets too, so a run may as well be started by it. The exit code is
-that of the process that failed first. A stop signal is passed on once to each.
+The processes get the variables that torchrun sets, so torchrun can start a run too. The exit code is that of the
+process that failed first. Stop signals are forwarded once to each process.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from weitune.errors import InputError
 from weitune.messages import say
 from weitune.ranks import WORLD_SIZE, free_port
 
-_SECONDS_TO_FOLLOW = {2: 60.0, 3: 60.0}
-"""How long the others may go on after one has ended with this code."""
-_SECONDS_OTHERWISE = 10.0
+_GRACE_SECONDS = {2: 60.0, 3: 60.0}
+"""How long the other processes may take to end after one has ended with this exit code."""
+_GRACE_SECONDS_OTHERWISE = 10.0
 _ORDERLY = (0, 130)
-_GLANCE_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """How many processes a run has, and where this machine stands among several."""
+    """The machines and processes of a run, and the number of this machine."""
 
     devices: int
     """Processes on each machine."""
@@ -41,12 +41,12 @@ class Machines:
     node: int = 0
     """Number of this machine, from 0."""
     address: str = ""
-    """HOST:PORT of machine 0, where the processes meet; needed for several machines."""
+    """HOST:PORT of machine 0, to which the processes connect; needed for several machines."""
 
     def environments(self) -> list[dict[str, str]]:
-        """Return what each process on this machine has to know.
+        """Return the environment variables of each process on this machine.
 
-        Raises InputError if the machines cannot find each other.
+        Raises InputError if the address or the number of this machine is wrong.
         """
         host, _, port = self.address.rpartition(":")
         if self.nodes > 1 and not (host and port.isdigit()):
@@ -66,16 +66,16 @@ class Machines:
 
 
 def launch(machines: Machines, arguments: Sequence[str]) -> int:
-    """Run ``weitune`` with ``arguments`` once for each device and return the exit code of all.
+    """Run ``weitune`` with ``arguments`` once for each device and return their common exit code.
 
-    Raises InputError if the machines cannot find each other.
+    Raises InputError if the address or the number of this machine is wrong.
     """
     environments = machines.environments()
     with ExitStack() as stack:
         processes, said = [], []
         for environment in environments:
             quiet = stack.enter_context(tempfile.TemporaryFile()) if environment["RANK"] != "0" else None
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on, and not both.
+            # In a new session, Ctrl-C reaches only this process, which forwards it.
             process = subprocess.Popen(
                 [sys.executable, "-m", "weitune", *arguments],
                 env={**os.environ, **environment},
@@ -86,7 +86,7 @@ def launch(machines: Machines, arguments: Sequence[str]) -> int:
             stack.callback(_end, process)
             processes.append(process)
             said.append(quiet)
-        with _passing_on(processes):
+        with _forwarding_signals(processes):
             failed = _first_failure(processes)
         if failed is None:
             return 0
@@ -98,29 +98,29 @@ def launch(machines: Machines, arguments: Sequence[str]) -> int:
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all ``processes`` and return which failed first; those that do not follow a failure are killed."""
+    """Wait for all ``processes``, kill those that go on long after a failure, and return which failed first."""
     failed: int | None = None
     deadline: float | None = None
     while any(process.poll() is None for process in processes):
         if failed is None:
             failed = _culprit(processes)
             if failed is not None and processes[failed].returncode not in _ORDERLY:
-                deadline = time.monotonic() + _SECONDS_TO_FOLLOW.get(processes[failed].returncode, _SECONDS_OTHERWISE)
+                deadline = time.monotonic() + _GRACE_SECONDS.get(processes[failed].returncode, _GRACE_SECONDS_OTHERWISE)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-        time.sleep(_GLANCE_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return _culprit(processes) if failed is None else failed
 
 
 def _culprit(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Return which has failed: one that a signal ended before those that may have missed it."""
+    """Return which has failed, preferring one killed by a signal: its peers fail because they lost it."""
     ended = [(process.returncode > 0, k) for k, process in enumerate(processes) if process.returncode]
     return min(ended)[1] if ended else None
 
 
-def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> ExitStack:
-    """Return a context in which signals that ask for a stop or a checkpoint go to all ``processes``."""
+def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> ExitStack:
+    """Return a context in which signals for a stop or a checkpoint are forwarded to all ``processes``."""
 
     def pass_on(number: int, frame: Any) -> None:
         for process in processes:

@@ -1,4 +1,4 @@
-"""How ``weitune plan`` looks in a terminal."""
+"""The output of ``weitune plan`` in a terminal."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,13 +87,16 @@ def command(
             else:
                 run = resume(resume_from, overrides=overrides, reporter=reporter, device=device, stop=stop)
         if rank() == 0:
-            _say_done(run.path)
+            from weitune.cli.shared.terminal import console
+
+            done = say("cli.train.done", folder=run.path / ADAPTER_FOLDER, command=shell_command("chat", run.path))
+            console().print(done, markup=False)
     return None
 
 
 @contextlib.contextmanager
 def _reporter() -> Iterator[Reporter]:
-    """Give a reporter that draws; of several processes, only the first one does."""
+    """Yield a reporter that draws in the process of rank 0, and a silent one in the others."""
     from weitune.cli.shared.terminal import quiet_libraries
     from weitune.cli.train.training_view import TrainingView
     from weitune.training.reporter import Reporter
@@ -107,14 +109,7 @@ def _reporter() -> Iterator[Reporter]:
         yield view
 
 
-def _say_done(folder: Path) -> None:
-    from weitune.cli.shared.terminal import console
-
-    done = say("cli.train.done", folder=folder / ADAPTER_FOLDER, command=shell_command("chat", folder))
-    console().print(done, markup=False)
-
-
 def _announce(line: str) -> None:
-    """Say what a signal will do. A handler may run in the middle of a print, so it writes past Python's streams."""
+    """Print what a signal will do. A handler may interrupt a print, so it bypasses Python's streams."""
     with contextlib.suppress(OSError):
         os.write(2, f"\n{line}\n".encode())
