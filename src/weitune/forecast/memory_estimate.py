@@ -143,9 +143,8 @@ def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[i
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0
     chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
-    logits = chunk * (
-        4 if number == 4 else 4 + 2 * number
-    )  # in float32, and logits and their gradient in the other format
+    # in float32, and logits and their gradient in the other format
+    logits = chunk * (4 if number == 4 else 4 + 2 * number)
     wide_values = 4 if config.keep_feed_forward else 6
     if config.slices and number >= 4:
         wide_values = 3  # slices are small, but fragment memory (measured, not derived)
