@@ -99,9 +99,8 @@ def _load(
     stored = stored_dtype(storage, dtype)
     options = {"quantization_config": quantization(storage, dtype)} if storage in QUANTIZED else {}
     if not files.gguf:
-        stored_weights(
-            files.folder
-        )  # refuses files that transformers would load wrongly or incompletely without an error
+        # refuses files that transformers would load wrongly or incompletely without an error
+        stored_weights(files.folder)
     read_once = [] if widened_later or not _converts(files, stored, storage) else weight_files(files.folder)
     try:
         if files.gguf:
