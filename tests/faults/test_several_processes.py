@@ -137,7 +137,7 @@ def test_an_engine_of_accelerate_that_would_not_be_used_is_refused(
 
 
 def test_machines_must_know_where_to_meet() -> None:
-    with pytest.raises(InputError, match="meet"):
+    with pytest.raises(InputError, match="main-address"):
         Machines(2, nodes=2).environments()
     with pytest.raises(InputError, match="node-rank"):
         Machines(2, nodes=2, node=2, address="a:1").environments()
