@@ -59,9 +59,10 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
         config = config.get_text_config()
+        config = max(getattr(config, "per_layer_config", None) or [config], key=_head_size)  # Gemma 4 has several sizes
         heads = int(config.num_attention_heads)
         groups = int(getattr(config, "num_key_value_heads", None) or heads)
-        size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        size = _head_size(config)
         experts = getattr(config, "moe_intermediate_size", None)
         wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         if experts:
@@ -76,6 +77,10 @@ class ModelShape:
             repeat=heads // groups,
             vocabulary=int(config.vocab_size),
         )
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weitune.model.batch import PackedTensors, TensorBatch
+from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import supervised_loss
 from weitune.model.fast.matmul import round_rows
@@ -75,7 +76,7 @@ class SupervisedModel(nn.Module):
 
 def hidden_states(model: PreTrainedModel, batch: TensorBatch) -> Tensor:
     """Return the last hidden states of all positions, (B·T, C), as the model's own modules compute them."""
-    states: Tensor = model.get_decoder()(**batch.inputs()).last_hidden_state
+    states: Tensor = decoder_of(model)(**batch.inputs()).last_hidden_state
     return states.flatten(0, 1)
 
 

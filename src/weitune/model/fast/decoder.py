@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.attention import attention_for
 from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block, run_recomputed
 from weitune.model.fast.compiled import fused
@@ -58,7 +59,7 @@ class BlockDecoder:
 
         It computes in ``dtype``, whatever the weights are stored in, by default in that of the model.
         """
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return None
         blocks = [_read_block(layer) for layer in decoder.layers]

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from weitune.errors import ModelError
+from weitune.model.decoder_of import decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +73,7 @@ def gathered_bytes(model: PreTrainedModel) -> int:
 
 
 def _units(model: PreTrainedModel) -> list[nn.Module]:
-    layers = getattr(model.get_decoder(), "layers", None)
+    layers = getattr(decoder_of(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ModelError("model.shard.no_layers")
     head = model.get_output_embeddings()
