@@ -18,7 +18,7 @@ is context and not learned, unless the recipe asks for it: learning it would tea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from weitune.data.frame.control_tokens import Control
 from weitune.data.frame.conventions import Conventions
 from weitune.data.frame.encode import Draft, Learned
 from weitune.data.frame.fixes import Advisor, Fix
+from weitune.data.frame.forms import FormDrafts
 from weitune.data.frame.framing import Framing
 from weitune.data.frame.script import Refusal, Script
 from weitune.data.frame.template import chat_template
@@ -83,6 +84,9 @@ class ChatFraming(Framing):
         except Refusal as refusal:
             advice = self._advisor.advice(refusal.reason, refusal.turn, conversation, self._template)
             raise refusal.error(conversation, advice) from None
+
+    def drafting(self) -> Callable[[Conversation], list[Draft]]:
+        return FormDrafts(self.draft, self._template, self._controls).draft
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens of all turns and the template's opening of an answer."""

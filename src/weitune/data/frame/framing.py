@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -55,6 +55,10 @@ class Framing(ABC):
     @abstractmethod
     def draft(self, conversation: Conversation) -> list[Draft]:
         """Return the examples of ``conversation`` before tokenization. Raises DataError that names the row."""
+
+    def drafting(self) -> Callable[[Conversation], list[Draft]]:
+        """Return what drafts many conversations as :meth:`draft` does. It may raise :class:`.FormDiffers`."""
+        return self.draft
 
     @abstractmethod
     def prompt(self, conversation: Conversation) -> list[int]:

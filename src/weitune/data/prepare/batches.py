@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -38,12 +38,16 @@ class FramedRow(NamedTuple):
 
 
 def encoded_batches(
-    reader: Reader, framing: Framing, system: str | None
+    reader: Reader, framing: Framing, system: str | None, *, forms: bool = True
 ) -> Iterator[tuple[list[FramedRow], list[Example | DataError]]]:
-    """Yield batches of rows with their examples; the tokenizer works on some while the next one is framed."""
+    """Yield batches of rows with their examples; the tokenizer works on some while the next one is framed.
+
+    Raises FormDiffers if ``forms`` (:mod:`weitune.data.frame.forms`) do not fit the rows.
+    """
+    draft = framing.drafting() if forms else framing.draft
     waiting: deque[tuple[list[FramedRow], list[Draft], EncodingBatch, Future[None]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        for rows, drafts in _framed(reader, framing, system):
+        for rows, drafts in _framed(reader, draft, system):
             batch = framing.begin(drafts)
             waiting.append((rows, drafts, batch, pool.submit(batch.run)))
             if len(waiting) > _AHEAD:
@@ -70,7 +74,9 @@ def _encode_one(framing: Framing, draft: Draft) -> Example | DataError:
         return error
 
 
-def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tuple[list[FramedRow], list[Draft]]]:
+def _framed(
+    reader: Reader, draft: Callable[[Conversation], list[Draft]], system: str | None
+) -> Iterator[tuple[list[FramedRow], list[Draft]]]:
     """Yield batches of rows with their drafts; a row that cannot be framed goes to the reader's problems."""
     rows: list[FramedRow] = []
     drafts: list[Draft] = []
@@ -78,7 +84,7 @@ def _framed(reader: Reader, framing: Framing, system: str | None) -> Iterator[tu
     for source, read in reader.conversations():
         conversation = read.with_system(system)
         try:
-            made = framing.draft(conversation)
+            made = draft(conversation)
         except DataError as error:
             reader.problems.add([problem for problem in error.problems if isinstance(problem, Problem)])
             continue

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from weitune.data.conversation import Example
+from weitune.data.frame.forms import FormDiffers
 from weitune.data.frame.framing import Framing
 from weitune.data.prepare.accounts import RowCounts
 from weitune.data.prepare.batches import encoded_batches, without_cycle_collection
@@ -140,10 +141,20 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
 
 def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
     """Write the examples of all valid rows to ``path``; the other rows go to the reader's problems."""
+    try:
+        return _write(path, reader, recipe, framing, progress, forms=True)
+    except FormDiffers:  # every row is rendered
+        reader.restart()
+        return _write(path, reader, recipe, framing, progress, forms=False)
+
+
+def _write(
+    path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None, *, forms: bool
+) -> DataReport:
     accounts = RowCounts()
     weights = _source_weights(reader, recipe)
     with ExampleWriter(path) as writer, without_cycle_collection():
-        for rows, examples in encoded_batches(reader, framing, recipe.system):
+        for rows, examples in encoded_batches(reader, framing, recipe.system, forms=forms):
             kept: list[tuple[int, Example]] = []
             for row in rows:
                 made = examples[row.start : row.stop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,12 +55,18 @@ class Reader:
         self.sources: Sequence[Source] = find_sources(names, self.problems, encodings)
         self.unused_encodings = encodings.unused(self.sources)
         """Names in ``options.encoding`` that belong to no source."""
+        self._options = options
+        self._of_files = deepcopy(self.problems)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the rows that have been read, and begin with the first one again."""
+        self.problems = deepcopy(self._of_files)
         self.reports = [_report_of(source) for source in self.sources]
         self.blank_rows = 0
         """Rows with only empty cells, which are skipped."""
         self.blank_places: list[str] = []
         """Places of the first of these rows."""
-        self._options = options
 
     @property
     def rows(self) -> int:
