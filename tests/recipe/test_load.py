@@ -40,7 +40,7 @@ def recipe_file(tmp_path):
 def test_the_least_recipe_has_the_documented_defaults():
     recipe = build_recipe(LEAST)
     assert recipe.data == ["dialogues.json"]
-    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.target_modules) == (8, 32, list(PROJECTIONS))
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.target_modules) == (8, 32, ["auto"])
     assert (recipe.train.batch_size, recipe.train.epochs, recipe.train.learning_rate) == (16, 3, 1e-4)
 
 

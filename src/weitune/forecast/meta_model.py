@@ -21,7 +21,7 @@ from weitune.messages import say
 from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
-from weitune.model.lora.adapter import ParameterCount, attach_adapter, check_targets, count_adapted, count_parameters
+from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
 from weitune.recipe.schema import Lora
 
 _SMALL = {
@@ -77,7 +77,6 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
         count = count_parameters(model)
         capabilities = replace(capabilities, plain_blocks=False)
     else:
-        check_targets(model, lora)
         count = _count(model, lora)
     return MetaModel(
         shape=ModelShape.from_config(config),

@@ -16,6 +16,8 @@ from weitune.recipe.section import SPLIT_AT_COMMAS, Files, FractionOrFiles, Name
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
+AUTO = (["auto"], ["all-linear"])
+"""Values of ``lora.target_modules`` for all linear layers of the decoder blocks; the second is the older name."""
 TAKEN_FROM_BASE = ("pissa", "olora")
 """Values of ``lora.init`` that change the base's weights."""
 Storage = Literal["auto", "fp32", "bf16", "int8", "nf4"]
@@ -55,8 +57,10 @@ class Lora(Section):
     """The update is scaled by alpha / r."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of dropping an element of an adapter's input while training."""
-    target_modules: Names = Field(list(PROJECTIONS))
-    """Names of the linear layers that get an adapter; `all-linear` for all but the output head."""
+    target_modules: Names = Field(["auto"])
+    """Names of the linear layers that get an adapter. `auto`: every linear layer of the decoder blocks, whatever it is
+    called, but not the routers of experts; on models like Llama and Qwen these are q_proj, k_proj, v_proj, o_proj,
+    gate_proj, up_proj and down_proj. `all-linear` means the same."""
     layers: Ranges | None = None
     """Decoder layers that get an adapter, from 0, such as `0-7,12`; all if not given."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None

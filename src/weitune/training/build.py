@@ -18,8 +18,9 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel
-from weitune.model.lora.adapter import attach_adapter, check_targets, token_ids_of
+from weitune.model.lora.adapter import attach_adapter, token_ids_of
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
+from weitune.model.lora.targets import find_targets
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
 from weitune.model.storage.allocator import keep_freed_memory, releasing_freed_memory
 from weitune.model.storage.weight_storage import widen
@@ -54,14 +55,14 @@ def make_trainable(
         capabilities = probe(loaded.model)
         loaded.model.requires_grad_(True)
         return Trainable(loaded, WholeModel(loaded.model), replace(capabilities, plain_head=False, plain_blocks=False))
-    check_targets(loaded.model, lora)
+    targets = find_targets(loaded.model, lora)
     plain_decoder = BlockDecoder.from_model(loaded.model)
     capabilities = probe(loaded.model, plain_decoder)
     if not capabilities.plain_blocks:
         plain_decoder = None
     init = lora if fresh else lora.model_copy(update={"init": "default", "init_from": None})
     token_ids = token_ids_of(loaded.tokenizer, lora.train_tokens or ())
-    adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids)
+    adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids, targets=targets)
     adapter = LoraAdapter(adapted, initialised_by=lora.init)
     blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)
     if blocks is None:

@@ -13,14 +13,13 @@ from torch import nn
 
 from weitune.errors import ModelError
 from weitune.messages import say
+from weitune.model.lora.linear_layers import sizes
+from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
-
-ALL_LINEAR = "all-linear"
-"""Means every linear layer but the output head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,42 +45,38 @@ def count_adapted(model: Any, lora: Lora) -> ParameterCount:
 
     ``modules_to_save`` and ``train_tokens`` are not counted.
     """
-    head = model.get_output_embeddings()
-    layers = set(layer_numbers(model, lora.layers)) if lora.layers else None
+    modules = dict(model.named_modules())
     total = trained = 0
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and _is_target(name, lora, layers) and module is not head:
-            ranks = (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name))
-            rank = next(ranks, lora.r)
-            a, b = rank * module.in_features, rank * module.out_features
-            b += module.out_features if lora.dora else 0
-            total += a + b
-            trained += b if lora.freeze_a else a + b
+    for name in find_targets(model, lora).adapted:
+        ranks = (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name))
+        rank = next(ranks, lora.r)
+        inputs, outputs = sizes(modules[name])
+        a, b = rank * inputs, rank * outputs
+        b += outputs if lora.dora else 0
+        total += a + b
+        trained += b if lora.freeze_a else a + b
     return ParameterCount(trained, count_parameters(model).total + total)
 
 
-def _is_target(name: str, lora: Lora, layers: set[int] | None) -> bool:
-    """Return whether PEFT puts an adapter on the linear layer ``name``."""
-    named = lora.target_modules == [ALL_LINEAR] or any(f".{name}".endswith(f".{end}") for end in lora.target_modules)
-    if not named or layers is None:
-        return named
-    number = re.match(r".*\.[^.]*\.(\d+)\.", name)
-    return number is not None and int(number[1]) in layers
-
-
 def attach_adapter(
-    model: PreTrainedModel, lora: Lora, *, seed: int, base: str, token_ids: Sequence[int] = ()
+    model: PreTrainedModel,
+    lora: Lora,
+    *,
+    seed: int,
+    base: str,
+    token_ids: Sequence[int] = (),
+    targets: Targets | None = None,
 ) -> PeftModel:
     """Return ``model`` with a new adapter that does not change its outputs yet; ``seed`` determines its random parts.
 
-    ``base`` is the name of the base model that the adapter records, ``token_ids`` the tokens of ``lora.train_tokens``.
-    :mod:`.adapter_init` has the initialisations that need more than the weights. Raises ModelError if a target module
-    does not exist or is not a linear layer, or if the recipe's adapter does not fit the model.
+    ``base`` is the name of the base model that the adapter records, ``token_ids`` the tokens of ``lora.train_tokens``,
+    ``targets`` what is adapted, if that is known. :mod:`.adapter_init` has the initialisations that need more than the
+    weights. Raises ModelError if a target module does not exist or cannot be adapted, or if the recipe's adapter does
+    not fit the model.
     """
     from peft import get_peft_model
 
-    check_targets(model, lora)
-    config = _config(model, lora, list(token_ids))
+    config = _config(model, lora, targets or find_targets(model, lora), list(token_ids))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
@@ -97,7 +92,7 @@ def attach_adapter(
     return adapted
 
 
-def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
+def _config(model: Any, lora: Lora, targets: Targets, token_ids: list[int]) -> LoraConfig:
     from peft import LoraConfig
 
     tied = getattr(model.config, "tie_word_embeddings", False)
@@ -105,8 +100,9 @@ def _config(model: Any, lora: Lora, token_ids: list[int]) -> LoraConfig:
         r=lora.r,
         lora_alpha=_int_if_whole(lora.alpha),
         lora_dropout=lora.dropout,
-        target_modules="all-linear" if lora.target_modules == [ALL_LINEAR] else list(lora.target_modules),
-        layers_to_transform=layer_numbers(model, lora.layers) if lora.layers else None,
+        target_modules=targets.target_modules,
+        layers_to_transform=targets.layers,
+        target_parameters=list(targets.experts) or None,
         rank_pattern=dict(lora.rank_pattern or {}),
         alpha_pattern={name: _int_if_whole(alpha) for name, alpha in (lora.alpha_pattern or {}).items()},
         use_rslora=lora.rslora,
@@ -143,18 +139,6 @@ def _int_if_whole(alpha: float) -> Any:  # PEFT declares alpha as an int
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
-    """Return the layers named by ``ranges`` such as ``0-7``. Raises ModelError if the model has no such layer."""
-    count = model.config.get_text_config().num_hidden_layers
-    numbers: set[int] = set()
-    for text in ranges:
-        first, _, last = text.partition("-")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    if not numbers or max(numbers) >= count:
-        raise ModelError("model.adapter.no_such_layers", ranges=",".join(ranges), count=count, last=count - 1)
-    return sorted(numbers)
-
-
 def token_ids_of(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
     """Return the ids of ``tokens``. Raises ModelError if one is not in the vocabulary."""
     vocabulary: dict[str, int] = tokenizer.get_vocab() if tokens else {}
@@ -180,20 +164,3 @@ def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             with torch.no_grad():
                 parameter.copy_(drawn)
-
-
-def check_targets(model: Any, lora: Lora) -> None:
-    """Raise ModelError unless every target names at least one linear layer, and every module to save exists."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    layers = (name for name, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head)
-    linear = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
-    targets = [] if lora.target_modules == [ALL_LINEAR] else lora.target_modules
-    if missing := _missing(targets, linear):
-        raise ModelError("model.adapter.no_such_target", missing=missing, names=", ".join(linear))
-    modules = sorted({name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name})
-    if missing := _missing(lora.modules_to_save or [], modules):
-        raise ModelError("model.adapter.no_such_module", missing=missing, names=", ".join(modules))
-
-
-def _missing(names: Iterable[str], existing: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names if name.rsplit(".", 1)[-1] not in existing)
