@@ -33,7 +33,6 @@ _UNSUPPORTED = (
     "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
-    "target_parameters",
     "trainable_token_indices",
     "alora_invocation_tokens",
     "use_bdlora",
@@ -55,7 +54,7 @@ class LowRankUpdate:
     def rank(self) -> int:
         return self.a.shape[0]
 
-    def applied(self, weight: Tensor) -> Tensor:
+    def applied(self, weight: Tensor, expert: int | None = None) -> Tensor:
         """Return ``weight`` (out, in) with the update added, in float32. Raises RunError if the shapes differ."""
         shape = (self.b.shape[0], self.a.shape[1])
         if weight.shape != shape:
@@ -149,6 +148,9 @@ def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    weight = f".{module}.weight"
+    as_parameter = any(weight.endswith(f".{name}") for name in config.get("target_parameters") or [])
+    name = weight[1:] if as_parameter else module  # patterns name what PEFT was asked to adapt
     alphas: dict[str, float] = config.get("alpha_pattern") or {}
-    alpha = next((a for key, a in alphas.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)), config["lora_alpha"])
+    alpha = next((a for key, a in alphas.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", name)), config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -25,6 +25,7 @@ from weitune.model.load.weight_files import counted, stored_weights
 
 if TYPE_CHECKING:
     from weitune.export.source.adapter_weights import AdapterWeights
+    from weitune.export.source.layout import Place
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """By the names that safetensors has for them."""
@@ -100,13 +101,19 @@ class GgufWeights:
 class MergedWeights:
     """The weights of a base with an adapter added in float32, rounded once to the base's format."""
 
-    def __init__(self, base: Weights, adapter: AdapterWeights) -> None:
-        """Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'."""
+    def __init__(self, base: Weights, adapter: AdapterWeights, places: Mapping[str, Place]) -> None:
+        """``places`` has the place of every tensor of the files (:mod:`.layout`).
+
+        Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'.
+        """
         self.base = base
         self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
-        if missing := [name for name in self.updates if name not in base.slots]:
+        self._places = places
+        self._last: tuple[Place | None, dict[str, Tensor]] = (None, {})
+        parameters = dict.fromkeys(parameter for place in places.values() for parameter in place.parameters)
+        if missing := [name for name in self.updates if name not in parameters]:
             raise RunError("export.base_weights.weights_not_in_base", folder=adapter.folder, **counted(missing))
-        modules = (name.removesuffix(".weight") for name in base.slots)
+        modules = (name.removesuffix(".weight") for name in parameters)
         if incomplete := adapter.missing(modules):
             raise RunError("export.base_weights.incomplete_adapter", folder=adapter.folder, **counted(incomplete))
 
@@ -115,9 +122,26 @@ class MergedWeights:
         return self.base.slots
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        if name not in self.updates:
+        place = self._places[name]
+        if not any(parameter in self.updates for parameter in place.parameters):
             return self.base.read(name, dtype)
-        return self.updates[name].applied(self.base.read(name)).to(dtype or self.slots[name].dtype)
+        merged = self._merged(place) if len(place.files) == 1 else self._remembered(place)
+        return merged[name].to(dtype or self.slots[name].dtype)
+
+    def _remembered(self, place: Place) -> dict[str, Tensor]:
+        """Return :meth:`_merged` of ``place``, whose tensors are mostly asked for one after the other."""
+        if self._last[0] is not place:
+            self._last = (None, {})  # before the next ones are read
+            self._last = (place, self._merged(place))
+        return self._last[1]
+
+    def _merged(self, place: Place) -> dict[str, Tensor]:
+        parameters = place.to_model([self.base.read(name) for name in place.files])
+        merged = {
+            name: self.updates[name].applied(tensor, place.expert) if name in self.updates else tensor
+            for name, tensor in parameters.items()
+        }
+        return place.to_files(merged)
 
 
 def _dtype(folder: Path, weight: str, dtype: str) -> torch.dtype:

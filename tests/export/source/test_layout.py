@@ -1,0 +1,84 @@
+"""The layout of a model's files gives every parameter its place, and merging into it changes what the adapter changes.
+
+All families of :mod:`tests.families`, saved as they are published: matrices of single experts in the files where
+transformers stacks them, other names in the files than in the model, a tower beside the text model.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.export.runs import logits
+from tests.families import FAMILIES, family_model
+from weitune.export.formats.safetensors_file import write_safetensors
+from weitune.export.source.adapter_weights import AdapterWeights
+from weitune.export.source.base_weights import MergedWeights, SafetensorsWeights
+from weitune.export.source.layout import places_of, published_model
+from weitune.model.load.config import read_config
+from weitune.model.load.locate import ModelFiles
+
+IDS = torch.arange(3, 67)[None]
+_REMAPPED = ("gate_proj", "up_proj", "down_proj")
+"""Modules of these names are experts to PEFT in some families, so they are named by their parameters."""
+_NOT_ADAPTED = re.compile(r"(vision|visual|router|\bgate\b|dt_proj|(mamba|mixer)\.out_proj)")
+"""Towers and routers; and what PEFT refuses or what has no effect, because the weight is used without its layer."""
+
+
+def _of_block(name: str) -> bool:
+    return ".layers." in name and _NOT_ADAPTED.search(name) is None
+
+
+def adapted(model: Any, seed: int = 1, **config: Any) -> Any:
+    """Return ``model`` with a random adapter of PEFT on every linear layer of its text model's blocks."""
+    from peft import LoraConfig, get_peft_model
+
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _of_block(name)]
+    settings = {
+        "r": 4,
+        "lora_alpha": 8,
+        "init_lora_weights": False,
+        "target_modules": "|".join(re.escape(name) for name in names if name.rpartition(".")[2] not in _REMAPPED),
+        "target_parameters": [f"{name}.weight" for name in names if name.rpartition(".")[2] in _REMAPPED],
+        **config,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+
+
+def merged_weights(folder: Path, adapter: Path) -> MergedWeights:
+    files, base = ModelFiles(folder), SafetensorsWeights(folder)
+    return MergedWeights(
+        base, AdapterWeights(adapter), places_of(published_model(read_config(files), files), base.slots)
+    )
+
+
+def merge(folder: Path, adapter: Path, output: Path) -> None:
+    merged = merged_weights(folder, adapter)
+    output.mkdir()
+    write_safetensors(output / "model.safetensors", merged.slots, (merged.read(name) for name in merged.slots))
+    for path in folder.glob("*.json"):
+        (output / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_files_are_base_and_adapter(family: str, tmp_path: Path) -> None:
+    model = family_model(family)
+    model.save_pretrained(tmp_path / "base")
+    base = logits(model, IDS)
+    tuned = adapted(copy.deepcopy(model))
+    tuned.save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    loaded, report = type(model).from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    expected = logits(tuned, IDS)
+    assert (logits(loaded.eval(), IDS) - expected).abs().max() < 1e-4 * expected.abs().max().clamp_min(1)
+    assert (base - expected).abs().max() > 0.01
