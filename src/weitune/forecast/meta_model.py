@@ -21,6 +21,7 @@ from weitune.messages import say
 from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.text_model import model_from_config
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
 from weitune.recipe.schema import Lora
 
@@ -65,7 +66,7 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     stored = None if files.gguf else dtype_on_disk(config)  # making a model writes its own number format there
     try:
         with torch.device("meta"):
-            model = _from_config(config)
+            model = model_from_config(config)
     except Exception as error:
         raise ModelError("forecast.meta_model.no_model", folder=files.folder, error=first_line(error)) from error
     model.requires_grad_(lora is None)
@@ -97,12 +98,6 @@ def _count(model: Any, lora: Lora) -> ParameterCount:
     return count_parameters(attach_adapter(model, plain, seed=0, base=""))
 
 
-def _from_config(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-
-
 def _probe_small(config: Any) -> Capabilities:
     small = copy.deepcopy(config)
     text = small.get_text_config()
@@ -117,7 +112,7 @@ def _probe_small(config: Any) -> Capabilities:
             setattr(text, name, None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = _from_config(small).eval()
+            model = model_from_config(small).eval()
         return probe(model)
     except Exception as error:  # noqa: BLE001  (an unknown architecture may raise anything)
         return Capabilities(False, False, False, say("forecast.meta_model.not_probed", error=first_line(error)))

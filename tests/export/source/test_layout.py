@@ -21,7 +21,7 @@ from weitune.export.formats.safetensors_file import write_safetensors
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, SafetensorsWeights
 from weitune.export.source.layout import places_of, published_model
-from weitune.model.load.config import read_config
+from weitune.model.load.config import read_whole_config
 from weitune.model.load.locate import ModelFiles
 
 IDS = torch.arange(3, 67)[None]
@@ -56,7 +56,7 @@ def adapted(model: Any, seed: int = 1, **config: Any) -> Any:
 def merged_weights(folder: Path, adapter: Path) -> MergedWeights:
     files, base = ModelFiles(folder), SafetensorsWeights(folder)
     return MergedWeights(
-        base, AdapterWeights(adapter), places_of(published_model(read_config(files), files), base.slots)
+        base, AdapterWeights(adapter), places_of(published_model(read_whole_config(files), files), base.slots)
     )
 
 

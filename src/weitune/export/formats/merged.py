@@ -71,7 +71,7 @@ def _write_index(folder: Path, parts: list[dict[str, Slot]]) -> None:
 def _write_config(folder: Path, source: ExportSource, dtype: torch.dtype | None) -> None:
     """Copy the base's own config, so that every program that loads the base loads this too; only ``dtype`` changes."""
     if source.files.gguf:
-        config = source.config.to_dict()
+        config = source.whole_config.to_dict()
         config.pop("_name_or_path", None)
         dtype = dtype or torch.float32
     else:

@@ -21,7 +21,7 @@ from weitune.export.source.chat_template import self_contained_template
 from weitune.export.source.layout import Place, places_of, published_model
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run import Run
-from weitune.model.load.config import read_config, stored_stop_tokens
+from weitune.model.load.config import read_config, read_whole_config, stored_stop_tokens
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.tokenizer import open_framing
@@ -67,12 +67,18 @@ class ExportSource:
         if self.files.gguf:
             places = {name: Place((name,), (name,)) for name in self.base.slots}
         else:
-            places = places_of(published_model(self.config, self.files), self.base.slots)
+            places = places_of(published_model(self.whole_config, self.files), self.base.slots)
         return MergedWeights(self.base, self.adapter, places)
 
     @cached_property
     def config(self) -> Any:
+        """The configuration of the base's text model."""
         return read_config(self.files)
+
+    @cached_property
+    def whole_config(self) -> Any:
+        """The configuration in the base's files, with a vision or audio tower if it has one."""
+        return read_whole_config(self.files)
 
     @cached_property
     def base_stop_tokens(self) -> tuple[int, ...]:

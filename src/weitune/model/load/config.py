@@ -18,7 +18,20 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def read_config(files: ModelFiles) -> Any:
-    """Return the configuration of a model. Raises ModelError if it cannot be read."""
+    """Return the configuration of the text model in ``files``, also of one with a vision tower or another wrapper.
+
+    Raises ModelError if it cannot be read.
+    """
+    whole = read_whole_config(files)
+    if whole.get_text_config() is whole:
+        return whole
+    from weitune.model.load.text_model import text_config
+
+    return text_config(whole)
+
+
+def read_whole_config(files: ModelFiles) -> Any:
+    """Return the configuration of a model, with its towers if it has any. Raises ModelError if it cannot be read."""
     from transformers import AutoConfig
 
     try:

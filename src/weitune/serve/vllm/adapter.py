@@ -41,7 +41,7 @@ def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
     if source.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
         return adapter
     base_layers = _layers(source.files)
-    wrapped = source.config.get_text_config() is not source.config
+    wrapped = source.whole_config.get_text_config() is not source.whole_config
     lost = [
         layer
         for layer, update in adapter.updates.items()
@@ -71,7 +71,7 @@ def _layers_left_out(
         "count": len(lost),
         "layers": len(adapter.updates),
         "name": name,
-        "architecture": (source.config.architectures or [type(source.config).__name__])[0],
+        "architecture": (source.whole_config.architectures or [type(source.whole_config).__name__])[0],
         "layer": lost[0],
     }
     if all(layer in base_layers for layer in adapter.updates):
