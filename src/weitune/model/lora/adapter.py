@@ -14,6 +14,7 @@ from torch import nn
 from weitune.errors import ModelError
 from weitune.messages import say
 from weitune.model.lora.linear_layers import sizes
+from weitune.model.lora.named_like_experts import attach_by_hand, name_weights
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
 
@@ -76,10 +77,15 @@ def attach_adapter(
     """
     from peft import get_peft_model
 
-    config = _config(model, lora, targets or find_targets(model, lora), list(token_ids))
+    targets = targets or find_targets(model, lora)
+    config = _config(model, lora, targets, list(token_ids))
+    parameters = [name for name, _ in model.named_parameters()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
+        if targets.weights:
+            attach_by_hand(adapted, targets.weights)
+            name_weights(adapted.peft_config["default"], targets.weights, parameters)
     adapted.peft_config["default"].base_model_name_or_path = base
     if lora.init in TAKEN_FROM_BASE:
         _take_from_base(adapted, lora.init, seed)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from weitune.model.decoder_of import decoder_of
 from weitune.model.storage.weight_storage import is_quantized
 
 Reason = Literal[
@@ -28,7 +29,7 @@ class LinearLayers:
     def __init__(self, model: Any) -> None:
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
         self._head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+        decoder = decoder_of(model) if hasattr(model, "get_decoder") else model
         self._decoder = next(name for name, module in self.modules.items() if module is decoder)
         self.blocks = ".".join(part for part in (self._decoder, _list_of_blocks(decoder, model)) if part)
         """The name of the list of decoder blocks."""
@@ -133,7 +134,8 @@ def _is_router(name: str, module: nn.Module) -> bool:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    return any(parameter.dim() == 2 for parameter in module.parameters(recurse=False))
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2
 
 
 def _reads_weight(mixer: nn.Module, child: str) -> bool:

@@ -47,11 +47,19 @@ def shortest_names(wanted: Sequence[str], modules: Iterable[str]) -> list[str] |
     return list(ends)
 
 
-def _ends(name: str) -> Iterator[str]:
-    """Yield the ends of ``name`` that no number is part of, the shortest first."""
+def shortest_ends(wanted: Sequence[str], parameters: Iterable[str]) -> list[str]:
+    """Return the ``target_parameters`` with which PEFT adapts ``wanted``, and nothing else among ``parameters``."""
+    every = Counter(end for name in parameters for end in _ends(name, numbers=True))
+    ours = Counter(end for name in wanted for end in _ends(name, numbers=True))
+    ends = (next(end for end in _ends(name, numbers=True) if every[end] == ours[end]) for name in wanted)
+    return list(dict.fromkeys(ends))
+
+
+def _ends(name: str, *, numbers: bool = False) -> Iterator[str]:
+    """Yield the ends of ``name``, the shortest first: those that no number is part of, or all."""
     end = ""
     for part in reversed(name.split(".")):
-        if part.isdigit():
+        if part.isdigit() and not numbers:
             return
         end = f"{part}.{end}" if end else part
         yield end

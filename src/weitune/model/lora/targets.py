@@ -18,6 +18,7 @@ from typing import Any
 
 from weitune.errors import ModelError
 from weitune.messages import say
+from weitune.model.lora.experts import names_peft_takes_for_experts
 from weitune.model.lora.linear_layers import LinearLayers, Reason
 from weitune.model.lora.target_names import ends_with, kind_of, kinds_text, matches, shortest_names
 from weitune.recipe.schema import AUTO, Lora
@@ -31,12 +32,14 @@ class Targets:
     """Linear layers with an adapter, in the model's order."""
     experts: tuple[str, ...]
     """Parameters (experts, rows, columns) with an adapter: PEFT's option ``target_parameters``."""
+    weights: tuple[str, ...]
+    """Those of ``adapted`` that PEFT would take for experts by their names (:mod:`.named_like_experts`)."""
     left_out: Mapping[str, Reason]
     """Linear layers, routers and experts' parameters without one."""
-    target_modules: list[str] | str
-    """PEFT's option of this name; with ``layers`` it matches exactly ``adapted``."""
+    names: list[str] | str
+    """Ends of names, or a regular expression, that match ``adapted`` alone, as PEFT's ``target_modules`` do …"""
     layers: list[int] | None
-    """PEFT's option ``layers_to_transform``."""
+    """… with these numbers of layers as its ``layers_to_transform``."""
     blocks: str
     """The name of the list of decoder blocks."""
     named_routers: tuple[str, ...] = ()
@@ -77,10 +80,20 @@ class Targets:
             ],
         }
 
+    @property
+    def target_modules(self) -> list[str] | str:
+        """PEFT's option of this name, for all of ``adapted`` but ``weights``."""
+        if not self.weights:
+            return self.names
+        # of a regular expression PEFT would keep only the last parts of names here
+        names = self.adapted if isinstance(self.names, str) else self.names
+        taken = {name.rpartition(".")[2] for name in self.weights}
+        return [name for name in names if name.rpartition(".")[2] not in taken]
+
     def record(self) -> dict[str, Any]:
         """Return what a run records of it, by PEFT's names; :func:`find_targets` takes it back."""
         return {
-            "target_modules": self.target_modules,
+            "target_modules": self.names,
             "layers_to_transform": self.layers,
             "target_parameters": list(self.experts) or None,
         }
@@ -95,43 +108,46 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
     linear = LinearLayers(model)
     automatic = linear.reasons()
     reasons: dict[str, Reason | None]
-    options: list[str] | str
+    names: list[str] | str
     if recorded is None:
         _check_saved_modules(lora, linear.modules)
         layers = layer_numbers(model, lora.layers) if lora.layers else None
-        reasons, options, layers = _by_recipe(lora, linear, automatic, layers)
+        reasons, names, layers = _by_recipe(lora, linear, automatic, layers)
     else:
-        options, layers = recorded["target_modules"], recorded.get("layers_to_transform")
-        reasons = {name: None if matches(name, options, layers) else why or "other" for name, why in automatic.items()}
+        names, layers = recorded["target_modules"], recorded.get("layers_to_transform")
+        reasons = {name: None if matches(name, names, layers) else why or "other" for name, why in automatic.items()}
     adapted = tuple(name for name, why in reasons.items() if why is None)
     experts = tuple((recorded or {}).get("target_parameters") or ())
     if not adapted and not experts:
         raise ModelError("model.targets.nothing", names=", ".join(linear.last_names()))
     left_out: dict[str, Reason] = {name: why for name, why in reasons.items() if why is not None}
-    left_out |= {name: "experts" for name in linear.experts() if name not in experts}
+    all_experts = list(linear.experts())
+    left_out |= {name: "experts" for name in all_experts if name not in experts}
     routers = tuple(name for name in adapted if automatic[name] == "router")
-    return Targets(adapted, experts, left_out, options, layers, linear.blocks, routers)
+    taken = names_peft_takes_for_experts(model.config.model_type) if all_experts else ()
+    weights = tuple(name for name in adapted if name.rpartition(".")[2] in taken)
+    return Targets(adapted, experts, weights, left_out, names, layers, linear.blocks, routers)
 
 
 def _by_recipe(
     lora: Lora, linear: LinearLayers, automatic: Mapping[str, Reason | None], layers: list[int] | None
 ) -> tuple[dict[str, Reason | None], list[str] | str, list[int] | None]:
-    """Return for every layer why it has no adapter, or None, and PEFT's target_modules and layers_to_transform."""
+    """Return for every layer why it has no adapter, or None, and the names and layers that match what has one."""
     auto = lora.target_modules in AUTO
     reasons = dict(automatic) if auto else _named(lora.target_modules, linear, automatic)
     saved = re.compile("|".join(rf"(.*\.)?{module}(\..*)?" for module in lora.modules_to_save or ["$"]))
     reasons = {name: "saved" if why is None and saved.fullmatch(name) else why for name, why in reasons.items()}
     wanted = [name for name, why in reasons.items() if why is None]
     others = [name for name in linear.modules if name and not saved.fullmatch(name)]  # PEFT never adapts what it saves
-    options: list[str] | str = list(lora.target_modules)
-    if auto or {name for name in others if matches(name, options)} != set(wanted):
-        options = shortest_names(wanted, others)
+    names: list[str] | str = list(lora.target_modules)
+    if auto or {name for name in others if matches(name, names)} != set(wanted):
+        names = shortest_names(wanted, others)
     if layers is not None:
         chosen = [name for name in wanted if matches(name, [name.rpartition(".")[2]], layers)]
         reasons |= dict.fromkeys(set(wanted) - set(chosen), "layers")
-        if isinstance(options, str):  # with which PEFT takes no numbers of layers
-            options, layers = shortest_names(chosen, others), None
-    return reasons, options, layers
+        if isinstance(names, str):  # with which PEFT takes no numbers of layers
+            names, layers = shortest_names(chosen, others), None
+    return reasons, names, layers
 
 
 def _named(

@@ -73,6 +73,8 @@ class LoraAdapter:
         config = copy.deepcopy(self.model.peft_config["default"])
         config.init_lora_weights = True  # PEFT would subtract the initial adapter from the base again on loading
         config.eva_config, config.loftq_config = None, {}
+        if config.target_parameters:
+            config.lora_dropout = 0.0  # with parameters PEFT refuses another; it means nothing after training
         if self._taken:
             factor = math.sqrt(2) if config.use_rslora else 2  # so that alpha / rank stays what it was
             config.r *= 2
