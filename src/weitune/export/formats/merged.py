@@ -23,6 +23,7 @@ from weitune.export.source.base_weights import Slot
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
 from weitune.files.json_files import write_json
+from weitune.model.load.published import without_quantization
 from weitune.progress import Progress
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -75,7 +76,7 @@ def _write_config(folder: Path, source: ExportSource, dtype: torch.dtype | None)
         config.pop("_name_or_path", None)
         dtype = dtype or torch.float32
     else:
-        config = json.loads((source.files.folder / "config.json").read_text(encoding="utf-8"))
+        config = without_quantization(json.loads((source.files.folder / "config.json").read_text(encoding="utf-8")))
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")

@@ -1,27 +1,27 @@
 """A base model's weights, read one tensor at a time under the names that transformers gives them.
 
-:class:`SafetensorsWeights` reads a model folder; :class:`GgufWeights` a ``.gguf`` file, dequantized to float32, renamed
-and with transformers' row order of attention (:mod:`weitune.gguf.architecture`); :class:`MergedWeights` adds an adapter
-to either of them. Reading takes the memory of one tensor: the files are mapped, not loaded.
+:class:`SafetensorsWeights` reads a model folder, and dequantizes one that was published quantized; :class:`GgufWeights`
+a ``.gguf`` file, dequantized to float32, renamed and with transformers' row order of attention
+(:mod:`weitune.gguf.architecture`); :class:`MergedWeights` adds an adapter to either of them. Reading takes the memory
+of one tensor.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from weitune.errors import ModelError, RunError
 from weitune.gguf.architecture import architecture_of_gguf
 from weitune.gguf.header import GgufHeader, read_header
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.weight_files import counted, stored_weights
+from weitune.model.load.published import dense_tensors
+from weitune.model.load.weight_files import counted
 
 if TYPE_CHECKING:
     from weitune.export.source.adapter_weights import AdapterWeights
@@ -57,26 +57,21 @@ def open_weights(files: ModelFiles) -> Weights:
 
 
 class SafetensorsWeights:
-    """The ``*.safetensors`` of a model folder."""
+    """The ``*.safetensors`` of a model folder; those of a model that was published quantized are dequantized."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the headers. Raises ModelError if there are none, or if the weights are quantized."""
+        """Read the headers. Raises ModelError if there are none, or if the weights cannot be dequantized."""
         self._folder = folder
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if "quantization_config" in config:
-            raise ModelError("export.base_weights.quantized", folder=folder)
-        self._stored = stored_weights(folder)
+        self._tensors = dense_tensors(folder)
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
         return {
-            name: Slot(_dtype(self._folder, name, weight.dtype), weight.shape) for name, weight in self._stored.items()
+            name: Slot(_float(self._folder, name, tensor.dtype), tensor.shape) for name, tensor in self._tensors.items()
         }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        with safe_open(self._folder / self._stored[name].file, framework="pt") as tensors:
-            tensor: Tensor = tensors.get_tensor(name)
-        return tensor if dtype is None else tensor.to(dtype)
+        return self._tensors[name].read(dtype)
 
 
 class GgufWeights:
@@ -144,7 +139,8 @@ class MergedWeights:
         return place.to_files(merged)
 
 
-def _dtype(folder: Path, weight: str, dtype: str) -> torch.dtype:
-    if dtype not in DTYPES:
-        raise ModelError("export.base_weights.unknown_number_format", weight=weight, folder=folder, dtype=dtype)
-    return DTYPES[dtype]
+def _float(folder: Path, weight: str, dtype: torch.dtype) -> torch.dtype:
+    if dtype not in DTYPES.values():
+        kind = str(dtype).removeprefix("torch.")
+        raise ModelError("export.base_weights.unknown_number_format", weight=weight, folder=folder, dtype=kind)
+    return dtype

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitune.errors import InputError, ModelError, first_line
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.published import is_dequantized
 from weitune.model.load.weight_files import read_model_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def read_config(files: ModelFiles) -> Any:
 
 
 def read_whole_config(files: ModelFiles) -> Any:
-    """Return the configuration of a model, with its towers if it has any. Raises ModelError if it cannot be read."""
+    """Return the configuration of a model, with its towers if it has any.
+
+    Quantization that is undone while the weights are read is left out. Raises ModelError if it cannot be read.
+    """
     from transformers import AutoConfig
 
     try:
@@ -39,7 +43,11 @@ def read_whole_config(files: ModelFiles) -> Any:
             from weitune.model.load.gguf_model import gguf_config
 
             return gguf_config(files)
-        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        for part in (config, config.get_text_config()):
+            if hasattr(part, "quantization_config") and is_dequantized(files.folder):
+                del part.quantization_config
+        return config
     except InputError:
         raise
     except Exception as error:
