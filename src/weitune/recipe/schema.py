@@ -61,6 +61,10 @@ class Lora(Section):
     """Names of the linear layers that get an adapter. `auto`: every linear layer of the decoder blocks, whatever it is
     called, but not the routers of experts; on models like Llama and Qwen these are q_proj, k_proj, v_proj, o_proj,
     gate_proj, up_proj and down_proj. `all-linear` means the same."""
+    experts: bool = False
+    """Adapt the experts of a mixture of experts too, never the router. Where a token goes to k of them, each gets the
+    rank max(1, r / k), rounded down, the scale of the other layers, and no dropout. Every expert's weights are copied
+    whenever a layer runs, so this takes much more memory and time (docs/how-it-works.md)."""
     layers: Ranges | None = None
     """Decoder layers that get an adapter, from 0, such as `0-7,12`; all if not given."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
@@ -91,12 +95,15 @@ class Lora(Section):
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Lora:
         taken = self.init in TAKEN_FROM_BASE
+        drawn = self.init in {"default", "gaussian"}
         return check_rules(
             self,
             (bool(self.init_from and self.init != "default"), say("recipe.schema.two_starts", init=self.init)),
             (self.dora and taken, say("recipe.schema.dora_with_start", init=self.init)),
             (self.freeze_a and taken, say("recipe.schema.freeze_a_with_start", init=self.init)),
             (self.freeze_a and self.plus_ratio != 1, say("recipe.schema.freeze_a_with_plus_ratio")),
+            (self.experts and self.dora, say("recipe.schema.experts_with_dora")),
+            (self.experts and not drawn, say("recipe.schema.experts_with_start", init=self.init)),
         )
 
 
@@ -267,7 +274,7 @@ class Recipe(Section):
     def may_be_sharded(self) -> bool:
         """Whether ``train.shard`` could divide the base: not if an adapter needs whole weights, or trains some."""
         lora = self.adapter
-        if lora is None or self.train.storage in QUANTIZED:
+        if lora is None or lora.experts or self.train.storage in QUANTIZED:
             return False
         return not (lora.dora or lora.init in (*TAKEN_FROM_BASE, "eva") or lora.modules_to_save or lora.train_tokens)
 

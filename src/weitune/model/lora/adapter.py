@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from weitune.errors import ModelError
 from weitune.messages import say
+from weitune.model.lora.experts import expert_targets
 from weitune.model.lora.linear_layers import sizes
 from weitune.model.lora.named_like_experts import attach_by_hand, name_weights
 from weitune.model.lora.targets import Targets, find_targets
@@ -46,9 +48,9 @@ def count_adapted(model: Any, lora: Lora) -> ParameterCount:
 
     ``modules_to_save`` and ``train_tokens`` are not counted.
     """
-    modules = dict(model.named_modules())
+    modules, targets = dict(model.named_modules()), find_targets(model, lora)
     total = trained = 0
-    for name in find_targets(model, lora).adapted:
+    for name in targets.adapted:
         ranks = (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name))
         rank = next(ranks, lora.r)
         inputs, outputs = sizes(modules[name])
@@ -56,6 +58,9 @@ def count_adapted(model: Any, lora: Lora) -> ParameterCount:
         b += outputs if lora.dora else 0
         total += a + b
         trained += b if lora.freeze_a else a + b
+    a, b = expert_targets(model, lora, recorded=targets.experts).adapter_numbers()
+    total += a + b
+    trained += b if lora.freeze_a else a + b
     return ParameterCount(trained, count_parameters(model).total + total)
 
 
@@ -80,9 +85,12 @@ def attach_adapter(
     targets = targets or find_targets(model, lora)
     config = _config(model, lora, targets, list(token_ids))
     parameters = [name for name, _ in model.named_parameters()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match any targeted module")
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
+        if targets.experts:
+            _set_dropout(adapted, lora.dropout)
         if targets.weights:
             attach_by_hand(adapted, targets.weights)
             name_weights(adapted.peft_config["default"], targets.weights, parameters)
@@ -102,15 +110,17 @@ def _config(model: Any, lora: Lora, targets: Targets, token_ids: list[int]) -> L
     from peft import LoraConfig
 
     tied = getattr(model.config, "tie_word_embeddings", False)
+    experts = expert_targets(model, lora, recorded=targets.experts)
+    alphas = {**(lora.alpha_pattern or {}), **experts.alpha_pattern}
     return LoraConfig(
         r=lora.r,
         lora_alpha=_int_if_whole(lora.alpha),
-        lora_dropout=lora.dropout,
+        lora_dropout=0.0 if experts.parameters else lora.dropout,
         target_modules=targets.target_modules,
         layers_to_transform=targets.layers,
-        target_parameters=list(targets.experts) or None,
-        rank_pattern=dict(lora.rank_pattern or {}),
-        alpha_pattern={name: _int_if_whole(alpha) for name, alpha in (lora.alpha_pattern or {}).items()},
+        target_parameters=experts.target_parameters or None,
+        rank_pattern={**(lora.rank_pattern or {}), **experts.rank_pattern},
+        alpha_pattern={name: _int_if_whole(alpha) for name, alpha in alphas.items()},
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         init_lora_weights=True,
@@ -120,6 +130,16 @@ def _config(model: Any, lora: Lora, targets: Targets, token_ids: list[int]) -> L
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def _set_dropout(adapted: PeftModel, rate: float) -> None:
+    """Give the adapters of linear layers their dropout: PEFT makes none with dropout where it adapts parameters too."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    adapted.peft_config["default"].lora_dropout = rate
+    for module in adapted.modules():
+        if rate and isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper):
+            module.lora_dropout["default"] = nn.Dropout(rate)
 
 
 def _take_from_base(adapted: PeftModel, init: str, seed: int) -> None:
@@ -165,7 +185,8 @@ def draw_adapter(model: nn.Module, seed: int, *, gaussian: bool = False) -> None
         if ".lora_A." in name and not parameter.is_meta:
             drawn = torch.empty(parameter.shape, dtype=torch.float32)
             if gaussian:
-                drawn.normal_(std=1 / parameter.shape[0], generator=generator)
+                layer: Any = model.get_submodule(name.split(".lora_A.")[0])  # has the ranks of all its experts
+                drawn.normal_(std=1 / layer.r["default"], generator=generator)
             else:
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             with torch.no_grad():

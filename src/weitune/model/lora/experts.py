@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weitune.model.lora.target_names import ends_with
 from weitune.recipe.schema import Lora
 
 _EXPERTS_PER_TOKEN = (
@@ -34,6 +35,11 @@ _EXPERTS_PER_TOKEN = (
 )  # fmt: skip
 """The names that configurations have for it."""
 _LAYER = re.compile(r".*\.(\d+)\.")
+_FORMER_LINEAR_LAYERS = {
+    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+}
+"""What the experts' matrices and the router were called in transformers 4, by PEFT's name for a group of families."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +130,29 @@ class ExpertTargets:
     """what PEFT needs besides the recipe's pattern"""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The full names of the parameters."""
+        return [each.full_name for each in self.parameters]
+
     def adapter_numbers(self) -> tuple[int, int]:
         """Return how many numbers their A and their B have."""
         numbers = [each.adapter_numbers(self.ranks[each.full_name]) for each in self.parameters]
         return sum(a for a, _ in numbers), sum(b for _, b in numbers)
 
 
-def expert_targets(model: Any, lora: Lora, layers: Collection[int] | None = None) -> ExpertTargets:
-    """Return what ``lora`` adapts of the experts of ``model``: nothing if there are none.
+def expert_targets(
+    model: Any, lora: Lora, layers: Collection[int] | None = None, recorded: Collection[str] | None = None
+) -> ExpertTargets:
+    """Return what ``lora`` adapts of the experts of ``model``, whatever ``lora.experts`` says: nothing without experts.
 
-    ``layers`` are the numbers of the only decoder blocks to adapt. A key of ``lora.rank_pattern`` or ``alpha_pattern``
-    that matches an expert parameter applies to it as PEFT reads it: its rank or alpha as it stands.
+    ``layers`` are the numbers of the only decoder blocks to adapt, or a run has ``recorded`` its ``target_parameters``.
+    A key of ``lora.rank_pattern`` or ``alpha_pattern`` that matches an expert parameter applies to it as PEFT reads it:
+    its rank or alpha as it stands.
     """
     parameters = [each for each in expert_parameters(model) if layers is None or each.layer in layers]
+    if recorded is not None:
+        parameters = [each for each in parameters if any(ends_with(each.full_name, end) for end in recorded)]
     rank = max(1, lora.r // experts_per_token(model.config)) if parameters else lora.r
     alpha = lora.alpha * (math.sqrt(rank / lora.r) if lora.rslora else rank / lora.r)
     ranks, own_rank, own_alpha = {}, [], []
@@ -216,7 +232,7 @@ def names_peft_takes_for_experts(model_type: str) -> frozenset[str]:
     ``gate_proj`` and ``up_proj`` it adapts every expert, and not the shared experts or dense layers of these names.
     Those can still be adapted under the same tensor names through ``target_parameters`` that end with ``.weight``.
     """
-    from peft.utils import transformers_weight_conversion as conversion
+    from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
-    pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
-    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
+    model_type = "mixtral" if model_type == "mixtral" else _MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
+    return _FORMER_LINEAR_LAYERS.get(model_type, frozenset())

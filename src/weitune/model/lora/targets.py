@@ -18,7 +18,7 @@ from typing import Any
 
 from weitune.errors import ModelError
 from weitune.messages import say
-from weitune.model.lora.experts import names_peft_takes_for_experts
+from weitune.model.lora.experts import expert_targets, names_peft_takes_for_experts
 from weitune.model.lora.linear_layers import LinearLayers, Reason
 from weitune.model.lora.target_names import ends_with, kind_of, kinds_text, matches, shortest_names
 from weitune.recipe.schema import AUTO, Lora
@@ -31,7 +31,7 @@ class Targets:
     adapted: tuple[str, ...]
     """Linear layers with an adapter, in the model's order."""
     experts: tuple[str, ...]
-    """Parameters (experts, rows, columns) with an adapter: PEFT's option ``target_parameters``."""
+    """Parameters (experts, ., .) with an adapter, which :func:`.expert_targets` explains to PEFT."""
     weights: tuple[str, ...]
     """Those of ``adapted`` that PEFT would take for experts by their names (:mod:`.named_like_experts`)."""
     left_out: Mapping[str, Reason]
@@ -63,6 +63,8 @@ class Targets:
         if self.named_routers:
             kinds = kinds_text(_by_kind(self.named_routers, self.blocks))
             lines.append(say("model.targets.routers_named", kinds=kinds))
+        if self.experts:
+            lines.append(say("model.targets.no_dropout_on_experts"))
         left_out = [
             say("model.targets.kinds_and_why", kinds=kinds_text(counts), why=_text(why))
             for why, counts in self.counts_left_out().items()
@@ -117,7 +119,7 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
         names, layers = recorded["target_modules"], recorded.get("layers_to_transform")
         reasons = {name: None if matches(name, names, layers) else why or "other" for name, why in automatic.items()}
     adapted = tuple(name for name, why in reasons.items() if why is None)
-    experts = tuple((recorded or {}).get("target_parameters") or ())
+    experts = _experts(model, lora, recorded)
     if not adapted and not experts:
         raise ModelError("model.targets.nothing", names=", ".join(linear.last_names()))
     left_out: dict[str, Reason] = {name: why for name, why in reasons.items() if why is not None}
@@ -127,6 +129,17 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
     taken = names_peft_takes_for_experts(model.config.model_type) if all_experts else ()
     weights = tuple(name for name in adapted if name.rpartition(".")[2] in taken)
     return Targets(adapted, experts, weights, left_out, names, layers, linear.blocks, routers)
+
+
+def _experts(model: Any, lora: Lora, recorded: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if recorded is not None:
+        return tuple(expert_targets(model, lora, recorded=recorded.get("target_parameters") or ()).names)
+    if not lora.experts:
+        return ()
+    names = expert_targets(model, lora, layer_numbers(model, lora.layers) if lora.layers else None).names
+    if not names:
+        raise ModelError("model.targets.no_experts")
+    return tuple(names)
 
 
 def _by_recipe(
