@@ -25,7 +25,7 @@ from torch import nn
 
 from weitune.model.load.config import read_whole_config
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.text_model import model_from_config, text_class, text_config
+from weitune.model.load.text_model import TextForCausalLM, model_from_config, text_class, text_config
 from weitune.model.load.weight_files import CONFIG, stored_weights
 
 _USUAL = (("model", "model.language_model"), ("lm_head", "lm_head"))
@@ -41,11 +41,13 @@ class ModelNames:
     own: tuple[str, ...] = ()
     """The parts of the text model: its head and what its decoder consists of, by their names in the text model."""
     towers: tuple[str, ...] = ()
-    """The linear layers of the wrapper that are not in the text model, by their names in the wrapper."""
+    """The modules of the wrapper that are not in the text model, by their names in the wrapper."""
     wrapper: str = ""
     """The wrapper's class."""
     rename: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
     """From the name of a tensor in the files to that in the wrapper."""
+    converters: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    """transformers' conversions of the wrapper's tensors while loading, if it has none for the text model."""
 
     @property
     def wrapped(self) -> bool:
@@ -80,6 +82,14 @@ def model_names(files: ModelFiles) -> ModelNames:
         return ModelNames()
     path = files.folder / CONFIG
     return _names(files.folder, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+def is_wrapped(files: ModelFiles) -> bool:
+    """Return whether the text model is only a part of the model in ``files``, or transformers cannot find its class."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    whole = read_whole_config(files)
+    return whole.get_text_config() is not whole or type(whole) not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def text_tensors(files: ModelFiles) -> Mapping[str, str]:
@@ -120,9 +130,9 @@ def _compare(text: Any, wrapper: Any) -> ModelNames:
     if wrapper is None:
         return ModelNames(pairs, own)
     inside = tuple(name for _, name in pairs)
-    linear = (name for name, each in wrapper.named_modules() if isinstance(each, nn.Linear))
-    towers = tuple(name for name in linear if not _below(name, inside))
-    return ModelNames(pairs, own, towers, type(wrapper).__name__, _renaming(wrapper))
+    towers = tuple(name for name, _ in wrapper.named_modules() if name and not _below(name, inside))
+    converters = () if _converters(text) or not isinstance(text, TextForCausalLM) else _converters(wrapper)
+    return ModelNames(pairs, own, towers, type(wrapper).__name__, _renaming(wrapper), converters)
 
 
 def _wrapper_class(whole: Any) -> Any:
@@ -159,6 +169,13 @@ def _renaming(wrapper: Any) -> Callable[[str], str]:
         return str(renamed)
 
     return rename
+
+
+def _converters(model: Any) -> tuple[Any, ...]:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return tuple(rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightConverter))
 
 
 def _name(model: nn.Module, part: nn.Module) -> str:

@@ -122,4 +122,4 @@ def _with_head(decoder: Any) -> type[Any]:
     """Return :class:`TextForCausalLM` over ``decoder``, with what the family declares of all its models."""
     family = next(each for each in decoder.__mro__[1:] if issubclass(each, PreTrainedModel))
     parts = {"decoder_class": decoder, "config_class": decoder.config_class, "__module__": __name__}
-    return type(f"{decoder.__name__}ForCausalLM", (TextForCausalLM, family), parts)
+    return type(f"{decoder.__name__.removesuffix('Model')}ForCausalLM", (TextForCausalLM, family), parts)

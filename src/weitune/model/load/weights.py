@@ -5,7 +5,7 @@ Only safetensors and GGUF weights are read, and no code that comes with a model 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weitune.errors import InputError, ModelError, first_line
-from weitune.model.load.config import GENERATION_CONFIG, dtype_on_disk, read_config
+from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.dequantize import lazily
 from weitune.model.load.device import choose_device, choose_dtype, device_map, stored_dtype
 from weitune.model.load.gguf_model import gguf_model
 from weitune.model.load.locate import ModelFiles, locate
+from weitune.model.load.names import is_wrapped
 from weitune.model.load.published import dense_tensors, quantization_of
+from weitune.model.load.text_weights import stored_text_model, text_model
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weight_files import counted, stored_weights, weight_files
 from weitune.model.storage.allocator import releasing_freed_memory
@@ -112,7 +114,13 @@ def _load(
             model = gguf_model(files, stored, placement)
         elif quantized:
             with releasing_freed_memory():
-                model, report = dequantized_model(files, stored, placement, options)
+                dense = {name: lazily(tensor, stored) for name, tensor in dense_tensors(files.folder).items()}
+                model, report = text_model(files, dense, stored, placement, options)
+            _check_complete(files.folder, report["missing_keys"])
+        elif is_wrapped(files):
+            with releasing_freed_memory([] if mapped else weight_files(files.folder)):
+                as_stored = widened_later and stored == torch.float32
+                model, report = stored_text_model(files, None if as_stored else stored, placement, options)
             _check_complete(files.folder, report["missing_keys"])
         else:
             with releasing_freed_memory([] if mapped else weight_files(files.folder)):
@@ -137,35 +145,6 @@ def _load(
     model.eval()
     model.requires_grad_(False)
     return model
-
-
-def dequantized_model(
-    files: ModelFiles, dtype: torch.dtype, placement: Any, options: Mapping[str, Any]
-) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """Load a model that was published quantized, and return it with transformers' report.
-
-    Its dense tensors are read in ``dtype`` when it is their turn; ``options`` may have them rounded again.
-    """
-    from transformers import GenerationConfig
-
-    from weitune.model.load.names import model_names
-    from weitune.model.load.text_model import text_class
-
-    config, tensors = read_config(files), dense_tensors(files.folder)
-    named = (files.folder / GENERATION_CONFIG).is_file()
-    names = model_names(files).in_files(tensors)
-    model, report = text_class(config).from_pretrained(
-        None,
-        config=config,
-        state_dict={text: lazily(tensors[name], dtype) for name, text in names.items() if text is not None},
-        generation_config=GenerationConfig.from_pretrained(files.folder, local_files_only=True) if named else None,
-        dtype=dtype,
-        device_map=placement,
-        output_loading_info=True,
-        **options,
-    )
-    model.config.name_or_path = model.name_or_path = str(files.folder)
-    return model, report
 
 
 def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
