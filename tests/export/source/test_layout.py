@@ -20,9 +20,9 @@ from tests.families import FAMILIES, family_model
 from weitune.export.formats.safetensors_file import write_safetensors
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, SafetensorsWeights
-from weitune.export.source.layout import places_of, published_model
-from weitune.model.load.config import read_whole_config
+from weitune.export.source.layout import layout_of
 from weitune.model.load.locate import ModelFiles
+from weitune.model.lora.experts import expert_parameters
 
 IDS = torch.arange(3, 67)[None]
 _REMAPPED = ("gate_proj", "up_proj", "down_proj")
@@ -36,7 +36,7 @@ def _of_block(name: str) -> bool:
 
 
 def adapted(model: Any, seed: int = 1, **config: Any) -> Any:
-    """Return ``model`` with a random adapter of PEFT on every linear layer of its text model's blocks."""
+    """Return ``model`` with a random adapter of PEFT on the linear layers of its text model's blocks and on experts."""
     from peft import LoraConfig, get_peft_model
 
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _of_block(name)]
@@ -45,7 +45,8 @@ def adapted(model: Any, seed: int = 1, **config: Any) -> Any:
         "lora_alpha": 8,
         "init_lora_weights": False,
         "target_modules": "|".join(re.escape(name) for name in names if name.rpartition(".")[2] not in _REMAPPED),
-        "target_parameters": [f"{name}.weight" for name in names if name.rpartition(".")[2] in _REMAPPED],
+        "target_parameters": [f"{name}.weight" for name in names if name.rpartition(".")[2] in _REMAPPED]
+        + [each.full_name for each in expert_parameters(model)],
         **config,
     }
     with torch.random.fork_rng(devices=[]):
@@ -54,10 +55,8 @@ def adapted(model: Any, seed: int = 1, **config: Any) -> Any:
 
 
 def merged_weights(folder: Path, adapter: Path) -> MergedWeights:
-    files, base = ModelFiles(folder), SafetensorsWeights(folder)
-    return MergedWeights(
-        base, AdapterWeights(adapter), places_of(published_model(read_whole_config(files), files), base.slots)
-    )
+    base = SafetensorsWeights(folder)
+    return MergedWeights(base, AdapterWeights(adapter), layout_of(ModelFiles(folder), base.slots))
 
 
 def merge(folder: Path, adapter: Path, output: Path) -> None:
@@ -82,3 +81,24 @@ def test_merged_files_are_base_and_adapter(family: str, tmp_path: Path) -> None:
     expected = logits(tuned, IDS)
     assert (logits(loaded.eval(), IDS) - expected).abs().max() < 1e-4 * expected.abs().max().clamp_min(1)
     assert (base - expected).abs().max() > 0.01
+
+
+def test_the_matrices_of_one_expert_are_merged_at_a_time(tmp_path: Path) -> None:
+    model = family_model("qwen3_moe")
+    model.save_pretrained(tmp_path / "base")
+    adapted(model).save_pretrained(tmp_path / "adapter")
+    merged = merged_weights(tmp_path / "base", tmp_path / "adapter")
+    read, asked = merged.base.read, list[str]()
+
+    def watched(name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        asked.append(name)
+        return read(name, dtype)
+
+    merged.base.read = watched  # type: ignore[method-assign]
+    for name in merged.slots:
+        asked.clear()
+        merged.read(name)
+        assert len(asked) <= 2, (name, asked)
+    experts = [name for name in merged.slots if ".experts." in name]
+    assert len(experts) == 4 * 3
+    assert asked  # the last one was not remembered

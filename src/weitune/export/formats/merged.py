@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, progress: Progress) -> None:
     """Write the merged model of ``source`` to ``folder``, in ``dtype`` or in the base's number format."""
     merged = source.merged
-    slots = {name: Slot(dtype or slot.dtype, slot.shape) for name, slot in merged.slots.items()}
+    slots = {name: written_slot(slot, dtype) for name, slot in merged.slots.items()}
     parts = shards(slots)
     done = 0
     for name, part in zip(shard_names(len(parts)), parts, strict=True):
@@ -50,6 +51,11 @@ def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, 
     for pattern in _LICENCES:
         for licence in source.files.folder.glob(pattern):
             shutil.copyfile(licence, folder / licence.name)
+
+
+def written_slot(slot: Slot, dtype: torch.dtype | None) -> Slot:
+    """Return what a base's tensor becomes: in ``dtype``, unless that is None or the tensor has whole numbers."""
+    return slot if dtype is None or not slot.dtype.is_floating_point else Slot(dtype, slot.shape)
 
 
 def _counted(tensors: Iterable[Tensor], done: int, total: int, progress: Progress) -> Iterator[Tensor]:
@@ -78,9 +84,17 @@ def _write_config(folder: Path, source: ExportSource, dtype: torch.dtype | None)
     else:
         config = without_quantization(json.loads((source.files.folder / "config.json").read_text(encoding="utf-8")))
     if dtype is not None:
-        config.pop("torch_dtype", None)
-        config["dtype"] = str(dtype).removeprefix("torch.")
+        _name_dtype(config, str(dtype).removeprefix("torch."))
     write_json(folder / "config.json", config)
+
+
+def _name_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Name the number format in ``config``, and in the parts of a wrapper that name one."""
+    for part in config.values():
+        if isinstance(part, dict) and {"dtype", "torch_dtype"} & part.keys():
+            _name_dtype(part, dtype)
+    config.pop("torch_dtype", None)
+    config["dtype"] = dtype
 
 
 def _write_tokenizer(folder: Path, source: ExportSource) -> None:

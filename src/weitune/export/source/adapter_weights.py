@@ -2,6 +2,7 @@
 
     LoRA     W + s B A                       s = alpha / r, or alpha / sqrt(r) with rank stabilisation
     DoRA     m * (W + s B A) / |W + s B A|   m, and the norm of every row, shape (out,)
+    experts  W_e + s B_e A_e                 of every expert e of a parameter (:mod:`weitune.model.lora.experts`)
 
 LoRA: Hu et al., arXiv 2106.09685; rank stabilisation: Kalajdzievski, arXiv 2312.03732; DoRA: Liu et al.,
 arXiv 2402.09353. Everything is computed in float32 from the adapter's files alone: no model is in memory.
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, holds_model
 from weitune.model.load.weight_files import some_names
 from weitune.model.lora.adapter_config import read_adapter_config
+from weitune.model.lora.experts import ExpertParameter, ExpertUpdate
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
@@ -54,19 +56,37 @@ class LowRankUpdate:
     def rank(self) -> int:
         return self.a.shape[0]
 
-    def applied(self, weight: Tensor, expert: int | None = None) -> Tensor:
+    def applied(self, weight: Tensor) -> Tensor:
         """Return ``weight`` (out, in) with the update added, in float32. Raises RunError if the shapes differ."""
-        shape = (self.b.shape[0], self.a.shape[1])
-        if weight.shape != shape:
-            raise RunError("export.adapter_weights.shapes_differ", adapter_shape=shape, base_shape=tuple(weight.shape))
+        _check_shape((self.b.shape[0], self.a.shape[1]), weight)
         merged = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:
             merged *= (self.magnitude / merged.norm(dim=1))[:, None]
         return merged
 
 
+def applied(update: LowRankUpdate | ExpertUpdate, weight: Tensor, expert: int | None) -> Tensor:
+    """Return ``weight``, a parameter or that of one ``expert`` (1, …), with the ``update`` added, in float32.
+
+    Raises RunError if the shapes differ.
+    """
+    if isinstance(update, LowRankUpdate):
+        return update.applied(weight)
+    experts = range(update.experts) if expert is None else range(expert, expert + 1)
+    _check_shape((len(experts), *update.shape[1:]), weight)
+    merged = torch.empty(weight.shape, dtype=torch.float32)
+    for row, index in enumerate(experts):
+        torch.add(weight[row].float(), update.of_expert(index), out=merged[row])
+    return merged
+
+
+def _check_shape(shape: tuple[int, ...], weight: Tensor) -> None:
+    if weight.shape != shape:
+        raise RunError("export.adapter_weights.shapes_differ", adapter_shape=shape, base_shape=tuple(weight.shape))
+
+
 class AdapterWeights:
-    """The updates in a PEFT folder, by the names of their modules."""
+    """The updates in a PEFT folder, by the names of their modules as they are in the file."""
 
     def __init__(self, folder: Path) -> None:
         """Read ``folder``. Raises RunError if it is broken, or if its adapter cannot be added to a base's weights."""
@@ -75,17 +95,45 @@ class AdapterWeights:
         self._chosen_layers = any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
         self._chosen_layers |= isinstance(config.get("target_modules"), str)  # a pattern, which may name layers
         self.alpha = float(config["lora_alpha"])
+        self._config = config
         self.updates = _updates(folder, config, tensors)
 
-    def missing(self, modules: Iterable[str]) -> list[str]:
-        """Return the ``modules`` of a base that have no update although the same module of another layer has one.
+    def by_parameter(
+        self, experts: Iterable[ExpertParameter], in_model: Callable[[str], str]
+    ) -> dict[str, LowRankUpdate | ExpertUpdate]:
+        """Return the updates by the names of a model's parameters.
+
+        ``experts`` are those of the model, ``in_model`` gives the model's name of a module.
+        """
+        named = [in_model(name) for name in self._config.get("target_parameters") or []]
+        targets = [each for each in experts if any(f".{each.full_name}".endswith(f".{name}") for name in named)]
+        modules = [each.module for each in targets]
+        by_adapter = {
+            replace(each, wrappers=modules[index + 1 :].count(each.module)).adapter: each
+            for index, each in enumerate(targets)
+        }
+        updates: dict[str, LowRankUpdate | ExpertUpdate] = {}
+        for module, update in self.updates.items():
+            name = in_model(module)
+            if name in by_adapter:
+                parameter = by_adapter[name]
+                count = parameter.shape[0]
+                target = f"{module.removesuffix('.base_layer' * module.count('.base_layer'))}.{parameter.name}"
+                scale = _scale(self._config, target, update.rank // count)
+                updates[parameter.full_name] = ExpertUpdate(update.a, update.b, scale, count, parameter.transposed)
+            else:
+                updates[f"{name}.weight"] = update
+        return updates
+
+    def missing(self, updates: Collection[str], parameters: Iterable[str]) -> list[str]:
+        """Return the ``parameters`` of a base without one of the ``updates`` if that of another layer has one.
 
         An adapter that was made for chosen layers lacks nothing.
         """
         if self._chosen_layers:
             return []
-        kinds = {_DIGITS.sub("#", module) for module in self.updates}
-        return [module for module in modules if module not in self.updates and _DIGITS.sub("#", module) in kinds]
+        kinds = {_DIGITS.sub("#", name) for name in updates}
+        return [name for name in parameters if name not in updates and _DIGITS.sub("#", name) in kinds]
 
     @property
     def has_magnitudes(self) -> bool:
@@ -140,17 +188,21 @@ def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -
         module: LowRankUpdate(
             update["lora_A"],
             update["lora_B"],
-            _scale(config, module, update["lora_A"].shape[0]),
+            _scale(config, _target(config, module), update["lora_A"].shape[0]),
             update.get("lora_magnitude_vector"),
         )
         for module, update in parts.items()
     }
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    weight = f".{module}.weight"
-    as_parameter = any(weight.endswith(f".{name}") for name in config.get("target_parameters") or [])
-    name = weight[1:] if as_parameter else module  # patterns name what PEFT was asked to adapt
+def _target(config: dict[str, Any], module: str) -> str:
+    """Return the name that PEFT was asked to adapt, which patterns of alphas match: of a module, or of its weight."""
+    weight = f"{module}.weight"
+    named = config.get("target_parameters") or []
+    return weight if any(f".{weight}".endswith(f".{name}") for name in named) else module
+
+
+def _scale(config: dict[str, Any], target: str, rank: int) -> float:
     alphas: dict[str, float] = config.get("alpha_pattern") or {}
-    alpha = next((a for key, a in alphas.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", name)), config["lora_alpha"])
+    alpha = next((a for key, a in alphas.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", target)), config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

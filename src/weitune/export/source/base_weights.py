@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weitune.errors import ModelError, RunError
+from weitune.export.source.adapter_weights import AdapterWeights, applied
 from weitune.gguf.architecture import architecture_of_gguf
 from weitune.gguf.header import GgufHeader, read_header
 from weitune.model.load.locate import ModelFiles
@@ -24,11 +25,14 @@ from weitune.model.load.published import dense_tensors
 from weitune.model.load.weight_files import counted
 
 if TYPE_CHECKING:
-    from weitune.export.source.adapter_weights import AdapterWeights
-    from weitune.export.source.layout import Place
+    from weitune.export.source.layout import Layout, Place
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""By the names that safetensors has for them."""
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+"""By the names that safetensors has for them. Whole numbers are counters and tables, which are copied."""
 
 
 class Slot(NamedTuple):
@@ -96,20 +100,16 @@ class GgufWeights:
 class MergedWeights:
     """The weights of a base with an adapter added in float32, rounded once to the base's format."""
 
-    def __init__(self, base: Weights, adapter: AdapterWeights, places: Mapping[str, Place]) -> None:
-        """``places`` has the place of every tensor of the files (:mod:`.layout`).
-
-        Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'.
-        """
+    def __init__(self, base: Weights, adapter: AdapterWeights, layout: Layout) -> None:
+        """Raises RunError if the adapter changes weights that the base's files do not have, or lacks some layers'."""
         self.base = base
-        self.updates = {f"{module}.weight": update for module, update in adapter.updates.items()}
-        self._places = places
+        self.updates = adapter.by_parameter(layout.experts, layout.in_model)
+        self._places = layout.places
         self._last: tuple[Place | None, dict[str, Tensor]] = (None, {})
-        parameters = dict.fromkeys(parameter for place in places.values() for parameter in place.parameters)
+        parameters = dict.fromkeys(name for place in self._places.values() for name in place.parameters)
         if missing := [name for name in self.updates if name not in parameters]:
             raise RunError("export.base_weights.weights_not_in_base", folder=adapter.folder, **counted(missing))
-        modules = (name.removesuffix(".weight") for name in parameters)
-        if incomplete := adapter.missing(modules):
+        if incomplete := adapter.missing(self.updates, parameters):
             raise RunError("export.base_weights.incomplete_adapter", folder=adapter.folder, **counted(incomplete))
 
     @property
@@ -133,7 +133,7 @@ class MergedWeights:
     def _merged(self, place: Place) -> dict[str, Tensor]:
         parameters = place.to_model([self.base.read(name) for name in place.files])
         merged = {
-            name: self.updates[name].applied(tensor, place.expert) if name in self.updates else tensor
+            name: applied(self.updates[name], tensor, place.expert) if name in self.updates else tensor
             for name, tensor in parameters.items()
         }
         return place.to_files(merged)

@@ -18,7 +18,7 @@ from weitune.evaluate.general import general_questions
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
-from weitune.export.source.layout import Place, places_of, published_model
+from weitune.export.source.layout import layout_of
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run import Run
 from weitune.model.load.config import read_config, read_whole_config, stored_stop_tokens
@@ -64,11 +64,7 @@ class ExportSource:
 
     @cached_property
     def merged(self) -> MergedWeights:
-        if self.files.gguf:
-            places = {name: Place((name,), (name,)) for name in self.base.slots}
-        else:
-            places = places_of(published_model(self.whole_config, self.files), self.base.slots)
-        return MergedWeights(self.base, self.adapter, places)
+        return MergedWeights(self.base, self.adapter, layout_of(self.files, self.base.slots))
 
     @cached_property
     def config(self) -> Any:

@@ -9,21 +9,25 @@ transformers has other names for some parameters than the files, and stacks, spl
 
 It keeps its rules as lists of renamings and of reversible operations, one list for each family. A :class:`Place` is
 what these rules convert together: one tensor as a rule; where experts are stacked, the matrices of a single expert, so
-that no more than these are in memory.
+that no more than these are in memory. Parameters have the names of the text model; a tower's tensors belong to none.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from weitune.errors import ModelError, first_line
+from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.names import ModelNames, model_names
+from weitune.model.load.text_model import model_from_config
+from weitune.model.lora.experts import ExpertParameter, expert_parameters
 
 if TYPE_CHECKING:
     from transformers.core_model_loading import WeightConverter
@@ -87,18 +91,35 @@ def _single(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in tensors.items()}
 
 
-def published_model(config: Any, files: ModelFiles) -> Any:
-    """Return the model of the class that ``config`` names, on the meta device. Raises ModelError if there is none."""
-    import transformers
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The places of all tensors of a model's files, and what an adapter's names mean in the model."""
 
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    places: Mapping[str, Place]
+    """By the names of the tensors in the files."""
+    experts: tuple[ExpertParameter, ...] = ()
+    names: ModelNames = field(default_factory=ModelNames)
+
+    def in_model(self, module: str) -> str:
+        """Return the text model's name of an adapted ``module``, which may have the wrapper's name."""
+        return self.names.taken_as_text(module) or module
+
+
+def layout_of(files: ModelFiles, tensors: Iterable[str]) -> Layout:
+    """Return the layout of a model whose files have ``tensors``. Raises ModelError if transformers does not know it."""
+    if files.gguf:  # renamed when they are read
+        return Layout({name: Place((name,), (name,)) for name in tensors})
+    config = read_config(files)
     try:
         with torch.device("meta"):
-            if named is None:
-                return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-            return named(copy.deepcopy(config))
+            model = model_from_config(copy.deepcopy(config))
     except Exception as error:
         raise ModelError("export.layout.no_model", folder=files.folder, reason=first_line(error)) from error
+    names = model_names(files)
+    named = names.in_files(tensors)
+    text = {name: text for name, text in named.items() if text is not None}
+    towers = {name: Place((name,), ()) for name, text in named.items() if text is None}
+    return Layout({**towers, **_places_of(model, text)}, tuple(expert_parameters(model)), names)
 
 
 class _Named(NamedTuple):
@@ -109,8 +130,8 @@ class _Named(NamedTuple):
     pattern: str | None
 
 
-def places_of(model: Any, names: Iterable[str]) -> dict[str, Place]:
-    """Return the place of each tensor that the files of ``model`` have, by their ``names``."""
+def _places_of(model: Any, names: Mapping[str, str]) -> dict[str, Place]:
+    """Return the place of each tensor of the files; ``names`` has those that files of the text ``model`` alone have."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -125,11 +146,11 @@ def places_of(model: Any, names: Iterable[str]) -> dict[str, Place]:
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     prefix, parameters = model.base_model_prefix, model.state_dict()
     becoming: dict[str, list[_Named]] = {}
-    for name in sorted(names, key=dot_natural_key):  # the order in which transformers stacks them
+    for file, name in sorted(names.items(), key=lambda item: dot_natural_key(item[1])):  # as transformers stacks them
         parameter, pattern = rename_source_key(name, renamings, converters, prefix, parameters)
         if parameter not in parameters and name in parameters:  # a name that no rule should have changed
             parameter, pattern = name, None
-        becoming.setdefault(parameter, []).append(_Named(name, apply_renamings(name, renamings), pattern))
+        becoming.setdefault(parameter, []).append(_Named(file, apply_renamings(name, renamings), pattern))
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     places = [
         place
