@@ -23,6 +23,7 @@ from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.text_model import model_from_config
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
+from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import Lora
 
 _SMALL = {
@@ -47,6 +48,8 @@ class MetaModel:
     """Weights of input embeddings that are not tied to the output head: few of their rows are ever read."""
     stored: torch.dtype | None
     """The number format on the disk, if the configuration names it and the file is mapped as it is."""
+    targets: Targets | None
+    """What gets an adapter; None if the whole model is trained."""
     gguf: bool
     """Whether the weights come from a .gguf file, which may have rounded them already."""
     capabilities: Capabilities
@@ -59,8 +62,8 @@ class MetaModel:
 def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabilities | None = None) -> MetaModel:
     """Return the model in ``files`` with the adapter that ``lora`` describes, or trained as a whole.
 
-    Give its ``capabilities`` if it is loaded already; otherwise two small layers are probed. Single trained tokens are
-    not counted. Raises ModelError if the configuration cannot be read, or if a target module does not exist.
+    Give its ``capabilities`` if it is loaded already; otherwise two small layers are probed. Raises ModelError if the
+    configuration cannot be read, or if a target module does not exist.
     """
     config = read_config(files)
     stored = None if files.gguf else dtype_on_disk(config)  # making a model writes its own number format there
@@ -75,10 +78,11 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
     capabilities = capabilities or _probe_small(config)
     if lora is None:
-        count = count_parameters(model)
+        targets, count = None, count_parameters(model)
         capabilities = replace(capabilities, plain_blocks=False)
     else:
-        count = _count(model, lora)
+        targets = find_targets(model, lora)
+        count = _count(model, lora, targets)
     return MetaModel(
         shape=ModelShape.from_config(config),
         parameters=count.total,
@@ -86,16 +90,18 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
         linear=linear,
         untied_embeddings=0 if tied else embeddings.weight.numel(),
         stored=stored,
+        targets=targets,
         gguf=bool(files.gguf),
         capabilities=capabilities,
     )
 
 
-def _count(model: Any, lora: Lora) -> ParameterCount:
-    if not lora.modules_to_save:
-        return count_adapted(model, lora)
-    plain = lora.model_copy(update={"init": "default", "init_from": None, "train_tokens": None})
-    return count_parameters(attach_adapter(model, plain, seed=0, base=""))
+def _count(model: Any, lora: Lora, targets: Targets) -> ParameterCount:
+    if not (lora.modules_to_save or lora.train_tokens):
+        return count_adapted(model, lora, targets)
+    plain = lora.model_copy(update={"init": "default", "init_from": None})
+    tokens = range(len(lora.train_tokens or ()))  # which ones does not matter here
+    return count_parameters(attach_adapter(model, plain, seed=0, base="", token_ids=tokens, targets=targets))
 
 
 def _probe_small(config: Any) -> Capabilities:

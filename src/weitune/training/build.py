@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -44,18 +44,20 @@ def make_trainable(
     base: str,
     steps: Iterable[Sequence[Example]] = (),
     fresh: bool = True,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Trainable:
     """Probe ``loaded`` and attach an adapter, or without one train all its weights.
 
     ``steps`` are examples of optimizer steps, for an initialisation that looks at the data. Without ``fresh`` a
-    checkpoint will be loaded, and the adapter gets the default initialisation. Raises ModelError if the recipe's
+    checkpoint will be loaded, and the adapter gets the default initialisation; ``recorded`` is what the run that is
+    resumed says of its targets. Raises ModelError if the recipe's
     adapter does not fit the model.
     """
     if lora is None:
         capabilities = probe(loaded.model)
         loaded.model.requires_grad_(True)
         return Trainable(loaded, WholeModel(loaded.model), replace(capabilities, plain_head=False, plain_blocks=False))
-    targets = find_targets(loaded.model, lora)
+    targets = find_targets(loaded.model, lora, recorded)
     plain_decoder = BlockDecoder.from_model(loaded.model)
     capabilities = probe(loaded.model, plain_decoder)
     if not capabilities.plain_blocks:
@@ -78,7 +80,7 @@ def make_trainable(
         _lay_out(blocks, loaded)
     plain_head = capabilities.plain_head and _has_frozen_linear_head(loaded)
     return Trainable(
-        loaded, adapter, replace(capabilities, plain_head=plain_head, plain_blocks=blocks is not None), blocks
+        loaded, adapter, replace(capabilities, plain_head=plain_head, plain_blocks=blocks is not None), blocks, targets
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ class PreparedRun:
             "shares_rows": self.trainable.capabilities.shares_rows,
             "micro_tokens": self.loop.memory.micro_tokens,
             "recompute": self.loop.memory.recompute,
+            "targets": self._recorded_targets(),
             **place_of_base(self.inputs.recipe),
             "basis": self.inputs.basis,
         }
@@ -89,19 +91,31 @@ class PreparedRun:
             "processes": self.loop.accelerator.num_processes,
             "recipe": self.inputs.recipe.model_dump(mode="json"),
             "basis": self.inputs.basis,
+            "targets": self._recorded_targets(),
         }
+
+    def _recorded_targets(self) -> dict[str, Any] | None:
+        targets = self.trainable.targets
+        return targets.record() if targets else None
 
 
 def prepare_run(
-    session: Session, inputs: RunInputs, precision: str, *, fresh: bool, micro_tokens: int | None = None
+    session: Session,
+    inputs: RunInputs,
+    precision: str,
+    *,
+    fresh: bool,
+    micro_tokens: int | None = None,
+    targets: Mapping[str, Any] | None = None,
 ) -> PreparedRun:
     """Load the weights, attach the adapter and make the loop.
 
     ``fresh`` initialises the adapter as the recipe says; otherwise a checkpoint will be loaded. ``micro_tokens``
-    overrides the recipe. Raises ModelError if the weights do not fit memory, data or recipe.
+    overrides the recipe, and ``targets`` is what a run that is resumed has recorded of its own. Raises ModelError if
+    the weights do not fit memory, data or recipe.
     """
     recipe, plan = inputs.recipe, inputs.plan
-    trainable = _load(session, inputs, precision, fresh=fresh)
+    trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
     loop = make_loop(
         trainable,
         recipe.train,
@@ -116,7 +130,9 @@ def prepare_run(
     return PreparedRun(inputs, trainable, loop, largest)
 
 
-def _load(session: Session, inputs: RunInputs, precision: str, *, fresh: bool) -> Trainable:
+def _load(
+    session: Session, inputs: RunInputs, precision: str, *, fresh: bool, targets: Mapping[str, Any] | None
+) -> Trainable:
     recipe, processes = inputs.recipe, session.accelerator.num_processes
     if recipe.train.shard:
         session.reporter.say(
@@ -136,12 +152,14 @@ def _load(session: Session, inputs: RunInputs, precision: str, *, fresh: bool) -
     _check_stops(loaded, inputs.framing, session.reporter)
     steps = (inputs.examples_of(step) for step in range(min(EVA_STEPS, inputs.plan.steps)))
     trainable = make_trainable(
-        loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh
+        loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh, recorded=targets
     )
     if not trainable.capabilities.shares_rows:
         session.reporter.say(say("training.prepared_run.no_shared_prefixes", why=trainable.capabilities.why_not))
     elif not trainable.capabilities.plain_blocks:
         session.reporter.say(say("training.prepared_run.no_plain_blocks"))
+    for line in trainable.targets.lines() if trainable.targets else ():
+        session.reporter.say(line)
     session.reporter.say(str(count_parameters(trainable.trained.model)))
     return trainable
 

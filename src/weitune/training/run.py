@@ -124,6 +124,7 @@ def _resume(session: Session, recipe: Recipe, *, compare: bool = False) -> None:
     """
     folder = session.folder
     past = ResumeState.read(folder)
+    recipe = past.keeping_targets(recipe)
     check_same_step(session.accelerator, past.step, folder)
     for line in resume_checks.check_recipe(folder, past.recipe, recipe):
         session.note(line)
@@ -146,7 +147,9 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
     check_trackers(recipe)
     inputs = _same_inputs(session, past, recipe)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
-    run = prepare_run(session, inputs, past.precision, fresh=past.checkpoint is None, micro_tokens=chosen)
+    run = prepare_run(
+        session, inputs, past.precision, fresh=past.checkpoint is None, micro_tokens=chosen, targets=past.targets
+    )
     before = {"shares_rows": past.environment.get("shares_rows")}
     resume_checks.check_basis(session.folder, before, {"shares_rows": run.trainable.capabilities.shares_rows})
     for line in machine_changes(past.environment, describe_machine(session.device)):

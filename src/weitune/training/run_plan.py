@@ -51,8 +51,9 @@ class RunPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as `weitune plan --json` prints it, memory in bytes."""
         plan = self.inputs.plan if self.inputs else None
+        adapted = self.meta.targets.to_json() if self.meta.targets else {}
         return {
-            "model": {"parameters": self.meta.parameters, "trainable": self.meta.trainable},
+            "model": {"parameters": self.meta.parameters, "trainable": self.meta.trainable, **adapted},
             "data": self.inputs.prepared.report.to_json() if self.inputs else None,
             "steps": plan.steps if plan else None,
             "steps_per_epoch": plan.steps_per_epoch if plan else None,

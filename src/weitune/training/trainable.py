@@ -19,6 +19,7 @@ from weitune.model.capabilities import Capabilities
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import kept_bytes
 from weitune.model.load.weights import LoadedModel
+from weitune.model.lora.targets import Targets
 from weitune.model.lora.trainable_state import TrainableState
 from weitune.model.storage.shard import gathered_bytes, held_numbers
 from weitune.model.storage.weight_storage import dense_bytes
@@ -35,6 +36,8 @@ class Trainable:
     """Of the model with its adapter."""
     blocks: BlockDecoder | None = None
     """Runs its decoder blocks, if ``capabilities.plain_blocks``."""
+    targets: Targets | None = None
+    """What has an adapter; None if the whole model is trained."""
 
     @property
     def layout(self) -> Layout:

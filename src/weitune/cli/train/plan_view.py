@@ -44,7 +44,7 @@ def _about(plan: RunPlan) -> list[str]:
     meta = plan.meta
     share = meta.trainable / meta.parameters
     lines = [say("cli.plan_view.parameters", parameters=meta.parameters, trainable=meta.trainable, share=share)]
-    lines += plan.notes
+    lines += [*(meta.targets.lines() if meta.targets else ()), *plan.notes]
     if plan.inputs is not None and plan.workload is not None:
         lines.append(say("cli.plan_view.saved_by_sharing", saved_by_sharing=plan.workload.saved_by_sharing))
         schedule = plan.inputs.plan

@@ -43,12 +43,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
 
 
-def count_adapted(model: Any, lora: Lora) -> ParameterCount:
+def count_adapted(model: Any, lora: Lora, targets: Targets | None = None) -> ParameterCount:
     """Count what :func:`count_parameters` would count after :func:`attach_adapter`, without the slow import of PEFT.
 
-    ``modules_to_save`` and ``train_tokens`` are not counted.
+    ``targets`` is what is adapted, if that is known. ``modules_to_save`` and ``train_tokens`` are not counted.
     """
-    modules, targets = dict(model.named_modules()), find_targets(model, lora)
+    targets = targets or find_targets(model, lora)
+    modules = dict(model.named_modules())
     total = trained = 0
     for name in targets.adapted:
         ranks = (r for key, r in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name))

@@ -10,8 +10,9 @@ from typing import Any
 from weitune.data.schedule import Plan
 from weitune.errors import RunError
 from weitune.messages import say
+from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.recipe.load import build_recipe, recorded
-from weitune.recipe.schema import Recipe
+from weitune.recipe.schema import AUTO, PROJECTIONS, Recipe
 from weitune.run.checkpoint import Checkpoint, newest_good, set_aside
 from weitune.run.create import load_recorded, read_environment
 from weitune.run.names import ENVIRONMENT
@@ -64,6 +65,25 @@ class ResumeState:
     def micro_tokens(self) -> int | None:
         """The resolved ``train.micro_tokens``; the same split of a step gives the same bits."""
         return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
+
+    @property
+    def targets(self) -> Mapping[str, Any] | None:
+        """What the run adapts, as it has recorded it; None if its recipe alone says that."""
+        recorded: Mapping[str, Any] | None = self.state.get("targets") or self.environment.get("targets")
+        lora = self.recipe.adapter
+        if recorded is None and self.checkpoint and lora and lora.target_modules == ["all-linear"]:
+            return read_adapter_config(self.checkpoint.folder)  # 0.1.0, where it meant other layers
+        return recorded
+
+    def keeping_targets(self, recipe: Recipe) -> Recipe:
+        """Return ``recipe`` with the run's ``lora.target_modules`` where these are 0.1.0's default and that is today's.
+
+        A recipe without this key still describes the same run.
+        """
+        before, now = self.recipe.adapter, recipe.adapter
+        if before is None or now is None or now.target_modules != AUTO[0] or before.target_modules != [*PROJECTIONS]:
+            return recipe
+        return recipe.model_copy(update={"lora": now.model_copy(update={"target_modules": before.target_modules})})
 
     @property
     def history(self) -> ValidationHistory:
