@@ -27,9 +27,11 @@ from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.fingerprint import base_fingerprints
+from weitune.model.load.names import ModelNames, model_names
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.trainable_state import LoraAdapter
+from weitune.model.lora.wrapped_adapter import adapter_in_text
 from weitune.recipe.load import dump_recipe
 from weitune.run.base_check import place_of_base
 from weitune.run.names import COMBINED, ENVIRONMENT, RECIPE
@@ -49,7 +51,7 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     tokenizer, framing = open_framing(files, recipe.tokens)
     basis = {**base_fingerprints(files), "framing": framing.basis()}
     loaded = load_weights(files, tokenizer, precision="fp32", device="cpu")
-    tensors, config = _combined(loaded.model, folders, weights, mixture)
+    tensors, config = _combined(loaded.model, model_names(files), folders, weights, mixture)
     changes = {"output": str(output), "revision": files.commit or recipe.revision}
     parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
     combined = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
@@ -97,17 +99,19 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
 
 
 def _combined(
-    model: Any, folders: Sequence[Path], weights: Sequence[float], mixture: Mixture
+    model: Any, base_names: ModelNames, folders: Sequence[Path], weights: Sequence[float], mixture: Mixture
 ) -> tuple[dict[str, torch.Tensor], bytes]:
     from peft import PeftModel
 
     names = [f"part{k}" for k in range(len(folders))]
     density = {"density": mixture.density} if mixture.method in {"ties", "dare"} else {}
     try:
-        with incomplete_refused(folders[0]):
-            adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        with incomplete_refused(folders[0]), adapter_in_text(folders[0], base_names) as read:
+            adapted = PeftModel.from_pretrained(model, str(read), adapter_name=names[0])
         for name, folder in zip(names[1:], folders[1:], strict=True):
-            if missing := adapted.load_adapter(str(folder), adapter_name=name).missing_keys:
+            with adapter_in_text(folder, base_names) as read:
+                missing = adapted.load_adapter(str(read), adapter_name=name).missing_keys
+            if missing:
                 raise incomplete(folder, say("export.combine.lacks_tensors", count=len(missing), name=missing[0]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixture.seed)
@@ -119,5 +123,5 @@ def _combined(
     for name in names:
         adapted.delete_adapter(name)
     adapted.set_adapter("default")
-    saved = LoraAdapter(adapted)
+    saved = LoraAdapter(adapted, names=base_names)
     return {name: tensor.contiguous() for name, tensor in saved.tensors().items()}, saved.config()

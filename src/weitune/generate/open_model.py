@@ -18,11 +18,13 @@ from weitune.errors import RunError
 from weitune.generate.engine import Engine
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES, holds_model
 from weitune.model.load.locate import ModelFiles, locate_base
+from weitune.model.load.names import ModelNames, model_names
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.load.weight_files import read_safetensors_header
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter_config import check_adapter
 from weitune.model.lora.trainable_state import load_weights_into
+from weitune.model.lora.wrapped_adapter import adapter_in_text
 from weitune.model.storage.weight_storage import is_quantized
 from weitune.recipe.schema import QUANTIZED
 
@@ -46,7 +48,7 @@ def load_engine(
     files = files or locate_base(recipe)
     tokenizer, framing = open_framing(files, recipe.tokens)
     loaded = load_weights(files, tokenizer, precision=recipe.train.precision, storage=storage, device=device)
-    model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter)
+    model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter, model_names(files))
     check_vocabulary(framing, files, model.get_input_embeddings().weight.shape[0])
     return Engine(model, tokenizer, framing)
 
@@ -64,15 +66,15 @@ def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:
         )
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, folder: Path, names: ModelNames | None = None) -> PreTrainedModel:
     """Add the adapter in ``folder`` to the weights of ``model`` and return it as a plain model.
 
-    The weights of a whole model in ``folder`` take the place of those of ``model``. Raises RunError if the adapter
-    lacks weights that its configuration announces, or does not fit the model.
+    The weights of a whole model in ``folder`` take the place of those of ``model``. ``names`` are the model's. Raises
+    RunError if the adapter lacks weights that its configuration announces, or does not fit the model.
     """
     if holds_model(folder):
         return _whole(model, folder)
-    tuned: Any = attach_saved_adapter(model, folder)
+    tuned: Any = attach_saved_adapter(model, folder, names)
     if any(is_quantized(module) for module in model.modules()):
         quantized: PreTrainedModel = tuned  # a sum would be rounded again
         return quantized
@@ -80,8 +82,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged
 
 
-def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return ``model`` with the adapter in ``folder`` beside its weights.
+def attach_saved_adapter(model: PreTrainedModel, folder: Path, names: ModelNames | None = None) -> PeftModel:
+    """Return ``model`` with the adapter in ``folder`` beside its weights; ``names`` are the model's.
 
     Raises RunError if the adapter lacks weights that its configuration announces, has others that the model has no
     place for, or if this PEFT does not know a part of its configuration.
@@ -90,8 +92,9 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
     check_adapter(folder)
     try:
-        with incomplete_refused(folder):
-            tuned: PeftModel = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=False)
+        with incomplete_refused(folder), adapter_in_text(folder, names) as read:
+            tuned: PeftModel = PeftModel.from_pretrained(model, str(read), low_cpu_mem_usage=False)
+            _check_all_used(tuned, read, folder)
     except RunError:
         raise
     except Exception as error:
@@ -99,7 +102,6 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise RunError(
             "generate.open_model.adapter_does_not_fit", folder=folder, reason=" ".join(reason[:3])
         ) from error
-    _check_all_used(tuned, folder)
     return tuned
 
 
@@ -119,8 +121,11 @@ def incomplete(folder: Path, why: str) -> RunError:
     return RunError("generate.open_model.adapter_incomplete", folder=folder, why=why)
 
 
-def _check_all_used(tuned: PeftModel, folder: Path) -> None:
-    """Raise RunError if the adapter's file has tensors that PEFT ignored because the model has no place for them."""
+def _check_all_used(tuned: PeftModel, read: Path, folder: Path) -> None:
+    """Raise RunError if PEFT ignored tensors of the adapter that it ``read`` because the model has no place for them.
+
+    ``folder`` is what people know the adapter by.
+    """
     from peft import get_peft_model_state_dict
 
     if tuned.peft_config["default"].target_parameters:  # PEFT may have converted what older versions wrote
@@ -128,7 +133,7 @@ def _check_all_used(tuned: PeftModel, folder: Path) -> None:
     known = {*get_peft_model_state_dict(tuned, save_embedding_layers=False), *tuned.state_dict()}
     names = {
         name: name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-        for name in read_safetensors_header(folder / ADAPTER_FILES[1])
+        for name in read_safetensors_header(read / ADAPTER_FILES[1])
     }
     unknown = [name for name, now in names.items() if name not in known and now not in known]
     if unknown:

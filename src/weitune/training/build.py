@@ -16,6 +16,7 @@ from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
+from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter import attach_adapter, token_ids_of
@@ -65,14 +66,14 @@ def make_trainable(
     init = lora if fresh else lora.model_copy(update={"init": "default", "init_from": None})
     token_ids = token_ids_of(loaded.tokenizer, lora.train_tokens or ())
     adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids, targets=targets)
-    adapter = LoraAdapter(adapted, initialised_by=lora.init)
+    adapter = LoraAdapter(adapted, initialised_by=lora.init, names=model_names(loaded.files))
     blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)
     if blocks is None:
         _widen(loaded)
     if init.init_from:
         start_from(adapter, adapter_folder(init.init_from))
     elif init.init == "loftq":
-        start_loftq(adapted, loaded.files.folder)
+        start_loftq(adapted, loaded.files)
     elif init.init == "eva":
         start_eva(adapted, [to_tensors(capabilities.layout.lay(examples), loaded.device) for examples in steps])
         blocks = blocks and blocks.with_adapters(loaded.dtype)  # PEFT has put new A and B in

@@ -17,6 +17,7 @@ from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.open_model import attach_saved_adapter
 from weitune.model.load.config import loaded_stop_tokens
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.names import model_names
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_weights
 
@@ -113,7 +114,7 @@ class TransformersModel:
 def open_reference(source: ExportSource) -> TransformersModel:
     """Return base + adapter: the base, loaded as for training, with the adapter beside its weights."""
     model = load_weights(source.files, source.tokenizer, precision=source.recipe.train.precision).model
-    adapted = attach_saved_adapter(model, source.adapter_folder).eval()
+    adapted = attach_saved_adapter(model, source.adapter_folder, model_names(source.files)).eval()
     return TransformersModel(adapted.get_base_model(), lambda prompt: prompt.prompt_tokens, source.stop_tokens)
 
 

@@ -25,7 +25,6 @@ from torch import nn
 
 from weitune.model.load.config import read_whole_config
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.text_model import TextForCausalLM, model_from_config, text_class, text_config
 from weitune.model.load.weight_files import CONFIG, stored_weights
 
 _USUAL = (("model", "model.language_model"), ("lm_head", "lm_head"))
@@ -100,6 +99,8 @@ def text_tensors(files: ModelFiles) -> Mapping[str, str]:
 
 @cache
 def _names(folder: Path, changed: int) -> ModelNames:
+    from weitune.model.load.text_model import model_from_config, text_class, text_config
+
     whole = read_whole_config(ModelFiles(folder))
     if whole.get_text_config() is whole:
         return ModelNames()
@@ -116,6 +117,8 @@ def _names(folder: Path, changed: int) -> ModelNames:
 
 
 def _compare(text: Any, wrapper: Any) -> ModelNames:
+    from weitune.model.load.text_model import TextForCausalLM
+
     head = "lm_head" if wrapper is None else _name(text, text.get_output_embeddings())
     if wrapper is None:
         pairs: tuple[tuple[str, str], ...] = _USUAL

@@ -24,9 +24,12 @@ from weitune.errors import ModelError
 from weitune.messages import say
 from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
+from weitune.model.load.locate import ModelFiles
+from weitune.model.load.names import text_tensors
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.model.lora.trainable_state import LoraAdapter
+from weitune.model.lora.wrapped_adapter import in_wrapper
 from weitune.model.storage.weight_storage import dense, is_quantized
 from weitune.model.supervised import hidden_states
 
@@ -56,7 +59,7 @@ def start_from(adapter: LoraAdapter, folder: Path) -> None:
         for name in ("r", *_RECIPE_KEYS, "rank_pattern", "alpha_pattern")
         if (ours[name] or None) != (theirs.get(name) or None)
     ]
-    tensors = load_file(folder / ADAPTER_FILES[1])
+    tensors = in_wrapper(load_file(folder / ADAPTER_FILES[1]), adapter.names)
     shapes = adapter.shapes()
     for name in sorted(shapes.keys() ^ tensors.keys()):
         only_here = say("model.adapter_init.only_here", name=name)
@@ -102,17 +105,19 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
     config.init_lora_weights, config.eva_config, config.target_modules = True, None, targets
 
 
-def start_loftq(model: PeftModel, folder: Path) -> None:
-    """Set A and B of every 4-bit layer from the rounding error of its weight, which is read from ``folder``."""
-    files = {name: folder / weight.file for name, weight in stored_weights(folder).items()}
+def start_loftq(model: PeftModel, files: ModelFiles) -> None:
+    """Set A and B of every 4-bit layer from the rounding error of its weight, which is read from ``files``."""
+    stored = stored_weights(files.folder)
+    names = {text: name for name, text in text_tensors(files).items()}
     for name, layer in model.get_base_model().named_modules():
         base = getattr(layer, "base_layer", None)
         if not hasattr(layer, "lora_A") or not is_quantized(base):
             continue
-        if f"{name}.weight" not in files:
-            raise ModelError("model.adapter_init.loftq_needs_weights", name=name, folder=folder)
-        with safe_open(files[f"{name}.weight"], framework="pt") as weights:
-            error = weights.get_tensor(f"{name}.weight").float() - dense(base, torch.float32).cpu()
+        if f"{name}.weight" not in names:
+            raise ModelError("model.adapter_init.loftq_needs_weights", name=name, folder=files.folder)
+        weight = names[f"{name}.weight"]
+        with safe_open(files.folder / stored[weight].file, framework="pt") as weights:
+            error = weights.get_tensor(weight).float() - dense(base, torch.float32).cpu()
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
+from weitune.model.load.names import ModelNames
+from weitune.model.lora.wrapped_adapter import config_in_wrapper, in_text, in_wrapper
 from weitune.recipe.schema import TAKEN_FROM_BASE
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ class TrainableState(Protocol):
     def files(self) -> tuple[str, str]:
         """Names of the files with the configuration and the tensors."""
 
+    @property
+    def names(self) -> ModelNames:
+        """How the names of :meth:`tensors` relate to those of :attr:`model`."""
+
     def config(self) -> bytes:
         """Return the configuration, the same bytes for the same run."""
 
@@ -58,13 +64,14 @@ class LoraAdapter:
     """A PEFT model and, if its initial adapter was subtracted from the base, that adapter.
 
     It is made when the adapter has just been attached. ``initialised_by`` is the ``lora.init`` of the adapter that will
-    be loaded, if ``model`` was initialised in another way.
+    be loaded, if ``model`` was initialised in another way. What is saved has the wrapper's names of ``names``.
     """
 
     files = ADAPTER_FILES
 
-    def __init__(self, model: PeftModel, *, initialised_by: str = "") -> None:
+    def __init__(self, model: PeftModel, *, initialised_by: str = "", names: ModelNames | None = None) -> None:
         self.model = model
+        self.names = names or ModelNames()
         own = str(model.peft_config["default"].init_lora_weights).split("_")[0]
         self._taken = own in TAKEN_FROM_BASE or initialised_by in TAKEN_FROM_BASE
         self._start = {name: t.detach().cpu().clone() for name, t in self._matrices()} if own in TAKEN_FROM_BASE else {}
@@ -82,6 +89,8 @@ class LoraAdapter:
             config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
             config.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
         fields = {**config.to_dict(), "inference_mode": True}
+        if self.names.wrapped:
+            fields = config_in_wrapper(fields, *_modules(self.model), self.names)
         return json.dumps(fields, indent=2, sort_keys=True, default=sorted).encode()  # sets are sorted lists
 
     def tensors(self) -> dict[str, Tensor]:
@@ -91,7 +100,7 @@ class LoraAdapter:
             a = ".lora_A." in name
             now = tensors[name]
             tensors[name] = torch.cat([now, (start if a else -start).to(now.device)], dim=0 if a else 1)
-        return tensors
+        return in_wrapper(tensors, self.names)
 
     def shapes(self) -> dict[str, torch.Size]:
         shapes = {name: tensor.shape for name, tensor in _adapter_tensors(self.model).items()}
@@ -99,13 +108,13 @@ class LoraAdapter:
             for name, matrix in self._matrices():
                 rows, columns = matrix.shape
                 shapes[name] = torch.Size((2 * rows, columns) if ".lora_A." in name else (rows, 2 * columns))
-        return shapes
+        return in_wrapper(shapes, self.names)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Load a saved adapter, and subtract the initial one from the base if that has not been done yet."""
         from peft import set_peft_model_state_dict
 
-        tensors = dict(tensors)
+        tensors = in_text(tensors, self.names)
         if self._taken:
             start = {}
             for name, _ in self._matrices():
@@ -127,6 +136,7 @@ class WholeModel:
     """A model all of whose weights are trained."""
 
     files = MODEL_FILES
+    names = ModelNames()
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -157,6 +167,25 @@ def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _modules(model: PeftModel) -> tuple[list[str], list[str]]:
+    """Return the modules of the base model with a LoRA layer, and its other modules."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    adapted: list[str] = []
+    others: list[str] = []
+    inner = "."
+    for name, module in model.get_base_model().named_modules():
+        if name.startswith(inner):
+            continue
+        if isinstance(module, LoraLayer):
+            inner = f"{name}."
+            if not isinstance(module, ParamWrapper):
+                adapted.append(name)
+        elif name:
+            others.append(name)
+    return adapted, others
 
 
 def _subtract_from_base(model: PeftModel, start: Mapping[str, Tensor]) -> None:

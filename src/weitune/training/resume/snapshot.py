@@ -23,6 +23,7 @@ from weitune.errors import NonFiniteError, RunError
 from weitune.files.json_files import json_bytes
 from weitune.messages import say
 from weitune.model.lora.trainable_state import TrainableState
+from weitune.model.lora.wrapped_adapter import in_text, in_wrapper
 from weitune.run.checkpoint import Checkpoint
 from weitune.run.names import OPTIMIZER, STATE
 
@@ -85,7 +86,8 @@ def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.op
     file = trained.files[1]
     if not (checkpoint.folder / file).is_file():
         raise RunError("training.snapshot.no_file", folder=checkpoint.folder, file=file)
-    tensors, moments = load_file(checkpoint.folder / file), load_file(checkpoint.folder / OPTIMIZER)
+    tensors = in_wrapper(load_file(checkpoint.folder / file), trained.names)
+    moments = in_text(load_file(checkpoint.folder / OPTIMIZER), trained.names)
     parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
     shapes = {
         f"{name}.{moment}": torch.Size() if moment == "step" else parameter.shape
