@@ -17,6 +17,7 @@ from weitune.model.lora.experts import (
     experts_per_token,
     names_peft_takes_for_experts,
 )
+from weitune.model.lora.targets import find_targets
 from weitune.recipe.schema import Lora
 
 FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "llama4_text", "granitemoe", "nemotron_h"]
@@ -108,3 +109,13 @@ def test_names_that_peft_takes_for_experts_are_known(family: str) -> None:
     assert taken.isdisjoint(names) or taken >= names
     config = get_peft_model(model, LoraConfig(target_modules=["q_proj", "q_b_proj", *names])).peft_config["default"]
     assert bool(config.target_parameters) == bool(taken)
+
+
+def test_layers_that_peft_takes_for_experts_get_no_dora() -> None:
+    targets = find_targets(family_model("deepseek_v3"), Lora(dora=True))
+    assert {name.rsplit(".", 1)[-1] for name, why in targets.left_out.items() if why == "dora"} == {
+        "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    assert targets.weights == ()
+    assert "o_proj" in targets.target_modules
+    assert "gate_proj" not in targets.target_modules

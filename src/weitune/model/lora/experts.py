@@ -20,14 +20,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weitune.model.lora.target_names import ends_with
+from weitune.model.lora.target_names import ends_with, pattern_value
 from weitune.recipe.schema import Lora
 
 _EXPERTS_PER_TOKEN = (
@@ -171,11 +171,6 @@ def expert_targets(
         dict.fromkeys(_names(own_rank, parameters), rank) if changed else {},
         dict.fromkeys(_names(own_alpha, parameters), alpha) if changed else {},
     )
-
-
-def pattern_value(pattern: Mapping[str, Any] | None, name: str) -> Any:
-    """Return what a pattern of PEFT says of the layer or parameter ``name``: its first key that matches; or None."""
-    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
 def _names(some: Collection[ExpertParameter], of_all: Collection[ExpertParameter]) -> list[str]:

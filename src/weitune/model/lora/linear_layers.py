@@ -16,7 +16,7 @@ from weitune.model.storage.weight_storage import is_quantized
 
 Reason = Literal[
     "experts", "router", "fused", "indexer", "own_forward", "head", "outside_blocks", "outside_decoder",
-    "saved", "layers", "not_named", "other",
+    "saved", "dora", "layers", "not_named", "other",
 ]  # fmt: skip
 """Why a layer has no adapter; the catalogue has a text for each (``model.targets.why_router`` and others)."""
 _ROUTERS = {"router", "gate", "shared_expert_gate"}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from weitune.model.lora.target_names import shortest_ends
+from weitune.model.lora.target_names import pattern_value, shortest_ends
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -38,4 +38,5 @@ def name_weights(config: LoraConfig, names: Sequence[str], parameters: Iterable[
     weights = [f"{name}.weight" for name in names]
     config.target_parameters = sorted({*(config.target_parameters or ()), *shortest_ends(weights, parameters)})
     for pattern in (config.rank_pattern, config.alpha_pattern):
-        pattern |= {rf"({key})\.weight": value for key, value in pattern.items()}  # for parameters PEFT looks so
+        used = {key: value for key, value in pattern.items() if any(pattern_value({key: True}, name) for name in names)}
+        pattern |= {rf"({key})\.weight": value for key, value in used.items()}  # for parameters PEFT looks so

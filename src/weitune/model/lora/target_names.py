@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 _IN_A_LIST = re.compile(r"(?P<list>.*?)\.(?P<number>\d+)\.(?P<kind>.+)")
 """The name of a module in a list of modules, such as ``model.layers.3.mlp.up_proj``."""
@@ -15,6 +16,11 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 def ends_with(name: str, end: str) -> bool:
     """Return whether ``end`` is the last part, or the last parts, of the name of a module."""
     return f".{name}".endswith(f".{end}")
+
+
+def pattern_value(pattern: Mapping[str, Any] | None, name: str) -> Any:
+    """Return what a pattern of PEFT says of the layer or parameter ``name``: its first key that matches; or None."""
+    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
 def matches(name: str, target_modules: str | Sequence[str], layers: Collection[int] | None = None) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,13 +108,14 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
     ModelError with every name in the recipe that fits no layer, or if nothing would be adapted.
     """
     linear = LinearLayers(model)
-    automatic = linear.reasons()
+    automatic, all_experts = linear.reasons(), list(linear.experts())
+    taken = names_peft_takes_for_experts(model.config.model_type) if all_experts else ()
     reasons: dict[str, Reason | None]
     names: list[str] | str
     if recorded is None:
         _check_saved_modules(lora, linear.modules)
         layers = layer_numbers(model, lora.layers) if lora.layers else None
-        reasons, names, layers = _by_recipe(lora, linear, automatic, layers)
+        reasons, names, layers = _by_recipe(lora, linear, automatic, layers, taken if lora.dora else ())
     else:
         names, layers = recorded["target_modules"], recorded.get("layers_to_transform")
         reasons = {name: None if matches(name, names, layers) else why or "other" for name, why in automatic.items()}
@@ -123,10 +124,8 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
     if not adapted and not experts:
         raise ModelError("model.targets.nothing", names=", ".join(linear.last_names()))
     left_out: dict[str, Reason] = {name: why for name, why in reasons.items() if why is not None}
-    all_experts = list(linear.experts())
     left_out |= {name: "experts" for name in all_experts if name not in experts}
     routers = tuple(name for name in adapted if automatic[name] == "router")
-    taken = names_peft_takes_for_experts(model.config.model_type) if all_experts else ()
     weights = tuple(name for name in adapted if name.rpartition(".")[2] in taken)
     return Targets(adapted, experts, weights, left_out, names, layers, linear.blocks, routers)
 
@@ -143,13 +142,23 @@ def _experts(model: Any, lora: Lora, recorded: Mapping[str, Any] | None) -> tupl
 
 
 def _by_recipe(
-    lora: Lora, linear: LinearLayers, automatic: Mapping[str, Reason | None], layers: list[int] | None
+    lora: Lora,
+    linear: LinearLayers,
+    automatic: Mapping[str, Reason | None],
+    layers: list[int] | None,
+    without_dora: Collection[str],
 ) -> tuple[dict[str, Reason | None], list[str] | str, list[int] | None]:
-    """Return for every layer why it has no adapter, or None, and the names and layers that match what has one."""
+    """Return for every layer why it has no adapter, or None, and the names and layers that match what has one.
+
+    ``without_dora`` are last parts of the names of layers that get no adapter for want of DoRA.
+    """
     auto = lora.target_modules in AUTO
     reasons = dict(automatic) if auto else _named(lora.target_modules, linear, automatic)
     saved = re.compile("|".join(rf"(.*\.)?{module}(\..*)?" for module in lora.modules_to_save or ["$"]))
     reasons = {name: "saved" if why is None and saved.fullmatch(name) else why for name, why in reasons.items()}
+    if without_dora:
+        able = {name: name.rpartition(".")[2] not in without_dora for name in reasons}
+        reasons = {name: "dora" if why is None and not able[name] else why for name, why in reasons.items()}
     wanted = [name for name, why in reasons.items() if why is None]
     others = [name for name in linear.modules if name and not saved.fullmatch(name)]  # PEFT never adapts what it saves
     names: list[str] | str = list(lora.target_modules)
@@ -213,6 +222,7 @@ def _text(why: Reason) -> str:
         "outside_blocks": say("model.targets.why_outside_blocks"),
         "outside_decoder": say("model.targets.why_outside_decoder"),
         "saved": say("model.targets.why_saved"),
+        "dora": say("model.targets.why_dora"),
         "layers": say("model.targets.why_layers"),
         "not_named": say("model.targets.why_not_named"),
         "other": say("model.targets.why_other"),
