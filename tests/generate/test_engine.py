@@ -169,7 +169,8 @@ def test_an_exception_in_the_model_reaches_the_reader() -> None:
         if len(calls) == 3:
             raise RuntimeError("out of memory")
 
-    engine.model.register_forward_pre_hook(fail)
+    engine.answer(conversation("x"), Sampling(max_new_tokens=1))
+    engine.model.get_input_embeddings().register_forward_pre_hook(fail)
     stream = engine.stream(conversation("x"))
     with pytest.raises(RuntimeError, match="out of memory"):
         "".join(stream)
@@ -179,7 +180,7 @@ def test_an_exception_in_the_model_reaches_the_reader() -> None:
 def test_closing_a_stream_ends_the_generation_within_a_token() -> None:
     engine = tiny_engine()
     calls: list[int] = []
-    engine.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine.model.get_input_embeddings().register_forward_pre_hook(lambda *_: calls.append(1))
     stream = engine.stream(conversation("x"), Sampling(max_new_tokens=900))
     next(stream)
     stream.close()

@@ -1,8 +1,9 @@
 """The one engine that generates: for chat, evaluation and samples.
 
-    Conversation ── framing.prompt ──▶ tokens ── transformers' generate ──▶ tokens ── Detokenizer ──▶ text
+    Conversation ── framing.prompt ──▶ tokens ── decode ──▶ tokens ── Detokenizer ──▶ text
 
-Decoding is transformers' own, so every architecture it knows has the right cache. The generation config that a model
+A model whose blocks are plain ones is decoded by :mod:`weitune.generate.decode`, any other by transformers' own
+``generate``, so that every architecture that it knows has the right cache. The generation config that a model
 ships (Qwen's has temperature, top_p and repetition_penalty) is ignored: only :class:`.Sampling` counts, and greedy
 means the likeliest token.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +23,16 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
+from weitune.generate.decode.choose import Chooser
+from weitune.generate.decode.decoder import StepDecoder
+from weitune.generate.decode.probe import decodable_blocks
+from weitune.generate.decode.rows import Row, decode_rows
 from weitune.generate.detokenize import Detokenizer
 from weitune.generate.processors import processors
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
 from weitune.messages import say
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.load.config import loaded_stop_tokens
 
 if TYPE_CHECKING:
@@ -91,7 +98,13 @@ class Engine:
         limit = self._limit(prompt, sampling)
 
         def start(streamer: TokenQueue, cancelled: Cancelled) -> None:
-            self._generate([prompt], limit, sampling, streamer=streamer, stopping=[cancelled])
+            if self._blocks is None:
+                self._generate([prompt], limit, sampling, streamer=streamer, stopping=[cancelled])
+                return
+            for _, token in self._decoded([prompt], [limit], sampling, 1):
+                streamer.add(token)
+                if cancelled.event.is_set():
+                    break
 
         return AnswerStream(start, Detokenizer(self.tokenizer), self.stop_tokens)
 
@@ -104,12 +117,46 @@ class Engine:
     ) -> list[Answer]:
         """Return the answers in order, generated ``batch_size`` at a time, equal to those given one by one.
 
-        Equal means to rounding: padding changes sums in the last bit, which can turn a near tie. Conversations of
-        similar length share a batch, so little is padded. Raises InputError if one is too long.
+        Equal means to rounding: sums over a batch may differ in the last bit, which can turn a near tie. Raises
+        InputError if a conversation is too long.
         """
         sampling = sampling or Sampling()
         prompts = [self.prompt(conversation) for conversation in conversations]
         limits = [self._limit(prompt, sampling) for prompt in prompts]
+        if self._blocks is None:
+            return self._generated_answers(prompts, limits, sampling, batch_size)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        for at, token in self._decoded(prompts, limits, sampling, batch_size):
+            tokens[at].append(token)
+        return [self._read(row) for row in tokens]
+
+    @cached_property
+    def _blocks(self) -> BlockDecoder | None:
+        """The model's blocks, if it is decoded here."""
+        if self._in_step:
+            return None
+        with self._one_at_a_time, _for_generation(self.model):
+            return decodable_blocks(self.model)
+
+    def _decoded(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling, batch_size: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the number of a prompt and a new token of its answer, until all are answered."""
+        assert self._blocks is not None  # noqa: S101  (for mypy)
+        with self._one_at_a_time, _for_generation(self.model):
+            decoder = StepDecoder(self.model, self._blocks)
+            rows = [
+                Row(at, prompt, limit, Chooser(sampling, prompt, decoder.device))
+                for at, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+            ]
+            rows.sort(key=lambda row: len(row.prompt))
+            for row, token in decode_rows(decoder, rows, self.stop_tokens, batch_size):
+                yield row.number, token
+
+    def _generated_answers(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling, batch_size: int
+    ) -> list[Answer]:
+        """Answer with transformers. Prompts of similar length share a batch, so little is padded."""
         order = sorted(range(len(prompts)), key=lambda at: (limits[at], len(prompts[at])))
         answers: dict[int, Answer] = {}
         for limit, group in groupby(order, key=limits.__getitem__):  # one limit a batch: none is cut for a neighbour

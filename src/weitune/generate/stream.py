@@ -49,6 +49,9 @@ class TokenQueue(BaseStreamer):  # type: ignore[misc]
         self._queue = queue
         self._prompt_seen = False
 
+    def add(self, token: int) -> None:
+        self._queue.put(token)
+
     def put(self, value: Tensor) -> None:
         """Take what ``generate`` reports: the prompt once, then each new token, shape (1,)."""
         if self._prompt_seen:

@@ -91,7 +91,7 @@ def test_any_choice_of_projections(targets: list[str], dora: bool) -> None:
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, dropout: float) -> None:
     decoder = BlockDecoder.from_model(adapted_model("qwen2", r=3, dropout=dropout, dora=dora).get_base_model())
-    block, draw = decoder._blocks[0], torch.Generator().manual_seed(0)
+    block, draw = decoder.parts[0], torch.Generator().manual_seed(0)
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden, weights = (torch.randn(6, 64, dtype=torch.float64, generator=draw) for _ in range(2))
     context = decoder.begin(hidden, tree, training=True)
@@ -110,7 +110,7 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, drop
 def test_gradcheck_of_the_block(rows: list[int] | None) -> None:
     adapted = adapted_model("qwen2", r=2)  # other families compute head norms in float32, too coarse for differences
     decoder = BlockDecoder.from_model(adapted.get_base_model())
-    block = decoder._blocks[0]
+    block = decoder.parts[0]
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=False)

@@ -50,7 +50,7 @@ def run_with_masks_of(block: Any, dropout: DropoutDraws, layer: Any) -> None:
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate: float) -> None:
     adapted = adapted_model("qwen2", r=3, dropout=rate, dora=dora)
-    group = BlockDecoder.from_model(adapted.get_base_model())._blocks[0].groups.qkv
+    group = BlockDecoder.from_model(adapted.get_base_model()).parts[0].groups.qkv
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(T, 64, dtype=torch.float64, generator=draw).requires_grad_()
     grads = [torch.randn(T, p.shape[0], dtype=torch.float64, generator=draw) for p in group.projections]
@@ -77,7 +77,7 @@ def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, m
     adapted = adapted_model("qwen2", r=3, dropout=0.4, dora=dora).train()
     model = adapted.get_base_model()
     decoder, layer = BlockDecoder.from_model(model), model.get_decoder().layers[0]
-    block = decoder._blocks[0]
+    block = decoder.parts[0]
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     draw = torch.Generator().manual_seed(0)
     hidden, weights = (torch.randn(T, 64, dtype=torch.float64, generator=draw) for _ in range(2))
@@ -105,7 +105,7 @@ def test_gradcheck_of_doras_magnitudes_and_input(dropout: float) -> None:
     """A and B are left out: DoRA takes the norm as constant, and differences of the output do not."""
     adapted = adapted_model("qwen2", r=2, dropout=dropout, dora=True)
     decoder = BlockDecoder.from_model(adapted.get_base_model())
-    block = decoder._blocks[0]
+    block = decoder.parts[0]
     tree = Tree.from_batch(pack([text(1, 2, 3), text(1, 2, 4, 5), text(6)]), CPU)
     hidden = torch.randn(T, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = decoder.begin(hidden, tree, training=True)

@@ -15,7 +15,6 @@ Cost: the matrix products of the block twice, as in the plain path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.feed_forward import Activation, FeedForwardPass, SavedFeedForward
+from weitune.model.fast.heads import Heads
 from weitune.model.fast.lora_forward import GroupPass, reference_lora
 from weitune.model.fast.norm import Norm
 from weitune.model.fast.projection import LoraGroup
@@ -47,7 +47,7 @@ class BlockParts:
     norm_post: Norm
     groups: Groups
     activation: Activation
-    attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+    attend: Heads
     """From q (T, H·D), k and v (T, G·D) before rotary embedding, and the context's ``attention``, to (T, H·D);
     differentiable by autograd."""
     layer: torch.nn.Module

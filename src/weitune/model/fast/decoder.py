@@ -6,8 +6,6 @@ computes what these parts compute; a model that does not is run by its own modul
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.decoder_of import decoder_of
-from weitune.model.fast.attention import attention_for
 from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block, run_recomputed
-from weitune.model.fast.compiled import fused
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.feed_forward import ACTIVATIONS
+from weitune.model.fast.heads import read_heads
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import read_norm
 from weitune.model.fast.projection import LoraGroup, read_projection
@@ -48,7 +45,7 @@ class BlockDecoder:
     """The decoder of a model as a list of :class:`BlockParts`."""
 
     def __init__(self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype) -> None:
-        self._decoder, self._blocks, self.dtype = decoder, blocks, dtype
+        self.module, self.parts, self.dtype = decoder, blocks, dtype
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
@@ -71,20 +68,20 @@ class BlockDecoder:
 
         None if an adapter is not plain LoRA or DoRA, or if other parameters of the layers are trained.
         """
-        read = [(block, _read_groups(block.layer)) for block in self._blocks]
+        read = [(block, _read_groups(block.layer)) for block in self.parts]
         blocks = [replace(block, groups=groups) for block, groups in read if groups]
-        decoder = BlockDecoder(self._decoder, blocks, dtype)
+        decoder = BlockDecoder(self.module, blocks, dtype)
         return decoder if len(blocks) == len(read) and decoder.trains_all else None
 
     @property
     def trains_all(self) -> bool:
         """Whether every trained parameter of the decoder's layers gets a gradient."""
-        trained = {id(parameter) for block in self._blocks for parameter in block.parameters}
-        return all(id(each) in trained for each in self._decoder.layers.parameters() if each.requires_grad)
+        trained = {id(parameter) for block in self.parts for parameter in block.parameters}
+        return all(id(each) in trained for each in self.module.layers.parameters() if each.requires_grad)
 
     def lay_out(self) -> None:
         """Store the matrices of down by columns where oneDNN multiplies slices of their columns."""
-        for block in self._blocks:
+        for block in self.parts:
             for projection in block.groups.down.projections:
                 lay_by_columns(projection.layer)
 
@@ -92,13 +89,13 @@ class BlockDecoder:
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
     ) -> Tensor:
         """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
-        hidden = self._decoder.embed_tokens(input_ids[None])[0].to(self.dtype)
+        hidden = self.module.embed_tokens(input_ids[None])[0].to(self.dtype)
         context = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
         run = run_recomputed if recompute == "block" else run_block
-        for block in self._blocks[:-1]:
+        for block in self.parts[:-1]:
             hidden = run(block, hidden, context)
-        hidden = run(self._blocks[-1], hidden, context, rows)
-        states: Tensor = self._decoder.norm(hidden)
+        hidden = run(self.parts[-1], hidden, context, rows)
+        states: Tensor = self.module.norm(hidden)
         return states
 
     def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> BlockContext:
@@ -106,7 +103,7 @@ class BlockDecoder:
         dropout = None
         if training and self._rate:
             dropout = DropoutDraws(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
-        rotary = self._decoder.rotary_emb(hidden[None], tree.position_ids[None])
+        rotary = self.module.rotary_emb(hidden[None], tree.position_ids[None])
         return BlockContext(_Positions(tree, rotary), dropout, keep_feed_forward)
 
 
@@ -117,7 +114,7 @@ def _read_block(layer: nn.Module) -> BlockParts | None:
     config = getattr(getattr(layer, "mlp", None), "config", None)
     name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     activation = ACTIVATIONS.get(name or "")
-    attend = _attend_with(getattr(layer, "self_attn", None))
+    attend = read_heads(getattr(layer, "self_attn", None))
     if not (groups and norm_in and norm_post and activation and attend):
         return None
     return BlockParts(norm_in, norm_post, groups, activation, attend, layer)
@@ -133,30 +130,3 @@ def _read_groups(layer: Any) -> Groups | None:
             return None
         groups.append(LoraGroup(plain))
     return Groups(*groups)
-
-
-def _attend_with(attention: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None:
-    """Return what ``attention`` does between its projections: norms of heads, rotary embedding and tree attention."""
-    rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    size, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
-    if attention is None or rotate is None or size is None or scaling is None:
-        return None
-    from transformers import AttentionInterface
-
-    rotate = fused(rotate)
-    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    config = getattr(attention, "config", None)  # Mistral has the window here, other families in the layer
-    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    interface = AttentionInterface()
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, positions: Any) -> Tensor:
-        heads = [x.view(1, len(x), -1, size) for x in (query, key, value)]
-        query, key = (norm(x) if norm is not None else x for norm, x in zip(norms, heads[:2], strict=True))
-        query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *positions.rotary)
-        tree_attention, value = interface[attention_for(query.device)], heads[2].transpose(1, 2)
-        options = {"tree": positions.tree, "scaling": scaling, "sliding_window": window}
-        out, _ = tree_attention(attention, query, key, value, None, **options)
-        flat: Tensor = out.reshape(out.shape[1], -1)
-        return flat
-
-    return attend

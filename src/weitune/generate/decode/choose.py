@@ -1,0 +1,39 @@
+"""Choose the next tokens of rows from their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weitune.generate.processors import processors
+from weitune.generate.sampling import Sampling
+
+
+class Chooser:
+    """Chooses the tokens of one row as :class:`.Sampling` says, with a generator of its own."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], device: torch.device) -> None:
+        self._processors = processors(sampling, torch.ones(1, len(prompt), dtype=torch.long, device=device))
+        self._ids = torch.tensor([list(prompt)], device=device)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is chosen, whatever was said before."""
+        return not self._processors
+
+    def next(self, logits: Tensor) -> int:
+        """Return the next token by ``logits`` (V,); it counts as seen."""
+        token = self._processors(self._ids, logits[None].float()).argmax(-1, keepdim=True)
+        self._ids = torch.cat([self._ids, token], dim=1)
+        return int(token)
+
+
+def choose(choosers: Sequence[Chooser], logits: Tensor) -> list[int]:
+    """Return the next token of every row by ``logits`` (B, V)."""
+    likeliest: list[int] = logits.argmax(-1).tolist()
+    return [
+        token if chooser.plain else chooser.next(row)
+        for token, chooser, row in zip(likeliest, choosers, logits, strict=True)
+    ]

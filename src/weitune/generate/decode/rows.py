@@ -1,0 +1,101 @@
+"""Decode many rows, some at a time: a row that finishes makes room for the next.
+
+    slots   0  ▒▒▒▒■■■■■■■■■■■■■■■■■■■■■            ▒  the prompts' common prefix, read once and copied
+            1  ▒▒▒▒■■■■■│▒▒▒▒■■■■■■■■■■■            ■  prompt and answer
+            2  ▒▒▒▒■■■■■■■■■■■■│▒▒▒▒■■■■            │  a row has ended; the next one takes its slot
+               ──── steps ────▶
+
+When no row waits any more, the last slot's row moves into a free slot, so a step computes only rows that go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from torch import Tensor
+
+from weitune.generate.decode.cache import KeyValueCache
+from weitune.generate.decode.choose import Chooser, choose
+from weitune.generate.decode.decoder import StepDecoder
+
+_LEAST_SHARED = 8
+"""A shorter common prefix is not worth a copy."""
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt to be answered with at most ``limit`` tokens; ``number`` is the caller's."""
+
+    number: int
+    prompt: Sequence[int]
+    limit: int
+    chooser: Chooser
+    tokens: list[int] = field(default_factory=list)
+    """The answer so far, with the stop token that ended it."""
+
+    @property
+    def position(self) -> int:
+        """Of the last token, which has not been read yet."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+
+def decode_rows(
+    decoder: StepDecoder, rows: Iterable[Row], stop_tokens: frozenset[int], slots: int
+) -> Iterator[tuple[Row, int]]:
+    """Decode ``rows``, at most ``slots`` at a time, and yield each with every new token as it is chosen."""
+    waiting = list(rows)[::-1]
+    slots = min(slots, len(waiting))
+    cache = decoder.new_cache(slots)
+    shared = _SharedPrefix(decoder, [row.prompt for row in waiting])
+    active: list[Row] = []
+
+    def goes_on(row: Row, token: int) -> bool:
+        row.tokens.append(token)
+        return token not in stop_tokens and len(row.tokens) < row.limit
+
+    while active or waiting:
+        while waiting and len(active) < slots:
+            row = waiting.pop()
+            (token,) = choose([row.chooser], shared.read(row.prompt, cache, len(active))[None])
+            if goes_on(row, token):
+                active.append(row)
+            yield row, token
+        if not active:
+            continue
+        logits = decoder.step([row.tokens[-1] for row in active], [row.position for row in active], cache)
+        chosen = list(zip(active, choose([row.chooser for row in active], logits), strict=True))
+        for slot, (row, token) in reversed(list(enumerate(chosen))):  # a row that moves has been looked at
+            if not goes_on(row, token):
+                last = active.pop()
+                if last is not row:
+                    cache.copy(cache, len(active), slot, last.position)
+                    active[slot] = last
+        yield from chosen
+
+
+class _SharedPrefix:
+    """The common prefix of several prompts, read once."""
+
+    def __init__(self, decoder: StepDecoder, prompts: Sequence[Sequence[int]]) -> None:
+        self._decoder = decoder
+        self._length = common_prefix(prompts) if len(prompts) > 1 else 0
+        if self._length < _LEAST_SHARED:
+            self._length = 0
+        self._cache: KeyValueCache | None = None
+        if self._length:
+            self._cache = decoder.new_cache(1)
+            decoder.read(prompts[0][: self._length], self._cache, 0)
+
+    def read(self, prompt: Sequence[int], cache: KeyValueCache, slot: int) -> Tensor:
+        """Read ``prompt`` into ``slot`` of ``cache``; return the logits (V,) of the first token of its answer."""
+        if self._cache is not None:
+            cache.copy(self._cache, 0, slot, self._length)
+        return self._decoder.read(prompt[self._length :], cache, slot, self._length)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all ``prompts`` begin with alike; each keeps at least one of its own."""
+    alike = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
+    return min(alike, min(map(len, prompts)) - 1)
