@@ -16,7 +16,7 @@ from weitune.errors import ModelError
 from weitune.messages import say
 from weitune.model.lora.experts import expert_targets
 from weitune.model.lora.linear_layers import sizes
-from weitune.model.lora.named_like_experts import attach_by_hand, name_weights
+from weitune.model.lora.named_like_experts import NO_MODULES, attach_by_hand, name_weights
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
 
@@ -117,7 +117,7 @@ def _config(model: Any, lora: Lora, targets: Targets, token_ids: list[int]) -> L
         r=lora.r,
         lora_alpha=_int_if_whole(lora.alpha),
         lora_dropout=0.0 if experts.parameters else lora.dropout,
-        target_modules=targets.target_modules,
+        target_modules=targets.target_modules or NO_MODULES,
         layers_to_transform=targets.layers,
         target_parameters=experts.target_parameters or None,
         rank_pattern={**(lora.rank_pattern or {}), **experts.rank_pattern},

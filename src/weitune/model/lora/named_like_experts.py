@@ -19,6 +19,9 @@ from weitune.model.lora.target_names import pattern_value, shortest_ends
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
+NO_MODULES = "dummy-target-modules"
+"""With these ``target_modules`` PEFT makes an adapter without any layer, and does not object."""
+
 
 def attach_by_hand(adapted: PeftModel, names: Iterable[str]) -> None:
     """Put PEFT's layers on the linear layers ``names`` of ``adapted``, which has the adapter of all other layers."""
@@ -35,6 +38,8 @@ def attach_by_hand(adapted: PeftModel, names: Iterable[str]) -> None:
 
 def name_weights(config: LoraConfig, names: Sequence[str], parameters: Iterable[str]) -> None:
     """Let ``config`` name the weights of the linear layers ``names``, of all ``parameters`` of the model."""
+    if config.target_modules == NO_MODULES:
+        config.target_modules = []
     weights = [f"{name}.weight" for name in names]
     config.target_parameters = sorted({*(config.target_parameters or ()), *shortest_ends(weights, parameters)})
     for pattern in (config.rank_pattern, config.alpha_pattern):

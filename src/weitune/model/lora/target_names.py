@@ -57,7 +57,7 @@ def shortest_ends(wanted: Sequence[str], parameters: Iterable[str]) -> list[str]
     """Return the ``target_parameters`` with which PEFT adapts ``wanted``, and nothing else among ``parameters``."""
     every = Counter(end for name in parameters for end in _ends(name, numbers=True))
     ours = Counter(end for name in wanted for end in _ends(name, numbers=True))
-    ends = (next(end for end in _ends(name, numbers=True) if every[end] == ours[end]) for name in wanted)
+    ends = (next((end for end in _ends(name, numbers=True) if every[end] == ours[end]), name) for name in wanted)
     return list(dict.fromkeys(ends))
 
 
