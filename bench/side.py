@@ -22,6 +22,7 @@ from weitune.data.conversation import Example, Span
 from weitune.data.schedule import Plan
 from weitune.forecast.run_forecast import DTYPES
 from weitune.model.load.weights import LoadedModel, load_model
+from weitune.model.lora.targets import find_targets
 from weitune.recipe.schema import Lora, Train
 
 EPOCHS = 3
@@ -148,7 +149,7 @@ def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict
     model.enable_input_require_grads()
     lora = Lora()
     config = LoraConfig(
-        task_type="CAUSAL_LM", target_modules=list(lora.target_modules), r=lora.r, lora_alpha=lora.alpha,
+        task_type="CAUSAL_LM", target_modules=find_targets(model, lora).target_modules, r=lora.r, lora_alpha=lora.alpha,
         lora_dropout=job["dropout"],
     )  # fmt: skip
     trainer = make_trainer(
