@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from tests.families import family_model
 from tests.tiny import tiny_model
+from weitune.model.load.names import ModelNames
 from weitune.model.lora.experts import (
     ExpertUpdate,
     expert_parameters,
@@ -18,6 +19,7 @@ from weitune.model.lora.experts import (
     names_peft_takes_for_experts,
 )
 from weitune.model.lora.targets import find_targets
+from weitune.model.lora.wrapped_adapter import config_in_wrapper
 from weitune.recipe.schema import Lora
 
 FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "llama4_text", "granitemoe", "nemotron_h"]
@@ -119,3 +121,15 @@ def test_layers_that_peft_takes_for_experts_get_no_dora() -> None:
     assert targets.weights == ()
     assert "o_proj" in targets.target_modules
     assert "gate_proj" not in targets.target_modules
+
+
+def test_an_adapter_is_named_as_peft_reads_it_in_a_wrapper_whose_tower_has_layers_of_the_same_names() -> None:
+    assert names_peft_takes_for_experts("glm4v_moe_text") == names_peft_takes_for_experts("glm4v_moe") != frozenset()
+    names = ModelNames((("model", "model.language_model"),), towers=("model.visual.blocks.0.mlp.gate_proj",))
+    adapted = ["model.layers.0.mlp.gate_proj", "model.layers.1.mlp.shared_experts.gate_proj"]
+    config = {"target_modules": [], "target_parameters": ["gate_proj.weight", "mlp.experts.down_proj"]}
+    assert config_in_wrapper(config, adapted, [], names)["target_parameters"] == [
+        "mlp.experts.down_proj",
+        "model.language_model.layers.0.mlp.gate_proj.weight",
+        "model.language_model.layers.1.mlp.shared_experts.gate_proj.weight",
+    ]

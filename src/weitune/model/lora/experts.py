@@ -229,5 +229,6 @@ def names_peft_takes_for_experts(model_type: str) -> frozenset[str]:
     """
     from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
-    model_type = "mixtral" if model_type == "mixtral" else _MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
-    return _FORMER_LINEAR_LAYERS.get(model_type, frozenset())
+    group_of = {**_MODEL_TO_CONVERSION_PATTERN, "mixtral": "mixtral"}
+    types = (model_type, model_type.removesuffix("_text"))  # PEFT may load the adapter into the model that wraps this
+    return frozenset().union(*(_FORMER_LINEAR_LAYERS.get(group_of.get(each, ""), frozenset()) for each in types))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from weitune.model.file_names import ADAPTER_FILES, holds_adapter
 from weitune.model.load.names import ModelNames
 from weitune.model.lora.adapter_config import read_adapter_config
-from weitune.model.lora.target_names import matches, shortest_names
+from weitune.model.lora.target_names import ends_with, matches, shortest_names
 
 _PREFIX = "base_model.model."
 _BY_NAME = ("rank_pattern", "alpha_pattern")
@@ -64,13 +64,23 @@ def config_in_wrapper(
     unwanted = [*map(names.in_wrapper, others), *names.towers]
     if isinstance(targets, str) or any(matches(name, targets, layers) for name in unwanted):
         targets, layers = shortest_names(wanted, [*wanted, *unwanted]), None
-    parameters = config.get("target_parameters")
+    parameters = [
+        name for end in config.get("target_parameters") or () for name in _parameters_in_wrapper(end, adapted, names)
+    ]
     return {
         **_renamed_patterns(config, names.in_wrapper),
         "target_modules": targets,
         "layers_to_transform": layers,
-        "target_parameters": parameters and sorted(map(names.in_wrapper, parameters)),
+        "target_parameters": sorted(parameters) or None,
     }
+
+
+def _parameters_in_wrapper(end: str, adapted: Iterable[str], names: ModelNames) -> list[str]:
+    """Return ``end``, or full names if the weight of a tower's layer ends so too."""
+    if not any(ends_with(f"{name}.weight", end) for name in names.towers):
+        return [names.in_wrapper(end)]
+    weights = [f"{name}.weight" for name in adapted]
+    return [names.in_wrapper(name) for name in weights if ends_with(name, end)]
 
 
 def config_in_text(config: Mapping[str, Any], tensors: Iterable[str], names: ModelNames) -> dict[str, Any]:
