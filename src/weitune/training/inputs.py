@@ -21,6 +21,7 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.locate import ModelFiles, locate_base
+from weitune.model.load.names import wrapper_of
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
@@ -71,6 +72,8 @@ def collect_inputs(
     tokenizer, framing = open_framing(files, recipe.tokens)
     for note in framing.notes:
         reporter.say(note)
+    if wrapper := wrapper_of(files):
+        reporter.say(say("training.inputs.text_model_only", wrapper=wrapper))
     with _main_first(accelerator):
         prepared = prepare(recipe, framing, reporter.preparing())
     for line in prepared.report.lines():

@@ -83,6 +83,12 @@ def model_names(files: ModelFiles) -> ModelNames:
     return _names(files.folder, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
+def wrapper_of(files: ModelFiles) -> str | None:
+    """Return what the model in ``files`` is called if its text model is only a part of it."""
+    whole = read_whole_config(files)
+    return None if whole.get_text_config() is whole else (whole.architectures or [type(whole).__name__])[0]
+
+
 def is_wrapped(files: ModelFiles) -> bool:
     """Return whether the text model is only a part of the model in ``files``, or transformers cannot find its class."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
