@@ -66,17 +66,28 @@ def _built_once(name: str) -> FileLock:
     return FileLock(MODELS / f".{name.replace(':', '-')}.lock")
 
 
-def tokenizer_of_test_model(name: str) -> Any:
-    """Load the tokenizer of a test model; the model is built when CI asks for it, otherwise the test is skipped."""
+def folder_of_test_model(name: str) -> Path:
+    """Return the folder of a test model; it is built when CI asks for it, otherwise the test is skipped."""
     with _built_once(name):
         if not (MODELS / name / "tokenizer.json").is_file():
             script = SHARED / "models" / "build_test_models.py"
             if "CI" not in os.environ:
                 pytest.skip(f"build {name} with {script.name} first")
             subprocess.run([sys.executable, str(script), name, str(MODELS)], check=True)
+    return MODELS / name
+
+
+def tokenizer_of_test_model(name: str) -> Any:
+    """Load the tokenizer of a test model, found as :func:`folder_of_test_model` finds it."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(MODELS / name))
+    return AutoTokenizer.from_pretrained(str(folder_of_test_model(name)))
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Return the folder of Gemma 3 270M, a pretrained model without a chat template."""
+    return folder_of_test_model("gemma3-270m")
 
 
 @pytest.fixture(scope="session")
