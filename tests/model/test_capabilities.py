@@ -61,6 +61,7 @@ def test_models_with_other_layers_or_attention_do_not_share_rows(
 )
 def test_heads_that_scale_or_cap_their_logits_are_not_plain(family: str, overrides: dict[str, Any]) -> None:
     assert not probe(build(family, **overrides)).plain_head
+    assert not probe(build(family, **overrides).bfloat16()).plain_head  # whose rounding hides what bends little
 
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ equal states of a :class:`.BlockDecoder` that its blocks are plain ones, which :
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from weitune.data.pad import pad
 from weitune.errors import first_line
 from weitune.messages import say
 from weitune.model.batch import PackedTensors, TensorBatch, to_tensors
+from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.attention import tree_attention, use_tree_attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.storage.weight_storage import is_quantized
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 
 _SHARED_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-_UNSUITABLE = (ValueError, TypeError, AttributeError, RuntimeError, KeyError)
+_UNSUITABLE = (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError, ImportError)
 """What a model raises that cannot run in this way."""
+_ENLARGED = 256.0
+"""Factor for hidden states: logits so large show a cap that bends them. As a power of two it rounds nothing."""
 _LENGTHS = ((6, 5), (6, 4), (9, 3))
 """Tokens of each example from a common beginning, and tokens after it."""
 
@@ -116,9 +120,25 @@ def _plain_head(model: PreTrainedModel, batch: TensorBatch, hidden: Tensor) -> b
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         return False
-    ours = head(hidden[batch.rows][batch.index].to(head.weight.device))
-    theirs = predicted_logits(model, batch).to(ours.device)
+    ours = head(_ENLARGED * hidden[batch.rows][batch.index].to(head.weight.device))
+    with _enlarged_states(model):
+        theirs = predicted_logits(model, batch).to(ours.device)
     return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
+
+
+@contextmanager
+def _enlarged_states(model: PreTrainedModel) -> Iterator[None]:
+    """Multiply the last hidden states of ``model``, which its head reads, within the block."""
+
+    def enlarge(_decoder: Any, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = _ENLARGED * output.last_hidden_state
+        return output
+
+    hook = decoder_of(model).register_forward_hook(enlarge)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _plain_blocks(model: PreTrainedModel, blocks: BlockDecoder | None, batch: PackedTensors, bound: float) -> bool:
