@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,11 +19,9 @@ from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
 from weitune.export.source.layout import layout_of
-from weitune.forecast.device_memory import free_bytes
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run import Run
 from weitune.model.load.config import read_config, read_whole_config, stored_stop_tokens
-from weitune.model.load.device import choose_device
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.tokenizer import open_framing
@@ -82,16 +79,6 @@ class ExportSource:
     @cached_property
     def base_stop_tokens(self) -> tuple[int, ...]:
         return stored_stop_tokens(self.files, self.config)
-
-    @cached_property
-    def precision_of_proof(self) -> str:
-        """The precision to compare an export with base + adapter in: float32 if that takes at most half of the free
-        memory, otherwise that of training.
-
-        In bfloat16 both sides round on their own, Gemma 3 270M by more than the export itself.
-        """
-        weights = 4 * sum(math.prod(slot.shape) for slot in self.base.slots.values())
-        return "fp32" if weights < free_bytes(choose_device()) // 2 else self.recipe.train.precision
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

@@ -112,8 +112,8 @@ class TransformersModel:
 
 
 def open_reference(source: ExportSource) -> TransformersModel:
-    """Return base + adapter: the base with the adapter beside its weights."""
-    model = load_weights(source.files, source.tokenizer, precision=source.precision_of_proof).model
+    """Return base + adapter: the base, loaded as for training, with the adapter beside its weights."""
+    model = load_weights(source.files, source.tokenizer, precision=source.recipe.train.precision).model
     adapted = attach_saved_adapter(model, source.adapter_folder, model_names(source.files)).eval()
     return TransformersModel(adapted.get_base_model(), lambda prompt: prompt.prompt_tokens, source.stop_tokens)
 
@@ -122,7 +122,7 @@ def open_merged(folder: Path, source: ExportSource) -> TransformersModel:
     """Open a merged export as anybody would: its weights, its tokenizer, its chat template, its stop tokens."""
     files = ModelFiles(folder)
     tokenizer = load_tokenizer(files)
-    model = load_weights(files, tokenizer, precision=source.precision_of_proof).model
+    model = load_weights(files, tokenizer, precision=source.recipe.train.precision).model
 
     def tokens_of(prompt: VerificationPrompt) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_dict=False)
