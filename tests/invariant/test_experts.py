@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from bench.reference import in_plan_order, losses, make_trainer, rows_of
 from tests.families import family_model, save_family, template_of
+from tests.faults.test_several_processes import adapter, finish, weitune
 from tests.invariant.test_adapter_family import assert_same_files
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_tokenizer
@@ -26,7 +27,7 @@ from weitune.forecast.meta_model import build_meta_model
 from weitune.generate.open_model import merge_adapter
 from weitune.model.load.locate import locate
 from weitune.model.load.weights import load_model
-from weitune.recipe.load import build_recipe
+from weitune.recipe.load import build_recipe, dump_recipe
 from weitune.recipe.schema import Lora, Train
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.resume.snapshot import Snapshot
@@ -165,6 +166,17 @@ def test_a_run_is_counted_resumes_to_the_same_bits_and_answers(
     theirs = PeftModel.from_pretrained(family_model(family), run.path / "adapter")
     merged = merge_adapter(family_model(family), run.path / "adapter")
     torch.testing.assert_close(logits(theirs), logits(merged), rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_experts_as_one(tmp_path: Path) -> None:
+    keys = {"precision": "fp32", "epochs": 1}
+    alone = train(recipe_of(tmp_path / "a", "qwen3_moe", {"dropout": 0.0}, **keys), device="cpu")
+    recipe = recipe_of(tmp_path / "b", "qwen3_moe", {"dropout": 0.0}, **keys)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    finish(weitune("--devices", "2", str(tmp_path / "recipe.yaml")))
+    ours, theirs = (adapter(run) for run in (tmp_path / "b" / "run", alone.path))
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
 
 
 def test_linear_layers_keep_their_dropout_and_experts_have_none(tmp_path: Path) -> None:
