@@ -35,7 +35,14 @@ from weitune.export.formats.merged import write_merged
 from weitune.export.smoothing import LEVELS, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import differences, divergences
-from weitune.export.verify.outputs import ANSWER_TOKENS, Outputs, TransformersModel, open_merged, open_reference
+from weitune.export.verify.outputs import (
+    ANSWER_TOKENS,
+    Computing,
+    Outputs,
+    TransformersModel,
+    open_merged,
+    open_reference,
+)
 from weitune.export.verify.outputs_gguf import LlamaCppModel, open_gguf
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.export.verify.verification import all_outputs
@@ -124,10 +131,10 @@ def measure(source: ExportSource, types: Sequence[GgufType], count: int, figures
     longest = max(max(len(each.prompt_tokens) + ANSWER_TOKENS, len(each.context + each.answer)) for each in prompts) + 1
     end = source.framing.end_of_turn
 
-    run = open_reference(source)
+    run = open_reference(source, Computing())
     (scratch / "merged").mkdir()
     write_merged(scratch / "merged", source, torch.float32, silent)
-    merged = open_merged(scratch / "merged", source)
+    merged = open_merged(scratch / "merged", Computing())
     figures.add("merged", logit_difference(run, merged, prompts))
     del merged
     expected = all_outputs(run, prompts, silent)

@@ -29,7 +29,7 @@ from bench.serving import Service, keep, service
 from weitune import Run
 from weitune.data.conversation import Conversation, Turn
 from weitune.export.source.export_source import ExportSource, open_export_source
-from weitune.export.verify.outputs import TransformersModel, open_reference
+from weitune.export.verify.outputs import Computing, TransformersModel, open_reference
 
 QUESTION = "第{}个问题：你今天做了什么，见了什么人，心里又在想什么？"
 
@@ -84,7 +84,9 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     tuned = open_export_source(Run(options.run))
-    subject: TransformersModel = open_reference(tuned)  # the base's layers with the adapter beside them, as PEFT has it
+    subject: TransformersModel = open_reference(
+        tuned, Computing()
+    )  # the base's layers with the adapter beside them, as PEFT has it
     rates: dict[str, list[float]] = {"plain": [], "one": [], "together": []}
     peaks = []
     with service(options.run, "--slots", str(options.clients)) as server:

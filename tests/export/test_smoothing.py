@@ -32,6 +32,7 @@ from weitune.export.smoothing import (
 )
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import VerificationError
+from weitune.export.verify.outputs import Computing, open_reference
 from weitune.export.verify.prompts import choose_prompts
 from weitune.gguf.types import BLOCK, GgufType
 
@@ -119,7 +120,7 @@ def test_the_channels_are_those_of_the_model() -> None:
 
 def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     source = open_export_source(run)
-    model = smoothing.open_reference(source).model
+    model = open_reference(source, Computing()).model
     prompts, _ = choose_prompts(source, 4)
     done: list[tuple[int, int]] = []
     found = measure(model, list(channels_of(source.config)), prompts, lambda at, total: done.append((at, total)))
@@ -269,7 +270,7 @@ def test_a_head_that_rounding_would_spoil_stays_f16(
 def test_the_loss_of_a_head_is_that_of_its_rounded_product(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_export_source(run)
     prompts, _ = choose_prompts(source, 4)
-    measured = measure(smoothing.open_reference(source).model, [], prompts, silent(""))
+    measured = measure(open_reference(source, Computing()).model, [], prompts, silent(""))
     head = source.merged.read("lm_head.weight")
     off = []
     for state, token in zip(measured.hidden_states, measured.taught, strict=True):

@@ -36,6 +36,7 @@ from weitune.export.source.base_weights import Slot, Weights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.outputs import open_reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
+from weitune.export.verify.rounding import choose_computing
 from weitune.gguf.types import BLOCK, GgufType
 from weitune.messages import say
 from weitune.progress import Progress, Stage
@@ -99,7 +100,10 @@ def smoothed(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothe
         return Smoothed(source.merged)
     channels = list(channels_of(source.config))
     measured = measure(
-        open_reference(source).model, channels, _within(prompts), stage(say("export.smoothing.measuring"))
+        open_reference(source, choose_computing(source)).model,
+        channels,
+        _within(prompts),
+        stage(say("export.smoothing.measuring")),
     )
     weights = SmoothedWeights(
         source.merged, channels, measured.sizes, gguf_type, stage(say("export.smoothing.smoothing"))

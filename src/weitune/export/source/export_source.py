@@ -18,7 +18,7 @@ from weitune.evaluate.general import general_questions
 from weitune.export.source.adapter_weights import AdapterWeights
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
-from weitune.export.source.layout import layout_of
+from weitune.export.source.layout import Layout, layout_of
 from weitune.generate.open_model import check_vocabulary
 from weitune.generate.run import Run
 from weitune.model.load.config import read_config, read_whole_config, stored_stop_tokens
@@ -64,7 +64,11 @@ class ExportSource:
 
     @cached_property
     def merged(self) -> MergedWeights:
-        return MergedWeights(self.base, self.adapter, layout_of(self.files, self.base.slots))
+        return MergedWeights(self.base, self.adapter, self.layout)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return layout_of(self.files, self.base.slots)
 
     @cached_property
     def config(self) -> Any:

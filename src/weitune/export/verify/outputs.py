@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -20,6 +20,16 @@ from weitune.model.load.locate import ModelFiles
 from weitune.model.load.names import model_names
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_weights
+
+
+class Computing(NamedTuple):
+    """How both sides of a comparison compute."""
+
+    precision: str = "fp32"
+    """As ``train.precision``."""
+    device: torch.device | None = None
+    """None leaves the choice to the loader."""
+
 
 ANSWER_TOKENS = 48
 """How many tokens of greedy answers are compared."""
@@ -111,18 +121,19 @@ class TransformersModel:
         return tuple(chosen[:, 0].tolist())
 
 
-def open_reference(source: ExportSource) -> TransformersModel:
-    """Return base + adapter: the base, loaded as for training, with the adapter beside its weights."""
-    model = load_weights(source.files, source.tokenizer, precision=source.recipe.train.precision).model
+def open_reference(source: ExportSource, computing: Computing) -> TransformersModel:
+    """Return base + adapter: the base with the adapter beside its weights."""
+    precision, device = computing
+    model = load_weights(source.files, source.tokenizer, precision=precision, device=device).model
     adapted = attach_saved_adapter(model, source.adapter_folder, model_names(source.files)).eval()
     return TransformersModel(adapted.get_base_model(), lambda prompt: prompt.prompt_tokens, source.stop_tokens)
 
 
-def open_merged(folder: Path, source: ExportSource) -> TransformersModel:
+def open_merged(folder: Path, computing: Computing) -> TransformersModel:
     """Open a merged export as anybody would: its weights, its tokenizer, its chat template, its stop tokens."""
     files = ModelFiles(folder)
     tokenizer = load_tokenizer(files)
-    model = load_weights(files, tokenizer, precision=source.recipe.train.precision).model
+    model = load_weights(files, tokenizer, precision=computing.precision, device=computing.device).model
 
     def tokens_of(prompt: VerificationPrompt) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, return_dict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.compare import Bounds, Verdict, compare
-from weitune.export.verify.outputs import ANSWER_TOKENS, EngineModel, Outputs, open_merged, open_reference
+from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, EngineModel, Outputs, open_merged, open_reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
+from weitune.export.verify.rounding import RoundingCost, choose_computing, merge_rounded, narrower_formats
 from weitune.gguf.types import GgufType
 from weitune.messages import say
 from weitune.progress import Progress, Stage
@@ -32,7 +34,8 @@ BOUNDS = {
     "Q8_0": Bounds(0.1, 1.6),
     "Q4_0": Bounds(0.9, 6.0),
 }
-"""At least twice the largest measured; docs/export.md has the figures. bfloat16 leaves room for computing in it too."""
+"""At least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and bfloat16
+are for a comparison that cannot compute in float32."""
 
 
 def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: Stage) -> Verdict:
@@ -40,11 +43,20 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     prompts, notes = choose_prompts(source, options.prompts)
     if not prompts:
         raise InputError("export.verification.no_dialogue")
-    reference = open_reference(source)
+    computing = choose_computing(source)
+    reference = open_reference(source, computing)
     bounds = bounds_of(source, options, reference.dtype)
     expected = all_outputs(reference, prompts, stage(say("export.verification.asking_reference")))
+    if reference.dtype != torch.float32:
+        notes.append(say("export.verification.not_in_float32"))
+    elif options.format == "merged" and (formats := narrower_formats(source, options.dtype)):
+        merge_rounded(reference.model, formats)
+        rounded = all_outputs(reference, prompts, stage(say("export.verification.asking_rounded")))
+        cost = RoundingCost.between(expected, rounded)
+        expected, bounds = rounded, cost.widened(BOUNDS["float32"])
+        notes.append(cost.note(formats))
     del reference  # one model at a time
-    with open_export(folder, source, options, prompts, stage) as model:
+    with open_export(folder, source, options, prompts, stage, computing) as model:
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))
         ignored_stops = [token for token in source.stop_tokens if not model.stops_at(token)]
         extra_stops = frozenset() if options.format == "merged" else _extra_stops(model, source, expected)
@@ -82,11 +94,16 @@ def _extra_stops(model: EngineModel, source: ExportSource, expected: list[Output
 
 @contextmanager
 def open_export(
-    folder: Path, source: ExportSource, options: ExportOptions, prompts: list[VerificationPrompt], stage: Stage
+    folder: Path,
+    source: ExportSource,
+    options: ExportOptions,
+    prompts: list[VerificationPrompt],
+    stage: Stage,
+    computing: Computing,
 ) -> Iterator[EngineModel]:
     """Open an export in its engine."""
     if options.format == "merged":
-        yield open_merged(folder, source)
+        yield open_merged(folder, computing)
         return
     from weitune.export.verify.outputs_gguf import open_gguf
 
@@ -140,4 +157,8 @@ def _trial_type(source: ExportSource) -> GgufType:
 
 
 def _base_dtype(source: ExportSource) -> torch.dtype:
-    return max((slot.dtype for slot in source.base.slots.values()), key=lambda dtype: dtype.itemsize)
+    """Return the number format of most of the base's weights."""
+    numbers: Counter[torch.dtype] = Counter()
+    for slot in source.base.slots.values():
+        numbers[slot.dtype] += torch.Size(slot.shape).numel() if slot.dtype.is_floating_point else 0
+    return numbers.most_common(1)[0][0]
