@@ -23,6 +23,7 @@ from weitune.model.load.tokenizer import open_framing
 from weitune.model.load.weight_files import read_safetensors_header
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter_config import check_adapter
+from weitune.model.lora.merge import merge_plain
 from weitune.model.lora.trainable_state import load_weights_into
 from weitune.model.lora.wrapped_adapter import adapter_in_text
 from weitune.model.storage.weight_storage import is_quantized
@@ -74,10 +75,15 @@ def merge_adapter(model: PreTrainedModel, folder: Path, names: ModelNames | None
     """
     if holds_model(folder):
         return _whole(model, folder)
+    quantized = any(is_quantized(module) for module in model.modules())
+    if not quantized:
+        with adapter_in_text(folder, names) as read:
+            if merge_plain(model, read):
+                return model
     tuned: Any = attach_saved_adapter(model, folder, names)
-    if any(is_quantized(module) for module in model.modules()):
-        quantized: PreTrainedModel = tuned  # a sum would be rounded again
-        return quantized
+    if quantized:
+        beside: PreTrainedModel = tuned  # a sum would be rounded again
+        return beside
     merged: PreTrainedModel = tuned.merge_and_unload()
     return merged
 

@@ -45,6 +45,12 @@ TYPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def converted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test convert its tokenizers: the cache is the subject of test_gguf_tokenizer.py."""
+    monkeypatch.setattr("weitune.model.load.gguf_tokenizer.tokenizer_cache", lambda: tmp_path / "tokenizers")
+
+
 def write_tiny(
     path: Path, family: str, *, without: str = "", also: Mapping[str, Field] | None = None, **shape: Any
 ) -> Path:

@@ -3,6 +3,7 @@
     ~/.cache/weitune/                       XDG_CACHE_HOME applies
       data/<fingerprint>/                   prepared data: examples.arrow, report.json
       models/<name>/<file>.gguf             built-in models, unpacked
+      tokenizers/<fingerprint>/             tokenizers of .gguf files, converted
       gguf/<fingerprint>-<type>.gguf        bases for llama.cpp
       vllm/<runs>/                          chat template and generation config for vLLM
 
@@ -29,19 +30,22 @@ from typing import Literal, get_args
 from weitune.data.prepare.cache import EXAMPLES, REPORT
 from weitune.files.cache import cache_folder
 from weitune.messages import say
+from weitune.model.load.gguf_tokenizer import TOKENIZER_FILES
 from weitune.model.load.locate import BUILTIN
 
-Kind = Literal["data", "models", "gguf", "vllm", "unfinished"]
+Kind = Literal["data", "models", "tokenizers", "gguf", "vllm", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
 _VLLM_FILES = re.compile(
     r"chat_template\.jinja|generation_config\.json|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
     r"adapter-\d+/adapter_(?:config\.json|model\.safetensors)"
 )
+_TOKENIZER_FILES = re.compile("|".join(map(re.escape, TOKENIZER_FILES)))
 _DATA = re.compile(r"[0-9a-f]{32}")
 _GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
 _UNFINISHED = {
     "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
+    "tokenizers": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
     "gguf": re.compile(rf"\.{_GGUF.pattern}\.\d+\.partial"),
     "models": re.compile(r"tmp\w{8}|\.[\w.-]+\.\d+\.partial"),
     "vllm": re.compile(r"\.\w{8}"),
@@ -72,7 +76,7 @@ class Entry:
 def entries(folder: Path | None = None) -> list[Entry]:
     """Return everything that weitune keeps in ``folder``, its cache if not given: by kind, the oldest first."""
     root = (folder or cache_folder()).resolve()  # the cache itself may be a link; nothing in it is followed
-    kept = (entry for kind in (_data, _models, _gguf, _vllm, _unfinished) for entry in kind(root))
+    kept = (entry for kind in (_data, _models, _tokenizers, _gguf, _vllm, _unfinished) for entry in kind(root))
     return sorted(kept, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
 
 
@@ -126,6 +130,11 @@ def _models(root: Path) -> Iterator[Entry]:
             )
 
 
+def _tokenizers(root: Path) -> Iterator[Entry]:
+    for path in _folders(root / "tokenizers", _DATA.fullmatch):
+        yield from _entry("tokenizers", path, _files(path, _TOKENIZER_FILES), _about("tokenizers"))
+
+
 def _gguf(root: Path) -> Iterator[Entry]:
     for path in _children(root / "gguf"):
         if _GGUF.fullmatch(path.name) and _is_file(path):
@@ -151,6 +160,8 @@ def _about(kind: str) -> str:
             return say("cli.cache.about_data")
         case "models":
             return say("cli.cache.about_models")
+        case "tokenizers":
+            return say("cli.cache.about_tokenizers")
         case "gguf":
             return say("cli.cache.about_gguf")
         case _:

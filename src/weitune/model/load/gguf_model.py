@@ -1,7 +1,6 @@
 """Load a model from a ``.gguf`` file, for the families whose names and row order weitune knows.
 
     metadata   ─▶ configuration               as transformers makes it from the file
-    vocabulary ─▶ tokenizer                    made by transformers
     tensors    ─▶ parameters, one at a time    dequantized from the mapped file straight into their number format
 
 transformers' own loader takes any family that it maps, but it reads every header string through NumPy, several times,
@@ -26,7 +25,7 @@ from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import counted
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 _CONFIG = {
     "context_length": "max_position_embeddings",
@@ -74,21 +73,6 @@ def gguf_config(files: ModelFiles) -> Any:
     config = CONFIG_MAPPING[family].from_dict({"model_type": family, **values})
     config.name_or_path = str(files.folder)
     return config
-
-
-def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a ``.gguf`` file. Raises ModelError or what transformers raises."""
-    from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
-
-    where: dict[str, Any] = {"gguf_file": files.gguf, "local_files_only": True, "trust_remote_code": False}
-    header = read_header(files.path)
-    beside = (files.folder / "tokenizer_config.json").is_file()  # it may name another class
-    if beside or known(header) is None:
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(files.folder, **where)
-    else:  # AutoTokenizer would read the whole configuration to find the class
-        kind = TOKENIZER_MAPPING.get(CONFIG_MAPPING[header.architecture], PreTrainedTokenizerFast)
-        tokenizer = kind.from_pretrained(files.folder, gguf_file=files.gguf, local_files_only=True)
-    return tokenizer
 
 
 def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:

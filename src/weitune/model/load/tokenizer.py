@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
 from weitune.errors import InputError, ModelError, first_line
-from weitune.model.load.gguf_model import gguf_tokenizer
+from weitune.model.load.gguf_tokenizer import gguf_tokenizer
 from weitune.model.load.locate import ModelFiles
 from weitune.recipe.schema import Tokens
 

@@ -1,0 +1,123 @@
+"""The tokenizer of a ``.gguf`` file: made by transformers, which takes seconds, and kept in the cache.
+
+    ~/.cache/weitune/tokenizers/<fingerprint>/      of the vocabulary, merges and template in the file
+        tokenizer.json
+        tokenizer_config.json
+        chat_template.jinja
+
+A tokenizer is only kept if what is read from there is the same tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitune.files.cache import cache_folder, mark_used
+from weitune.files.publish import folder_written_aside, publish_unless_there
+from weitune.gguf.header import GgufHeader, read_header
+from weitune.model.load.gguf_model import known
+from weitune.model.load.locate import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_PREFIX = "tokenizer."
+
+
+def tokenizer_cache() -> Path:
+    """Return the folder for converted tokenizers."""
+    return cache_folder() / "tokenizers"
+
+
+def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a ``.gguf`` file. Raises ModelError or what transformers raises."""
+    header = read_header(files.path)
+    beside = (files.folder / "tokenizer_config.json").is_file()  # it may name another class
+    if beside or known(header) is None:
+        from transformers import AutoTokenizer
+
+        given: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(files.folder, **_local(files))
+        return given
+    folder = tokenizer_cache() / _fingerprint(header)
+    tokenizer = _kept(folder, header)
+    if tokenizer is None:
+        tokenizer = _class(header).from_pretrained(files.folder, **_local(files))
+        _keep(tokenizer, folder, header)
+    tokenizer.name_or_path = str(files.folder)
+    return tokenizer
+
+
+def _local(files: ModelFiles) -> dict[str, Any]:
+    return {"gguf_file": files.gguf, "local_files_only": True, "trust_remote_code": False}
+
+
+def _class(header: GgufHeader) -> Any:
+    """Return the class of the architecture's tokenizer; AutoTokenizer would read the whole configuration to find it."""
+    from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
+
+    return TOKENIZER_MAPPING.get(CONFIG_MAPPING[header.architecture], PreTrainedTokenizerFast)
+
+
+def _fingerprint(header: GgufHeader) -> str:
+    import tokenizers
+    import transformers
+
+    versions = [transformers.__version__, tokenizers.__version__, header.architecture]
+    digest = hashlib.sha256(json.dumps(versions).encode())
+    for key, entry in sorted(header.metadata.items()):
+        if key.startswith(_PREFIX):
+            digest.update(f"\0{key}\0{entry.type}\0{entry.element}\0{entry.count}\0".encode())
+            digest.update(entry.content)
+    return digest.hexdigest()[:32]
+
+
+def _kept(folder: Path, header: GgufHeader) -> PreTrainedTokenizerFast | None:
+    """Return the tokenizer in ``folder``; None if there is none, or if it cannot be read."""
+    if not all((folder / name).is_file() for name in TOKENIZER_FILES[:2]):
+        return None
+    try:
+        tokenizer = _read(folder, header)
+    except Exception:  # noqa: BLE001  (a damaged file may raise anything; it is made again)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    mark_used(folder / TOKENIZER_FILES[0])
+    return tokenizer
+
+
+def _read(folder: Path, header: GgufHeader) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer
+
+    tokenizer: PreTrainedTokenizerFast = _class(header).from_pretrained(folder, local_files_only=True)
+    # Classes such as Qwen2Tokenizer put their own steps in place of those of the file.
+    tokenizer._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILES[0]))
+    return tokenizer
+
+
+def _keep(tokenizer: PreTrainedTokenizerFast, folder: Path, header: GgufHeader) -> None:
+    """Write ``tokenizer`` to the cache if it can be read from there unchanged."""
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    with suppress(OSError):  # a cache that others may only read, or a full disk
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder_written_aside(folder, partial, publish_unless_there):
+            tokenizer.save_pretrained(partial)
+            if _facts(_read(partial, header)) != _facts(tokenizer):
+                raise OSError
+
+
+def _facts(tokenizer: Any) -> tuple[Any, ...]:
+    """Return everything about a tokenizer that weitune uses."""
+    return (
+        type(tokenizer),
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        tokenizer.padding_side,
+        {number: (token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()},
+    )
