@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from tests.families import save_family
 from tests.tiny import save_tiny
 from weitune import cli
 from weitune.data.layout import SHARED
@@ -79,6 +80,25 @@ def test_rank_and_targets_decide_what_is_trained(seven: Path, found: MetaModel) 
     assert build_meta_model(ModelFiles(seven), Lora(r=16)).trainable == 2 * found.trainable
     queries = build_meta_model(ModelFiles(seven), Lora(target_modules=["q_proj"]))
     assert queries.trainable == 28 * 8 * (3584 + 3584)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"dora": True, "layers": "0"}, {"freeze_a": True, "rank_pattern": {"w2": 3}},
+     {"modules_to_save": ["lm_head", "operator_norm"]}, {"train_tokens": ["z", "i"]}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_trained_is_counted_exactly(keys: dict[str, Any], tmp_path: Path) -> None:
+    from weitune.model.load.weights import load_model
+    from weitune.model.lora.adapter import count_parameters
+
+    lora = Lora.model_validate(keys)
+    loaded = load_model(str(save_family(tmp_path, "lfm2")), precision="fp32", device="cpu")
+    found = build_meta_model(loaded.files, lora)
+    made = make(loaded, lora, seed=0, base="lfm2")
+    count = count_parameters(made.trained.model)
+    assert (found.trainable, found.parameters) == (count.trainable, count.total)
+    assert found.targets == made.targets
 
 
 def test_a_tiny_model_is_counted_as_if_it_were_loaded(tmp_path: Path) -> None:
