@@ -55,7 +55,7 @@ def mxfp4_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = groups.abs().amax(-1).clamp_min(2.0**-126)
     exponents = (largest.log2().floor() - 2).clamp(-127, 127)  # the largest of the eight values is 6 = 1.5 · 2^2
     scaled = groups / exponents.exp2()[..., None]
-    codes = (scaled.abs()[..., None] - _FOUR_BITS).abs().argmin(-1) + 8 * (scaled < 0)
+    codes = torch.bucketize(scaled.abs().contiguous(), (_FOUR_BITS[1:] + _FOUR_BITS[:-1]) / 2) + 8 * (scaled < 0)
     blocks = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
     return blocks, (exponents + 127).to(torch.uint8)
 

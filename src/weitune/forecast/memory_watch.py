@@ -25,7 +25,8 @@ from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassCon
 from weitune.messages import say
 from weitune.messages.quantities import memory_text
 from weitune.model.load.device import choose_dtype, stored_dtype
-from weitune.model.load.weight_files import stored_weights
+from weitune.model.load.published import dense_tensors, quantization_of
+from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel, load_weights
 from weitune.recipe.schema import Storage
 
@@ -45,12 +46,12 @@ _CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
 
 
 def weight_numbers(files: ModelFiles) -> int:
-    """Return how many numbers a model's weight files hold, by their headers."""
+    """Return how many numbers a model's weight files hold once they are dequantized, by their headers."""
     if files.gguf:
         from weitune.gguf.header import read_header
 
         return sum(prod(tensor.shape) for tensor in read_header(files.path).tensors.values())
-    return sum(weight.numel for weight in stored_weights(files.folder).values())
+    return sum(prod(tensor.shape) for tensor in dense_tensors(files.folder).values())
 
 
 def load_if_it_fits(
@@ -118,6 +119,18 @@ def peak_line(need: MemoryEstimate, device: torch.device) -> str:
     return say(
         "forecast.memory_watch.peak", total=memory_text(need.total), parts=shown, free=memory_text(free_bytes(device))
     )
+
+
+def published_line(files: ModelFiles, need: MemoryEstimate, storage: Storage) -> str:
+    """Return a line about the size of a base that was published quantized, in ``storage``; nothing for another one."""
+    published = None if files.gguf else quantization_of(files.folder)
+    if published is None:
+        return ""
+    values = {"kind": published.name, "storage": storage, "size": memory_text(need.weights)}
+    if not any(files.folder.glob("*.safetensors")):  # for a plan, the weights of a hub's model are not downloaded
+        return say("forecast.memory_watch.published", **values)
+    disk = memory_text(sum(path.stat().st_size for path in weight_files(files.folder)))
+    return say("forecast.memory_watch.published_on_disk", **values, disk=disk)
 
 
 class MemoryWatch:

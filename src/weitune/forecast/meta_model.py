@@ -21,6 +21,7 @@ from weitune.messages import say
 from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.published import check_published, is_dequantized
 from weitune.model.load.text_model import model_from_config
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
 from weitune.model.lora.targets import Targets, find_targets
@@ -65,8 +66,10 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     Give its ``capabilities`` if it is loaded already; otherwise two small layers are probed. Raises ModelError if the
     configuration cannot be read, or if a target module does not exist.
     """
+    check_published(files)
     config = read_config(files)
-    stored = None if files.gguf else dtype_on_disk(config)  # making a model writes its own number format there
+    converted = files.gguf or is_dequantized(files.folder)
+    stored = None if converted else dtype_on_disk(config)  # making a model writes its own number format there
     try:
         with torch.device("meta"):
             model = model_from_config(config)

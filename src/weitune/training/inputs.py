@@ -22,6 +22,7 @@ from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.locate import ModelFiles, locate_base
 from weitune.model.load.names import wrapper_of
+from weitune.model.load.published import check_published
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.schema import Recipe
@@ -66,6 +67,7 @@ def collect_inputs(
     For a model of a hub, the ``revision`` of the returned recipe is the resolved commit.
     Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
     """
+    check_published(locate_base(recipe, weights=False))  # before weights are downloaded that cannot be used
     files = locate_base(recipe, weights=weights)
     if files.commit:  # pinned: the branch may move on
         recipe = recipe.model_copy(update={"revision": files.commit})

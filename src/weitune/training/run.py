@@ -13,6 +13,7 @@ from typing import Any
 
 from weitune.errors import InputError, Interrupted
 from weitune.forecast import memory_watch
+from weitune.forecast.run_forecast import Format
 from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
@@ -110,6 +111,9 @@ def _begin(session: Session, recipe: Recipe) -> None:
     if session.main:
         peak = run.peak_memory()
         session.reporter.say(memory_watch.peak_line(peak, session.device))
+        storage = Format.from_recipe(inputs.recipe, run.trainable.loaded.dtype).storage
+        if line := memory_watch.published_line(inputs.files, peak, storage):
+            session.reporter.say(line)
         environment = {**run.environment(), "forecast": peak.parts()}
         create_folder(session.folder, inputs.recipe, environment, run.data_record().to_json())
     session.accelerator.wait_for_everyone()

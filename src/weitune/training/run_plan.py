@@ -9,6 +9,7 @@ from typing import Any
 from weitune.errors import ModelError
 from weitune.forecast.device_memory import free_bytes
 from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
+from weitune.forecast.memory_watch import published_line
 from weitune.forecast.meta_model import MetaModel, build_meta_model
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.forecast.workload import Workload
@@ -103,6 +104,8 @@ def plan_run(
     free = free_bytes(target) // (processes if target.type == "cpu" else 1)
     this = Target(say("training.run_plan.this_machine", kind=target.type), target.type, free)
     here = fit(meta, recipe, this, form, largest, processes)
+    if line := published_line(files, here.need, form.storage):
+        notes.say(line)
     elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
     targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
     return RunPlan(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,57 @@ def test_a_dense_model_has_no_quantization(tmp_path: Path) -> None:
     assert quantization_of(folder) is None
     stored = load_file(folder / SINGLE)
     assert all(torch.equal(tensor.read(), stored[name]) for name, tensor in dense_tensors(folder).items())
+
+
+_PEAK = """
+import re, sys
+from pathlib import Path
+from weitune.model.load.weights import load_model
+status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+load = lambda folder: load_model(folder, precision=sys.argv[3], device="cpu").model
+load(sys.argv[2])  # what a first load imports
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+model = load(sys.argv[1])
+sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
+print(status("VmHWM") - before, sum(sizes), max(sizes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from Linux")
+@pytest.mark.parametrize(
+    ("family", "settings", "sizes", "precision"),
+    [
+        ("gpt_oss", kinds.MXFP4, {"num_local_experts": 8, "intermediate_size": 1024}, "fp32"),
+        ("qwen3_moe", kinds.FP8, {"num_experts": 8, "moe_intermediate_size": 1024}, "bf16"),
+    ],
+)
+def test_loading_takes_the_memory_of_the_weights_and_one_tensor(
+    tmp_path: Path, family: str, settings: dict[str, Any], sizes: dict[str, Any], precision: str
+) -> None:
+    layers = {"layer_types": ["full_attention"] * 4} if family == "gpt_oss" else {}
+    large = published(tmp_path / "large", family, settings, **sizes, **layers, hidden_size=1024, num_hidden_layers=4)
+    small = published(tmp_path / "small", family, settings)
+    command = [sys.executable, "-c", _PEAK, str(large), str(small), precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rise, weights, largest = map(int, done.stdout.split())
+    assert weights > 140 << 20
+    assert rise < weights + largest + (32 << 20), (rise, weights, largest)
+
+
+def test_loftq_measures_the_error_against_the_dequantized_weights(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from weitune.model.lora.adapter import attach_adapter
+    from weitune.model.lora.adapter_init import start_loftq
+    from weitune.model.storage.weight_storage import dense
+    from weitune.recipe.schema import Lora
+
+    folder = published(tmp_path, "qwen3", kinds.FP8)
+    wanted = dense_tensors(folder)["model.layers.0.mlp.down_proj.weight"].read(torch.float32)
+    adapted = attach_adapter(loaded(folder, "fp32", "nf4"), Lora(init="loftq", r=16), seed=0, base=str(folder))
+    start_loftq(adapted, locate(str(folder)))
+    layer = adapted.get_base_model().model.layers[0].mlp.down_proj
+    update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    rounded = dense(layer.base_layer, torch.float32)
+    assert (wanted - rounded - update).norm() < 0.9 * (wanted - rounded).norm()

@@ -157,9 +157,12 @@ def _open_framing(recipe: Any) -> Any:
 
     quiet_libraries()
     from weitune.model.load.locate import locate_base
+    from weitune.model.load.published import check_published
     from weitune.model.load.tokenizer import open_framing
 
-    return open_framing(locate_base(recipe, weights=False), recipe.tokens)
+    files = locate_base(recipe, weights=False)
+    check_published(files)
+    return open_framing(files, recipe.tokens)
 
 
 def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str]) -> None:

@@ -90,7 +90,10 @@ def is_dequantized(folder: Path) -> bool:
 
 
 def check_published(files: ModelFiles) -> None:
-    """Raise ModelError if the weights of a model are quantized in a way that weitune cannot dequantize."""
+    """Raise ModelError if the weights of a model are quantized in a way that weitune cannot dequantize.
+
+    This needs only the configuration, so that a model can be refused before its weights are downloaded.
+    """
     if not files.gguf:
         quantization_of(files.folder)
 

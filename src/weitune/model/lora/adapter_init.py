@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.names import text_tensors
-from weitune.model.load.weight_files import stored_weights
+from weitune.model.load.published import dense_tensors
 from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.model.lora.wrapped_adapter import in_wrapper
@@ -107,7 +106,7 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
 
 def start_loftq(model: PeftModel, files: ModelFiles) -> None:
     """Set A and B of every 4-bit layer from the rounding error of its weight, which is read from ``files``."""
-    stored = stored_weights(files.folder)
+    tensors = dense_tensors(files.folder)
     names = {text: name for name, text in text_tensors(files).items()}
     for name, layer in model.get_base_model().named_modules():
         base = getattr(layer, "base_layer", None)
@@ -115,9 +114,7 @@ def start_loftq(model: PeftModel, files: ModelFiles) -> None:
             continue
         if f"{name}.weight" not in names:
             raise ModelError("model.adapter_init.loftq_needs_weights", name=name, folder=files.folder)
-        weight = names[f"{name}.weight"]
-        with safe_open(files.folder / stored[weight].file, framework="pt") as weights:
-            error = weights.get_tensor(weight).float() - dense(base, torch.float32).cpu()
+        error = tensors[names[f"{name}.weight"]].read(torch.float32) - dense(base, torch.float32).cpu()
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
