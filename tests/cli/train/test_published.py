@@ -40,7 +40,7 @@ def test_a_published_base_from_plan_to_export(tmp_path: Path, family: str, capsy
     plan = json.loads(capsys.readouterr().out)
     assert any(published in note for note in plan["notes"])
     frozen = plan["model"]["parameters"] - plan["model"]["trainable"]
-    assert plan["here"]["parts"]["weights"] == pytest.approx(4 * frozen, rel=0.01)
+    assert plan["here"]["need"]["weights"] == pytest.approx(4 * frozen, rel=0.01)
 
     assert cli.main(["train", *common, "--output", str(run), "--train.max_steps", "2"]) == 0
     assert published in capsys.readouterr().err
