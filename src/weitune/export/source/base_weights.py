@@ -131,7 +131,7 @@ class MergedWeights:
         return self._last[1]
 
     def _merged(self, place: Place) -> dict[str, Tensor]:
-        parameters = place.to_model([self.base.read(name) for name in place.files])
+        parameters = place.to_model([self.base.read(name, torch.float32) for name in place.files])  # rounded only once
         merged = {
             name: applied(self.updates[name], tensor, place.expert) if name in self.updates else tensor
             for name, tensor in parameters.items()
