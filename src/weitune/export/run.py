@@ -59,7 +59,7 @@ def export(
         require_llama_cpp()
     source = open_export_source(run, checkpoint)
     if options.format != "gguf-adapter":
-        _check_system(source)
+        check_system(source)
     with destination.written_aside(folder) as partial:
         written = _write(partial, source, options, stage)
         write_json(partial / destination.MARK, _described(source, options, written))
@@ -73,7 +73,7 @@ def export(
     return Exported(folder, verdict)
 
 
-def _check_system(source: ExportSource) -> None:
+def check_system(source: ExportSource) -> None:
     """Raise InputError if the system prompt has the text of a control token, which a template cannot keep as text."""
     tokens = map(str, source.tokenizer.convert_ids_to_tokens(sorted(source.framing.control_ids)))
     token = next((token for token in tokens if token in (source.recipe.system or "")), None)
@@ -92,19 +92,23 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
 
         write_gguf_adapter(folder / gguf_name(source, options), source, stage(title))
         return {}
-    frames = _frames(source) if options.format == "ollama" else None  # refused before long work
-    check_gguf(source)
     name = gguf_name(source, options)
+    check_gguf(source)  # refused before long work
+    text = modelfile_of(source, name) if options.format == "ollama" else None
     model = smoothed(source, options.gguf_type, stage) if options.smooth else Smoothed(source.merged)
     weights, head, template, progress = model.weights, model.head, source.template, stage(title)
     write_gguf(folder / name, source, weights, options.gguf_type, head=head, template=template, progress=progress)
-    if frames is not None:
-        stops = [str(source.tokenizer.convert_ids_to_tokens(token)) for token in source.stop_tokens]
-        context = min(source.config.get_text_config().max_position_embeddings, 4096)
-        text = modelfile(name, frames, stops, context)
+    if text is not None:
         (folder / "Modelfile").write_bytes(text.encode())  # in bytes, which keeps line ends of any kind
     about = {"type": options.gguf_type, "smoothed": model.weights is not source.merged}
     return {**about, **({"smoothed_on": model.notes} if model.notes else {})}
+
+
+def modelfile_of(source: ExportSource, name: str) -> str:
+    """Return the Modelfile beside the GGUF file ``name``. Raises ModelError if Ollama could not frame as ``source``."""
+    stops = [str(source.tokenizer.convert_ids_to_tokens(token)) for token in source.stop_tokens]
+    context = min(source.config.get_text_config().max_position_embeddings, 4096)
+    return modelfile(name, _frames(source), stops, context)
 
 
 def _frames(source: ExportSource) -> Any:

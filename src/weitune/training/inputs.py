@@ -76,6 +76,7 @@ def collect_inputs(
         reporter.say(note)
     if wrapper := wrapper_of(files):
         reporter.say(say("training.inputs.text_model_only", wrapper=wrapper))
+    reporter.opened(recipe, files)
     with _main_first(accelerator):
         prepared = prepare(recipe, framing, reporter.preparing())
     for line in prepared.report.lines():

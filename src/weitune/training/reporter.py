@@ -9,6 +9,8 @@ from weitune.progress import Progress
 from weitune.training.loop import StepRecord
 
 if TYPE_CHECKING:
+    from weitune.model.load.locate import ModelFiles
+    from weitune.recipe.schema import Recipe
     from weitune.training.validation_history import Evaluation
 
 
@@ -17,6 +19,9 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Called with a line for the user: what is trained, on what, and everything unusual, once."""
+
+    def opened(self, recipe: Recipe, files: ModelFiles) -> None:
+        """Called when the base's files have been found, before anything is loaded."""
 
     def preparing(self) -> Progress | None:
         """Return a function to call with (rows done, rows in all or None) while data are prepared."""

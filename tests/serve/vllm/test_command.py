@@ -200,7 +200,7 @@ def test_an_adapter_whose_names_vllm_does_not_find_is_refused(tmp_path: Path) ->
         error.value
     )
     assert "Qwen3_5ForConditionalGeneration" in error.value.message
-    assert "merge_and_unload" in error.value.fix
+    assert "`merged`" in error.value.fix
     assert not (tmp_path / "cache").exists()
 
 

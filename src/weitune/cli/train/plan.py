@@ -57,12 +57,16 @@ def command(
     if measure:
         with progress(say("cli.plan.measuring"), unit="step") as bar:
             plan = timed(plan, device=device, progress=bar.update)
+    from weitune.cli.shared.export_support import export_support
+    from weitune.model.load.locate import locate_base
+
+    exports = export_support(built, locate_base(built, weights=False))
     if as_json:
         from weitune.files.json_files import json_text
 
-        print(json_text(plan.to_json(), indent=1))
+        print(json_text({**plan.to_json(), "exports": exports.to_json()}, indent=1))
     else:
         from weitune.cli.train.plan_view import print_plan
 
-        print_plan(plan)
+        print_plan(plan, exports)
     return 0 if plan.here.fits else 2

@@ -14,14 +14,15 @@ from weitune.messages import say
 from weitune.messages.quantities import duration_text, memory_text
 
 if TYPE_CHECKING:
+    from weitune.export.support import ExportSupport
     from weitune.forecast.run_forecast import Fit
     from weitune.training.run_plan import RunPlan
 
 
-def print_plan(plan: RunPlan) -> None:
-    """Print parameters, data and steps, memory by part and by device, disk, time, and what makes the run fit."""
+def print_plan(plan: RunPlan, exports: ExportSupport) -> None:
+    """Print parameters, data and steps, memory by part and by device, disk, time, exports, and what makes it fit."""
     console = Console(highlight=False, soft_wrap=True)
-    for line in [*_about(plan), ""]:
+    for line in [*_about(plan), *exports.lines(), ""]:
         console.print(Text(line))
     console.print(_by_part(plan.here, plan.processes))
     console.print()

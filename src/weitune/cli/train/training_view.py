@@ -8,9 +8,12 @@ from pathlib import Path
 from types import TracebackType
 
 from weitune.cli.shared.dashboard import Dashboard, short
+from weitune.cli.shared.export_support import export_support
 from weitune.cli.shared.terminal import Bar, console, progress
 from weitune.messages import say
+from weitune.model.load.locate import ModelFiles
 from weitune.progress import Progress
+from weitune.recipe.schema import Recipe
 from weitune.run.events import Event, typed_event
 from weitune.training.loop import StepRecord
 from weitune.training.reporter import Reporter
@@ -36,6 +39,11 @@ class TrainingView(Reporter):
 
     def say(self, line: str) -> None:
         console().print(line, markup=False)
+
+    def opened(self, recipe: Recipe, files: ModelFiles) -> None:
+        """Say what the run can become once it is trained."""
+        for line in export_support(recipe, files).lines():
+            self.say(line)
 
     def preparing(self) -> Progress:
         self._shown.close()

@@ -10,7 +10,7 @@ update, and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ from weitune.progress import Progress
 def write_gguf_adapter(path: Path, source: ExportSource, progress: Progress) -> None:
     """Write the adapter of ``source``. Raises ModelError if llama.cpp's format cannot express it."""
     adapter = source.adapter
-    if adapter.has_magnitudes:
-        raise ModelError("export.gguf_adapter.dora")
     architecture = base_architecture(source)
+    check_expressible(architecture, adapter.updates, dora=adapter.has_magnitudes)
     _ = source.merged  # the shapes of the adapter are checked against the base's
     metadata = {
         "general.type": text("adapter"),
@@ -48,10 +47,23 @@ def write_gguf_adapter(path: Path, source: ExportSource, progress: Progress) -> 
     write_gguf_file(path, architecture.name, metadata, plans, progress)
 
 
-def _pair(architecture: Architecture, module: str, update: LowRankUpdate, alpha: float) -> list[TensorPlan]:
+def check_expressible(architecture: Architecture, modules: Iterable[str], *, dora: bool) -> None:
+    """Raise ModelError if llama.cpp's format cannot express an adapter on ``modules``."""
+    if dora:
+        raise ModelError("export.gguf_adapter.dora")
+    for module in modules:
+        _stem(architecture, module)
+
+
+def _stem(architecture: Architecture, module: str) -> str:
     stem = architecture.gguf_name(module)
     if stem is None or stem in {"token_embd", "output"}:
         raise ModelError("export.gguf_adapter.no_place_for_module", module=module)
+    return stem
+
+
+def _pair(architecture: Architecture, module: str, update: LowRankUpdate, alpha: float) -> list[TensorPlan]:
+    stem = _stem(architecture, module)
     folded = update.b * (update.scale * update.rank / alpha)
     parts = {"lora_a": update.a, "lora_b": architecture.to_gguf(module, folded)}
     return [

@@ -49,9 +49,15 @@ def base_architecture(source: ExportSource) -> Architecture:
 
 def check_gguf(source: ExportSource) -> None:
     """Raise ModelError if :func:`write_gguf` would, before the long work begins."""
-    architecture, _ = _described(source, source.template)
+    architecture = check_description(source)
     if not source.files.gguf:
         _plan(source, architecture, source.merged, "F32", "F32")
+
+
+def check_description(source: ExportSource) -> Architecture:
+    """Return the architecture of ``source``. Raises ModelError if GGUF cannot describe its model or tokenizer."""
+    architecture, _ = _described(source, source.template)
+    return architecture
 
 
 def planned_bytes(source: ExportSource, weights: Weights, gguf_type: GgufType) -> int:

@@ -25,6 +25,7 @@ from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
 from weitune.files.json_files import write_json
 from weitune.model.load.published import without_quantization
+from weitune.model.load.text_model import text_class
 from weitune.progress import Progress
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -80,6 +81,7 @@ def _write_config(folder: Path, source: ExportSource, dtype: torch.dtype | None)
     if source.files.gguf:
         config = source.whole_config.to_dict()
         config.pop("_name_or_path", None)
+        config["architectures"] = [text_class(source.config).__name__]  # for vLLM
         dtype = dtype or torch.float32
     else:
         config = without_quantization(json.loads((source.files.folder / "config.json").read_text(encoding="utf-8")))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _UNSUPPORTED = (
     "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
+    "modules_to_save",
     "trainable_token_indices",
     "alora_invocation_tokens",
     "use_bdlora",
@@ -153,6 +154,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _refuse_foreign(folder: Path, config: dict[str, Any]) -> None:
+    if reasons := why_not_mergeable(config):
+        raise RunError("export.adapter_weights.cannot_be_exported", folder=folder, reasons="; ".join(reasons))
+
+
+def why_not_mergeable(config: Mapping[str, Any]) -> list[str]:
+    """Return why adapters with this configuration of PEFT cannot be added to a base's weights; nothing if they can."""
     init = str(config.get("init_lora_weights")).lower()
     reasons = []
     if config.get("peft_type") != "LORA":
@@ -162,8 +169,7 @@ def _refuse_foreign(folder: Path, config: dict[str, Any]) -> None:
         reasons.append(say("export.adapter_weights.trains_biases"))
     if init.startswith(_CHANGED_BASE):
         reasons.append(say("export.adapter_weights.init_changed_base", init=init))
-    if reasons:
-        raise RunError("export.adapter_weights.cannot_be_exported", folder=folder, reasons="; ".join(reasons))
+    return reasons
 
 
 def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, LowRankUpdate]:

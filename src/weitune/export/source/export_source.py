@@ -15,7 +15,7 @@ from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import RunError
 from weitune.evaluate.general import general_questions
-from weitune.export.source.adapter_weights import AdapterWeights
+from weitune.export.source.adapter_weights import AdapterWeights, why_not_mergeable
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
 from weitune.export.source.layout import Layout, layout_of
@@ -129,13 +129,28 @@ def open_export_source(run: Run, which: Which = "last") -> ExportSource:
     folder = run.adapter_folder(which)
     assert folder is not None  # noqa: S101  (callers never ask for the base)
     recipe = run.recipe
-    if recipe.adapter and recipe.adapter.init == "loftq":
-        raise RunError("export.export_source.loftq", path=run.path)
+    _check_init(recipe, run.path)
     files = run.base_files()
     tokenizer, framing = open_framing(files, recipe.tokens)
     if run.made_elsewhere:
         check_vocabulary(framing, files, read_config(files).get_text_config().vocab_size)
     return ExportSource(run.name, recipe, folder, files, tokenizer, framing, run.made_elsewhere)
+
+
+def check_mergeable(recipe: Recipe, run: object) -> None:
+    """Raise RunError if what a ``run`` of ``recipe`` trains cannot be added to its base's weights."""
+    lora = recipe.adapter
+    if lora is None:
+        raise RunError("export.export_source.trains_whole_model", run=run)
+    _check_init(recipe, run)
+    options = {"modules_to_save": lora.modules_to_save, "trainable_token_indices": lora.train_tokens}
+    if reasons := why_not_mergeable({"peft_type": "LORA", **options}):
+        raise RunError("export.export_source.not_mergeable", run=run, reasons="; ".join(reasons))
+
+
+def _check_init(recipe: Recipe, run: object) -> None:
+    if recipe.adapter and recipe.adapter.init == "loftq":
+        raise RunError("export.export_source.loftq", path=run)
 
 
 def open_export_sources(runs: Mapping[str, Run], which: Which = "last") -> dict[str, ExportSource]:

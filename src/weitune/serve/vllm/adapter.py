@@ -12,6 +12,7 @@ them is rewritten with one rank and one scale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,31 @@ _WRAPPED = ("model.language_model.", "language_model.model.")
 def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
     """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
     adapter = AdapterWeights(source.adapter_folder)
-    if adapter.has_magnitudes:
+    check_kind(dora=adapter.has_magnitudes)
+    # In layers that text never reaches, as in a vision tower, B is still zero: nothing is lost.
+    check_layers(
+        name, source, list(adapter.updates), [layer for layer, each in adapter.updates.items() if each.b.any()]
+    )
+    return adapter
+
+
+def check_kind(*, dora: bool) -> None:
+    """Raise ModelError if vLLM cannot serve adapters of this kind."""
+    if dora:
         raise ModelError("serve.adapter.dora")
-    if source.files.gguf:  # its layers have the names that transformers gives them, whatever the file's own are
-        return adapter
+
+
+def check_layers(name: str, source: ExportSource, layers: Sequence[str], needed: Sequence[str]) -> None:
+    """Raise ModelError if vLLM would ignore some of the ``needed`` of the ``layers`` of the adapter called ``name``.
+
+    Names are those in the adapter. A base whose weights have not been downloaded is not looked at.
+    """
+    if source.files.gguf or not any(source.files.folder.glob("*.safetensors")):
+        return  # the layers of a GGUF base have the names that transformers gives them, whatever the file's own are
     base_layers = _layers(source.files)
     wrapped = source.whole_config.get_text_config() is not source.whole_config
-    lost = [
-        layer
-        for layer, update in adapter.updates.items()
-        if not _matches(layer, base_layers, wrapped) and update.b.any()
-    ]  # in layers that text never reaches, as in a vision tower, B is still zero: nothing is lost
-    if lost:
-        raise _layers_left_out(name, source, adapter, lost, base_layers)
-    return adapter
+    if lost := [layer for layer in needed if not _matches(layer, base_layers, wrapped)]:
+        raise _layers_left_out(name, source, layers, lost, base_layers)
 
 
 def _layers(files: ModelFiles) -> frozenset[str]:
@@ -65,18 +77,16 @@ def _matches(layer: str, base_layers: frozenset[str], wrapped: bool) -> bool:
 
 
 def _layers_left_out(
-    name: str, source: ExportSource, adapter: AdapterWeights, lost: list[str], base_layers: frozenset[str]
+    name: str, source: ExportSource, layers: Sequence[str], lost: list[str], base_layers: frozenset[str]
 ) -> ModelError:
     values: dict[str, Any] = {
         "count": len(lost),
-        "layers": len(adapter.updates),
+        "layers": len(layers),
         "name": name,
         "architecture": (source.whole_config.architectures or [type(source.whole_config).__name__])[0],
         "layer": lost[0],
     }
-    if all(layer in base_layers for layer in adapter.updates):
-        return ModelError("serve.adapter.layers_left_out", **values)
-    return ModelError("serve.adapter.layers_left_out_and_not_mergeable", **values)
+    return ModelError("serve.adapter.layers_left_out", **values)
 
 
 def is_uneven(adapter: AdapterWeights) -> bool:

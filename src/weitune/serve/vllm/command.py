@@ -108,7 +108,7 @@ def vllm_command(
     arguments = (
         "vllm", "serve", str(first.files.path.resolve()), *_own_tokenizer(runs), "--served-model-name", BASE,
         "--host", listening.host, "--port", str(listening.port), "--max-model-len", str(min(context_tokens, limit)),
-        "--enable-lora", "--max-loras", str(len(runs)), "--max-lora-rank", str(_rank(rank)),
+        "--enable-lora", "--max-loras", str(len(runs)), "--max-lora-rank", str(accepted_rank(rank)),
         "--lora-modules", *modules, "--chat-template", str(folder / _TEMPLATE),
         "--chat-template-content-format", "string",  # as in training: templates get strings, not lists of parts
         "--generation-config", str(folder), "--allowed-origins", json.dumps(list(listening.origins)),
@@ -187,7 +187,7 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rank(needed: int) -> int:
+def accepted_rank(needed: int) -> int:
     """Return the smallest rank, at least ``needed``, that vLLM accepts. Raises ModelError if there is none."""
     accepted = next((rank for rank in _RANKS if rank >= needed), None)
     if accepted is None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
+    from weitune.model.load.locate import ModelFiles
     from weitune.recipe.schema import Recipe
     from weitune.training.validation_history import Evaluation
 
@@ -82,6 +83,9 @@ class TrackedReporter(Reporter):
 
     def say(self, line: str) -> None:
         self._inner.say(line)
+
+    def opened(self, recipe: Recipe, files: ModelFiles) -> None:
+        self._inner.opened(recipe, files)
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._inner.started(folder, done, steps, log_every)
