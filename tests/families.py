@@ -42,7 +42,7 @@ _GEMMA4 = {
     "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512,
 }  # fmt: skip
 
-DENSE: Mapping[str, Arguments] = {
+DENSE: Mapping[str, Arguments] = {  # Gemma 3n without its towers, which need the package timm
     "qwen2": {},
     "qwen3": {},
     "llama": {},
@@ -55,6 +55,11 @@ DENSE: Mapping[str, Arguments] = {
     "gemma": {},
     "gemma2": {**_SLIDING, "query_pre_attn_scalar": 16},
     "gemma3_text": {**_SLIDING, "query_pre_attn_scalar": 16},
+    "gemma3n_text": {
+        **_SLIDING, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "intermediate_size": [128] * 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512, "laurel_rank": 8,
+    },
     "gemma4_text": _GEMMA4,
     "smollm3": {"no_rope_layers": [1, 0]},
     "olmo2": {},
@@ -67,7 +72,7 @@ DENSE: Mapping[str, Arguments] = {
     "starcoder2": {"sliding_window": None},
     "stablelm": {},
     "apertus": {},
-}
+}  # fmt: skip
 
 MOE: Mapping[str, Arguments] = {
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 64},

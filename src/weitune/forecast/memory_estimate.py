@@ -70,7 +70,7 @@ class ModelShape:
         return cls(
             layers=int(config.num_hidden_layers),
             hidden=int(config.hidden_size),
-            wide=int(wide),
+            wide=max(wide) if isinstance(wide, list) else int(wide),  # Gemma 3n has one for every layer
             queries=heads * size,
             keys=groups * size,
             heads=heads,
