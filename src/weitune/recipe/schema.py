@@ -142,7 +142,7 @@ class Train(Section):
     storage: Storage = "auto"
     """How the frozen base lies in memory; it is computed in `precision`, layer by layer. `auto`: as it is computed.
     `bf16` halves fp32. `int8` and `nf4` (4 bits, QLoRA, arXiv 2305.14314) round its linear layers and need the extra
-    `quantized`."""
+    `quantized`. A base that was published in FP8 or MXFP4 is dequantized into this."""
     recompute: Literal["auto"] | Recompute = "auto"
     """What the backward pass computes again instead of keeping it: nothing, the feed-forward layers' inner values, or
     whole blocks. `auto`: as much as memory asks for. Changes memory and speed, never the result."""
