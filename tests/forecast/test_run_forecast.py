@@ -298,6 +298,8 @@ def test_the_command_tells_everything(data: Path, tmp_path: Path, capsys: pytest
     assert status == 0
     assert told["steps"] == 9
     assert told["data"]["rows"]["read"] == 10
+    assert told["model"]["adapted"]["mlp.up_proj"] == 2
+    assert told["model"]["not_adapted"] == [{"name": "lm_head", "count": 1, "why": "output head"}]
     assert 0 < told["saved_by_sharing"] < 1
     assert told["here"]["total_bytes"] == sum(told["here"]["need"].values())
     assert [(each["target"], each["precision"], each["storage"]) for each in told["targets"]][4:] == [

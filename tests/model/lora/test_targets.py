@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.families import FAMILIES, WRAPPED, family_config
+from tests.families import FAMILIES, family_config
 from weitune.errors import ModelError
+from weitune.model.load.text_model import model_from_config, text_config
 from weitune.model.lora.adapter import attach_adapter, count_adapted, count_parameters
 from weitune.model.lora.linear_layers import LinearLayers
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import PROJECTIONS, Lora
 
-DECODERS = [name for name in FAMILIES if name not in WRAPPED]
 LLAMA_LIKE = ["qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "granite", "seed_oss",
               "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "olmo3", "exaone4", "cohere2", "hunyuan_v1_dense",
               "stablelm"]  # fmt: skip
@@ -25,11 +25,9 @@ LLAMA4_EXPERTS = {"feed_forward.experts.gate_up_proj", "feed_forward.experts.dow
 
 
 def meta_model(name: str, **overrides: Any) -> Any:
-    """Return a decoder of the family ``name`` without weights."""
-    from transformers import AutoModelForCausalLM
-
+    """Return the text model of the family ``name`` without weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(family_config(name, **overrides))
+        return model_from_config(text_config(family_config(name, **overrides)))
 
 
 def adapted_by_peft(model: Any) -> list[str]:
@@ -42,7 +40,7 @@ def left_out(targets: Targets) -> Mapping[str, set[str]]:
     return {why: set(counts) for why, counts in targets.counts_left_out().items()}
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_linear_layer_is_adapted_or_named_and_peft_and_the_count_agree(name: str) -> None:
     model = meta_model(name)
     linear = [each for each, module in model.named_modules() if isinstance(module, nn.Linear)]
