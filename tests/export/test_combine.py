@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -90,3 +91,12 @@ def test_an_incomplete_adapter_is_not_combined(runs: list[Run], tmp_path: Path) 
     with pytest.raises(RunError, match="is incomplete"):
         combine(runs, tmp_path / "ab", Mixture())
     assert not (tmp_path / "ab").exists()
+
+
+def test_adapters_that_name_parameters_are_refused_with_a_way_out(runs: list[Run], tmp_path: Path) -> None:
+    file = runs[1].path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "target_parameters": ["mlp.experts.down_proj"]}), encoding="utf-8")
+    with pytest.raises(InputError, match="that name parameters") as caught:
+        combine(runs, tmp_path / "ab", Mixture("cat"))
+    assert "Train one adapter on the data of all runs" in caught.value.fix

@@ -30,6 +30,7 @@ from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.names import ModelNames, model_names
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.load.weights import load_weights
+from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.model.lora.wrapped_adapter import adapter_in_text
 from weitune.recipe.load import dump_recipe
@@ -95,6 +96,8 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
     folders = [folder for run in runs if (folder := run.adapter_folder("last")) is not None]
     if not all(map(holds_adapter, folders)):
         raise RunError("export.combine.whole_model")
+    if named := [folder for folder in folders if read_adapter_config(folder).get("target_parameters")]:
+        raise InputError("export.combine.has_parameters", folders=", ".join(map(str, named)))
     return folders
 
 
