@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file
 
 from bench.reference import in_plan_order, losses, make_trainer, rows_of
@@ -24,7 +25,7 @@ from weitune import Recipe, train
 from weitune.data.schedule import Plan
 from weitune.errors import Interrupted, ModelError, RecipeError
 from weitune.forecast.meta_model import build_meta_model
-from weitune.generate.open_model import merge_adapter
+from weitune.generate.open_model import attach_saved_adapter, merge_adapter
 from weitune.model.load.locate import locate
 from weitune.model.load.weights import load_model
 from weitune.recipe.load import build_recipe, dump_recipe
@@ -224,3 +225,20 @@ def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
 def test_what_experts_cannot_have_is_refused_before_anything_is_loaded(overrides: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"lora\.experts"):
         build_recipe({"model": "m", "data": ["d.json"]}, {"lora.experts": True, **overrides})
+
+
+def test_experts_beside_a_quantized_base_are_merged_to_answer(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = train(recipe_of(tmp_path / "a", "mixtral", {"dropout": 0.0}, storage="int8", epochs=1), device="cpu")
+    apart, merged = (load_model(run.recipe.model, storage="int8", device="cpu").model for _ in range(2))
+    wrappers: list[list[Any]] = [
+        [module for module in model.modules() if isinstance(module, ParamWrapper)]
+        for model in (attach_saved_adapter(apart, run.path / "adapter"), merge_adapter(merged, run.path / "adapter"))
+    ]
+    assert len(wrappers[0]) == len(wrappers[1]) == 4
+    for one, other in zip(*wrappers, strict=True):
+        weight, update = one.get_param().float(), one.get_delta_weight("default").float()
+        assert other.merged
+        assert update.abs().max() > 0
+        torch.testing.assert_close(other.get_param().float(), weight + update, rtol=2**-8, atol=0)
+    assert isinstance(run.chat("Who are you?", device="cpu", max_new_tokens=3), str)

@@ -82,10 +82,20 @@ def merge_adapter(model: PreTrainedModel, folder: Path, names: ModelNames | None
                 return model
     tuned: Any = attach_saved_adapter(model, folder, names)
     if quantized:
+        _merge_experts(tuned)
         beside: PreTrainedModel = tuned  # a sum would be rounded again
         return beside
     merged: PreTrainedModel = tuned.merge_and_unload()
     return merged
+
+
+def _merge_experts(tuned: PeftModel) -> None:
+    """Merge the adapters of experts, which quantized storage does not round: they would be merged for every token."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for module in tuned.modules():
+        if isinstance(module, ParamWrapper):
+            module.merge()
 
 
 def attach_saved_adapter(model: PreTrainedModel, folder: Path, names: ModelNames | None = None) -> PeftModel:
