@@ -12,6 +12,7 @@ its weights to those of the wrapper.
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from functools import cache
 from typing import Any
@@ -31,6 +32,7 @@ from weitune.errors import ModelError
 
 _OF_THE_WHOLE = ("tie_word_embeddings", "eos_token_id", "name_or_path", "quantization_config")
 """What a wrapper decides for its text model; transformers looks for it in the outermost configuration."""
+_DECODER = re.compile("(?<!PreTrained)Model$")
 
 
 def text_config(config: Any) -> Any:
@@ -60,7 +62,7 @@ def text_class(config: Any) -> type[Any]:
         return chosen
     named = _classes(kind)
     causal = [each for each in named if each.__name__.endswith("ForCausalLM")]
-    decoders = [MODEL_MAPPING[kind]] if kind in MODEL_MAPPING else [e for e in named if e.__name__.endswith("Model")]
+    decoders = [MODEL_MAPPING[kind]] if kind in MODEL_MAPPING else [e for e in named if _DECODER.search(e.__name__)]
     if causal:
         return causal[0]
     if not decoders:
