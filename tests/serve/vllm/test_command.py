@@ -191,8 +191,23 @@ def nested_run(folder: Path, family: str) -> Run:
     return run
 
 
+def test_an_adapter_by_the_text_models_names_gets_those_of_the_wrapper(tmp_path: Path) -> None:
+    """As weitune 0.1.0 wrote them for Qwen3.5, of which transformers trained the text model alone."""
+    run = nested_run(tmp_path / "run", "qwen3_5")
+    module = json.loads(after(command_for({"run": run}, tmp_path / "cache"), "--lora-modules"))
+    before, served = (AdapterWeights(Path(folder)) for folder in (run.path / "adapter", module["path"]))
+    names = {layer.replace("model.layers.", "model.language_model.layers."): layer for layer in before.updates}
+    assert served.updates.keys() == names.keys() != before.updates.keys()
+    for layer, update in served.updates.items():
+        old = before.updates[names[layer]]
+        torch.testing.assert_close(update.scale * update.b @ update.a, old.scale * old.b @ old.a)
+
+
 def test_an_adapter_whose_names_vllm_does_not_find_is_refused(tmp_path: Path) -> None:
     run = nested_run(tmp_path / "run", "qwen3_5")
+    path = run.path / "adapter" / "adapter_model.safetensors"
+    renamed = {name.replace(".layers.", ".blocks."): tensor for name, tensor in load_file(path).items()}
+    save_file(renamed, path, metadata={"format": "pt"})
     with pytest.raises(ModelError) as error:
         command_for({"run": run}, tmp_path / "cache")
     layers = len(AdapterWeights(run.path / "adapter").updates)

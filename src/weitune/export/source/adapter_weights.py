@@ -24,9 +24,11 @@ from torch import Tensor
 from weitune.errors import RunError
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, holds_model
+from weitune.model.load.names import ModelNames
 from weitune.model.load.weight_files import some_names
 from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.model.lora.experts import ExpertParameter, ExpertUpdate
+from weitune.model.lora.wrapped_adapter import in_wrapper
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
@@ -89,9 +91,14 @@ def _check_shape(shape: tuple[int, ...], weight: Tensor) -> None:
 class AdapterWeights:
     """The updates in a PEFT folder, by the names of their modules as they are in the file."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read ``folder``. Raises RunError if it is broken, or if its adapter cannot be added to a base's weights."""
-        config, tensors = _read(folder)
+    def __init__(self, folder: Path, names: ModelNames | None = None) -> None:
+        """Read ``folder``; an adapter by the text model's ``names`` gets those of the wrapper.
+
+        Raises RunError if it is broken, or if its adapter cannot be added to a base's weights.
+        """
+        config, read = _read(folder)
+        tensors = in_wrapper(read, names) if names else read
+        self.renamed = tensors.keys() != read.keys()
         self.folder = folder
         self._chosen_layers = any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
         self._chosen_layers |= isinstance(config.get("target_modules"), str)  # a pattern, which may name layers

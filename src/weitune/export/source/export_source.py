@@ -24,6 +24,7 @@ from weitune.generate.run import Run
 from weitune.model.load.config import read_config, read_whole_config, stored_stop_tokens
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.names import model_names
 from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.schema import Recipe, Tokens
 from weitune.run.run_folder import Which
@@ -56,7 +57,7 @@ class ExportSource:
 
     @cached_property
     def adapter(self) -> AdapterWeights:
-        return AdapterWeights(self.adapter_folder)
+        return AdapterWeights(self.adapter_folder, model_names(self.files))
 
     @cached_property
     def base(self) -> Weights:

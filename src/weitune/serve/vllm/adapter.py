@@ -7,7 +7,7 @@ model, whose layers are ``language_model.model.layers.*``; every such class also
 ``model.language_model.layers.*``.
 
 Releases of vLLM that ignore ``rank_pattern`` and ``alpha_pattern`` would scale such layers wrongly. An adapter that has
-them is rewritten with one rank and one scale.
+them is rewritten with one rank and one scale, and so is one of a wrapped model that has the text model's names.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from weitune.export.source.export_source import ExportSource
 from weitune.files.json_files import write_json
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import stored_weights
 from weitune.model.lora.adapter_config import read_adapter_config
 
@@ -36,7 +37,7 @@ _WRAPPED = ("model.language_model.", "language_model.model.")
 
 def checked_adapter(name: str, source: ExportSource) -> AdapterWeights:
     """Return the adapter of the run called ``name``. Raises ModelError if vLLM would refuse or ignore it."""
-    adapter = AdapterWeights(source.adapter_folder)
+    adapter = AdapterWeights(source.adapter_folder, model_names(source.files))
     check_kind(dora=adapter.has_magnitudes)
     # In layers that text never reaches, as in a vision tower, B is still zero: nothing is lost.
     check_layers(
@@ -89,9 +90,9 @@ def _layers_left_out(
     return ModelError("serve.adapter.layers_left_out", **values)
 
 
-def is_uneven(adapter: AdapterWeights) -> bool:
-    """Return whether the layers of ``adapter`` differ in rank or scale."""
-    return len({(update.rank, update.scale) for update in adapter.updates.values()}) > 1
+def is_rewritten(adapter: AdapterWeights) -> bool:
+    """Return whether vLLM gets an equivalent of ``adapter``: layers differ in rank or scale, or have other names."""
+    return adapter.renamed or len({(update.rank, update.scale) for update in adapter.updates.values()}) > 1
 
 
 def write_even(adapter: AdapterWeights, folder: Path) -> None:

@@ -27,7 +27,7 @@ from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.messages import say
 from weitune.serve.vllm import middleware
-from weitune.serve.vllm.adapter import checked_adapter, is_uneven, write_even
+from weitune.serve.vllm.adapter import checked_adapter, is_rewritten, write_even
 from weitune.serve.vllm.template import template_by_model
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -166,7 +166,7 @@ def _written(
         shutil.copyfile(middleware.__file__, partial / f"{_MODULE}.py")
         write_json(partial / f"{_MODULE}.json", {"base": BASE, "body_bytes": body_bytes})
         for i, adapter in enumerate(adapters.values()):
-            if is_uneven(adapter):
+            if is_rewritten(adapter):
                 write_even(adapter, _even_folder(partial, i, adapter))
         folder = cache / _digest(partial)
         if not folder.exists():
@@ -176,7 +176,7 @@ def _written(
 
 def _even_folder(folder: Path, i: int, adapter: AdapterWeights) -> Path:
     """Return the folder of the adapter of run ``i``: its own, or that of the rewritten adapter."""
-    return folder / f"adapter-{i}" if is_uneven(adapter) else adapter.folder
+    return folder / f"adapter-{i}" if is_rewritten(adapter) else adapter.folder
 
 
 def _digest(folder: Path) -> str:
