@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from bench.reference import in_plan_order, losses, make_trainer, rows_of
-from tests.families import FAMILIES, WRAPPED, save_family
+from tests.families import FAMILIES, MOE, WRAPPED, save_family
 from weitune import Recipe, Run, train
-from weitune.generate.open_model import attach_saved_adapter
+from weitune.export.options import ExportOptions
+from weitune.export.run import export
 from weitune.model.file_names import ADAPTER_FILES
-from weitune.model.load.weights import load_model
 from weitune.recipe.schema import Lora, Train
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.reporter import Reporter
@@ -32,6 +32,8 @@ from weitune.training.run import resume
 
 QUICK = ("phi3", "gpt_oss", "glm4_moe", "qwen3_5_text", "gemma3")
 """One family of each kind: the others are tested with the slow tests."""
+EXPERTS = {*MOE, "qwen3_next", "lfm2_moe", "granitemoehybrid", "nemotron_h", "jamba", "llama4"}
+"""Families whose experts are trained too, in a second case."""
 STEPS, BATCH = 10, 4
 IMAGE_ARGUMENTS = ("token_type_ids", "mm_token_type_ids")
 """What models that see images want to know of every token in training: that it is none of an image."""
@@ -53,6 +55,7 @@ class Case:
     """A family's tiny model with what is trained of it, each made when it is first asked for."""
 
     family: str
+    experts: bool
     folder: Path
 
     @cached_property
@@ -64,7 +67,7 @@ class Case:
             model=str(save_family(self.folder / "model", self.family)),
             data=[str(rows)],
             output=str(self.folder / "run"),
-            lora=Lora(dropout=0.0),
+            lora=Lora(dropout=0.0, experts=self.experts),
             train=Train(learning_rate=1e-3, **settings),  # type: ignore[arg-type]
         )
 
@@ -83,15 +86,16 @@ class Case:
         output = str(self.folder / "start")
         return train(self.recipe.model_copy(update={"train": still, "output": output}), device="cpu").path / "adapter"
 
-    def published(self) -> Any:
-        """Load the model as its users do, with no dropout of its own."""
+    def published(self, folder: Path | None = None) -> Any:
+        """Load the model, or that in ``folder``, as its users do, with no dropout of its own."""
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-        config = AutoConfig.from_pretrained(self.recipe.model)
+        model = str(folder or self.recipe.model)
+        config = AutoConfig.from_pretrained(model)
         for key in [key for key in config.get_text_config().to_dict() if "dropout" in key]:
             setattr(config.get_text_config(), key, 0.0)
         loader = AutoModelForImageTextToText if self.family in WRAPPED else AutoModelForCausalLM
-        return loader.from_pretrained(self.recipe.model, config=config, dtype=torch.float32)
+        return loader.from_pretrained(model, config=config, dtype=torch.float32)
 
     def with_adapter(self, folder: Path, *, trained: bool = False) -> Any:
         from peft import PeftModel
@@ -99,14 +103,17 @@ class Case:
         return PeftModel.from_pretrained(self.published(), str(folder), is_trainable=trained)
 
 
-TRAINED = [name for name in FAMILIES if name not in WRAPPED or name == "gemma3"]
+def _cases() -> Iterator[Any]:
+    for name in FAMILIES:
+        for experts in (False, True) if name in EXPERTS else (False,):
+            marks = () if name in QUICK else pytest.mark.slow
+            yield pytest.param((name, experts), id=f"{name}-experts" if experts else name, marks=marks)
 
 
-@pytest.fixture(
-    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
-)
+@pytest.fixture(scope="module", params=_cases())
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp(request.param))
+    family, experts = request.param
+    return Case(family, experts, tmp_path_factory.mktemp(family))
 
 
 def test_losses_equal_those_of_trainer_and_peft(case: Case) -> None:
@@ -135,15 +142,16 @@ def test_a_run_that_ended_after_step_five_resumes_to_the_same_bits(case: Case) -
 
 
 def test_peft_loads_the_adapter_and_gives_our_logits(case: Case) -> None:
-    example = max((case.inputs.examples[k] for k in range(8)), key=lambda each: len(each.input_ids))
-    ids = torch.tensor([example.input_ids])
-    ours = load_model(case.recipe.model, precision="fp32", device="cpu").model
-    base = _logits(ours, ids)
-    tuned = _logits(attach_saved_adapter(ours, case.run.path / "adapter"), ids)
-    theirs = _logits(case.with_adapter(case.run.path / "adapter"), ids)
-    assert _distance(theirs, tuned) < 1e-5
-    assert _distance(base, tuned) > 1e-2
-    assert _distance(base, _logits(case.published(), ids)) < 1e-5
+    ours, base = (_logits(case.run.engine(which, device="cpu").model, case) for which in ("last", "base"))
+    assert _distance(_logits(case.published(), case), base) < 1e-5
+    assert _distance(_logits(case.with_adapter(case.run.path / "adapter"), case), ours) < 1e-5
+    assert _distance(base, ours) > 1e-2
+
+
+def test_the_merged_export_is_base_and_adapter(case: Case) -> None:
+    merged = export(case.run, case.folder / "merged", ExportOptions("merged", prompts=0)).folder
+    adapted = _logits(case.with_adapter(case.run.path / "adapter"), case)
+    assert _distance(_logits(case.published(merged), case), adapted) < 1e-4
 
 
 def _naming_no_image(collate: Callable[[Any], Any], model: Any) -> Callable[[Any], Any]:
@@ -157,9 +165,11 @@ def _naming_no_image(collate: Callable[[Any], Any], model: Any) -> Callable[[Any
     return collated
 
 
-def _logits(model: Any, ids: Tensor) -> Tensor:
+def _logits(model: Any, case: Case) -> Tensor:
+    """Return the logits of the longest of some examples."""
+    example = max((case.inputs.examples[k] for k in range(8)), key=lambda each: len(each.input_ids))
     with torch.no_grad():
-        logits: Tensor = model.eval()(input_ids=ids).logits
+        logits: Tensor = model.eval()(input_ids=torch.tensor([example.input_ids])).logits
     return logits
 
 
