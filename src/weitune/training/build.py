@@ -23,6 +23,7 @@ from weitune.model.lora.adapter import attach_adapter, token_ids_of
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.lora.targets import find_targets
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
+from weitune.model.own_dropout import turn_off_own_dropout
 from weitune.model.storage.allocator import keep_freed_memory, releasing_freed_memory
 from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
@@ -54,6 +55,7 @@ def make_trainable(
     resumed says of its targets. Raises ModelError if the recipe's
     adapter does not fit the model.
     """
+    turn_off_own_dropout(loaded.model)
     if lora is None:
         capabilities = probe(loaded.model)
         loaded.model.requires_grad_(True)
