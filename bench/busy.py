@@ -18,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from bench.baseline import processor
 from bench.compare import RESULTS, model_folder
 
 CORES = os.cpu_count() or 1
@@ -160,8 +160,8 @@ def measure(
 
 def report(name: str, seconds: Mapping[str, Mapping[str, Mapping[int, list[float]]]], loads: Sequence[int]) -> None:
     """Print medians and their ratios to the default beside nothing, and keep all figures in ``bench/results``."""
-    processor = _processor()
-    print(f"\n{name}: {processor}, {CORES} cores; medians in seconds (times the default beside nothing)")
+    name_of_processor = processor()
+    print(f"\n{name}: {name_of_processor}, {CORES} cores; medians in seconds (times the default beside nothing)")
     for job in _WORK:
         quiet = statistics.median(seconds["default"][job][0])
         print(f"\n{job:18s}" + "".join(f"{load} busy loops".rjust(20) for load in loads))
@@ -169,14 +169,9 @@ def report(name: str, seconds: Mapping[str, Mapping[str, Mapping[int, list[float
             medians = [statistics.median(jobs[job][load]) for load in loads]
             print(f"{way:18s}" + "".join(f"{m:.2f} ({m / quiet:.2f})".rjust(20) for m in medians))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"processor": processor, "seconds": seconds}, indent=2) + "\n")
-
-
-def _processor() -> str:
-    """Return the processor's name."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else []  # fmt: skip
-    return names[0] if names else "unknown processor"
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps({"processor": name_of_processor, "seconds": seconds}, indent=2) + "\n"
+    )
 
 
 def main() -> None:

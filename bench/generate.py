@@ -1,0 +1,101 @@
+"""How fast do models answer? This version and 0.1.0 in turn, in the same precision.
+
+    python -m bench.generate [--models smollm2-135m,qwen2.5-0.5b] [--precisions fp32,bf16] [--rounds 3]
+
+one     an answer of 64 tokens to one question
+many    answers of at most 64 tokens to 100 questions of the data, 8 at a time as evaluation does
+
+Both sides generate greedily with a run's adapter. In fp32 the answers have to be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.baseline import VERSION_0_1_0, environment, processor, sources, summary, weitune
+from bench.compare import RESULTS, model_folder
+from bench.start import finished
+
+_DATA = Path(__file__).parents[1] / "src/weitune/data/builtin/captain-en.jsonl"
+_SIDE = """
+import json, sys, time
+from weitune import Run
+from weitune.data.conversation import Conversation, Turn
+from weitune.generate.sampling import Sampling
+
+run, questions, sampling = Run(sys.argv[1]), json.loads(sys.argv[2]), Sampling(max_new_tokens=64)
+engine = run.engine()
+asked = [Conversation((Turn("user", question),)).with_system(run.recipe.system) for question in questions]
+engine.answer(asked[0], Sampling(max_new_tokens=4))
+facts = {}
+for name, part in (("one", asked[:1]), ("many", asked)):
+    start = time.perf_counter()
+    answers = engine.answers(part, sampling)
+    seconds = time.perf_counter() - start
+    facts[name] = sum(len(answer.tokens) for answer in answers) / seconds
+    facts[f"{name} answers"] = [answer.text for answer in answers]
+print(json.dumps(facts))
+"""
+
+
+def measured(source: Path, run: Path, questions: list[str]) -> dict[str, Any]:
+    """Return the tokens a second of one side, and its answers."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SIDE, str(run), json.dumps(questions)],
+        env=environment(source), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def questions_of(count: int) -> list[str]:
+    """Return questions of the built-in data, numbered so that they differ where the data have fewer."""
+    rows = [json.loads(line) for line in _DATA.read_text(encoding="utf-8").splitlines()]
+    asked = [next(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows]
+    return [f"{asked[k % len(asked)]}{'' if k < len(asked) else f' ({k})'}" for k in range(count)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="smollm2-135m,qwen2.5-0.5b")
+    parser.add_argument("--precisions", default="fp32,bf16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--baseline", default=VERSION_0_1_0, help="the commit to compare with")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"processor": processor(), "questions": arguments.questions}
+    questions = questions_of(arguments.questions)
+    with sources(arguments.baseline) as both, tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models.split(","):
+            for precision in arguments.precisions.split(","):
+                run = Path(folder) / f"{name}-{precision}"
+                training = ["train", "--model", str(model_folder(name)), "--data", str(_DATA), "--output", str(run),
+                            "--train.max_steps", "2", "--train.precision", precision]  # fmt: skip
+                finished(weitune(both["before"], training))
+                found: dict[str, list[dict[str, Any]]] = {side: [] for side in both}
+                for _ in range(arguments.rounds):
+                    for side, source in both.items():
+                        found[side].append(measured(source, run, questions))
+                for what in ("one", "many"):
+                    rates = {side: [facts[what] for facts in each] for side, each in found.items()}
+                    equal = sum(
+                        a == b for a, b in zip(*(each[0][f"{what} answers"] for each in found.values()), strict=True)
+                    )
+                    entry = {**summary(rates), "equal_answers": equal, "tokens_per_second": rates}
+                    results[f"{name} {precision} {what}"] = entry
+                    print(f"{name} {precision} {what:4}  0.1.0 {entry['before']:6.1f} tokens/s  "
+                          f"now {entry['now']:6.1f}  ratio {entry['ratio']:.2f}  equal {equal}", flush=True)  # fmt: skip
+    (RESULTS / "generate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
