@@ -93,7 +93,7 @@ def main() -> None:
                     entry = {**summary(rates), "equal_answers": equal, "tokens_per_second": rates}
                     results[f"{name} {precision} {what}"] = entry
                     print(f"{name} {precision} {what:4}  0.1.0 {entry['before']:6.1f} tokens/s  "
-                          f"now {entry['now']:6.1f}  ratio {entry['ratio']:.2f}  equal {equal}", flush=True)  # fmt: skip
+                          f"now {entry['now']:6.1f} ratio {entry['ratio']:.2f}  equal {equal}", flush=True)  # fmt: skip
     (RESULTS / "generate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
