@@ -74,9 +74,11 @@ class TutorialFraming(Framing):
 
     def _spoken(self, answer: Turn) -> list[Piece]:
         """Return the content of an answer, preceded by its reasoning in the tokenizer's tags if it has any."""
+        if answer.reasoning is None:
+            return [Text(answer.content, bare=False)] if answer.content else []
         text, tags = content_with_reasoning(answer, tags_of(self._controls)), "".join(tags_of(self._controls))
-        if answer.reasoning is None or not self._controls.lookalikes(tags):
-            return [Text(text, bare=False)] if text else []
+        if not self._controls.lookalikes(tags):
+            return [Text(text, bare=False)]
         disguise = self._controls.disguise([answer.reasoning, answer.content], tags)
         if disguise is not None:
             text = content_with_reasoning(answer, tags_of(self._controls), disguise.hide)
