@@ -15,6 +15,7 @@ from torch import nn
 from weitune.errors import ModelError
 from weitune.messages import say
 from weitune.model.lora.experts import expert_targets
+from weitune.model.lora.lean_peft import lean_peft
 from weitune.model.lora.linear_layers import sizes
 from weitune.model.lora.named_like_experts import NO_MODULES, attach_by_hand, name_weights
 from weitune.model.lora.targets import Targets, find_targets
@@ -81,12 +82,13 @@ def attach_adapter(
     weights. Raises ModelError if a target module does not exist or cannot be adapted, or if the recipe's adapter does
     not fit the model.
     """
-    from peft import get_peft_model
-
     targets = targets or find_targets(model, lora)
-    config = _config(model, lora, targets, list(token_ids))
+    with lean_peft():
+        config = _config(model, lora, targets, list(token_ids))
     parameters = [name for name, _ in model.named_parameters()]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with lean_peft(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        from peft import get_peft_model
+
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match any targeted module")
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
