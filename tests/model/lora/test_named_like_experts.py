@@ -65,7 +65,8 @@ def test_peft_loads_what_is_saved(keys: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_they_start_and_learn_as_the_others() -> None:
-    model = attach_adapter(family_model("glm4_moe"), Lora(init="eva", r=4), seed=0, base="glm4_moe")
+    pattern = {"shared_experts.up_proj": 4}
+    model = attach_adapter(family_model("glm4_moe"), Lora(init="eva", rank_pattern=pattern), seed=0, base="glm4_moe")
     name = "base_model.model.model.layers.1.mlp.shared_experts.up_proj.lora_{}.default.weight"
     before = model.get_parameter(name.format("A")).clone()
     empty = torch.zeros(0, dtype=torch.int64)

@@ -9,6 +9,7 @@ loftq       s B A: the best approximation of W - Q, the rounding error of 4-bit 
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
 
     Raises ModelError if the batches have too few tokens for the adapter's rank.
     """
-    from peft import EvaConfig, initialize_lora_eva_weights
+    from peft import EvaConfig, get_eva_state_dict
 
     config = model.peft_config["default"]
     ranks = [config.r, *config.rank_pattern.values()]
@@ -94,14 +95,18 @@ def start_eva(model: PeftModel, batches: Sequence[TensorBatch]) -> None:
         states: Tensor = (inputs if isinstance(inputs, Tensor) else inputs[0]).flatten(0, -2)
         return states if isinstance(batch, PackedTensors) else states[batch.attention_mask.flatten().bool()]
 
-    targets = config.target_modules
-    config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
+    largest = copy.copy(config)  # PEFT would exchange ranks between layers with other inputs and other ranks
+    largest.r, largest.rank_pattern, largest.eva_config = max(ranks), {}, EvaConfig(rho=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns that it cannot move the batches, which are on the device already
         functions = {"forward_fn": forward, "prepare_model_inputs_fn": None, "prepare_layer_inputs_fn": read}
         options = {"gather_distributed_inputs": False, "show_progress_bar": False}
-        initialize_lora_eva_weights(model, batches, **functions, **options)
-    config.init_lora_weights, config.eva_config, config.target_modules = True, None, targets
+        directions = get_eva_state_dict(model, batches, largest, **functions, **options)
+    for name, found in directions.items():  # those of the largest variance come first
+        a = model.get_submodule(name).lora_A["default"].weight
+        rows = min(len(found), len(a))  # a narrow layer has fewer directions than ranks
+        with torch.no_grad():
+            a[:rows].copy_(found[:rows])
 
 
 def start_loftq(model: PeftModel, files: ModelFiles) -> None:
