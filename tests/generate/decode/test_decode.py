@@ -128,6 +128,11 @@ def test_a_block_that_computes_something_else_is_left_to_transformers() -> None:
     assert decodable_blocks(model) is None
 
 
+def test_a_layer_with_other_settings_than_the_first_is_tried_too() -> None:
+    assert decodable_blocks(family_model("smollm3", no_rope_layers=[1, 1])) is not None
+    assert decodable_blocks(family_model("smollm3", no_rope_layers=[1, 0])) is None
+
+
 def test_a_seed_gives_the_same_answer_in_any_company() -> None:
     model = tiny_model("qwen2")
     sampling = Sampling(max_new_tokens=12, temperature=0.9, top_p=0.95, repetition_penalty=1.2, seed=5)
