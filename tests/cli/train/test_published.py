@@ -33,7 +33,7 @@ def test_a_published_base_from_plan_to_export(tmp_path: Path, family: str, capsy
     quantize(base, BASES[family])
     before = contents(base)
     common = ["--model", str(base), "--data", write_rows(tmp_path, ROWS * 4), "--device", "cpu"]
-    common += ["--train.precision", "fp32"]
+    common += ["--train.precision", "fp32", "--lora.experts", str(family == "gpt_oss").lower()]
     published = f"published in {'MXFP4' if family == 'gpt_oss' else 'FP8'} and has "
 
     assert cli.main(["plan", *common, "--json"]) == 0

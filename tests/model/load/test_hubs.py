@@ -21,6 +21,8 @@ from weitune.cli import main
 from weitune.errors import ModelError, RunError
 from weitune.model.load.locate import locate
 
+AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
@@ -80,6 +82,17 @@ def test_what_nobody_reads_is_not_downloaded(hub: LocalHub) -> None:
     before = list(hub.downloaded)
     locate("someone/tiny")
     assert hub.downloaded == before
+
+
+def test_a_quantized_model_is_refused_before_its_weights_are_downloaded(
+    hub: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, data = hub.repositories["someone/tiny"], tmp_path / "rows.json"
+    files["config.json"] = json.dumps(json.loads(files["config.json"]) | AWQ).encode()
+    data.write_text(json.dumps([{"instruction": "Question?", "output": "Answer."}]))
+    assert main(["train", "--model", "someone/tiny", "--data", str(data), "--output", str(tmp_path / "run")]) == 2
+    assert "quantized with AWQ" in capsys.readouterr().err
+    assert "model.safetensors" not in hub.downloaded
 
 
 def test_a_revision_is_followed(hub: LocalHub) -> None:
