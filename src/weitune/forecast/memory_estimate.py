@@ -12,6 +12,8 @@
                   and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
     logits        one chunk of the output head
 
+A model that runs by its own modules is measured instead (:mod:`.own_modules`).
+
 Every forecast and every choice of ``train.micro_tokens`` comes from here; ``bench/plan_accuracy.py`` holds it against
 measured peaks.
 """
@@ -20,13 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weitune.messages import say
 from weitune.model.fast.feed_forward import SLICE_COLUMNS
 from weitune.model.fast.loss import CHUNK_LOGITS
 from weitune.model.fast.tree import BLOCK_ROWS
 from weitune.recipe.schema import Recompute
+
+if TYPE_CHECKING:
+    from weitune.forecast.own_modules import Footprint, OwnModules
 
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
 """``train.micro_tokens: auto`` chooses between LEAST and MOST, or more for a longer example. Values are recomputed only
@@ -58,29 +63,33 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
-        config = config.get_text_config()
-        config = max(getattr(config, "per_layer_config", None) or [config], key=_head_size)  # Gemma 4 has several sizes
-        heads = int(config.num_attention_heads)
-        groups = int(getattr(config, "num_key_value_heads", None) or heads)
-        size = _head_size(config)
-        experts = getattr(config, "moe_intermediate_size", None)
-        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        if experts:
-            wide = int(experts) * int(getattr(config, "num_experts_per_tok", None) or 1)
+        """Read the sizes from a configuration; of sizes that differ between layers, the largest."""
+        text = config.get_text_config()
+        hidden, heads = _largest(text, "hidden_size"), _largest(text, "num_attention_heads") or 1
+        groups = _largest(text, "num_key_value_heads") or heads
+        size = _largest(text, "head_dim") or hidden // heads
+        wide = _largest(text, "intermediate_size") or 4 * hidden
+        if experts := _largest(text, "moe_intermediate_size"):
+            wide = experts * (_largest(text, "num_experts_per_tok") or 1)
         return cls(
-            layers=int(config.num_hidden_layers),
-            hidden=int(config.hidden_size),
-            wide=max(wide) if isinstance(wide, list) else int(wide),  # Gemma 3n has one for every layer
+            layers=_largest(text, "num_hidden_layers"),
+            hidden=hidden,
+            wide=wide,
             queries=heads * size,
             keys=groups * size,
             heads=heads,
             repeat=heads // groups,
-            vocabulary=int(config.vocab_size),
+            vocabulary=_largest(text, "vocab_size"),
         )
 
 
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+def _largest(config: Any, name: str) -> int:
+    """Return the largest value of ``name`` in any layer, 0 if there is none."""
+    found: list[int] = []
+    for each in getattr(config, "per_layer_config", None) or [config]:
+        value = getattr(each, name, None) or 0
+        found += value if isinstance(value, list | tuple) else [value]
+    return max(map(int, found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,8 @@ class PassSize:
     """Tokens that are learned."""
     longest: int
     """Tokens of the longest example: as far back as a token can look."""
+    rows: int = 1
+    """Rows of examples, if each is padded in a row of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,8 @@ class PassConfig:
     """Whether feed-forward values are computed in slices, as on a CPU."""
     dense_bytes: int = 0
     """Bytes of a number in the dense copy of a stored matrix, made when it is used (:func:`.dense_bytes`)."""
+    modules: OwnModules | None = None
+    """Measures the model's own modules, if these run."""
 
     @property
     def keep_feed_forward(self) -> bool:
@@ -120,8 +133,8 @@ class PassConfig:
 def activation_bytes_per_token(shape: ModelShape, config: PassConfig) -> int:
     """Return the bytes that a pass keeps of one token: all blocks, or with recomputation their inputs and one block.
 
-    For the model's own modules it is an estimate: autograd keeps about 16 vectors of the hidden size and 6 of the
-    feed-forward size a block.
+    For the model's own modules it is a guess, for those that cannot be measured: autograd keeps about 16 vectors of the
+    hidden size and 6 of the feed-forward size a block.
     """
     block = _kept_of_a_block(shape, config)
     if config.recompute == "block" or (config.recompute != "none" and not config.plain_blocks):
@@ -142,14 +155,18 @@ def _kept_of_a_block(shape: ModelShape, config: PassConfig) -> int:
 
 def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[int, int]:
     """Return the bytes that a pass takes at its peak: (activations and work space, logits)."""
+    if not config.plain_blocks and config.modules is not None and size.tokens:
+        footprint = config.modules.footprint(
+            config.number_bytes, recompute=config.recompute != "none", longest=size.longest
+        )
+        if footprint is not None:
+            return _measured_bytes(footprint, shape, size, config)
     number = config.number_bytes
     kept = size.tokens * activation_bytes_per_token(shape, config)
     string = size.tokens * shape.wide * number if config.dropout else 0
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0
-    chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
-    # in float32, and logits and their gradient in the other format
-    logits = chunk * (4 if number == 4 else 4 + 2 * number)
+    logits = _chunk_bytes(shape, size, number)
     wide_values = 4 if config.keep_feed_forward else 6
     if config.slices and number >= 4:
         wide_values = 3  # slices are small, but fragment memory (measured, not derived)
@@ -158,6 +175,26 @@ def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[i
         + _made_at_once(shape, config) * config.dense_bytes
     )
     return kept + string + masks + max(0, backward - logits), logits  # the two are never there at once
+
+
+def _measured_bytes(footprint: Footprint, shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[int, int]:
+    """Return the bytes that a pass of a model's own modules takes at its peak: (activations and work space, logits)."""
+    rows = max(size.rows, size.tokens / (size.longest or size.tokens))
+    head = footprint.head.at(rows, size.tokens)
+    if footprint.per_prediction:  # whole logits
+        logits = head + round(footprint.per_prediction * size.predictions)
+    else:
+        states = 3 * size.predictions * shape.hidden * config.number_bytes
+        logits = max(head, states + _chunk_bytes(shape, size, config.number_bytes))
+    work = footprint.work.at(rows, size.tokens) + _made_at_once(shape, config) * config.dense_bytes
+    chunk_stays = config.slices and not footprint.per_prediction  # the memory of a chunk is kept on a CPU
+    return footprint.kept.at(rows, size.tokens) + (work if chunk_stays else max(0, work - logits)), logits
+
+
+def _chunk_bytes(shape: ModelShape, size: PassSize, number_bytes: int) -> int:
+    chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
+    # in float32, and logits and their gradient in the other format
+    return chunk * (4 if number_bytes == 4 else 4 + 2 * number_bytes)
 
 
 def _made_at_once(shape: ModelShape, config: PassConfig) -> int:

@@ -9,8 +9,8 @@ Costs about a second for any size of model.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,11 +24,15 @@ from weitune.model.load.locate import ModelFiles
 from weitune.model.load.published import check_published, is_dequantized
 from weitune.model.load.text_model import model_from_config
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
+from weitune.model.lora.experts import expert_parameters, experts_per_token
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import Lora
 
+if TYPE_CHECKING:
+    from weitune.forecast.own_modules import OwnModules
+
 _SMALL = {
-    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+    "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
 }  # fmt: skip
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
@@ -54,6 +58,10 @@ class MetaModel:
     gguf: bool
     """Whether the weights come from a .gguf file, which may have rounded them already."""
     capabilities: Capabilities
+    computed: int = 0
+    """Weights of the decoder blocks by which a token is multiplied: of experts, those that it goes to."""
+    modules: OwnModules | None = field(default=None, compare=False)
+    """Measures a pass, if the model's own modules compute it."""
 
     @property
     def frozen(self) -> int:
@@ -79,10 +87,11 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
-    capabilities = capabilities or _probe_small(config)
+    computed = linear + _computed_by_experts(model, config)
+    capabilities = capabilities or _probe_small(config, model)
     if lora is None:
         targets, count = None, count_parameters(model)
-        capabilities = replace(capabilities, plain_blocks=False)
+        capabilities = replace(capabilities, plain_blocks=False, plain_head=False)
     else:
         targets = find_targets(model, lora)
         count = _count(model, lora, targets)
@@ -96,7 +105,22 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
         targets=targets,
         gguf=bool(files.gguf),
         capabilities=capabilities,
+        computed=computed,
+        modules=None if capabilities.plain_blocks else own_modules(files, lora, capabilities),
     )
+
+
+def own_modules(files: ModelFiles, lora: Lora | None, capabilities: Capabilities) -> OwnModules:
+    """Return what measures the own modules of the model in ``files`` with the adapter that ``lora`` describes."""
+    from weitune.forecast.own_modules import OwnModules
+
+    return OwnModules(lambda: read_config(files), lora, capabilities, model_from_config)
+
+
+def _computed_by_experts(model: Any, config: Any) -> int:
+    """Return how many weights of experts a token is multiplied by."""
+    per_token = experts_per_token(config)
+    return sum(p.shape.numel() * min(per_token, p.shape[0]) // p.shape[0] for p in expert_parameters(model))
 
 
 def _count(model: Any, lora: Lora, targets: Targets) -> ParameterCount:
@@ -107,21 +131,32 @@ def _count(model: Any, lora: Lora, targets: Targets) -> ParameterCount:
     return count_parameters(attach_adapter(model, plain, seed=0, base="", token_ids=tokens, targets=targets))
 
 
-def _probe_small(config: Any) -> Capabilities:
+def _probe_small(config: Any, model: Any = None) -> Capabilities:
+    """Probe a small model of ``config``; ``model`` is the whole one, whose experts may be beyond the layers probed."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
     try:
-        for name, value in _SMALL.items():
-            if getattr(text, name, None) is not None:
-                setattr(text, name, value)
-        for name in _PER_LAYER:
-            if getattr(text, name, None):
-                setattr(text, name, list(getattr(text, name))[: _SMALL["num_hidden_layers"]])
-        for name in _TOKENS:
-            setattr(text, name, None)
+        _shrink(text)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = model_from_config(small).eval()
-        return probe(model)
+            found = probe(model_from_config(small).eval())
+        return replace(found, plain_blocks=found.plain_blocks and (model is None or not expert_parameters(model)))
     except Exception as error:  # noqa: BLE001  (an unknown architecture may raise anything)
         return Capabilities(False, False, False, say("forecast.meta_model.not_probed", error=first_line(error)))
+
+
+def _shrink(text: Any) -> None:
+    """Make the configuration of a text model small: one layer of each kind that it lists, and two at least."""
+    lists = {name: list(each) for name in _PER_LAYER if (each := getattr(text, name, None))}
+    count = int(text.num_hidden_layers)
+    kinds = [tuple(str(each[layer]) for each in lists.values()) for layer in range(count)] if lists else []
+    kept = sorted({kinds.index(kind) for kind in kinds})
+    kept += [layer for layer in range(count) if layer not in kept][: max(0, 2 - len(kept))]
+    kept.sort()
+    for name, value in {**_SMALL, "num_hidden_layers": len(kept)}.items():
+        if getattr(text, name, None) is not None:
+            setattr(text, name, value)
+    for name, each in lists.items():
+        setattr(text, name, [each[layer] for layer in kept])
+    for name in _TOKENS:
+        setattr(text, name, None)

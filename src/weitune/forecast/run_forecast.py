@@ -124,6 +124,7 @@ def pass_config_for(meta: MetaModel, recipe: Recipe, form: Format, kind: str) ->
         dense_bytes=dense_bytes(
             form.storage, form.dtype, plain_blocks=plain_blocks, dora=lora is not None and lora.dora
         ),
+        modules=meta.modules,
     )
 
 
@@ -145,7 +146,8 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
 def capped(largest: PassSize, micro_tokens: int) -> PassSize:
     """Return the size of the largest pass when steps are split: a pass holds at least one example."""
     tokens = min(largest.tokens, max(micro_tokens, largest.longest))
-    return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens))
+    rows = -(-largest.rows * tokens // largest.tokens)
+    return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens), rows=rows)
 
 
 def formats(meta: MetaModel, recipe: Recipe, precision: Precision) -> list[Format]:
@@ -235,4 +237,6 @@ def disk_bytes(meta: MetaModel, recipe: Recipe) -> int:
 def step_costs(meta: MetaModel, workload: Workload) -> list[float]:
     """Return the floating-point operations of each step of ``workload``, without those of attention itself."""
     head = meta.shape.hidden * meta.shape.vocabulary
-    return [4.0 * sum(meta.linear * size.tokens + head * size.predictions for size in step) for step in workload.steps]
+    return [
+        4.0 * sum(meta.computed * size.tokens + head * size.predictions for size in step) for step in workload.steps
+    ]

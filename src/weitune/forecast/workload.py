@@ -53,7 +53,8 @@ class Workload:
             shares = share(batch, processes) if processes > 1 else [batch]
             for part in (part for mine in shares for part in layout.split(mine, micro_tokens)):
                 laid = layout.lay(part)
-                passes.append(PassSize(len(laid), len(laid.rows), max(len(example.inputs) for example in part)))
+                longest = max(len(example.inputs) for example in part)
+                passes.append(PassSize(len(laid), len(laid.rows), longest, len(part)))
             laid_out.append(passes)
         return cls(laid_out, tokens)
 
@@ -62,7 +63,10 @@ class Workload:
         """A pass as large as the largest one in every respect."""
         sizes = [size for step in self.steps for size in step]
         return PassSize(
-            max(size.tokens for size in sizes), max(size.predictions for size in sizes), max(s.longest for s in sizes)
+            max(size.tokens for size in sizes),
+            max(size.predictions for size in sizes),
+            max(size.longest for size in sizes),
+            max(size.rows for size in sizes),
         )
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 from weitune.data.conversation import Example
 from weitune.data.schedule import Plan
 from weitune.errors import ModelError
+from weitune.forecast.meta_model import own_modules
 from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
@@ -24,7 +25,7 @@ from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_fro
 from weitune.model.lora.targets import find_targets
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
 from weitune.model.own_dropout import turn_off_own_dropout
-from weitune.model.storage.allocator import keep_freed_memory, releasing_freed_memory
+from weitune.model.storage.allocator import keep_freed_memory, map_large_tensors, releasing_freed_memory
 from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
@@ -59,7 +60,10 @@ def make_trainable(
     if lora is None:
         capabilities = probe(loaded.model)
         loaded.model.requires_grad_(True)
-        return Trainable(loaded, WholeModel(loaded.model), replace(capabilities, plain_head=False, plain_blocks=False))
+        capabilities = replace(capabilities, plain_head=False, plain_blocks=False)
+        return Trainable(
+            loaded, WholeModel(loaded.model), capabilities, modules=own_modules(loaded.files, None, capabilities)
+        )
     targets = find_targets(loaded.model, lora, recorded)
     plain_decoder = BlockDecoder.from_model(loaded.model)
     capabilities = probe(loaded.model, plain_decoder)
@@ -82,9 +86,9 @@ def make_trainable(
     if blocks is not None:
         _lay_out(blocks, loaded)
     plain_head = capabilities.plain_head and _has_frozen_linear_head(loaded)
-    return Trainable(
-        loaded, adapter, replace(capabilities, plain_head=plain_head, plain_blocks=blocks is not None), blocks, targets
-    )
+    capabilities = replace(capabilities, plain_head=plain_head, plain_blocks=blocks is not None)
+    modules = own_modules(loaded.files, lora, capabilities) if blocks is None else None
+    return Trainable(loaded, adapter, capabilities, blocks, targets, modules)
 
 
 def _widen(loaded: LoadedModel) -> None:
@@ -125,7 +129,7 @@ def make_loop(
     """
     loaded = trainable.loaded
     if loaded.device.type == "cpu":
-        keep_freed_memory()
+        (map_large_tensors if trainable.blocks is None else keep_freed_memory)()
     memory = trainable.memory_plan(train, longest=longest, micro_tokens=micro_tokens)
     supervised = SupervisedModel(
         loaded.model, plain_head=trainable.capabilities.plain_head, blocks=trainable.blocks, recompute=memory.recompute

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weitune.data.layout import Layout
 from weitune.forecast.device_memory import (
@@ -25,6 +25,9 @@ from weitune.model.storage.shard import gathered_bytes, held_numbers
 from weitune.model.storage.weight_storage import dense_bytes
 from weitune.recipe.schema import Recompute, Train
 
+if TYPE_CHECKING:
+    from weitune.forecast.own_modules import OwnModules
+
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
@@ -38,6 +41,8 @@ class Trainable:
     """Runs its decoder blocks, if ``capabilities.plain_blocks``."""
     targets: Targets | None = None
     """What has an adapter; None if the whole model is trained."""
+    modules: OwnModules | None = None
+    """Measures its own modules, if these run."""
 
     @property
     def layout(self) -> Layout:
@@ -60,6 +65,7 @@ class Trainable:
             dense_bytes=dense_bytes(
                 self.loaded.storage, self.loaded.dtype, plain_blocks=plain_blocks, dora=bool(lora and lora.use_dora)
             ),
+            modules=self.modules,
         )
 
     def pending_bytes(self) -> int:

@@ -116,9 +116,10 @@ def _names(folder: Path, changed: int) -> ModelNames:
     with torch.device("meta"):
         text = model_from_config(config)
         try:
-            return _compare(text, kind(copy.deepcopy(whole)))
+            wrapper = None if kind is None else kind(copy.deepcopy(whole))
         except Exception:  # noqa: BLE001  (a tower may need a package that is not here)
-            return _compare(text, None)
+            wrapper = None
+    return _compare(text, wrapper)
 
 
 def _compare(text: Any, wrapper: Any) -> ModelNames:

@@ -1,0 +1,146 @@
+"""What a model's own modules keep, measured without numbers, is what autograd really keeps."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.families import FAMILIES, family_config
+from weitune.data.conversation import Example, Span
+from weitune.forecast.fake_batch import mask_bytes
+from weitune.forecast.live_memory import LiveBytes
+from weitune.forecast.memory_estimate import ModelShape, PassConfig, PassSize, pass_bytes
+from weitune.forecast.own_modules import OwnModules, layers_of
+from weitune.model.batch import PackedTensors, TensorBatch, to_tensors
+from weitune.model.capabilities import Capabilities, probe
+from weitune.model.load.text_model import model_from_config, text_config
+from weitune.model.lora.adapter import attach_adapter
+from weitune.model.supervised import hidden_states
+from weitune.recipe.schema import Lora
+
+LENGTH = 128
+MEASURED = [
+    "gemma3_text", "gemma4_text", "cohere2", "phi3", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5_text", "falcon_h1",
+    "lfm2", "qwen3_vl",
+]  # fmt: skip
+"""Sandwich norms, layers of several sizes, scaled logits, fused matrices, experts, recurrent layers, convolutions."""
+
+
+def modules_of(config: Any, lora: Lora | None, capabilities: Capabilities) -> OwnModules:
+    return OwnModules(lambda: copy.deepcopy(config), lora, capabilities, model_from_config)
+
+
+def saved_bytes(model: Any, batch: TensorBatch) -> int:
+    """Return the bytes of the tensors that autograd keeps of a pass, each memory once, without the weights."""
+    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = hidden_states(model, batch)
+        masks = mask_bytes(batch.tree if isinstance(batch, PackedTensors) else None)  # which autograd does not keep
+        del states
+        return masks + sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("family", MEASURED)
+def test_what_is_kept_is_what_autograd_saves(family: str) -> None:
+    config, lora = text_config(family_config(family)), Lora(dropout=0.1)
+    torch.manual_seed(0)
+    model = model_from_config(config)
+    capabilities = probe(model.eval())
+    attach_adapter(model.requires_grad_(False), lora, seed=0, base="")
+    lengths = [LENGTH] * 3 if capabilities.shares_rows else [LENGTH, LENGTH, LENGTH - 9]  # or there would be no mask
+    examples = [Example(tuple(range(k, k + n + 1)), (Span(n, n + 1),)) for k, n in enumerate(lengths, 10)]
+    saved = saved_bytes(model.train(), to_tensors(capabilities.layout.lay(examples), torch.device("cpu")))
+    footprint = modules_of(config, lora, capabilities).footprint(4, recompute=False, longest=LENGTH)
+    assert footprint is not None
+    assert footprint.kept.at(3, 3 * LENGTH) == pytest.approx(saved, rel=0.05)
+
+
+def test_a_deep_model_takes_as_much_as_its_layers_together() -> None:
+    lora = Lora()
+    kept = {}
+    for layers in (4, 8, 12):
+        kinds = ["sliding_attention", "full_attention"] * (layers // 2)
+        config = text_config(family_config("gemma3_text", num_hidden_layers=layers, layer_types=kinds))
+        measured = modules_of(config, lora, Capabilities(True, True, False)).footprint(4, recompute=False, longest=256)
+        assert measured is not None
+        kept[layers] = measured.kept.at(1, 512)
+    assert kept[12] - kept[8] == pytest.approx(kept[8] - kept[4], rel=1e-6)
+    assert kept[8] > 1.8 * kept[4]
+
+
+def test_recomputing_keeps_the_inputs_of_layers_and_works_on_one() -> None:
+    config = text_config(family_config("phi3", num_hidden_layers=12))
+    modules, shape = modules_of(config, Lora(), Capabilities(True, True, False)), ModelShape.from_config(config)
+    size = PassSize(1024, 100, 256)
+
+    def need(**manner: Any) -> int:
+        return sum(pass_bytes(shape, size, PassConfig(4, plain_blocks=False, modules=modules, **manner)))
+
+    assert need(recompute="block") < 0.35 * need()
+    assert need(recompute="feed-forward") == need(recompute="block")
+    half = sum(pass_bytes(shape, size, PassConfig(2, plain_blocks=False, modules=modules)))
+    assert half < need()
+
+
+def test_whole_logits_count_where_the_head_scales_them() -> None:
+    config, size = text_config(family_config("cohere2", vocab_size=50_000)), PassSize(512, 200, 256)
+    shape = ModelShape.from_config(config)
+
+    def logits(size: PassSize, *, plain_head: bool) -> int:
+        modules = modules_of(config, Lora(), Capabilities(True, plain_head, False))
+        return pass_bytes(shape, size, PassConfig(4, plain_blocks=False, modules=modules))[1]
+
+    assert logits(size, plain_head=False) > 2 * 4 * 200 * 50_000  # and their gradient
+    assert 4 * 200 * 50_000 < logits(size, plain_head=True) < 1.1 * 4 * 200 * 50_000
+
+
+def test_a_model_that_needs_numbers_is_guessed() -> None:
+    def broken(config: Any, dtype: torch.dtype) -> Any:
+        raise RuntimeError
+
+    config = text_config(family_config("qwen3"))
+    modules = OwnModules(lambda: config, Lora(), Capabilities(True, True, False), broken)
+    assert modules.footprint(4, recompute=False, longest=64) is None
+    shape, size = ModelShape.from_config(config), PassSize(64, 64, 64)
+    guessed = PassConfig(4, plain_blocks=False, modules=modules)
+    assert pass_bytes(shape, size, guessed) == pass_bytes(shape, size, PassConfig(4, plain_blocks=False))
+
+
+def test_memory_of_real_tensors_is_counted_once_and_until_it_is_freed() -> None:
+    before = torch.ones(1000)
+    with LiveBytes([before]) as live:
+        views = before[10:], before.view(10, 100)
+        kept = before * 2
+        half = kept[:500]
+        temporary = kept + 1
+        assert live.now == 2 * 4000
+        del temporary
+        assert live.now == 4000
+        assert live.peak() == 2 * 4000
+        del kept
+        assert live.now == 4000  # the half keeps it
+        assert live.peak() == 4000
+    assert len(half) + len(views) == 502
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_shape_and_a_list_of_layers(family: str) -> None:
+    config = text_config(family_config(family))
+    with torch.device("meta"):
+        model = model_from_config(config)
+    shape = ModelShape.from_config(config)
+    assert shape.layers == len(layers_of(model))
+    assert shape.vocabulary == model.get_input_embeddings().weight.shape[0]
+    assert shape.hidden == model.get_input_embeddings().weight.shape[1]
+    assert min(shape.wide, shape.queries, shape.keys) > 0
