@@ -7,10 +7,28 @@ row 2   ■ ■ ■ ■ ■ · · · · ·      · is room, or left over from a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 _LEAST = 64
+
+
+class Place:
+    """Where T tokens of B rows go: to the rows from ``first`` on, from the positions ``starts`` on.
+
+    Rows may start at different positions if there is one token for each.
+    """
+
+    def __init__(self, starts: Sequence[int], tokens: int, first: int, device: torch.device) -> None:
+        self.starts = starts
+        self.end = max(starts) + tokens
+        self.rows = slice(first, first + len(starts))
+        self.even = min(starts) == max(starts)
+        if not self.even:
+            self.row_index = torch.arange(first, first + len(starts), device=device)
+            self.positions = torch.tensor(starts, device=device)
 
 
 class KeyValueCache:
@@ -21,24 +39,20 @@ class KeyValueCache:
         self._values: list[Tensor | None] = [None] * layers
         self.rows = rows
 
-    def append(self, layer: int, key: Tensor, value: Tensor, starts: list[int], first: int) -> tuple[Tensor, Tensor]:
-        """Store ``key`` and ``value`` (B, G, T, D) of B rows from row ``first`` on, each from its own start.
+    def append(self, layer: int, key: Tensor, value: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """Store ``key`` and ``value`` (B, G, T, D) of B rows at ``place``.
 
         Returns the keys and values of these rows from position 0, shape (B, G, longest, D).
         """
-        tokens = key.shape[2]
-        end = max(starts) + tokens
-        keys = self._keys[layer] = self._with_room(self._keys[layer], key, end)
-        values = self._values[layer] = self._with_room(self._values[layer], value, end)
-        rows = slice(first, first + len(starts))
-        if min(starts) == max(starts):
-            keys[rows, :, starts[0] : end] = key
-            values[rows, :, starts[0] : end] = value
-        else:
-            for row, start in enumerate(starts):
-                keys[first + row, :, start : start + tokens] = key[row]
-                values[first + row, :, start : start + tokens] = value[row]
-        return keys[rows, :, :end], values[rows, :, :end]
+        stored = []
+        for store, new in ((self._keys, key), (self._values, value)):
+            room = store[layer] = self._with_room(store[layer], new, place.end)
+            if place.even:
+                room[place.rows, :, place.starts[0] : place.end] = new
+            else:
+                room[place.row_index, :, place.positions] = new[:, :, 0]
+            stored.append(room[place.rows, :, : place.end])
+        return stored[0], stored[1]
 
     @torch.inference_mode()
     def copy(self, source: KeyValueCache, source_row: int, row: int, length: int) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weitune.generate.decode.cache import KeyValueCache
+from weitune.generate.decode.cache import KeyValueCache, Place
 from weitune.model.fast.block import BlockParts
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.projection import LoraGroup, Projection
@@ -74,11 +74,12 @@ class StepDecoder:
         positions = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(tokens, device=ids.device)
         hidden: Tensor = self._module.embed_tokens(ids).flatten(0, 1).to(self._dtype)
         rotary = self._module.rotary_emb(hidden[None], positions)
-        masks = _Masks(positions, max(starts) + tokens)
+        place = Place(starts, tokens, first, ids.device)
+        masks = _Masks(positions, place.end)
         for layer, block in enumerate(self._blocks):
             query, key, value = block.qkv(block.norm_in.forward(hidden)[0])
             query, key, value = block.heads.split(query, key, value, len(starts), rotary)
-            keys, values = cache.append(layer, key, value, starts, first)
+            keys, values = cache.append(layer, key, value, place)
             attended = _attention(query, keys, values, masks.of(block.heads.window), block.heads.scaling)
             hidden = block.out(attended)[0].add_(hidden)
             gate, up = block.gate_up(block.norm_post.forward(hidden)[0])
