@@ -74,16 +74,38 @@ def test_a_resumed_run_ends_in_the_same_bits(run: Path, tmp_path: Path) -> None:
 def test_a_run_with_the_text_models_names_is_resumed(run: Path, tmp_path: Path) -> None:
     """weitune 0.1.0 wrote these for a wrapper whose text model it loaded by itself, such as Qwen3.5."""
     again = stopped_after_one_step(run, tmp_path)
-    checkpoint = again / "checkpoint-1"
-    path, manifest = checkpoint / "adapter_model.safetensors", checkpoint / "manifest.json"
+    path = again / "checkpoint-1" / "adapter_model.safetensors"
     renamed = {name.replace(".language_model.", "."): tensor for name, tensor in load_file(path).items()}
     assert renamed.keys() != load_file(path).keys()
-    save_file(renamed, path, metadata={"format": "pt"})
+    rewrite(path, renamed)
+    assert cli.main(["train", "--resume", str(again), "--device", "cpu"]) == 0
+    assert_same_tensors(again, run)
+
+
+def test_a_run_with_adapters_in_the_tower_is_resumed_without_them(run: Path, tmp_path: Path) -> None:
+    """weitune 0.1.0 put some on Gemma 3's, and knew the moments of the text model's by the wrapper's names."""
+    again = stopped_after_one_step(run, tmp_path)
+    path, moments = (again / "checkpoint-1" / f"{name}.safetensors" for name in ("adapter_model", "optimizer"))
+    tower = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj"
+    still = {f"{tower}.lora_A.weight": torch.ones(8, 32), f"{tower}.lora_B.weight": torch.zeros(32, 8)}
+    rewrite(path, {**load_file(path), **still})
+    text = "base_model.model.model.layers."
+    older = {
+        name.replace(text, "base_model.model.model.language_model.layers."): t for name, t in load_file(moments).items()
+    }
+    assert older.keys() != load_file(moments).keys()
+    rewrite(moments, {**older, f"{tower}.lora_B.default.weight.exp_avg": torch.zeros(32, 8)})
+    assert cli.main(["train", "--resume", str(again), "--device", "cpu"]) == 0
+    assert_same_tensors(again, run)
+
+
+def rewrite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write other tensors into a file of a checkpoint, and what its manifest says of the file."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    manifest = path.parent / "manifest.json"
     listed = json.loads(manifest.read_text())
     listed["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest.write_text(json.dumps(listed))
-    assert cli.main(["train", "--resume", str(again), "--device", "cpu"]) == 0
-    assert_same_tensors(again, run)
 
 
 def stopped_after_one_step(run: Path, folder: Path) -> Path:

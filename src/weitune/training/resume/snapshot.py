@@ -86,7 +86,8 @@ def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.op
     file = trained.files[1]
     if not (checkpoint.folder / file).is_file():
         raise RunError("training.snapshot.no_file", folder=checkpoint.folder, file=file)
-    tensors = in_wrapper(load_file(checkpoint.folder / file), trained.names)
+    text = in_text(load_file(checkpoint.folder / file), trained.names)
+    tensors = in_wrapper(text, trained.names)
     moments = in_text(load_file(checkpoint.folder / OPTIMIZER), trained.names)
     parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
     shapes = {
