@@ -191,7 +191,7 @@ def test_linear_layers_keep_their_dropout_and_experts_have_none(tmp_path: Path) 
     assert set(rates) == {(False, 0.3), (True, 0.0)}
 
 
-def test_a_start_of_the_same_seed_is_the_same_and_other_layers_start_as_without_experts(tmp_path: Path) -> None:
+def test_a_start_depends_on_the_seed_alone_and_its_width_on_the_rank_of_one_expert(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     lora = Lora(target_modules=ATTENTION, experts=True, init="gaussian")
