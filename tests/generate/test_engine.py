@@ -227,3 +227,19 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(RunError, match="does not fit"):
         merge_adapter(tiny_model("qwen2"), adapter)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma"])
+def test_progress_counts_the_conversations_that_are_answered(family: str) -> None:
+    engine = tiny_engine(family)
+    if family == "gemma":  # by transformers, as a model whose blocks are not plain
+        engine.__dict__["_blocks"] = None
+    done: list[tuple[int, int | None]] = []
+    engine.answers(
+        [conversation(question) for question in QUESTIONS],
+        Sampling(max_new_tokens=5),
+        batch_size=2,
+        progress=lambda *counts: done.append(counts),
+    )
+    assert done[-1] == (4, 4)
+    assert [count for count, _ in done] == sorted({count for count, _ in done})

@@ -58,7 +58,7 @@ class Options:
     """How an evaluation is made."""
 
     max_new_tokens: int = 128
-    batch_size: int = 8
+    batch_size: int = 16
     general: bool = True
     device: str | None = None
 
@@ -165,17 +165,12 @@ class _Losses:
 def _answers(
     engine: Engine, questions: Sequence[Question], max_new_tokens: int, batch_size: int, progress: Progress
 ) -> list[Answer]:
-    """Return the likeliest answers, in batches of similar length; a question that is too long gets an empty one."""
+    """Return the likeliest answers, ``batch_size`` at a time; a question that is too long gets an empty one."""
     limit = engine.context_tokens
     lengths = [len(engine.framing.prompt(question.conversation)) for question in questions]
     fitting = [at for at in range(len(questions)) if limit is None or lengths[at] < limit]
-    order = sorted(fitting, key=lengths.__getitem__)
-    answered: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        conversations = [questions[at].conversation for at in batch]
-        sampling = Sampling(max_new_tokens=max_new_tokens)
-        answers = engine.answers(conversations, sampling, batch_size=batch_size)
-        answered |= dict(zip(batch, answers, strict=True))
-        progress(len(answered), len(order))
+    conversations = [questions[at].conversation for at in fitting]
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answers = engine.answers(conversations, sampling, batch_size=batch_size, progress=progress)
+    answered = dict(zip(fitting, answers, strict=True))
     return [answered.get(at, Answer("", (), stopped=False)) for at in range(len(questions))]

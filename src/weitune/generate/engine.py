@@ -34,11 +34,15 @@ from weitune.generate.stream import Answer, AnswerStream, Cancelled, TokenQueue
 from weitune.messages import say
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.load.config import loaded_stop_tokens
+from weitune.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from weitune.data.frame.framing import Framing
+
+BATCH_SIZE = 16
+"""Conversations that are answered at a time."""
 
 
 class Engine:
@@ -113,9 +117,16 @@ class Engine:
         return self.answers([conversation], sampling)[0]
 
     def answers(
-        self, conversations: Sequence[Conversation], sampling: Sampling | None = None, *, batch_size: int = 8
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
     ) -> list[Answer]:
         """Return the answers in order, generated ``batch_size`` at a time, equal to those given one by one.
+
+        ``progress`` is called with (conversations answered, conversations in all).
 
         Equal means to rounding: sums over a batch may differ in the last bit, which can turn a near tie. Raises
         InputError if a conversation is too long.
@@ -124,10 +135,15 @@ class Engine:
         prompts = [self.prompt(conversation) for conversation in conversations]
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         if self._blocks is None:
-            return self._generated_answers(prompts, limits, sampling, batch_size)
+            return self._generated_answers(prompts, limits, sampling, batch_size, progress)
         tokens: list[list[int]] = [[] for _ in prompts]
+        done = 0
         for at, token in self._decoded(prompts, limits, sampling, batch_size):
             tokens[at].append(token)
+            if token in self.stop_tokens or len(tokens[at]) == limits[at]:
+                done += 1
+                if progress is not None:
+                    progress(done, len(prompts))
         return [self._read(row) for row in tokens]
 
     @cached_property
@@ -154,7 +170,12 @@ class Engine:
                 yield row.number, token
 
     def _generated_answers(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling, batch_size: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        sampling: Sampling,
+        batch_size: int,
+        progress: Progress | None,
     ) -> list[Answer]:
         """Answer with transformers. Prompts of similar length share a batch, so little is padded."""
         order = sorted(range(len(prompts)), key=lambda at: (limits[at], len(prompts[at])))
@@ -165,6 +186,8 @@ class Engine:
                 batch = rows[start : start + batch_size]
                 generated = self._generate([prompts[at] for at in batch], limit, sampling)
                 answers |= {at: self._read(row) for at, row in zip(batch, generated.tolist(), strict=True)}
+                if progress is not None:
+                    progress(len(answers), len(prompts))
         return [answers[at] for at in range(len(prompts))]
 
     def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.export.runs import logits
@@ -81,6 +82,37 @@ def test_merged_files_are_base_and_adapter(family: str, tmp_path: Path) -> None:
     expected = logits(tuned, IDS)
     assert (logits(loaded.eval(), IDS) - expected).abs().max() < 1e-4 * expected.abs().max().clamp_min(1)
     assert (base - expected).abs().max() > 0.01
+
+
+def test_tensors_that_transformers_does_not_load_are_copied(tmp_path: Path) -> None:
+    """DeepSeek-V3 is published with a further layer, which predicts the token after the next."""
+    model = family_model("deepseek_v3")
+    model.save_pretrained(tmp_path / "base")
+    adapted(model).save_pretrained(tmp_path / "adapter")
+    tensors = load_file(tmp_path / "base/model.safetensors")
+    further = {
+        name.replace("layers.1.", "layers.2."): each.clone() for name, each in tensors.items() if "layers.1." in name
+    }
+    save_file({**tensors, **further}, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    merged = merged_weights(tmp_path / "base", tmp_path / "adapter")
+    assert all(merged.read(name).equal(tensor) for name, tensor in further.items())
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    assert not merged.read(name).equal(tensors[name])
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "nemotron_h"])
+def test_files_may_have_the_models_own_names_and_stacked_experts(family: str, tmp_path: Path) -> None:
+    model = family_model(family)
+    model.save_pretrained(tmp_path / "base")
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    tuned = adapted(model)
+    tuned.save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert set(load_file(tmp_path / "merged/model.safetensors")) == set(tensors)
+    loaded = type(model).from_pretrained(tmp_path / "merged").eval()
+    expected = logits(tuned, IDS)
+    assert (logits(loaded, IDS) - expected).abs().max() < 1e-4 * expected.abs().max().clamp_min(1)
 
 
 def test_the_matrices_of_one_expert_are_merged_at_a_time(tmp_path: Path) -> None:

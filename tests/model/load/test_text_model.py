@@ -189,6 +189,24 @@ def test_a_tower_that_cannot_be_made_here_is_not_needed(tmp_path: Path) -> None:
     assert model_names(ModelFiles(tmp_path)).in_wrapper("model.norm") == "model.language_model.norm"
 
 
+def test_experts_are_laid_out_by_the_wrappers_rules(tmp_path: Path) -> None:
+    """transformers has rules for the files of Qwen3-VL-MoE, and none for its text model."""
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    dense = family_config("qwen3_vl")
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    text = {**dense.text_config.to_dict(), **experts, "model_type": "qwen3_vl_moe_text"}
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=dense.vision_config.to_dict())
+    Qwen3VLMoeForConditionalGeneration(config).float().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, "qwen3_vl")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    published = {n: t.transpose(1, 2).contiguous() if ".mlp.experts." in n else t for n, t in tensors.items()}
+    assert any(published[name].shape != tensors[name].shape for name in tensors)
+    save_file(published, path, metadata={"format": "pt"})
+    assert_same(load(tmp_path), whole(tmp_path))
+
+
 def test_configuration_is_that_of_the_text_model(tmp_path: Path) -> None:
     files = ModelFiles(save_family(tmp_path, "gemma3"))
     config = read_config(files)

@@ -44,7 +44,12 @@ _REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggm
 
 def base_architecture(source: ExportSource) -> Architecture:
     """Return the architecture of the base of ``source``. Raises ModelError if weitune does not write it."""
-    return architecture_of_gguf(read_header(source.files.path)) if source.files.gguf else architecture_of(source.config)
+    if source.files.gguf:
+        return architecture_of_gguf(read_header(source.files.path))
+    if source.whole_config.get_text_config() is not source.whole_config:
+        wrapper = (source.whole_config.architectures or [type(source.whole_config).__name__])[0]
+        raise ModelError("export.gguf_file.wrapped", wrapper=wrapper)
+    return architecture_of(source.config)
 
 
 def check_gguf(source: ExportSource) -> None:

@@ -9,7 +9,8 @@ transformers has other names for some parameters than the files, and stacks, spl
 
 It keeps its rules as lists of renamings and of reversible operations, one list for each family. A :class:`Place` is
 what these rules convert together: one tensor as a rule; where experts are stacked, the matrices of a single expert, so
-that no more than these are in memory. Parameters have the names of the text model; a tower's tensors belong to none.
+that no more than these are in memory. Parameters have the names of the text model. Tensors of a tower, and those that
+transformers does not load, belong to none.
 """
 
 from __future__ import annotations
@@ -145,18 +146,19 @@ def _places_of(model: Any, names: Mapping[str, str]) -> dict[str, Place]:
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     prefix, parameters = model.base_model_prefix, model.state_dict()
+    places: list[Place] = []
     becoming: dict[str, list[_Named]] = {}
     for file, name in sorted(names.items(), key=lambda item: dot_natural_key(item[1])):  # as transformers stacks them
         parameter, pattern = rename_source_key(name, renamings, converters, prefix, parameters)
         if parameter not in parameters and name in parameters:  # a name that no rule should have changed
             parameter, pattern = name, None
+        if parameter not in parameters:  # of a layer that transformers leaves out, as those that predict more tokens
+            places.append(Place((file,), ()))
+            continue
         becoming.setdefault(parameter, []).append(_Named(file, apply_renamings(name, renamings), pattern))
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    places = [
-        place
-        for parameter, tensors in becoming.items()
-        for place in _places(model, parameter, tensors, by_pattern.get(tensors[0].pattern or ""))
-    ]
+    for parameter, tensors in becoming.items():
+        places += _places(model, parameter, tensors, by_pattern.get(tensors[0].pattern or ""))
     return {name: place for place in places for name in place.files}
 
 

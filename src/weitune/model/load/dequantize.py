@@ -35,7 +35,7 @@ DTYPES = {
 """By the names that safetensors has for them."""
 _FOUR_BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The values of E2M1 without a sign."""
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 """Numbers that are dequantized at a time."""
 _BIAS = 127
 """Of an exponent that is stored in a byte (E8M0)."""

@@ -116,10 +116,9 @@ def _names(folder: Path, changed: int) -> ModelNames:
     with torch.device("meta"):
         text = model_from_config(config)
         try:
-            wrapper = None if kind is None else kind(copy.deepcopy(whole))
+            return _compare(text, kind(copy.deepcopy(whole)))
         except Exception:  # noqa: BLE001  (a tower may need a package that is not here)
-            wrapper = None
-    return _compare(text, wrapper)
+            return _compare(text, None)
 
 
 def _compare(text: Any, wrapper: Any) -> ModelNames:
