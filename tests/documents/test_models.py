@@ -1,0 +1,20 @@
+"""The pages of models have one row for each family that the tests train, and the same rows in both languages."""
+
+from __future__ import annotations
+
+import re
+
+from tests.documents.pages import DOCS, text_of
+from tests.families import GROUPS
+
+
+def rows_of(page: str, group: str) -> list[str]:
+    section = text_of(DOCS / page).partition(f"<!-- {group} -->")[2].partition(f"<!-- /{group} -->")[0]
+    return [line for line in section.splitlines() if line.startswith("| `")]
+
+
+def test_every_family_has_its_row() -> None:
+    for group, families in GROUPS.items():
+        rows = rows_of("models.md", group)
+        assert [re.findall("`([^`]+)`", row)[0] for row in rows] == list(families)
+        assert rows_of("models.zh-CN.md", group) == rows
