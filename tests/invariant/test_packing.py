@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from tests.families import HYBRID, MOE, family_model
 from tests.invariant.test_oracle import LORA, examples_with_forks
 from tests.tiny import TEMPLATE_OF, tiny_model
 from tests.training.loops import fit
@@ -15,7 +18,9 @@ from weitune.data.partition import split
 from weitune.data.schedule import Plan
 from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
+from weitune.model.fast.attention import tree_attention
 from weitune.model.lora.adapter import attach_adapter
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Train
 
 
@@ -63,3 +68,51 @@ def test_layouts_that_share_nothing_give_the_same_losses(layout: Layout) -> None
     assert [r.loss for r in apart] == pytest.approx([r.loss for r in shared], rel=1e-5)
     assert [r.grad_norm for r in apart] == pytest.approx([r.grad_norm for r in shared], rel=1e-4)
     assert sum(r.computed_tokens for r in shared) < 0.8 * sum(r.computed_tokens for r in apart)
+
+
+@pytest.mark.parametrize("family", MOE)
+def test_experts_are_chosen_alike_in_any_layout(family: str) -> None:
+    """A router looks at one token. Models whose attention cannot share rows are held to :data:`SEPARATE` below."""
+    model = family_model(family)
+    if not probe(model).shares_rows:
+        pytest.skip("it trains one conversation a row")
+    adapted = SupervisedModel(_adapted(model))
+    examples = examples_with_forks(9, vocabulary=400)
+    shared = _loss_and_gradient(adapted, [SHARED.lay(examples)])
+    with tree_attention(model, on=False):
+        apart = _loss_and_gradient(adapted, [SEPARATE.lay(examples)])
+    _assert_equal(shared, apart)
+
+
+@pytest.mark.parametrize("family", [*HYBRID, "gpt_oss", "gemma2", "llama4_text", "stablelm"])
+def test_padding_changes_no_row(family: str) -> None:
+    """It follows the tokens, so neither a recurrent layer nor a router may carry anything of it to them."""
+    model = family_model(family)
+    assert not probe(model).shares_rows
+    adapted = SupervisedModel(_adapted(model), plain_head=False)
+    examples = examples_with_forks(9, vocabulary=400)
+    assert len({len(example.inputs) for example in examples}) > 3
+    padded = _loss_and_gradient(adapted, [SEPARATE.lay(examples)])
+    _assert_equal(padded, _loss_and_gradient(adapted, [SEPARATE.lay([example]) for example in examples]))
+
+
+def _adapted(model: Any) -> Any:
+    """Return ``model`` with an adapter that changes its outputs, so that every matrix of it gets a gradient."""
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in attach_adapter(model, LORA, seed=1, base="tiny").named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    return model.train()
+
+
+def _loss_and_gradient(model: SupervisedModel, batches: list) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    losses = [model(to_tensors(batch, torch.device("cpu"))) for batch in batches]
+    torch.stack(losses).sum().backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return sum(map(float, losses)), torch.cat(gradients)
+
+
+def _assert_equal(ours: tuple[float, torch.Tensor], theirs: tuple[float, torch.Tensor]) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert (ours[1] - theirs[1]).norm() < 1e-4 * theirs[1].norm()
