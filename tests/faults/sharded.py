@@ -100,6 +100,7 @@ def main(orders: dict[str, Any]) -> None:
     make_accelerator(torch.device("cpu"))
     said = {
         "loaded": loaded(orders["narrow"]),
+        "published": loaded(orders["published"]),
         "untied": distances("llama"),
         "tied": distances("gemma", tie_word_embeddings=True, vocab_size=VOCABULARY + 1),
     }

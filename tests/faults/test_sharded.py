@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.faults.runs import STEPS, Inputs
 from tests.limits import HANG_SECONDS
+from tests.published import FP8, quantize
 from tests.tiny import save_tiny, tiny_model
 from weitune.cli.train.launch import Machines
 from weitune.run.events import read_events
@@ -41,10 +42,13 @@ def together(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     narrow = save_tiny(folder / "narrow")
     tiny_model().to(torch.bfloat16).save_pretrained(narrow)
+    published = save_tiny(folder / "published")
+    quantize(published, FP8)
     half = {**PLAIN, "train.max_steps": HALFWAY}
     train(inputs.recipe(folder / "begun alone", **half), device="cpu")
     orders: dict[str, Any] = {
         "narrow": str(narrow),
+        "published": str(published),
         "train": [
             inputs.tree(folder / "whole run", **PLAIN, **ON, **{"train.shard": True}),
             inputs.tree(folder / "begun together", **half, **{"train.shard": True}),
@@ -76,8 +80,9 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / rank).read_text(encoding="utf-8")) for rank in ("0", "1")]
 
 
-def test_each_process_holds_half_of_the_matrices(together: Path) -> None:
-    found = [answer["loaded"] for answer in answers(together)]
+@pytest.mark.parametrize("weights", ["loaded", "published"])
+def test_each_process_holds_half_of_the_matrices(together: Path, weights: str) -> None:
+    found = [answer[weights] for answer in answers(together)]
     whole = sum(p.numel() for p in tiny_model().parameters() if p.dim() > 1)
     assert [each["matrices"] for each in found] == [whole] * 2
     assert sum(each["held"] for each in found) == whole

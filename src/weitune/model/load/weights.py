@@ -106,8 +106,6 @@ def _load(
         # refuses files that transformers would load wrongly or incompletely without an error
         stored_weights(files.folder)
     quantized = not files.gguf and quantization_of(files.folder) is not None
-    if quantized and widened_later:
-        raise ModelError("model.weights.shard_of_published", folder=files.folder)
     mapped = widened_later or not _converts(files, stored, storage)
     try:
         if files.gguf:
