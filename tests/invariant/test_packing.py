@@ -107,10 +107,10 @@ def _adapted(model: Any) -> Any:
 
 def _loss_and_gradient(model: SupervisedModel, batches: list) -> tuple[float, torch.Tensor]:
     model.zero_grad()
-    losses = [model(to_tensors(batch, torch.device("cpu"))) for batch in batches]
-    torch.stack(losses).sum().backward()
+    loss = torch.stack([model(to_tensors(batch, torch.device("cpu"))) for batch in batches]).sum()
+    loss.backward()
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-    return sum(map(float, losses)), torch.cat(gradients)
+    return float(loss.detach()), torch.cat(gradients)
 
 
 def _assert_equal(ours: tuple[float, torch.Tensor], theirs: tuple[float, torch.Tensor]) -> None:
