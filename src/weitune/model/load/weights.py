@@ -140,6 +140,8 @@ def _load(
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone
+    if getattr(model.config, "output_router_logits", False):
+        model.config.output_router_logits = False  # they serve a loss that is never used, and fail with a cache
     model.eval()
     model.requires_grad_(False)
     return model
