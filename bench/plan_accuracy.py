@@ -1,6 +1,9 @@
 """Does `weitune plan` tell the truth? Its forecast of peak memory against what a run really takes.
 
     python -m bench.plan_accuracy [--models qwen2.5-0.5b smollm2-135m] [--recipes default …] [--measure]
+    python -m bench.plan_accuracy --models gemma3-270m phi3 qwen3_moe qwen3_5_text falcon_h1 gpt_oss --recipes short
+
+Besides test models it knows the families of OWN_MODULES, which run by their own modules: models with random weights.
 
 For each model and recipe, `weitune plan --json` forecasts a run of a few steps in one process, and `weitune train` does
 them in another, whose peak resident memory the kernel tells (ru_maxrss). With --measure the runs are longer, and the
@@ -20,6 +23,7 @@ from typing import Any
 
 from bench.compare import RESULTS, model_folder
 from bench.examples import SHARED, SYSTEM
+from tests.families import save_family
 
 STEPS, TIMED_STEPS = 3, 10
 _HUANHUAN = {"data": str(SHARED / "huanhuan.json"), "system": SYSTEM}
@@ -30,8 +34,31 @@ RECIPES: dict[str, dict[str, str]] = {
     "nf4": {**_HUANHUAN, "train.micro_tokens": "256", "train.storage": "nf4"},
     "rank-64": {**_HUANHUAN, "lora.r": "64", "lora.dropout": "0", "train.batch_size": "8"},
     "bf16": {**_HUANHUAN, "train.precision": "bf16", "train.max_steps": "30"},  # until shapes of rows come again
+    "short": {**_ALPACA, "tokens.max_length": "512", "train.batch_size": "8", "train.micro_tokens": "1024"},
     "long": {**_ALPACA, "tokens.max_length": "512", "train.batch_size": "8", "lora.target_modules": "q_proj,v_proj"},
 }
+
+_SIZES = {
+    "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "head_dim": 64,
+    "num_attention_heads": 8, "num_key_value_heads": 2,
+}  # fmt: skip
+OWN_MODULES: dict[str, dict[str, Any]] = {
+    "phi3": {"num_hidden_layers": 8},
+    "gemma2": {"query_pre_attn_scalar": 64, "layer_types": ["sliding_attention", "full_attention"] * 3},
+    "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 384, "mlp_only_layers": []},
+    "gpt_oss": {
+        "layer_types": ["sliding_attention", "full_attention"] * 3, "num_local_experts": 8, "intermediate_size": 512,
+    },
+    "qwen3_5_text": {
+        "num_hidden_layers": 8, "layer_types": [*["linear_attention"] * 3, "full_attention"] * 2,
+        "linear_num_value_heads": 8, "linear_num_key_heads": 4, "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    },
+    "falcon_h1": {
+        "mamba_d_ssm": 1024, "mamba_n_heads": 16, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64,
+    },
+}  # fmt: skip
+"""Sizes of families with random weights, 70 to 240 MB in float32."""
 
 
 def main() -> int:
@@ -58,12 +85,19 @@ def main() -> int:
     return int(worst > 0.15)
 
 
+def folder_of(model: str, scratch: Path) -> str:
+    """Return the folder of a test model, or write a model of OWN_MODULES to ``scratch``."""
+    if model not in OWN_MODULES:
+        return model_folder(model)
+    return str(save_family(scratch / model, model, **{**_SIZES, **OWN_MODULES[model]}))
+
+
 def one(model: str, name: str, *, measure: bool) -> dict[str, Any]:
     """Forecast and make one run."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
         keys = {
-            "model": model_folder(model),
+            "model": folder_of(model, Path(scratch)),
             "train.max_steps": str(TIMED_STEPS if measure else STEPS),
             "train.precision": "fp32",
             **RECIPES[name],

@@ -24,8 +24,10 @@ from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Storage
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIB = 1 << 20
-_FRAMEWORK = {"cpu": 580 * _MIB}
+_FRAMEWORK = {"cpu": 450 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
+_BITSANDBYTES = 130 * _MIB
+"""What importing it adds, which only quantized storage needs."""
 _CONTEXT = 700 * _MIB
 """Of an accelerator's runtime: an assumption."""
 
@@ -85,8 +87,13 @@ def memory_need(
     """
     adapter, gradients, optimizer = trained_bytes(meta.trainable)
     activations, logits = pass_bytes(meta.shape, size, config)
+    framework = _FRAMEWORK.get(kind, _CONTEXT)
+    if form.storage in QUANTIZED and kind == "cpu":
+        framework += _BITSANDBYTES
+    if config.plain_blocks or form.dtype.itemsize == 2:  # own modules multiply float32 without oneDNN
+        framework += kept_bytes(kind, form.dtype)
     return MemoryEstimate(
-        framework=_FRAMEWORK.get(kind, _CONTEXT) + kept_bytes(kind, form.dtype),
+        framework=framework,
         weights=_weights(meta, form, kind) if shards == 1 else _sharded(meta, form, shards),
         adapter=adapter,
         gradients=gradients,
