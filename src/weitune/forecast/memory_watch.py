@@ -25,8 +25,8 @@ from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassCon
 from weitune.messages import say
 from weitune.messages.quantities import memory_text
 from weitune.model.load.device import choose_dtype, stored_dtype
-from weitune.model.load.published import dense_tensors, quantization_of
-from weitune.model.load.weight_files import weight_files
+from weitune.model.load.published import dense_tensors, keeps_bitsandbytes, quantization_of
+from weitune.model.load.weight_files import stored_weights, weight_files
 from weitune.model.load.weights import LoadedModel, load_weights
 from weitune.recipe.schema import Storage
 
@@ -46,11 +46,16 @@ _CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
 
 
 def weight_numbers(files: ModelFiles) -> int:
-    """Return how many numbers a model's weight files hold once they are dequantized, by their headers."""
+    """Return how many numbers a model's weight files hold once they are dequantized, by their headers.
+
+    Of weights that stay quantized it is a lower bound: as many as would have the bytes of the files in float32.
+    """
     if files.gguf:
         from weitune.gguf.header import read_header
 
         return sum(prod(tensor.shape) for tensor in read_header(files.path).tensors.values())
+    if keeps_bitsandbytes(files.folder):
+        return sum(weight.bytes for weight in stored_weights(files.folder).values()) // torch.float32.itemsize
     return sum(prod(tensor.shape) for tensor in dense_tensors(files.folder).values())
 
 

@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tests import published as kinds
 from tests.families import save_family
 from tests.published import quantize
 from weitune.errors import ModelError
 from weitune.export.source.base_weights import open_weights
+from weitune.forecast.memory_watch import weight_numbers
 from weitune.model.load.dequantize import Float8, Mxfp4
 from weitune.model.load.locate import locate
 from weitune.model.load.published import dense_tensors, quantization_of, without_quantization
 from weitune.model.load.weight_files import CONFIG, SINGLE, StoredWeight
 from weitune.model.load.weights import load_model
+from weitune.model.storage.weight_storage import is_quantized
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WIDE = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 64}
@@ -203,8 +206,6 @@ def test_weights_are_rounded_again_as_those_of_a_dense_model_are(
 REFUSED = [
     ({"quant_method": "awq", "bits": 4}, "AWQ"),
     ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-    ({"load_in_4bit": True}, "bitsandbytes"),
     ({"quant_method": "hqq"}, "HQQ"),
     ({"quant_method": "aqlm"}, "AQLM"),
     ({"quant_method": "exl2"}, "EXL2"),
@@ -229,7 +230,35 @@ def test_other_methods_are_refused(tmp_path: Path, settings: dict[str, Any], nam
         assert name in text
         assert "train.storage: nf4" in text
         assert "by its name Tiny-1B-Instruct:" in text
-        assert ("vLLM" in text) == (name in {"AWQ", "GPTQ", "bitsandbytes"})
+        assert ("vLLM" in text) == (name in {"AWQ", "GPTQ"})
+
+
+def test_layers_of_bitsandbytes_are_loaded_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dense = save_family(tmp_path / "dense", "qwen3")
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(dense, quantization_config=settings, device_map={"": "cpu"})
+    folder = tmp_path / "Tiny-bnb-4bit"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(dense).save_pretrained(folder)
+    assert quantization_of(folder) is None
+    layers = dict(loaded(folder, "fp32").named_modules())
+    kept = layers["model.layers.0.mlp.up_proj"]
+    assert is_quantized(kept)
+    assert torch.equal(kept.weight, model.model.layers[0].mlp.up_proj.weight)
+    assert weight_numbers(locate(str(folder))) < weight_numbers(locate(str(dense)))
+    with pytest.raises(ModelError, match="no dense ones"):
+        open_weights(locate(str(folder)))
+
+
+def test_wrapped_layers_of_bitsandbytes_are_refused(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "Tiny-bnb-4bit", "gemma3")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(ModelError, match="bitsandbytes"):
+        loaded(folder)
 
 
 def test_a_wrapper_may_say_it_in_the_part_about_text() -> None:
@@ -259,6 +288,7 @@ _PEAK = """
 import re, sys
 from pathlib import Path
 from weitune.model.load.weights import load_model
+from weitune.model.storage.weight_storage import is_quantized
 status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 load = lambda folder: load_model(folder, precision=sys.argv[3], device="cpu").model
 load(sys.argv[2])  # what a first load imports

@@ -4,9 +4,10 @@
     FP8 in blocks, or with a single scale   DeepSeek-V3, Qwen3-…-FP8, Ministral 3; `quant_method: fp8`
     FP8 with a scale for each row           `fbgemm_fp8`, and `compressed-tensors` with 8-bit floats
 
-These are dequantized while they are read (:mod:`.dequantize`); the files stay as they are. Every other method (AWQ,
-GPTQ, bitsandbytes, …) is refused: most round to 4 bits, by rules that only their own kernels know, and the model that
-they were applied to can be had.
+These are dequantized while they are read (:mod:`.dequantize`); the files stay as they are. Layers that bitsandbytes
+quantized are loaded as they are, as ``train.storage: nf4`` or ``int8`` would make them. Every other method (AWQ, GPTQ,
+…) is refused: most round to 4 bits, by rules that only their own kernels know, and the model that they were applied to
+can be had.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Quantization:
 
 
 def quantization_of(folder: Path) -> Quantization | None:
-    """Return how the weights in ``folder`` were quantized; None if they are dense.
+    """Return how the weights in ``folder`` were quantized; None if they are dense, or quantized by bitsandbytes.
 
     Raises ModelError if weitune cannot dequantize them.
     """
@@ -78,7 +79,16 @@ def quantization_of(folder: Path) -> Quantization | None:
             return Quantization("FP8", None, dtype)
         case "compressed-tensors" if _only_float8(settings):
             return Quantization("FP8", _blocks(settings), dtype)
+        case "bitsandbytes" if not _wraps(config):
+            return None
     raise _refusal(folder, method, settings)
+
+
+def keeps_bitsandbytes(folder: Path) -> bool:
+    """Return whether the weights in ``folder`` were quantized by bitsandbytes, and stay so."""
+    config = read_model_json(folder / CONFIG)
+    settings = _settings(config)
+    return settings is not None and _method(settings) == "bitsandbytes" and not _wraps(config)
 
 
 def is_dequantized(folder: Path) -> bool:
@@ -112,6 +122,8 @@ def dense_tensors(folder: Path) -> dict[str, DenseTensor]:
     quantized in a way that weitune cannot dequantize.
     """
     quantization, stored = quantization_of(folder), stored_weights(folder)
+    if keeps_bitsandbytes(folder):
+        raise ModelError("model.published.no_dense_weights", folder=folder)
     if unknown := [f"{name} ({weight.dtype})" for name, weight in stored.items() if weight.dtype not in DTYPES]:
         raise ModelError("model.published.unknown_number_format", folder=folder, **counted(unknown))
     if quantization is None:
@@ -157,6 +169,10 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
                 settings: Mapping[str, Any] = part[key]
                 return settings
     return None
+
+
+def _wraps(config: Mapping[str, Any]) -> bool:
+    return any(isinstance(config.get(name), dict) for name in _PARTS)
 
 
 def _of(config: Mapping[str, Any], key: str) -> Any:
