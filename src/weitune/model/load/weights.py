@@ -5,6 +5,7 @@ Only safetensors and GGUF weights are read, and no code that comes with a model 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ from weitune.recipe.schema import QUANTIZED, Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a tensor of one expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,10 @@ def _load(
 
 def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
     """Return whether the weights are converted from the files, which are then read once instead of mapped."""
-    return storage in QUANTIZED or (not files.gguf and dtype_on_disk(read_config(files)) != stored)
+    if files.gguf:
+        return storage in QUANTIZED
+    stacked = any(_EXPERT.search(name) for name in stored_weights(files.folder))  # which one parameter is made of
+    return storage in QUANTIZED or stacked or dtype_on_disk(read_config(files)) != stored
 
 
 def _check_complete(folder: Path, missing: Collection[str]) -> None:
