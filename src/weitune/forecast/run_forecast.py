@@ -24,10 +24,10 @@ from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Storage
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIB = 1 << 20
-_FRAMEWORK = {"cpu": 450 * _MIB}
+_FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
-_BITSANDBYTES = 130 * _MIB
-"""What importing it adds, which only quantized storage needs."""
+_WITH_OWN_MODULES = 450 * _MIB
+"""The same where a model's own modules run on a CPU, which map large tensors and leave no holes in the heap."""
 _CONTEXT = 700 * _MIB
 """Of an accelerator's runtime: an assumption."""
 
@@ -88,8 +88,8 @@ def memory_need(
     adapter, gradients, optimizer = trained_bytes(meta.trainable)
     activations, logits = pass_bytes(meta.shape, size, config)
     framework = _FRAMEWORK.get(kind, _CONTEXT)
-    if form.storage in QUANTIZED and kind == "cpu":
-        framework += _BITSANDBYTES
+    if kind == "cpu" and not config.plain_blocks and form.storage not in QUANTIZED:
+        framework = _WITH_OWN_MODULES
     if config.plain_blocks or form.dtype.itemsize == 2:  # own modules multiply float32 without oneDNN
         framework += kept_bytes(kind, form.dtype)
     return MemoryEstimate(
