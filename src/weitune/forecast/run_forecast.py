@@ -27,7 +27,10 @@ _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
 _WITH_OWN_MODULES = 450 * _MIB
-"""The same where a model's own modules run on a CPU, which map large tensors and leave no holes in the heap."""
+"""The same where a model's own modules run on a CPU, which map large tensors and leave no holes in the heap; without
+the tokenizer."""
+_OF_A_TOKEN = 2048
+"""What a tokenizer takes for each of its tokens: 1.5 to 2.8 kB, measured with 49,152 to 262,144 of them."""
 _CONTEXT = 700 * _MIB
 """Of an accelerator's runtime: an assumption."""
 
@@ -89,7 +92,7 @@ def memory_need(
     activations, logits = pass_bytes(meta.shape, size, config)
     framework = _FRAMEWORK.get(kind, _CONTEXT)
     if kind == "cpu" and not config.plain_blocks and form.storage not in QUANTIZED:
-        framework = _WITH_OWN_MODULES
+        framework = _WITH_OWN_MODULES + _OF_A_TOKEN * meta.shape.vocabulary
     if config.plain_blocks or form.dtype.itemsize == 2:  # own modules multiply float32 without oneDNN
         framework += kept_bytes(kind, form.dtype)
     return MemoryEstimate(
