@@ -65,7 +65,7 @@ def first_step(source: Path, model: str) -> float:
         start = time.perf_counter()
         process = weitune(
             source,
-            ["train", "--model", model, "--data", str(_DATA), "--output", str(output), "--preset", "demo",
+            ["train", "demo", "--model", model, "--data", str(_DATA), "--output", str(output),
              "--train.log_every", "1"],
         )  # fmt: skip
         seconds = _until(process, lambda: _has_step(output / "events.jsonl")) - start
