@@ -7,13 +7,13 @@ without a place in GGUF, is found at the export.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from weitune.errors import InputError, first_line
+from weitune.errors import InputError, ModelError, first_line
 from weitune.export.formats.gguf_adapter import check_expressible
 from weitune.export.formats.gguf_file import base_architecture, check_description
 from weitune.export.options import ExportOptions, gguf_name
@@ -23,7 +23,7 @@ from weitune.messages import say
 from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.text_model import model_from_config
-from weitune.model.load.tokenizer import open_framing
+from weitune.model.load.tokenizer import TokenizerFraming, open_framing
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import Recipe
 
@@ -58,11 +58,12 @@ class Future:
     source: ExportSource
     targets: Targets | None
     """What gets an adapter; None if the whole model is trained."""
+    _description: list[ModelError | None] = field(default_factory=list)
 
     @classmethod
-    def of(cls, recipe: Recipe, files: ModelFiles) -> Future:
+    def of(cls, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming | None = None) -> Future:
         """Raises InputError if the model's configuration or tokenizer cannot be read."""
-        tokenizer, framing = open_framing(files, recipe.tokens)
+        tokenizer, framing = framed or open_framing(files, recipe.tokens)
         name = Path(recipe.output).name if recipe.output else "run"
         source = ExportSource(name, recipe, Path(), files, tokenizer, framing)
         if recipe.adapter is None:
@@ -71,19 +72,32 @@ class Future:
             model = model_from_config(read_config(files))
         return cls(source, find_targets(model, recipe.adapter))
 
+    def check_description(self) -> None:
+        """Raise ModelError if GGUF cannot describe the model or its tokenizer; found out once for all formats."""
+        if self._description:
+            if isinstance(self._description[0], ModelError):
+                raise self._description[0]
+            return
+        try:
+            check_description(self.source)
+            self._description.append(None)
+        except ModelError as error:
+            self._description.append(error)
+            raise
+
 
 Checks = Mapping[str, Callable[[Future], object]]
 """For each format a function that raises InputError if a run cannot become it."""
 
 
-def support(recipe: Recipe, files: ModelFiles, more: Checks) -> ExportSupport:
+def support(recipe: Recipe, files: ModelFiles, more: Checks, framed: TokenizerFraming | None = None) -> ExportSupport:
     """Return what a run of ``recipe`` on the base in ``files`` can be exported as, formats of ``more`` included.
 
     Never raises: what goes wrong is the reason.
     """
     checks = {**_CHECKS, **more}
     try:
-        future = Future.of(recipe, files)
+        future = Future.of(recipe, files, framed)
     except Exception as error:  # noqa: BLE001  (training itself will say what is wrong)
         return ExportSupport(dict.fromkeys(checks, _reason(error)))
     return ExportSupport({name: _why_not(check, future) for name, check in checks.items()})
@@ -108,7 +122,7 @@ def _merged(future: Future) -> None:
 
 def _gguf(future: Future) -> None:
     check_system(future.source)
-    check_description(future.source)
+    future.check_description()
 
 
 def _gguf_adapter(future: Future) -> None:

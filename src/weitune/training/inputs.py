@@ -71,12 +71,12 @@ def collect_inputs(
     files = locate_base(recipe, weights=weights)
     if files.commit:  # pinned: the branch may move on
         recipe = recipe.model_copy(update={"revision": files.commit})
-    tokenizer, framing = open_framing(files, recipe.tokens)
+    tokenizer, framing = framed = open_framing(files, recipe.tokens)
     for note in framing.notes:
         reporter.say(note)
     if wrapper := wrapper_of(files):
         reporter.say(say("training.inputs.text_model_only", wrapper=wrapper))
-    reporter.opened(recipe, files)
+    reporter.opened(recipe, files, framed)
     with _main_first(accelerator):
         prepared = prepare(recipe, framing, reporter.preparing())
     for line in prepared.report.lines():

@@ -10,6 +10,7 @@ from weitune.training.loop import StepRecord
 
 if TYPE_CHECKING:
     from weitune.model.load.locate import ModelFiles
+    from weitune.model.load.tokenizer import TokenizerFraming
     from weitune.recipe.schema import Recipe
     from weitune.training.validation_history import Evaluation
 
@@ -20,8 +21,8 @@ class Reporter:
     def say(self, line: str) -> None:
         """Called with a line for the user: what is trained, on what, and everything unusual, once."""
 
-    def opened(self, recipe: Recipe, files: ModelFiles) -> None:
-        """Called when the base's files have been found, before anything is loaded."""
+    def opened(self, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming) -> None:
+        """Called when the base has been found and its tokenizer loaded, before its weights are."""
 
     def preparing(self) -> Progress | None:
         """Return a function to call with (rows done, rows in all or None) while data are prepared."""

@@ -12,6 +12,7 @@ from weitune.cli.shared.export_support import export_support
 from weitune.cli.shared.terminal import Bar, console, progress
 from weitune.messages import say
 from weitune.model.load.locate import ModelFiles
+from weitune.model.load.tokenizer import TokenizerFraming
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.run.events import Event, typed_event
@@ -40,9 +41,9 @@ class TrainingView(Reporter):
     def say(self, line: str) -> None:
         console().print(line, markup=False)
 
-    def opened(self, recipe: Recipe, files: ModelFiles) -> None:
+    def opened(self, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming) -> None:
         """Say what the run can become once it is trained."""
-        for line in export_support(recipe, files).lines():
+        for line in export_support(recipe, files, framed).lines():
             self.say(line)
 
     def preparing(self) -> Progress:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
     from weitune.model.load.locate import ModelFiles
+    from weitune.model.load.tokenizer import TokenizerFraming
     from weitune.recipe.schema import Recipe
     from weitune.training.validation_history import Evaluation
 
@@ -84,8 +85,8 @@ class TrackedReporter(Reporter):
     def say(self, line: str) -> None:
         self._inner.say(line)
 
-    def opened(self, recipe: Recipe, files: ModelFiles) -> None:
-        self._inner.opened(recipe, files)
+    def opened(self, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming) -> None:
+        self._inner.opened(recipe, files, framed)
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._inner.started(folder, done, steps, log_every)
