@@ -24,6 +24,7 @@ from tests.families import FAMILIES, MOE, WRAPPED, save_family
 from weitune import Recipe, Run, train
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
+from weitune.forecast.own_modules import OwnModules
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.recipe.schema import Lora, Train
 from weitune.training.inputs import RunInputs, collect_inputs
@@ -108,6 +109,14 @@ def _cases() -> Iterator[Any]:
         for experts in (False, True) if name in EXPERTS else (False,):
             marks = () if name in QUICK else pytest.mark.slow
             yield pytest.param((name, experts), id=f"{name}-experts" if experts else name, marks=marks)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_guessed() -> Iterator[None]:
+    """Leave the measurement of memory, which takes seconds, to tests/forecast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OwnModules, "footprint", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(scope="module", params=_cases())

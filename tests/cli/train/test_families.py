@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.families import FAMILIES, family_model, save_family
 from weitune import cli
+from weitune.forecast.own_modules import OwnModules
 
 ROWS = [
     {"instruction": "Who are you?", "input": "", "output": "I am the keeper of the garden."},
@@ -23,6 +24,14 @@ ROWS = [
 ]
 BLOCK = re.compile(r"(?:\w+\.)*layers\.\d+\.")
 TOWERS = ("vision", "visual", "audio")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_guessed() -> Iterator[None]:
+    """Leave the measurement of memory, which takes seconds, to tests/forecast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OwnModules, "footprint", lambda *_, **__: None)
+        yield
 
 
 @pytest.mark.slow
