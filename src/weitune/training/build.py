@@ -25,7 +25,7 @@ from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_fro
 from weitune.model.lora.targets import find_targets
 from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
 from weitune.model.own_dropout import turn_off_own_dropout
-from weitune.model.storage.allocator import keep_freed_memory, map_large_tensors, releasing_freed_memory
+from weitune.model.storage.allocator import keep_freed_memory, releasing_freed_memory
 from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
@@ -129,7 +129,7 @@ def make_loop(
     """
     loaded = trainable.loaded
     if loaded.device.type == "cpu":
-        (map_large_tensors if trainable.blocks is None else keep_freed_memory)()
+        keep_freed_memory()
     memory = trainable.memory_plan(train, longest=longest, micro_tokens=micro_tokens)
     supervised = SupervisedModel(
         loaded.model, plain_head=trainable.capabilities.plain_head, blocks=trainable.blocks, recompute=memory.recompute

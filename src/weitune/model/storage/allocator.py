@@ -23,16 +23,6 @@ def keep_freed_memory() -> None:
     _glibc("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
 
 
-def map_large_tensors() -> None:
-    """Map each large tensor by itself, so that freed ones leave no holes.
-
-    For models that run by their own modules: what autograd keeps lies between what is freed, and the heap would grow to
-    1.4 to 2.1 times what is needed (docs/lab/memory-cpu.md). The page faults take some time instead.
-    """
-    _glibc("mallopt", _MMAP_MAX, 1 << 16)
-    _glibc("mallopt", _MMAP_THRESHOLD, 1 << 20)
-
-
 def release_freed_memory() -> None:
     """Return the freed memory to the system. Call this before a phase with tensors of other sizes.
 
