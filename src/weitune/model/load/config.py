@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from weitune.errors import InputError, ModelError, first_line
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.published import is_dequantized
 from weitune.model.load.weight_files import read_model_json
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def read_whole_config(files: ModelFiles) -> Any:
     Quantization that is undone while the weights are read is left out. Raises ModelError if it cannot be read.
     """
     from transformers import AutoConfig
+
+    from weitune.model.load.published import is_dequantized
 
     try:
         if files.gguf:
