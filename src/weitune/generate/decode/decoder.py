@@ -18,13 +18,16 @@ from torch import Tensor, nn
 from weitune.generate.decode.cache import KeyValueCache, Place
 from weitune.model.fast.block import BlockParts
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.projection import LoraGroup, Projection
+from weitune.model.fast.matmul import linear
+from weitune.model.fast.projection import LoraGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREFILL_TOKENS = 2048
 """Tokens of a prompt that are read in one pass."""
+_FEW_ROWS = 16
+"""Rows up to which oneDNN may multiply: it reads a matrix faster, but generates code for every number of rows."""
 
 
 class _Block:
@@ -43,7 +46,8 @@ class StepDecoder:
         self.device = model.get_input_embeddings().weight.device
         self._module = blocks.module
         self._dtype = blocks.dtype
-        self._head: Any = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
+        self._head = _times(head, blocks.dtype)
         self._blocks = [_Block(parts, blocks.dtype) for parts in blocks.parts]
 
     def new_cache(self, rows: int) -> KeyValueCache:
@@ -124,7 +128,7 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
 
 def _projected(group: LoraGroup, dtype: torch.dtype) -> Callable[[Tensor], list[Tensor]]:
     """Return what multiplies by the matrices of ``group``, and by its adapters."""
-    frozen = [_frozen(projection, dtype) for projection in group.projections]
+    frozen = [_times(projection.layer, dtype) for projection in group.projections]
     factors = group.factors(dtype, 1.0)
     if factors is None:
         return lambda x: [times(x) for times in frozen]
@@ -135,9 +139,9 @@ def _projected(group: LoraGroup, dtype: torch.dtype) -> Callable[[Tensor], list[
     return adapted
 
 
-def _frozen(projection: Projection, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    layer = projection.layer
+def _times(layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return what multiplies by the matrix of a linear layer."""
     if type(layer) is not nn.Linear or layer.weight.dtype != dtype:
         return lambda x: layer(x)  # quantized: its own kernel  # noqa: PLW0108
     weight, bias = layer.weight, layer.bias
-    return lambda x: F.linear(x, weight, bias)
+    return lambda x: (linear if len(x) <= _FEW_ROWS else F.linear)(x, weight, bias)
