@@ -27,8 +27,8 @@ _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
 _WITH_OWN_MODULES = 450 * _MIB
-"""The same where a model's own modules run on a CPU, which map large tensors and leave no holes in the heap; without
-the tokenizer."""
+"""The same where a model's own modules run on a CPU, whose holes in the heap are counted with the pass; without the
+tokenizer."""
 _OF_A_TOKEN = 2048
 """What a tokenizer takes for each of its tokens: 1.5 to 2.8 kB, measured with 49,152 to 262,144 of them."""
 _CONTEXT = 700 * _MIB

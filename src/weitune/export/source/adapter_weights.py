@@ -10,7 +10,6 @@ arXiv 2402.09353. Everything is computed in float32 from the adapter's files alo
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from weitune.model.load.names import ModelNames
 from weitune.model.load.weight_files import some_names
 from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.model.lora.experts import ExpertParameter, ExpertUpdate
+from weitune.model.lora.merge import lora_scale
 from weitune.model.lora.wrapped_adapter import in_wrapper
 
 _PREFIX = "base_model.model."
@@ -127,7 +127,7 @@ class AdapterWeights:
                 parameter = by_adapter[name]
                 count = parameter.shape[0]
                 target = f"{module.removesuffix('.base_layer' * module.count('.base_layer'))}.{parameter.name}"
-                scale = _scale(self._config, target, update.rank // count)
+                scale = lora_scale(target, self._config, update.rank // count)
                 updates[parameter.full_name] = ExpertUpdate(update.a, update.b, scale, count, parameter.transposed)
             else:
                 updates[f"{name}.weight"] = update
@@ -201,7 +201,7 @@ def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -
         module: LowRankUpdate(
             update["lora_A"],
             update["lora_B"],
-            _scale(config, _target(config, module), update["lora_A"].shape[0]),
+            lora_scale(_target(config, module), config, update["lora_A"].shape[0]),
             update.get("lora_magnitude_vector"),
         )
         for module, update in parts.items()
@@ -213,9 +213,3 @@ def _target(config: dict[str, Any], module: str) -> str:
     weight = f"{module}.weight"
     named = config.get("target_parameters") or []
     return weight if any(f".{weight}".endswith(f".{name}") for name in named) else module
-
-
-def _scale(config: dict[str, Any], target: str, rank: int) -> float:
-    alphas: dict[str, float] = config.get("alpha_pattern") or {}
-    alpha = next((a for key, a in alphas.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", target)), config["lora_alpha"])
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

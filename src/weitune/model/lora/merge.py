@@ -9,8 +9,7 @@ left to PEFT, which knows all kinds and says what is wrong. The weights are thos
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.lora.adapter_config import read_adapter_config
+from weitune.model.lora.target_names import matches, pattern_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,9 @@ def merge_plain(model: PreTrainedModel, folder: Path) -> bool:
     except Exception:  # noqa: BLE001  (PEFT says what is wrong)
         return False
     updates = _updates(tensors)
-    layers = {name: module for name, module in model.named_modules() if name and _is_target(name, config)}
+    layers = {
+        name: module for name, module in model.named_modules() if name and matches(name, config["target_modules"])
+    }
     if any(module is model.get_output_embeddings() for module in layers.values()):  # it may be tied
         return False
     if updates is None or updates.keys() != layers.keys():
@@ -54,7 +56,7 @@ def merge_plain(model: PreTrainedModel, folder: Path) -> bool:
         for name, (a, b) in updates.items():
             weight = layers[name].weight
             product = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
-            weight.data += product * _scale(name, config)
+            weight.data += product * lora_scale(name, config, a.shape[0])
     return True
 
 
@@ -83,14 +85,6 @@ def _updates(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]] 
     return {module: (pair["lora_A"], pair["lora_B"]) for module, pair in found.items()}
 
 
-def _is_target(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether PEFT would adapt the module ``name``."""
-    targets: Collection[str] | str = config["target_modules"]
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
 def _fits(layer: nn.Module, a: Tensor, b: Tensor, rank: int) -> bool:
     if type(layer) is not nn.Linear or a.dim() != b.dim() or a.dim() != len(layer.weight.shape):
         return False
@@ -98,14 +92,13 @@ def _fits(layer: nn.Module, a: Tensor, b: Tensor, rank: int) -> bool:
 
 
 def _rank(name: str, config: Mapping[str, Any]) -> int:
-    return int(_of_layer(name, config.get("rank_pattern"), config["r"]))
+    rank = pattern_value(config.get("rank_pattern"), name)
+    return int(config["r"] if rank is None else rank)
 
 
-def _scale(name: str, config: Mapping[str, Any]) -> float:
-    alpha, rank = float(_of_layer(name, config.get("alpha_pattern"), config["lora_alpha"])), _rank(name, config)
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _of_layer(name: str, pattern: Mapping[str, Any] | None, otherwise: Any) -> Any:
-    """Return what ``pattern`` says of the layer ``name``: by the end of its name, or a regular expression."""
-    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
+def lora_scale(name: str, config: Mapping[str, Any], rank: int) -> float:
+    """Return s of the layer or parameter ``name``, by an adapter's configuration as PEFT writes it."""
+    alpha = pattern_value(config.get("alpha_pattern"), name)
+    return float(config["lora_alpha"] if alpha is None else alpha) / (
+        math.sqrt(rank) if config.get("use_rslora") else rank
+    )
