@@ -92,6 +92,7 @@ def _figures(runs: list[dict[str, Any]], counted: list[list[Example]], settled: 
         "seconds": [run["seconds"] for run in runs],
         "peak_flops": [run.get("peak_flops", []) for run in runs],
         "losses": runs[0]["losses"],
+        **{key: runs[0][key] for key in ("plain_blocks", "shares_rows") if key in runs[0]},
     }
 
 

@@ -22,9 +22,11 @@ from weitune.data.conversation import Example, Span
 from weitune.data.schedule import Plan
 from weitune.forecast.run_forecast import DTYPES
 from weitune.model.load.weights import LoadedModel, load_model
+from weitune.model.lora.adapter import attach_adapter
 from weitune.model.lora.targets import find_targets
 from weitune.recipe.schema import Lora, Train
 
+SEED = 42
 EPOCHS = 3
 """A job trains as many steps of so many epochs as it asks for."""
 
@@ -102,7 +104,7 @@ def weitune_side(
         max_steps=job["steps"],
         recompute=job.get("recompute", "auto"),
     )
-    trainable = make_trainable(loaded, Lora(dropout=job["dropout"]), seed=42, base=job["model"])
+    trainable = make_trainable(loaded, Lora(dropout=job["dropout"]), seed=SEED, base=job["model"])
     loop = make_loop(trainable, train, examples, plan, accelerator=Accelerator(cpu=loaded.device.type == "cpu"))
     seconds: list[float] = []
     losses: list[float] = []
@@ -134,26 +136,35 @@ def weitune_side(
         "peak_flops": peaks,
         "micro_tokens": loop.memory.micro_tokens,
         "plain_blocks": trainable.capabilities.plain_blocks,
+        "shares_rows": trainable.capabilities.shares_rows,
         "recordings": sum(map(bool, graphs._recordings.values())) if graphs else 0,
         "peak_bytes": peak_bytes(loaded.device),
     }
 
 
+def plain_adapter(job: dict[str, Any], model: Any) -> Any:
+    """Return ``model`` with PEFT's adapter, if the job says ``same_adapter`` with that which weitune's side begins
+    with, so that losses without dropout must be equal."""
+    lora = Lora(dropout=job["dropout"])
+    if job.get("same_adapter"):
+        return attach_adapter(model, lora, seed=SEED, base=job["model"])
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=find_targets(model, lora).target_modules, r=lora.r, lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+    )  # fmt: skip
+    return get_peft_model(model, config)
+
+
 def plain_side(job: dict[str, Any], examples: list[Example], plan: Plan) -> dict[str, Any]:
     """Train with transformers.Trainer, PEFT and padded batches."""
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, TrainerCallback
 
     loaded = load(job)
-    model = loaded.model
-    model.enable_input_require_grads()
-    lora = Lora()
-    config = LoraConfig(
-        task_type="CAUSAL_LM", target_modules=find_targets(model, lora).target_modules, r=lora.r, lora_alpha=lora.alpha,
-        lora_dropout=job["dropout"],
-    )  # fmt: skip
+    loaded.model.enable_input_require_grads()
     trainer = make_trainer(
-        get_peft_model(model, config),
+        plain_adapter(job, loaded.model),
         loaded.tokenizer or AutoTokenizer.from_pretrained(job["tokenizer"]),
         rows_of(in_plan_order(examples, plan)),
         batch_size=job["batch_size"],
@@ -181,7 +192,7 @@ def main(side: str, job_path: str) -> None:
     quiet_libraries()
     job = json.loads(Path(job_path).read_text())
     examples = read_examples(job["examples"])
-    plan = Plan(len(examples), job["batch_size"], EPOCHS, 42, job["steps"])
+    plan = Plan(len(examples), job["batch_size"], EPOCHS, SEED, job["steps"])
     figures = (weitune_side if side == "weitune" else plain_side)(job, examples, plan)
     print(json.dumps({"side": side, **figures}))
 
