@@ -50,7 +50,7 @@ def run_with_masks_of(block: Any, dropout: DropoutDraws, layer: Any) -> None:
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate: float) -> None:
     adapted = adapted_model("qwen2", r=3, dropout=rate, dora=dora)
-    group = BlockDecoder.from_model(adapted.get_base_model()).parts[0].groups.qkv
+    group = BlockDecoder.from_model(adapted.get_base_model()).parts[0].groups[0]
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(T, 64, dtype=torch.float64, generator=draw).requires_grad_()
     grads = [torch.randn(T, p.shape[0], dtype=torch.float64, generator=draw) for p in group.projections]

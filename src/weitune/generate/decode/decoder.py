@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weitune.generate.decode.cache import KeyValueCache, Place
-from weitune.model.fast.block import BlockParts
+from weitune.model.fast.attention_mixer import Attention
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.feed_forward import FeedForward
 from weitune.model.fast.matmul import linear
+from weitune.model.fast.parts import BlockParts
 from weitune.model.fast.projection import LoraGroup
 
 if TYPE_CHECKING:
@@ -34,8 +36,14 @@ class _Block:
     """A block whose matrices are ready to multiply."""
 
     def __init__(self, parts: BlockParts, dtype: torch.dtype) -> None:
-        self.norm_in, self.norm_post = parts.norm_in, parts.norm_post
-        self.heads, self.activate = parts.attend, parts.activation[0]
+        first, second = parts.branches
+        attention, feed_forward = first.mixer, second.mixer
+        if not isinstance(attention, Attention) or not isinstance(feed_forward, FeedForward):
+            raise TypeError(type(attention), type(feed_forward))
+        if first.pre is None or second.pre is None:
+            raise ValueError(parts)
+        self.norm_in, self.norm_post = first.pre, second.pre
+        self.heads, self.activate = attention.heads, feed_forward.activation[0]
         self.qkv, self.out, self.gate_up, self.down = (_projected(group, dtype) for group in parts.groups)
 
 

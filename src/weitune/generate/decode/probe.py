@@ -59,7 +59,7 @@ def _computes_the_same(model: PreTrainedModel, blocks: BlockDecoder) -> bool:
 
 def _one_of_each_kind(blocks: BlockDecoder) -> int:
     """Return how many of the first layers have one of every kind among them."""
-    kinds = [(parts.attend.window, parts.attend.size, _settings(parts.layer)) for parts in blocks.parts]
+    kinds = [_settings(parts.layer) for parts in blocks.parts]
     return 1 + max(kinds.index(kind) for kind in set(kinds))
 
 

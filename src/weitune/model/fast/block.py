@@ -1,14 +1,13 @@
-"""A decoder block as one autograd function: forward and backward are written out, and backward keeps little.
+"""A decoder block, branch by branch: each is one autograd function whose backward is written out and keeps little.
 
-    h ─┬─ norm ─ q,k,v ─ rotary ─ attention ─ o ─ + ─┬─ norm ─ gate,up ─ act·up ─ down ─ + ─▶ h'
-       └──────────────────────────────────────────┘ └─────────────────────────────────┘
+    h ─┬─ norm ─ attention ─ + ─┬─ norm ─ feed-forward ─ + ─▶ h'          the branches of most families
+       └────────────────────────┘└───────────────────────┘
 
-It keeps h at both forks, q, k, v and what attention keeps of them, the adapters' low-rank states and, if memory is not
-short, gate and up. Norms, activations, masked inputs and dropout masks are computed again. Frozen weights get no
-gradient, and neither does the block's input below the first adapter. The adapters of projections that read one input
-share its dropout mask and one product (:class:`.LoraGroup`).
+A branch keeps h and what its mixer keeps; the normalised input is computed again. Frozen weights get no gradient, and
+neither does the block's input below the first adapter. The adapters of projections that read one input share its
+dropout mask and one product (:class:`.LoraGroup`).
 
-The last block can be asked for some rows only: everything after attention then runs on those.
+The last block can be asked for some rows only: everything after its attention then runs on those.
 
 Cost: the matrix products of the block twice, as in the plain path.
 """
@@ -16,87 +15,49 @@ Cost: the matrix products of the block twice, as in the plain path.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from weitune.model.fast.dropout import DropoutDraws
-from weitune.model.fast.feed_forward import Activation, FeedForwardPass, SavedFeedForward
-from weitune.model.fast.heads import Heads
-from weitune.model.fast.lora_forward import GroupPass, reference_lora
-from weitune.model.fast.norm import Norm
-from weitune.model.fast.projection import LoraGroup
-from weitune.model.storage.shard import gathered
-
-
-class Groups(NamedTuple):
-    """The projections of a block, grouped by the input that they read."""
-
-    qkv: LoraGroup
-    out: LoraGroup
-    gate_up: LoraGroup
-    down: LoraGroup
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockParts:
-    """The weights of a block, and what differs between families of models."""
-
-    norm_in: Norm
-    norm_post: Norm
-    groups: Groups
-    activation: Activation
-    attend: Heads
-    """From q (T, H·D), k and v (T, G·D) before rotary embedding, and the context's ``attention``, to (T, H·D);
-    differentiable by autograd."""
-    layer: torch.nn.Module
-    """The decoder layer with these weights."""
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Every trained tensor of the block, in the order of :attr:`groups`."""
-        return [parameter for group in self.groups for parameter in group.parameters]
-
-
-@dataclass(slots=True, eq=False)
-class BlockContext:
-    """What all blocks share in one forward pass."""
-
-    attention: Any
-    """What :attr:`BlockParts.attend` needs to know of the row."""
-    dropout: DropoutDraws | None
-    keep_feed_forward: bool = True
-    """Keep gate and up for backward: faster, but twice the memory."""
-    retain_graph: bool = False
-    """Let backward be called several times, as gradcheck does. Otherwise it frees what was kept while it runs."""
+from weitune.model.fast.parts import BlockContext, BlockParts, Branch
+from weitune.model.storage.shard import gather, gathered, release
 
 
 def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) -> Tensor:
     """Compute what :func:`run_block` does as models write it; differentiable by autograd."""
-
-    def norm(norm: Norm, x: Tensor) -> Tensor:
-        return x * (x.square().mean(-1, keepdim=True) + norm.epsilon).rsqrt() * norm.weight
-
-    def project(group: LoraGroup, x: Tensor) -> list[Tensor]:
-        mask, dropout = None, context.dropout if group.adapted and group.rate else None
-        if dropout is not None:
-            mask = dropout.mask(dropout.draw_offset(), (len(x), group.inputs))
-        return [reference_lora(p, x, mask, dropout.scale if dropout else 1.0) for p in group.projections]
-
-    query, key, value = project(parts.groups.qkv, norm(parts.norm_in, hidden))
-    (attended,) = project(parts.groups.out, parts.attend(query, key, value, context.attention))
-    hidden = hidden + attended
-    gate, up = project(parts.groups.gate_up, norm(parts.norm_post, hidden))
-    (output,) = project(parts.groups.down, parts.activation[0](gate) * up)
-    return hidden + output
+    output = hidden
+    for branch in parts.branches:
+        x = hidden if parts.parallel else output
+        x = branch.mixer.reference(branch.pre.reference(x) if branch.pre else x, context)
+        output = output + branch.multiplier * (branch.post.reference(x) if branch.post else x)
+    return output if parts.scale is None else output * parts.scale
 
 
 def run_block(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Tensor | None = None) -> Tensor:
     """Return the block's output for ``hidden`` (T, C): (T, C), or (len(rows), C) for some ``rows`` only."""
+    output = hidden
+    taking = max((at for at, branch in enumerate(parts.branches) if branch.mixer.mixes_tokens), default=0)
     with gathered(parts.layer):
-        output: Tensor = _Block.apply(hidden, parts, context, rows, *parts.parameters)  # type: ignore[no-untyped-call]
-    return output
+        for at, branch in enumerate(parts.branches):
+            deepest = at == 0 or not (hidden.requires_grad or output.requires_grad)
+            run = _Run(branch, context, rows if parts.parallel or at == taking else None, parts.layer, deepest)
+            x, base = (hidden, output if at else None) if parts.parallel else (output, None)
+            output = _Branch.apply(x, base, run, *branch.mixer.parameters)  # type: ignore[no-untyped-call]
+    return output if parts.scale is None else output * parts.scale
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """What a branch is run with besides its input."""
+
+    branch: Branch
+    context: BlockContext
+    rows: Tensor | None
+    """the only rows to compute"""
+    layer: nn.Module
+    deepest: bool
+    """whether no other branch of the layer runs backward after this one"""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,73 +65,71 @@ class _Saved:
     """What forward keeps for backward."""
 
     hidden: Tensor
-    """(T, C), at the first fork"""
-    heads: tuple[Tensor, ...]
-    """q, k and v: the leaves of attention's graph"""
-    attended: Tensor
-    """(T, H·D), with attention's graph"""
-    middle: Tensor
-    """(len(rows), C), at the second fork"""
-    low_qkv: Tensor | None
-    low_out: Tensor | None
-    feed_forward: SavedFeedForward
+    """(T, C), at the fork"""
+    mixer: Any
+    mixed: Tensor | None
+    """The mixer's output, if a norm follows"""
+    statistics: Any
+    """of that norm"""
 
 
-class _Block(torch.autograd.Function):
+class _Branch(torch.autograd.Function):
+    """Computes base + multiplier · post(mixer(pre(hidden))), where ``base`` is ``hidden`` unless it is given."""
+
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, parts: BlockParts, context: BlockContext, rows: Tensor | None, *parameters: Tensor
-    ) -> Tensor:
-        qkv, out, gate_up, down = (GroupPass.begin(group, context.dropout) for group in parts.groups)
-        projected, low_qkv = qkv.forward(parts.norm_in.forward(hidden)[0])
-        heads = query, key, value = tuple(x.requires_grad_() for x in projected)
-        with torch.enable_grad():
-            attended = parts.attend(query, key, value, context.attention)
-        taken, residual = attended.detach(), hidden
+    def forward(ctx: Any, hidden: Tensor, base: Tensor | None, run: _Run, *parameters: Tensor) -> Tensor:
+        branch, rows = run.branch, run.rows
+        ctx.own_base, ctx.tokens = base is None, len(hidden)
         if rows is not None:
-            taken, residual = taken[rows], hidden[rows]
-        (middle,), low_out = out.forward(taken)
-        middle.add_(residual)
-        feed_forward = FeedForwardPass(parts.norm_post, parts.activation, gate_up, down)
-        output, saved = feed_forward.forward(middle, keep_inner=context.keep_feed_forward)
-
-        ctx.parts, ctx.context, ctx.rows = parts, context, rows
-        ctx.qkv, ctx.out, ctx.feed_forward = qkv, out, feed_forward
-        ctx.saved = _Saved(hidden, heads, attended, middle, low_qkv, low_out, saved)
-        return output
+            base = hidden[rows] if base is None else base
+            if not branch.mixer.mixes_tokens:
+                hidden, rows = hidden[rows], None
+        base = hidden if base is None else base
+        mixer = branch.mixer.begin(run.context)
+        x = branch.pre.forward(hidden)[0] if branch.pre else hidden
+        plain = branch.post is None and branch.multiplier == 1
+        output, kept = mixer.forward(x, base if plain else None, rows)
+        ctx.run, ctx.mixer, ctx.saved = run, mixer, _Saved(hidden, kept, None, None)
+        if branch.post is not None:
+            ctx.saved.mixed = output
+            output, ctx.saved.statistics = branch.post.forward(output)
+        return output if plain else torch.add(base, output, alpha=branch.multiplier)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        run: _Run = ctx.run
         saved: _Saved = ctx.saved
-        retain: bool = ctx.context.retain_graph
+        branch, retain = run.branch, run.context.retain_graph
         if not retain:
             ctx.saved = None  # autograd would keep it until the graph of all blocks is freed
-        with gathered(ctx.parts.layer):
-            grad_middle, feed_forward_grads = ctx.feed_forward.backward(
-                grads[0], saved.middle, saved.feed_forward, retain=retain
-            )
-            grad_hidden, attention_grads = _attention_backward(ctx, saved, grad_middle)
-        return grad_hidden, None, None, None, *attention_grads, *feed_forward_grads
+        gather(run.layer)
+        (grad,) = grads
+        grad_mixed = grad if branch.multiplier == 1 else grad * branch.multiplier
+        if branch.post is not None and saved.mixed is not None:
+            grad_mixed = branch.post.backward(grad_mixed, saved.mixed, saved.statistics)
+            saved.mixed = None
+        x, statistics = branch.pre.forward(saved.hidden) if branch.pre else (saved.hidden, None)
+        needed = ctx.needs_input_grad[0]
+        grad_x, parameter_grads = ctx.mixer.backward(grad_mixed, x, saved.mixer, retain=retain, needs_input=needed)
+        if run.deepest:
+            release(run.layer)
+        grad_hidden = _grad_of_input(ctx, saved, grad, grad_x, statistics) if needed else None
+        return grad_hidden, None if ctx.own_base else grad, None, *parameter_grads
 
 
-def _attention_backward(ctx: Any, saved: _Saved, grad_middle: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-    """Return the gradient of the block's input, and those of the adapters before and after attention."""
-    norm: Norm = ctx.parts.norm_in
-    qkv: GroupPass = ctx.qkv
-    out: GroupPass = ctx.out
-    attended = saved.attended.detach()
-    taken = attended if ctx.rows is None else attended[ctx.rows]
-    grad_attended, out_grads = out.backward([grad_middle], saved.low_out, taken)
-    grad_residual, retain = grad_middle, ctx.context.retain_graph
-    if ctx.rows is not None:
-        grad_attended = torch.zeros_like(attended).index_copy_(0, ctx.rows, grad_attended)
-        grad_residual = torch.zeros_like(saved.hidden).index_copy_(0, ctx.rows, grad_middle)
-    grad_heads = list(torch.autograd.grad(saved.attended, saved.heads, grad_attended, retain_graph=retain))
-    normed, inverse = norm.forward(saved.hidden)
-    if not ctx.needs_input_grad[0]:
-        return None, qkv.backward_to_adapters(grad_heads, saved.low_qkv, normed) + out_grads
-    grad_normed, qkv_grads = qkv.backward(grad_heads, saved.low_qkv, normed)
-    return norm.backward(grad_normed, saved.hidden, inverse).add_(grad_residual), qkv_grads + out_grads
+def _grad_of_input(ctx: Any, saved: _Saved, grad: Tensor, grad_x: Tensor, statistics: Any) -> Tensor:
+    """Return the gradient of what the branch reads, from ``grad_x``, that of the mixer's input."""
+    branch, rows = ctx.run.branch, ctx.run.rows
+    grad_hidden: Tensor = branch.pre.backward(grad_x, saved.hidden, statistics) if branch.pre else grad_x
+    if rows is None or not branch.mixer.mixes_tokens:
+        grad_hidden = grad_hidden.add_(grad) if ctx.own_base else grad_hidden
+        return grad_hidden if rows is None else _spread(grad_hidden, rows, ctx.tokens)
+    return grad_hidden.add_(_spread(grad, rows, ctx.tokens)) if ctx.own_base else grad_hidden
+
+
+def _spread(some: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Return ``length`` rows: at ``rows`` those of ``some``, zeros elsewhere."""
+    return some.new_zeros(length, some.shape[1]).index_copy_(0, rows, some)
 
 
 def run_recomputed(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Tensor | None = None) -> Tensor:

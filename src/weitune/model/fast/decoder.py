@@ -6,34 +6,24 @@ computes what these parts compute; a model that does not is run by its own modul
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from weitune.model.decoder_of import decoder_of
-from weitune.model.fast.block import BlockContext, BlockParts, Groups, run_block, run_recomputed
+from weitune.model.fast.attention_mixer import read_attention
+from weitune.model.fast.block import run_block, run_recomputed
 from weitune.model.fast.dropout import DropoutDraws
-from weitune.model.fast.feed_forward import ACTIVATIONS
-from weitune.model.fast.heads import read_heads
+from weitune.model.fast.feed_forward import FeedForward, read_feed_forward
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import read_norm
-from weitune.model.fast.projection import LoraGroup, read_projection
+from weitune.model.fast.parts import BlockContext, BlockParts, Branch
 from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_PROJECTIONS = (
-    ("self_attn", ("q_proj", "k_proj", "v_proj")),
-    ("self_attn", ("o_proj",)),
-    ("mlp", ("gate_proj", "up_proj")),
-    ("mlp", ("down_proj",)),
-)
-"""For each of :class:`Groups`, the module of a layer that has its projections, and their names."""
 
 
 class _Positions(NamedTuple):
@@ -68,8 +58,8 @@ class BlockDecoder:
 
         None if an adapter is not plain LoRA or DoRA, or if other parameters of the layers are trained.
         """
-        read = [(block, _read_groups(block.layer)) for block in self.parts]
-        blocks = [replace(block, groups=groups) for block, groups in read if groups]
+        read = [block.with_adapters() for block in self.parts]
+        blocks = [block for block in read if block]
         decoder = BlockDecoder(self.module, blocks, dtype)
         return decoder if len(blocks) == len(read) and decoder.trains_all else None
 
@@ -82,8 +72,9 @@ class BlockDecoder:
     def lay_out(self) -> None:
         """Store the matrices of down by columns where oneDNN multiplies slices of their columns."""
         for block in self.parts:
-            for projection in block.groups.down.projections:
-                lay_by_columns(projection.layer)
+            for branch in block.branches:
+                if isinstance(branch.mixer, FeedForward):
+                    lay_by_columns(branch.mixer.down.projections[0].layer)
 
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
@@ -108,25 +99,10 @@ class BlockDecoder:
 
 
 def _read_block(layer: nn.Module) -> BlockParts | None:
-    groups = _read_groups(layer)
     norm_in = read_norm(getattr(layer, "input_layernorm", None))
     norm_post = read_norm(getattr(layer, "post_attention_layernorm", None))
-    config = getattr(getattr(layer, "mlp", None), "config", None)
-    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-    activation = ACTIVATIONS.get(name or "")
-    attend = read_heads(getattr(layer, "self_attn", None))
-    if not (groups and norm_in and norm_post and activation and attend):
+    attention = read_attention(getattr(layer, "self_attn", None))
+    feed_forward = read_feed_forward(getattr(layer, "mlp", None))
+    if not (norm_in and norm_post and attention and feed_forward):
         return None
-    return BlockParts(norm_in, norm_post, groups, activation, attend, layer)
-
-
-def _read_groups(layer: Any) -> Groups | None:
-    """Return the projections of a decoder layer, or None if one of them is not plain."""
-    groups = []
-    for owner, names in _PROJECTIONS:
-        read = [read_projection(getattr(getattr(layer, owner, None), name, None)) for name in names]
-        plain = [projection for projection in read if projection]
-        if len(plain) < len(names):
-            return None
-        groups.append(LoraGroup(plain))
-    return Groups(*groups)
+    return BlockParts([Branch(norm_in, attention), Branch(norm_post, feed_forward)], layer)

@@ -1,6 +1,6 @@
 """The feed-forward layer of a decoder block, forward and backward, in slices of its I inner columns.
 
-    output = hidden + down(act(gate(norm(hidden))) · up(norm(hidden)))
+    output = down(act(gate(x)) · up(x))
 
 All of it is computed while the values of a slice are in the processor's cache, and no tensor (T, I) is made unless it
 is kept for backward. Cost: three reads of the inner values.
@@ -9,20 +9,24 @@ is kept for backward. Cost: three reads of the inner values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from weitune.model.fast.compiled import fused
-from weitune.model.fast.lora_forward import AdapterGrads, GroupPass, add_masked
+from weitune.model.fast.lora_forward import AdapterGrads, GroupPass, add_masked, reference_group
 from weitune.model.fast.matmul import add_linear, times
-from weitune.model.fast.norm import Norm
+from weitune.model.fast.parts import BlockContext
+from weitune.model.fast.projection import LoraGroup, read_group
 
 SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
 are slower; with more, the processor's cache does not hold a slice until it is used."""
+
+_GATE_UP, _DOWN = ("gate_proj", "up_proj"), ("down_proj",)
 
 WriteGrad = Callable[[Tensor, Tensor], None]
 """An activation's backward: (gradient of the output, input) → None, with the input overwritten by its gradient."""
@@ -42,50 +46,88 @@ class SavedFeedForward:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FeedForward:
+    """The feed-forward layer of one block."""
+
+    module: nn.Module
+    """The layer's own module"""
+    gate_up: LoraGroup
+    down: LoraGroup
+    activation: Activation
+    mixes_tokens: bool = False
+
+    @property
+    def groups(self) -> tuple[LoraGroup, ...]:
+        return self.gate_up, self.down
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.gate_up.parameters + self.down.parameters
+
+    def begin(self, context: BlockContext) -> FeedForwardPass:
+        gate_up = GroupPass.begin(self.gate_up, context.dropout)
+        down = GroupPass.begin(self.down, context.dropout)
+        return FeedForwardPass(self.activation, gate_up, down, context.keep_feed_forward)
+
+    def reference(self, x: Tensor, context: BlockContext) -> Tensor:
+        gate, up = reference_group(self.gate_up, x, context.dropout)
+        (output,) = reference_group(self.down, self.activation[0](gate) * up, context.dropout)
+        return output
+
+    def with_adapters(self) -> FeedForward | None:
+        gate_up, down = read_group(self.module, _GATE_UP), read_group(self.module, _DOWN)
+        return replace(self, gate_up=gate_up, down=down) if gate_up and down else None
+
+
+def read_feed_forward(module: Any) -> FeedForward | None:
+    """Return the feed-forward layer that ``module`` computes, or None if it has not the parts that are known here."""
+    gate_up, down = read_group(module, _GATE_UP), read_group(module, _DOWN)
+    config = getattr(module, "config", None)
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    activation = ACTIVATIONS.get(name or "")
+    return FeedForward(module, gate_up, down, activation) if gate_up and down and activation else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FeedForwardPass:
     """The feed-forward layer in one pass."""
 
-    norm: Norm
     activation: Activation
     gate_up: GroupPass
     down: GroupPass
+    keep_inner: bool
+    """keep gate and up for backward"""
 
-    def forward(self, hidden: Tensor, *, keep_inner: bool) -> tuple[Tensor, SavedFeedForward]:
-        """Return the output (T, C) for ``hidden`` (T, C), and what backward needs, with ``keep_inner`` gate and up."""
+    def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None = None) -> tuple[Tensor, SavedFeedForward]:
         activate, _ = self.activation
-        gate_up, down = _GateUp(self.gate_up, self.norm.forward(hidden)[0]), _Down(self.down, hidden)
+        gate_up, down = _GateUp(self.gate_up, x), _Down(self.down, x, base)
         inner = []
-        for columns in _slices(hidden, self.down.group.inputs):
+        for columns in _slices(x, self.down.group.inputs):
             gate, up = gate_up.columns(columns)
             down.add(_gated(gate, up, activate), columns)
-            if keep_inner:
+            if self.keep_inner:
                 inner.append((gate, up))
         return down.result(), SavedFeedForward(gate_up.low, down.low, inner)
 
     def backward(
-        self, grad: Tensor, hidden: Tensor, saved: SavedFeedForward, *, retain: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the gradient of ``hidden`` and those of the adapters, from ``grad`` (T, C), that of the output.
-
-        Without ``retain`` the inner values in ``saved`` are overwritten, and freed one after another.
-        """
+        self, grad: Tensor, x: Tensor, saved: SavedFeedForward, *, retain: bool, needs_input: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Without ``retain`` the inner values in ``saved`` are overwritten, and freed one after another."""
         activate, write_grad = self.activation
-        normed, inverse = self.norm.forward(hidden)
-        gate_up = _GateUp(self.gate_up, normed, saved.low_gate_up)
+        gate_up = _GateUp(self.gate_up, x, saved.low_gate_up)
         gate_up_grads, down_grads = _GateUpGrads(gate_up), _DownGrads(self.down, grad, saved.low_down)
         inner = saved.inner[::-1]
         if not retain:
             saved.inner = []
-        for columns in _slices(hidden, self.down.group.inputs):
+        for columns in _slices(x, self.down.group.inputs):
             gate, up = inner.pop() if inner else gate_up.columns(columns)
             gate = gate.clone() if retain else gate
             activated = activate(gate)
             grad_inner, grad_dropped, mask = down_grads.columns(activated, up, columns)
             _write_grads(grad_inner, gate, up, activated, grad_dropped, mask, write_grad)
             gate_up_grads.add([gate, grad_inner], columns)
-        grad_normed, adapters = gate_up_grads.result()
-        grad_hidden = self.norm.backward(grad_normed, hidden, inverse).add_(grad)
-        return grad_hidden, adapters.result() + down_grads.result()
+        grad_x, adapters = gate_up_grads.result()
+        return grad_x, adapters.result() + down_grads.result()
 
 
 class _GateUp:
@@ -130,14 +172,15 @@ class _GateUpGrads:
 
 
 class _Down:
-    """Adds down's products with slices of the inner values to the residual ``hidden`` (T, C)."""
+    """Adds down's products with slices of the inner values to ``base`` (T, C), or to zeros, in memory of its own."""
 
-    def __init__(self, group_pass: GroupPass, hidden: Tensor) -> None:
+    def __init__(self, group_pass: GroupPass, x: Tensor, base: Tensor | None) -> None:
         (self._frozen,), self._pass = group_pass.group.projections, group_pass
-        self._mask, self._factors = group_pass.mask(len(hidden)), group_pass.factors(hidden)
-        self.low = hidden.new_zeros(len(hidden), len(self._factors.a)) if self._factors else None
-        bias = self._frozen.bias(hidden.dtype)
-        self._output = hidden.clone() if bias is None else hidden + bias
+        self._mask, self._factors = group_pass.mask(len(x)), group_pass.factors(x)
+        self.low = x.new_zeros(len(x), len(self._factors.a)) if self._factors else None
+        bias = self._frozen.bias(x.dtype)
+        base = x.new_zeros(()) if base is None else base
+        self._output = base + bias if bias is not None else base.expand(len(x), self._frozen.shape[0]).clone()
 
     def add(self, inner: Tensor, columns: slice) -> None:
         """Add the product of ``inner``, which is overwritten."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,14 @@ class Heads:
         query, key = self.rotate(query.transpose(1, 2), key.transpose(1, 2), *rotary)
         return query, key, heads[2].transpose(1, 2)
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, positions: Any) -> Tensor:
-        """Return what attention reads, (T, H·D), in a packed row whose tree and rotary embedding ``positions`` has."""
+    def __call__(self, projected: Sequence[Tensor], positions: Any) -> Tensor:
+        """Return what attention reads, (T, H·D), for projections q (T, H·D), k and v (T, G·D) of a packed row.
+
+        ``positions`` has the row's tree and rotary embedding. Differentiable by autograd.
+        """
         from transformers import AttentionInterface
 
+        query, key, value = projected
         query, key, value = self.split(query, key, value, 1, positions.rotary)
         tree_attention = AttentionInterface()[attention_for(query.device)]
         options = {"tree": positions.tree, "scaling": self.scaling, "sliding_window": self.window}

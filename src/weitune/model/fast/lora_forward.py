@@ -41,6 +41,14 @@ def reference_lora(p: Projection, x: Tensor, mask: Tensor | None = None, dropout
     return output + (c - 1) * (dropped @ weight.T) + c * update
 
 
+def reference_group(group: LoraGroup, x: Tensor, dropout: DropoutDraws | None) -> list[Tensor]:
+    """Return the outputs of ``group`` for ``x`` (T, K) with the dropout that :meth:`GroupPass.begin` would draw."""
+    mask, dropout = None, dropout if group.adapted and group.rate else None
+    if dropout is not None:
+        mask = dropout.mask(dropout.draw_offset(), (len(x), group.inputs))
+    return [reference_lora(p, x, mask, dropout.scale if dropout else 1.0) for p in group.projections]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupPass:
     """A group in one pass. Its mask is identified by an offset, from which backward can make it again."""

@@ -29,6 +29,9 @@ class Norm:
         inverse = (exact.square().mean(-1, keepdim=True) + self.epsilon).rsqrt_()
         return (exact * inverse).to(x.dtype).mul_(self.weight), inverse
 
+    def reference(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + self.epsilon).rsqrt() * self.weight
+
     def backward(self, grad: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
         """Return the gradient of ``x`` from that of the normalised ``x``; ``inverse`` is what forward returned."""
         if x.is_cuda and _FUSED:

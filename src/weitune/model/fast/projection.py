@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,13 @@ class LoraGroup:
         """Add to ``total`` (T, K) the frozen layers' part of the input's gradient, from those of the outputs."""
         for p, grad in zip(self.projections, grads, strict=True):
             add_times(total, grad, p.weight(grad.dtype, outputs))
+
+
+def read_group(owner: Any, names: Sequence[str]) -> LoraGroup | None:
+    """Return the linear layers called ``names`` in the module ``owner``, or None if one is missing or not plain."""
+    read = [read_projection(getattr(owner, name, None)) for name in names]
+    plain = [projection for projection in read if projection]
+    return LoraGroup(plain) if len(plain) == len(names) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

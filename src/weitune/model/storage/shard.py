@@ -51,13 +51,22 @@ def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
 @contextmanager
 def gathered(module: Any) -> Iterator[None]:
     """Gather the weights of ``module`` for the block, if it is a unit of :func:`shard`."""
-    if not hasattr(module, "unshard"):
-        yield
-        return
-    module.unshard()
+    gather(module)
     try:
         yield
     finally:
+        release(module)
+
+
+def gather(module: Any) -> None:
+    """Gather the weights of ``module``, if it is a unit of :func:`shard` and they are not gathered yet."""
+    if hasattr(module, "unshard"):
+        module.unshard()
+
+
+def release(module: Any) -> None:
+    """Free what :func:`gather` has gathered."""
+    if hasattr(module, "reshard"):
         module.reshard()
 
 

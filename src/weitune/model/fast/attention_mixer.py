@@ -1,0 +1,111 @@
+"""Softmax attention as a mixer of tokens: projections, what lies between them, and the output projection.
+
+    x ─ q,k,v ─ [norms of heads, rotary embedding, attention] ─ o ─▶
+
+What is in brackets is differentiated by autograd (:class:`.Heads`). Between forward and backward the pass keeps q, k
+and v, what autograd keeps of attention, and the adapters' low-rank states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weitune.model.fast.heads import Heads, read_heads
+from weitune.model.fast.lora_forward import GroupPass, reference_group
+from weitune.model.fast.parts import BlockContext
+from weitune.model.fast.projection import LoraGroup, read_group
+
+_INPUTS, _OUTPUT = ("q_proj", "k_proj", "v_proj"), ("o_proj",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """The attention of one layer."""
+
+    module: nn.Module
+    """The layer's own module"""
+    inputs: LoraGroup
+    """q, k and v"""
+    output: LoraGroup
+    heads: Heads
+    """From q (T, H·D), k and v (T, G·D) to (T, H·D)"""
+    mixes_tokens: bool = True
+
+    @property
+    def groups(self) -> tuple[LoraGroup, ...]:
+        return self.inputs, self.output
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.inputs.parameters + self.output.parameters
+
+    def begin(self, context: BlockContext) -> AttentionPass:
+        inputs = GroupPass.begin(self.inputs, context.dropout)
+        return AttentionPass(self.heads, inputs, GroupPass.begin(self.output, context.dropout), context.attention)
+
+    def reference(self, x: Tensor, context: BlockContext) -> Tensor:
+        projected = reference_group(self.inputs, x, context.dropout)
+        (output,) = reference_group(self.output, self.heads(projected, context.attention), context.dropout)
+        return output
+
+    def with_adapters(self) -> Attention | None:
+        inputs, output = read_group(self.module, _INPUTS), read_group(self.module, _OUTPUT)
+        return replace(self, inputs=inputs, output=output) if inputs and output else None
+
+
+@dataclass(slots=True, eq=False)
+class _Saved:
+    heads: tuple[Tensor, ...]
+    """q, k and v: the leaves of attention's graph"""
+    attended: Tensor
+    """(T, H·D), with attention's graph"""
+    low_inputs: Tensor | None
+    low_output: Tensor | None
+    rows: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionPass:
+    """Attention in one pass."""
+
+    heads: Heads
+    inputs: GroupPass
+    output: GroupPass
+    positions: Any
+
+    def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None) -> tuple[Tensor, _Saved]:
+        projected, low_inputs = self.inputs.forward(x)
+        heads = tuple(each.requires_grad_() for each in projected)
+        with torch.enable_grad():
+            attended = self.heads(heads, self.positions)
+        taken = attended.detach()
+        if rows is not None:
+            taken = taken[rows]
+        (output,), low_output = self.output.forward(taken)
+        if base is not None:
+            output.add_(base)
+        return output, _Saved(heads, attended, low_inputs, low_output, rows)
+
+    def backward(
+        self, grad: Tensor, x: Tensor, saved: _Saved, *, retain: bool, needs_input: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        attended = saved.attended.detach()
+        taken = attended if saved.rows is None else attended[saved.rows]
+        grad_attended, output_grads = self.output.backward([grad], saved.low_output, taken)
+        if saved.rows is not None:
+            grad_attended = torch.zeros_like(attended).index_copy_(0, saved.rows, grad_attended)
+        grad_heads = list(torch.autograd.grad(saved.attended, saved.heads, grad_attended, retain_graph=retain))
+        if not needs_input:
+            return None, self.inputs.backward_to_adapters(grad_heads, saved.low_inputs, x) + output_grads
+        grad_x, input_grads = self.inputs.backward(grad_heads, saved.low_inputs, x)
+        return grad_x, input_grads + output_grads
+
+
+def read_attention(module: Any) -> Attention | None:
+    """Return the attention that ``module`` computes, or None if it has not the parts that are known here."""
+    heads, inputs, output = read_heads(module), read_group(module, _INPUTS), read_group(module, _OUTPUT)
+    return Attention(module, inputs, output, heads) if heads and inputs and output else None
