@@ -1,0 +1,1 @@
+"""Attention over the tree of a packed row: the definition, and what computes the same faster."""
