@@ -8,6 +8,7 @@ and v, what autograd keeps of attention, and the adapters' low-rank states.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ class Attention:
     heads: Heads
     """From q (T, H·D), k and v (T, G·D) to (T, H·D)"""
     mixes_tokens: bool = True
+    carried: Sequence[Hashable] = ()
 
     @property
     def groups(self) -> tuple[LoraGroup, ...]:

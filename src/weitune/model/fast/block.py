@@ -14,7 +14,7 @@ Cost: the matrix products of the block twice, as in the plain path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) ->
         x = hidden if parts.parallel else output
         x = branch.mixer.reference(branch.pre.reference(x) if branch.pre else x, context)
         output = output + branch.multiplier * (branch.post.reference(x) if branch.post else x)
-    return output if parts.scale is None else output * parts.scale
+    return output if parts.scale is None else output * parts.scale.to(output.dtype)
 
 
 def run_block(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Tensor | None = None) -> Tensor:
@@ -43,8 +43,9 @@ def run_block(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Te
             deepest = at == 0 or not (hidden.requires_grad or output.requires_grad)
             run = _Run(branch, context, rows if parts.parallel or at == taking else None, parts.layer, deepest)
             x, base = (hidden, output if at else None) if parts.parallel else (output, None)
-            output = _Branch.apply(x, base, run, *branch.mixer.parameters)  # type: ignore[no-untyped-call]
-    return output if parts.scale is None else output * parts.scale
+            carried = (context.carried[name] for name in branch.mixer.carried)
+            output = _Branch.apply(x, base, run, *carried, *branch.mixer.parameters)  # type: ignore[no-untyped-call]
+    return output if parts.scale is None else output * parts.scale.to(output.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +78,7 @@ class _Branch(torch.autograd.Function):
     """Computes base + multiplier · post(mixer(pre(hidden))), where ``base`` is ``hidden`` unless it is given."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, base: Tensor | None, run: _Run, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, base: Tensor | None, run: _Run, *_: Tensor) -> Tensor:
         branch, rows = run.branch, run.rows
         ctx.own_base, ctx.tokens = base is None, len(hidden)
         if rows is not None:
@@ -107,14 +108,15 @@ class _Branch(torch.autograd.Function):
         grad_mixed = grad if branch.multiplier == 1 else grad * branch.multiplier
         if branch.post is not None and saved.mixed is not None:
             grad_mixed = branch.post.backward(grad_mixed, saved.mixed, saved.statistics)
-            saved.mixed = None
+            if not retain:
+                saved.mixed = None
         x, statistics = branch.pre.forward(saved.hidden) if branch.pre else (saved.hidden, None)
         needed = ctx.needs_input_grad[0]
-        grad_x, parameter_grads = ctx.mixer.backward(grad_mixed, x, saved.mixer, retain=retain, needs_input=needed)
+        grad_x, other_grads = ctx.mixer.backward(grad_mixed, x, saved.mixer, retain=retain, needs_input=needed)
         if run.deepest:
             release(run.layer)
         grad_hidden = _grad_of_input(ctx, saved, grad, grad_x, statistics) if needed else None
-        return grad_hidden, None if ctx.own_base else grad, None, *parameter_grads
+        return grad_hidden, None if ctx.own_base else grad, None, *other_grads
 
 
 def _grad_of_input(ctx: Any, saved: _Saved, grad: Tensor, grad_x: Tensor, statistics: Any) -> Tensor:
@@ -138,31 +140,37 @@ def run_recomputed(parts: BlockParts, hidden: Tensor, context: BlockContext, row
     Backward runs the block again. It draws the same dropout, because the generator of the offsets gets its old state.
     Cost: the block's forward pass once more. About ten vectors are kept for each token of a block otherwise, here one.
     """
-    output: Tensor = _Recomputed.apply(hidden, parts, context, rows, *parts.parameters)  # type: ignore[no-untyped-call]
+    carried = [context.carried[name] for name in parts.carried]
+    output: Tensor = _Recomputed.apply(  # type: ignore[no-untyped-call]
+        hidden, parts, context, rows, *carried, *parts.parameters
+    )
     return output
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, parts: BlockParts, context: BlockContext, rows: Tensor | None, *parameters: Tensor
+        ctx: Any, hidden: Tensor, parts: BlockParts, context: BlockContext, rows: Tensor | None, *others: Tensor
     ) -> Tensor:
         ctx.parts, ctx.context, ctx.rows, ctx.generator = parts, context, rows, torch.get_rng_state()
-        ctx.save_for_backward(hidden)
+        ctx.save_for_backward(hidden, *others[: len(parts.carried)])
         return run_block(parts, hidden, context, rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden,) = ctx.saved_tensors
         parts: BlockParts = ctx.parts
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        again, *carried = (
+            x.detach().requires_grad_(needs) for x, needs in zip(ctx.saved_tensors, needed, strict=False)
+        )
+        context = replace(ctx.context, carried=dict(zip(parts.carried, carried, strict=True)))
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(ctx.generator)
-            again = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
-            output = run_block(parts, again, ctx.context, ctx.rows)
-        inputs = [again, *parts.parameters]
+            output = run_block(parts, again, context, ctx.rows)
+        inputs = [again, *carried, *parts.parameters]
         trained = [tensor for tensor in inputs if tensor.requires_grad]
         if not trained:
-            return (None,) * (4 + len(parts.parameters))
+            return (None,) * (3 + len(inputs))
         computed = iter(torch.autograd.grad(output, trained, grads[0]))
-        grad_hidden, *parameter_grads = (next(computed) if tensor.requires_grad else None for tensor in inputs)
-        return grad_hidden, None, None, None, *parameter_grads
+        grad_hidden, *other_grads = (next(computed) if tensor.requires_grad else None for tensor in inputs)
+        return grad_hidden, None, None, None, *other_grads

@@ -8,7 +8,7 @@ is kept for backward. Cost: three reads of the inner values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class FeedForward:
     down: LoraGroup
     activation: Activation
     mixes_tokens: bool = False
+    carried: Sequence[Hashable] = ()
 
     @property
     def groups(self) -> tuple[LoraGroup, ...]:
@@ -278,3 +279,12 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": (lambda x: F.gelu(x, approximate="tanh"), _gelu_backward("tanh")),
 }
 """By the names that transformers' configurations use."""
+
+
+def find_activation(function: Any) -> Activation | None:
+    """Return the activation that computes what ``function`` does, or None if none is known."""
+    if not callable(function):
+        return None
+    sample = torch.linspace(-4, 4, 17)
+    expected = function(sample)
+    return next((each for each in ACTIVATIONS.values() if torch.allclose(each[0](sample), expected)), None)

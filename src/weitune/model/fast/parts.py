@@ -13,8 +13,8 @@ before it is used (:mod:`weitune.model.capabilities`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class BlockContext:
     """Keep gate and up for backward: faster, but twice the memory."""
     retain_graph: bool = False
     """Let backward be called several times, as gradcheck does. Otherwise it frees what was kept while it runs."""
+    carried: dict[Hashable, Tensor] = field(default_factory=dict)
+    """What blocks read besides the hidden states, by name: per-layer inputs, the keys of an earlier block. Gradients
+    flow back through it."""
 
 
 class MixerPass(Protocol):
@@ -52,7 +55,8 @@ class MixerPass(Protocol):
     def backward(
         self, grad: Tensor, x: Tensor, saved: Any, *, retain: bool, needs_input: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Return the gradient of ``x``, if it is needed, and those of the mixer's parameters, in their order.
+        """Return the gradient of ``x``, if it is needed, and those of what the mixer reads of the context's ``carried``
+        and of its parameters, in their order.
 
         ``grad`` is that of the output and is not overwritten. Unless backward is to be called again (``retain``),
         ``saved`` may be overwritten.
@@ -71,6 +75,11 @@ class Mixer(Protocol):
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trained tensors, in the order of the gradients that backward returns."""
+        ...
+
+    @property
+    def carried(self) -> Sequence[Hashable]:
+        """The names of what it reads of the context's ``carried``."""
         ...
 
     @property
@@ -121,6 +130,11 @@ class BlockParts:
     def parameters(self) -> list[nn.Parameter]:
         """Every trained tensor of the block."""
         return [parameter for branch in self.branches for parameter in branch.mixer.parameters]
+
+    @property
+    def carried(self) -> list[Hashable]:
+        """The names of what it reads of the context's ``carried``, each once."""
+        return list(dict.fromkeys(name for branch in self.branches for name in branch.mixer.carried))
 
     def with_adapters(self) -> BlockParts | None:
         """Return this block with the adapters that its layers have now; None if one is not plain LoRA or DoRA."""

@@ -1,0 +1,112 @@
+"""Per-layer embeddings (Gemma 3n and 4): in each layer, x gates a vector that the token has for this layer alone.
+
+    mix(x) = projection(act(gate(x)) · e)        x (T, C), e (T, P)
+
+e is computed from the token's embeddings before the first layer. Cost: two products of C·P, of which P is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from weitune.model.fast.compiled import fused
+from weitune.model.fast.feed_forward import Activation, find_activation
+from weitune.model.fast.lora_forward import GroupPass, reference_group
+from weitune.model.fast.parts import BlockContext
+from weitune.model.fast.projection import LoraGroup, read_group
+
+_GATE, _PROJECTION = ("per_layer_input_gate",), ("per_layer_projection",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PerLayerInput:
+    """The mixer of one layer."""
+
+    layer: nn.Module
+    """The decoder layer, which has the two matrices"""
+    gate: LoraGroup
+    projection: LoraGroup
+    activation: Activation
+    carried: tuple[Hashable, ...]
+    """The name of e"""
+    mixes_tokens: bool = False
+
+    @property
+    def groups(self) -> tuple[LoraGroup, ...]:
+        return self.gate, self.projection
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.gate.parameters + self.projection.parameters
+
+    def begin(self, context: BlockContext) -> PerLayerPass:
+        (name,) = self.carried
+        gate, projection = (GroupPass.begin(group, context.dropout) for group in self.groups)
+        return PerLayerPass(self.activation, gate, projection, context.carried[name].detach())
+
+    def reference(self, x: Tensor, context: BlockContext) -> Tensor:
+        (name,) = self.carried
+        (gate,) = reference_group(self.gate, x, context.dropout)
+        inner = self.activation[0](gate) * context.carried[name]
+        (output,) = reference_group(self.projection, inner, context.dropout)
+        return output
+
+    def with_adapters(self) -> PerLayerInput | None:
+        gate, projection = read_group(self.layer, _GATE), read_group(self.layer, _PROJECTION)
+        return replace(self, gate=gate, projection=projection) if gate and projection else None
+
+
+@dataclass(slots=True, eq=False)
+class _Saved:
+    gate: Tensor
+    """(T, P) before the activation"""
+    low_gate: Tensor | None
+    low_projection: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PerLayerPass:
+    """The mixer in one pass."""
+
+    activation: Activation
+    gate: GroupPass
+    projection: GroupPass
+    embedded: Tensor
+    """(T, P) e"""
+
+    def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None) -> tuple[Tensor, _Saved]:
+        (gate,), low_gate = self.gate.forward(x)
+        (output,), low_projection = self.projection.forward(_gated(gate, self.embedded, self.activation[0]))
+        return output if base is None else output.add_(base), _Saved(gate, low_gate, low_projection)
+
+    def backward(
+        self, grad: Tensor, x: Tensor, saved: _Saved, *, retain: bool, needs_input: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        activate, write_grad = self.activation
+        gate = saved.gate.clone() if retain else saved.gate
+        activated = activate(gate)
+        inner = activated * self.embedded
+        grad_inner, projection_grads = self.projection.backward([grad], saved.low_projection, inner)
+        grad_embedded = grad_inner * activated
+        write_grad(grad_inner.mul_(self.embedded), gate)  # which is its gradient from here on
+        if needs_input:
+            grad_x, gate_grads = self.gate.backward([gate], saved.low_gate, x)
+        else:
+            grad_x, gate_grads = None, self.gate.backward_to_adapters([gate], saved.low_gate, x)
+        return grad_x, [grad_embedded, *gate_grads, *projection_grads]
+
+
+@fused
+def _gated(gate: Tensor, embedded: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
+    return activate(gate).mul_(embedded)
+
+
+def read_per_layer_input(layer: Any, name: Hashable) -> PerLayerInput | None:
+    """Return the mixer of ``layer`` with e under ``name``, or None if it has not the parts that are known here."""
+    gate, projection = read_group(layer, _GATE), read_group(layer, _PROJECTION)
+    activation = find_activation(getattr(layer, "act_fn", None))
+    return PerLayerInput(layer, gate, projection, activation, (name,)) if gate and projection and activation else None
