@@ -20,6 +20,7 @@ from weitune.data.pack import pack
 from weitune.model.batch import TensorBatch, to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.loss import PLAIN_LOGITS, LogitForm
 from weitune.model.load.locate import locate
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_weights
@@ -32,15 +33,15 @@ from weitune.training.distributed.processes import make_accelerator
 from weitune.training.run import resume, train
 
 CPU = torch.device("cpu")
-MANNERS: tuple[tuple[str, bool, Recompute, bool], ...] = (
-    ("blocks", True, "none", True),
-    ("blocks, feed-forward again", True, "feed-forward", True),
-    ("blocks again", True, "block", True),
-    ("own modules", False, "none", True),
-    ("own modules and head", False, "none", False),
-    ("own modules again", False, "block", True),
+MANNERS: tuple[tuple[str, bool, Recompute, LogitForm | None], ...] = (
+    ("blocks", True, "none", PLAIN_LOGITS),
+    ("blocks, feed-forward again", True, "feed-forward", PLAIN_LOGITS),
+    ("blocks again", True, "block", PLAIN_LOGITS),
+    ("own modules", False, "none", PLAIN_LOGITS),
+    ("own modules and head", False, "none", None),
+    ("own modules again", False, "block", PLAIN_LOGITS),
 )
-"""Name, whether weitune's blocks compute it, what is computed again, whether the head is plain."""
+"""Name, whether weitune's blocks compute it, what is computed again, how logits are made."""
 
 
 def adapted(model: Any) -> Any:
@@ -53,13 +54,13 @@ def adapted(model: Any) -> Any:
     return found
 
 
-def gradient(model: Any, row: TensorBatch, manner: tuple[str, bool, Recompute, bool]) -> torch.Tensor:
-    _, fast, recompute, plain_head = manner
+def gradient(model: Any, row: TensorBatch, manner: tuple[str, bool, Recompute, LogitForm | None]) -> torch.Tensor:
+    _, fast, recompute, head = manner
     base = model.get_base_model()
     base.gradient_checkpointing_disable()
     blocks = BlockDecoder.from_model(base) if fast else None
     model.zero_grad()
-    SupervisedModel(base, plain_head=plain_head, blocks=blocks, recompute=recompute).train()(row).backward()
+    SupervisedModel(base, head=head, blocks=blocks, recompute=recompute).train()(row).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 

@@ -17,6 +17,7 @@ from weitune.forecast.memory_estimate import ModelShape, PassConfig, PassSize, p
 from weitune.forecast.own_modules import OwnModules, layers_of
 from weitune.model.batch import PackedTensors, TensorBatch, to_tensors
 from weitune.model.capabilities import Capabilities, probe
+from weitune.model.fast.loss import PLAIN_LOGITS, LogitForm
 from weitune.model.load.text_model import model_from_config, text_config
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import hidden_states
@@ -72,7 +73,9 @@ def test_a_deep_model_takes_as_much_as_its_layers_together() -> None:
     for layers in (4, 8, 12):
         kinds = ["sliding_attention", "full_attention"] * (layers // 2)
         config = text_config(family_config("gemma3_text", num_hidden_layers=layers, layer_types=kinds))
-        measured = modules_of(config, lora, Capabilities(True, True, False)).footprint(4, recompute=False, longest=256)
+        measured = modules_of(config, lora, Capabilities(True, PLAIN_LOGITS, False)).footprint(
+            4, recompute=False, longest=256
+        )
         assert measured is not None
         kept[layers] = measured.kept.at(1, 512)
     assert kept[12] - kept[8] == pytest.approx(kept[8] - kept[4], rel=1e-6)
@@ -81,7 +84,7 @@ def test_a_deep_model_takes_as_much_as_its_layers_together() -> None:
 
 def test_recomputing_keeps_the_inputs_of_layers_and_works_on_one() -> None:
     config = text_config(family_config("phi3", num_hidden_layers=12))
-    modules, shape = modules_of(config, Lora(), Capabilities(True, True, False)), ModelShape.from_config(config)
+    modules, shape = modules_of(config, Lora(), Capabilities(True, PLAIN_LOGITS, False)), ModelShape.from_config(config)
     size = PassSize(1024, 100, 256)
 
     def need(**manner: Any) -> int:
@@ -93,16 +96,16 @@ def test_recomputing_keeps_the_inputs_of_layers_and_works_on_one() -> None:
     assert half < need()
 
 
-def test_whole_logits_count_where_the_head_scales_them() -> None:
+def test_whole_logits_count_where_the_model_makes_them() -> None:
     config, size = text_config(family_config("cohere2", vocab_size=50_000)), PassSize(512, 200, 256)
     shape = ModelShape.from_config(config)
 
-    def logits(size: PassSize, *, plain_head: bool) -> int:
-        modules = modules_of(config, Lora(), Capabilities(True, plain_head, False))
+    def logits(size: PassSize, form: LogitForm | None) -> int:
+        modules = modules_of(config, Lora(), Capabilities(True, form, False))
         return pass_bytes(shape, size, PassConfig(4, plain_blocks=False, modules=modules))[1]
 
-    assert logits(size, plain_head=False) > 2 * 4 * 200 * 50_000  # and their gradient
-    assert 4 * 200 * 50_000 < logits(size, plain_head=True) < 1.1 * 4 * 200 * 50_000
+    assert logits(size, None) > 2 * 4 * 200 * 50_000  # and their gradient
+    assert 4 * 200 * 50_000 < logits(size, PLAIN_LOGITS) < 1.1 * 4 * 200 * 50_000
 
 
 def test_a_model_that_needs_numbers_is_guessed() -> None:
@@ -110,7 +113,7 @@ def test_a_model_that_needs_numbers_is_guessed() -> None:
         raise RuntimeError
 
     config = text_config(family_config("qwen3"))
-    modules = OwnModules(lambda: config, Lora(), Capabilities(True, True, False), broken)
+    modules = OwnModules(lambda: config, Lora(), Capabilities(True, PLAIN_LOGITS, False), broken)
     assert modules.footprint(4, recompute=False, longest=64) is None
     shape, size = ModelShape.from_config(config), PassSize(64, 64, 64)
     guessed = PassConfig(4, plain_blocks=False, modules=modules)

@@ -118,9 +118,8 @@ def test_gradients_equal_those_of_pefts_layers(kind: str, tmp_path: Path) -> Non
         if ".lora_B." in name and not parameter.any():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
     row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)
-    plain_head = trainable.capabilities.plain_head
-    loss, gradients = loss_and_gradients(adapted, row, fast=True, plain_head=plain_head)
-    expected_loss, expected = loss_and_gradients(adapted, row, fast=False, plain_head=False)
+    loss, gradients = loss_and_gradients(adapted, row, fast=True, head=trainable.capabilities.head)
+    expected_loss, expected = loss_and_gradients(adapted, row, fast=False, head=None)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0, name

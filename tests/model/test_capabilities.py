@@ -10,6 +10,7 @@ import torch
 from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
 from weitune.model.capabilities import _TOLERANCE, probe
 from weitune.model.fast import attention
+from weitune.model.fast.loss import PLAIN_LOGITS
 
 
 def build(family: str, **overrides: Any) -> Any:
@@ -26,7 +27,7 @@ def test_the_common_families_share_rows(family: str) -> None:
     model = tiny_model(family)
     abilities = probe(model)
     assert abilities.shares_rows, abilities.why_not
-    assert abilities.plain_head
+    assert abilities.head == PLAIN_LOGITS
     assert model.config._attn_implementation == attention.BLOCKS
 
 
@@ -63,14 +64,6 @@ def test_models_with_other_layers_or_attention_do_not_share_rows(
     assert not abilities.shares_rows
     assert reason in abilities.why_not
     assert model.config._attn_implementation == before
-
-
-@pytest.mark.parametrize(
-    ("family", "overrides"), [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.5}), ("gemma2", {})]
-)
-def test_heads_that_scale_or_cap_their_logits_are_not_plain(family: str, overrides: dict[str, Any]) -> None:
-    assert not probe(build(family, **overrides)).plain_head
-    assert not probe(build(family, **overrides).bfloat16()).plain_head  # whose rounding hides what bends little
 
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

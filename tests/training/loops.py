@@ -47,7 +47,7 @@ def make_loop(
         model.set_attn_implementation("sdpa")
     supervised = SupervisedModel(
         model,
-        plain_head=abilities.plain_head,
+        head=abilities.head,
         blocks=BlockDecoder.from_model(model) if abilities.plain_blocks and fast else None,
         recompute=recompute,
     )

@@ -25,7 +25,7 @@ def test_who_makes_which_pass() -> None:
     model = tiny_model()
     probe(model)
     adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
-    supervised = SupervisedModel(model, plain_head=False).train()
+    supervised = SupervisedModel(model, head=None).train()
     parts: Any = (supervised, make_optimizer(adapted.named_parameters(), Train()), Accelerator(cpu=True))
     graphs = create_autospec(CudaGraphPasses, instance=True)
     graphs.accepts.side_effect = lambda batch: len(batch) <= 60

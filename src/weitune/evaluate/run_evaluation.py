@@ -152,7 +152,7 @@ class _Losses:
             blocks = BlockDecoder.from_model(model)
             capabilities = probe(model, blocks)
         self._model = SupervisedModel(
-            model, plain_head=capabilities.plain_head, blocks=blocks if capabilities.plain_blocks else None
+            model, head=capabilities.head, blocks=blocks if capabilities.plain_blocks else None
         )
         self._capabilities = capabilities
 

@@ -91,7 +91,7 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     capabilities = capabilities or _probe_small(config, model)
     if lora is None:
         targets, count = None, count_parameters(model)
-        capabilities = replace(capabilities, plain_blocks=False, plain_head=False)
+        capabilities = replace(capabilities, plain_blocks=False, head=None)
     else:
         targets = find_targets(model, lora)
         count = _count(model, lora, targets)
@@ -142,7 +142,7 @@ def _probe_small(config: Any, model: Any = None) -> Capabilities:
             found = probe(model_from_config(small).eval())
         return replace(found, plain_blocks=found.plain_blocks and (model is None or not expert_parameters(model)))
     except Exception as error:  # noqa: BLE001  (an unknown architecture may raise anything)
-        return Capabilities(False, False, False, say("forecast.meta_model.not_probed", error=first_line(error)))
+        return Capabilities(False, None, False, say("forecast.meta_model.not_probed", error=first_line(error)))
 
 
 def _shrink(text: Any) -> None:

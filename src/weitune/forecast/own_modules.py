@@ -127,7 +127,7 @@ class OwnModules:
             return Linear.through([(n, n * each, of(s)) for (n, each), s in zip(shapes, samples, strict=True)])
 
         per_prediction = 0.0
-        if not self._capabilities.plain_head:
+        if self._capabilities.head is None:
             many = model.sample(1, length, length, recompute=recompute)
             per_prediction = (many.head - samples[0].head) / max(1, length - 1)
         return Footprint(
@@ -198,14 +198,14 @@ class _FakeModel:
         if not recompute:
             self._model.gradient_checkpointing_disable()
         level: Recompute = "block" if recompute else "none"
-        plain_head = self._capabilities.plain_head
-        supervised = SupervisedModel(self._model, plain_head=plain_head, recompute=level).train()
+        form = self._capabilities.head
+        supervised = SupervisedModel(self._model, head=form, recompute=level).train()
         with self._fake:
             batch = fake_batch(rows, length, predictions, shared=self._capabilities.shares_rows)
             gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
             before = [*self._model.parameters(), *self._model.buffers(), *gradients, batch.input_ids]
             with LiveBytes(before) as live, _Watch(live, self._model, self._layers, batch) as watch:
-                result = hidden_states(self._model, batch)[batch.rows] if plain_head else supervised(batch)
+                result = supervised(batch) if form is None else hidden_states(self._model, batch)[batch.rows]
                 result.sum().backward()
         last = dict(zip(self._kinds, watch.layers, strict=False))  # of each kind
         others = sum(last[kind] for kind in self._kinds[len(self._layers) :])

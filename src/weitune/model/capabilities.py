@@ -1,16 +1,15 @@
 """Find out what a model can do by trying it: there is no list of models.
 
 The model itself runs three short examples that share a beginning, separately and together as one packed row. Equal
-hidden states show that examples can share a row. Equal logits show that its output head is a plain matrix product, and
-equal states of a :class:`.BlockDecoder` that its blocks are plain ones, which :mod:`.fast.block` runs faster.
+hidden states show that examples can share a row. Equal logits show that :class:`.LogitForm` describes its output head,
+and equal states of a :class:`.BlockDecoder` that its blocks are plain ones, which :mod:`.fast.block` runs faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,12 +20,13 @@ from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
 from weitune.errors import first_line
 from weitune.messages import say
-from weitune.model.batch import PackedTensors, TensorBatch, to_tensors
-from weitune.model.decoder_of import decoder_of
+from weitune.model.batch import PackedTensors, to_tensors
 from weitune.model.fast.attention import tree_attention, use_tree_attention
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.loss import LogitForm
+from weitune.model.logit_form import read_logit_form
 from weitune.model.storage.weight_storage import is_quantized
-from weitune.model.supervised import hidden_states, predicted_logits
+from weitune.model.supervised import hidden_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,20 +35,20 @@ _SHARED_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _UNSUITABLE = (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError, ImportError)
 """What a model raises that cannot run in this way."""
-_ENLARGED = 256.0
-"""Factor for hidden states: logits so large show a cap that bends them. As a power of two it rounds nothing."""
 _LENGTHS = ((6, 5), (6, 4), (9, 3))
 """Tokens of each example from a common beginning, and tokens after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model can do; ``why_not`` is the reason why examples cannot share a row, or empty."""
+    """What a model can do."""
 
     shares_rows: bool
-    plain_head: bool
+    head: LogitForm | None
+    """How it makes its logits; None if only the model itself can."""
     plain_blocks: bool
     why_not: str = ""
+    """Why examples cannot share a row, empty if they can."""
 
     @property
     def layout(self) -> Layout:
@@ -56,7 +56,7 @@ class Capabilities:
 
 
 def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabilities:
-    """Return what ``model`` can do, and set the attention to train it with. Costs two forwards of 30 tokens.
+    """Return what ``model`` can do, and set the attention to train it with. Costs a few forwards of 30 tokens.
 
     ``blocks`` is its block decoder, if there is one already.
     """
@@ -65,13 +65,13 @@ def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabil
     separate = to_tensors(pad(examples), device)
     with torch.no_grad():
         expected = hidden_states(model, separate)
-        plain_head = _plain_head(model, separate, expected)
+        head = _logit_form(model, expected[separate.rows])
         why_not, bound = _why_rows_leak(model, examples, expected)
         if not why_not:
             use_tree_attention(model)
             blocks = blocks or BlockDecoder.from_model(model)
         plain_blocks = not why_not and _plain_blocks(model, blocks, to_tensors(pack(examples), device), bound)
-    return Capabilities(not why_not, plain_head, plain_blocks, why_not)
+    return Capabilities(not why_not, head, plain_blocks, why_not)
 
 
 def _examples(vocabulary: int) -> list[Example]:
@@ -116,29 +116,11 @@ def _pairs(batch: PackedBatch, examples: list[Example], expected: Tensor) -> Ite
         yield torch.tensor(rows), expected[k * width : k * width + length]
 
 
-def _plain_head(model: PreTrainedModel, batch: TensorBatch, hidden: Tensor) -> bool:
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
-        return False
-    ours = head(_ENLARGED * hidden[batch.rows][batch.index].to(head.weight.device))
-    with _enlarged_states(model):
-        theirs = predicted_logits(model, batch).to(ours.device)
-    return _distance(ours, theirs) < _TOLERANCE[model.dtype] / 10
-
-
-@contextmanager
-def _enlarged_states(model: PreTrainedModel) -> Iterator[None]:
-    """Multiply the last hidden states of ``model``, which its head reads, within the block."""
-
-    def enlarge(_decoder: Any, _inputs: Any, output: Any) -> Any:
-        output.last_hidden_state = _ENLARGED * output.last_hidden_state
-        return output
-
-    hook = decoder_of(model).register_forward_hook(enlarge)
+def _logit_form(model: PreTrainedModel, hidden: Tensor) -> LogitForm | None:
     try:
-        yield
-    finally:
-        hook.remove()
+        return read_logit_form(model, hidden, _TOLERANCE[model.dtype] / 10)
+    except _UNSUITABLE:
+        return None
 
 
 def _plain_blocks(model: PreTrainedModel, blocks: BlockDecoder | None, batch: PackedTensors, bound: float) -> bool:

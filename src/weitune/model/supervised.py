@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.loss import supervised_loss
+from weitune.model.fast.loss import PLAIN_LOGITS, Head, LogitForm, supervised_loss
 from weitune.model.fast.matmul import round_rows
 from weitune.model.storage.shard import gathered
 from weitune.recipe.schema import Recompute
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 class SupervisedModel(nn.Module):
     """A causal language model that returns the loss of a batch, a float32 sum.
 
-    ``plain_head`` means that its logits are just the product of its output layer. ``blocks`` runs the decoder for
-    packed rows instead of its own modules. ``recompute`` is what backward computes again instead of keeping it; the
-    model's own modules can only recompute complete blocks.
+    ``head`` is how it makes logits of the products of its frozen output layer; with None it computes them itself.
+    ``blocks`` runs the decoder for packed rows instead of its own modules. ``recompute`` is what backward computes
+    again instead of keeping it; the model's own modules can only recompute complete blocks.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        plain_head: bool = True,
+        head: LogitForm | None = PLAIN_LOGITS,
         blocks: BlockDecoder | None = None,
         recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         self.model = model
-        self.plain_head = plain_head
+        self.head = head
         self.recompute = recompute
         self._blocks = blocks
         if recompute != "none" and blocks is None:
@@ -55,15 +55,16 @@ class SupervisedModel(nn.Module):
         tokens, predictions = (round_rows(device_type, dtype, size) for size in (length, len(batch.targets)))
         if tokens > 1:
             batch = batch.rounded_up(tokens, predictions)
-        if not self.plain_head:
+        if self.head is None:
             logits = predicted_logits(self.model, batch)
             losses = F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
             return (losses * batch.weights.to(losses.device)).sum()
-        head = self.model.get_output_embeddings()
+        output = self.model.get_output_embeddings()
         hidden = self._predicting_states(batch)[batch.index]
-        hidden, targets, weights = (x.to(head.weight.device) for x in (hidden, batch.targets, batch.weights))
-        with gathered(head):
-            return supervised_loss(hidden, head.weight, getattr(head, "bias", None), targets, weights)
+        hidden, targets, weights = (x.to(output.weight.device) for x in (hidden, batch.targets, batch.weights))
+        with gathered(output):
+            head = Head(output.weight, getattr(output, "bias", None), self.head)
+            return supervised_loss(hidden, head, targets, weights)
 
     def _predicting_states(self, batch: TensorBatch) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""

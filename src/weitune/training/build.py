@@ -60,7 +60,7 @@ def make_trainable(
     if lora is None:
         capabilities = probe(loaded.model)
         loaded.model.requires_grad_(True)
-        capabilities = replace(capabilities, plain_head=False, plain_blocks=False)
+        capabilities = replace(capabilities, head=None, plain_blocks=False)
         return Trainable(
             loaded, WholeModel(loaded.model), capabilities, modules=own_modules(loaded.files, None, capabilities)
         )
@@ -85,8 +85,8 @@ def make_trainable(
         blocks = blocks and blocks.with_adapters(loaded.dtype)  # PEFT has put new A and B in
     if blocks is not None:
         _lay_out(blocks, loaded)
-    plain_head = capabilities.plain_head and _has_frozen_linear_head(loaded)
-    capabilities = replace(capabilities, plain_head=plain_head, plain_blocks=blocks is not None)
+    head = capabilities.head if _has_frozen_linear_head(loaded) else None
+    capabilities = replace(capabilities, head=head, plain_blocks=blocks is not None)
     modules = own_modules(loaded.files, lora, capabilities) if blocks is None else None
     return Trainable(loaded, adapter, capabilities, blocks, targets, modules)
 
@@ -132,7 +132,7 @@ def make_loop(
         keep_freed_memory()
     memory = trainable.memory_plan(train, longest=longest, micro_tokens=micro_tokens)
     supervised = SupervisedModel(
-        loaded.model, plain_head=trainable.capabilities.plain_head, blocks=trainable.blocks, recompute=memory.recompute
+        loaded.model, head=trainable.capabilities.head, blocks=trainable.blocks, recompute=memory.recompute
     )
     sharded = loaded.shards > 1
     graphs = None

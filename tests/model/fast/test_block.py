@@ -21,6 +21,7 @@ from weitune.model.fast import matmul
 from weitune.model.fast.block import reference_block, run_block
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutDraws
+from weitune.model.fast.loss import PLAIN_LOGITS, LogitForm
 from weitune.model.fast.tree import Tree
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import SupervisedModel
@@ -48,11 +49,11 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def loss_and_gradients(
-    adapted: Any, row: TensorBatch, *, fast: bool, recompute: Recompute = "none", plain_head: bool = True
+    adapted: Any, row: TensorBatch, *, fast: bool, recompute: Recompute = "none", head: LogitForm | None = PLAIN_LOGITS
 ) -> tuple[torch.Tensor, dict]:
     model = adapted.get_base_model()
     blocks = BlockDecoder.from_model(model) if fast else None
-    supervised = SupervisedModel(model, plain_head=plain_head, blocks=blocks, recompute=recompute)
+    supervised = SupervisedModel(model, head=head, blocks=blocks, recompute=recompute)
     supervised.train()
     adapted.zero_grad()
     loss = supervised(row)

@@ -4,44 +4,61 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from weitune.model.fast.loss import reference_loss, supervised_loss
+from weitune.model.fast import loss as module
+from weitune.model.fast.loss import Head, LogitForm, reference_loss, supervised_loss
+
+FORMS = [LogitForm(), LogitForm(0.25), LogitForm(cap=1.5), LogitForm(-2.0, 30.0)]
 
 
-def inputs(n: int, c: int, v: int, dtype: torch.dtype, *, bias: bool) -> tuple:
+def inputs(n: int, c: int, v: int, dtype: torch.dtype, *, bias: bool = True) -> tuple[Tensor, Head, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n * 1000 + v)
     hidden = torch.randn(n, c, generator=generator, dtype=torch.float64).to(dtype)
-    head = torch.randn(v, c, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(v, c, generator=generator, dtype=torch.float64).to(dtype)
     offset = torch.randn(v, generator=generator, dtype=torch.float64).to(dtype) if bias else None
     targets = torch.randint(v, (n,), generator=generator)
     weights = torch.rand(n, generator=generator).to(torch.float64 if dtype is torch.float64 else torch.float32)
-    return hidden, head, offset, targets, weights
+    return hidden, Head(weight, offset), targets, weights
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("n", "chunk_logits"), [(1, 1), (7, 3 * 31), (7, 10**6), (64, 5 * 31), (0, 31)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
-def test_value_and_gradient_equal_the_reference(n, chunk_logits, dtype, tolerance, bias) -> None:
-    hidden, head, offset, targets, weights = inputs(n, 17, 31, dtype, bias=bias)
+def test_value_and_gradient_equal_the_reference(n, chunk_logits, dtype, tolerance, bias, form, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_CAPPED_LOGITS", 2 * 31)
+    hidden, head, targets, weights = inputs(n, 17, 31, dtype, bias=bias)
+    head = head._replace(form=form)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss = supervised_loss(ours, head, offset, targets, weights, chunk_logits)
-    expected = reference_loss(theirs, head, offset, targets, weights)
+    loss = supervised_loss(ours, head, targets, weights, chunk_logits)
+    expected = reference_loss(theirs, head, targets, weights)
     (loss * 0.25).backward()
     (expected * 0.25).backward()
     torch.testing.assert_close(loss.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=tolerance, atol=tolerance)
 
 
-def test_gradcheck() -> None:
-    hidden, head, offset, targets, weights = inputs(5, 6, 11, torch.float64, bias=True)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form: LogitForm) -> None:
+    hidden, head, targets, weights = inputs(5, 6, 11, torch.float64)
+    head = head._replace(form=form)
     hidden.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h: supervised_loss(h, head, offset, targets, weights, 22), hidden)
+    assert torch.autograd.gradcheck(lambda h: supervised_loss(h, head, targets, weights, 22), hidden)
+
+
+def test_a_cap_holds_every_logit_back() -> None:
+    products = torch.tensor([0.0, 1e-3, 1.0, 50.0, -1e4], dtype=torch.float64)
+    logits = LogitForm(2.0, 30.0).logits(products)
+    torch.testing.assert_close(logits[:2], 2 * products[:2], rtol=1e-6, atol=0)
+    assert logits.abs().max() == 30
+    torch.testing.assert_close(LogitForm(2.0, 30.0).write_logits(products), logits)
 
 
 def test_without_gradients_none_is_computed() -> None:
-    hidden, head, offset, targets, weights = inputs(5, 6, 11, torch.float32, bias=False)
-    loss = supervised_loss(hidden, head, offset, targets, weights)
+    hidden, head, targets, weights = inputs(5, 6, 11, torch.float32, bias=False)
+    loss = supervised_loss(hidden, head, targets, weights)
     assert not loss.requires_grad
-    torch.testing.assert_close(loss, reference_loss(hidden, head, offset, targets, weights))
+    torch.testing.assert_close(loss, reference_loss(hidden, head, targets, weights))
