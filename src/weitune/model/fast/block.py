@@ -31,7 +31,7 @@ def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) ->
         x = hidden if parts.parallel else output
         x = branch.mixer.reference(branch.pre.reference(x) if branch.pre else x, context)
         output = output + branch.multiplier * (branch.post.reference(x) if branch.post else x)
-    return output if parts.scale is None else output * parts.scale.to(output.dtype)
+    return output if parts.scale == 1 else output * parts.scale
 
 
 def run_block(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Tensor | None = None) -> Tensor:
@@ -45,7 +45,7 @@ def run_block(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Te
             x, base = (hidden, output if at else None) if parts.parallel else (output, None)
             carried = (context.carried[name] for name in branch.mixer.carried)
             output = _Branch.apply(x, base, run, *carried, *branch.mixer.parameters)  # type: ignore[no-untyped-call]
-    return output if parts.scale is None else output * parts.scale.to(output.dtype)
+    return output if parts.scale == 1 else output * parts.scale
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.decoder_of import decoder_of
-from weitune.model.fast.attention_mixer import read_attention
 from weitune.model.fast.block import run_block, run_recomputed
 from weitune.model.fast.dropout import DropoutDraws
-from weitune.model.fast.feed_forward import FeedForward, read_feed_forward
+from weitune.model.fast.feed_forward import FeedForward
 from weitune.model.fast.matmul import lay_by_columns
-from weitune.model.fast.norm import read_norm
-from weitune.model.fast.parts import BlockContext, BlockParts, Branch
+from weitune.model.fast.norm import Norm, read_norm
+from weitune.model.fast.parts import BlockContext, BlockParts, Mixer
+from weitune.model.fast.recognise.arrangement import arrange
+from weitune.model.fast.recognise.mixers import read_mixer
 from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 
@@ -99,10 +100,11 @@ class BlockDecoder:
 
 
 def _read_block(layer: nn.Module) -> BlockParts | None:
-    norm_in = read_norm(getattr(layer, "input_layernorm", None))
-    norm_post = read_norm(getattr(layer, "post_attention_layernorm", None))
-    attention = read_attention(getattr(layer, "self_attn", None))
-    feed_forward = read_feed_forward(getattr(layer, "mlp", None))
-    if not (norm_in and norm_post and attention and feed_forward):
-        return None
-    return BlockParts([Branch(norm_in, attention), Branch(norm_post, feed_forward)], layer)
+    norms: dict[str, Norm] = {}
+    mixers: dict[str, Mixer] = {}
+    for name, part in layer.named_children():
+        if norm := read_norm(part):
+            norms[name] = norm
+        elif mixer := read_mixer(part):
+            mixers[name] = mixer
+    return arrange(layer, mixers, norms)

@@ -119,8 +119,8 @@ class BlockParts:
     """The decoder layer that has the weights"""
     parallel: bool = False
     """Whether all branches read the block's input, rather than each the sum that the one before it leaves"""
-    scale: Tensor | None = None
-    """(1,) what the output is multiplied by at the end"""
+    scale: float = 1.0
+    """what the output is multiplied by at the end"""
 
     @property
     def groups(self) -> list[LoraGroup]:

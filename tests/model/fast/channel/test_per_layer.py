@@ -37,7 +37,7 @@ def block_of(layer: Any) -> BlockParts:
     mixer, post = read_per_layer_input(layer, NAME), read_norm(layer.post_per_layer_input_norm)
     assert mixer is not None
     assert post is not None
-    return BlockParts([Branch(None, mixer, post)], layer, scale=layer.layer_scalar)
+    return BlockParts([Branch(None, mixer, post)], layer, scale=float(layer.layer_scalar))
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -100,4 +100,4 @@ def test_an_unknown_activation_is_left_to_the_model() -> None:
     layer: Any = adapted_layer(dropout=0.0)
     layer.act_fn = nn.Hardswish()
     assert read_per_layer_input(layer, NAME) is None
-    assert replace(block_of(adapted_layer(dropout=0.0)), scale=None).with_adapters() is not None
+    assert replace(block_of(adapted_layer(dropout=0.0)), scale=1.0).with_adapters() is not None

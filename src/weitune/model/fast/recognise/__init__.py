@@ -1,0 +1,1 @@
+"""Find the known parts in a model, by their structure."""

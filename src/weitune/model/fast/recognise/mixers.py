@@ -1,0 +1,18 @@
+"""The mixers that are known: what the parts of a decoder layer besides its norms may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from weitune.model.fast.attention_mixer import read_attention
+from weitune.model.fast.feed_forward import read_feed_forward
+from weitune.model.fast.parts import Mixer
+
+READERS: tuple[Callable[[Any], Mixer | None], ...] = (read_attention, read_feed_forward)
+"""Each returns the mixer that a module is, or None if the module has not the parts that it knows."""
+
+
+def read_mixer(module: Any) -> Mixer | None:
+    """Return the mixer that ``module`` is, or None if none is known that has its parts."""
+    return next((mixer for read in READERS if (mixer := read(module)) is not None), None)
