@@ -96,6 +96,27 @@ def test_values_and_gradients_equal_the_dense_ones(
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["plain", "both"])
+@pytest.mark.parametrize("function", [dense_tree_attention, block_tree_attention, flex_tree_attention])
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("name", ["a fork deep inside", "forks everywhere"])
+def test_some_rows_attend_as_they_do_among_all(name: str, window: int | None, function: Any, kind: str) -> None:
+    tree = tree_of(shapes()[name])
+    length = len(tree.subtree_end)
+    draw = torch.Generator().manual_seed(0)
+    dtype = torch.float32 if function is flex_tree_attention else torch.float64
+    query, *rest = (torch.randn(1, n, length, 16, generator=draw, dtype=dtype) for n in (6, 2, 2))
+    rows = torch.randperm(length, generator=draw)[: max(2 * BLOCK_ROWS, length // 2)]
+    grad = torch.randn(1, len(rows), 6, 16, generator=draw, dtype=dtype)
+    among_all = torch.zeros(1, length, 6, 16, dtype=dtype).index_copy_(1, rows, grad)
+    expected = attend(dense_tree_attention, (query, *rest), tree, among_all, window, **formula(kind, 6))
+    results = attend(function, (query[:, :, rows], *rest), tree.only(rows), grad, window, **formula(kind, 6))
+    taken = [expected[0][:, rows], expected[1][:, :, rows], *expected[2:]]
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-12
+    for ours, theirs in zip(results, taken, strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("kind", ["plain", "sinks", "cap"])
 def test_16_bits_see_the_same_through_blocks_of_round_sizes(window: int | None, kind: str) -> None:

@@ -28,7 +28,7 @@ BLOCK_ROWS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows ``start`` to ``stop`` (exclusive) and the keys that they see."""
+    """Attending rows ``start`` to ``stop`` (exclusive) and the keys that they see."""
 
     start: int
     stop: int
@@ -52,6 +52,8 @@ class Tree:
     subtree_end: Tensor
     """(T,)"""
     cache: dict[Hashable, Any] = field(default_factory=dict)
+    attending: Tensor | None = None
+    """(U,) the rows whose queries attention is given, in this order; None: all"""
 
     @classmethod
     def from_batch(cls, batch: PackedBatch, device: torch.device) -> Tree:
@@ -63,6 +65,10 @@ class Tree:
         spare = -length % unit
         ends = torch.arange(length + 1, length + spare + 1, device=self.subtree_end.device)
         return Tree(F.pad(self.position_ids, (0, spare)), torch.cat([self.subtree_end, ends]))
+
+    def only(self, rows: Tensor) -> Tree:
+        """Return the tree for attention of ``rows`` (U,) alone to the keys of all."""
+        return Tree(self.position_ids, self.subtree_end, attending=rows)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return the result of ``make``, which is called once for each ``key``."""
@@ -81,22 +87,23 @@ class Tree:
         return seen
 
     def mask(self, window: int | None = None) -> Tensor:
-        """Return the mask (T, T)."""
+        """Return the mask (T, T), or (U, T) for some rows."""
         every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
-        mask: Tensor = self.once(("mask", window), lambda: self.seen(every, every, window))
+        rows = every if self.attending is None else self.attending
+        mask: Tensor = self.once(("mask", window), lambda: self.seen(rows, every, window))
         return mask
 
     def blocks(self, window: int | None = None) -> list[Block]:
-        """Return the row cut into blocks of at most ``BLOCK_ROWS`` rows, each with the keys it needs."""
+        """Return the attending rows cut into blocks of at most ``BLOCK_ROWS``, each with the keys it needs."""
         blocks: list[Block] = self.once(("blocks", window), lambda: list(self._cut(window)))
         return blocks
 
     def _cut(self, window: int | None) -> Iterator[Block]:
         every = torch.arange(len(self.subtree_end), device=self.subtree_end.device)
-        for start in range(0, len(every), BLOCK_ROWS):
-            rows = every[start : start + BLOCK_ROWS]
-            ancestors = every[:start][self.subtree_end[:start] > start]
-            keys = torch.cat([ancestors, rows])
+        attending = every if self.attending is None else self.attending
+        for start in range(0, len(attending), BLOCK_ROWS):
+            rows = attending[start : start + BLOCK_ROWS]
+            keys = every[(self.subtree_end > rows.min()) & (every <= rows.max())]
             seen = self.seen(rows, keys, window)
             used = seen.any(dim=0)  # a window hides distant ancestors from all rows of the block
             yield Block(start, start + len(rows), keys[used], seen[:, used])

@@ -25,20 +25,22 @@ def flex_attention(
 
     if dropout:
         raise ValueError(say("model.attention.not_plain_softmax", feature="dropout"))
-    length, window = query.shape[2], scores.window
+    window, attending = scores.window, tree.attending
 
-    def rule(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def rule(batch: Tensor, head: Tensor, row: Tensor, j: Tensor) -> Tensor:
+        i = row if attending is None else attending[row]
         seen = (j <= i) & (i < tree.subtree_end[j])
         if window is not None:
             seen = seen & (tree.position_ids[i] - tree.position_ids[j] < window)
         return seen
 
+    rows, keys = query.shape[2], key.shape[2]
     block_mask = tree.once(
-        ("flex", window), lambda: create_block_mask(rule, None, None, length, length, device=query.device)
+        ("flex", window), lambda: create_block_mask(rule, None, None, rows, keys, device=query.device)
     )
     repeat = query.shape[1] // key.shape[1]
-    keys, values = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (key, value))
-    return _fused_flex(query, keys, values, block_mask, scores.scaling, scores.cap, scores.sinks)
+    key, value = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (key, value))
+    return _fused_flex(query, key, value, block_mask, scores.scaling, scores.cap, scores.sinks)
 
 
 @fused
