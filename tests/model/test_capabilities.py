@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.families import DENSE, MOE, family_model
 from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
 from weitune.model.capabilities import _TOLERANCE, probe
 from weitune.model.fast import attention
@@ -64,6 +65,32 @@ def test_models_with_other_layers_or_attention_do_not_share_rows(
     assert not abilities.shares_rows
     assert reason in abilities.why_not
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name for name, entry in {**DENSE, **MOE}.items() if "sliding_window" in entry] + ["phi3", "mixtral", "exaone4"],
+)
+def test_windows_shorter_than_the_texts_of_the_probe_are_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    abilities = probe(family_model(family, sliding_window=3))
+    assert abilities.shares_rows, abilities.why_not
+    rule = attention.Tree.seen
+    monkeypatch.setattr(attention.Tree, "seen", lambda tree, rows, keys, window=None: rule(tree, rows, keys))
+    assert "mix" in probe(family_model(family, sliding_window=3)).why_not
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("phimoe", {"sliding_window": 4096, "num_local_experts": 2}),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 4096, "num_experts": 4}),
+    ],
+)
+def test_windows_that_attention_is_not_told_of_prevent_sharing(family: str, overrides: dict[str, Any]) -> None:
+    """The texts of the probe are too short to show them."""
+    assert "window" in probe(build(family, **overrides)).why_not
+    del overrides["sliding_window"]
+    assert probe(build(family, **{**overrides, "use_sliding_window": False})).shares_rows
 
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from weitune.model.fast.loss import LogitForm
 from weitune.model.logit_form import read_logit_form
 from weitune.model.storage.weight_storage import is_quantized
 from weitune.model.supervised import hidden_states
+from weitune.model.windows import tells_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,8 @@ def _why_rows_leak(model: PreTrainedModel, examples: list[Example], expected: Te
     if kinds := set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _SHARED_LAYERS:
         return say("model.capabilities.other_layers", kinds=", ".join(sorted(kinds))), bound
     try:
+        if not tells_windows(model):
+            return say("model.capabilities.window_in_mask"), bound
         with tree_attention(model):
             error = _error(model, examples, expected)
             if error >= bound:  # by rounding? then an example alone in its row differs as much, though nothing can mix
