@@ -21,6 +21,7 @@ from bench.reference import in_plan_order, make_trainer, rows_of
 from weitune.data.conversation import Example, Span
 from weitune.data.schedule import Plan
 from weitune.forecast.run_forecast import DTYPES
+from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weights import LoadedModel, load_model
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.lora.targets import find_targets
@@ -56,7 +57,7 @@ def load(job: dict[str, Any]) -> LoadedModel:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**job["shape"]), dtype=dtype)
     model.requires_grad_(False)
-    return LoadedModel(model.eval(), None, None, device, dtype)
+    return LoadedModel(model.eval(), None, ModelFiles(Path(job["model"])), device, dtype)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -194,6 +194,12 @@ WRAPPED: Mapping[str, Arguments] = {
 GROUPS: Mapping[str, Mapping[str, Arguments]] = {"dense": DENSE, "moe": MOE, "hybrid": HYBRID, "wrapped": WRAPPED}
 FAMILIES: Mapping[str, Arguments] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
+FAST = (
+    "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "seed_oss", "gemma",
+    "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl",
+)  # fmt: skip
+"""Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""
+
 _TEMPLATES = {"gemma": "gemma", "llama": "llama3", "mistral": "mistral", "ministral": "mistral", "qwen3": "qwen3"}
 
 

@@ -1,6 +1,6 @@
 """Every family trains as transformers.Trainer and PEFT train it, resumes to the same bits, and PEFT loads the adapter.
 
-One run of ten steps in float32 without dropout is made for each family, in the class and with the names that are
+One run of twenty steps in float32 without dropout is made for each family, in the class and with the names that are
 published. The oracle starts from the adapter that a step of no size leaves, loaded by PEFT.
 """
 
@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
 from bench.reference import in_plan_order, losses, make_trainer, rows_of
-from tests.families import FAMILIES, MOE, WRAPPED, save_family
+from tests.families import FAMILIES, FAST, MOE, WRAPPED, save_family
 from weitune import Recipe, Run, train
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.forecast.own_modules import OwnModules
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.recipe.schema import Lora, Train
 from weitune.training.inputs import RunInputs, collect_inputs
@@ -35,7 +37,7 @@ QUICK = ("phi3", "gpt_oss", "glm4_moe", "qwen3_5_text", "gemma3")
 """One family of each kind: the others are tested with the slow tests."""
 EXPERTS = {*MOE, "qwen3_next", "lfm2_moe", "granitemoehybrid", "nemotron_h", "jamba", "llama4"}
 """Families whose experts are trained too, in a second case."""
-STEPS, BATCH = 10, 4
+STEPS, BATCH = 20, 4
 IMAGE_ARGUMENTS = ("token_type_ids", "mm_token_type_ids")
 """What models that see images want to know of every token in training: that it is none of an image."""
 
@@ -58,12 +60,19 @@ class Case:
     family: str
     experts: bool
     folder: Path
+    trained_by_blocks: bool = False
 
     @cached_property
     def recipe(self) -> Recipe:
         rows = self.folder / "rows.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in dialogues()))
-        settings = {"precision": "fp32", "batch_size": BATCH, "max_steps": STEPS, "checkpoint_every": STEPS // 2}
+        settings = {
+            "precision": "fp32",
+            "batch_size": BATCH,
+            "max_steps": STEPS,
+            "checkpoint_every": STEPS // 2,
+            "epochs": 4,
+        }
         return Recipe(
             model=str(save_family(self.folder / "model", self.family)),
             data=[str(rows)],
@@ -78,7 +87,10 @@ class Case:
 
     @cached_property
     def run(self) -> Run:
-        return train(self.recipe, device="cpu")
+        with patch.object(BlockDecoder, "states", autospec=True, side_effect=BlockDecoder.states) as passes:
+            run = train(self.recipe, device="cpu")
+        self.trained_by_blocks = passes.call_count >= STEPS
+        return run
 
     @cached_property
     def start(self) -> Path:
@@ -125,6 +137,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(family, experts, tmp_path_factory.mktemp(family))
 
 
+def test_the_blocks_train_the_families_that_are_fast(case: Case) -> None:
+    assert len(list(case.run.events())) > STEPS
+    assert case.trained_by_blocks is (case.family in FAST)  # one that has become fast is to be entered
+
+
 def test_losses_equal_those_of_trainer_and_peft(case: Case) -> None:
     theirs, inputs = case.with_adapter(case.start, trained=True), case.inputs
     examples = [inputs.examples[k] for k in range(len(inputs.examples))]
@@ -140,7 +157,7 @@ def test_losses_equal_those_of_trainer_and_peft(case: Case) -> None:
     assert expected[-1] < expected[0]
 
 
-def test_a_run_that_ended_after_step_five_resumes_to_the_same_bits(case: Case) -> None:
+def test_a_run_that_ended_half_way_resumes_to_the_same_bits(case: Case) -> None:
     whole, torn = case.run.path, case.folder / "torn"
     shutil.copytree(whole, torn)
     for name in (f"checkpoint-{STEPS}", "adapter"):

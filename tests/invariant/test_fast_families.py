@@ -1,0 +1,163 @@
+"""Families that are fast stay so, and weitune's own blocks compute what the models' own modules do.
+
+The oracle is the model itself with PEFT's layers, one padded conversation a row, without anything of weitune's. Windows
+are so short that they hide something of every longer example. What dropout does cannot be compared with PEFT, which
+draws it otherwise; there the readable twins of the blocks, with the same draws, are the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.families import FAMILIES, FAST, save_family
+from tests.invariant.test_families import EXPERTS
+from tests.invariant.test_oracle import examples_with_forks
+from weitune.data.layout import SEPARATE, SHARED
+from weitune.data.pack import PackedBatch
+from weitune.data.pad import PaddedBatch
+from weitune.model.batch import to_tensors
+from weitune.model.fast import decoder
+from weitune.model.fast.attention import tree_attention
+from weitune.model.fast.block import reference_block, run_block
+from weitune.model.load.weights import load_model
+from weitune.model.supervised import SupervisedModel
+from weitune.recipe.schema import Lora, Recompute
+from weitune.training.build import make_trainable
+from weitune.training.trainable import Trainable
+
+CPU = torch.device("cpu")
+WINDOW = 5
+EXAMPLES = examples_with_forks(9, vocabulary=400)
+ROW = SHARED.lay(EXAMPLES)
+LORAS = {"lora": Lora(dropout=0.0), "dora": Lora(dropout=0.0, dora=True), "experts": Lora(dropout=0.0, experts=True)}
+
+Folder = Callable[[str], Path]
+Result = tuple[float, dict[str, Tensor]]
+"""The loss, and the gradient of every trained parameter."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Return the folder of a family's tiny model, written when it is first asked for."""
+
+    @cache
+    def saved(family: str) -> Path:
+        text = FAMILIES[family].get("text_config", FAMILIES[family])
+        short = {"sliding_window": WINDOW} if text.get("sliding_window") else {}
+        return save_family(tmp_path_factory.mktemp(family), family, **short)
+
+    return saved
+
+
+def made(folder: Path, lora: Lora, precision: str = "fp32") -> Trainable:
+    """Return the model in ``folder`` as training makes it, whose adapter already does something: B is not zero."""
+    trainable = make_trainable(load_model(str(folder), precision=precision, device="cpu"), lora, seed=1, base="tiny")
+    draw = torch.Generator().manual_seed(2)
+    for name, parameter in trainable.trained.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=draw)
+        elif "magnitude" in name:
+            parameter.data *= 1 + 0.2 * torch.randn(parameter.shape, generator=draw)
+    return trainable
+
+
+def by_blocks(trainable: Trainable, recompute: Recompute = "none") -> Result:
+    """Return the loss and gradients that the fast blocks compute of ROW."""
+    model, blocks, head = trainable.loaded.model, trainable.blocks, trainable.capabilities.head
+    assert blocks is not None
+    return result(trainable, SupervisedModel(model, head=head, blocks=blocks, recompute=recompute), ROW)
+
+
+def by_modules(trainable: Trainable) -> Result:
+    """Return what the model's own modules compute of the examples apart."""
+    with tree_attention(trainable.loaded.model, on=False):
+        return result(trainable, SupervisedModel(trainable.loaded.model, head=None), SEPARATE.lay(EXAMPLES))
+
+
+def result(trainable: Trainable, supervised: SupervisedModel, batch: PackedBatch | PaddedBatch) -> Result:
+    supervised.train()
+    supervised.zero_grad()
+    loss = supervised(to_tensors(batch, CPU))
+    loss.backward()
+    named = trainable.trained.model.named_parameters()
+    return float(loss.detach()), {name: p.grad.clone() for name, p in named if p.requires_grad}
+
+
+def assert_equal(ours: Result, theirs: Result, tolerance: float = 1e-4) -> None:
+    """Compare losses, and gradients one by one; what is nothing but rounding counts as equal."""
+    assert ours[0] == pytest.approx(theirs[0], rel=tolerance)
+    assert ours[1].keys() == theirs[1].keys()
+    rounding = 1e-2 * tolerance * max(float(gradient.norm()) for gradient in theirs[1].values())
+    far = {
+        name: distance / norm
+        for name, gradient in theirs[1].items()
+        if (distance := float((ours[1][name] - gradient).norm()))
+        > tolerance * (norm := float(gradient.norm())) + rounding
+    }
+    assert not far
+
+
+def _cases(*kinds: str) -> list[Any]:
+    """Return the families with each kind of adapter that they can have."""
+    return [(name, kind) for name in FAST for kind in kinds if kind != "experts" or name in EXPERTS]
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_the_family_shares_rows_and_is_fast(folder: Folder, family: str) -> None:
+    trainable = made(folder(family), LORAS["lora"])
+    assert trainable.capabilities.shares_rows, trainable.capabilities.why_not
+    assert trainable.capabilities.plain_blocks
+    assert trainable.capabilities.head is not None
+
+
+@pytest.mark.parametrize(("family", "kind"), _cases(*LORAS))
+def test_packed_by_the_blocks_equals_separate_by_the_modules(folder: Folder, family: str, kind: str) -> None:
+    trainable = made(folder(family), LORAS[kind])
+    expected = by_modules(trainable)
+    assert sum(gradient.abs().max() > 0 for gradient in expected[1].values()) > len(expected[1]) / 2
+    assert_equal(by_blocks(trainable), expected)
+
+
+@pytest.mark.parametrize("recompute", ["feed-forward", "block"])
+@pytest.mark.parametrize("family", FAST)
+def test_recomputing_draws_the_same_dropout(folder: Folder, family: str, recompute: Recompute) -> None:
+    trainable, results = made(folder(family), Lora(dropout=0.3)), []
+    for way in ("none", recompute):
+        torch.manual_seed(3)
+        results.append(by_blocks(trainable, way))
+    assert_equal(*results, tolerance=1e-5)
+    assert by_blocks(trainable)[0] != results[0][0]  # other draws, another loss
+
+
+@pytest.mark.parametrize(("family", "kind"), _cases(*LORAS))
+def test_with_dropout_the_blocks_equal_their_readable_twins(
+    folder: Folder, family: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At all rows, for a mask for some rows is no part of one for all."""
+
+    def everywhere(run: Any) -> Any:
+        def taking(parts: Any, hidden: Tensor, context: Any, rows: Tensor | None = None) -> Tensor:
+            output: Tensor = run(parts, hidden, context)
+            return output if rows is None else output[rows]
+
+        return taking
+
+    trainable, results = made(folder(family), LORAS[kind].model_copy(update={"dropout": 0.3})), []
+    for run in (run_block, reference_block):
+        monkeypatch.setattr(decoder, "run_block", everywhere(run))
+        torch.manual_seed(3)
+        results.append(by_blocks(trainable))
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_in_bfloat16_it_is_as_near_as_rounding_allows(folder: Folder, family: str) -> None:
+    exact = by_blocks(made(folder(family), LORAS["lora"]))
+    assert_equal(by_blocks(made(folder(family), LORAS["lora"], "bf16")), exact, tolerance=0.1)
