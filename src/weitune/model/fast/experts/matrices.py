@@ -1,0 +1,180 @@
+"""One frozen matrix per expert, and the adapters on them: y = (W_e + s B_e A_e) x + b_e.
+
+PEFT keeps the A and the B of all experts in one matrix each (:mod:`weitune.model.lora.experts`). Here they are called by
+what they do to a row x: it is multiplied by ``first`` (R, K), then by ``second`` (N, R).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weitune.model.fast.experts.rows import RANK_UNIT, AllExperts, Piece
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertAdapter:
+    """LoRA on a parameter (E, ., .), as PEFT lays it out."""
+
+    a: nn.Parameter
+    """(E·R, ·) row e·R + r is row r of A_e"""
+    b: nn.Parameter
+    """(·, E·R) column r·E + e is column r of B_e"""
+    scale: float
+    experts: int
+    swapped: bool
+    """Whether B_e is multiplied by the row first: PEFT takes inputs for outputs where a transposed parameter does not
+    say that it is one (Llama 4)."""
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0] // self.experts
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return ``first`` (E, R, K) and ``second`` (E, R, N), which has the scale, in ``dtype``."""
+        a = self.a.detach().view(self.experts, self.rank, -1)
+        b = self.b.detach().view(-1, self.rank, self.experts).permute(2, 1, 0)
+        first, second = (b, a) if self.swapped else (a, b)
+        return first.to(dtype).contiguous(), (second * self.scale).to(dtype).contiguous()
+
+    def grads(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Return the gradients of A and B from those of :meth:`factors`."""
+        second = second * self.scale
+        a, b = (second, first) if self.swapped else (first, second)
+        grad_b = b.permute(2, 1, 0).reshape(self.b.shape)
+        return [a.reshape(self.a.shape).to(self.a.dtype), grad_b.to(self.b.dtype)]
+
+    def update(self) -> Tensor:
+        """Return s B_e A_e of every expert as rows are multiplied by it (E, K, N), differentiable."""
+        a, b = self.a.view(self.experts, self.rank, -1), self.b.view(-1, self.rank, self.experts).permute(2, 0, 1)
+        product = self.scale * b @ a
+        return product if self.swapped else product.transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertMatrices:
+    """A parameter of a module of experts: a matrix of N outputs and K inputs for each of E."""
+
+    module: Any
+    """The module that has the parameter: sharding may exchange it"""
+    name: str
+    transposed: bool
+    """Whether it is (E, K, N), not (E, N, K)"""
+    biased: bool
+    """Whether there is a bias (E, N), whose name ends with ``_bias``"""
+    adapter: ExpertAdapter | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = getattr(self.module, self.name)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.module, f"{self.name}_bias") if self.biased else None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.adapter.a, self.adapter.b] if self.adapter else []
+
+    def reference(self, expert: int, x: Tensor) -> Tensor:
+        """Return the outputs (n, N) of one expert for ``x`` (n, K), differentiable by autograd."""
+        weight = self.weight[expert].to(x.dtype)
+        weight = weight if self.transposed else weight.T
+        if self.adapter is not None:
+            weight = weight + self.adapter.update()[expert].to(x.dtype)
+        product: Tensor = x @ weight
+        return product if self.bias is None else product + self.bias[expert].to(x.dtype)
+
+
+class MatricesPass:
+    """The matrices of experts in one forward or one backward pass in ``dtype``, and the gradients of their adapters."""
+
+    def __init__(self, matrices: ExpertMatrices, dtype: torch.dtype) -> None:
+        self._matrices, self._dtype = matrices, dtype
+        self._first = self._second = self._grad_first = self._grad_second = None
+        if matrices.adapter is not None:
+            self._first, self._second = matrices.adapter.factors(dtype)
+
+    def forward(self, piece: Piece, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the outputs (n, N) for the rows ``x`` (n, K) of ``piece``.
+
+        ``weights`` (n, 1) are what ``x`` was multiplied by and the bias is not.
+        """
+        matrices, weight = self._matrices, piece.select(self._matrices.weight, self._dtype)
+        output = piece.times(x, weight) if matrices.transposed else piece.linear(x, weight)
+        if matrices.bias is not None:
+            bias = piece.vectors(matrices.bias, self._dtype)
+            output = output.add_(bias) if weights is None else output.addcmul_(bias, weights)
+        first, second = self._factors(piece)
+        if first is not None and second is not None:
+            output = output.add_(piece.low(piece.low(x, first.mT), second))
+        return output
+
+    def backward(self, piece: Piece, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient of ``x`` (n, K) from ``grad`` (n, N), and collect those of the adapter."""
+        matrices, weight = self._matrices, piece.select(self._matrices.weight, self._dtype)
+        grad_x = piece.linear(grad, weight) if matrices.transposed else piece.times(grad, weight)
+        first, second = self._factors(piece)
+        if first is not None and second is not None:
+            grad_low = piece.low(grad, second.mT)
+            grad_x = grad_x.add_(piece.low(grad_low, first))
+            self._collect(piece, grad_low, piece.low(x, first.mT), grad, x)
+        return grad_x
+
+    def grad_of_weights(self, piece: Piece, grad: Tensor) -> Tensor | None:
+        """Return what the bias adds to the gradient of the weights (n,) that multiply it, if there is one."""
+        bias = self._matrices.bias
+        return None if bias is None else (grad * piece.vectors(bias, self._dtype)).sum(1)
+
+    def adapter_grads(self) -> list[Tensor]:
+        """Return the gradients of A and B, if there is an adapter."""
+        adapter = self._matrices.adapter
+        if adapter is None or self._first is None or self._second is None:
+            return []
+        first, second = self._grad_first, self._grad_second
+        if first is None or second is None:  # no row
+            first, second = torch.zeros_like(self._first), torch.zeros_like(self._second)
+        return adapter.grads(first[:, : adapter.rank], second[:, : adapter.rank])
+
+    def _factors(self, piece: Piece) -> tuple[Tensor | None, Tensor | None]:
+        if self._first is None or self._second is None:
+            return None, None
+        if isinstance(piece, AllExperts) and self._first.shape[1] % RANK_UNIT:
+            missing = -self._first.shape[1] % RANK_UNIT
+            self._first, self._second = (F.pad(each, (0, 0, 0, missing)) for each in (self._first, self._second))
+        return piece.select(self._first, self._dtype), piece.select(self._second, self._dtype)
+
+    def _collect(self, piece: Piece, grad_low: Tensor, low: Tensor, grad: Tensor, x: Tensor) -> None:
+        if self._grad_first is None or self._grad_second is None:
+            assert self._first is not None and self._second is not None  # noqa: S101, PT018  (there is an adapter)
+            self._grad_first, self._grad_second = torch.zeros_like(self._first), torch.zeros_like(self._second)
+        piece.write_sums(self._grad_first, grad_low, x)
+        piece.write_sums(self._grad_second, low, grad)
+
+
+def read_adapters(
+    layer: Any, gate_up: ExpertMatrices, down: ExpertMatrices
+) -> tuple[ExpertMatrices, ExpertMatrices] | None:
+    """Return the matrices with the adapters that ``layer`` has: the module of the experts, perhaps in PEFT's layers.
+
+    None if there is an adapter of another kind.
+    """
+    adapters: dict[str, ExpertAdapter] = {}
+    while hasattr(layer, "base_layer"):
+        plain = hasattr(layer, "parameter_name") and list(layer.lora_A) == layer.active_adapters == ["default"]
+        if not plain or layer.merged or layer.parameter_name not in {gate_up.name, down.name}:
+            return None
+        matrices = gate_up if layer.parameter_name == gate_up.name else down
+        swapped = matrices.transposed != bool(getattr(matrices.module, "is_transposed", False))
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        scale = float(layer.scaling["default"])
+        adapters[matrices.name] = ExpertAdapter(a, b, scale, matrices.weight.shape[0], swapped)
+        layer = layer.base_layer
+    if layer is not gate_up.module:
+        return None
+    return replace(gate_up, adapter=adapters.get(gate_up.name)), replace(down, adapter=adapters.get(down.name))
