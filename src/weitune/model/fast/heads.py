@@ -62,5 +62,5 @@ def read_heads(attention: Any) -> Heads | None:
         return None
     norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     config = getattr(attention, "config", None)  # Mistral has the window here, other families in the layer
-    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None)) or None
     return Heads(attention, size, scaling, window, norms, fused(rotate))

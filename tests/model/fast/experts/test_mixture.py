@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tests.families import family_model
 from weitune.model.fast.experts import routed
+from weitune.model.fast.experts import rows as rows_module
 from weitune.model.fast.experts.mixture import Mixture
 from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.parts import BlockContext
@@ -64,7 +66,9 @@ def results_of_pass(
     base = torch.ones_like(x)
     with torch.no_grad():
         output, saved = mixer_pass.forward(x.detach(), base, None)
-        results = [mixer_pass.backward(weights, x.detach(), saved, retain=retain, needs_input=True) for _ in range(1 + retain)]
+        results = [
+            mixer_pass.backward(weights, x.detach(), saved, retain=retain, needs_input=True) for _ in range(1 + retain)
+        ]
     assert base.eq(1).all()
     for grad_x, grads in results:
         assert grad_x is not None
@@ -95,3 +99,100 @@ def test_outputs_and_gradients_equal_those_of_the_family_and_of_the_twin(family:
     output = mixture.reference(x, BlockContext(None, None))
     twin = [output.detach(), *torch.autograd.grad((output * weights).sum(), [x, *mixture.parameters])]
     assert_close(twin, theirs, 1e-5)
+
+
+class ExactRouter(torch.nn.Module):
+    """A router in float64: those of the families compute in float32, too coarse for differences."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(4)
+        self.weight = torch.nn.Parameter(torch.randn(experts, 64, dtype=torch.float64, generator=draw))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, index = (x @ self.weight.T).softmax(1).topk(2, dim=1)
+        return weights, index
+
+
+def in_float64(mixture: Mixture) -> Mixture:
+    router = replace(mixture.routed.router, module=ExactRouter(mixture.routed.router.experts), arguments=())
+    return replace(mixture, routed=replace(mixture.routed, router=router))
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "llama4_text"])
+def test_gradcheck(family: str) -> None:
+    model = model_of(family, adapted=True, r=2)
+    mixture = in_float64(mixture_of(model)[1])
+    model.double()
+    x, _ = rows(5, torch.float64)
+    mixer_pass = mixture.begin(BlockContext(None, None, retain_graph=True))
+
+    class Mixed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *_: Tensor) -> Tensor:
+            output, saved = mixer_pass.forward(x, None, None)
+            ctx.save = x, saved
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            grad_x, others = mixer_pass.backward(grads[0], *ctx.save, retain=True, needs_input=True)
+            return grad_x, *others
+
+    assert torch.autograd.gradcheck(Mixed.apply, (x, *mixture.parameters), fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4_text"])
+def test_rounded_rows_and_grouped_products_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, mixture = mixture_of(model_of(family, adapted=True))
+    x, weights = rows()
+    plain = results_of_pass(mixture, x, weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows_module.matmul, "round_rows", lambda *_: 16)
+        assert rows_module.rounded("cpu", torch.float32, 11) == 16
+        assert_close(results_of_pass(mixture, x, weights), plain, 1e-5)
+    monkeypatch.setattr(routed, "can_group", lambda *_: True)
+    assert_close(results_of_pass(mixture, x, weights), plain, 1e-5)
+
+
+def test_sizes_of_rounded_rows_are_few_and_little_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module.matmul, "round_rows", lambda *_: 16)
+    sizes = {count: rows_module.rounded("cpu", torch.float32, count) for count in range(1, 4097)}
+    assert len(set(sizes.values())) < 70
+    assert all(count <= size < count + max(8, count / 7) for count, size in sizes.items())
+
+
+def test_experts_get_no_gradient_that_nobody_needs() -> None:
+    _, mixture = mixture_of(model_of("qwen3_moe", adapted=False))
+    x, weights = rows()
+    mixer_pass = mixture.begin(BlockContext(None, None))
+    with torch.no_grad():
+        _, saved = mixer_pass.forward(x.detach(), None, None)
+        assert mixer_pass.backward(weights, x.detach(), saved, retain=False, needs_input=False) == (None, [])
+
+
+def test_weights_in_16_bits_are_widened_where_they_are_used() -> None:
+    for family in ("qwen3_moe", "glm4_moe", "gpt_oss"):
+        model = model_of(family, adapted=False)
+        exact = mixture_of(model)[1]
+        x, weights = rows()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.bfloat16())
+        expected = results_of_pass(exact, x, weights)
+        coarse = mixture_of(model.bfloat16())[1]
+        ours = results_of_pass(coarse, x, weights)
+        assert_close(ours, expected, 1e-5)
+
+
+def test_a_module_without_known_parts_is_no_mixture() -> None:
+    assert read_mixture(torch.nn.Linear(3, 3)) is None
+    model = family_model("qwen3_moe")
+    module = model.model.layers[1].mlp
+    module.more = torch.nn.LayerNorm(64)
+    assert read_mixture(module) is None
+    del module.more
+    module.experts.act_fn = torch.nn.Tanh()
+    assert read_mixture(module) is None

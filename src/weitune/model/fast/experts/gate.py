@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import torch
@@ -68,10 +69,11 @@ def read_gate(experts: Any, width: int) -> tuple[Gate, bool] | None:
     sample = torch.linspace(-9, 9, 3 * 2 * width).view(3, 2 * width)
     with torch.no_grad():
         expected = _own_gate(experts, sample)
-        for gate in _candidates(experts) if expected is not None else ():
-            for interleaved in (False, True):
-                if torch.allclose(gate.inner(*halves(sample, interleaved)), expected, rtol=1e-4, atol=1e-5):
-                    return gate, interleaved
+        if expected is None:
+            return None
+        for gate, interleaved in product(_candidates(experts), (False, True)):
+            if torch.allclose(gate.inner(*halves(sample, interleaved)), expected, rtol=1e-4, atol=1e-5):
+                return gate, interleaved
     return None
 
 

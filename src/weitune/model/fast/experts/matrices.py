@@ -1,7 +1,7 @@
 """One frozen matrix per expert, and the adapters on them: y = (W_e + s B_e A_e) x + b_e.
 
-PEFT keeps the A and the B of all experts in one matrix each (:mod:`weitune.model.lora.experts`). Here they are called by
-what they do to a row x: it is multiplied by ``first`` (R, K), then by ``second`` (N, R).
+PEFT keeps the A and the B of all experts in one matrix each (:mod:`weitune.model.lora.experts`). Here they are called
+by what they do to a row x: it is multiplied by ``first`` (R, K), then by ``second`` (N, R).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weitune.model.fast.experts.rows import RANK_UNIT, AllExperts, Piece
+from weitune.model.fast.experts.rows import Piece, SortedRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,14 +91,30 @@ class ExpertMatrices:
         return product if self.bias is None else product + self.bias[expert].to(x.dtype)
 
 
-class MatricesPass:
-    """The matrices of experts in one forward or one backward pass in ``dtype``, and the gradients of their adapters."""
+@dataclass(slots=True, eq=False)
+class _Factors:
+    """The adapters of all experts in one pass, and the sums of their gradients."""
 
-    def __init__(self, matrices: ExpertMatrices, dtype: torch.dtype) -> None:
-        self._matrices, self._dtype = matrices, dtype
-        self._first = self._second = self._grad_first = self._grad_second = None
-        if matrices.adapter is not None:
-            self._first, self._second = matrices.adapter.factors(dtype)
+    first: Tensor
+    """(E, R, K)"""
+    second: Tensor
+    """(E, R, N), with the scale"""
+    grad_first: Tensor
+    grad_second: Tensor
+
+    @classmethod
+    def begin(cls, adapter: ExpertAdapter, dtype: torch.dtype, *, rank_unit: int) -> _Factors:
+        missing = -adapter.rank % rank_unit
+        first, second = (F.pad(each, (0, 0, 0, missing)) if missing else each for each in adapter.factors(dtype))
+        return cls(first, second, torch.zeros_like(first), torch.zeros_like(second))
+
+
+class MatricesPass:
+    """The matrices of experts in one forward or one backward pass, and the gradients of their adapters."""
+
+    def __init__(self, matrices: ExpertMatrices, rows: SortedRows, dtype: torch.dtype) -> None:
+        self._matrices, self._dtype, adapter = matrices, dtype, matrices.adapter
+        self._factors = _Factors.begin(adapter, dtype, rank_unit=rows.rank_unit) if adapter else None
 
     def forward(self, piece: Piece, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the outputs (n, N) for the rows ``x`` (n, K) of ``piece``.
@@ -110,20 +126,21 @@ class MatricesPass:
         if matrices.bias is not None:
             bias = piece.vectors(matrices.bias, self._dtype)
             output = output.add_(bias) if weights is None else output.addcmul_(bias, weights)
-        first, second = self._factors(piece)
-        if first is not None and second is not None:
+        if self._factors is not None:
+            first, second = (piece.select(each, self._dtype) for each in (self._factors.first, self._factors.second))
             output = output.add_(piece.low(piece.low(x, first.mT), second))
         return output
 
     def backward(self, piece: Piece, grad: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient of ``x`` (n, K) from ``grad`` (n, N), and collect those of the adapter."""
+        """Return the gradient of ``x`` (n, K) from ``grad`` (n, N), and add up those of the adapters."""
         matrices, weight = self._matrices, piece.select(self._matrices.weight, self._dtype)
         grad_x = piece.linear(grad, weight) if matrices.transposed else piece.times(grad, weight)
-        first, second = self._factors(piece)
-        if first is not None and second is not None:
+        if self._factors is not None:
+            first, second = (piece.select(each, self._dtype) for each in (self._factors.first, self._factors.second))
             grad_low = piece.low(grad, second.mT)
             grad_x = grad_x.add_(piece.low(grad_low, first))
-            self._collect(piece, grad_low, piece.low(x, first.mT), grad, x)
+            piece.write_sums(self._factors.grad_first, grad_low, x)
+            piece.write_sums(self._factors.grad_second, piece.low(x, first.mT), grad)
         return grad_x
 
     def grad_of_weights(self, piece: Piece, grad: Tensor) -> Tensor | None:
@@ -132,29 +149,11 @@ class MatricesPass:
         return None if bias is None else (grad * piece.vectors(bias, self._dtype)).sum(1)
 
     def adapter_grads(self) -> list[Tensor]:
-        """Return the gradients of A and B, if there is an adapter."""
-        adapter = self._matrices.adapter
-        if adapter is None or self._first is None or self._second is None:
+        """Return the gradients of A and B, if there are adapters."""
+        adapter, factors = self._matrices.adapter, self._factors
+        if adapter is None or factors is None:
             return []
-        first, second = self._grad_first, self._grad_second
-        if first is None or second is None:  # no row
-            first, second = torch.zeros_like(self._first), torch.zeros_like(self._second)
-        return adapter.grads(first[:, : adapter.rank], second[:, : adapter.rank])
-
-    def _factors(self, piece: Piece) -> tuple[Tensor | None, Tensor | None]:
-        if self._first is None or self._second is None:
-            return None, None
-        if isinstance(piece, AllExperts) and self._first.shape[1] % RANK_UNIT:
-            missing = -self._first.shape[1] % RANK_UNIT
-            self._first, self._second = (F.pad(each, (0, 0, 0, missing)) for each in (self._first, self._second))
-        return piece.select(self._first, self._dtype), piece.select(self._second, self._dtype)
-
-    def _collect(self, piece: Piece, grad_low: Tensor, low: Tensor, grad: Tensor, x: Tensor) -> None:
-        if self._grad_first is None or self._grad_second is None:
-            assert self._first is not None and self._second is not None  # noqa: S101, PT018  (there is an adapter)
-            self._grad_first, self._grad_second = torch.zeros_like(self._first), torch.zeros_like(self._second)
-        piece.write_sums(self._grad_first, grad_low, x)
-        piece.write_sums(self._grad_second, low, grad)
+        return adapter.grads(factors.grad_first[:, : adapter.rank], factors.grad_second[:, : adapter.rank])
 
 
 def read_adapters(

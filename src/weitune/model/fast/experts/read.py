@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from weitune.model.fast.experts.gate import read_gate
 from weitune.model.fast.experts.matrices import ExpertMatrices, read_adapters
 from weitune.model.fast.experts.mixture import Mixture
 from weitune.model.fast.experts.routed import RoutedExperts
-from weitune.model.fast.experts.router import Router, read_router
+from weitune.model.fast.experts.router import read_router
 from weitune.model.fast.experts.shared import GatedExpert
 from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.parts import BlockContext, Mixer
@@ -41,9 +41,10 @@ def read_mixture(module: Any) -> Mixture | None:
     shared = _take_shared(module, children)
     if gate is None or shared is None or len(children) != 1:
         return None
+    (own_router,) = children.values()
     sample = _sample(gate_up)
-    with _evaluated(module), torch.no_grad():
-        router = read_router(*children.values(), module, gate_up.weight.shape[0], sample)
+    with _evaluated(module), torch.no_grad(), suppress(RuntimeError):
+        router = read_router(own_router, module, gate_up.weight.shape[0], sample)
         if router is None:
             return None
         expected = module(sample[None])

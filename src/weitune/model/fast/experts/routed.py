@@ -2,9 +2,8 @@
 
     output = Σ over chosen experts of weight · down_e(gate(gate_up_e(x)))  +  the shared experts' output
 
-A token's rows are multiplied by the weights before down, where they are narrowest. The gradient of a weight follows from
-that of the inner values, so no expert's output is kept: backward keeps gate and up of T·k rows if memory is not short,
-and nothing of experts otherwise.
+A token's rows are multiplied by the weights before down, where they are narrowest. The gradient of a weight follows
+from that of the inner values, so no expert's output is kept: gate and up of T·k rows are, unless memory is short.
 
 Cost: the products of the chosen experts, twice. Memory beside that: what the experts of one piece need.
 """
@@ -12,7 +11,6 @@ Cost: the products of the chosen experts, twice. Memory beside that: what the ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +85,7 @@ class RoutedPass:
             weights, index = mixer.router.route(x)
         sorted_rows = sort_rows(index, mixer.router.experts, x.dtype, grouped=can_group(x.device, x.dtype))
         saved = SavedExperts(sorted_rows, sorted_rows.sort(weights), [])
-        gate_up_pass, down_pass = (MatricesPass(each, x.dtype) for each in (mixer.gate_up, mixer.down))
+        gate_up_pass, down_pass = (MatricesPass(each, sorted_rows, x.dtype) for each in (mixer.gate_up, mixer.down))
         output = torch.zeros_like(x) if base is None else base.clone()
         for piece in sorted_rows.pieces:
             weight = piece.of_rows(saved.weights)
@@ -108,7 +106,7 @@ class RoutedPass:
         mixer = self.mixer
         if not needs_input and not mixer.parameters:
             return None, []
-        gate_up_pass, down_pass = (MatricesPass(each, x.dtype) for each in (mixer.gate_up, mixer.down))
+        gate_up_pass, down_pass = (MatricesPass(each, saved.rows, x.dtype) for each in (mixer.gate_up, mixer.down))
         grad_x, grad_weights = torch.zeros_like(x), torch.zeros_like(saved.weights)
         kept = saved.gate_up[::-1]
         if not retain:
@@ -134,9 +132,7 @@ class RoutedPass:
         given = piece.take(x)
         return given.mul_(weight) if self.mixer.weighs_input else given
 
-    def _through_down(
-        self, piece: Piece, gate_up: Tensor, grad: Tensor, weight: Tensor, down: MatricesPass
-    ) -> Tensor:
+    def _through_down(self, piece: Piece, gate_up: Tensor, grad: Tensor, weight: Tensor, down: MatricesPass) -> Tensor:
         """Overwrite ``gate_up`` (n, 2·I) with its gradient, from ``grad`` (n, C). Return that of the weights (n,)."""
         mixer = self.mixer
         gate, up = halves(gate_up, mixer.interleaved)

@@ -22,15 +22,17 @@ from weitune.model.fast import matmul
 _FEW = {2: 16, 4: 8}
 """The unit to which an expert's rows are rounded up where oneDNN multiplies them, by the bytes of a number. It is
 smaller than that of complete rows: an expert has few."""
-RANK_UNIT = 8
-"""Grouped products need rows of a multiple of 16 bytes."""
+_GROUPED_RANK = 8
+"""The unit of an adapter's rank there: grouped products need rows of a multiple of 16 bytes."""
 
 
 class Piece(Protocol):
     """Some of the sorted rows. Matrices (E, N, K) hold one for each expert."""
 
-    rows: slice
-    """Which of the sorted rows they are"""
+    @property
+    def rows(self) -> slice:
+        """Which of the sorted rows they are."""
+        ...
 
     def take(self, x: Tensor) -> Tensor:
         """Return the rows (n, C) of the tokens' ``x`` (T, C). n may be rounded up; further rows are of any token."""
@@ -84,7 +86,8 @@ class OneExpert:
 
     @property
     def _count(self) -> int:
-        return self.rows.stop - self.rows.start
+        count: int = self.rows.stop - self.rows.start
+        return count
 
     def take(self, x: Tensor) -> Tensor:
         return x[self.tokens]
@@ -171,6 +174,8 @@ class SortedRows:
     order: Tensor
     """(S,) the place of each row in the chosen experts (T, k), counted along tokens"""
     pieces: Sequence[Piece]
+    rank_unit: int = 1
+    """The unit of an adapter's rank"""
 
     def sort(self, values: Tensor) -> Tensor:
         """Return ``values`` (T, k) by row, (S,)."""
@@ -188,11 +193,12 @@ def sort_rows(index: Tensor, experts: int, dtype: torch.dtype, *, grouped: bool)
     if grouped:
         ends = torch.searchsorted(chosen, torch.arange(experts, device=index.device), right=True, out_int32=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return SortedRows(order, [AllExperts(slice(None), tokens, chosen, inverse, ends)])
+        return SortedRows(order, [AllExperts(slice(None), tokens, chosen, inverse, ends)], _GROUPED_RANK)
     counts = chosen.bincount(minlength=experts).tolist()
     unit = [rounded(index.device.type, dtype, count) for count in counts]
     padded = F.pad(tokens, (0, max(unit)))
-    pieces, start = [], 0
+    pieces: list[Piece] = []
+    start = 0
     for expert, count in enumerate(counts):
         if count:
             pieces.append(OneExpert(expert, slice(start, start + count), padded[start : start + unit[expert]]))

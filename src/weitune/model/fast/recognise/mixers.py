@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from weitune.model.fast.attention_mixer import read_attention
+from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.parts import Mixer
 
-READERS: tuple[Callable[[Any], Mixer | None], ...] = (read_attention, read_feed_forward)
+READERS: tuple[Callable[[Any], Mixer | None], ...] = (read_attention, read_feed_forward, read_mixture)
 """Each returns the mixer that a module is, or None if the module has not the parts that it knows."""
 
 
