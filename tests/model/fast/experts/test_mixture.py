@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.families import family_model
+from weitune.model.capabilities import probe
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.experts import routed
 from weitune.model.fast.experts import rows as rows_module
 from weitune.model.fast.experts.mixture import Mixture
@@ -196,3 +198,19 @@ def test_a_module_without_known_parts_is_no_mixture() -> None:
     del module.more
     module.experts.act_fn = torch.nn.Tanh()
     assert read_mixture(module) is None
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe", "glm4_moe"])
+@pytest.mark.parametrize("experts", [False, True], ids=["frozen", "adapted"])
+def test_blocks_with_mixtures_run_fast_with_adapters(family: str, experts: bool) -> None:
+    model = family_model(family)
+    blocks = BlockDecoder.from_model(model)
+    assert blocks is not None
+    assert probe(model, blocks).plain_blocks
+    wrapped = attach_adapter(model, Lora(dropout=0.1, experts=experts), seed=1, base="tiny")
+    trained = blocks.with_adapters(torch.float32)
+    assert trained is not None
+    count = sum(parameter.requires_grad for parameter in wrapped.parameters())
+    assert sum(len(block.parameters) for block in trained.parts) == count > 0
+    assert any(isinstance(branch.mixer, Mixture) for branch in trained.parts[1].branches)
