@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ class Mixture:
     routed: RoutedExperts
     shared: Sequence[Mixer] = ()
     mixes_tokens: bool = False
+    carried: Sequence[Hashable] = ()
 
     @property
     def groups(self) -> list[LoraGroup]:

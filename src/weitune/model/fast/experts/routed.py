@@ -20,7 +20,6 @@ from weitune.model.fast.experts.matrices import ExpertMatrices, MatricesPass
 from weitune.model.fast.experts.router import Router
 from weitune.model.fast.experts.rows import Piece, SortedRows, can_group, sort_rows
 from weitune.model.fast.parts import BlockContext
-from weitune.model.fast.projection import LoraGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +36,6 @@ class RoutedExperts:
     """Whether gate and up lie by turns in the outputs of ``gate_up``"""
     weighs_input: bool
     """Whether a token is multiplied by its weight before its expert, as in Llama 4, not after it"""
-    mixes_tokens: bool = False
-    groups: tuple[LoraGroup, ...] = ()
 
     @property
     def parameters(self) -> list[nn.Parameter]:

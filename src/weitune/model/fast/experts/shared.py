@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ class GatedExpert:
     name: str
     """of that layer"""
     mixes_tokens: bool = False
+    carried: Sequence[Hashable] = ()
 
     @property
     def groups(self) -> Sequence[LoraGroup]:
