@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weitune.generate.decode.cache import KeyValueCache, Place
-from weitune.model.fast.attention_mixer import Attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.feed_forward import FeedForward
 from weitune.model.fast.matmul import linear
 from weitune.model.fast.parts import BlockParts
 from weitune.model.fast.projection import LoraGroup
+from weitune.model.fast.self_attention.mixer import Attention
+from weitune.model.fast.self_attention.positions import Positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,10 +41,11 @@ class _Block:
         attention, feed_forward = first.mixer, second.mixer
         if not isinstance(attention, Attention) or not isinstance(feed_forward, FeedForward):
             raise TypeError(type(attention), type(feed_forward))
-        if first.pre is None or second.pre is None:
+        heads = attention.heads
+        if first.pre is None or second.pre is None or heads.gate or heads.scores.cap or heads.scores.sinks is not None:
             raise ValueError(parts)
         self.norm_in, self.norm_post = first.pre, second.pre
-        self.heads, self.activate = attention.heads, feed_forward.activation[0]
+        self.heads, self.activate = heads, feed_forward.activation[0]
         self.qkv, self.out, self.gate_up, self.down = (_projected(group, dtype) for group in parts.groups)
 
 
@@ -83,16 +85,16 @@ class StepDecoder:
     def _forward(self, ids: Tensor, starts: list[int], cache: KeyValueCache, first: int) -> Tensor:
         """Return the hidden states (B·T, C) of ``ids`` (B, T), whose rows begin at the positions ``starts``."""
         tokens = ids.shape[1]
-        positions = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(tokens, device=ids.device)
+        position_ids = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(tokens, device=ids.device)
         hidden: Tensor = self._module.embed_tokens(ids).flatten(0, 1).to(self._dtype)
-        rotary = self._module.rotary_emb(hidden[None], positions)
+        positions = Positions.of(self._module, hidden[None], position_ids)
         place = Place(starts, tokens, first, ids.device)
-        masks = _Masks(positions, place.end)
+        masks = _Masks(position_ids, place.end)
         for layer, block in enumerate(self._blocks):
-            query, key, value = block.qkv(block.norm_in.forward(hidden)[0])
-            query, key, value = block.heads.split(query, key, value, len(starts), rotary)
+            projected, heads = block.qkv(block.norm_in.forward(hidden)[0]), block.heads
+            query, key, value = heads.split(projected, len(starts), positions.rotary_of(heads.kind))
             keys, values = cache.append(layer, key, value, place)
-            attended = _attention(query, keys, values, masks.of(block.heads.window), block.heads.scaling)
+            attended = _attention(query, keys, values, masks.of(heads.scores.window), heads.scores.scale(heads.size))
             hidden = block.out(attended)[0].add_(hidden)
             gate, up = block.gate_up(block.norm_post.forward(hidden)[0])
             hidden = block.down(block.activate(gate).mul_(up))[0].add_(hidden)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DENSE, BLOCKS, FLEX = "weitune_tree_dense", "weitune_tree_blocks", "weitune_tree_flex"
+KERNELS: dict[str, Callable[..., Tensor]] = {DENSE: dense_attention, BLOCKS: block_attention, FLEX: flex_attention}
+"""(query, key, value, tree, scores) to what attention reads."""
 
 
 def register() -> None:

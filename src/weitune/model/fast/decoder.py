@@ -6,7 +6,7 @@ computes what these parts compute; a model that does not is run by its own modul
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,13 @@ from weitune.model.fast.norm import Norm, read_norm
 from weitune.model.fast.parts import BlockContext, BlockParts, Mixer
 from weitune.model.fast.recognise.arrangement import arrange
 from weitune.model.fast.recognise.mixers import read_mixer
+from weitune.model.fast.self_attention.observe import Rows
+from weitune.model.fast.self_attention.positions import Positions
 from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class _Positions(NamedTuple):
-    tree: Tree
-    rotary: tuple[Tensor, Tensor]
 
 
 class BlockDecoder:
@@ -48,9 +45,10 @@ class BlockDecoder:
         It computes in ``dtype``, whatever the weights are stored in, by default in that of the model.
         """
         decoder = decoder_of(model)
-        if not all(hasattr(decoder, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
+        if any(getattr(decoder, name, None) is None for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return None
-        blocks = [_read_block(layer) for layer in decoder.layers]
+        rows = Rows.of(decoder)
+        blocks = [_read_block(layer, rows) for layer in decoder.layers]
         plain = [block for block in blocks if block is not None]
         return cls(decoder, plain, dtype or model.dtype) if len(plain) == len(blocks) else None
 
@@ -95,16 +93,16 @@ class BlockDecoder:
         dropout = None
         if training and self._rate:
             dropout = DropoutDraws(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
-        rotary = self.module.rotary_emb(hidden[None], tree.position_ids[None])
-        return BlockContext(_Positions(tree, rotary), dropout, keep_feed_forward)
+        positions = Positions.of(self.module, hidden[None], tree.position_ids[None], tree)
+        return BlockContext(positions, dropout, keep_feed_forward)
 
 
-def _read_block(layer: nn.Module) -> BlockParts | None:
+def _read_block(layer: nn.Module, rows: Rows) -> BlockParts | None:
     norms: dict[str, Norm] = {}
     mixers: dict[str, Mixer] = {}
     for name, part in layer.named_children():
         if norm := read_norm(part):
             norms[name] = norm
-        elif mixer := read_mixer(part):
+        elif mixer := read_mixer(part, rows):
             mixers[name] = mixer
     return arrange(layer, mixers, norms)

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from weitune.model.fast.attention_mixer import read_attention
 from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.parts import Mixer
+from weitune.model.fast.self_attention.mixer import read_attention
+from weitune.model.fast.self_attention.observe import Rows
 
-READERS: tuple[Callable[[Any], Mixer | None], ...] = (read_attention, read_feed_forward, read_mixture)
+READERS: tuple[Callable[[Any], Mixer | None], ...] = (read_feed_forward, read_mixture)
 """Each returns the mixer that a module is, or None if the module has not the parts that it knows."""
 
 
-def read_mixer(module: Any) -> Mixer | None:
-    """Return the mixer that ``module`` is, or None if none is known that has its parts."""
-    return next((mixer for read in READERS if (mixer := read(module)) is not None), None)
+def read_mixer(module: Any, rows: Rows) -> Mixer | None:
+    """Return the mixer that ``module`` is, or None if none is known that has its parts.
+
+    Attention is called with ``rows`` to see what it does.
+    """
+    return read_attention(module, rows) or next(
+        (mixer for read in READERS if (mixer := read(module)) is not None), None
+    )

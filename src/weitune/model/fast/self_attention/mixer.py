@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weitune.model.fast.heads import Heads, read_heads
 from weitune.model.fast.lora_forward import GroupPass, reference_group
 from weitune.model.fast.parts import BlockContext
 from weitune.model.fast.projection import LoraGroup, read_group
+from weitune.model.fast.self_attention.heads import Heads, read_heads
+from weitune.model.fast.self_attention.observe import Rows, observe
 
-_INPUTS, _OUTPUT = ("q_proj", "k_proj", "v_proj"), ("o_proj",)
+_INPUTS = ("q_proj", "k_proj", "v_proj"), ("qkv_proj",)
+_GATES = "gate_proj", "g_proj"
+_OUTPUTS = "o_proj", "out_proj", "dense"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +32,8 @@ class Attention:
 
     module: nn.Module
     """The layer's own module"""
+    names: tuple[Sequence[str], Sequence[str]]
+    """of the projections that read the input, and of that of the output"""
     inputs: LoraGroup
     """q, k and v"""
     output: LoraGroup
@@ -55,7 +60,7 @@ class Attention:
         return output
 
     def with_adapters(self) -> Attention | None:
-        inputs, output = read_group(self.module, _INPUTS), read_group(self.module, _OUTPUT)
+        inputs, output = (read_group(self.module, names) for names in self.names)
         return replace(self, inputs=inputs, output=output) if inputs and output else None
 
 
@@ -107,7 +112,19 @@ class AttentionPass:
         return grad_x, input_grads + output_grads
 
 
-def read_attention(module: Any) -> Attention | None:
-    """Return the attention that ``module`` computes, or None if it has not the parts that are known here."""
-    heads, inputs, output = read_heads(module), read_group(module, _INPUTS), read_group(module, _OUTPUT)
-    return Attention(module, inputs, output, heads) if heads and inputs and output else None
+def read_attention(module: Any, rows: Rows) -> Attention | None:
+    """Return the attention that ``module`` computes, or None if it has not the parts that are known here.
+
+    The module is called once, with ``rows``.
+    """
+    names = next((names for names in _INPUTS if hasattr(module, names[0])), None)
+    output_name = next((name for name in _OUTPUTS if hasattr(module, name)), None)
+    if names is None or output_name is None:
+        return None
+    names = *names, *(name for name in _GATES if hasattr(module, name))
+    inputs, output = read_group(module, names), read_group(module, (output_name,))
+    seen = observe(module, rows) if inputs and output else None
+    heads = read_heads(module, names, output_name, seen) if seen else None
+    if not (inputs and output and heads):
+        return None
+    return Attention(module, (names, (output_name,)), inputs, output, heads)

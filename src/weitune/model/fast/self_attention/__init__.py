@@ -1,0 +1,1 @@
+"""Softmax attention as a mixer of tokens: recognised in a model, and what lies between its projections."""

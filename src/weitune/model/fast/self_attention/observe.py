@@ -1,0 +1,129 @@
+"""Watch a module of attention compute a few random rows: what its projections return, and what it makes of that.
+
+The module itself is called, with an attention that notes its arguments and returns random values. So windows, scaling,
+caps and sinks are read off the call, wherever a family keeps them, and everything else can be tried against what was
+seen (:func:`.read_heads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weitune.model.fast.kernels.scores import Scores
+from weitune.model.fast.self_attention.positions import Positions, Rotary, kind_of
+
+_NAME = "weitune_observed"
+_FAILURES = (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError, ImportError)
+"""What a module raises that is called in another way."""
+
+
+@dataclass(slots=True, eq=False)
+class Observed:
+    """What a module of attention did with T random rows."""
+
+    rotary: Rotary
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    """What each of its sub-modules returned"""
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """What each of them was called with, at last"""
+    heads: tuple[Tensor, ...] = ()
+    """Query (1, H, T, D), key and value (1, G, T, D) as attention got them"""
+    attended: Tensor | None = None
+    """(1, T, H, D) what it was told that attention returned"""
+    scores: Scores = field(default_factory=Scores)
+
+
+def observe(attention: Any, rows: Rows) -> Observed | None:
+    """Call ``attention`` with ``rows``; None if it fails, or calls attention other than once."""
+    try:
+        seen = Observed(rows.positions.rotary_of(kind_of(attention)))
+        arguments = {"position_embeddings": seen.rotary, "position_ids": rows.position_ids, "attention_mask": None}
+        with torch.no_grad(), _noting(attention, seen), _observed_attention(attention):
+            attention(hidden_states=rows.hidden, **arguments, past_key_values=None, observed=seen)
+    except _FAILURES:
+        return None
+    return seen if seen.heads else None
+
+
+@contextmanager
+def _noting(attention: nn.Module, seen: Observed) -> Iterator[None]:
+    """Note the inputs and outputs of the sub-modules of ``attention``."""
+
+    def note(name: str, inputs: Any, output: Any) -> None:
+        seen.outputs[name], seen.inputs[name] = output, inputs[0]
+
+    hooks = [
+        child.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
+        for name, child in attention.named_children()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _observed_attention(attention: Any) -> Iterator[None]:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _note_attention)
+    config = attention.config
+    before = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _note_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    observed: Observed,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if observed.heads or position_bias is not None:
+        raise ValueError(module)
+    observed.heads, observed.scores = (query, key, value), Scores(scaling, sliding_window or None, softcap, s_aux)
+    observed.attended = _random(1, query.shape[2], query.shape[1], value.shape[-1]).to(value)
+    return observed.attended, None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Random rows at some positions, to call the modules of a decoder with."""
+
+    hidden: Tensor
+    """(1, T, C)"""
+    position_ids: Tensor
+    """(1, T)"""
+    positions: Positions
+
+    @classmethod
+    def of(cls, decoder: Any) -> Rows:
+        position_ids = torch.tensor([[0, 1, 2, 7, 30]], device=decoder.embed_tokens.weight.device)
+        with torch.no_grad():
+            embedded = decoder.embed_tokens(position_ids)
+            hidden = _random(*embedded.shape).to(embedded)
+            return cls(hidden, position_ids, Positions.of(decoder, hidden, position_ids))
+
+
+def _random(*shape: int) -> Tensor:
+    """Return normal numbers, and leave the state of PyTorch's generators as it is."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

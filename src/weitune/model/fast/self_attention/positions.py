@@ -1,0 +1,47 @@
+"""What attention needs to know of a packed row: its tree, and the rotary embeddings of its positions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from weitune.model.fast.tree import Tree
+
+Rotary = Any
+"""What a model's module of rotary embeddings returns, usually cosines and sines, each (B, T, R) or (B, T, R/2)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """The positions of B rows of T tokens, as attention needs them."""
+
+    rotary: dict[str | None, Rotary]
+    """By the kind of layer; under None where all layers share one"""
+    tree: Tree | None = None
+    """of a packed row"""
+
+    @classmethod
+    def of(cls, decoder: Any, hidden: Tensor, position_ids: Tensor, tree: Tree | None = None) -> Positions:
+        """Return what ``decoder`` makes of ``position_ids`` (B, T), in the dtype of ``hidden``.
+
+        Some families have other frequencies for each kind of layer, such as full and sliding attention.
+        """
+        module = decoder.rotary_emb
+        if "layer_type" not in inspect.signature(module.forward).parameters:
+            return cls({None: module(hidden, position_ids)}, tree)
+        kinds: Iterable[str] = dict.fromkeys(decoder.config.layer_types)
+        return cls({kind: module(hidden, position_ids, kind) for kind in kinds}, tree)
+
+    def rotary_of(self, kind: str | None) -> Rotary:
+        return self.rotary[None] if None in self.rotary else self.rotary[kind]
+
+
+def kind_of(attention: Any) -> str | None:
+    """Return the kind of the layer whose attention this is, if its configuration names kinds."""
+    kinds = getattr(getattr(attention, "config", None), "layer_types", None)
+    index = getattr(attention, "layer_idx", None)
+    return kinds[index] if kinds and index is not None else None
