@@ -16,6 +16,7 @@ from weitune.model.fast.experts.routed import RoutedExperts
 from weitune.model.fast.experts.router import read_router
 from weitune.model.fast.experts.shared import GatedExpert
 from weitune.model.fast.feed_forward import read_feed_forward
+from weitune.model.fast.norm import Norm
 from weitune.model.fast.parts import BlockContext, Mixer
 from weitune.model.fast.projection import read_group
 from weitune.model.storage.weight_storage import is_linear
@@ -54,6 +55,23 @@ def read_mixture(module: Any) -> Mixture | None:
             if _agrees(mixture, sample, expected):
                 return mixture
     return None
+
+
+def read_experts_beside(layer: Any, norm: Norm) -> Mixture | None:
+    """Return the experts that a decoder layer has beside its feed-forward layer, or None if they are of no known kind.
+
+    Their ``router`` reads what ``norm`` does, and they read what it returns (Gemma 4).
+    """
+    matrices = _read_matrices(getattr(layer, "experts", None))
+    if matrices is None:
+        return None
+    gate_up, down = matrices
+    gate = read_gate(gate_up.module, down.weight.shape[1 if down.transposed else 2])
+    with _evaluated(layer), torch.no_grad():
+        router = read_router(layer.router, layer, gate_up.weight.shape[0], _sample(gate_up))
+    if gate is None or router is None:
+        return None
+    return Mixture(layer, RoutedExperts(router, gate_up, down, *gate, weighs_input=False, norm=norm))
 
 
 def _read_matrices(experts: Any) -> tuple[ExpertMatrices, ExpertMatrices] | None:

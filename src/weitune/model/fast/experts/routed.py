@@ -19,6 +19,7 @@ from weitune.model.fast.experts.gate import Gate, halves
 from weitune.model.fast.experts.matrices import ExpertMatrices, MatricesPass
 from weitune.model.fast.experts.router import Router
 from weitune.model.fast.experts.rows import Piece, SortedRows, can_group, sort_rows
+from weitune.model.fast.norm import Norm
 from weitune.model.fast.parts import BlockContext
 
 
@@ -36,6 +37,8 @@ class RoutedExperts:
     """Whether gate and up lie by turns in the outputs of ``gate_up``"""
     weighs_input: bool
     """Whether a token is multiplied by its weight before its expert, as in Llama 4, not after it"""
+    norm: Norm | None = None
+    """Between x and the experts, where the router reads x itself, as in Gemma 4"""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -46,6 +49,7 @@ class RoutedExperts:
 
     def reference(self, x: Tensor, _: BlockContext | None = None) -> Tensor:
         weights, index = self.router.route(x)
+        x = self.norm.reference(x) if self.norm else x
         output = torch.zeros_like(x)
         for expert in range(self.router.experts):
             tokens, choices = torch.where(index == expert)
@@ -80,6 +84,7 @@ class RoutedPass:
         mixer = self.mixer
         with torch.no_grad():
             weights, index = mixer.router.route(x)
+        x = mixer.norm.forward(x)[0] if mixer.norm else x
         sorted_rows = sort_rows(index, mixer.router.experts, x.dtype, grouped=can_group(x.device, x.dtype))
         saved = SavedExperts(sorted_rows, sorted_rows.sort(weights), [])
         gate_up_pass, down_pass = (MatricesPass(each, sorted_rows, x.dtype) for each in (mixer.gate_up, mixer.down))
@@ -104,23 +109,25 @@ class RoutedPass:
         if not needs_input and not mixer.parameters:
             return None, []
         gate_up_pass, down_pass = (MatricesPass(each, saved.rows, x.dtype) for each in (mixer.gate_up, mixer.down))
+        read, statistics = mixer.norm.forward(x) if mixer.norm else (x, None)
         grad_x, grad_weights = torch.zeros_like(x), torch.zeros_like(saved.weights)
         kept = saved.gate_up[::-1]
         if not retain:
             saved.gate_up = []
         for piece in saved.rows.pieces:
             weight, grad_rows = piece.of_rows(saved.weights), piece.take_grads(grad)
-            given = self._given(piece, x, weight)
+            given = self._given(piece, read, weight)
             gate_up = kept.pop() if kept else gate_up_pass.forward(piece, given)
             gate_up = gate_up.clone() if retain else gate_up
             of_weights = self._through_down(piece, gate_up, grad_rows, weight, down_pass)
             grad_given = gate_up_pass.backward(piece, gate_up, given)
             if mixer.weighs_input:
-                of_weights = (grad_given * piece.take(x)).sum(1)
+                of_weights = (grad_given * piece.take(read)).sum(1)
                 grad_given.mul_(weight)
             grad_weights[piece.rows] = of_weights[: len(grad_weights[piece.rows])]
             piece.add_to(grad_x, grad_given)
         if needs_input:
+            grad_x = mixer.norm.backward(grad_x, x, statistics) if mixer.norm else grad_x
             grad_x += mixer.router.grad(saved.rows.unsort(grad_weights).view(len(x), -1), x)
         return grad_x if needs_input else None, gate_up_pass.adapter_grads() + down_pass.adapter_grads()
 
