@@ -8,6 +8,7 @@ from typing import Any
 from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.parts import Mixer
+from weitune.model.fast.self_attention.latent import read_latent
 from weitune.model.fast.self_attention.mixer import read_attention
 from weitune.model.fast.self_attention.observe import Rows
 
@@ -20,6 +21,8 @@ def read_mixer(module: Any, rows: Rows) -> Mixer | None:
 
     Attention is called with ``rows`` to see what it does.
     """
-    return read_attention(module, rows) or next(
-        (mixer for read in READERS if (mixer := read(module)) is not None), None
+    return (
+        read_attention(module, rows)
+        or read_latent(module, rows)
+        or next((mixer for read in READERS if (mixer := read(module)) is not None), None)
     )

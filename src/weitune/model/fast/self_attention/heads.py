@@ -13,7 +13,7 @@ from torch import Tensor
 from weitune.model.fast.attention import KERNELS, attention_for
 from weitune.model.fast.kernels.scores import Scores
 from weitune.model.fast.self_attention.head_norm import HeadNorm, read_head_norm
-from weitune.model.fast.self_attention.observe import Observed
+from weitune.model.fast.self_attention.observe import Observed, agree
 from weitune.model.fast.self_attention.positions import Positions, Rotary, kind_of
 from weitune.model.fast.self_attention.rotary import UNTURNED, ModelRotation, rotations, written_form
 
@@ -23,7 +23,6 @@ of each query head, or by a projection after those of query, key and value."""
 
 _Norms = tuple[HeadNorm | None, HeadNorm | None, HeadNorm | None]
 _NORMS = ("q_norm", "k_norm", "v_norm"), ("query_layernorm", "key_layernorm", ""), ("q_layernorm", "k_layernorm", "")
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +93,6 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
         return None
     plain = Heads(query.shape[-1], key.shape[1], seen.scores, kind_of(attention))
     projected = [seen.outputs[name].flatten(0, 1) for name in inputs]
-    tolerance = _TOLERANCE.get(query.dtype, 1e-2)
     for heads in _candidates(attention, plain, projected, query):
         try:
             with torch.no_grad():
@@ -103,7 +101,7 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
         except (RuntimeError, TypeError, ValueError):  # sizes do not match
             continue
         pairs = [*zip(split, seen.heads, strict=True), (read, seen.inputs[output].flatten(0, 1))]
-        if all(a.shape == b.shape and _distance(a, b) < tolerance for a, b in pairs):
+        if all(agree(ours, theirs) for ours, theirs in pairs):
             form = written_form(heads.rotation, query.transpose(1, 2), key.transpose(1, 2), seen.rotary)
             return replace(heads, rotation=replace(heads.rotation, written=form))
     return None
@@ -120,7 +118,3 @@ def _candidates(attention: Any, plain: Heads, projected: Sequence[Tensor], query
     orders = (False, True) if any(norms) else (False,)
     for rotation, turn_first in itertools.product(rotations(attention), orders):
         yield replace(plain, norms=norms, rotation=rotation, turn_first=turn_first, gate=gate)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30))

@@ -12,12 +12,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from weitune.model.fast.lora_forward import GroupPass, reference_group
 from weitune.model.fast.parts import BlockContext
 from weitune.model.fast.projection import LoraGroup, read_group
+from weitune.model.fast.self_attention.attend import Attended, AttendingPass
 from weitune.model.fast.self_attention.heads import Heads, read_heads
 from weitune.model.fast.self_attention.observe import Rows, observe
 
@@ -52,7 +52,8 @@ class Attention:
 
     def begin(self, context: BlockContext) -> AttentionPass:
         inputs = GroupPass.begin(self.inputs, context.dropout)
-        return AttentionPass(self.heads, inputs, GroupPass.begin(self.output, context.dropout), context.attention)
+        output = GroupPass.begin(self.output, context.dropout)
+        return AttentionPass(inputs, AttendingPass(self.heads, output, context.attention))
 
     def reference(self, x: Tensor, context: BlockContext) -> Tensor:
         projected = reference_group(self.inputs, x, context.dropout)
@@ -64,52 +65,32 @@ class Attention:
         return replace(self, inputs=inputs, output=output) if inputs and output else None
 
 
-@dataclass(slots=True, eq=False)
-class _Saved:
-    heads: tuple[Tensor, ...]
-    """q, k and v: the leaves of attention's graph"""
-    attended: Tensor
-    """(T, H·D), with attention's graph"""
-    low_inputs: Tensor | None
-    low_output: Tensor | None
-    rows: Tensor | None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionPass:
     """Attention in one pass."""
 
-    heads: Heads
     inputs: GroupPass
-    output: GroupPass
-    positions: Any
+    attending: AttendingPass
 
     def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None) -> tuple[Tensor, _Saved]:
         projected, low_inputs = self.inputs.forward(x)
-        heads = tuple(each.requires_grad_() for each in projected)
-        with torch.enable_grad():
-            attended = self.heads(heads, self.positions)
-        taken = attended.detach()
-        if rows is not None:
-            taken = taken[rows]
-        (output,), low_output = self.output.forward(taken)
-        if base is not None:
-            output.add_(base)
-        return output, _Saved(heads, attended, low_inputs, low_output, rows)
+        output, attended = self.attending.forward(projected, base, rows)
+        return output, _Saved(low_inputs, attended)
 
     def backward(
         self, grad: Tensor, x: Tensor, saved: _Saved, *, retain: bool, needs_input: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        attended = saved.attended.detach()
-        taken = attended if saved.rows is None else attended[saved.rows]
-        grad_attended, output_grads = self.output.backward([grad], saved.low_output, taken)
-        if saved.rows is not None:
-            grad_attended = torch.zeros_like(attended).index_copy_(0, saved.rows, grad_attended)
-        grad_heads = list(torch.autograd.grad(saved.attended, saved.heads, grad_attended, retain_graph=retain))
+        grads, output_grads = self.attending.backward(grad, saved.attended, retain=retain)
         if not needs_input:
-            return None, self.inputs.backward_to_adapters(grad_heads, saved.low_inputs, x) + output_grads
-        grad_x, input_grads = self.inputs.backward(grad_heads, saved.low_inputs, x)
+            return None, self.inputs.backward_to_adapters(grads, saved.low_inputs, x) + output_grads
+        grad_x, input_grads = self.inputs.backward(grads, saved.low_inputs, x)
         return grad_x, input_grads + output_grads
+
+
+@dataclass(slots=True, eq=False)
+class _Saved:
+    low_inputs: Tensor | None
+    attended: Attended
 
 
 def read_attention(module: Any, rows: Rows) -> Attention | None:

@@ -124,6 +124,14 @@ class Rows:
             return cls(hidden, position_ids, Positions.of(decoder, hidden, position_ids))
 
 
+def agree(ours: Tensor, theirs: Tensor) -> bool:
+    """Return whether two tensors are equal up to rounding."""
+    if ours.shape != theirs.shape:
+        return False
+    distance = (ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30)
+    return bool(distance < (1e-2 if theirs.dtype.itemsize == 2 else 1e-4))
+
+
 def _random(*shape: int) -> Tensor:
     """Return normal numbers, and leave the state of PyTorch's generators as it is."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
