@@ -196,6 +196,7 @@ FAMILIES: Mapping[str, Arguments] = {name: entry for group in GROUPS.values() fo
 
 FAST = (
     "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "seed_oss", "gemma",
+    "qwen2_moe", "qwen3_moe", "mixtral", "ernie4_5_moe", "glm4_moe", "granitemoe", "dots1",
     "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl",
 )  # fmt: skip
 """Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""

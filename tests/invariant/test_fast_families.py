@@ -158,6 +158,12 @@ def test_with_dropout_the_blocks_equal_their_readable_twins(
 
 
 @pytest.mark.parametrize("family", FAST)
-def test_in_bfloat16_it_is_as_near_as_rounding_allows(folder: Folder, family: str) -> None:
-    exact = by_blocks(made(folder(family), LORAS["lora"]))
-    assert_equal(by_blocks(made(folder(family), LORAS["lora"], "bf16")), exact, tolerance=0.1)
+def test_in_bfloat16_the_blocks_are_as_exact_as_the_modules(folder: Folder, family: str) -> None:
+    """Up to some tokens that rounding sends to other experts."""
+
+    def flat(result: Result) -> Tensor:
+        return torch.cat([gradient.float().flatten() for gradient in result[1].values()])
+
+    exact, rounded = flat(by_blocks(made(folder(family), LORAS["lora"]))), made(folder(family), LORAS["lora"], "bf16")
+    ours, theirs = (float((flat(run(rounded)) - exact).norm() / exact.norm()) for run in (by_blocks, by_modules))
+    assert 0 < ours < 1.5 * theirs + 0.05
