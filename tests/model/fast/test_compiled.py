@@ -10,6 +10,7 @@ import torch
 
 from tests.tiny import tiny_model
 from weitune.model.fast import feed_forward
+from weitune.model.fast.channel import sliced
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.feed_forward import ACTIVATIONS
 
@@ -30,14 +31,17 @@ def drawn(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 def test_the_functions_of_the_feed_forward_layer(rows: int, name: str) -> None:
     act, write = ACTIVATIONS[name]
     gate, up, mask = drawn(*[(rows, 10)] * 3)
-    for function, rest in ((feed_forward._gated, act), (feed_forward._dropped, None), (feed_forward._dropped, mask)):
-        torch.testing.assert_close(joined(function)(gate, up, rest), function(gate, up, rest))
+    for function, rest in ((feed_forward._gated, act), (sliced._dropped, None), (sliced._dropped, mask)):
+        for other in (up, None):
+            torch.testing.assert_close(joined(function)(gate, other, rest), function(gate, other, rest))
     for dropped, seen in ((None, None), (up, None), (up, mask)):
         results = []
         for function in (joined(feed_forward._write_grads), feed_forward._write_grads):
             wide, inner, more, active = drawn(*[(rows, 10)] * 4)
             function(wide, inner, more, active, dropped, seen, write)
-            results.append((wide, inner))
+            without, alone = drawn(*[(rows, 10)] * 2)
+            function(without, alone, None, active, dropped, seen, write)
+            results.append((wide, inner, without, alone))
         torch.testing.assert_close(*results)
 
 
@@ -57,4 +61,4 @@ def test_rotary_positions_of_a_family(family: str) -> None:
 def test_nothing_is_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weitune.model.fast.compiled._compiled", None)
     gate, up = drawn((3, 4), (3, 4))
-    assert feed_forward._dropped(gate, up, None).equal(gate * up)
+    assert sliced._dropped(gate, up, None).equal(gate * up)

@@ -79,7 +79,7 @@ class BlockDecoder:
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
     ) -> Tensor:
         """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
-        hidden = self.module.embed_tokens(input_ids[None])[0].to(self.dtype)
+        hidden = self.embed(input_ids[None])[0]
         context = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
         run = run_recomputed if recompute == "block" else run_block
         for block in self.parts[:-1]:
@@ -87,6 +87,12 @@ class BlockDecoder:
         hidden = run(self.parts[-1], hidden, context, rows)
         states: Tensor = self.module.norm(hidden)
         return states
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return what the first block reads for ``input_ids``, of any shape: their embeddings, perhaps scaled."""
+        embedded: Tensor = self.module.embed_tokens(input_ids).to(self.dtype)
+        multiplier = getattr(self.module, "embedding_multiplier", 1)  # other families have it in the embeddings
+        return embedded if multiplier == 1 else embedded * multiplier
 
     def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> BlockContext:
         """Begin a pass over ``hidden`` (T, C): compute positions and, in training, draw dropout for all blocks."""

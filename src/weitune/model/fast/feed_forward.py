@@ -1,6 +1,6 @@
 """The feed-forward layer of a decoder block, forward and backward, in slices of its I inner columns.
 
-    output = down(act(gate(x)) · up(x))
+    output = down(act(gate(x)) · up(x)), or down(act(up(x)))
 
 All of it is computed while the values of a slice are in the processor's cache, and no tensor (T, I) is made unless it
 is kept for backward. Cost: three reads of the inner values.
@@ -10,27 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import permutations
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weitune.model.fast.channel.sliced import Down, DownGrads, GateUp, GateUpGrads
 from weitune.model.fast.compiled import fused
-from weitune.model.fast.lora_forward import AdapterGrads, GroupPass, add_masked, reference_group
-from weitune.model.fast.matmul import add_linear, times
+from weitune.model.fast.lora_forward import GroupPass, add_masked, reference_group
 from weitune.model.fast.parts import BlockContext
-from weitune.model.fast.projection import LoraGroup, read_group
+from weitune.model.fast.projection import LoraGroup, read_group, read_projection
+from weitune.model.fast.recognise.stand_in import UNSUITABLE, with_stand_ins
 
 SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
 are slower; with more, the processor's cache does not hold a slice until it is used."""
 
-_GATE_UP, _DOWN = ("gate_proj", "up_proj"), ("down_proj",)
-
 WriteGrad = Callable[[Tensor, Tensor], None]
 """An activation's backward: (gradient of the output, input) → None, with the input overwritten by its gradient."""
 Activation = tuple[Callable[[Tensor], Tensor], WriteGrad]
+
+
+class Layers(NamedTuple):
+    """The names of a feed-forward layer's linear layers."""
+
+    gate_up: tuple[str, ...]
+    """the gate's first; only one if there is no gate"""
+    down: str
+    halves: bool
+    """whether gate and up are the halves of one layer's outputs"""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +51,7 @@ class SavedFeedForward:
     """(T, sum of R)"""
     low_down: Tensor | None
     """(T, R)"""
-    inner: list[tuple[Tensor, Tensor]]
+    inner: list[list[Tensor]]
     """gate and up, slice by slice; empty if they are to be computed again"""
 
 
@@ -51,7 +61,9 @@ class FeedForward:
 
     module: nn.Module
     """The layer's own module"""
+    layers: Layers
     gate_up: LoraGroup
+    """of two projections, or of one if there is no gate"""
     down: LoraGroup
     activation: Activation
     mixes_tokens: bool = False
@@ -71,22 +83,85 @@ class FeedForward:
         return FeedForwardPass(self.activation, gate_up, down, context.keep_feed_forward)
 
     def reference(self, x: Tensor, context: BlockContext) -> Tensor:
-        gate, up = reference_group(self.gate_up, x, context.dropout)
-        (output,) = reference_group(self.down, self.activation[0](gate) * up, context.dropout)
+        gate, *up = reference_group(self.gate_up, x, context.dropout)
+        inner = self.activation[0](gate)
+        (output,) = reference_group(self.down, inner * up[0] if up else inner, context.dropout)
         return output
 
     def with_adapters(self) -> FeedForward | None:
-        gate_up, down = read_group(self.module, _GATE_UP), read_group(self.module, _DOWN)
-        return replace(self, gate_up=gate_up, down=down) if gate_up and down else None
+        groups = _read_groups(self.module, self.layers)
+        return replace(self, gate_up=groups[0], down=groups[1]) if groups else None
 
 
 def read_feed_forward(module: Any) -> FeedForward | None:
-    """Return the feed-forward layer that ``module`` computes, or None if it has not the parts that are known here."""
-    gate_up, down = read_group(module, _GATE_UP), read_group(module, _DOWN)
-    config = getattr(module, "config", None)
-    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-    activation = ACTIVATIONS.get(name or "")
-    return FeedForward(module, gate_up, down, activation) if gate_up and down and activation else None
+    """Return the feed-forward layer that ``module`` computes, or None if it computes anything else.
+
+    Its own forward runs with stand-ins for the linear layers: the one that reads what the others have given, joined by
+    an activation that is known, is down.
+    """
+    if not isinstance(module, nn.Module) or next(module.parameters(recurse=False), None) is not None:
+        return None
+    widths = {name: _outputs(part) for name, part in module.named_children() if any(True for _ in part.parameters())}
+    watched = _watch(module, widths) if len(widths) in (2, 3) and all(widths.values()) else None
+    if watched is None:
+        return None
+    outputs, down, inner = watched
+    for names in permutations(outputs):
+        halves = len(names) == 1 and outputs[names[0]].shape[-1] == 2 * inner.shape[-1]
+        gate, *up = outputs[names[0]].chunk(2, dim=-1) if halves else [outputs[name] for name in names]
+        for activation in ACTIVATIONS.values():
+            activated = activation[0](gate)
+            if torch.allclose(activated * up[0] if up else activated, inner, rtol=1e-6):
+                layers = Layers(names, down, halves)
+                groups = _read_groups(module, layers)
+                return FeedForward(module, layers, *groups, activation) if groups else None
+    return None
+
+
+def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor], str, Tensor] | None:
+    """Run ``module`` with stand-ins for its linear layers, which have so many outputs.
+
+    Returns the outputs of those that read its input, the name of the one whose output it returns, and what that reads.
+    None if there are others.
+    """
+    given: dict[str, Tensor] = {}
+    outputs = {name: _drawn(width, seed) for seed, (name, width) in enumerate(widths.items())}
+
+    def stand_in(name: str) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            given[name] = x
+            return outputs[name]
+
+        return forward
+
+    x = _drawn(1, len(widths))
+    try:
+        with torch.no_grad():
+            result = type(module).forward(with_stand_ins(module, {name: stand_in(name) for name in widths}), x)
+    except UNSUITABLE:
+        return None
+    down = next((name for name in widths if isinstance(result, Tensor) and result.equal(outputs[name])), None)
+    others = {name: output for name, output in outputs.items() if name != down and given.get(name) is x}
+    return (others, down, given[down]) if down in given and len(others) == len(widths) - 1 else None
+
+
+def _outputs(part: Any) -> int:
+    """Return how many outputs a linear layer has, which may have an adapter; 0 for anything else."""
+    projection = read_projection(part)
+    return projection.shape[0] if projection else 0
+
+
+def _drawn(width: int, seed: int) -> Tensor:
+    return torch.randn(1, 1, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _read_groups(module: nn.Module, layers: Layers) -> tuple[LoraGroup, LoraGroup] | None:
+    gate_up, down = read_group(module, layers.gate_up), read_group(module, [layers.down])
+    if gate_up is None or down is None:
+        return None
+    if layers.halves:
+        gate_up = LoraGroup(gate_up.projections[0].split([down.inputs] * 2))
+    return gate_up, down
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,13 +176,13 @@ class FeedForwardPass:
 
     def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None = None) -> tuple[Tensor, SavedFeedForward]:
         activate, _ = self.activation
-        gate_up, down = _GateUp(self.gate_up, x), _Down(self.down, x, base)
+        gate_up, down = GateUp(self.gate_up, x), Down(self.down, x, base)
         inner = []
         for columns in _slices(x, self.down.group.inputs):
-            gate, up = gate_up.columns(columns)
-            down.add(_gated(gate, up, activate), columns)
+            parts = gate_up.columns(columns)
+            down.add(_gated(parts[0], parts[1] if len(parts) > 1 else None, activate), columns)
             if self.keep_inner:
-                inner.append((gate, up))
+                inner.append(parts)
         return down.result(), SavedFeedForward(gate_up.low, down.low, inner)
 
     def backward(
@@ -115,139 +190,50 @@ class FeedForwardPass:
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Without ``retain`` the inner values in ``saved`` are overwritten, and freed one after another."""
         activate, write_grad = self.activation
-        gate_up = _GateUp(self.gate_up, x, saved.low_gate_up)
-        gate_up_grads, down_grads = _GateUpGrads(gate_up), _DownGrads(self.down, grad, saved.low_down)
+        gate_up = GateUp(self.gate_up, x, saved.low_gate_up)
+        gate_up_grads, down_grads = GateUpGrads(gate_up, needs_input), DownGrads(self.down, grad, saved.low_down)
         inner = saved.inner[::-1]
         if not retain:
             saved.inner = []
         for columns in _slices(x, self.down.group.inputs):
-            gate, up = inner.pop() if inner else gate_up.columns(columns)
+            gate, *others = inner.pop() if inner else gate_up.columns(columns)
+            up = others[0] if others else None
             gate = gate.clone() if retain else gate
             activated = activate(gate)
             grad_inner, grad_dropped, mask = down_grads.columns(activated, up, columns)
             _write_grads(grad_inner, gate, up, activated, grad_dropped, mask, write_grad)
-            gate_up_grads.add([gate, grad_inner], columns)
-        grad_x, adapters = gate_up_grads.result()
-        return grad_x, adapters.result() + down_grads.result()
-
-
-class _GateUp:
-    """Computes gate and up from the normalised input (T, C), some columns at a time."""
-
-    def __init__(self, group_pass: GroupPass, normed: Tensor, low: Tensor | None = None) -> None:
-        self.group_pass, self.normed = group_pass, normed
-        self.dropped, self.factors = group_pass.drop(normed), group_pass.factors(normed)
-        self.low = self.dropped @ self.factors.a.T if self.factors and low is None else low
-
-    def columns(self, columns: slice) -> tuple[Tensor, Tensor]:
-        gate, up = outputs = self.group_pass.frozen(self.normed, self.dropped, columns)
-        if self.factors is not None and self.low is not None:
-            self.factors.columns(columns).add_to(outputs, self.low)
-        return gate, up
-
-
-class _GateUpGrads:
-    """Collects the gradients of the normalised input (T, C) and of the adapters from those of gate and up."""
-
-    def __init__(self, gate_up: _GateUp) -> None:
-        self._gate_up, self._adapters = gate_up, AdapterGrads(gate_up.group_pass)
-        self._normed, self._dropped = torch.zeros_like(gate_up.normed), torch.zeros_like(gate_up.normed)
-        self._low = torch.zeros_like(gate_up.low) if gate_up.low is not None else None
-
-    def add(self, grads: list[Tensor], columns: slice) -> None:
-        gate_up, group_pass = self._gate_up, self._gate_up.group_pass
-        if gate_up.factors and gate_up.low is not None and self._low is not None:
-            self._low += gate_up.factors.columns(columns).grad_of_low(grads)
-            self._adapters.add_b(gate_up.low, grads)
-            self._adapters.add_magnitudes(gate_up.dropped, grads, columns)
-            group_pass.add_grad_of_dropped(self._dropped, grads, columns)
-        group_pass.group.add_grad_of_input(self._normed, grads, columns)
-
-    def result(self) -> tuple[Tensor, AdapterGrads]:
-        gate_up, normed = self._gate_up, self._normed
-        if gate_up.factors and self._low is not None:
-            self._adapters.add_a(self._low, gate_up.dropped)
-            self._dropped.addmm_(self._low, gate_up.factors.a)
-            add_masked(normed, self._dropped, gate_up.group_pass.mask(len(normed)))
-        return normed, self._adapters
-
-
-class _Down:
-    """Adds down's products with slices of the inner values to ``base`` (T, C), or to zeros, in memory of its own."""
-
-    def __init__(self, group_pass: GroupPass, x: Tensor, base: Tensor | None) -> None:
-        (self._frozen,), self._pass = group_pass.group.projections, group_pass
-        self._mask, self._factors = group_pass.mask(len(x)), group_pass.factors(x)
-        self.low = x.new_zeros(len(x), len(self._factors.a)) if self._factors else None
-        bias = self._frozen.bias(x.dtype)
-        base = x.new_zeros(()) if base is None else base
-        self._output = base + bias if bias is not None else base.expand(len(x), self._frozen.shape[0]).clone()
-
-    def add(self, inner: Tensor, columns: slice) -> None:
-        """Add the product of ``inner``, which is overwritten."""
-        add_linear(self._output, inner, self._frozen.weight(inner.dtype, inputs=columns))
-        if self._factors and self.low is not None:
-            dropped = inner if self._mask is None else inner.mul_(self._mask[:, columns])
-            self._pass.add_frozen_of_dropped([self._output], dropped, inputs=columns)
-            self.low.addmm_(dropped, self._factors.a[:, columns].T)
-
-    def result(self) -> Tensor:
-        if self._factors and self.low is not None:
-            self._factors.add_to([self._output], self.low)
-        return self._output
-
-
-class _DownGrads:
-    """Computes the gradients of slices of the inner values from that of the output, and those of down's adapter."""
-
-    def __init__(self, group_pass: GroupPass, grad: Tensor, low: Tensor | None) -> None:
-        (self._frozen,), self._pass = group_pass.group.projections, group_pass
-        self._mask, self._factors = group_pass.mask(len(grad)), group_pass.factors(grad)
-        self._grad, self._low, self._adapters = grad, low, AdapterGrads(group_pass)
-        self._grad_low = self._factors.grad_of_low([grad]) if self._factors else None
-
-    def columns(self, activated: Tensor, up: Tensor, columns: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the gradients of the inner values and of what dropout leaves of them for the adapter, and its mask."""
-        grad_inner = times(self._grad, self._frozen.weight(self._grad.dtype, inputs=columns))
-        if self._factors is None or self._grad_low is None:
-            return grad_inner, None, None
-        mask = None if self._mask is None else self._mask[:, columns]
-        dropped = _dropped(activated, up, mask)
-        self._adapters.add_a(self._grad_low, dropped)
-        self._adapters.add_magnitudes(dropped, [self._grad], inputs=columns)
-        grad_dropped = self._grad_low @ self._factors.a[:, columns]
-        self._pass.add_grad_of_dropped(grad_dropped, [self._grad], inputs=columns)
-        return grad_inner, grad_dropped, mask
-
-    def result(self) -> list[Tensor]:
-        if self._low is not None:
-            self._adapters.add_b(self._low, [self._grad])
-        return self._adapters.result()
+            gate_up_grads.add([gate] if up is None else [gate, grad_inner], columns)
+        grad_x, gate_up_adapters = gate_up_grads.result()
+        return grad_x, gate_up_adapters + down_grads.result()
 
 
 @fused
-def _gated(gate: Tensor, up: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
-    return activate(gate).mul_(up)
-
-
-@fused
-def _dropped(activated: Tensor, up: Tensor, mask: Tensor | None) -> Tensor:
-    inner = activated * up
-    return inner if mask is None else inner.mul_(mask)
+def _gated(gate: Tensor, up: Tensor | None, activate: Callable[[Tensor], Tensor]) -> Tensor:
+    activated = activate(gate)
+    return activated if up is None else activated.mul_(up)
 
 
 @fused
 def _write_grads(
-    grad: Tensor, gate: Tensor, up: Tensor, act: Tensor, dropped: Tensor | None, mask: Tensor | None, write: WriteGrad
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor | None,
+    act: Tensor,
+    dropped: Tensor | None,
+    mask: Tensor | None,
+    write: WriteGrad,
 ) -> None:
-    """Overwrite ``gate`` with its gradient, and ``grad``, that of the inner values, with the gradient of up.
+    """Overwrite ``gate`` with its gradient, and ``grad``, that of the inner values, with the gradient of ``up``.
 
     ``act`` is act(gate), and ``dropped`` the gradient of what dropout leaves of the inner values for the adapter.
     """
     if dropped is not None:
         add_masked(grad, dropped, mask)
-    write(grad * up, gate)
-    grad.mul_(act)
+    if up is None:
+        write(grad, gate)
+    else:
+        write(grad * up, gate)
+        grad.mul_(act)
 
 
 def _slices(x: Tensor, width: int) -> Iterator[slice]:

@@ -9,11 +9,12 @@ is multiplied by x and by x'. The gradient of m costs the product W x' once more
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.matmul import add_linear, add_times, linear
@@ -31,13 +32,14 @@ def reference_lora(p: Projection, x: Tensor, mask: Tensor | None = None, dropout
     """
     weight, bias = p.weight(x.dtype), p.bias(x.dtype)
     output: Tensor = F.linear(x, weight, bias)
-    if p.a is None or p.b is None:
+    b, magnitude = p.b_rows, p.magnitude_rows
+    if p.a is None or b is None:
         return output
     dropped = x if mask is None else x * mask * dropout_scale
-    update: Tensor = p.scale * dropped @ p.a.T @ p.b.T
-    if p.magnitude is None:
+    update: Tensor = p.scale * dropped @ p.a.T @ b.T
+    if magnitude is None:
         return output + update
-    c: Tensor = p.magnitude / (weight + p.scale * p.b @ p.a).norm(dim=1).detach()
+    c: Tensor = magnitude / (weight + p.scale * b @ p.a).norm(dim=1).detach()
     return output + (c - 1) * (dropped @ weight.T) + c * update
 
 
@@ -174,24 +176,26 @@ class Magnitude:
     @classmethod
     def measure(cls, p: Projection) -> Magnitude | None:
         """Compute the norms of the rows of W + s·B A in the adapter's dtype; None without DoRA."""
-        if p.magnitude is None or p.a is None or p.b is None:
+        b, magnitude = p.b_rows, p.magnitude_rows
+        if magnitude is None or p.a is None or b is None:
             return None
         with torch.no_grad():
-            a, b = p.a.detach(), p.b.detach()
+            a, b = p.a.detach(), b.detach()
             elements = ROW_NORM_ELEMENTS_CPU if a.device.type == "cpu" else ROW_NORM_ELEMENTS
             rows = max(1, elements // a.shape[1])
             pieces = [slice(start, start + rows) for start in range(0, len(b), rows)]
             sums = (torch.addmm(p.weight(b.dtype, piece), b[piece], a, alpha=float(p.scale)) for piece in pieces)
             norm = torch.cat([torch.linalg.vector_norm(each, dim=1) for each in sums])
-            return cls(p, norm, p.magnitude.detach() / norm)
+            return cls(p, norm, magnitude.detach() / norm)
 
     def grad(self, products: Tensor, grad_b: Tensor, dropout_scale: float) -> Tensor:
         """Return the gradient of m from the sum over tokens of dy∘(W x') and from B's gradient (N, R) without factors.
 
         Neither contains ``dropout_scale`` yet.
         """
-        assert self.frozen.b is not None  # noqa: S101  (measure sees to it)
-        adapter = (self.frozen.b.detach().to(grad_b.dtype) * grad_b).sum(1).mul_(self.frozen.scale)
+        b = self.frozen.b_rows
+        assert b is not None  # noqa: S101  (measure sees to it)
+        adapter = (b.detach().to(grad_b.dtype) * grad_b).sum(1).mul_(self.frozen.scale)
         return adapter.add_(products).mul_(dropout_scale).to(self.norm.dtype).div_(self.norm)
 
 
@@ -229,18 +233,26 @@ class AdapterGrads:
         """Return the gradients in the order of the group's parameters."""
         if not self._a:
             return []
-        result: list[Tensor] = []
+        result: dict[nn.Parameter, list[Tensor]] = defaultdict(list)
         scale = self._pass.dropout_scale
         grads_a = _joined(self._a, dim=1).split(self._group.ranks, dim=0)
         for index, (p, grad_a) in enumerate(zip(self._group.projections, grads_a, strict=True)):
             if p.a is None or p.b is None:
                 continue
             grad_b = _joined(self._b[index], dim=1).T
-            result += [grad_a.to(p.a.dtype), (grad_b * (p.scale * scale)).to(p.b.dtype)]
+            result[p.a].append(grad_a.to(p.a.dtype))
+            result[p.b].append((grad_b * (p.scale * scale)).to(p.b.dtype))
             if p.magnitude is not None and (magnitude := self._pass.magnitudes[index]) is not None:
                 grad = magnitude.grad(_joined(self._products[index], dim=0), grad_b, scale)
-                result.append(grad.to(p.magnitude.dtype))
-        return result
+                result[p.magnitude].append(grad.to(p.magnitude.dtype))
+        return [_of_parts(parts, parameter.shape) for parameter, parts in result.items()]
+
+
+def _of_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:
+    """Return the gradient of a parameter of ``shape`` from those that fused projections give, of all rows or some."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(parts).sum(0) if parts[0].shape == shape else torch.cat(parts)
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,16 +34,44 @@ class Projection:
     """(N,) DoRA's m, if it is a DoRA adapter"""
     row_factors: Tensor | None = None
     """(N,) what DoRA multiplies the rows of the frozen matrix by in a pass"""
+    part: slice | None = None
+    """Which outputs of the layer these are, if several projections are fused in it. They share A, and each has rows of
+    B and m of its own."""
 
     def weight(self, dtype: torch.dtype, outputs: slice = ALL, inputs: slice = ALL) -> Tensor:
         """Return the frozen matrix (N, K), or a part of it, in ``dtype``."""
-        weight = dense(self.layer, dtype, outputs, inputs)
+        weight = dense(self.layer, dtype, self._of_layer(outputs), inputs)
         return weight if self.row_factors is None else weight * self.row_factors[outputs, None].to(dtype)
 
     def bias(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor | None:
         """Return the frozen bias (N,), or a part of it, if there is one."""
         bias: Tensor | None = self.layer.bias
-        return None if bias is None else bias[outputs].to(dtype)
+        return None if bias is None else bias[self._of_layer(outputs)].to(dtype)
+
+    @property
+    def b_rows(self) -> Tensor | None:
+        """(N, R) its rows of B"""
+        return self.b if self.b is None or self.part is None else self.b[self.part]
+
+    @property
+    def magnitude_rows(self) -> Tensor | None:
+        """(N,) its rows of m"""
+        return self.magnitude if self.magnitude is None or self.part is None else self.magnitude[self.part]
+
+    def split(self, sizes: Sequence[int]) -> list[Projection]:
+        """Return the projections with so many outputs each that are fused in this one, in their order."""
+        starts = list(accumulate(sizes, initial=0))
+        inputs = self.shape[1]
+        return [
+            replace(self, shape=(size, inputs), part=slice(start, start + size))
+            for start, size in zip(starts, sizes, strict=False)
+        ]
+
+    def _of_layer(self, outputs: slice) -> slice:
+        if self.part is None:
+            return outputs
+        start, stop, _ = outputs.indices(self.shape[0])
+        return slice(self.part.start + start, self.part.start + stop)
 
     @property
     def rank(self) -> int:
@@ -89,8 +118,9 @@ class LoraGroup:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """A and B, and DoRA's m, of every adapter, in order."""
-        return [tensor for p in self.projections for tensor in (p.a, p.b, p.magnitude) if tensor is not None]
+        """A and B, and DoRA's m, of every adapter, in order, each once."""
+        trained = (tensor for p in self.projections for tensor in (p.a, p.b, p.magnitude) if tensor is not None)
+        return list(dict.fromkeys(trained))
 
     def frozen(self, inputs: Tensor, outputs: slice = ALL) -> list[Tensor]:
         """Return the outputs of the frozen layers for ``inputs`` (T, K), or the same columns of each."""
@@ -102,7 +132,10 @@ class LoraGroup:
         if not self.adapted:
             return None
         a = torch.cat([p.a.detach() for p in self.projections if p.a is not None])
-        b = [None if p.b is None else (p.b.detach() * (p.scale * dropout_scale)).to(dtype) for p in self.projections]
+        b = [
+            None if p.b_rows is None else (p.b_rows.detach() * (p.scale * dropout_scale)).to(dtype)
+            for p in self.projections
+        ]
         if a.device.type == "cpu":
             b = [None if x is None else x.T.contiguous().T for x in b]
         return Factors(a.to(dtype), b, self.ranks)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +26,11 @@ from torch import Tensor, nn
 
 from weitune.model.fast.norm import Norm
 from weitune.model.fast.parts import BlockParts, Branch, Mixer
+from weitune.model.fast.recognise.stand_in import UNSUITABLE, with_stand_ins
 
 INPUT = ""
 """The name of the layer's input among the parts."""
 _WIDTH = 64
-_UNSUITABLE = (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError, ImportError)
 
 Sum = dict[str, float]
 """A combination of the layer's input and the outputs of its parts, by their names."""
@@ -84,29 +83,11 @@ def _trace(layer: nn.Module, parts: Sequence[str], pairs: Sequence[str]) -> Wiri
 
     try:
         with torch.no_grad():
-            shadow = _with_parts(layer, {name: stand_in(name) for name in parts})
+            shadow = with_stand_ins(layer, {name: stand_in(name) for name in parts})
             output = type(layer).forward(shadow, new(INPUT), **_arguments(layer))
             return Wiring(reads, _combination(output[0] if isinstance(output, tuple) else output, known))
-    except _UNSUITABLE:
+    except UNSUITABLE:
         return None
-
-
-def _with_parts(layer: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> nn.Module:
-    """Return a copy of ``layer`` that shares everything but what some of its parts compute."""
-    modules = OrderedDict(layer._modules)
-    for name, forward in forwards.items():
-        part = _copy(modules[name])
-        part.__dict__.update(forward=forward, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
-        modules[name] = part
-    shadow = _copy(layer)
-    shadow.__dict__["_modules"] = modules
-    return shadow
-
-
-def _copy(module: Any) -> nn.Module:
-    copied: nn.Module = object.__new__(type(module))
-    copied.__dict__.update(module.__dict__)
-    return copied
 
 
 def _arguments(layer: nn.Module) -> dict[str, None]:
