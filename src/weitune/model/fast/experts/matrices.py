@@ -121,32 +121,35 @@ class MatricesPass:
 
         ``weights`` (n, 1) are what ``x`` was multiplied by and the bias is not.
         """
-        matrices, weight = self._matrices, piece.select(self._matrices.weight, self._dtype)
-        output = piece.times(x, weight) if matrices.transposed else piece.linear(x, weight)
-        if matrices.bias is not None:
-            bias = piece.vectors(matrices.bias, self._dtype)
+        matrices, factors = self._matrices, self._factors
+        output = piece.times(x, matrices.weight) if matrices.transposed else piece.linear(x, matrices.weight)
+        bias = self._bias(piece)
+        if bias is not None:
             output = output.add_(bias) if weights is None else output.addcmul_(bias, weights)
-        if self._factors is not None:
-            first, second = (piece.select(each, self._dtype) for each in (self._factors.first, self._factors.second))
-            output = output.add_(piece.low(piece.low(x, first.mT), second))
+        if factors is not None:
+            output = output.add_(piece.low(piece.low(x, factors.first.mT), factors.second))
         return output
 
     def backward(self, piece: Piece, grad: Tensor, x: Tensor) -> Tensor:
         """Return the gradient of ``x`` (n, K) from ``grad`` (n, N), and add up those of the adapters."""
-        matrices, weight = self._matrices, piece.select(self._matrices.weight, self._dtype)
-        grad_x = piece.linear(grad, weight) if matrices.transposed else piece.times(grad, weight)
-        if self._factors is not None:
-            first, second = (piece.select(each, self._dtype) for each in (self._factors.first, self._factors.second))
-            grad_low = piece.low(grad, second.mT)
-            grad_x = grad_x.add_(piece.low(grad_low, first))
-            piece.write_sums(self._factors.grad_first, grad_low, x)
-            piece.write_sums(self._factors.grad_second, piece.low(x, first.mT), grad)
+        matrices, factors = self._matrices, self._factors
+        grad_x = piece.linear(grad, matrices.weight) if matrices.transposed else piece.times(grad, matrices.weight)
+        if factors is not None:
+            grad_low = piece.low(grad, factors.second.mT)
+            grad_x = grad_x.add_(piece.low(grad_low, factors.first))
+            piece.write_sums(factors.grad_first, grad_low, x)
+            piece.write_sums(factors.grad_second, piece.low(x, factors.first.mT), grad)
         return grad_x
 
     def grad_of_weights(self, piece: Piece, grad: Tensor) -> Tensor | None:
         """Return what the bias adds to the gradient of the weights (n,) that multiply it, if there is one."""
+        bias = self._bias(piece)
+        return None if bias is None else bias.mul_(grad).sum(1)
+
+    def _bias(self, piece: Piece) -> Tensor | None:
+        """Return the bias (n, N) of each row's expert, if there is one."""
         bias = self._matrices.bias
-        return None if bias is None else (grad * piece.vectors(bias, self._dtype)).sum(1)
+        return None if bias is None else bias[piece.experts].to(self._dtype)
 
     def adapter_grads(self) -> list[Tensor]:
         """Return the gradients of A and B, if there are adapters."""

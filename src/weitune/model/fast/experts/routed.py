@@ -90,7 +90,7 @@ class RoutedPass:
         gate_up_pass, down_pass = (MatricesPass(each, sorted_rows, x.dtype) for each in (mixer.gate_up, mixer.down))
         output = torch.zeros_like(x) if base is None else base.clone()
         for piece in sorted_rows.pieces:
-            weight = piece.of_rows(saved.weights)
+            weight = saved.weights[piece.rows, None]
             gate_up = gate_up_pass.forward(piece, self._given(piece, x, weight))
             inner = mixer.gate.inner(*halves(gate_up, mixer.interleaved))
             if mixer.weighs_input:
@@ -115,16 +115,16 @@ class RoutedPass:
         if not retain:
             saved.gate_up = []
         for piece in saved.rows.pieces:
-            weight, grad_rows = piece.of_rows(saved.weights), piece.take_grads(grad)
+            weight, grad_rows = saved.weights[piece.rows, None], grad[piece.tokens]
             given = self._given(piece, read, weight)
             gate_up = kept.pop() if kept else gate_up_pass.forward(piece, given)
             gate_up = gate_up.clone() if retain else gate_up
             of_weights = self._through_down(piece, gate_up, grad_rows, weight, down_pass)
             grad_given = gate_up_pass.backward(piece, gate_up, given)
             if mixer.weighs_input:
-                of_weights = (grad_given * piece.take(read)).sum(1)
+                of_weights = (grad_given * read[piece.tokens]).sum(1)
                 grad_given.mul_(weight)
-            grad_weights[piece.rows] = of_weights[: len(grad_weights[piece.rows])]
+            grad_weights[piece.rows] = of_weights
             piece.add_to(grad_x, grad_given)
         if needs_input:
             grad_x = mixer.norm.backward(grad_x, x, statistics) if mixer.norm else grad_x
@@ -133,7 +133,7 @@ class RoutedPass:
 
     def _given(self, piece: Piece, x: Tensor, weight: Tensor) -> Tensor:
         """Return what the experts of ``piece`` are given, (n, C)."""
-        given = piece.take(x)
+        given = x[piece.tokens]
         return given.mul_(weight) if self.mixer.weighs_input else given
 
     def _through_down(self, piece: Piece, gate_up: Tensor, grad: Tensor, weight: Tensor, down: MatricesPass) -> Tensor:

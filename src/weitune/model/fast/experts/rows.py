@@ -1,10 +1,11 @@
 """The rows of a mixture sorted by expert, and products of each expert's rows with its own matrix.
 
     chosen experts (T, k)     token 0: 2 0      token 1: 0 1      token 2: 2 0
-    sorted rows (T·k)         expert 0: tokens 0 1 2   expert 1: token 1   expert 2: tokens 0 2
+    sorted rows               expert 0: tokens 0 1 2   expert 1: token 1   expert 2: tokens 0 2
 
-On a CPU each expert that was chosen is one piece, whose values stay in the processor's cache. On a GPU all rows are one
-piece, multiplied by a grouped product: nothing depends on numbers that the host would have to wait for.
+On a CPU a piece is as many experts as have about a thousand rows, whose values stay in the processor's cache; each that
+was chosen has a product of its own. On a GPU all rows are one piece, multiplied by a grouped product: nothing depends
+on numbers that the host would have to wait for.
 """
 
 from __future__ import annotations
@@ -19,107 +20,79 @@ from torch import Tensor
 
 from weitune.model.fast import matmul
 
+PIECE_ROWS = 1024
+"""Rows of a piece on a CPU, unless one expert has more. With fewer, the work around the products takes longer."""
 _FEW = {2: 16, 4: 8}
 """The unit to which an expert's rows are rounded up where oneDNN multiplies them, by the bytes of a number. It is
 smaller than that of complete rows: an expert has few."""
 _GROUPED_RANK = 8
-"""The unit of an adapter's rank there: grouped products need rows of a multiple of 16 bytes."""
+"""The unit of an adapter's rank for grouped products, which need rows of a multiple of 16 bytes."""
 
 
 class Piece(Protocol):
-    """Some of the sorted rows. Matrices (E, N, K) hold one for each expert."""
+    """Some of the sorted rows. Matrices are (E, N, K), one for each expert, in any dtype."""
 
     @property
     def rows(self) -> slice:
         """Which of the sorted rows they are."""
         ...
 
-    def take(self, x: Tensor) -> Tensor:
-        """Return the rows (n, C) of the tokens' ``x`` (T, C). n may be rounded up; further rows are of any token."""
+    @property
+    def tokens(self) -> Tensor:
+        """The token of each, (n,)."""
         ...
 
-    def take_grads(self, x: Tensor) -> Tensor:
-        """Do what :meth:`take` does, but further rows are 0."""
+    @property
+    def experts(self) -> Tensor:
+        """The expert of each, (n,)."""
+        ...
+
+    def linear(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Return x Wᵀ of every row and its expert's frozen matrix: (n, K) → (n, N)."""
+        ...
+
+    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Return x W: (n, N) → (n, K)."""
+        ...
+
+    def low(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Do what :meth:`times` does, for matrices of an adapter."""
+        ...
+
+    def write_sums(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Write the sum over each expert's rows of leftᵀ right to ``total`` (E, P, Q), for experts with rows."""
         ...
 
     def add_to(self, total: Tensor, values: Tensor) -> None:
         """Add ``values`` (n, C) of rows to those of their tokens, ``total`` (T, C)."""
         ...
 
-    def of_rows(self, values: Tensor) -> Tensor:
-        """Return the part of sorted ``values`` (S,) that belongs to the rows, (n, 1)."""
-        ...
-
-    def select(self, matrices: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what the products below need of ``matrices`` (E, N, K), in ``dtype``."""
-        ...
-
-    def vectors(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the vectors (E, N) of the rows' experts, (n, N) or (1, N), in ``dtype``."""
-        ...
-
-    def linear(self, x: Tensor, selected: Tensor) -> Tensor:
-        """Return x Wᵀ of every row and its expert's frozen matrix (N, K): (n, K) → (n, N)."""
-        ...
-
-    def times(self, x: Tensor, selected: Tensor) -> Tensor:
-        """Return x W: (n, N) → (n, K)."""
-        ...
-
-    def low(self, x: Tensor, selected: Tensor) -> Tensor:
-        """Do what :meth:`times` does, for matrices of an adapter."""
-        ...
-
-    def write_sums(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """Write the sums over each expert's rows of leftᵀ right to ``total`` (E, P, Q)."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OneExpert:
-    """The rows of one expert."""
+class SomeExperts:
+    """The rows of some experts, each multiplied by itself."""
 
-    expert: int
     rows: slice
     tokens: Tensor
-    """(n,) rounded up"""
+    experts: Tensor
+    spans: Sequence[tuple[int, slice]]
+    """Each expert, and which rows of the piece are its own"""
 
-    @property
-    def _count(self) -> int:
-        count: int = self.rows.stop - self.rows.start
-        return count
+    def linear(self, x: Tensor, matrices: Tensor) -> Tensor:
+        return torch.cat([matmul.linear(x[rows], matrices[e].to(x.dtype)) for e, rows in self.spans])
 
-    def take(self, x: Tensor) -> Tensor:
-        return x[self.tokens]
+    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
+        return torch.cat([matmul.times(x[rows], matrices[e].to(x.dtype)) for e, rows in self.spans])
 
-    def take_grads(self, x: Tensor) -> Tensor:
-        taken = x[self.tokens]
-        taken[self._count :] = 0
-        return taken
-
-    def add_to(self, total: Tensor, values: Tensor) -> None:
-        total.index_add_(0, self.tokens[: self._count], values[: self._count])
-
-    def of_rows(self, values: Tensor) -> Tensor:
-        return F.pad(values[self.rows], (0, len(self.tokens) - self._count))[:, None]
-
-    def select(self, matrices: Tensor, dtype: torch.dtype) -> Tensor:
-        return matrices[self.expert].to(dtype)
-
-    def vectors(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-        return vectors[self.expert, None].to(dtype)
-
-    def linear(self, x: Tensor, selected: Tensor) -> Tensor:
-        return matmul.linear(x, selected)
-
-    def times(self, x: Tensor, selected: Tensor) -> Tensor:
-        return matmul.times(x, selected)
-
-    def low(self, x: Tensor, selected: Tensor) -> Tensor:
-        return x @ selected
+    def low(self, x: Tensor, matrices: Tensor) -> Tensor:
+        return torch.cat([x[rows] @ matrices[e] for e, rows in self.spans])
 
     def write_sums(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        torch.mm(left.T, right, out=total[self.expert])
+        for expert, rows in self.spans:
+            torch.mm(left[rows].T, right[rows], out=total[expert])
+
+    def add_to(self, total: Tensor, values: Tensor) -> None:
+        total.index_add_(0, self.tokens, values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,82 +101,83 @@ class AllExperts:
 
     rows: slice
     tokens: Tensor
-    """(S,)"""
     experts: Tensor
-    """(S,) of each row"""
-    inverse: Tensor
-    """(T·k,) where the rows of each token are"""
+    places: Tensor
+    """(T·k,) the row of each choice"""
     ends: Tensor
     """(E,) where the rows of each expert end"""
 
-    def take(self, x: Tensor) -> Tensor:
-        return x[self.tokens]
+    def linear(self, x: Tensor, matrices: Tensor) -> Tensor:
+        return _grouped_mm(x, matrices.to(x.dtype).mT, self.ends)
 
-    def take_grads(self, x: Tensor) -> Tensor:
-        return x[self.tokens]
+    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
+        return _grouped_mm(x, matrices.to(x.dtype), self.ends)
 
-    def add_to(self, total: Tensor, values: Tensor) -> None:
-        total.add_(values[self.inverse].view(len(total), -1, values.shape[1]).sum(1))
-
-    def of_rows(self, values: Tensor) -> Tensor:
-        return values[:, None]
-
-    def select(self, matrices: Tensor, dtype: torch.dtype) -> Tensor:
-        return matrices.to(dtype)
-
-    def vectors(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-        return vectors[self.experts].to(dtype)
-
-    def linear(self, x: Tensor, selected: Tensor) -> Tensor:
-        return _grouped_mm(x, selected.transpose(1, 2), self.ends)
-
-    def times(self, x: Tensor, selected: Tensor) -> Tensor:
-        return _grouped_mm(x, selected, self.ends)
-
-    def low(self, x: Tensor, selected: Tensor) -> Tensor:
-        return _grouped_mm(x, selected, self.ends)
+    def low(self, x: Tensor, matrices: Tensor) -> Tensor:
+        return _grouped_mm(x, matrices, self.ends)
 
     def write_sums(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         total.copy_(_grouped_mm(left.T, right, self.ends))
 
+    def add_to(self, total: Tensor, values: Tensor) -> None:
+        total.add_(values[self.places].view(len(total), -1, values.shape[1]).sum(1))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SortedRows:
-    """The S = T·k rows of a mixture in one pass, sorted by expert."""
+    """The rows of a mixture in one pass: T·k, and on some CPUs a few more, whose weight is 0."""
 
-    order: Tensor
-    """(S,) the place of each row in the chosen experts (T, k), counted along tokens"""
+    places: Tensor
+    """(T·k,) the row of each choice, counted along tokens"""
+    count: int
     pieces: Sequence[Piece]
     rank_unit: int = 1
     """The unit of an adapter's rank"""
 
     def sort(self, values: Tensor) -> Tensor:
-        """Return ``values`` (T, k) by row, (S,)."""
-        return values.reshape(-1)[self.order]
+        """Return ``values`` (T, k) by row."""
+        return values.new_zeros(self.count).scatter_(0, self.places, values.reshape(-1))
 
     def unsort(self, values: Tensor) -> Tensor:
-        """Return ``values`` (S,) by token and choice, (T·k,)."""
-        return torch.empty_like(values).scatter_(0, self.order, values)
+        """Return ``values`` of rows by token and choice, (T·k,)."""
+        return values[self.places]
 
 
 def sort_rows(index: Tensor, experts: int, dtype: torch.dtype, *, grouped: bool) -> SortedRows:
     """Sort the rows of tokens for which ``index`` (T, k) has the numbers of experts, for products in ``dtype``."""
     chosen, order = index.reshape(-1).sort(stable=True)
-    tokens = order // index.shape[1]
+    rows = torch.arange(len(order), device=index.device)
     if grouped:
         ends = torch.searchsorted(chosen, torch.arange(experts, device=index.device), right=True, out_int32=True)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return SortedRows(order, [AllExperts(slice(None), tokens, chosen, inverse, ends)], _GROUPED_RANK)
-    counts = chosen.bincount(minlength=experts).tolist()
-    unit = [rounded(index.device.type, dtype, count) for count in counts]
-    padded = F.pad(tokens, (0, max(unit)))
+        places = torch.empty_like(order).scatter_(0, order, rows)
+        whole = AllExperts(slice(None), order // index.shape[1], chosen, places, ends)
+        return SortedRows(places, len(order), [whole], _GROUPED_RANK)
+    counts = chosen.bincount(minlength=experts)
+    sizes = [rounded(index.device.type, dtype, count) for count in counts.tolist()]
+    size = torch.tensor(sizes, device=index.device)
+    own = (size.cumsum(0) - size - counts.cumsum(0) + counts)[chosen] + rows
+    total = sum(sizes)
+    places, tokens = torch.empty_like(order).scatter_(0, order, own), order.new_zeros(total)
+    tokens[own] = order // index.shape[1]
+    return SortedRows(places, total, _cut(sizes, tokens))
+
+
+def _cut(sizes: Sequence[int], tokens: Tensor) -> list[Piece]:
+    """Cut the rows of experts with ``sizes`` rows each into pieces."""
     pieces: list[Piece] = []
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            pieces.append(OneExpert(expert, slice(start, start + count), padded[start : start + unit[expert]]))
-        start += count
-    return SortedRows(order, pieces)
+    spans: list[tuple[int, slice]] = []
+    start = length = 0
+    for expert, size in enumerate([*sizes, 0]):
+        if spans and (length + size > PIECE_ROWS or expert == len(sizes)):
+            rows = slice(start, start + length)
+            owners = torch.tensor([e for e, _ in spans], device=tokens.device)
+            repeats = torch.tensor([each.stop - each.start for _, each in spans], device=tokens.device)
+            pieces.append(SomeExperts(rows, tokens[rows], owners.repeat_interleave(repeats), spans))
+            spans, start, length = [], start + length, 0
+        if size:
+            spans = [*spans, (expert, slice(length, length + size))]
+            length += size
+    return pieces
 
 
 def rounded(device_type: str, dtype: torch.dtype, count: int) -> int:
