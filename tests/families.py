@@ -195,9 +195,11 @@ GROUPS: Mapping[str, Mapping[str, Arguments]] = {"dense": DENSE, "moe": MOE, "hy
 FAMILIES: Mapping[str, Arguments] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 FAST = (
-    "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "seed_oss", "gemma",
-    "qwen2_moe", "qwen3_moe", "mixtral", "ernie4_5_moe", "glm4_moe", "granitemoe", "dots1",
-    "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl",
+    "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "seed_oss", "gemma", "gemma2",
+    "gemma3_text", "smollm3", "olmo2", "olmo3", "exaone4", "cohere2", "hunyuan_v1_dense",
+    "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "ernie4_5_moe", "hunyuan_v1_moe", "deepseek_v3",
+    "glm4_moe", "granitemoe", "minimax_m2", "dots1",
+    "gemma3", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl",
 )  # fmt: skip
 """Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""
 
