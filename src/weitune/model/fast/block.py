@@ -26,6 +26,8 @@ from weitune.model.storage.shard import gather, gathered, release
 
 def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) -> Tensor:
     """Compute what :func:`run_block` does as models write it; differentiable by autograd."""
+    if parts.keys is not None:
+        parts.keys.reference(hidden, context)
     output = hidden
     for branch in parts.branches:
         x = hidden if parts.parallel else output
@@ -35,7 +37,10 @@ def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) ->
 
 
 def run_block(parts: BlockParts, hidden: Tensor, context: BlockContext, rows: Tensor | None = None) -> Tensor:
-    """Return the block's output for ``hidden`` (T, C): (T, C), or (len(rows), C) for some ``rows`` only."""
+    """Return the block's output for ``hidden`` (T, C): (T, C), or (len(rows), C) for some ``rows`` only.
+
+    If the block has ``keys``, they have been run.
+    """
     output = hidden
     taking = max((at for at, branch in enumerate(parts.branches) if branch.mixer.mixes_tokens), default=0)
     with gathered(parts.layer):
@@ -142,7 +147,7 @@ def run_recomputed(parts: BlockParts, hidden: Tensor, context: BlockContext, row
     """
     carried = [context.carried[name] for name in parts.carried]
     output: Tensor = _Recomputed.apply(  # type: ignore[no-untyped-call]
-        hidden, parts, context, rows, *carried, *parts.parameters
+        hidden, parts, context, rows, *carried, *parts.branch_parameters
     )
     return output
 
@@ -167,7 +172,7 @@ class _Recomputed(torch.autograd.Function):
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(ctx.generator)
             output = run_block(parts, again, context, ctx.rows)
-        inputs = [again, *carried, *parts.parameters]
+        inputs = [again, *carried, *parts.branch_parameters]
         trained = [tensor for tensor in inputs if tensor.requires_grad]
         if not trained:
             return (None,) * (3 + len(inputs))

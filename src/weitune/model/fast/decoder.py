@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.block import run_block, run_recomputed
+from weitune.model.fast.channel.per_layer import PerLayerInput, per_layer_name, read_per_layer_embeddings
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.feed_forward import FeedForward
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import Norm, read_norm
 from weitune.model.fast.parts import BlockContext, BlockParts, Mixer
 from weitune.model.fast.recognise.arrangement import arrange
+from weitune.model.fast.recognise.by_name import arrange_by_name
 from weitune.model.fast.recognise.mixers import read_mixer
 from weitune.model.fast.self_attention.observe import Rows
 from weitune.model.fast.self_attention.positions import Positions
+from weitune.model.fast.self_attention.shared_keys import share_keys
 from weitune.model.fast.tree import Tree
 from weitune.recipe.schema import Recompute
 
@@ -37,6 +40,7 @@ class BlockDecoder:
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
+        self._per_layer = read_per_layer_embeddings(decoder)
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
@@ -48,9 +52,9 @@ class BlockDecoder:
         if any(getattr(decoder, name, None) is None for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return None
         rows = Rows.of(decoder)
-        blocks = [_read_block(layer, rows) for layer in decoder.layers]
-        plain = [block for block in blocks if block is not None]
-        return cls(decoder, plain, dtype or model.dtype) if len(plain) == len(blocks) else None
+        read = [_read_block(layer, rows) for layer in decoder.layers]
+        blocks = cls(decoder, [block for block in read if block], dtype or model.dtype)
+        return blocks if len(blocks.parts) == len(read) and blocks.has_all_inputs else None
 
     def with_adapters(self, dtype: torch.dtype) -> BlockDecoder | None:
         """Return this decoder with the adapters that its layers have now, computing in ``dtype``.
@@ -60,13 +64,22 @@ class BlockDecoder:
         read = [block.with_adapters() for block in self.parts]
         blocks = [block for block in read if block]
         decoder = BlockDecoder(self.module, blocks, dtype)
-        return decoder if len(blocks) == len(read) and decoder.trains_all else None
+        whole = len(blocks) == len(read) and decoder.has_all_inputs and decoder.trains_all
+        return decoder if whole else None
+
+    @property
+    def has_all_inputs(self) -> bool:
+        """Whether what the blocks read besides the hidden states can be computed."""
+        mixers = [branch.mixer for block in self.parts for branch in block.branches]
+        return self._per_layer is not None or not any(isinstance(mixer, PerLayerInput) for mixer in mixers)
 
     @property
     def trains_all(self) -> bool:
-        """Whether every trained parameter of the decoder's layers gets a gradient."""
+        """Whether every trained parameter of the decoder's layers, and of what they read, gets a gradient."""
         trained = {id(parameter) for block in self.parts for parameter in block.parameters}
-        return all(id(each) in trained for each in self.module.layers.parameters() if each.requires_grad)
+        modules = [self.module.layers, *(self._per_layer.modules if self._per_layer else ())]
+        parameters = (parameter for module in modules for parameter in module.parameters())
+        return all(id(each) in trained for each in parameters if each.requires_grad)
 
     def lay_out(self) -> None:
         """Store the matrices of down by columns where oneDNN multiplies slices of their columns."""
@@ -78,13 +91,25 @@ class BlockDecoder:
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"
     ) -> Tensor:
-        """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,)."""
+        """Return the last hidden states (len(rows), C) at ``rows`` of a packed row ``input_ids`` (T,).
+
+        No token's states are read after the last block that computes keys and values, save those wanted: that block and
+        those after it run for ``rows`` only.
+        """
         hidden = self.embed(input_ids[None])[0]
         context = self.begin(hidden, tree, training=training, keep_feed_forward=recompute == "none")
         run = run_recomputed if recompute == "block" else run_block
-        for block in self.parts[:-1]:
-            hidden = run(block, hidden, context)
-        hidden = run(self.parts[-1], hidden, context, rows)
+        last = max(index for index, block in enumerate(self.parts) if block.makes_keys)
+        self._carry_per_layer_inputs(context, input_ids, hidden, rows, last)
+        for index, block in enumerate(self.parts):
+            if block.keys is not None:
+                block.keys.run(hidden, context)
+            wanted = rows if index == last else None
+            if block.keys is not None and wanted is not None:
+                hidden, context, wanted = hidden[rows], context.only(rows), None
+            hidden = run(block, hidden, context, wanted)
+            if wanted is not None and index + 1 < len(self.parts):
+                context = context.only(rows)
         states: Tensor = self.module.norm(hidden)
         return states
 
@@ -93,6 +118,16 @@ class BlockDecoder:
         embedded: Tensor = self.module.embed_tokens(input_ids).to(self.dtype)
         multiplier = getattr(self.module, "embedding_multiplier", 1)  # other families have it in the embeddings
         return embedded if multiplier == 1 else embedded * multiplier
+
+    def _carry_per_layer_inputs(
+        self, context: BlockContext, input_ids: Tensor, hidden: Tensor, rows: Tensor, last: int
+    ) -> None:
+        """Let ``context`` carry what blocks read beside ``hidden``; from the block ``last`` on for ``rows`` only."""
+        if self._per_layer is None:
+            return
+        computed = self._per_layer.compute(input_ids, hidden.detach())
+        for index, of_layer in enumerate(computed.unbind(1)):
+            context.carried[per_layer_name(index)] = of_layer[rows] if index >= last else of_layer
 
     def begin(self, hidden: Tensor, tree: Tree, *, training: bool, keep_feed_forward: bool = True) -> BlockContext:
         """Begin a pass over ``hidden`` (T, C): compute positions and, in training, draw dropout for all blocks."""
@@ -111,4 +146,5 @@ def _read_block(layer: nn.Module, rows: Rows) -> BlockParts | None:
             norms[name] = norm
         elif mixer := read_mixer(part, rows):
             mixers[name] = mixer
-    return arrange(layer, mixers, norms)
+    block = arrange(layer, mixers, norms) or arrange_by_name(layer, mixers, norms)
+    return block and share_keys(block)

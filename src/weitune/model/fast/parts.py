@@ -39,6 +39,10 @@ class BlockContext:
     """What blocks read besides the hidden states, by name: per-layer inputs, the keys of an earlier block. Gradients
     flow back through it."""
 
+    def only(self, rows: Tensor) -> BlockContext:
+        """Return the context for some ``rows`` (U,) that attend to keys and values of all."""
+        return replace(self, attention=self.attention.only(rows))
+
 
 class MixerPass(Protocol):
     """A mixer in one pass: it knows which dropout was drawn."""
@@ -100,6 +104,28 @@ class Mixer(Protocol):
         ...
 
 
+class KeySource(Protocol):
+    """What computes the keys and values that attention reads in its block and in later ones."""
+
+    @property
+    def inputs(self) -> LoraGroup: ...
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def run(self, hidden: Tensor, context: BlockContext) -> None:
+        """Add keys and values for ``hidden`` (T, C), the block's input, to the context's ``carried``."""
+        ...
+
+    def reference(self, hidden: Tensor, context: BlockContext) -> None:
+        """Do the same as models write it; differentiable by autograd."""
+        ...
+
+    def with_adapters(self) -> KeySource | None:
+        """Return this source with the adapters that its layers have now; None if one is not plain LoRA or DoRA."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
     """A mixer between its norms: multiplier · post(mixer(pre(h)))."""
@@ -121,15 +147,29 @@ class BlockParts:
     """Whether all branches read the block's input, rather than each the sum that the one before it leaves"""
     scale: float = 1.0
     """what the output is multiplied by at the end"""
+    keys: KeySource | None = None
+    """what runs before the block, if later blocks read its keys and values"""
 
     @property
     def groups(self) -> list[LoraGroup]:
-        return [group for branch in self.branches for group in branch.mixer.groups]
+        of_keys = [self.keys.inputs] if self.keys else []
+        return of_keys + [group for branch in self.branches for group in branch.mixer.groups]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Every trained tensor of the block."""
+        return (self.keys.parameters if self.keys else []) + self.branch_parameters
+
+    @property
+    def branch_parameters(self) -> list[nn.Parameter]:
+        """Those of the branches."""
         return [parameter for branch in self.branches for parameter in branch.mixer.parameters]
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether the block needs all tokens of a row, because it computes keys and values."""
+        mixers = [branch.mixer for branch in self.branches]
+        return self.keys is not None or any(mixer.mixes_tokens and not mixer.carried for mixer in mixers)
 
     @property
     def carried(self) -> list[Hashable]:
@@ -144,4 +184,5 @@ class BlockParts:
             if mixer is None:
                 return None
             branches.append(replace(branch, mixer=mixer))
-        return replace(self, branches=branches)
+        keys = self.keys.with_adapters() if self.keys else None
+        return None if self.keys and keys is None else replace(self, branches=branches, keys=keys)

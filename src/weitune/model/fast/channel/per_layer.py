@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.feed_forward import Activation, find_activation
 from weitune.model.fast.lora_forward import GroupPass, reference_group
+from weitune.model.fast.matmul import linear
+from weitune.model.fast.norm import Norm, read_norm
 from weitune.model.fast.parts import BlockContext
-from weitune.model.fast.projection import LoraGroup, read_group
+from weitune.model.fast.projection import LoraGroup, Projection, read_group, read_projection
 
 _GATE, _PROJECTION = ("per_layer_input_gate",), ("per_layer_projection",)
 
@@ -110,3 +112,47 @@ def read_per_layer_input(layer: Any, name: Hashable) -> PerLayerInput | None:
     gate, projection = read_group(layer, _GATE), read_group(layer, _PROJECTION)
     activation = find_activation(getattr(layer, "act_fn", None))
     return PerLayerInput(layer, gate, projection, activation, (name,)) if gate and projection and activation else None
+
+
+def per_layer_name(index: int) -> Hashable:
+    """Return the name under which a pass carries e for the layer with this ``index``."""
+    return "per-layer", index
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PerLayerEmbeddings:
+    """What computes e for every layer: an embedding of its own, and a projection of the token's embedding.
+
+    e = (norm(W x · a) + embedding) · b        for each layer
+    """
+
+    decoder: Any
+    projection: Projection
+    """W, (L·P, C) for L layers"""
+    norm: Norm
+    width: int
+    """P"""
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that :meth:`compute` takes for frozen."""
+        decoder = self.decoder
+        return [decoder.embed_tokens_per_layer, decoder.per_layer_model_projection, decoder.per_layer_projection_norm]
+
+    def compute(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
+        """Return e of all layers (T, L, P) for ``input_ids`` (T,) and their embeddings ``hidden`` (T, C)."""
+        embedded = self.decoder.embed_tokens_per_layer(input_ids).to(hidden.dtype)
+        projected = linear(hidden, self.projection.weight(hidden.dtype))
+        projected = projected.mul_(self.decoder.per_layer_model_projection_scale).view(-1, self.width)
+        total = self.norm.forward(projected)[0].add_(embedded.view(-1, self.width))
+        return total.mul_(self.decoder.per_layer_input_scale).view(len(hidden), -1, self.width)
+
+
+def read_per_layer_embeddings(decoder: Any) -> PerLayerEmbeddings | None:
+    """Return what computes e for the layers of ``decoder``, or None if it is not of the known kind, or adapted."""
+    projection = read_projection(getattr(decoder, "per_layer_model_projection", None))
+    norm = read_norm(getattr(decoder, "per_layer_projection_norm", None))
+    embedding = getattr(decoder, "embed_tokens_per_layer", None)
+    if projection is None or projection.rank or norm is None or embedding is None:
+        return None
+    return PerLayerEmbeddings(decoder, projection, norm, decoder.hidden_size_per_layer_input)

@@ -21,8 +21,14 @@ Gate = Literal["", "in the query", "of its own"]
 """Whether what attention reads is multiplied by the sigmoid of a gate, and where that is projected: as the second half
 of each query head, or by a projection after those of query, key and value."""
 
+Keys = Literal["own", "values too", "given"]
+"""Whether a layer projects keys and values, or keys that before their norm are its values too, or is given both by an
+earlier layer."""
+
 _Norms = tuple[HeadNorm | None, HeadNorm | None, HeadNorm | None]
 _NORMS = ("q_norm", "k_norm", "v_norm"), ("query_layernorm", "key_layernorm", ""), ("q_layernorm", "k_layernorm", "")
+GATES = "gate_proj", "g_proj"
+"""The names of projections of a gate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,12 +48,17 @@ class Heads:
     turn_first: bool = False
     """whether norms come after the rotary embedding"""
     gate: Gate = ""
+    keys: Keys = "own"
 
     def split(self, projected: Sequence[Tensor], rows: int, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Return query (B, H, T, D), key and value (B, G, T, D) of B ``rows``, from what was projected.
 
-        That is query (B·T, H·D), key and value (B·T, G·D), or one tensor with all three side by side.
+        That is query (B·T, H·D), key and value (B·T, G·D), or one tensor with all three side by side. Keys and values
+        that are given follow the query as heads.
         """
+        if self.keys == "given":
+            query, key, value = projected
+            return self._one(query, rows, self.norms[0], rotary), key, value
         query, key, value = (x.view(rows, len(x) // rows, -1, self.size) for x in self._parts(projected))
         if self.turn_first:
             query, key = self.rotation(query, key, rotary)
@@ -56,14 +67,32 @@ class Heads:
             query, key = self.rotation(query, key, rotary)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
+    def split_keys(self, projected: Sequence[Tensor], rows: int, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Return key and value (B, G, T, D) alone, from what was projected for them."""
+        _, of_key, of_value = self.norms
+        value = projected[-1].view(rows, len(projected[-1]) // rows, -1, self.size)
+        value = of_value(value) if of_value else value
+        return self._one(projected[0], rows, of_key, rotary), value.transpose(1, 2)
+
+    def _one(self, projected: Tensor, rows: int, norm: HeadNorm | None, rotary: Rotary) -> Tensor:
+        """Return queries or keys alone."""
+        heads = projected.view(rows, len(projected) // rows, -1, self.size)
+        heads = self.rotation.turn_one(heads, rotary) if self.turn_first else heads
+        heads = norm(heads) if norm else heads
+        return (heads if self.turn_first else self.rotation.turn_one(heads, rotary)).transpose(1, 2)
+
     def _parts(self, projected: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.gate == "in the query":
             query = projected[0].view(len(projected[0]), -1, 2 * self.size)[..., : self.size]
             return query.reshape(len(query), -1), *projected[1:3]
-        if len(projected) > 1:
-            return projected[:3]
+        parts = projected[:-1] if self.gate == "of its own" else projected
+        if self.keys == "values too":
+            query, key = parts
+            return query, key, key
+        if len(parts) > 1:
+            return parts
         width = self.groups * self.size
-        return torch.split(projected[0], [projected[0].shape[1] - 2 * width, width, width], dim=1)
+        return torch.split(parts[0], [parts[0].shape[1] - 2 * width, width, width], dim=1)
 
     def gated(self, attended: Tensor, projected: Sequence[Tensor]) -> Tensor:
         """Return what the output projection reads, from what attention read, (T, H·D)."""
@@ -91,9 +120,11 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
     query, key, value = seen.heads
     if query.shape[-1] != value.shape[-1] or seen.attended is None:
         return None
-    plain = Heads(query.shape[-1], key.shape[1], seen.scores, kind_of(attention))
+    plain = Heads(query.shape[-1], key.shape[1], seen.scores, kind_of(attention), keys=_keys(inputs, seen))
     projected = [seen.outputs[name].flatten(0, 1) for name in inputs]
-    for heads in _candidates(attention, plain, projected, query):
+    if plain.keys == "given":
+        projected += [key, value]
+    for heads in _candidates(attention, plain, inputs, projected[0].shape[1] // query.shape[1]):
         try:
             with torch.no_grad():
                 split = heads.split(projected, 1, seen.rotary)
@@ -107,10 +138,16 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
     return None
 
 
-def _candidates(attention: Any, plain: Heads, projected: Sequence[Tensor], query: Tensor) -> Iterator[Heads]:
-    width = query.shape[1] * plain.size
-    gate: Gate = "of its own" if len(projected) in (2, 4) else ""
-    if len(projected) > 1 and projected[0].shape[1] == 2 * width:
+def _keys(inputs: Sequence[str], seen: Observed) -> Keys:
+    if seen.keys_given:
+        return "given"
+    return "values too" if "k_proj" in inputs and "v_proj" not in inputs else "own"
+
+
+def _candidates(attention: Any, plain: Heads, inputs: Sequence[str], query_width: int) -> Iterator[Heads]:
+    """Yield what may be; the first projection has ``query_width`` outputs for each query head."""
+    gate: Gate = "of its own" if inputs[-1] in GATES else ""
+    if "q_proj" in inputs and query_width == 2 * plain.size:
         gate = "in the query"
     names = next((names for names in _NORMS if hasattr(attention, names[0])), ("", "", ""))
     q, k, v = (read_head_norm(getattr(attention, name, None), plain.size) for name in names)

@@ -18,11 +18,11 @@ from weitune.model.fast.lora_forward import GroupPass, reference_group
 from weitune.model.fast.parts import BlockContext
 from weitune.model.fast.projection import LoraGroup, read_group
 from weitune.model.fast.self_attention.attend import Attended, AttendingPass
-from weitune.model.fast.self_attention.heads import Heads, read_heads
+from weitune.model.fast.self_attention.heads import GATES, Heads, read_heads
 from weitune.model.fast.self_attention.observe import Rows, observe
+from weitune.model.fast.self_attention.positions import shared_names
 
 _INPUTS = ("q_proj", "k_proj", "v_proj"), ("qkv_proj",)
-_GATES = "gate_proj", "g_proj"
 _OUTPUTS = "o_proj", "out_proj", "dense"
 
 
@@ -41,6 +41,9 @@ class Attention:
     """From q (T, H·D), k and v (T, G·D) to (T, H·D)"""
     mixes_tokens: bool = True
     carried: Sequence[Hashable] = ()
+    """The names of keys and values (1, G, T, D) that are given instead of k and v"""
+    shares_keys: bool = False
+    """Whether later layers read its keys and values"""
 
     @property
     def groups(self) -> tuple[LoraGroup, ...]:
@@ -51,12 +54,13 @@ class Attention:
         return self.inputs.parameters + self.output.parameters
 
     def begin(self, context: BlockContext) -> AttentionPass:
-        inputs = GroupPass.begin(self.inputs, context.dropout)
-        output = GroupPass.begin(self.output, context.dropout)
-        return AttentionPass(inputs, AttendingPass(self.heads, output, context.attention))
+        inputs, output = (GroupPass.begin(group, context.dropout) for group in self.groups)
+        given = [context.carried[name].detach() for name in self.carried]
+        return AttentionPass(inputs, AttendingPass(self.heads, output, context.attention), given)
 
     def reference(self, x: Tensor, context: BlockContext) -> Tensor:
         projected = reference_group(self.inputs, x, context.dropout)
+        projected += [context.carried[name] for name in self.carried]
         (output,) = reference_group(self.output, self.heads(projected, context.attention), context.dropout)
         return output
 
@@ -71,20 +75,24 @@ class AttentionPass:
 
     inputs: GroupPass
     attending: AttendingPass
+    given: Sequence[Tensor] = ()
+    """keys and values of an earlier layer"""
 
     def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None) -> tuple[Tensor, _Saved]:
         projected, low_inputs = self.inputs.forward(x)
-        output, attended = self.attending.forward(projected, base, rows)
+        output, attended = self.attending.forward([*projected, *(each.detach() for each in self.given)], base, rows)
         return output, _Saved(low_inputs, attended)
 
     def backward(
         self, grad: Tensor, x: Tensor, saved: _Saved, *, retain: bool, needs_input: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         grads, output_grads = self.attending.backward(grad, saved.attended, retain=retain)
+        given_grads = [grads.pop() for _ in self.given][::-1]
         if not needs_input:
-            return None, self.inputs.backward_to_adapters(grads, saved.low_inputs, x) + output_grads
+            input_grads = self.inputs.backward_to_adapters(grads, saved.low_inputs, x)
+            return None, given_grads + input_grads + output_grads
         grad_x, input_grads = self.inputs.backward(grads, saved.low_inputs, x)
-        return grad_x, input_grads + output_grads
+        return grad_x, given_grads + input_grads + output_grads
 
 
 @dataclass(slots=True, eq=False)
@@ -98,14 +106,20 @@ def read_attention(module: Any, rows: Rows) -> Attention | None:
 
     The module is called once, with ``rows``.
     """
-    names = next((names for names in _INPUTS if hasattr(module, names[0])), None)
-    output_name = next((name for name in _OUTPUTS if hasattr(module, name)), None)
+    names = next(([n for n in names if _has(module, n)] for names in _INPUTS if _has(module, names[0])), None)
+    output_name = next((name for name in _OUTPUTS if _has(module, name)), None)
     if names is None or output_name is None:
         return None
-    names = *names, *(name for name in _GATES if hasattr(module, name))
+    names += [name for name in GATES if _has(module, name)]
     inputs, output = read_group(module, names), read_group(module, (output_name,))
     seen = observe(module, rows) if inputs and output else None
     heads = read_heads(module, names, output_name, seen) if seen else None
-    if not (inputs and output and heads):
+    if not (inputs and output and seen and heads):
         return None
-    return Attention(module, (names, (output_name,)), inputs, output, heads)
+    given = shared_names(heads.kind) if seen.keys_given else ()
+    names_of_both = tuple(names), (output_name,)
+    return Attention(module, names_of_both, inputs, output, heads, carried=given, shares_keys=seen.keys_shared)
+
+
+def _has(module: Any, name: str) -> bool:
+    return getattr(module, name, None) is not None

@@ -37,6 +37,10 @@ class Observed:
     attended: Tensor | None = None
     """(1, T, H, D) what it was told that attention returned"""
     scores: Scores = field(default_factory=Scores)
+    keys_given: bool = False
+    """Whether keys and values were given to it as those of an earlier layer"""
+    keys_shared: bool = False
+    """Whether it left them for later layers"""
 
 
 def observe(attention: Any, rows: Rows) -> Observed | None:
@@ -44,11 +48,27 @@ def observe(attention: Any, rows: Rows) -> Observed | None:
     try:
         seen = Observed(rows.positions.rotary_of(kind_of(attention)))
         arguments = {"position_embeddings": seen.rotary, "position_ids": rows.position_ids, "attention_mask": None}
+        shared = _SharedStates(attention, rows.hidden)
         with torch.no_grad(), _noting(attention, seen), _observed_attention(attention):
-            attention(hidden_states=rows.hidden, **arguments, past_key_values=None, observed=seen)
+            attention(
+                hidden_states=rows.hidden, **arguments, past_key_values=None, shared_kv_states=shared, observed=seen
+            )
     except _FAILURES:
         return None
+    seen.keys_given, seen.keys_shared = shared.were_read, bool(shared)
     return seen if seen.heads else None
+
+
+class _SharedStates(dict[str, tuple[Tensor, Tensor]]):
+    """What layers share of keys and values, by the kind of layer: empty, but random heads are there to read."""
+
+    def __init__(self, attention: Any, hidden: Tensor) -> None:
+        self._size, self._hidden, self.were_read = getattr(attention, "head_dim", 0), hidden, False
+
+    def __missing__(self, kind: str) -> tuple[Tensor, Tensor]:
+        self.were_read = True
+        key, value = _random(2, 1, 1, self._hidden.shape[1], self._size).to(self._hidden)
+        return key, value
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ class Positions:
         kinds: Iterable[str] = dict.fromkeys(decoder.config.layer_types)
         return cls({kind: module(hidden, position_ids, kind) for kind in kinds}, tree)
 
+    def only(self, rows: Tensor) -> Positions:
+        """Return the positions of some ``rows`` (U,) of a packed row, which attend to the keys of all."""
+        rotary = {kind: tuple(each[:, rows] for each in of_kind) for kind, of_kind in self.rotary.items()}
+        return Positions(rotary, None if self.tree is None else self.tree.only(rows))
+
     def rotary_of(self, kind: str | None) -> Rotary:
         return self.rotary[None] if None in self.rotary else self.rotary[kind]
 
@@ -45,3 +50,8 @@ def kind_of(attention: Any) -> str | None:
     kinds = getattr(getattr(attention, "config", None), "layer_types", None)
     index = getattr(attention, "layer_idx", None)
     return kinds[index] if kinds and index is not None else None
+
+
+def shared_names(kind: str | None) -> tuple[Hashable, Hashable]:
+    """Return the names under which a pass carries the keys and the values that layers of this ``kind`` share."""
+    return ("keys", kind), ("values", kind)

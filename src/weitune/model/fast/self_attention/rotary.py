@@ -10,6 +10,8 @@ one must give the same bits, because it computes the same products and sums.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +117,10 @@ class ModelRotation:
         query, key = (each.transpose(1, 2) for each in whole)
         return query, key
 
+    def turn_one(self, heads: Tensor, rotary: Any) -> Tensor:
+        """Turn queries or keys (B, T, H, D) alone."""
+        return self(heads, heads[:, :, :1], rotary)[0]
+
 
 UNTURNED = ModelRotation(None)
 """What layers without positions do"""
@@ -124,10 +130,18 @@ def rotations(attention: Any) -> Iterator[ModelRotation]:
     """Yield what the module ``attention`` may do: the functions beside its class that turn heads, and nothing."""
     beside = vars(sys.modules[type(attention).__module__])
     named = (function for name, function in beside.items() if name.startswith("apply_rotary"))
-    for function in dict.fromkeys(named):
+    for function in map(_of_pairs, dict.fromkeys(named)):
         yield ModelRotation(function)
         yield ModelRotation(function, partial=True)
     yield UNTURNED
+
+
+@functools.cache
+def _of_pairs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` for query and key, if it turns heads of one kind alone."""
+    if list(inspect.signature(function).parameters)[1:2] != ["cos"]:
+        return function
+    return lambda query, key, *rotary: (function(query, *rotary), function(key, *rotary))
 
 
 def written_form(own: ModelRotation, query: Tensor, key: Tensor, rotary: Any) -> Rotation | None:
