@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from weitune.model.fast import feed_forward
+from weitune.model.fast import feed_forward, norm
 from weitune.model.fast.channel import sliced
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.feed_forward import ACTIVATIONS
@@ -43,6 +43,16 @@ def test_the_functions_of_the_feed_forward_layer(rows: int, name: str) -> None:
             function(without, alone, None, active, dropped, seen, write)
             results.append((wide, inner, without, alone))
         torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_that_round_once(dtype: torch.dtype) -> None:
+    x, grad = (each.to(dtype) for each in drawn((5, 12), (5, 12)))
+    (weight,) = drawn((12,))
+    compiled, inverse = joined(norm._exact_rms_norm)(x, weight, 1e-6)
+    torch.testing.assert_close(compiled, norm._exact_rms_norm(x, weight, 1e-6)[0])
+    expected = norm._exact_rms_norm_backward(grad, x, weight, inverse)
+    torch.testing.assert_close(joined(norm._exact_rms_norm_backward)(grad, x, weight, inverse), expected)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "mistral", "gemma"])
