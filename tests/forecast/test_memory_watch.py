@@ -10,12 +10,12 @@ import torch
 from tests.tiny import save_tiny, tiny_model
 from weitune.errors import ModelError, RunError
 from weitune.forecast import memory_watch
-from weitune.forecast.host_memory import HostMemory
 from weitune.forecast.memory_estimate import PassSize, pass_bytes
 from weitune.forecast.memory_watch import MemoryWatch, PassNeed, load_if_it_fits, weight_numbers
 from weitune.model.load.locate import locate
 from weitune.model.load.tokenizer import load_tokenizer
 from weitune.model.load.weights import load_model
+from weitune.model.storage.host_memory import HostMemory
 from weitune.recipe.schema import Lora
 from weitune.training.build import make_trainable
 from weitune.training.trainable import Trainable

@@ -7,7 +7,6 @@ from typing import get_args
 
 import torch
 
-from weitune.forecast.host_memory import host_memory
 from weitune.forecast.memory_estimate import (
     ENOUGH_TOKENS,
     LEAST_TOKENS,
@@ -19,6 +18,7 @@ from weitune.forecast.memory_estimate import (
     pass_bytes,
 )
 from weitune.model.cuda_graph import MOST_RECORDED_TOKENS
+from weitune.model.storage.host_memory import host_memory
 from weitune.ranks import local_world_size
 from weitune.recipe.schema import Recompute, Train
 

@@ -20,7 +20,6 @@ import torch
 
 from weitune.errors import ModelError, RunError, first_line
 from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_bytes
-from weitune.forecast.host_memory import host_memory
 from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, pass_bytes
 from weitune.messages import say
 from weitune.messages.quantities import memory_text
@@ -28,6 +27,7 @@ from weitune.model.load.device import choose_dtype, stored_dtype
 from weitune.model.load.published import dense_tensors, keeps_bitsandbytes, quantization_of
 from weitune.model.load.weight_files import stored_weights, weight_files
 from weitune.model.load.weights import LoadedModel, load_weights
+from weitune.model.storage.host_memory import host_memory
 from weitune.recipe.schema import Storage
 
 if TYPE_CHECKING:

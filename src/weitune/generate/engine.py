@@ -25,6 +25,7 @@ from weitune.data.conversation import Conversation
 from weitune.errors import InputError
 from weitune.generate.decode.choose import Chooser
 from weitune.generate.decode.decoder import StepDecoder
+from weitune.generate.decode.draft import Draft
 from weitune.generate.decode.probe import decodable_blocks
 from weitune.generate.decode.rows import Row, decode_rows
 from weitune.generate.detokenize import Detokenizer
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from weitune.data.frame.framing import Framing
 
-BATCH_SIZE = 16
+BATCH_SIZE = 32
 """Conversations that are answered at a time."""
 
 
@@ -53,18 +54,25 @@ class Engine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, framing: Framing, *, in_step: bool = False
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        framing: Framing,
+        *,
+        in_step: bool = False,
+        fixed: bool = False,
     ) -> None:
         """Answer with ``model``, which stays the caller's: it may be one that is being trained, or a PEFT model.
 
         Answers end at the framing's stop tokens and at those in the model's generation config. ``in_step``: all
         processes of a run generate the same answers together, and each goes on until the last one has finished.
+        ``fixed``: the weights stay as they are, so copies may be made of them that answer faster.
         """
         # PEFT puts the adapter into the layers of the model it wraps, so that model generates as tuned.
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.tokenizer = tokenizer
         self.framing = framing
-        self._in_step = in_step
+        self._in_step, self._fixed = in_step, fixed
         self._one_at_a_time = threading.Lock()  # readers in several threads take turns
         self.stop_tokens = frozenset([*framing.stop_tokens, *loaded_stop_tokens(self.model)])
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_tokens, default=0)
@@ -154,19 +162,28 @@ class Engine:
         with self._one_at_a_time, _for_generation(self.model):
             return decodable_blocks(self.model)
 
+    @cached_property
+    def _fixed_decoder(self) -> StepDecoder:
+        assert self._blocks is not None  # noqa: S101  (for mypy)
+        return StepDecoder(self.model, self._blocks, fixed=True)
+
+    @cached_property
+    def _draft(self) -> Draft | None:
+        return Draft.of(self._fixed_decoder) if self._fixed else None
+
     def _decoded(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling, batch_size: int
     ) -> Iterator[tuple[int, int]]:
         """Yield the number of a prompt and a new token of its answer, until all are answered."""
         assert self._blocks is not None  # noqa: S101  (for mypy)
         with self._one_at_a_time, _for_generation(self.model):
-            decoder = StepDecoder(self.model, self._blocks)
+            decoder = self._fixed_decoder if self._fixed else StepDecoder(self.model, self._blocks)
             rows = [
                 Row(at, prompt, limit, Chooser(sampling, prompt, decoder.device))
                 for at, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
             ]
             rows.sort(key=lambda row: len(row.prompt))
-            for row, token in decode_rows(decoder, rows, self.stop_tokens, batch_size):
+            for row, token in decode_rows(decoder, rows, self.stop_tokens, batch_size, lambda: self._draft):
                 yield row.number, token
 
     def _generated_answers(

@@ -51,7 +51,7 @@ def load_engine(
     loaded = load_weights(files, tokenizer, precision=recipe.train.precision, storage=storage, device=device)
     model = loaded.model if adapter is None else merge_adapter(loaded.model, adapter, model_names(files))
     check_vocabulary(framing, files, model.get_input_embeddings().weight.shape[0])
-    return Engine(model, tokenizer, framing)
+    return Engine(model, tokenizer, framing, fixed=True)
 
 
 def check_vocabulary(framing: Framing, files: ModelFiles, rows: int) -> None:

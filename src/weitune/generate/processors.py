@@ -50,6 +50,12 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
+    def copy(self) -> GumbelNoise:
+        """Return a processor that will draw the same noise."""
+        other = GumbelNoise(())
+        other.generators = [generator.clone_state() for generator in self.generators]
+        return other
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return ``scores`` (B, V) plus fresh noise; minus infinity stays."""
         noise = torch.empty(scores.shape, dtype=torch.float32)
@@ -57,6 +63,11 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
             row.exponential_(generator=generator)
         # The negative logarithm of an exponential variate has the Gumbel distribution.
         return scores - noise.log().to(scores.device)
+
+
+def copied(chain: LogitsProcessorList) -> LogitsProcessorList:
+    """Return a chain that will do what ``chain`` would, and leave its generators as they are."""
+    return LogitsProcessorList([each.copy() if isinstance(each, GumbelNoise) else each for each in chain])
 
 
 def processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:

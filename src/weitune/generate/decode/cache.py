@@ -32,12 +32,12 @@ class Place:
 
 
 class KeyValueCache:
-    """The cache of ``rows`` rows in L layers: keys and values of shape (rows, G, capacity, D) in each."""
+    """The cache of ``rows`` rows in L layers: keys and values of shape (rows, G, capacity, D) in each, in ``dtype``."""
 
-    def __init__(self, layers: int, rows: int) -> None:
+    def __init__(self, layers: int, rows: int, dtype: torch.dtype) -> None:
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
-        self.rows = rows
+        self.rows, self._dtype = rows, dtype
 
     def append(self, layer: int, key: Tensor, value: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """Store ``key`` and ``value`` (B, G, T, D) of B rows at ``place``.
@@ -50,7 +50,7 @@ class KeyValueCache:
             if place.even:
                 room[place.rows, :, place.starts[0] : place.end] = new
             else:
-                room[place.row_index, :, place.positions] = new[:, :, 0]
+                room[place.row_index, :, place.positions] = new[:, :, 0].to(room.dtype)
             stored.append(room[place.rows, :, : place.end])
         return stored[0], stored[1]
 
@@ -69,7 +69,8 @@ class KeyValueCache:
         if store is not None and store.shape[2] >= end:
             return store
         capacity = max(_LEAST, 1 << (end - 1).bit_length())
-        grown = torch.zeros((self.rows, like.shape[1], capacity, like.shape[3]), dtype=like.dtype, device=like.device)
+        shape = self.rows, like.shape[1], capacity, like.shape[3]
+        grown = torch.zeros(shape, dtype=self._dtype, device=like.device)
         if store is not None:
             grown[:, :, : store.shape[2]] = store
         return grown

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from weitune.generate.processors import processors
+from weitune.generate.processors import copied, processors
 from weitune.generate.sampling import Sampling
 
 
@@ -29,10 +30,16 @@ class Chooser:
         self._ids = torch.cat([self._ids, token], dim=1)
         return int(token)
 
+    def copy(self) -> Chooser:
+        """Return a chooser that will choose what this one would."""
+        other = copy.copy(self)
+        other._processors = copied(self._processors)
+        return other
+
 
 def choose(choosers: Sequence[Chooser], logits: Tensor) -> list[int]:
     """Return the next token of every row by ``logits`` (B, V)."""
-    likeliest: list[int] = logits.argmax(-1).tolist()
+    likeliest: list[int] = logits.max(-1).indices.tolist()  # argmax is four times as slow in bfloat16
     return [
         token if chooser.plain else chooser.next(row)
         for token, chooser, row in zip(likeliest, choosers, logits, strict=True)

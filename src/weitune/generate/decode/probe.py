@@ -50,7 +50,7 @@ def _computes_the_same(model: PreTrainedModel, blocks: BlockDecoder) -> bool:
             expected = model(input_ids=ids, use_cache=False).logits[0, -1].float()
         decoder = StepDecoder(model, BlockDecoder(blocks.module, blocks.parts[:few], blocks.dtype))
         cache = decoder.new_cache(1)
-        decoder.read(tokens[:-1], cache, 0)
+        decoder.read([tokens[:-1]], cache, 0)
         logits = decoder.step(tokens[-1:], [_TOKENS - 1], cache)[0].float()
     except _UNSUITABLE:
         return False

@@ -10,7 +10,7 @@ When no row waits any more, the last slot's row moves into a free slot, so a ste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -19,9 +19,14 @@ from torch import Tensor
 from weitune.generate.decode.cache import KeyValueCache
 from weitune.generate.decode.choose import Chooser, choose
 from weitune.generate.decode.decoder import StepDecoder
+from weitune.generate.decode.draft import Draft, Speculation
 
 _LEAST_SHARED = 8
 """A shorter common prefix is not worth a copy."""
+_REFILLED = 4
+"""Rows enter together when one of so many slots is free: reading a prompt takes as long as reading several."""
+_LEAST_DRAFTED = 16
+"""Tokens that may still follow for which a draft is worth making."""
 
 
 @dataclass(slots=True)
@@ -42,9 +47,16 @@ class Row:
 
 
 def decode_rows(
-    decoder: StepDecoder, rows: Iterable[Row], stop_tokens: frozenset[int], slots: int
+    decoder: StepDecoder,
+    rows: Iterable[Row],
+    stop_tokens: frozenset[int],
+    slots: int,
+    draft: Callable[[], Draft | None] = lambda: None,
 ) -> Iterator[tuple[Row, int]]:
-    """Decode ``rows``, at most ``slots`` at a time, and yield each with every new token as it is chosen."""
+    """Decode ``rows``, at most ``slots`` at a time, and yield each with every new token as it is chosen.
+
+    The last row that goes on is decoded with ``draft``, which is called when there is a use for it.
+    """
     waiting = list(rows)[::-1]
     slots = min(slots, len(waiting))
     cache = decoder.new_cache(slots)
@@ -56,13 +68,20 @@ def decode_rows(
         return token not in stop_tokens and len(row.tokens) < row.limit
 
     while active or waiting:
-        while waiting and len(active) < slots:
-            row = waiting.pop()
-            (token,) = choose([row.chooser], shared.read(row.prompt, cache, len(active))[None])
-            if goes_on(row, token):
-                active.append(row)
-            yield row, token
-        if not active:
+        if waiting and (slots - len(active)) * _REFILLED >= slots:
+            entering = [waiting.pop() for _ in range(min(slots - len(active), len(waiting)))]
+            logits = shared.read([row.prompt for row in entering], cache, len(active))
+            first = list(zip(entering, choose([row.chooser for row in entering], logits), strict=True))
+            slot_of = len(active)
+            for offset, (row, token) in enumerate(first):
+                if goes_on(row, token):
+                    if len(active) != slot_of + offset:
+                        cache.copy(cache, slot_of + offset, len(active), len(row.prompt))
+                    active.append(row)
+            yield from first
+            continue
+        if len(active) == 1 and not waiting:
+            yield from _alone(decoder, active.pop(), cache, draft, goes_on)
             continue
         logits = decoder.step([row.tokens[-1] for row in active], [row.position for row in active], cache)
         chosen = list(zip(active, choose([row.chooser for row in active], logits), strict=True))
@@ -73,6 +92,28 @@ def decode_rows(
                     cache.copy(cache, len(active), slot, last.position)
                     active[slot] = last
         yield from chosen
+
+
+def _alone(
+    decoder: StepDecoder,
+    row: Row,
+    cache: KeyValueCache,
+    draft: Callable[[], Draft | None],
+    goes_on: Callable[[Row, int], bool],
+) -> Iterator[tuple[Row, int]]:
+    """Decode the row in the first slot to its end."""
+    made = draft() if row.limit - len(row.tokens) >= _LEAST_DRAFTED else None
+    speculation = Speculation(decoder, made) if made else None
+    while True:
+        if speculation is not None and speculation.pays:
+            tokens = speculation.next(row.tokens[-1], row.position, cache, row.chooser)
+        else:
+            tokens = iter(choose([row.chooser], decoder.step([row.tokens[-1]], [row.position], cache)))
+        for token in tokens:
+            goes = goes_on(row, token)
+            yield row, token
+            if not goes:
+                return
 
 
 class _SharedPrefix:
@@ -86,13 +127,17 @@ class _SharedPrefix:
         self._cache: KeyValueCache | None = None
         if self._length:
             self._cache = decoder.new_cache(1)
-            decoder.read(prompts[0][: self._length], self._cache, 0)
+            decoder.read([prompts[0][: self._length]], self._cache, 0)
 
-    def read(self, prompt: Sequence[int], cache: KeyValueCache, slot: int) -> Tensor:
-        """Read ``prompt`` into ``slot`` of ``cache``; return the logits (V,) of the first token of its answer."""
+    def read(self, prompts: Sequence[Sequence[int]], cache: KeyValueCache, first: int) -> Tensor:
+        """Read ``prompts`` into the slots of ``cache`` from ``first`` on.
+
+        Returns the logits (B, V) of the first token of each answer.
+        """
         if self._cache is not None:
-            cache.copy(self._cache, 0, slot, self._length)
-        return self._decoder.read(prompt[self._length :], cache, slot, self._length)
+            for slot in range(first, first + len(prompts)):
+                cache.copy(self._cache, 0, slot, self._length)
+        return self._decoder.read([prompt[self._length :] for prompt in prompts], cache, first, self._length)
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:

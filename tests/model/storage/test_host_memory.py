@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weitune.forecast.host_memory import HostMemory, host_memory
+from weitune.model.storage.host_memory import HostMemory, host_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these files are Linux's")
 GIB = 1 << 30
