@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from weitune.generate.decode.attend import Masks
 from weitune.generate.decode.cache import KeyValueCache, Place
 from weitune.generate.decode.products import as_stored, can_be_packed, packed
 from weitune.generate.decode.rotary import TurnTable
-from weitune.generate.decode.attend import Masks
 from weitune.generate.decode.steps import BlockStep, MakeProduct, Reading
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.projection import LoraGroup, Projection

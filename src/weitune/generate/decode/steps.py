@@ -162,7 +162,7 @@ def _norm(norm: Norm | None, *, exact: bool) -> Callable[[Tensor], Tensor] | Non
     def normed(x: Tensor) -> Tensor:
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(least)
-        exact_normed = wide * length.reciprocal_().mul_(scale)
-        return exact_normed.mul_(weight).to(x.dtype) if norm.exact else exact_normed.to(x.dtype).mul_(weight)
+        output: Tensor = wide * length.reciprocal_().mul_(scale)
+        return output.mul_(weight).to(x.dtype) if norm.exact else output.to(x.dtype).mul_(weight)
 
     return normed
