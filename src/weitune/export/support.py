@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weitune.errors import InputError, ModelError, first_line
 from weitune.export.formats.gguf_adapter import check_expressible
 from weitune.export.formats.gguf_file import base_architecture, check_description
@@ -22,7 +20,7 @@ from weitune.export.source.export_source import ExportSource, check_mergeable
 from weitune.messages import say
 from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
-from weitune.model.load.text_model import model_from_config
+from weitune.model.load.text_model import empty_model
 from weitune.model.load.tokenizer import TokenizerFraming, open_framing
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import Recipe
@@ -68,9 +66,7 @@ class Future:
         source = ExportSource(name, recipe, Path(), files, tokenizer, framing)
         if recipe.adapter is None:
             return cls(source, None)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = model_from_config(read_config(files))
-        return cls(source, find_targets(model, recipe.adapter))
+        return cls(source, find_targets(empty_model(read_config(files)), recipe.adapter))
 
     def check_description(self) -> None:
         """Raise ModelError if GGUF cannot describe the model or its tokenizer; found out once for all formats."""

@@ -22,7 +22,7 @@ from weitune.model.capabilities import Capabilities, probe
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.published import check_published, is_dequantized
-from weitune.model.load.text_model import model_from_config
+from weitune.model.load.text_model import empty_model, model_from_config
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
 from weitune.model.lora.experts import expert_parameters, experts_per_token
 from weitune.model.lora.targets import Targets, find_targets
@@ -79,8 +79,7 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     converted = files.gguf or is_dequantized(files.folder)
     stored = None if converted else dtype_on_disk(config)  # making a model writes its own number format there
     try:
-        with torch.device("meta"):
-            model = model_from_config(config)
+        model = empty_model(config)
     except Exception as error:
         raise ModelError("forecast.meta_model.no_model", folder=files.folder, error=first_line(error)) from error
     model.requires_grad_(lora is None)

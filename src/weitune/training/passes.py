@@ -40,7 +40,9 @@ class Passes:
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
-        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
+        alone = self.accelerator.num_processes == 1
+        clip = nn.utils.clip_grad_norm_ if alone else self.accelerator.clip_grad_norm_  # which looks for DTensors
+        return float(clip(self.model.parameters(), max_norm))
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -155,7 +155,7 @@ def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, 
 def _open_framing(recipe: Any) -> Any:
     from weitune.cli.shared.terminal import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(models=False)
     from weitune.model.load.locate import locate_base
     from weitune.model.load.published import check_published
     from weitune.model.load.tokenizer import open_framing

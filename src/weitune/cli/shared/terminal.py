@@ -52,14 +52,19 @@ def print_bug() -> None:
     print(say("cli.terminal.bug", issues=ISSUES), file=sys.stderr)
 
 
-def quiet_libraries() -> None:
-    """Keep the libraries' warnings and loading bars off the screen; their errors still show.
+def quiet_libraries(*, models: bool = True) -> None:
+    """Import the libraries, and keep their warnings and loading bars off the screen; their errors still show.
 
-    Call it before a model is loaded. weitune itself reports what a user must know.
+    Call it before a model is loaded, or without ``models`` before a tokenizer is. weitune itself reports what a user
+    must know.
     """
     import logging
     import warnings
 
+    if models:
+        from weitune.model.lean_imports import import_models
+
+        import_models()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

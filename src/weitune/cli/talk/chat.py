@@ -94,11 +94,10 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
     from weitune.cli.shared.terminal import quiet_libraries, working
 
     with working(say("cli.chat.starting")):  # importing the libraries takes seconds
-        from weitune.cli.talk.session import ChatSession
-
         if folder is not None:
-            quiet_libraries()
+            quiet_libraries(models=options["engine"] == "transformers")
             folder.base_files()
+        from weitune.cli.talk.session import ChatSession
     with _targets(folder, str(run), checkpoint, options) as pair:
         _talk(ChatSession(*pair, system=system, sampling=sampling), prompt)
     return 0

@@ -98,10 +98,11 @@ def command(
 def _reporter() -> Iterator[Reporter]:
     """Yield a reporter that draws in the process of rank 0, and a silent one in the others."""
     from weitune.cli.shared.terminal import quiet_libraries
+
+    quiet_libraries()
     from weitune.cli.train.training_view import TrainingView
     from weitune.training.reporter import Reporter
 
-    quiet_libraries()
     if rank() != 0:
         yield Reporter()
         return

@@ -20,14 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from weitune.errors import ModelError, first_line
 from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.names import ModelNames, model_names
-from weitune.model.load.text_model import model_from_config
+from weitune.model.load.text_model import empty_model
 from weitune.model.lora.experts import ExpertParameter, expert_parameters
 
 if TYPE_CHECKING:
@@ -112,8 +111,7 @@ def layout_of(files: ModelFiles, tensors: Iterable[str]) -> Layout:
         return Layout({name: Place((name,), (name,)) for name in tensors})
     config = read_config(files)
     try:
-        with torch.device("meta"):
-            model = model_from_config(copy.deepcopy(config))
+        model = empty_model(copy.deepcopy(config))
     except Exception as error:
         raise ModelError("export.layout.no_model", folder=files.folder, reason=first_line(error)) from error
     names = model_names(files)

@@ -11,6 +11,8 @@ files that are not known here (:func:`known`).
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ _CONFIG = {
     "vocab_size": "vocab_size",
 }
 _HEAD_SIZE = {"llama": "rope.dimension_count", "qwen3": "attention.key_length"}
+_READERS = 4
+"""Threads that dequantize weights."""
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
@@ -87,16 +91,43 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     if architecture is None:
         return _by_transformers(files, dtype, placement)
     config = gguf_config(files)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     named = ((architecture.huggingface_name(name), tensor) for name, tensor in header.tensors.items())
     weights = {name: _Dequantized(name, tensor, architecture, dtype) for name, tensor in named if name}
-    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, device_map=placement, output_loading_info=True
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError("model.gguf_model.lacks_weights", path=files.path, **counted(missing))
+    if placement == {"": torch.device("cpu")}:
+        model, missing = _filled(kind, config, weights, dtype)
+    else:
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, device_map=placement, output_loading_info=True
+        )
+        missing = report["missing_keys"]
+    if missing:
+        raise ModelError("model.gguf_model.lacks_weights", path=files.path, **counted(sorted(missing)))
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _filled(kind: Any, config: Any, weights: Mapping[str, _Dequantized], dtype: torch.dtype) -> tuple[Any, set[str]]:
+    """Return a model of class ``kind`` with ``weights``, and the names of those that are missing.
+
+    What ``from_pretrained`` does, without the conversions of all families' names; no tensor is on the meta device, so
+    that buffers have their values from the start. Weights are read by several threads.
+    """
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = kind._from_config(config, dtype=dtype)  # memory that nothing has written takes none
+    model.tie_weights()
+    places = {name: tensor for name, tensor in model.named_parameters() if name in weights}
+
+    def fill(name: str) -> None:
+        places[name].data = weights[name][...]
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for _ in readers.map(fill, places):
+            pass
+    return model.eval(), {name for name, _ in model.named_parameters()} - places.keys()
 
 
 @dataclass(frozen=True, slots=True)

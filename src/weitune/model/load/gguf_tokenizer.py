@@ -93,10 +93,12 @@ def _kept(folder: Path, header: GgufHeader) -> PreTrainedTokenizerFast | None:
 
 def _read(folder: Path, header: GgufHeader) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer: PreTrainedTokenizerFast = _class(header).from_pretrained(folder, local_files_only=True)
-    # Classes such as Qwen2Tokenizer put their own steps in place of those of the file.
-    tokenizer._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILES[0]))
+    kind = _class(header)
+    tokenizer: PreTrainedTokenizerFast = kind.from_pretrained(folder, local_files_only=True)
+    if kind is not PreTrainedTokenizerFast:  # classes such as Qwen2Tokenizer put their own steps in place of the file's
+        tokenizer._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILES[0]))
     return tokenizer
 
 

@@ -105,7 +105,7 @@ def text_tensors(files: ModelFiles) -> Mapping[str, str]:
 
 @cache
 def _names(folder: Path, changed: int) -> ModelNames:
-    from weitune.model.load.text_model import model_from_config, text_class, text_config
+    from weitune.model.load.text_model import empty_model, text_class, text_config
 
     whole = read_whole_config(ModelFiles(folder))
     if whole.get_text_config() is whole:
@@ -113,12 +113,12 @@ def _names(folder: Path, changed: int) -> ModelNames:
     config, kind = text_config(whole), _wrapper_class(whole)
     if kind is text_class(config):
         return ModelNames()
-    with torch.device("meta"):
-        text = model_from_config(config)
-        try:
+    text = empty_model(config)
+    try:
+        with torch.device("meta"):
             return _compare(text, kind(copy.deepcopy(whole)))
-        except Exception:  # noqa: BLE001  (a tower may need a package that is not here)
-            return _compare(text, None)
+    except Exception:  # noqa: BLE001  (a tower may need a package that is not here)
+        return _compare(text, None)
 
 
 def _compare(text: Any, wrapper: Any) -> ModelNames:

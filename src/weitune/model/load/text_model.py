@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
@@ -26,6 +27,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from weitune.errors import ModelError
@@ -76,6 +78,30 @@ def model_from_config(config: Any, dtype: torch.dtype = torch.float32) -> Any:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return text_class(config)._from_config(config, dtype=dtype)  # what AutoModel.from_config calls
+
+
+def empty_model(config: Any) -> Any:
+    """Return the model of a text configuration for its names and shapes: its weights are on the meta device.
+
+    Nothing is drawn, and tables of positions stay on the CPU unless the model joins them with weights: PyTorch would
+    import SymPy for both, which takes longer than all the rest. Such a model cannot compute.
+    """
+    with torch.device("meta"), no_init_weights():
+        try:
+            with _RangesOnCpu():
+                model = model_from_config(config)
+        except RuntimeError:
+            model = model_from_config(config)
+    model.tie_weights()
+    return model
+
+
+class _RangesOnCpu(TorchFunctionMode):
+    """Makes ``torch.arange`` ignore the device of the context."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), options: Any = None) -> Any:
+        options = options or {}
+        return function(*args, **({"device": "cpu"} | options if function is torch.arange else options))
 
 
 def _classes(kind: type[Any]) -> list[type[Any]]:

@@ -51,6 +51,7 @@ def text_model(
     """
     from transformers import GenerationConfig
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.initialization import no_init_weights
 
     config, names = read_config(files), model_names(files)
     kind = text_class(config)
@@ -60,15 +61,16 @@ def text_model(
         generation = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
     else:
         generation = GenerationConfig.from_model_config(read_whole_config(files))
-    model, report = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict={text: tensors[name] for name, text in names.in_files(tensors).items() if text is not None},
-        generation_config=generation,
-        dtype=dtype,
-        device_map=placement,
-        output_loading_info=True,
-        **options,
-    )
+    with no_init_weights():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict={text: tensors[name] for name, text in names.in_files(tensors).items() if text is not None},
+            generation_config=generation,
+            dtype=dtype,
+            device_map=placement,
+            output_loading_info=True,
+            **options,
+        )
     model.config.name_or_path = model.name_or_path = str(files.folder)
     return model, report

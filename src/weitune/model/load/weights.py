@@ -102,6 +102,7 @@ def _load(
 ) -> PreTrainedModel:
     """Load the weights; those that are ``widened_later`` to float32 are left as they are mapped from the file."""
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     if storage in QUANTIZED and files.gguf:
         raise ModelError("model.weights.storage_of_gguf", storage=storage)
@@ -126,7 +127,7 @@ def _load(
                 model, report = stored_text_model(files, None if as_stored else stored, placement, options)
             _check_complete(files.folder, report["missing_keys"])
         else:
-            with releasing_freed_memory([] if mapped else weight_files(files.folder)):
+            with releasing_freed_memory([] if mapped else weight_files(files.folder)), no_init_weights():
                 model, report = AutoModelForCausalLM.from_pretrained(
                     files.folder,
                     dtype="auto" if widened_later and stored == torch.float32 else stored,

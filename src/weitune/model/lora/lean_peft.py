@@ -1,7 +1,8 @@
 """PEFT without bitsandbytes, for models that are not quantized: its import takes as long as PEFT's own.
 
 PEFT imports bitsandbytes in two places: for a function that chooses layers, which weitune does not use, and when it
-puts adapters on layers, to recognise quantized ones. Both are kept from it only as long as the block lasts.
+puts adapters on layers, to recognise quantized ones. It also asks of every layer whether its weight is distributed,
+which none is as long as nobody has imported the type. All this is kept from it only as long as the block lasts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-_BITSANDBYTES = "bitsandbytes"
+_BITSANDBYTES, _DISTRIBUTED_TENSOR = "bitsandbytes", "torch.distributed.tensor"
 
 
 @contextmanager
@@ -23,8 +24,13 @@ def lean_peft() -> Iterator[None]:
         return
     _import_peft()
     import peft.tuners.lora.model as lora
+    from peft.tuners import tuners_utils
 
-    with patch.multiple(lora, is_bnb_available=_no, is_bnb_4bit_available=_no):
+    distributed = _DISTRIBUTED_TENSOR in sys.modules
+    with (
+        patch.multiple(lora, is_bnb_available=_no, is_bnb_4bit_available=_no),
+        patch.object(tuners_utils, "_torch_supports_distributed", distributed),
+    ):
         yield
 
 

@@ -52,11 +52,14 @@ def merge_plain(model: PreTrainedModel, folder: Path) -> bool:
         return False
     if not all(_fits(layers[name], a, b, _rank(name, config)) for name, (a, b) in updates.items()):
         return False
+    products: dict[Any, Tensor] = {}  # written again and again: fresh memory would take as long as the products
     with torch.no_grad():
         for name, (a, b) in updates.items():
             weight = layers[name].weight
-            product = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
-            weight.data += product * lora_scale(name, config, a.shape[0])
+            factors = [matrix.to(weight.device, torch.float32) for matrix in (b, a)]
+            kind = weight.shape, weight.device
+            product = products[kind] = torch.mm(*factors, out=products.get(kind))
+            weight.data += product.mul_(lora_scale(name, config, a.shape[0]))
     return True
 
 
