@@ -27,7 +27,8 @@ from weitune.data.layout import SHARED
 from weitune.data.pack import PackedBatch, pack, pack_separately
 from weitune.data.schedule import Plan
 from weitune.model import capabilities
-from weitune.model.fast import attention, decoder, dropout, feed_forward, matmul
+from weitune.model.fast import attention, decoder, dropout, matmul
+from weitune.model.fast.channel import feed_forward
 from weitune.model.load.weights import load_model
 from weitune.model.storage import allocator
 from weitune.recipe.schema import Lora, Train

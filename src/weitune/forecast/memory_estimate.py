@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weitune.messages import say
-from weitune.model.fast.feed_forward import SLICE_COLUMNS
+from weitune.model.fast.channel.feed_forward import SLICE_COLUMNS
 from weitune.model.fast.loss import CHUNK_LOGITS
 from weitune.model.fast.tree import BLOCK_ROWS
 from weitune.recipe.schema import Recompute

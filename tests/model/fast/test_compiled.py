@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from weitune.model.fast import feed_forward, norm
-from weitune.model.fast.channel import sliced
+from weitune.model.fast import norm
+from weitune.model.fast.channel import feed_forward, sliced
+from weitune.model.fast.channel.feed_forward import ACTIVATIONS
 from weitune.model.fast.compiled import fused
-from weitune.model.fast.feed_forward import ACTIVATIONS
 
 
 def joined(function: Any) -> Any:

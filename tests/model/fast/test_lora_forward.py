@@ -72,7 +72,7 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_a_block_under_the_masks_of_peft(dora: bool, keep: bool, slices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if slices:
-        monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
+        monkeypatch.setattr("weitune.model.fast.channel.feed_forward.SLICE_COLUMNS", (16, 48))
         monkeypatch.setattr("weitune.model.fast.lora_forward.ROW_NORM_ELEMENTS_CPU", 200)
     adapted = adapted_model("qwen2", r=3, dropout=0.4, dora=dora).train()
     model = adapted.get_base_model()

@@ -188,7 +188,7 @@ def test_the_gradient_of_the_loss_is_as_exact_as_by_pytorchs_products(monkeypatc
 def test_loss_and_gradients_are_the_same_by_both_libraries(
     dora: bool, multiplied: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
+    monkeypatch.setattr("weitune.model.fast.channel.feed_forward.SLICE_COLUMNS", (16, 48))
     adapted = adapted_model("qwen2", FLOAT, dora=dora)
     blocks = BlockDecoder.from_model(adapted.get_base_model())
     row = to_tensors(pack(examples_with_forks(12, vocabulary=400)), CPU)

@@ -22,7 +22,7 @@ from weitune.generate.decode.cache import KeyValueCache
 from weitune.generate.decode.choose import Chooser, choose
 from weitune.generate.decode.decoder import DecoderPass, StepDecoder
 from weitune.generate.decode.products import FourBits, can_be_rounded, of_four_bits
-from weitune.model.fast.feed_forward import FeedForward
+from weitune.model.fast.channel.feed_forward import FeedForward
 from weitune.model.fast.self_attention.mixer import Attention
 
 _DRAFTED = 5

@@ -13,7 +13,7 @@ from weitune.generate.decode.attend import Masks, attention
 from weitune.generate.decode.cache import KeyValueCache, Place
 from weitune.generate.decode.products import Product
 from weitune.generate.decode.rotary import Turns, half_turns
-from weitune.model.fast.feed_forward import FeedForward
+from weitune.model.fast.channel.feed_forward import FeedForward
 from weitune.model.fast.norm import Norm, RMSNorm
 from weitune.model.fast.parts import BlockContext, BlockParts, Branch, Mixer
 from weitune.model.fast.projection import LoraGroup

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.block import run_block, run_recomputed
+from weitune.model.fast.channel.feed_forward import FeedForward
 from weitune.model.fast.channel.per_layer import PerLayerInput, per_layer_name, read_per_layer_embeddings
 from weitune.model.fast.dropout import DropoutDraws
-from weitune.model.fast.feed_forward import FeedForward
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import Norm, read_norm
 from weitune.model.fast.parts import BlockContext, BlockParts, Mixer

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tests.families import family_model
 from weitune.model.fast.block import reference_block, run_block
+from weitune.model.fast.channel.feed_forward import read_feed_forward
 from weitune.model.fast.channel.side_by_side import SideBySide
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.experts.read import read_experts_beside
-from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.norm import Norm, read_norm
 from weitune.model.fast.parts import BlockContext, BlockParts, Branch
 from weitune.model.lora.adapter import attach_adapter

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from weitune.model.fast.channel.feed_forward import ACTIVATIONS, Activation
 from weitune.model.fast.compiled import fused
-from weitune.model.fast.feed_forward import ACTIVATIONS, Activation
 
 
 class Gate(Protocol):

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weitune.model.fast.channel.feed_forward import read_feed_forward
 from weitune.model.fast.experts.gate import read_gate
 from weitune.model.fast.experts.matrices import ExpertMatrices, read_adapters
 from weitune.model.fast.experts.mixture import Mixture
 from weitune.model.fast.experts.routed import RoutedExperts
 from weitune.model.fast.experts.router import read_router
 from weitune.model.fast.experts.shared import GatedExpert
-from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.norm import Norm
 from weitune.model.fast.parts import BlockContext, Mixer
 from weitune.model.fast.projection import read_group

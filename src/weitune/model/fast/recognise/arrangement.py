@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from weitune.model.fast.norm import Norm
 from weitune.model.fast.parts import BlockParts, Branch, Mixer
-from weitune.model.fast.recognise.stand_in import UNSUITABLE, with_stand_ins
+from weitune.model.fast.stand_in import UNSUITABLE, with_stand_ins
 
 INPUT = ""
 """The name of the layer's input among the parts."""

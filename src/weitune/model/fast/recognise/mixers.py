@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from weitune.model.fast.channel.feed_forward import read_feed_forward
 from weitune.model.fast.experts.read import read_mixture
-from weitune.model.fast.feed_forward import read_feed_forward
 from weitune.model.fast.parts import Mixer
 from weitune.model.fast.self_attention.latent import read_latent
 from weitune.model.fast.self_attention.mixer import read_attention

@@ -22,7 +22,7 @@ from weitune.model.fast.compiled import fused
 from weitune.model.fast.lora_forward import GroupPass, add_masked, reference_group
 from weitune.model.fast.parts import BlockContext
 from weitune.model.fast.projection import LoraGroup, read_group, read_projection
-from weitune.model.fast.recognise.stand_in import UNSUITABLE, with_stand_ins
+from weitune.model.fast.stand_in import UNSUITABLE, with_stand_ins
 
 SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.families import family_model
 from tests.model.fast.test_block import CPU, distance
 from weitune.model.decoder_of import decoder_of
+from weitune.model.fast.channel.feed_forward import FeedForward, read_feed_forward
 from weitune.model.fast.dropout import DropoutDraws
-from weitune.model.fast.feed_forward import FeedForward, read_feed_forward
 from weitune.model.fast.parts import BlockContext
 from weitune.model.lora.adapter import attach_adapter
 from weitune.recipe.schema import Lora
@@ -55,7 +55,7 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(
     family: str, dora: bool, rate: float, keep: bool, slices: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if slices:
-        monkeypatch.setattr("weitune.model.fast.feed_forward.SLICE_COLUMNS", (16, 48))
+        monkeypatch.setattr("weitune.model.fast.channel.feed_forward.SLICE_COLUMNS", (16, 48))
     mixer = read_feed_forward(adapted_layer(family, dora=dora, dropout=rate))
     shared, x, base = context(rate, keep_feed_forward=keep), drawn(0).requires_grad_(), drawn(3)
     torch.manual_seed(3)
