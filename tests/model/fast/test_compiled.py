@@ -11,7 +11,7 @@ import torch
 from tests.tiny import tiny_model
 from weitune.model.fast import norm
 from weitune.model.fast.channel import feed_forward, sliced
-from weitune.model.fast.channel.feed_forward import ACTIVATIONS
+from weitune.model.fast.channel.activation import ACTIVATIONS
 from weitune.model.fast.compiled import fused
 
 

@@ -14,9 +14,9 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weitune.model.fast.channel.activation import ACTIVATIONS, Activation, WriteGrad, own_activation
 from weitune.model.fast.channel.sliced import Down, DownGrads, GateUp, GateUpGrads
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.lora_forward import GroupPass, add_masked, reference_group
@@ -27,10 +27,6 @@ from weitune.model.fast.stand_in import UNSUITABLE, with_stand_ins
 SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
 are slower; with more, the processor's cache does not hold a slice until it is used."""
-
-WriteGrad = Callable[[Tensor, Tensor], None]
-"""An activation's backward: (gradient of the output, input) → None, with the input overwritten by its gradient."""
-Activation = tuple[Callable[[Tensor], Tensor], WriteGrad]
 
 
 class Layers(NamedTuple):
@@ -97,19 +93,22 @@ def read_feed_forward(module: Any) -> FeedForward | None:
     """Return the feed-forward layer that ``module`` computes, or None if it computes anything else.
 
     Its own forward runs with stand-ins for the linear layers: the one that reads what the others have given, joined by
-    an activation that is known, is down.
+    an activation, is down.
     """
     if not isinstance(module, nn.Module) or next(module.parameters(recurse=False), None) is not None:
         return None
-    widths = {name: _outputs(part) for name, part in module.named_children() if any(True for _ in part.parameters())}
-    watched = _watch(module, widths) if len(widths) in (2, 3) and all(widths.values()) else None
+    parts = dict(module.named_children())
+    widths = {name: p.shape[0] for name, part in parts.items() if (p := read_projection(part))}
+    watched = _watch(module, widths) if len(widths) in (2, 3) else None
     if watched is None:
         return None
     outputs, down, inner = watched
+    others = [own_activation(part) for name, part in parts.items() if name not in widths]
+    activations = [*ACTIVATIONS.values(), *(activation for activation in others if activation)]
     for names in permutations(outputs):
         halves = len(names) == 1 and outputs[names[0]].shape[-1] == 2 * inner.shape[-1]
         gate, *up = outputs[names[0]].chunk(2, dim=-1) if halves else [outputs[name] for name in names]
-        for activation in ACTIVATIONS.values():
+        for activation in activations:
             activated = activation[0](gate)
             if torch.allclose(activated * up[0] if up else activated, inner, rtol=1e-6):
                 layers = Layers(names, down, halves)
@@ -125,7 +124,8 @@ def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor]
     None if there are others.
     """
     given: dict[str, Tensor] = {}
-    outputs = {name: _drawn(width, seed) for seed, (name, width) in enumerate(widths.items())}
+    device = next(module.parameters()).device
+    outputs = {name: _drawn(width, seed).to(device) for seed, (name, width) in enumerate(widths.items())}
 
     def stand_in(name: str) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor]
 
         return forward
 
-    x = _drawn(1, len(widths))
+    x = _drawn(1, len(widths)).to(device)
     try:
         with torch.no_grad():
             result = type(module).forward(with_stand_ins(module, {name: stand_in(name) for name in widths}), x)
@@ -143,12 +143,6 @@ def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor]
     down = next((name for name in widths if isinstance(result, Tensor) and result.equal(outputs[name])), None)
     others = {name: output for name, output in outputs.items() if name != down and given.get(name) is x}
     return (others, down, given[down]) if down in given and len(others) == len(widths) - 1 else None
-
-
-def _outputs(part: Any) -> int:
-    """Return how many outputs a linear layer has, which may have an adapter; 0 for anything else."""
-    projection = read_projection(part)
-    return projection.shape[0] if projection else 0
 
 
 def _drawn(width: int, seed: int) -> Tensor:
@@ -245,32 +239,3 @@ def _slices(x: Tensor, width: int) -> Iterator[slice]:
         step = -(-width // (count * unit)) * unit
     for start in range(0, width, step):
         yield slice(start, min(start + step, width))
-
-
-def _silu_backward(grad: Tensor, x: Tensor) -> None:
-    torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=x)
-
-
-def _gelu_backward(approximate: str) -> WriteGrad:
-    def backward(grad: Tensor, x: Tensor) -> None:
-        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=x)
-
-    return backward
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": (F.silu, _silu_backward),
-    "swish": (F.silu, _silu_backward),
-    "gelu": (F.gelu, _gelu_backward("none")),
-    "gelu_pytorch_tanh": (lambda x: F.gelu(x, approximate="tanh"), _gelu_backward("tanh")),
-}
-"""By the names that transformers' configurations use."""
-
-
-def find_activation(function: Any) -> Activation | None:
-    """Return the activation that computes what ``function`` does, or None if none is known."""
-    if not callable(function):
-        return None
-    sample = torch.linspace(-4, 4, 17)
-    expected = function(sample)
-    return next((each for each in ACTIVATIONS.values() if torch.allclose(each[0](sample), expected)), None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weitune.model.fast.channel.feed_forward import Activation, find_activation
+from weitune.model.fast.channel.activation import Activation, find_activation
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.lora_forward import GroupPass, reference_group
 from weitune.model.fast.matmul import linear

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weitune.model.fast.channel.feed_forward import ACTIVATIONS, Activation
+from weitune.model.fast.channel.activation import ACTIVATIONS, Activation
 from weitune.model.fast.compiled import fused
 
 
