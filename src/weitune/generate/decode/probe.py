@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from weitune.generate.decode.decoder import StepDecoder
 from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.recognise.settings import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,18 +60,8 @@ def _computes_the_same(model: PreTrainedModel, blocks: BlockDecoder) -> bool:
 
 def _one_of_each_kind(blocks: BlockDecoder) -> int:
     """Return how many of the first layers have one of every kind among them."""
-    kinds = [_settings(parts.layer) for parts in blocks.parts]
+    kinds = [settings(parts.layer) for parts in blocks.parts]
     return 1 + max(kinds.index(kind) for kind in set(kinds))
-
-
-def _settings(layer: nn.Module) -> Hashable:
-    """Return the classes of a layer's modules and their settings: SmolLM3 has ``use_rope`` in some layers only."""
-    return tuple(
-        (name, type(module), key, value)
-        for name, module in layer.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str) and key != "layer_idx"
-    )
 
 
 @contextmanager

@@ -42,10 +42,25 @@ def test_watching_leaves_no_trace() -> None:
 
 def test_a_module_that_does_anything_else_is_not_recognised() -> None:
     model = tiny_model("llama")
-    rows, attention = Rows.of(decoder_of(model)), first_attention(model)
-    assert read_attention(attention, rows) is not None
+    decoder, attention = decoder_of(model), first_attention(model)
+    assert read_attention(attention, Rows.of(decoder)) is not None
     hook = attention.o_proj.register_forward_pre_hook(lambda _, inputs: (1.01 * inputs[0],))
-    assert read_attention(attention, rows) is None
+    assert read_attention(attention, Rows.of(decoder)) is None
     hook.remove()
     attention.q_norm = attention.k_norm = nn.RMSNorm(attention.head_dim)  # which the module does not call
-    assert read_attention(attention, rows) is None
+    assert read_attention(attention, Rows.of(decoder)) is None
+
+
+def test_one_module_of_each_kind_is_watched_and_each_has_its_own_tensors() -> None:
+    decoder = decoder_of(
+        family_model("gpt_oss", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
+    )
+    rows, calls = Rows.of(decoder), []
+    modules = [layer.self_attn for layer in decoder.layers]
+    for module in modules:
+        module.register_forward_pre_hook(lambda module, _: calls.append(module))
+    heads = [read_attention(module, rows).heads for module in modules]  # type: ignore[union-attr]
+    assert calls == modules[:2]
+    assert [each.scores.window for each in heads] == [32, None, 32, None]
+    for each, module in zip(heads, modules, strict=True):
+        assert each.scores.sinks is module.sinks

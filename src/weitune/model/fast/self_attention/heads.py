@@ -49,6 +49,8 @@ class Heads:
     """whether norms come after the rotary embedding"""
     gate: Gate = ""
     keys: Keys = "own"
+    sinks: str | None = None
+    """the name of the sinks in the module"""
 
     def split(self, projected: Sequence[Tensor], rows: int, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Return query (B, H, T, D), key and value (B, G, T, D) of B ``rows``, from what was projected.
@@ -111,6 +113,11 @@ class Heads:
         out = KERNELS[attention_for(query.device)](query, key, value, positions.tree, self.scores)
         return self.gated(out.reshape(out.shape[1], -1), projected)
 
+    def of(self, attention: Any) -> Heads:
+        """Return the same for another module ``attention`` with the same settings."""
+        sinks = self.scores.sinks if self.sinks is None else getattr(attention, self.sinks)
+        return replace(self, norms=_norms(attention, self.size), scores=replace(self.scores, sinks=sinks))
+
 
 def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observed) -> Heads | None:
     """Return what the module ``attention`` does between the projections with these names, or None if it is unknown.
@@ -120,7 +127,11 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
     query, key, value = seen.heads
     if query.shape[-1] != value.shape[-1] or seen.attended is None:
         return None
-    plain = Heads(query.shape[-1], key.shape[1], seen.scores, kind_of(attention), keys=_keys(inputs, seen))
+    sinks = next((name for name, each in attention.named_parameters(recurse=False) if each is seen.scores.sinks), None)
+    if seen.scores.sinks is not None and sinks is None:
+        return None
+    kind, keys = kind_of(attention), _keys(inputs, seen)
+    plain = Heads(query.shape[-1], key.shape[1], seen.scores, kind, keys=keys, sinks=sinks)
     projected = [seen.outputs[name].flatten(0, 1) for name in inputs]
     if plain.keys == "given":
         projected += [key, value]
@@ -149,9 +160,13 @@ def _candidates(attention: Any, plain: Heads, inputs: Sequence[str], query_width
     gate: Gate = "of its own" if inputs[-1] in GATES else ""
     if "q_proj" in inputs and query_width == 2 * plain.size:
         gate = "in the query"
-    names = next((names for names in _NORMS if hasattr(attention, names[0])), ("", "", ""))
-    q, k, v = (read_head_norm(getattr(attention, name, None), plain.size) for name in names)
-    norms: _Norms = q, k, v
+    norms = _norms(attention, plain.size)
     orders = (False, True) if any(norms) else (False,)
     for rotation, turn_first in itertools.product(rotations(attention), orders):
         yield replace(plain, norms=norms, rotation=rotation, turn_first=turn_first, gate=gate)
+
+
+def _norms(attention: Any, size: int) -> _Norms:
+    names = next((names for names in _NORMS if hasattr(attention, names[0])), ("", "", ""))
+    query, key, value = (read_head_norm(getattr(attention, name, None), size) for name in names)
+    return query, key, value

@@ -198,17 +198,22 @@ def _parted(compressed: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def read_latent(module: Any, rows: Rows) -> LatentAttention | None:
     """Return the latent attention that ``module`` computes, or None if it has not these parts.
 
-    The module is called once, with ``rows``.
+    The first module of each kind is called, with ``rows``.
     """
     if getattr(module, _COMPRESS, None) is None or getattr(module, _EXPAND, None) is None:
         return None
+    heads: LatentHeads | None = rows.once("latent", module, lambda: _watched(module, rows))
+    return _read(module, heads) if heads else None
+
+
+def _watched(module: Any, rows: Rows) -> LatentHeads | None:
     seen = observe(module, rows)
     if seen is None:
         return None
     try:
         heads = _read_heads(module, seen)
         attention = _read(module, heads) if heads else None
-        return attention if attention and _stages_agree(attention, seen) else None
+        return heads if attention and _stages_agree(attention, seen) else None
     except (KeyError, RuntimeError, TypeError, ValueError):  # names or sizes do not match
         return None
 
@@ -224,6 +229,8 @@ def _read_heads(module: Any, seen: Observed) -> LatentHeads | None:
     _, shared = _parted(compressed, seen.inputs[_EXPAND].shape[-1])
     turned = shared.shape[1]
     unturned = seen.heads[0].shape[-1] - turned
+    if seen.scores.sinks is not None:
+        return None
     for rotation in rotations(module):
         heads = LatentHeads(unturned, turned, seen.scores, kind_of(module), rotation)
         try:

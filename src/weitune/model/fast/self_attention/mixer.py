@@ -104,7 +104,7 @@ class _Saved:
 def read_attention(module: Any, rows: Rows) -> Attention | None:
     """Return the attention that ``module`` computes, or None if it has not the parts that are known here.
 
-    The module is called once, with ``rows``.
+    The first module of each kind is called, with ``rows``.
     """
     names = next(([n for n in names if _has(module, n)] for names in _INPUTS if _has(module, names[0])), None)
     output_name = next((name for name in _OUTPUTS if _has(module, name)), None)
@@ -112,13 +112,20 @@ def read_attention(module: Any, rows: Rows) -> Attention | None:
         return None
     names += [name for name in GATES if _has(module, name)]
     inputs, output = read_group(module, names), read_group(module, (output_name,))
-    seen = observe(module, rows) if inputs and output else None
-    heads = read_heads(module, names, output_name, seen) if seen else None
-    if not (inputs and output and seen and heads):
+    if inputs is None or output is None:
         return None
-    given = shared_names(heads.kind) if seen.keys_given else ()
-    names_of_both = tuple(names), (output_name,)
-    return Attention(module, names_of_both, inputs, output, heads, carried=given, shares_keys=seen.keys_shared)
+
+    def watched() -> Attention | None:
+        seen = observe(module, rows)
+        heads = read_heads(module, names, output_name, seen) if seen else None
+        if seen is None or heads is None:
+            return None
+        given = shared_names(heads.kind) if seen.keys_given else ()
+        both = tuple(names), (output_name,)
+        return Attention(module, both, inputs, output, heads, carried=given, shares_keys=seen.keys_shared)
+
+    first: Attention | None = rows.once("attention", module, watched)
+    return first and replace(first, module=module, inputs=inputs, output=output, heads=first.heads.of(module))
 
 
 def _has(module: Any, name: str) -> bool:

@@ -7,7 +7,7 @@ seen (:func:`.read_heads`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.fast.kernels.scores import Scores
+from weitune.model.fast.recognise.settings import settings
 from weitune.model.fast.self_attention.positions import Positions, Rotary, kind_of
 
 _NAME = "weitune_observed"
@@ -134,6 +135,15 @@ class Rows:
     position_ids: Tensor
     """(1, T)"""
     positions: Positions
+    known: dict[Hashable, Any] = field(default_factory=dict)
+    """What was found out with them, by a name and the kind of module"""
+
+    def once(self, name: str, module: nn.Module, find: Callable[[], Any]) -> Any:
+        """Return the result of ``find``, which is called once for modules of one class, settings and kind of layer."""
+        key = name, type(module), kind_of(module), settings(module)
+        if key not in self.known:
+            self.known[key] = find()
+        return self.known[key]
 
     @classmethod
     def of(cls, decoder: Any) -> Rows:
