@@ -103,6 +103,34 @@ def test_distributed_tensors_are_imported_when_they_are_used() -> None:
     _printed(TENSORS)
 
 
+SHAPES = """
+import sys
+from weitune.model.lean_imports import import_models
+
+import_models()
+import torch
+
+x = torch.ones(2, 3, requires_grad=True)
+y = 2 * x
+assert torch.equal(torch.autograd.grad(y, x, torch.ones(2, 3), retain_graph=True)[0], torch.full((2, 3), 2.0))
+assert "sympy" not in sys.modules
+try:
+    torch.autograd.grad(y, x, torch.ones(3, 2))
+except RuntimeError as error:
+    assert "Mismatch in shape" in str(error)
+else:
+    raise AssertionError("shapes that differ were taken for equal")
+import torch.fx.experimental.symbolic_shapes
+
+torch.fx.experimental.symbolic_shapes.ShapeEnv()
+assert type(sys.modules["torch.fx.experimental.symbolic_shapes"]).__name__ == "module" and "sympy" in sys.modules
+"""
+
+
+def test_gradients_are_checked_without_sympy() -> None:
+    _printed(SHAPES)
+
+
 LAUNCHED = """
 import sys
 from weitune.model.lean_imports import import_models

@@ -5,8 +5,9 @@
 
 Both bring SymPy and 900 modules, a third of the time of the import. So :class:`Compiler` stands for ``torch._dynamo``
 until something other than a decorator is asked of it: what it has decorated gets the real decorator then, so that
-nothing changes but the time. And transformers remembers that PyTorch cannot distribute, as where it was built without;
-PyTorch itself can. Python's search for cycles, which would visit all those modules many times, is put off meanwhile.
+nothing changes but the time. :class:`SymbolicShapes` does the same for the module by which autograd compares shapes.
+And transformers remembers that PyTorch cannot distribute, as where it was built without; PyTorch itself can. Python's
+search for cycles, which would visit all those modules many times, is put off meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from weitune.ranks import launched
 _COMPILER = "torch._dynamo"
 _VMAP_MODE = "torch._dynamo._trace_wrapped_higher_order_op"
 _TENSORS = "torch.distributed.tensor"
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
 _DECORATORS = ("disable", "allow_in_graph", "assume_constant_result")
 
 
@@ -41,6 +43,7 @@ def import_models() -> None:
         if not launched() and _COMPILER not in sys.modules:
             Compiler().stand_in()
             _without_distribution()
+            _without_symbols()
         _list_of_models()
         importlib.import_module("transformers.modeling_utils")
         importlib.import_module("transformers.generation.utils")
@@ -70,6 +73,14 @@ def _without_distribution() -> None:
         vars(torch.distributed)["tensor"] = _OnDemand(_TENSORS)
 
 
+def _without_symbols() -> None:
+    """Keep autograd from importing SymPy."""
+    import torch.fx.experimental
+
+    if _SHAPES not in sys.modules:
+        sys.modules[_SHAPES] = vars(torch.fx.experimental)["symbolic_shapes"] = SymbolicShapes()
+
+
 def _list_of_models() -> None:
     """Import ``transformers.models``, which would read 2,000 files for the list of classes that we have already."""
     from transformers.utils import import_utils
@@ -84,12 +95,32 @@ def _list_of_models() -> None:
 
 
 class _OnDemand(ModuleType):
-    """An attribute of a package in the place of a module of it, which is imported when something of it is used."""
+    """Stands for a module, which is imported when something of it is used that is not here."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__"):  # what is asked of any module
             raise AttributeError(name)
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(self.imported(), name)
+
+    def imported(self) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return importlib.import_module(self.__name__)
+
+
+class SymbolicShapes(_OnDemand):
+    """Stands for ``torch.fx.experimental.symbolic_shapes``, which autograd asks whether two shapes are equal."""
+
+    def __init__(self) -> None:
+        super().__init__(_SHAPES)
+
+    def expect_true(self, condition: Any, skip: int = 0) -> bool:
+        return condition if isinstance(condition, bool) else bool(self.imported().expect_true(condition, skip))
+
+    def sym_eq(self, one: Any, other: Any) -> Any:
+        """Return whether two shapes are equal, which may be symbols."""
+        numbers = isinstance(one, tuple) and isinstance(other, tuple) and all(type(n) is int for n in (*one, *other))
+        return one == other if numbers else self.imported().sym_eq(one, other)
 
 
 class Compiler(ModuleType):
@@ -121,7 +152,7 @@ class Compiler(ModuleType):
         return importlib.import_module(name)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what is asked of any module
+        if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.imported(), name)
 
