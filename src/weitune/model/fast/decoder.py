@@ -1,7 +1,8 @@
 """Run a model's decoder block by block through :func:`.run_block`, with the model's own weights.
 
-The parts have the names that Llama-like families share. :mod:`weitune.model.capabilities` tests whether a model really
-computes what these parts compute; a model that does not is run by its own modules.
+A layer is read part by part: its norms (:mod:`.norm`), its mixers (:mod:`.recognise.mixers`) and what lies between them
+(:mod:`.recognise.arrangement`). Then :mod:`weitune.model.capabilities` tests whether the whole computes what the model
+computes; a model with a layer that is not known, or of which that is not true, is run by its own modules.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.block import run_block, run_recomputed
-from weitune.model.fast.channel.feed_forward import FeedForward
 from weitune.model.fast.channel.per_layer import PerLayerInput, per_layer_name, read_per_layer_embeddings
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.matmul import lay_by_columns
@@ -52,9 +52,14 @@ class BlockDecoder:
         if any(getattr(decoder, name, None) is None for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return None
         rows = Rows.of(decoder)
-        read = [_read_block(layer, rows) for layer in decoder.layers]
-        blocks = cls(decoder, [block for block in read if block], dtype or model.dtype)
-        return blocks if len(blocks.parts) == len(read) and blocks.has_all_inputs else None
+        read: list[BlockParts] = []
+        for layer in decoder.layers:
+            block = _read_block(layer, rows)
+            if block is None:
+                return None
+            read.append(block)
+        blocks = cls(decoder, read, dtype or model.dtype)
+        return blocks if blocks.has_all_inputs else None
 
     def with_adapters(self, dtype: torch.dtype) -> BlockDecoder | None:
         """Return this decoder with the adapters that its layers have now, computing in ``dtype``.
@@ -82,11 +87,11 @@ class BlockDecoder:
         return all(id(each) in trained for each in parameters if each.requires_grad)
 
     def lay_out(self) -> None:
-        """Store the matrices of down by columns where oneDNN multiplies slices of their columns."""
+        """Store matrices by columns where oneDNN multiplies slices of their columns, those of down."""
         for block in self.parts:
-            for branch in block.branches:
-                if isinstance(branch.mixer, FeedForward):
-                    lay_by_columns(branch.mixer.down.projections[0].layer)
+            for group in block.groups:
+                for projection in group.projections if group.reads_slices else ():
+                    lay_by_columns(projection.layer)
 
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"

@@ -105,8 +105,10 @@ class LoraGroup:
     so that the slice can be used while it is in cache.
     """
 
-    def __init__(self, projections: list[Projection]) -> None:
+    def __init__(self, projections: list[Projection], *, reads_slices: bool = False) -> None:
         self.projections = projections
+        self.reads_slices = reads_slices
+        """Whether its input comes in slices of its columns."""
         self.rate = max(p.rate for p in projections)
         self.ranks = [p.rank for p in projections]
         self.inputs = projections[0].shape[1]

@@ -155,7 +155,7 @@ def _read_groups(module: nn.Module, layers: Layers) -> tuple[LoraGroup, LoraGrou
         return None
     if layers.halves:
         gate_up = LoraGroup(gate_up.projections[0].split([down.inputs] * 2))
-    return gate_up, down
+    return gate_up, LoraGroup(down.projections, reads_slices=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
