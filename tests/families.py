@@ -41,6 +41,11 @@ _GEMMA4 = {
     "per_layer_config": {"01": {"head_dim": 32}, "03": {"head_dim": 32}}, "num_kv_shared_layers": 2,
     "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512,
 }  # fmt: skip
+_GEMMA4_31B = {  # neither per-layer embeddings nor shared keys; values are keys in layers of full attention
+    **_GEMMA4, "model_type": "gemma4_text", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "per_layer_config": {layer: {"head_dim": 32, "num_key_value_heads": 1} for layer in ("01", "03")},
+}  # fmt: skip
 
 DENSE: Mapping[str, Arguments] = {  # Gemma 3n without its towers, which need the package timm
     "qwen2": {},
@@ -61,6 +66,7 @@ DENSE: Mapping[str, Arguments] = {  # Gemma 3n without its towers, which need th
         "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512, "laurel_rank": 8,
     },
     "gemma4_text": _GEMMA4,
+    "gemma4_text_31b": _GEMMA4_31B,
     "smollm3": {"no_rope_layers": [1, 0]},
     "olmo2": {},
     "olmo3": _SLIDING,
@@ -91,6 +97,9 @@ MOE: Mapping[str, Arguments] = {
     },
     "glm4_moe": _ROUTED_EXPERTS,
     "llama4_text": _LLAMA4,
+    "gemma4_text_26b": {
+        **_GEMMA4_31B, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
+    },
     "granitemoe": _LOCAL_EXPERTS,
     "minimax_m2": _LOCAL_EXPERTS,
     "dots1": {**_ROUTED_EXPERTS, "layer_types": ["full_attention"] * 2},
@@ -196,7 +205,8 @@ FAMILIES: Mapping[str, Arguments] = {name: entry for group in GROUPS.values() fo
 
 FAST = (
     "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "seed_oss", "gemma", "gemma2",
-    "gemma3_text", "smollm3", "olmo2", "olmo3", "exaone4", "cohere2", "hunyuan_v1_dense",
+    "gemma3_text", "gemma4_text", "gemma4_text_31b", "gemma4_text_26b", "gemma4",
+    "smollm3", "olmo2", "olmo3", "exaone4", "cohere2", "hunyuan_v1_dense",
     "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "ernie4_5_moe", "hunyuan_v1_moe", "deepseek_v3",
     "glm4_moe", "granitemoe", "minimax_m2", "dots1",
     "gemma3", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl",

@@ -25,9 +25,10 @@ from weitune.model.storage.shard import gather, gathered, release
 
 
 def reference_block(parts: BlockParts, hidden: Tensor, context: BlockContext) -> Tensor:
-    """Compute what :func:`run_block` does as models write it; differentiable by autograd."""
-    if parts.keys is not None:
-        parts.keys.reference(hidden, context)
+    """Compute what :func:`run_block` does as models write it; differentiable by autograd.
+
+    If the block has ``keys``, they have been run, or their own twin.
+    """
     output = hidden
     for branch in parts.branches:
         x = hidden if parts.parallel else output
