@@ -12,7 +12,7 @@ from torch import nn
 from weitune.generate.decode.decoder import StepDecoder
 from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.recognise.settings import settings
+from weitune.model.fast.settings import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

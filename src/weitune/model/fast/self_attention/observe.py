@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.fast.kernels.scores import Scores
-from weitune.model.fast.recognise.settings import settings
 from weitune.model.fast.self_attention.positions import Positions, Rotary, kind_of
+from weitune.model.fast.settings import settings
 
 _NAME = "weitune_observed"
 _FAILURES = (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError, ImportError)
