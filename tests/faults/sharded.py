@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tests.families import family_model
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import VOCABULARY, tiny_model
 from weitune.data.pack import pack
@@ -64,9 +66,9 @@ def gradient(model: Any, row: TensorBatch, manner: tuple[str, bool, Recompute, L
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
-def distances(family: str, **shape: Any) -> dict[str, float]:
+def distances(make: Callable[[], Any]) -> dict[str, float]:
     """Return how far the gradient of a sharded model is from that of a whole one, by manner."""
-    whole, parts = (tiny_model(family, **shape).requires_grad_(False) for _ in range(2))
+    whole, parts = (make().requires_grad_(False) for _ in range(2))
     shard(parts, CPU, torch.float32)
     assert probe(parts) == probe(whole)
     whole, parts = adapted(whole), adapted(parts)
@@ -102,8 +104,9 @@ def main(orders: dict[str, Any]) -> None:
     said = {
         "loaded": loaded(orders["narrow"]),
         "published": loaded(orders["published"]),
-        "untied": distances("llama"),
-        "tied": distances("gemma", tie_word_embeddings=True, vocab_size=VOCABULARY + 1),
+        "untied": distances(lambda: tiny_model("llama")),
+        "tied": distances(lambda: tiny_model("gemma", tie_word_embeddings=True, vocab_size=VOCABULARY + 1)),
+        "experts": distances(lambda: family_model("glm4_moe")),
     }
     for tree in orders["train"]:
         train(build_recipe({}, tree), device="cpu")

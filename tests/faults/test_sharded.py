@@ -91,7 +91,7 @@ def test_each_process_holds_half_of_the_matrices(together: Path, weights: str) -
     assert all(each["gathered"] < 4 * whole for each in found)
 
 
-@pytest.mark.parametrize("model", ["untied", "tied"])
+@pytest.mark.parametrize("model", ["untied", "tied", "experts"])
 def test_gradients_are_those_of_the_whole_model_in_every_manner(together: Path, model: str) -> None:
     for answer in answers(together):
         assert len(answer[model]) == 6

@@ -26,6 +26,7 @@ from weitune.model.fast.self_attention.observe import Rows
 from weitune.model.fast.self_attention.positions import Positions
 from weitune.model.fast.self_attention.shared_keys import share_keys
 from weitune.model.fast.tree import Tree
+from weitune.model.storage.shard import gathered
 from weitune.recipe.schema import Recompute
 
 if TYPE_CHECKING:
@@ -146,10 +147,11 @@ class BlockDecoder:
 def _read_block(layer: nn.Module, rows: Rows) -> BlockParts | None:
     norms: dict[str, Norm] = {}
     mixers: dict[str, Mixer] = {}
-    for name, part in layer.named_children():
-        if norm := read_norm(part):
-            norms[name] = norm
-        elif mixer := read_mixer(part, rows):
-            mixers[name] = mixer
+    with gathered(layer):  # some parts are tried on a few rows
+        for name, part in layer.named_children():
+            if norm := read_norm(part):
+                norms[name] = norm
+            elif mixer := read_mixer(part, rows):
+                mixers[name] = mixer
     block = arrange(layer, mixers, norms) or arrange_by_name(layer, mixers, norms)
     return block and share_keys(block)

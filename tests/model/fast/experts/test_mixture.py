@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.families import family_model
 from weitune.model.capabilities import probe
+from weitune.model.fast import matmul
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.experts import routed
 from weitune.model.fast.experts import rows as rows_module
@@ -214,3 +215,28 @@ def test_blocks_with_mixtures_run_fast_with_adapters(family: str, experts: bool)
     count = sum(parameter.requires_grad for parameter in wrapped.parameters())
     assert sum(len(block.parameters) for block in trained.parts) == count > 0
     assert any(isinstance(branch.mixer, Mixture) for branch in trained.parts[1].branches)
+
+
+def test_shared_experts_whose_weights_peft_adapts_as_parameters() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = family_model("glm4_moe")
+    names = [f"shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")]
+    config = LoraConfig(r=3, target_modules=[], target_parameters=names, init_lora_weights=False)
+    wrapped = get_peft_model(model, config)
+    module, mixture = mixture_of(model)
+    assert len(mixture.parameters) == sum(p.requires_grad for p in wrapped.parameters()) == 6
+    x, weights = rows()
+    assert_close(results_of_pass(mixture, x, weights), results_of_module(module, mixture, x, weights), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "qwen2_moe"])
+def test_shared_experts_are_laid_out_as_other_feed_forward_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = family_model(family)
+    blocks = BlockDecoder.from_model(model)
+    assert blocks is not None
+    monkeypatch.setattr(matmul, "by_onednn", lambda *_: True)
+    blocks.lay_out()
+    downs = [layer for name, layer in model.named_modules() if name.endswith("down_proj")]
+    assert len(downs) == 2
+    assert all(layer.weight.T.is_contiguous() for layer in downs)

@@ -92,7 +92,10 @@ class SomeExperts:
             torch.mm(left[rows].T, right[rows], out=total[expert])
 
     def add_to(self, total: Tensor, values: Tensor) -> None:
-        total.index_add_(0, self.tokens, values)
+        if total.is_cuda:  # where index_add_ adds in no fixed order
+            total.index_put_((self.tokens,), values, accumulate=True)
+        else:
+            total.index_add_(0, self.tokens, values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
