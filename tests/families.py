@@ -41,12 +41,6 @@ _GEMMA4 = {
     "per_layer_config": {"01": {"head_dim": 32}, "03": {"head_dim": 32}}, "num_kv_shared_layers": 2,
     "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512,
 }  # fmt: skip
-_GEMMA4_31B = {  # neither per-layer embeddings nor shared keys; values are keys in layers of full attention
-    **_GEMMA4, "model_type": "gemma4_text", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
-    "attention_k_eq_v": True,
-    "per_layer_config": {layer: {"head_dim": 32, "num_key_value_heads": 1} for layer in ("01", "03")},
-}  # fmt: skip
-
 DENSE: Mapping[str, Arguments] = {  # Gemma 3n without its towers, which need the package timm
     "qwen2": {},
     "qwen3": {},
@@ -66,7 +60,6 @@ DENSE: Mapping[str, Arguments] = {  # Gemma 3n without its towers, which need th
         "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512, "laurel_rank": 8,
     },
     "gemma4_text": _GEMMA4,
-    "gemma4_text_31b": _GEMMA4_31B,
     "smollm3": {"no_rope_layers": [1, 0]},
     "olmo2": {},
     "olmo3": _SLIDING,
@@ -97,9 +90,6 @@ MOE: Mapping[str, Arguments] = {
     },
     "glm4_moe": _ROUTED_EXPERTS,
     "llama4_text": _LLAMA4,
-    "gemma4_text_26b": {
-        **_GEMMA4_31B, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
-    },
     "granitemoe": _LOCAL_EXPERTS,
     "minimax_m2": _LOCAL_EXPERTS,
     "dots1": {**_ROUTED_EXPERTS, "layer_types": ["full_attention"] * 2},
@@ -201,7 +191,21 @@ WRAPPED: Mapping[str, Arguments] = {
 }  # fmt: skip
 
 GROUPS: Mapping[str, Mapping[str, Arguments]] = {"dense": DENSE, "moe": MOE, "hybrid": HYBRID, "wrapped": WRAPPED}
-FAMILIES: Mapping[str, Arguments] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+_GEMMA4_31B = {
+    **_GEMMA4, "model_type": "gemma4_text", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "per_layer_config": {layer: {"head_dim": 32, "num_key_value_heads": 1} for layer in ("01", "03")},
+}  # fmt: skip
+VARIANTS: Mapping[str, Arguments] = {
+    "gemma4_text_31b": _GEMMA4_31B,
+    "gemma4_text_26b": {
+        **_GEMMA4_31B, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
+    },
+}  # fmt: skip
+"""Published models whose layers have other parts than those of their family's entry above."""
+FAMILIES: Mapping[str, Arguments] = {
+    **{name: entry for group in GROUPS.values() for name, entry in group.items()}, **VARIANTS,
+}  # fmt: skip
 
 FAST = (
     "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "seed_oss", "gemma", "gemma2",

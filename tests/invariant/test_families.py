@@ -35,7 +35,7 @@ from weitune.training.run import resume
 
 QUICK = ("phi3", "gpt_oss", "glm4_moe", "qwen3_5_text", "gemma3")
 """One family of each kind: the others are tested with the slow tests."""
-EXPERTS = {*MOE, "qwen3_next", "lfm2_moe", "granitemoehybrid", "nemotron_h", "jamba", "llama4"}
+EXPERTS = {*MOE, "gemma4_text_26b", "qwen3_next", "lfm2_moe", "granitemoehybrid", "nemotron_h", "jamba", "llama4"}
 """Families whose experts are trained too, in a second case."""
 STEPS, BATCH = 20, 4
 IMAGE_ARGUMENTS = ("token_type_ids", "mm_token_type_ids")
