@@ -29,6 +29,7 @@ from weitune.data.schedule import Plan
 from weitune.model import capabilities
 from weitune.model.fast import attention, decoder, dropout, matmul
 from weitune.model.fast.channel import feed_forward
+from weitune.model.fast.self_attention import heads
 from weitune.model.load.weights import load_model
 from weitune.model.storage import allocator
 from weitune.recipe.schema import Lora, Train
@@ -129,7 +130,7 @@ VARIANTS: dict[str, Change] = {
     "logits at every row": layout(every_row),
     "modules and PEFT layers under autograd": own_modules,
     "a Bernoulli mask for every input": setting(decoder, "DropoutDraws", Bernoulli),
-    "one dense mask in attention": setting(decoder, "attention_for", lambda device: attention.DENSE),
+    "one dense mask in attention": setting(heads, "attention_for", lambda device: attention.DENSE),
     "wide values whole, not in slices": setting(feed_forward, "SLICE_COLUMNS", (64, 1 << 60)),
     "the last block at every row": whole_last_block,
     "the head in one piece": setting(matmul, "WEIGHT_ROWS", (1 << 60, 1 << 60)),

@@ -47,7 +47,7 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         heads, groups = query.shape[1], key.shape[1]
         plain = scores.cap is None and query.shape[-1] == value.shape[-1]
-        kernel: _Kernel = _Flash(scores.scaling) if plain else _Written(scores.scale(query.shape[-1]), scores.cap)
+        kernel: Kernel = Flash(scores.scaling) if plain else Written(scores.scale(query.shape[-1]), scores.cap)
         out = query.new_empty(1, query.shape[2], heads, value.shape[-1])
         normalisers = []
         for block, bias in blocks_with_bias(tree, scores.window, heads // groups, query.dtype):
@@ -84,7 +84,7 @@ class _BlockAttention(torch.autograd.Function):
         return grad_query, grad_key, grad_value, grad_sinks, None, None
 
 
-class _Kernel(Protocol):
+class Kernel(Protocol):
     """Attention of folded queries (1, G, Q, D) over keys and values (1, G, K, D) with an additive mask (Q, K)."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class _Kernel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Flash:
+class Flash:
     """The kernels that ``scaled_dot_product_attention`` itself calls on a CPU: one size of heads, and no cap."""
 
     scaling: float | None
@@ -118,7 +118,7 @@ class _Flash:
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class Written:
     """Any formula of the scores, which exist for one block at a time; keys and values may differ in size."""
 
     scaling: float
