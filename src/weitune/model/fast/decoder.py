@@ -55,7 +55,8 @@ class BlockDecoder:
         rows = Rows.of(decoder)
         read: list[BlockParts] = []
         for layer in decoder.layers:
-            block = _read_block(layer, rows)
+            with gathered(layer):
+                block = _read_block(layer, rows)
             if block is None:
                 return None
             read.append(block)
