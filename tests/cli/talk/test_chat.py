@@ -227,6 +227,7 @@ def test_a_person_stops_an_answer_and_leaves(long_winded: Terminal) -> None:
     chat.type("你是谁？\r")
     chat.wait_for("你是谁？")
     chat.wait_for(r"loading [^\x1b]*\x1b.*?\x1b\[2K")  # the model is there, and the line about it gone
+    chat.wait_for(r"reading the question[^\x1b]*\x1b.*?\x1b\[2K")
     chat.wait_for(r"[^\W\d_]{3}")  # into the answer: no control sequence has three letters in a row
     chat.type("\x03")
     chat.wait_for(r"\(stopped\)")

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from rich.text import Text
 
@@ -125,7 +126,9 @@ class ChatSession:
     def _print(self, stream: ChatStream) -> None:
         show = _harmless if sys.stdout.isatty() else str
         try:
-            for piece in stream:
+            with working(say("cli.session.reading")):
+                first = next(stream, "")
+            for piece in chain([first], stream):
                 print(show(piece), end="", flush=True)
         finally:
             stream.close()
