@@ -19,6 +19,7 @@ from torch import Tensor
 from tests.families import FAMILIES, FAST, save_family
 from tests.invariant.test_families import EXPERTS
 from tests.invariant.test_oracle import examples_with_forks
+from weitune.data.conversation import Example, Span
 from weitune.data.layout import SEPARATE, SHARED
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
@@ -68,11 +69,11 @@ def made(folder: Path, lora: Lora, precision: str = "fp32") -> Trainable:
     return trainable
 
 
-def by_blocks(trainable: Trainable, recompute: Recompute = "none") -> Result:
-    """Return the loss and gradients that the fast blocks compute of ROW."""
+def by_blocks(trainable: Trainable, recompute: Recompute = "none", row: PackedBatch = ROW) -> Result:
+    """Return the loss and gradients that the fast blocks compute of ``row``."""
     model, blocks, head = trainable.loaded.model, trainable.blocks, trainable.capabilities.head
     assert blocks is not None
-    return result(trainable, SupervisedModel(model, head=head, blocks=blocks, recompute=recompute), ROW)
+    return result(trainable, SupervisedModel(model, head=head, blocks=blocks, recompute=recompute), row)
 
 
 def by_modules(trainable: Trainable) -> Result:
@@ -140,20 +141,19 @@ def test_recomputing_draws_the_same_dropout(folder: Folder, family: str, recompu
 def test_with_dropout_the_blocks_equal_their_readable_twins(
     folder: Folder, family: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At all rows, for a mask for some rows is no part of one for all."""
+    """On examples of which everything is learned: where blocks run for some rows only, masks are drawn for these."""
 
-    def everywhere(run: Any) -> Any:
-        def taking(parts: Any, hidden: Tensor, context: Any, rows: Tensor | None = None) -> Tensor:
-            output: Tensor = run(parts, hidden, context)
-            return output if rows is None else output[rows]
+    def twin(parts: Any, hidden: Tensor, context: Any, rows: Tensor | None = None) -> Tensor:
+        output = reference_block(parts, hidden, context)
+        return output if rows is None else output[rows]
 
-        return taking
-
+    row = SHARED.lay([Example(each.input_ids, (Span(1, len(each.input_ids)),)) for each in EXAMPLES])
+    assert len(set(row.rows)) == len(row)
     trainable, results = made(folder(family), LORAS[kind].model_copy(update={"dropout": 0.3})), []
-    for run in (run_block, reference_block):
-        monkeypatch.setattr(decoder, "run_block", everywhere(run))
+    for run in (run_block, twin):
+        monkeypatch.setattr(decoder, "run_block", run)
         torch.manual_seed(3)
-        results.append(by_blocks(trainable))
+        results.append(by_blocks(trainable, row=row))
     assert_equal(*results)
 
 
