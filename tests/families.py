@@ -210,7 +210,7 @@ FAMILIES: Mapping[str, Arguments] = {
 FAST = (
     "qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "granite", "seed_oss", "gemma",
     "gemma2", "gemma3_text", "gemma4_text", "gemma4_text_31b", "gemma4_text_26b", "smollm3", "olmo2", "olmo3",
-    "exaone4", "cohere2", "hunyuan_v1_dense", "phi3", "glm4", "starcoder2",
+    "exaone4", "cohere2", "hunyuan_v1_dense", "phi3", "glm4", "starcoder2", "apertus",
     "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "ernie4_5_moe", "hunyuan_v1_moe", "deepseek_v3",
     "glm4_moe", "granitemoe", "minimax_m2", "dots1",
     "gemma3", "gemma4", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl", "glm4v",
