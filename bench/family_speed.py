@@ -1,6 +1,6 @@
 """How much faster is a family of models? weitune against transformers.Trainer + PEFT, in turn, on the same examples.
 
-    python -m bench.family_speed [FAMILY …] [--shared 300] [--rounds 2]
+    python -m bench.family_speed [FAMILY …] [--shared 300] [--rounds 2] [--steps 3]
 
 Random weights in the shapes of bench/family_shapes.py, and gemma3-270m with its real ones; float32, without dropout,
 so that both sides must have the same losses, which is checked. The examples are the rows of huanhuan.json in the
@@ -30,7 +30,7 @@ from weitune.data.conversation import Example
 
 REAL = "gemma3-270m"
 """A test model with real weights."""
-BATCH, STEPS = 16, 3
+BATCH = 16
 TOLERANCE = 1e-4
 """Relative difference of losses."""
 
@@ -63,21 +63,20 @@ def save_random(folder: str, family: str) -> None:
     tiny_tokenizer("chatml").save_pretrained(folder)
 
 
-def measure(name: str, shared: int, rounds: int) -> dict[str, Any]:
+def measure(name: str, shared: int, **turns: int) -> dict[str, Any]:
     """Return the figures of both sides for the family or test model ``name``."""
     if name == REAL:
-        return trained(model_folder(name), huanhuan(model_folder(name)), shared, rounds)
+        return trained(model_folder(name), huanhuan(model_folder(name)), shared, **turns)
     with tempfile.TemporaryDirectory() as scratch:
         folder = f"{scratch}/{name}"
         save_random(folder, name)
-        return trained(folder, within(VOCABULARY, huanhuan(model_folder("qwen2.5-0.5b"))), shared, rounds)
+        return trained(folder, within(VOCABULARY, huanhuan(model_folder("qwen2.5-0.5b"))), shared, **turns)
 
 
-def trained(model: str, examples: list[Example], shared: int, rounds: int) -> dict[str, Any]:
+def trained(model: str, examples: list[Example], shared: int, *, rounds: int, steps: int) -> dict[str, Any]:
     """Train the model in the folder ``model`` on both sides."""
-    steps = {"weitune": STEPS, "plain": STEPS}
-    examples = begun_with(examples, shared, VOCABULARY)
-    result = compare(examples, model, rounds=rounds, steps=steps, batch_size=BATCH, dropout=0.0, same_adapter=True)
+    examples, counts = begun_with(examples, shared, VOCABULARY), {"weitune": steps, "plain": steps}
+    result = compare(examples, model, rounds=rounds, steps=counts, batch_size=BATCH, dropout=0.0, same_adapter=True)
     return {**result, "processor": processor(), "shared_tokens": shared, "losses_equal": equal(result)}
 
 
@@ -94,13 +93,14 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"{', '.join(names)}; the default is all")
     parser.add_argument("--shared", type=int, default=0, help="tokens that all examples begin with")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3, help="of each side a round; the first is not counted")
     arguments = parser.parse_args()
     if unknown := set(arguments.families) - set(names):
         parser.error(f"no shape for {', '.join(sorted(unknown))}")
     quiet_libraries()
     wrong = []
     for name in arguments.families or names:
-        result = measure(name, arguments.shared, arguments.rounds)
+        result = measure(name, arguments.shared, rounds=arguments.rounds, steps=arguments.steps)
         report(f"family_speed-{name}" + (f"-shared{arguments.shared}" if arguments.shared else ""), result)
         print(
             f"  {result['processor']}; {'fast blocks' if result['weitune']['plain_blocks'] else 'its own modules'}",
