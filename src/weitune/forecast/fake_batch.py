@@ -32,6 +32,10 @@ class _Chains(Tree):
         super().__init__(torch.arange(length).repeat(rows), torch.empty(rows * length, dtype=torch.long))
         self.length = length
 
+    def only(self, rows: Tensor) -> Tree:
+        """Return the tree itself: blocks are measured with all rows."""
+        return self
+
     def _cut(self, window: int | None) -> Iterator[Block]:
         """Yield a few long blocks whose masks are as large in all as those of the many short ones."""
         every, most = len(self.subtree_end), min(self.length, window or self.length)

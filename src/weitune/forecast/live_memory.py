@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MOST_OPERATIONS = 30_000
 """An operation takes 20 to 100 microseconds."""
+_EXPERTS = 16
+"""Experts that tokens go to, if the experts are computed one by one: each takes many operations."""
 
 
 class TooManyOperations(Exception):  # noqa: N818  (it ends a measurement, and is no error)
@@ -77,8 +79,32 @@ def _grouped_product(a: Tensor, b: Tensor, offsets: Tensor | None = None, *_: An
     return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
-_SHAPES: dict[Any, Callable[..., Any]] = {torch.ops.aten._grouped_mm.default: _grouped_product}
-"""Operators that real tensors have and fake ones lack."""
+def _spread_evenly(chosen: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """Return counts, which are real, as if tokens had chosen the first few of ``minlength`` experts equally often."""
+    with unset_fake_temporarily():
+        counts = torch.zeros(minlength, dtype=torch.long)
+        counts[:_EXPERTS] = len(chosen) // min(minlength, _EXPERTS)
+        counts[0] += len(chosen) - counts.sum()
+        return counts
+
+
+def _zeros(_high: int, size: list[int], **_: Any) -> Tensor:
+    with unset_fake_temporarily():
+        return torch.zeros(size, dtype=torch.long)
+
+
+def _number(tensor: Tensor) -> Any:
+    with unset_fake_temporarily():
+        return torch.ops.aten._local_scalar_dense.default(tensor)
+
+
+_SHAPES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._grouped_mm.default: _grouped_product,
+    torch.ops.aten.bincount.default: _spread_evenly,
+    torch.ops.aten.randint.default: _zeros,
+    torch.ops.aten._local_scalar_dense.default: _number,
+}
+"""Operators that fake tensors lack, or whose numbers the host reads."""
 
 
 def make_fake(model: nn.Module, fake: FakeTensorMode) -> None:

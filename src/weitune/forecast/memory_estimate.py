@@ -12,7 +12,8 @@
                   and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
     logits        one chunk of the output head
 
-A model that runs by its own modules is measured instead (:mod:`.own_modules`).
+These formulas hold for blocks like Llama's. All others are measured, run by a block decoder or by the model's own
+modules (:mod:`.own_modules`).
 
 Every forecast and every choice of ``train.micro_tokens`` comes from here; ``bench/plan_accuracy.py`` holds it against
 measured peaks.
@@ -125,7 +126,7 @@ class PassConfig:
     dense_bytes: int = 0
     """Bytes of a number in the dense copy of a stored matrix, made when it is used (:func:`.dense_bytes`)."""
     modules: OwnModules | None = None
-    """Measures the model's own modules, if these run."""
+    """Measures a pass, if the formulas do not hold for it."""
 
     @property
     def keep_feed_forward(self) -> bool:
@@ -151,17 +152,19 @@ def _kept_of_a_block(shape: ModelShape, config: PassConfig) -> int:
         return 16 * shape.hidden + 6 * shape.wide
     attention = 3 * shape.queries + 3 * shape.keys + shape.heads
     wide = 2 * shape.wide if config.keep_feed_forward else 0
-    holes = (shape.hidden + (shape.wide if config.number_bytes == 2 else 0)) if config.slices else 0
     low = _PROJECTIONS * config.rank
-    return 2 * shape.hidden + attention + wide + low + holes
+    return 2 * shape.hidden + attention + wide + low + _holes_of_a_block(shape, config)
+
+
+def _holes_of_a_block(shape: ModelShape, config: PassConfig) -> int:
+    return (shape.hidden + (shape.wide if config.number_bytes == 2 else 0)) if config.slices else 0
 
 
 def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[int, int]:
     """Return the bytes that a pass takes at its peak: (activations and work space, logits)."""
-    if not config.plain_blocks and config.modules is not None and size.tokens:
-        footprint = config.modules.footprint(
-            config.number_bytes, recompute=config.recompute != "none", longest=size.longest
-        )
+    if config.modules is not None and size.tokens:
+        recompute = config.recompute if config.plain_blocks or config.recompute == "none" else "block"
+        footprint = config.modules.footprint(config.number_bytes, recompute=recompute, longest=size.longest)
         if footprint is not None:
             return _measured_bytes(footprint, shape, size, config)
     number = config.number_bytes
@@ -170,18 +173,20 @@ def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[i
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0
     logits = _chunk_bytes(shape, size, number)
-    wide_values = 4 if config.keep_feed_forward else 6
-    if config.slices and number >= 4:
-        wide_values = 3  # slices are small, but fragment memory (measured, not derived)
-    backward = (
-        size.tokens * (wide_values * shape.wide + 6 * shape.hidden) * number
-        + _made_at_once(shape, config) * config.dense_bytes
-    )
+    backward = _work_of_a_block(shape, size, config) + _made_at_once(shape, config) * config.dense_bytes
     return kept + string + masks + max(0, backward - logits), logits  # the two are never there at once
 
 
+def _work_of_a_block(shape: ModelShape, size: PassSize, config: PassConfig) -> int:
+    """Return the bytes that backward of a block works on."""
+    wide_values = 4 if config.keep_feed_forward else 6
+    if config.slices and config.number_bytes >= 4:
+        wide_values = 3  # slices are small, but fragment memory (measured, not derived)
+    return size.tokens * (wide_values * shape.wide + 6 * shape.hidden) * config.number_bytes
+
+
 def _measured_bytes(footprint: Footprint, shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[int, int]:
-    """Return the bytes that a pass of a model's own modules takes at its peak: (activations and work space, logits)."""
+    """Return the bytes that a pass with ``footprint`` takes at its peak: (activations and work space, logits)."""
     rows = max(size.rows, size.tokens / (size.longest or size.tokens))
     head = footprint.head.at(rows, size.tokens)
     if footprint.per_prediction:  # whole logits
@@ -189,9 +194,17 @@ def _measured_bytes(footprint: Footprint, shape: ModelShape, size: PassSize, con
     else:
         states = 3 * size.predictions * shape.hidden * config.number_bytes
         logits = max(head, states + _chunk_bytes(shape, size, config.number_bytes))
-    work = footprint.work.at(rows, size.tokens) + _made_at_once(shape, config) * config.dense_bytes
+    kept, work = (part.at(rows, size.tokens) for part in (footprint.kept, footprint.work))
+    dense = _made_at_once(shape, config) * config.dense_bytes
+    if config.plain_blocks:
+        layers = 1 if config.recompute == "block" else shape.layers
+        holes = size.tokens * layers * _holes_of_a_block(shape, config) * config.number_bytes
+        if not config.slices:  # it was measured as on a CPU
+            work = max(work, _work_of_a_block(shape, size, config))
+        return kept + holes + max(0, work + dense - logits), logits
+    work += dense
     chunk_stays = config.slices and not footprint.per_prediction  # the memory of a chunk is kept on a CPU
-    alive = footprint.kept.at(rows, size.tokens) + (work if chunk_stays else max(0, work - logits))
+    alive = kept + (work if chunk_stays else max(0, work - logits))
     return round(alive * (_HOLES if config.slices else 1)), logits
 
 

@@ -19,6 +19,7 @@ from weitune.errors import ModelError, first_line
 from weitune.forecast.memory_estimate import ModelShape
 from weitune.messages import say
 from weitune.model.capabilities import Capabilities, probe
+from weitune.model.decoder_of import decoder_of
 from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.published import check_published, is_dequantized
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 _SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+}  # fmt: skip
+_LLAMA_PARTS = {
+    "input_layernorm", "self_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "post_attention_layernorm", "mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 }  # fmt: skip
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -61,7 +66,7 @@ class MetaModel:
     computed: int = 0
     """Weights of the decoder blocks by which a token is multiplied: of experts, those that it goes to."""
     modules: OwnModules | None = field(default=None, compare=False)
-    """Measures a pass, if the model's own modules compute it."""
+    """Measures a pass, if no formula holds for it."""
 
     @property
     def frozen(self) -> int:
@@ -105,15 +110,33 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
         gguf=bool(files.gguf),
         capabilities=capabilities,
         computed=computed,
-        modules=None if capabilities.plain_blocks else own_modules(files, lora, capabilities),
+        modules=own_modules(files, lora, capabilities, model),
     )
 
 
-def own_modules(files: ModelFiles, lora: Lora | None, capabilities: Capabilities) -> OwnModules:
-    """Return what measures the own modules of the model in ``files`` with the adapter that ``lora`` describes."""
+def own_modules(files: ModelFiles, lora: Lora | None, capabilities: Capabilities, model: Any) -> OwnModules | None:
+    """Return what measures the passes of ``model``, which is in ``files``, with the adapter that ``lora`` describes.
+
+    None if the formulas of :mod:`.memory_estimate` hold for it.
+    """
     from weitune.forecast.own_modules import OwnModules
 
+    if capabilities.plain_blocks and has_llama_blocks(model):
+        return None
     return OwnModules(lambda: read_config(files), lora, capabilities, model_from_config)
+
+
+def has_llama_blocks(model: Any) -> bool:
+    """Return whether every decoder layer of ``model`` has the parts of Llama's, by their names."""
+    return all(_parts_of(layer) == _LLAMA_PARTS for layer in decoder_of(model).layers)
+
+
+def _parts_of(layer: nn.Module) -> set[str]:
+    """Return the names of the parts of ``layer`` that have parameters, and of their parts that have matrices."""
+    sizes = {name: [p.dim() for p in part.parameters()] for name, part in layer.named_modules()}
+    return {
+        name for name, dims in sizes.items() if name and name.count(".") < 2 and max(dims, default=0) > name.count(".")
+    }
 
 
 def _computed_by_experts(model: Any, config: Any) -> int:
@@ -138,8 +161,11 @@ def _probe_small(config: Any, model: Any = None) -> Capabilities:
         _shrink(text)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = probe(model_from_config(small).eval())
-        return replace(found, plain_blocks=found.plain_blocks and (model is None or not expert_parameters(model)))
+            tried = model_from_config(small).eval()
+            has_experts = bool(expert_parameters(tried))
+            found = probe(tried)
+        known = has_experts or model is None or not expert_parameters(model)
+        return replace(found, plain_blocks=found.plain_blocks and known)
     except Exception as error:  # noqa: BLE001  (an unknown architecture may raise anything)
         return Capabilities(False, None, False, say("forecast.meta_model.not_probed", error=first_line(error)))
 

@@ -1,4 +1,4 @@
-"""The memory of a pass that a model's own modules compute under autograd, for any architecture.
+"""The memory of a pass, for any architecture, computed by a block decoder or by a model's own modules under autograd.
 
 No formula could cover every family's norms, routers, recurrent states and attention. So the model of the
 configuration, with the sizes it really has, runs forward and backward on fake tensors (:mod:`.live_memory`), with the
@@ -13,26 +13,31 @@ for each kind of layer.
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from weitune.forecast.fake_batch import fake_batch, mask_bytes
 from weitune.forecast.live_memory import LiveBytes, TooManyOperations, make_fake
+from weitune.forecast.stand_in_numbers import stand_in_numbers, without_parameters
 from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.capabilities import Capabilities
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.attention import BLOCKS, register
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import onednn_is_faster
+from weitune.model.fast.parts import BlockParts
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.lora.targets import layer_numbers
 from weitune.model.own_dropout import turn_off_own_dropout
-from weitune.model.supervised import SupervisedModel, hidden_states
+from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recompute
 
 _SHORTEST = 64
@@ -99,14 +104,14 @@ class OwnModules:
         self._footprint = functools.cache(self._try)
         self._model = functools.cache(self._make)
 
-    def footprint(self, number_bytes: int, *, recompute: bool, longest: int) -> Footprint | None:
+    def footprint(self, number_bytes: int, *, recompute: Recompute, longest: int) -> Footprint | None:
         """Return the footprint of passes whose longest row has ``longest`` tokens, in 4 or 2 bytes a number.
 
         None if the model cannot run without numbers.
         """
         return self._footprint(number_bytes, recompute, longest)
 
-    def _try(self, number_bytes: int, recompute: bool, longest: int) -> Footprint | None:
+    def _try(self, number_bytes: int, recompute: Recompute, longest: int) -> Footprint | None:
         length = max(longest, _SHORTEST)
         try:
             try:
@@ -116,7 +121,7 @@ class OwnModules:
         except Exception:  # noqa: BLE001  (an unknown architecture may raise anything)
             return None
 
-    def _measure(self, number_bytes: int, recompute: bool, length: int) -> Footprint:
+    def _measure(self, number_bytes: int, recompute: Recompute, length: int) -> Footprint:
         model = self._model(torch.float32 if number_bytes == 4 else torch.bfloat16)
         shapes = [(1, length), (2, length)]
         if not self._capabilities.shares_rows:
@@ -135,17 +140,24 @@ class OwnModules:
         )
 
     def _make(self, dtype: torch.dtype) -> _FakeModel:
-        with torch.device("meta"):
+        with without_parameters():
             model = self._build(self._read(), dtype)
         layers, kinds = layers_of(model), _kinds(model, self._lora)
         del layers[_first_layers(kinds) :]
         turn_off_own_dropout(model)
         model.requires_grad_(self._lora is None)
+        blocks = None
+        if self._capabilities.plain_blocks and self._capabilities.head is not None:
+            model.set_experts_implementation("eager")  # grouped products want matrices that do not overlap
+            with stand_in_numbers(model):
+                blocks = BlockDecoder.from_model(model.eval())
+            if blocks is None:
+                raise LookupError(type(model).__name__)
         if self._lora is not None:
             plain = {"init": "default", "init_from": None, "train_tokens": None}
             with torch.device("meta"):
                 attach_adapter(model, self._lora.model_copy(update=plain), seed=0, base="")
-        return _FakeModel(model, layers, kinds, self._capabilities)
+        return _FakeModel(model, layers, kinds, self._capabilities, blocks)
 
 
 def layers_of(model: Any) -> nn.ModuleList:
@@ -179,8 +191,9 @@ class _FakeModel:
     """A model cut to its first layers, in fake tensors."""
 
     def __init__(
-        self, model: Any, layers: nn.ModuleList, kinds: Sequence[Hashable], capabilities: Capabilities
-    ) -> None:
+        self, model: Any, layers: nn.ModuleList, kinds: Sequence[Hashable], capabilities: Capabilities,
+        blocks: BlockDecoder | None,
+    ) -> None:  # fmt: skip
         self._model, self._layers, self._kinds, self._capabilities = model, layers, kinds, capabilities
         onednn_is_faster()  # which remembers what it finds, and must not try it with fake tensors
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -192,25 +205,56 @@ class _FakeModel:
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.empty_like(parameter)  # forecasts count gradients apart
+            self._blocks = blocks and blocks.with_adapters(model.dtype)
 
-    def sample(self, rows: int, length: int, predictions: int, *, recompute: bool) -> _Sample:
+    def sample(self, rows: int, length: int, predictions: int, *, recompute: Recompute) -> _Sample:
         """Run a pass of ``rows`` · ``length`` tokens, and return what it takes in the whole model."""
-        if not recompute:
+        if self._blocks is not None:
+            return self._sample_of_blocks(self._blocks, rows, length, recompute)
+        if recompute == "none":
             self._model.gradient_checkpointing_disable()
-        level: Recompute = "block" if recompute else "none"
         form = self._capabilities.head
-        supervised = SupervisedModel(self._model, head=form, recompute=level).train()
+        supervised = SupervisedModel(self._model, head=form, recompute=recompute).train()
         with self._fake:
             batch = fake_batch(rows, length, predictions, shared=self._capabilities.shares_rows)
-            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-            before = [*self._model.parameters(), *self._model.buffers(), *gradients, batch.input_ids]
-            with LiveBytes(before) as live, _Watch(live, self._model, self._layers, batch) as watch:
-                result = supervised(batch) if form is None else hidden_states(self._model, batch)[batch.rows]
+            with LiveBytes(self._before(batch)) as live, _Watch(live, self._model, self._layers, batch) as watch:
+                result = supervised(batch) if form is None else supervised.predicting_states(batch)
                 result.sum().backward()
         last = dict(zip(self._kinds, watch.layers, strict=False))  # of each kind
         others = sum(last[kind] for kind in self._kinds[len(self._layers) :])
         forward, head, backward = watch.peaks
         return _Sample(watch.kept + others, max(forward, backward) - watch.kept, head - watch.kept)
+
+    def _sample_of_blocks(self, blocks: BlockDecoder, rows: int, length: int, recompute: Recompute) -> _Sample:
+        """Run the blocks of the first layers, and for every kind of the others once more with one of them twice."""
+        kept, work = self._run(blocks, blocks.parts, rows, length, recompute)
+        last = {kind: at for at, kind in enumerate(self._kinds[: len(self._layers)])}  # of each kind
+        others = 0
+        for kind, count in Counter(self._kinds[len(self._layers) :]).items():
+            parts = list(blocks.parts)
+            parts.insert(last[kind], blocks.parts[last[kind]])
+            others += count * (self._run(blocks, parts, rows, length, recompute)[0] - kept)
+        return _Sample(kept + others, work, 0)
+
+    def _run(
+        self, blocks: BlockDecoder, parts: list[BlockParts], rows: int, length: int, recompute: Recompute
+    ) -> tuple[int, int]:
+        """Return the bytes that ``parts`` keep for backward, and how many more there are at the most."""
+        decoder = copy.copy(blocks)
+        decoder.parts = parts
+        supervised = SupervisedModel(self._model, blocks=decoder, recompute=recompute).train()
+        with self._fake:
+            batch = fake_batch(rows, length, rows * length, shared=True)
+            with LiveBytes(self._before(batch)) as live:
+                states = supervised.predicting_states(batch)
+                kept, forward = live.now, live.peak()
+                states.sum().backward()
+                return kept, max(forward, live.peak()) - kept
+
+    def _before(self, batch: TensorBatch) -> list[Tensor]:
+        """Return the tensors that a pass finds."""
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return [*self._model.parameters(), *self._model.buffers(), *gradients, batch.input_ids]
 
 
 class _Watch:

@@ -60,13 +60,13 @@ class SupervisedModel(nn.Module):
             losses = F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
             return (losses * batch.weights.to(losses.device)).sum()
         output = self.model.get_output_embeddings()
-        hidden = self._predicting_states(batch)[batch.index]
+        hidden = self.predicting_states(batch)[batch.index]
         hidden, targets, weights = (x.to(output.weight.device) for x in (hidden, batch.targets, batch.weights))
         with gathered(output):
             head = Head(output.weight, getattr(output, "bias", None), self.head)
             return supervised_loss(hidden, head, targets, weights)
 
-    def _predicting_states(self, batch: TensorBatch) -> Tensor:
+    def predicting_states(self, batch: TensorBatch) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""
         if self._blocks is None or not isinstance(batch, PackedTensors):
             return hidden_states(self.model, batch)[batch.rows]

@@ -62,7 +62,10 @@ def make_trainable(
         loaded.model.requires_grad_(True)
         capabilities = replace(capabilities, head=None, plain_blocks=False)
         return Trainable(
-            loaded, WholeModel(loaded.model), capabilities, modules=own_modules(loaded.files, None, capabilities)
+            loaded,
+            WholeModel(loaded.model),
+            capabilities,
+            modules=own_modules(loaded.files, None, capabilities, loaded.model),
         )
     targets = find_targets(loaded.model, lora, recorded)
     plain_decoder = BlockDecoder.from_model(loaded.model)
@@ -87,7 +90,7 @@ def make_trainable(
         _lay_out(blocks, loaded)
     head = capabilities.head if _has_frozen_linear_head(loaded) else None
     capabilities = replace(capabilities, head=head, plain_blocks=blocks is not None)
-    modules = own_modules(loaded.files, lora, capabilities) if blocks is None else None
+    modules = own_modules(loaded.files, lora, capabilities, loaded.model)
     return Trainable(loaded, adapter, capabilities, blocks, targets, modules)
 
 

@@ -42,7 +42,7 @@ class Trainable:
     targets: Targets | None = None
     """What has an adapter; None if the whole model is trained."""
     modules: OwnModules | None = None
-    """Measures its own modules, if these run."""
+    """Measures its passes, if no formula holds for them."""
 
     @property
     def layout(self) -> Layout:

@@ -36,12 +36,14 @@ if TYPE_CHECKING:
 class BlockDecoder:
     """The decoder of a model as a list of :class:`BlockParts`."""
 
-    def __init__(self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype) -> None:
+    def __init__(
+        self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype, per_layer_norm: Norm | None = None
+    ) -> None:
         self.module, self.parts, self.dtype = decoder, blocks, dtype
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
-        self._per_layer = read_per_layer_embeddings(decoder)
+        self._per_layer = read_per_layer_embeddings(decoder, per_layer_norm)
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
@@ -70,7 +72,7 @@ class BlockDecoder:
         """
         read = [block.with_adapters() for block in self.parts]
         blocks = [block for block in read if block]
-        decoder = BlockDecoder(self.module, blocks, dtype)
+        decoder = BlockDecoder(self.module, blocks, dtype, self._per_layer.norm if self._per_layer else None)
         whole = len(blocks) == len(read) and decoder.has_all_inputs and decoder.trains_all
         return decoder if whole else None
 

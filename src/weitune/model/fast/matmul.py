@@ -174,6 +174,7 @@ def lay_by_columns(layer: Any) -> None:
 def _suits(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN multiplies ``x`` by ``weight`` or its transpose."""
     onednn = weight.dtype == x.dtype and by_onednn(x.device.type, x.dtype)
+    onednn = onednn and type(x) is Tensor  # and no fake one, which has no numbers
     return onednn and (weight.is_contiguous() or weight.T.is_contiguous())
 
 

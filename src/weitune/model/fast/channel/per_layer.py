@@ -148,10 +148,13 @@ class PerLayerEmbeddings:
         return total.mul_(self.decoder.per_layer_input_scale).view(len(hidden), -1, self.width)
 
 
-def read_per_layer_embeddings(decoder: Any) -> PerLayerEmbeddings | None:
-    """Return what computes e for the layers of ``decoder``, or None if it is not of the known kind, or adapted."""
+def read_per_layer_embeddings(decoder: Any, norm: Norm | None = None) -> PerLayerEmbeddings | None:
+    """Return what computes e for the layers of ``decoder``, or None if it is not of the known kind, or adapted.
+
+    Its ``norm`` is read if it is not given.
+    """
     projection = read_projection(getattr(decoder, "per_layer_model_projection", None))
-    norm = read_norm(getattr(decoder, "per_layer_projection_norm", None))
+    norm = norm or read_norm(getattr(decoder, "per_layer_projection_norm", None))
     embedding = getattr(decoder, "embed_tokens_per_layer", None)
     if projection is None or projection.rank or norm is None or embedding is None:
         return None

@@ -175,7 +175,7 @@ def _cut(sizes: Sequence[int], tokens: Tensor) -> list[Piece]:
             rows = slice(start, start + length)
             owners = torch.tensor([e for e, _ in spans], device=tokens.device)
             repeats = torch.tensor([each.stop - each.start for _, each in spans], device=tokens.device)
-            pieces.append(SomeExperts(rows, tokens[rows], owners.repeat_interleave(repeats), spans))
+            pieces.append(SomeExperts(rows, tokens[rows], owners.repeat_interleave(repeats, output_size=length), spans))
             spans, start, length = [], start + length, 0
         if size:
             spans = [*spans, (expert, slice(length, length + size))]

@@ -141,7 +141,7 @@ class LatentAttention:
         return output
 
     def with_adapters(self) -> LatentAttention | None:
-        return _read(self.module, self.heads)
+        return _read(self.module, self.heads, self.query.norm if self.query else None, self.expand.norm)
 
 
 @dataclass(slots=True, eq=False)
@@ -255,17 +255,22 @@ def _stages_agree(attention: LatentAttention, seen: Observed) -> bool:
     return all(agree(ours, theirs.flatten(0, -2)) for ours, theirs in pairs)
 
 
-def _read(module: Any, heads: LatentHeads) -> LatentAttention | None:
-    """Return the attention with the adapters that its layers have now; None if one is not plain LoRA or DoRA."""
+def _read(
+    module: Any, heads: LatentHeads, query_norm: Norm | None = None, norm: Norm | None = None
+) -> LatentAttention | None:
+    """Return the attention with the adapters that its layers have now; None if one is not plain LoRA or DoRA.
+
+    Norms that are not given are read.
+    """
     latent_query = _has_latent_query(module)
     inputs = read_group(module, (_QUERY_DOWN if latent_query else _QUERY, _COMPRESS))
-    query = _read_stage(module, _QUERY_NORM, _QUERY_UP) if latent_query else None
-    expand, output = _read_stage(module, _NORM, _EXPAND), read_group(module, (_OUTPUT,))
+    query = _read_stage(module, _QUERY_NORM, _QUERY_UP, query_norm) if latent_query else None
+    expand, output = _read_stage(module, _NORM, _EXPAND, norm), read_group(module, (_OUTPUT,))
     if inputs is None or expand is None or output is None or (latent_query and query is None):
         return None
     return LatentAttention(module, inputs, query, expand, output, heads)
 
 
-def _read_stage(module: Any, norm_name: str, name: str) -> Stage | None:
-    norm, group = read_norm(getattr(module, norm_name, None)), read_group(module, (name,))
+def _read_stage(module: Any, norm_name: str, name: str, norm: Norm | None) -> Stage | None:
+    norm, group = norm or read_norm(getattr(module, norm_name, None)), read_group(module, (name,))
     return Stage(norm, group) if norm and group else None
