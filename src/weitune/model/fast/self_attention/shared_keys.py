@@ -71,28 +71,40 @@ class SharedKeys:
         return self.heads.split_keys(projected, 1, context.attention.rotary_of(self.heads.kind))
 
 
+@dataclass(slots=True, eq=False)
+class _Saved:
+    hidden: Tensor
+    projected: list[Tensor]
+    """the leaves of the graph"""
+    shared: tuple[Tensor, Tensor]
+    """keys and values, with the graph"""
+    low: Tensor | None
+
+
 class _SharedKeys(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, keys: SharedKeys, context: BlockContext, *_: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.inputs = GroupPass.begin(keys.inputs, context.dropout)
-        projected, ctx.low = ctx.inputs.forward(keys.norm.forward(hidden)[0])
-        ctx.projected = [each.requires_grad_() for each in projected]
+        ctx.keys, ctx.retain, ctx.inputs = keys, context.retain_graph, GroupPass.begin(keys.inputs, context.dropout)
+        projected, low = ctx.inputs.forward(keys.norm.forward(hidden)[0])
+        leaves = [each.requires_grad_() for each in projected]
         with torch.enable_grad():
-            ctx.shared = keys.of_heads(ctx.projected, context)
-        ctx.hidden, ctx.keys, ctx.retain = hidden, keys, context.retain_graph
-        key, value = ctx.shared
+            key, value = keys.of_heads(leaves, context)
+        ctx.saved = _Saved(hidden, leaves, (key, value), low)
         return key.detach(), value.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         keys: SharedKeys = ctx.keys
+        saved: _Saved = ctx.saved
+        if not ctx.retain:
+            ctx.saved = None  # autograd would keep it until the graph of all blocks is freed
         with gathered(keys.layer):
-            of_projected = list(torch.autograd.grad(ctx.shared, ctx.projected, grads, retain_graph=ctx.retain))
-            x, statistics = keys.norm.forward(ctx.hidden)
+            of_projected = list(torch.autograd.grad(saved.shared, saved.projected, grads, retain_graph=ctx.retain))
+            x, statistics = keys.norm.forward(saved.hidden)
             if not ctx.needs_input_grad[0]:
-                return None, None, None, *ctx.inputs.backward_to_adapters(of_projected, ctx.low, x)
-            grad_x, adapter_grads = ctx.inputs.backward(of_projected, ctx.low, x)
-            return keys.norm.backward(grad_x, ctx.hidden, statistics), None, None, *adapter_grads
+                return None, None, None, *ctx.inputs.backward_to_adapters(of_projected, saved.low, x)
+            grad_x, adapter_grads = ctx.inputs.backward(of_projected, saved.low, x)
+            return keys.norm.backward(grad_x, saved.hidden, statistics), None, None, *adapter_grads
 
 
 def share_keys(block: BlockParts) -> BlockParts | None:
