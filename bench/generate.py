@@ -1,9 +1,10 @@
 """How fast do models answer? This version and 0.1.0 in turn, in the same precision.
 
-    python -m bench.generate [--models smollm2-135m,qwen2.5-0.5b] [--precisions fp32,bf16] [--rounds 3]
+    python -m bench.generate [--models smollm2-135m,qwen2.5-0.5b] [--precisions fp32,bf16] [--only one,many,eval]
 
-one     an answer of 64 tokens to one question
-many    answers of at most 64 tokens to 100 questions of the data, 8 at a time as evaluation does
+one     an answer of 64 tokens to one question, of an engine that has answered before
+many    answers of at most 64 tokens to 100 questions of the data
+eval    ``weitune eval`` of the run, from the command to its end: seconds, with the general questions
 
 Both sides generate greedily with a run's adapter. In fp32 the answers have to be equal.
 """
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,14 @@ from weitune.data.conversation import Conversation, Turn
 from weitune.generate.sampling import Sampling
 
 run, questions, sampling = Run(sys.argv[1]), json.loads(sys.argv[2]), Sampling(max_new_tokens=64)
+wanted = sys.argv[3].split(",")
 engine = run.engine()
 asked = [Conversation((Turn("user", question),)).with_system(run.recipe.system) for question in questions]
-engine.answer(asked[0], Sampling(max_new_tokens=4))
+engine.answer(asked[-1], Sampling(max_new_tokens=20))
 facts = {}
 for name, part in (("one", asked[:1]), ("many", asked)):
+    if name not in wanted:
+        continue
     start = time.perf_counter()
     answers = engine.answers(part, sampling)
     seconds = time.perf_counter() - start
@@ -44,16 +49,22 @@ print(json.dumps(facts))
 """
 
 
-def measured(source: Path, run: Path, questions: list[str]) -> dict[str, Any]:
-    """Return the tokens a second of one side, and its answers."""
+def measured(source: Path, run: Path, questions: list[str], only: str) -> dict[str, Any]:
+    """Return the tokens a second of one side, and its answers; the seconds of ``eval``."""
+    facts: dict[str, Any] = {}
+    if "eval" in only.split(","):
+        start = time.perf_counter()
+        finished(weitune(source, ["eval", str(run)]))
+        facts["eval"] = time.perf_counter() - start
+    if only == "eval":
+        return facts
     done = subprocess.run(
-        [sys.executable, "-c", _SIDE, str(run), json.dumps(questions)],
+        [sys.executable, "-c", _SIDE, str(run), json.dumps(questions), only],
         env=environment(source), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return facts
+    return {**facts, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def questions_of(count: int) -> list[str]:
@@ -63,6 +74,15 @@ def questions_of(count: int) -> list[str]:
     return [f"{asked[k % len(asked)]}{'' if k < len(asked) else f' ({k})'}" for k in range(count)]
 
 
+def _entry(what: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the figures of one measurement, and how many answers of both sides are equal."""
+    figures = {side: [facts[what] for facts in each] for side, each in found.items()}
+    if what == "eval":
+        return {**summary(figures), "seconds": figures}
+    pairs = zip(*(each[0][f"{what} answers"] for each in found.values()), strict=True)
+    return {**summary(figures), "equal_answers": sum(a == b for a, b in pairs), "tokens_per_second": figures}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,6 +90,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--only", default="one,many")
     parser.add_argument("--baseline", default=VERSION_0_1_0, help="the commit to compare with")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"processor": processor(), "questions": arguments.questions}
@@ -79,20 +100,18 @@ def main() -> None:
             for precision in arguments.precisions.split(","):
                 run = Path(folder) / f"{name}-{precision}"
                 training = ["train", "--model", str(model_folder(name)), "--data", str(_DATA), "--output", str(run),
-                            "--train.max_steps", "2", "--train.precision", precision]  # fmt: skip
+                            "--train.max_steps", "2", "--train.precision", precision,
+                            "--validation", "0.1"]  # fmt: skip
                 finished(weitune(both["before"], training))
                 found: dict[str, list[dict[str, Any]]] = {side: [] for side in both}
                 for _ in range(arguments.rounds):
                     for side, source in both.items():
-                        found[side].append(measured(source, run, questions))
-                for what in ("one", "many"):
-                    rates = {side: [facts[what] for facts in each] for side, each in found.items()}
-                    equal = sum(
-                        a == b for a, b in zip(*(each[0][f"{what} answers"] for each in found.values()), strict=True)
-                    )
-                    entry = {**summary(rates), "equal_answers": equal, "tokens_per_second": rates}
+                        found[side].append(measured(source, run, questions, arguments.only))
+                for what in arguments.only.split(","):
+                    entry = _entry(what, found)
                     results[f"{name} {precision} {what}"] = entry
-                    print(f"{name} {precision} {what:4}  0.1.0 {entry['before']:6.1f} tokens/s  "
+                    unit, equal = "s" if what == "eval" else "tokens/s", entry.get("equal_answers", "")
+                    print(f"{name} {precision} {what:4}  0.1.0 {entry['before']:6.1f} {unit}  "
                           f"now {entry['now']:6.1f} ratio {entry['ratio']:.2f}  equal {equal}", flush=True)  # fmt: skip
     (RESULTS / "generate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -11,7 +11,7 @@ from tests.generate.test_engine import argmax_loop
 from tests.tiny import tiny_model
 from weitune.generate.decode.choose import Chooser
 from weitune.generate.decode.decoder import StepDecoder
-from weitune.generate.decode.draft import Draft, Speculation
+from weitune.generate.decode.draft import Draft, Repeats, Speculation
 from weitune.generate.decode.probe import decodable_blocks
 from weitune.generate.decode.rows import Row, decode_rows
 from weitune.generate.sampling import Sampling
@@ -45,7 +45,7 @@ def test_drafted_tokens_are_the_models_own_likeliest(family: str) -> None:
 def test_a_wrong_draft_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, decoder, draft = drafting()
     guesses = iter(tokens(1000, 1))
-    monkeypatch.setattr(Draft, "next", lambda *_: next(guesses))
+    monkeypatch.setattr(Draft, "next", lambda *_: (next(guesses), True))
     prompt = tokens(20, 0)
     assert alone(decoder, draft, prompt, Sampling(max_new_tokens=40)) == argmax_loop(model, prompt, 40)
     assert next(guesses, None) is not None, "drafts that are wrong go on for ever"
@@ -59,12 +59,11 @@ def test_sampling_is_drafted_with_the_same_noise() -> None:
 
 def test_most_drafts_are_right() -> None:
     _, decoder, draft = drafting()
-    speculation, cache = Speculation(decoder, draft), decoder.new_cache(1)
-    prompt = tokens(20, 0)
+    speculation, cache = Speculation(decoder, draft, prompt := tokens(20, 0)), decoder.new_cache(1)
     chooser = Chooser(SAMPLED, prompt, CPU)
     said = [int(decoder.read([prompt], cache, 0).argmax())]
     for _ in range(8):
-        said += list(speculation.next(said[-1], len(prompt) + len(said) - 1, cache, chooser))
+        said += list(speculation.next(said, cache, chooser))
     assert len(said) > 1.5 * 8
     assert speculation.pays
 
@@ -72,3 +71,15 @@ def test_most_drafts_are_right() -> None:
 def test_weights_that_may_change_are_not_copied() -> None:
     model, decoder, _ = drafting()
     assert Draft.of(StepDecoder(model, decoder.blocks)) is None
+
+
+def test_what_followed_a_run_before_is_found() -> None:
+    repeats = Repeats([1, 2, 3, 4, 5, 6])
+    assert repeats.continued(5) == []
+    assert repeats.add([9, 1, 2, 3]) == 10
+    assert repeats.continued(5) == []
+    assert repeats.add([9, 1, 2, 3, 4]) == 11
+    assert repeats.continued(5) == [5, 6, 9, 1, 2]
+    assert repeats.continued(1) == [5]
+    repeats.add([9, 1, 2, 3, 4, 7, 1, 2, 3, 4])
+    assert repeats.continued(2) == [7, 1], "the latest place counts"

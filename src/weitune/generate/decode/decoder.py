@@ -6,7 +6,7 @@ filled up to recurring numbers, because oneDNN generates code for every number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weitune.generate.decode.attend import Masks
 from weitune.generate.decode.cache import KeyValueCache, Place
-from weitune.generate.decode.products import as_stored, can_be_packed, packed
+from weitune.generate.decode.products import Product, as_stored, can_be_packed, packed
 from weitune.generate.decode.rotary import TurnTable
 from weitune.generate.decode.steps import BlockStep, MakeProduct, Reading
 from weitune.model.fast.decoder import BlockDecoder
@@ -42,7 +42,7 @@ class StepDecoder:
         self.blocks, self.head = blocks, LoraGroup([_as_projection(model.get_output_embeddings())])
         pack = self.fixed and can_be_packed(self.groups, blocks.dtype)
 
-        def make(group: LoraGroup) -> Callable[[Tensor], list[Tensor]]:
+        def make(group: LoraGroup) -> Product:
             return packed(group, blocks.dtype) if pack else as_stored(group, blocks.dtype)
 
         self._module = blocks.module

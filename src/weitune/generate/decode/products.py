@@ -21,8 +21,8 @@ from weitune.model.fast.matmul import linear, packed_linear, packs
 from weitune.model.fast.projection import LoraGroup, Projection
 from weitune.model.storage.host_memory import host_memory
 
-Product: TypeAlias = "Callable[[Tensor], list[Tensor]]"
-"""From x (T, K) to the outputs (T, N) of the linear layers that read it."""
+Times: TypeAlias = "Callable[[Tensor], Tensor]"
+"""From x (T, K) to one tensor (T, N)."""
 
 _FEW_ROWS = 64
 """Rows up to which oneDNN may multiply what is not packed: it generates code for every number of rows."""
@@ -34,32 +34,48 @@ _SPARE = 2
 """Copies are made only if so many times their size is free."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """From x (T, K) to the outputs (T, N) of the linear layers that read it."""
+
+    apart: Callable[[Tensor], list[Tensor]]
+    joined: Times | None = None
+    """All outputs side by side in one tensor, if they are computed so"""
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        return self.apart(x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Return all outputs side by side."""
+        return self.joined(x) if self.joined else torch.cat(self.apart(x), dim=1)
+
+
 def as_stored(group: LoraGroup, dtype: torch.dtype) -> Product:
     """Return what multiplies by the matrices of ``group`` as they are stored, and by its adapters."""
     frozen = [_times(projection, dtype) for projection in group.projections]
-    return _with_adapters(lambda x: [times(x) for times in frozen], group, dtype)
+    return _with_adapters(Product(lambda x: [times(x) for times in frozen]), group, dtype)
 
 
 def packed(group: LoraGroup, dtype: torch.dtype) -> Product:
     """Return what multiplies by a packed copy of the matrices of ``group``, all at once, and by its adapters."""
     weights = [projection.weight(dtype) for projection in group.projections]
     times = packed_linear(torch.cat(weights) if len(weights) > 1 else weights[0], _joined_bias(group, dtype))
-    return _with_adapters(_parted(times, group), group, dtype)
+    return _at_once(times, group, dtype)
 
 
 def of_four_bits(group: LoraGroup) -> Product:
     """Return what multiplies, in bfloat16, by a copy of the matrices of ``group`` in 4 bits, and by its adapters."""
     dtype = torch.bfloat16
     times, bias = FourBits.of([p.weight(p.layer.weight.dtype) for p in group.projections]), _joined_bias(group, dtype)
-    if bias is None:
-        return _with_adapters(_parted(times, group), group, dtype)
-    return _with_adapters(_parted(lambda x: times(x).add_(bias), group), group, dtype)
+    return _at_once(times if bias is None else lambda x: times(x).add_(bias), group, dtype)
 
 
-def _parted(times: Callable[[Tensor], Tensor], group: LoraGroup) -> Product:
-    """Return what ``times`` does for all projections of ``group`` at once, with the output of each on its own."""
+def _at_once(times: Times, group: LoraGroup, dtype: torch.dtype) -> Product:
+    """Return the product of ``times``, which multiplies by all matrices of ``group`` at once, and by its adapters."""
     sizes = [projection.shape[0] for projection in group.projections]
-    return (lambda x: [times(x)]) if len(sizes) == 1 else (lambda x: list(times(x).split(sizes, dim=1)))
+    if len(sizes) == 1:
+        return _with_adapters(Product(lambda x: [times(x)], times), group, dtype)
+    return _with_adapters(Product(lambda x: list(times(x).split(sizes, dim=1)), times), group, dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,10 +127,10 @@ def _fits(size_bytes: int) -> bool:
 
 def _with_adapters(frozen: Product, group: LoraGroup, dtype: torch.dtype) -> Product:
     factors = group.factors(dtype, 1.0)
-    return frozen if factors is None else lambda x: factors.add_to(frozen(x), F.linear(x, factors.a))
+    return frozen if factors is None else Product(lambda x: factors.add_to(frozen(x), F.linear(x, factors.a)))
 
 
-def _times(projection: Projection, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _times(projection: Projection, dtype: torch.dtype) -> Times:
     """Return what multiplies by one matrix."""
     layer = projection.layer
     if type(layer) is not nn.Linear or layer.weight.dtype != dtype:

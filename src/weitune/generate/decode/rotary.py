@@ -6,7 +6,7 @@ turned together by three operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,14 @@ class HalfTurn:
         cos, sin = (x.view(-1, 1, 1, 2 * half)[..., :half] for x in rotary)
         return cls(cos, torch.cat([-sin, sin], dim=2))
 
-    def split(self, projected: Sequence[Tensor], rows: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query (B, H, T, D), key and value (B, G, T, D), from what was projected, each (B·T, H·D or G·D)."""
-        query, key, value = projected
-        tokens, heads = len(query), query.shape[1] // size
-        halves = torch.cat([query, key], dim=1).view(tokens, -1, 2, size // 2)
-        turned = (halves * self.cos).addcmul_(halves.flip(2), self.sin).view(rows, tokens // rows, -1, size)
+    def split(self, projected: Tensor, rows: int, groups: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query (B, H, T, D), key and value (B, G, T, D), from all three side by side (B·T, (H + 2·G)·D)."""
+        tokens, turning = len(projected), projected.shape[1] // size - groups
+        halves = projected.view(tokens, -1, 2, size // 2)[:, :turning]
+        turned = (halves * self.cos).addcmul_(halves.flip(2), self.sin).view(rows, tokens // rows, turning, size)
+        value = projected.view(rows, tokens // rows, -1, size)[:, :, turning:]
         turned = turned.transpose(1, 2)
-        return turned[:, :heads], turned[:, heads:], value.view(rows, tokens // rows, -1, size).transpose(1, 2)
+        return turned[:, : turning - groups], turned[:, turning - groups :], value.transpose(1, 2)
 
 
 class Turns:
@@ -96,15 +96,17 @@ def half_turns(heads: Heads) -> bool:
     """Return whether :meth:`HalfTurn.split` computes what ``heads`` does between projections and attention."""
     if any(heads.norms) or heads.gate or heads.size % 2 or heads.rotation.function is None:
         return False
-    random = torch.Generator().manual_seed(0)
+    groups, random = heads.groups, torch.Generator().manual_seed(0)
     angles = torch.randn(2, 3, heads.size // 2, generator=random).repeat(1, 1, 2)
     rotary = angles.cos(), angles.sin()
-    projected = [torch.randn(6, count * heads.size, generator=random) for count in (4, 2, 2)]
+    projected = [torch.randn(6, count * heads.size, generator=random) for count in (2 * groups, groups, groups)]
     try:
         expected = heads.split(projected, 2, rotary)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
         return False
     return all(
         a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
-        for a, b in zip(HalfTurn.of(rotary).split(projected, 2, heads.size), expected, strict=True)
+        for a, b in zip(
+            HalfTurn.of(rotary).split(torch.cat(projected, dim=1), 2, heads.groups, heads.size), expected, strict=True
+        )
     )

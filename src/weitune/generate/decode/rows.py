@@ -103,10 +103,10 @@ def _alone(
 ) -> Iterator[tuple[Row, int]]:
     """Decode the row in the first slot to its end."""
     made = draft() if row.limit - len(row.tokens) >= _LEAST_DRAFTED else None
-    speculation = Speculation(decoder, made) if made else None
+    speculation = Speculation(decoder, made, row.prompt) if made else None
     while True:
         if speculation is not None and speculation.pays:
-            tokens = speculation.next(row.tokens[-1], row.position, cache, row.chooser)
+            tokens = speculation.next(row.tokens, cache, row.chooser)
         else:
             tokens = iter(choose([row.chooser], decoder.step([row.tokens[-1]], [row.position], cache)))
         for token in tokens:

@@ -45,14 +45,18 @@ class AttentionStep:
 
     def __call__(self, x: Tensor, reading: Reading) -> Tensor:
         heads, rows = self._heads, len(reading.place.starts)
-        projected = self._inputs(x)
         if self._quick:
-            query, key, value = reading.turns.quick(heads.kind, x.dtype).split(projected, rows, heads.size)
-        else:
-            query, key, value = heads.split(projected, rows, reading.turns.of(heads.kind, x.dtype))
-        keys, values = reading.cache.append(self._layer, key, value, reading.place)
-        attended = attention(query.to(keys.dtype), keys, values, reading.masks, heads.scores).to(x.dtype)
+            turn = reading.turns.quick(heads.kind, x.dtype)
+            query, key, value = turn.split(self._inputs.whole(x), rows, heads.groups, heads.size)
+            return self._output(self._attended(query, key, value, reading).to(x.dtype))[0]
+        projected = self._inputs(x)
+        query, key, value = heads.split(projected, rows, reading.turns.of(heads.kind, x.dtype))
+        attended = self._attended(query, key, value, reading).to(x.dtype)
         return self._output(heads.gated(attended, projected))[0]
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, reading: Reading) -> Tensor:
+        keys, values = reading.cache.append(self._layer, key, value, reading.place)
+        return attention(query.to(keys.dtype), keys, values, reading.masks, self._heads.scores)
 
 
 class LatentStep:
