@@ -2,7 +2,7 @@
 
     python -m bench.generate [--models smollm2-135m,qwen2.5-0.5b] [--precisions fp32,bf16] [--only one,many,eval]
 
-one     an answer of 64 tokens to one question, of an engine that has answered before
+one     an answer of 64 tokens, prompt included, to one question; the engine has answered another before
 many    answers of at most 64 tokens to 100 questions of the data
 eval    ``weitune eval`` of the run, from the command to its end: seconds, with the general questions
 
@@ -37,7 +37,8 @@ engine = run.engine()
 asked = [Conversation((Turn("user", question),)).with_system(run.recipe.system) for question in questions]
 engine.answer(asked[-1], Sampling(max_new_tokens=20))
 facts = {}
-for name, part in (("one", asked[:1]), ("many", asked)):
+story = Conversation((Turn("user", "Tell me a long story about a fisherman and the sea."),))
+for name, part in (("one", [story.with_system(run.recipe.system)]), ("many", asked)):
     if name not in wanted:
         continue
     start = time.perf_counter()
