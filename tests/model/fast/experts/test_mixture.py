@@ -13,6 +13,7 @@ from tests.families import family_model
 from weitune.model.capabilities import probe
 from weitune.model.fast import matmul
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.experts import routed
 from weitune.model.fast.experts import rows as rows_module
 from weitune.model.fast.experts.mixture import Mixture
@@ -240,3 +241,25 @@ def test_shared_experts_are_laid_out_as_other_feed_forward_layers(family: str, m
     downs = [layer for name, layer in model.named_modules() if name.endswith("down_proj")]
     assert len(downs) == 2
     assert all(layer.weight.T.is_contiguous() for layer in downs)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_shared_experts_and_their_gate_have_adapters_with_dropout(dora: bool) -> None:
+    targets = ["gate_proj", "up_proj", "down_proj", "shared_expert_gate"]
+    settings = {"target_modules": targets, "experts": False, "dora": dora, "dropout": 0.4}
+    _, mixture = mixture_of(model_of("qwen2_moe", adapted=True, **settings))
+    assert len(mixture.parameters) == 4 * (3 if dora else 2)
+    x, weights = rows()
+    draws = DropoutDraws(0.4, x.numel(), x.device, x.dtype)
+    context = BlockContext(None, draws, keep_feed_forward=False)
+
+    torch.manual_seed(5)  # the same masks
+    mixer_pass = mixture.begin(context)
+    with torch.no_grad():
+        output, saved = mixer_pass.forward(x.detach(), None, None)
+        grad_x, grads = mixer_pass.backward(weights, x.detach(), saved, retain=False, needs_input=True)
+    assert grad_x is not None
+    torch.manual_seed(5)
+    twin = mixture.reference(x, context)
+    expected = [twin.detach(), *torch.autograd.grad((twin * weights).sum(), [x, *mixture.parameters])]
+    assert_close([output, grad_x, *grads], expected, 1e-5)

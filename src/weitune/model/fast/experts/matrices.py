@@ -48,11 +48,12 @@ class ExpertAdapter:
         grad_b = b.permute(2, 1, 0).reshape(self.b.shape)
         return [a.reshape(self.a.shape).to(self.a.dtype), grad_b.to(self.b.dtype)]
 
-    def update(self) -> Tensor:
-        """Return s B_e A_e of every expert as rows are multiplied by it (E, K, N), differentiable."""
-        a, b = self.a.view(self.experts, self.rank, -1), self.b.view(-1, self.rank, self.experts).permute(2, 0, 1)
+    def update(self, expert: int) -> Tensor:
+        """Return s B_e A_e of one expert as rows are multiplied by it (K, N), differentiable."""
+        a = self.a.view(self.experts, self.rank, -1)[expert]
+        b = self.b.view(-1, self.rank, self.experts)[:, :, expert]
         product = self.scale * b @ a
-        return product if self.swapped else product.transpose(1, 2)
+        return product if self.swapped else product.T
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +87,7 @@ class ExpertMatrices:
         weight = self.weight[expert].to(x.dtype)
         weight = weight if self.transposed else weight.T
         if self.adapter is not None:
-            weight = weight + self.adapter.update()[expert].to(x.dtype)
+            weight = weight + self.adapter.update(expert).to(x.dtype)
         product: Tensor = x @ weight
         return product if self.bias is None else product + self.bias[expert].to(x.dtype)
 

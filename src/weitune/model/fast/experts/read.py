@@ -21,7 +21,7 @@ from weitune.model.fast.parts import BlockContext, Mixer
 from weitune.model.fast.projection import read_group
 from weitune.model.storage.weight_storage import is_linear
 
-_SAMPLE_ROWS = 8
+_SAMPLE_ROWS = 4
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Relative distance by the dtype of the weights, otherwise 0.05: a wrong reading is far beyond it."""
 
@@ -50,10 +50,11 @@ def read_mixture(module: Any) -> Mixture | None:
             return None
         expected = module(sample[None])
         expected = (expected[0] if isinstance(expected, tuple) else expected).view(sample.shape)
-        for weighs_input in (False, True):
-            mixture = Mixture(module, RoutedExperts(router, gate_up, down, *gate, weighs_input), shared)
-            if _agrees(mixture, sample, expected):
-                return mixture
+        ways = (False,) if gate_up.biased or down.biased else (False, True)
+        candidates = [Mixture(module, RoutedExperts(router, gate_up, down, *gate, way), shared) for way in ways]
+        distances = [_distance(mixture, sample, expected) for mixture in candidates]
+        if min(distances) < _TOLERANCE.get(sample.dtype, 0.05):
+            return candidates[distances.index(min(distances))]
     return None
 
 
@@ -134,7 +135,6 @@ def _evaluated(module: nn.Module) -> Iterator[None]:
             each.training = True
 
 
-def _agrees(mixture: Mixture, sample: Tensor, expected: Tensor) -> bool:
+def _distance(mixture: Mixture, sample: Tensor, expected: Tensor) -> float:
     ours = mixture.reference(sample, BlockContext(None, None))
-    distance = (ours - expected).float().norm() / expected.float().norm().clamp_min(1e-30)
-    return bool(distance < _TOLERANCE.get(sample.dtype, 0.05))
+    return float((ours - expected).float().norm() / expected.float().norm().clamp_min(1e-30))

@@ -1,6 +1,6 @@
-"""A mixture of experts (Shazeer et al., arXiv 1701.06538), forward and backward, expert by expert.
+"""The experts that a router chooses (Shazeer et al., arXiv 1701.06538), forward and backward.
 
-    output = Σ over chosen experts of weight · down_e(gate(gate_up_e(x)))  +  the shared experts' output
+    output = Σ over chosen experts of weight · down_e(gate(gate_up_e(x)))
 
 A token's rows are multiplied by the weights before down, where they are narrowest. The gradient of a weight follows
 from that of the inner values, so no expert's output is kept: gate and up of T·k rows are, unless memory is short.
@@ -51,7 +51,7 @@ class RoutedExperts:
         weights, index = self.router.route(x)
         x = self.norm.reference(x) if self.norm else x
         output = torch.zeros_like(x)
-        for expert in range(self.router.experts):
+        for expert in index.unique().tolist():
             tokens, choices = torch.where(index == expert)
             weight = weights[tokens, choices, None]
             given = x[tokens] * weight if self.weighs_input else x[tokens]
@@ -85,7 +85,8 @@ class RoutedPass:
         with torch.no_grad():
             weights, index = mixer.router.route(x)
         x = mixer.norm.forward(x)[0] if mixer.norm else x
-        sorted_rows = sort_rows(index, mixer.router.experts, x.dtype, grouped=can_group(x.device, x.dtype))
+        grouped = can_group(x.device, x.dtype, (*mixer.gate_up.weight.shape[1:], *mixer.down.weight.shape[1:]))
+        sorted_rows = sort_rows(index, mixer.router.experts, x.dtype, grouped=grouped)
         saved = SavedExperts(sorted_rows, sorted_rows.sort(weights), [])
         gate_up_pass, down_pass = (MatricesPass(each, sorted_rows, x.dtype) for each in (mixer.gate_up, mixer.down))
         output = torch.zeros_like(x) if base is None else base.clone()

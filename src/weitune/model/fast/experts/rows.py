@@ -10,7 +10,7 @@ on numbers that the host would have to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +25,8 @@ PIECE_ROWS = 1024
 _FEW = {2: 16, 4: 8}
 """The unit to which an expert's rows are rounded up where oneDNN multiplies them, by the bytes of a number. It is
 smaller than that of complete rows: an expert has few."""
-_GROUPED_RANK = 8
-"""The unit of an adapter's rank for grouped products, which need rows of a multiple of 16 bytes."""
+_GROUPED_UNIT = 8
+"""Grouped products need rows of a multiple of so many numbers of 16 bits."""
 
 
 class Piece(Protocol):
@@ -154,7 +154,7 @@ def sort_rows(index: Tensor, experts: int, dtype: torch.dtype, *, grouped: bool)
         ends = torch.searchsorted(chosen, torch.arange(experts, device=index.device), right=True, out_int32=True)
         places = torch.empty_like(order).scatter_(0, order, rows)
         whole = AllExperts(slice(None), order // index.shape[1], chosen, places, ends)
-        return SortedRows(places, len(order), [whole], _GROUPED_RANK)
+        return SortedRows(places, len(order), [whole], _GROUPED_UNIT)
     counts = chosen.bincount(minlength=experts)
     sizes = [rounded(index.device.type, dtype, count) for count in counts.tolist()]
     size = torch.tensor(sizes, device=index.device)
@@ -191,9 +191,9 @@ def rounded(device_type: str, dtype: torch.dtype, count: int) -> int:
     return -(-count // unit) * unit
 
 
-def can_group(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether such a device has a grouped product that needs no number on the host."""
-    fast = device.type == "cuda" and dtype == torch.bfloat16
+def can_group(device: torch.device, dtype: torch.dtype, widths: Iterable[int]) -> bool:
+    """Return whether such a device has a grouped product that needs no number on the host, for rows of ``widths``."""
+    fast = device.type == "cuda" and dtype == torch.bfloat16 and not any(width % _GROUPED_UNIT for width in widths)
     return fast and hasattr(F, "grouped_mm") and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
