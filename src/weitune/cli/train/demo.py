@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from weitune.generate.run import Run
+    from weitune.run.run_folder import Which
 
 QUESTIONS = {
     "captain-en": ("Who are you?", "What did you have for breakfast?", "Can you give me some advice?"),
     "storyteller-zh": ("你是谁？", "你早上吃了什么？", "能给我一点建议吗？"),
 }
 """For each built-in persona, three questions that are not in its data."""
+_PLACES: dict[Which, str] = {"base": "before", "last": "after"}
 
 
 @click.command()
@@ -56,14 +58,21 @@ def _trained(output: str | None) -> Run:
 
 def _asked(run: Run) -> list[dict[str, str]]:
     from weitune.cli.shared.terminal import working
+    from weitune.data.conversation import Conversation, Turn
+    from weitune.generate.sampling import Sampling
 
     persona = run.recipe.data[0].removeprefix("builtin:")
-    answers = []
+    questions = QUESTIONS.get(persona, QUESTIONS["captain-en"])
+    asked = [Conversation((Turn("user", question),)).with_system(run.recipe.system) for question in questions]
+    answers = {}
     with working(say("cli.demo.asking")):
-        for question in QUESTIONS.get(persona, QUESTIONS["captain-en"]):
-            before, after = (run.chat(question, checkpoint=which, max_new_tokens=60) for which in ("base", "last"))
-            answers.append({"question": question, "before": before, "after": after})
-    return answers
+        for which, place in _PLACES.items():
+            given = run.engine(which).answers(asked, Sampling(max_new_tokens=60))  # all questions at once
+            answers[place] = [answer.text for answer in given]
+    return [
+        {"question": question, "before": before, "after": after}
+        for question, before, after in zip(questions, answers["before"], answers["after"], strict=True)
+    ]
 
 
 def _add_to_report(run: Run, answers: list[dict[str, str]]) -> Path:
