@@ -53,11 +53,12 @@ class OwnMemory:
 
 
 def load(job: dict[str, Any]) -> Any:
+    from weitune.model.load.locate import ModelFiles
     from weitune.model.load.weights import LoadedModel, load_model
 
     if job["shape_7b"]:
         model = random_nf4(SHAPE)
-        return LoadedModel(model, None, None, torch.device("cpu"), torch.float32, "nf4")
+        return LoadedModel(model, None, ModelFiles(Path(job["model"])), torch.device("cpu"), torch.float32, "nf4")
     return load_model(job["model"], precision="fp32", storage=job["storage"], device="cpu")
 
 
