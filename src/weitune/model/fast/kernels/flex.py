@@ -40,7 +40,10 @@ def flex_attention(
     )
     repeat = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (key, value))
-    return _fused_flex(query, key, value, block_mask, scores.scaling, scores.cap, scores.sinks)
+    number, cap = scores.cap, None
+    if number is not None:
+        cap = tree.once(("cap", number), lambda: torch.full((), number, device=query.device))
+    return _fused_flex(query, key, value, block_mask, scores.scaling, cap, scores.sinks)
 
 
 @fused
@@ -50,9 +53,10 @@ def _fused_flex(
     value: Tensor,
     block_mask: Any,
     scaling: float | None,
-    cap: float | None,
+    cap: Tensor | None,
     sinks: Tensor | None,
 ) -> Tensor:
+    """Compute attention; the cap is a tensor because a score function that is compiled may read no other numbers."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     options: dict[str, Any] = {"block_mask": block_mask, "scale": scaling}
