@@ -3,7 +3,8 @@
     python -m bench.plan_accuracy [--models qwen2.5-0.5b smollm2-135m] [--recipes default …] [--measure]
     python -m bench.plan_accuracy --models gemma3-270m phi3 qwen3_moe qwen3_5_text falcon_h1 gpt_oss --recipes short
 
-Besides test models it knows the families of OWN_MODULES, which run by their own modules: models with random weights.
+Besides test models it knows the families of MEASURED, models with random weights whose passes no formula covers: plan
+runs their blocks, or their own modules, on tensors without numbers.
 
 For each model and recipe, `weitune plan --json` forecasts a run of a few steps in one process, and `weitune train` does
 them in another, whose peak resident memory the kernel tells (ru_maxrss). With --measure the runs are longer, and the
@@ -42,7 +43,7 @@ _SIZES = {
     "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "head_dim": 64,
     "num_attention_heads": 8, "num_key_value_heads": 2,
 }  # fmt: skip
-OWN_MODULES: dict[str, dict[str, Any]] = {
+MEASURED: dict[str, dict[str, Any]] = {
     "phi3": {"num_hidden_layers": 8},
     "gemma2": {"query_pre_attn_scalar": 64, "layer_types": ["sliding_attention", "full_attention"] * 3},
     "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 384, "mlp_only_layers": []},
@@ -86,10 +87,10 @@ def main() -> int:
 
 
 def folder_of(model: str, scratch: Path) -> str:
-    """Return the folder of a test model, or write a model of OWN_MODULES to ``scratch``."""
-    if model not in OWN_MODULES:
+    """Return the folder of a test model, or write a model of MEASURED to ``scratch``."""
+    if model not in MEASURED:
         return model_folder(model)
-    return str(save_family(scratch / model, model, **{**_SIZES, **OWN_MODULES[model]}))
+    return str(save_family(scratch / model, model, **{**_SIZES, **MEASURED[model]}))
 
 
 def one(model: str, name: str, *, measure: bool) -> dict[str, Any]:

@@ -88,9 +88,10 @@ class _Sample:
 
 
 class OwnModules:
-    """The own modules of the model whose configuration ``read`` returns, with the adapter of ``lora`` if there is one.
+    """The model whose configuration ``read`` returns, with the adapter of ``lora`` if there is one.
 
-    ``build`` makes the model of a configuration in a number format, on the current device.
+    Its ``capabilities`` decide whether a block decoder or its own modules are measured. ``build`` makes the model of a
+    configuration in a number format, on the current device.
     """
 
     def __init__(
