@@ -26,9 +26,8 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIB = 1 << 20
 _FRAMEWORK = {"cpu": 580 * _MIB}
 """Python, PyTorch, transformers, PEFT and the data, as measured on Linux with CPU builds."""
-_WITH_OWN_MODULES = 450 * _MIB
-"""The same where a model's own modules run on a CPU, whose holes in the heap are counted with the pass; without the
-tokenizer."""
+_MEASURED = 450 * _MIB
+"""The same where passes are measured, and the holes in the heap are counted with the pass; without the tokenizer."""
 _OF_A_TOKEN = 2048
 """What a tokenizer takes for each of its tokens: 1.5 to 2.8 kB, measured with 49,152 to 262,144 of them."""
 _CONTEXT = 700 * _MIB
@@ -91,8 +90,9 @@ def memory_need(
     adapter, gradients, optimizer = trained_bytes(meta.trainable)
     activations, logits = pass_bytes(meta.shape, size, config)
     framework = _FRAMEWORK.get(kind, _CONTEXT)
-    if kind == "cpu" and not config.plain_blocks and form.storage not in QUANTIZED:
-        framework = _WITH_OWN_MODULES + _OF_A_TOKEN * meta.shape.vocabulary
+    measured = not config.plain_blocks or config.modules is not None
+    if kind == "cpu" and measured and form.storage not in QUANTIZED:
+        framework = _MEASURED + _OF_A_TOKEN * meta.shape.vocabulary
     if config.plain_blocks or form.dtype.itemsize == 2:  # own modules multiply float32 without oneDNN
         framework += kept_bytes(kind, form.dtype)
     return MemoryEstimate(
