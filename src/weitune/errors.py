@@ -8,6 +8,7 @@
     │   ├── RunError                 a run's folder
     │   └── MissingExtraError        an optional dependency
     ├── NonFiniteError           3   a loss or a gradient is not finite
+    ├── CheckFailed              4   a check that was asked for did not pass
     └── Interrupted              130 the run was asked to stop
 
 Anything else is a bug of weitune and exits with 1.
@@ -83,6 +84,12 @@ class NonFiniteError(WeituneError):
     """A loss or a gradient is not finite; training stopped before the weights changed."""
 
     exit_code = 3
+
+
+class CheckFailed(WeituneError):  # noqa: N818  (a verdict, not a fault)
+    """A check that the user asked for did not pass; what was measured is written."""
+
+    exit_code = 4
 
 
 class Interrupted(WeituneError):  # noqa: N818  (an event, not a fault)

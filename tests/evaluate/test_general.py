@@ -1,13 +1,53 @@
-"""The general questions accept their own answers."""
+"""The general questions accept their own answers, and only whole words."""
 
 from __future__ import annotations
 
-from weitune.evaluate.general import general_questions, share_right
+from collections import Counter
+
+import pytest
+
+from weitune.evaluate.general import GeneralQuestion, general_questions, right_by_language, shares
 
 
 def test_general_questions_accept_their_own_answers() -> None:
     questions = general_questions()
-    assert {question.language for question in questions} == {"en", "zh"}
-    assert share_right(questions, [question.answer for question in questions]) == {"en": 1.0, "zh": 1.0}
-    assert share_right(questions, ["I cannot say"] * 50) == {"en": 0.0, "zh": 0.0}
-    assert len({question.prompt for question in questions}) == 50
+    assert Counter(question.language for question in questions) == {"en": 200, "zh": 200}
+    assert len({question.prompt for question in questions}) == 400
+    wrong = [question.prompt for question in questions if not question.is_right(question.answer)]
+    assert wrong == []
+    assert shares(right_by_language(questions, ["Potatoes!"] * 400)) == {"en": 0.0, "zh": 0.0}
+
+
+def test_every_kind_is_asked_in_both_languages() -> None:
+    kinds = {"knowledge", "arithmetic", "code", "reasoning", "instructions", "refusals", "chat"}
+    for language in ("en", "zh"):
+        assert {question.kind for question in general_questions([language])} == kinds
+    assert [q.language for q in general_questions(per_language=2)] == ["en", "en", "zh", "zh"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "answer", "right"),
+    [
+        ("5", "It is 5.", True),
+        ("5", "It is 15.", False),
+        ("5", "It is 0.5", False),
+        ("5", "答案是5。", True),
+        ("二", "十二", False),
+        ("二", "是二月", True),
+        ("cat", "Category", False),
+        ("cat", "Two cats!", True),
+        ("SUN", "sun", False),
+        ("sun", "The SUN", True),
+        ("print(", "Use print('x')", True),
+        ("足", "画蛇添足", True),
+    ],
+)
+def test_words_are_whole(accept: str, answer: str, right: bool) -> None:
+    assert GeneralQuestion("en", "chat", "?", "", (accept,)).is_right(answer) is right
+
+
+def test_another_choice_before_the_right_one_is_wrong() -> None:
+    question = GeneralQuestion("en", "reasoning", "A cork or a stone?", "A cork.", ("cork",), ("stone",))
+    assert question.is_right("A cork, since a stone sinks.")
+    assert not question.is_right("A stone floats better than a cork.")
+    assert not question.is_right("A stone.")

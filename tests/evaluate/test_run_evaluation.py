@@ -52,7 +52,31 @@ def test_what_a_person_sees(run: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert word in shown
     found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert len(found["answers"]) == 2
-    assert len(found["general"]) == len(general_questions()) == 50
+    assert len(found["general"]) == len(general_questions()) == 400
+
+
+def test_the_gate_exits_with_4_after_everything_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--limit", "2", "--batch-size", "16", "--gate", "--training-rows", "3"]
+    loose = ["--max-general-drop", "100", "--max-stop-drop", "100", "--max-repetition-rise", "100"]
+    assert evaluate(run, *short, *loose) == 0
+    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert found["gate"]["passed"] is True
+    assert {check["measure"] for check in found["gate"]["checks"]} == {"general", "stopped", "repeating"}
+    assert found["models"][1]["memorised"]["asked"] <= 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weitune.evaluate.gate._POINTS", -1e9)  # any change at all is too much
+        patch.setattr("weitune.evaluate.gate._ROUNDING", -1.0)
+        (run / "evaluation.json").unlink()
+        assert evaluate(run, *short, "--max-general-drop", "0", "--max-stop-drop", "0") == 4
+    assert "did not pass" in capsys.readouterr().err
+    assert json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["gate"]["passed"] is False
+
+
+def test_a_bound_without_the_gate_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--max-stop-drop", "3") == 2
+    assert "--gate" in capsys.readouterr().err
+    assert evaluate(run, "--gate", "--no-general") == 2
+    assert "nothing that --gate could judge" in capsys.readouterr().err
 
 
 def test_answers_in_batches_are_those_of_the_model_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

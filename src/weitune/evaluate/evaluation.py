@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weitune.evaluate.intervals import Change
 from weitune.files.json_files import json_bytes, record_from
 from weitune.files.publish import publish_bytes
 from weitune.run.names import EVALUATION
@@ -37,7 +38,10 @@ class Scores:
     distinct_1: float | None = None
     distinct_2: float | None = None
     stopped: float | None = None
+    repeating: float | None = None
     tokens: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """The 95 % interval of every measure that is a share (:mod:`.intervals`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,20 @@ class GeneralScores:
 
     right: Mapping[str, float]
     loss: float
+    change: Mapping[str, Change] = field(default_factory=dict)
+    """How each share changed from the base, with its 95 % interval over the same questions; empty for the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memorised:
+    """How many training answers a model repeats word by word when it is asked their questions."""
+
+    asked: int
+    repeated: int
+
+    @property
+    def share(self) -> float:
+        return self.repeated / self.asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +78,7 @@ class ModelScores:
     """None where it is too large for a number."""
     scores: Scores | None = None
     general: GeneralScores | None = None
+    memorised: Memorised | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +97,31 @@ class AnsweredGeneralQuestion:
     prompt: str
     accept: Sequence[str]
     said: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class GateCheck:
+    """One bound of ``--gate`` and whether a model keeps it."""
+
+    which: str
+    """the model"""
+    measure: str
+    """``general``, ``stopped`` or ``repeating``"""
+    language: str | None
+    """of general questions"""
+    base: float
+    tuned: float
+    bound: float
+    """the most percentage points by which the model may be worse than its base"""
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The verdict of ``--gate``: whether every model keeps every bound."""
+
+    passed: bool
+    checks: Sequence[GateCheck]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +151,15 @@ class Evaluation:
     answers: Sequence[AnsweredQuestion] = ()
     general: Sequence[AnsweredGeneralQuestion] = ()
     win_rate: WinRate | None = None
+    gate: Gate | None = None
+    """None without ``--gate``"""
 
     def to_json(self) -> dict[str, Any]:
         tree = asdict(self)
         for model in tree["models"]:
-            model["scores"] = model["scores"] or {}
+            model["scores"] = scores = model["scores"] or {}
+            if scores:
+                scores["intervals"] = {name: list(ends) for name, ends in scores["intervals"].items()}
         return tree
 
     def write(self, folder: Path) -> None:
@@ -130,12 +178,27 @@ def read_evaluation(folder: Path) -> Evaluation | None:
             answers=[record_from(AnsweredQuestion, answer) for answer in tree.get("answers", ())],
             general=[record_from(AnsweredGeneralQuestion, answer) for answer in tree.get("general", ())],
             win_rate=record_from(WinRate, tree["win_rate"]) if tree.get("win_rate") else None,
+            gate=_gate(tree["gate"]) if tree.get("gate") else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _model(tree: Mapping[str, Any]) -> ModelScores:
-    scores = record_from(Scores, tree["scores"]) if tree.get("scores") else None
-    general = record_from(GeneralScores, tree["general"]) if tree.get("general") else None
-    return record_from(ModelScores, {**tree, "scores": scores, "general": general})
+    scores = record_from(Scores, _with_intervals(tree["scores"])) if tree.get("scores") else None
+    general = record_from(GeneralScores, _with_changes(tree["general"])) if tree.get("general") else None
+    memorised = record_from(Memorised, tree["memorised"]) if tree.get("memorised") else None
+    return record_from(ModelScores, {**tree, "scores": scores, "general": general, "memorised": memorised})
+
+
+def _gate(tree: Mapping[str, Any]) -> Gate:
+    return Gate(tree["passed"], [record_from(GateCheck, check) for check in tree["checks"]])
+
+
+def _with_intervals(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**tree, "intervals": {name: tuple(ends) for name, ends in tree.get("intervals", {}).items()}}
+
+
+def _with_changes(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    changes = tree.get("change", {}).items()
+    return {**tree, "change": {language: record_from(Change, change) for language, change in changes}}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,13 +15,12 @@ from typing import Literal
 
 from weitune.errors import InputError, first_line
 from weitune.evaluate.evaluation import Evaluation, WinRate
+from weitune.evaluate.intervals import share_interval
 from weitune.generate.openai_client import OpenAIClient
 from weitune.progress import Progress
 
 Verdict = Literal["tuned", "base", "tie"]
 _TIMEOUT_SECONDS = 120
-_Z = 1.959964
-"""Quantile of the normal distribution for a two-sided interval of 95 %."""
 _INSTRUCTION = """\
 Two assistants have answered the same message. Judge which answer is better as an answer to it{criterion}. \
 The order of the answers means nothing. Reply with one word only: A, B or TIE.
@@ -82,9 +80,7 @@ def win_rate(verdicts: Sequence[Verdict]) -> WinRate:
     if not pairs:
         raise ValueError("there are no verdicts")
     rate = (wins + (pairs - wins - losses) / 2) / pairs
-    spread = _Z * math.sqrt(rate * (1 - rate) / pairs + _Z**2 / (4 * pairs**2))
-    centre, scale = rate + _Z**2 / (2 * pairs), 1 + _Z**2 / pairs
-    low, high = max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)  # rounding can pass the ends
+    low, high = share_interval(wins + (pairs - wins - losses) / 2, pairs)
     return WinRate(pairs, wins, losses, rate, low, high)
 
 

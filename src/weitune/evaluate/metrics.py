@@ -6,6 +6,7 @@
     exact          share of answers that equal their reference but for white space
     distinct-1, -2 different units, and pairs of units, divided by all of them, over all answers (Li et al. 2016)
     stopped        share of answers that ended by themselves
+    repeating      share of answers in which a run of 8 units occurs twice
     tokens         mean length
 
 A unit is a Chinese, Japanese or Korean character, or a word of anything else in lower case.
@@ -19,12 +20,14 @@ from itertools import pairwise
 
 from weitune.errors import MissingExtraError
 from weitune.evaluate.evaluation import Scores
+from weitune.evaluate.intervals import share_interval
 from weitune.generate.stream import Answer
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _UNIT = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _CHINESE_SHARE = 0.3
+_REPEATED_UNITS = 8
 
 
 def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:
@@ -38,16 +41,21 @@ def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:
     with_references = bool(references)
     pairs = list(zip(texts, references, strict=True)) if with_references else []
     chrf, bleu = corpus_scores(texts, references) if with_references else (None, None)
+    stopped, repeating = [answer.stopped for answer in answers], [repeats(text) for text in texts]
+    exact = [text.split() == reference.split() for text, reference in pairs]
+    shares = {"exact": exact, "stopped": stopped, "repeating": repeating}
     return Scores(
         answers=len(texts),
         chrf=chrf,
         bleu=bleu,
         rouge_l=sum(rouge_l(text, reference) for text, reference in pairs) / len(pairs) if pairs else None,
-        exact=sum(text.split() == reference.split() for text, reference in pairs) / len(pairs) if pairs else None,
+        exact=sum(exact) / len(exact) if exact else None,
         distinct_1=distinct(texts, 1),
         distinct_2=distinct(texts, 2),
-        stopped=sum(answer.stopped for answer in answers) / len(answers),
+        stopped=sum(stopped) / len(stopped),
+        repeating=sum(repeating) / len(repeating),
         tokens=sum(len(answer.tokens) for answer in answers) / len(answers),
+        intervals={name: share_interval(sum(each), len(each)) for name, each in shares.items() if each},
     )
 
 
@@ -97,3 +105,10 @@ def distinct(texts: Sequence[str], n: int) -> float:
         of_text = units(text)
         runs += [(unit,) for unit in of_text] if n == 1 else list(pairwise(of_text))
     return len(set(runs)) / len(runs) if runs else 0.0
+
+
+def repeats(text: str, length: int = _REPEATED_UNITS) -> bool:
+    """Return whether a run of ``length`` units occurs twice in ``text``; the two may overlap."""
+    of_text = units(text)
+    runs = [tuple(of_text[at : at + length]) for at in range(len(of_text) - length + 1)]
+    return len(set(runs)) < len(runs)

@@ -2,32 +2,37 @@
 
     rows ─▶ examples ─▶ loss, perplexity        ┐
         └─▶ questions ─▶ answers ─▶ measures    ├─▶ Evaluation
-    general questions ─▶ loss, right answers    ┘
+    general questions ─▶ loss, right answers    ┤
+    training questions ─▶ answers known by heart┘
 
 One model after the other is in memory (two at most), each with its adapter merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from weitune.data.conversation import Turn
 from weitune.data.prepare.holdout import ExampleSet, hold_out
 from weitune.data.prepare.prepare import prepare
-from weitune.errors import RunError
+from weitune.errors import InputError, RunError
 from weitune.evaluate.evaluation import (
     AnsweredGeneralQuestion,
     AnsweredQuestion,
     EvaluatedRows,
     Evaluation,
     GeneralScores,
+    Memorised,
     ModelScores,
 )
-from weitune.evaluate.general import GeneralQuestion, general_questions, share_right
+from weitune.evaluate.gate import Bounds, judge_bounds
+from weitune.evaluate.general import GeneralQuestion, general_questions, right_by_language, shares
+from weitune.evaluate.intervals import paired_change
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.metrics import score
-from weitune.evaluate.questions import Question, questions_in, rows_of
+from weitune.evaluate.questions import Question, first_questions, questions_in, rows_of
 from weitune.generate.engine import Engine
 from weitune.generate.run import Run
 from weitune.generate.sampling import Sampling
@@ -51,6 +56,8 @@ class EvaluationSet:
     name: str
     examples: ExampleSet
     questions: Sequence[Question]
+    learned: Sequence[Question] = ()
+    """Questions of the training data, to find answers that were learned by heart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +75,15 @@ class _ModelResult:
     scores: ModelScores
     answers: list[str]
     general_answers: list[str]
+    general_right: dict[str, list[bool]]
 
 
-def evaluation_set(run: Run, files: Sequence[str] = (), limit: int | None = None) -> EvaluationSet:
+def evaluation_set(
+    run: Run, files: Sequence[str] = (), limit: int | None = None, training_rows: int = 0
+) -> EvaluationSet:
     """Return the run's validation rows, or those in ``files``; at most ``limit`` of them are asked as questions.
+
+    Without ``files``, the first ``training_rows`` questions of the training data come with them.
 
     Raises RunError if the run has no validation data and no file is given, DataError if the data have problems.
     """
@@ -85,25 +97,38 @@ def evaluation_set(run: Run, files: Sequence[str] = (), limit: int | None = None
     if files:
         name, examples = ", ".join(files), prepare(recipe, framing, files=files)
         questions = questions_in(files, recipe)
-        return EvaluationSet(name, examples, questions[:limit])
+        of_run = list(files) == list(recipe.validation_files) and training_rows > 0
+        learned = first_questions(prepare(recipe, framing), recipe.data, recipe, training_rows) if of_run else ()
+        return EvaluationSet(name, examples, questions[:limit], learned)
     fraction = recipe.validation_fraction
     assert fraction is not None  # noqa: S101  (for mypy)
-    held = hold_out(prepare(recipe, framing), fraction)[1]
+    trained, held = hold_out(prepare(recipe, framing), fraction)
     questions = questions_in(recipe.data, recipe, rows_of(held))
     name = say("evaluate.run_evaluation.held_out", fraction=fraction)
-    return EvaluationSet(name, held, questions[:limit])
+    learned = first_questions(trained, recipe.data, recipe, training_rows) if training_rows else ()
+    return EvaluationSet(name, held, questions[:limit], learned)
 
 
-def evaluate(run: Run, rows: EvaluationSet, which: Sequence[Which], options: Options, stage: Stage) -> Evaluation:
-    """Evaluate the base and every adapter in ``which``, in order."""
+def evaluate(
+    run: Run, rows: EvaluationSet, which: Sequence[Which], options: Options, stage: Stage, bounds: Bounds | None = None
+) -> Evaluation:
+    """Evaluate the base and every adapter in ``which``, in order; judge the adapters by ``bounds``, if given.
+
+    Raises InputError if there are bounds but nothing was asked that they could be judged by.
+    """
+    if bounds is not None and not (options.general and rows.questions):
+        raise InputError("evaluate.gate.not_measured")
     general = general_questions() if options.general else []
     results = [_evaluate_model(run, rows, each, general, options, stage) for each in ("base", *which)]
+    before = results[0].general_right
+    results = [results[0], *(_with_change(result, before) for result in results[1:])]
+    models = [result.scores for result in results]
     answers = {result.scores.which: result.answers for result in results}
     general_answers = {result.scores.which: result.general_answers for result in results}
     return Evaluation(
         rows=EvaluatedRows(rows.name, len(rows.examples), len(rows.questions)),
         max_new_tokens=options.max_new_tokens,
-        models=[result.scores for result in results],
+        models=models,
         answers=[
             AnsweredQuestion(question.text, question.reference, {name: said[at] for name, said in answers.items()})
             for at, question in enumerate(rows.questions)
@@ -114,7 +139,16 @@ def evaluate(run: Run, rows: EvaluationSet, which: Sequence[Which], options: Opt
             )
             for at, question in enumerate(general)
         ],
+        gate=judge_bounds(models[0], models[1:], bounds) if bounds is not None else None,
     )
+
+
+def _with_change(result: _ModelResult, before: Mapping[str, list[bool]]) -> _ModelResult:
+    general = result.scores.general
+    if general is None:
+        return result
+    change = {language: paired_change(before[language], right) for language, right in result.general_right.items()}
+    return replace(result, scores=replace(result.scores, general=replace(general, change=change)))
 
 
 def _evaluate_model(
@@ -132,15 +166,36 @@ def _evaluate_model(
     answering = stage(say("evaluate.run_evaluation.general", name=name))
     asked = [Question(question.asked) for question in general]
     general_answers = [a.text for a in _answers(engine, asked, _GENERAL_TOKENS, options.batch_size, answering)]
+    right = right_by_language(general, general_answers)
+    learned = _short_enough(engine, rows.learned, options.max_new_tokens)
+    answering = stage(say("evaluate.run_evaluation.learned", name=name))
+    said = _answers(engine, learned, options.max_new_tokens, options.batch_size, answering)
     scores = ModelScores(
         which=name,
         step=which if isinstance(which, int) else None,
         loss=loss.mean,
         perplexity=loss.perplexity if loss.perplexity < float("inf") else None,
         scores=score(answers, [question.reference or "" for question in rows.questions]) if answers else None,
-        general=GeneralScores(share_right(general, general_answers), general_loss.mean) if general_loss else None,
+        general=GeneralScores(shares(right), general_loss.mean) if general_loss else None,
+        memorised=Memorised(len(learned), sum(map(_is_repeated, learned, said))) if learned else None,
     )
-    return _ModelResult(scores, [answer.text for answer in answers], general_answers)
+    return _ModelResult(scores, [answer.text for answer in answers], general_answers, right)
+
+
+def _short_enough(engine: Engine, questions: Sequence[Question], max_new_tokens: int) -> list[Question]:
+    """Return the questions whose whole reference, its end included, has at most ``max_new_tokens`` tokens."""
+
+    def fits(question: Question) -> bool:
+        answer = Turn("assistant", question.reference or "")
+        answered = replace(question.conversation, turns=(*question.conversation.turns, answer))
+        last = [example.spans[-1] for example in engine.framing.examples(answered) if example.spans]
+        return all(span.stop - span.start <= max_new_tokens for span in last)
+
+    return [question for question in questions if question.reference and fits(question)]
+
+
+def _is_repeated(question: Question, said: Answer) -> bool:
+    return said.text.split() == (question.reference or "").split()
 
 
 class _Losses:

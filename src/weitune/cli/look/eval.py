@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from weitune.cli.look.gate import gate_options, raise_if_failed
 from weitune.cli.shared.open_runs import opened
 from weitune.cli.shared.options import (
     accept_changed_base_option,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Answers made together.")
 @click.option("--general/--no-general", default=True, show_default=True, help="Check what was forgotten.")
+@click.option(
+    "--training-rows", type=click.IntRange(0), default=50, show_default=True, help="Check what was learned by heart."
+)
+@gate_options
 @click.option("--judge", metavar="URL", help="OpenAI-compatible endpoint that compares the answers, ending with /v1.")
 @click.option("--judge-model", metavar="NAME", default="default", show_default=True, help="Its model.")
 @click.option("--judge-key", metavar="KEY", envvar="OPENAI_API_KEY", help="Its key.  [default: $OPENAI_API_KEY]")
@@ -61,37 +66,38 @@ def command(
     system: str | None,
     accept_changed_base: bool,
     as_json: bool,
+    training_rows: int,
+    bounds: dict[str, float] | None,
     **options: Any,
 ) -> None:
     """Judge the model of RUN beside its base.
 
     Loss and perplexity on all rows; chrF, BLEU, ROUGE-L and more on answers; a check for forgetting. Results go into
-    RUN/evaluation.json and RUN/report.html.
+    RUN/evaluation.json and RUN/report.html. With --gate, a model that forgot or repeats itself fails a pipeline.
 
     RUN may also be the folder of an adapter that was made elsewhere, as PEFT writes it; its rows come from --data.
     """
     if output is not None and output.exists() and not output.is_dir():
         raise click.BadParameter(say("cli.eval.not_a_folder", output=output), param_hint="--output")
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
-    every: list[Which] = [*folder.checkpoints()] or ["last"]
-    which = every if checkpoint == "all" else [checkpoint]
-    for each in which:
-        folder.adapter_folder(each)  # fail before the libraries load
+    which = _checkpoints(folder, checkpoint)
 
     from weitune.cli.shared.terminal import Stages, console, quiet_libraries, working
 
     with working(say("cli.eval.starting")):
         quiet_libraries()
         from weitune.errors import InputError
+        from weitune.evaluate.gate import Bounds
         from weitune.evaluate.judge import ask_endpoint, judge_answers
         from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set
 
         ask = ask_endpoint(judge, judge_model, judge_key) if judge else None
-        rows = evaluation_set(folder, files, limit)
+        rows = evaluation_set(folder, files, limit, training_rows)
         if judge and not rows.questions:
             raise InputError("evaluate.judge.no_questions", name=rows.name)
     with Stages() as stages:
-        evaluation = evaluate(folder, rows, which, Options(**options), stages.begin)
+        judged_by = Bounds(**bounds) if bounds is not None else None
+        evaluation = evaluate(folder, rows, which, Options(**options), stages.begin, judged_by)
         if ask is not None:
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)
@@ -106,6 +112,16 @@ def command(
     target = output or (None if folder.made_elsewhere else run)
     if target:
         console().print(say("cli.eval.written", written=_written(folder, evaluation, target)), markup=False)
+    raise_if_failed(evaluation)
+
+
+def _checkpoints(folder: Run, checkpoint: Which | Literal["all"]) -> list[Which]:
+    """Return the adapters to judge. Raises RunError if one of them is not there, before the libraries load."""
+    every: list[Which] = [*folder.checkpoints()] or ["last"]
+    which = every if checkpoint == "all" else [checkpoint]
+    for each in which:
+        folder.adapter_folder(each)
+    return which
 
 
 def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:

@@ -32,6 +32,9 @@ from weitune.run.run_folder import Which
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_QUESTIONS = 25
+"""General questions of each language that stand for the data of an adapter made elsewhere."""
+
 
 @dataclass(frozen=True)
 class ExportSource:
@@ -52,7 +55,7 @@ class ExportSource:
         Raises InputError if the data cannot be read.
         """
         if self.made_elsewhere:
-            return (question.answered for question in general_questions())
+            return (question.answered for question in general_questions(per_language=_QUESTIONS))
         return read_conversations(Reader(self.recipe.data, read_options(self.recipe)))
 
     @cached_property
