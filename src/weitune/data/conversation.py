@@ -8,7 +8,7 @@ millions of them are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -90,6 +90,10 @@ class Span(NamedTuple):
     weight: float = 1.0
 
 
+Alternatives = tuple[tuple[int, float], ...]
+"""Tokens, each with its probability; the probabilities sum to 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """Tokens of one training sequence and which of them are learned.
@@ -101,6 +105,8 @@ class Example:
     input_ids: tuple[int, ...]
     spans: tuple[Span, ...]
     origin: Origin | None = field(default=None, compare=False)
+    alternatives: tuple[Alternatives, ...] = ()
+    """What is predicted in place of each learned token, in order; empty: the tokens themselves."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -115,6 +121,17 @@ class Example:
     def weight(self) -> float:
         """Sum of the weights of all tokens: this example's share of the step's normaliser."""
         return sum((span.stop - span.start) * span.weight for span in self.spans)
+
+    def predictions(self) -> Iterator[tuple[int, int, float]]:
+        """Yield every prediction: the depth of the predicted token, a token, and how much it counts."""
+        alternatives = iter(self.alternatives)
+        for start, stop, weight in self.spans:
+            for depth in range(start, stop):
+                if not self.alternatives:
+                    yield depth, self.input_ids[depth], weight
+                    continue
+                for token, probability in next(alternatives):
+                    yield depth, token, weight * probability
 
     @property
     def loss_mask(self) -> tuple[float, ...]:

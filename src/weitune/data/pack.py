@@ -73,10 +73,9 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
         tokens += ids[shared:]
         depths += range(shared, len(ids))
         ends += [-1] * (len(ids) - shared)
-        for span in example.spans:
-            for depth in range(span.start, span.stop):
-                prediction = path[depth - 1], example.input_ids[depth]
-                predictions[prediction] = predictions.get(prediction, 0.0) + span.weight
+        for depth, token, weight in example.predictions():
+            prediction = path[depth - 1], token
+            predictions[prediction] = predictions.get(prediction, 0.0) + weight
         previous = ids
     for row in path:
         ends[row] = len(tokens)

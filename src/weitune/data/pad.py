@@ -43,16 +43,21 @@ def pad(examples: Sequence[Example], pad_token: int = 0) -> PaddedBatch:
     longest = max(len(example.inputs) for example in examples)
     input_ids = np.full((len(examples), longest), pad_token, dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
-    targets = np.zeros_like(input_ids)
-    weights = np.zeros(input_ids.shape, dtype=np.float32)
+    predictions: list[tuple[int, int, float]] = []  # row of the flat positions, target, weight
     for row, example in enumerate(examples):
         length = len(example.inputs)
         input_ids[row, :length] = example.inputs
         attention_mask[row, :length] = 1
-        targets[row, :length] = example.input_ids[1 : length + 1]
-        weights[row, :length] = example.loss_mask[1 : length + 1]
-    rows = np.flatnonzero(weights)
-    return PaddedBatch(input_ids, attention_mask, rows, targets.ravel()[rows], weights.ravel()[rows])
+        start = row * longest - 1
+        predictions += [(start + depth, token, weight) for depth, token, weight in example.predictions() if weight]
+    rows, targets, weights = zip(*predictions, strict=True) if predictions else ((), (), ())
+    return PaddedBatch(
+        input_ids,
+        attention_mask,
+        np.asarray(rows, dtype=np.int64),
+        np.asarray(targets, dtype=np.int64),
+        np.asarray(weights, dtype=np.float32),
+    )
 
 
 def split_by_length(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:

@@ -42,12 +42,12 @@ class Plan:
         if not 0 <= k < self.steps:
             raise IndexError(f"step {k} of a plan with {self.steps} steps")
         epoch, within = divmod(k, self.steps_per_epoch)
-        return _order(self.examples, self.seed, epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        return permutation(self.examples, self.seed, epoch)[within * self.batch_size : (within + 1) * self.batch_size]
 
 
 @lru_cache(maxsize=2)
-def _order(examples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the permutation of an epoch: the order of random words.
+def permutation(examples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the permutation of an epoch, (examples,): the order of random words.
 
     NumPy guarantees the stream of a bit generator across versions, but not the result of ``Generator.permutation``.
     """

@@ -139,8 +139,19 @@ class Engine:
         Equal means to rounding: sums over a batch may differ in the last bit, which can turn a near tie. Raises
         InputError if a conversation is too long.
         """
-        sampling = sampling or Sampling()
         prompts = [self.prompt(conversation) for conversation in conversations]
+        return self.answers_to(prompts, sampling, batch_size=batch_size, progress=progress)
+
+    def answers_to(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """Return the answers to prompts in tokens, as :meth:`answers` does; each must leave room for its answer."""
+        sampling = sampling or Sampling()
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         if self._blocks is None:
             return self._generated_answers(prompts, limits, sampling, batch_size, progress)

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from weitune.messages import say
 from weitune.recipe.encodings import check_encoding
+from weitune.recipe.keep import KeepOrShare
 from weitune.recipe.section import SPLIT_AT_COMMAS, Files, FractionOrFiles, Names, Ranges, Section, Texts, check_rules
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -222,6 +223,9 @@ class Recipe(Section):
     """How conversations become tokens."""
     lora: LoraOrNone = Lora()
     """The adapter; `none`: train the whole model."""
+    keep: KeepOrShare | None = None
+    """Examples that are learned beside `data`, so that the model keeps what it knew; none if not given. A number is
+    their share."""
     train: Train = Train()
     """The optimisation."""
     log: Log = Log()

@@ -69,8 +69,14 @@ def check_run(folder: Path) -> None:
         raise RunError("run.create.no_run_to_resume", folder=folder, recipe=RECIPE)
 
 
-def create_folder(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Make the run's folder with its first files, all or nothing. Raises RunError if that fails.
+def create_folder(
+    folder: Path,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    more: Mapping[str, bytes] | None = None,
+) -> None:
+    """Make the run's folder with its first files and those in ``more``, all or nothing. Raises RunError if that fails.
 
     If two processes do this at the same time, one of them gets the folder and the other the error.
     """
@@ -79,6 +85,7 @@ def create_folder(folder: Path, recipe: Recipe, environment: Mapping[str, Any], 
         ENVIRONMENT: json_bytes(environment, default=str),
         DATA: json_bytes(data, default=str),
         EVENTS: b"",
+        **(more or {}),
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
+from weitune.data.keep.kept import KeptExamples
 from weitune.data.prepare.holdout import ExampleSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, prepare
 from weitune.data.schedule import Plan
@@ -49,6 +50,8 @@ class RunInputs:
     plan: Plan
     basis: Basis
     """What must be the same when the run is resumed (:mod:`.resume_checks`)."""
+    kept: KeptExamples | None = None
+    """Of these ``examples``, those that the model is to keep; they come last (:mod:`.kept`)."""
 
     @property
     def longest(self) -> int:

@@ -24,6 +24,7 @@ from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
 from weitune.run.machine import describe_machine
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.inputs import RunInputs
+from weitune.training.kept import with_collected
 from weitune.training.loop import Loop
 from weitune.training.reporter import Reporter
 from weitune.training.session import Session
@@ -114,8 +115,10 @@ def prepare_run(
     overrides the recipe, and ``targets`` is what a run that is resumed has recorded of its own. Raises ModelError if
     the weights do not fit memory, data or recipe.
     """
-    recipe, plan = inputs.recipe, inputs.plan
+    recipe = inputs.recipe
     trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
+    inputs = with_collected(session, inputs, trainable)
+    plan = inputs.plan
     loop = make_loop(
         trainable,
         recipe.train,

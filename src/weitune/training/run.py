@@ -34,8 +34,10 @@ from weitune.run.create import (
 )
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.machine import describe_machine, machine_changes
+from weitune.run.names import KEPT
 from weitune.training.distributed.processes import check_same_step, peer_failures_explained
 from weitune.training.inputs import RunInputs, collect_inputs
+from weitune.training.kept import with_recorded
 from weitune.training.optim import warmup_note
 from weitune.training.prepared_run import PreparedRun, prepare_run
 from weitune.training.record.recorder import Recorder
@@ -115,7 +117,8 @@ def _begin(session: Session, recipe: Recipe) -> None:
         if line := memory_watch.published_line(inputs.files, peak, storage):
             session.reporter.say(line)
         environment = {**run.environment(), "forecast": peak.parts()}
-        create_folder(session.folder, inputs.recipe, environment, run.data_record().to_json())
+        kept = {KEPT: run.inputs.kept.to_bytes()} if run.inputs.kept else {}
+        create_folder(session.folder, inputs.recipe, environment, run.data_record().to_json(), kept)
     session.accelerator.wait_for_everyone()
     with session.lock():
         _train(session, run)
@@ -173,7 +176,7 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
 def _same_inputs(session: Session, past: ResumeState, recipe: Recipe) -> RunInputs:
     """Collect the inputs of a run. Raises RunError if they differ from those it began with."""
     recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
-    inputs = collect_inputs(recipe, session.reporter, session.accelerator)
+    inputs = with_recorded(collect_inputs(recipe, session.reporter, session.accelerator), session.folder)
     resume_checks.check_basis(session.folder, past.basis, {**inputs.basis, **fingerprints_as(past.basis, inputs.files)})
     return inputs
 

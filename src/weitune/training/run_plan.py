@@ -19,6 +19,7 @@ from weitune.model.load.locate import locate_base
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.training.inputs import RunInputs, collect_inputs
+from weitune.training.kept import with_guessed
 from weitune.training.optim import warmup_note
 from weitune.training.reporter import Reporter
 from weitune.training.timing import Timing, measure
@@ -93,7 +94,7 @@ def plan_run(
     meta = build_meta_model(files, recipe.adapter)
     inputs: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
-        inputs = collect_inputs(recipe, notes, weights=False)
+        inputs = with_guessed(collect_inputs(recipe, notes, weights=False))
         if note := warmup_note(inputs.plan.steps, recipe.train):
             notes.say(note)
     else:

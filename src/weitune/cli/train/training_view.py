@@ -47,11 +47,17 @@ class TrainingView(Reporter):
             self.say(line)
 
     def preparing(self) -> Progress:
-        self._shown.close()
-        self._bar = self._shown.enter_context(progress(say("cli.training_view.preparing_data"), unit="row"))
-        return self._prepared
+        return self._progress(say("cli.training_view.preparing_data"), "row")
 
-    def _prepared(self, done: int, total: int | None) -> None:
+    def answering(self) -> Progress:
+        return self._progress(say("cli.training_view.answering_prompts"), "token")
+
+    def _progress(self, title: str, unit: str) -> Progress:
+        self._shown.close()
+        self._bar = self._shown.enter_context(progress(title, unit=unit))
+        return self._moved
+
+    def _moved(self, done: int, total: int | None) -> None:
         if self._bar is not None:
             self._bar.update(done, total)
 
