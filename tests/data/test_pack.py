@@ -1,6 +1,7 @@
 """The prefix tree as a value: every property is checked against the examples themselves."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.data.examples import examples
 from weitune.data.conversation import Example, Span
 from weitune.data.pack import PackedBatch, pack, pack_separately, visible
+from weitune.data.pad import pad
 
 
 def ancestors(batch: PackedBatch, row: int) -> list[int]:
@@ -39,6 +41,20 @@ def test_predictions_are_those_of_the_examples(batch_examples: list[Example]) ->
     for row, target, weight in zip(batch.rows, batch.targets, batch.weights, strict=True):
         found[tuple(batch.input_ids[ancestors(batch, row)].tolist()), int(target)] = float(weight)
     assert found == pytest.approx(dict(wanted))
+
+
+@given(examples)
+def test_alternatives_are_predicted_in_place_of_each_token(batch_examples: list[Example]) -> None:
+    soft = [replace(e, alternatives=tuple(((7, 0.25), (8, 0.75)) for _ in range(e.supervised))) for e in batch_examples]
+    batch, separate = pack(soft), pack_separately(soft)
+    assert set(batch.targets) == {7, 8}
+    assert batch.weights[batch.targets == 8].sum() == pytest.approx(3 * batch.weights[batch.targets == 7].sum())
+    for packed in (batch, separate):
+        assert packed.weights.sum() == pytest.approx(sum(e.weight for e in batch_examples))
+    padded = pad(soft)
+    assert sorted(padded.targets) == sorted(separate.targets)
+    assert padded.weights.sum() == pytest.approx(separate.weights.sum())
+    assert (np.diff(padded.rows) >= 0).all()
 
 
 @given(examples, st.randoms())

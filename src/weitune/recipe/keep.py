@@ -37,4 +37,4 @@ def _share_or_group(value: Any) -> Any:
     return value if number is None else {"share": number}
 
 
-KeepOrShare = Annotated[Keep, BeforeValidator(_share_or_group)]
+KeepOrShare = Annotated[Keep, BeforeValidator(_share_or_group, json_schema_input_type=Keep | float)]

@@ -173,12 +173,15 @@ def _parsed(text: str, name: str) -> Any:
 
 
 def _copied(tree: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> dict[str, Any]:
-    """Copy nested mappings; a section with nothing in it (all its lines may be comments) becomes an empty group."""
+    """Copy nested mappings; a section with nothing in it (all its lines may be comments) becomes an empty group.
+
+    A group that a recipe need not have stays away.
+    """
     copy = {}
     for key, value in tree.items():
         info = model.model_fields.get(key) if model else None
         section = section_of(info) if info else None
-        empty = value is None and section is not None
+        empty = value is None and section is not None and info is not None and info.default is not None
         copy[key] = {} if empty else _copied(value, section) if isinstance(value, Mapping) else value
     return copy
 

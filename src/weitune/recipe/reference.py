@@ -73,8 +73,12 @@ def _groups(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         prefix, group = waiting.pop(0)
         yield prefix, group
         for name, spec in group["properties"].items():
-            references = [branch["$ref"] for branch in (spec, *spec.get("oneOf", ())) if "$ref" in branch]
+            references = [branch["$ref"] for branch in _branches(spec) if "$ref" in branch]
             waiting += [(f"{prefix}{name}.", schema["$defs"][each.rsplit("/", 1)[-1]]) for each in references]
+
+
+def _branches(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from (spec, *spec.get("oneOf", ()), *spec.get("anyOf", ()))
 
 
 def _also_one(spec: dict[str, Any]) -> dict[str, Any]:

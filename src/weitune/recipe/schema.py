@@ -224,8 +224,7 @@ class Recipe(Section):
     lora: LoraOrNone = Lora()
     """The adapter; `none`: train the whole model."""
     keep: KeepOrShare | None = None
-    """Examples that are learned beside `data`, so that the model keeps what it knew; none if not given. A number is
-    their share."""
+    """Examples that are learned beside `data`, so that the model keeps what it knew; a number is their share."""
     train: Train = Train()
     """The optimisation."""
     log: Log = Log()

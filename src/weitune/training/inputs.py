@@ -51,7 +51,7 @@ class RunInputs:
     basis: Basis
     """What must be the same when the run is resumed (:mod:`.resume_checks`)."""
     kept: KeptExamples | None = None
-    """Of these ``examples``, those that the model is to keep; they come last (:mod:`.kept`)."""
+    """Of these ``examples``, those that the model is to keep; they come last (:mod:`.keep.kept`)."""
 
     @property
     def longest(self) -> int:

@@ -24,7 +24,7 @@ from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
 from weitune.run.machine import describe_machine
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.inputs import RunInputs
-from weitune.training.kept import with_collected
+from weitune.training.keep.kept import with_collected
 from weitune.training.loop import Loop
 from weitune.training.reporter import Reporter
 from weitune.training.session import Session

@@ -37,7 +37,7 @@ from weitune.run.machine import describe_machine, machine_changes
 from weitune.run.names import KEPT
 from weitune.training.distributed.processes import check_same_step, peer_failures_explained
 from weitune.training.inputs import RunInputs, collect_inputs
-from weitune.training.kept import with_recorded
+from weitune.training.keep.kept import with_recorded
 from weitune.training.optim import warmup_note
 from weitune.training.prepared_run import PreparedRun, prepare_run
 from weitune.training.record.recorder import Recorder

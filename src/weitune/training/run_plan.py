@@ -19,7 +19,7 @@ from weitune.model.load.locate import locate_base
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.training.inputs import RunInputs, collect_inputs
-from weitune.training.kept import with_guessed
+from weitune.training.keep.kept import with_guessed
 from weitune.training.optim import warmup_note
 from weitune.training.reporter import Reporter
 from weitune.training.timing import Timing, measure

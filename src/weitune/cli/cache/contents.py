@@ -4,6 +4,7 @@
       data/<fingerprint>/                   prepared data: examples.arrow, report.json
       models/<name>/<file>.gguf             built-in models, unpacked
       tokenizers/<fingerprint>/             tokenizers of .gguf files, converted
+      kept/<fingerprint>.safetensors        a base's answers to prompts that runs keep
       gguf/<fingerprint>-<type>.gguf        bases for llama.cpp
       vllm/<runs>/                          chat template and generation config for vLLM
 
@@ -33,7 +34,7 @@ from weitune.messages import say
 from weitune.model.load.gguf_tokenizer import TOKENIZER_FILES
 from weitune.model.load.locate import BUILTIN
 
-Kind = Literal["data", "models", "tokenizers", "gguf", "vllm", "unfinished"]
+Kind = Literal["data", "models", "tokenizers", "kept", "gguf", "vllm", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
 _VLLM_FILES = re.compile(
@@ -42,10 +43,12 @@ _VLLM_FILES = re.compile(
 )
 _TOKENIZER_FILES = re.compile("|".join(map(re.escape, TOKENIZER_FILES)))
 _DATA = re.compile(r"[0-9a-f]{32}")
+_KEPT = re.compile(r"[0-9a-f]{32}\.safetensors")
 _GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
 _UNFINISHED = {
     "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
     "tokenizers": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
+    "kept": re.compile(rf"\.{_KEPT.pattern}\.\d+\.partial"),
     "gguf": re.compile(rf"\.{_GGUF.pattern}\.\d+\.partial"),
     "models": re.compile(r"tmp\w{8}|\.[\w.-]+\.\d+\.partial"),
     "vllm": re.compile(r"\.\w{8}"),
@@ -76,7 +79,7 @@ class Entry:
 def entries(folder: Path | None = None) -> list[Entry]:
     """Return everything that weitune keeps in ``folder``, its cache if not given: by kind, the oldest first."""
     root = (folder or cache_folder()).resolve()  # the cache itself may be a link; nothing in it is followed
-    kept = (entry for kind in (_data, _models, _tokenizers, _gguf, _vllm, _unfinished) for entry in kind(root))
+    kept = (entry for kind in (_data, _models, _tokenizers, _kept, _gguf, _vllm, _unfinished) for entry in kind(root))
     return sorted(kept, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
 
 
@@ -135,6 +138,12 @@ def _tokenizers(root: Path) -> Iterator[Entry]:
         yield from _entry("tokenizers", path, _files(path, _TOKENIZER_FILES), _about("tokenizers"))
 
 
+def _kept(root: Path) -> Iterator[Entry]:
+    for path in _children(root / "kept"):
+        if _KEPT.fullmatch(path.name) and _is_file(path):
+            yield from _entry("kept", path, (path,), _about("kept"))
+
+
 def _gguf(root: Path) -> Iterator[Entry]:
     for path in _children(root / "gguf"):
         if _GGUF.fullmatch(path.name) and _is_file(path):
@@ -162,6 +171,8 @@ def _about(kind: str) -> str:
             return say("cli.cache.about_models")
         case "tokenizers":
             return say("cli.cache.about_tokenizers")
+        case "kept":
+            return say("cli.cache.about_kept")
         case "gguf":
             return say("cli.cache.about_gguf")
         case _:

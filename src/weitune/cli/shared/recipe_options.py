@@ -99,7 +99,7 @@ def _metavar(info: FieldInfo) -> str:
             parts.append("{KEY: VALUE,…}")
         elif kind is not type(None):
             parts.append(_NAMES.get(kind, str(kind)))
-    return "|".join(parts)
+    return "|".join(parts) or _NAMES[float]  # a group that a number may stand for
 
 
 def _help(info: FieldInfo) -> str:

@@ -1,0 +1,68 @@
+"""A model that answers prompts as it stands before its first step, and tells its probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from weitune.data.conversation import Alternatives, Example
+from weitune.data.pad import pad
+from weitune.generate.engine import BATCH_SIZE, Engine
+from weitune.generate.sampling import Sampling
+from weitune.model.batch import to_tensors
+from weitune.model.fast.attention import tree_attention
+from weitune.model.supervised import predicted_logits
+from weitune.training.inputs import RunInputs
+from weitune.training.keep.candidates import answered
+
+if TYPE_CHECKING:
+    from weitune.training.trainable import Trainable
+
+CHOICES = 8
+"""The likeliest tokens that ``keep.target: distill`` keeps of each prediction."""
+
+
+class Answering:
+    """The model as it stands before its first step, answering greedily and telling its probabilities."""
+
+    def __init__(self, inputs: RunInputs, trainable: Trainable, max_answer_tokens: int) -> None:
+        model, sharded = trainable.trained.model, trainable.loaded.shards > 1
+        self._engine = Engine(model, inputs.tokenizer, inputs.framing, in_step=sharded)
+        self._end = inputs.framing.end_of_turn
+        self._sampling = Sampling(max_new_tokens=max_answer_tokens)
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Example]:
+        """Return the prompts with their answers; the end of the turn is learned where an answer ends."""
+        with tree_attention(self._engine.model, on=False):
+            answers = self._engine.answers_to(prompts, self._sampling)
+        return [
+            answered(prompt, (*answer.tokens, self._end) if answer.stopped else answer.tokens)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def distilled(self, examples: Sequence[Example]) -> list[Example]:
+        """Return ``examples`` with the model's own likeliest tokens in place of each that is learned."""
+        by_length = sorted(range(len(examples)), key=lambda number: len(examples[number].input_ids))
+        softened = list(examples)
+        for start in range(0, len(by_length), BATCH_SIZE):
+            some = by_length[start : start + BATCH_SIZE]
+            alternatives = self._alternatives([examples[number] for number in some])
+            for number in some:
+                own = tuple(alternatives[: examples[number].supervised])
+                del alternatives[: len(own)]
+                softened[number] = replace(examples[number], alternatives=own)
+        return softened
+
+    @torch.inference_mode()
+    def _alternatives(self, examples: Sequence[Example]) -> list[Alternatives]:
+        """Return the alternatives of every learned token of ``examples``, in order."""
+        model = self._engine.model
+        model.eval()
+        with tree_attention(model, on=False):
+            logits = predicted_logits(model, to_tensors(pad(examples), model.device))
+        shares, tokens = logits.float().softmax(-1).topk(min(CHOICES, logits.shape[-1]))
+        shares = shares.double() / shares.double().sum(-1, keepdim=True)
+        return [tuple(zip(*both, strict=True)) for both in zip(tokens.tolist(), shares.tolist(), strict=True)]

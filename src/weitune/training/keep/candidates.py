@@ -1,0 +1,78 @@
+"""What a run can keep: prompts, dialogues, and the rows of an earlier run, as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weitune.data.conversation import Example, Span
+from weitune.data.frame.framing import Framing
+from weitune.data.keep.kept import KeptExamples
+from weitune.data.keep.rows import KeepRows, read_keep_rows, shipped_prompts
+from weitune.data.prepare.prepare import prepare
+from weitune.data.prepare.recipe_reader import read_options
+from weitune.errors import DataError
+from weitune.recipe.keep import Keep
+from weitune.recipe.schema import Recipe
+from weitune.run.create import load_recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a run can keep, in the order in which it is taken."""
+
+    prompts: Sequence[tuple[int, ...]]
+    """tokens of prompts to be answered"""
+    examples: Sequence[Example]
+    """of dialogues and of an earlier run"""
+    too_long: int
+    """prompts and examples left out, because they leave no room in ``tokens.max_length``"""
+
+    @classmethod
+    def of(cls, recipe: Recipe, keep: Keep, framing: Framing) -> Candidates:
+        """Return what ``keep`` names. Raises InputError if it cannot be read or nothing is left."""
+        rows = _rows(recipe, keep)
+        room = recipe.tokens.max_length
+        prompts = [tuple(framing.prompt(asked)) for asked in rows.prompts]
+        examples = [_ended(each) for told in framing.examples_batch(rows.dialogues) for each in told]
+        if keep.run is not None:
+            earlier = prepare(_as_now(load_recorded(Path(keep.run)), recipe), framing)
+            examples += [_ended(earlier[i]) for i in range(len(earlier))]
+        fitting = [prompt for prompt in prompts if len(prompt) + keep.max_answer_tokens < room]
+        short = [example for example in examples if len(example.input_ids) <= room]
+        if not fitting and not short:
+            raise DataError("training.kept.nothing_left", max_length=room)
+        return cls(fitting, short, len(prompts) - len(fitting) + len(examples) - len(short))
+
+    def guessed(self, answer_tokens: int) -> KeptExamples:
+        """Return examples of the sizes to expect, each answer as long as may be: for a plan before there are any."""
+        answers = [answered(prompt, prompt[-1:] * answer_tokens) for prompt in self.prompts]
+        return KeptExamples([*self.examples, *answers])
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr((self.prompts, self.examples)).encode()).hexdigest()
+
+
+def _rows(recipe: Recipe, keep: Keep) -> KeepRows:
+    if keep.data is not None:
+        return read_keep_rows(keep.data, read_options(recipe))
+    return KeepRows(shipped_prompts() if keep.run is None else [], [])
+
+
+def _as_now(earlier: Recipe, recipe: Recipe) -> Recipe:
+    """Return the recipe of an earlier run with the model and the framing of this one."""
+    now = {name: getattr(recipe, name) for name in ("model", "hub", "revision", "tokens")}
+    return earlier.model_copy(update=now)
+
+
+def _ended(example: Example) -> Example:
+    """Return the example up to its last learned token, of which only the last answer is learned."""
+    last = example.spans[-1]
+    return Example(example.input_ids[: last.stop], (last._replace(weight=1.0),), example.origin)
+
+
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> Example:
+    """Return an example that learns ``answer`` to ``prompt``, both in tokens."""
+    return Example((*prompt, *answer), (Span(len(prompt), len(prompt) + len(answer)),))

@@ -1,0 +1,118 @@
+"""Runs that keep what the model knew: the same bits after a stop, from the folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Inputs, Listener, make_inputs
+from weitune.data.keep.kept import KeptExamples
+from weitune.errors import DataError, Interrupted, RunError
+from weitune.recipe.load import build_recipe
+from weitune.run.events import read_events
+from weitune.training.run import resume, train
+from weitune.training.run_plan import plan_run
+from weitune.training.signals import StopRequest
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return make_inputs(tmp_path / "inputs")
+
+
+def keys(folder: Path, **more: object) -> dict[str, object]:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"Say {word}."}) for word in ("one", "two", "three", "four")))
+    return {"keep.share": 0.3, "keep.data": [str(prompts)], "keep.max_answer_tokens": 5, **more}
+
+
+def stopped_after(inputs: Inputs, folder: Path, step: int, **more: object) -> None:
+    stop = StopRequest()
+    listener = Listener(after={step: lambda: stop.stop("a test")})
+    with pytest.raises(Interrupted):
+        train(inputs.recipe(folder, **more), device="cpu", stop=stop, reporter=listener)
+
+
+@pytest.mark.parametrize("target", ["rows", "distill"])
+def test_a_stopped_run_resumes_to_the_same_bits_without_the_prompts(
+    target: str, inputs: Inputs, tmp_path: Path
+) -> None:
+    more = keys(tmp_path, **{"keep.target": target})
+    whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
+    stopped_after(inputs, tmp_path / "stopped", 5, **more)
+    Path(str(more["keep.data"][0])).unlink()  # type: ignore[index]
+    resume(tmp_path / "stopped", device="cpu")
+    weights = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "stopped" / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (tmp_path / "stopped" / "kept.safetensors").read_bytes() == (whole / "kept.safetensors").read_bytes()
+
+
+def test_kept_examples_are_learned_beside_the_runs_own(inputs: Inputs, tmp_path: Path) -> None:
+    plain = train(inputs.recipe(tmp_path / "plain"), device="cpu").path
+    run = train(inputs.recipe(tmp_path / "run", **keys(tmp_path)), device="cpu").path
+    kept = KeptExamples.from_bytes((run / "kept.safetensors").read_bytes())
+    learned = [
+        [event["supervised_tokens"] for event in read_events(folder) if event["event"] == "step"]
+        for folder in (plain, run)
+    ]
+    assert len(learned[0]) == len(learned[1])
+    share = 1 - sum(learned[0]) / sum(learned[1])
+    assert share == pytest.approx(0.3, abs=0.03)
+    assert all(1 <= tokens <= 6 for tokens in kept.supervised)  # an answer, and perhaps its end
+
+
+def test_answers_are_made_once(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = keys(tmp_path)
+    first = train(inputs.recipe(tmp_path / "first", **more), device="cpu").path
+    monkeypatch.setattr("weitune.training.keep.kept.Answering.__call__", lambda *_: pytest.fail("answered again"))
+    second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
+    for name in ("kept.safetensors", "adapter/adapter_model.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_the_rows_of_an_earlier_run_are_learned_again(inputs: Inputs, tmp_path: Path) -> None:
+    earlier = train(inputs.recipe(tmp_path / "earlier"), device="cpu").path
+    more = {"keep.share": 0.3, "keep.run": str(earlier), "lora.init_from": str(earlier)}
+    run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
+    kept = KeptExamples.from_bytes((run / "kept.safetensors").read_bytes())
+    assert len(kept) == 20
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "other"])
+def test_what_the_folder_has_lost_is_not_replaced(damage: str, inputs: Inputs, tmp_path: Path) -> None:
+    stopped_after(inputs, tmp_path / "run", 5, **keys(tmp_path))
+    file = tmp_path / "run" / "kept.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "damaged":
+        file.write_bytes(file.read_bytes()[:-3])
+    else:
+        kept = KeptExamples.from_bytes(file.read_bytes())
+        file.write_bytes(KeptExamples([kept[0]]).to_bytes())
+    with pytest.raises(RunError, match=r"kept|keep\.contents"):
+        resume(tmp_path / "run", device="cpu")
+
+
+def test_a_plan_counts_them_before_there_are_answers(inputs: Inputs, tmp_path: Path) -> None:
+    plain = plan_run(inputs.recipe(tmp_path / "run"), device="cpu")
+    plan = plan_run(inputs.recipe(tmp_path / "run", **keys(tmp_path)), device="cpu")
+    assert plan.inputs is not None
+    assert plain.inputs is not None
+    assert plan.inputs.plan.steps == plain.inputs.plan.steps
+    assert len(plan.inputs.examples) == len(plain.inputs.examples) + 4
+
+
+def test_a_number_is_the_share() -> None:
+    tree = {"model": "m", "data": "d"}
+    assert build_recipe(tree, {"keep": 0.2}).keep == build_recipe(tree, {"keep.share": 0.2}).keep
+    assert build_recipe(tree, {"keep": "0.2"}).keep == build_recipe(tree, {"keep.share": 0.2}).keep
+    assert build_recipe(tree).keep is None
+
+
+def test_nothing_that_fits_is_an_error(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="max_length"):
+        train(inputs.recipe(tmp_path / "run", **keys(tmp_path, **{"keep.max_answer_tokens": 5000})), device="cpu")
+    assert not (tmp_path / "run").exists()
