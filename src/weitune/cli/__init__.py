@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("weitune.cli.train.train", "Fine-tune a chat model on your dialogues."),
+    "tune": Entry("weitune.cli.train.tune", "Find the learning rate by trying some."),
     "plan": Entry("weitune.cli.train.plan", "Know what a run will take before it starts."),
     "chat": Entry("weitune.cli.talk.chat", "Talk to the model of a run."),
     "watch": Entry("weitune.cli.look.watch", "Look at a run while it trains."),

@@ -1,0 +1,110 @@
+"""The folder of a search.
+
+tunes/20260101-120000/
+  recipe.yaml     the recipe whose settings are searched
+  tune.json       what is searched, and the fingerprints of everything that decides the losses
+  events.jsonl    one line for each trial that is done
+  best.yaml       the recipe with the settings found, and the reasons as comments
+  tune.html       every trial on one page
+
+A trial is written down when it is done; one that was interrupted is made again from its start, which gives the same
+bits. Whoever holds the lock may write.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weitune.errors import RunError
+from weitune.files.json_files import json_bytes, json_object, json_text, record_from
+from weitune.files.publish import folder_written_aside, publish_bytes, publish_unless_there, write_bytes
+from weitune.recipe.load import dump_recipe
+from weitune.recipe.schema import Recipe
+from weitune.run.create import load_recorded
+from weitune.run.names import EVENTS, RECIPE
+from weitune.tune.search import Candidate, Trial
+from weitune.tune.trials import Outcome
+
+SETTINGS, BEST, PAGE = "tune.json", "best.yaml", "tune.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is searched, and on what."""
+
+    also: Sequence[str]
+    budget: float
+    basis: Mapping[str, Any]
+
+
+def default_folder() -> Path:
+    """Return a new folder's name, by the time."""
+    return Path("tunes") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def create(folder: Path, recipe: Recipe, settings: Settings) -> None:
+    """Make the folder with its first files, all or nothing. Raises RunError if it cannot be made or is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError("tune.folder.not_empty", folder=folder)
+    files = {RECIPE: dump_recipe(recipe).encode(), SETTINGS: json_bytes(asdict(settings), default=str), EVENTS: b""}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            folder.rmdir()
+        aside = folder.with_name(f".{folder.name}.{time.time_ns()}.partial")
+        with folder_written_aside(folder, aside, publish_unless_there) as partial:
+            for name, contents in files.items():
+                write_bytes(partial / name, contents)
+    except OSError as error:
+        raise RunError("tune.folder.cannot_be_made", folder=folder, error=error) from None
+
+
+def read(folder: Path) -> tuple[Recipe, Settings]:
+    """Return the recipe and the settings of the search in ``folder``. Raises RunError if it holds none."""
+    tree = json_object(folder / SETTINGS)
+    if not tree or not (folder / RECIPE).is_file():
+        raise RunError("tune.folder.no_search", folder=folder)
+    try:
+        return load_recorded(folder), record_from(Settings, tree)
+    except TypeError as error:
+        raise RunError("tune.folder.cannot_be_read", path=folder / SETTINGS, error=error) from None
+
+
+def append(folder: Path, outcome: Outcome) -> None:
+    """Write down that a trial is done. Raises RunError if that fails."""
+    line = {"event": "trial", **asdict(outcome)}
+    line["loss"] = outcome.loss if outcome.loss != float("inf") else None
+    try:
+        with (folder / EVENTS).open("ab") as file:
+            file.write((json_text(line) + "\n").encode())
+    except OSError as error:
+        raise RunError("tune.folder.cannot_be_written", path=folder / EVENTS, error=error) from None
+
+
+def outcomes(folder: Path) -> list[Outcome]:
+    """Return the trials that are done; a line that a kill has torn is removed, and so counts as not done."""
+    path = folder / EVENTS
+    whole, done = b"", []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            tree = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            tree = None
+        if tree is None:
+            publish_bytes(whole, path)
+            break
+        whole += line
+        done.append(_outcome(tree))
+    return done
+
+
+def _outcome(tree: Mapping[str, Any]) -> Outcome:
+    trial = tree["trial"]
+    candidate = record_from(Candidate, trial["candidate"])
+    loss = float("inf") if tree["loss"] is None else tree["loss"]
+    return Outcome(Trial(trial["rung"], candidate, trial["steps"]), loss, tree["seconds"], tuple(tree["losses"]))

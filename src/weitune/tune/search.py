@@ -1,0 +1,178 @@
+"""Which settings are tried, for how long: successive halving (Jamieson and Talwalkar, arXiv 1502.07943).
+
+    rung 1   6 candidates, each for a sixth of the rung's steps
+    rung 2   the best 3, for twice as many steps each
+    rung 3   the best 2 of these, for three times as many as at first
+
+If the best rate is the highest or the lowest that was tried, the next rung has one beyond it as its last candidate.
+Every rung has the same number of steps. A trial trains a fresh adapter with the candidate's own whole schedule, so a
+short trial is a small run, not the beginning of a long one; whether its learning rate falls to 0 decides which rate is
+best. Everything here is a pure function of the recipe and of the losses so far.
+
+Rates: an adapter's best learning rate is about ten times that of full fine-tuning, hardly depends on the rank if alpha
+stays, and falls with the width of the model (Schulman et al., "LoRA Without Regret", 2025), so the candidates stand
+around a guess by the width, a factor of two apart. Rates matter more than variants of LoRA (arXiv 2602.04998).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from weitune.data.schedule import permutation
+from weitune.recipe.schema import Recipe
+
+ALSO = ("batch_size", "r", "epochs")
+"""What can be tried besides the learning rate."""
+_RUNGS = ((6, 3, 2), (5, 2), (4, 2), (3,), (2,))
+"""Numbers of candidates in each rung, the most first."""
+_FEWEST_STEPS = 6
+"""Steps of the shortest trial that is worth making."""
+_AROUND = (0, -1, 1, -2, 2, -3)
+"""Powers of two around the guess, in the order in which they are taken."""
+_GUESS, _GUESS_WIDTH, _GUESS_POWER = 5e-4, 2048, 0.78
+_TIE = 0.005
+"""Losses (nats) that are so near count as equal; then the lower rate is taken, which forgets less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Settings to try."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    r: int | None = None
+    """None where the whole model is trained."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Candidate:
+        """Return the recipe's own settings."""
+        train = recipe.train
+        return cls(train.learning_rate, train.batch_size, train.epochs, recipe.adapter.r if recipe.adapter else None)
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """Return ``recipe`` with these settings."""
+        train = {"learning_rate": self.learning_rate, "batch_size": self.batch_size, "epochs": self.epochs}
+        changed: dict[str, Any] = {"train": recipe.train.model_copy(update=train)}
+        if recipe.adapter is not None:
+            changed["lora"] = recipe.adapter.model_copy(update={"r": self.r})
+        return recipe.model_copy(update=changed)
+
+    def steps(self, examples: int, recipe: Recipe) -> int:
+        """Return the steps of a whole run over ``examples`` with these settings."""
+        whole = -(-examples // self.batch_size) * self.epochs
+        most = recipe.train.max_steps
+        return whole if most is None else min(whole, most)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate that trains for some steps; ``rung`` counts from 1."""
+
+    rung: int
+    candidate: Candidate
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The trials of a recipe."""
+
+    recipe: Recipe
+    examples: int
+    width: int
+    """hidden size of the model"""
+    also: Sequence[str] = ()
+    budget: float = 1.0
+    """steps of all trials, as a multiple of those of the recipe's own run"""
+
+    @property
+    def rungs(self) -> Sequence[int]:
+        """The number of candidates in each rung."""
+        cost = self._budget
+        return next((sizes for sizes in _RUNGS if cost / len(sizes) / sizes[0] >= _FEWEST_STEPS), _RUNGS[-1])
+
+    @property
+    def _budget(self) -> float:
+        return self.budget * self._cost(Candidate.of(self.recipe))
+
+    def _cost(self, candidate: Candidate) -> float:
+        """Return the steps of a whole run of ``candidate``, counted in batches of the recipe's size."""
+        return candidate.steps(self.examples, self.recipe) * candidate.batch_size / self.recipe.train.batch_size
+
+    def first(self) -> list[Trial]:
+        """Return the trials of the first rung."""
+        return self._trials(1, self._candidates()[: self.rungs[0]])
+
+    def after(self, rung: int, losses: Mapping[Candidate, float]) -> list[Trial]:
+        """Return the trials that follow ``rung``, whose candidates had these ``losses``; none after the last one."""
+        if rung == len(self.rungs):
+            return []
+        return self._trials(rung + 1, self._going_on(ranked(losses), self.rungs[rung]))
+
+    def _going_on(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+        """Return the best ``count`` of ``candidates``; a rate beyond the best is the last, if that is at an end."""
+        best, rates = candidates[0], [each.learning_rate for each in candidates]
+        going_on = list(candidates[:count])
+        if count > 1 and best.learning_rate in {min(rates), max(rates)}:
+            beyond = best.learning_rate * (2.0 if best.learning_rate == max(rates) else 0.5)
+            going_on[-1] = replace(best, learning_rate=_rounded(beyond))
+        return going_on
+
+    def _trials(self, rung: int, candidates: Sequence[Candidate]) -> list[Trial]:
+        """Divide the rung's steps so that each candidate makes the same part of its own whole run."""
+        part = self._budget / len(self.rungs) / sum(map(self._cost, candidates))
+        return [Trial(rung, each, self._steps(each, part)) for each in candidates]
+
+    def _steps(self, candidate: Candidate, part: float) -> int:
+        whole = candidate.steps(self.examples, self.recipe)
+        return min(whole, max(1, round(part * whole)))
+
+    def _candidates(self) -> list[Candidate]:
+        """Return candidates, the most promising first: rates around the guess, with the recipe's other settings."""
+        own = Candidate.of(self.recipe)
+        guess = guessed_rate(self.width)
+        rates = [guess * 2.0**power for power in _AROUND]
+        others = list(self._others(own))
+        drawn = permutation(len(others), self.recipe.train.seed, 0).tolist() if others else []
+        candidates = [replace(own, learning_rate=_rounded(rate)) for rate in rates]
+        for at in range(len(candidates)):
+            if others and at % 2:  # every other rate comes with other settings
+                changed = others[drawn[at // 2 % len(drawn)]]
+                candidates[at] = replace(candidates[at], **changed)
+        return candidates
+
+    def _others(self, own: Candidate) -> Iterator[dict[str, int]]:
+        """Yield every other combination of the settings that are to be tried too."""
+        values = {name: _near(getattr(own, name)) for name in self.also if getattr(own, name) is not None}
+        for chosen in product(*values.values()):
+            changed = dict(zip(values, chosen, strict=True))
+            if changed and any(getattr(own, name) != value for name, value in changed.items()):
+                yield changed
+
+
+def guessed_rate(width: int) -> float:
+    """Return a learning rate for an adapter of a model with hidden states of ``width`` numbers."""
+    return float(_GUESS * (_GUESS_WIDTH / width) ** _GUESS_POWER)
+
+
+def ranked(losses: Mapping[Candidate, float]) -> list[Candidate]:
+    """Return the candidates, the best first: by loss and, of those that are as good as the best, by rate."""
+    finite = {each: loss for each, loss in losses.items() if math.isfinite(loss)}
+    lowest = min(finite.values(), default=math.inf)
+    good = sorted((each for each, loss in finite.items() if loss <= lowest + _TIE), key=lambda c: c.learning_rate)
+    rest = sorted(finite.keys() - good, key=finite.__getitem__)
+    return [*good, *rest, *(each for each in losses if each not in finite)]
+
+
+def _near(value: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((value, max(1, value // 2), 2 * value)))
+
+
+def _rounded(rate: float) -> float:
+    """Return ``rate`` with two digits, as a person would write it."""
+    return float(f"{rate:.1e}")

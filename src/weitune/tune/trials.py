@@ -1,0 +1,142 @@
+"""Trials of one model in one process: it is loaded once, and every trial begins with a fresh adapter."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weitune.data.schedule import Plan
+from weitune.errors import NonFiniteError
+from weitune.evaluate.loss import MICRO_TOKENS, measure_loss
+from weitune.model.fast.attention import use_own_attention
+from weitune.model.load.weights import LoadedModel
+from weitune.model.lora.adapter_init import EVA_STEPS
+from weitune.progress import Progress
+from weitune.recipe.schema import Recipe
+from weitune.training.build import make_loop, make_trainable
+from weitune.training.distributed.processes import make_accelerator
+from weitune.training.inputs import RunInputs
+from weitune.training.loop import Loop, StepRecord
+from weitune.training.signals import StopRequest
+from weitune.training.trainable import Trainable
+from weitune.tune.search import Trial
+
+_ENDLESS = 1 << 20
+"""Epochs of a trial's plan: its steps end it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a trial came to."""
+
+    trial: Trial
+    loss: float
+    """on the held-out rows, in nats; infinite if training came to a loss that is not finite"""
+    seconds: float
+    losses: tuple[float, ...]
+    """of its steps"""
+
+
+@dataclass(slots=True)
+class _Watcher:
+    """Keeps the losses of a trial, and ends it when a stop is asked for."""
+
+    stop: StopRequest
+    progress: Progress | None
+    steps: int
+    losses: list[float] = field(default_factory=list)
+
+    def stepped(self, record: StepRecord) -> bool:
+        self.losses.append(record.loss)
+        if self.progress is not None:
+            self.progress(record.step, self.steps)
+        return not self.stop
+
+    def failed(self, record: StepRecord) -> None:
+        """The loop raises by itself."""
+
+
+class Trials:
+    """Makes trials of a recipe on a loaded model."""
+
+    def __init__(self, loaded: LoadedModel, inputs: RunInputs) -> None:
+        self._loaded, self._inputs = loaded, inputs
+        self._accelerator = make_accelerator(loaded.device)
+        self._trainable: Trainable | None = None
+        self._rank: int | None = None
+        self._start: Mapping[str, Tensor] = {}
+
+    def run(self, trial: Trial, stop: StopRequest, progress: Progress | None = None) -> Outcome | None:
+        """Train as ``trial`` says and measure the loss on the held-out rows; None if a stop was asked for meanwhile."""
+        began = time.perf_counter()
+        recipe = trial.candidate.applied(self._inputs.recipe)
+        trainable = self._fresh(recipe)
+        loop = self._loop(trainable, recipe, trial.steps)
+        watcher = _Watcher(stop, progress, trial.steps)
+        try:
+            loop.run(0, watcher)
+        except NonFiniteError:
+            loop.passes.zero_grad()
+            return Outcome(trial, math.inf, time.perf_counter() - began, tuple(watcher.losses))
+        if len(watcher.losses) < trial.steps:
+            return None
+        loss = self._held_out_loss(loop)
+        return Outcome(trial, loss, time.perf_counter() - began, tuple(watcher.losses))
+
+    def _loop(self, trainable: Trainable, recipe: Recipe, steps: int) -> Loop:
+        inputs, train = self._inputs, recipe.train
+        plan = Plan(len(inputs.examples), train.batch_size, _ENDLESS, train.seed, steps)
+        return make_loop(
+            trainable,
+            train,
+            inputs.examples,
+            plan,
+            accelerator=self._accelerator,
+            plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,
+            longest=inputs.longest,
+        )
+
+    def _held_out_loss(self, loop: Loop) -> float:
+        held = self._inputs.validation
+        assert held is not None  # noqa: S101  (tune sees to it)
+        examples = [held[i] for i in range(len(held))]
+        micro_tokens = min(loop.memory.micro_tokens, MICRO_TOKENS)
+        model = self._accelerator.unwrap_model(loop.model)
+        return measure_loss(model, examples, loop.layout, micro_tokens, self._accelerator.device).mean
+
+    def _fresh(self, recipe: Recipe) -> Trainable:
+        """Return the model with an adapter as it starts, of the rank that ``recipe`` says."""
+        rank = recipe.adapter.r if recipe.adapter else None
+        if self._trainable is None or rank != self._rank:
+            self._attach(recipe)
+            self._rank = rank
+        assert self._trainable is not None  # noqa: S101  (for mypy)
+        with torch.no_grad():
+            for name, parameter in self._trained().items():
+                parameter.copy_(self._start[name])
+                parameter.grad = None
+        return self._trainable
+
+    def _attach(self, recipe: Recipe) -> None:
+        if self._trainable is not None:
+            adapted: Any = self._trainable.trained.model
+            self._loaded = replace(self._loaded, model=adapted.unload())
+            self._loaded.model.requires_grad_(False)
+            use_own_attention(self._loaded.model)  # as it was when it had just been loaded
+        inputs = self._inputs
+        steps = (inputs.examples_of(step) for step in range(min(EVA_STEPS, inputs.plan.steps)))
+        self._trainable = make_trainable(
+            self._loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps
+        )
+        self._start = {name: parameter.detach().clone() for name, parameter in self._trained().items()}
+
+    def _trained(self) -> dict[str, Any]:
+        assert self._trainable is not None  # noqa: S101  (for mypy)
+        named = self._trainable.trained.model.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}

@@ -1,0 +1,169 @@
+"""Search a recipe's settings: try some on a part of its steps, and write the recipe that came out best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weitune.errors import Interrupted, RecipeError, RunError
+from weitune.files.json_files import leaves
+from weitune.files.publish import publish_bytes
+from weitune.messages import say
+from weitune.model.load.device import choose_device
+from weitune.model.load.weights import load_model
+from weitune.progress import Progress
+from weitune.recipe.load import dump_recipe
+from weitune.recipe.schema import Recipe
+from weitune.run.lock import run_lock
+from weitune.run.names import EVENTS
+from weitune.shell import shell_command
+from weitune.training.inputs import RunInputs, collect_inputs
+from weitune.training.reporter import Reporter
+from weitune.training.signals import StopRequest
+from weitune.tune import folder as folders
+from weitune.tune.folder import BEST, PAGE, Settings
+from weitune.tune.page import tune_page
+from weitune.tune.search import Candidate, Search, Trial, ranked
+from weitune.tune.trials import Outcome, Trials
+
+HELD_OUT = 0.05
+"""The part of the data that is held out if the recipe has no ``validation``."""
+Tried = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found."""
+
+    folder: Path
+    best: Candidate
+    loss: float
+    outcomes: Sequence[Outcome]
+
+
+class View(Reporter):
+    """What a search tells whoever started it; every callback does nothing by default."""
+
+    def trying(self, trial: Trial, number: int, trials: int) -> Progress | None:
+        """Return a function to call with (steps done, steps in all) while a trial runs."""
+        return None
+
+    def tried(self, outcome: Outcome) -> None:
+        """Called when a trial is done."""
+
+
+def tune(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    also: Sequence[str] = (),
+    budget: float = 1.0,
+    view: View | None = None,
+    device: str | None = None,
+    stop: StopRequest | None = None,
+) -> Found:
+    """Search the settings of ``recipe`` in a new ``folder``.
+
+    Raises InputError (and leaves no folder) if the recipe, the data, the model or the folder are not in order,
+    Interrupted after a stop, and otherwise what training raises.
+    """
+    recipe = _searchable(recipe)
+    view = view or View()
+    inputs = collect_inputs(recipe, view)
+    folders.create(folder, inputs.recipe, Settings(list(also), budget, inputs.basis))
+    stop = StopRequest() if stop is None else stop
+    return _search(inputs, folder, list(also), budget, view, device, stop)
+
+
+def resume(
+    folder: Path, *, view: View | None = None, device: str | None = None, stop: StopRequest | None = None
+) -> Found:
+    """Go on with the search in ``folder``; trials that are done are not made again.
+
+    Raises RunError if it holds none, or if data or model are not those that it began with.
+    """
+    recipe, settings = folders.read(folder)
+    view = view or View()
+    inputs = collect_inputs(recipe, view)
+    before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
+    if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
+        raise RunError("tune.tune.not_the_same", folder=folder, changed=", ".join(changed))
+    return _search(
+        inputs, folder, settings.also, settings.budget, view, device, StopRequest() if stop is None else stop
+    )
+
+
+def _searchable(recipe: Recipe) -> Recipe:
+    """Return ``recipe`` with rows to judge by, and without what a search does not use."""
+    if recipe.train.shard:
+        raise RecipeError("tune.tune.not_sharded")
+    changed = {} if recipe.validation is not None else {"validation": HELD_OUT}
+    return recipe.model_copy(update=changed)
+
+
+def _search(
+    inputs: RunInputs,
+    folder: Path,
+    also: Sequence[str],
+    budget: float,
+    view: View,
+    device: str | None,
+    stop: StopRequest,
+) -> Found:
+    recipe = inputs.recipe
+    command = f"`{shell_command('tune', '--resume', folder)}`"
+    with run_lock(folder):
+        done = {outcome.trial: outcome for outcome in folders.outcomes(folder)}
+        loaded = load_model(
+            recipe.model,
+            precision=recipe.train.precision if recipe.adapter else "fp32",
+            storage=recipe.train.storage,
+            hub=recipe.hub,
+            revision=recipe.revision,
+            device=str(choose_device(device)),
+        )
+        search = Search(recipe, len(inputs.examples), loaded.model.config.get_text_config().hidden_size, also, budget)
+        trials = Trials(loaded, inputs)
+        waiting, rung = search.first(), 1
+        losses: dict[Candidate, float] = {}
+        while waiting:
+            losses = {}
+            for number, trial in enumerate(waiting, 1):
+                outcome = done.get(trial)
+                if outcome is None:
+                    with stop.finishing_steps():
+                        outcome = trials.run(trial, stop, view.trying(trial, number, len(waiting)))
+                    if outcome is not None:
+                        folders.append(folder, outcome)
+                        done[trial] = outcome
+                    if outcome is None or stop:
+                        raise Interrupted("tune.tune.stopped", reason=stop.reason, command=command)
+                view.tried(outcome)
+                losses[trial.candidate] = outcome.loss
+            waiting, rung = search.after(rung, losses), rung + 1
+        return _write(folder, recipe, losses, list(done.values()))
+
+
+def _write(folder: Path, recipe: Recipe, losses: dict[Candidate, float], outcomes: list[Outcome]) -> Found:
+    best = ranked(losses)[0]
+    if losses[best] == float("inf"):
+        raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
+    reasons = _reasons(best, losses, outcomes)
+    text = "".join(f"# {line}\n" for line in reasons) + "\n" + dump_recipe(best.applied(recipe))
+    publish_bytes(text.encode(), folder / BEST)
+    publish_bytes(tune_page(recipe, best, outcomes, reasons).encode(), folder / PAGE)
+    return Found(folder, best, losses[best], outcomes)
+
+
+def _reasons(best: Candidate, losses: dict[Candidate, float], outcomes: list[Outcome]) -> list[str]:
+    """Return lines that say what was tried and why these settings were taken."""
+    steps = {outcome.trial.steps for outcome in outcomes if outcome.trial.candidate == best}
+    lines = [
+        say("tune.tune.reason_found", trials=len(outcomes), steps=sum(outcome.trial.steps for outcome in outcomes)),
+        say("tune.tune.reason_best", loss=losses[best], steps=max(steps), candidate=best),
+    ]
+    for candidate, loss in losses.items():
+        if candidate != best:
+            lines.append(say("tune.tune.reason_other", loss=loss, candidate=candidate))
+    return lines

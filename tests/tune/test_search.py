@@ -1,0 +1,106 @@
+"""What a search tries is a pure function of the recipe and the losses, and keeps to its budget."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weitune.recipe.load import build_recipe
+from weitune.recipe.schema import Recipe
+from weitune.tune.search import ALSO, Candidate, Search, Trial, guessed_rate, ranked
+
+
+def recipe(**train: object) -> Recipe:
+    return build_recipe({"model": "m", "data": "d", "train": train})
+
+
+def loss_of(candidate: Candidate) -> float:
+    """A bowl around 4e-4."""
+    return 3 + abs(math.log(candidate.learning_rate / 4e-4)) / 10
+
+
+def whole(search: Search) -> list[list[Trial]]:
+    rungs = [search.first()]
+    while trials := search.after(len(rungs), {trial.candidate: loss_of(trial.candidate) for trial in rungs[-1]}):
+        rungs.append(trials)
+    return rungs
+
+
+@given(
+    st.integers(50, 50_000),
+    st.integers(1, 64),
+    st.integers(1, 4),
+    st.sampled_from([0.3, 1.0, 2.5]),
+    st.lists(st.sampled_from(ALSO), unique=True),
+)
+def test_a_search_keeps_to_its_budget(examples: int, batch: int, epochs: int, budget: float, also: list[str]) -> None:
+    chosen = recipe(batch_size=batch, epochs=epochs)
+    search = Search(chosen, examples, 1024, also, budget)
+    own = Candidate.of(chosen).steps(examples, chosen)
+    rungs = whole(search)
+    assert [len(rung) for rung in rungs] == list(search.rungs)
+    cost = sum(trial.steps * trial.candidate.batch_size / batch for rung in rungs for trial in rung)
+    rounding = sum(max(1, trial.candidate.batch_size / batch) for rung in rungs for trial in rung)
+    assert cost <= budget * own + rounding
+    for rung in rungs:
+        assert all(trial.steps >= 1 for trial in rung)
+        assert len({trial.candidate for trial in rung}) == len(rung)
+    assert rungs == whole(Search(chosen, examples, 1024, also, budget))
+
+
+def test_later_rungs_train_longer() -> None:
+    rungs = whole(Search(recipe(), 3500, 896))
+    assert [len(rung) for rung in rungs] == [6, 3, 2]
+    steps = [rung[0].steps for rung in rungs]
+    assert steps == sorted(steps)
+    assert steps[-1] > 2 * steps[0]
+
+
+def test_the_best_go_on() -> None:
+    search = Search(recipe(), 3500, 896)
+    losses = {trial.candidate: loss_of(trial.candidate) for trial in search.first()}
+    following = {trial.candidate for trial in search.after(1, losses)}
+    assert following == set(ranked(losses)[:3])
+
+
+@pytest.mark.parametrize(("best", "factor"), [(max, 2.0), (min, 0.5)])
+def test_a_rate_at_an_end_is_gone_beyond(best: object, factor: float) -> None:
+    search = Search(recipe(), 3500, 896)
+    rates = [trial.candidate.learning_rate for trial in search.first()]
+    end = best(rates)  # type: ignore[operator]
+    losses = {trial.candidate: 3 + abs(math.log(trial.candidate.learning_rate / end)) for trial in search.first()}
+    following = [trial.candidate.learning_rate for trial in search.after(1, losses)]
+    assert following[0] == end
+    assert following[-1] == pytest.approx(factor * end, rel=0.05)
+
+
+def test_rates_that_are_as_good_are_taken_from_below() -> None:
+    low, high, bad = (Candidate(rate, 16, 3, 8) for rate in (1e-4, 1e-3, 1e-2))
+    assert ranked({high: 2.0, low: 2.004, bad: math.inf}) == [low, high, bad]
+    assert ranked({high: 2.0, low: 2.02, bad: math.nan}) == [high, low, bad]
+
+
+def test_only_what_is_asked_for_changes_besides_the_rate() -> None:
+    for also in ([], ["r"], ["batch_size", "epochs"]):
+        for trial in Search(recipe(), 3500, 896, also).first():
+            changed = {name for name in ALSO if getattr(trial.candidate, name) != getattr(Candidate.of(recipe()), name)}
+            assert changed <= set(also)
+    tried = [trial.candidate for trial in Search(recipe(), 3500, 896, ["r"]).first()]
+    assert {candidate.r for candidate in tried} > {8}
+
+
+def test_settings_are_put_into_the_recipe() -> None:
+    now = Candidate(3e-4, 4, 2, 32).applied(recipe())
+    assert (now.train.learning_rate, now.train.batch_size, now.train.epochs) == (3e-4, 4, 2)
+    assert now.adapter is not None
+    assert (now.adapter.r, now.adapter.alpha) == (32, 32)
+    none = build_recipe({"model": "m", "data": "d", "lora": "none"})
+    assert Candidate.of(none).applied(none) == none
+
+
+def test_the_guess_falls_with_the_width() -> None:
+    assert guessed_rate(2048) == pytest.approx(5e-4)
+    assert guessed_rate(576) > guessed_rate(896) > guessed_rate(4096) > 2e-4

@@ -1,0 +1,157 @@
+"""A search on a tiny model: it finds, writes, stops anywhere and goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import Inputs, make_inputs
+from weitune import cli
+from weitune.errors import Interrupted, RecipeError, RunError
+from weitune.progress import Progress
+from weitune.recipe.load import load_recipe
+from weitune.training.signals import StopRequest
+from weitune.tune.folder import outcomes
+from weitune.tune.search import Trial
+from weitune.tune.trials import Outcome
+from weitune.tune.tune import Found, View, resume, tune
+
+KEYS: dict[str, Any] = {"validation": 0.3, "train.batch_size": 2, "train.epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("tune") / "inputs")
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Inputs) -> Found:
+    return tune(inputs.recipe(Path("unused"), **KEYS), inputs.folder / "whole", device="cpu")
+
+
+class StopAfter(View):
+    """Asks for a stop after so many steps of all trials."""
+
+    def __init__(self, steps: int, stop: StopRequest) -> None:
+        self.left, self.stop = steps, stop
+
+    def trying(self, trial: Trial, number: int, trials: int) -> Progress:
+        return self.count
+
+    def count(self, done: int, total: int | None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.stop("a test")
+
+
+def losses(folder: Path) -> list[tuple[Trial, float, tuple[float, ...]]]:
+    return [(each.trial, each.loss, each.losses) for each in outcomes(folder)]
+
+
+def test_the_recipe_found_is_the_best_of_the_last_rung(whole: Found, inputs: Inputs) -> None:
+    last = max(each.trial.rung for each in whole.outcomes)
+    best = min(each.loss for each in whole.outcomes if each.trial.rung == last)
+    assert whole.loss <= best + 0.005
+    text = (whole.folder / "best.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# Found by `weitune tune`")
+    found = load_recipe(str(whole.folder / "best.yaml"))
+    assert found == whole.best.applied(inputs.recipe(Path("unused"), **KEYS))
+    page = (whole.folder / "tune.html").read_text(encoding="utf-8")
+    assert f"{whole.best.learning_rate:g}" in page
+
+
+def test_every_trial_begins_afresh(whole: Found, inputs: Inputs, tmp_path: Path) -> None:
+    """The first loss of every trial with the recipe's batch size is the same: nothing of other trials is left."""
+    firsts = {each.losses[0] for each in whole.outcomes}
+    assert len(firsts) == 1
+    ranks = tune(inputs.recipe(tmp_path / "x", **KEYS), tmp_path / "ranks", also=["r"], device="cpu")
+    assert {each.trial.candidate.r for each in ranks.outcomes} > {8}
+    same = {each.trial: each.losses for each in whole.outcomes}
+    for each in ranks.outcomes:
+        assert each.losses[0] == pytest.approx(next(iter(firsts)), rel=1e-6)  # B is zero, whatever the rank
+        if each.trial in same:
+            assert each.losses == same[each.trial]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stopped_search_goes_on_to_the_same_bits(seed: int, whole: Found, inputs: Inputs, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    steps = sum(len(each.losses) for each in whole.outcomes)
+    stop = StopRequest()
+    folder = tmp_path / "stopped"
+    recipe = inputs.recipe(Path("unused"), **KEYS)
+    with pytest.raises(Interrupted, match="tune --resume"):
+        tune(recipe, folder, view=StopAfter(draw.randrange(1, steps), stop), device="cpu", stop=stop)
+    done = len(outcomes(folder))
+    if draw.random() < 0.5:  # as a kill leaves it
+        with (folder / "events.jsonl").open("ab") as file:
+            file.write(b'{"event": "trial", "tri')
+    view = Counting()
+    found = resume(folder, view=view, device="cpu")
+    assert view.trials == len(whole.outcomes) - done
+    assert losses(folder) == losses(whole.folder)
+    assert (found.best, found.loss) == (whole.best, whole.loss)
+    assert (folder / "best.yaml").read_bytes() == (whole.folder / "best.yaml").read_bytes()
+
+
+class Counting(View):
+    def __init__(self) -> None:
+        self.trials = 0
+
+    def trying(self, trial: Trial, number: int, trials: int) -> Progress | None:
+        self.trials += 1
+        return None
+
+    def tried(self, outcome: Outcome) -> None:
+        assert outcome.losses
+
+
+def test_rows_are_held_out_if_the_recipe_holds_none_out(inputs: Inputs, tmp_path: Path) -> None:
+    recipe = inputs.recipe(Path("unused"), **{**KEYS, "validation": None})
+    tune(recipe, tmp_path / "search", budget=0.3, device="cpu")
+    assert load_recipe(str(tmp_path / "search" / "best.yaml")).validation == 0.05
+
+
+def test_the_command_line(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    tree = inputs.tree(tmp_path / "search", **KEYS)
+    options = [
+        part
+        for key, value in tree.items()
+        for part in (
+            f"--{key}",
+            json.dumps(value) if isinstance(value, float) else str(value[0] if isinstance(value, list) else value),
+        )
+    ]
+    assert cli.main(["tune", *options, "--budget", "0.3", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().err
+    assert "rung 1" in shown
+    assert "best.yaml" in shown
+    assert cli.main(["tune", *options, "--device", "cpu"]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert cli.main(["tune", *options, "--also", "colour"]) == 2
+    assert "colour" in capsys.readouterr().err
+    assert cli.main(["tune", "--resume", str(tmp_path)]) == 2
+    assert "holds no search" in capsys.readouterr().err
+    assert not recipe.exists()
+
+
+def test_other_data_are_refused(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    data = tmp_path / "data.json"
+    data.write_bytes(inputs.data.read_bytes())
+    tune(inputs.recipe(Path("unused"), **KEYS, data=[str(data)]), folder, budget=0.3, device="cpu")
+    rows = json.loads(data.read_text(encoding="utf-8"))
+    data.write_text(json.dumps(rows[1:]), encoding="utf-8")
+    with pytest.raises(RunError, match=r"data\.contents"):
+        resume(folder, device="cpu")
+
+
+def test_a_divided_base_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.shard"):
+        tune(inputs.recipe(Path("unused"), **KEYS, **{"train.shard": True}), tmp_path / "search", device="cpu")
+    assert not (tmp_path / "search").exists()
