@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.documents.pages import DOCS, text_of
-from tests.families import GROUPS
+from tests.families import FAST, GROUPS
 
 
 def rows_of(page: str, group: str) -> list[str]:
@@ -18,3 +18,9 @@ def test_every_family_has_its_row() -> None:
         rows = rows_of("models.md", group)
         assert [re.findall("`([^`]+)`", row)[0] for row in rows] == list(families)
         assert rows_of("models.zh-CN.md", group) == rows
+
+
+def test_the_page_calls_fast_what_the_tests_hold_to_it() -> None:
+    for group, families in GROUPS.items():
+        fast = [re.findall("`([^`]+)`", row)[0] for row in rows_of("models.md", group) if row.split(" | ")[5] == "✓"]
+        assert fast == [name for name in families if name in FAST]
