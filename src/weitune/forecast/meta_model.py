@@ -9,6 +9,7 @@ Costs about a second for any size of model.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,19 @@ if TYPE_CHECKING:
 
 _SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "vocab_size_per_layer_input": 512,
+    "hidden_size_per_layer_input": 16,
 }  # fmt: skip
+_SMALL_LATENT = {
+    "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+"""Of latent attention, which expands its keys and values for every head."""
 _LLAMA_PARTS = {
     "input_layernorm", "self_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "post_attention_layernorm", "mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 }  # fmt: skip
-_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "activation_sparsity_pattern")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -174,14 +181,35 @@ def _shrink(text: Any) -> None:
     """Make the configuration of a text model small: one layer of each kind that it lists, and two at least."""
     lists = {name: list(each) for name in _PER_LAYER if (each := getattr(text, name, None))}
     count = int(text.num_hidden_layers)
-    kinds = [tuple(str(each[layer]) for each in lists.values()) for layer in range(count)] if lists else []
+    givers = count - (getattr(text, "num_kv_shared_layers", None) or 0)  # later layers take an earlier one's keys
+    kinds = (
+        [(layer < givers, *(str(each[layer]) for each in lists.values())) for layer in range(count)] if lists else []
+    )
     kept = sorted({kinds.index(kind) for kind in kinds})
     kept += [layer for layer in range(count) if layer not in kept][: max(0, 2 - len(kept))]
     kept.sort()
-    for name, value in {**_SMALL, "num_hidden_layers": len(kept)}.items():
-        if getattr(text, name, None) is not None:
-            setattr(text, name, value)
+    own = text.to_dict().get("per_layer_config") or {}  # by the layer's number: values that this layer has alone
+    if own:
+        text.per_layer_config = {}
+    latent = _SMALL_LATENT if getattr(text, "kv_lora_rank", None) else {}
+    taking = sum(layer >= givers for layer in kept)
+    sizes = {**_SMALL, **latent, "num_hidden_layers": len(kept), "num_kv_shared_layers": taking}
+    for name, value in sizes.items():
+        if found := getattr(text, name, None):
+            setattr(text, name, [value] * len(kept) if isinstance(found, list) else value)
+    if own:
+        text.per_layer_config = _own_of_kept(own, kept)
     for name, each in lists.items():
         setattr(text, name, [each[layer] for layer in kept])
     for name in _TOKENS:
         setattr(text, name, None)
+
+
+def _own_of_kept(own: Mapping[str, Mapping[str, Any]], kept: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the values that the ``kept`` layers have alone, by their new numbers; sizes are twice the small ones."""
+    by_layer = {int(layer): values for layer, values in own.items()}
+    return {
+        f"{now:02d}": {name: 2 * _SMALL[name] if name in _SMALL else value for name, value in by_layer[before].items()}
+        for now, before in enumerate(kept)
+        if before in by_layer
+    }
