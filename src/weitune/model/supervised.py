@@ -17,6 +17,7 @@ from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import PLAIN_LOGITS, Head, LogitForm, supervised_loss
 from weitune.model.fast.matmul import round_rows
+from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.storage.shard import gathered
 from weitune.recipe.schema import Recompute
 
@@ -68,11 +69,17 @@ class SupervisedModel(nn.Module):
 
     def predicting_states(self, batch: TensorBatch) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""
-        if self._blocks is None or not isinstance(batch, PackedTensors):
+        if self._blocks is None or not isinstance(batch, PackedTensors) or self._too_far(batch):
             return hidden_states(self.model, batch)[batch.rows]
         return self._blocks.states(
             batch.input_ids[0], batch.tree, batch.rows, training=self.training, recompute=self.recompute
         )
+
+    def _too_far(self, batch: PackedTensors) -> bool:
+        """Return whether a token of ``batch`` is at a position from which the blocks are not the model's."""
+        if self._blocks is None or self._blocks.positions >= FOREVER:
+            return False
+        return int(batch.tree.position_ids.max()) >= self._blocks.positions
 
 
 def hidden_states(model: PreTrainedModel, batch: TensorBatch) -> Tensor:

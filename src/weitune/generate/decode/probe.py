@@ -12,6 +12,7 @@ from torch import nn
 from weitune.generate.decode.decoder import StepDecoder
 from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.fast.settings import settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def decodable_blocks(model: PreTrainedModel) -> BlockDecoder | None:
         return None
     blocks = BlockDecoder.from_model(model)
     if blocks is None or getattr(blocks.module.rotary_emb, "rope_type", "default") in _BY_LENGTH:
+        return None
+    if blocks.positions < (getattr(model.config.get_text_config(), "max_position_embeddings", None) or FOREVER):
         return None
     if any(p.magnitude is not None for parts in blocks.parts for group in parts.groups for p in group.projections):
         return None

@@ -22,7 +22,7 @@ from weitune.model.fast.parts import BlockContext, BlockParts, Mixer
 from weitune.model.fast.recognise.arrangement import arrange
 from weitune.model.fast.recognise.by_name import arrange_by_name
 from weitune.model.fast.recognise.mixers import read_mixer
-from weitune.model.fast.self_attention.observe import Rows
+from weitune.model.fast.self_attention.observe import FOREVER, Rows
 from weitune.model.fast.self_attention.positions import Positions
 from weitune.model.fast.self_attention.shared_keys import share_keys
 from weitune.model.fast.tree import Tree
@@ -37,13 +37,20 @@ class BlockDecoder:
     """The decoder of a model as a list of :class:`BlockParts`."""
 
     def __init__(
-        self, decoder: Any, blocks: list[BlockParts], dtype: torch.dtype, per_layer_norm: Norm | None = None
+        self,
+        decoder: Any,
+        blocks: list[BlockParts],
+        dtype: torch.dtype,
+        per_layer_norm: Norm | None = None,
+        positions: int = FOREVER,
     ) -> None:
         self.module, self.parts, self.dtype = decoder, blocks, dtype
         groups = [group for block in blocks for group in block.groups]
         self._rate = max((group.rate for group in groups), default=0.0)
         self._widest = max((p.shape[1] for group in groups for p in group.projections), default=0)
         self._per_layer = read_per_layer_embeddings(decoder, per_layer_norm)
+        self.positions = positions
+        """Positions below this are computed as the model computes them; from there on, some models scale attention"""
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> BlockDecoder | None:
@@ -62,7 +69,7 @@ class BlockDecoder:
             if block is None:
                 return None
             read.append(block)
-        blocks = cls(decoder, read, dtype or model.dtype)
+        blocks = cls(decoder, read, dtype or model.dtype, positions=min(rows.limits, default=FOREVER))
         return blocks if blocks.has_all_inputs else None
 
     def with_adapters(self, dtype: torch.dtype) -> BlockDecoder | None:
@@ -72,7 +79,8 @@ class BlockDecoder:
         """
         read = [block.with_adapters() for block in self.parts]
         blocks = [block for block in read if block]
-        decoder = BlockDecoder(self.module, blocks, dtype, self._per_layer.norm if self._per_layer else None)
+        per_layer_norm = self._per_layer.norm if self._per_layer else None
+        decoder = BlockDecoder(self.module, blocks, dtype, per_layer_norm, self.positions)
         whole = len(blocks) == len(read) and decoder.has_all_inputs and decoder.trains_all
         return decoder if whole else None
 

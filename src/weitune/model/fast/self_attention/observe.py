@@ -20,6 +20,8 @@ from weitune.model.fast.self_attention.positions import Positions, Rotary, kind_
 from weitune.model.fast.settings import settings
 
 _NAME = "weitune_observed"
+FOREVER = 1 << 24
+"""A position that no conversation reaches."""
 _FAILURES = (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError, ImportError)
 """What a module raises that is called in another way."""
 
@@ -47,17 +49,42 @@ class Observed:
 def observe(attention: Any, rows: Rows) -> Observed | None:
     """Call ``attention`` with ``rows``; None if it fails, or calls attention other than once."""
     try:
-        seen = Observed(rows.positions.rotary_of(kind_of(attention)))
-        arguments = {"position_embeddings": seen.rotary, "position_ids": rows.position_ids, "attention_mask": None}
-        shared = _SharedStates(attention, rows.hidden)
-        with torch.no_grad(), _noting(attention, seen), _observed_attention(attention):
-            attention(
-                hidden_states=rows.hidden, **arguments, past_key_values=None, shared_kv_states=shared, observed=seen
-            )
+        seen = _called(attention, rows, rows.position_ids)
+        if seen.heads:
+            rows.limits.add(_scaled_from(attention, rows, seen))
     except _FAILURES:
         return None
-    seen.keys_given, seen.keys_shared = shared.were_read, bool(shared)
     return seen if seen.heads else None
+
+
+def _called(attention: Any, rows: Rows, position_ids: Tensor) -> Observed:
+    """Call ``attention`` with ``rows``, told that they are at ``position_ids``; their rotary embedding stays."""
+    seen = Observed(rows.positions.rotary_of(kind_of(attention)))
+    arguments = {"position_embeddings": seen.rotary, "position_ids": position_ids, "attention_mask": None}
+    shared = _SharedStates(attention, rows.hidden)
+    with torch.no_grad(), _noting(attention, seen), _observed_attention(attention):
+        attention(hidden_states=rows.hidden, **arguments, past_key_values=None, shared_kv_states=shared, observed=seen)
+    seen.keys_given, seen.keys_shared = shared.were_read, bool(shared)
+    return seen
+
+
+def _scaled_from(attention: Any, rows: Rows, seen: Observed) -> int:
+    """Return the first position from which ``attention`` makes other heads of the same rows; :data:`FOREVER` if none.
+
+    Ministral 3 multiplies its queries by a number that grows with the position beyond the original context.
+    """
+
+    def as_seen(position: int) -> bool:
+        heads = _called(attention, rows, torch.full_like(rows.position_ids, position)).heads
+        return all(map(torch.equal, heads, seen.heads))
+
+    if as_seen(FOREVER):
+        return FOREVER
+    low, high = int(rows.position_ids.max()), FOREVER
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if as_seen(middle) else (low, middle)
+    return high
 
 
 class _SharedStates(dict[str, tuple[Tensor, Tensor]]):
@@ -135,6 +162,8 @@ class Rows:
     position_ids: Tensor
     """(1, T)"""
     positions: Positions
+    limits: set[int] = field(default_factory=set)
+    """The first position of each kind of attention from which it computes something else"""
     known: dict[Hashable, Any] = field(default_factory=dict)
     """What was found out with them, by a name and the kind of module"""
 
