@@ -84,7 +84,7 @@ def test_experts_are_chosen_alike_in_any_layout(family: str) -> None:
     _assert_equal(shared, apart)
 
 
-@pytest.mark.parametrize("family", [*HYBRID, "gpt_oss", "gemma2", "llama4_text", "stablelm"])
+@pytest.mark.parametrize("family", [*HYBRID, "llama4_text", "stablelm"])
 def test_padding_changes_no_row(family: str) -> None:
     """It follows the tokens, so neither a recurrent layer nor a router may carry anything of it to them."""
     model = family_model(family)
