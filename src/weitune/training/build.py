@@ -19,7 +19,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
 from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import weight_files
-from weitune.model.load.weights import LoadedModel
+from weitune.model.load.weights import LoadedModel, load_model
 from weitune.model.lora.adapter import attach_adapter, token_ids_of
 from weitune.model.lora.adapter_init import adapter_folder, start_eva, start_from, start_loftq
 from weitune.model.lora.targets import find_targets
@@ -28,7 +28,7 @@ from weitune.model.own_dropout import turn_off_own_dropout
 from weitune.model.storage.allocator import keep_freed_memory, releasing_freed_memory
 from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
-from weitune.recipe.schema import Lora, Train
+from weitune.recipe.schema import Lora, Recipe, Train
 from weitune.training.distributed.processes import averaging_adapters
 from weitune.training.loop import Examples, Loop
 from weitune.training.optim import make_optimizer
@@ -37,6 +37,18 @@ from weitune.training.trainable import Trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def load_base(recipe: Recipe, device: str | None) -> LoadedModel:
+    """Load the base of ``recipe`` as it is trained. Raises ModelError if it cannot be loaded."""
+    return load_model(
+        recipe.model,
+        precision=recipe.train.precision if recipe.adapter else "fp32",
+        storage=recipe.train.storage,
+        hub=recipe.hub,
+        revision=recipe.revision,
+        device=device,
+    )
 
 
 def make_trainable(

@@ -12,9 +12,8 @@ from weitune.forecast.device_memory import peak_bytes
 from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.run_forecast import step_costs
 from weitune.forecast.workload import Workload
-from weitune.model.load.weights import load_model
 from weitune.progress import Progress
-from weitune.training.build import make_loop, make_trainable
+from weitune.training.build import load_base, make_loop, make_trainable
 from weitune.training.distributed.processes import make_accelerator
 from weitune.training.inputs import RunInputs
 from weitune.training.loop import StepRecord
@@ -57,14 +56,7 @@ def measure(
 ) -> Timing:
     """Load the model, train three steps and discard them. Raises the same errors as training."""
     recipe = inputs.recipe
-    loaded = load_model(
-        recipe.model,
-        precision=recipe.train.precision if recipe.adapter else "fp32",
-        storage=recipe.train.storage,
-        hub=recipe.hub,
-        revision=recipe.revision,
-        device=device,
-    )
+    loaded = load_base(recipe, device)
     trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(loaded.device)
     loop = make_loop(

@@ -22,7 +22,7 @@ from typing import Any
 
 from weitune.errors import RunError
 from weitune.files.json_files import json_bytes, json_object, json_text, record_from
-from weitune.files.publish import folder_written_aside, publish_bytes, publish_unless_there, write_bytes
+from weitune.files.publish import folder_written_aside, own_partial, publish_bytes, publish_unless_there, write_bytes
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
@@ -56,8 +56,7 @@ def create(folder: Path, recipe: Recipe, settings: Settings) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_dir():
             folder.rmdir()
-        aside = folder.with_name(f".{folder.name}.{time.time_ns()}.partial")
-        with folder_written_aside(folder, aside, publish_unless_there) as partial:
+        with folder_written_aside(folder, own_partial(folder), publish_unless_there) as partial:
             for name, contents in files.items():
                 write_bytes(partial / name, contents)
     except OSError as error:

@@ -10,14 +10,13 @@ from weitune.errors import Interrupted, RecipeError, RunError
 from weitune.files.json_files import leaves
 from weitune.files.publish import publish_bytes
 from weitune.messages import say
-from weitune.model.load.device import choose_device
-from weitune.model.load.weights import load_model
 from weitune.progress import Progress
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.lock import run_lock
 from weitune.run.names import EVENTS
 from weitune.shell import shell_command
+from weitune.training.build import load_base
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest
@@ -115,14 +114,7 @@ def _search(
     command = f"`{shell_command('tune', '--resume', folder)}`"
     with run_lock(folder):
         done = {outcome.trial: outcome for outcome in folders.outcomes(folder)}
-        loaded = load_model(
-            recipe.model,
-            precision=recipe.train.precision if recipe.adapter else "fp32",
-            storage=recipe.train.storage,
-            hub=recipe.hub,
-            revision=recipe.revision,
-            device=str(choose_device(device)),
-        )
+        loaded = load_base(recipe, device)
         search = Search(recipe, len(inputs.examples), loaded.model.config.get_text_config().hidden_size, also, budget)
         trials = Trials(loaded, inputs)
         waiting, rung = search.first(), 1

@@ -21,6 +21,7 @@ from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.evaluate.evaluation import Evaluation
+    from weitune.evaluate.gate import Bounds
     from weitune.generate.run import Run
     from weitune.run.run_folder import Which
 
@@ -67,7 +68,7 @@ def command(
     accept_changed_base: bool,
     as_json: bool,
     training_rows: int,
-    bounds: dict[str, float] | None,
+    bounds: Bounds | None,
     **options: Any,
 ) -> None:
     """Judge the model of RUN beside its base.
@@ -87,7 +88,6 @@ def command(
     with working(say("cli.eval.starting")):
         quiet_libraries()
         from weitune.errors import InputError
-        from weitune.evaluate.gate import Bounds
         from weitune.evaluate.judge import ask_endpoint, judge_answers
         from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set
 
@@ -96,8 +96,7 @@ def command(
         if judge and not rows.questions:
             raise InputError("evaluate.judge.no_questions", name=rows.name)
     with Stages() as stages:
-        judged_by = Bounds(**bounds) if bounds is not None else None
-        evaluation = evaluate(folder, rows, which, Options(**options), stages.begin, judged_by)
+        evaluation = evaluate(folder, rows, which, Options(**options), stages.begin, bounds)
         if ask is not None:
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weitune.evaluate.gate import Bounds
 from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.evaluate.evaluation import Evaluation
 
 _OPTIONS = {
-    "general_drop": ("--max-general-drop", 4.0, "Most points that right general answers may fall, in each language."),
-    "stop_drop": ("--max-stop-drop", 5.0, "Most points that answers which end by themselves may fall."),
-    "repetition_rise": ("--max-repetition-rise", 5.0, "Most points that answers which repeat themselves may rise."),
+    "general_drop": ("--max-general-drop", "Most points that right general answers may fall, in each language."),
+    "stop_drop": ("--max-stop-drop", "Most points that answers which end by themselves may fall."),
+    "repetition_rise": ("--max-repetition-rise", "Most points that answers which repeat themselves may rise."),
 }
 
 
@@ -28,11 +29,10 @@ def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: bound for name in _OPTIONS if (bound := options.pop(name)) is not None}
         if given and not gate:
             raise click.UsageError(say("cli.gate.bound_without_gate"))
-        default = {name: bound for name, (_, bound, _) in _OPTIONS.items()}
-        return command(*arguments, bounds={**default, **given} if gate else None, **options)
+        return command(*arguments, bounds=Bounds(**given) if gate else None, **options)
 
-    for name, (option, bound, text) in reversed(_OPTIONS.items()):
-        points = click.FloatRange(0, 100)
+    for name, (option, text) in reversed(_OPTIONS.items()):
+        points, bound = click.FloatRange(0, 100), getattr(Bounds(), name)
         with_bounds = click.option(option, name, type=points, metavar="POINTS", help=f"{text}  [default: {bound:g}]")(
             with_bounds
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 
 from weitune.cli.shared.dashboard import Dashboard, short
 from weitune.cli.shared.export_support import export_support
-from weitune.cli.shared.terminal import Bar, console, progress
+from weitune.cli.shared.terminal import console
+from weitune.cli.train.progress_view import ProgressView
 from weitune.messages import say
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.tokenizer import TokenizerFraming
@@ -17,49 +16,24 @@ from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.run.events import Event, typed_event
 from weitune.training.loop import StepRecord
-from weitune.training.reporter import Reporter
 from weitune.training.validation_history import Evaluation
 
 
-class TrainingView(Reporter):
+class TrainingView(ProgressView):
     """Draw a run on standard error. Without a terminal there is no picture, only the lines."""
 
     def __init__(self) -> None:
-        self._shown = ExitStack()
-        self._bar: Bar | None = None
+        super().__init__()
         self._dashboard = Dashboard()
         self._every = 10
-
-    def __enter__(self) -> TrainingView:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._shown.close()
-
-    def say(self, line: str) -> None:
-        console().print(line, markup=False)
 
     def opened(self, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming) -> None:
         """Say what the run can become once it is trained."""
         for line in export_support(recipe, files, framed).lines():
             self.say(line)
 
-    def preparing(self) -> Progress:
-        return self._progress(say("cli.training_view.preparing_data"), "row")
-
     def answering(self) -> Progress:
-        return self._progress(say("cli.training_view.answering_prompts"), "token")
-
-    def _progress(self, title: str, unit: str) -> Progress:
-        self._shown.close()
-        self._bar = self._shown.enter_context(progress(title, unit=unit))
-        return self._moved
-
-    def _moved(self, done: int, total: int | None) -> None:
-        if self._bar is not None:
-            self._bar.update(done, total)
+        return self._bar(say("cli.training_view.answering_prompts"), "token")
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._shown.close()
@@ -100,4 +74,3 @@ class TrainingView(Reporter):
 
     def ended(self) -> None:
         self._shown.close()
-        self._bar = None
