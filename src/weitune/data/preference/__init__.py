@@ -1,0 +1,1 @@
+"""Preferences: answers that were compared or judged."""

@@ -1,0 +1,74 @@
+"""The values of preference data: a :class:`Pair` or a :class:`Judged` (text), and a :class:`Group` (tokens).
+
+    row ── formats ──▶ Pair(prompt, chosen, rejected) ── render ──▶ Group(two examples, liked: yes, no)
+                       Judged(prompt, answer, liked)                Group(one example, liked: yes or no)
+
+All are immutable, comparable and printable, and know the row they came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weitune.data.conversation import Conversation, Example, Origin, Turn
+
+Answer = tuple[Turn, ...]
+"""The turns of an answer: usually one of the assistant; with calls of tools, these and their results too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to ``prompt``, of which the ``chosen`` one is better than the ``rejected`` one."""
+
+    prompt: Conversation
+    """The turns before the answers."""
+    chosen: Answer
+    rejected: Answer
+    weight: float = 1.0
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.prompt.origin
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer to ``prompt`` that was liked or not."""
+
+    prompt: Conversation
+    answer: Answer
+    liked: bool
+    weight: float = 1.0
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.prompt.origin
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Answers that one term of a preference loss looks at together: of a pair (chosen, rejected), or a judged one.
+
+    Every answer is an example whose spans are the answer's tokens; earlier turns of the assistant are context. The
+    answers of a pair share their prompt.
+    """
+
+    answers: tuple[Example, ...]
+    liked: tuple[bool, ...]
+    """For every answer; (True, False) for a pair."""
+    weight: float = 1.0
+    """How much the group counts in the mean over a step's groups."""
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.answers[0].origin
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all answers, each with its prompt."""
+        return sum(len(answer.input_ids) for answer in self.answers)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens of all answers, without their prompts."""
+        return sum(answer.supervised for answer in self.answers)
