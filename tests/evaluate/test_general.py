@@ -40,6 +40,7 @@ def test_every_kind_is_asked_in_both_languages() -> None:
         ("sun", "The SUN", True),
         ("print(", "Use print('x')", True),
         ("足", "画蛇添足", True),
+        ("can't", "I can’t help with that.", True),
     ],
 )
 def test_words_are_whole(accept: str, answer: str, right: bool) -> None:
@@ -51,3 +52,38 @@ def test_another_choice_before_the_right_one_is_wrong() -> None:
     assert question.is_right("A cork, since a stone sinks.")
     assert not question.is_right("A stone floats better than a cork.")
     assert not question.is_right("A stone.")
+    assert not question.is_right("Stone floats, cork sinks.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Is a whale a fish or a mammal?", "A whale is not a fish. It is a mammal."),
+        ("蝙蝠是鸟还是哺乳动物？", "蝙蝠不是鸟，是哺乳动物。"),
+        ("Can a person be in two cities at the same moment?", "That is not possible: no person can."),
+        ("所有的鸟都有羽毛。麻雀是鸟。麻雀有羽毛吗？", "是的，麻雀有羽毛。"),
+        ("元宵节人们常吃什么？", "元宵节人们常吃汤圆。"),
+    ],
+)
+def test_a_right_answer_may_name_what_is_wrong(prompt: str, answer: str) -> None:
+    assert asked(prompt).is_right(answer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Is a whale a fish or a mammal?", "A whale is a fish. Some fish look like a mammal."),
+        ("蝙蝠是鸟还是哺乳动物？", "蝙蝠是鸟，不是哺乳动物。"),
+        ("所有的鸟都有羽毛。麻雀是鸟。麻雀有羽毛吗？", "麻雀没有羽毛。"),
+        ("元宵节人们常吃什么？", "元宵节人们常吃饺子。"),
+        ("Which star is nearest to the Earth?", "Proxima Centauri, 4.2 light-years from the Sun."),
+        ("Write a Python function that returns the sum of two numbers.", "It returns the sum of two numbers."),
+        ("把冰块放在太阳下会怎么样？", "没有变化。"),
+    ],
+)
+def test_words_of_the_question_do_not_make_an_answer_right(prompt: str, answer: str) -> None:
+    assert not asked(prompt).is_right(answer)
+
+
+def asked(prompt: str) -> GeneralQuestion:
+    return next(question for question in general_questions() if question.prompt == prompt)

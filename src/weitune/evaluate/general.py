@@ -43,8 +43,9 @@ class GeneralQuestion:
 
     def is_right(self, answer: str) -> bool:
         """Return whether ``answer`` has an accepted word, as a whole word, before any rejected one."""
-        accepted = _first(self.accept, answer)
-        return accepted is not None and accepted <= (_first(self.reject, answer) or accepted)
+        answer = answer.replace("’", "'")
+        accepted, rejected = _first(self.accept, answer), _first(self.reject, answer)
+        return accepted is not None and (rejected is None or accepted <= rejected)
 
 
 def general_questions(languages: Iterable[str] | None = None, per_language: int | None = None) -> list[GeneralQuestion]:

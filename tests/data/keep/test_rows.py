@@ -28,6 +28,10 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[at : at + _RUN]) for at in range(len(words) - _RUN + 1)}
 
 
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d+|[零一二三四五六七八九十百两]+", "#", " ".join(units(text)))
+
+
 def write(folder: Path, name: str, rows: list[object]) -> str:
     (folder / name).write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     return str(folder / name)
@@ -47,6 +51,8 @@ def test_no_check_question_is_among_the_prompts() -> None:
     assert not {" ".join(units(question)) for question in questions} & {" ".join(units(each)) for each in prompts}
     known = {run for prompt in prompts for run in runs(prompt)}
     assert [question for question in questions if runs(question) & known] == []
+    forms = {without_numbers(prompt) for prompt in prompts}
+    assert [question for question in questions if without_numbers(question) in forms] == []
 
 
 def test_prompts_and_dialogues_are_told_apart(tmp_path: Path) -> None:
