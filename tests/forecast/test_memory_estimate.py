@@ -49,6 +49,7 @@ def test_pages_of_a_file_that_have_been_read_are_given_back_and_can_be_read_agai
 # These need a process of their own: the heap of one that has run other tests has holes, and glibc fills those first.
 _FREED_AT_ONCE = """
 from tests.forecast.test_memory_estimate import MIB, resident
+import torch
 from weitune.model.storage.allocator import releasing_freed_memory
 
 before = resident("RssAnon")
@@ -69,6 +70,7 @@ def test_freed_tensors_go_back_at_once() -> None:
 
 _WITH_HOLES = """
 from tests.forecast.test_memory_estimate import MIB, resident
+import torch
 from weitune.model.storage.allocator import release_freed_memory, keep_freed_memory
 
 keep_freed_memory()
