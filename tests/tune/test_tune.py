@@ -155,3 +155,9 @@ def test_a_divided_base_is_refused(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train\.shard"):
         tune(inputs.recipe(Path("unused"), **KEYS, **{"train.shard": True}), tmp_path / "search", device="cpu")
     assert not (tmp_path / "search").exists()
+
+
+def test_preferences_are_refused(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="preference training"):
+        tune(inputs.recipe(Path("unused"), **KEYS, preference="dpo"), tmp_path / "search", device="cpu")
+    assert not (tmp_path / "search").exists()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import codecs
 import difflib
 from encodings.aliases import aliases
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
 
 from weitune.messages import say
 
@@ -43,3 +46,18 @@ def _is_known(name: str) -> bool:
     except LookupError:
         return False
     return True
+
+
+def _number_as_name(value: Any) -> Any:
+    """Let `encoding: 1252` be a name: Python calls some encodings by a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _checked(value: str | dict[str, str]) -> str | dict[str, str]:
+    for name in value.values() if isinstance(value, dict) else [value]:
+        check_encoding(name)
+    return value
+
+
+Encodings = Annotated[str | dict[str, str], BeforeValidator(_number_as_name), AfterValidator(_checked)]
+"""One encoding for all files, or one for each."""

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from weitune.messages import say
-from weitune.recipe.encodings import check_encoding
+from weitune.recipe.encodings import Encodings
 from weitune.recipe.keep import KeepOrShare
-from weitune.recipe.section import SPLIT_AT_COMMAS, Files, FractionOrFiles, Names, Ranges, Section, Texts, check_rules
+from weitune.recipe.log import Log
+from weitune.recipe.preference import MethodOrPreference, with_defaults
+from weitune.recipe.section import Files, FractionOrFiles, Names, Ranges, Section, Texts, check_rules
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
@@ -31,7 +33,7 @@ class Tokens(Section):
     """How conversations become tokens."""
 
     max_length: int = Field(1024, ge=2)
-    """Longest example, in tokens."""
+    """Longest example, in tokens; 2048 with `preference` if not given."""
     truncation: Literal["drop", "cut", "error"] = "drop"
     """What happens to a longer example: `drop` sets it aside, `cut` keeps its first `max_length` tokens, `error`
     refuses the data. Always counted and reported."""
@@ -57,7 +59,7 @@ class Lora(Section):
     alpha: float = Field(32, gt=0)
     """The update is scaled by alpha / r."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Probability of dropping an element of an adapter's input while training."""
+    """Probability of dropping an element of an adapter's input while training; 0 if a `preference` has a reference."""
     target_modules: Names = Field(["auto"])
     """Names of the linear layers that get an adapter. `auto`: every linear layer of the decoder blocks, whatever it is
     called, but not the routers of experts; on models like Llama and Qwen these are q_proj, k_proj, v_proj, o_proj,
@@ -118,7 +120,8 @@ class Train(Section):
     """The optimisation: AdamW with betas 0.9 and 0.999."""
 
     batch_size: int = Field(16, ge=1)
-    """Examples in one optimizer step, over all devices together. An epoch's last step takes what is left."""
+    """Examples in one optimizer step (with `preference`, pairs or judged answers), over all devices together. An
+    epoch's last step takes what is left."""
     micro_tokens: int | Literal["auto"] = "auto"
     """Tokens in one forward pass, at least 1. Changes memory and speed, never the result."""
     epochs: int = Field(3, ge=1)
@@ -126,7 +129,7 @@ class Train(Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Highest learning rate."""
+    """Highest learning rate; 1e-5 with `preference` if not given."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up: to 0 along a line or a half cosine, or not at all."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
@@ -179,17 +182,6 @@ class Train(Section):
         return value
 
 
-class Log(Section):
-    """Where figures go besides the run's folder."""
-
-    trackers: Annotated[list[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]], SPLIT_AT_COMMAS] = Field(
-        []
-    )
-    """Trackers that get the figures of every step and evaluation, through accelerate; each needs the extra of its
-    name. TensorBoard, wandb and SwanLab write into the run's folder, below `logs`, MLflow and trackio where
-    `MLFLOW_TRACKING_URI` and `TRACKIO_DIR` say."""
-
-
 class Recipe(Section):
     """Everything that decides the outcome of a run."""
 
@@ -209,7 +201,7 @@ class Recipe(Section):
     that is not named."""
     format: Literal["alpaca", "sharegpt", "messages", "prompt-completion"] | None = None
     """Format of the rows; recognised from the first row of each file if not given."""
-    encoding: str | dict[str, str] | None = None
+    encoding: Encodings | None = None
     """Encoding of text files (JSON, CSV, TSV) as Python calls it, such as `cp949`, or of each by its name in `data`,
     such as `{old.csv: cp949}`; found out if not given."""
     columns: dict[str, str] | None = None
@@ -219,13 +211,15 @@ class Recipe(Section):
     """System prompt for conversations that have none of their own, in training and afterwards."""
     output: str | None = None
     """The run's folder; `runs/<model>-<time>` if not given."""
-    tokens: Tokens = Tokens()
+    preference: MethodOrPreference | None = None
+    """Learn from answers that were compared or judged; a word is the method."""
+    tokens: Tokens = Field(Tokens(), validate_default=True)
     """How conversations become tokens."""
-    lora: LoraOrNone = Lora()
+    lora: LoraOrNone = Field(Lora(), validate_default=True)
     """The adapter; `none`: train the whole model."""
     keep: KeepOrShare | None = None
     """Examples that are learned beside `data`, so that the model keeps what it knew; a number is their share."""
-    train: Train = Train()
+    train: Train = Field(Train(), validate_default=True)
     """The optimisation."""
     log: Log = Log()
     """Where figures go besides the run's folder."""
@@ -238,18 +232,10 @@ class Recipe(Section):
             raise ValueError(say("recipe.schema.not_utf_8"))
         return value
 
-    @field_validator("encoding", mode="before")
+    @field_validator("tokens", "lora", "train")
     @classmethod
-    def _number_for_a_name(cls, value: Any) -> Any:
-        """Let `encoding: 1252` be a name: Python calls some encodings by a number."""
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encodings(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
-        for name in value.values() if isinstance(value, dict) else [value] if value is not None else []:
-            check_encoding(name)
-        return value
+    def _defaults_of_preference(cls, value: Any, info: ValidationInfo) -> Any:
+        return with_defaults(value, info.data.get("preference"))
 
     @field_validator("train")
     @classmethod
@@ -283,7 +269,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _groups_fit_together(self) -> Recipe:
-        lora, train = self.adapter, self.train
+        lora, train, preference = self.adapter, self.train, self.preference
         init = lora.init if lora else None
         storage, precision = train.storage, train.precision
         return check_rules(
@@ -297,4 +283,10 @@ class Recipe(Section):
             (lora is None and storage not in {"auto", "fp32"}, say("recipe.schema.whole_model_storage")),
             (precision == "bf16" and storage == "fp32", say("recipe.schema.storage_wider")),
             (train.shard and not self.may_be_sharded, say("recipe.schema.shard_with_others")),
+            (bool(preference and self.keep), say("recipe.preference.with_keep")),
+            (bool(preference) and self.tokens.supervise != "all", say("recipe.preference.with_supervise")),
+            (
+                bool(preference and preference.has_reference and lora and lora.dropout),
+                say("recipe.preference.with_dropout", method=preference and preference.method),
+            ),
         )

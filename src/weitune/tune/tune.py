@@ -97,6 +97,8 @@ def _searchable(recipe: Recipe) -> Recipe:
     """Return ``recipe`` with rows to judge by, and without what a search does not use."""
     if recipe.train.shard:
         raise RecipeError("tune.tune.not_sharded")
+    if recipe.preference:
+        raise RecipeError("tune.tune.no_preference")
     changed = {} if recipe.validation is not None else {"validation": HELD_OUT}
     return recipe.model_copy(update=changed)
 
