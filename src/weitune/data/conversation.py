@@ -69,6 +69,15 @@ class Conversation:
         """The system prompt, if the conversation opens with one."""
         return self.turns[0].content if self.turns and self.turns[0].role == "system" else None
 
+    @property
+    def last_answer(self) -> int:
+        """The index of the assistant's last turn; -1 if it says nothing."""
+        return max((at for at, turn in enumerate(self.turns) if turn.role == "assistant"), default=-1)
+
+    def before(self, turn: int) -> Conversation:
+        """Return what was said before the turn of index ``turn``."""
+        return Conversation(self.turns[:turn], self.tools, self.origin)
+
     def with_system(self, system: str | None) -> Conversation:
         """Return this conversation, opened by ``system`` if it has no system prompt of its own."""
         if system is None or self.system is not None:

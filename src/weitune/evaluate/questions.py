@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from weitune.data.conversation import Conversation, Origin
@@ -28,10 +28,10 @@ class Question:
 def question_of(conversation: Conversation) -> Question | None:
     """Return the last assistant turn as a reference and what stands before it, or None if it is not plain text."""
     turns = conversation.turns
-    last = max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=0)
-    if not last or turns[last].tool_calls or not turns[last].content.strip():
+    last = conversation.last_answer
+    if last < 1 or turns[last].tool_calls or not turns[last].content.strip():
         return None
-    return Question(replace(conversation, turns=turns[:last]), turns[last].content)
+    return Question(conversation.before(last), turns[last].content)
 
 
 def questions_in(

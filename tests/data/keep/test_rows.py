@@ -78,3 +78,9 @@ def test_a_faulty_row_is_named(row: object, told: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         read_keep_rows([str(tmp_path / "nowhere.jsonl")], Options())
+
+
+def test_the_shipped_prompts_have_names() -> None:
+    english, chinese = (read_keep_rows([f"builtin:prompts-{language}"], Options()).prompts for language in ("en", "zh"))
+    assert [*english, *chinese] == shipped_prompts()
+    assert not re.search(f"[{_CJK}]", english[0].turns[0].content)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from weitune.cli.data.options import NO_MODEL, reading_options, recipe_of
+from weitune.cli.data.pair import pair_command
 from weitune.cli.shared.options import json_option
-from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.messages import say
 
 _READING = ("system", "columns", "format", "encoding", "weights", "model", "hub", "revision")
@@ -20,8 +20,6 @@ _TOKENS = (
     "tokens.supervise",
     "tokens.learn_empty_reasoning",
 )
-_NO_MODEL = "none"
-"""The model in a recipe for commands that need none."""
 
 
 @click.group()
@@ -32,21 +30,8 @@ def command() -> None:
     """
 
 
-def _options(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add FILES, --recipe and an option for each of the recipe's ``keys``."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        function = recipe_options(function, only=keys)
-        function = click.option("--recipe", "recipe_file", metavar="RECIPE", help="Take files and options from it.")(
-            function
-        )
-        return click.argument("files", nargs=-1, metavar="[FILES]…")(function)
-
-    return decorate
-
-
 @command.command("check", short_help="Judge data before training.")
-@_options(*_READING, *_TOKENS, "train.batch_size")
+@reading_options(*_READING, *_TOKENS, "train.batch_size")
 @json_option
 def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool, **options: Any) -> int:
     """Judge data before training: every problem, exact accounts, lengths, steps.
@@ -57,8 +42,8 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     from weitune.cli.shared.terminal import progress
     from weitune.data.show.check import check
 
-    recipe = _recipe(files, recipe_file, options)
-    framing = None if recipe.model == _NO_MODEL else _open_framing(recipe).framing
+    recipe = recipe_of(files, recipe_file, options)
+    framing = None if recipe.model == NO_MODEL else _open_framing(recipe).framing
     with progress(say("cli.data.checking"), unit="row") as bar:
         result = check(recipe, framing, bar.update)
     if as_json:
@@ -73,7 +58,7 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
 
 
 @command.command("preview", short_help="Show what exactly is learned.")
-@_options(*_READING, *_TOKENS)
+@reading_options(*_READING, *_TOKENS)
 @click.option("--row", type=click.IntRange(1), metavar="N", help="Show only the N-th row of all files together.")
 @click.option("--limit", type=click.IntRange(1), help="Rows to show.  [default: 3, in a page 500]")
 @click.option("--html", "page_file", metavar="PAGE", help="Write one self-contained page that can be filtered.")
@@ -94,8 +79,8 @@ def preview_command(
     from weitune.data.prepare.recipe_reader import recipe_reader
     from weitune.data.show.preview import preview
 
-    recipe = _recipe(files, recipe_file, options)
-    if recipe.model == _NO_MODEL:
+    recipe = recipe_of(files, recipe_file, options)
+    if recipe.model == NO_MODEL:
         raise click.UsageError(say("cli.data.preview_needs_a_model"))
     tokenizer, framing = _open_framing(recipe)
     reader = recipe_reader(recipe)
@@ -116,7 +101,7 @@ def preview_command(
 
 
 @command.command("convert", short_help="Write any format as clean messages.")
-@_options("system", "columns", "format", "encoding")
+@reading_options("system", "columns", "format", "encoding")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to write; standard output if not given.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str, force: bool, **options: Any) -> None:
@@ -129,7 +114,7 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
     from weitune.data.read.conversations import read_conversations
     from weitune.data.show.convert import write_file, write_rows
 
-    recipe = _recipe(files, recipe_file, options)
+    recipe = recipe_of(files, recipe_file, options)
     conversations = read_conversations(recipe_reader(recipe), recipe.system)
     if output == "-":
         rows = write_rows(conversations, sys.stdout)
@@ -139,17 +124,7 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
     console().print(done, markup=False)
 
 
-def _recipe(files: tuple[str, ...], recipe_file: str | None, options: dict[str, Any]) -> Any:
-    """Build the recipe that FILES, --recipe and options describe; its model may be missing."""
-    from weitune.recipe.load import build_recipe, read_recipe_file
-
-    tree = read_recipe_file(recipe_file) if recipe_file is not None else {}
-    overrides = overrides_from(options)
-    if files:
-        overrides["data"] = list(files)
-    if not tree.get("data") and "data" not in overrides:
-        raise click.UsageError(say("cli.data.no_files"))
-    return build_recipe({"model": _NO_MODEL, **tree}, overrides)
+command.add_command(pair_command)
 
 
 def _open_framing(recipe: Any) -> Any:

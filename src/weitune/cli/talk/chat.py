@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +15,7 @@ from weitune.cli.shared.options import (
     checkpoint_option,
     gguf_type_option,
 )
-from weitune.generate.sampling import Sampling
+from weitune.cli.shared.sampling_options import sampling_from, sampling_options
 from weitune.messages import say
 
 if TYPE_CHECKING:
@@ -27,27 +24,6 @@ if TYPE_CHECKING:
     from weitune.run.run_folder import Which
 
 ENGINES = ("transformers", "llama.cpp")
-
-
-def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command an option for every field of :class:`.Sampling`."""
-    kinds = get_type_hints(Sampling)
-    for option in reversed(fields(Sampling)):
-        declare = click.option(
-            f"--{option.name.replace('_', '-')}",
-            type=_number(kinds[option.name]),
-            default=option.default,
-            show_default=option.default is not None,
-            help=option.metadata["help"],
-        )
-        command = declare(command)
-    return command
-
-
-def _number(kind: Any) -> type:
-    """Return the type ``kind``, without the None that may be an alternative to it."""
-    number: type = next((each for each in get_args(kind) if each is not NoneType), kind)
-    return number
 
 
 @click.command()
@@ -82,7 +58,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
     Answers appear as they are generated and the dialogue is remembered; type /help for what else can be done. Ctrl-C
     stops an answer, Ctrl-D ends the chat. Questions can also come from a pipe, one a line.
     """
-    sampling = Sampling(**{option.name: options[option.name] for option in fields(Sampling)})
+    sampling = sampling_from(options)
     folder = None
     if options["url"] is None:
         folder = _opened(run, system, options)

@@ -19,6 +19,8 @@ from weitune.data.read.conversations import Reader, read_conversations
 from weitune.data.read.source import RawRow, Source
 from weitune.data.read.source_rows import raw_rows
 
+SHIPPED = {"builtin:prompts-en": "en", "builtin:prompts-zh": "zh"}
+"""Names of the prompts that ship with weitune, and their language."""
 _FILE = "prompts.jsonl"
 _PROMPT = "prompt"
 _ABOUT = frozenset({_PROMPT, "id", "language", "kind", "category", "source"})
@@ -33,17 +35,21 @@ class KeepRows:
     dialogues: Sequence[Conversation]
 
 
-def shipped_prompts() -> list[Conversation]:
-    """Return the prompts that ship with weitune: 313 in English, 326 in Chinese."""
+def shipped_prompts(language: str | None = None) -> list[Conversation]:
+    """Return the prompts that ship with weitune, 313 in English and 326 in Chinese, or those in one ``language``."""
     text = (resources.files("weitune.data.keep") / _FILE).read_text(encoding="utf-8")
-    return [_asked(json.loads(line)[_PROMPT]) for line in text.splitlines()]
+    rows = map(json.loads, text.splitlines())
+    return [_asked(row[_PROMPT]) for row in rows if language in {None, row["language"]}]
 
 
 def read_keep_rows(names: Sequence[str], options: Options) -> KeepRows:
-    """Return the rows of the files ``names``. Raises DataError with every problem."""
+    """Return the rows of the files ``names``, or the :data:`SHIPPED` prompts. Raises DataError with every problem."""
     prompts: list[Conversation] = []
     dialogues: list[Conversation] = []
     for name in names:
+        if name in SHIPPED:
+            prompts += shipped_prompts(SHIPPED[name])
+            continue
         reader = Reader([name], options)
         if reader.problems:
             raise reader.problems.error()

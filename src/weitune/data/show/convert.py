@@ -1,6 +1,6 @@
-"""Write conversations as ``messages`` JSON Lines, the format that every tool reads.
+"""Write conversations as ``messages`` JSON Lines, and pairs as ``prompt``, ``chosen`` and ``rejected`` messages.
 
-Reading the file again gives equal conversations, except for their origins.
+Every tool reads these formats. Reading the file again gives equal values, except for their origins.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.data.preference.values import Pair
 from weitune.errors import InputError
 from weitune.files.publish import file_written_aside
 
@@ -23,20 +24,33 @@ def to_messages(conversation: Conversation) -> dict[str, Any]:
     return row
 
 
-def write_rows(conversations: Iterable[Conversation], stream: IO[str]) -> int:
+def to_compared_messages(pair: Pair) -> dict[str, Any]:
+    """Return ``pair`` as one row of lists of messages; absent parts are left out."""
+    row: dict[str, Any] = {
+        "prompt": [_message(turn) for turn in pair.prompt.turns],
+        "chosen": [_message(turn) for turn in pair.chosen],
+        "rejected": [_message(turn) for turn in pair.rejected],
+    }
+    if pair.prompt.tools:
+        row["tools"] = list(pair.prompt.tools)
+    return row
+
+
+def write_rows(items: Iterable[Conversation | Pair], stream: IO[str]) -> int:
     """Write one row a line and return the number of rows.
 
     If the stream's encoding is not UTF-8 (a terminal, a pipe), characters beyond ASCII become JSON escapes.
     """
     rows = 0
     escaped = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    for conversation in conversations:
-        stream.write(json.dumps(to_messages(conversation), ensure_ascii=escaped) + "\n")
+    for item in items:
+        row = to_compared_messages(item) if isinstance(item, Pair) else to_messages(item)
+        stream.write(json.dumps(row, ensure_ascii=escaped) + "\n")
         rows += 1
     return rows
 
 
-def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool = False) -> int:
+def write_file(items: Iterable[Conversation | Pair], path: Path, *, force: bool = False) -> int:
     """Write the file ``path``, whole or not at all, and return its number of rows.
 
     Raises InputError if it exists (unless ``force``) or cannot be written, and whatever reading raises.
@@ -45,7 +59,7 @@ def write_file(conversations: Iterable[Conversation], path: Path, *, force: bool
         raise InputError("data.convert.exists", path=path)
     try:
         with file_written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
-            return write_rows(conversations, stream)
+            return write_rows(items, stream)
     except OSError as error:
         raise InputError("data.convert.cannot_write", path=path, strerror=error.strerror) from error
 
