@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weitune.data.formats.parse import recognise
+from weitune.data.formats.dialogues import recognise
 from weitune.data.problems import Problem, data_problem, shown_name
 
 _TRAIN = ("train", "training", "test", "validation", "valid", "eval", "dev")

@@ -44,7 +44,7 @@ def read_messages(fields: Fields, messages: Sequence[Any], where: str = "message
     turns: list[Turn] = []
     for i, message in enumerate(messages):
         place = f"{where}[{i}]"
-        new = _turns(fields, message, place)
+        new = read_message(fields, message, place)
         if turns and new[0].role == "system" and turns[-1].role != "system":
             refuse_late_system(fields, place)
         if turns and turns[-1].role == "assistant" and _is_calls(message):
@@ -59,7 +59,8 @@ def refuse_late_system(fields: Fields, where: str) -> None:
     fields.fault("data.messages.late_system_prompt", field=where)
 
 
-def _turns(fields: Fields, message: Any, place: str) -> list[Turn]:
+def read_message(fields: Fields, message: Any, place: str) -> list[Turn]:
+    """Return the turn of one message, or the turns of one with results of tools; faults are noted in ``fields``."""
     if not isinstance(message, dict):
         fields.fault("data.messages.wrong_type", field=place, value=shown(message))
         return [Turn("user", "")]

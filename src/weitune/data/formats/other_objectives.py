@@ -1,8 +1,8 @@
-"""Refuses rows made for another training objective, from which a model would learn the wrong answers.
+"""Refuses rows of another kind than is wanted, from which a model would learn the wrong answers, and rows about media.
 
-    {"prompt": …, "chosen": …, "rejected": …}        two answers that were compared (DPO, reward models)
-    {"prompt": …, "completion": …, "label": false}   an answer and a verdict on it (KTO)
-    {"messages": …, "images": ["a.png"]}             an answer about a picture
+    {"prompt": …, "chosen": …, "rejected": …}        two answers that were compared: pairs
+    {"prompt": …, "completion": …, "label": false}   an answer and a verdict on it: judged
+    {"messages": …, "images": ["a.png"]}             an answer about a picture: never
 
 With `columns` the recipe names the field with the answer, so other answers and pictures are ignored. A verdict is
 still a fault, because the recipe does not tell which rows have a bad answer.
@@ -10,61 +10,78 @@ still a fault, because the recipe does not tell which rows have a bad answer.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from weitune.data.formats.fields import Fields, is_empty
+from weitune.data.formats.kinds import COMPARED, Kind, compared_fields, verdict_field
 from weitune.data.problems import shown, shown_name
+from weitune.messages import say
 
-_COMPARED = re.compile(
-    r"(chosen|rejected)([_-]?(responses?|messages?|answers?|outputs?|completions?|conversations?|texts?))?"
-    r"|(responses?|messages?|answers?|outputs?|completions?)[_-]?(chosen|rejected)"
-    r"|(non[_-]?|dis[_-]?)?preferred[_-]?(output|response|answer)|dis[_-]?preferred"
-    r"|(positive|negative|better|worse|bad|winning|losing)[_-]?(responses?|messages?|answers?|outputs?|completions?)",
-    re.IGNORECASE,
-)
-_VERDICTS = frozenset({"kto_tag", "label", "desirable", "is_desirable", "is_preferred", "is_chosen"})
+_KINDS: Mapping[Kind, str] = {
+    "conversations": "data.other_objectives.conversation",
+    "pairs": "data.other_objectives.pair",
+    "judged": "data.other_objectives.judged",
+}
+_WITH_NAME: Mapping[Kind, str] = {
+    "pairs": "data.other_objectives.pair_in_field",
+    "judged": "data.other_objectives.judged_in_field",
+}
+"""Message ids: what a row of a kind is, and the field that makes it one."""
 _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 
 
 def refuse_other_objectives(
-    fields: Fields, row: Mapping[str, Any], read_as: str | None, columns: frozenset[str]
+    fields: Fields, row: Mapping[str, Any], columns: frozenset[str], kind: Kind, wanted: frozenset[Kind]
 ) -> None:
-    """Note a fault for every field that shows that ``row`` (of format ``read_as``) is for another objective."""
+    """Note the faults that ``row`` is about pictures or sounds, or of a ``kind`` that is not ``wanted``.
+
+    Answers that were compared and have unknown names are a fault whatever is wanted.
+    """
+    if kind not in wanted:
+        _refuse_kind(fields, row, columns, kind, wanted)
     for name in _suspicious(tuple(row)):
         value = row[name]
-        if is_empty(value) or name in columns:
+        if columns or is_empty(value):
             continue
-        if name.casefold() in _VERDICTS:
-            if read_as is not None and (name.casefold() == "kto_tag" or _is_verdict(value, read_as)):
-                fields.fault("data.other_objectives.verdict", field=name, name=shown_name(name), value=shown(value))
-        elif not columns:
-            fields.fault(_refusal(name, value), field=name, name=shown_name(name), value=shown(value))
+        if name.casefold() in _MEDIA:
+            fields.fault("data.other_objectives.media", field=name, name=shown_name(name), value=shown(value))
+        elif kind != "pairs":
+            fields.fault("data.other_objectives.unknown_names", field=name, name=shown_name(name))
+
+
+def refuse_mixed_kinds(
+    fields: Fields, row: Mapping[str, Any], columns: frozenset[str], kind: Kind, of_file: Kind, first_row: int
+) -> None:
+    """Note the fault that ``row`` is of another ``kind`` than the rows of its file from ``first_row`` on."""
+    name = verdict_field(row, columns) if kind == "judged" else next(iter(compared_fields(row)), None)
+    found = say(_WITH_NAME[kind], name=shown_name(name)) if name is not None else say(_KINDS[kind])
+    values = {"expected": say(_KINDS[of_file]), "first": first_row, "found": found}
+    fields.fault("data.other_objectives.mixed_kinds", field=name or "", **values)
+
+
+def _refuse_kind(
+    fields: Fields, row: Mapping[str, Any], columns: frozenset[str], kind: Kind, wanted: frozenset[Kind]
+) -> None:
+    if kind == "conversations":
+        nothing = "data.other_objectives.no_verdict" if "judged" in wanted else "data.other_objectives.one_answer"
+        fields.fault(nothing, field="")
+    elif kind == "judged":
+        name = verdict_field(row, columns) or ""
+        among_pairs = "conversations" not in wanted
+        verdict = "data.other_objectives.verdict_among_pairs" if among_pairs else "data.other_objectives.verdict"
+        fields.fault(verdict, field=name, name=shown_name(name), value=shown(row.get(name)))
+    elif "conversations" not in wanted:
+        fields.fault("data.other_objectives.pair_among_judged", field=compared_fields(row)[0])
+    else:
+        for name in compared_fields(row):
+            is_text = isinstance(row[name], str)
+            one = "data.other_objectives.compared_answer" if is_text else "data.other_objectives.compared_messages"
+            fields.fault(one, field=name, name=shown_name(name))
 
 
 @lru_cache(maxsize=256)
-def _suspicious(names: tuple[str, ...]) -> tuple[str, ...]:
+def _suspicious(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of fields that may show another objective: usually none."""
-    known = _VERDICTS | _MEDIA
-    return tuple(name for name in names if name.casefold() in known or _COMPARED.fullmatch(name))
-
-
-def _is_verdict(value: Any, read_as: str | None) -> bool:
-    """Return whether ``value`` may judge an answer: true, false, 1 or 0.
-
-    In a table whose columns the recipe names, 1 and 0 are more likely classes.
-    """
-    if isinstance(value, str):
-        value = value.strip().casefold()
-    if isinstance(value, bool) or value in ("true", "false"):
-        return True
-    return read_as != "columns" and value in (0, 1, "0", "1", "0.0", "1.0")
-
-
-def _refusal(name: str, value: Any) -> str:
-    if name.casefold() in _MEDIA:
-        return "data.other_objectives.media"
-    is_text = isinstance(value, str)
-    return "data.other_objectives.compared_answer" if is_text else "data.other_objectives.compared_messages"
+    return tuple(name for name in names if name.casefold() in _MEDIA or COMPARED.fullmatch(name))

@@ -8,7 +8,7 @@ All are immutable, comparable and printable, and know the row they came from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weitune.data.conversation import Conversation, Example, Origin, Turn
 
@@ -30,6 +30,10 @@ class Pair:
     def origin(self) -> Origin | None:
         return self.prompt.origin
 
+    def with_system(self, system: str | None) -> Pair:
+        """Return this pair with its prompt opened by ``system``, unless it has a system prompt of its own."""
+        return replace(self, prompt=self.prompt.with_system(system))
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -43,6 +47,10 @@ class Judged:
     @property
     def origin(self) -> Origin | None:
         return self.prompt.origin
+
+    def with_system(self, system: str | None) -> Judged:
+        """Return this answer with its prompt opened by ``system``, unless it has a system prompt of its own."""
+        return replace(self, prompt=self.prompt.with_system(system))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,18 @@
-"""The rows of all sources, in order, as conversations or problems: the entry to reading data."""
+"""The rows of all sources, in order, as conversations, preferences or problems: the entry to reading data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weitune.data.conversation import Conversation
 from weitune.data.formats.containers import RowCriteria
 from weitune.data.formats.fields import Notes
-from weitune.data.formats.parse import Options, RowReader
+from weitune.data.formats.kinds import ANY_KIND, Kind
+from weitune.data.formats.parse import Options, Row, RowReader
+from weitune.data.preference.values import Judged, Pair
 from weitune.data.problems import FaultyRow, Problem, Problems
 from weitune.data.read.source import BlankRow, GivenEncodings, RawRow, Source
 from weitune.data.read.source_rows import raw_rows
@@ -19,8 +21,8 @@ from weitune.data.read.sources import find_sources
 _LISTED = 20
 """Blank rows that are listed at most."""
 
-Item = Conversation | BlankRow | tuple[Problem, ...]
-"""What becomes of a row: a conversation, a blank row, or problems."""
+Item = Row | BlankRow | tuple[Problem, ...]
+"""What becomes of a row: what is in it, a blank row, or problems."""
 
 
 @dataclass(slots=True)
@@ -32,11 +34,15 @@ class SourceReport:
     encoding: str = ""
     compression: str | None = None
     format: str | None = None
+    holds: Kind | None = None
+    """The kind of the rows; None if none was recognised."""
     rows: int = 0
     notes: Notes = field(default_factory=Notes)
 
     def to_json(self) -> dict[str, Any]:
-        facts = {key: getattr(self, key) for key in ("name", "kind", "encoding", "compression", "format", "rows")}
+        facts = {
+            key: getattr(self, key) for key in ("name", "kind", "encoding", "compression", "format", "holds", "rows")
+        }
         optional = {"null_fields_removed": self.notes.null_fields, "remarks": dict(self.notes.remarks)}
         given = {key: value for key, value in optional.items() if value}
         return {**facts, "unused_fields": dict(self.notes.unused), **given}
@@ -74,27 +80,46 @@ class Reader:
         return sum(report.rows for report in self.reports)
 
     def conversations(self) -> Iterator[tuple[int, Conversation]]:
+        """Yield every valid conversation, with the number of its source."""
+        for number, row in self.valid_rows():
+            if isinstance(row, Conversation):
+                yield number, row
+
+    def preferences(self) -> Iterator[tuple[int, Pair | Judged]]:
+        """Yield every valid pair and judged answer, with the number of its source."""
+        for number, row in self.valid_rows():
+            if not isinstance(row, Conversation):
+                yield number, row
+
+    def valid_rows(self) -> Iterator[tuple[int, Row]]:
         """Yield every valid row, with the number of its source."""
         for number, item in self.items():
-            if isinstance(item, Conversation):
+            if not isinstance(item, BlankRow | tuple):
                 yield number, item
 
     def items(self) -> Iterator[tuple[int, Item]]:
+        """Yield what becomes of every row, with the number of its source.
+
+        If rows of every kind are read, the first source determines the kind of all of them.
+        """
         criteria = RowCriteria(frozenset((self._options.columns or {}).values()))
+        options = self._options
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
-            reader = RowReader(self._options, notes=report.notes)
+            reader = RowReader(options, notes=report.notes)
             for raw in raw_rows(source, criteria, report.notes):
                 item = _read(reader, raw)
                 is_row = not isinstance(raw, Problem) or raw.row is not None
                 report.rows += is_row
-                report.format = reader.format
+                report.format, report.holds = reader.format, reader.kind
                 if isinstance(item, BlankRow):
                     self.blank_rows += 1
                     if len(self.blank_places) < _LISTED:
                         self.blank_places.append(str(item.origin))
-                elif not isinstance(item, Conversation):
+                elif not isinstance(item, Conversation | Pair | Judged):
                     self.problems.add(item, rows=int(is_row))
                 yield number, item
+            if reader.kind is not None and options.kinds == ANY_KIND:
+                options = replace(options, kinds=frozenset({reader.kind}))
 
 
 def _report_of(source: Source) -> SourceReport:
@@ -109,10 +134,10 @@ def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
     if isinstance(raw, Problem):
         return (raw,)
     try:
-        conversation = reader.read(raw.value, raw.origin)
+        row = reader.read(raw.value, raw.origin)
     except FaultyRow as faulty:
         return (*raw.problems, *faulty.problems)
-    return raw.problems or conversation
+    return raw.problems or row
 
 
 def read_conversations(reader: Reader, system: str | None = None) -> Iterator[Conversation]:
@@ -120,7 +145,17 @@ def read_conversations(reader: Reader, system: str | None = None) -> Iterator[Co
 
     Raises DataError, after the last row, with every problem.
     """
-    for _, conversation in reader.conversations():
-        yield conversation.with_system(system)
+    for row in read_rows(reader, system):
+        if isinstance(row, Conversation):
+            yield row
+
+
+def read_rows(reader: Reader, system: str | None = None) -> Iterator[Row]:
+    """Yield the rows that ``reader`` reads; prompts without a system prompt begin with ``system``.
+
+    Raises DataError, after the last row, with every problem.
+    """
+    for _, row in reader.valid_rows():
+        yield row.with_system(system)
     if reader.problems:
         raise reader.problems.error()

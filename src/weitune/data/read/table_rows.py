@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import IO
 
 from weitune.data.conversation import Origin
+from weitune.data.formats.dialogues import PAIRS
 from weitune.data.formats.fields import Notes
-from weitune.data.formats.parse import PAIRS
 from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.data.read.source import BlankRow, Raw, RawRow
 from weitune.messages import say

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from weitune.data.conversation import Conversation, Example, Origin
 from weitune.data.frame.framing import Framing
+from weitune.data.preference.values import Judged, Pair
 from weitune.data.prepare.accounts import has_empty_answer
 from weitune.data.prepare.truncate import within_limit
 from weitune.data.problems import Problem
@@ -114,6 +115,8 @@ def preview(
     for item in items if row is None else islice(items, row - 1, row):
         if isinstance(item, BlankRow):
             yield PreviewItem(str(item.origin), (), (say("data.preview.set_aside", reason=blank_reason()),))
+            continue
+        if isinstance(item, Pair | Judged):
             continue
         if not isinstance(item, Conversation):
             yield _faulty(item)
