@@ -10,6 +10,8 @@ import pytest
 from tests.documents.pages import DOCS, LAB, PAGES, ROOT, USER_PAGES, anchors_of, inline_of, name_of, prose_of, text_of
 
 MOST_WORDS = 2600
+MOST_WORDS_OF_REFERENCE = 4000
+"""Of docs/recipe.md, which is looked up, not read through."""
 SOURCE = ROOT / "src" / "weitune"
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 
@@ -23,7 +25,7 @@ def test_there_are_pages() -> None:
 def test_no_page_is_long(page: Path) -> None:
     text = text_of(page)
     words = len(CHINESE.sub("", text).split()) + len(CHINESE.findall(text)) / 1.7  # characters to a word
-    assert words <= MOST_WORDS
+    assert words <= (MOST_WORDS_OF_REFERENCE if page.name == "recipe.md" else MOST_WORDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
