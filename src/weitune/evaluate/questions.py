@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from weitune.data.conversation import Conversation, Origin
+from weitune.data.formats.parse import Row
+from weitune.data.preference.values import Judged
 from weitune.data.prepare.holdout import ExampleSet
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader
@@ -58,14 +60,21 @@ def rows_of(examples: ExampleSet, limit: int | None = None) -> set[tuple[str, in
 def _questions(files: Iterable[str], recipe: Recipe, rows: Collection[tuple[str, int]] | None) -> Iterator[Question]:
     reader = Reader(files, read_options(recipe))
     left = None if rows is None else set(rows)
-    for _, conversation in reader.conversations():
-        origin = conversation.origin
+    for _, row in reader.valid_rows():
+        origin = row.origin
         if left is not None and origin is not None:
             if (origin.file, origin.row) not in left:
                 continue
             left.discard((origin.file, origin.row))
-        question = question_of(conversation.with_system(recipe.system))
+        question = _question_in(row.with_system(recipe.system))
         if question is not None:
             yield question
         if left is not None and not left:
             return
+
+
+def _question_in(row: Row) -> Question | None:
+    """Return the question in a row, with a reference: its answer, unless that was rejected or not liked."""
+    if isinstance(row, Judged) and not row.liked:
+        return Question(row.prompt)
+    return question_of(row if isinstance(row, Conversation) else row.dialogue)

@@ -30,6 +30,11 @@ class Pair:
     def origin(self) -> Origin | None:
         return self.prompt.origin
 
+    @property
+    def dialogue(self) -> Conversation:
+        """The prompt and the chosen answer."""
+        return replace(self.prompt, turns=self.prompt.turns + self.chosen)
+
     def with_system(self, system: str | None) -> Pair:
         """Return this pair with its prompt opened by ``system``, unless it has a system prompt of its own."""
         return replace(self, prompt=self.prompt.with_system(system))
@@ -47,6 +52,11 @@ class Judged:
     @property
     def origin(self) -> Origin | None:
         return self.prompt.origin
+
+    @property
+    def dialogue(self) -> Conversation:
+        """The prompt and the answer."""
+        return replace(self.prompt, turns=self.prompt.turns + self.answer)
 
     def with_system(self, system: str | None) -> Judged:
         """Return this answer with its prompt opened by ``system``, unless it has a system prompt of its own."""

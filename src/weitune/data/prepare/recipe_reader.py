@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from weitune.data.formats.kinds import CONVERSATIONS, PAIRS_ONLY, PREFERENCES, Kind
 from weitune.data.formats.parse import Options
 from weitune.data.problems import shown_name
 from weitune.data.read.conversations import Reader
@@ -17,15 +19,24 @@ from weitune.recipe.schema import Recipe
 def read_options(recipe: Recipe) -> Options:
     """Return how ``recipe`` has rows read; the tutorial joins Alpaca's instruction and input without a newline."""
     joiner = "" if recipe.tokens.template == "tutorial" else "\n"
-    return Options(recipe.format, recipe.columns, joiner, recipe.encoding)
+    return Options(recipe.format, recipe.columns, joiner, recipe.encoding, _kinds(recipe))
 
 
-def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None) -> Reader:
-    """Return the reader of ``recipe``'s data, or of ``files``.
+def _kinds(recipe: Recipe) -> frozenset[Kind]:
+    """Return the kinds of rows from which ``recipe`` learns."""
+    if recipe.preference is None:
+        return CONVERSATIONS
+    return PAIRS_ONLY if recipe.preference.needs_pairs else PREFERENCES
+
+
+def recipe_reader(recipe: Recipe, files: Sequence[str] | None = None, kinds: frozenset[Kind] | None = None) -> Reader:
+    """Return the reader of ``recipe``'s data, or of ``files``; it reads rows of ``kinds``, or of those to learn from.
 
     Raises RecipeError if `encoding` names a file that belongs neither to these nor to the recipe's other data.
     """
-    reader = Reader(recipe.data if files is None else files, read_options(recipe))
+    options = read_options(recipe)
+    options = options if kinds is None else replace(options, kinds=kinds)
+    reader = Reader(recipe.data if files is None else files, options)
     if files is not None and list(files) != recipe.validation_files:
         return reader  # rows that the recipe does not name
     others = recipe.validation_files if files is None else recipe.data

@@ -141,13 +141,12 @@ def _read(reader: RowReader, raw: RawRow | BlankRow | Problem) -> Item:
 
 
 def read_conversations(reader: Reader, system: str | None = None) -> Iterator[Conversation]:
-    """Yield the conversations that ``reader`` reads; those without a system prompt begin with ``system``.
+    """Yield the conversations that ``reader`` reads, and the prompts of preferences with the chosen or judged answer.
 
-    Raises DataError, after the last row, with every problem.
+    Those without a system prompt begin with ``system``. Raises DataError, after the last row, with every problem.
     """
     for row in read_rows(reader, system):
-        if isinstance(row, Conversation):
-            yield row
+        yield row if isinstance(row, Conversation) else row.dialogue
 
 
 def read_rows(reader: Reader, system: str | None = None) -> Iterator[Row]:
