@@ -123,6 +123,10 @@ class Example:
         return self.input_ids[: self.spans[-1].stop - 1] if self.spans else ()
 
     @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
     def supervised(self) -> int:
         return sum(span.stop - span.start for span in self.spans)
 

@@ -8,7 +8,9 @@ All are immutable, comparable and printable, and know the row they came from.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from weitune.data.conversation import Conversation, Example, Origin, Turn
 
@@ -90,3 +92,16 @@ class Group:
     def supervised(self) -> int:
         """Tokens of all answers, without their prompts."""
         return sum(answer.supervised for answer in self.answers)
+
+    def sort_key(self) -> tuple[Any, ...]:
+        """Return what groups are sorted by: those with a common prompt are neighbours, and ties are equal groups."""
+        return tuple((answer.input_ids, answer.spans) for answer in self.answers), self.liked, self.weight
+
+
+Item = Example | Group
+"""What a step is made of: examples, or groups of preferences."""
+
+
+def examples_in(items: Iterable[Item]) -> list[Example]:
+    """Return ``items``, with the answers of a group in its place."""
+    return [each for item in items for each in (item.answers if isinstance(item, Group) else (item,))]
