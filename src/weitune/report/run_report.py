@@ -15,6 +15,7 @@ from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING, data_tables, learned_rows, plain
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.page import code, folded, page, section, table, text, tiles
+from weitune.report.preference_section import preference_section
 from weitune.report.run_record import RunRecord
 from weitune.run.events import SampleAnswer, Step, Validation
 from weitune.run.history import finite, smoothed
@@ -56,6 +57,7 @@ def run_report(record: RunRecord) -> str:
             section(say("report.run_report.at_a_glance"), tiles(_facts(record))),
             section(say("report.run_report.before_and_after"), _answers(record.answers)),
             section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
+            preference_section(record),
             section(say("report.run_report.samples"), _samples(record.of_kind(Validation))),
             evaluation_section(record.evaluation),
             section(say("report.run_report.data"), data_tables(record.data)),

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,18 @@ from weitune.run.names import EVENTS
 T = TypeVar("T")
 _REPEATED = frozenset({"step", "checkpoint", "validation"})
 """Events that come again when a step does."""
+
+FIGURES = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "logps/chosen_gain",
+    "kl",
+)
+"""Figures of preferences, in the lines of steps and validations (:mod:`weitune.training.preference.figures`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class Step(Event):
     tokens_per_second: float | None = None
     step_seconds: float | None = None
     memory_bytes: int | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Those of :data:`FIGURES` that the line has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +81,16 @@ class Validation(Event):
     loss: float | None = None
     perplexity: float | None = None
     samples: tuple[SampleAnswer, ...] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def typed_event(line: Mapping[str, Any]) -> Event:
     """Return a line as an event. What it lacks, and what is not of its field's type, is None."""
     kind = line.get("event")
-    return _typed(Step if kind == "step" else Validation if kind == "validation" else Event, {**line, "kind": kind})
+    found = ((name, _number(line.get(name))) for name in FIGURES)
+    figures = {name: value for name, value in found if value is not None}
+    typed = Step if kind == "step" else Validation if kind == "validation" else Event
+    return _typed(typed, {**line, "kind": kind, "figures": figures})
 
 
 def _typed(kind: type[T], tree: Mapping[str, Any]) -> T:
@@ -107,6 +125,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("tokens_per_second", "step_seconds"), _number),
     "stopped": _boolean,
     "samples": _samples,
+    "figures": dict,
 }
 """How the field of each name is read from a line."""
 

@@ -5,6 +5,7 @@ runs/zhenhuan/
   environment.json      versions, hardware, and the basis: fingerprints of everything that determines the numbers
   data.json             the report of the data (:mod:`.data_record`)
   kept.safetensors      the examples that are kept (`keep`), if the recipe keeps any
+  reference.safetensors the log-probabilities of the answers under the reference model (`preference`), if it has one
   events.jsonl          what happened, one JSON object a line
   checkpoint-100/       an adapter or a whole model (:mod:`weitune.model.file_names`), and
     optimizer.safetensors   the optimizer state
@@ -24,7 +25,7 @@ from pathlib import Path
 RECIPE, ENVIRONMENT, DATA, EVENTS, LOCK = "recipe.yaml", "environment.json", "data.json", "events.jsonl", ".lock"
 EVALUATION, REPORT, ANSWERS, COMBINED = "evaluation.json", "report.html", "answers.json", "combined.json"
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
-KEPT = "kept.safetensors"
+KEPT, REFERENCE = "kept.safetensors", "reference.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -25,6 +25,7 @@ from weitune.data.schedule import Plan
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import MemoryPlan, peak_bytes
 from weitune.recipe.schema import Train
+from weitune.training.objective.step_objective import SUPERVISED, Objective
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate
 from weitune.training.passes import Passes
 
@@ -49,6 +50,8 @@ class StepRecord:
     step_seconds: float
     memory_bytes: int
     """Peak memory of this process so far."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the objective tells besides the loss, by name."""
 
 
 class Examples(Protocol):
@@ -83,6 +86,7 @@ class Loop:
     train: Train
     memory: MemoryPlan
     """The resolved values of ``train.micro_tokens`` and ``train.recompute``."""
+    objective: Objective = SUPERVISED
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
 
@@ -97,7 +101,7 @@ class Loop:
             examples = [self.examples[int(i)] for i in self.plan.step(step)]
             rate = learning_rate(step, self.plan.steps, self.train)
             seed_step(self.train.seed, step, self.accelerator.process_index)
-            loss, computed = self._accumulate(examples)
+            loss, computed, figures = self._accumulate(step, examples)
             norm = self.passes.clip(self.train.max_grad_norm)
             seconds = time.perf_counter() - began
             tokens = sum(len(example.input_ids) for example in examples)
@@ -112,6 +116,7 @@ class Loop:
                 tokens_per_second=tokens / seconds,
                 step_seconds=seconds,
                 memory_bytes=peak_bytes(self.accelerator.device),
+                figures=figures,
             )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 watcher.failed(record)
@@ -129,10 +134,13 @@ class Loop:
             return own
         return int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
 
-    def _accumulate(self, examples: Sequence[Example]) -> tuple[float, int]:
-        """Add up the gradients of a step on this device; return the step's loss and the tokens computed here."""
+    def _accumulate(self, step: int, examples: Sequence[Example]) -> tuple[float, int, Mapping[str, float]]:
+        """Add up the gradients of a step on this device.
+
+        Return the step's loss, the tokens computed here, and the figures of the objective.
+        """
         world = self.accelerator.num_processes
-        weight = sum(example.weight for example in examples)
+        objective = self.objective.begin(step, examples)
         mine = share(examples, world)[self.accelerator.process_index] if world > 1 else examples
         batches = self.layout.split(mine, self.memory.micro_tokens)
         own = len(batches)
@@ -141,9 +149,10 @@ class Loop:
         total = torch.zeros((), dtype=torch.float64)
         computed = 0
         for k, batch in enumerate(batches):
-            laid = self.layout.lay(batch)
+            laid = objective.weighed(self.layout.lay(batch), batch)
             computed += len(laid)
-            total += self.passes.run(laid, weight, counted=k < own, last=k == len(batches) - 1)
+            result = self.passes.run(laid, objective.divisor, counted=k < own, last=k == len(batches) - 1)
+            total += objective.took(batch if k < own else (), result)
         if world > 1:
             total = self.accelerator.reduce(total.to(self.accelerator.device), reduction="sum")
-        return float(total) / weight, computed
+        return float(total) / objective.divisor, computed, objective.figures()

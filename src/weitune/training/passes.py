@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weitune.data.pack import PackedBatch
-from weitune.data.pad import PaddedBatch
 from weitune.model.batch import to_tensors
 from weitune.model.cuda_graph import CudaGraphPasses
+from weitune.training.objective.step_objective import Laid, PassResult
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,16 +27,19 @@ class Passes:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
 
-    def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
-        """Add the gradient of ``batch``, divided by ``step_weight``; return its loss, a float64 scalar on the CPU.
+    def run(self, batch: Laid, step_weight: float, *, counted: bool, last: bool) -> PassResult:
+        """Add the gradient of ``batch``, divided by ``step_weight``; return its loss, and what comes with it.
 
         A batch that is not ``counted`` adds nothing; the ``last`` one of a step starts the reduction over processes.
         """
         world = self.accelerator.num_processes
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            loss: Tensor = self.model(to_tensors(batch, self.accelerator.device)) * (1.0 if counted else 0.0)
+            result = self.model(to_tensors(batch, self.accelerator.device))
+            loss, *more = result if isinstance(result, tuple) else (result,)
+            loss = loss * (1.0 if counted else 0.0)
             self.accelerator.backward(loss * (world / step_weight))  # reduction takes the mean over devices
-        return loss.detach().double().cpu()
+        found = tuple(each.detach().double().cpu() for each in (loss, *more))
+        return found if len(found) == 2 else found[0]
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
@@ -54,7 +57,7 @@ class GraphPasses(Passes):
 
     graphs: CudaGraphPasses
 
-    def run(self, batch: PackedBatch | PaddedBatch, step_weight: float, *, counted: bool, last: bool) -> Tensor:
+    def run(self, batch: Laid, step_weight: float, *, counted: bool, last: bool) -> PassResult:
         if isinstance(batch, PackedBatch) and self.graphs.accepts(batch):
             return self.graphs.run(batch, 1 / step_weight).cpu()
         return Passes.run(self, batch, step_weight, counted=counted, last=last)

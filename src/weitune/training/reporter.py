@@ -32,6 +32,10 @@ class Reporter:
         """Return a function to call with (learned tokens, learned tokens needed) while prompts to keep are answered."""
         return None
 
+    def referring(self) -> Progress | None:
+        """Return a function to call with (groups done, groups in all) while the reference of answers is measured."""
+        return None
+
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         """Called before step ``done`` + 1 of ``steps``, with how often the user wants a log line."""
 

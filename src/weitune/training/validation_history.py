@@ -37,6 +37,8 @@ class Evaluation:
     samples: Sequence[Sample]
     best: bool = False
     """Whether no earlier loss was as low."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Of preferences, by name."""
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from weitune.messages import say
 from weitune.run.events import Event, EventTail, Step, Validation
 from weitune.run.history import finite
 from weitune.run.names import EVENTS
+from weitune.run.preference_figures import summary
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ def plain_line(event: Event) -> str:
     step = event.step
     if isinstance(event, Step):
         values = {"learning_rate": event.learning_rate, "tokens_per_second": event.tokens_per_second}
-        return say("cli.watch.step", step=step, loss=event.loss, **values)
+        return _with_figures(say("cli.watch.step", step=step, loss=event.loss, **values), event.figures)
     if isinstance(event, Validation):
-        return say("cli.watch.validation", step=step, loss=event.loss)
+        return _with_figures(say("cli.watch.validation", step=step, loss=event.loss), event.figures)
     if event.kind == "gone":
         return say("cli.watch.gone", step=step, reason=event.reason)
     turns = {
@@ -116,3 +117,7 @@ def plain_line(event: Event) -> str:
         "not finite": say("cli.watch.not_finite", step=step),
     }
     return turns.get(str(event.kind), "")
+
+
+def _with_figures(line: str, figures: Mapping[str, float]) -> str:
+    return f"{line}   {told}" if (told := summary(figures)) else line

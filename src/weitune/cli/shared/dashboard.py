@@ -20,6 +20,7 @@ from weitune.messages import say
 from weitune.messages.quantities import duration_text, size_text
 from weitune.run.events import Event, Step, Validation
 from weitune.run.history import MovingAverage, best_of, finite
+from weitune.run.preference_figures import ChosenAnswers, summary
 
 _SHORT = 100
 """Characters of a sample that are shown."""
@@ -40,9 +41,11 @@ class Dashboard:
         self._evaluation: Validation | None = None
         self._best: tuple[int, float] | None = None
         self._loss, self._pace = MovingAverage(), MovingAverage()
+        self._chosen = ChosenAnswers()
 
     def feed(self, event: Event) -> None:
         self._note = ""
+        self._chosen.add(event)
         match event:
             case Event(kind="start" | "resume"):
                 self.steps, self.step, self.ended, self.gone = event.steps or 0, event.step or 0, "", ""
@@ -69,8 +72,12 @@ class Dashboard:
     def __rich__(self) -> RenderableType:
         lines: list[RenderableType] = [self._bar()]
         lines += [
-            Text(line, overflow="ellipsis", no_wrap=True) for line in (self.figures(), *self.evaluation()) if line
+            Text(line, overflow="ellipsis", no_wrap=True)
+            for line in (self.figures(), self.preferences(), *self.evaluation())
+            if line
         ]
+        if note := self._chosen.note():
+            lines.append(Text(note))
         return Group(*lines)
 
     def figures(self) -> str:
@@ -87,6 +94,10 @@ class Dashboard:
             memory=size_text(last.memory_bytes or 0, digits=2),
         )
 
+    def preferences(self) -> str:
+        """Return the rewards of the last step; empty if it has none."""
+        return summary(self._last.figures) if self._last is not None else ""
+
     def evaluation(self) -> list[str]:
         """Return the last evaluation and its first sample; nothing before there was one."""
         last = self._evaluation
@@ -99,7 +110,12 @@ class Dashboard:
             best_step, best = self._best
             line = say("cli.dashboard.validation_and_best", **values, best=best, best_step=best_step)
         samples = (last.samples or ())[:1]
-        return [line, *(f"{short(sample.prompt)}  →  {short(sample.answer)}" for sample in samples)]
+        told = [
+            line,
+            summary(last.figures),
+            *(f"{short(sample.prompt)}  →  {short(sample.answer)}" for sample in samples),
+        ]
+        return [text for text in told if text]
 
     def _bar(self) -> Table:
         left = duration_text(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from weitune.cli.shared.dashboard import Dashboard, short
@@ -15,6 +15,7 @@ from weitune.model.load.tokenizer import TokenizerFraming
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.run.events import Event, typed_event
+from weitune.run.preference_figures import fields_of, summary
 from weitune.training.loop import StepRecord
 from weitune.training.validation_history import Evaluation
 
@@ -35,6 +36,9 @@ class TrainingView(ProgressView):
     def answering(self) -> Progress:
         return self._bar(say("cli.training_view.answering_prompts"), "token")
 
+    def referring(self) -> Progress:
+        return self._bar(say("cli.training_view.measuring_reference"), "group")
+
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._shown.close()
         self._every = log_every
@@ -50,24 +54,30 @@ class TrainingView(ProgressView):
 
     def stepped(self, record: StepRecord) -> None:
         """Move the dashboard; print a log line every so often."""
-        self._dashboard.feed(typed_event({"event": "step", **asdict(record)}))
+        self._dashboard.feed(typed_event({"event": "step", **fields_of(record)}))
         steps = self._dashboard.steps
         if record.step % self._every == 0 or record.step in {1, steps}:
             self.say(say("cli.training_view.step", steps=steps, record=record))
+            self._say_figures(record.figures)
 
     def evaluating(self) -> Progress:
         return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
-        self._dashboard.feed(typed_event({"event": "validation", **asdict(evaluation)}))
+        self._dashboard.feed(typed_event({"event": "validation", **fields_of(evaluation)}))
         values = {"step": evaluation.step, "loss": evaluation.loss, "perplexity": evaluation.perplexity}
         if evaluation.best and evaluation.step:
             self.say(say("cli.training_view.validation_best", **values))
         else:
             self.say(say("cli.training_view.validation", **values))
+        self._say_figures(evaluation.figures)
         for sample in evaluation.samples[:1]:
             self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
+
+    def _say_figures(self, figures: Mapping[str, float]) -> None:
+        if line := summary(figures):
+            self.say(f"  {line}")
 
     def saved(self, folder: Path) -> None:
         self.say(say("cli.training_view.saved", folder=folder))

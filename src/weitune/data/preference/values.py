@@ -78,6 +78,8 @@ class Group:
     """For every answer; (True, False) for a pair."""
     weight: float = 1.0
     """How much the group counts in the mean over a step's groups."""
+    reference: tuple[float, ...] = ()
+    """For every answer, its summed log-probability under the reference model; empty: there is no reference."""
 
     @property
     def origin(self) -> Origin | None:

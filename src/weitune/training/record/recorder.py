@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +11,7 @@ from weitune.forecast.memory_watch import MemoryWatch
 from weitune.messages import say
 from weitune.run.checkpoint import Checkpoint
 from weitune.run.disk_retry import DiskRetry
+from weitune.run.preference_figures import fields_of
 from weitune.training.loop import StepRecord
 from weitune.training.prepared_run import PreparedRun
 from weitune.training.record.checkpoint_writer import CheckpointWriter
@@ -61,7 +62,7 @@ class Recorder:
     def stepped(self, record: StepRecord) -> bool:
         """Write the step down, save a checkpoint when one is due, and return whether to go on."""
         self.step = record.step
-        self._events.write("step", **asdict(record))
+        self._events.write("step", **fields_of(record))
         self._reporter.stepped(record)
         self._announce()
         low_memory = self._memory.low_memory()
@@ -82,7 +83,7 @@ class Recorder:
         return not (stopping or self.complete)
 
     def failed(self, record: StepRecord) -> None:
-        self._events.write("not finite", **asdict(record))
+        self._events.write("not finite", **fields_of(record))
 
     def finish(self) -> None:
         """Wait for the last checkpoint, and publish the adapter of the last or the best one as the final adapter."""
@@ -111,7 +112,7 @@ class Recorder:
         if evaluation is None:
             return False
         evaluation = replace(evaluation, best=self._history.add(self.step, evaluation.loss))
-        self._events.write("validation", **asdict(evaluation))
+        self._events.write("validation", **fields_of(evaluation))
         self._reporter.evaluated(evaluation)
         return True
 

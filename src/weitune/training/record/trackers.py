@@ -92,14 +92,16 @@ class TrackedReporter(Reporter):
         self._inner.started(folder, done, steps, log_every)
 
     def stepped(self, record: StepRecord) -> None:
-        self._log({f"train/{name}": float(getattr(record, name)) for name in _STEP}, record.step)
+        figures = {**{name: getattr(record, name) for name in _STEP}, **record.figures}
+        self._log({f"train/{name}": float(value) for name, value in figures.items()}, record.step)
         self._inner.stepped(record)
 
     def evaluating(self) -> Progress | None:
         return self._inner.evaluating()
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        self._log({"validation/loss": evaluation.loss, "validation/perplexity": evaluation.perplexity}, evaluation.step)
+        figures = {"loss": evaluation.loss, "perplexity": evaluation.perplexity, **evaluation.figures}
+        self._log({f"validation/{name}": value for name, value in figures.items()}, evaluation.step)
         self._inner.evaluated(evaluation)
 
     def saved(self, folder: Path) -> None:

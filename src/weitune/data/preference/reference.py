@@ -1,0 +1,146 @@
+"""The log-probabilities of answers under the reference model: in memory, as a file, and joined with their groups.
+
+The reference is the model before its first step. For every answer one number is kept, the sum of the log-probabilities
+of its tokens. The bytes are a safetensors file with two arrays for each part of the data:
+
+    PART.sums      (answers,) float64, group by group
+    PART.counts    (groups,) int32: answers of each group
+
+The parts are ``trained`` and, where there are such groups, ``held`` out ones and :mod:`mismatched <.mismatched>` ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from weitune.data.preference.values import Group
+
+TRAINED, HELD, MISMATCHED, MISMATCHED_HELD = "trained", "held", "mismatched", "mismatched_held"
+"""The parts of a reference."""
+_PARTS = (TRAINED, HELD, MISMATCHED, MISMATCHED_HELD)
+
+
+class GroupSet(Protocol):
+    """Groups by number, in memory or not."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of every group, (groups,)."""
+
+    @property
+    def supervised(self) -> npt.NDArray[np.int32]:
+        """Tokens of every group's answers, (groups,)."""
+
+    def __len__(self) -> int:
+        """Return how many groups there are."""
+
+    def __getitem__(self, i: int, /) -> Group:
+        """Return group ``i``."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of their contents in order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerSums:
+    """The summed log-probability of every answer of some groups, in nats."""
+
+    sums: npt.NDArray[np.float64]
+    """(answers,) group by group"""
+    counts: npt.NDArray[np.int32]
+    """(groups,) answers of each group"""
+    _ends: npt.NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the arrays do not fit each other or a sum cannot be one."""
+        ends = np.cumsum(self.counts, dtype=np.int64)
+        if len(self.sums) != (ends[-1] if len(ends) else 0) or (len(ends) and self.counts.min() < 1):
+            raise ValueError("answers and groups do not fit")
+        if not np.isfinite(self.sums).all():
+            raise ValueError("a log-probability is not finite")
+        object.__setattr__(self, "_ends", ends)
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[Group], sums: npt.NDArray[np.float64]) -> AnswerSums:
+        return cls(sums, np.asarray([len(group.answers) for group in groups], np.int32))
+
+    @classmethod
+    def joined(cls, parts: Sequence[AnswerSums]) -> AnswerSums:
+        """Return the sums of several sets of groups, one after the other."""
+        return cls(np.concatenate([part.sums for part in parts]), np.concatenate([part.counts for part in parts]))
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> AnswerSums:
+        """Return the sums of the ``chosen`` (groups,) groups."""
+        return AnswerSums(self.sums[np.repeat(chosen, self.counts)], self.counts[chosen])
+
+    def __len__(self) -> int:
+        """Return how many groups there are."""
+        return len(self.counts)
+
+    def __getitem__(self, group: int) -> tuple[float, ...]:
+        """Return the numbers of a group's answers."""
+        end = int(self._ends[group])
+        return tuple(self.sums[end - int(self.counts[group]) : end].tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """All that a run needs to know of its reference model."""
+
+    parts: Mapping[str, AnswerSums]
+
+    def to_bytes(self) -> bytes:
+        """Return a safetensors file."""
+        from safetensors.numpy import save
+
+        arrays: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int32]] = {}
+        for name, part in self.parts.items():
+            arrays[f"{name}.sums"], arrays[f"{name}.counts"] = part.sums, part.counts
+        contents: bytes = save(arrays)
+        return contents
+
+    @classmethod
+    def from_bytes(cls, contents: bytes) -> Reference:
+        """Return the reference in a file of :meth:`to_bytes`. Raises ValueError if it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            arrays = load(contents)
+            names = [name for name in _PARTS if f"{name}.sums" in arrays]
+            parts = {name: AnswerSums(arrays[f"{name}.sums"], arrays[f"{name}.counts"]) for name in names}
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(str(error)) from None
+        return cls(parts)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of its file."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+class ReferencedGroups:
+    """The groups of a set, each with its reference."""
+
+    def __init__(self, groups: GroupSet, reference: AnswerSums) -> None:
+        """Join both. Raises ValueError if they have different numbers of groups."""
+        if len(groups) != len(reference):
+            raise ValueError("the reference is that of other groups")
+        self._groups, self._reference = groups, reference
+        self.lengths: npt.NDArray[np.int32] = groups.lengths
+        self.supervised: npt.NDArray[np.int32] = groups.supervised
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, i: int) -> Group:
+        return replace(self._groups[i], reference=self._reference[i])
+
+    def digest(self) -> str:
+        """Return the digest of the groups; that of the reference is its own."""
+        return self._groups.digest()

@@ -1,0 +1,66 @@
+"""The figures of preferences in a run's events, and what they say about the chosen answers.
+
+A loss that compares two answers can fall while both become less likely (Pal et al., arXiv 2402.13228). Held-out answers
+show that best, as they are the same each time; without any, the gain over the reference does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from weitune.messages import say
+from weitune.run.events import Event, Step, Validation
+from weitune.run.history import MovingAverage
+
+_FALL_NATS = 0.5
+"""Of an answer's log-probability, from which a fall is told: e^-0.5 is 0.6 times as likely."""
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass ``record`` for an event, its ``figures`` beside the others."""
+    tree = asdict(record)
+    figures = tree.pop("figures")
+    return {**tree, **figures}
+
+
+def summary(figures: Mapping[str, float]) -> str:
+    """Return the figures that people watch in one line; empty if there are none."""
+    texts = {
+        "rewards/chosen": "run.preference_figures.chosen",
+        "rewards/rejected": "run.preference_figures.rejected",
+        "rewards/margins": "run.preference_figures.margin",
+        "rewards/accuracies": "run.preference_figures.accuracy",
+        "kl": "run.preference_figures.kl",
+    }
+    return "   ".join(say(text, value=figures[name]) for name, text in texts.items() if name in figures)
+
+
+class ChosenAnswers:
+    """Whether the chosen answers of a run become less likely, from its events in order."""
+
+    def __init__(self) -> None:
+        self._gain = MovingAverage()
+        self._held: list[float] = []
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Step():
+                self._gain.add(event.figures.get("logps/chosen_gain"))
+            case Validation() if "logps/chosen" in event.figures:
+                self._held.append(event.figures["logps/chosen"])
+
+    @property
+    def change(self) -> float | None:
+        """By how much the log-probability of an answer has changed, in nats; None if nothing tells."""
+        if len(self._held) > 1:
+            return self._held[-1] - self._held[0]
+        return self._gain.value
+
+    def note(self) -> str:
+        """Return a sentence if they have become less likely, with what to do; else nothing."""
+        change = self.change
+        if change is None or change > -_FALL_NATS:
+            return ""
+        return say("run.preference_figures.chosen_falls", nats=-change)
