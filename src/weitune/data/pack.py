@@ -24,10 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weitune.data.answers import AnswerBatch, Ints
 from weitune.data.conversation import Example
 from weitune.data.partition import shared_length
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +45,8 @@ class PackedBatch:
     """(N,) … this token."""
     weights: npt.NDArray[np.float32]
     """(N,) how much each prediction counts: duplicates add up."""
+    answers: AnswerBatch | None = None
+    """Which predictions make up which answer, in a row of groups (:mod:`.preference.pack_groups`)."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -58,37 +59,56 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
     """
     if not examples or not all(example.inputs for example in examples):
         raise ValueError("a row needs at least one example, and every example something to learn")
-    tokens: list[int] = []
-    depths: list[int] = []
-    ends: list[int] = []
+    tree = PrefixTree()
     predictions: dict[tuple[int, int], float] = {}  # (row, target) to weight
-    path: list[int] = []  # row index of every token of the example at hand
-    previous: Sequence[int] = ()
     for example in sorted(examples, key=lambda example: (example.input_ids, example.spans)):
-        ids = example.inputs
-        shared = shared_length(previous, ids)
-        for row in path[shared:]:
-            ends[row] = len(tokens)
-        path[shared:] = range(len(tokens), len(tokens) + len(ids) - shared)
-        tokens += ids[shared:]
-        depths += range(shared, len(ids))
-        ends += [-1] * (len(ids) - shared)
+        path = tree.add(example.inputs)
         for depth, token, weight in example.predictions():
             prediction = path[depth - 1], token
             predictions[prediction] = predictions.get(prediction, 0.0) + weight
-        previous = ids
-    for row in path:
-        ends[row] = len(tokens)
-
     ordered = sorted(prediction for prediction, weight in predictions.items() if weight)
-    return PackedBatch(
-        input_ids=np.asarray(tokens, dtype=np.int64),
-        position_ids=np.asarray(depths, dtype=np.int64),
-        subtree_end=np.asarray(ends, dtype=np.int64),
-        rows=np.asarray([row for row, _ in ordered], dtype=np.int64),
-        targets=np.asarray([target for _, target in ordered], dtype=np.int64),
-        weights=np.asarray([predictions[prediction] for prediction in ordered], dtype=np.float32),
-    )
+    return tree.laid_out(ordered, [predictions[prediction] for prediction in ordered])
+
+
+class PrefixTree:
+    """The row of a prefix tree while sequences are added to it, in sorted order."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._depths: list[int] = []
+        self._ends: list[int] = []
+        self._path: list[int] = []
+        """Row index of every token of the last sequence"""
+        self._last: Sequence[int] = ()
+
+    def add(self, ids: Sequence[int]) -> Sequence[int]:
+        """Add the tokens of ``ids`` that the sequence before has not; return the row index of each (until the next)."""
+        tokens, path = self._tokens, self._path
+        shared = shared_length(self._last, ids)
+        for row in path[shared:]:
+            self._ends[row] = len(tokens)
+        path[shared:] = range(len(tokens), len(tokens) + len(ids) - shared)
+        tokens += ids[shared:]
+        self._depths += range(shared, len(ids))
+        self._ends += [-1] * (len(ids) - shared)
+        self._last = ids
+        return path
+
+    def laid_out(
+        self, predictions: Sequence[tuple[int, int]], weights: Sequence[float], answers: AnswerBatch | None = None
+    ) -> PackedBatch:
+        """Return the row with ``predictions``, each a row index and a target."""
+        for row in self._path:
+            self._ends[row] = len(self._tokens)
+        return PackedBatch(
+            input_ids=np.asarray(self._tokens, dtype=np.int64),
+            position_ids=np.asarray(self._depths, dtype=np.int64),
+            subtree_end=np.asarray(self._ends, dtype=np.int64),
+            rows=np.asarray([row for row, _ in predictions], dtype=np.int64),
+            targets=np.asarray([target for _, target in predictions], dtype=np.int64),
+            weights=np.asarray(weights, dtype=np.float32),
+            answers=answers,
+        )
 
 
 def visible(batch: PackedBatch) -> npt.NDArray[np.bool_]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weitune.data.answers import AnswerBatch, Ints
 from weitune.data.conversation import Example
-from weitune.data.pack import Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +30,8 @@ class PaddedBatch:
     """(N,) … this token."""
     weights: npt.NDArray[np.float32]
     """(N,) how much each prediction counts."""
+    answers: AnswerBatch | None = None
+    """Which predictions make up which answer, in a batch of groups (:mod:`.preference.pack_groups`)."""
 
     def __len__(self) -> int:
         """Return the number of positions that are computed, B·L."""

@@ -2,20 +2,23 @@
 
 Because it is one module, it can be wrapped (by DDP, for instance) without bypassing the wrapper's hooks.
 
-    batch ─▶ decoder ─▶ hidden states ─▶ [rows that predict] ─▶ head and loss in chunks ─▶ sum
+    examples ─▶ decoder ─▶ hidden states ─▶ [rows that predict] ─▶ head and loss in chunks ─▶ sum
+    groups   ─▶ decoder ─▶ hidden states ─▶ [rows that predict] ─▶ head, in chunks ─▶ log-probabilities of predictions
+                                                                ─▶ of answers ─▶ objective ─▶ loss
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weitune.model.batch import PackedTensors, TensorBatch
+from weitune.model.batch import AnswerTensors, PackedTensors, TensorBatch
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.loss import PLAIN_LOGITS, Head, LogitForm, supervised_loss
+from weitune.model.fast.loss import PLAIN_LOGITS, Head, LogitForm, log_probs, supervised_loss
 from weitune.model.fast.matmul import round_rows
 from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.storage.shard import gathered
@@ -25,12 +28,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Objective = Callable[[Tensor, AnswerTensors], Tensor]
+"""From the log-probabilities of answers, (S,) in float64, to a loss, a scalar."""
+
+
+class AnswerPass(NamedTuple):
+    """What a pass over a batch of groups gives."""
+
+    loss: Tensor
+    """float64 scalar"""
+    sums: Tensor
+    """(S,) log-probability of every answer in nats, float64, without gradient"""
+
+
 class SupervisedModel(nn.Module):
-    """A causal language model that returns the loss of a batch, a float32 sum.
+    """A causal language model that returns the loss of a batch: a float32 sum, or for groups an :class:`AnswerPass`.
 
     ``head`` is how it makes logits of the products of its frozen output layer; with None it computes them itself.
     ``blocks`` runs the decoder for packed rows instead of its own modules. ``recompute`` is what backward computes
-    again instead of keeping it; the model's own modules can only recompute complete blocks.
+    again instead of keeping it; the model's own modules can only recompute complete blocks. ``objective`` makes the
+    loss of a batch of groups; without one it is the cross entropy of their answers, summed.
     """
 
     def __init__(
@@ -40,32 +57,54 @@ class SupervisedModel(nn.Module):
         head: LogitForm | None = PLAIN_LOGITS,
         blocks: BlockDecoder | None = None,
         recompute: Recompute = "none",
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.head = head
         self.recompute = recompute
+        self.objective = objective
         self._blocks = blocks
         if recompute != "none" and blocks is None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def forward(self, batch: TensorBatch) -> Tensor:
-        """Return the sum over the batch's predictions of weight · cross entropy."""
+    def forward(self, batch: TensorBatch) -> Tensor | AnswerPass:
+        """Return the sum over the batch's predictions of weight · cross entropy, or what its groups give."""
         dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
         device_type, length = self.model.device.type, batch.input_ids.shape[1]
         tokens, predictions = (round_rows(device_type, dtype, size) for size in (length, len(batch.targets)))
-        if tokens > 1:
-            batch = batch.rounded_up(tokens, predictions)
+        padded = batch.rounded_up(tokens, predictions) if tokens > 1 else batch
+        if batch.answers is None or padded.answers is None:
+            return self._supervised_loss(padded)
+        sums = padded.answers.sums(self._log_probs(padded))
+        own = sums[: len(batch.answers.liked)]
+        return AnswerPass(-own.sum() if self.objective is None else self.objective(sums, padded.answers), own.detach())
+
+    def _supervised_loss(self, batch: TensorBatch) -> Tensor:
         if self.head is None:
-            logits = predicted_logits(self.model, batch)
-            losses = F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
+            losses = -self._log_probs(batch)
             return (losses * batch.weights.to(losses.device)).sum()
+        weights = batch.weights.to(self.model.get_output_embeddings().weight.device)
+        return self._by_head(
+            batch, self.head, lambda hidden, head, targets: supervised_loss(hidden, head, targets, weights)
+        )
+
+    def _log_probs(self, batch: TensorBatch) -> Tensor:
+        """Return the log-probability of every prediction, (N,) in float32."""
+        if self.head is not None:
+            return self._by_head(batch, self.head, log_probs)
+        logits = predicted_logits(self.model, batch)
+        return -F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
+
+    def _by_head(
+        self, batch: TensorBatch, form: LogitForm, compute: Callable[[Tensor, Head, Tensor], Tensor]
+    ) -> Tensor:
+        """Return what ``compute`` makes of the hidden states (N, C), the output layer, and the targets (N,)."""
         output = self.model.get_output_embeddings()
         hidden = self.predicting_states(batch)[batch.index]
-        hidden, targets, weights = (x.to(output.weight.device) for x in (hidden, batch.targets, batch.weights))
+        hidden, targets = (x.to(output.weight.device) for x in (hidden, batch.targets))
         with gathered(output):
-            head = Head(output.weight, getattr(output, "bias", None), self.head)
-            return supervised_loss(hidden, head, targets, weights)
+            return compute(hidden, Head(output.weight, getattr(output, "bias", None), form), targets)
 
     def predicting_states(self, batch: TensorBatch) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from weitune.model.fast import loss as module
-from weitune.model.fast.loss import Head, LogitForm, reference_loss, supervised_loss
+from weitune.model.fast.loss import Head, LogitForm, log_probs, reference_log_probs, reference_loss, supervised_loss
 
 FORMS = [LogitForm(), LogitForm(0.25), LogitForm(cap=1.5), LogitForm(-2.0, 30.0)]
 
@@ -42,11 +42,35 @@ def test_value_and_gradient_equal_the_reference(n, chunk_logits, dtype, toleranc
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("n", "chunk_logits"), [(1, 1), (7, 10**6), (64, 5 * 31), (0, 31)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
+def test_log_probabilities_and_the_gradient_of_any_loss_of_them(n, chunk_logits, dtype, tolerance, form) -> None:
+    hidden, head, targets, weights = inputs(n, 17, 31, dtype)
+    head = head._replace(form=form)
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    found, expected = log_probs(ours, head, targets, chunk_logits), reference_log_probs(theirs, head, targets)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    for values in (found, expected):  # a weight of either sign, and one that depends on the others
+        torch.sigmoid((values * (weights - 0.5)).sum() / 8).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_log_probabilities_are_what_the_loss_is_made_of() -> None:
+    hidden, head, targets, weights = inputs(64, 17, 31, torch.float32)
+    found = log_probs(hidden, head, targets, 5 * 31)
+    assert not found.requires_grad
+    torch.testing.assert_close(-(found * weights).sum(), supervised_loss(hidden, head, targets, weights, 5 * 31))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(form: LogitForm) -> None:
     hidden, head, targets, weights = inputs(5, 6, 11, torch.float64)
     head = head._replace(form=form)
     hidden.requires_grad_()
     assert torch.autograd.gradcheck(lambda h: supervised_loss(h, head, targets, weights, 22), hidden)
+    assert torch.autograd.gradcheck(lambda h: log_probs(h, head, targets, 22), hidden)
 
 
 def test_a_cap_holds_every_logit_back() -> None:

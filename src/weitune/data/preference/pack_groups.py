@@ -1,0 +1,60 @@
+"""Lay out groups of answers for one forward pass: as one row in which they share what they have in common, or padded.
+
+    pair:    prompt P, chosen A, rejected B              row:   P ─┬─ A
+                                                                  └─ B
+
+The prompt of a pair is computed once, and so is the beginning that its two answers share, or any two groups. A
+prediction that several answers make is one prediction of the batch; :class:`.AnswerBatch` says whose it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from weitune.data.answers import AnswerBatch
+from weitune.data.conversation import Example, Span
+from weitune.data.pack import PackedBatch, PrefixTree
+from weitune.data.pad import PaddedBatch, pad
+from weitune.data.preference.values import Group
+
+
+def pack_groups(groups: Sequence[Group]) -> PackedBatch:
+    """Lay the prefix tree of all answers of ``groups`` out as one row. The weights of its predictions are 1.
+
+    The row does not depend on the order of the groups; its answers are in that order. Raises ValueError if there are
+    no groups or an answer has nothing to learn.
+    """
+    answers = _answers(groups)
+    tree = PrefixTree()
+    made: list[list[tuple[int, int]]] = [[] for _ in answers]  # (row, target) of every prediction of every answer
+    for k in sorted(range(len(answers)), key=lambda k: (answers[k].input_ids, answers[k].spans)):
+        path = tree.add(answers[k].inputs)
+        made[k] = [(path[depth - 1], token) for depth, token, _ in answers[k].predictions()]
+    distinct = sorted({prediction for own in made for prediction in own})
+    number = {prediction: k for k, prediction in enumerate(distinct)}
+    prediction = [number[each] for own in made for each in own]
+    return tree.laid_out(distinct, [1.0] * len(distinct), _answer_batch(groups, answers, prediction))
+
+
+def pad_groups(groups: Sequence[Group], pad_token: int = 0) -> PaddedBatch:
+    """Lay the answers of ``groups`` out one a row, each with its prompt: for models that cannot share.
+
+    Raises ValueError as :func:`pack_groups` does.
+    """
+    answers = _answers(groups)
+    batch = pad(answers, pad_token)
+    return replace(batch, answers=_answer_batch(groups, answers, range(len(batch.targets))))
+
+
+def _answers(groups: Sequence[Group]) -> list[Example]:
+    """Return the answers in order. In a log-probability all tokens of an answer count alike."""
+    answers = [answer for group in groups for answer in group.answers]
+    if not answers or not all(answer.inputs for answer in answers):
+        raise ValueError("a batch needs at least one group, and every answer something to learn")
+    return [replace(answer, spans=tuple(Span(start, stop) for start, stop, _ in answer.spans)) for answer in answers]
+
+
+def _answer_batch(groups: Sequence[Group], answers: Sequence[Example], prediction: Sequence[int]) -> AnswerBatch:
+    liked = [liked for group in groups for liked in group.liked]
+    return AnswerBatch.of(prediction, [answer.supervised for answer in answers], liked)
