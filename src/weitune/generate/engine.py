@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -111,9 +112,9 @@ class Engine:
 
         def start(streamer: TokenQueue, cancelled: Cancelled) -> None:
             if self._blocks is None:
-                self._generate([prompt], limit, sampling, streamer=streamer, stopping=[cancelled])
+                self._generate([prompt], limit, sampling, [sampling.seed], streamer=streamer, stopping=[cancelled])
                 return
-            for _, token in self._decoded([prompt], [limit], sampling, 1):
+            for _, token in self._decoded([prompt], [limit], sampling, [sampling.seed], 1):
                 streamer.add(token)
                 if cancelled.event.is_set():
                     break
@@ -151,19 +152,36 @@ class Engine:
         progress: Progress | None = None,
     ) -> list[Answer]:
         """Return the answers to prompts in tokens, as :meth:`answers` does; each must leave room for its answer."""
+        answers: dict[int, Answer] = {}
+        for at, answer in self.finished(prompts, sampling, batch_size=batch_size):
+            answers[at] = answer
+            if progress is not None:
+                progress(len(answers), len(prompts))
+        return [answers[at] for at in range(len(prompts))]
+
+    def finished(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        *,
+        seeds: Sequence[int | None] | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield every answer with the number of its prompt as soon as it is finished.
+
+        ``seeds`` has one for every prompt in place of the sampling's.
+        """
         sampling = sampling or Sampling()
+        seeds = [sampling.seed] * len(prompts) if seeds is None else seeds
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         if self._blocks is None:
-            return self._generated_answers(prompts, limits, sampling, batch_size, progress)
+            yield from self._generated_answers(prompts, limits, sampling, seeds, batch_size)
+            return
         tokens: list[list[int]] = [[] for _ in prompts]
-        done = 0
-        for at, token in self._decoded(prompts, limits, sampling, batch_size):
+        for at, token in self._decoded(prompts, limits, sampling, seeds, batch_size):
             tokens[at].append(token)
             if token in self.stop_tokens or len(tokens[at]) == limits[at]:
-                done += 1
-                if progress is not None:
-                    progress(done, len(prompts))
-        return [self._read(row) for row in tokens]
+                yield at, self._read(tokens[at])
 
     @cached_property
     def _blocks(self) -> BlockDecoder | None:
@@ -183,15 +201,20 @@ class Engine:
         return Draft.of(self._fixed_decoder) if self._fixed else None
 
     def _decoded(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling, batch_size: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        sampling: Sampling,
+        seeds: Sequence[int | None],
+        batch_size: int,
     ) -> Iterator[tuple[int, int]]:
         """Yield the number of a prompt and a new token of its answer, until all are answered."""
         assert self._blocks is not None  # noqa: S101  (for mypy)
         with self._one_at_a_time, _for_generation(self.model):
             decoder = self._fixed_decoder if self._fixed else StepDecoder(self.model, self._blocks)
             rows = [
-                Row(at, prompt, limit, Chooser(sampling, prompt, decoder.device))
-                for at, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+                Row(at, prompt, limit, Chooser(replace(sampling, seed=seed), prompt, decoder.device))
+                for at, (prompt, limit, seed) in enumerate(zip(prompts, limits, seeds, strict=True))
             ]
             rows.sort(key=lambda row: len(row.prompt))
             for row, token in decode_rows(decoder, rows, self.stop_tokens, batch_size, lambda: self._draft):
@@ -202,21 +225,18 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         limits: Sequence[int],
         sampling: Sampling,
+        seeds: Sequence[int | None],
         batch_size: int,
-        progress: Progress | None,
-    ) -> list[Answer]:
+    ) -> Iterator[tuple[int, Answer]]:
         """Answer with transformers. Prompts of similar length share a batch, so little is padded."""
         order = sorted(range(len(prompts)), key=lambda at: (limits[at], len(prompts[at])))
-        answers: dict[int, Answer] = {}
         for limit, group in groupby(order, key=limits.__getitem__):  # one limit a batch: none is cut for a neighbour
             rows = list(group)
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                generated = self._generate([prompts[at] for at in batch], limit, sampling)
-                answers |= {at: self._read(row) for at, row in zip(batch, generated.tolist(), strict=True)}
-                if progress is not None:
-                    progress(len(answers), len(prompts))
-        return [answers[at] for at in range(len(prompts))]
+                generated = self._generate([prompts[at] for at in batch], limit, sampling, [seeds[at] for at in batch])
+                for at, row in zip(batch, generated.tolist(), strict=True):
+                    yield at, self._read(row)
 
     def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
         room = sampling.max_new_tokens if self.context_tokens is None else self.context_tokens - len(prompt)
@@ -232,6 +252,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         limit: int,
         sampling: Sampling,
+        seeds: Sequence[int | None],
         *,
         streamer: TokenQueue | None = None,
         stopping: Sequence[Cancelled] = (),
@@ -254,7 +275,7 @@ class Engine:
                 ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=processors(sampling, mask),
+                logits_processor=processors(sampling, mask, seeds),
                 stopping_criteria=StoppingCriteriaList(stopping),
                 streamer=streamer,
                 synced_gpus=self._in_step,

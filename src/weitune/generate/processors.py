@@ -70,11 +70,14 @@ def copied(chain: LogitsProcessorList) -> LogitsProcessorList:
     return LogitsProcessorList([each.copy() if isinstance(each, GumbelNoise) else each for each in chain])
 
 
-def processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:
+def processors(
+    sampling: Sampling, attention_mask: Tensor, seeds: Sequence[int | None] | None = None
+) -> LogitsProcessorList:
     """Return the processors, in order, after which the largest logit is the next token.
 
-    ``attention_mask`` (B, T) is 0 on the padding of the prompts. A given seed is used for every row, so that a
-    conversation's answer is the same alone and in any batch; without one, each row draws its own.
+    ``attention_mask`` (B, T) is 0 on the padding of the prompts. ``seeds`` has one for every row in place of the
+    sampling's, which is used for every row, so that a conversation's answer is the same alone and in any batch. A row
+    without a seed draws its own.
     """
     chain = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
@@ -87,6 +90,6 @@ def processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorLis
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         chain.append(TopPLogitsWarper(sampling.top_p))
-    rows = range(attention_mask.shape[0])
-    chain.append(GumbelNoise([torch.Generator().seed() if sampling.seed is None else sampling.seed for _ in rows]))
+    seeds = [sampling.seed] * attention_mask.shape[0] if seeds is None else seeds
+    chain.append(GumbelNoise([torch.Generator().seed() if seed is None else seed for seed in seeds]))
     return chain

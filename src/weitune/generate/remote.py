@@ -66,6 +66,21 @@ class RemoteEngine:
         return self._client.models()
 
 
+def engine_on_server(url: str, model: str | None, key: str | None = None) -> RemoteEngine:
+    """Return the engine of ``model`` at ``url``, or of the only model there.
+
+    Raises InputError if the server does not have it, has several and none is named, or cannot be reached.
+    """
+    known = RemoteEngine(url, "", key).models()
+    engine = RemoteEngine(url, known[0] if model is None and len(known) == 1 else model or "", key)
+    if model is None and len(known) != 1:
+        raise InputError("generate.remote.several_models", about=engine.about, known=", ".join(known[:20]))
+    if engine.model not in known:
+        values = {"about": engine.about, "model": model, "known": ", ".join(known[:20])}
+        raise InputError("generate.remote.has_no_model", **values)
+    return engine
+
+
 class RemoteStream(Iterator[str]):
     """One answer of a server's, as text."""
 
@@ -76,6 +91,8 @@ class RemoteStream(Iterator[str]):
         self._events = server_sent_events(response)
         self._texts: list[str] = []
         self._stopped = False
+        self.complete = False
+        """Whether the server has said why the answer ends."""
 
     def __next__(self) -> str:
         """Return the next piece of text, never an empty one. Raises InputError if the server reports an error."""
@@ -84,6 +101,7 @@ class RemoteStream(Iterator[str]):
                 raise InputError("generate.remote.server_broke_off", message=error_message(json.dumps(event)))
             for choice in event.get("choices", ()):
                 self._stopped = self._stopped or choice.get("finish_reason") == "stop"
+                self.complete = self.complete or choice.get("finish_reason") is not None
                 if text := (choice.get("delta") or {}).get("content"):
                     self._texts.append(text)
                     return str(text)

@@ -1,4 +1,4 @@
-"""``weitune data``: check dialogues, show exactly what is learned from them, and convert them."""
+"""``weitune data``: check dialogues, show exactly what is learned from them, convert them, and make new ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from weitune.cli.data.answer import answer_command
 from weitune.cli.data.options import NO_MODEL, reading_options, recipe_of
 from weitune.cli.data.pair import pair_command
 from weitune.cli.shared.options import json_option
@@ -124,6 +125,7 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
     console().print(done, markup=False)
 
 
+command.add_command(answer_command)
 command.add_command(pair_command)
 
 

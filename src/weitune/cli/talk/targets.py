@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from weitune.cli.shared.terminal import Stages
 from weitune.cli.talk.session import ChatTarget
-from weitune.errors import InputError
 from weitune.messages import say
 
 if TYPE_CHECKING:
@@ -74,18 +73,14 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[T
 @contextmanager
 def on_server(url: str, name: str, key: str | None) -> Iterator[Targets]:
     """Yield targets at ``url``; ``name`` is a model there, or a run's folder of that name."""
-    from weitune.generate.remote import RemoteEngine
+    from weitune.generate.remote import engine_on_server
     from weitune.run.run_folder import given_name
 
     model = given_name(Path(name)) if Path(name).is_dir() else name
 
     @cache
     def engine(model: str) -> ChatEngine:
-        remote = RemoteEngine(url, model, key)
-        known = remote.models()
-        if model not in known:
-            raise InputError("cli.targets.has_no_model", about=remote.about, model=model, known=", ".join(known[:20]))
-        return remote
+        return engine_on_server(url, model, key)
 
     yield (
         ChatTarget(model, lambda: engine(model)),

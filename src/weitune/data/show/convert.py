@@ -50,13 +50,18 @@ def write_rows(items: Iterable[Conversation | Pair], stream: IO[str]) -> int:
     return rows
 
 
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise InputError if there is something at ``path`` already, unless ``force``."""
+    if path.exists() and not force:
+        raise InputError("data.convert.exists", path=path)
+
+
 def write_file(items: Iterable[Conversation | Pair], path: Path, *, force: bool = False) -> int:
     """Write the file ``path``, whole or not at all, and return its number of rows.
 
     Raises InputError if it exists (unless ``force``) or cannot be written, and whatever reading raises.
     """
-    if path.exists() and not force:
-        raise InputError("data.convert.exists", path=path)
+    refuse_existing(path, force=force)
     try:
         with file_written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
             return write_rows(items, stream)
