@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tests.data.preference.groups import answer, groups
 from tests.tiny import tiny_model
 from weitune.data.pack import PackedBatch
+from weitune.data.pack_groups import pack_groups, pad_groups
 from weitune.data.pad import PaddedBatch
-from weitune.data.preference.pack_groups import pack_groups, pad_groups
 from weitune.data.preference.values import Group
 from weitune.model.batch import AnswerTensors, TensorBatch, to_tensors
 from weitune.model.cuda_graph import PREDICTIONS, TOKENS

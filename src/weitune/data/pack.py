@@ -46,7 +46,7 @@ class PackedBatch:
     weights: npt.NDArray[np.float32]
     """(N,) how much each prediction counts: duplicates add up."""
     answers: AnswerBatch | None = None
-    """Which predictions make up which answer, in a row of groups (:mod:`.preference.pack_groups`)."""
+    """Which predictions make up which answer, in a row of groups (:mod:`.pack_groups`)."""
 
     def __len__(self) -> int:
         return len(self.input_ids)

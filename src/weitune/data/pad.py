@@ -31,7 +31,7 @@ class PaddedBatch:
     weights: npt.NDArray[np.float32]
     """(N,) how much each prediction counts."""
     answers: AnswerBatch | None = None
-    """Which predictions make up which answer, in a batch of groups (:mod:`.preference.pack_groups`)."""
+    """Which predictions make up which answer, in a batch of groups (:mod:`.pack_groups`)."""
 
     def __len__(self) -> int:
         """Return the number of positions that are computed, B·L."""

@@ -12,8 +12,8 @@ from hypothesis import given
 from tests.data.preference.groups import groups
 from weitune.data.conversation import Example, Span
 from weitune.data.pack import PackedBatch, pack, visible
+from weitune.data.pack_groups import pack_groups, pad_groups
 from weitune.data.pad import PaddedBatch
-from weitune.data.preference.pack_groups import pack_groups, pad_groups
 from weitune.data.preference.values import Group
 
 
