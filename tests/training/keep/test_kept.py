@@ -73,6 +73,30 @@ def test_answers_are_made_once(inputs: Inputs, tmp_path: Path, monkeypatch: pyte
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+def test_a_cache_that_is_damaged_or_closed_costs_nothing_but_time(inputs: Inputs, tmp_path: Path) -> None:
+    more = keys(tmp_path)
+    first = train(inputs.recipe(tmp_path / "first", **more), device="cpu").path
+    (cached,) = (tmp_path / "cache").rglob("kept/*.safetensors")
+    cached.write_bytes(cached.read_bytes()[:-2])
+    second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
+    assert cached.read_bytes() == (first / "kept.safetensors").read_bytes()
+    cached.unlink()
+    cached.parent.rmdir()
+    cached.parent.write_text("a file where the folder would be")
+    third = train(inputs.recipe(tmp_path / "third", **more), device="cpu").path
+    adapters = {(run / "adapter/adapter_model.safetensors").read_bytes() for run in (first, second, third)}
+    assert len(adapters) == 1
+
+
+def test_a_model_that_is_trained_whole_keeps_too(inputs: Inputs, tmp_path: Path) -> None:
+    more = keys(tmp_path, **{"lora": "none"})
+    whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
+    stopped_after(inputs, tmp_path / "stopped", 5, **more)
+    resume(tmp_path / "stopped", device="cpu")
+    weights = "adapter/model.safetensors"
+    assert (tmp_path / "stopped" / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 def test_the_rows_of_an_earlier_run_are_learned_again(inputs: Inputs, tmp_path: Path) -> None:
     earlier = train(inputs.recipe(tmp_path / "earlier"), device="cpu").path
     more = {"keep.share": 0.3, "keep.run": str(earlier), "lora.init_from": str(earlier)}

@@ -1,0 +1,72 @@
+"""The model as it stands answers greedily, and tells its eight likeliest tokens as it computes them one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.runs import Inputs, make_inputs
+from weitune.data.conversation import Conversation, Example, Turn
+from weitune.model.fast.attention import tree_attention
+from weitune.training.build import load_base, make_trainable
+from weitune.training.inputs import RunInputs, collect_inputs
+from weitune.training.keep.answering import CHOICES, Answering
+from weitune.training.keep.candidates import answered
+from weitune.training.reporter import Reporter
+from weitune.training.trainable import Trainable
+
+LONGEST = 6
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunInputs, Trainable]:
+    files: Inputs = make_inputs(tmp_path_factory.mktemp("answering") / "inputs")
+    inputs = collect_inputs(files.recipe(files.folder / "unused"), Reporter())
+    loaded = load_base(inputs.recipe, "cpu")
+    return inputs, make_trainable(loaded, inputs.recipe.adapter, seed=1, base=inputs.recipe.model)
+
+
+def asked(inputs: RunInputs) -> list[tuple[int, ...]]:
+    texts = ("Hi", "Tell me a story about the sea.", "你是谁？")
+    return [tuple(inputs.framing.prompt(Conversation((Turn("user", text),)))) for text in texts]
+
+
+def logits(trainable: Trainable, tokens: tuple[int, ...]) -> torch.Tensor:
+    model = trainable.trained.model.eval()
+    with torch.inference_mode(), tree_attention(model, on=False):
+        return torch.as_tensor(model(input_ids=torch.tensor([tokens])).logits[0])
+
+
+def test_answers_are_the_likeliest_tokens(made: tuple[RunInputs, Trainable]) -> None:
+    inputs, trainable = made
+    prompts = asked(inputs)
+    for prompt, example in zip(prompts, Answering(inputs, trainable, LONGEST)(prompts), strict=True):
+        (span,) = example.spans
+        assert (example.input_ids[: len(prompt)], span.start) == (prompt, len(prompt))
+        assert span.stop == len(example.input_ids) <= len(prompt) + LONGEST + 1
+        likeliest = logits(trainable, example.input_ids).argmax(-1).tolist()
+        learned = list(example.input_ids[span.start :])
+        stops = set(inputs.framing.stop_tokens)
+        if learned[-1] == inputs.framing.end_of_turn:
+            assert likeliest[span.start + len(learned) - 2] in stops
+            learned = learned[:-1]
+        assert learned == likeliest[span.start - 1 : span.start - 1 + len(learned)]
+        assert not stops & set(learned)
+
+
+def test_distilled_examples_have_the_likeliest_tokens_of_every_prediction(made: tuple[RunInputs, Trainable]) -> None:
+    inputs, trainable = made
+    examples: list[Example] = [answered(prompt, (5, 9, 7)[: 1 + at]) for at, prompt in enumerate(asked(inputs))]
+    softened = Answering(inputs, trainable, LONGEST).distilled(examples)
+    for example, soft in zip(examples, softened, strict=True):
+        assert (soft.input_ids, soft.spans) == (example.input_ids, example.spans)
+        assert len(soft.alternatives) == example.supervised
+        shares = logits(trainable, example.input_ids).float().softmax(-1)
+        for at, alternatives in enumerate(soft.alternatives, example.spans[0].start - 1):
+            best = shares[at].topk(CHOICES)
+            assert sorted(token for token, _ in alternatives) == sorted(best.indices.tolist())
+            assert sum(share for _, share in alternatives) == pytest.approx(1)
+            expected = dict(zip(best.indices.tolist(), (best.values / best.values.sum()).tolist(), strict=True))
+            assert dict(alternatives) == pytest.approx(expected, rel=1e-4)

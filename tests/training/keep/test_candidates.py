@@ -1,0 +1,76 @@
+"""What can be kept: prompts without the run's system prompt, last answers alone, and all of it short enough."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import save_tiny
+from weitune.data.conversation import Conversation, Turn
+from weitune.data.frame.framing import Framing
+from weitune.data.keep.rows import SHIPPED, shipped_prompts
+from weitune.model.load.locate import locate
+from weitune.model.load.tokenizer import open_framing
+from weitune.recipe.load import build_recipe
+from weitune.recipe.schema import Recipe
+from weitune.training.keep.candidates import Candidates
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("keep") / "model")
+
+
+def framing_of(recipe: Recipe) -> Framing:
+    return open_framing(locate(recipe.model), recipe.tokens).framing
+
+
+def candidates(model: Path, **keys: Any) -> tuple[Candidates, Framing]:
+    tree = {"model": str(model), "data": ["unused.json"], "system": "You are Tiny."}
+    recipe = build_recipe(tree, {"keep.share": 0.1, **keys})
+    framing = framing_of(recipe)
+    assert recipe.keep is not None
+    return Candidates.of(recipe, recipe.keep, framing), framing
+
+
+def written(path: Path, *rows: object) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_prompts_are_asked_without_the_system_prompt_of_the_run(model: Path, tmp_path: Path) -> None:
+    file = written(tmp_path / "prompts.jsonl", {"prompt": "Say one."})
+    found, framing = candidates(model, **{"keep.data": [file]})
+    assert found.prompts == [tuple(framing.prompt(Conversation((Turn("user", "Say one."),))))]
+    assert found.examples == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_prompts_of_one_language_are_named(name: str, model: Path) -> None:
+    found, _ = candidates(model, **{"keep.data": [name]})
+    both, _ = candidates(model)
+    assert len(found.prompts) == len(shipped_prompts(SHIPPED[name]))
+    assert len(both.prompts) == sum(len(shipped_prompts(language)) for language in SHIPPED.values())
+
+
+def test_of_a_dialogue_the_last_answer_alone_is_learned(model: Path, tmp_path: Path) -> None:
+    turns = [("user", "Hi"), ("assistant", "Ho"), ("user", "And now?"), ("assistant", "Now this.")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    found, framing = candidates(model, **{"keep.data": [written(tmp_path / "rows.jsonl", row)]})
+    (example,) = found.examples
+    (span,) = example.spans
+    asked = Conversation(tuple(Turn(role, content) for role, content in turns[:3]))  # type: ignore[arg-type]
+    assert list(example.input_ids[: span.start]) == framing.prompt(asked)
+    assert example.input_ids[-1] == framing.end_of_turn
+    assert (span.stop, span.weight) == (len(example.input_ids), 1.0)
+
+
+def test_what_leaves_no_room_is_left_out_and_counted(model: Path, tmp_path: Path) -> None:
+    long = "one two three four five six seven eight nine ten " * 20
+    prompts = written(tmp_path / "prompts.jsonl", {"prompt": "Hi"}, {"prompt": long})
+    rows = written(tmp_path / "rows.jsonl", {"prompt": "Hi", "completion": "Ho"}, {"prompt": "Hi", "completion": long})
+    found, _ = candidates(model, **{"keep.data": [prompts, rows], "tokens.max_length": 100})
+    assert (len(found.prompts), len(found.examples), found.too_long) == (1, 1, 2)
