@@ -8,6 +8,7 @@
     full_disk   a tmpfs that is full at 10 offsets of a save: the checkpoint before intact, then written after all
     damage      every file of a checkpoint cut, flipped and missing, three ways each: named, and an older one used
     histories   1,000 random histories of save, rotate, rot and crash
+    searches    SIGKILL at 10 random instants of `weitune tune`; gone on with: the same trials and the same best.yaml
     not_finite  20 bad losses, gradients and weights: stopped within the step, the true value told
     same        the same recipe twice; with two threads; with another split of a step
     cost        what a checkpoint costs training, on a real model
@@ -31,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fault_files
+from bench import fault_files, fault_searches
 from tests.faults.processes import Process, Starter, steps_done
 from tests.faults.runs import STEPS, Inputs, digest, make_inputs
 from weitune.run.checkpoint import fault_of, newest_good
@@ -160,6 +161,7 @@ CHECKS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "full_disk": lambda scene: fault_files.full_disk(scene.scratch, scene.inputs),
     "damage": lambda scene: fault_files.damage(scene.scratch, scene.inputs, scene.seed),
     "histories": lambda scene: fault_files.histories(scene.scratch, scene.seed),
+    "searches": lambda scene: fault_searches.searches(scene.scratch, scene.inputs, scene.starter, scene.draw),
     "not_finite": lambda scene: fault_files.not_finite(scene.scratch, scene.inputs, scene.seed),
     "same": lambda scene: fault_files.same(scene.scratch, scene.inputs),
 }  # fmt: skip
