@@ -89,7 +89,7 @@ def test_a_cache_that_is_damaged_or_closed_costs_nothing_but_time(inputs: Inputs
 
 
 def test_a_model_that_is_trained_whole_keeps_too(inputs: Inputs, tmp_path: Path) -> None:
-    more = keys(tmp_path, **{"lora": "none"})
+    more = keys(tmp_path, lora="none")
     whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
     stopped_after(inputs, tmp_path / "stopped", 5, **more)
     resume(tmp_path / "stopped", device="cpu")
