@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="only so many rows, from the first")
     parser.add_argument("--validation", type=float, default=0.1)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--alpha", type=float, default=32.0)
     parser.add_argument("--whole", action="store_true", help="train the whole model, without an adapter")
     parser.add_argument("--steps", type=int, nargs="+", required=True)
     parser.add_argument("--around", type=float, default=1e-3, help="the first rate to try")
@@ -45,7 +46,8 @@ def main() -> None:
     name = (
         f"{Path(arguments.model).name}-{Path(arguments.data.removeprefix('builtin:')).stem}-{arguments.rows or 'all'}"
     )
-    path = arguments.output / f"{name}{'-whole' if arguments.whole else ''}.jsonl"
+    changed = "-whole" if arguments.whole else f"-alpha-{arguments.alpha:g}" if arguments.alpha != 32 else ""
+    path = arguments.output / f"{name}{changed}.jsonl"
     done = read(path)
     trials = make_trials(arguments, path)
     rate = arguments.around
@@ -75,7 +77,7 @@ def make_trials(arguments: argparse.Namespace, path: Path) -> Trials:
             "data": str(data),
             "validation": arguments.validation,
             "train": {"batch_size": arguments.batch_size},
-            **({"lora": "none"} if arguments.whole else {}),
+            "lora": "none" if arguments.whole else {"alpha": arguments.alpha},
         }
     )
     return Trials(load_base(recipe, "cpu"), collect_inputs(recipe, Reporter()))

@@ -93,6 +93,21 @@ def test_what_may_change_is_taken_from_the_recipe_given_now(inputs: Inputs, tmp_
     assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["keep_checkpoints"] == 7
 
 
+def test_a_rate_that_was_chosen_stays(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = {"train.learning_rate": "auto"}
+    whole = tmp_path / "whole"
+    again(inputs, whole, **auto)
+    run = stopped(inputs, tmp_path / "run", 5, **auto)
+    chosen = yaml.safe_load((run / "recipe.yaml").read_text())["train"]["learning_rate"]
+    assert isinstance(chosen, float)
+    monkeypatch.setattr("weitune.training.inputs.first_rate", lambda *_, **__: 1.0)  # as a later version might
+    assert [record.step for record in again(inputs, run, **auto).records] == list(range(6, STEPS + 1))
+    assert_same_result(run, whole)
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["learning_rate"] == chosen
+    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.01 before, auto now"):
+        again(inputs, stopped(inputs, tmp_path / "by-hand", 5), **auto)
+
+
 def test_a_complete_run_is_not_taken_for_one_of_other_data_or_another_model(inputs: Inputs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     again(inputs, run)

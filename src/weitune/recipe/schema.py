@@ -128,8 +128,9 @@ class Train(Section):
     """How often every example is seen."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Highest learning rate; 1e-5 with `preference` if not given."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 1e-4
+    """Highest learning rate; 1e-5 with `preference` if not given. `auto`: a first value from the width of the model and
+    the number of steps, where `weitune tune` has not found a better one (docs/evaluation.md)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up: to 0 along a line or a half cosine, or not at all."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
@@ -180,6 +181,11 @@ class Train(Section):
         if isinstance(value, int) and value < 1:
             raise ValueError(say("recipe.schema.at_least_one"))
         return value
+
+    @property
+    def rate(self) -> float:
+        """The learning rate. Raises ValueError while it is left to be chosen."""
+        return float(self.learning_rate)
 
 
 class Recipe(Section):
@@ -284,6 +290,7 @@ class Recipe(Section):
             (precision == "bf16" and storage == "fp32", say("recipe.schema.storage_wider")),
             (train.shard and not self.may_be_sharded, say("recipe.schema.shard_with_others")),
             (bool(preference and self.keep), say("recipe.preference.with_keep")),
+            (bool(preference) and train.learning_rate == "auto", say("recipe.preference.with_auto_rate")),
             (bool(preference) and self.tokens.supervise != "all", say("recipe.preference.with_supervise")),
             (
                 bool(preference and preference.has_reference and lora and lora.dropout),

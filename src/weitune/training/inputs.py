@@ -20,12 +20,14 @@ from weitune.data.schedule import Plan
 from weitune.errors import DataError
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
+from weitune.model.load.config import read_config
 from weitune.model.load.fingerprint import base_fingerprints, differences
 from weitune.model.load.locate import ModelFiles, locate_base
 from weitune.model.load.names import wrapper_of
 from weitune.model.load.published import check_published
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.lora.adapter_init import adapter_folder
+from weitune.recipe.first_rate import first_rate, strength_of
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import recorded_basis
 from weitune.training.reporter import Reporter
@@ -67,7 +69,7 @@ def collect_inputs(
 ) -> RunInputs:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
 
-    For a model of a hub, the ``revision`` of the returned recipe is the resolved commit.
+    In the returned recipe, ``train.learning_rate`` is a number, and the ``revision`` of a model of a hub a commit.
     Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
     """
     check_published(locate_base(recipe, weights=False))  # before weights are downloaded that cannot be used
@@ -89,6 +91,7 @@ def collect_inputs(
         examples, validation = divide(prepared, recipe, framing, reporter)
     train = recipe.train
     plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
+    recipe = _with_rate(recipe, files, plan.steps, reporter)
     base = base_fingerprints(files) if weights else {}
     basis = {**base, **_basis(framing, examples, validation, plan)}
     if recipe.adapter and recipe.adapter.init_from:
@@ -97,6 +100,16 @@ def collect_inputs(
         if base:
             _note_other_base(start, files, reporter)
     return RunInputs(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
+
+
+def _with_rate(recipe: Recipe, files: ModelFiles, steps: int, reporter: Reporter) -> Recipe:
+    """Return ``recipe`` with a number for ``train.learning_rate: auto``."""
+    if recipe.train.learning_rate != "auto":
+        return recipe
+    width = read_config(files).hidden_size
+    rate = first_rate(width, steps, strength=strength_of(recipe), whole_model=recipe.adapter is None)
+    reporter.say(say("training.inputs.first_rate", rate=rate, width=width, count=steps))
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": rate})})
 
 
 def _main_first(accelerator: Accelerator | None) -> AbstractContextManager[Any]:

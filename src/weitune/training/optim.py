@@ -34,7 +34,7 @@ def make_optimizer(
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=train.learning_rate,
+        lr=train.rate,
         betas=BETAS,
         eps=EPSILON,
         weight_decay=train.weight_decay,
@@ -50,15 +50,15 @@ def learning_rate(step: int, steps: int, train: Train) -> float:
     """
     warmup = math.ceil(steps * train.warmup_ratio)
     if step < warmup:
-        return train.learning_rate * step / warmup
+        return train.rate * step / warmup
     done = (step - warmup) / max(1, steps - warmup)
     match train.schedule:
         case "linear":
-            return train.learning_rate * max(0.0, 1.0 - done)
+            return train.rate * max(0.0, 1.0 - done)
         case "cosine":
-            return train.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+            return train.rate * 0.5 * (1.0 + math.cos(math.pi * done))
         case "constant":
-            return train.learning_rate
+            return train.rate
 
 
 def warmup_note(steps: int, train: Train) -> str:

@@ -116,7 +116,8 @@ def _begin(session: Session, recipe: Recipe) -> None:
         storage = Format.from_recipe(inputs.recipe, run.trainable.loaded.dtype).storage
         if line := memory_watch.published_line(inputs.files, peak, storage):
             session.reporter.say(line)
-        environment = {**run.environment(), "forecast": peak.parts()}
+        chosen = {"learning_rate": "auto"} if recipe.train.learning_rate == "auto" else {}
+        environment = {**run.environment(), "forecast": peak.parts(), **chosen}
         kept = {KEPT: run.inputs.kept.to_bytes()} if run.inputs.kept else {}
         create_folder(session.folder, inputs.recipe, environment, run.data_record().to_json(), kept)
     session.accelerator.wait_for_everyone()
@@ -131,7 +132,7 @@ def _resume(session: Session, recipe: Recipe, *, compare: bool = False) -> None:
     """
     folder = session.folder
     past = ResumeState.read(folder)
-    recipe = past.keeping_targets(recipe)
+    recipe = past.keeping_choices(recipe)
     check_same_step(session.accelerator, past.step, folder)
     for line in resume_checks.check_recipe(folder, past.recipe, recipe):
         session.note(line)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from weitune.errors import ModelError
+from weitune.forecast.capacity import by_heart_note, room_note
 from weitune.forecast.device_memory import free_bytes
 from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
 from weitune.forecast.memory_watch import published_line
@@ -57,6 +58,7 @@ class RunPlan:
         return {
             "model": {"parameters": self.meta.parameters, "trainable": self.meta.trainable, **adapted},
             "data": self.inputs.prepared.report.to_json() if self.inputs else None,
+            "learning_rate": self.recipe.train.learning_rate,
             "steps": plan.steps if plan else None,
             "steps_per_epoch": plan.steps_per_epoch if plan else None,
             "saved_by_sharing": self.workload.saved_by_sharing if self.workload else None,
@@ -95,7 +97,8 @@ def plan_run(
     inputs: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
         inputs = with_guessed(collect_inputs(recipe, notes, weights=False))
-        if note := warmup_note(inputs.plan.steps, recipe.train):
+        recipe = inputs.recipe
+        for note in filter(None, (warmup_note(inputs.plan.steps, recipe.train), *_capacity_notes(inputs, meta))):
             notes.say(note)
     else:
         notes.say(say("training.run_plan.data_not_counted"))
@@ -133,6 +136,14 @@ def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None
     if plan.inputs is None:
         raise ModelError("training.run_plan.no_tokenizer")
     return replace(plan, timing=measure(plan.inputs, plan.meta, device=device, progress=progress))
+
+
+def _capacity_notes(inputs: RunInputs, meta: MetaModel) -> list[str]:
+    """Return notes on whether the adapter has room for the rows of the recipe, and whether it will repeat them."""
+    data, plan, lora = inputs.basis["data"], inputs.plan, inputs.recipe.adapter
+    rows, tokens = data["examples"], data["learned tokens"]
+    room = [room_note(meta.trainable, lora.r, tokens)] if lora else []
+    return [*room, by_heart_note(meta.trainable, rows, tokens, plan.steps / plan.steps_per_epoch)]
 
 
 def _largest(

@@ -52,7 +52,7 @@ class Candidate:
     def of(cls, recipe: Recipe) -> Candidate:
         """Return the recipe's own settings."""
         train = recipe.train
-        return cls(train.learning_rate, train.batch_size, train.epochs, recipe.adapter.r if recipe.adapter else None)
+        return cls(train.rate, train.batch_size, train.epochs, recipe.adapter.r if recipe.adapter else None)
 
     def applied(self, recipe: Recipe) -> Recipe:
         """Return ``recipe`` with these settings."""

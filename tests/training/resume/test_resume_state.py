@@ -47,11 +47,11 @@ def test_what_all_linear_meant_in_0_1_0_is_read_from_the_adapter(tmp_path: Path)
 
 def test_a_run_with_the_seven_names_that_were_the_default_goes_on_by_a_recipe_without_them(tmp_path: Path) -> None:
     seven, auto = recipe_with(*PROJECTIONS), recipe_with("auto")
-    assert state_of(seven, tmp_path, {}, {}).keeping_targets(auto) == seven
-    assert state_of(recipe_with("q_proj"), tmp_path, {}, {}).keeping_targets(auto) == auto
-    assert state_of(auto, tmp_path, {}, {}).keeping_targets(seven) == seven
+    assert state_of(seven, tmp_path, {}, {}).keeping_choices(auto) == seven
+    assert state_of(recipe_with("q_proj"), tmp_path, {}, {}).keeping_choices(auto) == auto
+    assert state_of(auto, tmp_path, {}, {}).keeping_choices(seven) == seven
     named = recipe_with("q_proj")
-    assert state_of(seven, tmp_path, {}, {}).keeping_targets(named) == named
+    assert state_of(seven, tmp_path, {}, {}).keeping_choices(named) == named
 
 
 def test_a_run_goes_on_with_what_it_adapted_when_auto_means_something_else(

@@ -75,7 +75,14 @@ class ResumeState:
             return read_adapter_config(self.checkpoint.folder)  # 0.1.0, where it meant other layers
         return recorded
 
-    def keeping_targets(self, recipe: Recipe) -> Recipe:
+    def keeping_choices(self, recipe: Recipe) -> Recipe:
+        """Return ``recipe`` with what the run chose where both leave that to ``auto``."""
+        train = recipe.train
+        if train.learning_rate == "auto" and self.environment.get("learning_rate") == "auto":
+            train = train.model_copy(update={"learning_rate": self.recipe.train.learning_rate})
+        return self._keeping_targets(recipe.model_copy(update={"train": train}))
+
+    def _keeping_targets(self, recipe: Recipe) -> Recipe:
         """Return ``recipe`` with the run's ``lora.target_modules`` where these are 0.1.0's default and that is today's.
 
         A recipe without this key still describes the same run.
