@@ -58,3 +58,24 @@ def _answers(groups: Sequence[Group]) -> list[Example]:
 def _answer_batch(groups: Sequence[Group], answers: Sequence[Example], prediction: Sequence[int]) -> AnswerBatch:
     liked = [liked for group in groups for liked in group.liked]
     return AnswerBatch.of(prediction, [answer.supervised for answer in answers], liked)
+
+
+def split_groups_by_length(groups: Sequence[Group], micro_tokens: int) -> list[list[Group]]:
+    """Split a step's groups into rectangles of at most ``micro_tokens`` positions, longest first.
+
+    A rectangle holds at least one group, however long. The split does not depend on the order of ``groups``.
+    """
+    ordered = sorted(groups, key=lambda group: (-_longest(group), group.sort_key()))
+    batches: list[list[Group]] = []
+    rows = 0
+    for group in ordered:
+        if not batches or (rows + len(group.answers)) * _longest(batches[-1][0]) > micro_tokens:
+            batches.append([])
+            rows = 0
+        batches[-1].append(group)
+        rows += len(group.answers)
+    return batches
+
+
+def _longest(group: Group) -> int:
+    return max(len(answer.inputs) for answer in group.answers)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from weitune.data.layout import Layout
-from weitune.data.partition import share
 from weitune.data.prepare.holdout import ExampleSet
 from weitune.data.schedule import Plan
 from weitune.forecast.memory_estimate import PassSize
@@ -50,7 +49,7 @@ class Workload:
             batch = [examples[int(i)] for i in plan.step(step)]
             tokens += sum(len(example.input_ids) for example in batch)
             passes = []
-            shares = share(batch, processes) if processes > 1 else [batch]
+            shares = layout.share(batch, processes) if processes > 1 else [batch]
             for part in (part for mine in shares for part in layout.split(mine, micro_tokens)):
                 laid = layout.lay(part)
                 longest = max(len(example.inputs) for example in part)

@@ -20,7 +20,6 @@ from torch import nn
 
 from weitune.data.conversation import Example
 from weitune.data.layout import Layout
-from weitune.data.partition import share
 from weitune.data.schedule import Plan
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import MemoryPlan, peak_bytes
@@ -141,7 +140,7 @@ class Loop:
         """
         world = self.accelerator.num_processes
         objective = self.objective.begin(step, examples)
-        mine = share(examples, world)[self.accelerator.process_index] if world > 1 else examples
+        mine = self.layout.share(examples, world)[self.accelerator.process_index] if world > 1 else examples
         batches = self.layout.split(mine, self.memory.micro_tokens)
         own = len(batches)
         # A device without examples still takes part in the reduction of gradients, with weight 0.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.partition import share
 from weitune.data.prepare.holdout import ExampleSet
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
@@ -73,7 +72,7 @@ class Validator:
     def _measure(self, progress: Progress) -> MeasuredLoss:
         loop, accelerator = self._loop, self._loop.accelerator
         world = accelerator.num_processes
-        mine = share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples
+        mine = loop.layout.share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples
         model = accelerator.unwrap_model(loop.model)  # no reduction of gradients takes part in this
         micro_tokens = min(loop.memory.micro_tokens, MICRO_TOKENS)
         own = len(loop.layout.split(mine, micro_tokens))
