@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.data.preference.groups import answer
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
 from weitune.data.pack import PackedBatch, pack
+from weitune.data.pack_groups import pack_groups
+from weitune.data.preference.values import Group
 from weitune.errors import Interrupted
 from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
@@ -109,6 +114,30 @@ def test_recorded_passes_give_the_same_bits_as_eager_ones(dropout: float, dtype:
     norm = float(torch.stack([p.grad.norm() for p in trained]).norm())
     assert float(passes.clip_grad_norm(norm / 2)) == pytest.approx(norm, rel=1e-5)
     assert float(passes.clip_grad_norm(norm)) == pytest.approx(norm / 2, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_recorded_passes_over_groups_give_the_same_bits_as_eager_ones() -> None:
+    model = tiny_model("qwen2").to(GPU)
+    adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
+    supervised = SupervisedModel(
+        model, blocks=BlockDecoder.from_model(model), objective=lambda sums, given: (sums * given.coefficient).sum()
+    ).train()
+    passes = CudaGraphPasses(supervised)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    pairs = [Group((answer([1, 2], [*range(k), 3]), answer([1, 2], [4] * k)), (True, False)) for k in range(1, 40)]
+    results: dict[int, list[torch.Tensor]] = {}
+    for turn in range(4):  # eager, recorded, replayed, replayed
+        for count in (3, 17, 39):
+            batch = pack_groups(pairs[:count])
+            assert batch.answers is not None
+            batch = replace(batch, answers=replace(batch.answers, coefficient=np.cos(np.arange(2.0 * count))))
+            passes.zero_grad()
+            found = [*passes.run(batch, 0.5), *(p.grad.clone() for p in trained)]
+            if turn == 0:
+                results[count] = found
+                assert len(found[1]) == 2 * count
+            assert all(torch.equal(a, b) for a, b in zip(found, results[count], strict=True))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from tests.data.preference.groups import answer
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from weitune.data.pack import pack
+from weitune.data.pack_groups import pack_groups
+from weitune.data.preference.values import Group
 from weitune.model.batch import to_tensors
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.attention import register
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.lora.adapter import attach_adapter
-from weitune.model.supervised import SupervisedModel
+from weitune.model.supervised import AnswerPass, SupervisedModel
 from weitune.recipe.schema import Lora
 from weitune.training.optim import seed_step
 
@@ -69,6 +74,29 @@ def test_a_failed_recording_does_not_change_the_pass_that_replaces_it(monkeypatc
     assert len(calls) == 4  # eagerly, in the failed recording, and twice eagerly instead
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_answers_come_without_the_padding_of_their_row() -> None:
+    register()
+    model = tiny_model("qwen2")
+    adapted = attach_adapter(model, Lora(dropout=0.0), seed=1, base="tiny")
+    supervised = SupervisedModel(
+        model, blocks=BlockDecoder.from_model(model), objective=lambda sums, given: (sums * given.coefficient).sum()
+    ).train()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    pairs = [Group((answer([1, 2], [k, 3]), answer([1, 2], [4])), (True, False)) for k in (5, 6)]
+    batch = pack_groups(pairs)
+    assert batch.answers is not None
+    batch = replace(batch, answers=replace(batch.answers, coefficient=np.array([0.5, -1.0, 0.25, -0.5])))
+    loss, sums = supervised(to_tensors(batch, torch.device("cpu")))
+    expected = [grad.clone() for grad in torch.autograd.grad(0.5 * loss, trained)]
+    passes = CudaGraphPasses(supervised, most_tokens=0)
+    result = passes.run(batch, 0.5)
+    assert isinstance(result, AnswerPass)
+    assert float(result.loss) == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert result.sums.tolist() == pytest.approx(sums.tolist(), rel=1e-6)
+    for parameter, grad in zip(trained, expected, strict=True):
+        assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm()
 
 
 def test_only_a_model_on_one_gpu_is_recorded() -> None:

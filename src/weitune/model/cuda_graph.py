@@ -24,7 +24,7 @@ from weitune.data.pack import PackedBatch
 from weitune.errors import first_line
 from weitune.messages import say
 from weitune.model.batch import PackedTensors, to_tensors
-from weitune.model.supervised import SupervisedModel
+from weitune.model.supervised import AnswerPass, SupervisedModel
 
 TOKENS, PREDICTIONS = 128, 256
 """Sizes are rounded up to multiples of these. A tile of a matrix product has 128 rows; a prediction costs a fiftieth of
@@ -40,8 +40,8 @@ _FAILED: list[torch.cuda.CUDAGraph] = []
 class _Recording:
     row: PackedTensors
     """The graph's inputs"""
-    loss: Tensor
-    """its output"""
+    result: Tensor | AnswerPass
+    """its outputs"""
     graph: torch.cuda.CUDAGraph
 
 
@@ -77,18 +77,25 @@ class CudaGraphPasses:
     def zero_grad(self) -> None:
         self._grads.zero_()
 
-    def run(self, batch: PackedBatch, loss_grad: float) -> Tensor:
-        """Return the loss of ``batch``, a float64 scalar, and add ``loss_grad`` times its gradient."""
+    def run(self, batch: PackedBatch, loss_grad: float) -> Tensor | AnswerPass:
+        """Return what the model gives for ``batch``, in float64, and add ``loss_grad`` times its loss's gradient."""
         row = to_tensors(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
-        shape = tuple(len(x) for x in (row.input_ids[0], row.rows, row.targets))
+        shape = row.input_ids.shape[1], *(len(x) for x in (row.rows, row.targets))
+        if row.answers is not None:
+            shape = *shape, len(row.answers.prediction), len(row.answers.liked)
         self._loss_grad.fill_(loss_grad)
         recording = self._recording(shape, row)
         if recording is None:
-            return self._pass(row.to(self._device)).double()
-        for place, tensor in zip(recording.row.tensors, row.tensors, strict=True):
-            place.copy_(tensor)
-        recording.graph.replay()
-        return recording.loss.double()
+            result = self._pass(row.to(self._device))
+        else:
+            for place, tensor in zip(recording.row.tensors, row.tensors, strict=True):
+                place.copy_(tensor)
+            recording.graph.replay()
+            result = recording.result
+        if isinstance(result, Tensor):
+            return _copied(result)
+        count = len(batch.answers.lengths) if batch.answers is not None else None
+        return AnswerPass(_copied(result.loss), _copied(result.sums[:count]))
 
     def _recording(self, shape: tuple[int, ...], row: PackedTensors) -> _Recording | None:
         """Return the recording for ``shape``, which is made when a ``row`` has it for the second time."""
@@ -102,18 +109,19 @@ class CudaGraphPasses:
             self._recordings[shape] = self._record(row)
         return self._recordings[shape]
 
-    def _pass(self, row: PackedTensors) -> Tensor:
+    def _pass(self, row: PackedTensors) -> Tensor | AnswerPass:
         with torch.random.fork_rng(devices=[]):  # the host draws the offsets of dropout masks
             torch.default_generator.manual_seed(row.input_ids.shape[1])
-            loss: Tensor = self._model(row)
-            torch.autograd.backward(loss, self._loss_grad)
-        return loss.detach()
+            result: Tensor | AnswerPass = self._model(row)
+            loss = result.loss if isinstance(result, AnswerPass) else result
+            torch.autograd.backward(loss, self._loss_grad.to(loss.dtype))
+        return loss.detach() if isinstance(result, Tensor) else AnswerPass(loss.detach(), result.sums)
 
     def _record(self, row: PackedTensors) -> _Recording | None:
         row, graph = row.to(self._device), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self._pool):
-                loss = self._pass(row)
+                result = self._pass(row)
         except RuntimeError as error:  # the pass does something that cannot be recorded; nothing has run
             warnings.warn(say("model.cuda_graph.cannot_record", reason=first_line(error)), RuntimeWarning, stacklevel=2)
             _FAILED.append(graph)
@@ -121,7 +129,12 @@ class CudaGraphPasses:
             _release_generator(self._device)
             return None
         self._pool = graph.pool()  # graphs share it, because no two run at once
-        return _Recording(row, loss, graph)
+        return _Recording(row, result, graph)
+
+
+def _copied(output: Tensor) -> Tensor:
+    """Return ``output`` in float64, in memory that no replay overwrites."""
+    return output.to(torch.float64, copy=True)
 
 
 def can_record(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weitune.data.pack import PackedBatch
 from weitune.model.batch import to_tensors
@@ -38,8 +38,7 @@ class Passes:
             loss, *more = result if isinstance(result, tuple) else (result,)
             loss = loss * (1.0 if counted else 0.0)
             self.accelerator.backward(loss * (world / step_weight))  # reduction takes the mean over devices
-        found = tuple(each.detach().double().cpu() for each in (loss, *more))
-        return found if len(found) == 2 else found[0]
+        return _on_host(loss, *more)
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
@@ -59,7 +58,8 @@ class GraphPasses(Passes):
 
     def run(self, batch: Laid, step_weight: float, *, counted: bool, last: bool) -> PassResult:
         if isinstance(batch, PackedBatch) and self.graphs.accepts(batch):
-            return self.graphs.run(batch, 1 / step_weight).cpu()
+            result = self.graphs.run(batch, 1 / step_weight)
+            return _on_host(*(result if isinstance(result, tuple) else (result,)))
         return Passes.run(self, batch, step_weight, counted=counted, last=last)
 
     def clip(self, max_norm: float) -> float:
@@ -67,3 +67,9 @@ class GraphPasses(Passes):
 
     def zero_grad(self) -> None:
         self.graphs.zero_grad()
+
+
+def _on_host(*result: Tensor) -> PassResult:
+    """Return the tensors of a pass, a loss and perhaps sums, in float64 on the CPU."""
+    found = tuple(each.detach().double().cpu() for each in result)
+    return found if len(found) == 2 else found[0]
