@@ -40,17 +40,6 @@ def framing(tokens: Tokens, family: str = "qwen2.5") -> Framing:
     return framing_for(tokenizer_of(family), tokens)
 
 
-@pytest.fixture
-def lines(tmp_path: Path) -> Callable[..., Path]:
-    def write(rows: Any, name: str = "rows.jsonl") -> Path:
-        path = tmp_path / name
-        text = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-        path.write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
-        return path
-
-    return write
-
-
 def recipe_for(*paths: Path, tokens: Tokens | None = None, **fields: Any) -> Recipe:
     return Recipe(model="any", data=[str(path) for path in paths], tokens=tokens or Tokens(), **fields)
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from weitune.data.conversation import Conversation
+from weitune.data.conversation import Conversation, Origin
+from weitune.data.preference.values import Judged, Pair
+from weitune.data.prepare.preference_counts import PreferenceCounter
 from weitune.data.prepare.report import DataReport, Examples, Findings, Lengths, Rows, Unit
 from weitune.data.read.conversations import Reader
 from weitune.data.read.source import blank_reason
@@ -67,9 +69,26 @@ class RowCounts:
     places: dict[str, list[str]] = field(default_factory=dict)
     """Places of the first rows that were set aside, by reason."""
     duplicates: DuplicateCounter = field(default_factory=DuplicateCounter)
+    preferences: PreferenceCounter | None = None
+    """None while there were no preferences."""
 
     def row(self, conversation: Conversation, kept: int, reasons: list[str]) -> None:
         """Count one row of which ``kept`` examples are kept; ``reasons`` say why each of the others is not."""
+        self._count(conversation.origin, kept, reasons)
+        self.duplicates.add(conversation)
+        self.findings.empty_answers += has_empty_answer(conversation)
+
+    def preference(self, row: Pair | Judged, kept: int, reasons: list[str]) -> None:
+        """Count one row of which ``kept`` groups are kept; ``reasons`` say why each of the others is not."""
+        self._count(row.origin, kept, reasons)
+        self.preferences = self.preferences or PreferenceCounter()
+        self.preferences.add(row)
+        answers = (*row.chosen, *row.rejected) if isinstance(row, Pair) else row.answer
+        self.findings.empty_answers += has_empty_answer(Conversation(answers))
+        if kept > 1:
+            self.preferences.counts.divided += 1
+
+    def _count(self, origin: Origin | None, kept: int, reasons: list[str]) -> None:
         self.rows.read += 1
         self.examples.made += kept + len(reasons)
         self.examples.kept += kept
@@ -82,9 +101,7 @@ class RowCounts:
         for reason in set(reasons):
             places = self.places.setdefault(reason, [])
             if len(places) < _LISTED:
-                places.append(str(conversation.origin))
-        self.duplicates.add(conversation)
-        self.findings.empty_answers += has_empty_answer(conversation)
+                places.append(str(origin))
 
     def blank(self, rows: int, places: list[str]) -> None:
         """Count blank ``rows``; ``places`` are those of the first."""
@@ -96,14 +113,19 @@ class RowCounts:
     def report(self, reader: Reader, lengths: Ints, supervised: Ints, *, unit: Unit = "tokens") -> DataReport:
         """Return the report of all rows that ``reader`` has read.
 
-        ``lengths`` and ``supervised`` are those of every kept example, of shape (examples,), in ``unit``.
+        ``lengths`` and ``supervised`` are those of every kept example, or of every answer, of shape (examples,), in
+        ``unit``.
         """
         faulty = reader.problems.rows
         rows = replace(self.rows, read=self.rows.read + faulty, faulty=faulty)
         duplicates, contested = self.duplicates.count()
+        preferences = None
+        if self.preferences is not None:
+            preferences, copies = self.preferences.count()
+            duplicates += copies
         findings = replace(self.findings, exact_duplicates=duplicates, rows_with_contested_prompt=contested)
         spread = Lengths.measure(lengths, supervised)
-        return DataReport(reader.reports, rows, self.examples, unit, spread, findings, self.places)
+        return DataReport(reader.reports, rows, self.examples, unit, spread, findings, self.places, preferences)
 
 
 def _add(counts: dict[str, int], reason: str, count: int = 1) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from weitune.data.conversation import Conversation, Example
-from weitune.data.frame.encode import Draft, EncodingBatch
+from weitune.data.conversation import Example
+from weitune.data.frame.encode import Draft, EncodingBatch, Text
 from weitune.data.frame.framing import Framing
-from weitune.data.problems import Problem
-from weitune.data.read.conversations import Reader
+from weitune.data.problems import Problem, Problems
 from weitune.errors import DataError
 
 _BATCH = 1024
@@ -28,28 +28,32 @@ _AHEAD = 2
 """Batches that wait for the tokenizer while the next one is framed."""
 
 
-class FramedRow(NamedTuple):
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class FramedRow(Generic[R]):
     """A row whose drafts, and later its examples, are ``start`` to ``stop`` (exclusive) of its batch."""
 
     source: int
-    conversation: Conversation
+    row: R
     start: int
     stop: int
 
 
 def encoded_batches(
-    reader: Reader, framing: Framing, system: str | None, *, forms: bool = True
-) -> Iterator[tuple[list[FramedRow], list[Example | DataError]]]:
-    """Yield batches of rows with their examples; the tokenizer works on some while the next one is framed.
+    rows: Iterable[tuple[int, R]], draft: Callable[[R], list[Draft]], framing: Framing, problems: Problems
+) -> Iterator[tuple[list[FramedRow[R]], list[Example | DataError]]]:
+    """Yield batches of ``rows``, each with the number of its source, with their examples.
 
-    Raises FormDiffers if ``forms`` (:mod:`weitune.data.frame.forms`) do not fit the rows.
+    The tokenizer works on some while the next one is framed. ``draft`` frames a row; if it cannot, the row goes to
+    ``problems``. Raises what ``draft`` raises besides DataError.
     """
-    draft = framing.drafting() if forms else framing.draft
-    waiting: deque[tuple[list[FramedRow], list[Draft], EncodingBatch, Future[None]]] = deque()
+    waiting: deque[tuple[list[FramedRow[R]], list[Draft], EncodingBatch, Future[None]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        for rows, drafts in _framed(reader, draft, system):
+        for framed, drafts in _framed(rows, draft, problems):
             batch = framing.begin(drafts)
-            waiting.append((rows, drafts, batch, pool.submit(batch.run)))
+            waiting.append((framed, drafts, batch, pool.submit(batch.run)))
             if len(waiting) > _AHEAD:
                 yield _finished(framing, *waiting.popleft())
         while waiting:
@@ -57,8 +61,8 @@ def encoded_batches(
 
 
 def _finished(
-    framing: Framing, rows: list[FramedRow], drafts: list[Draft], batch: EncodingBatch, run: Future[None]
-) -> tuple[list[FramedRow], list[Example | DataError]]:
+    framing: Framing, rows: list[FramedRow[R]], drafts: list[Draft], batch: EncodingBatch, run: Future[None]
+) -> tuple[list[FramedRow[R]], list[Example | DataError]]:
     """Wait for a batch. If one of its drafts cannot be encoded, each is encoded by itself to find out which."""
     run.result()
     try:
@@ -75,27 +79,25 @@ def _encode_one(framing: Framing, draft: Draft) -> Example | DataError:
 
 
 def _framed(
-    reader: Reader, draft: Callable[[Conversation], list[Draft]], system: str | None
-) -> Iterator[tuple[list[FramedRow], list[Draft]]]:
-    """Yield batches of rows with their drafts; a row that cannot be framed goes to the reader's problems."""
-    rows: list[FramedRow] = []
+    rows: Iterable[tuple[int, R]], draft: Callable[[R], list[Draft]], problems: Problems
+) -> Iterator[tuple[list[FramedRow[R]], list[Draft]]]:
+    """Yield batches of rows with their drafts; a row that cannot be framed goes to ``problems``."""
+    framed: list[FramedRow[R]] = []
     drafts: list[Draft] = []
     characters = 0
-    for source, read in reader.conversations():
-        conversation = read.with_system(system)
+    for source, row in rows:
         try:
-            made = draft(conversation)
+            made = draft(row)
         except DataError as error:
-            reader.problems.add([problem for problem in error.problems if isinstance(problem, Problem)])
+            problems.add([problem for problem in error.problems if isinstance(problem, Problem)])
             continue
-        rows.append(FramedRow(source, conversation, len(drafts), len(drafts) + len(made)))
+        framed.append(FramedRow(source, row, len(drafts), len(drafts) + len(made)))
         drafts += made
-        for turn in conversation.turns:
-            characters += len(turn.content) * len(made)
+        characters += sum(len(piece.text) for each in made for piece in each.pieces if isinstance(piece, Text))
         if len(drafts) >= _BATCH or characters >= _BATCH_CHARACTERS:
-            yield rows, drafts
-            rows, drafts, characters = [], [], 0
-    yield rows, drafts
+            yield framed, drafts
+            framed, drafts, characters = [], [], 0
+    yield framed, drafts
 
 
 @contextmanager

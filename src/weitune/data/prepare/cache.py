@@ -1,7 +1,7 @@
 """Prepared data in the cache folder, by fingerprint; a folder is complete or does not exist.
 
     ~/.cache/weitune/data/<fingerprint>/      (XDG_CACHE_HOME applies)
-        examples.arrow
+        examples.arrow                        of preferences, groups.arrow too
         report.json
 
 A folder is written aside and renamed, so a crash leaves nothing that looks finished. Everything here can be deleted.
@@ -22,6 +22,8 @@ from weitune.files.cache import cache_folder
 from weitune.files.publish import folder_written_aside, publish_unless_there
 
 EXAMPLES = "examples.arrow"
+GROUPS = "groups.arrow"
+"""Of preferences, beside their answers."""
 REPORT = "report.json"
 _PARTIAL = ".partial"
 _STALE_SECONDS = 24 * 3600

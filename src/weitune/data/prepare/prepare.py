@@ -1,6 +1,7 @@
 """Prepare data for training: read, frame, tokenize in batches, keep as Arrow, count every row.
 
     sources ─▶ rows ─▶ Conversation ─▶ Draft ═══▶ Example ─▶ examples.arrow, report.json
+                       Pair, Judged                Group      and groups.arrow
                  one at a time               batches of 1024,
                                              Rust, all cores
 
@@ -13,17 +14,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from weitune.data.conversation import Example
+from weitune.data.conversation import Conversation, Example
+from weitune.data.frame.encode import Draft
 from weitune.data.frame.forms import FormDiffers
 from weitune.data.frame.framing import Framing
+from weitune.data.preference.values import Group
 from weitune.data.prepare.accounts import RowCounts
 from weitune.data.prepare.batches import encoded_batches, without_cycle_collection
 from weitune.data.prepare.cache import EXAMPLES, REPORT, building, data_cache
+from weitune.data.prepare.group_store import GroupWriter, StoredGroups, prompt_key
+from weitune.data.prepare.groups import draft_answers, fit
 from weitune.data.prepare.recipe_reader import read_options, recipe_reader
 from weitune.data.prepare.report import DataReport
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
@@ -35,6 +42,8 @@ from weitune.files.json_files import json_text
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 
+_Draft = Callable[[Conversation], list[Draft]]
+_Write = Callable[[Path, Reader, Recipe, Framing, _Draft, Progress | None], DataReport]
 _VERSION = 2
 """Raised when the same data would be prepared differently."""
 
@@ -48,6 +57,18 @@ class Prepared(StoredExamples):
         self.report = report
 
 
+class PreparedGroups(StoredGroups):
+    """The groups of a recipe with ``preference``, by number, with their lengths, fingerprint and report."""
+
+    def __init__(self, folder: Path, fingerprint: str, report: DataReport) -> None:
+        super().__init__(folder, [source.name for source in report.sources])
+        self.fingerprint = fingerprint
+        self.report = report
+
+
+P = TypeVar("P", Prepared, PreparedGroups)
+
+
 def prepare(
     recipe: Recipe, framing: Framing, progress: Progress | None = None, *, files: Sequence[str] | None = None
 ) -> Prepared:
@@ -56,24 +77,45 @@ def prepare(
     ``progress`` is called with (rows done, rows in all or None). Raises DataError with every problem of every row, or
     if nothing is left to learn.
     """
+    return _prepared(Prepared, recipe, framing, progress, files)
+
+
+def prepare_groups(
+    recipe: Recipe, framing: Framing, progress: Progress | None = None, *, files: Sequence[str] | None = None
+) -> PreparedGroups:
+    """Return the groups of ``recipe``, which has a ``preference``, as :func:`prepare` returns examples."""
+    return _prepared(PreparedGroups, recipe, framing, progress, files)
+
+
+def prepare_items(
+    recipe: Recipe, framing: Framing, progress: Progress | None = None, *, files: Sequence[str] | None = None
+) -> Prepared | PreparedGroups:
+    """Return the groups of ``recipe`` if it has a ``preference``, else its examples."""
+    made: Callable[..., Prepared | PreparedGroups] = prepare_groups if recipe.preference else prepare
+    return made(recipe, framing, progress, files=files)
+
+
+def _prepared(
+    kind: type[P], recipe: Recipe, framing: Framing, progress: Progress | None, files: Sequence[str] | None
+) -> P:
     reader = recipe_reader(recipe, files)
     if not reader.sources:
         raise reader.problems.error()
     fingerprint = _fingerprint(reader, recipe, framing)
     folder = data_cache() / fingerprint
-    cached = None if reader.problems else _open(folder, fingerprint, reader)
+    cached = None if reader.problems else _open(kind, folder, fingerprint, reader)
     if cached is not None:
         return cached
     if short := shortage(data_cache(), _least_bytes(reader)):
         raise InputError("data.prepare.too_little_room", **short)
-    with building(folder) as partial:
-        report = _build(partial / EXAMPLES, reader, recipe, framing, progress)
+    with building(folder) as aside:
+        report = _build(aside, reader, recipe, framing, progress)
         if reader.problems:
             raise reader.problems.error()
         if not report.examples.kept:
             raise DataError("data.prepare.nothing_left", lines="\n  ".join(report.lines()))
-        (partial / REPORT).write_text(json_text(report.to_json(), indent=1), encoding="utf-8")
-    return Prepared(folder, fingerprint, report)
+        (aside / REPORT).write_text(json_text(report.to_json(), indent=1), encoding="utf-8")
+    return kind(folder, fingerprint, report)
 
 
 def _least_bytes(reader: Reader) -> int:
@@ -97,11 +139,22 @@ def prepare_valid_rows(
 
     The examples are written to ``folder``, which the caller owns.
     """
-    report = _build(folder / EXAMPLES, reader, recipe, framing, progress)
+    report = _build(folder, reader, recipe, framing, progress)
     return report, StoredExamples(folder / EXAMPLES, [source.name for source in report.sources])
 
 
-def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
+def prepare_valid_groups(
+    reader: Reader, recipe: Recipe, framing: Framing, folder: Path, progress: Progress | None = None
+) -> tuple[DataReport, StoredGroups]:
+    """Prepare the valid rows with preferences as :func:`prepare_valid_rows` does conversations.
+
+    Pairs are divided if the ``preference`` of ``recipe`` looks at single answers.
+    """
+    report = _building(folder, reader, recipe, framing, progress, _write_groups)
+    return report, StoredGroups(folder, [source.name for source in report.sources])
+
+
+def _open(kind: type[P], folder: Path, fingerprint: str, reader: Reader) -> P | None:
     """Return what the cache has under ``fingerprint``, with the names that the files have now.
 
     Returns None if there is nothing, or if it is damaged; then it is removed.
@@ -110,7 +163,7 @@ def _open(folder: Path, fingerprint: str, reader: Reader) -> Prepared | None:
         report = DataReport.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
         report = report.with_source_names([source.name for source in reader.reports])
         mark_used(folder / REPORT)
-        return Prepared(folder, fingerprint, report)
+        return kind(folder, fingerprint, report)
     except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException):
         shutil.rmtree(folder, ignore_errors=True)
         return None
@@ -121,7 +174,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
     import tokenizers
     import transformers
 
-    parts = {
+    parts: dict[str, Any] = {
         "version": [_VERSION, tokenizers.__version__, transformers.__version__],
         "sources": [
             [s.kind, s.facts.sha256 if s.facts else s.name, s.facts.encoding if s.facts else "", s.part]
@@ -136,35 +189,69 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
         "truncation": recipe.tokens.truncation,
         "joiner": read_options(recipe).joiner,
     }
+    if recipe.preference:
+        parts["groups"] = "pairs" if recipe.preference.needs_pairs else "judged"
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _build(path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
-    """Write the examples of all valid rows to ``path``; the other rows go to the reader's problems."""
+def _build(folder: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:
+    """Write what ``recipe`` learns from all valid rows into ``folder``; other rows go to the reader's problems."""
+    write = _write_groups if recipe.preference else _write_examples
+    return _building(folder, reader, recipe, framing, progress, write)
+
+
+def _building(
+    folder: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None, write: _Write
+) -> DataReport:
     try:
-        return _write(path, reader, recipe, framing, progress, forms=True)
+        return write(folder, reader, recipe, framing, framing.drafting(), progress)
     except FormDiffers:  # every row is rendered
         reader.restart()
-        return _write(path, reader, recipe, framing, progress, forms=False)
+        return write(folder, reader, recipe, framing, framing.draft, progress)
 
 
-def _write(
-    path: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None, *, forms: bool
+def _write_examples(
+    folder: Path, reader: Reader, recipe: Recipe, framing: Framing, draft: _Draft, progress: Progress | None
 ) -> DataReport:
     accounts = RowCounts()
     weights = _source_weights(reader, recipe)
-    with ExampleWriter(path) as writer, without_cycle_collection():
-        for rows, examples in encoded_batches(reader, framing, recipe.system, forms=forms):
+    read = ((source, row.with_system(recipe.system)) for source, row in reader.conversations())
+    with ExampleWriter(folder / EXAMPLES) as writer, without_cycle_collection():
+        for rows, examples in encoded_batches(read, draft, framing, reader.problems):
             kept: list[tuple[int, Example]] = []
             for row in rows:
                 made = examples[row.start : row.stop]
                 if weights[row.source] != 1:
                     made = [weighted(example, weights[row.source]) for example in made]
-                fitting = truncate(row.conversation, made, recipe.tokens, accounts, reader.problems)
+                fitting = truncate(row.row, made, recipe.tokens, accounts, reader.problems)
                 kept += [(row.source, example) for example in fitting]
             writer.write(kept)
             if progress is not None:
                 progress(reader.rows, None)
+    return _report(folder, reader, accounts)
+
+
+def _write_groups(
+    folder: Path, reader: Reader, recipe: Recipe, framing: Framing, draft: _Draft, progress: Progress | None
+) -> DataReport:
+    accounts = RowCounts()
+    weights = _source_weights(reader, recipe)
+    divided = recipe.preference is not None and not recipe.preference.needs_pairs
+    read = ((source, row.with_system(recipe.system)) for source, row in reader.preferences())
+    with GroupWriter(folder) as writer, without_cycle_collection():
+        for rows, examples in encoded_batches(read, partial(draft_answers, draft), framing, reader.problems):
+            kept: list[tuple[int, int, Group]] = []
+            for row in rows:
+                made, weight = examples[row.start : row.stop], weights[row.source]
+                groups = fit(row.row, made, weight, recipe.tokens, accounts, reader.problems, divided=divided)
+                kept += [(row.source, prompt_key(row.row), group) for group in groups]
+            writer.write(kept)
+            if progress is not None:
+                progress(reader.rows, None)
+    return _report(folder, reader, accounts)
+
+
+def _report(folder: Path, reader: Reader, accounts: RowCounts) -> DataReport:
     accounts.blank(reader.blank_rows, reader.blank_places)
-    stored = StoredExamples(path, [source.name for source in reader.reports])
+    stored = StoredExamples(folder / EXAMPLES, [source.name for source in reader.reports])
     return accounts.report(reader, stored.lengths, stored.supervised)

@@ -80,6 +80,37 @@ class Findings:
     """Learned tokens that cutting these examples loses, or would lose."""
 
 
+@dataclass(slots=True)
+class Preferences:
+    """The rows with answers that were compared or judged."""
+
+    pairs: int = 0
+    liked: int = 0
+    disliked: int = 0
+    divided: int = 0
+    """Pairs that were learned as one liked and one disliked answer."""
+    equal_answers: int = 0
+    """Pairs of two equal answers; they teach nothing and are set aside."""
+    contradicting_pairs: int = 0
+    """Pairs that another one with the same prompt turns around."""
+    both_ways: int = 0
+    """Answers that are chosen or liked in one row, and rejected or disliked in another with the same prompt."""
+
+    def count_lines(self) -> Iterator[str]:
+        if self.pairs:
+            yield say("data.report.pairs", count=self.pairs)
+        if self.divided:
+            yield say("data.report.divided_pairs", count=self.divided, answers=2 * self.divided)
+        if self.liked or self.disliked:
+            yield say("data.report.judged", count=self.liked + self.disliked, liked=self.liked, disliked=self.disliked)
+
+    def finding_lines(self) -> Iterator[str]:
+        if self.contradicting_pairs:
+            yield say("data.report.contradicting_pairs", count=self.contradicting_pairs)
+        if self.both_ways:
+            yield say("data.report.both_ways", count=self.both_ways)
+
+
 @dataclass(frozen=True, slots=True)
 class DataReport:
     """The report of a preparation; ``lengths`` are in ``unit``: characters if there is no tokenizer."""
@@ -92,10 +123,13 @@ class DataReport:
     findings: Findings
     set_aside_rows: Mapping[str, Sequence[str]]
     """Places of the first rows that were set aside, by reason."""
+    preferences: Preferences | None = None
+    """Counts of preferences; None if the rows are conversations."""
     missing: frozenset[str] = frozenset()
     """Counts that another version did not record, such as ``rows.read``; they are 0 here."""
 
     def to_json(self) -> dict[str, Any]:
+        preferences = {"preferences": asdict(self.preferences)} if self.preferences else {}
         return {
             "sources": [source.to_json() for source in self.sources],
             "rows": asdict(self.rows),
@@ -103,6 +137,7 @@ class DataReport:
             self.unit: asdict(self.lengths),
             "found": asdict(self.findings),
             "set_aside_rows": dict(self.set_aside_rows),
+            **preferences,
         }
 
     @classmethod
@@ -124,6 +159,7 @@ class DataReport:
             lengths=record_from(Lengths, tree.get(unit, {})),
             findings=record_from(Findings, tree.get("found", {})),
             set_aside_rows=tree.get("set_aside_rows", {}),
+            preferences=record_from(Preferences, tree["preferences"]) if "preferences" in tree else None,
             missing=frozenset(missing),
         )
 
@@ -145,7 +181,9 @@ class DataReport:
             yield say("data.report.rows", **counts)
         for reason, count in rows.set_aside.items():
             yield "  " + say("data.report.set_aside", count=count, reason=reason)
-        if examples.made != rows.read - rows.faulty - rows.set_aside.get(blank_reason(), 0):
+        if self.preferences is not None:
+            yield from self.preferences.count_lines()
+        elif examples.made != rows.read - rows.faulty - rows.set_aside.get(blank_reason(), 0):
             aside = sum(examples.set_aside.values())
             yield say("data.report.examples", count=examples.made, kept=examples.kept, aside=aside)
         if lengths.all:
@@ -161,6 +199,8 @@ class DataReport:
             yield say("data.report.too_long", count=findings.over_long, lost=lost)
         if findings.exact_duplicates:
             yield say("data.report.exact_duplicates", count=findings.exact_duplicates)
+        if self.preferences is not None:
+            yield from self.preferences.finding_lines()
         if findings.rows_with_contested_prompt:
             yield say("data.report.contested_prompts", count=findings.rows_with_contested_prompt)
         if findings.empty_answers:
