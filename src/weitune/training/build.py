@@ -30,7 +30,7 @@ from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recipe, Train
 from weitune.training.distributed.processes import averaging_adapters
-from weitune.training.loop import Examples, Loop
+from weitune.training.loop import Items, Loop
 from weitune.training.optim import make_optimizer
 from weitune.training.passes import GraphPasses, Passes
 from weitune.training.trainable import Trainable
@@ -130,7 +130,7 @@ def _has_frozen_linear_head(loaded: LoadedModel) -> bool:
 def make_loop(
     trainable: Trainable,
     train: Train,
-    examples: Examples,
+    examples: Items,
     plan: Plan,
     *,
     accelerator: Accelerator,

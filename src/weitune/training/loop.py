@@ -1,8 +1,9 @@
 """The training loop.
 
-One step: take its examples from the plan, split this device's share into micro-batches, add up their gradients, divide
-once by the weight of the whole step over all devices, clip, and let the optimizer move. The loss of a step is the mean
-over its supervised tokens, however the step was split:
+One step: take its items (examples, or groups of preferences) from the plan, split this device's share into
+micro-batches, add up their gradients, divide once by what the whole step has over all devices, clip, and let the
+optimizer move. The objective says what the loss is: of examples, the mean over their supervised tokens, however the
+step was split:
 
     loss = Σ weight · cross entropy / Σ weight        (both sums over every example of the step, on every device)
 """
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import nn
 
-from weitune.data.conversation import Example
 from weitune.data.layout import Layout
+from weitune.data.preference.values import Item
 from weitune.data.schedule import Plan
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import MemoryPlan, peak_bytes
@@ -53,11 +54,11 @@ class StepRecord:
     """What the objective tells besides the loss, by name."""
 
 
-class Examples(Protocol):
-    """Examples by number, in memory or not."""
+class Items(Protocol):
+    """Examples or groups by number, in memory or not."""
 
-    def __getitem__(self, i: int, /) -> Example:
-        """Return example ``i``."""
+    def __getitem__(self, i: int, /) -> Item:
+        """Return item ``i``."""
 
 
 class Watcher(Protocol):
@@ -79,7 +80,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     passes: Passes
-    examples: Examples
+    examples: Items
     plan: Plan
     layout: Layout
     train: Train
@@ -97,13 +98,13 @@ class Loop:
         self.model.train()
         for step in range(start, self.plan.steps):
             began = time.perf_counter()
-            examples = [self.examples[int(i)] for i in self.plan.step(step)]
+            items = [self.examples[int(i)] for i in self.plan.step(step)]
             rate = learning_rate(step, self.plan.steps, self.train)
             seed_step(self.train.seed, step, self.accelerator.process_index)
-            loss, computed, figures = self._accumulate(step, examples)
+            loss, computed, figures = self._accumulate(step, items)
             norm = self.passes.clip(self.train.max_grad_norm)
             seconds = time.perf_counter() - began
-            tokens = sum(len(example.input_ids) for example in examples)
+            tokens = sum(item.tokens for item in items)
             record = StepRecord(
                 step=step + 1,
                 loss=loss,
@@ -111,7 +112,7 @@ class Loop:
                 grad_norm=norm,
                 tokens=tokens,
                 computed_tokens=computed,
-                supervised_tokens=sum(example.supervised for example in examples),
+                supervised_tokens=sum(item.supervised for item in items),
                 tokens_per_second=tokens / seconds,
                 step_seconds=seconds,
                 memory_bytes=peak_bytes(self.accelerator.device),
@@ -119,7 +120,7 @@ class Loop:
             )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 watcher.failed(record)
-                origins = ", ".join(str(example.origin) for example in examples)
+                origins = ", ".join(str(item.origin) for item in items)
                 raise NonFiniteError("training.loop.not_finite", step=step + 1, loss=loss, norm=norm, origins=origins)
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
@@ -133,18 +134,18 @@ class Loop:
             return own
         return int(self.accelerator.gather(torch.tensor([own], device=self.accelerator.device)).max())
 
-    def _accumulate(self, step: int, examples: Sequence[Example]) -> tuple[float, int, Mapping[str, float]]:
+    def _accumulate(self, step: int, items: Sequence[Item]) -> tuple[float, int, Mapping[str, float]]:
         """Add up the gradients of a step on this device.
 
         Return the step's loss, the tokens computed here, and the figures of the objective.
         """
         world = self.accelerator.num_processes
-        objective = self.objective.begin(step, examples)
-        mine = self.layout.share(examples, world)[self.accelerator.process_index] if world > 1 else examples
+        objective = self.objective.begin(step, items)
+        mine = self.layout.share(items, world)[self.accelerator.process_index] if world > 1 else items
         batches = self.layout.split(mine, self.memory.micro_tokens)
         own = len(batches)
-        # A device without examples still takes part in the reduction of gradients, with weight 0.
-        batches += [list(examples[:1])] * (max(self.pass_count(own), 1) - own)
+        # A device without items still takes part in the reduction of gradients, with weight 0.
+        batches += [list(items[:1])] * (max(self.pass_count(own), 1) - own)
         total = torch.zeros((), dtype=torch.float64)
         computed = 0
         for k, batch in enumerate(batches):

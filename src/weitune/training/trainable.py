@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weitune.data.layout import Layout
+from weitune.data.layout import Layout, of_groups
 from weitune.forecast.device_memory import (
     SHARE_OF_FREE_MEMORY,
     MemoryPlan,
@@ -47,6 +47,10 @@ class Trainable:
     @property
     def layout(self) -> Layout:
         return self.capabilities.layout
+
+    @property
+    def group_layout(self) -> Layout:
+        return of_groups(self.layout)
 
     @property
     def shape(self) -> ModelShape:

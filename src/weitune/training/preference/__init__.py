@@ -1,1 +1,1 @@
-"""Training on preferences: what is learned from answers that were compared or judged."""
+"""Learning from preferences: the losses of the methods, the reference model, and the figures of a step."""
