@@ -171,3 +171,13 @@ def test_rows_are_prompts_or_dialogues_without_their_last_answer(tmp_path: Path)
     asked = asked_rows([str(dialogues), str(prompts)], Options())
     assert [each.turns for each in asked] == [tuple(Turn(*turn) for turn in turns)] * 2 + [(Turn("user", "p"),)]
     assert len(asked_rows(["builtin:prompts-en"], Options())) >= 300
+
+
+def test_the_prompts_of_pairs_and_of_judged_answers_are_asked(tmp_path: Path) -> None:
+    pairs, judged = tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl"
+    pairs.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n', encoding="utf-8")
+    judged.write_text('{"prompt": "q", "completion": "a", "label": false}\n', encoding="utf-8")
+    assert [each.turns for each in asked_rows([str(pairs), str(judged)], Options())] == [
+        (Turn("user", "p"),),
+        (Turn("user", "q"),),
+    ]

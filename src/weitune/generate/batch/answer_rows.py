@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from weitune.data.conversation import Conversation
+from weitune.data.formats.kinds import ANY_KIND
 from weitune.data.formats.parse import Options
 from weitune.data.formats.reasoning import turn_from_text
 from weitune.data.keep.rows import read_keep_rows
@@ -50,10 +51,13 @@ class Outcome:
 
 
 def asked_rows(names: Sequence[str], options: Options) -> list[Conversation]:
-    """Return the rows of files in order, each up to its last answer. Raises DataError with every problem of a file."""
+    """Return the rows of files in order, each up to its last answer or answers that were compared.
+
+    Raises DataError with every problem of a file.
+    """
     asked: list[Conversation] = []
     for name in names:
-        rows = read_keep_rows([name], options)
+        rows = read_keep_rows([name], replace(options, kinds=ANY_KIND))
         asked += rows.prompts
         asked += (_without_answer(dialogue) for dialogue in rows.dialogues)
     return asked
