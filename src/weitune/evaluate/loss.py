@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from weitune.data.conversation import Example
 from weitune.data.layout import Layout
+from weitune.data.preference.values import Item
 from weitune.model.batch import to_tensors
 from weitune.progress import Progress
 
@@ -46,12 +46,12 @@ class MeasuredLoss:
 
 def measure_loss(
     model: nn.Module,
-    examples: Sequence[Example],
+    examples: Sequence[Item],
     layout: Layout,
     micro_tokens: int,
     device: torch.device,
     progress: Progress | None = None,
-    idle: Sequence[Sequence[Example]] = (),
+    idle: Sequence[Sequence[Item]] = (),
 ) -> MeasuredLoss:
     """Return the loss of ``model`` (a :class:`.SupervisedModel`) on ``examples``.
 

@@ -8,8 +8,8 @@ from itertools import islice
 
 from weitune.data.conversation import Conversation, Origin
 from weitune.data.formats.parse import Row
-from weitune.data.preference.values import Judged
-from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.preference.values import Item, Judged
+from weitune.data.prepare.holdout import ItemSet
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader
 from weitune.recipe.schema import Recipe
@@ -43,7 +43,7 @@ def questions_in(
     return list(_questions(files, recipe, rows))
 
 
-def first_questions(examples: ExampleSet, files: Iterable[str], recipe: Recipe, count: int) -> list[Question]:
+def first_questions(examples: ItemSet[Item], files: Iterable[str], recipe: Recipe, count: int) -> list[Question]:
     """Return the first ``count`` questions with different prompts among the rows that ``examples`` were made of."""
     distinct = {question.conversation.turns: question for question in reversed(
         list(islice(_questions(files, recipe, rows_of(examples, limit=8 * count)), 8 * count))
@@ -51,8 +51,8 @@ def first_questions(examples: ExampleSet, files: Iterable[str], recipe: Recipe, 
     return list(reversed(distinct.values()))[:count]
 
 
-def rows_of(examples: ExampleSet, limit: int | None = None) -> set[tuple[str, int]]:
-    """Return (file, row) of every example, or of the first ``limit``."""
+def rows_of(examples: ItemSet[Item], limit: int | None = None) -> set[tuple[str, int]]:
+    """Return (file, row) of every example or group, or of the first ``limit``."""
     origins: list[Origin | None] = [examples[i].origin for i in range(min(len(examples), limit or len(examples)))]
     return {(origin.file, origin.row) for origin in origins if origin is not None}
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from weitune.data.layout import Layout
-from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.preference.values import Item, examples_in
+from weitune.data.prepare.holdout import ItemSet
 from weitune.data.schedule import Plan
 from weitune.forecast.memory_estimate import PassSize
 
@@ -26,12 +27,12 @@ class Workload:
     steps: Sequence[Sequence[PassSize]]
     """The passes of each step."""
     tokens: int
-    """Tokens of their examples, each counted as often as it occurs."""
+    """Tokens of their examples, or of the answers of their groups, each counted as often as it occurs."""
 
     @classmethod
     def lay_out(
         cls,
-        examples: ExampleSet,
+        items: ItemSet[Item],
         plan: Plan,
         layout: Layout,
         micro_tokens: int,
@@ -40,20 +41,21 @@ class Workload:
     ) -> Workload:
         """Lay ``steps`` (from 0), or some of the first epoch, out as passes of at most ``micro_tokens``.
 
-        Each step's examples are divided among ``processes`` as training divides them.
+        Each step's examples or groups are divided among ``processes`` as training divides them.
         """
         last = min(plan.steps, plan.steps_per_epoch) - 1
         sampled = np.unique(np.linspace(0, last, _SAMPLED_STEPS).astype(int)).tolist() if steps is None else steps
         laid_out, tokens = [], 0
         for step in sampled:
-            batch = [examples[int(i)] for i in plan.step(step)]
-            tokens += sum(len(example.input_ids) for example in batch)
+            batch = [items[int(i)] for i in plan.step(step)]
+            tokens += sum(item.tokens for item in batch)
             passes = []
             shares = layout.share(batch, processes) if processes > 1 else [batch]
             for part in (part for mine in shares for part in layout.split(mine, micro_tokens)):
                 laid = layout.lay(part)
-                longest = max(len(example.inputs) for example in part)
-                passes.append(PassSize(len(laid), len(laid.rows), longest, len(part)))
+                rows = examples_in(part)
+                longest = max(len(example.inputs) for example in rows)
+                passes.append(PassSize(len(laid), len(laid.rows), longest, len(rows)))
             laid_out.append(passes)
         return cls(laid_out, tokens)
 

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
-from weitune.data.prepare.holdout import ExampleSet, hold_out, prompts
-from weitune.data.prepare.prepare import Prepared, prepare
+from weitune.data.layout import Layout, of_groups
+from weitune.data.preference.values import Item, examples_in
+from weitune.data.prepare.holdout import ItemSet, hold_out, prompts
+from weitune.data.prepare.prepare import Prepared, PreparedGroups, prepare_items
 from weitune.data.schedule import Plan
 from weitune.errors import DataError
 from weitune.messages import say
+from weitune.model.capabilities import Capabilities
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.config import read_config
 from weitune.model.load.fingerprint import base_fingerprints, differences
@@ -46,9 +49,10 @@ class RunInputs:
     files: ModelFiles
     tokenizer: PreTrainedTokenizerFast
     framing: Framing
-    prepared: Prepared
-    examples: ExampleSet
-    validation: ExampleSet | None
+    prepared: Prepared | PreparedGroups
+    examples: ItemSet[Item]
+    """Examples, or groups if the recipe has a ``preference``."""
+    validation: ItemSet[Item] | None
     plan: Plan
     basis: Basis
     """What must be the same when the run is resumed (:mod:`.resume_checks`)."""
@@ -57,11 +61,16 @@ class RunInputs:
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest example, or of the largest group: some pass must hold it."""
         return int(self.examples.lengths.max())
 
     def examples_of(self, step: int) -> list[Example]:
-        """Return the examples of an optimizer step, from 0."""
-        return [self.examples[int(i)] for i in self.plan.step(step)]
+        """Return the examples of an optimizer step, from 0; of groups, their answers."""
+        return examples_in(self.examples[int(i)] for i in self.plan.step(step))
+
+    def layout(self, capabilities: Capabilities) -> Layout:
+        """Return how a model with these ``capabilities`` computes the examples or groups."""
+        return of_groups(capabilities.layout) if self.recipe.preference else capabilities.layout
 
 
 def collect_inputs(
@@ -83,7 +92,7 @@ def collect_inputs(
         reporter.say(say("training.inputs.text_model_only", wrapper=wrapper))
     reporter.opened(recipe, files, framed)
     with _main_first(accelerator):
-        prepared = prepare(recipe, framing, reporter.preparing())
+        prepared = prepare_items(recipe, framing, reporter.preparing())
     for line in prepared.report.lines():
         reporter.say(line)
     _check_end_of_turn(framing, prepared)
@@ -117,21 +126,22 @@ def _main_first(accelerator: Accelerator | None) -> AbstractContextManager[Any]:
 
 
 def divide(
-    prepared: Prepared, recipe: Recipe, framing: Framing, reporter: Reporter
-) -> tuple[ExampleSet, ExampleSet | None]:
-    """Return the examples to learn and those to validate with, if the recipe wants any.
+    prepared: Prepared | PreparedGroups, recipe: Recipe, framing: Framing, reporter: Reporter
+) -> tuple[ItemSet[Item], ItemSet[Item] | None]:
+    """Return the examples or groups to learn and those to validate with, if the recipe wants any.
 
     Raises DataError if the validation data are not in order or none can be held out.
     """
     if recipe.validation is None:
         return prepared, None
     if recipe.validation_fraction is not None:
-        examples, held = hold_out(prepared, recipe.validation_fraction)
+        items: ItemSet[Item] = prepared
+        learned, held = hold_out(items, recipe.validation_fraction)
         reporter.say(say("training.inputs.held_out", held=len(held), total=len(prepared)))
-        return examples, held
-    validation = prepare(recipe, framing, reporter.preparing(), files=recipe.validation_files)
-    learned = set(prompts(prepared))
-    shared = sum(prompt in learned for prompt in prompts(validation))
+        return learned, held
+    validation = prepare_items(recipe, framing, reporter.preparing(), files=recipe.validation_files)
+    known = set(prompts(prepared))
+    shared = sum(prompt in known for prompt in prompts(validation))
     if shared:
         reporter.say(say("training.inputs.validation_shares_prompts", examples=len(validation), shared=shared))
     else:
@@ -139,7 +149,7 @@ def divide(
     return prepared, validation
 
 
-def _basis(framing: Framing, examples: ExampleSet, validation: ExampleSet | None, plan: Plan) -> dict[str, Any]:
+def _basis(framing: Framing, examples: ItemSet[Item], validation: ItemSet[Item] | None, plan: Plan) -> dict[str, Any]:
     """Return fingerprints of everything but the base that decides the numbers of a run."""
     basis: dict[str, Any] = {
         "framing": framing.basis(),
@@ -166,8 +176,8 @@ def _note_other_base(start: Path, files: ModelFiles, reporter: Reporter) -> None
         reporter.say(say("training.inputs.init_from_other_base", folder=start, differences="\n  ".join(changed)))
 
 
-def _check_end_of_turn(framing: Framing, prepared: Prepared) -> None:
+def _check_end_of_turn(framing: Framing, prepared: ItemSet[Item]) -> None:
     """Raise DataError unless the examples teach the model to end its turn."""
-    looked_at = [prepared[k] for k in range(min(len(prepared), 1000))]
+    looked_at = examples_in(prepared[k] for k in range(min(len(prepared), 1000)))
     if not any(e.input_ids[span.stop - 1] == framing.end_of_turn for e in looked_at for span in e.spans):
         raise DataError("training.inputs.end_of_turn_never_learned")

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
+from weitune.data.preference.values import Item
 from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import ModelError
 from weitune.forecast.memory_estimate import MemoryEstimate, PassSize
@@ -76,10 +78,10 @@ class PreparedRun:
         previewed = (inputs.examples[k] for k in range(min(len(inputs.examples), _PREVIEWED)))
         preview = [
             ExamplePreview(
-                str(example.origin),
-                [(part.text, part.kind) for part in preview_parts(example, inputs.tokenizer, inputs.framing)],
+                place, [(part.text, part.kind) for part in preview_parts(example, inputs.tokenizer, inputs.framing)]
             )
-            for example in previewed
+            for item in previewed
+            for place, example in _placed(item)
         ]
         validation = None if held is None else ValidationSize(len(held), int(held.supervised.sum()))
         return DataRecord(inputs.prepared.report, preview, validation)
@@ -165,6 +167,20 @@ def _load(
         session.reporter.say(line)
     session.reporter.say(str(count_parameters(trainable.trained.model)))
     return trainable
+
+
+def _placed(item: Item) -> list[tuple[str, Example]]:
+    """Return the place of an example, or of each answer of a group with the verdict on it."""
+    if isinstance(item, Example):
+        return [(str(item.origin), item)]
+    if len(item.answers) > 1:
+        verdicts = say("training.prepared_run.chosen"), say("training.prepared_run.rejected")
+    else:
+        verdicts = say("training.prepared_run.liked"), say("training.prepared_run.disliked")
+    return [
+        (f"{item.origin}, {verdicts[not liked]}", answer)
+        for answer, liked in zip(item.answers, item.liked, strict=True)
+    ]
 
 
 def _check_stops(loaded: LoadedModel, framing: Framing, reporter: Reporter) -> None:

@@ -154,7 +154,7 @@ def _largest(
         tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
         return PassSize(tokens, tokens, recipe.tokens.max_length), None
     workload = Workload.lay_out(
-        inputs.examples, inputs.plan, meta.capabilities.layout, MOST_TOKENS, processes=processes
+        inputs.examples, inputs.plan, inputs.layout(meta.capabilities), MOST_TOKENS, processes=processes
     )
     return replace(workload.largest, longest=inputs.longest), workload
 

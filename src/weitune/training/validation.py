@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.preference.values import Item
+from weitune.data.prepare.holdout import ItemSet
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import answer_samples
@@ -35,7 +36,12 @@ class Validator:
     """Evaluates the model of a loop on examples that it does not learn from."""
 
     def __init__(
-        self, loop: Loop, examples: ExampleSet, engine: Engine | None, questions: Sequence[Question], sample_tokens: int
+        self,
+        loop: Loop,
+        examples: ItemSet[Item],
+        engine: Engine | None,
+        questions: Sequence[Question],
+        sample_tokens: int,
     ) -> None:
         """Measure on ``examples`` and, with an ``engine`` (the main process has one), answer ``questions``."""
         self._loop, self._engine, self._questions, self._sample_tokens = loop, engine, questions, sample_tokens

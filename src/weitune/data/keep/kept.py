@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weitune.data.conversation import Alternatives, Example, Span
-from weitune.data.prepare.holdout import ExampleSet
+from weitune.data.preference.values import Item
+from weitune.data.prepare.holdout import ItemSet
 
 
 class KeptExamples:
@@ -98,7 +99,7 @@ def _alternatives(arrays: dict[str, npt.NDArray[np.float64]], learned: int) -> l
 class JoinedExamples:
     """A run's own examples, and after them the kept ones."""
 
-    def __init__(self, own: ExampleSet, kept: KeptExamples) -> None:
+    def __init__(self, own: ItemSet[Item], kept: KeptExamples) -> None:
         self._own, self._kept = own, kept
         self.lengths: npt.NDArray[np.int32] = np.concatenate([own.lengths, kept.lengths])
         self.supervised: npt.NDArray[np.int32] = np.concatenate([own.supervised, kept.supervised])
@@ -106,7 +107,7 @@ class JoinedExamples:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, i: int) -> Example:
+    def __getitem__(self, i: int) -> Item:
         return self._own[i] if i < len(self._own) else self._kept[i - len(self._own)]
 
     def digest(self) -> str:
