@@ -101,26 +101,28 @@ def preview_command(
     return 2 if all(item.problems for item in items) else 0
 
 
-@command.command("convert", short_help="Write any format as clean messages.")
+@command.command("convert", short_help="Write any format as clean lists of messages.")
 @reading_options("system", "columns", "format", "encoding")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to write; standard output if not given.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str, force: bool, **options: Any) -> None:
-    """Write data of any accepted format as clean `messages` JSON Lines."""
+    """Write data of any accepted format as clean JSON Lines.
+
+    Conversations become `messages`; answers that were compared `prompt`, `chosen` and `rejected`; judged ones `prompt`,
+    `completion` and `label`. All of these are lists of messages.
+    """
     import sys
     from pathlib import Path
 
     from weitune.cli.shared.terminal import console
+    from weitune.data.formats.kinds import ANY_KIND
     from weitune.data.prepare.recipe_reader import recipe_reader
-    from weitune.data.read.conversations import read_conversations
+    from weitune.data.read.conversations import read_rows
     from weitune.data.show.convert import write_file, write_rows
 
     recipe = recipe_of(files, recipe_file, options)
-    conversations = read_conversations(recipe_reader(recipe), recipe.system)
-    if output == "-":
-        rows = write_rows(conversations, sys.stdout)
-    else:
-        rows = write_file(conversations, Path(output), force=force)
+    read = read_rows(recipe_reader(recipe, kinds=ANY_KIND), recipe.system)
+    rows = write_rows(read, sys.stdout) if output == "-" else write_file(read, Path(output), force=force)
     done = say("cli.data.rows", rows=rows) if output == "-" else say("cli.data.rows_written", rows=rows, file=output)
     console().print(done, markup=False)
 

@@ -80,7 +80,7 @@ class Fields:
         if value is _ABSENT:
             if default is not None:
                 return default
-            self._missing(holder, key, "data.fields.string", where)
+            self.missing(holder, key, "data.fields.string", where)
         elif value is None:
             self.fault("data.fields.null_field", field=where + key)
         else:
@@ -98,7 +98,7 @@ class Fields:
         if isinstance(value, list) and value:
             return value
         if value is _ABSENT:
-            self._missing(holder, key, "data.fields.list_of_messages", "")
+            self.missing(holder, key, "data.fields.list_of_messages")
         elif value is None:
             self.fault("data.fields.null_messages", field=key)
         elif value == []:
@@ -107,7 +107,8 @@ class Fields:
             self.fault("data.fields.not_a_list_of_messages", field=key, value=shown(value))
         return ()
 
-    def _missing(self, holder: Mapping[str, Any], key: str, what: str, where: str) -> None:
+    def missing(self, holder: Mapping[str, Any], key: str, what: str, where: str = "") -> None:
+        """Note the fault that ``holder`` has no field ``key``, or one whose name only looks like it."""
         name = where + key
         lookalike = next((other for other in holder if _visible(other).casefold() == key.casefold()), None)
         if lookalike is None:

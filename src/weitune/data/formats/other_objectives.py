@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from weitune.data.conversation import Origin
 from weitune.data.formats.fields import Fields, is_empty
 from weitune.data.formats.kinds import COMPARED, Kind, compared_fields, verdict_field
-from weitune.data.problems import shown, shown_name
+from weitune.data.problems import Problem, data_problem, shown, shown_name
 from weitune.messages import say
 
 _KINDS: Mapping[Kind, str] = {
@@ -51,14 +52,29 @@ def refuse_other_objectives(
             fields.fault("data.other_objectives.unknown_names", field=name, name=shown_name(name))
 
 
-def refuse_mixed_kinds(
-    fields: Fields, row: Mapping[str, Any], columns: frozenset[str], kind: Kind, of_file: Kind, first_row: int
-) -> None:
-    """Note the fault that ``row`` is of another ``kind`` than the rows of its file from ``first_row`` on."""
+def mixed_kinds(
+    row: Mapping[str, Any],
+    origin: Origin,
+    columns: frozenset[str],
+    kind: Kind,
+    of_file: Kind,
+    first: Origin,
+    *,
+    first_too: bool,
+) -> list[Problem]:
+    """Return the problem that ``row`` is of another ``kind`` than the rows of its file from the ``first`` on.
+
+    If ``first_too``, rows of both kinds could be read, so that the first one may as well be the wrong one.
+    """
     name = verdict_field(row, columns) if kind == "judged" else next(iter(compared_fields(row)), None)
     found = say(_WITH_NAME[kind], name=shown_name(name)) if name is not None else say(_KINDS[kind])
-    values = {"expected": say(_KINDS[of_file]), "first": first_row, "found": found}
-    fields.fault("data.other_objectives.mixed_kinds", field=name or "", **values)
+    expected = say(_KINDS[of_file])
+    values: dict[str, Any] = {"expected": expected, "first": first.row, "found": found}
+    problems = [data_problem("data.other_objectives.mixed_kinds", field=name or "", **values).at(origin)]
+    if first_too:
+        values = {"expected": say(_KINDS[kind]), "first": origin.row, "found": expected}
+        problems.append(data_problem("data.other_objectives.mixed_kinds", **values).at(first))
+    return problems
 
 
 def _refuse_kind(

@@ -16,7 +16,7 @@ from weitune.data.conversation import Conversation, Origin
 from weitune.data.formats.dialogues import FORMATS, Reading, join_system_prompts, read_dialogue, recognise
 from weitune.data.formats.fields import Fields, Notes
 from weitune.data.formats.kinds import ANY_KIND, CONVERSATIONS, Kind, kind_of
-from weitune.data.formats.other_objectives import refuse_mixed_kinds, refuse_other_objectives
+from weitune.data.formats.other_objectives import mixed_kinds, refuse_other_objectives
 from weitune.data.formats.preferences.compared import read_pair
 from weitune.data.formats.preferences.judged import read_judged
 from weitune.data.preference.values import Judged, Pair
@@ -61,8 +61,9 @@ class RowReader:
     kind: Kind | None = None
     notes: Notes = field(default_factory=Notes)
     _columns: frozenset[str] = frozenset()
-    _first_row: int = 0
+    _first: Origin | None = None
     """The row that determined the kind."""
+    _is_mixed: bool = False
 
     def __post_init__(self) -> None:
         self.format = "columns" if self.options.columns is not None else self.options.format
@@ -86,11 +87,12 @@ class RowReader:
     def _read(self, fields: Fields, row: Mapping[str, Any], origin: Origin) -> Row | None:
         """Return what is in ``row``, or None after noting a fault."""
         kind = kind_of(row, self._columns, self.kind)
-        if self.kind is not None and kind != self.kind:
-            refuse_mixed_kinds(fields, row, self._columns, kind, self.kind, self._first_row)
-        else:
-            wanted = self.options.kinds if self.format is not None else ANY_KIND
-            refuse_other_objectives(fields, row, self._columns, kind, wanted)
+        wanted = self.options.kinds if self.format is not None else ANY_KIND
+        if self.kind is not None and self._first is not None and kind != self.kind:
+            first_too = kind in wanted and not self._is_mixed
+            self._is_mixed = True
+            raise FaultyRow(*mixed_kinds(row, origin, self._columns, kind, self.kind, self._first, first_too=first_too))
+        refuse_other_objectives(fields, row, self._columns, kind, wanted)
         if fields.faults:  # further faults would only be consequences of these
             return None
         if self.format is None:
@@ -98,7 +100,7 @@ class RowReader:
             fields.fault("data.parse.unknown_format" if names else "data.parse.empty_row", field="", names=names)
             return None
         if self.kind is None:
-            self.kind, self._first_row = kind, origin.row
+            self.kind, self._first = kind, origin
         reading = Reading(self.options.joiner, self.options.columns or {})
         if kind == "pairs":
             return read_pair(fields, row, self.format, reading, origin)

@@ -1,6 +1,10 @@
-"""Write conversations as ``messages`` JSON Lines, and pairs as ``prompt``, ``chosen`` and ``rejected`` messages.
+"""Write rows as JSON Lines in the formats that every tool reads:
 
-Every tool reads these formats. Reading the file again gives equal values, except for their origins.
+    {"messages": […]}                                     a conversation
+    {"prompt": […], "chosen": […], "rejected": […]}       a pair
+    {"prompt": […], "completion": […], "label": true}     an answer that was liked, or not
+
+Reading the file again gives equal values, except for their origins.
 """
 
 from __future__ import annotations
@@ -11,43 +15,44 @@ from pathlib import Path
 from typing import IO, Any
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.preference.values import Pair
+from weitune.data.formats.parse import Row
+from weitune.data.preference.values import Judged
 from weitune.errors import InputError
 from weitune.files.publish import file_written_aside
 
 
+def to_row(row: Row) -> dict[str, Any]:
+    """Return the fields of ``row``, with lists of messages; absent parts and weights of 1 are left out."""
+    if isinstance(row, Conversation):
+        return to_messages(row)
+    fields: dict[str, Any] = {"prompt": list(map(_message, row.prompt.turns))}
+    if isinstance(row, Judged):
+        fields |= {"completion": list(map(_message, row.answer)), "label": row.liked}
+    else:
+        fields |= {"chosen": list(map(_message, row.chosen)), "rejected": list(map(_message, row.rejected))}
+    return fields | _tools(row.prompt)
+
+
 def to_messages(conversation: Conversation) -> dict[str, Any]:
-    """Return ``conversation`` as one row of OpenAI's format; absent parts and weights of 1 are left out."""
-    row: dict[str, Any] = {"messages": [_message(turn) for turn in conversation.turns]}
-    if conversation.tools:
-        row["tools"] = list(conversation.tools)
-    return row
+    """Return ``conversation`` as one row of OpenAI's format."""
+    return {"messages": list(map(_message, conversation.turns))} | _tools(conversation)
 
 
-def to_compared_messages(pair: Pair) -> dict[str, Any]:
-    """Return ``pair`` as one row of lists of messages; absent parts are left out."""
-    row: dict[str, Any] = {
-        "prompt": [_message(turn) for turn in pair.prompt.turns],
-        "chosen": [_message(turn) for turn in pair.chosen],
-        "rejected": [_message(turn) for turn in pair.rejected],
-    }
-    if pair.prompt.tools:
-        row["tools"] = list(pair.prompt.tools)
-    return row
+def _tools(conversation: Conversation) -> dict[str, Any]:
+    return {"tools": list(conversation.tools)} if conversation.tools else {}
 
 
-def write_rows(items: Iterable[Conversation | Pair], stream: IO[str]) -> int:
+def write_rows(rows: Iterable[Row], stream: IO[str]) -> int:
     """Write one row a line and return the number of rows.
 
     If the stream's encoding is not UTF-8 (a terminal, a pipe), characters beyond ASCII become JSON escapes.
     """
-    rows = 0
+    count = 0
     escaped = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    for item in items:
-        row = to_compared_messages(item) if isinstance(item, Pair) else to_messages(item)
-        stream.write(json.dumps(row, ensure_ascii=escaped) + "\n")
-        rows += 1
-    return rows
+    for row in rows:
+        stream.write(json.dumps(to_row(row), ensure_ascii=escaped) + "\n")
+        count += 1
+    return count
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -56,7 +61,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise InputError("data.convert.exists", path=path)
 
 
-def write_file(items: Iterable[Conversation | Pair], path: Path, *, force: bool = False) -> int:
+def write_file(rows: Iterable[Row], path: Path, *, force: bool = False) -> int:
     """Write the file ``path``, whole or not at all, and return its number of rows.
 
     Raises InputError if it exists (unless ``force``) or cannot be written, and whatever reading raises.
@@ -64,7 +69,7 @@ def write_file(items: Iterable[Conversation | Pair], path: Path, *, force: bool 
     refuse_existing(path, force=force)
     try:
         with file_written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
-            return write_rows(items, stream)
+            return write_rows(rows, stream)
     except OSError as error:
         raise InputError("data.convert.cannot_write", path=path, strerror=error.strerror) from error
 

@@ -150,22 +150,24 @@ def _side(fields: Fields, row: Mapping[str, Any], name: str, transcripts: str | 
 
     If the texts of the row are ``transcripts``, these begin with that string.
     """
-    value = row.get(name)
-    if as_json:
-        value = fields.json(value, "data.fields.list_of_messages", name)
-    if value is UNREADABLE:
+    if name not in row:
+        fields.missing(row, name, "data.compared.answer")
         return ()
+    value = fields.json(row[name], "data.fields.list_of_messages", name) if as_json else row[name]
     if isinstance(value, dict):
         return tuple(read_message(fields, value, name))
     if isinstance(value, list):
         return read_messages(fields, fields.messages({name: value}, name), name)
-    text = fields.text(row, name)
+    return () if value is UNREADABLE else _text(fields, fields.text(row, name), name, transcripts)
+
+
+def _text(fields: Fields, text: str, name: str, transcripts: str | None) -> Turns:
     if transcripts is None:
         return (answer(fields, text, name),)
     if is_transcript(transcripts + text):
         return read_transcript(fields, transcripts + text, name)
-    if isinstance(value, str):
-        fields.fault("data.compared.no_prompt", field=name, value=shown(value))
+    if not fields.faults:
+        fields.fault("data.compared.no_prompt", field=name, value=shown(text))
     return ()
 
 
