@@ -53,11 +53,13 @@ _MESSAGES_AS_JSON = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["'
 class Opening(NamedTuple):
     """What a row has before its answer, and where that is.
 
-    If ``answer`` is None, the answer is the last of ``turns``. ``known`` are the fields that may be read.
+    The last of ``turns`` is in the field ``place``. If ``answer`` is None, the answer is there too. ``known`` are the
+    fields that may be read.
     """
 
     turns: Turns
     tools: Tools
+    place: str
     known: frozenset[str]
     answer: str | None = None
     as_json: bool = False
@@ -155,7 +157,7 @@ def _alpaca(fields: Fields, row: Mapping[str, Any], reading: Reading) -> Opening
     if more := fields.text(row, "input", default=""):
         question = f"{question}{reading.joiner}{more}" if question else more
     turns = (*system_turns(fields, row), *read_history(fields, row.get("history")), Turn("user", question))
-    return Opening(turns, (), _ALPACA_KEYS, "output")
+    return Opening(turns, (), "instruction", _ALPACA_KEYS, "output")
 
 
 def _messages(fields: Fields, row: Mapping[str, Any], _reading: Reading, *, names: Sequence[str]) -> Opening:
@@ -163,7 +165,7 @@ def _messages(fields: Fields, row: Mapping[str, Any], _reading: Reading, *, name
     items = fields.messages(row, key)
     pair = pair_keys(items)
     turns = read_messages(fields, items, key) if pair is None else read_pairs(fields, items, pair, key)
-    return Opening((*system_turns(fields, row), *turns), read_tools(fields, row), _COMMON_KEYS | {key})
+    return Opening((*system_turns(fields, row), *turns), read_tools(fields, row), key, _COMMON_KEYS | {key})
 
 
 def _prompt_completion(fields: Fields, row: Mapping[str, Any], reading: Reading) -> Opening:
@@ -176,7 +178,7 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], reading: Reading)
         turns += _listed(fields, row, question, turns, as_json=as_json)
     else:
         turns += (Turn("user", fields.text(row, question)),)
-    return Opening(turns, read_tools(fields, row), known, answered, as_json)
+    return Opening(turns, read_tools(fields, row), question, known, answered, as_json)
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -200,22 +202,25 @@ def _columns(fields: Fields, row: Mapping[str, Any], reading: Reading) -> Openin
     columns = reading.columns
     system = fields.text(row, columns["system"]) if "system" in columns else ""
     turns = (*((Turn("system", system),) if system else ()), Turn("user", fields.text(row, columns["user"])))
-    return Opening(turns, (), frozenset(columns.values()), columns["assistant"])
+    return Opening(turns, (), columns["user"], frozenset(columns.values()), columns["assistant"])
 
 
 def _preferred_output(fields: Fields, row: Mapping[str, Any], _reading: Reading) -> Opening:
+    place, known = "input.messages", frozenset({"input"})
     holder = fields.json(row.get("input"), "data.dialogues.openai_input", "input")
-    if not isinstance(holder, dict):
-        if holder is not UNREADABLE:
-            fields.fault("data.dialogues.no_openai_input", field="input", value=shown(holder))
-        return Opening((), (), frozenset({"input"}))
-    fields.count_unread(holder, _OPENAI_KEYS, "input.")
-    turns = read_messages(fields, fields.messages(holder, "messages"), "input.messages")
-    return Opening(turns, read_tools(fields, holder), frozenset({"input"}))
+    if isinstance(holder, dict):
+        fields.count_unread(holder, _OPENAI_KEYS, "input.")
+        turns = read_messages(fields, fields.messages(holder, "messages", "input."), place)
+        return Opening(turns, read_tools(fields, holder), place, known)
+    if "input" not in row:
+        fields.missing(row, "input", "data.dialogues.openai_input")
+    elif holder is not UNREADABLE:
+        fields.fault("data.dialogues.no_openai_input", field="input", value=shown(holder))
+    return Opening((), (), place, known)
 
 
 def _nothing(_fields: Fields, _row: Mapping[str, Any], _reading: Reading) -> Opening:
-    return Opening((), (), _COMMON_KEYS)
+    return Opening((), (), "prompt", _COMMON_KEYS)
 
 
 _READERS: dict[str, Callable[[Fields, Mapping[str, Any], Reading], Opening]] = {

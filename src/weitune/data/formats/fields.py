@@ -90,21 +90,21 @@ class Fields:
     def optional_text(self, holder: Mapping[str, Any], key: str, where: str = "") -> str | None:
         return None if holder.get(key) is None else self.text(holder, key, where)
 
-    def messages(self, holder: Mapping[str, Any], key: str) -> Sequence[Any]:
+    def messages(self, holder: Mapping[str, Any], key: str, where: str = "") -> Sequence[Any]:
         """Return the list of messages under ``key``, which may be JSON in a string but not empty."""
         value = holder.get(key, _ABSENT)
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-            value = self.json(value, "data.fields.list_of_messages", key)
+            value = self.json(value, "data.fields.list_of_messages", where + key)
         if isinstance(value, list) and value:
             return value
         if value is _ABSENT:
-            self.missing(holder, key, "data.fields.list_of_messages")
+            self.missing(holder, key, "data.fields.list_of_messages", where)
         elif value is None:
-            self.fault("data.fields.null_messages", field=key)
+            self.fault("data.fields.null_messages", field=where + key)
         elif value == []:
-            self.fault("data.fields.empty_conversation", field=key)
+            self.fault("data.fields.empty_conversation", field=where + key)
         elif value is not UNREADABLE:
-            self.fault("data.fields.not_a_list_of_messages", field=key, value=shown(value))
+            self.fault("data.fields.not_a_list_of_messages", field=where + key, value=shown(value))
         return ()
 
     def missing(self, holder: Mapping[str, Any], key: str, what: str, where: str = "") -> None:

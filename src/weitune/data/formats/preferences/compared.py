@@ -12,7 +12,7 @@ Answers may be JSON in strings if both are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from weitune.data.conversation import Conversation, Origin
@@ -43,11 +43,11 @@ _KEYS_OF_DIALOGUES = frozenset({"system", "tools", "functions", _PROMPT})
 
 
 class _Divided(NamedTuple):
-    """A pair's turns, before they are checked."""
+    """A pair's turns, before they are checked, and the fields that they are in."""
 
-    prompt: Turns
-    chosen: Turns
-    rejected: Turns
+    turns: tuple[Turns, Turns, Turns]
+    """Prompt, chosen answer and rejected one."""
+    places: tuple[str, ...]
     tools: Tools
 
 
@@ -56,28 +56,28 @@ def read_pair(fields: Fields, row: Mapping[str, Any], form: str, reading: Readin
     names = side_names(row)
     if isinstance(row.get(TWO_ANSWERS), list) and set(names).isdisjoint(row):
         divided = _two_outputs(fields, row, form, reading)
-        names = f"{TWO_ANSWERS}[0]", f"{TWO_ANSWERS}[1]"
     else:
         divided = _divided(fields, row, form, reading._replace(answers=names))
-    prompt, chosen, rejected, tools = divided
+    prompt, chosen, rejected = divided.turns
     if not fields.faults:
-        check_prompt(fields, prompt, _PROMPT)
-        check_answer(fields, chosen, names[0])
-        check_answer(fields, rejected, names[1])
-    asked = Conversation(join_system_prompts(fields, context(prompt)), tools, origin)
-    return Pair(asked, chosen, rejected)
+        check_prompt(fields, prompt, divided.places[0])
+        check_answer(fields, chosen, divided.places[1])
+        check_answer(fields, rejected, divided.places[2])
+    return Pair(Conversation(join_system_prompts(fields, context(prompt)), divided.tools, origin), chosen, rejected)
 
 
 def _two_outputs(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading) -> _Divided:
     opening = read_opening(fields, row, form, reading)
     fields.count_unread(row, opening.known)
-    texts = row[TWO_ANSWERS]
-    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    texts, places = row[TWO_ANSWERS], (f"{TWO_ANSWERS}[0]", f"{TWO_ANSWERS}[1]")
+    chosen: Turns = ()
+    rejected: Turns = ()
+    if len(texts) == 2 and all(isinstance(text, str) for text in texts):
+        checked = (fields.checked(text, place) for text, place in zip(texts, places, strict=True))
+        chosen, rejected = ((answer(fields, text, TWO_ANSWERS),) for text in checked)
+    else:
         fields.fault("data.compared.not_two_texts", field=TWO_ANSWERS, value=shown(texts))
-        return _Divided((), (), (), ())
-    places = [f"{TWO_ANSWERS}[{i}]" for i in range(2)]
-    chosen, rejected = ((answer(fields, fields.checked(text, at), at),) for text, at in zip(texts, places, strict=True))
-    return _Divided(opening.turns, chosen, rejected, opening.tools)
+    return _Divided((opening.turns, chosen, rejected), (opening.place, *places), opening.tools)
 
 
 def _divided(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading) -> _Divided:
@@ -92,12 +92,12 @@ def _divided(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading
     whole = _is_dialogue(chosen), _is_dialogue(rejected)
     if all(whole):
         return _from_dialogues(fields, row, (chosen, rejected), reading.answers, lead)
-    if any(whole):
+    if any(whole) and not fields.faults:
         names = reading.answers if whole[0] else reading.answers[::-1]
         fields.fault("data.compared.only_one_is_whole", field=names[0], whole=names[0], other=names[1])
     opening = read_opening(fields, row, form, reading)
     fields.count_unread(row, opening.known.union(reading.answers))
-    return _Divided(opening.turns, chosen, rejected, opening.tools)
+    return _Divided((opening.turns, chosen, rejected), (opening.place, *reading.answers), opening.tools)
 
 
 def _with_own_answer(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading) -> _Divided:
@@ -112,13 +112,15 @@ def _with_own_answer(fields: Fields, row: Mapping[str, Any], form: str, reading:
     if _is_dialogue(rejected):
         turns, rejected = (join_system_prompts(fields, each) for each in (turns, system_turns(fields, row) + rejected))
         at = parting(fields, turns, rejected, name)
-        return _Divided(turns[:at], turns[at:], rejected[at:], opening.tools)
-    at = last_answer(turns)
-    return _Divided(turns[:at], turns[at:], rejected, opening.tools)
+        rejected = rejected[at:]
+    else:
+        at = last_answer(turns)
+    places = opening.place, opening.answer or opening.place, name
+    return _Divided((turns[:at], turns[at:], rejected), places, opening.tools)
 
 
 def _from_dialogues(
-    fields: Fields, row: Mapping[str, Any], sides: Sequence[Turns], names: Sequence[str], lead: str | None
+    fields: Fields, row: Mapping[str, Any], sides: tuple[Turns, Turns], names: tuple[str, ...], lead: str | None
 ) -> _Divided:
     """Return the pair in two whole dialogues, of which the prompt may be given a second time."""
     fields.count_unread(row, _KEYS_OF_DIALOGUES.union(names))
@@ -127,7 +129,8 @@ def _from_dialogues(
     at = 0 if fields.faults else parting(fields, chosen, rejected, names[1])
     if lead is None and not fields.faults:
         _check_repeated_prompt(fields, row, chosen[:at])
-    return _Divided(chosen[:at], chosen[at:], rejected[at:], read_tools(fields, row))
+    places = names[0], *names
+    return _Divided((chosen[:at], chosen[at:], rejected[at:]), places, read_tools(fields, row))
 
 
 def _check_repeated_prompt(fields: Fields, row: Mapping[str, Any], prompt: Turns) -> None:
