@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weitune.data.formats.fields import Notes
+from weitune.data.formats.kinds import Kind
 from weitune.data.problems import shown_name
 from weitune.data.read.conversations import SourceReport
 from weitune.data.read.source import blank_reason
@@ -23,6 +24,12 @@ from weitune.files.json_files import record_from
 from weitune.messages import say
 
 Unit = Literal["tokens", "characters"]
+_SOURCE_LINES: Mapping[Kind, str] = {
+    "conversations": "data.report.source",
+    "pairs": "data.report.source_of_pairs",
+    "judged": "data.report.source_of_judged",
+}
+"""Message ids, by the kind of a source's rows."""
 _NAMED = 8
 """Unused fields that a line names."""
 _PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 100)
@@ -210,7 +217,9 @@ class DataReport:
 def _source(tree: Mapping[str, Any]) -> SourceReport:
     unused, remarks = (Counter(tree.get(key, {})) for key in ("unused_fields", "remarks"))
     notes = Notes(unused, tree.get("null_fields_removed", 0), remarks)
-    values = {key: tree[key] for key in ("name", "kind", "encoding", "compression", "format", "rows") if key in tree}
+    values = {
+        key: tree[key] for key in ("name", "kind", "encoding", "compression", "format", "rows", "holds") if key in tree
+    }
     return SourceReport(**{"kind": "", **values}, notes=notes)
 
 
@@ -225,7 +234,7 @@ def _spread(values: npt.NDArray[np.int32]) -> dict[str, float]:
 def _source_line(source: SourceReport) -> str:
     how = [source.format or say("data.report.unknown_format"), source.encoding, source.compression]
     name, facts = shown_name(source.name), ", ".join(filter(None, how))
-    parts = [say("data.report.source", name=name, count=source.rows, facts=facts)]
+    parts = [say(_SOURCE_LINES[source.holds or "conversations"], name=name, count=source.rows, facts=facts)]
     if source.notes.unused:
         fields = sorted(source.notes.unused.items())
         named = ", ".join(f"{shown_name(name)} ({count:,})" for name, count in fields[:_NAMED])

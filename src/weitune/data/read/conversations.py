@@ -10,7 +10,7 @@ from typing import Any
 from weitune.data.conversation import Conversation
 from weitune.data.formats.containers import RowCriteria
 from weitune.data.formats.fields import Notes
-from weitune.data.formats.kinds import ANY_KIND, Kind
+from weitune.data.formats.kinds import ANY_KIND, PREFERENCES, Kind
 from weitune.data.formats.parse import Options, Row, RowReader
 from weitune.data.preference.values import Judged, Pair
 from weitune.data.problems import FaultyRow, Problem, Problems
@@ -40,10 +40,12 @@ class SourceReport:
     notes: Notes = field(default_factory=Notes)
 
     def to_json(self) -> dict[str, Any]:
-        facts = {
-            key: getattr(self, key) for key in ("name", "kind", "encoding", "compression", "format", "holds", "rows")
+        facts = {key: getattr(self, key) for key in ("name", "kind", "encoding", "compression", "format", "rows")}
+        optional = {
+            "holds": self.holds if self.holds in PREFERENCES else None,
+            "null_fields_removed": self.notes.null_fields,
+            "remarks": dict(self.notes.remarks),
         }
-        optional = {"null_fields_removed": self.notes.null_fields, "remarks": dict(self.notes.remarks)}
         given = {key: value for key, value in optional.items() if value}
         return {**facts, "unused_fields": dict(self.notes.unused), **given}
 
