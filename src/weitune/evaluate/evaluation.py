@@ -67,6 +67,22 @@ class Memorised:
 
 
 @dataclass(frozen=True, slots=True)
+class PairScores:
+    """How a model sees chosen and rejected answers (:mod:`.pairs`); None where there is nothing to compare."""
+
+    pairs: int
+    preferred: float | None
+    """Share of pairs whose chosen answer is likelier, per token."""
+    gained: float | None
+    """Share of pairs whose chosen answer gained more over the base than the rejected one; None for the base."""
+    chosen: float | None
+    """Mean log-probability of a token of a chosen answer, in nats."""
+    rejected: float | None
+    interval: tuple[float, float] | None = None
+    """The 95 % interval of ``preferred``."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelScores:
     """The results of one model: ``base``, ``last``, ``best`` or ``step N``."""
 
@@ -79,6 +95,8 @@ class ModelScores:
     scores: Scores | None = None
     general: GeneralScores | None = None
     memorised: Memorised | None = None
+    pairs: PairScores | None = None
+    """None for a run that did not learn from preferences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +206,9 @@ def _model(tree: Mapping[str, Any]) -> ModelScores:
     scores = record_from(Scores, _with_intervals(tree["scores"])) if tree.get("scores") else None
     general = record_from(GeneralScores, _with_changes(tree["general"])) if tree.get("general") else None
     memorised = record_from(Memorised, tree["memorised"]) if tree.get("memorised") else None
-    return record_from(ModelScores, {**tree, "scores": scores, "general": general, "memorised": memorised})
+    pairs = record_from(PairScores, _with_interval(tree["pairs"])) if tree.get("pairs") else None
+    values = {"scores": scores, "general": general, "memorised": memorised, "pairs": pairs}
+    return record_from(ModelScores, {**tree, **values})
 
 
 def _gate(tree: Mapping[str, Any]) -> Gate:
@@ -197,6 +217,10 @@ def _gate(tree: Mapping[str, Any]) -> Gate:
 
 def _with_intervals(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tree, "intervals": {name: tuple(ends) for name, ends in tree.get("intervals", {}).items()}}
+
+
+def _with_interval(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**tree, "interval": tuple(tree["interval"]) if tree.get("interval") else None}
 
 
 def _with_changes(tree: Mapping[str, Any]) -> Mapping[str, Any]:

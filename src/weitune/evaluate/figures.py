@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weitune.evaluate.evaluation import GateCheck, GeneralScores, ModelScores, Scores
+from weitune.evaluate.evaluation import GateCheck, GeneralScores, ModelScores, PairScores, Scores
 from weitune.evaluate.intervals import Change
 from weitune.messages import say
 
@@ -30,6 +30,9 @@ def figures(models: Sequence[ModelScores]) -> list[list[str]]:
         [say("evaluate.figures.loss"), *(_number(model.loss) for model in models)],
         [say("evaluate.figures.perplexity"), *(_number(model.perplexity) for model in models)],
     ]
+    pairs = [model.pairs for model in models if model.pairs]
+    if len(pairs) == len(models):
+        rows += _pair_rows(pairs)
     if any(model.scores for model in models):
         rows += [[name, *(_measure(model.scores, field) for model in models)] for field, name in measures().items()]
     general = [model.general for model in models if model.general]
@@ -49,6 +52,21 @@ def described(check: GateCheck) -> str:
     if check.language is not None:
         return say("evaluate.figures.gate_general", language=check.language, **values)
     return say("evaluate.figures.gate_share", measure=measures()[check.measure], **values)
+
+
+def _pair_rows(models: Sequence[PairScores]) -> list[list[str]]:
+    return [
+        [say("evaluate.figures.pairs_preferred"), *(_share(model.preferred, model.interval) for model in models)],
+        [say("evaluate.figures.pairs_gained"), *(_share(model.gained) for model in models)],
+        [say("evaluate.figures.pairs_chosen"), *(_number(model.chosen) for model in models)],
+        [say("evaluate.figures.pairs_rejected"), *(_number(model.rejected) for model in models)],
+    ]
+
+
+def _share(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0%}" if interval is None else f"{value:.0%} ({interval[0]:.0%}–{interval[1]:.0%})"
 
 
 def _right(scores: GeneralScores, language: str) -> str:

@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weitune.data.conversation import Turn
-from weitune.data.prepare.holdout import ExampleSet, hold_out
-from weitune.data.prepare.prepare import prepare
+from weitune.data.conversation import Example, Turn
+from weitune.data.layout import of_groups
+from weitune.data.preference.values import Group, Item
+from weitune.data.prepare.holdout import ItemSet, hold_out
+from weitune.data.prepare.prepare import prepare_items
 from weitune.errors import InputError, RunError
+from weitune.evaluate.answers import measure_answers
 from weitune.evaluate.evaluation import (
     AnsweredGeneralQuestion,
     AnsweredQuestion,
@@ -32,6 +35,7 @@ from weitune.evaluate.general import GeneralQuestion, general_questions, right_b
 from weitune.evaluate.intervals import paired_change
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.metrics import score
+from weitune.evaluate.pairs import Sums, score_pairs
 from weitune.evaluate.questions import Question, first_questions, questions_in, rows_of
 from weitune.generate.engine import Engine
 from weitune.generate.run import Run
@@ -54,10 +58,24 @@ class EvaluationSet:
     """What models are evaluated on: examples for the loss, and questions to answer."""
 
     name: str
-    examples: ExampleSet
+    examples: Sequence[Example]
     questions: Sequence[Question]
     learned: Sequence[Question] = ()
     """Questions of the training data, to find answers that were learned by heart."""
+    groups: Sequence[Group] = ()
+    """Of preferences; the ``examples`` are then their liked answers."""
+
+    @classmethod
+    def of_items(
+        cls, name: str, items: ItemSet[Item], questions: Sequence[Question], learned: Sequence[Question]
+    ) -> EvaluationSet:
+        every = [items[i] for i in range(len(items))]
+        groups = [item for item in every if isinstance(item, Group)]
+        liked = [
+            answer for group in groups for answer, is_liked in zip(group.answers, group.liked, strict=True) if is_liked
+        ]
+        examples = [item for item in every if isinstance(item, Example)]
+        return cls(name, examples + liked, questions, learned, groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,8 @@ class _ModelResult:
     answers: list[str]
     general_answers: list[str]
     general_right: dict[str, list[bool]]
+    sums: Sequence[Sums]
+    """Log-probabilities of the answers of each group."""
 
 
 def evaluation_set(
@@ -95,18 +115,18 @@ def evaluation_set(
         raise RunError("evaluate.run_evaluation.no_validation", path=run.path)
     framing = open_framing(run.base_files(), recipe.tokens).framing
     if files:
-        name, examples = ", ".join(files), prepare(recipe, framing, files=files)
+        name, items = ", ".join(files), prepare_items(recipe, framing, files=files)
         questions = questions_in(files, recipe)
         of_run = list(files) == list(recipe.validation_files) and training_rows > 0
-        learned = first_questions(prepare(recipe, framing), recipe.data, recipe, training_rows) if of_run else ()
-        return EvaluationSet(name, examples, questions[:limit], learned)
+        learned = first_questions(prepare_items(recipe, framing), recipe.data, recipe, training_rows) if of_run else ()
+        return EvaluationSet.of_items(name, items, questions[:limit], learned)
     fraction = recipe.validation_fraction
     assert fraction is not None  # noqa: S101  (for mypy)
-    trained, held = hold_out(prepare(recipe, framing), fraction)
+    trained, held = hold_out(prepare_items(recipe, framing), fraction)
     questions = questions_in(recipe.data, recipe, rows_of(held))
     name = say("evaluate.run_evaluation.held_out", fraction=fraction)
     learned = first_questions(trained, recipe.data, recipe, training_rows) if training_rows else ()
-    return EvaluationSet(name, held, questions[:limit], learned)
+    return EvaluationSet.of_items(name, held, questions[:limit], learned)
 
 
 def evaluate(
@@ -119,9 +139,9 @@ def evaluate(
     if bounds is not None and not (options.general and rows.questions):
         raise InputError("evaluate.gate.not_measured")
     general = general_questions() if options.general else []
-    results = [_evaluate_model(run, rows, each, general, options, stage) for each in ("base", *which)]
-    before = results[0].general_right
-    results = [results[0], *(_with_change(result, before) for result in results[1:])]
+    base = _evaluate_model(run, rows, "base", general, options, stage)
+    tuned = [_evaluate_model(run, rows, each, general, options, stage, base.sums) for each in which]
+    results = [base, *(_with_change(result, base.general_right) for result in tuned)]
     models = [result.scores for result in results]
     answers = {result.scores.which: result.answers for result in results}
     general_answers = {result.scores.which: result.general_answers for result in results}
@@ -152,14 +172,20 @@ def _with_change(result: _ModelResult, before: Mapping[str, list[bool]]) -> _Mod
 
 
 def _evaluate_model(
-    run: Run, rows: EvaluationSet, which: Which, general: Sequence[GeneralQuestion], options: Options, stage: Stage
+    run: Run,
+    rows: EvaluationSet,
+    which: Which,
+    general: Sequence[GeneralQuestion],
+    options: Options,
+    stage: Stage,
+    base: Sequence[Sums] | None = None,
 ) -> _ModelResult:
     name = f"step {which}" if isinstance(which, int) else which
     engine = run.engine(which, device=options.device)
-    examples = [rows.examples[i] for i in range(len(rows.examples))]
     plain = [example for question in general for example in engine.framing.examples(question.answered)]
     measure = _Losses(engine)
-    loss = measure(examples, stage(say("evaluate.run_evaluation.loss", name=name)))
+    loss = measure(rows.examples, stage(say("evaluate.run_evaluation.loss", name=name)))
+    sums = measure.answers(rows.groups, stage(say("evaluate.run_evaluation.pairs", name=name))) if rows.groups else []
     general_loss = measure(plain, stage(say("evaluate.run_evaluation.general_loss", name=name))) if plain else None
     answering = stage(say("evaluate.run_evaluation.answers", name=name))
     answers = _answers(engine, rows.questions, options.max_new_tokens, options.batch_size, answering)
@@ -178,8 +204,9 @@ def _evaluate_model(
         scores=score(answers, [question.reference or "" for question in rows.questions]) if answers else None,
         general=GeneralScores(shares(right), general_loss.mean) if general_loss else None,
         memorised=Memorised(len(learned), sum(map(_is_repeated, learned, said))) if learned else None,
+        pairs=score_pairs(rows.groups, sums, base) if rows.groups else None,
     )
-    return _ModelResult(scores, [answer.text for answer in answers], general_answers, right)
+    return _ModelResult(scores, [answer.text for answer in answers], general_answers, right, sums)
 
 
 def _short_enough(engine: Engine, questions: Sequence[Question], max_new_tokens: int) -> list[Question]:
@@ -215,6 +242,12 @@ class _Losses:
         model, capabilities = self._model.model, self._capabilities
         with tree_attention(model, on=capabilities.shares_rows):
             return measure_loss(self._model, examples, capabilities.layout, MICRO_TOKENS, model.device, progress)
+
+    def answers(self, groups: Sequence[Group], progress: Progress) -> list[Sums]:
+        """Return the log-probabilities of the answers of each group."""
+        model, layout = self._model.model, of_groups(self._capabilities.layout)
+        with tree_attention(model, on=self._capabilities.shares_rows):
+            return measure_answers(self._model, groups, layout, MICRO_TOKENS, model.device, progress)
 
 
 def _answers(
