@@ -21,7 +21,6 @@ from weitune.data.prepare.prepare import Prepared, PreparedGroups, prepare_items
 from weitune.data.schedule import Plan
 from weitune.errors import DataError
 from weitune.messages import say
-from weitune.model.capabilities import Capabilities
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.config import read_config
 from weitune.model.load.fingerprint import base_fingerprints, differences
@@ -39,6 +38,8 @@ from weitune.training.resume.resume_checks import Basis
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerFast
+
+    from weitune.model.capabilities import Capabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,12 @@ def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None
 
 
 def _capacity_notes(inputs: RunInputs, meta: MetaModel) -> list[str]:
-    """Return notes on whether the adapter has room for the rows of the recipe, and whether it will repeat them."""
+    """Return notes on whether the adapter has room for the rows of the recipe, and whether it will repeat them.
+
+    Preferences are not learned word by word.
+    """
+    if inputs.recipe.preference:
+        return []
     data, plan, lora = inputs.basis["data"], inputs.plan, inputs.recipe.adapter
     rows, tokens = data["examples"], data["learned tokens"]
     room = [room_note(meta.trainable, lora.r, tokens)] if lora else []
@@ -151,8 +156,9 @@ def _largest(
 ) -> tuple[PassSize, Workload | None]:
     """Return the largest pass, unsplit, and the steps it is part of."""
     if inputs is None:
-        tokens = -(-recipe.train.batch_size // processes) * recipe.tokens.max_length
-        return PassSize(tokens, tokens, recipe.tokens.max_length), None
+        longest = recipe.tokens.max_length * (2 if recipe.preference and recipe.preference.needs_pairs else 1)
+        tokens = -(-recipe.train.batch_size // processes) * longest
+        return PassSize(tokens, tokens, longest), None
     workload = Workload.lay_out(
         inputs.examples, inputs.plan, inputs.layout(meta.capabilities), MOST_TOKENS, processes=processes
     )
