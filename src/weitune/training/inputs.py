@@ -65,6 +65,11 @@ class RunInputs:
         """Tokens of the longest example, or of the largest group: some pass must hold it."""
         return int(self.examples.lengths.max())
 
+    @property
+    def unit(self) -> str:
+        """What steps are made of, in words."""
+        return unit_of(self.recipe)
+
     def examples_of(self, step: int) -> list[Example]:
         """Return the examples of an optimizer step, from 0; of groups, their answers."""
         return examples_in(self.examples[int(i)] for i in self.plan.step(step))
@@ -138,16 +143,23 @@ def divide(
     if recipe.validation_fraction is not None:
         items: ItemSet[Item] = prepared
         learned, held = hold_out(items, recipe.validation_fraction)
-        reporter.say(say("training.inputs.held_out", held=len(held), total=len(prepared)))
+        reporter.say(say("training.inputs.held_out", held=len(held), total=len(prepared), unit=unit_of(recipe)))
         return learned, held
     validation = prepare_items(recipe, framing, reporter.preparing(), files=recipe.validation_files)
-    known = set(prompts(prepared))
+    known, unit = set(prompts(prepared)), unit_of(recipe)
     shared = sum(prompt in known for prompt in prompts(validation))
     if shared:
-        reporter.say(say("training.inputs.validation_shares_prompts", examples=len(validation), shared=shared))
+        reporter.say(say("training.inputs.validation_shares_prompts", count=len(validation), unit=unit, shared=shared))
     else:
-        reporter.say(say("training.inputs.validation", examples=len(validation)))
+        reporter.say(say("training.inputs.validation", count=len(validation), unit=unit))
     return prepared, validation
+
+
+def unit_of(recipe: Recipe) -> str:
+    """Return what ``recipe`` makes steps of, in words."""
+    if recipe.preference is None:
+        return say("training.inputs.examples")
+    return say("training.inputs.pairs") if recipe.preference.needs_pairs else say("training.inputs.judged_answers")
 
 
 def _basis(framing: Framing, examples: ItemSet[Item], validation: ItemSet[Item] | None, plan: Plan) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _about(plan: RunPlan) -> list[str]:
     if plan.inputs is not None and plan.workload is not None:
         lines.append(say("cli.plan_view.saved_by_sharing", saved_by_sharing=plan.workload.saved_by_sharing))
         schedule = plan.inputs.plan
-        lines.append(say("cli.plan_view.steps", schedule=schedule))
+        lines.append(say("cli.plan_view.steps", schedule=schedule, unit=plan.inputs.unit))
     return lines
 
 
