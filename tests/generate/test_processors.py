@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from weitune.errors import InputError
-from weitune.generate.processors import GumbelNoise, RepetitionPenalty, processors
+from weitune.generate.processors import GumbelNoise, RepetitionPenalty, TopP, processors
 from weitune.generate.sampling import Sampling
 
 V = 8
@@ -58,6 +58,19 @@ def test_top_k_and_top_p_leave_out_the_unlikely() -> None:
     for options in ({"top_k": 2}, {"top_p": 0.85}):
         left = processors(Sampling(temperature=1, seed=0, **options), mask)(ids, scores)
         assert left.isfinite().tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.5, 8.0], ids=lambda scale: f"scale {scale}")
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.999])
+def test_top_p_equals_that_of_transformers(scale: float, top_p: float) -> None:
+    """Of flat distributions nearly all tokens are left, of steep ones a single one."""
+    scores = torch.randn(3, 6000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * scale
+    scores[:, 0] += 1e-9  # one likeliest token where all are alike
+    scores[1, 5:4000] = -torch.inf
+    ours, theirs = TopP(top_p)(scores, scores), TopPLogitsWarper(top_p)(scores, scores)
+    if scale:
+        assert torch.equal(ours, theirs)
+    assert torch.equal(ours.isfinite().sum(1), theirs.isfinite().sum(1))
 
 
 def test_greedy_touches_nothing() -> None:

@@ -112,7 +112,7 @@ class Engine:
 
         def start(streamer: TokenQueue, cancelled: Cancelled) -> None:
             if self._blocks is None:
-                self._generate([prompt], limit, sampling, [sampling.seed], streamer=streamer, stopping=[cancelled])
+                self._generate([prompt], limit, sampling, streamer=streamer, stopping=[cancelled])
                 return
             for _, token in self._decoded([prompt], [limit], sampling, [sampling.seed], 1):
                 streamer.add(token)
@@ -252,7 +252,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         limit: int,
         sampling: Sampling,
-        seeds: Sequence[int | None],
+        seeds: Sequence[int | None] | None = None,
         *,
         streamer: TokenQueue | None = None,
         stopping: Sequence[Cancelled] = (),

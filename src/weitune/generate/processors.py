@@ -13,15 +13,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
 from weitune.generate.sampling import Sampling
+
+_LIKELIEST = (256, 4096)
+"""Tokens among which those of top-p are looked for, before all are sorted."""
 
 
 class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
@@ -42,6 +39,29 @@ class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
         prompt[self.padding] = prompt[:, -1:].expand_as(prompt)[self.padding]  # a token that the row does have
         score = scores.gather(1, seen)
         return scores.scatter(1, seen, torch.where(score < 0, score * self.penalty, score / self.penalty))
+
+
+class TopP(LogitsProcessor):  # type: ignore[misc]
+    """Leave the likeliest tokens that together have the probability ``top_p``; the others get minus infinity.
+
+    Equals transformers' processor, which sorts the whole vocabulary, to the rounding of the sum. Usually a few tokens
+    have all of ``top_p``, so these are looked for among the likeliest ones first.
+    """
+
+    def __init__(self, top_p: float) -> None:
+        self.top_p = top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return ``scores`` (B, V)."""
+        whole = scores.logsumexp(-1, keepdim=True)
+        for count in (*(count for count in _LIKELIEST if count < scores.shape[-1]), scores.shape[-1]):
+            likeliest, tokens = scores.topk(count)
+            shares = (likeliest - whole).exp()
+            reached = shares.cumsum(-1)
+            if (reached[:, -1] >= self.top_p).all():
+                break
+        kept = likeliest.masked_fill(reached - shares >= self.top_p, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, kept)
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
@@ -89,7 +109,7 @@ def processors(
     if sampling.top_k:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
-        chain.append(TopPLogitsWarper(sampling.top_p))
+        chain.append(TopP(sampling.top_p))
     seeds = [sampling.seed] * attention_mask.shape[0] if seeds is None else seeds
     chain.append(GumbelNoise([torch.Generator().seed() if seed is None else seed for seed in seeds]))
     return chain
