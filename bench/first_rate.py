@@ -98,7 +98,7 @@ def near(rate: float, losses: dict[float, float]) -> bool:
 def try_rate(trials: Trials, arguments: argparse.Namespace, path: Path, steps: int, rate: float) -> float:
     """Make a trial, and keep what it came to."""
     candidate = Candidate(rate, arguments.batch_size, 1, None if arguments.whole else 8)
-    outcome = trials.run(Trial(1, candidate, steps), StopRequest())
+    outcome = trials.run(Trial(1, candidate, steps, trials.rows, rate), StopRequest())
     assert outcome is not None
     line = {"rate": rate, "steps": steps, "loss": outcome.loss, "seconds": outcome.seconds, **asdict(candidate)}
     with path.open("a") as file:

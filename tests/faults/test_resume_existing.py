@@ -100,7 +100,7 @@ def test_a_rate_that_was_chosen_stays(inputs: Inputs, tmp_path: Path, monkeypatc
     run = stopped(inputs, tmp_path / "run", 5, **auto)
     chosen = yaml.safe_load((run / "recipe.yaml").read_text())["train"]["learning_rate"]
     assert isinstance(chosen, float)
-    monkeypatch.setattr("weitune.training.inputs.first_rate", lambda *_, **__: 1.0)  # as a later version might
+    monkeypatch.setattr("weitune.training.inputs.first_rate_of", lambda *_, **__: 1.0)  # as a later version might
     assert [record.step for record in again(inputs, run, **auto).records] == list(range(6, STEPS + 1))
     assert_same_result(run, whole)
     assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["learning_rate"] == chosen

@@ -9,27 +9,37 @@ from hypothesis import strategies as st
 from weitune.recipe.first_rate import HIGHEST, first_rate, strength_of
 from weitune.recipe.load import build_recipe
 
-widths, steps = st.integers(32, 20_000), st.integers(1, 10**6)
+Run = tuple[int, int, float]
+widths, steps, passes = st.integers(32, 20_000), st.integers(1, 10**6), st.floats(0.1, 100)
 
 
-@given(widths, widths, steps, steps)
-def test_it_falls_with_width_and_steps(width: int, other_width: int, count: int, other_count: int) -> None:
-    wide, narrow = max(width, other_width), min(width, other_width)
-    long, short = max(count, other_count), min(count, other_count)
-    assert 0 < first_rate(wide, long) <= first_rate(narrow, short) <= HIGHEST
+@given(st.tuples(widths, steps, passes), st.tuples(widths, steps, passes))
+def test_it_falls_with_width_steps_and_passes(some: Run, others: Run) -> None:
+    (wide, narrow), (long, short), (often, seldom) = (
+        sorted(pair, reverse=True) for pair in zip(some, others, strict=True)
+    )
+    assert 0 < first_rate(wide, long, often) <= first_rate(narrow, short, seldom) <= HIGHEST  # type: ignore[arg-type]
 
 
-@given(widths, steps)
-def test_a_whole_model_gets_a_tenth(width: int, count: int) -> None:
-    assert first_rate(width, count, whole_model=True) == pytest.approx(first_rate(width, count) / 10, rel=0.01)
+@given(st.integers(100, 20_000), st.integers(100, 10**6), passes)
+def test_a_whole_model_gets_a_tenth(width: int, count: int, often: float) -> None:
+    whole = first_rate(width, count, often, whole_model=True)
+    assert whole == pytest.approx(first_rate(width, count, often) / 10, rel=0.06)
+    assert first_rate(width, 5, often, whole_model=True) == whole
 
 
 @pytest.mark.parametrize(
-    ("width", "count", "rate"),
-    [(2048, 1000, 5e-4), (3584, 699, 3.2e-4), (896, 219, 9.5e-4), (576, 60, 1.7e-3), (576, 15, 3.5e-3)],
+    ("width", "count", "often", "rate"),
+    [
+        (2048, 1000, 1, 5e-4),
+        (3584, 699, 3, 1.1e-4),
+        (896, 219, 1, 9.5e-4),
+        (576, 60, 5.5, 3.2e-4),
+        (576, 15, 1, 3.5e-3),
+    ],
 )
-def test_what_it_says_of_known_models(width: int, count: int, rate: float) -> None:
-    assert first_rate(width, count) == rate
+def test_what_it_says_of_known_models(width: int, count: int, often: float, rate: float) -> None:
+    assert first_rate(width, count, often) == rate
 
 
 @pytest.mark.parametrize(

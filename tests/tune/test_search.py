@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Recipe
-from weitune.tune.search import ALSO, Candidate, Search, Trial, guessed_rate, ranked
+from weitune.tune.search import ALSO, Candidate, Search, Trial, ranked
 
 
 def recipe(**train: object) -> Recipe:
@@ -38,7 +38,7 @@ def whole(search: Search) -> list[list[Trial]]:
 )
 def test_a_search_keeps_to_its_budget(examples: int, batch: int, epochs: int, budget: float, also: list[str]) -> None:
     chosen = recipe(batch_size=batch, epochs=epochs)
-    search = Search(chosen, examples, 1024, also, budget)
+    search = Search(chosen, examples, 8e-4, also, budget)
     own = Candidate.of(chosen).steps(examples, chosen)
     rungs = whole(search)
     assert [len(rung) for rung in rungs] == list(search.rungs)
@@ -48,11 +48,11 @@ def test_a_search_keeps_to_its_budget(examples: int, batch: int, epochs: int, bu
     for rung in rungs:
         assert all(trial.steps >= 1 for trial in rung)
         assert len({trial.candidate for trial in rung}) == len(rung)
-    assert rungs == whole(Search(chosen, examples, 1024, also, budget))
+    assert rungs == whole(Search(chosen, examples, 8e-4, also, budget))
 
 
 def test_later_rungs_train_longer() -> None:
-    rungs = whole(Search(recipe(), 3500, 896))
+    rungs = whole(Search(recipe(), 3500, 8e-4))
     assert [len(rung) for rung in rungs] == [6, 3, 2]
     steps = [rung[0].steps for rung in rungs]
     assert steps == sorted(steps)
@@ -60,7 +60,7 @@ def test_later_rungs_train_longer() -> None:
 
 
 def test_the_best_go_on() -> None:
-    search = Search(recipe(), 3500, 896)
+    search = Search(recipe(), 3500, 8e-4)
     losses = {trial.candidate: loss_of(trial.candidate) for trial in search.first()}
     following = {trial.candidate for trial in search.after(1, losses)}
     assert following == set(ranked(losses)[:3])
@@ -68,7 +68,7 @@ def test_the_best_go_on() -> None:
 
 @pytest.mark.parametrize(("best", "factor"), [(max, 2.0), (min, 0.5)])
 def test_a_rate_at_an_end_is_gone_beyond(best: object, factor: float) -> None:
-    search = Search(recipe(), 3500, 896)
+    search = Search(recipe(), 3500, 8e-4)
     rates = [trial.candidate.learning_rate for trial in search.first()]
     end = best(rates)  # type: ignore[operator]
     losses = {trial.candidate: 3 + abs(math.log(trial.candidate.learning_rate / end)) for trial in search.first()}
@@ -85,10 +85,10 @@ def test_rates_that_are_as_good_are_taken_from_below() -> None:
 
 def test_only_what_is_asked_for_changes_besides_the_rate() -> None:
     for also in ([], ["r"], ["batch_size", "epochs"]):
-        for trial in Search(recipe(), 3500, 896, also).first():
+        for trial in Search(recipe(), 3500, 8e-4, also).first():
             changed = {name for name in ALSO if getattr(trial.candidate, name) != getattr(Candidate.of(recipe()), name)}
             assert changed <= set(also)
-    tried = [trial.candidate for trial in Search(recipe(), 3500, 896, ["r"]).first()]
+    tried = [trial.candidate for trial in Search(recipe(), 3500, 8e-4, ["r"]).first()]
     assert {candidate.r for candidate in tried} > {8}
 
 
@@ -101,6 +101,28 @@ def test_settings_are_put_into_the_recipe() -> None:
     assert Candidate.of(none).applied(none) == none
 
 
-def test_the_guess_falls_with_the_width() -> None:
-    assert guessed_rate(2048) == pytest.approx(5e-4)
-    assert guessed_rate(576) > guessed_rate(896) > guessed_rate(4096) > 2e-4
+def test_the_candidates_stand_around_the_guess() -> None:
+    rates = [trial.candidate.learning_rate for trial in Search(recipe(), 3500, 8e-4).first()]
+    assert rates == [8e-4, 4e-4, 1.6e-3, 2e-4, 3.2e-3, 1e-4]
+
+
+@given(st.integers(50, 50_000), st.integers(1, 64), st.integers(1, 9), st.none() | st.integers(40, 400))
+def test_a_trial_is_the_run_in_small(examples: int, batch: int, epochs: int, most: int | None) -> None:
+    """A part of the rows, each as often as in the whole run, at a rate for so short a run."""
+    chosen = recipe(batch_size=batch, epochs=epochs, max_steps=most)
+    search = Search(chosen, examples, 8e-4)
+    whole_run = Candidate.of(chosen).steps(examples, chosen)
+    often = whole_run / -(-examples // batch)
+    for trial in (trial for rung in whole(search) for trial in rung):
+        assert min(batch, examples) <= trial.rows <= examples
+        assert trial.rate >= trial.candidate.learning_rate * 0.95
+        if batch < trial.rows and trial.steps > 20:
+            assert trial.steps * batch / trial.rows == pytest.approx(often, rel=0.2)
+        if trial.steps >= 100:
+            assert trial.rate == trial.candidate.learning_rate
+
+
+def test_a_model_that_is_trained_whole_needs_no_more_in_a_short_run() -> None:
+    none = build_recipe({"model": "m", "data": "d", "lora": "none"})
+    assert all(trial.rate == trial.candidate.learning_rate for trial in Search(none, 500, 8e-5).first())
+    assert all(trial.rate > trial.candidate.learning_rate for trial in Search(recipe(), 500, 8e-4).first())

@@ -29,7 +29,7 @@ from weitune.model.load.names import wrapper_of
 from weitune.model.load.published import check_published
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.lora.adapter_init import adapter_folder
-from weitune.recipe.first_rate import first_rate, strength_of
+from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import recorded_basis
 from weitune.training.reporter import Reporter
@@ -106,7 +106,7 @@ def collect_inputs(
         examples, validation = divide(prepared, recipe, framing, reporter)
     train = recipe.train
     plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
-    recipe = _with_rate(recipe, files, plan.steps, reporter)
+    recipe = _with_rate(recipe, files, plan, reporter)
     base = base_fingerprints(files) if weights else {}
     basis = {**base, **_basis(framing, examples, validation, plan)}
     if recipe.adapter and recipe.adapter.init_from:
@@ -117,13 +117,13 @@ def collect_inputs(
     return RunInputs(recipe, files, tokenizer, framing, prepared, examples, validation, plan, basis)
 
 
-def _with_rate(recipe: Recipe, files: ModelFiles, steps: int, reporter: Reporter) -> Recipe:
+def _with_rate(recipe: Recipe, files: ModelFiles, plan: Plan, reporter: Reporter) -> Recipe:
     """Return ``recipe`` with a number for ``train.learning_rate: auto``."""
     if recipe.train.learning_rate != "auto":
         return recipe
     width = read_config(files).hidden_size
-    rate = first_rate(width, steps, strength=strength_of(recipe), whole_model=recipe.adapter is None)
-    reporter.say(say("training.inputs.first_rate", rate=rate, width=width, count=steps))
+    rate = first_rate_of(recipe, width, plan.steps, plan.steps_per_epoch)
+    reporter.say(say("training.inputs.first_rate", rate=rate, width=width, count=plan.steps))
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": rate})})
 
 

@@ -18,6 +18,7 @@ from weitune.messages import say
 from weitune.model.load.device import choose_device, choose_dtype
 from weitune.model.load.locate import locate_base
 from weitune.progress import Progress
+from weitune.recipe.first_rate import LONG, first_rate, strength_of
 from weitune.recipe.schema import Recipe
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.keep.kept import with_guessed
@@ -145,10 +146,11 @@ def _capacity_notes(inputs: RunInputs, meta: MetaModel) -> list[str]:
     """
     if inputs.recipe.preference:
         return []
-    data, plan, lora = inputs.basis["data"], inputs.plan, inputs.recipe.adapter
+    recipe, data, passes = inputs.recipe, inputs.basis["data"], inputs.plan.steps / inputs.plan.steps_per_epoch
     rows, tokens = data["examples"], data["learned tokens"]
-    room = [room_note(meta.trainable, lora.r, tokens)] if lora else []
-    return [*room, by_heart_note(meta.trainable, rows, tokens, plan.steps / plan.steps_per_epoch)]
+    notes = [room_note(meta.trainable, recipe.adapter.r, tokens)] if recipe.adapter else []
+    long_run = first_rate(meta.shape.hidden, LONG, strength=strength_of(recipe), whole_model=recipe.adapter is None)
+    return [*notes, by_heart_note(meta.trainable, tokens, rows, passes, recipe.train.rate, long_run)]
 
 
 def _largest(

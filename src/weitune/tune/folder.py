@@ -106,4 +106,5 @@ def _outcome(tree: Mapping[str, Any]) -> Outcome:
     trial = tree["trial"]
     candidate = record_from(Candidate, trial["candidate"])
     loss = float("inf") if tree["loss"] is None else tree["loss"]
-    return Outcome(Trial(trial["rung"], candidate, trial["steps"]), loss, tree["seconds"], tuple(tree["losses"]))
+    made = Trial(trial["rung"], candidate, trial["steps"], trial["rows"], trial["rate"])
+    return Outcome(made, loss, tree["seconds"], tuple(tree["losses"]))

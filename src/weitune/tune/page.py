@@ -59,9 +59,11 @@ def _curves(outcomes: Sequence[Outcome], rungs: Sequence[int]) -> str:
 def _trials(outcomes: Sequence[Outcome], best: Candidate) -> str:
     heads = [
         say("tune.page.rate"),
+        say("tune.page.rate_of_trial"),
         say("tune.page.batch_size"),
         say("tune.page.rank"),
         say("tune.page.epochs"),
+        say("tune.page.rows"),
         say("tune.page.steps"),
         say("tune.page.loss"),
         say("tune.page.seconds"),
@@ -70,9 +72,11 @@ def _trials(outcomes: Sequence[Outcome], best: Candidate) -> str:
     rows = [
         (
             f"{each.trial.candidate.learning_rate:g}",
+            f"{each.trial.rate:g}",
             each.trial.candidate.batch_size,
             each.trial.candidate.r or "–",
             each.trial.candidate.epochs,
+            each.trial.rows,
             each.trial.steps,
             f"{each.loss:.4f}",
             f"{each.seconds:.0f}",

@@ -5,13 +5,14 @@
     rung 3   the best 2 of these, for three times as many as at first
 
 If the best rate is the highest or the lowest that was tried, the next rung has one beyond it as its last candidate.
-Every rung has the same number of steps. A trial trains a fresh adapter with the candidate's own whole schedule, so a
-short trial is a small run, not the beginning of a long one; whether its learning rate falls to 0 decides which rate is
-best. Everything here is a pure function of the recipe and of the losses so far.
+Every rung has the same number of steps. A trial is the whole run in small: a fresh adapter, a part of the rows, each of
+which is learned as often as in the whole run, and the candidate's own whole schedule, which falls to 0. A trial on all
+rows, each learned once, would like rates at which the whole run overfits. A rate is that of the whole run; a trial gets
+more, as far as short runs need more (:mod:`weitune.recipe.first_rate`). Everything here is a pure function of the
+recipe and of the losses so far.
 
-Rates: an adapter's best learning rate is about ten times that of full fine-tuning, hardly depends on the rank if alpha
-stays, and falls with the width of the model (Schulman et al., "LoRA Without Regret", 2025), so the candidates stand
-around a guess by the width, a factor of two apart. Rates matter more than variants of LoRA (arXiv 2602.04998).
+Rates: the candidates stand around the first rate, a factor of two apart. Rates matter more than variants of LoRA
+(arXiv 2602.04998).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from itertools import product
 from typing import Any
 
 from weitune.data.schedule import permutation
+from weitune.recipe.first_rate import more_for_short
 from weitune.recipe.schema import Recipe
 
 ALSO = ("batch_size", "r", "epochs")
@@ -33,7 +35,6 @@ _FEWEST_STEPS = 6
 """Steps of the shortest trial that is worth making."""
 _AROUND = (0, -1, 1, -2, 2, -3)
 """Powers of two around the guess, in the order in which they are taken."""
-_GUESS, _GUESS_WIDTH, _GUESS_POWER = 5e-4, 2048, 0.78
 _TIE = 0.005
 """Losses (nats) that are so near count as equal; then the lower rate is taken, which forgets less."""
 
@@ -43,6 +44,7 @@ class Candidate:
     """Settings to try."""
 
     learning_rate: float
+    """of the whole run"""
     batch_size: int
     epochs: int
     r: int | None = None
@@ -76,6 +78,14 @@ class Trial:
     rung: int
     candidate: Candidate
     steps: int
+    rows: int
+    """of the data, which are learned as often as all are in the whole run"""
+    rate: float
+    """the learning rate of so short a run"""
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """Return ``recipe`` with these settings."""
+        return replace(self.candidate, learning_rate=self.rate).applied(recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +94,8 @@ class Search:
 
     recipe: Recipe
     examples: int
-    width: int
-    """hidden size of the model"""
+    guess: float
+    """learning rate to try first"""
     also: Sequence[str] = ()
     budget: float = 1.0
     """steps of all trials, as a multiple of those of the recipe's own run"""
@@ -126,17 +136,19 @@ class Search:
     def _trials(self, rung: int, candidates: Sequence[Candidate]) -> list[Trial]:
         """Divide the rung's steps so that each candidate makes the same part of its own whole run."""
         part = self._budget / len(self.rungs) / sum(map(self._cost, candidates))
-        return [Trial(rung, each, self._steps(each, part)) for each in candidates]
+        return [self._trial(rung, each, part) for each in candidates]
 
-    def _steps(self, candidate: Candidate, part: float) -> int:
+    def _trial(self, rung: int, candidate: Candidate, part: float) -> Trial:
         whole = candidate.steps(self.examples, self.recipe)
-        return min(whole, max(1, round(part * whole)))
+        steps = min(whole, max(1, round(part * whole)))
+        rows = min(self.examples, max(candidate.batch_size, round(self.examples * steps / whole)))
+        more = 1.0 if candidate.r is None else more_for_short(steps) / more_for_short(whole)
+        return Trial(rung, candidate, steps, rows, _rounded(candidate.learning_rate * more))
 
     def _candidates(self) -> list[Candidate]:
         """Return candidates, the most promising first: rates around the guess, with the recipe's other settings."""
         own = Candidate.of(self.recipe)
-        guess = guessed_rate(self.width)
-        rates = [guess * 2.0**power for power in _AROUND]
+        rates = [self.guess * 2.0**power for power in _AROUND]
         others = list(self._others(own))
         drawn = permutation(len(others), self.recipe.train.seed, 0).tolist() if others else []
         candidates = [replace(own, learning_rate=_rounded(rate)) for rate in rates]
@@ -153,11 +165,6 @@ class Search:
             changed = dict(zip(values, chosen, strict=True))
             if changed and any(getattr(own, name) != value for name, value in changed.items()):
                 yield changed
-
-
-def guessed_rate(width: int) -> float:
-    """Return a learning rate for an adapter of a model with hidden states of ``width`` numbers."""
-    return float(_GUESS * (_GUESS_WIDTH / width) ** _GUESS_POWER)
 
 
 def ranked(losses: Mapping[Candidate, float]) -> list[Candidate]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weitune.data.schedule import Plan
+from weitune.data.prepare.holdout import Selection
+from weitune.data.schedule import Plan, permutation
 from weitune.errors import NonFiniteError
 from weitune.evaluate.loss import MICRO_TOKENS, measure_loss
 from weitune.model.fast.attention import use_own_attention
@@ -72,12 +73,17 @@ class Trials:
         self._rank: int | None = None
         self._start: Mapping[str, Tensor] = {}
 
+    @property
+    def rows(self) -> int:
+        """The number of rows to learn from."""
+        return len(self._inputs.examples)
+
     def run(self, trial: Trial, stop: StopRequest, progress: Progress | None = None) -> Outcome | None:
         """Train as ``trial`` says and measure the loss on the held-out rows; None if a stop was asked for meanwhile."""
         began = time.perf_counter()
-        recipe = trial.candidate.applied(self._inputs.recipe)
+        recipe = trial.applied(self._inputs.recipe)
         trainable = self._fresh(recipe)
-        loop = self._loop(trainable, recipe, trial.steps)
+        loop = self._loop(trainable, recipe, trial)
         watcher = _Watcher(stop, progress, trial.steps)
         try:
             loop.run(0, watcher)
@@ -89,13 +95,14 @@ class Trials:
         loss = self._held_out_loss(loop)
         return Outcome(trial, loss, time.perf_counter() - began, tuple(watcher.losses))
 
-    def _loop(self, trainable: Trainable, recipe: Recipe, steps: int) -> Loop:
+    def _loop(self, trainable: Trainable, recipe: Recipe, trial: Trial) -> Loop:
         inputs, train = self._inputs, recipe.train
-        plan = Plan(len(inputs.examples), train.batch_size, _ENDLESS, train.seed, steps)
+        rows = permutation(len(inputs.examples), train.seed, 0)[: trial.rows]
+        plan = Plan(trial.rows, train.batch_size, _ENDLESS, train.seed, trial.steps)
         return make_loop(
             trainable,
             train,
-            inputs.examples,
+            Selection(inputs.examples, rows),
             plan,
             accelerator=self._accelerator,
             plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,

@@ -11,6 +11,7 @@ from weitune.files.json_files import leaves
 from weitune.files.publish import publish_bytes
 from weitune.messages import say
 from weitune.progress import Progress
+from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.lock import run_lock
@@ -117,7 +118,9 @@ def _search(
     with run_lock(folder):
         done = {outcome.trial: outcome for outcome in folders.outcomes(folder)}
         loaded = load_base(recipe, device)
-        search = Search(recipe, len(inputs.examples), loaded.model.config.get_text_config().hidden_size, also, budget)
+        width, plan = loaded.model.config.get_text_config().hidden_size, inputs.plan
+        guess = first_rate_of(recipe, width, plan.steps, plan.steps_per_epoch)
+        search = Search(recipe, len(inputs.examples), guess, also, budget)
         trials = Trials(loaded, inputs)
         waiting, rung = search.first(), 1
         losses: dict[Candidate, float] = {}
