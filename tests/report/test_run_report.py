@@ -59,3 +59,16 @@ def test_a_count_that_was_not_recorded_is_a_dash() -> None:
     tables = data_tables(DataRecord(DataReport.from_json({"rows": {"read": 0}})))
     assert "<td>0</td>" in tables
     assert tables.count("<td>–</td>") == 6
+
+
+def test_preferences_are_counted() -> None:
+    counts = {"pairs": 7, "divided": 0, "contradicting_pairs": 2, "both_ways": 3}
+    tables = data_tables(DataRecord(DataReport.from_json({"preferences": counts})))
+    for name, count in (
+        ("pairs of a chosen and a rejected answer", 7),
+        ("pairs that another one with the same prompt turns around", 2),
+        ("answers better in one row and worse in another", 3),
+    ):
+        assert f"<td>{name}</td><td>{count}</td>" in tables
+    assert "learned as one liked" not in tables
+    assert "pairs" not in data_tables(DataRecord(DataReport.from_json({"rows": {"read": 7}})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weitune.data.prepare.report import Preferences
 from weitune.messages import say
 from weitune.report.page import table, text
 from weitune.run.data_record import DataRecord
@@ -31,6 +32,8 @@ def data_tables(data: DataRecord | None) -> str:
             known("found.exact_duplicates", data.report.findings.exact_duplicates),
         ),
     ]
+    if data.report.preferences is not None:
+        facts += _preferences(data.report.preferences)
     if data.validation is not None:
         facts.append((say("report.data_section.validation_examples"), data.validation.examples))
     heads = (say("report.data_section.file"), say("report.data_section.rows"), say("report.data_section.format"))
@@ -40,6 +43,18 @@ def data_tables(data: DataRecord | None) -> str:
         lengths_heads = (say("report.data_section.tokens_of_an_example"), *spread)
         parts.append(table(lengths_heads, [["", *map(plain, spread.values())]], numbers=True))
     return "".join(parts)
+
+
+def _preferences(found: Preferences) -> list[tuple[str, int]]:
+    facts = [
+        (say("report.data_section.pairs"), found.pairs),
+        (say("report.data_section.divided_pairs"), found.divided),
+        (say("report.data_section.liked"), found.liked),
+        (say("report.data_section.disliked"), found.disliked),
+        (say("report.data_section.contradicting_pairs"), found.contradicting_pairs),
+        (say("report.data_section.both_ways"), found.both_ways),
+    ]
+    return [(name, count) for name, count in facts if count]
 
 
 def learned_rows(data: DataRecord | None) -> str:

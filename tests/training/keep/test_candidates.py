@@ -14,7 +14,7 @@ from weitune.data.frame.framing import Framing
 from weitune.data.keep.rows import SHIPPED, shipped_prompts
 from weitune.model.load.locate import locate
 from weitune.model.load.tokenizer import open_framing
-from weitune.recipe.load import build_recipe
+from weitune.recipe.load import build_recipe, dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.training.keep.candidates import Candidates
 
@@ -74,3 +74,16 @@ def test_what_leaves_no_room_is_left_out_and_counted(model: Path, tmp_path: Path
     rows = written(tmp_path / "rows.jsonl", {"prompt": "Hi", "completion": "Ho"}, {"prompt": "Hi", "completion": long})
     found, _ = candidates(model, **{"keep.data": [prompts, rows], "tokens.max_length": 100})
     assert (len(found.prompts), len(found.examples), found.too_long) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_of_an_earlier_run_on_preferences_the_better_answers_are_kept(model: Path, tmp_path: Path, method: str) -> None:
+    data = written(tmp_path / "pairs.jsonl", {"prompt": "Who?", "chosen": "The captain.", "rejected": "A model."})
+    earlier = build_recipe({"model": str(model), "data": [data], "preference": method})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(earlier), encoding="utf-8")
+    found, framing = candidates(model, **{"keep.run": str(tmp_path)})
+    dialogue = Conversation((Turn("user", "Who?"), Turn("assistant", "The captain.")))
+    (expected,) = framing.examples(dialogue)
+    assert [(each.input_ids, each.spans) for each in found.examples] == [
+        (expected.input_ids[: expected.spans[-1].stop], expected.spans)
+    ]

@@ -107,3 +107,10 @@ Item = Example | Group
 def examples_in(items: Iterable[Item]) -> list[Example]:
     """Return ``items``, with the answers of a group in its place."""
     return [each for item in items for each in (item.answers if isinstance(item, Group) else (item,))]
+
+
+def liked_in(item: Item) -> tuple[Example, ...]:
+    """Return the example that ``item`` is, or those answers of a group that were chosen or liked."""
+    if isinstance(item, Example):
+        return (item,)
+    return tuple(answer for answer, liked in zip(item.answers, item.liked, strict=True) if liked)

@@ -11,7 +11,9 @@ from weitune.data.conversation import Example, Span
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.keep.rows import KeepRows, read_keep_rows, shipped_prompts
-from weitune.data.prepare.prepare import prepare
+from weitune.data.preference.values import Item, liked_in
+from weitune.data.prepare.holdout import ItemSet
+from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.errors import DataError
 from weitune.recipe.keep import Keep
@@ -26,7 +28,7 @@ class Candidates:
     prompts: Sequence[tuple[int, ...]]
     """tokens of prompts to be answered"""
     examples: Sequence[Example]
-    """of dialogues and of an earlier run"""
+    """of dialogues and of an earlier run, from preferences the better answers"""
     too_long: int
     """prompts and examples left out, because they leave no room in ``tokens.max_length``"""
 
@@ -38,8 +40,8 @@ class Candidates:
         prompts = [tuple(framing.prompt(asked)) for asked in rows.prompts]
         examples = [_ended(each) for told in framing.examples_batch(rows.dialogues) for each in told]
         if keep.run is not None:
-            earlier = prepare(_as_now(load_recorded(Path(keep.run)), recipe), framing)
-            examples += [_ended(earlier[i]) for i in range(len(earlier))]
+            earlier: ItemSet[Item] = prepare_items(_as_now(load_recorded(Path(keep.run)), recipe), framing)
+            examples += [_ended(each) for i in range(len(earlier)) for each in liked_in(earlier[i])]
         fitting = [prompt for prompt in prompts if len(prompt) + keep.max_answer_tokens < room]
         short = [example for example in examples if len(example.input_ids) <= room]
         if not fitting and not short:
