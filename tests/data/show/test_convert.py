@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from tests.data.read.reading_rows import HERE, assistant, messages, read, user
 from weitune.data.conversation import Conversation, ToolCall, Turn
-from weitune.data.formats.parse import Options
+from weitune.data.formats.kinds import ANY_KIND
+from weitune.data.formats.parse import Options, Row, RowReader
 from weitune.data.formats.reasoning import opens_with_reasoning, split_reasoning
+from weitune.data.preference.values import Judged, Pair
 from weitune.data.problems import FaultyRow, Problem
 from weitune.data.read.conversations import Reader
-from weitune.data.show.convert import to_messages, write_rows
+from weitune.data.show.convert import to_messages, to_row, write_rows
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 NAMES = TEXT.filter(str.strip)
@@ -106,6 +108,11 @@ MESSAGE = st.fixed_dictionaries(
     {"role": WORDS, "content": WORDS | st.lists(PART | WORDS, max_size=3)},
     optional=dict.fromkeys(("tool_calls", "function_call", "reasoning", "thinking", "train", "weight", "name"), JUNK),
 )
+SIDES_AND_PROMPTS = st.sampled_from([
+    "prompt", "question", "instruction", "input", "output", "completion", "messages", "conversations", "system",
+    "tools", "chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages", "preferred_output",
+    "non_preferred_output", "label", "kto_tag",
+])  # fmt: skip
 BROKEN_ROW = st.fixed_dictionaries(
     {"messages": st.lists(MESSAGE | JUNK, min_size=1, max_size=4)}, optional={"system": WORDS, "tools": JUNK}
 )
@@ -236,3 +243,40 @@ def test_real_files_read_back_equal(name: str, shared_data: Path) -> None:
         row = json.loads(json.dumps(to_messages(conversation), ensure_ascii=False))
         again = read(row)
         assert (again.turns, again.tools) == (conversation.turns, conversation.tools)
+
+
+@st.composite
+def any_preference(draw: st.DrawFn) -> Pair | Judged:
+    conversation = draw(any_conversation())
+    turns = tuple(turn._replace(weight=1.0) for turn in conversation.turns)
+    while turns[-1].role != "user":
+        turns = turns[:-1]
+    prompt = Conversation(turns, conversation.tools, HERE)
+    said = [draw(answers())._replace(weight=1.0) for _ in range(2)]
+    heard = Turn("tool", draw(TEXT), name=draw(st.none() | TEXT), tool_call_id=draw(st.none() | TEXT))
+    answer = (said[0], heard, said[1]) if draw(st.booleans()) else (said[0],)
+    return Judged(prompt, answer, draw(st.booleans())) if draw(st.booleans()) else Pair(prompt, answer, (said[1],))
+
+
+@given(preference=any_preference())
+def test_converted_preferences_read_back_equal(preference: Pair | Judged) -> None:
+    row = json.loads(json.dumps(to_row(preference), ensure_ascii=False))
+    assert RowReader(Options(kinds=ANY_KIND)).read(row, HERE) == preference
+
+
+@settings(max_examples=200)
+@given(row=st.dictionaries(SIDES_AND_PROMPTS, JUNK | st.lists(MESSAGE, max_size=3) | WORDS, max_size=5))
+def test_any_value_is_a_preference_or_has_faults(row: Any) -> None:
+    read = preference_or_faults(row)
+    if isinstance(read, tuple):
+        assert all(problem.fix and str(problem).encode() for problem in read)
+        return
+    written = json.loads(json.dumps(to_row(read), ensure_ascii=False, allow_nan=False).encode())
+    assert preference_or_faults(written) == read
+
+
+def preference_or_faults(row: Any) -> Row | tuple[Problem, ...]:
+    try:
+        return RowReader(Options(kinds=ANY_KIND)).read(row, HERE)
+    except FaultyRow as faulty:
+        return faulty.problems

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from weitune.cli.data.answer import answer_command
-from weitune.cli.data.options import NO_MODEL, reading_options, recipe_of
+from weitune.cli.data.options import NO_MODEL, reading_options, recipe_and_reader, recipe_of
 from weitune.cli.data.pair import pair_command
 from weitune.cli.shared.options import json_option
 from weitune.messages import say
@@ -32,21 +32,22 @@ def command() -> None:
 
 
 @command.command("check", short_help="Judge data before training.")
-@reading_options(*_READING, *_TOKENS, "train.batch_size")
+@reading_options(*_READING, *_TOKENS, "train.batch_size", "preference.method")
 @json_option
 def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool, **options: Any) -> int:
     """Judge data before training: every problem, exact accounts, lengths, steps.
 
     With --model, lengths are in its tokens and every row is framed by its chat template. Exit code 0 means that
-    training can begin, 2 that something must be fixed first.
+    training can begin, 2 that something must be fixed first. Pairs and judged answers are checked for the
+    --preference.method that fits them, unless you name one.
     """
     from weitune.cli.shared.terminal import progress
     from weitune.data.show.check import check
 
-    recipe = recipe_of(files, recipe_file, options)
+    recipe, reader, method = recipe_and_reader(files, recipe_file, options)
     framing = None if recipe.model == NO_MODEL else _open_framing(recipe).framing
     with progress(say("cli.data.checking"), unit="row") as bar:
-        result = check(recipe, framing, bar.update)
+        result = check(recipe, framing, bar.update, reader)
     if as_json:
         from weitune.files.json_files import json_text
 
@@ -54,12 +55,12 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     else:
         from weitune.cli.data.view import print_check
 
-        print_check(result)
+        print_check(result, method)
     return 0 if result.ready else 2
 
 
 @command.command("preview", short_help="Show what exactly is learned.")
-@reading_options(*_READING, *_TOKENS)
+@reading_options(*_READING, *_TOKENS, "preference.method")
 @click.option("--row", type=click.IntRange(1), metavar="N", help="Show only the N-th row of all files together.")
 @click.option("--limit", type=click.IntRange(1), help="Rows to show.  [default: 3, in a page 500]")
 @click.option("--html", "page_file", metavar="PAGE", help="Write one self-contained page that can be filtered.")
@@ -77,14 +78,12 @@ def preview_command(
     """
     from itertools import islice
 
-    from weitune.data.prepare.recipe_reader import recipe_reader
     from weitune.data.show.preview import preview
 
-    recipe = recipe_of(files, recipe_file, options)
+    recipe, reader, _ = recipe_and_reader(files, recipe_file, options)
     if recipe.model == NO_MODEL:
         raise click.UsageError(say("cli.data.preview_needs_a_model"))
     tokenizer, framing = _open_framing(recipe)
-    reader = recipe_reader(recipe)
     if reader.problems:
         raise reader.problems.error()
     shown = preview(reader, framing, tokenizer, recipe, row)

@@ -15,15 +15,20 @@ from weitune.messages import say
 
 if TYPE_CHECKING:
     from weitune.data.show.check import Check
-    from weitune.data.show.preview import Part, PreviewItem
+    from weitune.data.show.preview import Part, PreviewAnswer, PreviewItem
 
 _BINS = 12
 _BAR_WIDTH = 40
+_WORSE = "bold magenta"
+"""The style of answers that the model learns not to give."""
 _STYLES = {"learned": "bold green", "control": "dim cyan", "prompt": ""}
 
 
-def print_check(result: Check) -> None:
-    """Print the accounts, the lengths, what sharing saves, every kind of problem, and the verdict."""
+def print_check(result: Check, method: str | None = None) -> None:
+    """Print the accounts, the lengths, what sharing saves, every kind of problem, and the verdict.
+
+    ``method`` is the `preference.method` that fits the rows, if the user has to name one for training.
+    """
     console = Console(highlight=False, soft_wrap=True)
     for line in result.report.lines():
         console.print(Text(line))
@@ -41,7 +46,9 @@ def print_check(result: Check) -> None:
     for line in result.problems.lines():
         console.print(Text(line, style="" if line.startswith(" ") else "bold red"))
     if result.ready:
-        console.print(Text(say("cli.data_view.ready"), style="bold green"))
+        ready = say("cli.data_view.ready")
+        ready = ready if method is None else say("cli.data_view.ready_with_method", method=method)
+        console.print(Text(ready, style="bold green"))
     else:
         console.print(Text(say("cli.data_view.not_ready"), style="bold red"))
 
@@ -83,7 +90,10 @@ def _edges(least: int, most: int) -> Sequence[int]:
 
 
 def print_preview(items: Iterable[PreviewItem], notes: Iterable[str]) -> None:
-    """Print examples with learned text in green and control tokens dimmed, then the learned text alone."""
+    """Print examples with learned text in green and control tokens dimmed, then the learned text alone.
+
+    The answers of a pair are printed beside each other, the rejected one in another colour.
+    """
     console = Console(highlight=False, soft_wrap=True)
     for note in notes:
         console.print(Text(note, style="dim"))
@@ -91,22 +101,36 @@ def print_preview(items: Iterable[PreviewItem], notes: Iterable[str]) -> None:
         console.print(Text(f"── {item.place}", style="bold").append(f" · {_facts(item)}", style="dim"))
         for problem in item.problems:
             console.print(Text(say("cli.data_view.problem", problem=problem, fix=problem.fix), style="red"))
-        if item.parts:
-            console.print(Text.assemble(*map(_styled, item.parts)), end="")
-            console.print("" if item.parts[-1].text.endswith("\n") else "\n", end="")
+        if item.all_parts:
+            console.print(_assembled(item.parts), end="")
+            console.print("" if item.parts and item.parts[-1].text.endswith("\n") else "\n", end="")
             for part in item.parts:
                 if part.kind == "learned":
                     console.print(Text(say("cli.data_view.learned"), style="bold").append_text(_styled(part)))
-            if any(part.borders for part in item.parts):
+            if item.answers:
+                console.print(_beside_each_other(item.answers), soft_wrap=False)
+            if any(part.borders for part in item.all_parts):
                 console.print(Text(say("cli.data_view.borders", border=BORDER), "dim"))
             console.print()
 
 
-def _styled(part: Part) -> Text:
-    style = _STYLES[part.kind]
+def _beside_each_other(answers: Sequence[PreviewAnswer]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for answer in answers:
+        table.add_column(Text(answer.title, style="bold"), ratio=1, overflow="fold")
+    table.add_row(*(_assembled(answer.parts, liked=answer.liked) for answer in answers))
+    return table
+
+
+def _assembled(parts: Sequence[Part], *, liked: bool = True) -> Text:
+    return Text.assemble(*(_styled(part, liked=liked) for part in parts))
+
+
+def _styled(part: Part, *, liked: bool = True) -> Text:
+    style = _STYLES[part.kind] if liked or part.kind != "learned" else _WORSE
     return Text(BORDER, style="bold red").join(Text(piece, style=style) for piece in part.pieces)
 
 
 def _facts(item: PreviewItem) -> str:
-    facts = [say("cli.data_view.facts", tokens=item.tokens, learned=item.learned_tokens)] if item.parts else []
+    facts = [say("cli.data_view.facts", tokens=item.tokens, learned=item.learned_tokens)] if item.all_parts else []
     return " · ".join([*facts, *item.tags])

@@ -96,6 +96,14 @@ def fit(
     return groups
 
 
+def count_untokenized(row: Pair | Judged, accounts: RowCounts, *, divided: bool) -> bool:
+    """Count a row whose answers are not tokenized, and return whether it makes groups: its answers differ."""
+    groups = 1 + (divided and isinstance(row, Pair))
+    kept = not isinstance(row, Pair) or row.chosen != row.rejected
+    accounts.preference(row, groups * kept, [] if kept else [say("data.groups.equal_answers")] * groups)
+    return kept
+
+
 def _why_not(answers: Sequence[Example], fitting: Sequence[Example], weight: float, tokens: Tokens) -> str | None:
     """Return why a row with ``answers``, of which ``fitting`` are short enough, makes no group; None if it does."""
     limit = tokens.max_length

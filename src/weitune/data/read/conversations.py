@@ -81,6 +81,13 @@ class Reader:
         """Rows read so far, including faulty and blank ones."""
         return sum(report.rows for report in self.reports)
 
+    def first_kind(self) -> Kind | None:
+        """Return the kind of the first recognised row, or None; then begin with the first row again."""
+        found = (report.holds for number, _ in self.items() if (report := self.reports[number]).holds)
+        kind = next(found, None)
+        self.restart()
+        return kind
+
     def conversations(self) -> Iterator[tuple[int, Conversation]]:
         """Yield every valid conversation, with the number of its source."""
         for number, row in self.valid_rows():

@@ -7,6 +7,7 @@ into a temporary folder. Cost: that of a preparation, and packing a sample of th
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weitune.data.conversation import Conversation, Turn
 from weitune.data.frame.framing import Framing
 from weitune.data.pack import pack
+from weitune.data.preference.values import examples_in
 from weitune.data.prepare.accounts import RowCounts
-from weitune.data.prepare.prepare import prepare_valid_rows
+from weitune.data.prepare.group_store import StoredGroups
+from weitune.data.prepare.groups import answers_of, count_untokenized
+from weitune.data.prepare.prepare import prepare_valid_groups, prepare_valid_rows
 from weitune.data.prepare.recipe_reader import recipe_reader
 from weitune.data.prepare.report import DataReport, Unit
 from weitune.data.prepare.store import StoredExamples
@@ -55,41 +60,61 @@ class Check:
         return {"ready": self.ready, **self.report.to_json(), **facts, "problems": self.problems.to_json()}
 
 
-def check(recipe: Recipe, framing: Framing | None, progress: Progress | None = None) -> Check:
-    """Read the recipe's data, prepare them if there is a ``framing``, and judge them. Never raises DataError."""
-    reader = recipe_reader(recipe)
+def check(
+    recipe: Recipe, framing: Framing | None, progress: Progress | None = None, reader: Reader | None = None
+) -> Check:
+    """Read the recipe's data, prepare them if there is a ``framing``, and judge them. Never raises DataError.
+
+    ``reader`` reads them, if it is not to be that of a training.
+    """
+    reader = reader or recipe_reader(recipe)
     if framing is None:
-        return _without_model(reader, progress)
+        return _without_model(reader, recipe, progress)
     with tempfile.TemporaryDirectory() as folder:
-        report, examples = prepare_valid_rows(reader, recipe, framing, Path(folder), progress)
-        plan = Plan(len(examples), recipe.train.batch_size, 1, recipe.train.seed)
-        saved = saved_by_sharing(examples, plan)
-        return Check(report, reader.problems, examples.lengths.copy(), plan.steps_per_epoch, saved)
+        prepared: tuple[DataReport, StoredExamples | StoredGroups]
+        if recipe.preference is None:
+            prepared = prepare_valid_rows(reader, recipe, framing, Path(folder), progress)
+        else:
+            prepared = prepare_valid_groups(reader, recipe, framing, Path(folder), progress)
+        report, items = prepared
+        lengths = items.answers.lengths if isinstance(items, StoredGroups) else items.lengths
+        plan = Plan(len(items), recipe.train.batch_size, 1, recipe.train.seed)
+        return Check(report, reader.problems, lengths.copy(), plan.steps_per_epoch, saved_by_sharing(items, plan))
 
 
-def saved_by_sharing(examples: StoredExamples, plan: Plan) -> float | None:
+def saved_by_sharing(items: StoredExamples | StoredGroups, plan: Plan) -> float | None:
     """Return the share of tokens that the prefix tree saves in evenly spaced steps of the first epoch."""
     if not plan.steps_per_epoch:
         return None
     steps = np.unique(np.linspace(0, plan.steps_per_epoch - 1, _SAMPLED_STEPS).astype(int))
     apart = together = 0
     for step in steps:
-        batch = [examples[int(i)] for i in plan.step(int(step))]
+        batch = examples_in(items[int(i)] for i in plan.step(int(step)))
         apart += sum(len(example.input_ids) for example in batch)
         together += len(pack(batch))
     return 1 - together / apart
 
 
-def _without_model(reader: Reader, progress: Progress | None) -> Check:
+def _without_model(reader: Reader, recipe: Recipe, progress: Progress | None) -> Check:
     accounts = RowCounts()
+    divided = recipe.preference is not None and not recipe.preference.needs_pairs
     lengths, learned = [], []
-    for _, conversation in reader.conversations():
-        accounts.row(conversation, 1, [])
-        lengths.append(sum(len(turn.content) for turn in conversation.turns))
-        learned.append(sum(len(turn.content) for turn in conversation.turns if turn.role == "assistant"))
-        if progress is not None and not len(lengths) % 1000:
+    for _, row in reader.valid_rows():
+        if isinstance(row, Conversation):
+            accounts.row(row, 1, [])
+            lengths.append(_characters(row.turns))
+            learned.append(_characters(turn for turn in row.turns if turn.role == "assistant"))
+        elif count_untokenized(row, accounts, divided=divided):
+            for answer in answers_of(row):
+                lengths.append(_characters((*row.prompt.turns, *answer)))
+                learned.append(_characters(turn for turn in answer if turn.role == "assistant"))
+        if progress is not None and not reader.rows % 1000:
             progress(reader.rows, None)
     accounts.blank(reader.blank_rows, reader.blank_places)
     characters, supervised = np.array(lengths, np.int32), np.array(learned, np.int32)
     report = accounts.report(reader, characters, supervised, unit="characters")
     return Check(report, reader.problems, characters)
+
+
+def _characters(turns: Iterable[Turn]) -> int:
+    return sum(len(turn.content) for turn in turns)

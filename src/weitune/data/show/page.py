@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from weitune.data.show.preview import BORDER, Part, PreviewItem
+from weitune.data.show.preview import BORDER, Part, PreviewAnswer, PreviewItem
 from weitune.messages import LANGUAGE, say
 
 _STYLE = """
-:root { color-scheme: light dark; --learned: #bfe8c6; --control: #8a8f98; --line: #8884; --bad: #c0392b }
-@media (prefers-color-scheme: dark) { :root { --learned: #1f5130; --bad: #ff8a7a } }
+:root { color-scheme: light dark; --learned: #bfe8c6; --worse: #f6c9c0; --control: #8a8f98; --line: #8884;
+        --bad: #c0392b }
+@media (prefers-color-scheme: dark) { :root { --learned: #1f5130; --worse: #5e2a20; --bad: #ff8a7a } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 form { position: sticky; top: 0; background: Canvas; padding: .6rem 0; display: flex; flex-wrap: wrap; gap: .6rem 1rem;
        border-bottom: 1px solid var(--line) }
@@ -26,6 +27,9 @@ h2 small { font-weight: 400; color: var(--control); margin-left: .5rem }
 .tag { background: var(--line); border-radius: .6rem; padding: 0 .5rem; font-size: .8rem; margin-left: .4rem }
 pre { font: 13px/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }
 mark { background: var(--learned); color: inherit }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; margin-top: .5rem }
+.answers h3 { font-size: .8rem; margin: 0 0 .2rem }
+.worse mark { background: var(--worse) }
 .control { color: var(--control) }
 .alike { font-size: 0; border-bottom: 1px dotted var(--bad) }
 .alike::before { content: attr(data-shown); font: 13px/1.55 ui-monospace, monospace }
@@ -80,15 +84,25 @@ def page(title: str, items: Sequence[PreviewItem], facts: Sequence[str]) -> str:
 def _article(item: PreviewItem) -> str:
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in item.tags)
     size = say("data.page.size", tokens=item.tokens, learned=item.learned_tokens)
-    small = f"<small>{size}</small>" if item.parts else ""
+    small = f"<small>{size}</small>" if item.all_parts else ""
     problems = "".join(
         f'<p class="bad">{escape(str(problem))}<br>{escape(problem.fix)}</p>' for problem in item.problems
     )
-    text = f"<pre>{''.join(map(_part, item.parts))}</pre>" if item.parts else ""
+    text = _pre(item.parts) if item.parts else ""
+    answers = f'<div class="answers">{"".join(map(_answer, item.answers))}</div>' if item.answers else ""
     return (
         f'<article data-tokens="{item.tokens}" data-tags="{escape("|".join(item.tags))}">'
-        f"<h2>{escape(item.place)}{small}{tags}</h2>{text}{problems}</article>\n"
+        f"<h2>{escape(item.place)}{small}{tags}</h2>{text}{answers}{problems}</article>\n"
     )
+
+
+def _answer(answer: PreviewAnswer) -> str:
+    kind = "better" if answer.liked else "worse"
+    return f'<section class="{kind}"><h3>{escape(answer.title)}</h3>{_pre(answer.parts)}</section>'
+
+
+def _pre(parts: Sequence[Part]) -> str:
+    return f"<pre>{''.join(map(_part, parts))}</pre>"
 
 
 def _part(part: Part) -> str:

@@ -3,8 +3,8 @@
 <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎hello<|im_end|>⏎
 control     prompt control    control     prompt    ╰── learned ──╯
 
-Text that only looks like a control token is shown with the borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that it can
-be told from the token.
+The answers of a pair follow the prompt that they share. Text that only looks like a control token is shown with the
+borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that it can be told from the token.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby, islice, pairwise
 from typing import Any, Literal
 
-from weitune.data.conversation import Conversation, Example, Origin
+from weitune.data.conversation import Conversation, Example, Origin, Span
+from weitune.data.formats.parse import Row
 from weitune.data.frame.framing import Framing
+from weitune.data.partition import shared_length
 from weitune.data.preference.values import Judged, Pair
 from weitune.data.prepare.accounts import has_empty_answer
+from weitune.data.prepare.groups import answers_of, dialogues, draft_answers
 from weitune.data.prepare.truncate import within_limit
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader
 from weitune.data.read.source import BlankRow, blank_reason
 from weitune.errors import DataError
 from weitune.messages import say
-from weitune.recipe.schema import Recipe
+from weitune.recipe.schema import Recipe, Tokens
 
 BORDER = "┊"
 """The sign between two tokens."""
@@ -49,25 +52,43 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewAnswer:
+    """An answer to the prompt of an item, which the model learns to give (``liked``) or not to give."""
+
+    liked: bool
+    title: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewItem:
-    """One example to look at, or a row without one; ``tags`` name what is special about it."""
+    """One example to look at, or a row without one; ``tags`` name what is special about it.
+
+    Of a row with preferences, ``parts`` are the prompt and ``answers`` what follows it.
+    """
 
     place: str
     parts: tuple[Part, ...]
     tags: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    answers: tuple[PreviewAnswer, ...] = ()
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The parts of the prompt, or the example, and of all answers."""
+        return (*self.parts, *(part for answer in self.answers for part in answer.parts))
 
     @property
     def tokens(self) -> int:
-        return sum(part.tokens for part in self.parts)
+        return sum(part.tokens for part in self.all_parts)
 
     @property
     def learned(self) -> tuple[str, ...]:
-        return tuple(part.text for part in self.parts if part.kind == "learned")
+        return tuple(part.text for part in self.all_parts if part.kind == "learned")
 
     @property
     def learned_tokens(self) -> int:
-        return sum(part.tokens for part in self.parts if part.kind == "learned")
+        return sum(part.tokens for part in self.all_parts if part.kind == "learned")
 
 
 def parts(example: Example, tokenizer: Any, framing: Framing) -> tuple[Part, ...]:
@@ -116,25 +137,70 @@ def preview(
         if isinstance(item, BlankRow):
             yield PreviewItem(str(item.origin), (), (say("data.preview.set_aside", reason=blank_reason()),))
             continue
-        if isinstance(item, Pair | Judged):
-            continue
-        if not isinstance(item, Conversation):
+        if not isinstance(item, Conversation | Pair | Judged):
             yield _faulty(item)
             continue
-        conversation = item.with_system(recipe.system)
+        read = item.with_system(recipe.system)
+        key = hash(repr(_texts(read)))
         try:
-            examples = framing.examples(conversation)
+            yield from _shown(read, framing, tokenizer, recipe.tokens, is_copy=key in seen)
         except DataError as error:
             yield _faulty(tuple(problem for problem in error.problems if isinstance(problem, Problem)))
-            continue
-        key = hash(repr((conversation.turns, conversation.tools)))
-        is_copy = key in seen
         seen.add(key)
-        place = "" if conversation.origin is None else str(conversation.origin)
-        for example in examples:
-            trained = within_limit(example, recipe.tokens)
-            tags = _tags(conversation, example, trained, is_copy=is_copy)
-            yield PreviewItem(place, parts(trained or example, tokenizer, framing), tuple(tags))
+
+
+def _shown(row: Row, framing: Framing, tokenizer: Any, tokens: Tokens, *, is_copy: bool) -> list[PreviewItem]:
+    """Return the examples of ``row``, or its answers. Raises DataError if it cannot be framed."""
+    place = "" if row.origin is None else str(row.origin)
+    if not isinstance(row, Conversation):
+        return [_with_answers(place, row, framing, tokenizer, tokens, is_copy=is_copy)]
+    items = []
+    for example in framing.examples(row):
+        trained = within_limit(example, tokens)
+        tags = _tags(row, example, trained, is_copy=is_copy)
+        items.append(PreviewItem(place, parts(trained or example, tokenizer, framing), tuple(tags)))
+    return items
+
+
+def _with_answers(
+    place: str, row: Pair | Judged, framing: Framing, tokenizer: Any, tokens: Tokens, *, is_copy: bool
+) -> PreviewItem:
+    """Return a row's answers after what is common to them: the prompt."""
+    examples = framing.encode(draft_answers(framing.draft, row))
+    shown: list[Example] = []
+    tags: dict[str, None] = {}
+    for example, dialogue in zip(examples, dialogues(row), strict=True):
+        trained = within_limit(example, tokens)
+        shown.append(trained or example)
+        tags |= dict.fromkeys(_tags(dialogue, example, trained, is_copy=is_copy))
+    if isinstance(row, Pair) and row.chosen == row.rejected:
+        tags[say("data.preview.equal_answers")] = None
+    common = min(span.start for example in shown for span in (*example.spans[:1], Span(len(example.input_ids), 0)))
+    common = min(common, shared_length(shown[0].input_ids, shown[-1].input_ids))
+    prompt = parts(Example(shown[0].input_ids[:common], ()), tokenizer, framing)
+    rests = [parts(_after(example, common), tokenizer, framing) for example in shown]
+    liked = (True, False) if isinstance(row, Pair) else (row.liked,)
+    answers = tuple(PreviewAnswer(good, _title(row, good), rest) for good, rest in zip(liked, rests, strict=True))
+    return PreviewItem(place, prompt, tuple(tags), answers=answers)
+
+
+def _title(row: Pair | Judged, liked: bool) -> str:
+    if isinstance(row, Pair):
+        return say("data.preview.chosen") if liked else say("data.preview.rejected")
+    return say("data.preview.liked") if liked else say("data.preview.disliked")
+
+
+def _after(example: Example, start: int) -> Example:
+    """Return the tokens of ``example`` from ``start`` on, which is in no span."""
+    spans = (Span(span.start - start, span.stop - start, span.weight) for span in example.spans)
+    return Example(example.input_ids[start:], tuple(spans))
+
+
+def _texts(row: Row) -> tuple[object, ...]:
+    """Return what two rows have alike if one is a copy of the other."""
+    if isinstance(row, Conversation):
+        return row.turns, row.tools
+    return row.prompt.turns, row.prompt.tools, answers_of(row), isinstance(row, Judged) and row.liked
 
 
 def _faulty(problems: tuple[Problem, ...]) -> PreviewItem:
