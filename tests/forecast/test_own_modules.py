@@ -60,7 +60,7 @@ def test_what_is_kept_is_what_autograd_saves(family: str) -> None:
     config, lora = text_config(family_config(family)), Lora(dropout=0.1)
     torch.manual_seed(0)
     model = model_from_config(config)
-    capabilities = replace(probe(model.eval()), plain_blocks=False)
+    capabilities = probe(model.eval()).by_modules()
     attach_adapter(model.requires_grad_(False), lora, seed=0, base="")
     lengths = [LENGTH] * 3 if capabilities.shares_rows else [LENGTH, LENGTH, LENGTH - 9]  # or there would be no mask
     examples = [Example(tuple(range(k, k + n + 1)), (Span(n, n + 1),)) for k, n in enumerate(lengths, 10)]
@@ -84,7 +84,9 @@ def taken_by_blocks(model: Any, blocks: BlockDecoder, batch: TensorBatch, recomp
 
 
 @pytest.mark.parametrize("recompute", ["none", "feed-forward", "block"])
-@pytest.mark.parametrize("family", ["gemma2", "cohere2", "qwen3_moe", "gpt_oss", "deepseek_v3", "gemma4_text"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "cohere2", "qwen3_moe", "gpt_oss", "deepseek_v3", "gemma4_text", "qwen3_5_text"]
+)
 def test_what_blocks_keep_is_what_they_are_forecast_to_keep(family: str, recompute: Recompute) -> None:
     config, lora = text_config(family_config(family)), Lora(dropout=0.1)
     model = family_model(family)

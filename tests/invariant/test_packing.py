@@ -88,7 +88,7 @@ def test_experts_are_chosen_alike_in_any_layout(family: str) -> None:
 def test_padding_changes_no_row(family: str) -> None:
     """It follows the tokens, so neither a recurrent layer nor a router may carry anything of it to them."""
     model = family_model(family)
-    assert not probe(model).shares_rows
+    assert not probe(model).by_modules().shares_rows
     adapted = SupervisedModel(_adapted(model), head=None)
     examples = examples_with_forks(9, vocabulary=400)
     assert len({len(example.inputs) for example in examples}) > 3

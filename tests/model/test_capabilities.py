@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.families import DENSE, MOE, family_model
+from tests.families import DENSE, FAMILIES, FAST, HYBRID, MOE, family_model
 from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
+from weitune.data import tree_chunks
 from weitune.model.capabilities import _TOLERANCE, probe
 from weitune.model.fast import attention
 from weitune.model.fast.loss import PLAIN_LOGITS
+from weitune.model.fast.recurrent.chunks import Chunks
 
 
 def build(family: str, **overrides: Any) -> Any:
@@ -51,8 +55,8 @@ def test_other_softmax_families_share_rows_without_being_named(family: str, over
 @pytest.mark.parametrize(
     ("family", "overrides", "reason"),
     [
-        ("qwen3_next", {}, "linear_attention"),
-        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "conv"),
+        ("jamba", FAMILIES["jamba"], "linear_attention"),
+        ("llama4_text", FAMILIES["llama4_text"], "chunked_attention"),
         ("mamba", {}, ""),
     ],
 )
@@ -65,6 +69,41 @@ def test_models_with_other_layers_or_attention_do_not_share_rows(
     assert not abilities.shares_rows
     assert reason in abilities.why_not
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("family", [name for name in HYBRID if name in FAST])
+def test_of_recurrent_families_the_blocks_alone_share_rows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = family_model(family)
+    before = model.config._attn_implementation
+    abilities = probe(model)
+    assert abilities.shares_rows
+    assert abilities.plain_blocks
+    assert abilities.why_not
+    assert model.config._attn_implementation == before
+    by_modules = abilities.by_modules()
+    assert not by_modules.shares_rows
+    assert not by_modules.plain_blocks
+    monkeypatch.setattr(tree_chunks, "tokens_back", _rows_before)
+    assert not probe(model).shares_rows  # its convolutions see other branches
+
+
+def _rows_before(position_ids: Any, taps: int) -> Any:
+    back = np.arange(len(position_ids))[:, None] - np.arange(taps)
+    return np.where(back < 0, len(position_ids), back)
+
+
+def test_states_that_get_lost_between_chunks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of the probe are shorter than a chunk in training."""
+    model = family_model("qwen3_5_text")
+    assert probe(model).shares_rows
+    split = Chunks.from_numbers
+
+    def forgetful(cut: Any, device: torch.device) -> Chunks:
+        chunks = split(cut, device)
+        return replace(chunks, levels=[replace(level, states=None) for level in chunks.levels])
+
+    monkeypatch.setattr(Chunks, "from_numbers", forgetful)
+    assert not probe(model).shares_rows
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from weitune.data.pack import Ints
 from weitune.model.batch import PackedTensors, PaddedTensors, TensorBatch
 from weitune.model.fast.tree import BLOCK_ROWS, Block, Tree
 
@@ -35,6 +37,12 @@ class _Chains(Tree):
     def only(self, rows: Tensor) -> Tree:
         """Return the tree itself: blocks are measured with all rows."""
         return self
+
+    def numbers(self) -> tuple[Ints, Ints]:
+        """Return the numbers that fake tensors lack: recurrent layers cut rows into chunks by them."""
+        rows = len(self.subtree_end) // self.length
+        ends = self.length * np.arange(1, rows + 1)
+        return np.tile(np.arange(self.length), rows), np.repeat(ends, self.length)
 
     def _cut(self, window: int | None) -> Iterator[Block]:
         """Yield a few long blocks whose masks are as large in all as those of the many short ones."""

@@ -102,7 +102,7 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
     capabilities = capabilities or _probe_small(config, model)
     if lora is None:
         targets, count = None, count_parameters(model)
-        capabilities = replace(capabilities, plain_blocks=False, head=None)
+        capabilities = replace(capabilities.by_modules(), head=None)
     else:
         targets = find_targets(model, lora)
         count = _count(model, lora, targets)
@@ -172,7 +172,7 @@ def _probe_small(config: Any, model: Any = None) -> Capabilities:
             has_experts = bool(expert_parameters(tried))
             found = probe(tried)
         known = has_experts or model is None or not expert_parameters(model)
-        return replace(found, plain_blocks=found.plain_blocks and known)
+        return found if known else found.by_modules()
     except Exception as error:  # noqa: BLE001  (an unknown architecture may raise anything)
         return Capabilities(False, None, False, say("forecast.meta_model.not_probed", error=first_line(error)))
 

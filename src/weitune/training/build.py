@@ -70,9 +70,8 @@ def make_trainable(
     """
     turn_off_own_dropout(loaded.model)
     if lora is None:
-        capabilities = probe(loaded.model)
+        capabilities = replace(probe(loaded.model).by_modules(), head=None)
         loaded.model.requires_grad_(True)
-        capabilities = replace(capabilities, head=None, plain_blocks=False)
         return Trainable(
             loaded,
             WholeModel(loaded.model),
@@ -89,19 +88,21 @@ def make_trainable(
     adapted = attach_adapter(loaded.model, init, seed=seed, base=base, token_ids=token_ids, targets=targets)
     adapter = LoraAdapter(adapted, initialised_by=lora.init, names=model_names(loaded.files))
     blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)
-    if blocks is None:
+    head = capabilities.head if _has_frozen_linear_head(loaded) else None
+    if blocks is None or (head is None and capabilities.why_not):  # without a plain head the modules run every row
+        blocks, capabilities = None, capabilities.by_modules()
         _widen(loaded)
     if init.init_from:
         start_from(adapter, adapter_folder(init.init_from))
     elif init.init == "loftq":
         start_loftq(adapted, loaded.files)
     elif init.init == "eva":
-        start_eva(adapted, [to_tensors(capabilities.layout.lay(examples), loaded.device) for examples in steps])
+        layout = capabilities.by_modules().layout
+        start_eva(adapted, [to_tensors(layout.lay(examples), loaded.device) for examples in steps])
         blocks = blocks and blocks.with_adapters(loaded.dtype)  # PEFT has put new A and B in
     if blocks is not None:
         _lay_out(blocks, loaded)
-    head = capabilities.head if _has_frozen_linear_head(loaded) else None
-    capabilities = replace(capabilities, head=head, plain_blocks=blocks is not None)
+    capabilities = replace(capabilities, head=head)
     modules = own_modules(loaded.files, lora, capabilities, loaded.model)
     return Trainable(loaded, adapter, capabilities, blocks, targets, modules)
 
@@ -152,7 +153,8 @@ def make_loop(
     sharded = loaded.shards > 1
     graphs = None
     alone = accelerator.num_processes == 1 and not sharded  # what processes send each other cannot be in a graph
-    if alone and trainable.blocks is not None and can_record(loaded.model):
+    alike = not trainable.capabilities.why_not  # recurrent layers cut every row into other chunks
+    if alone and alike and trainable.blocks is not None and can_record(loaded.model):
         graphs = CudaGraphPasses(supervised, trainable.graph_tokens(memory.recompute))
     model = averaging_adapters(supervised) if sharded else accelerator.prepare_model(supervised, device_placement=False)
     optimizer = make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio)

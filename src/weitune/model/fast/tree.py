@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weitune.data.pack import PackedBatch
+from weitune.data.pack import Ints, PackedBatch
 
 BLOCK_ROWS = 64
 """Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
+CHUNK_TOKENS = 64
+"""Tokens of a chunk in recurrent layers. With more, the delta rule's triangular systems take longer than the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,8 @@ class Tree:
     cache: dict[Hashable, Any] = field(default_factory=dict)
     attending: Tensor | None = None
     """(U,) the rows whose queries attention is given, in this order; None: all"""
+    chunk_tokens: int = CHUNK_TOKENS
+    """Tokens of a chunk in recurrent layers"""
 
     @classmethod
     def from_batch(cls, batch: PackedBatch, device: torch.device) -> Tree:
@@ -64,11 +68,16 @@ class Tree:
         length = len(self.subtree_end)
         spare = -length % unit
         ends = torch.arange(length + 1, length + spare + 1, device=self.subtree_end.device)
-        return Tree(F.pad(self.position_ids, (0, spare)), torch.cat([self.subtree_end, ends]))
+        ends = torch.cat([self.subtree_end, ends])
+        return Tree(F.pad(self.position_ids, (0, spare)), ends, chunk_tokens=self.chunk_tokens)
 
     def only(self, rows: Tensor) -> Tree:
         """Return the tree for attention of ``rows`` (U,) alone to the keys of all."""
         return Tree(self.position_ids, self.subtree_end, attending=rows)
+
+    def numbers(self) -> tuple[Ints, Ints]:
+        """Return ``position_ids`` and ``subtree_end`` as arrays in host memory."""
+        return self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return the result of ``make``, which is called once for each ``key``."""

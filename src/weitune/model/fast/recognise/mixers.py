@@ -8,6 +8,7 @@ from typing import Any
 from weitune.model.fast.channel.feed_forward import read_feed_forward
 from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.parts import Mixer
+from weitune.model.fast.recurrent.gated_delta import read_gated_delta
 from weitune.model.fast.self_attention.latent import read_latent
 from weitune.model.fast.self_attention.mixer import read_attention
 from weitune.model.fast.self_attention.observe import Rows
@@ -19,10 +20,11 @@ READERS: tuple[Callable[[Any], Mixer | None], ...] = (read_feed_forward, read_mi
 def read_mixer(module: Any, rows: Rows) -> Mixer | None:
     """Return the mixer that ``module`` is, or None if none is known that has its parts.
 
-    Attention is called with ``rows`` to see what it does.
+    Mixers of tokens are called with ``rows`` to see what they do.
     """
     return (
         read_attention(module, rows)
         or read_latent(module, rows)
+        or read_gated_delta(module, rows)
         or next((mixer for read in READERS if (mixer := read(module)) is not None), None)
     )

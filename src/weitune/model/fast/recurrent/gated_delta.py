@@ -1,0 +1,117 @@
+"""The gated delta rule as a layer (Yang et al., arXiv 2412.06464), as Qwen3-Next and Qwen3.5 have it.
+
+    x ─┬─ query, key, value ─ convolution ─ SiLU ─┐
+       ├─ strength β = sigmoid(b) ────────────────┼─ delta rule ─ norm · SiLU(z) ─ out_proj ─▶
+       ├─ decay g = -exp(A_log) softplus(a + dt) ─┘                     │
+       └─ gate z ───────────────────────────────────────────────────────┘
+
+There are G heads of queries and keys of size D, and H heads of values of size V; keys and queries are normalised, and
+each serves H/G heads of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weitune.model.fast.recurrent.chunks import Chunks, PathWindows
+from weitune.model.fast.recurrent.mixer import Recurrence, read_recurrence
+from weitune.model.fast.recurrent.path_conv import Taps, path_conv, read_taps
+from weitune.model.fast.recurrent.scan import gated_delta_rule
+from weitune.model.fast.self_attention.observe import Rows
+from weitune.model.fast.self_attention.positions import Positions
+
+_APART = "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
+_TOGETHER = "in_proj_qkvz", "in_proj_ba"
+_OUTPUT = "out_proj"
+_LEAST_SQUARE = 1e-6
+"""What the sum of squares of a key or query is increased by before its root is taken"""
+
+
+class _Inputs(NamedTuple):
+    mixed: Tensor
+    """(T, 2·G·D + H·V) queries, keys and values"""
+    gate: Tensor
+    """(T, H, V)"""
+    strength: Tensor
+    """(T, H)"""
+    step: Tensor
+    """(T, H) what the decay is made of"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatedDelta:
+    """What lies between the projections of one layer: (T, ...) to (T, H·V)."""
+
+    module: Any
+    taps: Taps
+    key_heads: int
+    """G"""
+    value_heads: int
+    """H"""
+    value_size: int
+    """V"""
+
+    @property
+    def key_size(self) -> int:
+        return (self.taps.channels - self.value_heads * self.value_size) // (2 * self.key_heads)
+
+    def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
+        inputs, tree = self._inputs(projected), positions.tree
+        assert tree is not None  # noqa: S101  (blocks compute packed rows)
+        mixed = F.silu(path_conv(inputs.mixed, self.taps, PathWindows.of(tree, self.taps.count)))
+        dtype, exact = inputs.mixed.dtype, mixed.dtype
+        keys = self.key_heads * self.key_size
+        query, key, value = mixed.split([keys, keys, mixed.shape[1] - 2 * keys], dim=1)
+        query, key = (_unit(each.unflatten(1, (self.key_heads, -1))) for each in (query, key))
+        if (shared := self.value_heads // self.key_heads) > 1:
+            query, key = query.repeat_interleave(shared, dim=1), key.repeat_interleave(shared, dim=1)
+        rate, bias = (each.detach().to(exact) for each in (self.module.A_log, self.module.dt_bias))
+        decay = -rate.exp() * F.softplus(inputs.step.to(exact) + bias)
+        read = gated_delta_rule(
+            query * self.key_size**-0.5,
+            key,
+            value.unflatten(1, (self.value_heads, -1)),
+            decay,
+            inputs.strength.to(exact).sigmoid(),
+            Chunks.of(tree),
+        )
+        return self._gated(read, inputs.gate.to(exact)).to(dtype).flatten(1)
+
+    def _inputs(self, projected: Sequence[Tensor]) -> _Inputs:
+        if len(projected) == len(_APART):
+            mixed, gate, strength, step = projected
+            return _Inputs(mixed, gate.unflatten(1, (self.value_heads, -1)), strength, step)
+        by_key = [each.unflatten(1, (self.key_heads, -1)) for each in projected]  # what belongs to a head of keys
+        shared = self.value_heads // self.key_heads
+        width = shared * self.value_size
+        query, key, value, gate = by_key[0].split([self.key_size, self.key_size, width, width], dim=2)
+        strength, step = (each.flatten(1) for each in by_key[1].split(shared, dim=2))
+        mixed = torch.cat([each.flatten(1) for each in (query, key, value)], dim=1)
+        return _Inputs(mixed, gate.flatten(1).unflatten(1, (self.value_heads, -1)), strength, step)
+
+    def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
+        norm = self.module.norm
+        inverse = (read.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+        gated: Tensor = read * inverse * norm.weight.detach().to(read.dtype) * F.silu(gate)
+        return gated
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * (x.square().sum(-1, keepdim=True) + _LEAST_SQUARE).rsqrt()
+
+
+def read_gated_delta(module: Any, rows: Rows) -> Recurrence | None:
+    """Return the layer that ``module`` is, or None if it has not these parts; see :func:`.read_recurrence`."""
+    taps, names = read_taps(getattr(module, "conv1d", None)), [n for n, _ in module.named_children()]
+    inputs = next((each for each in (_APART, _TOGETHER) if set(each) <= set(names)), None)
+    heads, rate = getattr(module, "num_k_heads", 0), getattr(module, "A_log", None)
+    if taps is None or inputs is None or not heads or rate is None or "norm" not in names:
+        return None
+    middle = GatedDelta(module, taps, heads, len(rate), module.norm.weight.shape[0])
+    return read_recurrence(module, inputs, _OUTPUT, middle, rows)
