@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from weitune.data.answers import Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weitune.data.pack import Ints
+from weitune.data.answers import Ints
 from weitune.model.batch import PackedTensors, PaddedTensors, TensorBatch
 from weitune.model.fast.tree import BLOCK_ROWS, Block, Tree
 

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weitune.data.pack import Ints, PackedBatch
+from weitune.data.answers import Ints
+from weitune.data.pack import PackedBatch
 
 BLOCK_ROWS = 64
 """Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weitune.data.tree_chunks import Ints, tokens_back
+from weitune.data.answers import Ints
+from weitune.data.tree_chunks import tokens_back
 
 
 def reference_delta_rule(
