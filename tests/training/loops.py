@@ -19,7 +19,7 @@ from weitune.recipe.preference import Preference
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.loop import Loop, StepRecord
 from weitune.training.objective.preference_loss import PreferenceLoss
-from weitune.training.objective.preference_objective import PreferenceObjective
+from weitune.training.objective.preference_objective import PreferenceObjective, Preferences
 from weitune.training.objective.step_objective import SUPERVISED
 from weitune.training.optim import make_optimizer
 from weitune.training.passes import Passes
@@ -71,7 +71,9 @@ def make_loop(
         layout=layout,
         train=train,
         memory=MemoryPlan(micro_tokens, recompute),
-        objective=PreferenceObjective(preference, plan, meter, 512, reference) if preference else SUPERVISED,
+        objective=PreferenceObjective(Preferences(preference, 512, reference), plan, meter)
+        if preference
+        else SUPERVISED,
     )
 
 

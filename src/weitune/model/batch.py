@@ -168,14 +168,15 @@ def to_tensors(batch: PackedBatch | PaddedBatch, device: torch.device) -> Tensor
         torch.from_numpy(array).to(device)
         for array in (batch.input_ids, distinct, position, batch.targets, batch.weights)
     )
-    answers = None if batch.answers is None else _answer_tensors(batch.answers, device)
+    answers = None if batch.answers is None else answer_tensors(batch.answers, device)
     if isinstance(batch, PaddedBatch):
         mask = torch.from_numpy(batch.attention_mask).to(device)
         return PaddedTensors(input_ids, rows, index, targets, weights, mask, answers)
     return PackedTensors(input_ids[None], rows, index, targets, weights, Tree.from_batch(batch, device), answers)
 
 
-def _answer_tensors(answers: AnswerBatch, device: torch.device) -> AnswerTensors:
+def answer_tensors(answers: AnswerBatch, device: torch.device) -> AnswerTensors:
+    """Copy ``answers`` to ``device``."""
     return AnswerTensors(
         prediction=torch.from_numpy(answers.prediction).to(device),
         ends=torch.from_numpy(np.cumsum([0, *answers.lengths])).to(device),

@@ -6,16 +6,16 @@ show that best, as they are the same each time; without any, the gain over the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from weitune.messages import say
-from weitune.run.events import Event, Step, Validation
+from weitune.run.events import Event, Step, Validation, typed_event
 from weitune.run.history import MovingAverage
 
-_FALL_NATS = 0.5
-"""Of an answer's log-probability, from which a fall is told: e^-0.5 is 0.6 times as likely."""
+_FALL_NATS = 1.0
+"""Of an answer's log-probability, from which a fall is told: the answer is then e times less likely."""
 
 
 def fields_of(record: Any) -> dict[str, Any]:
@@ -35,6 +35,14 @@ def summary(figures: Mapping[str, float]) -> str:
         "kl": "run.preference_figures.kl",
     }
     return "   ".join(say(text, value=figures[name]) for name, text in texts.items() if name in figures)
+
+
+def chosen_note(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return a sentence if the chosen answers became less likely in a run with these ``lines`` of events."""
+    chosen = ChosenAnswers()
+    for line in lines:
+        chosen.add(typed_event(line))
+    return chosen.note()
 
 
 class ChosenAnswers:

@@ -31,8 +31,12 @@ from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recipe, Train
 from weitune.training.distributed.processes import averaging_adapters
 from weitune.training.loop import Items, Loop
+from weitune.training.objective.preference_loss import PreferenceLoss
+from weitune.training.objective.preference_objective import PreferenceObjective, Preferences
+from weitune.training.objective.step_objective import SUPERVISED, Objective
 from weitune.training.optim import make_optimizer
 from weitune.training.passes import GraphPasses, Passes
+from weitune.training.preference.answer_meter import AnswerMeter
 from weitune.training.trainable import Trainable
 
 if TYPE_CHECKING:
@@ -138,17 +142,23 @@ def make_loop(
     micro_tokens: int | None = None,
     plus_ratio: float = 1.0,
     longest: int = 0,
+    preferences: Preferences | None = None,
 ) -> Loop:
     """Return the loop over ``plan``; ``micro_tokens`` overrides what ``train`` says or leaves open.
 
-    ``longest`` is the length of the longest example, in tokens.
+    ``longest`` is the length of the longest example, or of the largest group, in tokens. With ``preferences``, the
+    items are groups.
     """
     loaded = trainable.loaded
     if loaded.device.type == "cpu":
         keep_freed_memory()
     memory = trainable.memory_plan(train, longest=longest, micro_tokens=micro_tokens)
     supervised = SupervisedModel(
-        loaded.model, head=trainable.capabilities.head, blocks=trainable.blocks, recompute=memory.recompute
+        loaded.model,
+        head=trainable.capabilities.head,
+        blocks=trainable.blocks,
+        recompute=memory.recompute,
+        objective=None if preferences is None else PreferenceLoss(preferences.preference),
     )
     sharded = loaded.shards > 1
     graphs = None
@@ -161,6 +171,9 @@ def make_loop(
     passes = (
         Passes(model, optimizer, accelerator) if graphs is None else GraphPasses(model, optimizer, accelerator, graphs)
     )
+    objective: Objective = SUPERVISED
+    if preferences is not None:
+        objective = PreferenceObjective(preferences, plan, AnswerMeter.of(trainable, accelerator))
     return Loop(
         model=model,
         optimizer=optimizer,
@@ -168,8 +181,9 @@ def make_loop(
         passes=passes,
         examples=examples,
         plan=plan,
-        layout=trainable.layout,
+        layout=trainable.group_layout if preferences else trainable.layout,
         train=train,
         memory=memory,
+        objective=objective,
         sharded=sharded,
     )

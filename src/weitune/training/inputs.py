@@ -15,6 +15,7 @@ from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.layout import Layout, of_groups
+from weitune.data.preference.reference import Reference
 from weitune.data.preference.values import Item, examples_in
 from weitune.data.prepare.holdout import ItemSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, PreparedGroups, prepare_items
@@ -32,6 +33,7 @@ from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import recorded_basis
+from weitune.training.objective.preference_objective import Preferences
 from weitune.training.reporter import Reporter
 from weitune.training.resume.resume_checks import Basis
 
@@ -59,6 +61,8 @@ class RunInputs:
     """What must be the same when the run is resumed (:mod:`.resume_checks`)."""
     kept: KeptExamples | None = None
     """Of these ``examples``, those that the model is to keep; they come last (:mod:`.keep.kept`)."""
+    reference: Reference | None = None
+    """Of the groups, if the method has one (:mod:`.preference.reference`)."""
 
     @property
     def longest(self) -> int:
@@ -73,6 +77,12 @@ class RunInputs:
     def examples_of(self, step: int) -> list[Example]:
         """Return the examples of an optimizer step, from 0; of groups, their answers."""
         return examples_in(self.examples[int(i)] for i in self.plan.step(step))
+
+    @property
+    def preferences(self) -> Preferences | None:
+        """What is learned from preferences, if the recipe has a ``preference``."""
+        preference = self.recipe.preference
+        return None if preference is None else Preferences(preference, self.recipe.tokens.max_length, self.reference)
 
     def layout(self, capabilities: Capabilities) -> Layout:
         """Return how a model with these ``capabilities`` computes the examples or groups."""

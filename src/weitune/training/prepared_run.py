@@ -24,10 +24,12 @@ from weitune.model.lora.adapter_init import EVA_STEPS
 from weitune.run.base_check import place_of_base
 from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
 from weitune.run.machine import describe_machine
+from weitune.run.names import KEPT, REFERENCE
 from weitune.training.build import make_loop, make_trainable
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.kept import with_collected
 from weitune.training.loop import Loop
+from weitune.training.preference.reference import with_measured_reference
 from weitune.training.reporter import Reporter
 from weitune.training.session import Session
 from weitune.training.trainable import Trainable
@@ -86,6 +88,11 @@ class PreparedRun:
         validation = None if held is None else ValidationSize(len(held), int(held.supervised.sum()))
         return DataRecord(inputs.prepared.report, preview, validation)
 
+    def collected_files(self) -> dict[str, bytes]:
+        """Return the files of the run's folder that a resumed run reads instead of collecting them again."""
+        files = {KEPT: self.inputs.kept, REFERENCE: self.inputs.reference}
+        return {name: contents.to_bytes() for name, contents in files.items() if contents is not None}
+
     def checkpoint_state(self) -> dict[str, Any]:
         """Return what every checkpoint says of the run it belongs to."""
         return {
@@ -119,7 +126,7 @@ def prepare_run(
     """
     recipe = inputs.recipe
     trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
-    inputs = with_collected(session, inputs, trainable)
+    inputs = with_measured_reference(session, with_collected(session, inputs, trainable), trainable)
     plan = inputs.plan
     loop = make_loop(
         trainable,
@@ -130,6 +137,7 @@ def prepare_run(
         micro_tokens=micro_tokens,
         plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,
         longest=inputs.longest,
+        preferences=inputs.preferences,
     )
     largest = Workload.lay_out(inputs.examples, plan, loop.layout, loop.memory.micro_tokens).largest
     return PreparedRun(inputs, trainable, loop, largest)

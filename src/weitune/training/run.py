@@ -33,12 +33,14 @@ from weitune.run.create import (
     update_recipe,
 )
 from weitune.run.disk_retry import refusals_explained
+from weitune.run.events import read_events
 from weitune.run.machine import describe_machine, machine_changes
-from weitune.run.names import KEPT
+from weitune.run.preference_figures import chosen_note
 from weitune.training.distributed.processes import check_same_step, peer_failures_explained
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.keep.kept import with_recorded
 from weitune.training.optim import warmup_note
+from weitune.training.preference.reference import with_recorded_reference
 from weitune.training.prepared_run import PreparedRun, prepare_run
 from weitune.training.record.recorder import Recorder
 from weitune.training.record.trackers import TrackedReporter, check_trackers
@@ -118,8 +120,7 @@ def _begin(session: Session, recipe: Recipe) -> None:
             session.reporter.say(line)
         chosen = {"learning_rate": "auto"} if recipe.train.learning_rate == "auto" else {}
         environment = {**run.environment(), "forecast": peak.parts(), **chosen}
-        kept = {KEPT: run.inputs.kept.to_bytes()} if run.inputs.kept else {}
-        create_folder(session.folder, inputs.recipe, environment, run.data_record().to_json(), kept)
+        create_folder(session.folder, inputs.recipe, environment, run.data_record().to_json(), run.collected_files())
     session.accelerator.wait_for_everyone()
     with session.lock():
         _train(session, run)
@@ -177,7 +178,8 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
 def _same_inputs(session: Session, past: ResumeState, recipe: Recipe) -> RunInputs:
     """Collect the inputs of a run. Raises RunError if they differ from those it began with."""
     recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
-    inputs = with_recorded(collect_inputs(recipe, session.reporter, session.accelerator), session.folder)
+    inputs = collect_inputs(recipe, session.reporter, session.accelerator)
+    inputs = with_recorded_reference(with_recorded(inputs, session.folder), session.folder)
     resume_checks.check_basis(session.folder, past.basis, {**inputs.basis, **fingerprints_as(past.basis, inputs.files)})
     return inputs
 
@@ -208,6 +210,8 @@ def _train(session: Session, run: PreparedRun, checkpoint: Checkpoint | None = N
             session.reporter.ended()
             recorder.close()
             if session.main:
+                if note := chosen_note(read_events(session.folder)):
+                    session.reporter.say(note)
                 _report(session)
 
 

@@ -60,7 +60,13 @@ def measure(
     trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(loaded.device)
     loop = make_loop(
-        trainable, recipe.train, inputs.examples, inputs.plan, accelerator=accelerator, longest=inputs.longest
+        trainable,
+        recipe.train,
+        inputs.examples,
+        inputs.plan,
+        accelerator=accelerator,
+        longest=inputs.longest,
+        preferences=inputs.preferences,
     )
     watch = _Stopwatch(progress)
     loop.run(0, watch)

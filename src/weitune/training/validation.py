@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.preference.values import Item
+from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
@@ -18,6 +18,8 @@ from weitune.generate.engine import Engine
 from weitune.model.storage.allocator import release_freed_memory
 from weitune.progress import Progress
 from weitune.training.loop import Loop
+from weitune.training.objective.held_out import measure_held_out
+from weitune.training.objective.preference_objective import PreferenceObjective
 from weitune.training.signals import StopRequest
 from weitune.training.validation_history import Evaluation
 
@@ -66,16 +68,26 @@ class Validator:
 
         release_freed_memory()
         try:
-            measured = self._measure(watched)
+            measured, loss, figures = self._measure(watched)
             samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
         except _StopAskedError:
             return None
         finally:
             release_freed_memory()
         seconds = time.perf_counter() - began
-        return Evaluation(step, measured.mean, measured.perplexity, measured.weight, seconds, samples)
+        return Evaluation(step, loss, measured.perplexity, measured.weight, seconds, samples, figures=figures)
 
-    def _measure(self, progress: Progress) -> MeasuredLoss:
+    def _measure(self, progress: Progress) -> tuple[MeasuredLoss, float, Mapping[str, float]]:
+        """Return the cross entropy of the examples, or of the liked answers, the loss, and figures of preferences."""
+        objective = self._loop.objective
+        if isinstance(objective, PreferenceObjective):
+            groups = [item for item in self._examples if isinstance(item, Group)]
+            held = measure_held_out(objective, groups, progress)
+            return held.liked, held.loss, held.figures
+        measured = self._cross_entropy(progress)
+        return measured, measured.mean, {}
+
+    def _cross_entropy(self, progress: Progress) -> MeasuredLoss:
         loop, accelerator = self._loop, self._loop.accelerator
         world = accelerator.num_processes
         mine = loop.layout.share(self._examples, world)[accelerator.process_index] if world > 1 else self._examples

@@ -31,8 +31,9 @@ class Evaluation:
     step: int
     loss: float
     perplexity: float
+    """e to the power of the loss; of preferences, to that of the cross entropy of the liked answers."""
     learned_tokens: float
-    """Weight of the tokens that the loss is the mean of."""
+    """Weight of the tokens that this is the mean over."""
     seconds: float
     samples: Sequence[Sample]
     best: bool = False

@@ -69,16 +69,27 @@ class Coefficients:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceObjective:
-    """A preference loss over the groups of a plan."""
+class Preferences:
+    """What a run learns from preferences."""
 
     preference: Preference
-    plan: Plan
-    meter: AnswerMeter
-    """Measures mismatched answers, which KTO needs."""
     max_length: int
     """``tokens.max_length``, for mismatched answers"""
     reference: Reference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceObjective:
+    """A preference loss over the groups of a plan."""
+
+    learned: Preferences
+    plan: Plan
+    meter: AnswerMeter
+    """Measures mismatched answers, which KTO needs."""
+
+    @property
+    def preference(self) -> Preference:
+        return self.learned.preference
 
     def begin(self, step: int, items: Sequence[Group]) -> PreferenceStep:
         """Return the objective of ``step`` (from 0) with these groups, on all devices."""
@@ -88,11 +99,12 @@ class PreferenceObjective:
 
     def _shift(self, step: int, groups: Sequence[Group]) -> float:
         """Return z of KTO: how much the mismatched answers of the whole step gained in the mean, but at least 0."""
-        others = mismatched(groups, self.max_length) if self.preference.method == "kto" else []
-        if not others or self.reference is None:
+        reference = self.learned.reference
+        others = mismatched(groups, self.learned.max_length) if self.preference.method == "kto" else []
+        if not others or reference is None:
             return 0.0
         start = first_mismatched(self.plan, step)
-        before = self.reference.parts[MISMATCHED].sums[start : start + len(others)]
+        before = reference.parts[MISMATCHED].sums[start : start + len(others)]
         return float(kto_shift(torch.from_numpy(self.meter(others).sums - before)))
 
 

@@ -1,0 +1,198 @@
+"""The reference of a run (the recipe's ``preference``): measured once, before its first step, and never again.
+
+    the model as it stands ── every answer of every group ──┐
+                           └─ KTO: mismatched answers ──────┴─▶ Reference ─▶ joined with the groups
+                                                                    │
+                                                                    └─▶ reference.safetensors in the run's folder,
+                                                                        and in the cache
+
+A run that is resumed reads its folder, so it learns the same bits wherever it goes on. Runs that differ in nothing that
+the start of the model depends on, such as β or the learning rate, find the reference in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from weitune.data.preference.mismatched import first_mismatched, mismatched
+from weitune.data.preference.reference import (
+    HELD,
+    MISMATCHED,
+    MISMATCHED_HELD,
+    TRAINED,
+    AnswerSums,
+    Reference,
+    ReferencedGroups,
+)
+from weitune.data.preference.values import Group, Item
+from weitune.data.prepare.holdout import GroupSet, ItemSet
+from weitune.errors import RunError
+from weitune.files.cache import cache_folder
+from weitune.files.publish import publish_bytes
+from weitune.messages import say
+from weitune.progress import Progress
+from weitune.recipe.schema import Recipe
+from weitune.run.names import REFERENCE
+from weitune.training.inputs import RunInputs
+from weitune.training.preference.answer_meter import AnswerMeter
+
+if TYPE_CHECKING:
+    from weitune.training.session import Session
+    from weitune.training.trainable import Trainable
+
+_AT_ONCE = 4096
+"""Groups that are in memory together, and share beginnings."""
+_STARTS_AS_BASE = ("default", "gaussian", "eva")
+"""Values of ``lora.init`` with which the model before its first step is the base."""
+_VERSION = 1
+"""Raised when the same recipe would have another reference."""
+
+
+def has_reference(recipe: Recipe) -> bool:
+    """Return whether the loss of ``recipe`` compares the model with itself before the first step."""
+    return recipe.preference is not None and recipe.preference.has_reference
+
+
+def needs_mismatched(recipe: Recipe) -> bool:
+    """Return whether the loss of ``recipe`` looks at mismatched answers."""
+    return recipe.preference is not None and recipe.preference.method == "kto"
+
+
+def with_recorded_reference(inputs: RunInputs, run: Path) -> RunInputs:
+    """Return ``inputs`` with the reference in the folder ``run``, if the recipe's method has one.
+
+    Raises RunError if its file is missing or damaged, or was made for fewer steps.
+    """
+    if not has_reference(inputs.recipe):
+        return inputs
+    try:
+        reference = Reference.from_bytes((run / REFERENCE).read_bytes())
+        known = len(reference.parts[MISMATCHED]) if needs_mismatched(inputs.recipe) else 0
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError("training.reference.cannot_be_read", path=run / REFERENCE, error=error) from None
+    if needs_mismatched(inputs.recipe) and known < first_mismatched(inputs.plan, inputs.plan.steps):
+        raise RunError("training.reference.too_short", run=run)
+    return joined(inputs, reference)
+
+
+def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trainable) -> RunInputs:
+    """Return ``inputs`` with a reference, if the recipe's method has one and they have none yet.
+
+    Every process of a run must call it, before the first step.
+    """
+    if not has_reference(inputs.recipe) or inputs.reference is not None:
+        return inputs
+    place = _cached(inputs, trainable)
+    contents = session.sees(lambda: _read(place))
+    if contents is None:
+        progress = session.reporter.referring() if session.main else None
+        reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), progress)
+        if session.main:
+            _store(reference, place)
+    else:
+        reference = Reference.from_bytes(contents)
+    session.reporter.say(say("training.reference.measured", answers=len(reference.parts[TRAINED].sums)))
+    return joined(inputs, reference)
+
+
+def joined(inputs: RunInputs, reference: Reference) -> RunInputs:
+    """Return ``inputs`` whose groups know their ``reference``, with its digest in their basis.
+
+    If the reference is that of other groups, only the basis changes; it is then refused as not the run's.
+    """
+    contents = {"answers": len(reference.parts[TRAINED].sums), "contents": reference.digest()}
+    inputs = replace(inputs, reference=reference, basis={**inputs.basis, "reference": contents})
+    trained, held = reference.parts[TRAINED], reference.parts.get(HELD)
+    validation = inputs.validation
+    if len(trained) != len(inputs.examples) or len(held or ()) != len(validation or ()):
+        return inputs
+    if validation is not None and held is not None:
+        validation = ReferencedGroups(cast("GroupSet", validation), held)
+    examples = ReferencedGroups(cast("GroupSet", inputs.examples), trained)
+    return replace(inputs, examples=examples, validation=validation)
+
+
+def _measured(inputs: RunInputs, meter: AnswerMeter, progress: Progress | None) -> Reference:
+    """Measure every part of the reference; groups of different parts share beginnings too."""
+    groups, total = _parts(inputs), _group_count(inputs)
+    found: dict[str, list[AnswerSums]] = {}
+    done = 0
+    while some := list(islice(groups, _AT_ONCE)):
+        sums = meter([group for _, group in some], _part_of(progress, done, len(some), total))
+        done += len(some)
+        for name in dict.fromkeys(name for name, _ in some):
+            found.setdefault(name, []).append(sums.only(np.asarray([of == name for of, _ in some])))
+    return Reference({name: AnswerSums.joined(parts) for name, parts in found.items()})
+
+
+def _parts(inputs: RunInputs) -> Iterator[tuple[str, Group]]:
+    """Yield every group whose answers are measured, with the part of the reference that it belongs to."""
+    recipe, validation = inputs.recipe, inputs.validation
+    held = [] if validation is None else [_group(validation, i) for i in range(len(validation))]
+    yield from ((TRAINED, _group(inputs.examples, i)) for i in range(len(inputs.examples)))
+    yield from ((HELD, group) for group in held)
+    if needs_mismatched(recipe):
+        longest = recipe.tokens.max_length
+        for step in range(inputs.plan.steps):
+            groups = [_group(inputs.examples, int(i)) for i in inputs.plan.step(step)]
+            yield from ((MISMATCHED, group) for group in mismatched(groups, longest))
+        yield from ((MISMATCHED_HELD, group) for group in mismatched(held, longest))
+
+
+def _group(items: ItemSet[Item], number: int) -> Group:
+    return cast("Group", items[number])  # what a recipe with a preference prepares
+
+
+def _group_count(inputs: RunInputs) -> int:
+    own = len(inputs.examples), len(inputs.validation or ())
+    if not needs_mismatched(inputs.recipe):
+        return sum(own)
+    return sum(own) + first_mismatched(inputs.plan, inputs.plan.steps) + own[1]
+
+
+def _part_of(progress: Progress | None, before: int, groups: int, total: int) -> Progress | None:
+    """Return what counts the passes over some ``groups`` as a part of all."""
+    if progress is None:
+        return None
+    return lambda done, of: progress(before + groups * done // (of or done), total)
+
+
+def _cached(inputs: RunInputs, trainable: Trainable) -> Path:
+    """Return the place in the cache of the reference of these inputs."""
+    recipe, basis = inputs.recipe, dict(inputs.basis)
+    train, plan = recipe.train, inputs.plan
+    basis.pop("plan", None)
+    lora = recipe.adapter
+    start: dict[str, Any] = {}
+    if lora is not None and (lora.init_from or lora.init not in _STARTS_AS_BASE):
+        start = {**lora.model_dump(exclude={"dropout", "plus_ratio", "freeze_a"}), "seed": train.seed}
+    steps = [train.seed, train.batch_size, plan.steps, recipe.tokens.max_length] if needs_mismatched(recipe) else []
+    numbers = [str(trainable.loaded.dtype), train.storage, trainable.capabilities.shares_rows]
+    parts = {"version": _VERSION, "basis": basis, "start": start, "steps": steps, "numbers": numbers}
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return cache_folder() / "references" / f"{name}.safetensors"
+
+
+def _read(place: Path) -> bytes | None:
+    try:
+        contents = place.read_bytes()
+        Reference.from_bytes(contents)
+    except (OSError, ValueError):
+        return None
+    return contents
+
+
+def _store(reference: Reference, place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        publish_bytes(reference.to_bytes(), place)
+    except OSError:  # the run's folder keeps it too
+        return

@@ -1,0 +1,204 @@
+"""Whole runs that learn from preferences: the reference, resuming to the same bits, validation, and what is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import Inputs, Listener, digest
+from tests.tiny import save_tiny
+from weitune.data.preference.reference import AnswerSums, Reference
+from weitune.errors import Interrupted, RunError
+from weitune.run import preference_figures
+from weitune.run.events import read_events
+from weitune.training.preference import reference
+from weitune.training.run import resume, train
+from weitune.training.signals import StopRequest
+
+FILE = "reference.safetensors"
+_ANSWERS = ("I am the assistant.", "我是皇帝身边的女人。", "今天天气很好。", "Once there was a fisherman.", "Paris.")
+_QUESTIONS = ("你是谁？", "What can you do?", "今天天气怎么样？", "Tell me a story about the sea.")
+
+
+def rows(kind: str) -> list[dict[str, Any]]:
+    draw = random.Random(3)
+    made: list[dict[str, Any]] = []
+    for n in range(14):
+        prompt = f"{draw.choice(_QUESTIONS)} {n}"
+        chosen, rejected = draw.sample(_ANSWERS, 2)
+        if kind == "judged":
+            made.append({"prompt": prompt, "completion": chosen, "label": bool(n % 2)})
+        else:
+            made.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return made
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    data = folder / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows("pairs")))
+    return Inputs(folder, save_tiny(folder / "model"), data)
+
+
+def keys(method: str = "dpo", **more: Any) -> dict[str, Any]:
+    return {"preference.method": method, "train.learning_rate": 3e-3, "train.sample_prompts": [], **more}
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    return [event for event in read_events(run) if event["event"] == "step"]
+
+
+def figures(run: Path) -> list[tuple[Any, ...]]:
+    names = ("step", "loss", "grad_norm", "rewards/chosen", "rewards/margins", "logps/chosen", "kl")
+    return [tuple(event.get(name) for name in names) for event in steps(run)]
+
+
+def stopped_after(inputs: Inputs, folder: Path, step: int, **more: Any) -> None:
+    stop = StopRequest()
+    listener = Listener(after={step: lambda: stop.stop("a test")})
+    with pytest.raises(Interrupted):
+        train(inputs.recipe(folder, **more), device="cpu", stop=stop, reporter=listener)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_stopped_run_resumes_to_the_same_bits_from_its_folder_alone(
+    method: str, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = keys(method)
+    whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
+    stopped_after(inputs, tmp_path / "stopped", 3, **more)
+    monkeypatch.setattr(reference, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(reference, "_read", lambda *_: pytest.fail("the cache was read"))
+    resume(tmp_path / "stopped", device="cpu")
+    assert digest(tmp_path / "stopped" / "adapter") == digest(whole / "adapter")
+    assert figures(tmp_path / "stopped") == figures(whole)
+    assert (tmp_path / "stopped" / FILE).read_bytes() == (whole / FILE).read_bytes()
+
+
+def test_what_a_step_tells(inputs: Inputs, tmp_path: Path) -> None:
+    run = train(inputs.recipe(tmp_path / "run", **keys()), device="cpu").path
+    first, *_, last = steps(run)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert last["rewards/margins"] == pytest.approx(last["rewards/chosen"] - last["rewards/rejected"])
+    assert last["rewards/margins"] > 0
+    assert 0 <= last["rewards/accuracies"] <= 1
+    assert last["logps/chosen"] < 0
+    assert "figures" not in last
+    assert "kl" not in last
+    assert "Preferences" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "start", [{"lora.init": "pissa"}, {"lora.init": "olora"}, {"lora.init": "eva"}, {"lora": "none"}], ids=str
+)
+def test_the_first_loss_is_ln_2_however_the_model_starts(start: dict[str, Any], inputs: Inputs, tmp_path: Path) -> None:
+    more = keys(**start, **{"train.max_steps": 1})
+    run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
+    assert steps(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_first_loss_is_ln_2_from_an_earlier_run(inputs: Inputs, tmp_path: Path) -> None:
+    earlier = train(inputs.recipe(tmp_path / "earlier", **keys()), device="cpu").path
+    more = keys(**{"lora.init_from": str(earlier), "train.max_steps": 1})
+    run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
+    assert steps(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (run / FILE).read_bytes() != (earlier / FILE).read_bytes()
+
+
+def test_other_strengths_and_rates_use_the_same_reference(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(inputs.recipe(tmp_path / "first", **keys()), device="cpu").path
+    monkeypatch.setattr(reference, "_measured", lambda *_: pytest.fail("measured again"))
+    more = keys("ipo", **{"preference.beta": 0.4, "train.learning_rate": 1e-4, "train.seed": 7, "lora.r": 4})
+    second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
+    assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
+
+
+def test_methods_without_a_reference_have_no_file(inputs: Inputs, tmp_path: Path) -> None:
+    run = train(inputs.recipe(tmp_path / "run", **keys("simpo")), device="cpu").path
+    assert not (run / FILE).exists()
+    assert "logps/chosen_gain" not in steps(run)[-1]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_a_lost_reference_is_not_replaced(damage: str, inputs: Inputs, tmp_path: Path) -> None:
+    stopped_after(inputs, tmp_path / "run", 3, **keys())
+    file = tmp_path / "run" / FILE
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-3])
+    else:
+        parts = Reference.from_bytes(file.read_bytes()).parts
+        moved = {name: AnswerSums(part.sums + 1e-9, part.counts) for name, part in parts.items()}
+        file.write_bytes(Reference(moved).to_bytes())
+    before = digest(tmp_path / "run")
+    with pytest.raises(RunError, match=r"reference"):
+        resume(tmp_path / "run", device="cpu")
+    assert digest(tmp_path / "run") == before
+
+
+def test_other_data_are_told_apart_from_a_lost_reference(inputs: Inputs, tmp_path: Path) -> None:
+    stopped_after(inputs, tmp_path / "run", 3, **keys())
+    inputs.data.write_text("\n".join(json.dumps(row) for row in rows("pairs")[:-1]))
+    with pytest.raises(RunError, match=r"data\.contents"):
+        resume(tmp_path / "run", device="cpu")
+
+
+def test_more_epochs_go_on_with_the_reference_but_not_for_kto(inputs: Inputs, tmp_path: Path) -> None:
+    short, constant = {"train.epochs": 1}, {"train.schedule": "constant"}
+    run = train(inputs.recipe(tmp_path / "dpo", **keys(**short, **constant)), device="cpu").path
+    resume(run, overrides={"train.epochs": 2}, device="cpu")
+    long = train(inputs.recipe(tmp_path / "long", **keys(**constant)), device="cpu").path
+    assert digest(run / "adapter") == digest(long / "adapter")
+    run = train(inputs.recipe(tmp_path / "kto", **keys("kto", **short)), device="cpu").path
+    with pytest.raises(RunError, match="fewer steps"):
+        resume(run, overrides={"train.epochs": 2}, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+def test_held_out_pairs_are_judged_by_the_same_loss(method: str, inputs: Inputs, tmp_path: Path) -> None:
+    held = {"validation": 0.3, "train.evaluate_every": 2}
+    run = train(inputs.recipe(tmp_path / "run", **keys(method, **held)), device="cpu").path
+    found = [event for event in read_events(run) if event["event"] == "validation"]
+    assert [event["step"] for event in found] == sorted({event["step"] for event in found})
+    if method == "dpo":
+        assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    if method == "kto":
+        assert found[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+        assert found[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert {"rewards/chosen", "rewards/accuracies", "logps/chosen"} <= found[-1].keys()
+    assert found[-1]["perplexity"] > 1
+    state = json.loads(next(run.glob("checkpoint-*/state.json")).read_text())
+    assert state["evaluations"]
+
+
+def test_judged_rows(inputs: Inputs, tmp_path: Path) -> None:
+    inputs.data.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows("judged")))
+    listener = Listener()
+    run = train(inputs.recipe(tmp_path / "run", **keys("kto")), device="cpu", reporter=listener).path
+    assert steps(run)[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert "the reference: log-probabilities of 14 answers" in listener.text
+
+
+@pytest.mark.parametrize(("fall_nats", "told"), [(-1000.0, True), (1.0, False)])
+def test_answers_that_become_less_likely_are_told(
+    fall_nats: float, told: bool, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These become likelier; as if that were a fall, or as it is."""
+    monkeypatch.setattr(preference_figures, "_FALL_NATS", fall_nats)
+    listener = Listener()
+    more = keys(**{"preference.sft_weight": 1.0})
+    run = train(inputs.recipe(tmp_path / "run", **more), device="cpu", reporter=listener).path
+    assert steps(run)[-1]["logps/chosen_gain"] > 0
+    assert ("have become less likely" in listener.text) == told
+    assert ("have become less likely" in (run / "report.html").read_text(encoding="utf-8")) == told
