@@ -19,11 +19,12 @@ from weitune.recipe.preference import Preference
 from weitune.recipe.schema import Recompute, Train
 from weitune.training.loop import Loop, StepRecord
 from weitune.training.objective.preference_loss import PreferenceLoss
-from weitune.training.objective.preference_objective import PreferenceObjective, Preferences
+from weitune.training.objective.preference_objective import PreferenceObjective
 from weitune.training.objective.step_objective import SUPERVISED
 from weitune.training.optim import make_optimizer
 from weitune.training.passes import Passes
 from weitune.training.preference.answer_meter import AnswerMeter
+from weitune.training.preference.preferences import Preferences
 
 
 class Recorder:

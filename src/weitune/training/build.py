@@ -32,11 +32,12 @@ from weitune.recipe.schema import Lora, Recipe, Train
 from weitune.training.distributed.processes import averaging_adapters
 from weitune.training.loop import Items, Loop
 from weitune.training.objective.preference_loss import PreferenceLoss
-from weitune.training.objective.preference_objective import PreferenceObjective, Preferences
+from weitune.training.objective.preference_objective import PreferenceObjective
 from weitune.training.objective.step_objective import SUPERVISED, Objective
 from weitune.training.optim import make_optimizer
 from weitune.training.passes import GraphPasses, Passes
 from weitune.training.preference.answer_meter import AnswerMeter
+from weitune.training.preference.preferences import Preferences
 from weitune.training.trainable import Trainable
 
 if TYPE_CHECKING:

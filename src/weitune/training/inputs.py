@@ -33,7 +33,6 @@ from weitune.model.lora.adapter_init import adapter_folder
 from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import recorded_basis
-from weitune.training.objective.preference_objective import Preferences
 from weitune.training.reporter import Reporter
 from weitune.training.resume.resume_checks import Basis
 
@@ -62,7 +61,7 @@ class RunInputs:
     kept: KeptExamples | None = None
     """Of these ``examples``, those that the model is to keep; they come last (:mod:`.keep.kept`)."""
     reference: Reference | None = None
-    """Of the groups, if the method has one (:mod:`.preference.reference`)."""
+    """Of the groups, if the method has one (:mod:`.reference.measured`)."""
 
     @property
     def longest(self) -> int:
@@ -77,12 +76,6 @@ class RunInputs:
     def examples_of(self, step: int) -> list[Example]:
         """Return the examples of an optimizer step, from 0; of groups, their answers."""
         return examples_in(self.examples[int(i)] for i in self.plan.step(step))
-
-    @property
-    def preferences(self) -> Preferences | None:
-        """What is learned from preferences, if the recipe has a ``preference``."""
-        preference = self.recipe.preference
-        return None if preference is None else Preferences(preference, self.recipe.tokens.max_length, self.reference)
 
     def layout(self, capabilities: Capabilities) -> Layout:
         """Return how a model with these ``capabilities`` computes the examples or groups."""

@@ -29,7 +29,7 @@ from weitune.training.build import make_loop, make_trainable
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.kept import with_collected
 from weitune.training.loop import Loop
-from weitune.training.preference.reference import with_measured_reference
+from weitune.training.reference.measured import preferences_of, with_measured_reference
 from weitune.training.reporter import Reporter
 from weitune.training.session import Session
 from weitune.training.trainable import Trainable
@@ -137,7 +137,7 @@ def prepare_run(
         micro_tokens=micro_tokens,
         plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,
         longest=inputs.longest,
-        preferences=inputs.preferences,
+        preferences=preferences_of(inputs),
     )
     largest = Workload.lay_out(inputs.examples, plan, loop.layout, loop.memory.micro_tokens).largest
     return PreparedRun(inputs, trainable, loop, largest)

@@ -40,10 +40,10 @@ from weitune.training.distributed.processes import check_same_step, peer_failure
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.keep.kept import with_recorded
 from weitune.training.optim import warmup_note
-from weitune.training.preference.reference import with_recorded_reference
 from weitune.training.prepared_run import PreparedRun, prepare_run
 from weitune.training.record.recorder import Recorder
 from weitune.training.record.trackers import TrackedReporter, check_trackers
+from weitune.training.reference.measured import with_recorded_reference
 from weitune.training.reporter import Reporter
 from weitune.training.resume import resume_checks
 from weitune.training.resume.resume_state import ResumeState

@@ -17,6 +17,7 @@ from weitune.training.build import load_base, make_loop, make_trainable
 from weitune.training.distributed.processes import make_accelerator
 from weitune.training.inputs import RunInputs
 from weitune.training.loop import StepRecord
+from weitune.training.reference.measured import preferences_of
 
 MEASURED_STEPS = 2
 """Besides a first one that warms up."""
@@ -66,7 +67,7 @@ def measure(
         inputs.plan,
         accelerator=accelerator,
         longest=inputs.longest,
-        preferences=inputs.preferences,
+        preferences=preferences_of(inputs),
     )
     watch = _Stopwatch(progress)
     loop.run(0, watch)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weitune.data.answers import AnswerBatch
 from weitune.data.preference.mismatched import first_mismatched, mismatched
-from weitune.data.preference.reference import MISMATCHED, Reference
+from weitune.data.preference.reference import MISMATCHED
 from weitune.data.preference.values import Group
 from weitune.data.schedule import Plan
 from weitune.recipe.preference import Preference
@@ -26,6 +26,7 @@ from weitune.training.objective.step_objective import Laid, PassResult
 from weitune.training.preference.answer_meter import AnswerMeter
 from weitune.training.preference.figures import NO_TALLY, FigureTally, Tally
 from weitune.training.preference.methods import kto_shift, sft_weight
+from weitune.training.preference.preferences import Preferences
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,16 +67,6 @@ class Coefficients:
             sft=own_loss / (self.liked_tokens_weight or 1.0),
             shift=self.shift,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Preferences:
-    """What a run learns from preferences."""
-
-    preference: Preference
-    max_length: int
-    """``tokens.max_length``, for mismatched answers"""
-    reference: Reference | None = None
 
 
 @dataclass(frozen=True, slots=True)

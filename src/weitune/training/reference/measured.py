@@ -43,6 +43,7 @@ from weitune.recipe.schema import Recipe
 from weitune.run.names import REFERENCE
 from weitune.training.inputs import RunInputs
 from weitune.training.preference.answer_meter import AnswerMeter
+from weitune.training.preference.preferences import Preferences
 
 if TYPE_CHECKING:
     from weitune.training.session import Session
@@ -77,9 +78,9 @@ def with_recorded_reference(inputs: RunInputs, run: Path) -> RunInputs:
         reference = Reference.from_bytes((run / REFERENCE).read_bytes())
         known = len(reference.parts[MISMATCHED]) if needs_mismatched(inputs.recipe) else 0
     except (OSError, ValueError, KeyError) as error:
-        raise RunError("training.reference.cannot_be_read", path=run / REFERENCE, error=error) from None
+        raise RunError("training.measured.cannot_be_read", path=run / REFERENCE, error=error) from None
     if needs_mismatched(inputs.recipe) and known < first_mismatched(inputs.plan, inputs.plan.steps):
-        raise RunError("training.reference.too_short", run=run)
+        raise RunError("training.measured.too_short", run=run)
     return joined(inputs, reference)
 
 
@@ -99,8 +100,16 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
             _store(reference, place)
     else:
         reference = Reference.from_bytes(contents)
-    session.reporter.say(say("training.reference.measured", answers=len(reference.parts[TRAINED].sums)))
+    session.reporter.say(say("training.measured.measured", answers=len(reference.parts[TRAINED].sums)))
     return joined(inputs, reference)
+
+
+def preferences_of(inputs: RunInputs) -> Preferences | None:
+    """Return what ``inputs`` have to learn from preferences; None without the recipe's ``preference``."""
+    recipe = inputs.recipe
+    if recipe.preference is None:
+        return None
+    return Preferences(recipe.preference, recipe.tokens.max_length, inputs.reference)
 
 
 def joined(inputs: RunInputs, reference: Reference) -> RunInputs:

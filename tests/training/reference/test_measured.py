@@ -16,7 +16,7 @@ from weitune.data.preference.reference import AnswerSums, Reference
 from weitune.errors import Interrupted, RunError
 from weitune.run import preference_figures
 from weitune.run.events import read_events
-from weitune.training.preference import reference
+from weitune.training.reference import measured
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 
@@ -75,8 +75,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_from_its_folder_alone(
     more = keys(method)
     whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
     stopped_after(inputs, tmp_path / "stopped", 3, **more)
-    monkeypatch.setattr(reference, "_measured", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(reference, "_read", lambda *_: pytest.fail("the cache was read"))
+    monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured, "_read", lambda *_: pytest.fail("the cache was read"))
     resume(tmp_path / "stopped", device="cpu")
     assert digest(tmp_path / "stopped" / "adapter") == digest(whole / "adapter")
     assert figures(tmp_path / "stopped") == figures(whole)
@@ -117,7 +117,7 @@ def test_other_strengths_and_rates_use_the_same_reference(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(inputs.recipe(tmp_path / "first", **keys()), device="cpu").path
-    monkeypatch.setattr(reference, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
     more = keys("ipo", **{"preference.beta": 0.4, "train.learning_rate": 1e-4, "train.seed": 7, "lora.r": 4})
     second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
     assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
