@@ -34,7 +34,7 @@ def decodable_blocks(model: PreTrainedModel) -> BlockDecoder | None:
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         return None
     blocks = BlockDecoder.from_model(model)
-    if blocks is None or getattr(blocks.module.rotary_emb, "rope_type", "default") in _BY_LENGTH:
+    if blocks is None or getattr(getattr(blocks.module, "rotary_emb", None), "rope_type", "default") in _BY_LENGTH:
         return None
     if blocks.positions < (getattr(model.config.get_text_config(), "max_position_embeddings", None) or FOREVER):
         return None

@@ -59,7 +59,7 @@ class BlockDecoder:
         It computes in ``dtype``, whatever the weights are stored in, by default in that of the model.
         """
         decoder = decoder_of(model)
-        if any(getattr(decoder, name, None) is None for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
+        if not hasattr(decoder, "layers") or _last_norm(decoder) is None:
             return None
         rows = Rows.of(decoder)
         read: list[BlockParts] = []
@@ -127,12 +127,12 @@ class BlockDecoder:
             hidden = run(block, hidden, context, wanted)
             if wanted is not None and index + 1 < len(self.parts):
                 context = context.only(rows)
-        states: Tensor = self.module.norm(hidden)
+        states: Tensor = _last_norm(self.module)(hidden)
         return states
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return what the first block reads for ``input_ids``, of any shape: their embeddings, perhaps scaled."""
-        embedded: Tensor = self.module.embed_tokens(input_ids).to(self.dtype)
+        embedded: Tensor = self.module.get_input_embeddings()(input_ids).to(self.dtype)
         multiplier = getattr(self.module, "embedding_multiplier", 1)  # other families have it in the embeddings
         return embedded if multiplier == 1 else embedded * multiplier
 
@@ -153,6 +153,16 @@ class BlockDecoder:
             dropout = DropoutDraws(self._rate, len(hidden) * self._widest, hidden.device, hidden.dtype)
         positions = Positions.of(self.module, hidden[None], tree.position_ids[None], tree)
         return BlockContext(positions, dropout, keep_feed_forward)
+
+
+def _last_norm(decoder: Any) -> Any:
+    """Return what normalises the states of the last layer, or None if that cannot be told."""
+    if hasattr(decoder, "norm"):
+        return decoder.norm
+    norms = [
+        part for part in decoder.children() if isinstance(w := getattr(part, "weight", None), Tensor) and w.dim() == 1
+    ]
+    return norms[0] if len(norms) == 1 else None
 
 
 def _read_block(layer: nn.Module, rows: Rows) -> BlockParts | None:

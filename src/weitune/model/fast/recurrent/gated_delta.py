@@ -62,8 +62,7 @@ class GatedDelta:
         return (self.taps.channels - self.value_heads * self.value_size) // (2 * self.key_heads)
 
     def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
-        inputs, tree = self._inputs(projected), positions.tree
-        assert tree is not None  # noqa: S101  (blocks compute packed rows)
+        inputs, tree = self._inputs(projected), positions.packed
         mixed = F.silu(path_conv(inputs.mixed, self.taps, PathWindows.of(tree, self.taps.count)))
         dtype, exact = inputs.mixed.dtype, mixed.dtype
         keys = self.key_heads * self.key_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -135,7 +135,8 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
     projected = [seen.outputs[name].flatten(0, 1) for name in inputs]
     if plain.keys == "given":
         projected += [key, value]
-    for heads in _candidates(attention, plain, inputs, projected[0].shape[1] // query.shape[1]):
+    turns = [UNTURNED] if seen.rotary is None else rotations(attention)
+    for heads in _candidates(attention, plain, inputs, projected[0].shape[1] // query.shape[1], turns):
         try:
             with torch.no_grad():
                 split = heads.split(projected, 1, seen.rotary)
@@ -155,14 +156,16 @@ def _keys(inputs: Sequence[str], seen: Observed) -> Keys:
     return "values too" if "k_proj" in inputs and "v_proj" not in inputs else "own"
 
 
-def _candidates(attention: Any, plain: Heads, inputs: Sequence[str], query_width: int) -> Iterator[Heads]:
+def _candidates(
+    attention: Any, plain: Heads, inputs: Sequence[str], query_width: int, turns: Iterable[ModelRotation]
+) -> Iterator[Heads]:
     """Yield what may be; the first projection has ``query_width`` outputs for each query head."""
     gate: Gate = "of its own" if inputs[-1] in GATES else ""
     if "q_proj" in inputs and query_width == 2 * plain.size:
         gate = "in the query"
     norms = _norms(attention, plain.size)
     orders = (False, True) if any(norms) else (False,)
-    for rotation, turn_first in itertools.product(rotations(attention), orders):
+    for rotation, turn_first in itertools.product(turns, orders):
         yield replace(plain, norms=norms, rotation=rotation, turn_first=turn_first, gate=gate)
 
 

@@ -176,9 +176,10 @@ class Rows:
 
     @classmethod
     def of(cls, decoder: Any) -> Rows:
-        position_ids = torch.tensor([[0, 1, 2, 7, 30]], device=decoder.embed_tokens.weight.device)
+        embeddings = decoder.get_input_embeddings()
+        position_ids = torch.tensor([[0, 1, 2, 7, 30]], device=embeddings.weight.device)
         with torch.no_grad():
-            embedded = decoder.embed_tokens(position_ids)
+            embedded = embeddings(position_ids)
             hidden = _random(*embedded.shape).to(embedded)
             return cls(hidden, position_ids, Positions.of(decoder, hidden, position_ids))
 

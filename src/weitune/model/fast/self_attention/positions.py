@@ -20,7 +20,7 @@ class Positions:
     """The positions of B rows of T tokens, as attention needs them."""
 
     rotary: dict[str | None, Rotary]
-    """By the kind of layer; under None where all layers share one"""
+    """By the kind of layer; under None where all layers share one. None where there is none"""
     tree: Tree | None = None
     """of a packed row"""
 
@@ -30,15 +30,24 @@ class Positions:
 
         Some families have other frequencies for each kind of layer, such as full and sliding attention.
         """
-        module = decoder.rotary_emb
+        module = getattr(decoder, "rotary_emb", getattr(decoder, "pos_emb", None))
+        if module is None:
+            return cls({None: None}, tree)
         if "layer_type" not in inspect.signature(module.forward).parameters:
             return cls({None: module(hidden, position_ids)}, tree)
         kinds: Iterable[str] = dict.fromkeys(decoder.config.layer_types)
         return cls({kind: module(hidden, position_ids, kind) for kind in kinds}, tree)
 
+    @property
+    def packed(self) -> Tree:
+        """The tree. Raises ValueError if the rows are not one packed row."""
+        if self.tree is None:
+            raise ValueError(self)
+        return self.tree
+
     def only(self, rows: Tensor) -> Positions:
         """Return the positions of some ``rows`` (U,) of a packed row, which attend to the keys of all."""
-        rotary = {kind: tuple(each[:, rows] for each in of_kind) for kind, of_kind in self.rotary.items()}
+        rotary = {kind: of_kind and tuple(each[:, rows] for each in of_kind) for kind, of_kind in self.rotary.items()}
         return Positions(rotary, None if self.tree is None else self.tree.only(rows))
 
     def rotary_of(self, kind: str | None) -> Rotary:
