@@ -53,6 +53,8 @@ def kind_of(row: Mapping[str, Any], columns: frozenset[str], of_file: Kind | Non
     ``columns``, the recipe names the answer.
     """
     sides, verdicts = _telling(tuple(row))
+    if not sides and not verdicts and of_file != "pairs" and type(row.get(TWO_ANSWERS)) is not list:
+        return "conversations"  # nearly all rows
     if not columns and (compared_fields(row) or (of_file == "pairs" and (sides or not _has_own_answer(row)))):
         return "pairs"
     if verdict_field(row, columns) is not None or (of_file == "judged" and not columns.issuperset(verdicts)):

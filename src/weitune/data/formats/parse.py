@@ -64,10 +64,12 @@ class RowReader:
     _first: Origin | None = None
     """The row that determined the kind."""
     _is_mixed: bool = False
+    _reading: Reading = field(init=False)
 
     def __post_init__(self) -> None:
         self.format = "columns" if self.options.columns is not None else self.options.format
-        self._columns = frozenset((self.options.columns or {}).values())
+        columns = self.options.columns or {}
+        self._columns, self._reading = frozenset(columns.values()), Reading(self.options.joiner, columns)
 
     def read(self, row: object, origin: Origin) -> Row:
         """Return what is in ``row``. Raises FaultyRow with every problem of the row."""
@@ -86,13 +88,7 @@ class RowReader:
 
     def _read(self, fields: Fields, row: Mapping[str, Any], origin: Origin) -> Row | None:
         """Return what is in ``row``, or None after noting a fault."""
-        kind = kind_of(row, self._columns, self.kind)
-        wanted = self.options.kinds if self.format is not None else ANY_KIND
-        if self.kind is not None and self._first is not None and kind != self.kind:
-            first_too = kind in wanted and not self._is_mixed
-            self._is_mixed = True
-            raise FaultyRow(*mixed_kinds(row, origin, self._columns, kind, self.kind, self._first, first_too=first_too))
-        refuse_other_objectives(fields, row, self._columns, kind, wanted)
+        kind = self._kind(fields, row, origin)
         if fields.faults:  # further faults would only be consequences of these
             return None
         if self.format is None:
@@ -101,13 +97,23 @@ class RowReader:
             return None
         if self.kind is None:
             self.kind, self._first = kind, origin
-        reading = Reading(self.options.joiner, self.options.columns or {})
         if kind == "pairs":
-            return read_pair(fields, row, self.format, reading, origin)
+            return read_pair(fields, row, self.format, self._reading, origin)
         if kind == "judged":
-            return read_judged(fields, row, self.format, reading, origin)
-        turns, tools = read_dialogue(fields, row, self.format, reading)
+            return read_judged(fields, row, self.format, self._reading, origin)
+        turns, tools = read_dialogue(fields, row, self.format, self._reading)
         roles = [turn.role for turn in turns]
         if not fields.faults and "assistant" not in roles:
             fields.fault("data.parse.no_answer" if roles else "data.parse.no_turns", field="", roles=", ".join(roles))
         return Conversation(join_system_prompts(fields, turns), tools, origin)
+
+    def _kind(self, fields: Fields, row: Mapping[str, Any], origin: Origin) -> Kind:
+        """Return the kind of ``row``; note a fault if it is not wanted. Raises FaultyRow if its file has another."""
+        kind = kind_of(row, self._columns, self.kind)
+        wanted = self.options.kinds if self.format is not None else ANY_KIND
+        if self.kind is not None and self._first is not None and kind != self.kind:
+            first_too = kind in wanted and not self._is_mixed
+            self._is_mixed = True
+            raise FaultyRow(*mixed_kinds(row, origin, self._columns, kind, self.kind, self._first, first_too=first_too))
+        refuse_other_objectives(fields, row, self._columns, kind, wanted)
+        return kind
