@@ -15,7 +15,7 @@ from weitune.recipe.encodings import Encodings
 from weitune.recipe.keep import KeepOrShare
 from weitune.recipe.log import Log
 from weitune.recipe.preference import MethodOrPreference, with_defaults
-from weitune.recipe.section import Files, FractionOrFiles, Names, Ranges, Section, Texts, check_rules
+from weitune.recipe.section import Files, FractionOrFiles, Names, Ranges, RowFormat, Section, Texts, check_rules
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
@@ -205,14 +205,14 @@ class Recipe(Section):
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """How much the rows of a file count in the loss, by its name in `data`, such as `{extra.jsonl: 0.5}`; 1 for a file
     that is not named."""
-    format: Literal["alpaca", "sharegpt", "messages", "prompt-completion"] | None = None
+    format: RowFormat | None = None
     """Format of the rows; recognised from the first row of each file if not given."""
     encoding: Encodings | None = None
     """Encoding of text files (JSON, CSV, TSV) as Python calls it, such as `cp949`, or of each by its name in `data`,
     such as `{old.csv: cp949}`; found out if not given."""
     columns: dict[str, str] | None = None
     """For a table with column names of its own: which column holds which part, such as
-    `{user: 问题, assistant: 回答}`. Parts: system, user, assistant."""
+    `{user: 问题, assistant: 回答}`. Parts: system, user, assistant, liked; or system, user, chosen, rejected."""
     system: str | None = None
     """System prompt for conversations that have none of their own, in training and afterwards."""
     output: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -86,5 +86,6 @@ Ranges = Annotated[
 ]
 """Whole numbers from 0 and ranges of them with both ends, such as `0-7`."""
 Files = Annotated[list[str], BeforeValidator(_one_as_list), Repeatable("FILE"), Field(min_length=1)]
+RowFormat = Literal["alpaca", "sharegpt", "messages", "prompt-completion", "chosen-rejected", "preferred-output"]
 FractionOrFiles = Annotated[float | list[str], BeforeValidator(_fraction_or_files), Repeatable("FILE")]
 Texts = Annotated[list[str], BeforeValidator(_one_as_list), Repeatable("TEXT")]

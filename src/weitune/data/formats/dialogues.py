@@ -202,7 +202,7 @@ def _columns(fields: Fields, row: Mapping[str, Any], reading: Reading) -> Openin
     columns = reading.columns
     system = fields.text(row, columns["system"]) if "system" in columns else ""
     turns = (*((Turn("system", system),) if system else ()), Turn("user", fields.text(row, columns["user"])))
-    return Opening(turns, (), columns["user"], frozenset(columns.values()), columns["assistant"])
+    return Opening(turns, (), columns["user"], frozenset(columns.values()), columns.get("assistant"))
 
 
 def _preferred_output(fields: Fields, row: Mapping[str, Any], _reading: Reading) -> Opening:

@@ -89,10 +89,10 @@ def _refuse_kind(
         verdict = "data.other_objectives.verdict_among_pairs" if among_pairs else "data.other_objectives.verdict"
         fields.fault(verdict, field=name, name=shown_name(name), value=shown(row.get(name)))
     elif "conversations" not in wanted:
-        fields.fault("data.other_objectives.pair_among_judged", field=compared_fields(row)[0])
+        fields.fault("data.other_objectives.pair_among_judged", field=next(iter(compared_fields(row)), ""))
     else:
-        for name in compared_fields(row):
-            is_text = isinstance(row[name], str)
+        for name in ("chosen", "rejected") if columns else compared_fields(row):
+            is_text = isinstance(row.get(name), str)
             one = "data.other_objectives.compared_answer" if is_text else "data.other_objectives.compared_messages"
             fields.fault(one, field=name, name=shown_name(name))
 

@@ -26,6 +26,10 @@ from weitune.errors import RecipeError
 Row = Conversation | Pair | Judged
 """What is in a row, by its kind."""
 
+_PARTS = ("user", "assistant"), ("system", "liked")
+_PARTS_OF_PAIRS = ("user", "chosen", "rejected"), ("system",)
+"""Parts of a row that the option ``columns`` must name, and others that it may."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -34,7 +38,8 @@ class Options:
     format: str | None = None
     """The name of the format; None to recognise it."""
     columns: Mapping[str, str] | None = None
-    """The names of the columns with the system prompt (optional), the user's text and the assistant's."""
+    """The names of the columns with the parts of a row: ``user``, ``assistant``, and if need be ``system`` and
+    ``liked`` (a verdict); or ``chosen`` and ``rejected`` in place of ``assistant``."""
     joiner: str = "\n"
     """Separator of ``instruction`` and ``input`` in Alpaca's format."""
     encoding: str | Mapping[str, str] | None = None
@@ -46,10 +51,18 @@ class Options:
         if self.format is not None and self.format not in FORMATS:
             raise RecipeError("data.parse.unknown_format_name", format=self.format, formats=", ".join(FORMATS))
         columns = {"user": "", "assistant": ""} if self.columns is None else self.columns
-        if unknown := [part for part in columns if part not in ("system", "user", "assistant")]:
+        needed, optional = _PARTS_OF_PAIRS if "chosen" in columns or "rejected" in columns else _PARTS
+        if unknown := [part for part in columns if part not in needed + optional]:
             raise RecipeError("data.parse.unknown_part", part=unknown[0])
-        if missing := [part for part in ("user", "assistant") if part not in columns]:
+        if missing := [part for part in needed if part not in columns]:
             raise RecipeError("data.parse.missing_column", part=missing[0])
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of all rows, if ``columns`` names their answers."""
+        if self.columns is None:
+            return None
+        return "pairs" if "chosen" in self.columns else "judged" if "liked" in self.columns else None
 
 
 @dataclass(slots=True)
@@ -109,7 +122,7 @@ class RowReader:
 
     def _kind(self, fields: Fields, row: Mapping[str, Any], origin: Origin) -> Kind:
         """Return the kind of ``row``; note a fault if it is not wanted. Raises FaultyRow if its file has another."""
-        kind = kind_of(row, self._columns, self.kind)
+        kind = self.options.kind or kind_of(row, self._columns, self.kind)
         wanted = self.options.kinds if self.format is not None else ANY_KIND
         if self.kind is not None and self._first is not None and kind != self.kind:
             first_too = kind in wanted and not self._is_mixed

@@ -15,7 +15,9 @@ from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.formats.kinds import ANY_KIND, PAIRS_ONLY
 from weitune.data.formats.parse import Options, RowReader
 from weitune.data.preference.values import Pair
+from weitune.data.problems import FaultyRow
 from weitune.data.read.conversations import Reader
+from weitune.errors import RecipeError
 
 WORSE = Turn("assistant", "b")
 GPT, OTHER_GPT = {"from": "gpt", "value": "a"}, {"from": "gpt", "value": "b"}
@@ -239,3 +241,27 @@ def test_the_real_pairs(shared_data: Path) -> None:
     assert (len(pairs), len(reader.problems)) == (50, 0)
     assert all(isinstance(pair, Pair) and pair.chosen != pair.rejected for pair in pairs)
     assert faults({"chosen": "a", "rejected": "b"})
+
+
+def test_columns_of_any_name() -> None:
+    columns = {"user": "问题", "chosen": "好", "rejected": "坏", "system": "角色"}
+    row = {"问题": "q", "好": "a", "坏": "b", "角色": "s", "label": True, "编号": 3}
+    pair = read_pair(row, columns=columns)
+    assert pair == Pair(Conversation((SYSTEM, ASKED), (), HERE), (ANSWERED,), (WORSE,))
+    lists = {**row, "好": [user(), assistant()], "坏": [user(), assistant("b")]}
+    reader = RowReader(Options(columns=columns, kinds=PAIRS_ONLY))
+    assert reader.read(lists, HERE).origin == HERE
+    for bad in ({"问题": "q", "好": "a"}, {**row, "坏": None}):
+        with pytest.raises(FaultyRow, match="坏"):
+            reader.read(bad, HERE)
+    with pytest.raises(FaultyRow, match="one of several answers"):
+        RowReader(Options(columns=columns)).read(row, HERE)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"user": "x", "chosen": "y"}, {"user": "x", "assistant": "y", "rejected": "z"}, {"chosen": "x", "rejected": "y"}],
+)
+def test_wrong_columns(columns: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match="columns"):
+        Options(columns=columns)

@@ -60,6 +60,11 @@ def test_columns() -> None:
     row = {"问题": "q", "回答": "a", "kto_tag": "1", "label": 3}
     assert read_judged(row, columns=columns).liked
     assert read_judged({**row, "kto_tag": "", "label": False}, columns=columns).liked is False
+    columns["liked"] = "评价"
+    assert read_judged({**row, "评价": 0}, columns=columns).liked is False
+    for bad in (row, {**row, "评价": "好"}):
+        with pytest.raises(FaultyRow, match="评价"):
+            read_judged(bad, columns=columns)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ class _Divided(NamedTuple):
 
 def read_pair(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading, origin: Origin) -> Pair:
     """Return the pair in ``row``, of the format ``form``; faults are noted in ``fields``."""
-    names = side_names(row)
+    columns = reading.columns
+    names = (columns["chosen"], columns["rejected"]) if columns else side_names(row)
     if isinstance(row.get(TWO_ANSWERS), list) and set(names).isdisjoint(row):
         divided = _two_outputs(fields, row, form, reading)
     else:

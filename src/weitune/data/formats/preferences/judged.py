@@ -16,9 +16,11 @@ from weitune.data.problems import shown
 
 def read_judged(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading, origin: Origin) -> Judged:
     """Return the judged answer in ``row``, of the format ``form``; faults are noted in ``fields``."""
-    name = verdict_name(row, frozenset(reading.columns.values()))
-    liked = verdict(row[name])
-    if liked is None:
+    name = reading.columns.get("liked") or verdict_name(row, frozenset(reading.columns.values()))
+    liked = verdict(row.get(name))
+    if name not in row:
+        fields.missing(row, name, "data.judged.verdict")
+    elif liked is None:
         fields.fault("data.judged.no_verdict", field=name, value=shown(row[name]))
     turns, tools = read_dialogue(fields, row, form, reading, name)
     at = last_answer(turns)
