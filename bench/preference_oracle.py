@@ -99,56 +99,70 @@ def adapter_config() -> Any:
 
 def dpo(base: Any, method: str, settings: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
     """Return the model and the loss of TRL's DPOTrainer on the pairs."""
-    from trl import DPOConfig, DPOTrainer
-
     rows = [{"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected} for p in pairs()]
     sft = settings.get("sft_weight", 0.0)
     kinds = {"loss_type": [TRL_LOSSES[method], "sft"], "loss_weights": [1.0, sft]} if sft else {}
-    arguments = {"loss_type": [TRL_LOSSES[method]], **kinds, "beta": settings["beta"]}
-    return trainer(DPOTrainer, DPOConfig, base, rows, arguments)
+    return on_all(make_trainer(method, base, rows, settings["beta"], len(rows), **kinds), rows)
 
 
 def kto(base: Any, method: str, settings: dict[str, Any]) -> tuple[Any, Callable[[], Any]]:
     """Return the model and the loss of TRL's KTOTrainer on the judged answers."""
-    from trl import KTOConfig, KTOTrainer
-
     rows = [
         {"prompt_ids": j.prompt, "completion_ids": j.answer, "label": j.liked, "KL_completion_ids": j.mismatched}
         for j in judged()
     ]
-    arguments = {"beta": settings["beta"], "desirable_weight": 1.0, "undesirable_weight": settings["disliked_weight"]}
-    return trainer(KTOTrainer, KTOConfig, base, rows, arguments)
+    weight = settings["disliked_weight"]
+    return on_all(make_trainer(method, base, rows, settings["beta"], len(rows), undesirable_weight=weight), rows)
 
 
-def trainer(
-    kind: Any, config: Any, base: Any, rows: list[dict[str, Any]], arguments: dict[str, Any]
-) -> tuple[Any, Callable[[], Any]]:
-    """Return the model of a TRL trainer and its loss on all ``rows`` as one batch, whose ids it takes as they are."""
+def on_all(trainer: Any, rows: list[dict[str, Any]]) -> tuple[Any, Callable[[], Any]]:
+    """Return the model of ``trainer`` and its loss on all ``rows`` as one batch."""
+    model, batch = trainer.model.train(), trainer.data_collator([dict(row) for row in rows])
+    return model, lambda: trainer._compute_loss(model, dict(batch), False)
+
+
+def make_trainer(
+    method: str,
+    base: Any,
+    rows: list[dict[str, Any]],
+    beta: float,
+    batch_size: int,
+    *,
+    adapter: Any = None,
+    **arguments: Any,
+) -> Any:
+    """Return TRL's trainer for ``method``, which takes the token ids of ``rows`` as they are.
+
+    It computes in float32 and recomputes nothing in backward. ``adapter`` is a LoraConfig; that of the cases if None.
+    """
     from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+    kind, config = (KTOTrainer, KTOConfig) if method == "kto" else (DPOTrainer, DPOConfig)
+    if method != "kto":
+        arguments = {"loss_type": [TRL_LOSSES[method]], **arguments}
 
     class OnIds(kind):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    made = OnIds(
+    return OnIds(
         model=base,
         args=config(
             output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=len(rows),
+            per_device_train_batch_size=batch_size,
             gradient_checkpointing=False,
             bf16=False,
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
+            beta=beta,
             **arguments,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
-        peft_config=adapter_config(),
+        peft_config=adapter or adapter_config(),
     )
-    model = made.model.train()
-    batch = made.data_collator([dict(row) for row in rows])
-    return model, lambda: made._compute_loss(model, dict(batch), False)
 
 
 def tokenizer() -> Any:
