@@ -43,9 +43,9 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return said
 
 
-def recipe_file(inputs: Inputs, folder: Path) -> str:
+def recipe_file(inputs: Inputs, folder: Path, **more: object) -> str:
     path = folder / "recipe.yaml"
-    flat = inputs.tree(folder / "run", validation=[str(inputs.data)], **PLAIN)
+    flat = inputs.tree(folder / "run", validation=[str(inputs.data)], **PLAIN, **more)
     tree: dict[str, object] = {}
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
@@ -80,6 +80,20 @@ def assert_as_alone(run: Path, alone: Path) -> None:
     assert list(validation_losses(alone)) == [0, 10, 20, STEPS]
     assert validation_losses(run) == pytest.approx(validation_losses(alone), rel=1e-5)
     assert (adapter(run) - adapter(alone)).norm() / adapter(alone).norm() < 1e-5
+
+
+def test_two_processes_keep_what_one_keeps(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(f'{{"prompt": "Say {word}."}}' for word in ("one", "two", "three", "four")))
+    kept = {"keep.share": 0.3, "keep.data": [str(prompts)], "keep.max_answer_tokens": 5}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache of one"))
+    recipe = inputs.recipe(tmp_path / "alone", validation=[str(inputs.data)], **PLAIN, **kept)
+    by_one = train(recipe, device="cpu").path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache of two"))
+    finish(weitune(recipe_file(inputs, tmp_path, **kept), "--devices", "2"))
+    assert_as_alone(tmp_path / "run", by_one)
+    name = "kept.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (by_one / name).read_bytes()
 
 
 def test_two_processes_equal_one_and_one_of_them_talks(inputs: Inputs, tmp_path: Path, alone: Path) -> None:

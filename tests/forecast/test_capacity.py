@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.runs import make_inputs
 from weitune.forecast.capacity import PASSES_BY_HEART, PASSES_WITHOUT, by_heart_note, room_note
+from weitune.recipe.first_rate import HIGHEST
 from weitune.training.run_plan import plan_run
 
 RATE = 1e-3
@@ -54,3 +55,11 @@ def test_a_plan_says_so_and_what_it_advises_helps(tmp_path: Path, monkeypatch: p
     assert "word by word" not in notes(**{"train.epochs": 30, "train.learning_rate": float(rate)})
     monkeypatch.setattr("weitune.forecast.capacity.BITS_OF_A_TOKEN", 1e4)
     assert "small for the data" in notes()
+
+
+def test_a_plan_names_the_rate_that_training_will_choose(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path / "inputs")
+    plan = plan_run(inputs.recipe(tmp_path / "run", **{"train.learning_rate": "auto"}), device="cpu")
+    rate = plan.to_json()["learning_rate"]
+    assert plan.recipe.train.rate == rate == HIGHEST  # so narrow a model, and 14 steps
+    assert f"train.learning_rate auto: {rate:g}, for a model 64 wide and 14 steps" in plan.notes
