@@ -31,8 +31,10 @@ def print_plan(plan: RunPlan, exports: ExportSupport) -> None:
         console.print()
     console.print(Text(say("cli.plan_view.disk", size=memory_text(plan.disk))))
     if plan.timing is not None:
-        timing = plan.timing
+        timing, preference = plan.timing, plan.recipe.preference
         console.print(Text(say("cli.plan_view.time", duration=duration_text(timing.seconds), timing=timing)))
+        if preference is not None and preference.has_reference:
+            console.print(Text(say("cli.plan_view.reference", method=preference.method)))
     if plan.here.fits:
         console.print(Text(say("cli.plan_view.fits"), style="bold green"))
         return
