@@ -206,23 +206,22 @@ class Weitune:
         from weitune.data.preference.reference import MISMATCHED, TRAINED, Reference
         from weitune.recipe.schema import Train
         from weitune.training.build import make_loop
-        from weitune.training.objective.preference_loss import PreferenceLoss
-        from weitune.training.objective.preference_objective import PreferenceObjective
         from weitune.training.preference.answer_meter import AnswerMeter
+        from weitune.training.preference.preferences import Preferences
 
         job, plan, accelerator = self._job, self._plan, Accelerator(cpu=True)
         meter = AnswerMeter.of(self._trainable, accelerator)
-        own = meter(self._groups)
-        groups = [replace(group, reference=own[k]) for k, group in enumerate(self._groups)]
-        parts = {TRAINED: own}
+        parts = {TRAINED: meter(self._groups)}
+        groups = [replace(group, reference=parts[TRAINED][k]) for k, group in enumerate(self._groups)]
         if job["method"] == "kto":
-            steps = ([self._groups[int(k)] for k in plan.step(step)] for step in range(plan.steps))
+            steps = ([groups[int(k)] for k in plan.step(step)] for step in range(plan.steps))
             parts[MISMATCHED] = meter([other for step in steps for other in mismatched(step, job["max_length"])])
         train = Train(batch_size=job["batch_size"], epochs=job["epochs"], learning_rate=job["rate"], seed=SEED)
-        loop = make_loop(self._trainable, train, groups, plan, accelerator=accelerator)
-        loop.model.objective = PreferenceLoss(self._preference)
-        objective = PreferenceObjective(self._preference, plan, meter, job["max_length"], Reference(parts))
-        self._loop = replace(loop, objective=objective, layout=self._trainable.group_layout)
+        preferences = Preferences(self._preference, job["max_length"], Reference(parts))
+        self._loop = make_loop(
+            self._trainable, train, groups, plan, accelerator=accelerator, preferences=preferences,
+            longest=max(group.tokens for group in groups),
+        )  # fmt: skip
 
     def step(self, step: int) -> float:
         """Make a step and return its loss."""
@@ -337,7 +336,8 @@ def summary(job: dict[str, Any], figures: dict[str, dict[str, Any]]) -> dict[str
         }
     ours = sides["weitune"]
     for side in sides.values():
-        side["ratios"] = [x / y for x, y in zip(side["epoch_seconds"], ours["epoch_seconds"], strict=True)]
+        for ratios, times in (("ratios", "epoch_seconds"), ("processor_ratios", "epoch_processor_seconds")):
+            side[ratios] = [x / y for x, y in zip(side[times], ours[times], strict=True)]
         side["largest_difference_of_losses"] = max(
             abs(x - y) / abs(y) for x, y in zip(side["losses"], ours["losses"], strict=True)
         )
@@ -355,9 +355,10 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['method']}, {result['pairs']} pairs, {result['batch_size']} groups a step, {result['model']}")
     ours = result["sides"]["weitune"]["peak_bytes"]
     for side, own in result["sides"].items():
+        each = zip(own["epoch_seconds"], own["ratios"], own["processor_ratios"], strict=True)
         times = "  ".join(
-            f"{n} epochs {seconds:7.1f} s ({ratio:.2f})"
-            for n, (seconds, ratio) in enumerate(zip(own["epoch_seconds"], own["ratios"], strict=True), 1)
+            f"{n} epochs {seconds:7.1f} s ({ratio:.2f}, processor {busy:.2f})"
+            for n, (seconds, ratio, busy) in enumerate(each, 1)
         )
         print(
             f"  {side:12s} reference {own['reference_seconds']:6.1f} s  {times}  {own['peak_bytes'] / 1e9:5.2f} GB "
