@@ -155,10 +155,10 @@ def _write(folder: Path, recipe: Recipe, losses: dict[Candidate, float], outcome
 
 def _reasons(best: Candidate, losses: dict[Candidate, float], outcomes: list[Outcome]) -> list[str]:
     """Return lines that say what was tried and why these settings were taken."""
-    steps = {outcome.trial.steps for outcome in outcomes if outcome.trial.candidate == best}
+    trial = max((each.trial for each in outcomes if each.trial.candidate == best), key=lambda trial: trial.rung)
     lines = [
         say("tune.tune.reason_found", trials=len(outcomes), steps=sum(outcome.trial.steps for outcome in outcomes)),
-        say("tune.tune.reason_best", loss=losses[best], steps=max(steps), candidate=best),
+        say("tune.tune.reason_best", loss=losses[best], trial=trial, candidate=best),
     ]
     for candidate, loss in losses.items():
         if candidate != best:
