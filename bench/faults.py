@@ -9,6 +9,7 @@
     damage      every file of a checkpoint cut, flipped and missing, three ways each: named, and an older one used
     histories   1,000 random histories of save, rotate, rot and crash
     searches    SIGKILL at 10 random instants of `weitune tune`; gone on with: the same trials and the same best.yaml
+    preferences SIGKILL at 20 random instants of runs on pairs, the measuring of the reference among them: the same bits
     not_finite  20 bad losses, gradients and weights: stopped within the step, the true value told
     same        the same recipe twice; with two threads; with another split of a step
     cost        what a checkpoint costs training, on a real model
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fault_files, fault_searches
+from bench import fault_files, fault_preferences, fault_searches
 from tests.faults.processes import Process, Starter, steps_done
 from tests.faults.runs import STEPS, Inputs, digest, make_inputs
 from weitune.run.checkpoint import fault_of, newest_good
@@ -162,6 +163,7 @@ CHECKS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "damage": lambda scene: fault_files.damage(scene.scratch, scene.inputs, scene.seed),
     "histories": lambda scene: fault_files.histories(scene.scratch, scene.seed),
     "searches": lambda scene: fault_searches.searches(scene.scratch, scene.inputs, scene.starter, scene.draw),
+    "preferences": lambda scene: fault_preferences.preferences(scene.scratch, scene.draw),
     "not_finite": lambda scene: fault_files.not_finite(scene.scratch, scene.inputs, scene.seed),
     "same": lambda scene: fault_files.same(scene.scratch, scene.inputs),
 }  # fmt: skip

@@ -49,6 +49,14 @@ def keys(inputs: Inputs, method: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def arguments(pairs: Inputs, run: Path, method: str) -> list[str]:
+    """Return the command line that begins the run, or goes on with it if its folder is there."""
+    if (run / "recipe.yaml").exists():
+        return ["train", "--resume", str(run), "--device", "cpu"]
+    tree = {key: value[0] if isinstance(value, list) else value for key, value in pairs.tree(run).items()}
+    return ["train", *(f"--{key}={value}" for key, value in {**tree, **keys(pairs, method)}.items()), "--device", "cpu"]
+
+
 def told(run: Path, kind: str = "step") -> list[dict[str, Any]]:
     """Return what the events of a kind say of the numbers."""
     names = ("step", "loss", "grad_norm", "rewards/chosen", "rewards/margins", "logps/chosen", "logps/rejected", "kl")

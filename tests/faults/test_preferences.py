@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.pairs import REFERENCE, assert_same_run, keys, make_pairs, told
+from tests.faults.pairs import REFERENCE, arguments, assert_same_run, keys, make_pairs, told
 from tests.faults.processes import Process, Starter, steps_done
 from tests.faults.runs import Inputs
 from tests.limits import HANG_SECONDS
@@ -51,14 +51,6 @@ def starter(pairs: Inputs) -> Iterator[Starter]:
     starter = Starter(XDG_CACHE_HOME=str(pairs.folder / "another-cache"))
     yield starter
     starter.close()
-
-
-def arguments(pairs: Inputs, run: Path, method: str) -> list[str]:
-    """Return the command line that begins the run, or goes on with it if its folder is there."""
-    if (run / "recipe.yaml").exists():
-        return ["train", "--resume", str(run), "--device", "cpu"]
-    tree = {key: value[0] if isinstance(value, list) else value for key, value in pairs.tree(run).items()}
-    return ["train", *(f"--{key}={value}" for key, value in {**tree, **keys(pairs, method)}.items()), "--device", "cpu"]
 
 
 @pytest.mark.parametrize(("method", "moment"), [("dpo", "reference"), ("kto", "step 6"), ("dpo", "saving")])
