@@ -213,7 +213,7 @@ FAST = (
     "exaone4", "cohere2", "hunyuan_v1_dense", "phi3", "glm4", "starcoder2", "apertus",
     "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "ernie4_5_moe", "hunyuan_v1_moe", "deepseek_v3",
     "glm4_moe", "granitemoe", "minimax_m2", "dots1", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "qwen3_5",
-    "lfm2", "lfm2_moe",
+    "lfm2", "lfm2_moe", "granitemoehybrid", "bamba",
     "gemma3", "gemma4", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl", "glm4v",
 )  # fmt: skip
 """Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""

@@ -24,6 +24,7 @@ from weitune.errors import first_line
 from weitune.messages import say
 from weitune.model.batch import PackedTensors, to_tensors
 from weitune.model.fast.attention import tree_attention, use_tree_attention
+from weitune.model.fast.channel.side_by_side import SideBySide
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import LogitForm
 from weitune.model.fast.parts import BlockParts
@@ -167,7 +168,9 @@ def _has_only_known_mixers(model: PreTrainedModel, blocks: list[BlockParts]) -> 
     """Return whether some layers are recurrent, and those of a kind that is not known have no attention alone."""
 
     def mixers(block: BlockParts) -> list[bool]:
-        return [isinstance(each.mixer, Recurrence) for each in block.branches if each.mixer.mixes_tokens]
+        mixers = [branch.mixer for branch in block.branches if branch.mixer.mixes_tokens]
+        beside = [branch.mixer for each in mixers if isinstance(each, SideBySide) for branch in each.branches]
+        return [isinstance(each, Recurrence) for each in (*mixers, *beside)]
 
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(blocks)
     unknown = [block for kind, block in zip(kinds, blocks, strict=True) if kind and kind not in _SHARED_LAYERS]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.families import family_model
 from weitune.model.decoder_of import decoder_of
+from weitune.model.fast.channel.side_by_side import SideBySide
 from weitune.model.fast.norm import RMSNorm
 from weitune.model.fast.parts import Mixer
 from weitune.model.fast.recognise.arrangement import Wiring, arrange, trace
@@ -40,6 +41,7 @@ def arranged(of: nn.Module) -> Any:
 
 class _Named:
     carried = ()
+    mixes_tokens = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -79,6 +81,34 @@ def test_norms_stand_where_the_family_has_them(
     assert block.parallel is parallel
     assert block.scale == 1
     assert block.branches[0].mixer.name == "self_attn"
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [("granitemoehybrid", [["mamba"], ["block_sparse_moe", "shared_mlp"]]),
+     ("falcon_h1", [["mamba", "self_attn"], ["feed_forward"]])],
+)  # fmt: skip
+def test_mixers_of_one_norm_stand_side_by_side(family: str, names: list[list[str]]) -> None:
+    block = arranged(layer(family))
+    assert not block.parallel
+    assert all(branch.pre for branch in block.branches)
+    mixers = [branch.mixer for branch in block.branches]
+    assert names == [[b.mixer.name for b in m.branches] if isinstance(m, SideBySide) else [m.name] for m in mixers]
+    assert all(b.pre is None for m in mixers if isinstance(m, SideBySide) for b in m.branches)
+
+
+def test_factors_of_mixers_side_by_side_are_their_own() -> None:
+    class Both(Layer):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            normed = self.norm(hidden_states)
+            hidden_states = hidden_states + 0.5 * self.mixer(normed) + 3 * self.other(normed)
+            return hidden_states - self.last(hidden_states)
+
+    names = ("mixer", "other", "last")
+    block = arranged(Both({"norm": nn.LayerNorm(4), **{name: nn.Linear(4, 4) for name in names}}))
+    both, last = block.branches
+    assert [branch.multiplier for branch in both.mixer.branches] == [0.5, 3]
+    assert (both.multiplier, last.multiplier) == (1, -1)
 
 
 def test_the_layer_is_not_changed() -> None:

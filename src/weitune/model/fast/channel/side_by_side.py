@@ -1,7 +1,9 @@
-"""Channel mixers that read the same x and are added, each between norms of its own (Gemma 4's 26B-A4B).
+"""Mixers that read the same x and are added, each between norms of its own, if it has any.
 
-x ─┬─ norm ─ feed-forward ─ norm ─┬─ + ─▶
+x ─┬─ norm ─ feed-forward ─ norm ─┬─ + ─▶        Gemma 4's 26B-A4B
    └─ norm ─ experts ────── norm ─┘
+
+Granite 4 has two mixers of channels so, Falcon-H1 two mixers of tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from weitune.model.fast.projection import LoraGroup
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SideBySide:
-    """The sum of ``branches``, without a residual."""
+    """The sum of ``branches``, without a residual: all mix channels, or all mix tokens."""
 
     branches: Sequence[Branch]
-    mixes_tokens: bool = False
     carried: Sequence[Hashable] = ()
+
+    @property
+    def mixes_tokens(self) -> bool:
+        return self.branches[0].mixer.mixes_tokens
 
     @property
     def groups(self) -> list[LoraGroup]:
@@ -39,7 +44,7 @@ class SideBySide:
         total = x.new_zeros(())
         for branch in self.branches:
             output = branch.mixer.reference(branch.pre.reference(x) if branch.pre else x, context)
-            total = total + (branch.post.reference(output) if branch.post else output)
+            total = total + branch.multiplier * (branch.post.reference(output) if branch.post else output)
         return total
 
     def with_adapters(self) -> SideBySide | None:
@@ -67,8 +72,9 @@ class SideBySidePass:
     def forward(self, x: Tensor, base: Tensor | None, rows: Tensor | None) -> tuple[Tensor, list[_Saved]]:
         total, kept = base, []
         for branch, mixer in self.branches:
-            mixed, saved = mixer.forward(branch.pre.forward(x)[0] if branch.pre else x, None, None)
+            mixed, saved = mixer.forward(branch.pre.forward(x)[0] if branch.pre else x, None, rows)
             output, statistics = branch.post.forward(mixed) if branch.post else (mixed, None)
+            output = output if branch.multiplier == 1 else output * branch.multiplier
             total = output if total is None else total + output
             kept.append(_Saved(saved, mixed, statistics))
         assert total is not None  # noqa: S101  (there are branches)
@@ -80,7 +86,8 @@ class SideBySidePass:
         total: Tensor | None = None
         parameter_grads: list[Tensor] = []
         for (branch, mixer), kept in zip(self.branches, saved, strict=True):
-            grad_mixed = branch.post.backward(grad, kept.mixed, kept.statistics) if branch.post else grad
+            grad_output = grad if branch.multiplier == 1 else grad * branch.multiplier
+            grad_mixed = branch.post.backward(grad_output, kept.mixed, kept.statistics) if branch.post else grad_output
             y, statistics = branch.pre.forward(x) if branch.pre else (x, None)
             grad_x, grads = mixer.backward(grad_mixed, y, kept.mixer, retain=retain, needs_input=needs_input)
             parameter_grads += grads

@@ -18,12 +18,13 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weitune.model.fast.channel.side_by_side import SideBySide
 from weitune.model.fast.norm import Norm
 from weitune.model.fast.parts import BlockParts, Branch, Mixer
 from weitune.model.fast.stand_in import UNSUITABLE, with_stand_ins
@@ -137,7 +138,8 @@ def _wiring(layer: nn.Module) -> Wiring | None:
 def arrange(layer: nn.Module, mixers: Mapping[str, Mixer], norms: Mapping[str, Norm]) -> BlockParts | None:
     """Return the block that ``layer`` computes with its ``mixers`` and ``norms``, by the names of its parts.
 
-    None if it is no sum of branches, each a mixer with at most one norm before it and one after.
+    None if it is no sum of branches, each a mixer with at most one norm before it and one after, or several that share
+    the one before.
     """
     wiring = _wiring(layer)
     if wiring is None or not wiring.reads.keys() <= mixers.keys() | norms.keys():
@@ -146,7 +148,7 @@ def arrange(layer: nn.Module, mixers: Mapping[str, Mixer], norms: Mapping[str, N
     if not scale:
         return None
     output = {name: c / scale for name, c in wiring.output.items()}
-    branches, stream, sources = [], {INPUT: 1.0}, []
+    found: list[_Found] = []
     for name, given in wiring.reads.items():
         if name not in mixers:
             continue
@@ -154,16 +156,50 @@ def arrange(layer: nn.Module, mixers: Mapping[str, Mixer], norms: Mapping[str, N
         pre = first if not rest and first in norms and given[first] == 1 else None
         post = next((norm for norm in norms if wiring.reads.get(norm) == {name: 1.0}), None)
         result = post or name
-        branches.append(
-            Branch(norms[pre] if pre else None, mixers[name], norms[post] if post else None, output.get(result, 0.0))
-        )
-        sources.append((wiring.reads[pre] if pre else given, dict(stream)))
-        stream[result] = branches[-1].multiplier
-    parallel = len(sources) > 1 and all(source == {INPUT: 1.0} for source, _ in sources)
-    in_order = all(_close(source, before) for source, before in sources)
+        multiplier = output.get(result, 0.0)
+        branch = Branch(norms[pre] if pre else None, mixers[name], norms[post] if post else None, multiplier)
+        found.append(_Found(branch, wiring.reads[pre] if pre else given, {result: multiplier}))
+    return _block(found, output, layer, scale) or _block(_side_by_side(found), output, layer, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    branch: Branch
+    source: Sum
+    """what it reads, before its norm"""
+    results: Sum
+    """what it adds to the stream"""
+
+
+def _block(found: Sequence[_Found], output: Sum, layer: nn.Module, scale: float) -> BlockParts | None:
+    """Return the block of these branches, or None if ``output`` is not what they add up to."""
+    parallel = len(found) > 1 and all(each.source == {INPUT: 1.0} for each in found)
+    stream, in_order = {INPUT: 1.0}, True
+    for each in found:
+        in_order = in_order and _close(each.source, stream)
+        stream |= each.results
     if not _close(output, stream) or not (parallel or in_order):
         return None
-    return BlockParts(branches, layer, parallel, scale)
+    return BlockParts([each.branch for each in found], layer, parallel, scale)
+
+
+def _side_by_side(found: Sequence[_Found]) -> list[_Found]:
+    """Return the same, with neighbours that read the same norm of the same source as one branch."""
+    joined: list[_Found] = []
+    for (source, _, _), group in itertools.groupby(found, _what_it_reads):
+        parts = list(group)
+        if len(parts) == 1:
+            joined += parts
+            continue
+        branches = [replace(part.branch, pre=None) for part in parts]
+        results = {name: c for part in parts for name, c in part.results.items()}
+        joined.append(_Found(Branch(parts[0].branch.pre, SideBySide(branches)), dict(source), results))
+    return joined
+
+
+def _what_it_reads(found: _Found) -> tuple[Any, ...]:
+    branch = found.branch
+    return tuple(sorted(found.source.items())), id(branch.pre), branch.mixer.mixes_tokens
 
 
 def _close(a: Sum, b: Sum) -> bool:

@@ -10,6 +10,7 @@ from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.parts import Mixer
 from weitune.model.fast.recurrent.gated_delta import read_gated_delta
 from weitune.model.fast.recurrent.short_conv import read_short_conv
+from weitune.model.fast.recurrent.state_space import read_state_space
 from weitune.model.fast.self_attention.latent import read_latent
 from weitune.model.fast.self_attention.mixer import read_attention
 from weitune.model.fast.self_attention.observe import Rows
@@ -27,6 +28,7 @@ def read_mixer(module: Any, rows: Rows) -> Mixer | None:
         read_attention(module, rows)
         or read_latent(module, rows)
         or read_gated_delta(module, rows)
+        or read_state_space(module, rows)
         or read_short_conv(module, rows)
         or next((mixer for read in READERS if (mixer := read(module)) is not None), None)
     )

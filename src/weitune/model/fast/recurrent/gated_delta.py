@@ -113,4 +113,4 @@ def read_gated_delta(module: Any, rows: Rows) -> Recurrence | None:
     if taps is None or inputs is None or not heads or rate is None or "norm" not in names:
         return None
     middle = GatedDelta(module, taps, heads, len(rate), module.norm.weight.shape[0])
-    return read_recurrence(module, inputs, _OUTPUT, middle, rows)
+    return read_recurrence(module, inputs, _OUTPUT, [middle], rows)

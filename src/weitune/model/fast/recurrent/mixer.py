@@ -62,25 +62,32 @@ class Recurrence:
         return replace(self, inputs=inputs, output=output) if inputs and output else None
 
 
-def read_recurrence(module: Any, inputs: Sequence[str], output: str, middle: Middle, rows: Rows) -> Recurrence | None:
-    """Return the layer that ``module`` is if ``middle`` is what it does between the projections with these names.
+def read_recurrence(
+    module: Any, inputs: Sequence[str], output: str, middles: Sequence[Middle], rows: Rows
+) -> Recurrence | None:
+    """Return the layer that ``module`` is if one of ``middles`` is what it does between the projections of these names.
 
     The first module of each kind is called, with ``rows``.
     """
     input_group, output_group = read_group(module, inputs), read_group(module, (output,))
     if input_group is None or output_group is None:
         return None
-    recurrence = Recurrence(module, (tuple(inputs), output), input_group, output_group, middle)
-    return recurrence if rows.once("recurrence", module, lambda: _agrees(recurrence, rows)) else None
+    read = [Recurrence(module, (tuple(inputs), output), input_group, output_group, middle) for middle in middles]
+    found: int | None = rows.once("recurrence", module, lambda: _agreeing(read, rows))
+    return None if found is None else read[found]
 
 
-def _agrees(recurrence: Recurrence, rows: Rows) -> bool:
-    """Return whether the module computes the same of ``rows`` as one conversation."""
+def _agreeing(read: Sequence[Recurrence], rows: Rows) -> int | None:
+    """Return which of ``read`` computes what its module computes of ``rows`` as one conversation."""
     line = torch.arange(rows.hidden.shape[1], device=rows.hidden.device)
     positions = Positions({}, Tree(line, torch.full_like(line, len(line)), chunk_tokens=2))
-    try:
-        with torch.no_grad():
-            ours = recurrence.reference(rows.hidden[0], BlockContext(positions, None))
-            return agree(ours, recurrence.module(rows.hidden)[0])
-    except UNSUITABLE:
-        return False
+
+    def agrees(recurrence: Recurrence) -> bool:
+        try:
+            with torch.no_grad():
+                ours = recurrence.reference(rows.hidden[0], BlockContext(positions, None))
+                return agree(ours, recurrence.module(rows.hidden)[0])
+        except UNSUITABLE:
+            return False
+
+    return next((at for at, each in enumerate(read) if agrees(each)), None)

@@ -33,4 +33,4 @@ class ShortConv:
 def read_short_conv(module: Any, rows: Rows) -> Recurrence | None:
     """Return the layer that ``module`` is, or None if it has not these parts; see :func:`.read_recurrence`."""
     taps = read_taps(getattr(module, "conv", None))
-    return read_recurrence(module, ("in_proj",), "out_proj", ShortConv(taps), rows) if taps else None
+    return read_recurrence(module, ("in_proj",), "out_proj", [ShortConv(taps)], rows) if taps else None
