@@ -231,6 +231,8 @@ def test_a_list_of_outputs_in_a_file_of_pairs() -> None:
 def test_unread_fields_are_counted() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 7.5, "label": True, "id": 3}
     assert unread(row) == {"score_chosen": 1, "label": 1, "id": 1}
+    assert unread({"instruction": "q", "output": "z", "chosen": "a", "rejected": "b"}) == {"output": 1}
+    assert unread({"prompt": "q", "completion": "z", "chosen": "a", "rejected": "b"}) == {"completion": 1}
     row = messages(user(mood="x"), chosen=assistant(mood="y"), rejected="b")
     assert unread(row) == {"messages[].mood": 1, "chosen.mood": 1}
 

@@ -97,7 +97,7 @@ def _divided(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading
         names = reading.answers if whole[0] else reading.answers[::-1]
         fields.fault("data.compared.only_one_is_whole", field=names[0], whole=names[0], other=names[1])
     opening = read_opening(fields, row, form, reading)
-    fields.count_unread(row, opening.known.union(reading.answers))
+    fields.count_unread(row, opening.known - {opening.answer} | set(reading.answers))
     return _Divided((opening.turns, chosen, rejected), (opening.place, *reading.answers), opening.tools)
 
 
