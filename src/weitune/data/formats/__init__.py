@@ -1,1 +1,1 @@
-"""From a row to a conversation: formats, fields, contents, tool calls, reasoning and loss weights."""
+"""From a row to a conversation or a preference: formats and kinds, fields, contents, tool calls, reasoning, weights."""

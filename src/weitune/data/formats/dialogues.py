@@ -67,11 +67,11 @@ class Opening(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a format is read: as the options say, and with the fields of the ``answers``, if they have other names."""
+    """How a format is read: as the options say; ``as_json`` tells of compared answers that are lists as JSON."""
 
     joiner: str
     columns: Mapping[str, str]
-    answers: tuple[str, ...] = ()
+    as_json: bool | None = None
 
 
 def recognise(row: Mapping[str, Any]) -> str | None:
@@ -173,7 +173,10 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], reading: Reading)
     question, answered = _pair(row) or next(half, PAIRS[0])
     known = _COMMON_KEYS | {question, answered, "history"}
     turns: Turns = (*system_turns(fields, row), *read_history(fields, row.get("history")))
-    as_json = are_messages_as_json(row, (question, *(reading.answers or (answered,))))
+    if reading.as_json is None:
+        as_json = are_messages_as_json(row, (question, answered))
+    else:
+        as_json = reading.as_json and are_messages_as_json(row, (question,))
     if as_json or isinstance(row.get(question), list):
         turns += _listed(fields, row, question, turns, as_json=as_json)
     else:

@@ -161,11 +161,19 @@ def test_cells_of_tables(tmp_path: Path) -> None:
     reader = Reader([str(path)], Options(kinds=PAIRS_ONLY))
     pairs = [row for _, row in reader.preferences() if isinstance(row, Pair)]
     assert not reader.problems
-    assert [pair.prompt.turns for pair in pairs[:2]] == [(ASKED,)] * 2
-    assert pairs[2].prompt.turns == (Turn("user", json.dumps([user()])),) or pairs[2].prompt.turns == (ASKED,)
+    assert [pair.prompt.turns for pair in pairs] == [(ASKED,)] * 4
     assert [pair.chosen for pair in pairs] == [(ANSWERED,)] * 4
     assert [pair.rejected[0].content for pair in pairs] == ["b", "b", "b", ""]
     assert reader.reports[0].holds == "pairs"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"from": "Brest", "to": "Oran"}', '[{"value": 3}]', '{"content": ', "[]", "{}", "[1]"]
+)
+def test_answers_in_json_that_are_no_messages_are_texts(text: str) -> None:
+    for other in (text, json.dumps(assistant("b"))):
+        pair = read_pair({"prompt": "q", "chosen": text, "rejected": other})
+        assert (pair.chosen[0].content, pair.rejected[0].content) == (text, other)
 
 
 @pytest.mark.parametrize(

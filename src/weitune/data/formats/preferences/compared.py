@@ -6,7 +6,7 @@
     {"chosen": "\\n\\nHuman: q\\n\\nAssistant: a", "rejected": …}             the same as texts
     {"instruction": "q", "output": ["a", "b"]}                            Alpaca: the better answer, then the worse one
 
-Answers may be JSON in strings if both are.
+Messages may be JSON in strings (in tables) if both answers are.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from weitune.data.formats.messages import read_message, read_messages
 from weitune.data.formats.pairs import answer
 from weitune.data.formats.preferences.divide import check_answer, check_prompt, context, last_answer, parting
 from weitune.data.formats.preferences.transcripts import is_opening, is_transcript, read_transcript
+from weitune.data.formats.strict_json import decode
 from weitune.data.formats.tool_calls import read_tools
 from weitune.data.preference.values import Pair
 from weitune.data.problems import shown
 
 _PROMPT = "prompt"
-_AS_JSON = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
-"""The beginning of a message or of a list of messages in a cell of a table, written by JSON or Python."""
+_LIKE_A_LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
+"""The beginning of a list of messages that is no JSON, such as one written by Python."""
+_MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
 _KEYS_OF_DIALOGUES = frozenset({"system", "tools", "functions", _PROMPT})
 
 
@@ -58,7 +60,7 @@ def read_pair(fields: Fields, row: Mapping[str, Any], form: str, reading: Readin
     if isinstance(row.get(TWO_ANSWERS), list) and set(names).isdisjoint(row):
         divided = _two_outputs(fields, row, form, reading)
     else:
-        divided = _divided(fields, row, form, reading._replace(answers=names))
+        divided = _divided(fields, row, form, reading, names)
     prompt, chosen, rejected = divided.turns
     if not fields.faults:
         check_prompt(fields, prompt, divided.places[0])
@@ -81,29 +83,27 @@ def _two_outputs(fields: Fields, row: Mapping[str, Any], form: str, reading: Rea
     return _Divided((opening.turns, chosen, rejected), (opening.place, *places), opening.tools)
 
 
-def _divided(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading) -> _Divided:
-    better, worse = reading.answers
-    if better not in row and worse in row and has_own_answer(row, form):
-        return _with_own_answer(fields, row, form, reading._replace(answers=(worse,)))
+def _divided(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading, names: tuple[str, str]) -> _Divided:
+    if names[0] not in row and names[1] in row and has_own_answer(row, form):
+        return _with_own_answer(fields, row, form, reading, names[1])
     before = row.get(_PROMPT)
     lead = before if isinstance(before, str) and is_opening(before) else None
     transcripts = lead or ("" if form == "chosen-rejected" else None)
-    as_json = all(map(_is_json, (row.get(name) for name in reading.answers)))
-    chosen, rejected = (_side(fields, row, name, transcripts, as_json=as_json) for name in reading.answers)
+    as_json = all(_is_json(row.get(name)) for name in names)
+    chosen, rejected = (_side(fields, row, name, transcripts, as_json=as_json) for name in names)
     whole = _is_dialogue(chosen), _is_dialogue(rejected)
     if all(whole):
-        return _from_dialogues(fields, row, (chosen, rejected), reading.answers, lead)
+        return _from_dialogues(fields, row, (chosen, rejected), names, lead)
     if any(whole) and not fields.faults:
-        names = reading.answers if whole[0] else reading.answers[::-1]
-        fields.fault("data.compared.only_one_is_whole", field=names[0], whole=names[0], other=names[1])
-    opening = read_opening(fields, row, form, reading)
-    fields.count_unread(row, opening.known - {opening.answer} | set(reading.answers))
-    return _Divided((opening.turns, chosen, rejected), (opening.place, *reading.answers), opening.tools)
+        dialogue, other = names if whole[0] else names[::-1]
+        fields.fault("data.compared.only_one_is_whole", field=dialogue, whole=dialogue, other=other)
+    opening = read_opening(fields, row, form, reading._replace(as_json=as_json))
+    fields.count_unread(row, opening.known - {opening.answer} | set(names))
+    return _Divided((opening.turns, chosen, rejected), (opening.place, *names), opening.tools)
 
 
-def _with_own_answer(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading) -> _Divided:
-    """Return the pair of the answer that a row of the format ``form`` has by itself, and the rejected one."""
-    (name,) = reading.answers
+def _with_own_answer(fields: Fields, row: Mapping[str, Any], form: str, reading: Reading, name: str) -> _Divided:
+    """Return the pair of the answer that a row of the format ``form`` has by itself, and the rejected one, ``name``."""
     opening = read_opening(fields, row, form, reading)
     fields.count_unread(row, opening.known | {name})
     rejected = _side(fields, row, name, None, as_json=_is_json(row.get(name)))
@@ -181,4 +181,16 @@ def _is_dialogue(turns: Turns) -> bool:
 
 
 def _is_json(value: Any) -> bool:
-    return isinstance(value, str) and _AS_JSON.match(value) is not None
+    """Return whether ``value`` is a message or a list of messages as JSON in a string, rather than a text."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return False
+    try:
+        decoded = decode(value)
+    except ValueError:
+        return _LIKE_A_LIST.match(value) is not None
+    messages = decoded if isinstance(decoded, list) else [decoded]
+    return bool(messages) and all(map(_is_message, messages))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and any(pair <= value.keys() for pair in _MESSAGE_KEYS)
