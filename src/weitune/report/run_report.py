@@ -90,8 +90,9 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         if best := record.best:
             at_step = say("report.run_report.loss_at_step", loss=best[1], step=best[0])
             facts.append((say("report.run_report.best_validation_loss"), at_step))
-        perplexity = record.of_kind(Validation)[-1].perplexity
-        facts.append((say("report.run_report.last_perplexity"), plain(perplexity)))
+        last = record.of_kind(Validation)[-1]
+        name = say("report.run_report.perplexity_of_chosen" if last.figures else "report.run_report.last_perplexity")
+        facts.append((name, plain(last.perplexity)))
     facts.append((say("report.run_report.state"), _state(record)))
     return facts
 

@@ -55,6 +55,21 @@ def test_the_dashboard_shows_everything() -> None:
         assert fact in shown, fact
 
 
+FIGURES = {"rewards/chosen": -0.25, "rewards/rejected": -1.0, "rewards/margins": 0.75, "rewards/accuracies": 0.875}
+
+
+def test_the_dashboard_shows_rewards_and_says_when_chosen_answers_become_less_likely() -> None:
+    held = [{**validation(k, 0.6), **FIGURES, "logps/chosen": -50.0 - k} for k in (0, 4)]
+    shown = " ".join(drawn(START, held[0], {**step(1), **FIGURES}, held[1]).split())
+    for fact in (
+        "chosen -0.250 rejected -1.000 margin 0.750 right 88%", "perplexity of chosen answers 9.00",
+        "have become less likely than they were: by 4.0 nats an answer",
+    ):  # fmt: skip
+        assert fact in shown, fact
+    assert "less likely" not in drawn(START, held[0], {**step(1), **FIGURES})
+    assert "chosen" not in drawn(START, validation(0, 3.0), step(1, 4.0))
+
+
 def test_before_the_first_step_and_with_a_loss_that_is_no_number() -> None:
     assert "0/40" in drawn(START)
     assert "loss nan" in drawn(START, step(1, "nan"))
@@ -91,6 +106,13 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["watch", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["start at step 0", "step 1", "step 1", "end at step 40"]
+
+
+def test_lines_tell_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save_tiny_run(tmp_path / "run")
+    write(run, START, {**step(1), **FIGURES}, END)
+    assert cli.main(["watch", str(run)]) == 0
+    assert "margin 0.750   right 88%" in capsys.readouterr().out
 
 
 def test_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

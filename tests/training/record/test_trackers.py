@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.pairs import keys, make_pairs
 from tests.faults.runs import make_inputs
 from weitune.errors import MissingExtraError
 from weitune.recipe.load import build_recipe
@@ -33,6 +34,18 @@ def test_tensorboard_has_what_the_events_have(tmp_path: Path) -> None:
         assert [step for step, _ in kept] == [step for step, _ in told]
         assert [value for _, value in kept] == pytest.approx([value for _, value in told], rel=1e-6)
     assert {"train/learning_rate", "train/memory_bytes", "validation/perplexity"} <= set(found.Tags()["scalars"])
+
+
+def test_figures_of_preferences_are_logged_by_their_names(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pairs = make_pairs(tmp_path / "in")
+    tracked = {**keys(pairs, "dpo"), "train.max_steps": 2, "log.trackers": "tensorboard"}
+    run = train(pairs.recipe(tmp_path / "run", **tracked), device="cpu").path
+    found = EventAccumulator(str(run / trackers.FOLDER / trackers.PROJECT))
+    found.Reload()
+    names = ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected")
+    assert {f"{part}/{name}" for part in ("train", "validation") for name in names} <= set(found.Tags()["scalars"])
 
 
 OFFLINE = {

@@ -10,6 +10,8 @@ The process that trains, or one that watches, feeds it the run's events.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -103,7 +105,8 @@ class Dashboard:
         last = self._evaluation
         if last is None:
             return []
-        values = {"step": last.step, "loss": _number(last.loss, ".4f"), "perplexity": _number(last.perplexity, ",.2f")}
+        perplexity = perplexity_text(last.perplexity, last.figures)
+        values = {"step": last.step, "loss": _number(last.loss, ".4f"), "perplexity": perplexity}
         if self._best is None:
             line = say("cli.dashboard.validation", **values)
         else:
@@ -134,6 +137,14 @@ def short(text: object) -> str:
     """Return ``text`` in one line of at most a hundred characters."""
     line = " ".join(str(text or "").split())
     return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
+
+
+def perplexity_text(perplexity: float | None, figures: Mapping[str, float]) -> str:
+    """Return a perplexity with its name: beside figures of preferences, it is that of the chosen answers."""
+    value = _number(perplexity, ",.2f")
+    if figures:
+        return say("cli.dashboard.perplexity_of_chosen", value=value)
+    return say("cli.dashboard.perplexity", value=value)
 
 
 def _number(value: object, form: str = ".3f") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from weitune.cli.shared.dashboard import Dashboard, short
+from weitune.cli.shared.dashboard import Dashboard, perplexity_text, short
 from weitune.cli.shared.export_support import export_support
 from weitune.cli.shared.terminal import console
 from weitune.cli.train.progress_view import ProgressView
@@ -66,7 +66,8 @@ class TrainingView(ProgressView):
     def evaluated(self, evaluation: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
         self._dashboard.feed(typed_event({"event": "validation", **fields_of(evaluation)}))
-        values = {"step": evaluation.step, "loss": evaluation.loss, "perplexity": evaluation.perplexity}
+        perplexity = perplexity_text(evaluation.perplexity, evaluation.figures)
+        values = {"step": evaluation.step, "loss": evaluation.loss, "perplexity": perplexity}
         if evaluation.best and evaluation.step:
             self.say(say("cli.training_view.validation_best", **values))
         else:
