@@ -1,7 +1,7 @@
 """Prepared data in the cache folder, by fingerprint; a folder is complete or does not exist.
 
     ~/.cache/weitune/data/<fingerprint>/      (XDG_CACHE_HOME applies)
-        examples.arrow                        of preferences, groups.arrow too
+        examples.arrow                        of preferences, groups.safetensors too
         report.json
 
 A folder is written aside and renamed, so a crash leaves nothing that looks finished. Everything here can be deleted.
@@ -22,7 +22,7 @@ from weitune.files.cache import cache_folder
 from weitune.files.publish import folder_written_aside, publish_unless_there
 
 EXAMPLES = "examples.arrow"
-GROUPS = "groups.arrow"
+GROUPS = "groups.safetensors"
 """Of preferences, beside their answers."""
 REPORT = "report.json"
 _PARTIAL = ".partial"

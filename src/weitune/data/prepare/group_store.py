@@ -1,11 +1,11 @@
-"""Groups of answers on disk: their answers as examples (:mod:`.store`), and one Arrow file about the groups.
+"""Groups of answers on disk: their answers as examples (:mod:`.store`), and a safetensors file about the groups.
 
-    answers            int8     how many of the examples, in order, are the group's
-    liked              bool     whether the first of them is
-    weight             float64  how much the group counts
-    tokens             int32    its distinct tokens: those of the prompt once
-    supervised         int32    tokens of its answers
-    prompt             uint64   a hash of the prompt's text
+    answers       int8      how many of the examples, in order, are the group's
+    liked         int8      whether the first of them is
+    weight        float64   how much the group counts
+    tokens        int32     its distinct tokens: those of the prompt once
+    supervised    int32     tokens of its answers
+    prompt        uint64    a hash of the prompt's text
 
 Cost: 26 bytes a group beside its answers, all in memory.
 """
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from weitune.data.partition import distinct_tokens
 from weitune.data.preference.values import Group, Judged, Pair
@@ -64,9 +63,9 @@ class GroupWriter:
     ) -> None:
         self._examples.__exit__(kind, error, trace)
         if error is None:
-            table = pa.table({name: np.asarray(values) for name, values in self._columns.items()})
-            with pa.OSFile(str(self._path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
+            from safetensors.numpy import save
+
+            self._path.write_bytes(save({name: np.asarray(values) for name, values in self._columns.items()}))
 
 
 class StoredGroups:
@@ -78,9 +77,7 @@ class StoredGroups:
     def __init__(self, folder: Path, source_names: Iterable[str]) -> None:
         self.answers = StoredExamples(folder / EXAMPLES, source_names)
         """The answers of all groups, in order."""
-        with pa.OSFile(str(folder / GROUPS), "rb") as file, pa.ipc.open_file(file) as reader:
-            table = reader.read_all()
-        columns = {name: np.asarray(table[name]) for name in _TYPES}
+        columns = _columns_in(folder / GROUPS)
         self._ends = np.cumsum(columns["answers"], dtype=np.int64)
         if len(self.answers) != (self._ends[-1] if len(self._ends) else 0):
             raise ValueError("groups and answers do not fit")
@@ -110,3 +107,14 @@ class StoredGroups:
         for column in (self._ends, self._liked, self._weights):
             whole.update(column.tobytes())
         return whole.hexdigest()
+
+
+def _columns_in(path: Path) -> dict[str, npt.NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        columns = load(path.read_bytes())
+        return {name: columns[name] for name in _TYPES}
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(str(error)) from None

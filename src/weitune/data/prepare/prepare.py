@@ -1,7 +1,7 @@
 """Prepare data for training: read, frame, tokenize in batches, keep as Arrow, count every row.
 
     sources ─▶ rows ─▶ Conversation ─▶ Draft ═══▶ Example ─▶ examples.arrow, report.json
-                       Pair, Judged                Group      and groups.arrow
+                       Pair, Judged                Group      and groups.safetensors
                  one at a time               batches of 1024,
                                              Rust, all cores
 
