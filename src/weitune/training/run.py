@@ -210,7 +210,7 @@ def _train(session: Session, run: PreparedRun, checkpoint: Checkpoint | None = N
             session.reporter.ended()
             recorder.close()
             if session.main:
-                if note := chosen_note(read_events(session.folder)):
+                if recipe.preference and (note := chosen_note(read_events(session.folder))):
                     session.reporter.say(note)
                 _report(session)
 

@@ -97,7 +97,16 @@ def test_what_a_step_tells(inputs: Inputs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [{"lora.init": "pissa"}, {"lora.init": "olora"}, {"lora.init": "eva"}, {"lora": "none"}], ids=str
+    "start",
+    [
+        {"lora.init": "pissa"},
+        {"lora.init": "olora"},
+        {"lora.init": "eva"},
+        {"lora.init": "loftq", "train.storage": "nf4"},
+        {"lora.dora": True, "train.recompute": "block"},
+        {"lora": "none"},
+    ],
+    ids=str,
 )
 def test_the_first_loss_is_ln_2_however_the_model_starts(start: dict[str, Any], inputs: Inputs, tmp_path: Path) -> None:
     more = keys(**start, **{"train.max_steps": 1})
