@@ -15,8 +15,11 @@ VOCABULARY = 16_384
 
 
 def _layers(*pattern: str, count: int) -> list[str]:
-    """Return the kinds of ``count`` layers, which repeat ``pattern``; s: sliding window, f: full attention."""
-    names = {"s": "sliding_attention", "f": "full_attention"}
+    """Return the kinds of ``count`` layers, which repeat ``pattern``.
+
+    s: sliding window, f: full attention, l: linear attention.
+    """
+    names = {"s": "sliding_attention", "f": "full_attention", "l": "linear_attention"}
     return [names[pattern[k % len(pattern)]] for k in range(count)]
 
 
@@ -77,6 +80,11 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     },
     "hunyuan_v1_dense": {  # Hunyuan 1.8B
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 10, **_attention(8, 2, 128),
+    },
+    "qwen3_5_text": {  # Qwen3.5 0.8B, with 8 of its 24 layers: the gated delta rule in three of four
+        "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8, **_attention(8, 2, 256),
+        "layer_types": _layers(*"lllf", count=8), "linear_num_key_heads": 16, "linear_num_value_heads": 16,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
     },
     "qwen3_moe": {  # Qwen3-30B-A3B, with 64 of its 128 experts
         "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 5, **_attention(12, 2, 128),
