@@ -31,6 +31,7 @@ _MAMBA = {
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2,
     "mamba_chunk_size": 16,
 }  # fmt: skip
+_NEMOTRON = {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16}
 _LLAMA4 = {
     "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 64, "intermediate_size_mlp": 128,
     "moe_layers": [1], "no_rope_layers": [1, 0], "layer_types": ["chunked_attention", "full_attention"],
@@ -99,7 +100,11 @@ HYBRID: Mapping[str, Arguments] = {
     "qwen3_5_text": _DELTA_RULE,
     "qwen3_5_moe_text": {**_DELTA_RULE, **_EXPERTS, "shared_expert_intermediate_size": 64},
     "qwen3_next": {**_DELTA_RULE, **_EXPERTS, "shared_expert_intermediate_size": 64},
-    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
+    "falcon_h1": {
+        **_MAMBA, "mamba_d_ssm": 128, "embedding_multiplier": 2.0, "lm_head_multiplier": 0.5, "key_multiplier": 0.4,
+        "mlp_multipliers": [0.9, 0.6], "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.25,
+        "ssm_out_multiplier": 0.25, "ssm_multipliers": [0.9, 0.5, 0.7, 0.8, 0.6],
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "granitemoehybrid": {
@@ -107,8 +112,7 @@ HYBRID: Mapping[str, Arguments] = {
         "layer_types": ["linear_attention", "full_attention"],
     },
     "nemotron_h": {
-        "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
-        "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16,
+        **_NEMOTRON, "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
         "moe_shared_expert_intermediate_size": 64,
     },
@@ -201,6 +205,10 @@ VARIANTS: Mapping[str, Arguments] = {
     "gemma4_text_26b": {
         **_GEMMA4_31B, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
     },
+    "nemotron_h_dense": {
+        **_NEMOTRON, "model_type": "nemotron_h", "num_hidden_layers": 3, "n_groups": 2,
+        "layers_block_type": ["linear_attention", "full_attention", "mlp"],
+    },
 }  # fmt: skip
 """Published models whose layers have other parts than those of their family's entry above."""
 FAMILIES: Mapping[str, Arguments] = {
@@ -213,7 +221,7 @@ FAST = (
     "exaone4", "cohere2", "hunyuan_v1_dense", "phi3", "glm4", "starcoder2", "apertus",
     "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "ernie4_5_moe", "hunyuan_v1_moe", "deepseek_v3",
     "glm4_moe", "granitemoe", "minimax_m2", "dots1", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "qwen3_5",
-    "lfm2", "lfm2_moe", "granitemoehybrid", "bamba",
+    "falcon_h1", "nemotron_h_dense", "lfm2", "lfm2_moe", "granitemoehybrid", "bamba",
     "gemma3", "gemma4", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl", "glm4v",
 )  # fmt: skip
 """Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""

@@ -43,6 +43,18 @@ def find_activation(function: Any) -> Activation | None:
     return next((each for each in ACTIVATIONS.values() if torch.allclose(each[0](sample), expected)), None)
 
 
+def scaled(activation: Activation, inside: float, outside: float) -> Activation:
+    """Return ``outside`` · act(``inside`` · x)."""
+    if inside == outside == 1:
+        return activation
+    activate, write = activation
+
+    def write_grad(grad: Tensor, x: Tensor) -> None:
+        write(grad * (inside * outside), x.mul_(inside))
+
+    return lambda x: activate(x * inside).mul_(outside), write_grad
+
+
 def own_activation(module: nn.Module) -> Activation | None:
     """Return the activation that ``module`` computes, differentiated by autograd, which computes it once more.
 

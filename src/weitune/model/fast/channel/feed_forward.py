@@ -2,6 +2,8 @@
 
     output = down(act(gate(x)) · up(x)), or down(act(up(x)))
 
+Constant factors of the gate and of the output (Falcon-H1) are part of the activation.
+
 All of it is computed while the values of a slice are in the processor's cache, and no tensor (T, I) is made unless it
 is kept for backward. Cost: three reads of the inner values.
 """
@@ -10,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from weitune.model.fast.channel.activation import ACTIVATIONS, Activation, WriteGrad, own_activation
+from weitune.model.fast.channel.activation import ACTIVATIONS, Activation, WriteGrad, own_activation, scaled
 from weitune.model.fast.channel.sliced import Down, DownGrads, GateUp, GateUpGrads
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.lora_forward import GroupPass, add_masked, reference_group
@@ -102,26 +104,33 @@ def read_feed_forward(module: Any) -> FeedForward | None:
     watched = _watch(module, widths) if len(widths) in (2, 3) else None
     if watched is None:
         return None
-    outputs, down, inner = watched
+    outputs, down, inner, outside = watched
+    if outside != 1 and getattr(read_projection(parts[down]), "layer", module).bias is not None:
+        return None
     others = [own_activation(part) for name, part in parts.items() if name not in widths]
     activations = [*ACTIVATIONS.values(), *(activation for activation in others if activation)]
     for names in permutations(outputs):
         halves = len(names) == 1 and outputs[names[0]].shape[-1] == 2 * inner.shape[-1]
         gate, *up = outputs[names[0]].chunk(2, dim=-1) if halves else [outputs[name] for name in names]
-        for activation in activations:
-            activated = activation[0](gate)
+        for activation, inside in product(activations, _factors(module)):
+            activated = activation[0](gate * inside)
             if torch.allclose(activated * up[0] if up else activated, inner, rtol=1e-6):
                 layers = Layers(names, down, halves)
                 groups = _read_groups(module, layers)
-                return FeedForward(module, layers, *groups, activation) if groups else None
+                return FeedForward(module, layers, *groups, scaled(activation, inside, outside)) if groups else None
     return None
 
 
-def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor], str, Tensor] | None:
+def _factors(module: nn.Module) -> list[float]:
+    """Return 1 and the numbers that ``module`` may multiply its gate by."""
+    return [1.0, *(value for value in vars(module).values() if isinstance(value, float))]
+
+
+def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor], str, Tensor, float] | None:
     """Run ``module`` with stand-ins for its linear layers, which have so many outputs.
 
-    Returns the outputs of those that read its input, the name of the one whose output it returns, and what that reads.
-    None if there are others.
+    Returns the outputs of those that read its input, the name of the one whose output it returns, what that reads, and
+    the factor with which it is returned. None if there are others.
     """
     given: dict[str, Tensor] = {}
     device = next(module.parameters()).device
@@ -140,9 +149,22 @@ def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor]
             result = type(module).forward(with_stand_ins(module, {name: stand_in(name) for name in widths}), x)
     except UNSUITABLE:
         return None
-    down = next((name for name in widths if isinstance(result, Tensor) and result.equal(outputs[name])), None)
+    if not isinstance(result, Tensor):
+        return None
+    factors = {name: _ratio(result, output) for name, output in outputs.items()}
+    down, factor = next(((name, factor) for name, factor in factors.items() if factor), (None, 0.0))
     others = {name: output for name, output in outputs.items() if name != down and given.get(name) is x}
-    return (others, down, given[down]) if down in given and len(others) == len(widths) - 1 else None
+    return (others, down, given[down], factor) if down in given and len(others) == len(widths) - 1 else None
+
+
+def _ratio(a: Tensor, b: Tensor) -> float:
+    """Return the number c for which ``a`` is c · ``b``, up to rounding, or 0 if there is none."""
+    if a.equal(b):
+        return 1.0
+    if a.shape != b.shape:
+        return 0.0
+    c = float((a * b).sum() / b.square().sum())
+    return c if torch.allclose(a, c * b, rtol=1e-9) else 0.0
 
 
 def _drawn(width: int, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -28,3 +28,7 @@ class Scores:
     def scale(self, size: int) -> float:
         """Return the factor of the products of heads of ``size``."""
         return size**-0.5 if self.scaling is None else self.scaling
+
+    def times(self, factor: float, size: int) -> Scores:
+        """Return the scores of keys (of ``size`` D) that are multiplied by ``factor``."""
+        return replace(self, scaling=self.scale(size) * factor)

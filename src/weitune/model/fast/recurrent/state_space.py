@@ -41,7 +41,7 @@ class StateSpace:
     gate: Gate
 
     def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
-        tree, (inputs,) = positions.packed, projected
+        tree, inputs = positions.packed, self._scaled(projected[0])
         inner = inputs.shape[1] - self.taps.channels - self.heads
         gate, mixed, step = inputs.split([inner, self.taps.channels, self.heads], dim=1)
         mixed = F.silu(path_conv(mixed, self.taps, PathWindows.of(tree, self.taps.count)))
@@ -54,6 +54,11 @@ class StateSpace:
         step = F.softplus(step.to(exact) + bias).clamp(*self.module.time_step_limit)
         read = state_space(query, key, value * step.unsqueeze(-1), -rate.exp() * step, Chunks.of(tree))
         return self._gated((read + skip[:, None] * value).flatten(1), gate.to(exact)).to(inputs.dtype)
+
+    def _scaled(self, inputs: Tensor) -> Tensor:
+        """Return ``inputs`` times the factors that Falcon-H1 has for the layer's input and for its parts."""
+        whole, parts = getattr(self.module, "ssm_in_multiplier", 1.0), getattr(self.module, "mup_vector", None)
+        return inputs if parts is None else inputs * (whole * parts.view(-1).to(inputs.dtype))
 
     def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
         if self.gate == "without a norm":

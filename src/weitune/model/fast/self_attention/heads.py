@@ -143,11 +143,21 @@ def read_heads(attention: Any, inputs: Sequence[str], output: str, seen: Observe
                 read = heads.gated(seen.attended.flatten(0, 1).flatten(1), projected)
         except (RuntimeError, TypeError, ValueError):  # sizes do not match
             continue
+        factor = _factor(split[1], key)
+        split = split[0], split[1] * factor, split[2]
         pairs = [*zip(split, seen.heads, strict=True), (read, seen.inputs[output].flatten(0, 1))]
         if all(agree(ours, theirs) for ours, theirs in pairs):
+            scores = seen.scores if factor == 1 else seen.scores.times(factor, plain.size)
             form = written_form(heads.rotation, query.transpose(1, 2), key.transpose(1, 2), seen.rotary)
-            return replace(heads, rotation=replace(heads.rotation, written=form))
+            return replace(heads, scores=scores, rotation=replace(heads.rotation, written=form))
     return None
+
+
+def _factor(ours: Tensor, theirs: Tensor) -> float:
+    """Return what ``ours`` has to be multiplied by to be nearest to ``theirs``; 1 if they agree. Scores can have it."""
+    if ours.shape != theirs.shape or agree(ours, theirs):
+        return 1.0
+    return float((ours * theirs).double().sum() / ours.double().square().sum())
 
 
 def _keys(inputs: Sequence[str], seen: Observed) -> Keys:
