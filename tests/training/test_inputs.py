@@ -143,6 +143,7 @@ def test_the_workload_is_that_of_the_passes_of_training(inputs: RunInputs) -> No
     assert shared.computed_tokens < apart.computed_tokens
     longest = max(len(answer.inputs) for answer in examples_in(items(inputs.examples)))
     assert (shared.largest.longest, shared.largest.rows) == (longest, 8)
+    assert shared.largest.least == shared.largest.undivided == inputs.longest > longest
     divided = Workload.lay_out(inputs.examples, inputs.plan, SHARED_GROUPS, 10_000, processes=2)
     assert max(size.rows for step in divided.steps for size in step) < 8
 
@@ -155,7 +156,7 @@ def test_a_plan_counts_groups(model: Path, tmp_path: Path) -> None:
     assert plan.inputs.layout(plan.meta.capabilities) is SHARED_GROUPS
     assert plan.to_json()["steps"] == 9
     assert plan.to_json()["data"]["preferences"]["pairs"] == 10
-    assert plan.largest.longest == plan.inputs.longest
+    assert plan.largest.least == plan.inputs.longest
     small = plan_run(recipe(model, data, **{"train.micro_tokens": 1}), device="cpu")
     assert small.here.chosen.micro_tokens == 1
     learned = plan_run(build_recipe({"model": str(model), "data": [str(conversations(tmp_path))]}), device="cpu")

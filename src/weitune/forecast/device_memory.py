@@ -54,17 +54,17 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, longest: int) -> int:
+def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, longest: int, undivided: int = 0) -> int:
     """Return the value of ``train.micro_tokens: auto``: the most tokens whose pass takes at most ``budget`` bytes.
 
-    It is at least ``longest``, the tokens of the longest example, since some pass must hold that one, and at most
-    MOST_TOKENS.
+    It is at least ``longest``, the tokens of the longest example, and ``undivided``, those of the largest group, since
+    some pass must hold that one, and at most MOST_TOKENS.
     """
 
     def fits(tokens: int) -> bool:
         return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), config)) <= budget
 
-    return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest), MOST_TOKENS))
+    return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest, undivided), MOST_TOKENS))
 
 
 def choose_recorded_tokens(shape: ModelShape, config: PassConfig, *, budget: int) -> int:
@@ -88,20 +88,27 @@ class MemoryPlan:
 
 
 def plan_memory(
-    shape: ModelShape, config: PassConfig, train: Train, *, budget: int, longest: int, micro_tokens: int | None = None
+    shape: ModelShape,
+    config: PassConfig,
+    train: Train,
+    *,
+    budget: int,
+    longest: int,
+    undivided: int = 0,
+    micro_tokens: int | None = None,
 ) -> MemoryPlan:
     """Resolve ``auto`` for passes of at most ``budget`` bytes; ``micro_tokens`` overrides the recipe.
 
     The lowest level of recomputation is chosen with which one pass can hold the requested tokens, or ENOUGH_TOKENS, and
-    the longest example, of ``longest`` tokens.
+    the longest example, of ``longest`` tokens, or the largest group, of ``undivided``.
     """
     if micro_tokens is None and train.micro_tokens != "auto":
         micro_tokens = train.micro_tokens
     levels: tuple[Recompute, ...] = get_args(Recompute) if train.recompute == "auto" else (train.recompute,)
-    most = max(micro_tokens or ENOUGH_TOKENS, longest)
+    most = max(micro_tokens or ENOUGH_TOKENS, longest, undivided)
     wanted = PassSize(most, most, longest)
     configs = [replace(config, recompute=level) for level in levels]
     fitting = (config for config in configs if sum(pass_bytes(shape, wanted, config)) <= budget)
     chosen = next(fitting, configs[-1])
-    tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest)
+    tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest, undivided=undivided)
     return MemoryPlan(tokens, chosen.recompute)

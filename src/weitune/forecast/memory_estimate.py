@@ -108,6 +108,13 @@ class PassSize:
     """Tokens of the longest example: as far back as a token can look."""
     rows: int = 1
     """Rows of examples, if each is padded in a row of its own."""
+    undivided: int = 0
+    """Tokens of the largest group of preferences; 0 of examples."""
+
+    @property
+    def least(self) -> int:
+        """Tokens that a pass must hold, however steps are split: the longest example or the largest group."""
+        return max(self.longest, self.undivided)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,9 +112,9 @@ class PassNeed:
     @property
     def fix(self) -> str:
         """The keys that lower the need; only the first may change when a run is resumed."""
-        if self.size.tokens > self.size.longest:
+        if self.size.tokens > self.size.least:
             return say("forecast.memory_watch.lower_micro_tokens", tokens=self.size.tokens)
-        return say("forecast.memory_watch.lower_max_length", longest=self.size.longest)
+        return say("forecast.memory_watch.lower_max_length", longest=self.size.least)
 
 
 def peak_line(need: MemoryEstimate, device: torch.device) -> str:

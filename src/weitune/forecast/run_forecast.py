@@ -147,15 +147,16 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
     shards = processes if recipe.train.shard else 1
     rest = memory_need(meta, form, replace(config, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
-    chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, longest=largest.longest)
+    sizes = {"longest": largest.longest, "undivided": largest.undivided}
+    chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, **sizes)
     config = replace(config, recompute=chosen.recompute)
     need = memory_need(meta, form, config, capped(largest, chosen.micro_tokens), target.kind, shards)
     return Fit(target, form, chosen, need)
 
 
 def capped(largest: PassSize, micro_tokens: int) -> PassSize:
-    """Return the size of the largest pass when steps are split: a pass holds at least one example."""
-    tokens = min(largest.tokens, max(micro_tokens, largest.longest))
+    """Return the size of the largest pass when steps are split: a pass holds at least one example or group."""
+    tokens = min(largest.tokens, max(micro_tokens, largest.least))
     rows = -(-largest.rows * tokens // largest.tokens)
     return replace(largest, tokens=tokens, predictions=min(largest.predictions, tokens), rows=rows)
 
@@ -212,7 +213,8 @@ def _changes(
     for key, value, to in _milder(meta, recipe, form):
         yield ((key, value),), to, largest
         yield ((key, value), ("train.micro_tokens", 256)), to, largest
-    shorter = replace(largest, longest=min(largest.longest, 512))
+    answers = recipe.preference.answers if recipe.preference else 1
+    shorter = replace(largest, longest=min(largest.longest, 512), undivided=min(largest.undivided, 512 * answers))
     if shorter != largest:
         yield (("tokens.max_length", 512), ("train.micro_tokens", 512)), form, shorter
 

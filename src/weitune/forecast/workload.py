@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from weitune.data.layout import Layout
-from weitune.data.preference.values import Item, examples_in
+from weitune.data.partition import distinct_tokens
+from weitune.data.preference.values import Group, Item, examples_in
 from weitune.data.prepare.holdout import ItemSet
 from weitune.data.schedule import Plan
 from weitune.forecast.memory_estimate import PassSize
@@ -55,7 +56,8 @@ class Workload:
                 laid = layout.lay(part)
                 rows = examples_in(part)
                 longest = max(len(example.inputs) for example in rows)
-                passes.append(PassSize(len(laid), len(laid.rows), longest, len(rows)))
+                undivided = max((distinct_tokens(item.answers) for item in part if isinstance(item, Group)), default=0)
+                passes.append(PassSize(len(laid), len(laid.rows), longest, len(rows), undivided))
             laid_out.append(passes)
         return cls(laid_out, tokens)
 
@@ -68,6 +70,7 @@ class Workload:
             max(size.predictions for size in sizes),
             max(size.longest for size in sizes),
             max(size.rows for size in sizes),
+            max(size.undivided for size in sizes),
         )
 
     @property

@@ -58,6 +58,11 @@ class Preference(Section):
         """Whether the loss compares two answers; otherwise it looks at one that was liked or not."""
         return self.method != "kto"
 
+    @property
+    def answers(self) -> int:
+        """How many answers a term of the loss looks at."""
+        return 2 if self.needs_pairs else 1
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_method(cls, tree: Any) -> Any:

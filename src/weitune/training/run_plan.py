@@ -158,13 +158,14 @@ def _largest(
 ) -> tuple[PassSize, Workload | None]:
     """Return the largest pass, unsplit, and the steps it is part of."""
     if inputs is None:
-        longest = recipe.tokens.max_length * (2 if recipe.preference and recipe.preference.needs_pairs else 1)
-        tokens = -(-recipe.train.batch_size // processes) * longest
-        return PassSize(tokens, tokens, longest), None
+        undivided = recipe.tokens.max_length * recipe.preference.answers if recipe.preference else 0
+        tokens = -(-recipe.train.batch_size // processes) * (undivided or recipe.tokens.max_length)
+        return PassSize(tokens, tokens, recipe.tokens.max_length, undivided=undivided), None
     workload = Workload.lay_out(
         inputs.examples, inputs.plan, inputs.layout(meta.capabilities), MOST_TOKENS, processes=processes
     )
-    return replace(workload.largest, longest=inputs.longest), workload
+    known = {"undivided" if recipe.preference else "longest": inputs.longest}
+    return replace(workload.largest, **known), workload
 
 
 def _fit_json(each: Fit) -> dict[str, Any]:
