@@ -21,7 +21,7 @@ from weitune.files.publish import BINARY, publish_bytes
 from weitune.run.names import EVENTS
 
 T = TypeVar("T")
-_REPEATED = frozenset({"step", "checkpoint", "validation"})
+_REPEATED = frozenset({"step", "checkpoint", "validation", "samples"})
 """Events that come again when a step does."""
 
 FIGURES = (
@@ -76,7 +76,7 @@ class SampleAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Validation(Event):
-    """The validation of the model after a step."""
+    """The validation of the model after a step; of the kind ``samples``, without held-out data, answers alone."""
 
     loss: float | None = None
     perplexity: float | None = None
@@ -89,7 +89,7 @@ def typed_event(line: Mapping[str, Any]) -> Event:
     kind = line.get("event")
     found = ((name, _number(line.get(name))) for name in FIGURES)
     figures = {name: value for name, value in found if value is not None}
-    typed = Step if kind == "step" else Validation if kind == "validation" else Event
+    typed = {"step": Step, "validation": Validation, "samples": Validation}.get(str(kind), Event)
     return _typed(typed, {**line, "kind": kind, "figures": figures})
 
 

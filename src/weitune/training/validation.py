@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -40,14 +41,14 @@ class Validator:
     def __init__(
         self,
         loop: Loop,
-        examples: ItemSet[Item],
+        examples: ItemSet[Item] | None,
         engine: Engine | None,
         questions: Sequence[Question],
         sample_tokens: int,
     ) -> None:
-        """Measure on ``examples`` and, with an ``engine`` (the main process has one), answer ``questions``."""
+        """Measure on ``examples``, if any; with an ``engine`` (the main process has one), answer ``questions``."""
         self._loop, self._engine, self._questions, self._sample_tokens = loop, engine, questions, sample_tokens
-        self._examples = [examples[i] for i in range(len(examples))]
+        self._examples = [] if examples is None else [examples[i] for i in range(len(examples))]
 
     def due(self, step: int) -> bool:
         return step % self._loop.train.evaluate_every == 0 or step == self._loop.plan.steps
@@ -80,6 +81,8 @@ class Validator:
     def _measure(self, progress: Progress) -> tuple[MeasuredLoss, float, Mapping[str, float]]:
         """Return the cross entropy of the examples, or of the liked answers, the loss, and figures of preferences."""
         objective = self._loop.objective
+        if not self._examples:
+            return MeasuredLoss(0.0, 0.0), math.nan, {}
         if isinstance(objective, PreferenceObjective):
             groups = [item for item in self._examples if isinstance(item, Group)]
             held = measure_held_out(objective, groups, progress)
@@ -106,18 +109,20 @@ class Validator:
 def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:
     """Return what evaluates a run, if its recipe has validation data.
 
-    Only the ``main`` process answers questions, or all of them together if the base is divided among them.
+    A run that learns from preferences answers questions without such data, too: its figures alone do not tell how it
+    writes. Only the ``main`` process answers questions, or all of them together if the base is divided among them.
     """
     inputs, trainable = run.inputs, run.trainable
-    if inputs.validation is None:
-        return None
     recipe = inputs.recipe
+    if inputs.validation is None and (recipe.preference is None or recipe.train.sample_prompts == []):
+        return None
     sharded = trainable.loaded.shards > 1
     engine = None
     if main or sharded:
         engine = Engine(trainable.trained.model, inputs.tokenizer, inputs.framing, in_step=sharded)
     if recipe.train.sample_prompts is None:
-        questions = first_questions(inputs.validation, recipe.validation_files or recipe.data, recipe, SAMPLES)
+        items = inputs.examples if inputs.validation is None else inputs.validation
+        questions = first_questions(items, recipe.validation_files or recipe.data, recipe, SAMPLES)
     else:
         turns = [Turn("user", text) for text in recipe.train.sample_prompts]
         questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from weitune.run.checkpoint import Checkpoint, list_checkpoints
 from weitune.run.history import best_of, finite
 from weitune.run.names import checkpoint_name
+from weitune.run.preference_figures import fields_of
 from weitune.run.rotation import best_checkpoint
 
 if TYPE_CHECKING:
@@ -40,6 +41,18 @@ class Evaluation:
     """Whether no earlier loss was as low."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Of preferences, by name."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there were held-out examples; otherwise there are samples alone, and the loss is no number."""
+        return self.learned_tokens > 0
+
+    def event(self) -> dict[str, Any]:
+        """Return it as an event of the run."""
+        fields = fields_of(self)
+        if self.measured:
+            return {"event": "validation", **fields}
+        return {"event": "samples", **{name: fields[name] for name in ("step", "seconds", "samples")}}
 
 
 @dataclass(slots=True)

@@ -211,3 +211,18 @@ def test_answers_that_become_less_likely_are_told(
     assert steps(run)[-1]["logps/chosen_gain"] > 0
     assert ("have become less likely" in listener.text) == told
     assert ("have become less likely" in (run / "report.html").read_text(encoding="utf-8")) == told
+
+
+def test_without_held_out_pairs_questions_are_answered_all_the_same(inputs: Inputs, tmp_path: Path) -> None:
+    more = keys(**{"train.sample_prompts": None, "train.sample_tokens": 4, "train.evaluate_every": 4})
+    run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
+    found = [event for event in read_events(run) if event["event"] == "samples"]
+    assert [event["step"] for event in found] == [0, 4, 8, 10]
+    assert all(len(event["samples"]) == 3 and "loss" not in event for event in found)
+    assert found[0]["samples"][0]["reference"] in _ANSWERS
+    assert "Answers during training" in (run / "report.html").read_text(encoding="utf-8")
+    stopped_after(inputs, tmp_path / "stopped", 5, **more)
+    again = resume(tmp_path / "stopped", device="cpu").path
+    assert digest(again / "adapter") == digest(run / "adapter")
+    asked = [(event["step"], event["samples"]) for event in read_events(again) if event["event"] == "samples"]
+    assert asked == [(event["step"], event["samples"]) for event in found]

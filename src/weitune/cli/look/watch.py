@@ -105,6 +105,8 @@ def plain_line(event: Event) -> str:
     if isinstance(event, Step):
         values = {"learning_rate": event.learning_rate, "tokens_per_second": event.tokens_per_second}
         return _with_figures(say("cli.watch.step", step=step, loss=event.loss, **values), event.figures)
+    if event.kind == "samples":
+        return ""
     if isinstance(event, Validation):
         return _with_figures(say("cli.watch.validation", step=step, loss=event.loss), event.figures)
     if event.kind == "gone":

@@ -105,6 +105,9 @@ class Dashboard:
         last = self._evaluation
         if last is None:
             return []
+        told = [f"{short(sample.prompt)}  →  {short(sample.answer)}" for sample in (last.samples or ())[:1]]
+        if last.kind == "samples":
+            return told
         perplexity = perplexity_text(last.perplexity, last.figures)
         values = {"step": last.step, "loss": _number(last.loss, ".4f"), "perplexity": perplexity}
         if self._best is None:
@@ -112,13 +115,7 @@ class Dashboard:
         else:
             best_step, best = self._best
             line = say("cli.dashboard.validation_and_best", **values, best=best, best_step=best_step)
-        samples = (last.samples or ())[:1]
-        told = [
-            line,
-            summary(last.figures),
-            *(f"{short(sample.prompt)}  →  {short(sample.answer)}" for sample in samples),
-        ]
-        return [text for text in told if text]
+        return [text for text in (line, summary(last.figures), *told) if text]
 
     def _bar(self) -> Table:
         left = duration_text(self._pace.value * (self.steps - self.step)) if self._pace.value and not self.ended else ""

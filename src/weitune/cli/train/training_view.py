@@ -65,7 +65,13 @@ class TrainingView(ProgressView):
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
-        self._dashboard.feed(typed_event({"event": "validation", **fields_of(evaluation)}))
+        self._dashboard.feed(typed_event(evaluation.event()))
+        if evaluation.measured:
+            self._say_loss(evaluation)
+        for sample in evaluation.samples[:1]:
+            self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
+
+    def _say_loss(self, evaluation: Evaluation) -> None:
         perplexity = perplexity_text(evaluation.perplexity, evaluation.figures)
         values = {"step": evaluation.step, "loss": evaluation.loss, "perplexity": perplexity}
         if evaluation.best and evaluation.step:
@@ -73,8 +79,6 @@ class TrainingView(ProgressView):
         else:
             self.say(say("cli.training_view.validation", **values))
         self._say_figures(evaluation.figures)
-        for sample in evaluation.samples[:1]:
-            self.say(f"  {short(sample.prompt)}  →  {short(sample.answer)}")
 
     def _say_figures(self, figures: Mapping[str, float]) -> None:
         if line := summary(figures):

@@ -112,7 +112,8 @@ class Recorder:
         if evaluation is None:
             return False
         evaluation = replace(evaluation, best=self._history.add(self.step, evaluation.loss))
-        self._events.write("validation", **fields_of(evaluation))
+        event = evaluation.event()
+        self._events.write(event.pop("event"), **event)
         self._reporter.evaluated(evaluation)
         return True
 

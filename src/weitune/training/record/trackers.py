@@ -100,8 +100,9 @@ class TrackedReporter(Reporter):
         return self._inner.evaluating()
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        figures = {"loss": evaluation.loss, "perplexity": evaluation.perplexity, **evaluation.figures}
-        self._log({f"validation/{name}": value for name, value in figures.items()}, evaluation.step)
+        if evaluation.measured:
+            figures = {"loss": evaluation.loss, "perplexity": evaluation.perplexity, **evaluation.figures}
+            self._log({f"validation/{name}": value for name, value in figures.items()}, evaluation.step)
         self._inner.evaluated(evaluation)
 
     def saved(self, folder: Path) -> None:
