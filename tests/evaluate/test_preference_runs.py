@@ -36,3 +36,13 @@ def test_pair_accuracy_is_that_of_training(
     shown = capsys.readouterr().out
     assert "pairs: chosen answer likelier, per token" in shown
     assert "pairs: chosen answer gained more" in shown
+
+    dialogues = tmp_path / "dialogues.json"
+    dialogues.write_text(json.dumps([{"instruction": "Who are you?", "input": "", "output": "I am Tiny."}]))
+    assert evaluate(run, "--no-general", "--json", "--data", str(dialogues)) == 0
+    base, tuned = json.loads(capsys.readouterr().out)["models"]
+    assert base["pairs"] is tuned["pairs"] is None
+    assert base["loss"] > 0
+    dialogues.write_text('[{"instruction": "Who are you?"}]')
+    assert evaluate(run, "--no-general", "--data", str(dialogues)) == 2
+    assert "no pair" in capsys.readouterr().err or method == "kto"

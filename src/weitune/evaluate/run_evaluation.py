@@ -11,15 +11,17 @@ One model after the other is in memory (two at most), each with its adapter merg
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from weitune.data.conversation import Example, Turn
+from weitune.data.frame.framing import Framing
 from weitune.data.layout import of_groups
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet, hold_out
 from weitune.data.prepare.prepare import prepare_items
-from weitune.errors import InputError, RunError
+from weitune.errors import DataError, InputError, RunError
 from weitune.evaluate.answers import measure_answers
 from weitune.evaluate.evaluation import (
     AnsweredGeneralQuestion,
@@ -48,6 +50,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.load.tokenizer import open_framing
 from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress, Stage
+from weitune.recipe.schema import Recipe
 from weitune.run.run_folder import Which
 
 _GENERAL_TOKENS = 48
@@ -115,8 +118,9 @@ def evaluation_set(
         raise RunError("evaluate.run_evaluation.no_validation", path=run.path)
     framing = open_framing(run.base_files(), recipe.tokens).framing
     if files:
-        name, items = ", ".join(files), prepare_items(recipe, framing, files=files)
-        questions = questions_in(files, recipe)
+        name = ", ".join(files)
+        read_as, items = _prepared(recipe, framing, files)
+        questions = questions_in(files, read_as)
         of_run = list(files) == list(recipe.validation_files) and training_rows > 0
         learned = first_questions(prepare_items(recipe, framing), recipe.data, recipe, training_rows) if of_run else ()
         return EvaluationSet.of_items(name, items, questions[:limit], learned)
@@ -127,6 +131,21 @@ def evaluation_set(
     name = say("evaluate.run_evaluation.held_out", fraction=fraction)
     learned = first_questions(trained, recipe.data, recipe, training_rows) if training_rows else ()
     return EvaluationSet.of_items(name, held, questions[:limit], learned)
+
+
+def _prepared(recipe: Recipe, framing: Framing, files: Sequence[str]) -> tuple[Recipe, ItemSet[Item]]:
+    """Return the examples or groups in ``files``, and the recipe that they were read by.
+
+    A run that learned from preferences can be evaluated on dialogues, too. Raises DataError if they are neither.
+    """
+    try:
+        return recipe, prepare_items(recipe, framing, files=files)
+    except DataError:
+        dialogues = recipe.model_copy(update={"preference": None})
+        if recipe.preference is not None:
+            with suppress(DataError):
+                return dialogues, prepare_items(dialogues, framing, files=files)
+        raise
 
 
 def evaluate(

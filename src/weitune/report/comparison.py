@@ -78,8 +78,10 @@ def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     by_time = lines(map(_by_time, records))
     training = lines(smoothed(record.series("loss")) for record in records)
     learning_rate = lines(record.series("learning_rate") for record in records)
+    accuracy = lines(record.figures("rewards/accuracies", Validation) for record in records)
     return (
         chart(say("report.comparison.validation_loss_chart"), validation)
+        + chart(say("report.comparison.accuracies"), accuracy)
         + chart(say("report.comparison.validation_loss_over_time"), by_time, x_label=say("report.comparison.seconds"))
         + chart(say("report.comparison.training_loss_chart"), training)
         + chart(say("report.run_report.learning_rate"), learning_rate)

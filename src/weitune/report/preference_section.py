@@ -6,7 +6,7 @@ from weitune.messages import say
 from weitune.report.chart import Line, chart
 from weitune.report.page import section, text
 from weitune.report.run_record import RunRecord
-from weitune.run.events import Step, Validation
+from weitune.run.events import Validation
 from weitune.run.history import smoothed
 from weitune.run.preference_figures import ChosenAnswers
 
@@ -36,9 +36,6 @@ def preference_section(record: RunRecord) -> str:
 
 def _lines(record: RunRecord, name: str, colour: int) -> list[Line]:
     """Return the curves of a figure: over the steps, and of held-out answers."""
-    steps, held = (
-        [(float(event.step or 0), event.figures[name]) for event in events if name in event.figures]
-        for events in (record.of_kind(Step), record.of_kind(Validation))
-    )
+    steps, held = record.figures(name), record.figures(name, Validation)
     held_name = say("report.preference_section.held_out", name=name)
     return [Line(name, smoothed(steps), colour=colour), Line(held_name, held, colour=colour, dashed=True)]

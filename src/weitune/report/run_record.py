@@ -66,6 +66,10 @@ class RunRecord:
         pairs = ((finite(event.step), finite(getattr(event, name))) for event in self.of_kind(kind))
         return [(x, y) for x, y in pairs if x is not None and y is not None]
 
+    def figures(self, name: str, kind: type[Step] | type[Validation] = Step) -> list[tuple[float, float]]:
+        """Return (step, value) of a figure of preferences in the events of a kind."""
+        return [(float(event.step or 0), event.figures[name]) for event in self.of_kind(kind) if name in event.figures]
+
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and validation loss of the best checkpoint; before the first step there is none."""
