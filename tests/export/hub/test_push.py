@@ -86,6 +86,14 @@ def test_the_card_holds_the_evaluation_of_this_adapter_and_no_other(run: Run, tm
     assert "## Evaluation" not in (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_card_names_the_method_of_preferences(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "qwen2", preference="dpo")
+    write_repository(run, tmp_path / "out", "me/captain")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert head_of(card)["tags"] == ["lora", "dpo", "weitune"]
+    assert "by the method `dpo`" in card
+
+
 def test_the_card_of_a_bare_run_claims_nothing(tmp_path: Path) -> None:
     write_repository(save_run(tmp_path / "run", "llama"), tmp_path / "out", "me/bare")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

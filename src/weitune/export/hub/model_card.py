@@ -41,14 +41,14 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 def model_card(run: Run, source: ExportSource, repository: str, licence: str | None) -> str:
     """Return the card as Markdown with its YAML head. ``repository`` is the adapter's future id on the hub."""
-    recipe = without_paths(source.recipe)
+    recipe, preference = without_paths(source.recipe), source.recipe.preference
     base = source.recipe.model if is_hub_id(source.recipe.model) else None
     head: dict[str, Any] = {
         **({"base_model": base, "base_model_relation": "adapter"} if base else {}),
         **({"license": licence} if licence else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "weitune"],
+        "tags": ["lora", *([preference.method] if preference else []), "weitune"],
     }
     events = list(run.typed_events())
     step = _step_of(source.adapter_folder, events)
@@ -57,6 +57,7 @@ def model_card(run: Run, source: ExportSource, repository: str, licence: str | N
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.rsplit('/', maxsplit=1)[-1]}",
         say("export.model_card.summary", rank=rank, base=recipe.model),
+        *([say("export.model_card.preference", method=preference.method)] if preference else []),
         *_system(source.recipe),
         *_usage(source, repository, base or recipe.model),
         *_data(read_data_record(run.path)),
