@@ -41,6 +41,7 @@ from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.run.names import REFERENCE
+from weitune.training.distributed.processes import agreed
 from weitune.training.inputs import RunInputs
 from weitune.training.preference.answer_meter import AnswerMeter
 from weitune.training.preference.preferences import Preferences
@@ -92,7 +93,8 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
     if not has_reference(inputs.recipe) or inputs.reference is not None:
         return inputs
     place = _cached(inputs, trainable)
-    contents = session.sees(lambda: _read(place))
+    first = session.accelerator.is_main_process  # machines may have other caches: what the first one has counts
+    contents = agreed(session.accelerator, (lambda: _read(place)) if first else None)
     if contents is None:
         progress = session.reporter.referring() if session.main else None
         reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), progress)
