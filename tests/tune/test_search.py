@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Recipe
-from weitune.tune.search import ALSO, Candidate, Search, Trial, chosen, ranked
+from weitune.tune.search import ALSO, Candidate, Search, Trial, ranked
 
 
 def recipe(**train: object) -> Recipe:
@@ -81,12 +81,6 @@ def test_rates_that_are_as_good_are_taken_from_below() -> None:
     low, high, bad = (Candidate(rate, 16, 3, 8) for rate in (1e-4, 1e-3, 1e-2))
     assert ranked({high: 2.0, low: 2.004, bad: math.inf}) == [low, high, bad]
     assert ranked({high: 2.0, low: 2.02, bad: math.nan}) == [high, low, bad]
-
-
-def test_of_those_that_are_within_one_percent_at_the_end_the_lowest_rate_is_taken() -> None:
-    low, middle, high = (Candidate(rate, 16, 3, 8) for rate in (1e-4, 4e-4, 1e-3))
-    assert chosen({high: 2.0, middle: 2.019, low: 2.021}) == middle
-    assert chosen({high: 2.0, middle: 2.03, low: math.inf}) == high
 
 
 def test_only_what_is_asked_for_changes_besides_the_rate() -> None:

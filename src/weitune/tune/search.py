@@ -36,10 +36,7 @@ _FEWEST_STEPS = 6
 _AROUND = (0, -1, 1, -2, 2, -3)
 """Powers of two around the guess, in the order in which they are taken."""
 _TIE = 0.005
-"""Losses (nats) that are so near count as equal while a search goes on."""
-_TIE_AT_THE_END = 0.01
-"""Losses that are so near (relatively) count as equal at its end. A trial on a part of the rows sees no smaller
-difference, and of two rates that learn as much the lower one overfits and forgets less."""
+"""Losses (nats) that are so near count as equal; then the lower rate is taken, which forgets less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +171,9 @@ def ranked(losses: Mapping[Candidate, float]) -> list[Candidate]:
     """Return the candidates, the best first: by loss and, of those that are as good as the best, by rate."""
     finite = {each: loss for each, loss in losses.items() if math.isfinite(loss)}
     lowest = min(finite.values(), default=math.inf)
-    good = sorted((each for each, loss in finite.items() if loss <= lowest + _TIE), key=_by_rate)
+    good = sorted((each for each, loss in finite.items() if loss <= lowest + _TIE), key=lambda c: c.learning_rate)
     rest = sorted(finite.keys() - good, key=finite.__getitem__)
     return [*good, *rest, *(each for each in losses if each not in finite)]
-
-
-def chosen(losses: Mapping[Candidate, float]) -> Candidate:
-    """Return the candidate to take: of those whose loss is within 1 % of the lowest, the one with the lowest rate."""
-    lowest = min(losses.values())
-    return min((each for each, loss in losses.items() if loss <= lowest * (1 + _TIE_AT_THE_END)), key=_by_rate)
-
-
-def _by_rate(candidate: Candidate) -> float:
-    return candidate.learning_rate
 
 
 def _near(value: int) -> tuple[int, ...]:

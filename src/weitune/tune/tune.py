@@ -24,7 +24,7 @@ from weitune.training.signals import StopRequest
 from weitune.tune import folder as folders
 from weitune.tune.folder import BEST, PAGE, Settings
 from weitune.tune.page import tune_page
-from weitune.tune.search import Candidate, Search, Trial, chosen
+from weitune.tune.search import Candidate, Search, Trial, ranked
 from weitune.tune.trials import Outcome, Trials
 
 HELD_OUT = 0.05
@@ -143,9 +143,9 @@ def _search(
 
 
 def _write(folder: Path, recipe: Recipe, losses: dict[Candidate, float], outcomes: list[Outcome]) -> Found:
-    if all(loss == float("inf") for loss in losses.values()):
+    best = ranked(losses)[0]
+    if losses[best] == float("inf"):
         raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
-    best = chosen(losses)
     reasons = _reasons(best, losses, outcomes)
     text = "".join(f"# {line}\n" for line in reasons) + "\n" + dump_recipe(best.applied(recipe))
     publish_bytes(text.encode(), folder / BEST)
