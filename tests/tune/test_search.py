@@ -83,6 +83,19 @@ def test_rates_that_are_as_good_are_taken_from_below() -> None:
     assert ranked({high: 2.0, low: 2.02, bad: math.nan}) == [high, low, bad]
 
 
+def test_the_run_that_is_found_ends_when_it_gets_no_better() -> None:
+    best = Candidate(3e-4, 16, 3, 8)
+    for keys, often, patience in (
+        ({}, 50, 2),
+        ({"max_steps": 60}, 10, 2),
+        ({"evaluate_every": 5, "patience": 7}, 5, 7),
+    ):
+        tree = {"model": "m", "data": "d", "validation": 0.1, "train": keys}
+        found = Search(build_recipe(tree), 3500, 8e-4).found(best)
+        assert (found.train.evaluate_every, found.train.patience) == (often, patience)
+        assert found.train.rate == 3e-4
+
+
 def test_only_what_is_asked_for_changes_besides_the_rate() -> None:
     for also in ([], ["r"], ["batch_size", "epochs"]):
         for trial in Search(recipe(), 3500, 8e-4, also).first():

@@ -31,6 +31,8 @@ ALSO = ("batch_size", "r", "epochs")
 """What can be tried besides the learning rate."""
 _RUNGS = ((6, 3, 2), (5, 2), (4, 2), (3,), (2,))
 """Numbers of candidates in each rung, the most first."""
+_EVALUATIONS, _PATIENCE = 6, 2
+"""How often at least the run is evaluated, and how many evaluations in a row may bring no lower loss."""
 _FEWEST_STEPS = 6
 """Steps of the shortest trial that is worth making."""
 _AROUND = (0, -1, 1, -2, 2, -3)
@@ -123,6 +125,18 @@ class Search:
         if rung == len(self.rungs):
             return []
         return self._trials(rung + 1, self._going_on(ranked(losses), self.rungs[rung]))
+
+    def found(self, best: Candidate) -> Recipe:
+        """Return the recipe with the settings of ``best``, which ends when its held-out loss gets no better.
+
+        Trials on a part of the rows cannot tell when the whole run begins to overfit; the run itself can.
+        """
+        recipe, steps = best.applied(self.recipe), best.steps(self.examples, self.recipe)
+        train = recipe.train
+        often = min(train.evaluate_every, -(-steps // _EVALUATIONS))
+        patience = _PATIENCE if train.patience is None else train.patience
+        watched = train.model_copy(update={"evaluate_every": often, "patience": patience})
+        return recipe.model_copy(update={"train": watched})
 
     def _going_on(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         """Return the best ``count`` of ``candidates``; a rate beyond the best is the last, if that is at an end."""

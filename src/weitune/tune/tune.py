@@ -139,15 +139,16 @@ def _search(
                 view.tried(outcome)
                 losses[trial.candidate] = outcome.loss
             waiting, rung = search.after(rung, losses), rung + 1
-        return _write(folder, recipe, losses, list(done.values()))
+        return _write(folder, search, losses, list(done.values()))
 
 
-def _write(folder: Path, recipe: Recipe, losses: dict[Candidate, float], outcomes: list[Outcome]) -> Found:
+def _write(folder: Path, search: Search, losses: dict[Candidate, float], outcomes: list[Outcome]) -> Found:
+    recipe = search.recipe
     best = ranked(losses)[0]
     if losses[best] == float("inf"):
         raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
     reasons = _reasons(best, losses, outcomes)
-    text = "".join(f"# {line}\n" for line in reasons) + "\n" + dump_recipe(best.applied(recipe))
+    text = "".join(f"# {line}\n" for line in reasons) + "\n" + dump_recipe(search.found(best))
     publish_bytes(text.encode(), folder / BEST)
     publish_bytes(tune_page(recipe, best, outcomes, reasons).encode(), folder / PAGE)
     return Found(folder, best, losses[best], outcomes)
@@ -163,4 +164,4 @@ def _reasons(best: Candidate, losses: dict[Candidate, float], outcomes: list[Out
     for candidate, loss in losses.items():
         if candidate != best:
             lines.append(say("tune.tune.reason_other", loss=loss, candidate=candidate))
-    return lines
+    return [*lines, say("tune.tune.reason_patience")]
