@@ -1,6 +1,9 @@
 """How much faster is preference tuning? weitune against TRL's trainers, step by step in turn, on real pairs.
 
-    python -m bench.preference_speed --trl-python trl/bin/python [--pairs FILE] [--limit 16] [--method dpo|kto]
+    weitune data answer alpaca_en_demo.json --model qwen2.5-0.5b --temperature 0 --max-new-tokens 256 \\
+        --output worse.jsonl
+    weitune data pair --chosen alpaca_en_demo.json --rejected worse.jsonl --output pairs.jsonl
+    python -m bench.preference_speed --trl-python trl/bin/python [--pairs pairs.jsonl --limit 200] [--method dpo|kto]
 
 TRL has an environment of its own (:mod:`.preference_oracle`) and is measured with one and with four pairs a batch, both
 in float32 and without recomputation. It computes the reference again in every step, as it does by default, and with

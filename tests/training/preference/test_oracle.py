@@ -131,3 +131,9 @@ def check_against_trl(name: str, case: str, steps: int) -> None:
 @pytest.mark.parametrize("case", METHODS)
 def test_losses_gradients_and_twenty_steps_are_those_of_trl(case: str) -> None:
     check_against_trl("tiny", case, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", METHODS)
+def test_losses_and_gradients_of_a_real_model_are_those_of_trl(case: str) -> None:
+    check_against_trl("smollm2-135m", case, STEPS if case == "kto" else 2)
