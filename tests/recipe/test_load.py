@@ -231,6 +231,12 @@ def test_no_message_speaks_the_language_of_the_validator(key, value):
             assert not any(word in line for word in ("Input", "instance of", "items after", "Value error"))
 
 
+@pytest.mark.parametrize(("given", "share"), [(0.2, 0.2), (None, 0.1), ({"share": 0.3}, 0.3)], ids=str)
+def test_keys_are_laid_over_a_number_that_stands_for_a_group(given, share):
+    keep = build_recipe({**LEAST, "keep": given}, {"keep.max_answer_tokens": 5}).keep
+    assert (keep.share, keep.max_answer_tokens) == (share, 5)
+
+
 def test_an_override_below_a_value():
     with pytest.raises(RecipeError, match=r"lora\.r cannot be set: 'lora' is a number, not a group of keys"):
         build_recipe({**LEAST, "lora": 3}, {"lora.r": 4})

@@ -31,6 +31,16 @@ def test_values_that_were_given_win_over_the_defaults_of_the_method():
     assert (recipe.train.learning_rate, recipe.tokens.max_length, recipe.preference.beta) == (1e-4, 1024, 0.1)
 
 
+@pytest.mark.parametrize("given", [None, "ipo", {"method": "ipo"}], ids=str)
+def test_keys_are_laid_over_a_word_a_group_and_nothing(given):
+    tree = {**LEAST, "preference": given}
+    found = build_recipe(tree, {"preference.method": "simpo", "preference.margin": 0.5}).preference
+    assert (found.method, found.margin, found.beta) == ("simpo", 0.5, 2)
+    if given:
+        assert build_recipe(tree, {"preference.beta": 0.5}).preference == Preference(method="ipo", beta=0.5)
+    assert build_recipe(LEAST, {"preference": "ipo", "preference.beta": 0.5}).preference.beta == 0.5
+
+
 def test_the_same_defaults_in_python():
     recipe = Recipe(**LEAST, preference=Preference(method="simpo"), train=Train(epochs=1), tokens=Tokens(), lora=Lora())
     assert (recipe.preference.beta, recipe.train.epochs, recipe.train.learning_rate) == (2, 1, 1e-5)

@@ -13,6 +13,8 @@ class Keep(Section):
     """Examples that are learned beside `data`, so that the model keeps what it knew (docs/evaluation.md). `keep: 0.1`
     is short for `keep: {share: 0.1}`."""
 
+    SHORT_FOR = "share"
+
     share: float = Field(0.1, gt=0, le=0.5)
     """Their share of the tokens that are learned in an epoch. Whole examples come on top of `train.batch_size`."""
     data: Files | None = None

@@ -190,9 +190,18 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     """Set ``tree[path[0]][path[1]]…`` to ``value``, making the mappings on the way."""
     *parents, last = path
     for depth, key in enumerate(parents):
-        below = tree.setdefault(key, {})
+        below = tree[key] = _as_group(key, tree.get(key))
         if not isinstance(below, dict):
             parent = ".".join(parents[: depth + 1])
             raise RecipeError("recipe.load.not_a_group", key=".".join(path), parent=parent, kind=kind(below))
         tree = below
     tree[last] = value
+
+
+def _as_group(key: str, value: Any) -> Any:
+    """Return the group that ``value`` of a recipe stands for: nothing for an empty one, a word or number for a key."""
+    if value is None:
+        return {}
+    info = Recipe.model_fields.get(key)
+    short = getattr(info and section_of(info), "SHORT_FOR", "")
+    return {short: value} if short and not isinstance(value, dict) else value

@@ -28,6 +28,8 @@ class Preference(Section):
     if not given, `tokens.max_length` 2048, and `lora.dropout` 0 for a method with a reference, which is the model
     before the first step."""
 
+    SHORT_FOR = "method"
+
     method: Method
     """The loss. With a reference: `dpo` (arXiv 2305.18290), `dpo_norm` (with means over an answer's tokens, arXiv
     2411.15124), `ipo` (arXiv 2310.12036), `hinge` (arXiv 2305.10425), `kto` (for single answers that were liked or

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -14,6 +14,9 @@ S = TypeVar("S")
 
 class Section(BaseModel):
     """A group of recipe fields; unknown keys are errors and values never change after validation."""
+
+    SHORT_FOR: ClassVar[str] = ""
+    """The key whose value may stand for the whole group, if there is one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
