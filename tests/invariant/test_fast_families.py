@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import FAMILIES, FAST, save_family
+from tests.families import FAMILIES, FAST, HYBRID, save_family
 from tests.invariant.test_families import EXPERTS
 from tests.invariant.test_oracle import examples_with_forks
 from weitune.data.conversation import Example, Span
@@ -124,6 +124,15 @@ def test_packed_by_the_blocks_equals_separate_by_the_modules(folder: Folder, fam
     expected = by_modules(trainable)
     assert sum(gradient.abs().max() > 0 for gradient in expected[1].values()) > len(expected[1]) / 2
     assert_equal(by_blocks(trainable), expected)
+
+
+@pytest.mark.parametrize("family", [name for name in HYBRID if name in FAST])
+def test_a_step_may_be_divided_into_rows(folder: Folder, family: str) -> None:
+    """In a hybrid family a row is also cut into chunks, and others when it is divided."""
+    trainable = made(folder(family), LORAS["lora"])
+    parts = [by_blocks(trainable, row=SHARED.lay(part)) for part in (EXAMPLES[:4], EXAMPLES[4:])]
+    total = sum(loss for loss, _ in parts), {n: g + parts[1][1][n] for n, g in parts[0][1].items()}
+    assert_equal(total, by_blocks(trainable), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("recompute", ["feed-forward", "block"])

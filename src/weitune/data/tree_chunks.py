@@ -127,11 +127,13 @@ def _chunks(position_ids: Ints, subtree_end: Ints, size: int) -> list[_Chunk]:
     waiting: list[tuple[int, tuple[int, int] | None, list[int]]] = [(0, None, _siblings(0, len(ends), ends))]
     while waiting:
         level, start, subtrees = waiting.pop()
-        group: list[int] = []
+        groups: list[list[int]] = []
         for first in subtrees:
             if ends[first] - first <= size:
-                if not group or len(group) + ends[first] - first > size:
+                group = next((each for each in groups if len(each) + ends[first] - first <= size), None)
+                if group is None:
                     group = []
+                    groups.append(group)
                     chunks.append(_Chunk(level, start, group))
                 group += range(first, ends[first])
                 continue
