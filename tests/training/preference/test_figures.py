@@ -58,6 +58,10 @@ def test_judged_answers_are_right_on_their_side_of_z() -> None:
     assert alone.keys() == {"rewards/rejected", "logps/rejected", "rewards/accuracies", "kl"}
 
 
+def test_equal_rewards_are_half_right() -> None:
+    assert told("dpo", PAIRS, [-5.0, -6.0, -2.0, -8.0])["rewards/accuracies"] == 0.5
+
+
 def test_tallies_of_parts_add_up() -> None:
     tally = FigureTally(Preference(method="dpo"))
     whole = tally.of(PAIRS, SUMS)

@@ -3,7 +3,7 @@
     rewards/chosen, rewards/rejected     mean reward of the chosen (liked) and of the rejected (disliked) answers
     rewards/margins                      how much larger the first is
     rewards/accuracies                   share of pairs whose chosen answer has the larger reward; of judged answers,
-                                         those whose reward is on the right side of β z
+                                         those whose reward is on the right side of β z; equal ones count half
     logps/chosen, logps/rejected         mean summed log-probability of an answer, in nats
     logps/chosen_gain                    how much larger that of the chosen ones is than under the reference
     kl                                   z of KTO
@@ -52,12 +52,9 @@ class FigureTally:
             rewards = [self._reward(group, k, gain) for k, gain in enumerate(gained)]
             for liked, *each in zip(group.liked, rewards, own, gained, strict=True):
                 tally[_CHOSEN if liked else _REJECTED] += (1, *each)
-            if len(own) == 2:
-                right = rewards[0] > rewards[1]
-            else:
-                bound = self.preference.beta * self.shift
-                right = rewards[0] > bound if group.liked[0] else rewards[0] < bound
-            tally[_COMPARED] += (1, right)
+            bound = rewards[1] if len(own) == 2 else self.preference.beta * self.shift
+            above = (float(np.sign(rewards[0] - bound)) + 1) / 2
+            tally[_COMPARED] += (1, above if group.liked[0] else 1 - above)
         return tally
 
     def _reward(self, group: Group, answer: int, gained: float) -> float:
