@@ -135,6 +135,39 @@ def test_a_step_may_be_divided_into_rows(folder: Folder, family: str) -> None:
     assert_equal(total, by_blocks(trainable), tolerance=1e-5)
 
 
+_TOKENS = Lora(dropout=0.0, train_tokens=["<|im_end|>"])
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [None, Lora(modules_to_save=["lm_head"]), Lora(modules_to_save=["input_layernorm"]), _TOKENS],
+    ids=["whole", "head", "norms", "tokens"],
+)
+def test_where_the_blocks_do_not_train_a_hybrid_family_no_row_is_shared(tmp_path: Path, lora: Lora | None) -> None:
+    """Its own modules would let the branches of a row mix."""
+    saved = save_family(tmp_path, "qwen3_5_text", tie_word_embeddings=True)
+    loaded = load_model(str(saved), precision="fp32", device="cpu")
+    trainable = make_trainable(loaded, lora, seed=1, base="tiny")
+    assert trainable.layout == SEPARATE
+    assert trainable.blocks is None
+    assert trainable.capabilities.why_not
+    assert not trainable.capabilities.plain_blocks
+
+
+def test_trained_tokens_of_a_hybrid_family_with_a_head_of_its_own(folder: Folder) -> None:
+    trainable = made(folder("qwen3_5_text"), _TOKENS)
+    assert trainable.layout == SHARED
+    assert_equal(by_blocks(trainable), by_modules(trainable))
+
+
+def test_a_start_that_looks_at_the_data_sees_no_mixed_branches(folder: Folder) -> None:
+    """EVA runs the model's own modules over the examples; the blocks train what it leaves."""
+    loaded = load_model(str(folder("qwen3_5_text")), precision="fp32", device="cpu")
+    trainable = make_trainable(loaded, Lora(dropout=0.0, init="eva"), seed=1, base="tiny", steps=[EXAMPLES])
+    assert trainable.layout == SHARED
+    assert_equal(by_blocks(trainable), by_modules(trainable))
+
+
 @pytest.mark.parametrize("recompute", ["feed-forward", "block"])
 @pytest.mark.parametrize("family", FAST)
 def test_recomputing_draws_the_same_dropout(folder: Folder, family: str, recompute: Recompute) -> None:
