@@ -203,6 +203,7 @@ class Weitune:
 
     def reference(self) -> None:
         """Compute the reference of all groups, and make the loop."""
+        import numpy as np
         from accelerate import Accelerator
 
         from weitune.data.preference.mismatched import mismatched
@@ -214,11 +215,14 @@ class Weitune:
 
         job, plan, accelerator = self._job, self._plan, Accelerator(cpu=True)
         meter = AnswerMeter.of(self._trainable, accelerator)
-        parts = {TRAINED: meter(self._groups)}
-        groups = [replace(group, reference=parts[TRAINED][k]) for k, group in enumerate(self._groups)]
+        count, others = len(self._groups), []
         if job["method"] == "kto":
-            steps = ([groups[int(k)] for k in plan.step(step)] for step in range(plan.steps))
-            parts[MISMATCHED] = meter([other for step in steps for other in mismatched(step, job["max_length"])])
+            steps = ([self._groups[int(k)] for k in plan.step(step)] for step in range(plan.steps))
+            others = [other for step in steps for other in mismatched(step, job["max_length"])]
+        measured = meter([*self._groups, *others])  # together, as a run does: they share prompts
+        own = np.arange(len(measured)) < count
+        parts = {TRAINED: measured.only(own), MISMATCHED: measured.only(~own)}
+        groups = [replace(group, reference=measured[k]) for k, group in enumerate(self._groups)]
         train = Train(batch_size=job["batch_size"], epochs=job["epochs"], learning_rate=job["rate"], seed=SEED)
         preferences = Preferences(self._preference, job["max_length"], Reference(parts))
         self._loop = make_loop(
