@@ -3,11 +3,12 @@
     rate = 5e-4 · (2048 / width) ^ 0.78 · max(1, sqrt(100 / steps)) / max(1, passes) · 32 / (alpha · plus_ratio)
 
 The first two factors are a rate for adapters of wide models and its fall with the width of the hidden states (Schulman
-et al., "LoRA Without Regret", 2025: fourteen models from 1 to 70 billion parameters). A short run needs more, since B
-begins at 0; rows that are learned several times need less, or the run overfits. Both are our own, fitted to runs of 6
-to 60 steps (docs/lab/judging.md). The last factor follows from how an adapter begins: what its first steps change is in
-proportion to alpha times B's rate. The rank does not matter, but for rank stabilisation, which makes alpha count
-sqrt(r) times. A whole model gets a tenth, which is that study's ratio, and no more for a short run.
+et al., "LoRA Without Regret", 2025: fourteen Llama and Qwen models). A short run needs more, since B begins at 0; rows
+that are learned several times need less, or the run overfits. Both are our own, fitted to runs of 6 to 60 steps, whose
+best rates were 0.6 to 1.6 times as high (docs/lab/judging.md). The last factor follows from how an adapter begins: what
+its first steps change is in proportion to alpha times B's rate. The rank does not matter, but for rank stabilisation,
+which makes alpha count sqrt(r) times. A whole model gets a tenth, which is that study's ratio, and no more for a short
+run.
 """
 
 from __future__ import annotations
