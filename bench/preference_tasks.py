@@ -1,9 +1,10 @@
 """Pairs of right and wrong answers to small tasks of arithmetic and counting, and how many answers are right.
 
     python -m bench.preference_tasks make --output tasks
-    weitune train --model M --data tasks/pairs.jsonl --preference.method dpo --output run
-    weitune data answer tasks/held-out.jsonl --run run --max-new-tokens 12 --output tasks/answers.jsonl
-    python -m bench.preference_tasks score tasks/answers.jsonl --right tasks/held-out.jsonl
+    weitune train --model M --data tasks/pairs.jsonl --validation tasks/held-out.jsonl \\
+        --preference.method dpo --output run
+    weitune eval run --limit 200 --max-new-tokens 24
+    python -m bench.preference_tasks score run/evaluation.json --right tasks/held-out.jsonl
 
 ``make`` needs reasoning-gym (Apache-2.0), in an environment of its own, and nothing of weitune. The wrong answer is the
 right number with a little added or taken away: only the number tells the answers apart. No question is in both files.
@@ -15,7 +16,7 @@ import argparse
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,20 @@ def make(output: Path, pairs: int, held_out: int) -> None:
         (output / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def score(answers: Path, right: Path) -> None:
-    """Print how many answers have the right number as their last one, by task."""
+def score(evaluation: Path, right: Path) -> None:
+    """Print of how many answers of each model the last number is right, by task."""
     known = {row["prompt"]: row for row in map(json.loads, right.read_text(encoding="utf-8").splitlines())}
-    asked: Counter[str] = Counter(row["task"] for row in known.values())
-    good: Counter[str] = Counter()
-    for line in answers.read_text(encoding="utf-8").splitlines():
-        question, answer = (message["content"] for message in json.loads(line)["messages"][-2:])
-        numbers = re.findall(r"-?\d+", answer.replace(",", ""))
-        good[known[question]["task"]] += numbers[-1:] == [known[question]["chosen"]]
-    for task in TASKS:
-        print(f"{task}: {good[task]} of {asked[task]}")
-    print(f"all: {good.total()} of {asked.total()} ({good.total() / asked.total():.1%})")
+    asked: Counter[str] = Counter()
+    good: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for question in json.loads(evaluation.read_text(encoding="utf-8"))["answers"]:
+        row = known[question["prompt"]]
+        asked[row["task"]] += 1
+        for model, answer in question["said"].items():
+            numbers = re.findall(r"-?\d+", answer.replace(",", ""))
+            good[model][row["task"]] += numbers[-1:] == [row["chosen"]]
+    for model, counts in good.items():
+        tasks = ", ".join(f"{task} {counts[task]} of {asked[task]}" for task in TASKS)
+        print(f"{model}: {counts.total()} of {asked.total()} ({counts.total() / asked.total():.1%}): {tasks}")
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
     making.add_argument("--held-out", type=int, default=200)
     making.set_defaults(command=make)
     scoring = commands.add_parser("score")
-    scoring.add_argument("answers", type=Path)
+    scoring.add_argument("evaluation", type=Path)
     scoring.add_argument("--right", type=Path, required=True)
     scoring.set_defaults(command=score)
     options = vars(parser.parse_args())

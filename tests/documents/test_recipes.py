@@ -19,7 +19,7 @@ TOP = set(Recipe.model_fields)
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_dotted_key_exists(page: Path) -> None:
-    named = set(re.findall(rf"(?<![\w/.])((?:{'|'.join(sorted(GROUPS))})\.[a-z_]+)\b(?![./*])", text_of(page)))
+    named = set(re.findall(rf"(?<![\w/.])((?:{'|'.join(sorted(GROUPS))})\.[a-z_]+)\b(?![./*-])", text_of(page)))
     assert {key for key in named if not key.endswith((".py", ".md", ".jsonl"))} <= KEYS
 
 
