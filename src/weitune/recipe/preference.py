@@ -24,8 +24,8 @@ S = TypeVar("S", bound=Section | str)
 
 class Preference(Section):
     """Learn from pairs of answers, a chosen and a rejected one, or from answers that were liked or not
-    (docs/data.md). `preference: dpo` is short for `preference: {method: dpo}`. With it, `train.learning_rate` is 1e-5
-    if not given, `tokens.max_length` 2048, and `lora.dropout` 0 for a method with a reference, which is the model
+    (docs/preference.md). `preference: dpo` is short for `preference: {method: dpo}`. With it, `train.learning_rate` is
+    1e-5 if not given, `tokens.max_length` 2048, and `lora.dropout` 0 for a method with a reference, which is the model
     before the first step."""
 
     SHORT_FOR = "method"
