@@ -29,6 +29,12 @@ def test_what_a_token_sees_is_its_own_conversation_so_far(batch_examples: list[E
     assert [len(prefix) - 1 for prefix in seen] == batch.position_ids.tolist()
 
 
+def test_a_prefix_is_shared_across_an_example_that_ends_before_it() -> None:
+    longer = [Example((1, 2, token), (Span(2, 3),)) for token in (3, 5)]
+    shorter = Example((1, 2, 4), (Span(1, 2),))
+    assert pack([*longer, shorter]).input_ids.tolist() == [1, 2]
+
+
 @given(examples)
 def test_predictions_are_those_of_the_examples(batch_examples: list[Example]) -> None:
     batch = pack(batch_examples)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,13 +62,18 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
         raise ValueError("a row needs at least one example, and every example something to learn")
     tree = PrefixTree()
     predictions: dict[tuple[int, int], float] = {}  # (row, target) to weight
-    for example in sorted(examples, key=lambda example: (example.input_ids, example.spans)):
+    for example in sorted(examples, key=depth_first):
         path = tree.add(example.inputs)
         for depth, token, weight in example.predictions():
             prediction = path[depth - 1], token
             predictions[prediction] = predictions.get(prediction, 0.0) + weight
     ordered = sorted(prediction for prediction, weight in predictions.items() if weight)
     return tree.laid_out(ordered, [predictions[prediction] for prediction in ordered])
+
+
+def depth_first(example: Example) -> tuple[Any, ...]:
+    """Return a key by which examples come in the order of their prefix tree."""
+    return example.inputs, example.input_ids, example.spans
 
 
 class PrefixTree:

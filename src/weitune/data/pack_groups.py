@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from weitune.data.answers import AnswerBatch
 from weitune.data.conversation import Example, Span
-from weitune.data.pack import PackedBatch, PrefixTree
+from weitune.data.pack import PackedBatch, PrefixTree, depth_first
 from weitune.data.pad import PaddedBatch, pad
 from weitune.data.preference.values import Group
 
@@ -28,7 +28,7 @@ def pack_groups(groups: Sequence[Group]) -> PackedBatch:
     answers = _answers(groups)
     tree = PrefixTree()
     made: list[list[tuple[int, int]]] = [[] for _ in answers]  # (row, target) of every prediction of every answer
-    for k in sorted(range(len(answers)), key=lambda k: (answers[k].input_ids, answers[k].spans)):
+    for k in sorted(range(len(answers)), key=lambda k: depth_first(answers[k])):
         path = tree.add(answers[k].inputs)
         made[k] = [(path[depth - 1], token) for depth, token, _ in answers[k].predictions()]
     distinct = sorted({prediction for own in made for prediction in own})
