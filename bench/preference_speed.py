@@ -7,9 +7,9 @@
 
 TRL has an environment of its own (:mod:`.preference_oracle`) and is measured with one and with four pairs a batch, both
 in float32 and without recomputation. It computes the reference again in every step, as it does by default, and with
-``-once`` before the first step, as weitune always does. All sides have the same tokens, adapter, steps and optimizer;
-for DPO their losses must agree. (TRL's KTO compares with the mismatched answers of a batch, weitune with those of the
-whole step.)
+``-once`` (DPO alone) before the first step, as weitune always does. All sides have the same tokens, adapter, steps and
+optimizer; for DPO their losses must agree. (TRL's KTO compares with the mismatched answers of a batch, weitune with
+those of the whole step.)
 
 Every side is a process that waits while the others work. The time of an epoch is that of the reference and the steps.
 """
@@ -49,6 +49,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     arguments = parser.parse_args()
+    if arguments.method == "kto":
+        arguments.sides = [side for side in arguments.sides if not side.endswith("-once")]
     job = make_job(arguments)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
