@@ -51,7 +51,7 @@ def share_groups(groups: Sequence[Group], devices: int) -> list[list[Group]]:
 
 def distinct_tokens(examples: Iterable[Example]) -> int:
     """Return the number of tokens in the prefix tree of ``examples``: what a pass over them computes."""
-    ordered = [example.inputs for example in sorted(examples, key=_by_tokens)]
+    ordered = sorted(example.inputs for example in examples)
     return sum(len(ids) - shared_length(before, ids) for before, ids in pairwise([(), *ordered]))
 
 
