@@ -76,7 +76,7 @@ def test_it_gives_up_in_the_end(inputs: Inputs, tmp_path: Path, code: int) -> No
     assert caught.value.exit_code == 2
     assert [(checkpoint.step, fault_of(checkpoint)) for checkpoint in list_checkpoints(run)] == [(EVERY, "")]
     assert not list(run.glob(".checkpoint*"))
-    assert listener.records[-1].step < 3 * EVERY  # it stood still, if late on a busy machine
+    assert listener.records[-1].step <= 2 * EVERY + 1  # it stood still while it waited
     resume(run, device="cpu")
     assert_same_result(run, inputs.undisturbed)
 
