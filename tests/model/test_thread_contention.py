@@ -15,7 +15,7 @@ import pytest
 
 from tests.limits import HANG_SECONDS
 from weitune.model import thread_contention
-from weitune.model.thread_contention import Contention, Watch, longest_wait, waited_seconds
+from weitune.model.thread_contention import Contention, SecondPool, Watch, longest_wait, waited_seconds
 
 linux = pytest.mark.skipif(not waited_seconds(), reason="the system does not tell how long threads wait")
 
@@ -55,10 +55,10 @@ def test_this_process_has_threads() -> None:
     assert str(os.getpid()) in waited_seconds()
 
 
-def test_the_pool_opens_and_closes_as_the_processor_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_opens_and_closes_as_the_processor_is_wanted() -> None:
     seen: list[str] = []
 
-    class Pool:
+    class Pool(SecondPool):
         def __init__(self) -> None:
             seen.append("open")
 
@@ -70,9 +70,7 @@ def test_the_pool_opens_and_closes_as_the_processor_is_wanted(monkeypatch: pytes
         return accumulate(chain(repeat(0.0005, 4), repeat(0.0, 20), repeat(0.0005)))
 
     readings = waits()
-    monkeypatch.setattr(thread_contention, "SecondPool", Pool)
-    monkeypatch.setattr(thread_contention, "_spins", lambda: True)
-    watch = Watch(lambda: {"1": next(readings)}, period=0.001)
+    watch = Watch(lambda: {"1": next(readings)}, Pool, period=0.001)
     watch.start()
     end = time.monotonic() + HANG_SECONDS
     while len(seen) < 3:

@@ -71,11 +71,12 @@ def _loaded_openmp() -> ctypes.CDLL:
     return ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
 
 
-def _spins() -> bool:
-    try:
-        return bool(_loaded_openmp().omp_get_max_threads() > 1)
-    except (OSError, AttributeError):
-        return False
+def _second_pool() -> SecondPool | None:
+    """Return an open second pool, or None where no thread spins: without GNU's OpenMP, or with one thread."""
+    with suppress(OSError, AttributeError):
+        if _loaded_openmp().omp_get_max_threads() > 1:
+            return SecondPool()
+    return None
 
 
 def waited_seconds(tasks: Path = _TASKS) -> dict[str, float]:
@@ -96,14 +97,18 @@ def longest_wait(before: Mapping[str, float], after: Mapping[str, float]) -> flo
 class Watch(threading.Thread):
     """Opens the second pool when the processor becomes contended, and closes it when it becomes quiet.
 
-    ``read`` returns how long each thread has waited so far; it is called every ``period`` seconds.
+    ``read`` returns how long each thread has waited so far; it is called every ``period`` seconds. ``open_pool``
+    returns the pool, or None where it would not help.
     """
 
     def __init__(
-        self, read: Callable[[], Mapping[str, float]] = waited_seconds, period: float = _PERIOD_SECONDS
+        self,
+        read: Callable[[], Mapping[str, float]] = waited_seconds,
+        open_pool: Callable[[], SecondPool | None] = _second_pool,
+        period: float = _PERIOD_SECONDS,
     ) -> None:
         super().__init__(name="openmp-contention", daemon=True)
-        self._read, self._period = read, period
+        self._read, self._open_pool, self._period = read, open_pool, period
         self._ended = threading.Event()
         self.pool: SecondPool | None = None
 
@@ -123,9 +128,8 @@ class Watch(threading.Thread):
         self.join()
 
     def _follow(self, contended: bool) -> None:
-        if contended and self.pool is None and _spins():
-            with suppress(OSError, AttributeError):
-                self.pool = SecondPool()
+        if contended and self.pool is None:
+            self.pool = self._open_pool()
         elif not contended and self.pool is not None:
             self.pool.close()
             self.pool = None
