@@ -96,7 +96,9 @@ def test_two_processes_equal_one(
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-5)
     weights = [load_file(each / "adapter" / "adapter_model.safetensors") for each in (run, alone)]
     flat = [torch.cat([tensors[name].flatten() for name in sorted(tensors)]) for tensors in weights]
-    assert (flat[0] - flat[1]).norm() / flat[1].norm() < 1e-4  # AdamW makes steps of the size of noise, too
+    moved = (flat[0] - flat[1]).abs().sort().values  # AdamW makes whole steps of a gradient that is all noise:
+    assert moved.norm() / flat[1].norm() < 1e-4
+    assert moved[:-5].norm() / flat[1].norm() < 1e-5  # a few weights of 16,384 have such ones
     references = [load_file(each / REFERENCE) for each in (run, alone)]
     for name, sums in references[1].items():
         torch.testing.assert_close(references[0][name], sums, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ from torch import nn
 from weitune.data.conversation import Example
 from weitune.data.schedule import Plan
 from weitune.errors import ModelError
+from weitune.forecast.device_memory import MemoryPlan
 from weitune.forecast.meta_model import own_modules
 from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
@@ -140,20 +141,20 @@ def make_loop(
     plan: Plan,
     *,
     accelerator: Accelerator,
-    micro_tokens: int | None = None,
+    memory: MemoryPlan | None = None,
     plus_ratio: float = 1.0,
     longest: int = 0,
     preferences: Preferences | None = None,
 ) -> Loop:
-    """Return the loop over ``plan``; ``micro_tokens`` overrides what ``train`` says or leaves open.
+    """Return the loop over ``plan``.
 
-    ``longest`` is the length of the longest example, or of the largest group, in tokens. With ``preferences``, the
-    items are groups.
+    ``memory`` is what ``train`` resolves to, if that is known; ``longest`` is the length of the longest example, or of
+    the largest group, in tokens. With ``preferences``, the items are groups.
     """
     loaded = trainable.loaded
     if loaded.device.type == "cpu":
         keep_freed_memory()
-    memory = trainable.memory_plan(train, longest=longest, micro_tokens=micro_tokens)
+    memory = memory or trainable.memory_plan(train, longest=longest)
     supervised = SupervisedModel(
         loaded.model,
         head=trainable.capabilities.head,

@@ -126,7 +126,9 @@ def prepare_run(
     """
     recipe = inputs.recipe
     trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
-    inputs = with_measured_reference(session, with_collected(session, inputs, trainable), trainable)
+    inputs = with_collected(session, inputs, trainable)
+    memory = trainable.memory_plan(recipe.train, longest=inputs.longest, micro_tokens=micro_tokens)
+    inputs = with_measured_reference(session, inputs, trainable, memory.micro_tokens)
     plan = inputs.plan
     loop = make_loop(
         trainable,
@@ -134,7 +136,7 @@ def prepare_run(
         inputs.examples,
         plan,
         accelerator=session.accelerator,
-        micro_tokens=micro_tokens,
+        memory=memory,
         plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,
         longest=inputs.longest,
         preferences=preferences_of(inputs),

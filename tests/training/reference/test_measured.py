@@ -127,9 +127,24 @@ def test_other_strengths_and_rates_use_the_same_reference(
 ) -> None:
     first = train(inputs.recipe(tmp_path / "first", **keys()), device="cpu").path
     monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
-    more = keys("ipo", **{"preference.beta": 0.4, "train.learning_rate": 1e-4, "train.seed": 7, "lora.r": 4})
+    more = keys("ipo", **{"preference.beta": 0.4, "train.learning_rate": 1e-4, "train.epochs": 1, "lora.r": 4})
     second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
     assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_that_has_not_moved_has_gained_exactly_nothing(
+    method: str, precision: str, inputs: Inputs, tmp_path: Path
+) -> None:
+    """In the first epoch's passes, cut small, and with held-out groups; the learning rate moves no weight."""
+    still = {"train.learning_rate": 1e-30, "train.precision": precision, "train.micro_tokens": 40, "train.epochs": 1}
+    run = train(inputs.recipe(tmp_path / "run", **keys(method, **still, validation=0.3)), device="cpu").path
+    told = [event for event in read_events(run) if event["event"] in {"step", "validation"}]
+    assert len(told) > 3
+    for event in told:
+        assert event["loss"] == pytest.approx(0.5 if method == "kto" else math.log(2), abs=1e-12)
+        assert [event.get(f"rewards/{side}", 0) for side in ("chosen", "rejected")] == [0, 0]
 
 
 def test_methods_without_a_reference_have_no_file(inputs: Inputs, tmp_path: Path) -> None:

@@ -71,6 +71,12 @@ class AnswerSums:
         return cls(sums, np.asarray([len(group.answers) for group in groups], np.int32))
 
     @classmethod
+    def of(cls, sums: Sequence[Sequence[float]]) -> AnswerSums:
+        """Return the ``sums`` of each group's answers."""
+        flat = np.asarray([each for group in sums for each in group], np.float64)
+        return cls(flat, np.asarray([len(group) for group in sums], np.int32))
+
+    @classmethod
     def joined(cls, parts: Sequence[AnswerSums]) -> AnswerSums:
         """Return the sums of several sets of groups, one after the other."""
         return cls(np.concatenate([part.sums for part in parts]), np.concatenate([part.counts for part in parts]))

@@ -38,21 +38,23 @@ class AnswerMeter:
         model = SupervisedModel(trainable.loaded.model, head=trainable.capabilities.head, blocks=trainable.blocks)
         return cls(model, trainable.group_layout, accelerator, trainable.loaded.shards > 1)
 
-    def __call__(self, groups: Sequence[Group], progress: Progress | None = None) -> AnswerSums:
+    def __call__(
+        self, groups: Sequence[Group], progress: Progress | None = None, micro_tokens: int = MICRO_TOKENS
+    ) -> AnswerSums:
         """Return the sums of the answers of ``groups``, the same on every process.
 
-        All processes must call it with the same groups. The split into passes does not depend on the recipe, so a
-        resumed run finds the same bits.
+        All processes must call it with the same groups. These are divided and laid out as the groups of a step are, so
+        with the ``micro_tokens`` of training the passes are those of that step.
         """
         accelerator, layout, world = self.accelerator, self.layout, self.accelerator.num_processes
         distinct = list({id(group): group for group in groups}.values())
         mine = layout.share(distinct, world)[accelerator.process_index] if world > 1 else distinct
         idle: list[list[Group]] = []
         if self.sharded:
-            own = len(layout.split(mine, MICRO_TOKENS))
+            own = len(layout.split(mine, micro_tokens))
             most = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).max())
             idle = [distinct[:1]] * (most - own)
-        measured = measure_answers(self.model, mine, layout, MICRO_TOKENS, accelerator.device, progress, idle)
+        measured = measure_answers(self.model, mine, layout, micro_tokens, accelerator.device, progress, idle)
         found = dict(zip(map(id, mine), measured, strict=True))
         parts = [found.get(id(group), [0.0] * len(group.answers)) for group in groups]
         sums = torch.tensor([value for part in parts for value in part], dtype=torch.float64)

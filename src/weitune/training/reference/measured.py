@@ -7,16 +7,18 @@
                                                                         and in the cache
 
 A run that is resumed reads its folder, so it learns the same bits wherever it goes on. Runs that differ in nothing that
-the start of the model depends on, such as β or the learning rate, find the reference in the cache.
+the start of the model or the order of the groups depends on, such as β or the learning rate, find the reference in the
+cache.
+
+Groups are measured in the passes in which the run meets them first: sums depend on the layout of a pass in their last
+digits, and visibly so in bfloat16. So the model that has not moved has gained exactly nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,11 +52,9 @@ if TYPE_CHECKING:
     from weitune.training.session import Session
     from weitune.training.trainable import Trainable
 
-_AT_ONCE = 4096
-"""Groups that are in memory together, and share beginnings."""
 _STARTS_AS_BASE = ("default", "gaussian", "eva")
 """Values of ``lora.init`` with which the model before its first step is the base."""
-_VERSION = 1
+_VERSION = 2
 """Raised when the same recipe would have another reference."""
 
 
@@ -85,19 +85,19 @@ def with_recorded_reference(inputs: RunInputs, run: Path) -> RunInputs:
     return joined(inputs, reference)
 
 
-def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trainable) -> RunInputs:
+def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trainable, micro_tokens: int) -> RunInputs:
     """Return ``inputs`` with a reference, if the recipe's method has one and they have none yet.
 
-    Every process of a run must call it, before the first step.
+    ``micro_tokens`` are those of the run's passes. Every process of a run must call it, before the first step.
     """
     if not has_reference(inputs.recipe) or inputs.reference is not None:
         return inputs
-    place = _cached(inputs, trainable)
+    place = _cached(inputs, trainable, [micro_tokens, session.accelerator.num_processes])
     first = session.accelerator.is_main_process  # machines may have other caches: what the first one has counts
     contents = agreed(session.accelerator, (lambda: _read(place)) if first else None)
     if contents is None:
         progress = session.reporter.referring() if session.main else None
-        reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), progress)
+        reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), micro_tokens, progress)
         if session.main:
             _store(reference, place)
     else:
@@ -131,31 +131,46 @@ def joined(inputs: RunInputs, reference: Reference) -> RunInputs:
     return replace(inputs, examples=examples, validation=validation)
 
 
-def _measured(inputs: RunInputs, meter: AnswerMeter, progress: Progress | None) -> Reference:
-    """Measure every part of the reference; groups of different parts share beginnings too."""
-    groups, total = _parts(inputs), _group_count(inputs)
-    found: dict[str, list[AnswerSums]] = {}
-    done = 0
-    while some := list(islice(groups, _AT_ONCE)):
-        sums = meter([group for _, group in some], _part_of(progress, done, len(some), total))
-        done += len(some)
-        for name in dict.fromkeys(name for name, _ in some):
-            found.setdefault(name, []).append(sums.only(np.asarray([of == name for of, _ in some])))
-    return Reference({name: AnswerSums.joined(parts) for name, parts in found.items()})
+def _measured(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress: Progress | None) -> Reference:
+    """Measure every part of the reference, ``progress`` being called with (groups done, groups in all)."""
+    plan, longest = inputs.plan, inputs.recipe.tokens.max_length
+    held = [] if inputs.validation is None else [_group(inputs.validation, i) for i in range(len(inputs.validation))]
+    watched = _Counted(_group_count(inputs), progress)
+    trained: dict[int, tuple[float, ...]] = {}
+    for numbers in map(replace(plan, epochs=1, max_steps=None).step, range(plan.steps_per_epoch)):
+        sums = meter([_group(inputs.examples, int(i)) for i in numbers], watched.next(len(numbers)), micro_tokens)
+        trained.update((int(i), sums[k]) for k, i in enumerate(numbers))
+    parts = {TRAINED: AnswerSums.of([trained[i] for i in range(plan.examples)])}
+    others: list[Group] = []
+    if needs_mismatched(inputs.recipe):
+        found = []
+        for numbers in map(plan.step, range(plan.steps)):
+            groups = mismatched([_group(inputs.examples, int(i)) for i in numbers], longest)
+            found.append(meter(groups, watched.next(len(groups))))
+        parts[MISMATCHED] = AnswerSums.joined(found)
+        others = mismatched(held, longest)
+    if held:
+        sums = meter([*held, *others], watched.next(len(held) + len(others)))
+        own = np.arange(len(sums)) < len(held)
+        parts |= {HELD: sums.only(own)} | ({MISMATCHED_HELD: sums.only(~own)} if others else {})
+    return Reference(parts)
 
 
-def _parts(inputs: RunInputs) -> Iterator[tuple[str, Group]]:
-    """Yield every group whose answers are measured, with the part of the reference that it belongs to."""
-    recipe, validation = inputs.recipe, inputs.validation
-    held = [] if validation is None else [_group(validation, i) for i in range(len(validation))]
-    yield from ((TRAINED, _group(inputs.examples, i)) for i in range(len(inputs.examples)))
-    yield from ((HELD, group) for group in held)
-    if needs_mismatched(recipe):
-        longest = recipe.tokens.max_length
-        for step in range(inputs.plan.steps):
-            groups = [_group(inputs.examples, int(i)) for i in inputs.plan.step(step)]
-            yield from ((MISMATCHED, group) for group in mismatched(groups, longest))
-        yield from ((MISMATCHED_HELD, group) for group in mismatched(held, longest))
+@dataclass(slots=True)
+class _Counted:
+    """Counts the groups of one call of the meter after another."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def next(self, groups: int) -> Progress | None:
+        """Return what counts the passes over the next ``groups`` as a part of all."""
+        before, self.done = self.done, self.done + groups
+        progress = self.progress
+        if progress is None:
+            return None
+        return lambda done, of: progress(before + groups * done // (of or done), self.total)
 
 
 def _group(items: ItemSet[Item], number: int) -> Group:
@@ -169,15 +184,8 @@ def _group_count(inputs: RunInputs) -> int:
     return sum(own) + first_mismatched(inputs.plan, inputs.plan.steps) + own[1]
 
 
-def _part_of(progress: Progress | None, before: int, groups: int, total: int) -> Progress | None:
-    """Return what counts the passes over some ``groups`` as a part of all."""
-    if progress is None:
-        return None
-    return lambda done, of: progress(before + groups * done // (of or done), total)
-
-
-def _cached(inputs: RunInputs, trainable: Trainable) -> Path:
-    """Return the place in the cache of the reference of these inputs."""
+def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
+    """Return the place in the cache of the reference of these inputs, measured in such ``passes``."""
     recipe, basis = inputs.recipe, dict(inputs.basis)
     train, plan = recipe.train, inputs.plan
     basis.pop("plan", None)
@@ -185,9 +193,11 @@ def _cached(inputs: RunInputs, trainable: Trainable) -> Path:
     start: dict[str, Any] = {}
     if lora is not None and (lora.init_from or lora.init not in _STARTS_AS_BASE):
         start = {**lora.model_dump(exclude={"dropout", "plus_ratio", "freeze_a"}), "seed": train.seed}
-    steps = [train.seed, train.batch_size, plan.steps, recipe.tokens.max_length] if needs_mismatched(recipe) else []
+    passes = [*passes, train.seed, train.batch_size]
+    if needs_mismatched(recipe):
+        passes += [plan.steps, recipe.tokens.max_length]
     numbers = [str(trainable.loaded.dtype), train.storage, trainable.capabilities.shares_rows]
-    parts = {"version": _VERSION, "basis": basis, "start": start, "steps": steps, "numbers": numbers}
+    parts = {"version": _VERSION, "basis": basis, "start": start, "passes": passes, "numbers": numbers}
     name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
     return cache_folder() / "references" / f"{name}.safetensors"
 
