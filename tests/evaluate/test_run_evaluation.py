@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.runs import make_inputs
 from weitune import Run, cli
+from weitune.evaluate import run_evaluation
 from weitune.evaluate.general import general_questions
+from weitune.evaluate.questions import Question
+from weitune.generate.engine import Engine
+from weitune.generate.stream import Answer
 from weitune.run.events import read_events
 from weitune.training.run import train
 
@@ -84,6 +89,39 @@ def test_answers_in_batches_are_those_of_the_model_alone(run: Path, capsys: pyte
     found = json.loads(capsys.readouterr().out)
     for answer in found["answers"]:
         assert answer["said"]["last"] == Run(run).chat(answer["prompt"], max_new_tokens=5, device="cpu")
+
+
+def test_what_a_base_says_in_general_is_asked_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second time it comes from the cache; a damaged file does not count, nor does one of other answers' length."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(run_evaluation, "general_questions", lambda: general_questions(per_language=3))
+    asked: list[str] = []
+    ask = run_evaluation._answers
+
+    def listening(engine: Engine, questions: Sequence[Question], *more: Any) -> list[Answer]:
+        asked.extend(question.text for question in questions)
+        return ask(engine, questions, *more)
+
+    monkeypatch.setattr(run_evaluation, "_answers", listening)
+
+    def told(*more: str) -> Any:
+        asked.clear()
+        assert evaluate(run, "--limit", "2", "--training-rows", "0", "--json", *more) == 0
+        return json.loads(capsys.readouterr().out)
+
+    first = told()
+    assert len(asked) == 2 * (2 + 6)
+    (kept,) = (tmp_path / "weitune" / "general").iterdir()
+    assert told() == first
+    assert len(asked) == 2 * 2 + 6
+    for damaged in ("", "{}", json.dumps({**json.loads(kept.read_text(encoding="utf-8")), "answers": ["one"]})):
+        kept.write_text(damaged, encoding="utf-8")
+        assert told() == first
+        assert len(asked) == 2 * (2 + 6)
+    told("--batch-size", "3")
+    assert len(asked) == 2 * (2 + 6)
 
 
 def test_rows_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from weitune.data.conversation import Example, Turn
 from weitune.data.frame.framing import Framing
-from weitune.data.layout import of_groups
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet, hold_out
 from weitune.data.prepare.prepare import prepare_items
 from weitune.errors import DataError, InputError, RunError
-from weitune.evaluate.answers import measure_answers
+from weitune.evaluate.engine_losses import EngineLosses
 from weitune.evaluate.evaluation import (
     AnsweredGeneralQuestion,
     AnsweredQuestion,
@@ -34,21 +32,18 @@ from weitune.evaluate.evaluation import (
 )
 from weitune.evaluate.gate import Bounds, judge_bounds
 from weitune.evaluate.general import GeneralQuestion, general_questions, right_by_language, shares
+from weitune.evaluate.general_base import GeneralResult, of_base
 from weitune.evaluate.intervals import paired_change
-from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.metrics import score
 from weitune.evaluate.pairs import Sums, score_pairs
 from weitune.evaluate.questions import Question, first_questions, questions_in, rows_of
-from weitune.generate.engine import Engine
+from weitune.generate.engine import BATCH_SIZE, Engine
 from weitune.generate.run import Run
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
 from weitune.messages import say
-from weitune.model.capabilities import probe
-from weitune.model.fast.attention import tree_attention
-from weitune.model.fast.decoder import BlockDecoder
+from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.tokenizer import open_framing
-from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress, Stage
 from weitune.recipe.schema import Recipe
 from weitune.run.run_folder import Which
@@ -86,7 +81,7 @@ class Options:
     """How an evaluation is made."""
 
     max_new_tokens: int = 128
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     general: bool = True
     device: str | None = None
 
@@ -201,16 +196,13 @@ def _evaluate_model(
 ) -> _ModelResult:
     name = f"step {which}" if isinstance(which, int) else which
     engine = run.engine(which, device=options.device)
-    plain = [example for question in general for example in engine.framing.examples(question.answered)]
-    measure = _Losses(engine)
+    measure = EngineLosses(engine)
     loss = measure(rows.examples, stage(say("evaluate.run_evaluation.loss", name=name)))
     sums = measure.answers(rows.groups, stage(say("evaluate.run_evaluation.pairs", name=name))) if rows.groups else []
-    general_loss = measure(plain, stage(say("evaluate.run_evaluation.general_loss", name=name))) if plain else None
     answering = stage(say("evaluate.run_evaluation.answers", name=name))
     answers = _answers(engine, rows.questions, options.max_new_tokens, options.batch_size, answering)
-    answering = stage(say("evaluate.run_evaluation.general", name=name))
-    asked = [Question(question.asked) for question in general]
-    general_answers = [a.text for a in _answers(engine, asked, _GENERAL_TOKENS, options.batch_size, answering)]
+    said_in_general = _general(run, engine, measure, name, general, options, stage) if general else None
+    general_answers = said_in_general.answers if said_in_general else []
     right = right_by_language(general, general_answers)
     learned = _short_enough(engine, rows.learned, options.max_new_tokens)
     answering = stage(say("evaluate.run_evaluation.learned", name=name))
@@ -221,11 +213,42 @@ def _evaluate_model(
         loss=loss.mean,
         perplexity=loss.perplexity if loss.perplexity < float("inf") else None,
         scores=score(answers, [question.reference or "" for question in rows.questions]) if answers else None,
-        general=GeneralScores(shares(right), general_loss.mean) if general_loss else None,
+        general=GeneralScores(shares(right), said_in_general.loss.mean) if said_in_general else None,
         memorised=Memorised(len(learned), sum(map(_is_repeated, learned, said))) if learned else None,
         pairs=score_pairs(rows.groups, sums, base) if rows.groups else None,
     )
     return _ModelResult(scores, [answer.text for answer in answers], general_answers, right, sums)
+
+
+def _general(
+    run: Run,
+    engine: Engine,
+    measure: EngineLosses,
+    name: str,
+    questions: Sequence[GeneralQuestion],
+    options: Options,
+    stage: Stage,
+) -> GeneralResult:
+    """Return what a model says to the general questions; the base has perhaps said it in an earlier evaluation."""
+
+    def ask() -> GeneralResult:
+        plain = [example for question in questions for example in engine.framing.examples(question.answered)]
+        loss = measure(plain, stage(say("evaluate.run_evaluation.general_loss", name=name)))
+        answering = stage(say("evaluate.run_evaluation.general", name=name))
+        asked = [Question(question.asked) for question in questions]
+        answers = _answers(engine, asked, _GENERAL_TOKENS, options.batch_size, answering)
+        return GeneralResult([answer.text for answer in answers], loss)
+
+    if name != "base":
+        return ask()
+    model = engine.model
+    about = {
+        "base": base_fingerprints(run.base_files()),
+        "tokens": run.recipe.tokens.model_dump(mode="json"),
+        "numbers": [str(model.dtype), str(model.device), run.recipe.train.storage],
+        "asked": [_GENERAL_TOKENS, options.batch_size],
+    }
+    return of_base(questions, about, ask)
 
 
 def _short_enough(engine: Engine, questions: Sequence[Question], max_new_tokens: int) -> list[Question]:
@@ -242,31 +265,6 @@ def _short_enough(engine: Engine, questions: Sequence[Question], max_new_tokens:
 
 def _is_repeated(question: Question, said: Answer) -> bool:
     return said.text.split() == (question.reference or "").split()
-
-
-class _Losses:
-    """The loss of an engine's model, whose capabilities are tried once."""
-
-    def __init__(self, engine: Engine) -> None:
-        model = engine.model
-        with tree_attention(model, on=False):
-            blocks = BlockDecoder.from_model(model)
-            capabilities = probe(model, blocks)
-        self._model = SupervisedModel(
-            model, head=capabilities.head, blocks=blocks if capabilities.plain_blocks else None
-        )
-        self._capabilities = capabilities
-
-    def __call__(self, examples: Sequence[Any], progress: Progress) -> MeasuredLoss:
-        model, capabilities = self._model.model, self._capabilities
-        with tree_attention(model, on=capabilities.shares_rows):
-            return measure_loss(self._model, examples, capabilities.layout, MICRO_TOKENS, model.device, progress)
-
-    def answers(self, groups: Sequence[Group], progress: Progress) -> list[Sums]:
-        """Return the log-probabilities of the answers of each group."""
-        model, layout = self._model.model, of_groups(self._capabilities.layout)
-        with tree_attention(model, on=self._capabilities.shares_rows):
-            return measure_answers(self._model, groups, layout, MICRO_TOKENS, model.device, progress)
 
 
 def _answers(

@@ -39,6 +39,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     put(folder / "data" / DATA / "examples.arrow", 1000, age_days=40)
     put(folder / "data" / DATA / "report.json", report, age_days=40)
     put(folder / "models" / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf", 2000, age_days=20)
+    put(folder / "kept" / f"{GGUF}.safetensors", 400, age_days=5)
+    put(folder / "references" / f"{GGUF}.safetensors", 500, age_days=5)
+    put(folder / "general" / f"{GGUF}.json", 600, age_days=5)
     put(folder / "gguf" / f"{GGUF}-Q8_0.gguf", 3000, age_days=10)
     put(folder / "vllm" / "captain" / "chat_template.jinja", 300, age_days=1)
     put(folder / "vllm" / "captain" / "adapter-0" / "adapter_model.safetensors", 50, age_days=1)
@@ -77,7 +80,10 @@ def test_it_lists_kind_exact_size_last_use_and_owner(cache: Path, capsys: pytest
     report = (cache / "data" / DATA / "report.json").stat().st_size
     found = [(entry["kind"], entry["bytes"], entry["for"]) for entry in told["entries"]]
     assert found == [
-        ("data", 1000 + report, "a.json, b.json"), ("models", 2000, "builtin:smollm2-135m"), ("gguf", 3000, ""),
+        ("data", 1000 + report, "a.json, b.json"), ("models", 2000, "builtin:smollm2-135m"),
+        ("kept", 400, "answers of a base to prompts that are kept"),
+        ("references", 500, "log-probabilities of answers before training, which preferences compare with"),
+        ("general", 600, "answers of a base to the general questions of evaluations"), ("gguf", 3000, ""),
         ("vllm", 350, "captain"), ("unfinished", 70, "prepared data"),
         ("unfinished", 90, "base models for llama.cpp"), ("unfinished", 80, "prepared data"),
     ]  # fmt: skip
@@ -97,7 +103,7 @@ def test_clear_deletes_what_weitune_made_and_nothing_else(cache: Path, capsys: p
     assert left == {f"data/{DATA}.0a1b2c3e.partial/examples.arrow", f"gguf/.{GGUF}-Q8_0.gguf.4711.partial"}
     told = capsys.readouterr().out
     assert told.count("a process may be writing it") == 2
-    assert "6.5 kB deleted" in told
+    assert "8.0 kB deleted" in told
     assert not (cache / "vllm" / "captain").exists()
     assert cli.main(["cache", "clear", "--yes"]) == 0
     assert "there is nothing to delete" in capsys.readouterr().out
@@ -123,7 +129,7 @@ def test_it_is_cleared_by_kind_and_age(cache: Path, options: list[str], gone: se
 def test_nobody_is_asked_where_there_is_no_terminal(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cache", "clear"]) == 2
     assert "--yes" in capsys.readouterr().err
-    assert len(entries()) == 7
+    assert len(entries()) == 10
 
 
 @pytest.mark.parametrize("age", ["30", "d", "-1d", "1y", "1.5d"])
@@ -140,7 +146,7 @@ def test_links_to_whole_folders_are_not_followed(cache: Path) -> None:
     moved = cache.parent.parent / "disk"
     shutil.move(cache, moved)
     cache.symlink_to(moved)  # the cache itself may lie on another disk
-    assert {entry.kind for entry in entries()} == {"data", "models", "vllm", "unfinished"}
+    assert {entry.kind for entry in entries()} == {"data", "models", "kept", "references", "general", "vllm", "unfinished"}
 
 
 def test_an_entry_that_goes_while_it_is_deleted_is_no_traceback(

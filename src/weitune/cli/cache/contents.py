@@ -5,6 +5,8 @@
       models/<name>/<file>.gguf             built-in models, unpacked
       tokenizers/<fingerprint>/             tokenizers of .gguf files, converted
       kept/<fingerprint>.safetensors        a base's answers to prompts that runs keep
+      references/<fingerprint>.safetensors  log-probabilities that preferences compare with
+      general/<fingerprint>.json            a base's answers to the general questions of evaluations
       gguf/<fingerprint>-<type>.gguf        bases for llama.cpp
       vllm/<runs>/                          chat template and generation config for vLLM
 
@@ -34,7 +36,7 @@ from weitune.messages import say
 from weitune.model.load.gguf_tokenizer import TOKENIZER_FILES
 from weitune.model.load.locate import BUILTIN
 
-Kind = Literal["data", "models", "tokenizers", "kept", "gguf", "vllm", "unfinished"]
+Kind = Literal["data", "models", "tokenizers", "kept", "references", "general", "gguf", "vllm", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
 _VLLM_FILES = re.compile(
@@ -43,12 +45,17 @@ _VLLM_FILES = re.compile(
 )
 _TOKENIZER_FILES = re.compile("|".join(map(re.escape, TOKENIZER_FILES)))
 _DATA = re.compile(r"[0-9a-f]{32}")
-_KEPT = re.compile(r"[0-9a-f]{32}\.safetensors")
+_SINGLE: dict[Kind, re.Pattern[str]] = {
+    "kept": re.compile(r"[0-9a-f]{32}\.safetensors"),
+    "references": re.compile(r"[0-9a-f]{32}\.safetensors"),
+    "general": re.compile(r"[0-9a-f]{32}\.json"),
+}
+"""Kinds whose entries are single files, and how these are named."""
 _GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
 _UNFINISHED = {
     "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
     "tokenizers": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
-    "kept": re.compile(rf"\.{_KEPT.pattern}\.\d+\.partial"),
+    **{kind: re.compile(rf"\.{name.pattern}\.\d+\.partial") for kind, name in _SINGLE.items()},
     "gguf": re.compile(rf"\.{_GGUF.pattern}\.\d+\.partial"),
     "models": re.compile(r"tmp\w{8}|\.[\w.-]+\.\d+\.partial"),
     "vllm": re.compile(r"\.\w{8}"),
@@ -79,7 +86,7 @@ class Entry:
 def entries(folder: Path | None = None) -> list[Entry]:
     """Return everything that weitune keeps in ``folder``, its cache if not given: by kind, the oldest first."""
     root = (folder or cache_folder()).resolve()  # the cache itself may be a link; nothing in it is followed
-    kept = (entry for kind in (_data, _models, _tokenizers, _kept, _gguf, _vllm, _unfinished) for entry in kind(root))
+    kept = (entry for kind in (_data, _models, _tokenizers, _single, _gguf, _vllm, _unfinished) for entry in kind(root))
     return sorted(kept, key=lambda entry: (KINDS.index(entry.kind), entry.used, entry.path.name))
 
 
@@ -138,10 +145,11 @@ def _tokenizers(root: Path) -> Iterator[Entry]:
         yield from _entry("tokenizers", path, _files(path, _TOKENIZER_FILES), _about("tokenizers"))
 
 
-def _kept(root: Path) -> Iterator[Entry]:
-    for path in _children(root / "kept"):
-        if _KEPT.fullmatch(path.name) and _is_file(path):
-            yield from _entry("kept", path, (path,), _about("kept"))
+def _single(root: Path) -> Iterator[Entry]:
+    for kind, name in _SINGLE.items():
+        for path in _children(root / kind):
+            if name.fullmatch(path.name) and _is_file(path):
+                yield from _entry(kind, path, (path,), _about(kind))
 
 
 def _gguf(root: Path) -> Iterator[Entry]:
@@ -164,19 +172,16 @@ def _unfinished(root: Path) -> Iterator[Entry]:
 
 
 def _about(kind: str) -> str:
-    match kind:
-        case "data":
-            return say("cli.cache.about_data")
-        case "models":
-            return say("cli.cache.about_models")
-        case "tokenizers":
-            return say("cli.cache.about_tokenizers")
-        case "kept":
-            return say("cli.cache.about_kept")
-        case "gguf":
-            return say("cli.cache.about_gguf")
-        case _:
-            return say("cli.cache.about_vllm")
+    return {
+        "data": say("cli.cache.about_data"),
+        "models": say("cli.cache.about_models"),
+        "tokenizers": say("cli.cache.about_tokenizers"),
+        "kept": say("cli.cache.about_kept"),
+        "references": say("cli.cache.about_references"),
+        "general": say("cli.cache.about_general"),
+        "gguf": say("cli.cache.about_gguf"),
+        "vllm": say("cli.cache.about_vllm"),
+    }[kind]
 
 
 def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty: bool = False) -> Iterator[Entry]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @checkpoint_option("last", "best", "all", help="The adapter to judge; `all` judges every checkpoint there is.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Questions that are answered.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Answers made together.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Answers made together.")
 @click.option("--general/--no-general", default=True, show_default=True, help="Check what was forgotten.")
 @click.option(
     "--training-rows", type=click.IntRange(0), default=50, show_default=True, help="Check what was learned by heart."
