@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+os.environ["WEITUNE_LANG"] = "en"  # wherever the tests run; those of other languages ask for them
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one on each core; read when torch is loaded
 
 import pytest

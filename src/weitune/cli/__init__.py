@@ -18,6 +18,7 @@ import click
 
 from weitune.errors import WeituneError
 from weitune.messages import say
+from weitune.messages.language import LANGUAGES, Language, choose_language
 from weitune.model.thread_contention import watch_contention
 
 
@@ -59,7 +60,9 @@ class LazyGroup(click.Group):
             return None
         command = importlib.import_module(entry.module).command
         assert isinstance(command, click.Command)  # noqa: S101  (narrows the type for mypy)
-        return command
+        from weitune.cli.shared.localized import localized
+
+        return localized(command, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -74,14 +77,41 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from weitune.cli.shared.localized import help_text
+
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+            formatter.write_dl([(n, help_text(f"{n}.summary") or entry.summary) for n, entry in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--language", type=click.Choice(LANGUAGES), help="Language of messages; WEITUNE_LANG or LANG if not given."
+)
 @click.version_option(package_name="weitune", message="%(prog)s %(version)s")
-def command_line() -> None:
+def command_line(language: str | None) -> None:
     """Fine-tune chat models with LoRA, and talk to the result."""
+
+
+def _in_language() -> click.Command:
+    """Return :func:`command_line` in the user's language."""
+    from weitune.cli.shared.localized import localized
+
+    return localized(command_line, "weitune")
+
+
+def _language(arguments: Sequence[str]) -> tuple[Language | None, list[str]]:
+    """Return what ``--language`` says, wherever it stands, and the other arguments.
+
+    It is taken out before click reads the rest, since help and errors are told in it. A wrong one is left for click.
+    """
+    rest = list(arguments)
+    end = rest.index("--") if "--" in rest else len(rest)
+    for at, argument in enumerate(rest[:end]):
+        name, _, value = argument.partition("=")
+        given = [value] if value else rest[at + 1 : at + 2]
+        if name == "--language" and given and given[0] in LANGUAGES:
+            return given[0], [*rest[:at], *rest[at + (1 if value else 2) :]]
+    return None, rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,10 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     watch_contention()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    chosen, rest = _language(arguments)
+    choose_language(chosen)
     try:
-        result = command_line.main(args=arguments, prog_name="weitune", standalone_mode=False, obj=arguments)
+        result = _in_language().main(args=rest, prog_name="weitune", standalone_mode=False, obj=arguments)
     except click.ClickException as error:
-        error.show()
+        from weitune.cli.shared.localized import show_error
+
+        show_error(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130

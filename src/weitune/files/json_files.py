@@ -1,7 +1,8 @@
 """JSON as weitune writes it to files: UTF-8, the same bytes every time.
 
 A string may hold half of a surrogate pair, from an escape in somebody's JSON or from a file name that is not UTF-8.
-UTF-8 cannot encode it, so it is written as an escape; everything else is written as it is.
+UTF-8 cannot encode it, so it is written as an escape; everything else is written as it is. Messages are written in
+English, whatever the language of the user, since programs read the files.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from weitune.messages import in_english
+
 T = TypeVar("T")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def json_text(value: Any, **options: Any) -> str:
     """Return ``value`` as JSON, as ``json.dumps(value, ensure_ascii=False, **options)`` does for any ``options``."""
-    text = json.dumps(value, ensure_ascii=False, **options)
+    text = json.dumps(in_english(value), ensure_ascii=False, **options)
     return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 

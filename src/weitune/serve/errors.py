@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weitune.messages import say
+from weitune.messages import in_english, say
 from weitune.serve.asgi import Headers
 
 _TYPES = {
@@ -32,7 +32,7 @@ class ApiError(Exception):
     ) -> None:
         """``message_id`` names the text in the catalogue, which ``values`` fill in. ``param`` names the field of the
         request that is wrong, ``code`` the kind of error for programs."""
-        self.message = say(message_id, **values)
+        self.message: str = in_english(say(message_id, **values))  # English: programs read it
         super().__init__(self.message)
         self.status, self.param, self.code, self.headers = status, param, code, headers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from weitune.messages import say
+from weitune.messages import in_english, say
 from weitune.serve.admission import Admission
 
 _METRICS = {
@@ -39,6 +39,6 @@ class Metrics:
         values |= {"weitune_running": self._admission.running, "weitune_waiting": self._admission.waiting}
         lines = []
         for name, (kind, help_id) in _METRICS.items():
-            lines += [f"# HELP {name} {say(help_id)}", f"# TYPE {name} {kind}"]
+            lines += [f"# HELP {name} {in_english(say(help_id))}", f"# TYPE {name} {kind}"]
             lines += [f"{key} {value}" for key, value in values.items() if key.partition("{")[0] == name]
         return "\n".join(lines) + "\n"

@@ -146,7 +146,15 @@ def test_links_to_whole_folders_are_not_followed(cache: Path) -> None:
     moved = cache.parent.parent / "disk"
     shutil.move(cache, moved)
     cache.symlink_to(moved)  # the cache itself may lie on another disk
-    assert {entry.kind for entry in entries()} == {"data", "models", "kept", "references", "general", "vllm", "unfinished"}
+    assert {entry.kind for entry in entries()} == {
+        "data",
+        "models",
+        "kept",
+        "references",
+        "general",
+        "vllm",
+        "unfinished",
+    }
 
 
 def test_an_entry_that_goes_while_it_is_deleted_is_no_traceback(

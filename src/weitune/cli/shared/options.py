@@ -34,7 +34,7 @@ adapter_system_option = click.option(
 
 
 class Checkpoint(click.ParamType):  # type: ignore[type-arg]
-    """The step of a checkpoint, or one of ``words``; where ``base`` is not allowed, ``not_base`` explains why."""
+    """The step of a checkpoint, or one of ``words``; the message ``not_base`` explains why ``base`` is not allowed."""
 
     name = "checkpoint"
 
@@ -45,7 +45,7 @@ class Checkpoint(click.ParamType):  # type: ignore[type-arg]
         if value in self._words or isinstance(value, int):
             return value  # type: ignore[no-any-return]
         if value == "base" and self._not_base:
-            self.fail(self._not_base, param, ctx)
+            self.fail(say(self._not_base), param, ctx)
         step = str(value).removeprefix("checkpoint-")
         if not step.isdecimal():
             *words, last = (f"'{word}'" for word in self._words)

@@ -35,7 +35,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
     help="Folder to write.  [default: RUN/export/FORMAT; for an adapter that was made elsewhere, "
     "export/NAME/FORMAT below the working directory]",
 )
-@adapter_option(not_base=say("cli.export.base_has_no_adapter"))
+@adapter_option(not_base="cli.export.base_has_no_adapter")
 @gguf_type_option(help="Type of the matrices in a GGUF file.")
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Number format of `merged`.  [default: the base's]")
 @click.option("--prompts", type=click.IntRange(1), default=8, show_default=True, help="Dialogues to compare on.")

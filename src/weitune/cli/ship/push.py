@@ -22,7 +22,7 @@ from weitune.messages import say
     show_default=True,
     help="Where to upload to.",
 )
-@adapter_option(not_base=say("cli.push.base_has_no_adapter"))
+@adapter_option(not_base="cli.push.base_has_no_adapter")
 @click.option("--public", is_flag=True, help="Make a new repository public; without this, only you can see it.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/repository]")
 @click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")

@@ -58,7 +58,7 @@ def _count(name: str, default: int | None, about: str) -> Callable[[Callable[...
     help="A web site whose pages may use the server, such as https://chat.example.org; '*' for all, with "
     "--api-key only. May be given several times.",
 )
-@adapter_option(", of every run", not_base=say("cli.serve.base_is_always_served"))
+@adapter_option(", of every run", not_base="cli.serve.base_is_always_served")
 @gguf_type_option(help="Type of the base's matrices; in vLLM F32, F16 or BF16.")
 @_count("--slots", 4, "Answers generated at the same time.")
 @_count("--queue", 32, "Answers that may wait; beyond, clients get 429.")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from html import escape
 
 from weitune.data.show.preview import BORDER, Part, PreviewAnswer, PreviewItem
-from weitune.messages import LANGUAGE, say
+from weitune.messages import say
+from weitune.messages.language import language
 
 _STYLE = """
 :root { color-scheme: light dark; --learned: #bfe8c6; --worse: #f6c9c0; --control: #8a8f98; --line: #8884;
@@ -68,7 +69,7 @@ def page(title: str, items: Sequence[PreviewItem], facts: Sequence[str]) -> str:
     )
     shown = escape(say("data.page.shown", shown="{0}", all="{1}"))
     return (
-        f'<!doctype html>\n<html lang="{LANGUAGE}"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="{language()}"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n<body>\n'
         f"<h1>{escape(title)}</h1>\n" + "".join(f"<p>{escape(fact)}</p>\n" for fact in facts) + f"<p>{legend}</p>\n"
         f'<form><label>{say("data.page.least")} <input name="least" type="number" min="0"></label>\n'

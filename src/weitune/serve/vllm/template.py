@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from weitune.messages import say
+from weitune.messages import in_english, say
 from weitune.serve.vllm.middleware import VARIABLE
 
 
@@ -32,7 +32,7 @@ def template_by_model(texts: Mapping[str, str]) -> str:
     for i, (text, group) in enumerate(names.items()):
         listed = json.dumps(group, ensure_ascii=False)
         parts.append(f"{{%+ {'elif' if i else 'if'} {VARIABLE} in {listed} %}}\n{_without_last_break(text)}")
-    unknown = json.dumps(say("serve.template.unknown_model"))
+    unknown = json.dumps(in_english(say("serve.template.unknown_model")))
     return "".join(parts) + f"{{%+ else %}}{{{{- raise_exception({unknown}) }}}}{{%+ endif %}}"
 
 
