@@ -12,7 +12,7 @@ import pytest
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.errors import InputError
-from weitune.generate.remote import RemoteEngine
+from weitune.generate.remote import RemoteEngine, RemoteStream
 from weitune.generate.sampling import Sampling
 
 ASKED = Conversation((Turn("user", "你是谁？"),))
@@ -160,3 +160,11 @@ def test_a_path_that_is_not_there_is_named_with_a_hint(url: str) -> None:
     with pytest.raises(InputError, match=r"refuses \(404\) for /openai/v1/models: no such path") as error:
         RemoteEngine(f"{url}/openai", "a").models()
     assert f"up to the version, such as {url}/v1" in error.value.fix
+
+
+def test_reasoning_is_put_in_tags_before_the_content() -> None:
+    stream = RemoteStream.__new__(RemoteStream)
+    stream._thinking = False
+    deltas = [{"reasoning_content": "The "}, {"reasoning_content": "moon."}, {"content": "At "}, {"content": "noon."}]
+    assert "".join(map(stream._text_of, deltas)) == "<think>\nThe moon.\n</think>\n\nAt noon."
+    assert stream._text_of({"reasoning_content": "a", "content": "b"}) == "<think>\na\n</think>\n\nb"

@@ -17,10 +17,10 @@ from weitune.export.llama_models import LlamaModel
 from weitune.generate.sampling import Sampling
 from weitune.recipe.schema import Tokens
 from weitune.serve.admission import Admission
-from weitune.serve.answering import Answering
+from weitune.serve.answers.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
-from weitune.serve.request import Limits
+from weitune.serve.requests.request import Limits
 
 
 @dataclass

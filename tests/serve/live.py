@@ -22,7 +22,7 @@ from weitune.export.llama_models import LlamaModels, llama_models
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, listen
 from weitune.serve.local import Capacity, serve
-from weitune.serve.request import Limits
+from weitune.serve.requests.request import Limits
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import pytest
 
 from tests.limits import HANG_SECONDS
 from tests.serve.asgi import ASK, Client, ScriptedEngine, make_app, until
-from weitune.generate.llama_engine import Piece
+from weitune.data.calls.reader import Said
 from weitune.generate.sampling import Sampling
+from weitune.serve.answers.part import Part
 from weitune.serve.guard import Guard
-from weitune.serve.request import Limits, parse_request
+from weitune.serve.requests.request import Limits, parse_request
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -56,14 +57,14 @@ def test_a_streamed_reply() -> None:
 
 
 def test_of_a_whole_answer_the_loop_hears_once() -> None:
-    async def pieces_of(stream: bool) -> list[Piece]:
+    async def parts_of(stream: bool) -> list[Part]:
         app = make_app(ScriptedEngine())
         framed = app._answering.frame(parse_request({**ASK, "stream": stream}, app._models, Limits()))
-        return [piece async for piece in app._answering.answer(framed)]
+        return [part async for part in app._answering.answer(framed)]
 
-    streamed, whole = run(pieces_of(True)), run(pieces_of(False))
+    streamed, whole = run(parts_of(True)), run(parts_of(False))
     assert len(streamed) > 1
-    assert whole == [replace(streamed[-1], text="".join(piece.text for piece in streamed))]
+    assert whole == [replace(streamed[-1], said=Said("".join(part.said.content for part in streamed)))]
 
 
 def test_several_answers_have_seeds_of_their_own() -> None:

@@ -23,7 +23,7 @@ from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
 from weitune.serve.guard import Guard
 from weitune.serve.local import Capacity
-from weitune.serve.request import Limits
+from weitune.serve.requests.request import Limits
 
 pytest.importorskip("xllamacpp")
 openai = pytest.importorskip("openai")
@@ -142,6 +142,41 @@ def test_max_tokens_cuts(client: Any) -> None:
         said(client, max_tokens=1001)
 
 
+def test_logprobs_are_the_models_own(client: Any) -> None:
+    options = {"model": "first", "messages": ASK, "max_tokens": LENGTH, "logprobs": True, "top_logprobs": 3}
+    reply = client.chat.completions.create(**options)
+    tokens = reply.choices[0].logprobs.content
+    assert reply.choices[0].message.content == said(client)
+    assert len(tokens) == reply.usage.completion_tokens == LENGTH
+    text = b"".join(bytes(token.bytes) for token in tokens).decode(errors="ignore")
+    assert text == reply.choices[0].message.content.replace("\ufffd", "")
+    for token in tokens:  # greedy: each is the likeliest
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == token.top_logprobs[0].logprob <= 0
+        assert token.bytes == token.top_logprobs[0].bytes
+    hot = client.chat.completions.create(**options, temperature=2, seed=1, extra_body={"min_p": 1.0})
+    assert hot.choices[0].message.content == reply.choices[0].message.content
+    streamed = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+    assert [token for choice in streamed if choice.logprobs for token in choice.logprobs.content] == tokens
+    assert (
+        client.chat.completions.create(**{**options, "top_logprobs": 0}).choices[0].logprobs.content[0].top_logprobs
+        == []
+    )
+
+
+def test_control_tokens_reach_the_reader(client: Any, models: LlamaModels) -> None:
+    """llama.cpp leaves control tokens out of its text unless it is told to keep them."""
+    framing = models.by_name["first"].framing
+    token = next(token for token in framing.control_ids if token not in models.by_name["first"].stop_tokens)
+    assert said(client, max_tokens=3, logit_bias={str(token): 100}) == ""
+    with LlamaCpp(models.base, (), exact=True) as llama:
+        text = next(text for text, id_ in framing.control_tokens.items() if id_ == token)
+        body = llama.body([5, 6, 7], Sampling(max_new_tokens=3))
+        body |= {"logit_bias": [[token, 100]], "preserved_tokens": [text]}
+        chunks = [chunk for chunk in llama.complete(body) if chunk["tokens"]]
+    assert [(chunk["content"], chunk["tokens"]) for chunk in chunks] == [(text, [token])] * 3
+
+
 def test_the_same_seed_says_the_same(client: Any) -> None:
     options = {"temperature": 1.5, "seed": 5}
     assert said(client, **options) == said(client, **options)
@@ -160,7 +195,7 @@ def test_refusals_are_the_clients_own_exceptions(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="this server takes 1024") as error:
         said(client, messages=[{"role": "user", "content": "house " * 2000}])
     assert error.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="does not support 'tools'"):
+    with pytest.raises(openai.BadRequestError, match="cannot call tools: its chat template does not write calls"):
         said(client, tools=[{"type": "function", "function": {"name": "f"}}])
 
 

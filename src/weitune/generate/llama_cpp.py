@@ -18,6 +18,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -122,9 +123,11 @@ class LlamaCpp:
             connection.close()
 
     def complete(self, body: Mapping[str, Any]) -> Completion:
+        """Begin an answer; with ``"stream": False`` in ``body`` it comes as one chunk that has all of its tokens."""
         connection = self._connect()
-        self._send(connection, "/completion", {**body, "stream": True})
-        return Completion(connection)
+        body = {"stream": True, **body}
+        self._send(connection, "/completion", body)
+        return Completion(connection, streamed=body["stream"])
 
     def body(self, prompt: Sequence[int], sampling: Sampling, adapter: int | None = None) -> dict[str, Any]:
         """Return the body of a request that continues ``prompt`` with the adapter of that number.
@@ -183,10 +186,12 @@ def _socket_folder() -> tempfile.TemporaryDirectory[str] | None:
 class Completion(Iterator[dict[str, Any]]):
     """An answer being generated: chunks with ``content`` (text), ``tokens`` and, in the last one, ``stop_type``."""
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
+    def __init__(self, connection: http.client.HTTPConnection, *, streamed: bool = True) -> None:
         self._connection = connection
         self._socket = connection.sock
-        self._chunks = _events(connection)
+        self.closed = threading.Event()
+        """Set once the answer is not wanted any more."""
+        self._chunks = (_events if streamed else _whole)(connection)
 
     def __next__(self) -> dict[str, Any]:
         """Return the next chunk. Raises InputError if llama.cpp refuses the request or reports an error."""
@@ -197,6 +202,7 @@ class Completion(Iterator[dict[str, Any]]):
 
     def close(self) -> None:
         """Stop generating. Another thread may call this while one waits for a chunk: its stream then ends."""
+        self.closed.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -252,6 +258,16 @@ def _events(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
     try:
         yield from server_sent_events(_accepted(connection))
     except (OSError, http.client.HTTPException):
+        return
+    finally:
+        connection.close()
+
+
+def _whole(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
+    """Yield the response over ``connection`` as the only chunk; nothing if it is closed before."""
+    try:
+        yield json.loads(_accepted(connection).read())
+    except (OSError, http.client.HTTPException, ValueError):
         return
     finally:
         connection.close()

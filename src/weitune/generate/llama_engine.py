@@ -15,6 +15,7 @@ from weitune.generate.stream import Answer
 from weitune.messages import say
 
 if TYPE_CHECKING:
+    from weitune.data.calls.marks import Marks
     from weitune.data.frame.framing import Framing
 
 Finish = Literal["stop", "length"]
@@ -36,8 +37,9 @@ class ChunkReader:
     not a whole character at an answer's end is left out. So U+FFFD is held back until something follows it.
     """
 
-    def __init__(self, stop_tokens: frozenset[int]) -> None:
-        self._stop_tokens = stop_tokens
+    def __init__(self, stop_tokens: frozenset[int], marks: Marks | None = None) -> None:
+        """With ``marks`` the pieces are marked text."""
+        self._stop_tokens, self._marks = stop_tokens, marks
         self._tokens, self._held = 0, ""
 
     def read(self, chunk: Mapping[str, Any]) -> Piece:
@@ -45,7 +47,10 @@ class ChunkReader:
         if not self._stop_tokens.isdisjoint(chunk.get("tokens", ())):
             return Piece("", self._tokens, "stop")
         self._tokens = chunk.get("tokens_predicted", self._tokens)
-        text = self._held + chunk.get("content", "")
+        content = chunk.get("content", "")
+        if self._marks is not None:
+            content = self._marks.ending(content, chunk.get("tokens", ()))
+        text = self._held + content
         whole = text.rstrip(REPLACEMENT)
         self._held = text[len(whole) :]
         if not chunk.get("stop"):

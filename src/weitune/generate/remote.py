@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,7 +90,7 @@ class RemoteStream(Iterator[str]):
         self._response = response
         self._events = server_sent_events(response)
         self._texts: list[str] = []
-        self._stopped = False
+        self._stopped = self._thinking = False
         self.complete = False
         """Whether the server has said why the answer ends."""
 
@@ -102,10 +102,18 @@ class RemoteStream(Iterator[str]):
             for choice in event.get("choices", ()):
                 self._stopped = self._stopped or choice.get("finish_reason") == "stop"
                 self.complete = self.complete or choice.get("finish_reason") is not None
-                if text := (choice.get("delta") or {}).get("content"):
+                if text := self._text_of(choice.get("delta") or {}):
                     self._texts.append(text)
-                    return str(text)
+                    return text
         raise StopIteration
+
+    def _text_of(self, delta: Mapping[str, Any]) -> str:
+        """Return what ``delta`` adds, with reasoning in tags before the content, as engines here have it."""
+        reasoning, content = delta.get("reasoning_content") or "", delta.get("content") or ""
+        opening = "<think>\n" if reasoning and not self._thinking else ""
+        closing = "\n</think>\n\n" if content and (self._thinking or reasoning) else ""
+        self._thinking = bool(self._thinking or reasoning) and not closing
+        return f"{opening}{reasoning}{closing}{content}"
 
     def close(self) -> None:
         self._events.close()

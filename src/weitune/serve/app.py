@@ -18,16 +18,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
+from weitune.data.calls.reader import Said
 from weitune.export.llama_models import LlamaModel
-from weitune.generate.llama_engine import Piece
-from weitune.serve.answering import Answering, FramedRequest
+from weitune.serve.answers.answering import Answering, FramedRequest
+from weitune.serve.answers.part import Part
 from weitune.serve.asgi import ClientGone, Receive, Scope, Send
-from weitune.serve.completion_json import Reply, usage_of
 from weitune.serve.errors import ApiError
 from weitune.serve.guard import Guard
 from weitune.serve.metrics import Metrics
 from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
-from weitune.serve.request import Limits, parse_request
+from weitune.serve.replies.completion_json import ChatReply, Reply, usage_of
+from weitune.serve.requests.request import ChatRequest, Limits, parse_request
 from weitune.serve.response import Response
 from weitune.serve.tasks import merged, unless_gone
 
@@ -44,6 +45,8 @@ class App:
     def __init__(self, models: Mapping[str, LlamaModel], answering: Answering, guard: Guard, limits: Limits) -> None:
         self._models, self._answering, self._guard, self._limits = models, answering, guard, limits
         self._metrics = Metrics(answering.admission)
+        for model in models.values():  # so that no request waits for it
+            answering.framings.of(model.framing)
         self._open = 0
         self._routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
@@ -131,43 +134,43 @@ class App:
     async def _chat(self, receive: Receive, response: Response) -> None:
         body = await self._guard.body(receive)
         request = parse_request(_parsed(body), self._models, self._limits)
+        await self._reply(request, ChatReply(request.model.name, request.logprobs), receive, response)
+
+    async def _reply(self, request: ChatRequest, reply: Reply, receive: Receive, response: Response) -> None:
         framed = self._answering.frame(request)
         with self._answering.admission.admitted(request.choices):
-            await unless_gone((self._stream if request.stream else self._whole)(framed, response), receive)
+            await unless_gone((self._stream if request.stream else self._whole)(framed, reply, response), receive)
 
-    async def _whole(self, framed: FramedRequest, response: Response) -> None:
-        answers = [Piece("", 0)] * framed.request.choices
-        async with aclosing(self._answers(framed)) as pieces:
-            async for index, piece in pieces:  # one for each answer
-                answers[index] = piece
-        usage = usage_of(len(framed.prompt), sum(piece.tokens for piece in answers))
-        texts = [(piece.text, piece.finish or "stop") for piece in answers]
-        await response.json(200, Reply(framed.request.model.name).whole(texts, usage))
+    async def _whole(self, framed: FramedRequest, reply: Reply, response: Response) -> None:
+        answers = [Part(Said(), 0)] * framed.request.choices
+        async with aclosing(self._answers(framed)) as parts:
+            async for index, part in parts:  # one for each answer
+                answers[index] = part
+        usage = usage_of(len(framed.prompt), sum(part.tokens for part in answers))
+        await response.json(200, reply.whole(answers, usage))
 
-    async def _stream(self, framed: FramedRequest, response: Response) -> None:
-        reply = Reply(framed.request.model.name)
+    async def _stream(self, framed: FramedRequest, reply: Reply, response: Response) -> None:
         generated = 0
-        async with aclosing(self._answers(framed)) as pieces:
-            async for index, piece in pieces:
-                if not response.begun:  # before the first piece an error can still have its own status
-                    for i in range(framed.request.choices):
-                        await response.event(reply.chunk(i, {"role": "assistant", "content": ""}))
-                if piece.text or piece.finish:
-                    delta = {"content": piece.text} if piece.text else {}
-                    await response.event(reply.chunk(index, delta, piece.finish))
-                generated += piece.tokens if piece.finish else 0
+        async with aclosing(self._answers(framed)) as parts:
+            async for index, part in parts:
+                if not response.begun:  # before the first part an error can still have its own status
+                    openings = map(reply.opening, range(framed.request.choices))
+                    for opening in filter(None, openings):
+                        await response.event(opening)
+                await response.event(reply.chunk(index, part))
+                generated += part.tokens if part.finish else 0
         if framed.request.include_usage:
             await response.event(reply.last_chunk(usage_of(len(framed.prompt), generated)))
         await response.end_events()
 
-    async def _answers(self, framed: FramedRequest) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Yield the pieces of all answers to a request, each with its answer's number, and count finished answers."""
+    async def _answers(self, framed: FramedRequest) -> AsyncGenerator[tuple[int, Part], None]:
+        """Yield the parts of all answers to a request, each with its answer's number, and count finished answers."""
         sources = [self._answering.answer(framed, i) for i in range(framed.request.choices)]
-        async with aclosing(merged(sources)) as pieces:
-            async for index, piece in pieces:
-                if piece.finish:
-                    self._metrics.answered(framed.request.model.name, len(framed.prompt), piece.tokens)
-                yield index, piece
+        async with aclosing(merged(sources)) as parts:
+            async for index, part in parts:
+                if part.finish:
+                    self._metrics.answered(framed.request.model.name, len(framed.prompt), part.tokens)
+                yield index, part
 
 
 def _plain(path: str) -> str:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from weitune.export.llama_models import LlamaModels
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.serve.admission import Admission
-from weitune.serve.answering import Answering
+from weitune.serve.answers.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, http_server, url_of
-from weitune.serve.request import Limits
+from weitune.serve.requests.request import Limits
 
 
 @dataclass(frozen=True, slots=True)

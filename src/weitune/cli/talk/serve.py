@@ -110,7 +110,7 @@ def _serve_here(
     except ImportError:
         raise MissingExtraError("uvicorn", "serve") from None
     from weitune.serve.local import Capacity, serve
-    from weitune.serve.request import Limits
+    from weitune.serve.requests.request import Limits
 
     guard = _guard(host, options)
     capacity = Capacity(options["slots"], options["queue"], options["context"], options["threads"])

@@ -98,6 +98,14 @@ class ChatFraming(Framing):
         draft = self._drafted(script, text, len(conversation.turns), [])
         return list(self.encode([draft])[0].input_ids)
 
+    @property
+    def argument_names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self._template.asks_for)
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> ChatFraming:
+        together = {**(self._tokens.template_args or {}), **arguments}
+        return ChatFraming(self._tokenizer, self._tokens.model_copy(update={"template_args": together}))
+
     def describe(self) -> dict[str, Any]:
         empty = {} if self._learns_empty_reasoning else {"empty_reasoning": "context"}
         return {
@@ -259,9 +267,7 @@ class ChatFraming(Framing):
             return self
         key = repr(arguments)
         if key not in self._others:
-            together = {**(self._tokens.template_args or {}), **arguments}
-            tokens = self._tokens.model_copy(update={"template_args": together})
-            self._others[key] = ChatFraming(self._tokenizer, tokens)
+            self._others[key] = self.with_arguments(arguments)
         return self._others[key]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -47,6 +47,31 @@ class Framing(ABC):
     def control_ids(self) -> frozenset[int]:
         """Ids of the control tokens; no text of a row becomes one."""
         return frozenset(self._controls.ids.values())
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """The ids of the control tokens by their texts."""
+        return self._controls.ids
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the control tokens that the tokenizer calls special: decoded answers do not show them."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @property
+    def argument_names(self) -> frozenset[str]:
+        """The names of the arguments that the template reads."""
+        return frozenset()
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> Framing:
+        """Return this framing with further arguments of its template, in place of its own of the same name."""
+        raise ModelError("data.framing.no_arguments", names=", ".join(arguments))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens``, without that of special ones."""
+        text: str = self._backend.decode(list(tokens), skip_special_tokens=True)
+        return text
 
     def lookalikes(self, text: str) -> list[tuple[int, int]]:
         """Return the character ranges (start, stop) in which ``text`` spells control tokens."""

@@ -10,24 +10,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weitune.data.conversation import Conversation, Role, Turn
-from weitune.data.formats.reasoning import turn_from_text
+from weitune.data.conversation import Conversation
 from weitune.errors import InputError
 from weitune.export.llama_models import LlamaModel
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
+from weitune.serve.requests.messages import read_messages, read_tool_choice, read_tools
 
-_IGNORED = frozenset({"user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
+_IGNORED = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier",
                       "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
-_REFUSED = frozenset({"tools", "tool_choice", "functions", "function_call", "response_format", "audio", "modalities",
-                      "prediction", "web_search_options", "logprobs", "top_logprobs"})  # fmt: skip
+_REFUSED = frozenset({"functions", "function_call", "response_format", "audio", "modalities", "prediction",
+                      "web_search_options"})  # fmt: skip
 _HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
 """Values of a refused field that have no effect."""
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MESSAGES = 4096
 _STOP_STRINGS = 16
 _STOP_CHARACTERS = 256
 _BIASES = 1024
+_TEMPLATE_ARGUMENTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,15 @@ class ChatRequest:
     include_usage: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Options that go to the engine unchanged: penalties and logit biases."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are not sampled."""
+    tool_choice: str = "auto"
+    """``auto``, ``none``, ``required``, or ``=NAME``."""
+    parallel_calls: bool = True
+    logprobs: int | None = None
+    """How many alternatives to each token are told; None: nothing about likelihood is."""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template for this request alone."""
 
 
 def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -> ChatRequest:
@@ -78,16 +86,35 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
     choices = values.get("n", 1)
     if choices > limits.choices:
         raise ApiError(400, "serve.request.too_large", name="n", most=limits.choices, param="n")
+    tools, choice = _tools(values)
+    if "top_logprobs" in values and values["top_logprobs"] and not values.get("logprobs"):
+        raise ApiError(400, "serve.request.top_logprobs_alone", param="top_logprobs")
     return ChatRequest(
         model,
-        Conversation(values["messages"]).with_system(model.system),
+        Conversation(values["messages"], tools).with_system(model.system),
         _sampling(values, limits),
         values.get("stop", ()),
         choices,
         values.get("stream", False),
         values.get("stream_options", False),
         {name: values[name] for name in ("presence_penalty", "frequency_penalty", "logit_bias") if name in values},
+        min_p=values.get("min_p", 0.0),
+        tool_choice=choice,
+        parallel_calls=values.get("parallel_tool_calls", True),
+        logprobs=values.get("top_logprobs", 0) if values.get("logprobs") else None,
+        template_arguments=values.get("chat_template_kwargs", {}),
     )
+
+
+def _tools(values: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], str]:
+    """Return the tools that are framed, and which must be called. Raises ApiError for one that is not there."""
+    tools, choice = values.get("tools", ()), values.get("tool_choice", "auto")
+    if choice == "none":  # a model that knows of no tools calls none
+        return (), choice
+    names = {tool["function"]["name"] for tool in tools}
+    if (choice == "required" and not tools) or (choice.startswith("=") and choice[1:] not in names):
+        raise ApiError(400, "serve.messages.tool_choice", param="tool_choice")
+    return tools, choice
 
 
 def _sampling(values: Mapping[str, Any], limits: Limits) -> Sampling:
@@ -134,10 +161,13 @@ def _string(value: Any) -> str:
     return value
 
 
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ApiError(400, "serve.request.stream_not_a_boolean", param="stream")
-    return value
+def _boolean(name: str) -> Callable[[Any], bool]:
+    def read(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ApiError(400, "serve.request.not_a_boolean", name=name, param=name)
+        return value
+
+    return read
 
 
 def _usage_wanted(value: Any) -> bool:
@@ -163,38 +193,26 @@ def _biases(value: Any) -> list[list[float]]:
     return [[int(token), read(bias)] for token, bias in value.items()]
 
 
-def _messages(value: Any) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= _MESSAGES:
-        raise ApiError(400, "serve.request.messages", most=_MESSAGES, param="messages")
-    turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(value))
-    if turns[-1].role != "user":
-        raise ApiError(400, "serve.request.last_message", param=f"messages[{len(turns) - 1}].role")
-    return turns
-
-
-def _turn(message: Any, where: str) -> Turn:
-    if not isinstance(message, dict):
-        raise ApiError(400, "serve.request.message_not_an_object", where=where, param=where)
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES or message.get("tool_calls"):
-        raise ApiError(400, "serve.request.role", where=where, roles=", ".join(_ROLES), param=f"{where}.role")
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not all(map(_is_text, parts)):
-        raise ApiError(400, "serve.request.content", where=where, param=f"{where}.content")
-    # Half a surrogate pair is a valid escape in JSON, but no tokenizer takes it.
-    text = "".join(part["text"] for part in parts).encode("utf-8", "replace").decode("utf-8")
-    return turn_from_text(_ROLES[role], text)
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+def _template_arguments(value: Any) -> dict[str, Any]:
+    fits = isinstance(value, dict) and len(value) <= _TEMPLATE_ARGUMENTS
+    if not fits or not all(
+        isinstance(item, bool | int | float) or (isinstance(item, str) and len(item) <= _STOP_CHARACTERS)
+        for item in value.values()
+    ):
+        raise ApiError(400, "serve.request.template_arguments", param="chat_template_kwargs")
+    return dict(value)
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     "model": _string,
-    "messages": _messages,
-    "stream": _boolean,
+    "messages": read_messages,
+    "tools": read_tools,
+    "tool_choice": read_tool_choice,
+    "parallel_tool_calls": _boolean("parallel_tool_calls"),
+    "chat_template_kwargs": _template_arguments,
+    "logprobs": _boolean("logprobs"),
+    "top_logprobs": _integer("top_logprobs", 0, 20),
+    "stream": _boolean("stream"),
     "stream_options": _usage_wanted,
     "stop": _stop,
     "n": _integer("n", 1),
@@ -203,6 +221,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "temperature": _number("temperature", 0, 2),
     "top_p": _number("top_p", 0, 1),
     "top_k": _integer("top_k", 0),
+    "min_p": _number("min_p", 0, 1),
     "repetition_penalty": _number("repetition_penalty", 0.01, 10),
     "seed": _seed,
     "presence_penalty": _number("presence_penalty", -2, 2),

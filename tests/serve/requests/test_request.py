@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.serve.asgi import ASK, ScriptedEngine, make_app
 from weitune.data.conversation import Turn
 from weitune.serve.errors import ApiError
-from weitune.serve.request import ChatRequest, Limits, parse_request
+from weitune.serve.requests.request import ChatRequest, Limits, parse_request
 
 OFFERS = make_app(ScriptedEngine())._models
 LIMITS = Limits(max_tokens=100, choices=2)
@@ -53,7 +53,11 @@ def test_half_a_surrogate_pair_is_replaced() -> None:
         ("max_completion_tokens", 10**30), ("seed", 2**63), ("seed", "7"), ("stop", ""), ("stop", [1]),
         ("stop", ["x"] * 17), ("stop", "x" * 257), ("stream", "yes"), ("stream_options", 1), ("logit_bias", {"x": 1}),
         ("logit_bias", {"5": 101}), ("logit_bias", []), ("presence_penalty", 3), ("tools", [{"type": "function"}]),
-        ("response_format", {"type": "json_object"}), ("logprobs", True), ("top_logprobs", 5), ("temprature", 1),
+        ("tools", [{"type": "function", "function": {"name": "f", "parameters": 1}}]),
+        ("response_format", {"type": "json_object"}), ("logprobs", 1), ("top_logprobs", 5), ("temprature", 1),
+        ("tools", {}), ("tools", [{"type": "function", "function": {"name": "a b"}}]), ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "tides"}}), ("min_p", 2), ("parallel_tool_calls", 1),
+        ("chat_template_kwargs", [1]), ("chat_template_kwargs", {"x": {}}), ("top_logprobs", 21),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_its_name(field: str, value: Any) -> None:
@@ -85,7 +89,8 @@ JSON = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["model", "messages", "stream", "stream_options", "stop", "n", "max_tokens", "temperature", "top_p", "top_k",
-     "seed", "logit_bias", "tools", "response_format", "user", "frequency_penalty", "x"]
+     "seed", "logit_bias", "tools", "tool_choice", "response_format", "user", "frequency_penalty", "logprobs",
+     "top_logprobs", "min_p", "chat_template_kwargs", "parallel_tool_calls", "x"]
 )  # fmt: skip
 
 

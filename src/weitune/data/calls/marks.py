@@ -1,0 +1,62 @@
+"""Text in which every control token is one character, so that no other text can be taken for one.
+
+    tokens    [<tool_call>] "\\n{"name": "say", "arguments": {"text": "<tool_call>"}}\\n" [</tool_call>]
+    marked    ⓐ\\n{"name": "say", "arguments": {"text": "<tool_call>"}}\\nⓑ
+
+The characters are of Unicode's last private use areas, which no text has by agreement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from weitune.data.frame.encode import Piece, Text
+
+_FIRST = 0xF0000
+
+
+class Marks:
+    """The marks of ``control_tokens`` (ids by text); ``special`` are the ids of those that answers do not show."""
+
+    def __init__(self, control_tokens: Mapping[str, int], special: frozenset[int] = frozenset()) -> None:
+        self.texts = {token: text for text, token in control_tokens.items()}
+        self._marks = {token: chr(_FIRST + at) for at, token in enumerate(sorted(self.texts))}
+        self._written = {ord(mark): self.texts[token] for token, mark in self._marks.items()}
+        self._shown = {ord(mark): "" if token in special else self.texts[token] for token, mark in self._marks.items()}
+
+    def of_pieces(self, pieces: Iterable[Piece]) -> str:
+        """Return the pieces of a draft as marked text."""
+        return "".join(
+            piece.text if isinstance(piece, Text) else "".join(map(self._marks.__getitem__, piece)) for piece in pieces
+        )
+
+    def of_tokens(self, tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> str:
+        """Return ``tokens`` as marked text; ``decode`` gives the text of tokens that are not control tokens."""
+        texts: list[str] = []
+        run: list[int] = []
+        for token in tokens:
+            if token in self._marks:
+                texts += [decode(run) if run else "", self._marks[token]]
+                run = []
+            else:
+                run.append(token)
+        return "".join(texts) + (decode(run) if run else "")
+
+    def ending(self, text: str, tokens: Sequence[int]) -> str:
+        """Return ``text``, which ends with the last of ``tokens``, with that marked if it is a control token."""
+        last = tokens[-1] if tokens else None
+        if last is None or last not in self._marks or not text.endswith(self.texts[last]):
+            return text
+        return text.removesuffix(self.texts[last]) + self._marks[last]
+
+    def tokens_in(self, text: str) -> frozenset[int]:
+        """Return the control tokens marked in ``text``."""
+        return frozenset(token for token, mark in self._marks.items() if mark in text)
+
+    def written(self, text: str) -> str:
+        """Return marked ``text`` with every control token spelled out."""
+        return text.translate(self._written)
+
+    def shown(self, text: str) -> str:
+        """Return marked ``text`` as answers show it: without special tokens."""
+        return text.translate(self._shown)

@@ -1,0 +1,151 @@
+"""From a request to text, piece by piece: the bridge between asyncio and the engine.
+
+    request ── frame ──▶ tokens ──▶ slot ──▶ thread: llama.cpp's stream, Part, Part, … ──▶ asyncio queue
+
+A thread reads each running answer, so there are as many threads as slots. llama.cpp streams answers, because it then
+notices within a token that nobody reads any more. If the client wants the answer whole, the thread joins it into one
+part: waking the event loop at each token would take time from llama.cpp. When the task that iterates is cancelled (its
+client has disconnected), the engine's connection is closed, and llama.cpp stops after the current token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from weitune.data.calls.reader import ReadAs
+from weitune.data.frame.encode import Draft, Text
+from weitune.errors import InputError
+from weitune.generate.llama_cpp import Completion, LlamaCpp
+from weitune.serve.admission import Admission
+from weitune.serve.answers.framings import Framings, KnownFraming
+from weitune.serve.answers.likelihood import likelihoods
+from weitune.serve.answers.part import Part, Reading, joined, parts_of
+from weitune.serve.errors import ApiError
+from weitune.serve.requests.request import ChatRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FramedRequest:
+    """A request whose prompt has been tokenized and fits."""
+
+    request: ChatRequest
+    prompt: tuple[int, ...]
+    known: KnownFraming
+
+
+class Answering:
+    """Answers requests with one engine."""
+
+    def __init__(self, llama: LlamaCpp, admission: Admission) -> None:
+        self.llama, self.admission = llama, admission
+        self.framings = Framings()
+        self._readers = ThreadPoolExecutor(admission.slots, thread_name_prefix="answer")
+
+    def frame(self, request: ChatRequest) -> FramedRequest:
+        """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
+        known = self.framings.of(request.model.framing, request.template_arguments)
+        _check_calls(request, known)
+        try:
+            prompt = tuple(known.framing.prompt(request.conversation))
+        except InputError as error:
+            raise ApiError(400, "serve.errors.passed_on", message=error.message, param="messages") from None
+        room = self.llama.context_tokens - len(prompt)
+        if room < 1:
+            raise ApiError(
+                400,
+                "serve.answering.too_long",
+                prompt_tokens=len(prompt),
+                context_tokens=self.llama.context_tokens,
+                param="messages",
+                code="context_length_exceeded",
+            )
+        longest = min(request.sampling.max_new_tokens, room)
+        request = replace(request, sampling=replace(request.sampling, max_new_tokens=longest))
+        return FramedRequest(request, prompt, known)
+
+    async def answer(self, framed: FramedRequest, choice: int = 0) -> AsyncGenerator[Part, None]:
+        """Yield one answer, in parts if the request wants it streamed. Raises ApiError if the engine refuses it.
+
+        ``choice`` numbers the answers to one request; each has another seed.
+        """
+        async with self.admission.slot():
+            body = self._body(framed, choice)
+            completion = self.llama.complete(body)
+            parts = parts_of(completion, self._reading(framed, body, completion))
+            wanted = parts if framed.request.stream else joined(parts)
+            async with aclosing(_read(wanted, completion, self._readers)) as read:
+                async for part in read:
+                    yield part
+
+    def _reading(self, framed: FramedRequest, body: dict[str, Any], completion: Completion) -> Reading:
+        request, known = framed.request, framed.known
+        forced = known.framing.encode([Draft((Text("a", bare=True),))])[0].input_ids[-1]
+        return Reading(
+            ReadAs(known.form, known.marks, request.conversation.tools or None),
+            request.model.stop_tokens,
+            known.framing.decode,
+            lambda tokens: likelihoods(self.llama, body, tokens, forced, completion),
+            not request.parallel_calls,
+        )
+
+    def _body(self, framed: FramedRequest, choice: int) -> dict[str, Any]:
+        request = framed.request
+        sampling = request.sampling
+        if sampling.seed is not None and choice:
+            sampling = replace(sampling, seed=sampling.seed + choice)
+        body = self.llama.body(framed.prompt, sampling, request.model.adapter)
+        if request.min_p and not sampling.greedy:
+            body |= {"min_p": request.min_p, "samplers": [*body["samplers"], "min_p"]}
+        if request.logprobs is not None:
+            body |= {"stream": False, "n_probs": max(request.logprobs, 1)}
+        preserved = list(framed.known.preserved)
+        return {**body, **request.extra, "stop": list(request.stop), "preserved_tokens": preserved}
+
+
+def _check_calls(request: ChatRequest, known: KnownFraming) -> None:
+    """Raise ApiError if the request has tools, but the template no calls, or more calls a turn than it writes."""
+    turns = request.conversation.turns
+    called = max((len(turn.tool_calls) for turn in turns), default=0)
+    if (request.conversation.tools or called) and known.form.calls is None:
+        raise ApiError(
+            400, "serve.answering.no_calls", name=request.model.name, reason=known.form.no_calls, param="tools"
+        )
+    if request.tool_choice not in ("auto", "none"):
+        raise ApiError(400, "serve.answering.not_forced", param="tool_choice", code="unsupported_parameter")
+    if called > 1 and not known.form.several:
+        raise ApiError(400, "serve.answering.one_call", name=request.model.name, param="messages")
+
+
+async def _read(items: Iterator[T], completion: Completion, threads: ThreadPoolExecutor) -> AsyncGenerator[T, None]:
+    """Yield ``items``, which read ``completion`` in a thread, and close it at the end."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+
+    def put(item: T | Exception | None) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def read() -> None:
+        try:
+            for item in items:
+                put(item)
+        except Exception as error:  # noqa: BLE001  (raised again in the task that reads)
+            put(error)
+        finally:
+            put(None)
+
+    reading = loop.run_in_executor(threads, read)
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        completion.close()
+        await asyncio.shield(reading)

@@ -1,0 +1,1 @@
+"""Replies of the OpenAI protocol: from the parts of answers to JSON."""

@@ -1,0 +1,1 @@
+"""Requests of the OpenAI protocol: from untrusted JSON to values in range."""
