@@ -37,11 +37,12 @@ def environment(source: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(source / "src")}
 
 
-def weitune(source: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """Start the command line of ``source``."""
+def weitune(source: Path, arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
+    """Start the command line of ``source``, with ``more`` in its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "weitune", *arguments],
-        env=environment(source), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+        env={**environment(source), **more},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 
 

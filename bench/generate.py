@@ -4,7 +4,8 @@
 
 one     an answer of 64 tokens, prompt included, to one question; the engine has answered another before
 many    answers of at most 64 tokens to 100 questions of the data
-eval    ``weitune eval`` of the run, from the command to its end: seconds, with the general questions
+eval    ``weitune eval`` of the run, from the command to its end: seconds, with the same 25 general questions in each
+        language on both sides and an empty cache; again is a second evaluation, for which the base's are in the cache
 
 Both sides generate greedily with a run's adapter. In fp32 the answers have to be equal.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from bench.compare import RESULTS, model_folder
 from bench.start import finished
 
 _DATA = Path(__file__).parents[1] / "src/weitune/data/builtin/captain-en.jsonl"
+_GENERAL_QUESTIONS = 25
 _SIDE = """
 import json, sys, time
 from weitune import Run
@@ -54,9 +58,11 @@ def measured(source: Path, run: Path, questions: list[str], only: str) -> dict[s
     """Return the tokens a second of one side, and its answers; the seconds of ``eval``."""
     facts: dict[str, Any] = {}
     if "eval" in only.split(","):
-        start = time.perf_counter()
-        finished(weitune(source, ["eval", str(run)]))
-        facts["eval"] = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as cache:
+            for name in ("eval", "again"):
+                start = time.perf_counter()
+                finished(weitune(source, ["eval", str(run)], XDG_CACHE_HOME=cache))
+                facts[name] = time.perf_counter() - start
     if only == "eval":
         return facts
     done = subprocess.run(
@@ -75,10 +81,25 @@ def questions_of(count: int) -> list[str]:
     return [f"{asked[k % len(asked)]}{'' if k < len(asked) else f' ({k})'}" for k in range(count)]
 
 
+def with_same_questions(both: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Return copies of both sources in ``folder`` that have the same general questions: some of this version's."""
+    name = Path("src/weitune/evaluate/general.jsonl")
+    rows = (both["now"] / name).read_text(encoding="utf-8").splitlines()
+    chosen = [
+        row
+        for language in ("en", "zh")
+        for row in [row for row in rows if json.loads(row)["language"] == language][:_GENERAL_QUESTIONS]
+    ]
+    for side, source in both.items():
+        shutil.copytree(source / "src", folder / side / "src")
+        (folder / side / name).write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    return {side: folder / side for side in both}
+
+
 def _entry(what: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return the figures of one measurement, and how many answers of both sides are equal."""
     figures = {side: [facts[what] for facts in each] for side, each in found.items()}
-    if what == "eval":
+    if what in {"eval", "again"}:
         return {**summary(figures), "seconds": figures}
     pairs = zip(*(each[0][f"{what} answers"] for each in found.values()), strict=True)
     return {**summary(figures), "equal_answers": sum(a == b for a, b in pairs), "tokens_per_second": figures}
@@ -97,22 +118,23 @@ def main() -> None:
     results: dict[str, Any] = {"processor": processor(), "questions": arguments.questions}
     questions = questions_of(arguments.questions)
     with sources(arguments.baseline) as both, tempfile.TemporaryDirectory() as folder:
+        same = with_same_questions(both, Path(folder) / "sources")
         for name in arguments.models.split(","):
             for precision in arguments.precisions.split(","):
                 run = Path(folder) / f"{name}-{precision}"
                 training = ["train", "--model", str(model_folder(name)), "--data", str(_DATA), "--output", str(run),
                             "--train.max_steps", "2", "--train.precision", precision,
                             "--validation", "0.1"]  # fmt: skip
-                finished(weitune(both["before"], training))
+                finished(weitune(same["before"], training))
                 found: dict[str, list[dict[str, Any]]] = {side: [] for side in both}
                 for _ in range(arguments.rounds):
-                    for side, source in both.items():
+                    for side, source in same.items():
                         found[side].append(measured(source, run, questions, arguments.only))
-                for what in arguments.only.split(","):
+                for what in arguments.only.replace("eval", "eval,again").split(","):
                     entry = _entry(what, found)
                     results[f"{name} {precision} {what}"] = entry
-                    unit, equal = "s" if what == "eval" else "tokens/s", entry.get("equal_answers", "")
-                    print(f"{name} {precision} {what:4}  0.1.0 {entry['before']:6.1f} {unit}  "
+                    unit, equal = "s" if what in {"eval", "again"} else "tokens/s", entry.get("equal_answers", "")
+                    print(f"{name} {precision} {what:5}  0.1.0 {entry['before']:6.1f} {unit}  "
                           f"now {entry['now']:6.1f} ratio {entry['ratio']:.2f}  equal {equal}", flush=True)  # fmt: skip
     (RESULTS / "generate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -205,32 +205,32 @@ class Weitune:
 
     def reference(self) -> None:
         """Compute the reference of all groups, and make the loop."""
-        import numpy as np
         from accelerate import Accelerator
 
         from weitune.data.preference.mismatched import mismatched
-        from weitune.data.preference.reference import MISMATCHED, TRAINED, Reference
+        from weitune.data.preference.reference import MISMATCHED, AnswerSums, Reference
         from weitune.recipe.schema import Train
         from weitune.training.build import make_loop
         from weitune.training.preference.answer_meter import AnswerMeter
         from weitune.training.preference.preferences import Preferences
 
         job, plan, accelerator = self._job, self._plan, Accelerator(cpu=True)
+        train = Train(batch_size=job["batch_size"], epochs=job["epochs"], learning_rate=job["rate"], seed=SEED)
+        memory = self._trainable.memory_plan(train, longest=max(group.tokens for group in self._groups))
         meter = AnswerMeter.of(self._trainable, accelerator)
-        count, others = len(self._groups), []
+        parts: dict[str, AnswerSums] = {}
+        known: dict[int, tuple[float, ...]] = {}
+        for step in range(plan.steps_per_epoch):  # step by step, as a run does
+            sums = meter([self._groups[int(k)] for k in plan.step(step)], micro_tokens=memory.micro_tokens)
+            known.update((int(k), sums[n]) for n, k in enumerate(plan.step(step)))
         if job["method"] == "kto":
             steps = ([self._groups[int(k)] for k in plan.step(step)] for step in range(plan.steps))
-            others = [other for step in steps for other in mismatched(step, job["max_length"])]
-        measured = meter([*self._groups, *others])  # together, as a run does: they share prompts
-        own = np.arange(len(measured)) < count
-        parts = {TRAINED: measured.only(own), MISMATCHED: measured.only(~own)}
-        groups = [replace(group, reference=measured[k]) for k, group in enumerate(self._groups)]
-        train = Train(batch_size=job["batch_size"], epochs=job["epochs"], learning_rate=job["rate"], seed=SEED)
+            parts[MISMATCHED] = AnswerSums.joined([meter(mismatched(step, job["max_length"])) for step in steps])
+        groups = [replace(group, reference=known[k]) for k, group in enumerate(self._groups)]
         preferences = Preferences(self._preference, job["max_length"], Reference(parts))
         self._loop = make_loop(
-            self._trainable, train, groups, plan, accelerator=accelerator, preferences=preferences,
-            longest=max(group.tokens for group in groups),
-        )  # fmt: skip
+            self._trainable, train, groups, plan, accelerator=accelerator, preferences=preferences, memory=memory
+        )
 
     def step(self, step: int) -> float:
         """Make a step and return its loss."""

@@ -153,6 +153,14 @@ class TestNeed:
         assert plan(need - 1, 100).recompute == "none"
         assert plan(0, longest) == MemoryPlan(longest, "block")
 
+    def test_passes_on_a_cpu_are_no_longer_than_they_need_be(self) -> None:
+        def tokens(longest: int, **manner: Any) -> int:
+            config = PassConfig(4, **manner)
+            return plan_memory(self.shape, config, Train(), budget=1 << 50, longest=longest).micro_tokens
+
+        assert [tokens(longest) for longest in (100, 3000, 20_000)] == [2048, 6000, 16_384]
+        assert [tokens(longest, slices=False) for longest in (100, 3000)] == [16_384, 16_384]
+
     def test_logits_never_exceed_a_chunk(self) -> None:
         many = pass_bytes(self.shape, PassSize(8192, 8192, 100), PassConfig(4))[1]
         assert many <= 4 << 26

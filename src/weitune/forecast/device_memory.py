@@ -11,6 +11,7 @@ from weitune.forecast.memory_estimate import (
     ENOUGH_TOKENS,
     LEAST_TOKENS,
     MOST_TOKENS,
+    MOST_TOKENS_ON_CPU,
     ModelShape,
     PassConfig,
     PassSize,
@@ -58,13 +59,16 @@ def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, l
     """Return the value of ``train.micro_tokens: auto``: the most tokens whose pass takes at most ``budget`` bytes.
 
     It is at least ``longest``, the tokens of the longest example, and ``undivided``, those of the largest group, since
-    some pass must hold that one, and at most MOST_TOKENS.
+    some pass must hold that one, and at most MOST_TOKENS; on a CPU, MOST_TOKENS_ON_CPU or two of the longest, whose
+    common beginning is then computed once.
     """
+    held = max(longest, undivided)
+    most = min(max(MOST_TOKENS_ON_CPU, 2 * held), MOST_TOKENS) if config.slices else MOST_TOKENS
 
     def fits(tokens: int) -> bool:
         return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), config)) <= budget
 
-    return fitting_tokens(fits, least=min(max(LEAST_TOKENS, longest, undivided), MOST_TOKENS))
+    return fitting_tokens(fits, least=min(max(LEAST_TOKENS, held), MOST_TOKENS), most=most)
 
 
 def choose_recorded_tokens(shape: ModelShape, config: PassConfig, *, budget: int) -> int:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
 """``train.micro_tokens: auto`` chooses between LEAST and MOST, or more for a longer example. Values are recomputed only
 if fewer tokens than ENOUGH would fit: longer passes are hardly faster."""
+MOST_TOKENS_ON_CPU = 2048
+"""The same on a CPU, where longer passes are no faster and only take memory."""
 _CHECKPOINT_COPIES = 5
 """Copies of the adapter while a checkpoint is written: three in the snapshot, two in the file being written."""
 _MOMENTS = 2
