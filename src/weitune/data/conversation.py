@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from weitune.messages import say
+from weitune.messages import joined, say
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -27,8 +27,8 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         """Return for example ``dialogues.jsonl row 12 (line 13)``."""
-        place = f"{self.file} {say('data.problems.row', row=self.row)}"
-        return place if self.line is None else f"{place} {say('data.problems.line', line=self.line)}"
+        line = [] if self.line is None else [say("data.problems.line", line=self.line)]
+        return joined(" ", [self.file, say("data.problems.row", row=self.row), *line])
 
 
 class ToolCall(NamedTuple):

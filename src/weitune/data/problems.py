@@ -13,7 +13,7 @@ from typing import Any
 
 from weitune.data.conversation import Origin
 from weitune.errors import DataError
-from weitune.messages import say, texts
+from weitune.messages import joined, say, texts
 
 _KEPT = 1000
 """Problems of one kind that are kept at most; `--json` lists all of these."""
@@ -63,11 +63,13 @@ class Problem:
             parts.append(say("data.problems.line_and_column", line=self.line, column=self.column))
         elif self.line is not None:
             parts.append(say("data.problems.line", line=self.line))
-        place = " ".join(parts)
+        place = joined(" ", parts)
         return say("data.problems.field", place=place, field=shown_name(self.field)) if self.field else place
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}" if self.place else self.message
+        if not self.place:
+            return self.message
+        return say("data.problems.at_place", place=self.place, message=self.message)
 
 
 class FaultyRow(Exception):  # noqa: N818  (carries problems, and is always caught)
@@ -109,7 +111,7 @@ class Problems:
         lines = []
         for (kind, fix), group in self._groups.items():
             count = self._counts[kind, fix]
-            lines.append(f"{kind}: {count:,}" if count > 1 else kind)
+            lines.append(say("data.problems.several", kind=kind, count=count) if count > 1 else kind)
             lines += [f"  {problem}" for problem in group[:_SHOWN]]
             if count > _SHOWN:
                 lines.append("  " + say("data.problems.more", count=count - _SHOWN))
@@ -129,7 +131,7 @@ class Problems:
 
     def error(self) -> DataError:
         title = say("data.problems.title", count=len(self))
-        lines = "\n  ".join([f"{title}:", *self.lines()])
+        lines = joined("\n  ", [say("data.problems.heading", title=title), *self.lines()])
         return DataError("data.problems.many", lines=lines, problems=tuple(self))
 
 

@@ -13,7 +13,7 @@ language is a :class:`Told`, which knows itself in English, and JSON is written 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -64,6 +64,13 @@ def in_english(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {in_english(key): in_english(each) for key, each in value.items()}
     return [in_english(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def joined(separator: str, parts: Iterable[str]) -> str:
+    """Return ``parts`` with ``separator`` between them, as :meth:`str.join` does; it knows itself in English, too."""
+    parts = list(parts)
+    text, english = separator.join(parts), separator.join(map(in_english, parts))
+    return text if text == english else Told(text, english)
 
 
 def _form(text: str | Mapping[str, str], values: Mapping[str, object]) -> str:

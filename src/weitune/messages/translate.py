@@ -28,13 +28,18 @@ def translated(text: str, *packages: str) -> str:
 
 
 def by_templates(text: str, templates: Mapping[str, str]) -> str:
-    """Return the translation of ``text`` by ``templates`` (English template: translation); ``text`` if none fits."""
+    """Return the translation of ``text`` by ``templates`` (English template: translation); ``text`` if none fits.
+
+    Of several that fit, the one with most text of its own counts; one without a letter of its own never does.
+    """
     if text in templates:
         return templates[text]
-    for template, translation in templates.items():
-        if "{" in template and (found := _pattern(template).fullmatch(text)):
-            return _filled(translation, dict(zip(_names(template), found.groups(), strict=True)))
-    return text
+    fitting = [template for template in templates if "{" in template and _pattern(template).fullmatch(text)]
+    template = max(fitting, key=lambda each: len(_own(each)), default="")
+    found = _pattern(template).fullmatch(text)
+    if found is None or not re.search("[a-z]", _own(template)):
+        return text
+    return _filled(templates[template], dict(zip(_names(template), found.groups(), strict=True)))
 
 
 def _pairs(english: Mapping[str, object], others: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -53,6 +58,10 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(
         "".join(re.escape(text) + ("(.+?)" if name is not None else "") for text, name, *_ in parts), re.DOTALL
     )
+
+
+def _own(template: str) -> str:
+    return "".join(text for text, *_ in string.Formatter().parse(template))
 
 
 def _names(template: str) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from weitune.errors import RecipeError
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
@@ -93,7 +93,9 @@ def build_recipe(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = 
     except ValidationError as error:
         lines = explain(error.errors(), merged, [key for key, _ in fields()])
         title = say("recipe.load.problems", count=len(lines))
-        raise RecipeError("recipe.load.invalid", lines="\n  ".join([f"{title}:", *lines])) from None
+        raise RecipeError(
+            "recipe.load.invalid", lines=joined("\n  ", [say("recipe.load.heading", title=title), *lines])
+        ) from None
 
 
 def recorded(tree: Mapping[str, Any]) -> dict[str, Any]:

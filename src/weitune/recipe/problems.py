@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from weitune.messages import say
+from weitune.messages import joined, say
 
 LONGEST_SHOWN = 60
 """Characters of a wrong value that a message repeats."""
@@ -62,7 +62,8 @@ def explain(problems: Sequence[Mapping[str, Any]], tree: Mapping[str, Any], know
     by_key: dict[str, list[Mapping[str, Any]]] = {}
     for problem in problems:
         by_key.setdefault(_key(problem, tree), []).append(problem)
-    return [f"{key}: {_sentence(key, found, known)}".removeprefix(": ") for key, found in by_key.items()]
+    sentences = {key: _sentence(key, found, known) for key, found in by_key.items()}
+    return [say("recipe.problems.of_key", key=key, said=said) if key else said for key, said in sentences.items()]
 
 
 def kind(value: object) -> str:
@@ -97,12 +98,12 @@ def _sentence(key: str, problems: Sequence[Mapping[str, Any]], known: Collection
         return say("recipe.problems.key_not_a_string")
     said = [str(problem["ctx"]["error"]) for problem in problems if problem["type"] == "value_error"]
     if said and isinstance(found, Mapping):  # keys that do not go together: the message names them
-        return "; ".join(said)
+        return joined("; ", said)
     if expected := _expected(problems):
         said.append(say("recipe.problems.must_be", expected=expected))
     # YAML reads `no`, `3` and `2024-01-01` as something else than a string.
     lacks_quotes = types == {"string_type"} and not isinstance(found, list | dict | None)
-    values = {"said": "; ".join(said), "value": _shown(found)}
+    values = {"said": joined("; ", said), "value": _shown(found)}
     return say("recipe.problems.lacks_quotes", **values) if lacks_quotes else say("recipe.problems.found", **values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weitune.data.prepare.report import Preferences
 from weitune.messages import say
+from weitune.messages.translate import translated
 from weitune.report.page import table, text
 from weitune.run.data_record import DataRecord
 
@@ -22,7 +23,10 @@ def data_tables(data: DataRecord | None) -> str:
     facts = [
         (say("report.data_section.rows_read"), known("rows.read", rows.read)),
         (say("report.data_section.rows_trained"), known("rows.trained", rows.trained)),
-        *((say("report.data_section.set_aside", reason=reason), count) for reason, count in rows.set_aside.items()),
+        *(
+            (say("report.data_section.set_aside", reason=translated(reason, "data")), count)
+            for reason, count in rows.set_aside.items()
+        ),
         (say("report.data_section.examples"), known("examples.kept", examples.kept)),
         (say("report.data_section.cut"), known("examples.cut", examples.cut)),
         (say("report.data_section.tokens"), known("tokens.all", lengths.all)),

@@ -11,6 +11,7 @@ from weitune.files.json_files import leaves
 from weitune.files.publish import publish_text
 from weitune.messages import say
 from weitune.messages.quantities import duration_text, memory_text
+from weitune.messages.translate import translated
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING, data_tables, learned_rows, plain
 from weitune.report.evaluation_section import evaluation_section
@@ -104,7 +105,7 @@ def _state(record: RunRecord) -> str:
             return say("report.run_report.finished")
         return say("report.run_report.finished_with_adapter", step=chosen)
     if stops := record.turns("stop"):
-        return say("report.run_report.stopped", reason=stops[-1].reason)
+        return say("report.run_report.stopped", reason=translated(str(stops[-1].reason), "training"))
     return say("report.run_report.not_finished")
 
 

@@ -16,7 +16,7 @@ from weitune.forecast.memory_watch import PassNeed, load_if_it_fits
 from weitune.forecast.meta_model import build_meta_model
 from weitune.forecast.run_forecast import Format, memory_need
 from weitune.forecast.workload import Workload
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.model.load.config import loaded_stop_tokens
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter import count_parameters
@@ -188,7 +188,7 @@ def _placed(item: Item) -> list[tuple[str, Example]]:
     else:
         verdicts = say("training.prepared_run.liked"), say("training.prepared_run.disliked")
     return [
-        (f"{item.origin}, {verdicts[not liked]}", answer)
+        (joined(", ", [str(item.origin), verdicts[not liked]]), answer)
         for answer, liked in zip(item.answers, item.liked, strict=True)
     ]
 

@@ -23,6 +23,8 @@ _WORSE = "bold magenta"
 """The style of answers that the model learns not to give."""
 _STYLES = {"learned": "bold green", "control": "dim cyan", "prompt": ""}
 
+_UNITS = {"tokens": "cli.data_view.tokens", "characters": "cli.data_view.characters"}
+
 
 def print_check(result: Check, method: str | None = None) -> None:
     """Print the accounts, the lengths, what sharing saves, every kind of problem, and the verdict.
@@ -38,7 +40,7 @@ def print_check(result: Check, method: str | None = None) -> None:
         console.print()
         for line in histogram(result.lengths):
             console.print(Text(line))
-        console.print(Text(say("cli.data_view.unit", unit=result.unit), style="dim"))
+        console.print(Text(say("cli.data_view.unit", unit=say(_UNITS[result.unit])), style="dim"))
     if result.steps_per_epoch:
         console.print(Text(say("cli.data_view.steps_per_epoch", steps_per_epoch=result.steps_per_epoch)))
     if result.saved_by_sharing is not None:
@@ -55,7 +57,7 @@ def print_check(result: Check, method: str | None = None) -> None:
 
 def _percentiles(result: Check) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column(result.unit)
+    table.add_column(say(_UNITS[result.unit]))
     lengths = result.report.lengths
     rows = {
         say("cli.data_view.prompt"): lengths.prompt_per_example,

@@ -20,6 +20,7 @@ from rich.text import Text
 from weitune.cli.shared.terminal import rate
 from weitune.messages import say
 from weitune.messages.quantities import duration_text, size_text
+from weitune.messages.translate import translated
 from weitune.run.events import Event, Step, Validation
 from weitune.run.history import MovingAverage, best_of, finite
 from weitune.run.preference_figures import ChosenAnswers, summary
@@ -62,7 +63,7 @@ class Dashboard:
             case Event(kind="end"):
                 self.ended = say("cli.dashboard.finished")
             case Event(kind="stop"):
-                self.ended = say("cli.dashboard.stopped_by", reason=event.reason)
+                self.ended = say("cli.dashboard.stopped_by", reason=translated(str(event.reason), "training"))
             case Event(kind="not finite"):
                 self.ended = say("cli.dashboard.not_finite")
             case Event(kind="gone"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from weitune.data.formats.strict_json import decode, undecodable, unwritable
 from weitune.data.problems import Problem, data_problem, shown, shown_name
-from weitune.messages import say
+from weitune.messages import in_english, say
 
 UNREADABLE: Any = object()
 """Returned for a value whose fault has been noted."""
@@ -51,7 +51,7 @@ class Fields:
     def remark(self, message_id: str) -> None:
         if message_id not in self._remarked:
             self._remarked.add(message_id)
-            self._notes.remarks[say(message_id)] += 1
+            self._notes.remarks[in_english(say(message_id))] += 1
 
     def count_unread(self, holder: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
         if not known.issuperset(holder):

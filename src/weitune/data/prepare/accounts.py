@@ -18,6 +18,7 @@ from weitune.data.prepare.preference_counts import PreferenceCounter
 from weitune.data.prepare.report import DataReport, Examples, Findings, Lengths, Rows, Unit
 from weitune.data.read.conversations import Reader
 from weitune.data.read.source import blank_reason
+from weitune.messages import in_english
 
 Ints = npt.NDArray[np.int32]
 _LISTED = 20
@@ -89,6 +90,7 @@ class RowCounts:
             self.preferences.counts.divided += 1
 
     def _count(self, origin: Origin | None, kept: int, reasons: list[str]) -> None:
+        reasons = in_english(reasons)  # the account is read again from files, and told in the reader's language
         self.rows.read += 1
         self.examples.made += kept + len(reasons)
         self.examples.kept += kept
@@ -107,8 +109,8 @@ class RowCounts:
         """Count blank ``rows``; ``places`` are those of the first."""
         if rows:
             self.rows.read += rows
-            _add(self.rows.set_aside, blank_reason(), rows)
-            self.places.setdefault(blank_reason(), []).extend(places[:_LISTED])
+            _add(self.rows.set_aside, in_english(blank_reason()), rows)
+            self.places.setdefault(in_english(blank_reason()), []).extend(places[:_LISTED])
 
     def report(self, reader: Reader, lengths: Ints, supervised: Ints, *, unit: Unit = "tokens") -> DataReport:
         """Return the report of all rows that ``reader`` has read.

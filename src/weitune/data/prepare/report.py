@@ -21,7 +21,8 @@ from weitune.data.problems import shown_name
 from weitune.data.read.conversations import SourceReport
 from weitune.data.read.source import blank_reason
 from weitune.files.json_files import record_from
-from weitune.messages import say
+from weitune.messages import in_english, joined, say
+from weitune.messages.translate import translated
 
 Unit = Literal["tokens", "characters"]
 _SOURCE_LINES: Mapping[Kind, str] = {
@@ -187,10 +188,10 @@ class DataReport:
         else:
             yield say("data.report.rows", **counts)
         for reason, count in rows.set_aside.items():
-            yield "  " + say("data.report.set_aside", count=count, reason=reason)
+            yield "  " + say("data.report.set_aside", count=count, reason=translated(reason, "data"))
         if self.preferences is not None:
             yield from self.preferences.count_lines()
-        elif examples.made != rows.read - rows.faulty - rows.set_aside.get(blank_reason(), 0):
+        elif examples.made != rows.read - rows.faulty - rows.set_aside.get(in_english(blank_reason()), 0):
             aside = sum(examples.set_aside.values())
             yield say("data.report.examples", count=examples.made, kept=examples.kept, aside=aside)
         if lengths.all:
@@ -243,5 +244,8 @@ def _source_line(source: SourceReport) -> str:
         parts.append(say("data.report.unused_fields", fields=named))
     if source.notes.null_fields:
         parts.append(say("data.report.null_fields_removed", count=source.notes.null_fields))
-    parts += [say("data.report.remark", count=count, remark=remark) for remark, count in source.notes.remarks.items()]
-    return "; ".join(parts)
+    parts += [
+        say("data.report.remark", count=count, remark=translated(remark, "data"))
+        for remark, count in source.notes.remarks.items()
+    ]
+    return joined("; ", parts)

@@ -18,6 +18,7 @@ from weitune.export.source.export_source import ExportSource
 from weitune.files.json_files import json_object
 from weitune.generate.run import Run
 from weitune.messages import say
+from weitune.messages.translate import translated
 from weitune.model.load.locate import is_hub_id
 from weitune.model.lora.adapter_config import read_adapter_config
 from weitune.recipe.load import dump_recipe
@@ -116,7 +117,8 @@ def _data(data: DataRecord | None) -> list[str]:
     ]
     counts = [say("export.model_card.rows_read", read=rows.read, trained=rows.trained)]
     counts += [
-        say("export.model_card.rows_set_aside", rows=number, reason=reason) for reason, number in rows.set_aside.items()
+        say("export.model_card.rows_set_aside", rows=number, reason=translated(reason, "data"))
+        for reason, number in rows.set_aside.items()
     ]
     if lengths.all:
         counts.append(say("export.model_card.tokens", all=lengths.all, learned=lengths.supervised))
