@@ -137,7 +137,7 @@ class App:
         await self._reply(request, ChatReply(request.model.name, request.logprobs), receive, response)
 
     async def _reply(self, request: ChatRequest, reply: Reply, receive: Receive, response: Response) -> None:
-        framed = self._answering.frame(request)
+        framed = await self._answering.framed(request)
         with self._answering.admission.admitted(request.choices):
             await unless_gone((self._stream if request.stream else self._whole)(framed, reply, response), receive)
 

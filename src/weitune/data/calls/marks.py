@@ -8,7 +8,8 @@ The characters are of Unicode's last private use areas, which no text has by agr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from weitune.data.frame.encode import Piece, Text
 
@@ -21,6 +22,7 @@ class Marks:
     def __init__(self, control_tokens: Mapping[str, int], special: frozenset[int] = frozenset()) -> None:
         self.texts = {token: text for text, token in control_tokens.items()}
         self._marks = {token: chr(_FIRST + at) for at, token in enumerate(sorted(self.texts))}
+        self._tokens = {mark: token for token, mark in self._marks.items()}
         self._written = {ord(mark): self.texts[token] for token, mark in self._marks.items()}
         self._shown = {ord(mark): "" if token in special else self.texts[token] for token, mark in self._marks.items()}
 
@@ -48,6 +50,14 @@ class Marks:
         if last is None or last not in self._marks or not text.endswith(self.texts[last]):
             return text
         return text.removesuffix(self.texts[last]) + self._marks[last]
+
+    def pieces(self, text: str) -> Iterator[int | str]:
+        """Yield the control tokens marked in ``text``, and the texts between them."""
+        for control, run in groupby(text, key=self._tokens.get):
+            if control is None:
+                yield "".join(run)
+            else:
+                yield from (control for _ in run)
 
     def tokens_in(self, text: str) -> frozenset[int]:
         """Return the control tokens marked in ``text``."""

@@ -25,6 +25,7 @@ from weitune.serve.admission import Admission
 from weitune.serve.answers.framings import Framings, KnownFraming
 from weitune.serve.answers.likelihood import likelihoods
 from weitune.serve.answers.part import Part, Reading, joined, parts_of
+from weitune.serve.answers.rules import Rule, Rules
 from weitune.serve.errors import ApiError
 from weitune.serve.requests.request import ChatRequest
 
@@ -38,6 +39,7 @@ class FramedRequest:
     request: ChatRequest
     prompt: tuple[int, ...]
     known: KnownFraming
+    rule: Rule | None = None
 
 
 class Answering:
@@ -46,7 +48,13 @@ class Answering:
     def __init__(self, llama: LlamaCpp, admission: Admission) -> None:
         self.llama, self.admission = llama, admission
         self.framings = Framings()
+        self._rules = Rules()
         self._readers = ThreadPoolExecutor(admission.slots, thread_name_prefix="answer")
+
+    async def framed(self, request: ChatRequest) -> FramedRequest:
+        """Return ``request`` framed, with the rule of its answer. Raises ApiError if there is a fault in either."""
+        framed = self.frame(request)
+        return replace(framed, rule=await self._rules.of(request, framed.known))
 
     def frame(self, request: ChatRequest) -> FramedRequest:
         """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
@@ -93,6 +101,7 @@ class Answering:
             known.framing.decode,
             lambda tokens: likelihoods(self.llama, body, tokens, forced, completion),
             not request.parallel_calls,
+            framed.rule.content if framed.rule is not None else None,
         )
 
     def _body(self, framed: FramedRequest, choice: int) -> dict[str, Any]:
@@ -105,6 +114,8 @@ class Answering:
             body |= {"min_p": request.min_p, "samplers": [*body["samplers"], "min_p"]}
         if request.logprobs is not None:
             body |= {"stream": False, "n_probs": max(request.logprobs, 1)}
+        if framed.rule is not None:
+            body["grammar"] = framed.rule.grammar
         preserved = list(framed.known.preserved)
         return {**body, **request.extra, "stop": list(request.stop), "preserved_tokens": preserved}
 
@@ -117,8 +128,6 @@ def _check_calls(request: ChatRequest, known: KnownFraming) -> None:
         raise ApiError(
             400, "serve.answering.no_calls", name=request.model.name, reason=known.form.no_calls, param="tools"
         )
-    if request.tool_choice not in ("auto", "none"):
-        raise ApiError(400, "serve.answering.not_forced", param="tool_choice", code="unsupported_parameter")
     if called > 1 and not known.form.several:
         raise ApiError(400, "serve.answering.one_call", name=request.model.name, param="messages")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from weitune.data.calls.marks import Marks
 from weitune.data.calls.reader import AnswerReader, ReadAs, Said
 from weitune.errors import InputError
+from weitune.generate.constrain.schema import JsonRule
 from weitune.generate.detokenize import REPLACEMENT
 from weitune.generate.llama_engine import ChunkReader, Finish
 from weitune.serve.errors import ApiError
@@ -42,22 +43,30 @@ class Reading:
     likelihoods: Callable[[Sequence[int]], list[Mapping[str, Any]]] = lambda tokens: []
     """Measures each token of an answer, for answers of which the engine has not reported all."""
     one_call: bool = False
+    schema: JsonRule | None = None
+    """What content must fit, unless it is cut."""
 
 
 def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[Part]:
     """Turn the engine's chunks into parts. Raises ApiError if the engine refuses the request or breaks off."""
     reader = ChunkReader(reading.stop_tokens, reading.read_as.marks)
     answer = AnswerReader(reading.read_as)
+    contents: list[str] = []
     try:
         for chunk in chunks:
             if "completion_probabilities" in chunk:
-                yield _whole(chunk, reading)
+                part = _whole(chunk, reading)
+                _check(part.said.content, part.finish, reading)
+                yield part
                 return
             piece = reader.read(chunk)
             said = answer.add(piece.text)
             if piece.finish:
-                yield _last(said + answer.end(), piece.tokens, piece.finish, reading)
+                said += answer.end()
+                _check("".join((*contents, said.content)), piece.finish, reading)
+                yield _last(said, piece.tokens, piece.finish, reading)
                 return
+            contents.append(said.content if reading.schema is not None else "")
             if any(said):
                 yield Part(said, piece.tokens)
     except InputError as error:
@@ -72,6 +81,13 @@ def joined(parts: Iterable[Part]) -> Iterator[Part]:
         said += part.said
         last = part
     yield replace(last, said=said)
+
+
+def _check(content: str, finish: FinishReason | None, reading: Reading) -> None:
+    """Raise ApiError if an answer that is not cut does not fit its schema: the engine drops grammars it cannot go on
+    with."""
+    if reading.schema is not None and finish == "stop" and not reading.schema.fits(content):
+        raise ApiError(500, "serve.part.left_schema")
 
 
 def _last(said: Said, tokens: int, finish: Finish, reading: Reading) -> Part:

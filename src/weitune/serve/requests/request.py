@@ -13,13 +13,14 @@ from typing import Any
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
 from weitune.export.llama_models import LlamaModel
+from weitune.generate.constrain.schema import ANY_OBJECT
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
 from weitune.serve.requests.messages import read_messages, read_tool_choice, read_tools
 
 _IGNORED = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier",
                       "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
-_REFUSED = frozenset({"functions", "function_call", "response_format", "audio", "modalities", "prediction",
+_REFUSED = frozenset({"functions", "function_call", "audio", "modalities", "prediction",
                       "web_search_options"})  # fmt: skip
 _HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
 """Values of a refused field that have no effect."""
@@ -60,6 +61,8 @@ class ChatRequest:
     parallel_calls: bool = True
     logprobs: int | None = None
     """How many alternatives to each token are told; None: nothing about likelihood is."""
+    schema: Mapping[str, Any] | None = None
+    """What the answer must fit, as JSON."""
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the chat template for this request alone."""
 
@@ -89,6 +92,8 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
     tools, choice = _tools(values)
     if "top_logprobs" in values and values["top_logprobs"] and not values.get("logprobs"):
         raise ApiError(400, "serve.request.top_logprobs_alone", param="top_logprobs")
+    if tools and values.get("response_format") is not None:
+        raise ApiError(400, "serve.request.format_and_tools", param="response_format")
     return ChatRequest(
         model,
         Conversation(values["messages"], tools).with_system(model.system),
@@ -102,6 +107,7 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
         tool_choice=choice,
         parallel_calls=values.get("parallel_tool_calls", True),
         logprobs=values.get("top_logprobs", 0) if values.get("logprobs") else None,
+        schema=values.get("response_format"),
         template_arguments=values.get("chat_template_kwargs", {}),
     )
 
@@ -193,6 +199,20 @@ def _biases(value: Any) -> list[list[float]]:
     return [[int(token), read(bias)] for token, bias in value.items()]
 
 
+def _response_format(value: Any) -> Mapping[str, Any] | None:
+    """Return the schema of ``response_format``; None for text."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return ANY_OBJECT
+    given = value.get("json_schema") if kind == "json_schema" else None
+    schema = given.get("schema", {}) if isinstance(given, dict) else None
+    if not isinstance(schema, dict):
+        raise ApiError(400, "serve.request.response_format", param="response_format")
+    return schema
+
+
 def _template_arguments(value: Any) -> dict[str, Any]:
     fits = isinstance(value, dict) and len(value) <= _TEMPLATE_ARGUMENTS
     if not fits or not all(
@@ -209,6 +229,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "tools": read_tools,
     "tool_choice": read_tool_choice,
     "parallel_tool_calls": _boolean("parallel_tool_calls"),
+    "response_format": _response_format,
     "chat_template_kwargs": _template_arguments,
     "logprobs": _boolean("logprobs"),
     "top_logprobs": _integer("top_logprobs", 0, 20),

@@ -1,0 +1,1 @@
+"""Answers in JSON: grammars from JSON schemas (the package ``llguidance``), which leave only the tokens that fit."""

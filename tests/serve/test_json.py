@@ -1,0 +1,149 @@
+"""Answers kept to JSON schemas and forced calls, by llama.cpp and a tiny model that would say anything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.data.frame import families
+from tests.export.runs import save_run
+from tests.limits import HANG_SECONDS
+from tests.serve.live import Live, live, llama_models, silent
+from weitune.serve.local import Capacity
+from weitune.serve.requests.request import Limits
+
+pytest.importorskip("xllamacpp")
+pytest.importorskip("llguidance")
+openai = pytest.importorskip("openai")
+
+ASK = [{"role": "user", "content": "Who are you?"}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    run = save_run(tmp_path_factory.mktemp("json") / "run", system=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        template = Path(str(run.recipe.model)) / "chat_template.jinja"
+        template.write_text(families.QWEN25, encoding="utf-8")
+        with (
+            llama_models({"run": run}, "F32", silent) as models,
+            live(models, capacity=Capacity(slots=2, threads=1), limits=Limits(max_tokens=1000)) as server,
+        ):
+            yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=HANG_SECONDS)
+
+
+def answered(client: Any, schema: Any, **options: Any) -> Any:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    options = {"max_tokens": 150, "temperature": 1.0, "seed": 5, **options}
+    return client.chat.completions.create(model="run", messages=ASK, response_format=form, **options).choices[0]
+
+
+NAMES = st.sampled_from(["a", "port", "名字", 'odd "name"'])
+SCHEMAS: Any = st.recursive(
+    st.sampled_from(
+        [{"type": "boolean"}, {"type": "null"}, {"type": "integer", "minimum": -5, "maximum": 12}, {"type": "number"},
+         {"type": "string", "maxLength": 4}, {"enum": ["a", 3, None]}, {"const": {"a": [1]}}, {"type": "strin"},
+         {"type": "string", "pattern": "^[a-c]{2,3}$"}, {"not": {}}]
+    ),
+    lambda inner: st.builds(
+        lambda item, most: {"type": "array", "items": item, "maxItems": most}, inner, st.integers(0, 3)
+    )
+    | st.builds(
+        lambda properties, more: {
+            "type": "object", "properties": properties, "required": sorted(properties)[:2], "additionalProperties": more
+        },
+        st.dictionaries(NAMES, inner, max_size=3), st.just(False),
+    )
+    | st.builds(lambda options: {"anyOf": options}, st.lists(inner, min_size=1, max_size=3)),
+    max_leaves=5,
+)  # fmt: skip
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:  # noqa: PLR0911
+    """Return whether ``value`` fits a schema of SCHEMAS: the specification, without llguidance."""
+    if "anyOf" in schema:
+        return any(fits(value, option) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    kinds = {"boolean": bool, "null": type(None), "integer": int, "number": (int, float), "string": str, "array": list,
+             "object": dict}  # fmt: skip
+    kind = schema["type"]
+    if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return False
+    if kind == "integer":
+        return bool(schema["minimum"] <= value <= schema["maximum"])
+    if kind == "string":
+        return len(value) <= schema.get("maxLength", 3) and ("maxLength" in schema or set(value) <= set("abc"))
+    if kind == "array":
+        return len(value) <= schema["maxItems"] and all(fits(item, schema["items"]) for item in value)
+    if kind == "object":
+        known = set(value) <= set(schema["properties"]) and set(schema["required"]) <= set(value)
+        return known and all(fits(item, schema["properties"][key]) for key, item in value.items())
+    return True
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schema=SCHEMAS)
+def test_every_answer_fits_or_its_schema_is_refused(client: Any, schema: Any) -> None:
+    try:
+        choice = answered(client, schema)
+    except openai.BadRequestError as error:
+        assert "JSON schema" in str(error)  # noqa: PT017
+        assert "strin" in json.dumps(schema) or '"not"' in json.dumps(schema)
+    else:
+        if choice.finish_reason == "stop":
+            assert fits(json.loads(choice.message.content), schema)
+
+
+def test_an_object_whole_and_streamed(client: Any) -> None:
+    options = {"model": "run", "messages": ASK, "max_tokens": 400, "response_format": {"type": "json_object"}}
+    choice = client.chat.completions.create(**options).choices[0]
+    assert choice.message.content.startswith("{")
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content), dict)
+    chunks = client.chat.completions.create(**options, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
+
+
+PARAMETERS = {"type": "object", "properties": {"port": {"enum": ["Brest", "Cork"]}}, "required": ["port"],
+              "additionalProperties": False}  # fmt: skip
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "x", "parameters": PARAMETERS}}
+    for name in ("a", "tides")
+]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "tides"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_is_forced(client: Any, choice: Any, stream: bool) -> None:
+    options = {"model": "run", "messages": ASK, "tools": TOOLS, "tool_choice": choice, "max_tokens": 200}
+    if stream:
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+        [call] = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+        finish = chunks[-1].finish_reason
+    else:
+        answer = client.chat.completions.create(**options).choices[0]
+        [call], finish = answer.message.tool_calls, answer.finish_reason
+    assert call.function.name in ({"a", "tides"} if choice == "required" else {"tides"})
+    assert json.loads(call.function.arguments)["port"] in {"Brest", "Cork"}
+    assert finish == "tool_calls"
+
+
+def test_what_cannot_be_forced_is_refused(client: Any) -> None:
+    broken = [{"type": "function", "function": {"name": "a", "description": "x", "parameters": {"not": {}}}}]
+    with pytest.raises(openai.BadRequestError, match="JSON schema cannot be kept to"):
+        client.chat.completions.create(model="run", messages=ASK, tools=broken, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match="cannot be in one request"):
+        client.chat.completions.create(model="run", messages=ASK, tools=TOOLS, response_format={"type": "json_object"})
