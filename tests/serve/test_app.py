@@ -188,7 +188,9 @@ def test_a_slash_at_the_end_gets_a_hint(path: str, meant: str) -> None:
     run(go())
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/base", "/metrics", "/v1/chat/completions", "/x"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/models", "/v1/models/base", "/metrics", "/v1/chat/completions", "/v1/completions", "/x"]
+)
 def test_without_the_key_every_path_is_closed(path: str) -> None:
     async def go() -> None:
         client = Client(make_app(ScriptedEngine(), guard=Guard(key="sesame")))

@@ -164,6 +164,16 @@ def test_logprobs_are_the_models_own(client: Any) -> None:
     )
 
 
+def test_a_text_is_continued(client: Any) -> None:
+    options = {"model": "first", "prompt": "I live by the river", "max_tokens": LENGTH}
+    whole = client.completions.create(**options, logprobs=2)
+    assert len(whole.choices[0].logprobs.tokens) == whole.usage.completion_tokens == LENGTH
+    streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**options, stream=True))
+    assert streamed == whole.choices[0].text != ""
+    base = client.completions.create(**{**options, "model": "base"})
+    assert base.choices[0].text != streamed
+
+
 def test_control_tokens_reach_the_reader(client: Any, models: LlamaModels) -> None:
     """llama.cpp leaves control tokens out of its text unless it is told to keep them."""
     framing = models.by_name["first"].framing
@@ -200,7 +210,7 @@ def test_refusals_are_the_clients_own_exceptions(client: Any) -> None:
 
 
 ROUTES = [("GET", "/health"), ("GET", "/v1/models"), ("GET", "/v1/models/base"), ("GET", "/metrics"),
-          ("POST", "/v1/chat/completions"), ("GET", "/nowhere")]  # fmt: skip
+          ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/nowhere")]  # fmt: skip
 
 
 def test_a_key_closes_every_route(models: LlamaModels) -> None:

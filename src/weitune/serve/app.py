@@ -4,6 +4,7 @@
     GET   /v1/models            the models
     GET   /metrics              counts, in Prometheus' format
     POST  /v1/chat/completions  answers, whole or streamed
+    POST  /v1/completions       texts continued as they are
     OPTIONS, any path           what pages of allowed sites may send (CORS)
 
 A client that disconnects is noticed at once, whether its answer is streamed or not: one task waits for that while
@@ -28,7 +29,9 @@ from weitune.serve.guard import Guard
 from weitune.serve.metrics import Metrics
 from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
 from weitune.serve.replies.completion_json import ChatReply, Reply, usage_of
+from weitune.serve.replies.text_json import TextReply
 from weitune.serve.requests.request import ChatRequest, Limits, parse_request
+from weitune.serve.requests.text import parse_text_request
 from weitune.serve.response import Response
 from weitune.serve.tasks import merged, unless_gone
 
@@ -53,6 +56,7 @@ class App:
             "/v1/models": ("GET", self._list_models),
             "/metrics": ("GET", self._show_metrics),
             "/v1/chat/completions": ("POST", self._chat),
+            "/v1/completions": ("POST", self._continue),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,6 +139,11 @@ class App:
         body = await self._guard.body(receive)
         request = parse_request(_parsed(body), self._models, self._limits)
         await self._reply(request, ChatReply(request.model.name, request.logprobs), receive, response)
+
+    async def _continue(self, receive: Receive, response: Response) -> None:
+        body = await self._guard.body(receive)
+        request = parse_text_request(_parsed(body), self._models, self._limits)
+        await self._reply(request, TextReply(request.model.name, request.logprobs), receive, response)
 
     async def _reply(self, request: ChatRequest, reply: Reply, receive: Receive, response: Response) -> None:
         framed = await self._answering.framed(request)

@@ -17,7 +17,7 @@ from typing import Any
 
 from weitune.data.conversation import Conversation, Example
 from weitune.data.frame.control_tokens import ControlTokens
-from weitune.data.frame.encode import Draft, EncodingBatch, PieceEncoder
+from weitune.data.frame.encode import Draft, EncodingBatch, PieceEncoder, Text
 from weitune.errors import ModelError
 
 
@@ -67,6 +67,17 @@ class Framing(ABC):
     def with_arguments(self, arguments: Mapping[str, Any]) -> Framing:
         """Return this framing with further arguments of its template, in place of its own of the same name."""
         raise ModelError("data.framing.no_arguments", names=", ".join(arguments))
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Return the tokens of ``text`` as it is, after those that the tokenizer puts before every text (``<s>``)."""
+        before: list[int] = self._backend.encode("").ids
+        return [*before, *self.encode([Draft((Text(text, bare=False),))])[0].input_ids] if text else before
+
+    @property
+    def vocabulary_tokens(self) -> int:
+        """How many tokens the tokenizer has."""
+        count: int = self._backend.get_vocab_size()
+        return count
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ``tokens``, without that of special ones."""

@@ -17,6 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from weitune.data.calls.form import AnswerForm
 from weitune.data.calls.reader import ReadAs
 from weitune.data.frame.encode import Draft, Text
 from weitune.errors import InputError
@@ -60,10 +61,9 @@ class Answering:
         """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
         known = self.framings.of(request.model.framing, request.template_arguments)
         _check_calls(request, known)
-        try:
-            prompt = tuple(known.framing.prompt(request.conversation))
-        except InputError as error:
-            raise ApiError(400, "serve.errors.passed_on", message=error.message, param="messages") from None
+        prompt = _text_prompt(request, known) if request.prompt is not None else _prompt(request, known)
+        if request.prompt is not None:
+            known = replace(known, form=AnswerForm())
         room = self.llama.context_tokens - len(prompt)
         if room < 1:
             raise ApiError(
@@ -71,7 +71,7 @@ class Answering:
                 "serve.answering.too_long",
                 prompt_tokens=len(prompt),
                 context_tokens=self.llama.context_tokens,
-                param="messages",
+                param="messages" if request.prompt is None else "prompt",
                 code="context_length_exceeded",
             )
         longest = min(request.sampling.max_new_tokens, room)
@@ -118,6 +118,22 @@ class Answering:
             body["grammar"] = framed.rule.grammar
         preserved = list(framed.known.preserved)
         return {**body, **request.extra, "stop": list(request.stop), "preserved_tokens": preserved}
+
+
+def _prompt(request: ChatRequest, known: KnownFraming) -> tuple[int, ...]:
+    try:
+        return tuple(known.framing.prompt(request.conversation))
+    except InputError as error:
+        raise ApiError(400, "serve.errors.passed_on", message=error.message, param="messages") from None
+
+
+def _text_prompt(request: ChatRequest, known: KnownFraming) -> tuple[int, ...]:
+    """Return the tokens of a text that is continued as it is. Raises ApiError if there are none, or unknown ones."""
+    given = request.prompt or ""
+    tokens = tuple(known.framing.text_tokens(given)) if isinstance(given, str) else given
+    if not tokens or max(tokens) >= known.framing.vocabulary_tokens:
+        raise ApiError(400, "serve.text.prompt", param="prompt")
+    return tokens
 
 
 def _check_calls(request: ChatRequest, known: KnownFraming) -> None:

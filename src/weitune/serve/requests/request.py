@@ -6,7 +6,7 @@ fields are refused too, so that misspelled ones are noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +16,13 @@ from weitune.export.llama_models import LlamaModel
 from weitune.generate.constrain.schema import ANY_OBJECT
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
+from weitune.serve.requests.fields import COMMON, STOP_CHARACTERS, Readers, boolean, integer, read_fields
 from weitune.serve.requests.messages import read_messages, read_tool_choice, read_tools
 
-_IGNORED = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier",
-                      "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
 _REFUSED = frozenset({"functions", "function_call", "audio", "modalities", "prediction",
                       "web_search_options"})  # fmt: skip
-_HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
-"""Values of a refused field that have no effect."""
-_STOP_STRINGS = 16
-_STOP_CHARACTERS = 256
-_BIASES = 1024
 _TEMPLATE_ARGUMENTS = 32
+_UNCHANGED = ("presence_penalty", "frequency_penalty", "logit_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,32 +58,16 @@ class ChatRequest:
     """How many alternatives to each token are told; None: nothing about likelihood is."""
     schema: Mapping[str, Any] | None = None
     """What the answer must fit, as JSON."""
+    prompt: str | tuple[int, ...] | None = None
+    """A text or its tokens to be continued as they are, in place of the conversation."""
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the chat template for this request alone."""
 
 
 def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -> ChatRequest:
     """Return the request in ``body``, parsed JSON. Raises ApiError for the first field that is wrong."""
-    if not isinstance(body, dict):
-        raise ApiError(400, "serve.request.not_an_object")
-    values = {name: read(body[name]) for name, read in _FIELDS.items() if body.get(name) is not None}
-    for name, value in body.items():
-        if name in _REFUSED and value not in _HARMLESS:
-            raise ApiError(400, "serve.request.unsupported", name=name, param=name, code="unsupported_parameter")
-        if name not in _FIELDS and name not in _REFUSED and name not in _IGNORED:
-            raise ApiError(400, "serve.request.unknown", name=name, param=name, code="unknown_parameter")
-    for name in ("model", "messages"):
-        if name not in values:
-            raise ApiError(400, "serve.request.missing", name=name, param=name, code="missing_required_parameter")
-    model = models.get(values["model"])
-    if model is None:
-        name, known = values["model"][:100], ", ".join(models)
-        raise ApiError(
-            404, "serve.request.no_such_model", name=name, known=known, param="model", code="model_not_found"
-        )
-    choices = values.get("n", 1)
-    if choices > limits.choices:
-        raise ApiError(400, "serve.request.too_large", name="n", most=limits.choices, param="n")
+    values = read_fields(body, _FIELDS, _REFUSED, ("model", "messages"))
+    model = model_of(values, models)
     tools, choice = _tools(values)
     if "top_logprobs" in values and values["top_logprobs"] and not values.get("logprobs"):
         raise ApiError(400, "serve.request.top_logprobs_alone", param="top_logprobs")
@@ -97,19 +76,43 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
     return ChatRequest(
         model,
         Conversation(values["messages"], tools).with_system(model.system),
-        _sampling(values, limits),
-        values.get("stop", ()),
-        choices,
-        values.get("stream", False),
-        values.get("stream_options", False),
-        {name: values[name] for name in ("presence_penalty", "frequency_penalty", "logit_bias") if name in values},
-        min_p=values.get("min_p", 0.0),
+        **common_options(values, limits),
         tool_choice=choice,
         parallel_calls=values.get("parallel_tool_calls", True),
         logprobs=values.get("top_logprobs", 0) if values.get("logprobs") else None,
         schema=values.get("response_format"),
         template_arguments=values.get("chat_template_kwargs", {}),
     )
+
+
+def model_of(values: Mapping[str, Any], models: Mapping[str, LlamaModel]) -> LlamaModel:
+    """Return the model that a request names. Raises ApiError if there is none of that name."""
+    model = models.get(values["model"])
+    if model is None:
+        name, known = values["model"][:100], ", ".join(models)
+        raise ApiError(
+            404, "serve.request.no_such_model", name=name, known=known, param="model", code="model_not_found"
+        )
+    return model
+
+
+def common_options(values: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """Return the options that requests for chats and for texts have in common, as fields of ChatRequest.
+
+    Raises ApiError for one beyond ``limits``.
+    """
+    choices = values.get("n", 1)
+    if choices > limits.choices:
+        raise ApiError(400, "serve.request.too_large", name="n", most=limits.choices, param="n")
+    return {
+        "sampling": _sampling(values, limits),
+        "stop": values.get("stop", ()),
+        "choices": choices,
+        "stream": values.get("stream", False),
+        "include_usage": values.get("stream_options", False),
+        "extra": {key: values[key] for key in _UNCHANGED if key in values},
+        "min_p": values.get("min_p", 0.0),
+    }
 
 
 def _tools(values: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], str]:
@@ -138,67 +141,6 @@ def _sampling(values: Mapping[str, Any], limits: Limits) -> Sampling:
         raise ApiError(400, "serve.errors.passed_on", message=error.message) from None
 
 
-def _number(name: str, least: float, most: float) -> Callable[[Any], float]:
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise ApiError(400, "serve.request.not_a_number", name=name, least=least, most=most, param=name)
-        return float(value)
-
-    return read
-
-
-def _integer(name: str, least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ApiError(400, "serve.request.not_an_integer", name=name, least=least, most=most, param=name)
-        return value
-
-    return read
-
-
-def _seed(value: Any) -> int:
-    """Return a seed in the engine's range; clients may send any 64-bit number."""
-    return _integer("seed", -(2**63), 2**63 - 1)(value) % 2**32
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ApiError(400, "serve.request.model_not_a_string", param="model")
-    return value
-
-
-def _boolean(name: str) -> Callable[[Any], bool]:
-    def read(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ApiError(400, "serve.request.not_a_boolean", name=name, param=name)
-        return value
-
-    return read
-
-
-def _usage_wanted(value: Any) -> bool:
-    if not isinstance(value, dict):
-        raise ApiError(400, "serve.request.stream_options_not_an_object", param="stream_options")
-    return value.get("include_usage") is True
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    fits = isinstance(texts, list) and len(texts) <= _STOP_STRINGS
-    if not fits or not all(isinstance(text, str) and 0 < len(text) <= _STOP_CHARACTERS for text in texts):
-        raise ApiError(400, "serve.request.stop", most=_STOP_STRINGS, most_characters=_STOP_CHARACTERS, param="stop")
-    return tuple(texts)
-
-
-def _biases(value: Any) -> list[list[float]]:
-    if not isinstance(value, dict) or len(value) > _BIASES:
-        raise ApiError(400, "serve.request.logit_bias_not_an_object", most=_BIASES, param="logit_bias")
-    read = _number("logit_bias", -100, 100)
-    if not all(token.isdecimal() and len(token) < 8 for token in value):
-        raise ApiError(400, "serve.request.logit_bias_tokens", param="logit_bias")
-    return [[int(token), read(bias)] for token, bias in value.items()]
-
-
 def _response_format(value: Any) -> Mapping[str, Any] | None:
     """Return the schema of ``response_format``; None for text."""
     kind = value.get("type") if isinstance(value, dict) else None
@@ -216,36 +158,21 @@ def _response_format(value: Any) -> Mapping[str, Any] | None:
 def _template_arguments(value: Any) -> dict[str, Any]:
     fits = isinstance(value, dict) and len(value) <= _TEMPLATE_ARGUMENTS
     if not fits or not all(
-        isinstance(item, bool | int | float) or (isinstance(item, str) and len(item) <= _STOP_CHARACTERS)
+        isinstance(item, bool | int | float) or (isinstance(item, str) and len(item) <= STOP_CHARACTERS)
         for item in value.values()
     ):
         raise ApiError(400, "serve.request.template_arguments", param="chat_template_kwargs")
     return dict(value)
 
 
-_FIELDS: dict[str, Callable[[Any], Any]] = {
-    "model": _string,
+_FIELDS: Readers = {
+    **COMMON,
     "messages": read_messages,
     "tools": read_tools,
     "tool_choice": read_tool_choice,
-    "parallel_tool_calls": _boolean("parallel_tool_calls"),
+    "parallel_tool_calls": boolean("parallel_tool_calls"),
     "response_format": _response_format,
     "chat_template_kwargs": _template_arguments,
-    "logprobs": _boolean("logprobs"),
-    "top_logprobs": _integer("top_logprobs", 0, 20),
-    "stream": _boolean("stream"),
-    "stream_options": _usage_wanted,
-    "stop": _stop,
-    "n": _integer("n", 1),
-    "max_tokens": _integer("max_tokens", 1),
-    "max_completion_tokens": _integer("max_completion_tokens", 1),
-    "temperature": _number("temperature", 0, 2),
-    "top_p": _number("top_p", 0, 1),
-    "top_k": _integer("top_k", 0),
-    "min_p": _number("min_p", 0, 1),
-    "repetition_penalty": _number("repetition_penalty", 0.01, 10),
-    "seed": _seed,
-    "presence_penalty": _number("presence_penalty", -2, 2),
-    "frequency_penalty": _number("frequency_penalty", -2, 2),
-    "logit_bias": _biases,
+    "logprobs": boolean("logprobs"),
+    "top_logprobs": integer("top_logprobs", 0, 20),
 }
