@@ -70,6 +70,16 @@ def test_without_any_checkpoint_it_begins_again(inputs: Inputs, tmp_path: Path) 
     assert_same_result(run, inputs.undisturbed)
 
 
+def test_what_it_repeats_from_the_beginning_is_told_once(inputs: Inputs, tmp_path: Path) -> None:
+    run = stopped(inputs, tmp_path / "run", 3, **{"validation": 0.3, "train.evaluate_every": 2})
+    shutil.rmtree(run / "checkpoint-2")
+    shutil.rmtree(run / "checkpoint-3")
+    resume(run, device="cpu")
+    told = [event["step"] for event in read_events(run) if event["event"] == "validation"]
+    assert told[0] == 0
+    assert told == sorted(set(told))
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [(FILES[0], cut), (FILES[1], flip), (FILES[2], lose), (FILES[3], cut), (MANIFEST, lose)],

@@ -24,8 +24,9 @@ class EventWriter:
 
     def open(self, step: int, **fields: Any) -> None:
         """Begin, or go on after ``step``, with an event that has these ``fields``."""
+        kept = step or -1  # without a checkpoint, the evaluation before the first step is repeated too
         with refusals_explained(self._folder):
-            self._log = EventLog(self._folder, keep_steps=step)
+            self._log = EventLog(self._folder, keep_steps=kept)
         self._began = time.perf_counter() - self._log.seconds
         self.write("start" if self._log.empty else "resume", step=step, **fields)
 
