@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from weitune.generate.run import Run
     from weitune.recipe.load import load_recipe
     from weitune.recipe.schema import Recipe
+    from weitune.run.liveness import is_training
     from weitune.training.run import train
 
     __version__: str
 
-__all__ = ["Recipe", "Run", "__version__", "load_recipe", "train"]
+__all__ = ["Recipe", "Run", "__version__", "is_training", "load_recipe", "train"]
 
 _HOMES = {
     "Recipe": "weitune.recipe.schema",
     "Run": "weitune.generate.run",
+    "is_training": "weitune.run.liveness",
     "load_recipe": "weitune.recipe.load",
     "train": "weitune.training.run",
 }

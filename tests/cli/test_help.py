@@ -159,7 +159,7 @@ def test_rates_are_readable() -> None:
 
 
 def test_the_public_names_are_there_and_lazy() -> None:
-    assert set(weitune.__all__) == {"Recipe", "Run", "__version__", "load_recipe", "train"}
+    assert set(weitune.__all__) == {"Recipe", "Run", "__version__", "is_training", "load_recipe", "train"}
     for name in weitune.__all__:
         assert getattr(weitune, name) is not None
         assert name in dir(weitune)

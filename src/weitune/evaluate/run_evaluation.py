@@ -44,7 +44,7 @@ from weitune.generate.stream import Answer
 from weitune.messages import say
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.tokenizer import open_framing
-from weitune.progress import Progress, Stage
+from weitune.progress import Progress, Stage, enter_phase
 from weitune.recipe.schema import Recipe
 from weitune.run.run_folder import Which
 
@@ -152,6 +152,7 @@ def evaluate(
     """
     if bounds is not None and not (options.general and rows.questions):
         raise InputError("evaluate.gate.not_measured")
+    enter_phase("evaluating")
     general = general_questions() if options.general else []
     base = _evaluate_model(run, rows, "base", general, options, stage)
     tuned = [_evaluate_model(run, rows, each, general, options, stage, base.sums) for each in which]

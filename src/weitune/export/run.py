@@ -25,7 +25,7 @@ from weitune.files.publish import publish
 from weitune.generate.run import Run
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
-from weitune.progress import Stage
+from weitune.progress import Stage, enter_phase
 from weitune.run.run_folder import Which
 
 VERIFICATION = "verification.json"
@@ -83,6 +83,7 @@ def check_system(source: ExportSource) -> None:
 
 def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: Stage) -> dict[str, Any]:
     """Write the export; return the fields that weitune.json has for a GGUF file of the merged model."""
+    enter_phase("writing")
     title = say("export.run.writing", format=options.format)
     if options.format == "merged":
         write_merged(folder, source, options.dtype, stage(title))

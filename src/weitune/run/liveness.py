@@ -18,13 +18,22 @@ from pathlib import Path
 
 from weitune.files.publish import process_exists
 from weitune.messages import say
-from weitune.run.lock import LockState, lock_state
+from weitune.run.lock import lock_state
 from weitune.run.names import EVENTS, LOCK
 
 SILENCE_SECONDS = 600.0
 """How long a process on another machine may write nothing before it counts as dead."""
 _SLOW_STEPS = 20
 """A slow run may be silent for the time of this many steps, since its evaluations are slow too."""
+
+
+def is_training(run: Path | str) -> bool:
+    """Return whether a process trains in the folder ``run`` now, as far as this machine can tell.
+
+    It reads the lock and waits for nothing. A process on another machine counts as training while it writes.
+    """
+    folder = Path(run)
+    return (folder / LOCK).exists() and not Liveness(folder).why_dead()
 
 
 class Liveness:
@@ -46,12 +55,14 @@ class Liveness:
         Two calls in a row must agree, since a process may have taken the lock between them. Read the run's events
         after this call: then they include the last ones that the process wrote.
         """
-        reason = self._reason(lock_state(self._run))
+        reason = self.why_dead()
         agreed = reason if reason == self._suspected else ""
         self._suspected = reason
         return agreed
 
-    def _reason(self, seen: LockState) -> str:
+    def why_dead(self) -> str:
+        """Return why no process trains at this instant; empty if one does, or may."""
+        seen = lock_state(self._run)
         holder = seen.holder
         if seen.held:
             return ""

@@ -12,6 +12,8 @@ runs/zhenhuan/
     state.json              the step, the recipe, the basis
     manifest.json           size and SHA-256 of every file, written last
   adapter/              the final adapter, or the model
+  outcome.json          how the last process that trained here ended (:mod:`weitune.training.session`)
+  stop                  made by a user: training stops after the step at hand, with a checkpoint
   .lock                 held by the process that trains
   evaluation.json  report.html  answers.json      written by `eval` and `demo`
   combined.json                                   written by `merge-adapters`
@@ -26,6 +28,7 @@ RECIPE, ENVIRONMENT, DATA, EVENTS, LOCK = "recipe.yaml", "environment.json", "da
 EVALUATION, REPORT, ANSWERS, COMBINED = "evaluation.json", "report.html", "answers.json", "combined.json"
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 KEPT, REFERENCE = "kept.safetensors", "reference.safetensors"
+OUTCOME, STOP = "outcome.json", "stop"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 

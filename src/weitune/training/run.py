@@ -197,6 +197,7 @@ def _train(session: Session, run: PreparedRun, checkpoint: Checkpoint | None = N
     with session.stop.finishing_steps():
         try:
             recorder.begin(checkpoint, session.notes)
+            session.reached.step, session.reached.steps = recorder.step, loop.plan.steps
             session.reporter.started(session.folder, recorder.step, loop.plan.steps, recipe.train.log_every)
             with peer_failures_explained(session.accelerator, session.command), memory.explained(session.command):
                 recorder.catch_up()

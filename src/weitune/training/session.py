@@ -1,23 +1,27 @@
-"""One process at work on a run: its folder, its device, the processes beside it, and how it is asked to stop."""
+"""One process at work on a run: its folder, its device, the processes beside it, how it stops and how it ends."""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from weitune.errors import Interrupted
-from weitune.files.publish import tidy
+from weitune.errors import Interrupted, WeituneError, first_line
+from weitune.files.json_files import json_bytes
+from weitune.files.publish import publish_bytes, tidy
 from weitune.messages import say
 from weitune.model.load.device import choose_device
 from weitune.model.thread_contention import watch_contention
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
-from weitune.run.names import RECIPE
+from weitune.run.names import OUTCOME, RECIPE, STOP
 from weitune.shell import shell_command
 from weitune.training.distributed.processes import agreed, make_accelerator
 from weitune.training.reporter import Reporter
@@ -27,6 +31,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Reached:
+    """How far a process has come."""
+
+    step: int | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,8 @@ class Session:
     """Whether this process writes."""
     notes: list[str] = field(default_factory=list)
     """What is unusual about this start."""
+    reached: Reached = field(default_factory=Reached)
+    """How far the run has come, for its outcome."""
 
     def sees(self, view: Callable[[], T]) -> T:
         """Return what ``view`` returns, or raise what it raises, where the run's folder is written: on all alike."""
@@ -60,18 +74,21 @@ class Session:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's lock in the process that writes, and clear away what a killed one left.
+        """Hold the run's lock in the process that writes, clear away what a killed one left, and record the outcome.
 
         Raises RunError, on every process of the run, if another run's process holds it.
         """
         with ExitStack() as stack:
             self.sees(lambda: self._take_lock(stack))
+            if self.main:
+                stack.enter_context(recorded_outcome(self.folder, self.reached))
             yield
 
     def _take_lock(self, stack: ExitStack) -> None:
         with refusals_explained(self.folder):
             lock = stack.enter_context(run_lock(self.folder))
             tidy(self.folder)
+            (self.folder / STOP).unlink(missing_ok=True)  # it was meant for an earlier process
         if not lock.held:
             self.note(say("training.session.no_locks"))
         if lock.abandoned:
@@ -104,3 +121,44 @@ def open_session(
 
 def _command(folder: Path) -> str:
     return f"`{shell_command('train', '--resume', folder)}`"
+
+
+@contextmanager
+def recorded_outcome(folder: Path, reached: Reached) -> Iterator[None]:
+    """Keep ``outcome.json`` while the block trains in ``folder``, whose lock this process holds.
+
+    It says ``running`` meanwhile; a process that is killed leaves that behind (:func:`.is_training` tells).
+    """
+    began = time.time()
+
+    def write(state: str, exit_code: int | None, error: BaseException | None = None) -> None:
+        told = error if isinstance(error, WeituneError) else None
+        outcome = {
+            "state": state,
+            "exit_code": exit_code,
+            "message": told.message if told else first_line(error) if error else "",
+            "fix": told.fix if told else "",
+            "message_id": told.message_id if told else "",
+            "step": reached.step,
+            "steps": reached.steps,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": began,
+            "time": time.time(),
+        }
+        with suppress(OSError):  # a run does not fail for it
+            publish_bytes(json_bytes(outcome), folder / OUTCOME)
+
+    write("running", None)
+    try:
+        yield
+    except KeyboardInterrupt:
+        write("stopped", 130)
+        raise
+    except WeituneError as error:
+        write("stopped" if error.exit_code == 130 else "failed", error.exit_code, error)
+        raise
+    except Exception as error:
+        write("failed", 1, error)
+        raise
+    write("finished", 0)

@@ -44,7 +44,7 @@ def test_a_run_from_options_alone(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert "trainable parameters: " in told
     assert f"weitune chat {output}" in told
     assert {entry.name for entry in output.iterdir() if not entry.name.startswith((".", "lock"))} == {
-        "recipe.yaml", "environment.json", "data.json", "events.jsonl", "adapter", "report.html",
+        "recipe.yaml", "environment.json", "data.json", "events.jsonl", "outcome.json", "adapter", "report.html",
         "checkpoint-2", "checkpoint-4", "checkpoint-6",
     }  # fmt: skip
     events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from weitune.cli.data.options import NO_MODEL, reading_options, recipe_of
 from weitune.cli.shared.open_runs import opened
 from weitune.cli.shared.options import accept_changed_base_option, checkpoint_option
 from weitune.cli.shared.sampling_options import sampling_from, sampling_options
+from weitune.cli.shared.status import status_options, tell
 from weitune.messages import say
+from weitune.progress import enter_phase
 
 if TYPE_CHECKING:
     from weitune.generate.batch.answer_rows import Outcome
@@ -37,6 +40,7 @@ _OF_BASE = ("hub", "revision", "tokens.template", "tokens.template_args", "train
 @accept_changed_base_option
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Where to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file, and begin anew under other settings.")
+@status_options()
 def answer_command(files: tuple[str, ...], recipe_file: str | None, output: Path, force: bool, **options: Any) -> None:
     """Have rows answered by --model, --run or --url, and write them as `messages` JSON Lines, in their order.
 
@@ -57,15 +61,23 @@ def answer_command(files: tuple[str, ...], recipe_file: str | None, output: Path
         from weitune.data.prepare.recipe_reader import read_options
         from weitune.generate.batch.answer_rows import Request, answer_rows, asked_rows
 
+        enter_phase("reading")
         asked = asked_rows(recipe.data, read_options(recipe))[: options["limit"]]
         answerer, system = _answerer(recipe, options)
     request = Request(sampling, system or None, options["samples"], options["drop_unfinished"])
+    enter_phase("writing")
     try:
         with progress(say("cli.answer.answering"), unit="answer") as bar:
-            outcome = answer_rows(asked, answerer, request, output, bar.update, force=force)
+
+            def told(done: int, total: int | None) -> None:
+                enter_phase("writing")  # again: the model is loaded for the first answer
+                bar.update(done, total)
+
+            outcome = answer_rows(asked, answerer, request, output, told, force=force)
     except KeyboardInterrupt:
         console().print(say("cli.answer.stopped"))
         raise
+    tell(file=str(output), **asdict(outcome))
     for line in _told(outcome, output):
         console().print(line, markup=False)
 

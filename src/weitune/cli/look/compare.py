@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from weitune.cli.shared.open_runs import note
-from weitune.cli.shared.options import accept_changed_base_option
+from weitune.cli.shared.options import accept_changed_base_option, json_option
 from weitune.messages import say
+from weitune.messages.language import speaking
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN…")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE", help="Also write one HTML page.")
 @accept_changed_base_option
-def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool) -> None:
+@json_option
+def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool, as_json: bool) -> None:
     """Put runs side by side: how their recipes differ, their results, and their curves.
 
     No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
@@ -26,6 +29,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     from rich.table import Table
 
     from weitune.errors import InputError
+    from weitune.files.json_files import json_text
     from weitune.files.paths import user_path
     from weitune.files.publish import publish_text
     from weitune.report.comparison import compare, differences, names_of, results
@@ -37,7 +41,12 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         opened = RunFolder(run, accept_changed_base=accept_changed_base, say=note)
         if user_path(opened.recipe.model).exists():
             opened.base_files()
-    console = Console(highlight=False)
+    if as_json:
+        names = names_of(records)
+        with speaking("en"):
+            told = {"differences": differences(records), "results": results(records)}
+        print(json_text({title: _by_name(rows, names) for title, rows in told.items()}, indent=1))
+    console = Console(highlight=False, quiet=as_json)
     tables = (
         (say("report.comparison.differences"), differences(records)),
         (say("report.comparison.results"), results(records)),
@@ -58,3 +67,8 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         from weitune.cli.shared.terminal import console as aside
 
         aside().print(say("cli.compare.written", output=output), markup=False)
+
+
+def _by_name(rows: Sequence[Sequence[str]], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the rows of a table as {first cell: {name of a run: its cell}}."""
+    return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}

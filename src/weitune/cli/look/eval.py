@@ -17,7 +17,9 @@ from weitune.cli.shared.options import (
     checkpoint_option,
     json_option,
 )
+from weitune.cli.shared.status import status_options, tell
 from weitune.messages import say
+from weitune.progress import enter_phase
 
 if TYPE_CHECKING:
     from weitune.evaluate.evaluation import Evaluation
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 @adapter_system_option
 @accept_changed_base_option
 @json_option
+@status_options(json=False)
 def command(
     run: Path,
     files: tuple[str, ...],
@@ -95,7 +98,7 @@ def command(
         rows = evaluation_set(folder, files, limit, training_rows)
         if judge and not rows.questions:
             raise InputError("evaluate.judge.no_questions", name=rows.name)
-    with Stages() as stages:
+    with Stages("evaluating") as stages:
         evaluation = evaluate(folder, rows, which, Options(**options), stages.begin, bounds)
         if ask is not None:
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
@@ -110,6 +113,8 @@ def command(
         print_evaluation(evaluation)
     target = output or (None if folder.made_elsewhere else run)
     if target:
+        enter_phase("writing")
+        tell(folder=str(target))
         console().print(say("cli.eval.written", written=_written(folder, evaluation, target)), markup=False)
     raise_if_failed(evaluation)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weitune.errors import RunError
+from weitune.errors import CheckFailed, RunError
 from weitune.messages import say
 from weitune.run.events import Event, EventTail, Step, Validation
 from weitune.run.history import finite
@@ -20,6 +20,7 @@ from weitune.shell import shell_command
 if TYPE_CHECKING:
     from weitune.cli.shared.dashboard import Dashboard
     from weitune.run.liveness import Liveness
+    from weitune.run.run_folder import RunFolder
 
 _PAUSE_SECONDS = 0.5
 
@@ -27,7 +28,9 @@ _PAUSE_SECONDS = 0.5
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Show the current state and exit.")
-def command(run: Path, once: bool) -> None:
+@click.option("--alive", is_flag=True, help="Exit with code 0 if a process trains in it now, with 4 if none does.")
+@click.option("--json", "as_json", is_flag=True, help="Print the current state as one JSON object and exit.")
+def command(run: Path, once: bool, alive: bool, as_json: bool) -> int:
     """Watch the run in the folder RUN until it ends, or until its process is gone.
 
     Nothing of the run is touched, so Ctrl-C ends only the watching. Where standard output is no terminal, every step is
@@ -43,6 +46,8 @@ def command(run: Path, once: bool) -> None:
     folder = RunFolder(run)
     if not (folder.path / EVENTS).is_file():
         raise RunError("cli.watch.nothing_to_watch", run=run, command=shell_command("chat", run))
+    if alive or as_json:
+        return _asked(folder, alive=alive, as_json=as_json)
     dashboard, liveness = Dashboard(), Liveness(folder.path)
     console = Console(highlight=False)
     if once:
@@ -62,6 +67,29 @@ def command(run: Path, once: bool) -> None:
             console.print(line, markup=False, soft_wrap=True)
         line = say("cli.watch.continue", command=shell_command("train", "--resume", run))
         console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _asked(folder: RunFolder, *, alive: bool, as_json: bool) -> int:
+    """Answer a program: print the state of the run as JSON, or say whether a process trains in it."""
+    from weitune.files.json_files import json_object, json_text
+    from weitune.run.liveness import is_training
+    from weitune.run.names import OUTCOME
+
+    trains = is_training(folder.path)
+    if as_json:
+        steps = [event for event in folder.typed_events() if isinstance(event, Step)]
+        last = {"step": steps[-1].step, "loss": finite(steps[-1].loss)} if steps else {"step": 0, "loss": None}
+        state = {
+            "run": str(folder.path),
+            "alive": trains,
+            **last,
+            "outcome": json_object(folder.path / OUTCOME) or None,
+        }
+        click.echo(json_text(state, indent=1))
+    else:
+        click.echo(say("cli.watch.alive") if trains else say("cli.watch.not_alive"))
+    return 0 if trains or not alive else CheckFailed.exit_code
 
 
 def _show_once(folder: Path, events: Iterator[Event], dashboard: Dashboard, liveness: Liveness) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from weitune.errors import WeituneError
 from weitune.messages import say
-from weitune.progress import Progress
+from weitune.progress import Phase, Progress, enter_phase, get_on
 from weitune.ranks import rank
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Bar:
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         self._display.update(self._task, completed=done, total=total, note=note)
+        get_on(int(done), None if total is None else int(total))
 
 
 @contextmanager
@@ -121,8 +122,9 @@ def progress(title: str, total: float | None = None, unit: str = "step") -> Iter
 class Stages:
     """Shows one progress bar after another, for work that has stages; use it in a ``with`` block."""
 
-    def __init__(self) -> None:
-        self._bar = ExitStack()
+    def __init__(self, phase: Phase | None = None) -> None:
+        """All stages are of the ``phase``, if one is given; a model that is loaded within one has its own."""
+        self._bar, self._phase = ExitStack(), phase
 
     def __enter__(self) -> Stages:
         return self
@@ -135,7 +137,14 @@ class Stages:
     def begin(self, title: str) -> Progress:
         """Replace the bar by one for the stage ``title``; return the function that moves it (a :data:`.Stage`)."""
         self.end()
-        return self._bar.enter_context(progress(title, unit="item")).update
+        update = self._bar.enter_context(progress(title, unit="item")).update
+
+        def told(done: int, total: int | None) -> None:
+            if self._phase is not None:
+                enter_phase(self._phase)
+            update(done, total)
+
+        return told
 
     def end(self) -> None:
         self._bar.close()

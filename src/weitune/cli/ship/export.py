@@ -15,6 +15,7 @@ from weitune.cli.shared.options import (
     adapter_system_option,
     gguf_type_option,
 )
+from weitune.cli.shared.status import status_options, tell
 from weitune.export.options import FORMATS, ExportOptions, Format
 from weitune.gguf.types import GgufType
 from weitune.messages import say
@@ -45,6 +46,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 @adapter_base_option
 @adapter_system_option
 @accept_changed_base_option
+@status_options()
 def command(
     run: Path,
     format_: Format,
@@ -96,6 +98,7 @@ def command(
             stages.end()
             _show(error.verdict)
             raise
+    tell(folder=str(exported.folder))
     if exported.verdict is not None:
         _show(exported.verdict)
     console().print(say("cli.export.done", folder=exported.folder), markup=False)
@@ -104,6 +107,7 @@ def command(
 def _show(verdict: Verdict) -> None:
     from weitune.cli.shared.terminal import console
 
+    tell(verification=verdict.to_json())
     lines = [say("cli.export.compared", engine=verdict.engine, prompts=verdict.prompts)]
     for check in verdict.checks:
         if check.passed:

@@ -8,7 +8,7 @@ from typing import Self
 
 from weitune.cli.shared.terminal import console, progress
 from weitune.messages import say
-from weitune.progress import Progress
+from weitune.progress import Progress, enter_phase
 from weitune.training.reporter import Reporter
 
 
@@ -30,6 +30,7 @@ class ProgressView(Reporter):
         console().print(line, markup=False)
 
     def preparing(self) -> Progress:
+        enter_phase("reading")
         return self._bar(say("cli.training_view.preparing_data"), "row")
 
     def _bar(self, title: str, unit: str) -> Progress:

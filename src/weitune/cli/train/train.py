@@ -11,6 +11,7 @@ import click
 
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
+from weitune.cli.shared.status import status_options, tell
 from weitune.cli.train.launch import Machines, launch
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--node-rank", type=int, default=0, help="Which of the machines this is, from 0.  [default: 0]")
 @click.option("--main-address", default="", metavar="HOST:PORT", help="Where machine 0 meets the others.")
 @recipe_options
+@status_options()
 @click.pass_context
 def command(
     context: click.Context,
@@ -86,6 +88,7 @@ def command(
                 run = train(built, resume_existing=resume_existing, reporter=reporter, device=device, stop=stop)
             else:
                 run = resume(resume_from, overrides=overrides, reporter=reporter, device=device, stop=stop)
+        tell(run=str(run.path))
         if rank() == 0:
             from weitune.cli.shared.terminal import console
 

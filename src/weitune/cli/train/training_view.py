@@ -7,12 +7,14 @@ from pathlib import Path
 
 from weitune.cli.shared.dashboard import Dashboard, perplexity_text, short
 from weitune.cli.shared.export_support import export_support
+from weitune.cli.shared.status import tell
 from weitune.cli.shared.terminal import console
 from weitune.cli.train.progress_view import ProgressView
 from weitune.messages import say
+from weitune.model.file_names import ADAPTER_FOLDER
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.tokenizer import TokenizerFraming
-from weitune.progress import Progress
+from weitune.progress import Progress, enter_phase
 from weitune.recipe.schema import Recipe
 from weitune.run.events import Event, typed_event
 from weitune.run.preference_figures import fields_of, summary
@@ -41,6 +43,8 @@ class TrainingView(ProgressView):
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._shown.close()
+        tell(run=str(folder))
+        enter_phase("training", done, steps)
         self._every = log_every
         self._dashboard.feed(Event("start", done, steps))
         if done:
@@ -56,12 +60,17 @@ class TrainingView(ProgressView):
         """Move the dashboard; print a log line every so often."""
         self._dashboard.feed(typed_event({"event": "step", **fields_of(record)}))
         steps = self._dashboard.steps
+        enter_phase("training", record.step, steps)
         if record.step % self._every == 0 or record.step in {1, steps}:
             self.say(say("cli.training_view.step", steps=steps, record=record))
             self._say_figures(record.figures)
 
     def evaluating(self) -> Progress:
-        return lambda done, total: self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
+        def told(done: int, total: int | None) -> None:
+            enter_phase("evaluating", done, total)
+            self._dashboard.note(say("cli.training_view.validating", done=done, total=total))
+
+        return told
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Print the validation loss and the first sample answer."""
@@ -85,6 +94,8 @@ class TrainingView(ProgressView):
             self.say(f"  {line}")
 
     def saved(self, folder: Path) -> None:
+        if folder.name == ADAPTER_FOLDER:  # checkpoints are written beside the next steps
+            enter_phase("writing")
         self.say(say("cli.training_view.saved", folder=folder))
 
     def ended(self) -> None:

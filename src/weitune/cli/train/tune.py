@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
+from weitune.cli.shared.status import status_options, tell
 from weitune.messages import say
 from weitune.shell import shell_command
 
@@ -26,6 +28,7 @@ from weitune.shell import shell_command
 @click.option("--resume", "resume_from", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with a search.")
 @training_device_option
 @recipe_options
+@status_options()
 def command(
     recipe: str | None, also: str, budget: float, resume_from: Path | None, device: str | None, **options: Any
 ) -> None:
@@ -69,5 +72,6 @@ def command(
                 plain = built.model_copy(update={"output": None})
                 found = tune(plain, folder, also=names, budget=budget, view=view, device=device, stop=stop)
     best = found.folder / BEST
+    tell(folder=str(found.folder), best=asdict(found.best), loss=found.loss)
     done = say("cli.tune.done", best=found.best, loss=found.loss, command=shell_command("train", best))
     console().print(done, markup=False)

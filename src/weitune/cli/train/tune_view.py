@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weitune.cli.train.progress_view import ProgressView
 from weitune.messages import say
-from weitune.progress import Progress
+from weitune.progress import Progress, enter_phase
 from weitune.tune.search import Trial
 from weitune.tune.trials import Outcome
 from weitune.tune.tune import View
@@ -14,6 +14,7 @@ class TuneView(ProgressView, View):
     """Draw a search on standard error."""
 
     def trying(self, trial: Trial, number: int, trials: int) -> Progress:
+        enter_phase("training")
         rate = trial.candidate.learning_rate
         return self._bar(say("cli.tune_view.trying", rung=trial.rung, number=number, trials=trials, rate=rate), "step")
 

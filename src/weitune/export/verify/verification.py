@@ -21,7 +21,7 @@ from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.export.verify.rounding import RoundingCost, choose_computing, merge_rounded, narrower_formats
 from weitune.gguf.types import GgufType
 from weitune.messages import say
-from weitune.progress import Progress, Stage
+from weitune.progress import Progress, Stage, enter_phase
 
 BOUNDS = {
     "float64": Bounds(1e-4, 1e-3),
@@ -46,6 +46,7 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     computing = choose_computing(source)
     reference = open_reference(source, computing)
     bounds = bounds_of(source, options, reference.dtype)
+    enter_phase("evaluating")
     expected = all_outputs(reference, prompts, stage(say("export.verification.asking_reference")))
     if reference.dtype != torch.float32:
         notes.append(say("export.verification.not_in_float32"))
@@ -57,6 +58,7 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         notes.append(cost.note(formats))
     del reference  # one model at a time
     with open_export(folder, source, options, prompts, stage, computing) as model:
+        enter_phase("evaluating")
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))
         ignored_stops = [token for token in source.stop_tokens if not model.stops_at(token)]
         extra_stops = frozenset() if options.format == "merged" else _extra_stops(model, source, expected)

@@ -23,7 +23,8 @@ from weitune.files.cache import cache_folder, mark_used, shortage
 from weitune.files.paths import HUB_ID, user_path
 from weitune.files.publish import file_written_aside
 from weitune.messages import say
-from weitune.model.load.hub_room import check_room_on_disk
+from weitune.model.load.hub_download import check_room_on_disk, counting_bar
+from weitune.progress import enter_phase
 
 if TYPE_CHECKING:
     from weitune.recipe.schema import Recipe
@@ -98,6 +99,7 @@ def locate(model: str, *, hub: str = "huggingface", revision: str | None = None,
 
     Raises ModelError if there is no such model, or MissingExtraError if the hub's client is not installed.
     """
+    enter_phase("finding")
     if model.startswith("builtin:"):
         path = _builtin(model.removeprefix("builtin:"))
         return ModelFiles(path.parent, path.name)
@@ -146,7 +148,11 @@ def _from_huggingface(model: str, revision: str | None, patterns: list[str]) -> 
     if patterns != _SMALL_FILES:
         check_room_on_disk(model, revision, patterns, _UNWANTED)
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED, tqdm_class=counting_bar()
+            )
+        )
     except GatedRepoError:
         raise ModelError("model.locate.licence_not_accepted", model=model) from None
     except RepositoryNotFoundError:
@@ -177,6 +183,7 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
         from modelscope import snapshot_download
     except ImportError:
         raise MissingExtraError("modelscope", "modelscope") from None
+    enter_phase("downloading")
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
     except Exception as error:  # noqa: BLE001  (the client raises exceptions of many kinds)
@@ -194,6 +201,7 @@ def _builtin(name: str) -> Path:
         return target
     if short := shortage(target.parent, 2 * entry.bytes):
         raise InputError("model.locate.too_little_room", **short, name=name)
+    enter_phase("downloading")
     try:
         _unpack(entry, target)
     except OSError as error:

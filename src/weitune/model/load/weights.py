@@ -27,6 +27,7 @@ from weitune.model.load.weight_files import counted, stored_weights, weight_file
 from weitune.model.storage.allocator import releasing_freed_memory
 from weitune.model.storage.shard import shard
 from weitune.model.storage.weight_storage import quantization
+from weitune.progress import enter_phase
 from weitune.recipe.schema import QUANTIZED, Storage
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def load_weights(
     processes in a process group keeps a part (:mod:`weitune.model.storage.shard`). Raises ModelError if they cannot be
     loaded.
     """
+    enter_phase("loading")
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
     if shards == 1:

@@ -1,13 +1,15 @@
-"""Check that there is room for a download from a hub."""
+"""A download from a hub: whether there is room for it, and how many of its bytes have come."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from weitune.errors import InputError
 from weitune.files.cache import shortage
+from weitune.progress import enter_phase
 
 _ASK_SECONDS = 10.0
 
@@ -30,7 +32,30 @@ def check_room_on_disk(model: str, revision: str | None, wanted: Sequence[str], 
     names = [name for name in sizes if _matches(name, wanted) and not _matches(name, unwanted)]
     need = sum(sizes[name] for name in names if not _cached(model, name, info.sha))
     if short := shortage(Path(constants.HF_HUB_CACHE), need):
-        raise InputError("model.hub_room.too_little", **short, model=model)
+        raise InputError("model.hub_download.too_little", **short, model=model)
+
+
+def counting_bar() -> type[Any]:
+    """Return the class of the hub client's bars, one that tells the phase ``downloading`` in bytes.
+
+    The client has one bar for the bytes of all files, whose total grows as it learns their sizes.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class CountingBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counts = options.get("unit") == "B" and not str(options.get("name")).endswith(".transfer")
+            self._bytes = int(options.get("initial") or 0)
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts and n:
+                self._bytes += int(n)
+                enter_phase("downloading", self._bytes, int(self.total or 0) or None)
+            drawn: bool | None = super().update(n)
+            return drawn
+
+    return CountingBar
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

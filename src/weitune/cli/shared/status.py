@@ -1,0 +1,149 @@
+"""``--status FILE`` and ``--json``: how a command stands, for the program that started it.
+
+    {"state": "running", "phase": "training", "done": 12, "total": 80, "message": "", "exit_code": null, …}
+
+The file is there from the first second and is replaced atomically, so it can be read at any time. ``state`` ends as
+``finished``, ``stopped`` or ``failed``; if it is ``running`` and the process ``pid`` is gone, the process was killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+
+from weitune.errors import InputError, WeituneError, first_line
+from weitune.files.json_files import json_bytes, json_object
+from weitune.files.publish import own_partial, write_bytes
+from weitune.progress import Phase, watching_phases
+from weitune.ranks import rank
+
+PAUSE_SECONDS = 0.5
+"""Progress within a phase is written this often at most."""
+_open: list[Status] = []
+
+
+class Status:
+    """How a command stands, in a file if it has a ``path``; use it in a ``with`` block."""
+
+    def __init__(self, command: str, path: Path | None, *, printed: bool = False) -> None:
+        now = time.time()
+        self._path, self._printed, self._lock = path, printed, threading.RLock()
+        self._written = 0.0
+        self._watching = watching_phases(self.watch)
+        self.result: object = None
+        """What the command returned."""
+        self.fields: dict[str, Any] = {
+            "state": "running", "command": command, "phase": "finding", "done": None, "total": None,
+            "message": "", "fix": "", "message_id": "", "told": "", "exit_code": None,
+            "pid": os.getpid(), "host": socket.gethostname(), "started": now, "time": now,
+        }  # fmt: skip
+
+    def watch(self, phase: Phase | None, done: int | None, total: int | None) -> None:
+        """Take note of a phase, or of how far it is; both may come from any thread."""
+        with self._lock:
+            entered = phase is not None and phase != self.fields["phase"]
+            self.fields |= {"phase": phase or self.fields["phase"], "done": done, "total": total}
+            if entered or time.monotonic() - self._written >= PAUSE_SECONDS:
+                self._write()
+
+    def add(self, **fields: Any) -> None:
+        """Tell more, such as the folder of the run."""
+        with self._lock:
+            self.fields |= fields
+            self._write()
+
+    def __enter__(self) -> Status:
+        try:
+            self._replace()
+        except OSError as error:
+            raise InputError("cli.status.not_written", path=self._path, strerror=error.strerror or error) from None
+        _open.append(self)
+        self._watching.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watching.__exit__(None, None, None)
+        _open.remove(self)
+        ending = _ending(error, self.result)
+        with self._lock:
+            self.fields |= ending
+            if not self._told_by_another_process(ending["exit_code"]):
+                self._write()
+        if self._printed:
+            click.echo(json_bytes(self.fields, indent=1), nl=False)
+
+    def _told_by_another_process(self, exit_code: int) -> bool:
+        """Return whether a process that this one started has written how it ended."""
+        written = json_object(self._path) if self._path else {}
+        return written.get("pid", self.fields["pid"]) != self.fields["pid"] and written.get("exit_code") == exit_code
+
+    def _write(self) -> None:
+        with suppress(OSError):  # the disk is full; the command itself may not need it
+            self._replace()
+
+    def _replace(self) -> None:
+        self._written, self.fields["time"] = time.monotonic(), time.time()
+        if self._path is not None:
+            partial = own_partial(self._path)
+            write_bytes(partial, json_bytes(self.fields, indent=1))
+            partial.replace(self._path)
+
+
+def tell(**fields: Any) -> None:
+    """Add to the status of the command at hand, if somebody reads one."""
+    for status in _open:
+        status.add(**fields)
+
+
+def status_options(*, json: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command ``--status FILE``, and ``--json`` unless it has its own."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def told(*args: Any, status_file: Path | None, outcome_json: bool = False, **options: Any) -> Any:
+            if rank() != 0 or not (status_file or outcome_json):
+                return function(*args, **options)
+            command = click.get_current_context().command_path.partition(" ")[2]
+            with Status(command, status_file, printed=outcome_json) as status:
+                status.result = function(*args, **options)
+                return status.result
+
+        if json:
+            about = "Print the outcome as one JSON object."
+            told = click.option("--json", "outcome_json", is_flag=True, help=about)(told)
+        kind, about = click.Path(path_type=Path, dir_okay=False), "Keep a JSON file that tells programs how it stands."
+        return click.option("--status", "status_file", type=kind, metavar="FILE", help=about)(told)
+
+    return decorate
+
+
+def _ending(error: BaseException | None, result: object) -> dict[str, Any]:
+    """Return the state, exit code and texts with which a command ends."""
+    if error is None:
+        code = result if isinstance(result, int) else 0
+        return {"state": _state(code), "exit_code": code}
+    if isinstance(error, WeituneError):
+        texts = {"message": error.message, "fix": error.fix, "message_id": error.message_id}
+        return {"state": _state(error.exit_code), "exit_code": error.exit_code, **texts, "told": "".join(str(error))}
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return {"state": "stopped", "exit_code": 130}
+    if isinstance(error, click.ClickException):
+        message = error.format_message()
+        return {"state": "failed", "exit_code": error.exit_code, "message": error.message, "told": "".join(message)}
+    return {"state": "failed", "exit_code": 1, "message": first_line(error), "told": first_line(error)}
+
+
+def _state(exit_code: int) -> str:
+    return {0: "finished", 130: "stopped"}.get(exit_code, "failed")
