@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,40 @@ def test_chat_uses_the_runs_own_system_prompt(tiny_run: Path) -> None:
     run = Run(tiny_run)
     assert run.chat("x", max_new_tokens=8) == run.chat("x", max_new_tokens=8, system=run.recipe.system)
     assert run.chat("x", max_new_tokens=8) != run.chat("x", max_new_tokens=8, system="Someone else.")
+
+
+def test_streams_and_coroutines_say_the_same(tiny_run: Path) -> None:
+    run = Run(tiny_run)
+    options = {"max_new_tokens": 8, "system": "Be brief."}
+    expected = run.chat("你是谁？", **options)
+    pieces = list(run.stream_chat("你是谁？", **options))
+    assert "".join(pieces) == expected
+    assert len(pieces) > 1
+
+    async def both() -> list[str]:
+        streamed = [piece async for piece in run.stream_chat_async("你是谁？", **options)]
+        assert streamed == pieces
+        return await asyncio.gather(*(run.chat_async("你是谁？", checkpoint=which, **options) for which in ("last", 5)))
+
+    assert asyncio.run(both()) == [expected, run.chat("你是谁？", checkpoint=5, **options)]
+
+
+def test_a_cancelled_answer_leaves_no_thread(tiny_run: Path) -> None:
+    run = Run(tiny_run)
+
+    async def go() -> None:
+        pieces = run.stream_chat_async("Tell me a story.", max_new_tokens=400)
+        assert await anext(pieces)
+        await pieces.aclose()
+        task = asyncio.create_task(run.chat_async("Tell me a story.", max_new_tokens=400))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(go())
+    assert not [thread for thread in threading.enumerate() if thread.name == "generate"]
+    assert run.chat("x", max_new_tokens=4) == Run(tiny_run).chat("x", max_new_tokens=4)
 
 
 def test_wrong_options_are_refused_before_anything_loads(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

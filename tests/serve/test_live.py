@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.limits import HANG_SECONDS
+from tests.serve.asgi import Client
 from tests.serve.live import Live, live, llama_models, silent, two_runs
 from weitune import Run
 from weitune.export.llama_models import LlamaModels
@@ -22,7 +24,7 @@ from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
 from weitune.serve.guard import Guard
-from weitune.serve.local import Capacity
+from weitune.serve.local import Capacity, application
 from weitune.serve.requests.request import Limits
 
 pytest.importorskip("xllamacpp")
@@ -172,6 +174,26 @@ def test_a_text_is_continued(client: Any) -> None:
     assert streamed == whole.choices[0].text != ""
     base = client.completions.create(**{**options, "model": "base"})
     assert base.choices[0].text != streamed
+
+
+def test_the_application_answers_where_it_is_mounted(runs: dict[str, Run], client: Any) -> None:
+    async def go() -> None:
+        with application({"first": runs["first"]}, "F32", capacity=Capacity(slots=1, threads=1)) as app:
+
+            async def mounting(scope: Any, receive: Any, send: Any) -> None:
+                assert scope["path"].startswith("/llm/")
+                await app({**scope, "root_path": "/llm"}, receive, send)
+
+            mounted = Client(mounting)  # type: ignore[arg-type]
+            models = (await mounted.send("GET", "/llm/v1/models")).json
+            assert [model["id"] for model in models["data"]] == ["base", "first"]
+            body = {"model": "first", "messages": ASK, "max_tokens": LENGTH}
+            answer = (await mounted.send("POST", "/llm/v1/chat/completions", body)).json
+            assert answer["choices"][0]["message"]["content"] == said(client)
+            assert (await mounted.send("GET", "/llm/nothing")).status == 404
+            assert (await mounted.send("GET", "/llm/v1/models", host="evil.example")).status == 403
+
+    asyncio.run(go())
 
 
 def test_control_tokens_reach_the_reader(client: Any, models: LlamaModels) -> None:

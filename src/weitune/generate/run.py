@@ -6,6 +6,10 @@ run.chat("Who are you?")
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +17,7 @@ from weitune.progress import Note
 from weitune.run.run_folder import RunFolder, Which
 
 if TYPE_CHECKING:
+    from weitune.generate.chat_engine import ChatStream
     from weitune.generate.dialogue import History
     from weitune.generate.engine import Engine
 
@@ -25,11 +30,14 @@ class Run(RunFolder):
     run = Run("runs/zhenhuan")
     run.chat("Who are you?")
     run.chat("And who am I?", history=[{"role": "user", "content": "Who are you?"}, …], temperature=0.7)
+    for piece in run.stream_chat("Tell me a story."): print(piece, end="")
+    answer = await run.chat_async("Who are you?")
     """
 
     def __init__(self, path: str | Path, *, accept_changed_base: bool = False, say: Note | None = None) -> None:
         super().__init__(path, accept_changed_base=accept_changed_base, say=say)
         self._engines: dict[tuple[Which, str | None], Engine] = {}
+        self._loading = threading.Lock()
 
     def engine(self, checkpoint: Which = "last", *, device: str | None = None) -> Engine:
         """Return the engine of an adapter, loading it on first use.
@@ -37,6 +45,10 @@ class Run(RunFolder):
         The two used most recently stay in memory (such as the tuned model and its base), each a whole model. Raises
         RunError or ModelError if it cannot be loaded.
         """
+        with self._loading:  # answers may be asked for in several threads
+            return self._engine(checkpoint, device)
+
+    def _engine(self, checkpoint: Which, device: str | None) -> Engine:
         key = (checkpoint, device)
         engine = self._engines.pop(key, None)
         if engine is None:
@@ -65,10 +77,75 @@ class Run(RunFolder):
         it out. ``sampling`` are fields of :class:`.Sampling`, such as ``temperature=0.7``.
         Raises RunError, ModelError, or InputError if the question is too long for the model.
         """
+        return "".join(
+            self.stream_chat(text, history=history, system=system, checkpoint=checkpoint, device=device, **sampling)
+        )
+
+    def stream_chat(
+        self,
+        text: str,
+        *,
+        history: History = (),
+        system: str | None = None,
+        checkpoint: Which = "last",
+        device: str | None = None,
+        **sampling: Any,
+    ) -> ChatStream:
+        """Return the answer of :meth:`chat` as a stream: iterate for its text, piece by piece.
+
+        Generation starts with the first piece asked for, and ends when the stream is closed or dropped.
+        """
         from weitune.generate.dialogue import Dialogue
         from weitune.generate.sampling import Sampling
 
         options = Sampling(**sampling)
         dialogue = Dialogue(self.recipe.system if system is None else system, history)
-        stream = dialogue.ask(self.engine(checkpoint, device=device), text, options)
-        return "".join(stream)
+        return dialogue.ask(self.engine(checkpoint, device=device), text, options)
+
+    async def chat_async(
+        self,
+        text: str,
+        *,
+        history: History = (),
+        system: str | None = None,
+        checkpoint: Which = "last",
+        device: str | None = None,
+        **sampling: Any,
+    ) -> str:
+        """Return the answer of :meth:`chat` without blocking the event loop."""
+        pieces = self.stream_chat_async(
+            text, history=history, system=system, checkpoint=checkpoint, device=device, **sampling
+        )
+        return "".join([piece async for piece in pieces])
+
+    async def stream_chat_async(
+        self,
+        text: str,
+        *,
+        history: History = (),
+        system: str | None = None,
+        checkpoint: Which = "last",
+        device: str | None = None,
+        **sampling: Any,
+    ) -> AsyncGenerator[str, None]:
+        """Yield the answer of :meth:`chat` piece by piece, without blocking the event loop.
+
+        The model is loaded and the answer generated in threads. Generation ends with the current token when the
+        generator is closed or its task is cancelled. Answers of one engine are generated one after another.
+        """
+        begin = partial(
+            self.stream_chat, text, history=history, system=system, checkpoint=checkpoint, device=device, **sampling
+        )
+        stream = await asyncio.to_thread(begin)
+        step: asyncio.Task[str | None] | None = None
+        try:
+            while True:
+                step = asyncio.create_task(asyncio.to_thread(next, stream, None))
+                piece = await asyncio.shield(step)
+                if piece is None:
+                    break
+                yield piece
+        finally:
+            if step is not None:
+                await asyncio.wait([step])  # a stream cannot be closed while another thread reads it
+            await asyncio.to_thread(stream.close)

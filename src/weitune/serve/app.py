@@ -98,7 +98,7 @@ class App:
         return error.status
 
     def _handler(self, scope: Scope) -> Handler:
-        path: str = scope["path"]
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # of an application it is mounted in
         if path in self._routes:
             method, handler = self._routes[path]
         elif path.startswith("/v1/models/") and path.strip("/") != "v1/models":

@@ -1,14 +1,17 @@
-"""Serve runs with llama.cpp in this process."""
+"""Serve runs with llama.cpp in this process: at an address, or as an application to be mounted in another."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from weitune.export.llama_models import LlamaModels
+from weitune.export.llama_models import LlamaModels, llama_models
 from weitune.generate.llama_cpp import LlamaCpp
+from weitune.generate.run import Run
+from weitune.gguf.types import GgufType
 from weitune.serve.admission import Admission
 from weitune.serve.answers.answering import Answering
 from weitune.serve.app import App
@@ -44,29 +47,45 @@ def serve(
 
     ``started`` is called with the URL and the server, whose ``should_exit`` ends it as well.
     """
-    context = min(capacity.context_tokens, models.context_tokens)
+    with _loaded(models, capacity, guard, limits) as app:
+        asyncio.run(_serve(app, listening, started))
+
+
+@contextmanager
+def application(
+    runs: Mapping[str, Run],
+    gguf_type: GgufType = "Q8_0",
+    *,
+    capacity: Capacity | None = None,
+    guard: Guard | None = None,
+    limits: Limits | None = None,
+) -> Iterator[App]:
+    """Yield the ASGI application that serves ``runs``, by their names, and their base, to be mounted in another.
+
+    It answers under the path at which it is mounted (``root_path``), and only under the names that ``guard`` allows.
+    The model is unloaded when the block ends. Raises InputError if a run cannot be given to llama.cpp.
+    """
+    with (
+        llama_models(runs, gguf_type, lambda title: lambda done, total: None) as models,
+        _loaded(models, capacity or Capacity(), guard or Guard(), limits or Limits()) as app,
+    ):
+        yield app
+
+
+@contextmanager
+def _loaded(models: LlamaModels, capacity: Capacity, guard: Guard, limits: Limits) -> Iterator[App]:
     with LlamaCpp(
         models.base,
         models.adapters,
         slots=capacity.slots,
-        context_tokens=context,
+        context_tokens=min(capacity.context_tokens, models.context_tokens),
         threads=capacity.threads,
         exact=models.exact,
     ) as llama:
-        asyncio.run(_serve(llama, models, listening, capacity, guard, limits, started))
+        yield App(models.by_name, Answering(llama, Admission(capacity.slots, capacity.queue)), guard, limits)
 
 
-async def _serve(
-    llama: LlamaCpp,
-    models: LlamaModels,
-    listening: socket.socket,
-    capacity: Capacity,
-    guard: Guard,
-    limits: Limits,
-    started: Callable[[str, Server], None],
-) -> None:
-    admission = Admission(capacity.slots, capacity.queue)
-    app = App(models.by_name, Answering(llama, admission), guard, limits)
+async def _serve(app: App, listening: socket.socket, started: Callable[[str, Server], None]) -> None:
     server = http_server(app)
     started(url_of(listening), server)  # the socket listens already: requests that come now wait a moment
     await server.serve(sockets=[listening])
