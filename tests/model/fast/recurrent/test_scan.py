@@ -105,8 +105,5 @@ def test_the_library_computes_the_same_of_a_single_line() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 37])
 def test_the_inverse_is_one(size: int) -> None:
     lower = torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    lower.requires_grad_()
     system = torch.eye(size) + lower.tril(-1)
     assert torch.allclose(unit_lower_inverse(lower) @ system, torch.eye(size, dtype=torch.float64), atol=1e-9)
-    if size < 16:
-        assert torch.autograd.gradcheck(unit_lower_inverse, lower)

@@ -116,6 +116,10 @@ class PathWindows:
     before: Tensor
     """(F, k)"""
 
+    def known(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return ``before`` within a row of ``length``, and (F, k, 1) whether it was: not before the beginning."""
+        return self.before.clamp(max=length - 1), (self.before < length)[..., None]
+
     @classmethod
     def of(cls, tree: Tree, taps: int) -> PathWindows:
         """Return those of a row for a convolution of ``taps``, which all layers share."""

@@ -22,6 +22,8 @@ from torch import Tensor
 from weitune.model.fast.recurrent.chunks import Chunks, PathWindows
 from weitune.model.fast.recurrent.mixer import Recurrence, read_recurrence
 from weitune.model.fast.recurrent.path_conv import Taps, path_conv, read_taps
+from weitune.model.fast.recurrent.places import ScanMemory
+from weitune.model.fast.recurrent.recomputed import recomputed
 from weitune.model.fast.recurrent.scan import gated_delta_rule
 from weitune.model.fast.self_attention.observe import Rows
 from weitune.model.fast.self_attention.positions import Positions
@@ -62,6 +64,9 @@ class GatedDelta:
         return (self.taps.channels - self.value_heads * self.value_size) // (2 * self.key_heads)
 
     def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
+        return recomputed(self._compute, projected, positions)
+
+    def _compute(self, projected: Sequence[Tensor], positions: Positions, memory: ScanMemory) -> Tensor:
         inputs, tree = self._inputs(projected), positions.packed
         mixed = F.silu(path_conv(inputs.mixed, self.taps, PathWindows.of(tree, self.taps.count)))
         dtype, exact = inputs.mixed.dtype, mixed.dtype
@@ -79,6 +84,7 @@ class GatedDelta:
             decay,
             inputs.strength.to(exact).sigmoid(),
             Chunks.of(tree),
+            memory,
         )
         return self._gated(read, inputs.gate.to(exact)).to(dtype).flatten(1)
 

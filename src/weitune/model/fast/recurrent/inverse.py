@@ -9,9 +9,6 @@ than ``torch.linalg.solve_triangular`` on a CPU.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,30 +17,15 @@ def unit_lower_inverse(lower: Tensor) -> Tensor:
     """Return the inverse of 1 + L, where L is the part of ``lower`` (..., C, C) strictly below the diagonal."""
     size = lower.shape[-1]
     spare = (1 << (size - 1).bit_length()) - size  # to a power of two
-    inverse: Tensor = _UnitLowerInverse.apply(F.pad(lower, (0, spare, 0, spare)))  # type: ignore[no-untyped-call]
-    return inverse[..., :size, :size]
-
-
-class _UnitLowerInverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, lower: Tensor) -> Tensor:
-        *lead, size, _ = lower.shape
-        inverse, side = lower.new_ones(*lead, size, 1, 1), 1
-        while side < size:
-            pairs = size // (2 * side)
-            blocks = lower.reshape(*lead, pairs, 2 * side, pairs, 2 * side).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-            below, first, second = blocks[..., side:, :side], inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-            merged = lower.new_zeros(*lead, pairs, 2 * side, 2 * side)
-            merged[..., :side, :side], merged[..., side:, side:] = first, second
-            merged[..., side:, :side] = -(second * below * first if side == 1 else second @ below @ first)
-            inverse, side = merged, 2 * side
-        inverse = inverse.squeeze(-3)
-        ctx.save_for_backward(inverse)
-        return inverse
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
-        upper = inverse.transpose(-1, -2)
-        grad: Tensor = -(upper @ grads[0] @ upper).tril(-1)
-        return grad
+    lower = F.pad(lower, (0, spare, 0, spare))
+    *lead, whole, _ = lower.shape
+    inverse, side = lower.new_ones(*lead, whole, 1, 1), 1
+    while side < whole:
+        pairs = whole // (2 * side)
+        blocks = lower.reshape(*lead, pairs, 2 * side, pairs, 2 * side).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        below, first, second = blocks[..., side:, :side], inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        merged = lower.new_zeros(*lead, pairs, 2 * side, 2 * side)
+        merged[..., :side, :side], merged[..., side:, side:] = first, second
+        merged[..., side:, :side] = -(second * below * first if side == 1 else second @ below @ first)
+        inverse, side = merged, 2 * side
+    return inverse.squeeze(-3)[..., :size, :size]

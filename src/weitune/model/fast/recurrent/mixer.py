@@ -1,65 +1,29 @@
-"""A mixer of tokens that carries a state: projections, what lies between them, and the output projection.
+"""A mixer of tokens that carries a state.
 
-    x ─ projections ─ [convolution along the path, recurrence, gate] ─ output projection ─▶
-
-What is in brackets is differentiated by autograd, as that of attention is, and its own weights are frozen.
+x ─ projections ─ [convolution along the path, recurrence, gate] ─ output projection ─▶
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from weitune.model.fast.lora_forward import GroupPass, reference_group
 from weitune.model.fast.parts import BlockContext
-from weitune.model.fast.projection import LoraGroup, read_group
-from weitune.model.fast.self_attention.attend import AttendingPass, Middle
-from weitune.model.fast.self_attention.mixer import AttentionPass
+from weitune.model.fast.projection import read_group
+from weitune.model.fast.self_attention.attend import Middle
 from weitune.model.fast.self_attention.observe import Rows, agree
 from weitune.model.fast.self_attention.positions import Positions
+from weitune.model.fast.self_attention.projected import ProjectedMixer
 from weitune.model.fast.stand_in import UNSUITABLE
 from weitune.model.fast.tree import Tree
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Recurrence:
-    """The recurrent layer that a module is."""
+class Recurrence(ProjectedMixer):
+    """The recurrent layer that a module is. Its own weights are frozen."""
 
-    module: nn.Module
-    """The layer's own module"""
-    names: tuple[Sequence[str], str]
-    """of the projections that read the input, and of that of the output"""
-    inputs: LoraGroup
-    output: LoraGroup
-    middle: Middle
-    mixes_tokens: bool = True
-    carried: Sequence[Hashable] = ()
-
-    @property
-    def groups(self) -> tuple[LoraGroup, ...]:
-        return self.inputs, self.output
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return self.inputs.parameters + self.output.parameters
-
-    def begin(self, context: BlockContext) -> AttentionPass:
-        inputs, output = (GroupPass.begin(group, context.dropout) for group in self.groups)
-        return AttentionPass(inputs, AttendingPass(self.middle, output, context.attention))
-
-    def reference(self, x: Tensor, context: BlockContext) -> Tensor:
-        between = self.middle(reference_group(self.inputs, x, context.dropout), context.attention)
-        (output,) = reference_group(self.output, between, context.dropout)
-        return output
-
-    def with_adapters(self) -> Recurrence | None:
-        names, name = self.names
-        inputs, output = read_group(self.module, names), read_group(self.module, (name,))
-        return replace(self, inputs=inputs, output=output) if inputs and output else None
+    __slots__ = ()
 
 
 def read_recurrence(
@@ -72,7 +36,7 @@ def read_recurrence(
     input_group, output_group = read_group(module, inputs), read_group(module, (output,))
     if input_group is None or output_group is None:
         return None
-    read = [Recurrence(module, (tuple(inputs), output), input_group, output_group, middle) for middle in middles]
+    read = [Recurrence(module, (tuple(inputs), (output,)), input_group, output_group, middle) for middle in middles]
     found: int | None = rows.once("recurrence", module, lambda: _agreeing(read, rows))
     return None if found is None else read[found]
 

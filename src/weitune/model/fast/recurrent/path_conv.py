@@ -8,14 +8,17 @@ forks and beginnings, a few in a hundred, are computed again from a gathered win
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weitune.model.fast.recurrent.chunks import PathWindows
+
+COLUMNS = 512
+"""Channels that are convolved at once on a CPU"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,23 +63,30 @@ class _PathConv(torch.autograd.Function):
         ctx.taps, ctx.windows, ctx.dtype = taps, windows, x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         weight, bias = taps.weight(x.dtype), taps.bias(x.dtype)
-        output = x * weight[0]
-        for back in range(1, len(weight)):
-            output[back:].addcmul_(x[:-back], weight[back])
-        if len(windows.rows):
-            gathered = F.pad(x, (0, 0, 0, 1))[windows.before]
-            output[windows.rows] = (gathered * weight).sum(1)
+        output = torch.empty_like(x)
+        for part, inputs, factors in _columns(output, x, weight):
+            torch.mul(inputs, factors[0], out=part)
+            for back in range(1, len(factors)):
+                part[back:].addcmul_(inputs[:-back], factors[back])
+        rows, known = windows.known(len(x))
+        output[windows.rows] = (x[rows] * known * weight).sum(1)
         return output if bias is None else output.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), windows = grads, ctx.windows
         weight = ctx.taps.weight(grad.dtype)
-        repaired = grad[windows.rows]
-        grad = grad.index_fill(0, windows.rows, 0)
-        grad_x = F.pad(grad * weight[0], (0, 0, 0, 1))
-        for back in range(1, len(weight)):
-            grad_x[: -back - 1].addcmul_(grad[back:], weight[back])
-        if len(windows.rows):
-            grad_x.index_add_(0, windows.before.flatten(), (repaired[:, None] * weight).flatten(0, 1))
-        return grad_x[:-1].to(ctx.dtype), None, None
+        grad_x = torch.empty_like(grad)
+        for part, outputs, factors in _columns(grad_x, grad, weight):
+            plain = outputs.index_fill(0, windows.rows, 0)
+            torch.mul(plain, factors[0], out=part)
+            for back in range(1, len(factors)):
+                part[:-back].addcmul_(plain[back:], factors[back])
+        rows, known = windows.known(len(grad))
+        grad_x.index_add_(0, rows.flatten(), (grad[windows.rows][:, None] * known * weight).flatten(0, 1))
+        return grad_x.to(ctx.dtype), None, None
+
+
+def _columns(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same columns of all ``matrices``: on a CPU so few that a row of a batch stays in its cache."""
+    return zip(*(each.split(COLUMNS if each.is_cpu else each.shape[1], dim=1) for each in matrices), strict=True)

@@ -1,4 +1,4 @@
-"""The scan over chunks that a linear recurrence of matrices needs, on a prefix tree.
+"""The scan over chunks that a linear recurrence of matrices needs, on a prefix tree, forward and back.
 
 The state after token i, S_i (D, V) for each head, follows from that before it, S_p, by
 
@@ -7,109 +7,106 @@ The state after token i, S_i (D, V) for each head, follows from that before it, 
 where g_i ≤ 0 is the logarithm of a decay. In a chunk that continues from S, with G_i the sum of g over the tokens of
 the chunk on the path to i,
 
-    o_i = exp(G_i) Sᵀ q_i + Σ over j on the path of exp(G_i - G_j) (q_i · k_j) u_j
+    o_i = exp(G_i) Sᵀ q_i + Σ over j on the path of A_ij u_j        A_ij = exp(G_i - G_j) q_i · k_j
 
 (Dao and Gu, arXiv 2405.21060). In the delta rule (Yang et al., arXiv 2412.06464) u depends on the state itself:
 
     u_i = β_i (v_i - exp(g_i) S_pᵀ k_i)
 
-    hence    (1 + L) u = β (v - exp(G) Sᵀ k)        L_ij = β_i exp(G_i - G_j) k_i · k_j
+    hence    (1 + L) u = r = β (v - exp(G) Sᵀ k)        L_ij = β_i exp(G_i - G_j) k_i · k_j
 
-with L strictly lower triangular in the chunk's order. Its inverse does not depend on S.
+with L strictly lower triangular in the chunk's order. Its inverse does not depend on S. For backward, o, u, the inverse
+and the states between chunks are kept; the other products of a chunk are computed again (:mod:`.scan_backward`).
 
 Cost: C² + 2·D·V products of vectors a chunk and head, for the delta rule twice that, and log C steps for the inverse.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weitune.model.fast.recurrent.chunks import Chunks
 from weitune.model.fast.recurrent.inverse import unit_lower_inverse
-
-SMALLEST = -50.0
-"""Decays below exp(SMALLEST) count as 0: products of them would be denormal numbers, which CPUs multiply slowly."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Decays:
-    """The decays of N chunks."""
-
-    between: Tensor
-    """(N, H, C, C) from place j to place i; 0 unless j is on the path to i"""
-    since: Tensor
-    """(N, H, C, 1) from the start of the chunk to each place"""
-
-    @classmethod
-    def of(cls, logs: Tensor, chunks: Chunks) -> Decays:
-        """Return the decays for the logarithm of each token's, ``logs`` (T, H)."""
-        seen = chunks.seen[:, None]
-        total = seen.to(logs.dtype) @ chunks.gather(logs)[..., None]
-        gap = total - total.transpose(-1, -2)  # may be large between branches, and is not needed there
-        between = gap.masked_fill(~seen | (gap < SMALLEST), -torch.inf).exp()
-        return cls(between, total.masked_fill(total < SMALLEST, -torch.inf).exp())
+from weitune.model.fast.recurrent.places import Places, ScanMemory, ScanRows, continued
+from weitune.model.fast.recurrent.scan_backward import scan_backward
 
 
-def gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, chunks: Chunks) -> Tensor:
-    """Return what each token reads by the gated delta rule, (T, H, V).
-
-    ``query`` and ``key`` are (T, H, D), ``value`` is (T, H, V), ``decay``, the logarithms, and ``beta`` are (T, H).
-    """
-    decays = Decays.of(decay, chunks)
-    query, key, value = chunks.gather(query), chunks.gather(key), chunks.gather(value)
-    strength = chunks.gather(beta)[..., None]
-    keys = key.transpose(-1, -2)
-    inverse = unit_lower_inverse(key @ keys * decays.between * strength)
-    written = value * strength
-    return _scan(query @ keys, query, key, written, decays, chunks, (inverse, key * (strength * decays.since)))
-
-
-def state_space(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, chunks: Chunks) -> Tensor:
-    """Return what each token reads of a state to which every token adds its ``key`` · ``value``, (T, H, V).
-
-    The shapes are those of :func:`gated_delta_rule`. In Mamba-2 they are C, B, x·dt and A·dt.
-    """
-    decays = Decays.of(decay, chunks)
-    query, key, value = chunks.gather(query), chunks.gather(key), chunks.gather(value)
-    return _scan(query @ key.transpose(-1, -2), query, key, value, decays, chunks, None)
-
-
-def _scan(
-    products: Tensor,
+def gated_delta_rule(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    decays: Decays,
+    decay: Tensor,
+    beta: Tensor,
     chunks: Chunks,
-    correction: tuple[Tensor, Tensor] | None,
+    memory: ScanMemory | None = None,
 ) -> Tensor:
-    """Return what the tokens read, from what is at the places of all chunks, level after level.
+    """Return what each token reads by the gated delta rule, (T, H, V).
 
-    ``products`` (N, H, C, C) are those of queries and keys. A state is corrected by the ``correction`` of the delta
-    rule: the inverse of 1 + L (N, H, C, C), and what is read of the state (N, H, C, D).
+    ``query`` and ``key`` are (T, H, D), ``value`` is (T, H, V), ``decay``, the logarithms, and ``beta`` are (T, H). An
+    empty ``memory`` is filled; with one that the same inputs have filled, only the backward pass is left to do.
     """
-    split = chunks.split
-    attends, reads = split(products * decays.between), split(query * decays.since)
-    keys, values, between, since = split(key), split(value), split(decays.between), split(decays.since)
-    inverses, corrections = map(split, correction) if correction else ((), ())
+    return _scan(ScanRows(query, key, value, decay, beta), chunks, memory)
+
+
+def state_space(
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, chunks: Chunks, memory: ScanMemory | None = None
+) -> Tensor:
+    """Return what each token reads of a state to which every token adds its ``key`` · ``value``, (T, H, V).
+
+    The rest is as in :func:`gated_delta_rule`. In Mamba-2 the inputs are C, B, x·dt and A·dt.
+    """
+    return _scan(ScanRows(query, key, value, decay, None), chunks, memory)
+
+
+def _scan(rows: ScanRows, chunks: Chunks, memory: ScanMemory | None) -> Tensor:
+    read: Tensor = _Scan.apply(*rows, chunks, ScanMemory() if memory is None else memory)  # type: ignore[no-untyped-call]
+    return read
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *rows, chunks, memory = inputs
+        ctx.save_for_backward(*rows)
+        ctx.chunks, ctx.memory = chunks, memory
+        if memory.read is None:
+            memory.read = _forward(ScanRows(*rows), chunks, memory)
+        read: Tensor = memory.read.view_as(memory.read)
+        return read
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *scan_backward(grads[0], ScanRows(*ctx.saved_tensors), ctx.chunks, ctx.memory), None, None
+
+
+def _forward(rows: ScanRows, chunks: Chunks, memory: ScanMemory) -> Tensor:
+    """Compute the chunks level after level and fill ``memory``, but for what the tokens read, which is returned."""
+    places, split, size = Places.of(rows, chunks), chunks.split, chunks.shape[1]
+    wanted = rows.value
+    if places.beta is not None and rows.beta is not None:
+        wanted = wanted * rows.beta[..., None]
+        memory.inverse = unit_lower_inverse(places.overlaps().mul_(places.beta))
+    inverses = None if memory.inverse is None else split(memory.inverse)
+    values, keys, attends, readers = map(split, (chunks.gather(wanted), places.key, places.attends(), places.readers()))
+    between, since = split(places.between), split(places.since)
     outputs: list[Tensor] = []
-    states: Tensor | None = None
+    left: Tensor | None = None
     for at, level in enumerate(chunks.levels):
-        state = None if states is None or level.states is None else states.index_select(0, level.states)
-        written = values[at]
-        if correction and state is not None:
-            written = written - corrections[at] @ state
-        if correction:
-            written = inverses[at] @ written
+        memory.states.append(left)
+        written, state = values[at], continued(left, level)
+        of_state = None if state is None else readers[at] @ state
+        if inverses is not None:
+            written = inverses[at] @ (written if of_state is None else written - of_state[:, :, size:])
+        memory.written.append(written)
         output = attends[at] @ written
-        outputs.append(output if state is None else output + reads[at] @ state)
+        outputs.append(output if of_state is None else output.add_(of_state[:, :, :size]))
         if level.leaving is not None:
             chunk, place = level.leaving
-            left = between[at][chunk, :, place][..., None]  # of each place on the path to the token
-            states = (keys[at][chunk] * left).transpose(-1, -2) @ written[chunk]
+            path = between[at][chunk, :, place][..., None]  # the decays from each place on the path to the token
+            left = (keys[at][chunk] * path).transpose(-1, -2) @ written[chunk]
             if state is not None:
-                states = states + state[chunk] * since[at][chunk, :, place][..., None]
+                left += state[chunk] * since[at][chunk, :, place][..., None]
     return chunks.scatter(torch.cat(outputs))

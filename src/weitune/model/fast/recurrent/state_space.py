@@ -20,6 +20,8 @@ from torch import Tensor
 from weitune.model.fast.recurrent.chunks import Chunks, PathWindows
 from weitune.model.fast.recurrent.mixer import Recurrence, read_recurrence
 from weitune.model.fast.recurrent.path_conv import Taps, path_conv, read_taps
+from weitune.model.fast.recurrent.places import ScanMemory
+from weitune.model.fast.recurrent.recomputed import recomputed
 from weitune.model.fast.recurrent.scan import state_space
 from weitune.model.fast.self_attention.observe import Rows
 from weitune.model.fast.self_attention.positions import Positions
@@ -41,6 +43,9 @@ class StateSpace:
     gate: Gate
 
     def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
+        return recomputed(self._compute, projected, positions)
+
+    def _compute(self, projected: Sequence[Tensor], positions: Positions, memory: ScanMemory) -> Tensor:
         tree, inputs = positions.packed, self._scaled(projected[0])
         inner = inputs.shape[1] - self.taps.channels - self.heads
         gate, mixed, step = inputs.split([inner, self.taps.channels, self.heads], dim=1)
@@ -52,7 +57,7 @@ class StateSpace:
         value = value.unflatten(1, (self.heads, -1))
         rate, bias, skip = (each.detach().to(exact) for each in (self.module.A_log, self.module.dt_bias, self.module.D))
         step = F.softplus(step.to(exact) + bias).clamp(*self.module.time_step_limit)
-        read = state_space(query, key, value * step.unsqueeze(-1), -rate.exp() * step, Chunks.of(tree))
+        read = state_space(query, key, value * step.unsqueeze(-1), -rate.exp() * step, Chunks.of(tree), memory)
         return self._gated((read + skip[:, None] * value).flatten(1), gate.to(exact)).to(inputs.dtype)
 
     def _scaled(self, inputs: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def share_keys(block: BlockParts) -> BlockParts | None:
         attention,
         names=((query,), output),
         inputs=own,
-        heads=replace(attention.heads, keys="given"),
+        middle=replace(attention.heads, keys="given"),
         carried=keys.gives,
         shares_keys=False,
     )
