@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from weitune.training.distributed.processes import make_accelerator
 from weitune.training.run import resume, train
 
 CPU = torch.device("cpu")
-MANNERS: tuple[tuple[str, bool, Recompute, LogitForm | None], ...] = (
+Manner = tuple[str, bool, Recompute, LogitForm | None]
+MANNERS: Sequence[Manner] = (
     ("blocks", True, "none", PLAIN_LOGITS),
     ("blocks, feed-forward again", True, "feed-forward", PLAIN_LOGITS),
     ("blocks again", True, "block", PLAIN_LOGITS),
@@ -44,6 +46,9 @@ MANNERS: tuple[tuple[str, bool, Recompute, LogitForm | None], ...] = (
     ("own modules again", False, "block", PLAIN_LOGITS),
 )
 """Name, whether weitune's blocks compute it, what is computed again, how logits are made."""
+BY_BLOCKS = [manner for manner in MANNERS if manner[1]]
+HYBRID = "qwen3_5_text", "falcon_h1", "lfm2"
+"""Families with the gated delta rule, a state space and a convolution, whose own modules would mix the rows."""
 
 
 def adapted(model: Any) -> Any:
@@ -56,7 +61,7 @@ def adapted(model: Any) -> Any:
     return found
 
 
-def gradient(model: Any, row: TensorBatch, manner: tuple[str, bool, Recompute, LogitForm | None]) -> torch.Tensor:
+def gradient(model: Any, row: TensorBatch, manner: Manner) -> torch.Tensor:
     _, fast, recompute, head = manner
     base = model.get_base_model()
     base.gradient_checkpointing_disable()
@@ -66,7 +71,7 @@ def gradient(model: Any, row: TensorBatch, manner: tuple[str, bool, Recompute, L
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
-def distances(make: Callable[[], Any]) -> dict[str, float]:
+def distances(make: Callable[[], Any], manners: Sequence[Manner] = MANNERS) -> dict[str, float]:
     """Return how far the gradient of a sharded model is from that of a whole one, by manner."""
     whole, parts = (make().requires_grad_(False) for _ in range(2))
     shard(parts, CPU, torch.float32)
@@ -74,7 +79,7 @@ def distances(make: Callable[[], Any]) -> dict[str, float]:
     whole, parts = adapted(whole), adapted(parts)
     row = to_tensors(pack(examples_with_forks(6, VOCABULARY)), CPU)
     found = {}
-    for manner in MANNERS:
+    for manner in manners:
         expected, ours = gradient(whole, row, manner), gradient(parts, row, manner)
         found[manner[0]] = float((ours - expected).norm() / expected.norm())
     return found
@@ -107,6 +112,7 @@ def main(orders: dict[str, Any]) -> None:
         "untied": distances(lambda: tiny_model("llama")),
         "tied": distances(lambda: tiny_model("gemma", tie_word_embeddings=True, vocab_size=VOCABULARY + 1)),
         "experts": distances(lambda: family_model("glm4_moe")),
+        **{family: distances(partial(family_model, family), BY_BLOCKS) for family in HYBRID},
     }
     for tree in orders["train"]:
         train(build_recipe({}, tree), device="cpu")

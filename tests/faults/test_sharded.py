@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.faults.runs import STEPS, Inputs
+from tests.faults.sharded import BY_BLOCKS, HYBRID
 from tests.limits import HANG_SECONDS
 from tests.published import FP8, quantize
 from tests.tiny import save_tiny, tiny_model
@@ -96,6 +97,13 @@ def test_gradients_are_those_of_the_whole_model_in_every_manner(together: Path, 
     for answer in answers(together):
         assert len(answer[model]) == 6
         assert max(answer[model].values()) < 1e-6, answer[model]
+
+
+@pytest.mark.parametrize("family", HYBRID)
+def test_so_are_they_through_recurrent_layers(together: Path, family: str) -> None:
+    for answer in answers(together):
+        assert set(answer[family]) == {name for name, *_ in BY_BLOCKS}
+        assert max(answer[family].values()) < 1e-6, answer[family]
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ from weitune.model.fast.tree import BLOCK_ROWS, Block, Tree
 
 _BLOCKS = 8
 """Blocks of a row whose attention is measured."""
+_CHAIN = 256
+"""Tokens after which recurrent layers begin a new conversation: a chunk that waits for another takes long to measure,
+but hardly keeps more."""
 
 
 class _PackedRow(PackedTensors):
@@ -40,9 +43,9 @@ class _Chains(Tree):
 
     def numbers(self) -> tuple[Ints, Ints]:
         """Return the numbers that fake tensors lack: recurrent layers cut rows into chunks by them."""
-        rows = len(self.subtree_end) // self.length
-        ends = self.length * np.arange(1, rows + 1)
-        return np.tile(np.arange(self.length), rows), np.repeat(ends, self.length)
+        rows, own = len(self.subtree_end) // self.length, np.arange(self.length)
+        ends = np.minimum(own - own % _CHAIN + _CHAIN, self.length)
+        return np.tile(own % _CHAIN, rows), (np.arange(rows)[:, None] * self.length + ends).flatten()
 
     def _cut(self, window: int | None) -> Iterator[Block]:
         """Yield a few long blocks whose masks are as large in all as those of the many short ones."""

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.model.fast.recurrent.chunks import Chunks, PathWindows
 from weitune.model.fast.recurrent.mixer import Recurrence, read_recurrence
-from weitune.model.fast.recurrent.path_conv import Taps, path_conv, read_taps
+from weitune.model.fast.recurrent.path_conv import Taps, convolved_heads, read_taps
 from weitune.model.fast.recurrent.places import ScanMemory
 from weitune.model.fast.recurrent.recomputed import recomputed
 from weitune.model.fast.recurrent.scan import gated_delta_rule
@@ -33,17 +32,6 @@ _TOGETHER = "in_proj_qkvz", "in_proj_ba"
 _OUTPUT = "out_proj"
 _LEAST_SQUARE = 1e-6
 """What the sum of squares of a key or query is increased by before its root is taken"""
-
-
-class _Inputs(NamedTuple):
-    mixed: Tensor
-    """(T, 2·G·D + H·V) queries, keys and values"""
-    gate: Tensor
-    """(T, H, V)"""
-    strength: Tensor
-    """(T, H)"""
-    step: Tensor
-    """(T, H) what the decay is made of"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,41 +52,43 @@ class GatedDelta:
         return (self.taps.channels - self.value_heads * self.value_size) // (2 * self.key_heads)
 
     def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
-        return recomputed(self._compute, projected, positions)
+        return recomputed(self, projected, positions)
 
-    def _compute(self, projected: Sequence[Tensor], positions: Positions, memory: ScanMemory) -> Tensor:
-        inputs, tree = self._inputs(projected), positions.packed
-        mixed = F.silu(path_conv(inputs.mixed, self.taps, PathWindows.of(tree, self.taps.count)))
-        dtype, exact = inputs.mixed.dtype, mixed.dtype
-        keys = self.key_heads * self.key_size
-        query, key, value = mixed.split([keys, keys, mixed.shape[1] - 2 * keys], dim=1)
-        query, key = (_unit(each.unflatten(1, (self.key_heads, -1))) for each in (query, key))
+    def split(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        """Return query, key, value, gate, strength b and step a of each head of keys, (T, G, ...)."""
+        width = self.value_heads // self.key_heads * self.value_size
+        if len(projected) == len(_TOGETHER):
+            both, of_step = (each.unflatten(1, (self.key_heads, -1)) for each in projected)
+            sizes = [self.key_size, self.key_size, width, width]
+            return [*both.split(sizes, dim=2), *of_step.chunk(2, dim=2)]
+        mixed, *others = projected
+        apart = mixed.split([each * self.key_heads for each in (self.key_size, self.key_size, width)], dim=1)
+        return [each.unflatten(1, (self.key_heads, -1)) for each in (*apart, *others)]
+
+    def compute(self, inputs: Sequence[Tensor], heads: slice, positions: Positions, memory: ScanMemory) -> Tensor:
+        """Return what some ``heads`` of keys give, (T, g, H/G·V), from their ``inputs`` (T, g, ...)."""
+        *mixed, gate, strength, step = inputs
+        tree, taps = positions.packed, self.taps
+        windows = PathWindows.of(tree, taps.count)
+        query, key, value = convolved_heads(mixed, taps, heads, self.key_heads, windows)
+        exact = query.dtype
+        query, key = _unit(query), _unit(key)
         if (shared := self.value_heads // self.key_heads) > 1:
             query, key = query.repeat_interleave(shared, dim=1), key.repeat_interleave(shared, dim=1)
-        rate, bias = (each.detach().to(exact) for each in (self.module.A_log, self.module.dt_bias))
-        decay = -rate.exp() * F.softplus(inputs.step.to(exact) + bias)
+        of_values = slice(heads.start * shared, heads.stop * shared)
+        rate, bias = (each.detach()[of_values].to(exact) for each in (self.module.A_log, self.module.dt_bias))
+        decay = -rate.exp() * F.softplus(step.flatten(1).to(exact) + bias)
         read = gated_delta_rule(
             query * self.key_size**-0.5,
             key,
-            value.unflatten(1, (self.value_heads, -1)),
+            value.reshape(len(value), -1, self.value_size),
             decay,
-            inputs.strength.to(exact).sigmoid(),
+            strength.flatten(1).to(exact).sigmoid(),
             Chunks.of(tree),
             memory,
         )
-        return self._gated(read, inputs.gate.to(exact)).to(dtype).flatten(1)
-
-    def _inputs(self, projected: Sequence[Tensor]) -> _Inputs:
-        if len(projected) == len(_APART):
-            mixed, gate, strength, step = projected
-            return _Inputs(mixed, gate.unflatten(1, (self.value_heads, -1)), strength, step)
-        by_key = [each.unflatten(1, (self.key_heads, -1)) for each in projected]  # what belongs to a head of keys
-        shared = self.value_heads // self.key_heads
-        width = shared * self.value_size
-        query, key, value, gate = by_key[0].split([self.key_size, self.key_size, width, width], dim=2)
-        strength, step = (each.flatten(1) for each in by_key[1].split(shared, dim=2))
-        mixed = torch.cat([each.flatten(1) for each in (query, key, value)], dim=1)
-        return _Inputs(mixed, gate.flatten(1).unflatten(1, (self.value_heads, -1)), strength, step)
+        output = self._gated(read, gate.reshape(read.shape).to(exact)).to(gate.dtype)
+        return output.view(gate.shape)
 
     def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
         norm = self.module.norm

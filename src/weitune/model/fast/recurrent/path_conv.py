@@ -8,11 +8,12 @@ forks and beginnings, a few in a hundred, are computed again from a gathered win
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weitune.model.fast.recurrent.chunks import PathWindows
@@ -26,14 +27,20 @@ class Taps:
     """The weights of a convolution over time in which every channel has its own."""
 
     module: nn.Conv1d
+    part: slice = field(default_factory=lambda: slice(None))
+    """of the module's channels"""
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return (taps, channels), the last tap's first: that of the token itself."""
-        return self.module.weight.detach().squeeze(1).flip(1).T.to(dtype).contiguous()
+        return self.module.weight.detach()[self.part].squeeze(1).flip(1).T.to(dtype).contiguous()
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """Return (channels,)."""
-        return None if self.module.bias is None else self.module.bias.detach().to(dtype)
+        return None if self.module.bias is None else self.module.bias.detach()[self.part].to(dtype)
+
+    def of(self, channels: slice) -> Taps:
+        """Return those of some ``channels``."""
+        return Taps(self.module, channels)
 
     @property
     def count(self) -> int:
@@ -55,6 +62,21 @@ def path_conv(x: Tensor, taps: Taps, windows: PathWindows) -> Tensor:
     """Return the convolution of ``x`` (T, channels), which is computed and returned in float32 at least."""
     output: Tensor = _PathConv.apply(x, taps, windows)  # type: ignore[no-untyped-call]
     return output
+
+
+def convolved_heads(
+    parts: Sequence[Tensor], taps: Taps, heads: slice, count: int, windows: PathWindows
+) -> Iterator[Tensor]:
+    """Yield SiLU of the convolution of each of ``parts`` (T, g, ...): some ``heads`` of ``count``.
+
+    The channels are those of all heads of the first part, then those of the second, and so on.
+    """
+    first = 0
+    for x in parts:
+        size = x.shape[2]
+        channels = slice(first + heads.start * size, first + heads.stop * size)
+        yield F.silu(path_conv(x.flatten(1), taps.of(channels), windows)).view(x.shape)
+        first += count * size
 
 
 class _PathConv(torch.autograd.Function):

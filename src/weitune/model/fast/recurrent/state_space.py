@@ -19,7 +19,7 @@ from torch import Tensor
 
 from weitune.model.fast.recurrent.chunks import Chunks, PathWindows
 from weitune.model.fast.recurrent.mixer import Recurrence, read_recurrence
-from weitune.model.fast.recurrent.path_conv import Taps, path_conv, read_taps
+from weitune.model.fast.recurrent.path_conv import Taps, convolved_heads, read_taps
 from weitune.model.fast.recurrent.places import ScanMemory
 from weitune.model.fast.recurrent.recomputed import recomputed
 from weitune.model.fast.recurrent.scan import state_space
@@ -43,35 +43,48 @@ class StateSpace:
     gate: Gate
 
     def __call__(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
-        return recomputed(self._compute, projected, positions)
+        return recomputed(self, projected, positions)
 
-    def _compute(self, projected: Sequence[Tensor], positions: Positions, memory: ScanMemory) -> Tensor:
-        tree, inputs = positions.packed, self._scaled(projected[0])
+    def split(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        """Return gate, value, key B, query C and step dt of each of the G groups of heads, (T, G, ...)."""
+        (inputs,) = projected
         inner = inputs.shape[1] - self.taps.channels - self.heads
-        gate, mixed, step = inputs.split([inner, self.taps.channels, self.heads], dim=1)
-        mixed = F.silu(path_conv(mixed, self.taps, PathWindows.of(tree, self.taps.count)))
-        exact, width = mixed.dtype, (self.taps.channels - inner) // 2
-        value, key, query = mixed.split([inner, width, width], dim=1)
-        shared = self.heads // self.groups
-        key, query = (each.unflatten(1, (self.groups, -1)).repeat_interleave(shared, dim=1) for each in (key, query))
-        value = value.unflatten(1, (self.heads, -1))
-        rate, bias, skip = (each.detach().to(exact) for each in (self.module.A_log, self.module.dt_bias, self.module.D))
-        step = F.softplus(step.to(exact) + bias).clamp(*self.module.time_step_limit)
-        read = state_space(query, key, value * step.unsqueeze(-1), -rate.exp() * step, Chunks.of(tree), memory)
-        return self._gated((read + skip[:, None] * value).flatten(1), gate.to(exact)).to(inputs.dtype)
+        width = (self.taps.channels - inner) // 2
+        parts = inputs.split([inner, inner, width, width, self.heads], dim=1)
+        return [each.unflatten(1, (self.groups, -1)) for each in parts]
 
-    def _scaled(self, inputs: Tensor) -> Tensor:
+    def compute(self, inputs: Sequence[Tensor], heads: slice, positions: Positions, memory: ScanMemory) -> Tensor:
+        """Return what some groups of heads, ``heads``, give, (T, g, H/G·P), from their ``inputs`` (T, g, ...)."""
+        tree, shared = positions.packed, self.heads // self.groups
+        gate, *mixed, step = self._scaled(inputs, heads)
+        windows = PathWindows.of(tree, self.taps.count)
+        value, key, query = convolved_heads(mixed, self.taps, heads, self.groups, windows)
+        exact = value.dtype
+        key, query = (each.repeat_interleave(shared, dim=1) for each in (key, query))
+        value = value.reshape(len(value), key.shape[1], -1)
+        own = slice(heads.start * shared, heads.stop * shared)
+        numbers = self.module.A_log, self.module.dt_bias, self.module.D
+        rate, bias, skip = (each.detach()[own].to(exact) for each in numbers)
+        step = F.softplus(step.flatten(1).to(exact) + bias).clamp(*self.module.time_step_limit)
+        read = state_space(query, key, value * step.unsqueeze(-1), -rate.exp() * step, Chunks.of(tree), memory)
+        read = (read + skip[:, None] * value).reshape(gate.shape)
+        return self._gated(read, gate.to(exact), heads).to(gate.dtype)
+
+    def _scaled(self, inputs: Sequence[Tensor], heads: slice) -> Sequence[Tensor]:
         """Return ``inputs`` times the factors that Falcon-H1 has for the layer's input and for its parts."""
         whole, parts = getattr(self.module, "ssm_in_multiplier", 1.0), getattr(self.module, "mup_vector", None)
-        return inputs if parts is None else inputs * (whole * parts.view(-1).to(inputs.dtype))
+        if parts is None:
+            return inputs
+        factors = self.split([whole * parts.view(1, -1).to(inputs[0].dtype)])
+        return [each * factor[:, heads] for each, factor in zip(inputs, factors, strict=True)]
 
-    def _gated(self, read: Tensor, gate: Tensor) -> Tensor:
+    def _gated(self, read: Tensor, gate: Tensor, heads: slice) -> Tensor:
         if self.gate == "without a norm":
             return read * F.silu(gate)
         norm = self.module.norm
-        x = (read * F.silu(gate) if self.gate == "before the norm" else read).unflatten(1, (self.groups, -1))
+        x = read * F.silu(gate) if self.gate == "before the norm" else read
         x = x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
-        normed: Tensor = x.flatten(1) * norm.weight.detach().to(read.dtype)
+        normed: Tensor = x * norm.weight.detach().to(read.dtype).unflatten(0, (self.groups, -1))[heads]
         return normed * F.silu(gate) if self.gate == "after the norm" else normed
 
 
