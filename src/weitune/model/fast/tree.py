@@ -27,6 +27,8 @@ BLOCK_ROWS = 64
 """Rows that attend together on a CPU: shorter blocks waste less on masked keys, longer ones call less often."""
 CHUNK_TOKENS = 64
 """Tokens of a chunk in recurrent layers. With more, the delta rule's triangular systems take longer than the rest."""
+HEADS_AT_ONCE = 4
+"""Heads of keys that recurrent layers compute at once: with fewer, less exists at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +61,8 @@ class Tree:
     """(U,) the rows whose queries attention is given, in this order; None: all"""
     chunk_tokens: int = CHUNK_TOKENS
     """Tokens of a chunk in recurrent layers"""
+    heads_at_once: int = HEADS_AT_ONCE
+    """Heads of keys in recurrent layers"""
 
     @classmethod
     def from_batch(cls, batch: PackedBatch, device: torch.device) -> Tree:

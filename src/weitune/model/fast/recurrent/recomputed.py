@@ -2,7 +2,7 @@
 
 Convolutions, norms and gates are cheap and wide, so backward computes them again from what was projected; what the scan
 took long for is taken from its :class:`.ScanMemory`. A few heads are computed after the others, so that less exists at
-once and more of it is in a processor's cache.
+once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from torch import Tensor
 
 from weitune.model.fast.recurrent.places import ScanMemory
 from weitune.model.fast.self_attention.positions import Positions
-
-HEADS = 4
-"""Heads of keys that are computed at once"""
 
 
 class ByHeads(Protocol):
@@ -45,7 +42,8 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, middle: ByHeads, positions: Positions, *projected: Tensor) -> Tensor:
         inputs = middle.split(projected)
-        ctx.middle, ctx.positions, ctx.parts = middle, positions, _parts(inputs[0].shape[1])
+        ctx.middle, ctx.positions = middle, positions
+        ctx.parts = _parts(inputs[0].shape[1], positions.packed.heads_at_once)
         ctx.memories = [ScanMemory() for _ in ctx.parts]
         ctx.save_for_backward(*projected)
         outputs = [
@@ -70,6 +68,6 @@ class _Recomputed(torch.autograd.Function):
         return None, None, *grads_projected
 
 
-def _parts(count: int) -> list[slice]:
-    """Return the slices of ``count`` heads that are computed at once."""
-    return [slice(start, min(start + HEADS, count)) for start in range(0, count, HEADS)]
+def _parts(count: int, at_once: int) -> list[slice]:
+    """Return the slices of ``count`` heads that are computed ``at_once``."""
+    return [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
