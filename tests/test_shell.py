@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from tests.export.runs import save_run
 from weitune.errors import InputError, RunError
+from weitune.report.next_steps import later_commands, next_commands
 from weitune.report.run_record import RunRecord
-from weitune.report.run_report import _commands
 from weitune.run.create import check_free
 from weitune.run.disk_retry import refusals_explained
+from weitune.run.events import Event
 from weitune.serve.named_runs import named_runs
 from weitune.shell import shell_command
 
@@ -53,14 +54,11 @@ def test_hints_and_reports_can_be_copied(name: str, tmp_path: Path) -> None:
     with pytest.raises(RunError) as empty:
         run.adapter_folder()
     assert shlex.split(empty.value.fix.partition("  ")[2]) == ["weitune", "train", "--resume", str(run.path)]
-    record = RunRecord(run.path, run.recipe, {}, {}, (), None)
-    chat, _, export, _ = (shlex.split(line) for line in _split_commands(_commands(record)))
-    assert chat == ["weitune", "chat", str(run.path)]
-    assert export[-1] == str(run.path / "merged")
-
-
-def _split_commands(text: str) -> list[str]:
-    return [f"weitune {command}" for command in re.split(r"(?:\A|\n)weitune ", text.rstrip("\n"))[1:]]
+    record = RunRecord(run.path, run.recipe, {}, None, (Event(kind="end"),), None)
+    [chat], [export, serve] = next_commands(record), later_commands(record)
+    assert shlex.split(chat) == ["weitune", "chat", str(run.path)]
+    assert shlex.split(export)[-1] == str(run.path / "merged")
+    assert shlex.split(serve) == ["weitune", "serve", str(run.path)]
 
 
 def test_a_name_for_a_second_run_can_be_copied(tmp_path: Path) -> None:

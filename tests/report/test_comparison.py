@@ -28,7 +28,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["compare", *runs, "-o", str(tmp_path / "page.html")]) == 0
     assert "validation loss, best" in capsys.readouterr().out
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("figure") == 4
     assert "script" not in page.tags
 
 

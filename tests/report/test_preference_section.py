@@ -28,7 +28,7 @@ def with_pairs(folder: Path, *, change: float) -> RunRecord:
 def test_curves_of_training_and_of_held_out_pairs(tmp_path: Path) -> None:
     record = with_pairs(tmp_path / "run", change=3.0)
     page = Page(preference_section(record))
-    assert page.tags.count("svg") == 3  # no kl
+    assert page.tags.count("figure") == 3  # no kl
     for name in ("rewards/chosen", "rewards/margins", "rewards/margins, held out", "logps/chosen, held out"):
         assert name in page.texts
     assert "perplexity of chosen answers, last" in Page(run_report(record)).texts
@@ -46,4 +46,4 @@ def test_other_runs_have_no_such_section(tmp_path: Path) -> None:
 
 def test_accuracies_side_by_side(tmp_path: Path) -> None:
     records = [with_pairs(tmp_path / name, change=0.0) for name in "ab"]
-    assert "Share of held-out pairs on the right side" in Page(compare(records)).texts
+    assert "Share of held-out pairs on the right side" in Page(compare(records, tmp_path)).texts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 from tests.report.pages import EVIL, Page, made_run
@@ -17,12 +20,18 @@ def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", system=EVIL)
     html = write_report(run).read_text(encoding="utf-8")
     page = Page(html)
-    assert not {"script", "img", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not {"img", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert re.findall("<script.*?>", html) == ["<script>"]  # that of the copy buttons, allowed by its hash
     for name, value in page.attributes:
         assert not name.startswith("on"), name
-        assert name not in {"src", "href", "style"}, (name, value)
+        assert name not in {"src", "style"}, (name, value)
+        assert name != "href" or value == "#answers", value
     assert "url(" not in html
-    assert any("default-src 'none'" in value for name, value in page.attributes if name == "content")
+    policy = next(value for name, value in page.attributes if name == "content" and "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for code in re.findall("<(?:script|style)>(.*?)</", html, re.DOTALL):
+        assert f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" in policy
     assert sum(EVIL in text for text in page.texts) >= 12  # every place shows it as it is
 
 
@@ -30,7 +39,7 @@ def test_it_says_what_the_folder_says(tmp_path: Path) -> None:
     text = " ".join(Page(run_report(RunRecord.read(made_run(tmp_path / "run")))).texts)
     for fact in (
         "20 of 20",
-        "finished; adapter of step 10",
+        "finished adapter of step 10",
         "4.000 at step 10",
         "1,234",
         "3.00 GiB",

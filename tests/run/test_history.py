@@ -22,7 +22,7 @@ from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report
 from weitune.run.checkpoint import list_checkpoints
 from weitune.run.events import typed_event
-from weitune.run.history import best_of, finite, smoothed
+from weitune.run.history import MovingAverage, best_of, finite
 from weitune.run.rotation import best_checkpoint, rotate
 from weitune.training.validation_history import ValidationHistory, chosen_checkpoint
 
@@ -122,6 +122,8 @@ def test_what_is_no_finite_number_is_no_loss(value: object) -> None:
 
 
 def test_the_average_is_free_of_its_start() -> None:
-    assert smoothed([(1, 5.0), (2, 5.0)]) == [(1, pytest.approx(5.0)), (2, pytest.approx(5.0))]
-    two = smoothed([(1, 0.0), (2, 1.0)])[1][1]
-    assert two == pytest.approx(1 / 1.9)
+    average, values = MovingAverage(), []
+    for loss in (0.0, 1.0):
+        average.add(loss)
+        values.append(average.value)
+    assert values == [0.0, pytest.approx(1 / 1.9)]

@@ -1,4 +1,8 @@
-"""Line charts as inline SVG that follow the page's colours and width."""
+"""Line charts as inline SVG that follow the page's colours.
+
+The curves are drawn in a square of 1000 units that is stretched to the place there is; ticks, dots and line widths are
+not stretched with it, so text has the same size on a phone and on a wide screen.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,7 @@ from html import escape
 
 from weitune.messages import say
 
-WIDTH, HEIGHT = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
+_SIDE = 1000
 _MOST_POINTS = 500
 _MARKED_POINTS = 40
 _TICKS = 5
@@ -27,37 +30,55 @@ class Line:
     colour: int = 0
     """Which of the page's eight line colours."""
     faint: bool = False
-    dashed: bool = False
+    dash: int = 0
+    """Which of the page's four kinds of dashes; 0 is a whole line."""
+
+    @property
+    def kind(self) -> str:
+        return f"c{self.colour % 8} d{self.dash % 4}"
 
 
-def chart(title: str, lines: Sequence[Line], *, x_label: str | None = None) -> str:
-    """Return a figure with ``lines``, or nothing if none has a point; ``x_label`` is ``step`` by default."""
+def chart(
+    title: str, lines: Sequence[Line], *, x_label: str | None = None, note: str = "", legend: bool = False
+) -> str:
+    """Return a figure with ``lines``, or nothing if none has a point.
+
+    ``x_label`` is ``step`` by default, ``note`` a sentence below the title. A ``legend`` also names a line alone.
+    """
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
-    place = _Place(min(xs), max(xs), min(ys), max(ys))
-    x_ticks, y_ticks = ticks(place.left, place.right), ticks(place.low, place.high)
-    drawn = [_grid(place, x_ticks, y_ticks, x_label or say("report.chart.step"))]
-    drawn += [_line(place, line) for line in sorted(lines, key=lambda line: not line.faint)]
-    spans = [f'<span class="c{line.colour % 8}">{escape(line.name)}</span>' for line in lines if not line.faint]
-    legend = "".join(spans) if len(spans) > 1 else ""  # one line alone is what the title says
+    place = _Place.around([point for line in lines for point in line.points])
+    curves = "".join(_curve(place, line) for line in sorted(lines, key=lambda line: not line.faint))
+    dots = "".join(_dots(place, line) for line in lines if not line.faint)
+    named = [line for line in lines if not line.faint]
+    keys = "".join(f'<span><i class="{line.kind}"></i>{escape(line.name)}</span>' for line in named)
+    keys = f'<div class="legend">{keys}</div>' if legend or len(named) > 1 else ""
+    x_label = x_label or say("report.chart.step")
+    said = "; ".join(f"{line.name} {number(line.points[0][1])} → {number(line.points[-1][1])}" for line in named)
     return (
-        f'<figure><figcaption>{escape(title)}<small class="legend">{legend}</small></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg></figure>\n'
+        f"<figure><figcaption>{escape(title)}{keys}</figcaption>{f'<p>{escape(note)}</p>' if note else ''}"
+        f'<div class="plot"><svg role="img" aria-label="{escape(f"{title}: {said}")}">'
+        f"{_axes(place, x_label)}"
+        f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none">{curves}</svg>{dots}</svg></div></figure>\n'
     )
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers from ``low`` to ``high``, at least one."""
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Return about five round numbers from ``low`` to ``high``, at least one; only ``whole`` ones if asked."""
     if not high > low:
         return [low]
-    rough = (high - low) / _TICKS
-    scale = 10 ** math.floor(math.log10(rough))
-    step = next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough * 0.999)
+    step = _distance(low, high, whole=whole)
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)] or [low]
+
+
+def _distance(low: float, high: float, *, whole: bool = False) -> float:
+    """Return the distance of ticks from ``low`` to ``high``."""
+    rough = (high - low) / _TICKS
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step: float = next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough * 0.999)
+    return max(1.0, math.ceil(step)) if whole else step
 
 
 def number(value: float) -> str:
@@ -72,49 +93,69 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where values lie in the picture."""
+    """Where values lie in the picture: from ``left`` to ``right`` and from ``low`` to ``high``."""
 
     left: float
     right: float
     low: float
     high: float
+    whole: bool
+    """Whether ticks below are whole numbers, as steps are."""
 
-    def x(self, value: float) -> float:
-        span = self.right - self.left or 1
-        return _LEFT + (value - self.left) / span * (WIDTH - _LEFT - _RIGHT)
+    @classmethod
+    def around(cls, points: Points) -> _Place:
+        """Return a place for ``points`` whose edges are ticks: below and at the left, and above."""
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        whole = all(float(x).is_integer() for x in xs)
+        left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+        if 0 < left <= (right - left) / _TICKS:
+            left = 0.0  # curves that begin at step 1 stand over an axis that begins at 0
+        if right > left:
+            step = _distance(left, right, whole=whole)
+            left = math.floor(left / step + 1e-9) * step
+        if high == low:
+            room = abs(high) / 10 or 1.0
+            return cls(left, right, low - room, high + room, whole)
+        step = _distance(low, high)
+        return cls(left, right, math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, whole)
 
-    def y(self, value: float) -> float:
-        span = self.high - self.low or 1
-        return HEIGHT - _BOTTOM - (value - self.low) / span * (HEIGHT - _TOP - _BOTTOM)
+    def x(self, value: float, side: float = 100) -> float:
+        """Return how far from the left a value lies, in parts of ``side``."""
+        return side * (value - self.left) / (self.right - self.left) if self.right > self.left else side / 2
+
+    def y(self, value: float, side: float = 100) -> float:
+        """Return how far from the top a value lies, in parts of ``side``."""
+        return side * (self.high - value) / (self.high - self.low)
 
 
-def _grid(place: _Place, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str) -> str:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+def _axes(place: _Place, x_label: str) -> str:
     parts = []
-    for tick in y_ticks:
-        y = place.y(tick)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    parts += [
-        f'<text class="tick" x="{place.x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>'
-        for tick in x_ticks
-    ]
-    parts.append(f'<text class="tick" x="{right}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
+    for tick in ticks(place.low, place.high):
+        y = f"{place.y(tick):.2f}%"
+        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="0" y="{y}" dx="-8" dy="4" text-anchor="end">{number(tick)}</text>')
+    for tick in ticks(place.left, place.right, whole=place.whole):
+        x = f"{place.x(tick):.2f}%"
+        parts.append(f'<text class="tick" x="{x}" y="100%" dy="18" text-anchor="middle">{number(tick)}</text>')
+    parts.append('<line class="axis" x1="0" x2="100%" y1="100%" y2="100%"/><line class="axis" y2="100%"/>')
+    parts.append(f'<text class="tick" x="100%" y="100%" dy="35" text-anchor="end">{escape(x_label)}</text>')
     return "".join(parts)
 
 
-def _line(place: _Place, line: Line) -> str:
-    points = thinned(line.points)
-    path = "L".join(f"{place.x(x):.1f} {place.y(y):.1f}" for x, y in points)
-    kind = f"line c{line.colour % 8}" + (" faint" if line.faint else "") + (" dashed" if line.dashed else "")
-    marks = ""
-    if len(points) <= _MARKED_POINTS and not line.faint:
-        marks = "".join(
-            f'<circle class="dot c{line.colour % 8}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.5">'
-            f"<title>{escape(line.name)} {number(x)}: {number(y)}</title></circle>"
-            for x, y in points
-        )
-    return f'<path class="{kind}" d="M{path}"/>{marks}'
+def _curve(place: _Place, line: Line) -> str:
+    points = (f"{place.x(x, _SIDE):.1f} {place.y(y, _SIDE):.1f}" for x, y in thinned(line.points))
+    faint = " faint" if line.faint else ""
+    return f'<path class="line {line.kind}{faint}" d="M{"L".join(points)}"/>'
+
+
+def _dots(place: _Place, line: Line) -> str:
+    if len(line.points) > _MARKED_POINTS:
+        return ""
+    return "".join(
+        f'<circle class="dot c{line.colour % 8}" cx="{place.x(x):.2f}%" cy="{place.y(y):.2f}%" r="2.5">'
+        f"<title>{escape(line.name)} {number(x)}: {number(y)}</title></circle>"
+        for x, y in line.points
+    )
 
 
 def thinned(points: Points) -> Points:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 from weitune.evaluate.evaluation import ModelScores
-from weitune.evaluate.figures import figures
+from weitune.evaluate.figures import measured
 from weitune.messages import say
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING
-from weitune.report.page import page, section, table
+from weitune.report.evaluation_section import figures_table
+from weitune.report.page import page, section, table, text
 from weitune.report.run_record import RunRecord
+from weitune.report.trend import trend
 from weitune.run.events import Step, Validation
-from weitune.run.history import finite, smoothed
+from weitune.run.history import finite
+from weitune.run.names import REPORT
 
 _PLACES = ("output",)
 
 
-def compare(records: Sequence[RunRecord]) -> str:
-    """Return the page about ``records``, in their order."""
+def compare(records: Sequence[RunRecord], folder: Path) -> str:
+    """Return the page about ``records``, in their order; its links lead from ``folder`` to their reports."""
     names = names_of(records)
     heads = [say("report.comparison.key"), *names]
     lead = say("report.comparison.runs", count=len(records), names=", ".join(names))
@@ -26,12 +32,49 @@ def compare(records: Sequence[RunRecord]) -> str:
         say("report.comparison.title"),
         lead,
         [
-            section(say("report.comparison.differences"), table(heads, differences(records))),
+            _summary(records, names, folder),
             section(say("report.comparison.results"), table(["", *names], results(records), numbers=True)),
-            section(say("report.run_report.curves"), f'<div class="charts">{_charts(records, names)}</div>\n'),
+            section(say("report.comparison.differences"), table(heads, differences(records))),
+            section(
+                say("report.run_report.curves"),
+                f"<p>{text(_equal(records, names))}</p>\n" if _equal(records, names) else "",
+                f'<div class="charts">{_charts(records, names)}</div>\n',
+            ),
             section(say("report.comparison.evaluations"), _evaluations(records, names)),
         ],
     )
+
+
+def _summary(records: Sequence[RunRecord], names: Sequence[str], folder: Path) -> str:
+    """Return which run is best, and links to the reports there are."""
+    losses = {name: record.best[1] for name, record in zip(names, records, strict=True) if record.best is not None}
+    best = min(losses, key=lambda name: losses[name], default=None)
+    said = say("report.comparison.no_best")
+    if best is not None and len(losses) == len(records) and len(set(losses.values())) > 1:
+        said = say("report.comparison.best", name=best, loss=losses[best])
+    links = " · ".join(
+        f'<a href="{text(_link(record.path / REPORT, folder))}">{text(name)}</a>'
+        for name, record in zip(names, records, strict=True)
+        if (record.path / REPORT).is_file()
+    )
+    said = f"<p>{text(said)}</p>\n"
+    return said + ("<p>" + text(say("report.comparison.reports")) + f" {links}</p>\n" if links else "")
+
+
+def _link(target: Path, folder: Path) -> str:
+    """Return the address of ``target``, relative to ``folder``; on another drive of Windows, its own."""
+    try:
+        return quote(Path(os.path.relpath(target, folder)).as_posix())
+    except ValueError:
+        return target.absolute().as_uri()
+
+
+def _equal(records: Sequence[RunRecord], names: Sequence[str]) -> str:
+    """Return a sentence if runs have the same curves, of which one hides the other."""
+    curves = [(record.series("loss"), record.series("loss", Validation)) for record in records]
+    groups = [[name for name, each in zip(names, curves, strict=True) if each == curve] for curve in curves]
+    alike = dict.fromkeys(", ".join(group) for group in groups if len(group) > 1)
+    return say("report.comparison.equal", names="; ".join(alike)) if alike else ""
 
 
 def names_of(records: Sequence[RunRecord]) -> list[str]:
@@ -62,7 +105,7 @@ def _result(record: RunRecord) -> dict[str, str]:
     return {
         say("report.run_report.steps"): f"{len(loss):,}",
         say("report.comparison.step_seconds"): f"{seconds:,.0f}",
-        say("report.run_report.training_loss"): f"{smoothed(loss)[-1][1]:.4f}" if loss else MISSING,
+        say("report.run_report.training_loss"): f"{trend(loss)[-1][1]:.4f}" if loss else MISSING,
         say("report.run_report.last_validation_loss"): f"{validation[-1][1]:.4f}" if validation else MISSING,
         say("report.run_report.best_validation_loss"): f"{best[1]:.4f}" if best else MISSING,
         say("report.comparison.best_step"): f"{best[0]}" if best else MISSING,
@@ -71,20 +114,21 @@ def _result(record: RunRecord) -> dict[str, str]:
 
 
 def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
-    def lines(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Line]:
-        return [Line(name, points, colour=k) for k, (name, points) in enumerate(zip(names, curves, strict=True))]
+    def drawn(title: str, curves: Iterable[Sequence[tuple[float, float]]], x_label: str | None = None) -> str:
+        """Return a chart with a line for each run, by colour and dashes: equal lines then show through each other."""
+        named = zip(names, curves, strict=True)
+        lines = [Line(name, points, colour=k, dash=k) for k, (name, points) in enumerate(named)]
+        return chart(title, lines, x_label=x_label, legend=True)
 
-    validation = lines(record.series("loss", Validation) for record in records)
-    by_time = lines(map(_by_time, records))
-    training = lines(smoothed(record.series("loss")) for record in records)
-    learning_rate = lines(record.series("learning_rate") for record in records)
-    accuracy = lines(record.figures("rewards/accuracies", Validation) for record in records)
+    seconds = say("report.comparison.seconds")
     return (
-        chart(say("report.comparison.validation_loss_chart"), validation)
-        + chart(say("report.comparison.accuracies"), accuracy)
-        + chart(say("report.comparison.validation_loss_over_time"), by_time, x_label=say("report.comparison.seconds"))
-        + chart(say("report.comparison.training_loss_chart"), training)
-        + chart(say("report.run_report.learning_rate"), learning_rate)
+        drawn(say("report.comparison.validation_loss_chart"), (each.series("loss", Validation) for each in records))
+        + drawn(
+            say("report.comparison.accuracies"), (each.figures("rewards/accuracies", Validation) for each in records)
+        )
+        + drawn(say("report.comparison.validation_loss_over_time"), map(_by_time, records), seconds)
+        + drawn(say("report.comparison.training_loss_chart"), (trend(each.series("loss")) for each in records))
+        + drawn(say("report.run_report.learning_rate"), (each.series("learning_rate") for each in records))
     )
 
 
@@ -108,7 +152,7 @@ def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     ]
     if not evaluated:
         return ""
-    return table(["", *(head for head, _ in evaluated)], figures([model for _, model in evaluated]), numbers=True)
+    return figures_table([head for head, _ in evaluated], measured([model for _, model in evaluated]))
 
 
 def _shown(value: object) -> str:

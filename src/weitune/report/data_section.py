@@ -5,7 +5,7 @@ from __future__ import annotations
 from weitune.data.prepare.report import Preferences
 from weitune.messages import say
 from weitune.messages.translate import translated
-from weitune.report.page import table, text
+from weitune.report.page import lang, table, text
 from weitune.run.data_record import DataRecord
 
 MISSING = "–"
@@ -42,10 +42,14 @@ def data_tables(data: DataRecord | None) -> str:
         facts.append((say("report.data_section.validation_examples"), data.validation.examples))
     heads = (say("report.data_section.file"), say("report.data_section.rows"), say("report.data_section.format"))
     sources = [(source.name, plain(source.rows), source.format) for source in data.report.sources]
-    parts = [table(heads, sources), table((), [(name, plain(count)) for name, count in facts])]
+    counts = [(name, plain(count)) for name, count in facts]
+    parts = [
+        table(heads, sources, caption=say("report.data_section.sources")),
+        table((), counts, facts=True, caption=say("report.data_section.counts")),
+    ]
     if spread := lengths.per_example:
-        lengths_heads = (say("report.data_section.tokens_of_an_example"), *spread)
-        parts.append(table(lengths_heads, [["", *map(plain, spread.values())]], numbers=True))
+        title = say("report.data_section.tokens_of_an_example")
+        parts.append(table([*spread], [[*map(plain, spread.values())]], numbers=True, caption=title))
     return "".join(parts)
 
 
@@ -66,7 +70,8 @@ def learned_rows(data: DataRecord | None) -> str:
     rows = []
     for example in data.preview if data else ():
         parts = "".join(_part(content, kind) for content, kind in example.parts)
-        rows.append(f'<p><small>{text(example.place)}</small></p><pre class="text">{parts}</pre>\n')
+        whole = "".join(content for content, _ in example.parts)
+        rows.append(f'<p><small>{text(example.place)}</small></p><pre class="text"{lang(whole)}>{parts}</pre>\n')
     marked = "<mark>" + text(say("report.data_section.marked")) + "</mark>"
     grey = "<span class='control'>" + text(say("report.data_section.grey")) + "</span>"
     lead = "<p>" + text(say("report.data_section.legend")).format(marked=marked, grey=grey) + "</p>\n"

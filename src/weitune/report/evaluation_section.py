@@ -1,16 +1,15 @@
-"""The part of a report that an evaluation gives: figures of each model, quality over steps, answers side by side."""
+"""The part of a report that an evaluation gives: figures of each model, and quality over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from weitune.evaluate.evaluation import Evaluation, ModelScores, WinRate
-from weitune.evaluate.figures import figures, measures
+from weitune.evaluate.figures import Figure, measured, measures
 from weitune.messages import say
 from weitune.report.chart import Line, chart
-from weitune.report.page import folded, section, table
+from weitune.report.page import Cell, section, table, text
 
-_SHOWN_ANSWERS = 20
 _DRAWN = ("chrf", "rouge_l")
 
 
@@ -19,28 +18,40 @@ def evaluation_section(evaluation: Evaluation | None) -> str:
     if evaluation is None or not evaluation.models:
         return ""
     models, rows = evaluation.models, evaluation.rows
-    names = [model.which for model in models]
-    asked = say("report.evaluation_section.question")
-    heads = [asked, say("report.evaluation_section.data"), *names]
-    answers = [
-        [answer.prompt, answer.reference, *(answer.said.get(name, "") for name in names)]
-        for answer in evaluation.answers
-    ]
-    general = [[answer.prompt, *(answer.said.get(name, "") for name in names)] for answer in evaluation.general]
     evaluated_on = say(
         "report.evaluation_section.rows", name=rows.name, examples=rows.examples, questions=rows.questions
     )
-    every = say("report.evaluation_section.all_answers", count=len(answers))
+    curves, legend = _over_steps(models), say("report.evaluation_section.legend")
     return section(
         say("report.evaluation_section.title"),
-        table(["", *names], figures(models), numbers=True),
-        f'<div class="charts">{_over_steps(models)}</div>\n',
+        f"<p>{text(evaluated_on)}. {text(legend)}</p>\n",
+        figures_table([model.which for model in models], measured(models)),
         _win_rate(evaluation.win_rate),
-        table((), [(evaluated_on,)]),
-        table(heads, answers[:_SHOWN_ANSWERS], said=True),
-        folded(every, table(heads, answers, said=True)) if len(answers) > _SHOWN_ANSWERS else "",
-        folded(say("report.evaluation_section.general"), table([asked, *names], general, said=True)),
+        f'<div class="charts">{curves}</div>\n' if curves else "",
     )
+
+
+def figures_table(names: Sequence[str], found: Sequence[Figure]) -> str:
+    """Return measures of the models called ``names``, explained, with the best value of each marked."""
+    directions = {
+        "higher": say("report.evaluation_section.higher"),
+        "lower": say("report.evaluation_section.lower"),
+        "": say("report.evaluation_section.neither"),
+    }
+    rows = [
+        [Cell(figure.name, f"{directions[figure.better]} {figure.about}".strip()), *_cells(figure)] for figure in found
+    ]
+    return table([say("report.evaluation_section.measure"), *names], rows, numbers=True)
+
+
+def _cells(figure: Figure) -> list[Cell]:
+    fallen = figure.fallen or [False] * len(figure.shown)
+    return [
+        Cell(shown, say("report.evaluation_section.fallen"), "bad")
+        if fell
+        else Cell(shown, kind="best" if figure.best is not None and value == figure.best else "")
+        for shown, value, fell in zip(figure.shown, figure.values, fallen, strict=True)
+    ]
 
 
 def _over_steps(models: Sequence[ModelScores]) -> str:

@@ -6,8 +6,8 @@ from weitune.messages import say
 from weitune.report.chart import Line, chart
 from weitune.report.page import section, text
 from weitune.report.run_record import RunRecord
+from weitune.report.trend import trend
 from weitune.run.events import Validation
-from weitune.run.history import smoothed
 from weitune.run.preference_figures import ChosenAnswers
 
 
@@ -38,4 +38,4 @@ def _lines(record: RunRecord, name: str, colour: int) -> list[Line]:
     """Return the curves of a figure: over the steps, and of held-out answers."""
     steps, held = record.figures(name), record.figures(name, Validation)
     held_name = say("report.preference_section.held_out", name=name)
-    return [Line(name, smoothed(steps), colour=colour), Line(held_name, held, colour=colour, dashed=True)]
+    return [Line(name, trend(steps), colour=colour), Line(held_name, held, colour=colour, dash=1)]

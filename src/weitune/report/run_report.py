@@ -1,10 +1,12 @@
-"""``report.html`` of a run: data, curves, results, memory, and how to repeat it."""
+"""``report.html`` of a run: a verdict, answers, curves, data, memory, and how to repeat it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 from weitune.evaluate.evaluation import Evaluation
 from weitune.files.json_files import leaves
@@ -12,18 +14,24 @@ from weitune.files.publish import publish_text
 from weitune.messages import say
 from weitune.messages.quantities import duration_text, memory_text
 from weitune.messages.translate import translated
+from weitune.report.before_after import answers_section, evaluated_answers, said
 from weitune.report.chart import Line, chart
-from weitune.report.data_section import MISSING, data_tables, learned_rows, plain
+from weitune.report.data_section import MISSING, data_tables, learned_rows
 from weitune.report.evaluation_section import evaluation_section
-from weitune.report.page import code, folded, page, section, table, text, tiles
+from weitune.report.next_steps import later_commands, siblings
+from weitune.report.page import COPY, Fact, code, commands, folded, lang, page, section, table, text, tiles
 from weitune.report.preference_section import preference_section
 from weitune.report.run_record import RunRecord
+from weitune.report.trend import trend
+from weitune.report.verdict import evaluation_verdict, verdict
 from weitune.run.events import SampleAnswer, Step, Validation
-from weitune.run.history import finite, smoothed
+from weitune.run.history import finite
 from weitune.run.names import RECIPE, REPORT
 from weitune.shell import shell_command
 
-_SHOWN_SAMPLES = 12
+_SHOWN_SAMPLES, _SHOWN_PROMPTS, _SHOWN_SIBLINGS = 12, 3, 8
+_SHORT = 0.6
+"""Of the usual number of tokens; a step with fewer is short."""
 
 
 def write_report(folder: Path) -> Path:
@@ -43,7 +51,8 @@ def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Eval
     """
     target = folder / REPORT
     title = say("report.run_report.evaluation_of", name=name)
-    publish_text(page(title, base, [evaluation_section(evaluation)]), target)
+    parts = [evaluation_verdict(evaluation), evaluated_answers(evaluation), evaluation_section(evaluation)]
+    publish_text(page(title, base, parts), target)
     return target
 
 
@@ -55,82 +64,87 @@ def run_report(record: RunRecord) -> str:
         say("report.run_report.title", name=record.name),
         lead,
         [
-            section(say("report.run_report.at_a_glance"), tiles(_facts(record))),
-            section(say("report.run_report.before_and_after"), _answers(record.answers)),
+            verdict(record),
+            tiles(_facts(record)),
+            answers_section(record),
+            evaluation_section(record.evaluation),
             section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
             preference_section(record),
             section(say("report.run_report.samples"), _samples(record.of_kind(Validation))),
-            evaluation_section(record.evaluation),
             section(say("report.run_report.data"), data_tables(record.data)),
             section(say("report.run_report.learned"), learned_rows(record.data)),
             section(say("report.run_report.memory"), _memory(record)),
-            section(say("report.run_report.commands"), code(_commands(record))),
+            section(say("report.run_report.commands"), commands(later_commands(record)), _siblings(record)),
             section(say("report.run_report.repeat"), _repeat(record)),
         ],
+        scripts=[COPY],
     )
 
 
-def _facts(record: RunRecord) -> list[tuple[str, str]]:
+def _facts(record: RunRecord) -> list[Fact]:
     steps = record.of_kind(Step)
     planned = next((start.steps for start in record.turns("start")), None)
     done = say("report.run_report.steps_of", done=len(steps), steps="?" if planned is None else planned)
-    facts = [(say("report.run_report.steps"), done)]
+    facts = [_state(record), Fact(say("report.run_report.steps"), done)]
     if steps:
-        loss = smoothed(record.series("loss"))
         seconds = sum(finite(event.step_seconds) or 0.0 for event in steps)
         speed = sum(event.tokens or 0 for event in steps) / seconds if seconds else None
         facts += [
-            (say("report.run_report.training_loss"), f"{loss[-1][1]:.3f}" if loss else MISSING),
-            (say("report.run_report.step_time"), duration_text(seconds)),
-            (say("report.run_report.speed"), f"{speed:,.0f}" if speed is not None else MISSING),
+            Fact(say("report.run_report.step_time"), duration_text(seconds)),
+            Fact(say("report.run_report.speed"), f"{speed:,.0f}" if speed is not None else MISSING),
         ]
     losses = record.series("loss", Validation)
     if losses:
-        facts.append((say("report.run_report.first_validation_loss"), f"{losses[0][1]:.3f}"))
-        facts.append((say("report.run_report.last_validation_loss"), f"{losses[-1][1]:.3f}"))
+        facts.append(Fact(say("report.run_report.first_validation_loss"), f"{losses[0][1]:.3f}"))
         if best := record.best:
-            at_step = say("report.run_report.loss_at_step", loss=best[1], step=best[0])
-            facts.append((say("report.run_report.best_validation_loss"), at_step))
+            at_step = say("report.run_report.at_step", step=best[0])
+            facts.append(Fact(say("report.run_report.best_validation_loss"), f"{best[1]:.3f}", at_step))
+        facts.append(Fact(say("report.run_report.last_validation_loss"), f"{losses[-1][1]:.3f}"))
         last = record.of_kind(Validation)[-1]
         name = say("report.run_report.perplexity_of_chosen" if last.figures else "report.run_report.last_perplexity")
-        facts.append((name, plain(last.perplexity)))
-    facts.append((say("report.run_report.state"), _state(record)))
+        facts.append(Fact(name, MISSING if last.perplexity is None else f"{last.perplexity:,.4g}"))
+    elif loss := trend(record.series("loss")):
+        facts.append(Fact(say("report.run_report.first_training_loss"), f"{loss[0][1]:.3f}"))
+        facts.append(Fact(say("report.run_report.last_training_loss"), f"{loss[-1][1]:.3f}"))
     return facts
 
 
-def _state(record: RunRecord) -> str:
+def _state(record: RunRecord) -> Fact:
+    name = say("report.run_report.state")
     if ends := record.turns("end"):
         chosen = ends[-1].adapter_step
-        if chosen in {None, ends[-1].step}:
-            return say("report.run_report.finished")
-        return say("report.run_report.finished_with_adapter", step=chosen)
+        other = chosen not in {None, ends[-1].step}
+        note = say("report.run_report.adapter_of", step=chosen) if other else ""
+        return Fact(name, say("report.run_report.finished"), note, "good")
     if stops := record.turns("stop"):
-        return say("report.run_report.stopped", reason=translated(str(stops[-1].reason), "training"))
-    return say("report.run_report.not_finished")
+        return Fact(name, say("report.run_report.stopped", reason=translated(str(stops[-1].reason), "training")), state="bad")
+    return Fact(name, say("report.run_report.not_finished"), state="open")
 
 
 def _charts(record: RunRecord) -> str:
     loss = record.series("loss")
     lines = [
         Line(say("report.run_report.every_step"), loss, faint=True),
-        Line(say("report.run_report.training_loss"), smoothed(loss)),
+        Line(say("report.run_report.training_loss"), trend(loss)),
         Line(say("report.run_report.validation_loss"), record.series("loss", Validation), colour=1),
     ]
-    drawn = [chart(say("report.run_report.loss"), lines)]
+    drawn = [chart(say("report.run_report.loss"), lines, note=say("report.run_report.faint") if loss else "")]
     curves = {
-        "learning_rate": say("report.run_report.learning_rate"),
-        "grad_norm": say("report.run_report.grad_norm"),
-        "tokens_per_second": say("report.run_report.speed_chart"),
+        "learning_rate": (say("report.run_report.learning_rate"), ""),
+        "grad_norm": (say("report.run_report.grad_norm"), ""),
+        "tokens_per_second": (say("report.run_report.speed_chart"), _short_step(record)),
     }
-    for colour, (key, title) in enumerate(curves.items(), 2):
-        drawn.append(chart(title, [Line(title, record.series(key), colour=colour)]))
+    for colour, (key, (title, note)) in enumerate(curves.items(), 2):
+        drawn.append(chart(title, [Line(title, record.series(key), colour=colour)], note=note))
     return "".join(drawn)
 
 
-def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
-    heads = (say("report.run_report.question"), say("report.run_report.before"), say("report.run_report.after"))
-    rows = [[answer.get(key, "") for key in ("question", "before", "after")] for answer in answers]
-    return table(heads, rows, said=True)
+def _short_step(record: RunRecord) -> str:
+    """Return a sentence if the last step had fewer tokens than others: its speed then looks like a fault."""
+    tokens = [event.tokens for event in record.of_kind(Step) if event.tokens]
+    if len(tokens) < 2 or tokens[-1] > _SHORT * median(tokens):
+        return ""
+    return say("report.run_report.short_step", tokens=tokens[-1], usual=round(median(tokens)))
 
 
 def _samples(evaluations: Sequence[Validation]) -> str:
@@ -141,17 +155,13 @@ def _samples(evaluations: Sequence[Validation]) -> str:
             by_prompt.setdefault(str(sample.prompt), []).append((event.step, sample))
     parts = []
     for prompt, answers in by_prompt.items():
-        rows = [(say("report.run_report.step", step=step), _said(sample)) for step, sample in _spread(answers)]
+        rows = [(say("report.run_report.step", step=step), said(sample)) for step, sample in _spread(answers)]
         reference = answers[0][1].reference
         if reference is not None:
             rows.append((say("report.run_report.reference"), reference))
-        parts.append(f"<p><b>{text(prompt)}</b></p>\n" + table((), rows, said=True))
-    return "".join(parts)
-
-
-def _said(sample: SampleAnswer) -> str:
-    """Return an answer; an ellipsis marks one that was cut at its longest length."""
-    return f"{sample.answer or ''}{'' if sample.stopped else ' …'}"
+        parts.append(f"<h3{lang(prompt)}>{text(prompt)}</h3>\n" + table((), rows, said=True))
+    shown, rest = "".join(parts[:_SHOWN_PROMPTS]), "".join(parts[_SHOWN_PROMPTS:])
+    return shown + folded(say("report.run_report.more_samples", count=len(parts) - _SHOWN_PROMPTS), rest)
 
 
 def _spread(items: list[Any]) -> list[Any]:
@@ -172,15 +182,15 @@ def _memory(record: RunRecord) -> str:
     return table([say("report.run_report.part"), say("report.run_report.size")], rows, numbers=True)
 
 
-def _commands(record: RunRecord) -> str:
-    folder = record.path
-    commands = (
-        ("chat", folder),
-        ("eval", folder),
-        ("export", folder, "--format", "merged", "--output", folder / "merged"),
-        ("serve", folder),
-    )
-    return "".join(f"{shell_command(*words)}\n" for words in commands)
+def _siblings(record: RunRecord) -> str:
+    """Return links to the reports of runs beside this one, and the command that compares them."""
+    others = siblings(record)[:_SHOWN_SIBLINGS]
+    if not others:
+        return ""
+    links = " · ".join(f'<a href="../{quote(name)}/{REPORT}">{text(name)}</a>' for name in others)
+    folders = (record.path, *(record.path.parent / name for name in others))
+    compare = shell_command("compare", *folders, "--output", record.path.parent / "compare.html")
+    return "<p>" + text(say("report.run_report.siblings")) + f" {links}</p>\n" + commands([compare])
 
 
 def _repeat(record: RunRecord) -> str:
@@ -191,7 +201,7 @@ def _repeat(record: RunRecord) -> str:
     basis = record.environment.get("basis", {})
     fingerprints = "".join(f"{name}: {value}\n" for name, value in leaves(basis))
     return (
-        code(f"{shell_command('train', record.path / RECIPE, '--output', 'ANOTHER-FOLDER')}\n")
+        commands([shell_command("train", record.path / RECIPE, "--output", "ANOTHER-FOLDER")])
         + folded(say("report.run_report.recipe"), code(record.recipe_text, wrapped=True))
         + folded(say("report.run_report.machine"), table((), [*environment.items(), *packages.items()]))
         + folded(say("report.run_report.fingerprints"), code(fingerprints, wrapped=True))

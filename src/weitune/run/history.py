@@ -1,4 +1,4 @@
-"""The losses of a run over its steps: the best checkpoint, and the smoothed curve.
+"""The losses of a run over its steps: the best checkpoint, and the moving average.
 
 The best checkpoint has the lowest finite validation loss; of equal ones, it is the first. Training, rotation,
 ``--checkpoint best`` and reports all use this definition.
@@ -33,15 +33,6 @@ class MovingAverage:
     def value(self) -> float | None:
         """The average; None before the first number."""
         return self._total / self._weight if self._weight else None
-
-
-def smoothed(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return (x, moving average of all y so far) for each of the (x, y)."""
-    average, result = MovingAverage(), []
-    for x, y in points:
-        average.add(y)
-        result.append((x, average.value or 0.0))
-    return result
 
 
 def finite(value: object) -> float | None:

@@ -12,8 +12,8 @@ from tests.data.frame.families import FAMILIES, tokenizer_of
 from tests.data.frame.test_framing import framing_of
 from weitune.cli.data.view import print_preview
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.show.page import page
 from weitune.data.show.preview import Part, PreviewItem, parts
+from weitune.report.data_page import data_page
 
 
 def parts_of(name: str, *turns: Turn) -> tuple[Part, ...]:
@@ -54,7 +54,7 @@ def test_the_terminal_and_the_page_show_the_borders(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "┊<┊|┊" in printed
     assert "borders of tokens" in printed
-    html = page("title", [item], [])
+    html = data_page("title", [item], [])
     assert 'data-shown="user\na &lt;/s&gt;┊&lt;┊|┊' in html
     assert ">user\na &lt;/s&gt;&lt;|im_end|&gt; b<" in html  # and the text itself, for copies and the filter
 
@@ -63,4 +63,4 @@ def test_nothing_is_said_of_borders_without_look_alikes(capsys: pytest.CaptureFi
     item: Any = PreviewItem("f.json row 1", parts_of("qwen2.5", Turn("user", "a < b"), Turn("assistant", "c")))
     print_preview([item], [])
     assert "┊" not in capsys.readouterr().out
-    assert "data-shown=" not in page("title", [item], [])
+    assert "data-shown=" not in data_page("title", [item], [])

@@ -147,11 +147,11 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
     from pathlib import Path
 
     from weitune.cli.shared.terminal import console
-    from weitune.data.show.page import page
     from weitune.errors import InputError
+    from weitune.report.data_page import data_page
 
     title = say("cli.data.page_title", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
-    text = page(title, items, notes)
+    text = data_page(title, items, notes)
     try:
         Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

@@ -61,7 +61,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         console.print()
     if output is not None:
         try:
-            publish_text(compare(records), output)
+            publish_text(compare(records, output.absolute().parent), output)
         except OSError as error:
             raise InputError("cli.compare.not_written", output=output, strerror=error.strerror) from None
         from weitune.cli.shared.terminal import console as aside

@@ -1,0 +1,124 @@
+"""The first screen says what happened, whether it is good, what it cost, where the answers are, and what comes next."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.report.pages import Page, made_run
+from weitune.evaluate.evaluation import AnsweredQuestion, EvaluatedRows, Evaluation, GeneralScores, ModelScores, Scores
+from weitune.evaluate.intervals import Change
+from weitune.report.evaluation_section import evaluation_section
+from weitune.report.run_record import RunRecord
+from weitune.report.run_report import run_report, write_evaluation_report
+from weitune.report.verdict import verdict
+
+
+def said(record: RunRecord) -> str:
+    return "".join(Page(verdict(record)).texts)
+
+
+def without_evaluation(folder: Path, **made: Any) -> RunRecord:
+    return replace(RunRecord.read(made_run(folder, **made)), evaluation=None)
+
+
+def evaluated(tuned_right: float, *, change: Change) -> Evaluation:
+    answers = Scores(answers=4, stopped=1.0, repeating=0.0)
+    general = GeneralScores({"en": 0.8}, 1.0)
+    base = ModelScores("base", None, 2.0, 7.4, answers, general)
+    after = GeneralScores({"en": tuned_right}, 1.0, {"en": change})
+    tuned = ModelScores("last", None, 1.0, 2.7, answers, after)
+    asked = [AnsweredQuestion(f"question {k}", "r", {"base": f"before {k}", "last": f"after {k}"}) for k in range(5)]
+    return Evaluation(EvaluatedRows("rows.json", 5, 5), 64, [base, tuned], asked)
+
+
+def with_events(record: RunRecord, kept: str) -> RunRecord:
+    """Return the run as it was before its last event, with ``kept`` in its place."""
+    lines = (record.path / "events.jsonl").read_text().splitlines()[:-1]
+    (record.path / "events.jsonl").write_text("\n".join([*lines, kept]) + "\n")
+    return replace(RunRecord.read(record.path), evaluation=None)
+
+
+def test_a_run_that_fell_and_rose_again(tmp_path: Path) -> None:
+    text = said(without_evaluation(tmp_path / "run", losses=(5.0, 4.0, 4.5)))
+    assert "learned from 2 rows in 20 steps, 40 s" in text
+    assert "the loss fell from 5.000 to 4.000, its best, at step 10" in text
+    assert "rose to 4.500 at step 20" in text
+    assert "The adapter is that of the best step, 10." in text
+    assert "Not known yet" in text
+    assert f"weitune eval {tmp_path / 'run'} --gate" in text
+    assert f"weitune chat {tmp_path / 'run'}" in text
+
+
+def test_a_run_that_never_fell(tmp_path: Path) -> None:
+    html = verdict(without_evaluation(tmp_path / "run", losses=(4.0, 4.1, 4.2)))
+    assert "never fell below 4.000" in html
+    assert '<div class="bad"><dt>Is it good?' in html
+
+
+def test_the_adapter_of_another_step_than_the_best_is_told(tmp_path: Path) -> None:
+    record = without_evaluation(tmp_path / "run")
+    end = json.dumps({"event": "end", "step": 20, "adapter_step": 20})
+    assert "not of the best one" in said(with_events(record, end))
+
+
+def test_without_held_out_rows_the_answers_must_show_it(tmp_path: Path) -> None:
+    text = said(without_evaluation(tmp_path / "run", losses=()))
+    assert "went from 4.950 to 4.000" in text
+    assert "No rows were held out" in text
+
+
+def test_runs_that_ended_early_say_how_to_go_on(tmp_path: Path) -> None:
+    record = without_evaluation(tmp_path / "run")
+    stopped = said(with_events(record, json.dumps({"event": "stop", "step": 20, "reason": "SIGTERM"})))
+    assert "stopped by SIGTERM after 20 of 20 steps" in stopped
+    assert f"weitune train --resume {tmp_path / 'run'}" in stopped
+    assert "It has not finished" in said(with_events(record, ""))
+
+
+def test_forgetting_beyond_chance_and_broken_bounds(tmp_path: Path) -> None:
+    record = RunRecord.read(made_run(tmp_path / "run"))
+    fallen = replace(record, evaluation=evaluated(0.5, change=Change(-0.3, -0.4, -0.2)))
+    assert "80% right before, 50% after (-30.0, -40.0 to -20.0 points: more than chance" in said(fallen)
+    assert "A bound of --gate is broken:" in said(fallen)
+    assert '<div class="bad"><dt>What did it cost' in verdict(fallen)
+    assert "worse than the base, beyond chance" in evaluation_section(fallen.evaluation)
+    kept = replace(record, evaluation=evaluated(0.8, change=Change(0.0, -0.1, 0.1)))
+    assert "chance may explain it" in said(kept)
+    assert "Every bound of --gate is kept." in said(kept)
+    assert "beyond chance" not in evaluation_section(kept.evaluation)
+
+
+def test_the_best_of_each_measure_is_marked_by_its_direction(tmp_path: Path) -> None:
+    page = evaluation_section(evaluated(0.7, change=Change(-0.1, -0.2, 0.1)))
+    assert '<td class="n"><b>2.000</b></td><td class="n best"><b>1.000</b></td>' in page  # the lower loss
+    assert '<td class="n best"><b>80%</b></td><td class="n"><b>70%' in page  # more right answers
+    assert '<td class="n"><b>1.000</b></td><td class="n"><b>1.000</b></td>' in page  # equal: none is best
+
+
+def test_no_answer_stands_on_a_page_twice(tmp_path: Path) -> None:
+    record = RunRecord.read(made_run(tmp_path / "run"))
+    html = run_report(replace(record, evaluation=evaluated(0.8, change=Change(0.0, -0.1, 0.1))))
+    for k in range(5):
+        assert html.count(f">before {k}<") == 1
+    shown, _, folded = html.partition("<summary>2 more answers")
+    assert "before 2" in shown
+    assert "before 3" in folded
+
+
+def test_a_page_about_an_evaluation_alone(tmp_path: Path) -> None:
+    page = write_evaluation_report(tmp_path, "adapter", "base", evaluated(0.8, change=Change(0.0, -0.1, 0.1)))
+    texts = "".join(Page(page.read_text(encoding="utf-8")).texts)
+    assert "the loss fell from 2.000 to 1.000" in texts
+    assert "before 4" in texts
+
+
+def test_chinese_answers_say_their_language(tmp_path: Path) -> None:
+    record = replace(
+        RunRecord.read(made_run(tmp_path / "run")),
+        answers=({"question": "你是谁？", "before": "AI", "after": "我是甄嬛"},),
+    )
+    html = run_report(record)
+    assert '<td data-h="question" lang="zh">你是谁？</td><td data-h="before">AI</td>' in html
