@@ -115,9 +115,9 @@ def _result(record: RunRecord) -> dict[str, str]:
 
 def _charts(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     def drawn(title: str, curves: Iterable[Sequence[tuple[float, float]]], x_label: str | None = None) -> str:
-        """Return a chart with a line for each run, by colour and dashes: equal lines then show through each other."""
+        """Return a chart with a line for each run; through the dashes of one, an equal one shows."""
         named = zip(names, curves, strict=True)
-        lines = [Line(name, points, colour=k, dash=k) for k, (name, points) in enumerate(named)]
+        lines = [Line(name, points, colour=k, dash=k and 1 + (k - 1) % 3) for k, (name, points) in enumerate(named)]
         return chart(title, lines, x_label=x_label, legend=True)
 
     seconds = say("report.comparison.seconds")
