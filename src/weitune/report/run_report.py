@@ -117,7 +117,9 @@ def _state(record: RunRecord) -> Fact:
         note = say("report.run_report.adapter_of", step=chosen) if other else ""
         return Fact(name, say("report.run_report.finished"), note, "good")
     if stops := record.turns("stop"):
-        return Fact(name, say("report.run_report.stopped", reason=translated(str(stops[-1].reason), "training")), state="bad")
+        return Fact(
+            name, say("report.run_report.stopped", reason=translated(str(stops[-1].reason), "training")), state="bad"
+        )
     return Fact(name, say("report.run_report.not_finished"), state="open")
 
 
