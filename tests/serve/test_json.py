@@ -147,3 +147,49 @@ def test_what_cannot_be_forced_is_refused(client: Any) -> None:
         client.chat.completions.create(model="run", messages=ASK, tools=broken, tool_choice="required")
     with pytest.raises(openai.BadRequestError, match="cannot be in one request"):
         client.chat.completions.create(model="run", messages=ASK, tools=TOOLS, response_format={"type": "json_object"})
+
+
+FLAT = [{"type": "function", **tool["function"]} for tool in TOOLS]
+
+
+def test_responses_of_the_official_client(client: Any) -> None:
+    chat = client.chat.completions.create(model="run", messages=ASK, max_tokens=20)
+    options = {"model": "run", "input": ASK[0]["content"], "max_output_tokens": 20}
+    response = client.responses.create(**options)
+    assert response.output_text == chat.choices[0].message.content
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (
+        chat.usage.prompt_tokens, chat.usage.completion_tokens,
+    )  # fmt: skip
+    events = list(client.responses.create(**options, stream=True))
+    assert (events[0].type, events[-1].type) == ("response.created", "response.incomplete")
+    assert events[-1].response.output_text == response.output_text
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_and_json_in_responses(client: Any, stream: bool) -> None:
+    options = {"model": "run", "input": "When?", "tools": FLAT, "tool_choice": "required", "max_output_tokens": 200}
+    if stream:
+        with client.responses.stream(**options) as events:
+            for _ in events:
+                pass
+            response = events.get_final_response()
+    else:
+        response = client.responses.create(**options)
+    [call] = response.output
+    assert (call.type, response.status) == ("function_call", "completed")
+    assert json.loads(call.arguments)["port"] in {"Brest", "Cork"}
+    told = [{"role": "user", "content": "When?"}, call, {"type": "function_call_output", "call_id": call.call_id,
+                                                         "output": "noon"}]  # fmt: skip
+    again = client.responses.create(model="run", input=told, tools=FLAT, max_output_tokens=5)
+    messages = [{"role": "user", "content": "When?"},
+                {"role": "assistant", "tool_calls": [{"id": call.call_id, "type": "function", "function": {
+                    "name": call.name, "arguments": call.arguments}}]},
+                {"role": "tool", "tool_call_id": call.call_id, "content": "noon"}]  # fmt: skip
+    chat = client.chat.completions.create(model="run", messages=messages, tools=TOOLS, max_tokens=5)
+    assert again.usage.input_tokens == chat.usage.prompt_tokens
+    assert again.output_text == chat.choices[0].message.content
+    form = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": ["a", "b"]}, "strict": True}}
+    answer = client.responses.create(model="run", input="Which?", text=form)
+    assert json.loads(answer.output_text) in {"a", "b"}

@@ -232,7 +232,8 @@ def test_refusals_are_the_clients_own_exceptions(client: Any) -> None:
 
 
 ROUTES = [("GET", "/health"), ("GET", "/v1/models"), ("GET", "/v1/models/base"), ("GET", "/metrics"),
-          ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/nowhere")]  # fmt: skip
+          ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"),
+          ("GET", "/nowhere")]  # fmt: skip
 
 
 def test_a_key_closes_every_route(models: LlamaModels) -> None:

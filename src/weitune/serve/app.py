@@ -5,6 +5,7 @@
     GET   /metrics              counts, in Prometheus' format
     POST  /v1/chat/completions  answers, whole or streamed
     POST  /v1/completions       texts continued as they are
+    POST  /v1/responses         answers in the newer form of the protocol
     OPTIONS, any path           what pages of allowed sites may send (CORS)
 
 A client that disconnects is noticed at once, whether its answer is streamed or not: one task waits for that while
@@ -29,8 +30,10 @@ from weitune.serve.guard import Guard
 from weitune.serve.metrics import Metrics
 from weitune.serve.origins import cors_headers, is_preflight, preflight_headers
 from weitune.serve.replies.completion_json import ChatReply, Reply, usage_of
+from weitune.serve.replies.responses_json import ResponsesReply
 from weitune.serve.replies.text_json import TextReply
 from weitune.serve.requests.request import ChatRequest, Limits, parse_request
+from weitune.serve.requests.responses import chat_body
 from weitune.serve.requests.text import parse_text_request
 from weitune.serve.response import Response
 from weitune.serve.tasks import merged, unless_gone
@@ -57,6 +60,7 @@ class App:
             "/metrics": ("GET", self._show_metrics),
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._continue),
+            "/v1/responses": ("POST", self._respond),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,6 +149,11 @@ class App:
         request = parse_text_request(_parsed(body), self._models, self._limits)
         await self._reply(request, TextReply(request.model.name, request.logprobs), receive, response)
 
+    async def _respond(self, receive: Receive, response: Response) -> None:
+        body = _parsed(await self._guard.body(receive))
+        request = parse_request(chat_body(body), self._models, self._limits)
+        await self._reply(request, ResponsesReply(request.model.name, body), receive, response)
+
     async def _reply(self, request: ChatRequest, reply: Reply, receive: Receive, response: Response) -> None:
         framed = await self._answering.framed(request)
         with self._answering.admission.admitted(request.choices):
@@ -163,14 +172,12 @@ class App:
         async with aclosing(self._answers(framed)) as parts:
             async for index, part in parts:
                 if not response.begun:  # before the first part an error can still have its own status
-                    openings = map(reply.opening, range(framed.request.choices))
-                    for opening in filter(None, openings):
-                        await response.event(opening)
-                await response.event(reply.chunk(index, part))
+                    openings = [event for i in range(framed.request.choices) for event in reply.opening(i)]
+                    await response.events(openings)
+                await response.events(reply.chunk(index, part))
                 generated += part.tokens if part.finish else 0
-        if framed.request.include_usage:
-            await response.event(reply.last_chunk(usage_of(len(framed.prompt), generated)))
-        await response.end_events()
+        await response.events(reply.closing(usage_of(len(framed.prompt), generated), framed.request.include_usage))
+        await response.end_events(done=reply.ends_with_done)
 
     async def _answers(self, framed: FramedRequest) -> AsyncGenerator[tuple[int, Part], None]:
         """Yield the parts of all answers to a request, each with its answer's number, and count finished answers."""

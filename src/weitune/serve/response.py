@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from weitune.serve.asgi import ClientGone, Headers, Send
@@ -43,14 +43,20 @@ class Response:
             self._headers = (*self._headers, *error.headers)
             await self.json(error.status, error.to_json())
 
-    async def event(self, value: Any) -> None:
+    async def events(self, values: Iterable[Mapping[str, Any]]) -> None:
+        for value in values:
+            await self.event(value, value.get("type"))
+
+    async def event(self, value: Any, name: str | None = None) -> None:
         if not self.begun:
             await self._begin(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-store")])
-        body = b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+        named = b"" if name is None else f"event: {name}\n".encode()
+        body = named + b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
         await self._put({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def end_events(self) -> None:
-        await self._put({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+    async def end_events(self, *, done: bool = True) -> None:
+        body = b"data: [DONE]\n\n" if done else b""
+        await self._put({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _begin(self, status: int, kind: str, headers: list[tuple[bytes, bytes]]) -> None:
         self.begun = True

@@ -23,14 +23,18 @@ class Reply(Protocol):
     def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
         """Return all answers."""
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """Return what a stream begins with for an answer."""
+    def opening(self, index: int) -> Sequence[dict[str, Any]]:
+        """Return the events with which a stream begins for an answer."""
 
-    def chunk(self, index: int, part: Part) -> dict[str, Any]:
-        """Return one part of an answer."""
+    def chunk(self, index: int, part: Part) -> Sequence[dict[str, Any]]:
+        """Return the events of one part of an answer."""
 
-    def last_chunk(self, usage: Mapping[str, int]) -> dict[str, Any]:
-        """Return the last event of a stream: the usage, if the client asked for it."""
+    def closing(self, usage: Mapping[str, int], wanted: bool) -> Sequence[dict[str, Any]]:
+        """Return the last events of a stream; ``wanted``: the client asked for the usage."""
+
+    @property
+    def ends_with_done(self) -> bool:
+        """Whether a stream ends with a line that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class ChatReply:
     """How many alternatives to each token are told; None: nothing about likelihood is."""
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    ends_with_done: bool = True
 
     def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
         choices = [
@@ -55,10 +60,10 @@ class ChatReply:
         ]
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
-    def opening(self, index: int) -> dict[str, Any]:
-        return self._delta(index, {"role": "assistant", "content": ""})
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return [self._delta(index, {"role": "assistant", "content": ""})]
 
-    def chunk(self, index: int, part: Part) -> dict[str, Any]:
+    def chunk(self, index: int, part: Part) -> list[dict[str, Any]]:
         delta: dict[str, Any] = {}
         if part.said.reasoning:
             delta["reasoning_content"] = part.said.reasoning
@@ -66,10 +71,10 @@ class ChatReply:
             delta["content"] = part.said.content
         if part.said.calls:
             delta["tool_calls"] = [{"index": i, **call_json(call)} for i, call in enumerate(part.said.calls)]
-        return self._delta(index, delta, part.finish, self._logprobs(part))
+        return [self._delta(index, delta, part.finish, self._logprobs(part))]
 
-    def last_chunk(self, usage: Mapping[str, int]) -> dict[str, Any]:
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+    def closing(self, usage: Mapping[str, int], wanted: bool) -> list[dict[str, Any]]:
+        return [{**self._head("chat.completion.chunk"), "choices": [], "usage": usage}] if wanted else []
 
     def _message(self, part: Part) -> dict[str, Any]:
         said = part.said

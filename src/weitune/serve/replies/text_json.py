@@ -21,19 +21,20 @@ class TextReply:
     """How many alternatives to each token are told; None: nothing about likelihood is."""
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    ends_with_done: bool = True
 
     def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
         choices = [{**self._choice(i, part), "finish_reason": part.finish or "stop"} for i, part in enumerate(answers)]
         return {**self._head(), "choices": choices, "usage": usage}
 
-    def opening(self, index: int) -> None:
-        return None
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return []
 
-    def chunk(self, index: int, part: Part) -> dict[str, Any]:
-        return {**self._head(), "choices": [{**self._choice(index, part), "finish_reason": part.finish}]}
+    def chunk(self, index: int, part: Part) -> list[dict[str, Any]]:
+        return [{**self._head(), "choices": [{**self._choice(index, part), "finish_reason": part.finish}]}]
 
-    def last_chunk(self, usage: Mapping[str, int]) -> dict[str, Any]:
-        return {**self._head(), "choices": [], "usage": usage}
+    def closing(self, usage: Mapping[str, int], wanted: bool) -> list[dict[str, Any]]:
+        return [{**self._head(), "choices": [], "usage": usage}] if wanted else []
 
     def _choice(self, index: int, part: Part) -> dict[str, Any]:
         return {"index": index, "text": part.said.content, "logprobs": self._logprobs(part)}

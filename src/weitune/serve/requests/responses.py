@@ -1,0 +1,130 @@
+"""A request to ``/v1/responses``, as the request to ``/v1/chat/completions`` that asks for the same.
+
+    input                     messages
+    "text"                    a user's message
+    message                   a message; its parts are text
+    reasoning, function_call  with the message before them, one assistant's message
+    function_call_output      a tool's message
+
+Nothing is stored: a request carries the whole dialogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from weitune.serve.errors import ApiError
+
+_MOST_ITEMS = 4096
+_SAME = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "chat_template_kwargs", "top_k", "min_p",
+         "seed", "repetition_penalty", "presence_penalty", "frequency_penalty")  # fmt: skip
+"""Fields that chats have under the same name; the last ones are not in OpenAI's protocol."""
+_IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "include",
+                      "prompt_cache_retention", "reasoning", "stream_options", "max_tool_calls"})  # fmt: skip
+_READ = frozenset({"input", "instructions", "tools", "tool_choice", "max_output_tokens", "text", "truncation", *_SAME})
+_HARMLESS: tuple[Any, ...] = (None, False, 0, "disabled")
+
+
+def chat_body(body: Any) -> dict[str, Any]:
+    """Return the body of the chat request. Raises ApiError for a field that is wrong or not supported.
+
+    What both protocols have alike is checked as a part of the chat request.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "serve.request.not_an_object")
+    for name, value in body.items():
+        if name not in _READ | _IGNORED and value not in _HARMLESS:
+            raise ApiError(400, "serve.request.unknown", name=name, param=name, code="unknown_parameter")
+    if body.get("truncation") not in (None, "disabled"):
+        raise ApiError(400, "serve.request.unsupported", name="truncation", param="truncation")
+    if body.get("input") is None:
+        raise ApiError(400, "serve.request.missing", name="input", param="input", code="missing_required_parameter")
+    chat = {name: body[name] for name in _SAME if body.get(name) is not None}
+    if body.get("max_output_tokens") is not None:
+        chat["max_completion_tokens"] = body["max_output_tokens"]
+    if body.get("tools"):
+        chat["tools"] = _tools(body["tools"])
+    if body.get("tool_choice") is not None:
+        chat["tool_choice"] = _tool_choice(body["tool_choice"])
+    if body.get("text") is not None:
+        chat["response_format"] = _format(body["text"])
+    chat["messages"] = _messages(body["input"], body.get("instructions"))
+    return chat
+
+
+def _tools(value: Any) -> Any:
+    """Return tools in the form of chats: what describes a function is under ``function``."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {"type": tool["type"], "function": {key: item for key, item in tool.items() if key != "type"}}
+        if isinstance(tool, dict) and tool.get("type") == "function"
+        else tool
+        for tool in value
+    ]
+
+
+def _tool_choice(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("type") == "function":
+        return {"type": "function", "function": {"name": value.get("name")}}
+    return value
+
+
+def _format(value: Any) -> Any:
+    """Return ``text`` as a response format."""
+    form = value.get("format", {"type": "text"}) if isinstance(value, dict) else value
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": {key: item for key, item in form.items() if key != "type"}}
+    return form
+
+
+def _messages(value: Any, instructions: Any) -> list[dict[str, Any]]:
+    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(items, list) or not 0 < len(items) <= _MOST_ITEMS:
+        raise ApiError(400, "serve.responses.input", most=_MOST_ITEMS, param="input")
+    messages: list[dict[str, Any]] = []
+    if instructions is not None:
+        messages.append({"role": "system", "content": instructions})
+    for i, item in enumerate(items):
+        _add(messages, item, f"input[{i}]")
+    return messages
+
+
+def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
+    """Add what ``item`` is to ``messages``."""
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if kind == "message":
+        message = {"role": item.get("role"), "content": _content(item.get("content"))}
+        thinking = messages and messages[-1].get("content") is None and "reasoning_content" in messages[-1]
+        if message["role"] == "assistant" and thinking:
+            messages[-1]["content"] = message["content"]
+        else:
+            messages.append(message)
+    elif kind == "reasoning":
+        texts = item.get("content") or []
+        if isinstance(texts, list) and all(isinstance(part, dict) for part in texts) and texts:
+            text = "".join(str(part.get("text", "")) for part in texts)
+            messages.append({"role": "assistant", "content": None, "reasoning_content": text})
+    elif kind == "function_call":
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": None})
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        calls = messages[-1].setdefault("tool_calls", [])
+        calls.append({"id": item.get("call_id"), "type": "function", "function": function})
+    elif kind == "function_call_output":
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))})
+    else:
+        raise ApiError(400, "serve.responses.item", where=where, param=where)
+
+
+def _content(value: Any) -> Any:
+    """Return content with the parts of chats: every kind of text is ``text``."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {"type": "text", "text": part.get("text")}
+        if isinstance(part, Mapping) and part.get("type") in ("input_text", "output_text", "text")
+        else part
+        for part in value
+    ]
