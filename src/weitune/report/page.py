@@ -15,9 +15,9 @@ from functools import cache
 from hashlib import sha256
 from html import escape
 from importlib import resources
+from importlib.metadata import version
 from typing import Literal
 
-import weitune
 from weitune.messages import say
 from weitune.messages.language import language
 from weitune.report.languages import language_of
@@ -58,7 +58,7 @@ def prose(sentence: str) -> str:
 def page(title: str, lead: str, sections: Iterable[str], *, scripts: Sequence[str] = ()) -> str:
     """Return a whole page; ``sections`` are HTML already, ``scripts`` names of files of this package."""
     style, codes = _resource("page.css"), [_resource(name) for name in scripts]
-    made = say("report.page.made", version=weitune.__version__, date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}")
+    made = say("report.page.made", version=version("weitune"), date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}")
     return (
         f'<!doctype html>\n<html lang="{language()}"><head><meta charset="utf-8"><title>{text(title)}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, codes)}">\n'
