@@ -108,7 +108,7 @@ class _Place:
         xs, ys = [x for x, _ in points], [y for _, y in points]
         whole = all(float(x).is_integer() for x in xs)
         left, right, low, high = min(xs), max(xs), min(ys), max(ys)
-        if 0 < left and (left == right or left <= (right - left) / _TICKS):
+        if left > 0 and (left == right or left <= (right - left) / _TICKS):
             left = 0.0  # curves that begin at step 1 stand over an axis that begins at 0
         if right > left:
             step = _distance(left, right, whole=whole)

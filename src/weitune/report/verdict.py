@@ -74,8 +74,7 @@ def _worked(record: RunRecord) -> Finding:
     model = record.recipe.model.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
     values = {"model": model, "steps": len(steps), "time": duration_text(seconds)}
     if record.turns("end"):
-        rows = record.data.report.rows.trained if record.data else 0
-        if rows:
+        if rows := _learned_rows(record):
             return Finding(question, [say("report.verdict.learned_rows", count=rows, **values)], "good")
         return Finding(question, [say("report.verdict.learned", **values)], "good")
     planned = next((start.steps for start in record.turns("start") if start.steps is not None), None)
@@ -84,6 +83,18 @@ def _worked(record: RunRecord) -> Finding:
         reason = translated(str(stops[-1].reason), "training")
         return Finding(question, [say("report.verdict.stopped", reason=reason, steps=done)], "bad")
     return Finding(question, [say("report.verdict.unfinished", steps=done)], "open")
+
+
+def _learned_rows(record: RunRecord) -> int:
+    """Return the number of rows that were learned from, 0 if it is not known; a share of them may be held out."""
+    if record.data is None:
+        return 0
+    held = record.data.validation.examples if record.data.validation and _is_share(record.recipe.validation) else 0
+    return max(0, record.data.report.rows.trained - held)
+
+
+def _is_share(validation: object) -> bool:
+    return isinstance(validation, float)
 
 
 def _good(record: RunRecord) -> Finding:
