@@ -55,7 +55,7 @@ def say(arguments: list[str]) -> int:
 
 TYPED = [
     "train {given} --output {place}/a",
-    "train {given} --train.epochs x --lora.r 0",
+    "train {given} --train.epochs x --lora.r 0 --tokens.truncation x",
     "train --model {place}/model --data {place}/bad.jsonl --output {place}/c",
     "train --model {place}/nothing --data {place}/rows.json --output {place}/c",
     "train --resume {place}/a",

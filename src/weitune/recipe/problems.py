@@ -113,6 +113,8 @@ def _expected(problems: Sequence[Mapping[str, Any]]) -> str:
     for problem in problems:
         if problem["type"] in _EXPECTED:
             limits = {name: _plain(limit) for name, limit in problem.get("ctx", {}).items()}
+            if problem["type"] == "literal_error":
+                limits["expected"] = _choices(limits["expected"])
             alternatives[say(_EXPECTED[problem["type"]], **limits)] = None
         elif problem["type"] != "value_error":
             alternatives[problem["msg"]] = None
@@ -131,6 +133,12 @@ def _unknown(key: str, known: Collection[str]) -> str:
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]  # the right word in the wrong place
     near = [*same, *difflib.get_close_matches(key, names, n=1, cutoff=0.5)]
     return say("recipe.problems.unknown_key_near", near=near[0]) if near else say("recipe.problems.unknown_key")
+
+
+def _choices(expected: object) -> str:
+    """Return the values that pydantic joins as ``'drop', 'cut' or 'error'`` in the user's language."""
+    first, _, last = str(expected).rpartition(" or ")
+    return say("recipe.expected.one_of", first=first, last=last) if first else last
 
 
 def _plain(limit: object) -> object:

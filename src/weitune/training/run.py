@@ -194,7 +194,7 @@ def _train(session: Session, run: PreparedRun, checkpoint: Checkpoint | None = N
     for line in filter(None, (memory.forecast_warning(), warmup_note(loop.plan.steps, recipe.train))):
         session.note(line)
     recorder = Recorder(session, run, memory, make_validator(run, main=session.main))
-    with session.stop.finishing_steps():
+    with session.training(), session.stop.finishing_steps():
         try:
             recorder.begin(checkpoint, session.notes)
             session.reached.step, session.reached.steps = recorder.step, loop.plan.steps

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -59,6 +59,17 @@ class Session:
     reached: Reached = field(default_factory=Reached)
     """How far the run has come, for its outcome."""
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Keep the run's outcome while the block trains, in the process that writes.
+
+        A stop file is deleted first: it was meant for an earlier process.
+        """
+        with recorded_outcome(self.folder, self.reached) if self.main else nullcontext():
+            if self.main:
+                (self.folder / STOP).unlink(missing_ok=True)
+            yield
+
     def sees(self, view: Callable[[], T]) -> T:
         """Return what ``view`` returns, or raise what it raises, where the run's folder is written: on all alike."""
         return agreed(self.accelerator, view if self.main else None)
@@ -74,21 +85,18 @@ class Session:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's lock in the process that writes, clear away what a killed one left, and record the outcome.
+        """Hold the run's lock in the process that writes, and clear away what a killed one left.
 
         Raises RunError, on every process of the run, if another run's process holds it.
         """
         with ExitStack() as stack:
             self.sees(lambda: self._take_lock(stack))
-            if self.main:
-                stack.enter_context(recorded_outcome(self.folder, self.reached))
             yield
 
     def _take_lock(self, stack: ExitStack) -> None:
         with refusals_explained(self.folder):
             lock = stack.enter_context(run_lock(self.folder))
             tidy(self.folder)
-            (self.folder / STOP).unlink(missing_ok=True)  # it was meant for an earlier process
         if not lock.held:
             self.note(say("training.session.no_locks"))
         if lock.abandoned:

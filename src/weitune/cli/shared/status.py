@@ -37,7 +37,9 @@ class Status:
 
     def __init__(self, command: str, path: Path | None, *, printed: bool = False) -> None:
         now = time.time()
-        self._path, self._printed, self._lock = path, printed, threading.RLock()
+        self._path, self._lock = path, threading.RLock()
+        self.printed = printed
+        """Whether the last state is printed, too."""
         self._written = 0.0
         self._watching = watching_phases(self.watch)
         self.result: object = None
@@ -81,7 +83,7 @@ class Status:
             self.fields |= ending
             if not self._told_by_another_process(ending["exit_code"]):
                 self._write()
-        if self._printed:
+        if self.printed:
             click.echo(json_bytes(self.fields, indent=1), nl=False)
 
     def _told_by_another_process(self, exit_code: int) -> bool:
@@ -105,6 +107,12 @@ def tell(**fields: Any) -> None:
     """Add to the status of the command at hand, if somebody reads one."""
     for status in _open:
         status.add(**fields)
+
+
+def leave_printing() -> None:
+    """Print nothing in this process: one that it starts prints the outcome."""
+    for status in _open:
+        status.printed = False
 
 
 def status_options(*, json: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from rich.progress import Task, TaskID
     from rich.text import Text
 
+_UNITS = {
+    "answer": "cli.terminal.answer",
+    "group": "cli.terminal.group",
+    "item": "cli.terminal.item",
+    "row": "cli.terminal.row",
+    "step": "cli.terminal.step",
+}
+"""The message that names a unit of work."""
 ISSUES = "https://github.com/weitune/weitune/issues"
 
 
@@ -154,6 +162,7 @@ def rate(units_per_second: float | None, unit: str) -> str:
     """Return a speed in three digits: ``12.3 step/s``, or ``4.56 s/step`` when slower than one a second."""
     if not units_per_second:
         return ""
+    unit = say(_UNITS[unit]) if unit in _UNITS else unit
     if units_per_second >= 1:
         return f"{units_per_second:.3g} {unit}/s" if units_per_second < 1000 else f"{units_per_second:.0f} {unit}/s"
     return f"{1 / units_per_second:.3g} s/{unit}"

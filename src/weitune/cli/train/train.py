@@ -11,7 +11,7 @@ import click
 
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
-from weitune.cli.shared.status import status_options, tell
+from weitune.cli.shared.status import leave_printing, status_options, tell
 from weitune.cli.train.launch import Machines, launch
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
@@ -66,6 +66,7 @@ def command(
     """
     overrides = overrides_from(options)
     if ((devices or 1) > 1 or nodes > 1) and not launched():
+        leave_printing()
         return launch(Machines(devices or 1, nodes, node_rank, main_address), context.obj)
     if resume_from is None:
         from weitune.recipe.load import load_recipe
