@@ -14,6 +14,7 @@ from weitune.report.evaluation_section import evaluation_section
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_evaluation_report
 from weitune.report.verdict import verdict
+from weitune.run.data_record import ValidationSize
 
 
 def said(record: RunRecord) -> str:
@@ -93,9 +94,15 @@ def test_forgetting_beyond_chance_and_broken_bounds(tmp_path: Path) -> None:
 
 def test_the_best_of_each_measure_is_marked_by_its_direction(tmp_path: Path) -> None:
     page = evaluation_section(evaluated(0.7, change=Change(-0.1, -0.2, 0.1)))
-    assert '<td class="n"><b>2.000</b></td><td class="n best"><b>1.000</b></td>' in page  # the lower loss
-    assert '<td class="n best"><b>80%</b></td><td class="n"><b>70%' in page  # more right answers
-    assert '<td class="n"><b>1.000</b></td><td class="n"><b>1.000</b></td>' in page  # equal: none is best
+    assert (
+        '<td class="n" data-h="base"><b>2.000</b></td><td class="n best" data-h="last"><b>1.000</b></td>' in page
+    )  # the lower loss
+    assert (
+        '<td class="n best" data-h="base"><b>80%</b></td><td class="n" data-h="last"><b>70%' in page
+    )  # more right answers
+    assert (
+        '<td class="n" data-h="base"><b>1.000</b></td><td class="n" data-h="last"><b>1.000</b></td>' in page
+    )  # equal: none is best
 
 
 def test_no_answer_stands_on_a_page_twice(tmp_path: Path) -> None:
@@ -122,3 +129,10 @@ def test_chinese_answers_say_their_language(tmp_path: Path) -> None:
     )
     html = run_report(record)
     assert '<td data-h="question" lang="zh">你是谁？</td><td data-h="before">AI</td>' in html
+
+
+def test_held_out_rows_are_not_counted_as_learned(tmp_path: Path) -> None:
+    record = without_evaluation(tmp_path / "run", validation=0.5)
+    assert record.data is not None
+    held = replace(record, data=replace(record.data, validation=ValidationSize(examples=1)))
+    assert "learned from one row" in said(held)

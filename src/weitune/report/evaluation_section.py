@@ -41,7 +41,7 @@ def figures_table(names: Sequence[str], found: Sequence[Figure]) -> str:
     rows = [
         [Cell(figure.name, f"{directions[figure.better]} {figure.about}".strip()), *_cells(figure)] for figure in found
     ]
-    return table([say("report.evaluation_section.measure"), *names], rows, numbers=True)
+    return table([say("report.evaluation_section.measure"), *names], rows, numbers=True, measures=True)
 
 
 def _cells(figure: Figure) -> list[Cell]:

@@ -96,21 +96,24 @@ def table(
     said: bool = False,
     caption: str = "",
     facts: bool = False,
+    measures: bool = False,
 ) -> str:
     """Return a table that scrolls by itself.
 
     ``numbers``: all columns but the first; ``said``: cells hold what people or models said; ``facts``: names and
-    counts. Cells may be of the class :class:`Cell`.
+    counts; ``measures``: figures of models, which stand below the name of a measure on a phone. Cells may be of the
+    class :class:`Cell`.
     """
     rows = list(rows)
     if not rows:
         return ""
     labels = [f' data-h="{text(head)}"' for head in heads] or [""] * len(rows[0])  # heads of cells, on a phone
     kind = "said" if said and heads else "said steps" if said else "facts" if facts else ""
+    kind = kind or ("measures" if measures else "")
     body = "".join(
         "<tr>"
         + "".join(
-            _cell(cell, number=numbers and k > 0, said=said, label=label if said else "")
+            _cell(cell, number=numbers and k > 0, said=said, label=label if said or (measures and k) else "")
             for k, (label, cell) in enumerate(zip(labels, cells, strict=True))
         )
         + "</tr>"

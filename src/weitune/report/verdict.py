@@ -89,12 +89,8 @@ def _learned_rows(record: RunRecord) -> int:
     """Return the number of rows that were learned from, 0 if it is not known; a share of them may be held out."""
     if record.data is None:
         return 0
-    held = record.data.validation.examples if record.data.validation and _is_share(record.recipe.validation) else 0
-    return max(0, record.data.report.rows.trained - held)
-
-
-def _is_share(validation: object) -> bool:
-    return isinstance(validation, float)
+    held = record.data.validation if isinstance(record.recipe.validation, float) else None
+    return max(0, record.data.report.rows.trained - (held.examples if held else 0))
 
 
 def _good(record: RunRecord) -> Finding:
