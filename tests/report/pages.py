@@ -11,7 +11,7 @@ from typing import Any
 from tests.tiny import save_tiny_run
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>\' "&amp;'
-_VOID = {"meta", "br", "img"}
+_VOID = {"meta", "br", "img", "input"}
 
 
 class Page(HTMLParser):

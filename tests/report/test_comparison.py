@@ -8,8 +8,9 @@ import pytest
 
 from tests.report.pages import Page, made_run
 from weitune import cli
-from weitune.report.comparison import differences, results
+from weitune.report.comparison import compare, differences, results
 from weitune.report.run_record import RunRecord
+from weitune.report.run_report import write_report
 
 
 def test_only_what_differs_is_shown(tmp_path: Path) -> None:
@@ -30,6 +31,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert page.tags.count("figure") == 4
     assert "script" not in page.tags
+
+
+def test_equal_runs_are_told_apart_and_the_best_is_named(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b"), made_run(tmp_path / "c", losses=(5.0, 3.0, 2.0))]
+    for run in runs[:2]:
+        write_report(run)
+    html = compare([RunRecord.read(run) for run in runs], tmp_path / "pages")
+    texts = "".join(Page(html).texts)
+    assert "c has the lowest validation loss: 2.0000." in texts
+    assert "one above the other: a, b." in texts
+    assert all(html.count(f'<i class="c{k} d{k}"></i>') == 4 for k in range(3))  # a legend for every chart
+    assert 'href="../a/report.html"' in html
+    assert "../c/report.html" not in html  # it has none
 
 
 @pytest.mark.parametrize("arguments", [["a"], ["a", "nowhere"]])
