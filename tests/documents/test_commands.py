@@ -12,7 +12,7 @@ import click
 import pytest
 
 from tests.documents.pages import PAGES, ROOT, code_of, inline_of, name_of, text_of
-from weitune.cli import COMMANDS, command_line
+from weitune.cli import COMMANDS, command_line, split_language
 
 STARTS = r"(?:torchrun .*-m |accelerate launch .*--module |python -m |srun bash -c 'exec )?weitune "
 PLACEHOLDER = re.compile(r"…|[A-Z]+…?|[一-鿿]+…?|\S*…")
@@ -59,7 +59,7 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize(("page", "line"), ALL, ids=lambda part: part)
 def test_weitune_takes_it(page: str, line: str) -> None:
     words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"…|\$\w+|[&;]", word)]
-    words = [re.sub(r"^\$\w+$|^\$0(?=:)", "1", word) for word in words]
+    _, words = split_language([re.sub(r"^\$\w+$|^\$0(?=:)", "1", word) for word in words])
     command, rest = resolve(words)
     assert not isinstance(command, click.Group) or command.invoke_without_command, page
     if "$" in line:  # the number that a cluster's variable stands for is not known here

@@ -99,7 +99,7 @@ def _in_language() -> click.Command:
     return localized(command_line, "weitune")
 
 
-def _language(arguments: Sequence[str]) -> tuple[Language | None, list[str]]:
+def split_language(arguments: Sequence[str]) -> tuple[Language | None, list[str]]:
     """Return what ``--language`` says, wherever it stands, and the other arguments.
 
     It is taken out before click reads the rest, since help and errors are told in it. A wrong one is left for click.
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     watch_contention()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    chosen, rest = _language(arguments)
+    chosen, rest = split_language(arguments)
     choose_language(chosen)
     try:
         result = _in_language().main(args=rest, prog_name="weitune", standalone_mode=False, obj=arguments)
