@@ -35,7 +35,7 @@ class ChineseHelp(click.HelpFormatter):
                 lines = paragraph.split("\n")[1:]
             else:
                 lines = wrapped(" ".join(paragraph.split()), self.width - self.current_indent)
-            self.write("".join(f"{indent}{line}\n" for line in (*lines, "")) if lines else "")
+            self.write("".join(f"{indent}{line}".rstrip() + "\n" for line in (*lines, "")) if lines else "")
         self.buffer[-1:] = [self.buffer[-1].rstrip() + "\n"] if self.buffer else []
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
