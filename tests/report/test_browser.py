@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.chromium import chromium, sandbox_arguments
 from tests.report.pages import made_run
 from tests.report.test_verdict import evaluated
 from weitune.data.show.preview import Part, PreviewItem
@@ -21,7 +21,6 @@ from weitune.report.data_page import data_page
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390, 320)
 LEAST_CONTRAST, LEAST_TICK = 4.5, 11
@@ -56,10 +55,9 @@ MEASURE = """() => {
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium to look with")
+    path = chromium()
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=path, args=sandbox_arguments())
         yield opened
         opened.close()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,13 +13,11 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-import pytest
-
+from tests.chromium import chromium, sandbox_arguments
 from tests.serve.asgi import ASK, ScriptedEngine, make_app
 from weitune.serve.guard import Guard
 from weitune.serve.http import Server, http_server, listen, url_of
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 KEY = "sesame"
 PAGE = """<!doctype html><script>
 const server = %(server)s, ask = %(ask)s, key = %(key)s;
@@ -45,7 +41,7 @@ const cases = {
   },
   wrong_key: async () => refused(await post(ask, "Bearer wrong")),
   wrong_model: async () => refused(await post({...ask, model: "x"})),
-  wrong_field: async () => refused(await post({...ask, tools: [{}]})),
+  wrong_field: async () => refused(await post({...ask, functions: [{}]})),
   busy: async () => { const r = await post({...ask, n: 4}); return [r.status, r.headers.get("Retry-After")]; },
 };
 (async () => {
@@ -132,10 +128,9 @@ def visit(here: Site, server: str, profile: Path) -> dict[str, Any]:
     """Open the site's page in a browser and return what it found."""
     values = {"server": server, "ask": ASK, "key": KEY}
     here.page = PAGE % {name: json.dumps(value) for name, value in values.items()}
-    assert CHROMIUM
     command = [
-        CHROMIUM, "--headless", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
-        *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), "--remote-debugging-port=0",
+        chromium(), "--headless", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+        *sandbox_arguments(), "--remote-debugging-port=0",
         f"--user-data-dir={profile}", f"{here.origin}/",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
@@ -145,7 +140,6 @@ def visit(here: Site, server: str, profile: Path) -> dict[str, Any]:
             browser.kill()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_pages_of_an_allowed_site_can_use_the_server_and_others_cannot(tmp_path: Path) -> None:
     with site() as allowed, site() as other, serving(Guard(key=KEY, origins=frozenset({allowed.origin}))) as server:
         assert visit(allowed, server, tmp_path / "allowed") == {
