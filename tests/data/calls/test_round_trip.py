@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.frame import families, modern
+from tests.tiny import TEMPLATES, tiny_tokenizer
 from weitune.data.calls.derive import Probe, answer_form, tools_for
 from weitune.data.calls.form import AnswerForm
 from weitune.data.calls.marks import Marks
@@ -174,3 +175,16 @@ def test_a_call_that_comes_back_changed_is_refused_with_the_call() -> None:
     form, _ = answer_form(framing_for(families.build(broken), Tokens()))
     assert form.calls is None
     assert "cannot be read back" in form.no_calls or "comes back as" in form.no_calls
+
+
+@pytest.mark.parametrize("name", [*families.FAMILIES, *TEMPLATES])
+@pytest.mark.parametrize("template", ["chat", "tutorial"])
+def test_every_framing_has_a_form(name: str, template: Any) -> None:
+    tokenizer = (families.tokenizer_of if name in families.FAMILIES else tiny_tokenizer)(name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    framing = framing_for(tokenizer, Tokens(template=template))
+    form, marks = answer_form(framing)
+    assert form.calls is not None or form.no_calls
+    text = Probe(framing).write("At noon.")
+    said = read_answer(text, form, marks, None)
+    assert (said.content.strip(), said.reasoning) == ("At noon.", "")

@@ -27,9 +27,10 @@ class Marks:
         self._shown = {ord(mark): "" if token in special else self.texts[token] for token, mark in self._marks.items()}
 
     def of_pieces(self, pieces: Iterable[Piece]) -> str:
-        """Return the pieces of a draft as marked text."""
+        """Return the pieces of a draft as marked text, without known tokens that are no control tokens."""
         return "".join(
-            piece.text if isinstance(piece, Text) else "".join(map(self._marks.__getitem__, piece)) for piece in pieces
+            piece.text if isinstance(piece, Text) else "".join(self._marks.get(token, "") for token in piece)
+            for piece in pieces
         )
 
     def of_tokens(self, tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> str:

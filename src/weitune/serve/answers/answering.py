@@ -54,7 +54,10 @@ class Answering:
 
     async def framed(self, request: ChatRequest) -> FramedRequest:
         """Return ``request`` framed, with the rule of its answer. Raises ApiError if there is a fault in either."""
-        framed = self.frame(request)
+        if request.template_arguments:  # another framing may have to be made, which takes up to a second
+            framed = await asyncio.to_thread(self.frame, request)
+        else:
+            framed = self.frame(request)
         return replace(framed, rule=await self._rules.of(request, framed.known))
 
     def frame(self, request: ChatRequest) -> FramedRequest:

@@ -6,6 +6,7 @@ A framing and the form of its answers are found once and kept; of those with arg
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Framings:
     def __init__(self) -> None:
         self._own: dict[int, KnownFraming] = {}
         self._others: OrderedDict[tuple[int, str], KnownFraming] = OrderedDict()
+        self._making = threading.Lock()
 
     def of(self, framing: Framing, arguments: Mapping[str, Any] | None = None) -> KnownFraming:
         """Return what is known of ``framing``, with other template ``arguments`` if there are any.
@@ -58,6 +60,10 @@ class Framings:
                 names=names,
                 param=f"chat_template_kwargs.{unread[0]}"[:100],
             )
+        with self._making:  # requests with arguments are framed in threads
+            return self._other(framing, arguments)
+
+    def _other(self, framing: Framing, arguments: Mapping[str, Any]) -> KnownFraming:
         key = (id(framing), json.dumps(arguments, sort_keys=True))
         if key not in self._others:
             try:

@@ -1,0 +1,83 @@
+"""Are served calls those of the model? Held-out requests with tools, `weitune serve` beside transformers' greedy text.
+
+python -m bench.tool_calls RUN --data held-out.json [--limit 50] [--tokens 256] [--types F32,Q8_0]
+
+requests    conversations up to their first call, which the run has not learned
+called      of these, requests for which transformers' text has calls
+malformed   of these, requests for which it begins a call that cannot be read: content on both sides
+equal       served answers whose calls and content equal those that the same reader finds in transformers' text
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.serving import keep, service
+from weitune import Run
+from weitune.data.calls.derive import answer_form
+from weitune.data.calls.reader import Said, read_answer
+from weitune.data.conversation import Conversation
+from weitune.data.read.conversations import Reader, read_conversations
+from weitune.generate.sampling import Sampling
+
+
+def asked(files: list[Path], limit: int) -> list[Conversation]:
+    """Return the conversations of ``files`` up to their first call, at most ``limit``."""
+    found = []
+    for conversation in read_conversations(Reader([str(file) for file in files])):
+        call = next((at for at, turn in enumerate(conversation.turns) if turn.tool_calls), None)
+        if call and conversation.tools:
+            found.append(conversation.before(call))
+    return found[:limit]
+
+
+def body_of(conversation: Conversation, model: str, tokens: int) -> dict[str, Any]:
+    """Return the request for the answer to ``conversation``."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+    return {"model": model, "messages": messages, "tools": list(conversation.tools), "max_tokens": tokens}
+
+
+def told(message: dict[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+    """Return content and calls of a served message."""
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return message["content"] or "", [(call["name"], json.loads(call["arguments"])) for call in calls]
+
+
+def main() -> None:
+    """Ask both sides, compare, and keep what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", nargs="+", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--types", default="F32,Q8_0")
+    given = parser.parse_args()
+    run = Run(given.run)
+    engine = run.engine()
+    form, marks = answer_form(engine.framing)
+    conversations = [each.with_system(run.recipe.system) for each in asked(given.data, given.limit)]
+    answers = engine.answers(conversations, Sampling(max_new_tokens=given.tokens))
+    said: list[Said] = [
+        read_answer(marks.of_tokens(answer.tokens, engine.framing.decode), form, marks, conversation.tools)
+        for answer, conversation in zip(answers, conversations, strict=True)
+    ]
+    opening = marks.written(form.calls.opening) if form.calls is not None else ""
+    result: dict[str, Any] = {
+        "requests": len(said),
+        "called": sum(bool(each.calls) for each in said),
+        "malformed": sum(bool(opening) and opening in each.content for each in said),
+    }
+    expected = [(each.content, [(call.name, call.arguments) for call in each.calls]) for each in said]
+    for kind in given.types.split(","):
+        with service(given.run, "--type", kind) as server:
+            bodies = [body_of(conversation, run.name, given.tokens) for conversation in conversations]
+            served = [told(server.chat(**body)["choices"][0]["message"]) for body in bodies]
+        result[f"equal_{kind}"] = sum(one == other for one, other in zip(served, expected, strict=True))
+    keep("tool_calls", result)
+
+
+if __name__ == "__main__":
+    main()
