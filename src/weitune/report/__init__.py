@@ -1,4 +1,4 @@
-"""Reports: one self-contained page about a run (:mod:`.run_report`) or about several (:mod:`.comparison`).
+"""Self-contained pages: about a run (:mod:`.run_report`), about several (:mod:`.comparison`), about data.
 
-Made from the files of the run's folder alone; no model, no script, nothing from outside.
+Pages about runs are made from the files of their folders alone; no model is loaded, and a page loads nothing.
 """
