@@ -29,10 +29,10 @@ from weitune import Run
 from weitune.data.conversation import Conversation
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader, read_conversations
+from weitune.export.fit import fitted
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.formats.merged import write_merged
-from weitune.export.smoothing import LEVELS, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import differences, divergences
 from weitune.export.verify.outputs import (
@@ -143,14 +143,17 @@ def measure(source: ExportSource, types: Sequence[GgufType], count: int, figures
     in_llama_cpp: dict[str, list[Outputs]] = {}
     for gguf_type in types:
         path = scratch / f"{gguf_type}.gguf"
-        model = smoothed(source, gguf_type, lambda title: silent)
-        write_gguf(path, source, model.weights, gguf_type, head=model.head, template=source.template, progress=silent)
+        model = fitted(source, gguf_type, lambda title: silent)
+        write_gguf(
+            path, source, model.weights, gguf_type, head=model.head, importance=model.importance,
+            template=source.template, progress=silent,
+        )  # fmt: skip
         with open_gguf(path, None, end, longest) as subject:
             if gguf_type == types[0]:
                 figures.add("tokens", token_equality(source, subject))
             in_llama_cpp[gguf_type] = all_outputs(subject, prompts, silent)
         figures.add(
-            gguf_type, {**({"head": model.head} if gguf_type in LEVELS else {}), "bytes": path.stat().st_size,
+            gguf_type, {**({"head": model.head} if model.smoothed else {}), "bytes": path.stat().st_size,
                         **compared(expected, in_llama_cpp[gguf_type])}
         )  # fmt: skip
         path.unlink()

@@ -17,19 +17,14 @@ from tests.export.test_export import needs_llama_cpp
 from tests.tiny import tiny_model
 from weitune import Run
 from weitune.errors import InputError
-from weitune.export import smoothing
+from weitune.export import fit, smoothing
+from weitune.export import measure as measuring
+from weitune.export.fit import fitted
 from weitune.export.formats.gguf_file import write_gguf
+from weitune.export.measure import measure
 from weitune.export.options import ExportOptions
 from weitune.export.run import export
-from weitune.export.smoothing import (
-    SmoothedWeights,
-    channels_of,
-    estimated_error,
-    head_loss,
-    measure,
-    smoothed,
-    smoothing_factors,
-)
+from weitune.export.smoothing import SmoothedWeights, channels_of, estimated_error, head_loss, smoothing_factors
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import VerificationError
 from weitune.export.verify.outputs import Computing, open_reference
@@ -66,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def weights_of(source: ExportSource, gguf_type: GgufType = "Q8_0") -> SmoothedWeights:
-    found = smoothed(source, gguf_type, silent).weights
+    found = fitted(source, gguf_type, silent).weights
     assert isinstance(found, SmoothedWeights)
     return found
 
@@ -123,7 +118,12 @@ def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     model = open_reference(source, Computing()).model
     prompts, _ = choose_prompts(source, 4)
     done: list[tuple[int, int]] = []
-    found = measure(model, list(channels_of(source.config)), prompts, lambda at, total: done.append((at, total)))
+    found = measure(
+        model,
+        [each.input_of[0] for each in channels_of(source.config)],
+        prompts,
+        lambda at, total: done.append((at, total)),
+    )
     assert done == [(i, len(DIALOGUES)) for i in range(1, len(DIALOGUES) + 1)]
     assert not any(module._forward_pre_hooks for module in model.modules())
     with torch.inference_mode():
@@ -210,7 +210,7 @@ def test_a_column_of_zeros_does_not_blunt_the_others() -> None:
 @pytest.mark.parametrize("gguf_type", ["F32", "F16", "BF16"])
 def test_other_types_are_left_alone(run: Run, gguf_type: GgufType) -> None:
     source = open_export_source(run)
-    assert smoothed(source, gguf_type, silent) == (source.merged, "Q8_0", ())
+    assert fitted(source, gguf_type, silent) == (source.merged, "Q8_0", {}, ())
 
 
 def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
@@ -218,19 +218,19 @@ def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
     base = tmp_path / "base.gguf"
     write_gguf(base, source, source.base, "F16", template=source.template_without_system, progress=silent(""))
     second = open_export_source(save_run(tmp_path / "second", "llama", model=str(base)))
-    assert smoothed(second, "Q8_0", silent).weights is second.merged
+    assert fitted(second, "Q8_0", silent).weights is second.merged
 
 
 def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_export_source(run)
-    monkeypatch.setattr(smoothing, "choose_prompts", lambda source, count: ([], []))
-    assert smoothed(source, "Q8_0", silent).weights is source.merged
+    monkeypatch.setattr(fit, "choose_prompts", lambda source, count: ([], []))
+    assert fitted(source, "Q8_0", silent).weights is source.merged
 
     def refused(source: ExportSource, count: int) -> Any:
         raise InputError("export.verification.no_dialogue")
 
-    monkeypatch.setattr(smoothing, "choose_prompts", refused)
-    assert smoothed(source, "Q8_0", silent).weights is source.merged
+    monkeypatch.setattr(fit, "choose_prompts", refused)
+    assert fitted(source, "Q8_0", silent).weights is source.merged
 
 
 def test_dialogues_that_stand_in_are_told_of(tmp_path: Path) -> None:
@@ -245,8 +245,8 @@ def test_no_more_is_measured_than_needed(run: Run, monkeypatch: pytest.MonkeyPat
     prompts, _ = choose_prompts(open_export_source(run), 4)
     first, second = (len(each.context + each.answer) for each in prompts[:2])
     for limit, chosen in ((1, [0]), (first, [0]), (first + second, [0, 2]), (10**6, [0, 1, 2, 3])):
-        monkeypatch.setattr(smoothing, "_TOKENS", limit)
-        assert smoothing._within(prompts) == [prompts[at] for at in chosen]
+        monkeypatch.setattr(measuring, "_TOKENS", limit)
+        assert measuring.within(prompts) == [prompts[at] for at in chosen]
 
 
 @pytest.mark.parametrize(("tied", "tensor"), [(False, "output"), (True, "token_embd")])
@@ -255,8 +255,8 @@ def test_a_head_that_rounding_would_spoil_stays_f16(
 ) -> None:
     source = open_export_source(uneven_run(tmp_path / "run", tie_word_embeddings=tied))
     for bound, gguf_type, expected in ((0.0, "Q8_0", "F16"), (9.0, "Q8_0", "Q8_0"), (0.0, "Q4_0", "Q8_0")):
-        monkeypatch.setattr(smoothing, "HEAD_LOSS", bound)
-        found = smoothed(source, gguf_type, silent)  # type: ignore[arg-type]
+        monkeypatch.setattr(fit, "HEAD_LOSS", bound)
+        found = fitted(source, gguf_type, silent)  # type: ignore[arg-type]
         assert found.head == expected
         path = tmp_path / "x.gguf"
         write_gguf(

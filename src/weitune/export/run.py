@@ -12,17 +12,19 @@ from typing import Any
 
 from weitune.errors import InputError
 from weitune.export import destination
+from weitune.export.fit import Fitted, fitted
 from weitune.export.formats.gguf_file import check_gguf, write_gguf
 from weitune.export.formats.merged import write_merged
 from weitune.export.formats.ollama import modelfile, turn_frames
+from weitune.export.formats.written import written_formats
 from weitune.export.options import ExportOptions, gguf_name
-from weitune.export.smoothing import Smoothed, smoothed
 from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.export.verify.compare import Verdict, VerificationError
 from weitune.export.verify.verification import verify
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.generate.run import Run
+from weitune.gguf.types import MIXTURES
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.progress import Stage, enter_phase
@@ -96,13 +98,25 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     name = gguf_name(source, options)
     check_gguf(source)  # refused before long work
     text = modelfile_of(source, name) if options.format == "ollama" else None
-    model = smoothed(source, options.gguf_type, stage) if options.smooth else Smoothed(source.merged)
-    weights, head, template, progress = model.weights, model.head, source.template, stage(title)
-    write_gguf(folder / name, source, weights, options.gguf_type, head=head, template=template, progress=progress)
+    if options.smooth or options.gguf_type in MIXTURES:
+        model = fitted(source, options.gguf_type, stage, smooth=options.smooth)
+    else:
+        model = Fitted(source.merged)
+    write_gguf(
+        folder / name,
+        source,
+        model.weights,
+        options.gguf_type,
+        head=model.head,
+        importance=model.importance,
+        template=source.template,
+        progress=stage(title),
+    )
     if text is not None:
         (folder / "Modelfile").write_bytes(text.encode())  # in bytes, which keeps line ends of any kind
-    about = {"type": options.gguf_type, "smoothed": model.weights is not source.merged}
-    return {**about, **({"smoothed_on": model.notes} if model.notes else {})}
+    about = {"type": options.gguf_type, "smoothed": model.smoothed, "weighed": bool(model.importance)}
+    measured_on = "smoothed_on" if model.smoothed else "weighed_on"
+    return {**about, "formats": written_formats(folder / name), **({measured_on: model.notes} if model.notes else {})}
 
 
 def modelfile_of(source: ExportSource, name: str) -> str:

@@ -23,24 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from gguf import GGMLQuantizationType
-from weitune.errors import InputError
+from weitune.export.measure import Measurement
 from weitune.export.source.base_weights import Slot, Weights
-from weitune.export.source.export_source import ExportSource
-from weitune.export.verify.outputs import open_reference
-from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
-from weitune.export.verify.rounding import choose_computing
 from weitune.gguf.types import BLOCK, GgufType
-from weitune.messages import say
-from weitune.progress import Progress, Stage
+from weitune.progress import Progress
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of the models whose channels :func:`channels_of` knows."""
 LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
 """The largest magnitude of a weight of a quantized type, in steps of its scale."""
 _ACTIVATION_LEVELS = 127
@@ -50,9 +46,6 @@ _SMALLEST = (
     1 / 16
 )  # of the median of its block: smaller channels count as this size, because other dialogues may enlarge them
 _ROWS_AT_ONCE = 8192
-HEAD_LOSS = 0.02
-"""Mean error of log-probabilities that a Q8_0 head may cause: a fifth of what a Q8_0 file may differ."""
-_DIALOGUES, _TOKENS = 64, 2048  # to measure on: at most, and about
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,67 +54,6 @@ class Channels:
 
     output_of: str
     input_of: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Activations of base + adapter on dialogues of the run's data."""
-
-    sizes: Mapping[str, Tensor]
-    """Root mean square of channels, shape (in,), by the first module in ``input_of``."""
-    hidden_states: Tensor
-    """Input of the head before each taught token, shape (n, in)."""
-    taught: Tensor
-    """Those tokens, shape (n,)."""
-
-
-class Smoothed(NamedTuple):
-    """What to write to a GGUF file."""
-
-    weights: Weights
-    head: GgufType = "Q8_0"
-    """The type of the output head: F16 where rounding it and its input alone costs too much."""
-    notes: Sequence[str] = ()
-
-
-def smoothed(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Smoothed:
-    """Return the merged weights of ``source`` with their channels smoothed for ``gguf_type``.
-
-    They are left as they are for a type that is not quantized, for a base that is itself a ``.gguf`` file (most of it
-    is copied), and if there is no dialogue to measure on.
-    """
-    if gguf_type not in LEVELS or source.files.gguf:
-        return Smoothed(source.merged)
-    try:
-        prompts, notes = choose_prompts(source, _DIALOGUES)
-    except InputError:
-        prompts, notes = [], []
-    if not prompts:
-        return Smoothed(source.merged)
-    channels = list(channels_of(source.config))
-    measured = measure(
-        open_reference(source, choose_computing(source)).model,
-        channels,
-        _within(prompts),
-        stage(say("export.smoothing.measuring")),
-    )
-    weights = SmoothedWeights(
-        source.merged, channels, measured.sizes, gguf_type, stage(say("export.smoothing.smoothing"))
-    )
-    if gguf_type != "Q8_0":
-        return Smoothed(weights, notes=notes)
-    name = "model.embed_tokens.weight" if source.config.tie_word_embeddings else "lm_head.weight"
-    loss = head_loss(
-        measured, source.merged.read(name), weights.factors.get(name), stage(say("export.smoothing.trying_head"))
-    )
-    return Smoothed(weights, "F16" if loss > HEAD_LOSS else "Q8_0", notes)
-
-
-def _within(prompts: Sequence[VerificationPrompt]) -> Sequence[VerificationPrompt]:
-    """Return as many of ``prompts``, at even distances, as :data:`_TOKENS` tokens of the first ones make."""
-    ends = accumulate(len(prompt.context + prompt.answer) for prompt in prompts)
-    count = max(1, sum(end <= _TOKENS for end in ends))
-    return prompts[:: len(prompts) // count][:count]
 
 
 def channels_of(config: Any) -> Iterator[Channels]:
@@ -134,39 +66,6 @@ def channels_of(config: Any) -> Iterator[Channels]:
         yield Channels(f"{mlp}.up_proj", (f"{mlp}.down_proj",))
     if not config.tie_word_embeddings:
         yield Channels("model.norm", ("lm_head",))
-
-
-def measure(
-    model: Any, channels: Iterable[Channels], prompts: Sequence[VerificationPrompt], progress: Progress
-) -> Measurement:
-    """Run ``model``, base + adapter in transformers, on ``prompts``."""
-    sums: dict[str, Tensor] = {}
-    tokens = 0
-
-    def add(name: str, values: Tensor) -> None:  # values: (1, T, in)
-        squares = values.float().square().sum(dim=(0, 1))
-        sums[name] = sums[name] + squares if name in sums else squares
-
-    def adding(name: str) -> Any:
-        return lambda module, inputs: add(name, inputs[0])
-
-    names = [each.input_of[0] for each in channels if each.input_of[0] != "lm_head"]
-    hooks = [model.get_submodule(name).register_forward_pre_hook(adding(name)) for name in names]
-    states = []
-    try:
-        with torch.inference_mode():
-            for done, prompt in enumerate(prompts, 1):
-                ids = torch.tensor([prompt.context + prompt.answer], device=model.device)
-                entering = model.model(ids, use_cache=False).last_hidden_state  # without the head and its logits
-                add("lm_head", entering)
-                states.append(entering[0, -len(prompt.answer) - 1 : -1].float().cpu())
-                tokens += ids.shape[1]
-                progress(done, len(prompts))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    sizes = {name: (total / tokens).sqrt().cpu() for name, total in sums.items()}
-    return Measurement(sizes, torch.cat(states), torch.tensor([token for prompt in prompts for token in prompt.answer]))
 
 
 class SmoothedWeights:

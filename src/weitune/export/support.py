@@ -13,7 +13,7 @@ from typing import Any
 
 from weitune.errors import InputError, ModelError, first_line
 from weitune.export.formats.gguf_adapter import check_expressible
-from weitune.export.formats.gguf_file import base_architecture, check_description
+from weitune.export.formats.gguf_file import base_family, check_description
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.run import check_system, modelfile_of
 from weitune.export.source.export_source import ExportSource, check_mergeable
@@ -124,7 +124,7 @@ def _gguf(future: Future) -> None:
 def _gguf_adapter(future: Future) -> None:
     lora, targets = future.source.recipe.adapter, future.targets
     assert lora is not None and targets is not None  # noqa: S101, PT018  (check_mergeable refuses whole models)
-    check_expressible(base_architecture(future.source), [*targets.adapted, *targets.experts], dora=lora.dora)
+    check_expressible(base_family(future.source), [*targets.adapted, *targets.experts], dora=lora.dora)
 
 
 def _ollama(future: Future) -> None:

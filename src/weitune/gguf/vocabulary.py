@@ -1,12 +1,17 @@
-"""A tokenizer as GGUF metadata: byte-level BPE, as the Llama 3 and Qwen families use it.
+"""A tokenizer as GGUF metadata: BPE of bytes, as Llama 3 and Qwen have it, or of characters, as Gemma has it.
 
-llama.cpp splits text before BPE by one of the regular expressions compiled into it, which a file names. weitune
-recognises the name from the expression in tokenizer.json; verification then compares tokens, one by one.
+llama.cpp splits text before BPE of bytes by one of the regular expressions compiled into it, which a file names.
+weitune recognises the name from the expression in tokenizer.json; verification then compares tokens, one by one.
+
+BPE of characters writes a space as ▁ and a character that it does not know as its bytes. llama.cpp has no merges for it
+but a score for every token, and always merges to the token with the highest score, as SentencePiece does. Where all
+merges to one token follow each other, as in files that were made from SentencePiece's, both are the same algorithm.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +23,20 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _MODERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_NAMES = {(_MODERN % "",): "qwen2", (_MODERN % "{1,3}",): "llama-bpe", (_GPT2,): "gpt-2", (r"\p{N}", _GPT2): "smollm"}
+_MARKED = _MODERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r" ?[^\s\p{L}\p{N}]", r" ?[^\s\p{L}\p{M}\p{N}]")
+"""With the marks that follow a letter, as Qwen3.5 has it."""
+_NAMES = {
+    (_MODERN % "",): "qwen2",
+    (_MARKED % "",): "qwen35",
+    (_MODERN % "{1,3}",): "llama-bpe",
+    (_GPT2,): "gpt-2",
+    (r"\p{N}", _GPT2): "smollm",
+}
 _WITHOUT_IGNORED_MERGES = {"llama-bpe": "dbrx"}
 """llama.cpp's name for the same expression where a word that is a token must still be merged step by step."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_PREPENDED = {"type": "Prepend", "prepend": "▁"}
 _END_TOKENS = ("eos", "eot", "eom")
 """GGUF names three tokens that end an answer: of the sequence, of the turn, of the message."""
 
@@ -33,23 +49,66 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     if core["model"]["type"] != "BPE":
         raise ModelError("gguf.vocabulary.not_bpe", type=core["model"]["type"])
-    if core["model"].get("byte_fallback"):
-        raise ModelError("gguf.vocabulary.byte_fallback")
     tokens, types = _tokens(core, size)
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in core["model"]["merges"]]
+    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in core["model"]["merges"]]
     special = {"bos": tokenizer.bos_token_id, "padding": tokenizer.pad_token_id, "unknown": tokenizer.unk_token_id}
+    of_characters = core["model"].get("byte_fallback")
     return {
-        "tokenizer.ggml.model": text("gpt2"),
-        "tokenizer.ggml.pre": text(_pre_tokenizer(core)),
+        **(_of_characters(core, tokens, types, merges) if of_characters else _of_bytes(core, merges)),
         "tokenizer.ggml.tokens": array(tokens, GGUFValueType.STRING),
         "tokenizer.ggml.token_type": array(types, GGUFValueType.INT32),
-        "tokenizer.ggml.merges": array(merges, GGUFValueType.STRING),
         **{f"tokenizer.ggml.{name}_token_id": number(token) for name, token in special.items() if token is not None},
         "tokenizer.ggml.add_bos_token": boolean(_adds_bos(tokenizer)),
-        "tokenizer.ggml.add_space_prefix": boolean(False),
         **end_metadata(stop_tokens),
         "tokenizer.chat_template": text(template),
     }
+
+
+def _of_bytes(core: dict[str, Any], merges: Sequence[tuple[str, ...]]) -> dict[str, Field]:
+    return {
+        "tokenizer.ggml.model": text("gpt2"),
+        "tokenizer.ggml.pre": text(_pre_tokenizer(core)),
+        "tokenizer.ggml.merges": array([" ".join(pair) for pair in merges], GGUFValueType.STRING),
+        "tokenizer.ggml.add_space_prefix": boolean(False),
+    }
+
+
+def _of_characters(
+    core: dict[str, Any], tokens: Sequence[str], types: list[int], merges: Sequence[tuple[str, ...]]
+) -> dict[str, Field]:
+    """Return the scores, and set the types of the tokens that stand for bytes and for what is unknown."""
+    ranks: dict[str, int] = {}
+    last = ""
+    for rank, pair in enumerate(merges):
+        merged = "".join(pair)
+        if merged != last and merged in ranks:
+            raise ModelError("gguf.vocabulary.scattered_merges", token=merged)
+        ranks.setdefault(merged, rank)
+        last = merged
+    for i, token in enumerate(tokens):
+        if types[i] == TokenType.NORMAL and _BYTE.fullmatch(token):
+            types[i] = int(TokenType.BYTE)
+    if (unknown := core["model"].get("unk_token")) is not None:
+        types[tokens.index(unknown)] = int(TokenType.UNKNOWN)
+    return {
+        "tokenizer.ggml.model": text("llama"),
+        "tokenizer.ggml.pre": text("default"),
+        "tokenizer.ggml.scores": array(
+            [-float(ranks.get(token, len(merges))) for token in tokens], GGUFValueType.FLOAT32
+        ),
+        "tokenizer.ggml.add_space_prefix": boolean(_prepends_space(core)),
+    }
+
+
+def _prepends_space(core: dict[str, Any]) -> bool:
+    """Return whether a space is put before text. Raises ModelError if llama.cpp does not split as ``core`` does."""
+    normalizer, splitter = core["normalizer"] or {"type": "none"}, core["pre_tokenizer"]
+    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    if steps[-1:] != [_SPACE] or steps[:-1] not in ([], [_PREPENDED]):
+        raise ModelError("gguf.vocabulary.unknown_normalizer", normalizer=normalizer["type"])
+    if splitter is not None and (splitter["type"] != "Split" or splitter["pattern"] != {"String": " "}):
+        raise ModelError("gguf.vocabulary.unknown_pre_tokenizer", patterns=[splitter["type"]])
+    return len(steps) > 1
 
 
 def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:

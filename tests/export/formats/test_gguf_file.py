@@ -20,8 +20,11 @@ from weitune.errors import ModelError
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.source.export_source import open_export_source
-from weitune.gguf.architecture import Architecture, architecture_of
-from weitune.gguf.metadata import rope_factors, shape_metadata
+from weitune.gguf.architecture import Architecture
+from weitune.gguf.families.dense import qwen3
+from weitune.gguf.families.fields import rope_factors
+from weitune.gguf.families.find import family_of
+from weitune.gguf.families.operations import interleaved
 from weitune.gguf.types import GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 
@@ -81,18 +84,19 @@ def test_the_row_order_of_llama_can_be_undone() -> None:
         assert torch.equal(llama.to_huggingface(name, llama.to_gguf(name, tensor)), tensor)
         assert not torch.equal(llama.to_gguf(name, tensor), tensor)
     one_head = Architecture("llama", 1, 1)
-    rows = torch.tensor([0, 1, 2, 10, 11, 12])  # as the module's docstring draws it
-    assert one_head.to_gguf("x.q_proj", rows).tolist() == [0, 10, 1, 11, 2, 12]
+    rows = torch.tensor([0, 1, 2, 10, 11, 12])  # as the function's docstring draws it
+    assert one_head.to_gguf("x.q_proj", rows).tolist() == interleaved(1)(rows).tolist() == [0, 10, 1, 11, 2, 12]
     assert torch.equal(Architecture("qwen2", 4, 2).to_gguf("model.layers.0.self_attn.q_proj", q), q)
 
 
 def test_every_name_comes_back() -> None:
-    llama = Architecture("llama", 4, 2)
+    llama, family = Architecture("llama", 4, 2), qwen3(tiny_model("qwen3").config)
     for name in tiny_model("qwen3").state_dict():
-        module, _, kind = name.rpartition(".")
-        assert llama.huggingface_name(f"{llama.gguf_name(module)}.{kind}") == name
+        parts = family.parts(name)
+        assert parts is not None
+        assert llama.huggingface_name(parts[0].name) == name
     assert llama.huggingface_name("rope_freqs.weight") is None
-    assert llama.gguf_name("model.layers.0.mlp.experts.0.up_proj") is None
+    assert family.parts("model.layers.0.mlp.experts.0.up_proj.weight") is None
 
 
 def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None:
@@ -112,16 +116,17 @@ def test_a_gguf_base_keeps_what_nobody_changes(run: Run, tmp_path: Path) -> None
 
 
 def test_other_families_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="architecture GemmaForCausalLM") as error:
-        write(save_run(tmp_path / "run", "gemma", system=None), tmp_path / "x.gguf")
+    run = save_run(tmp_path / "run", "llama")
+    (config := Path(run.recipe.model) / "config.json").write_text(config.read_text().replace('"llama"', '"stablelm"'))
+    with pytest.raises(ModelError, match="family stablelm") as error:
+        write(run, tmp_path / "x.gguf")
     assert "merged" in error.value.fix
 
 
 def test_a_sliding_window_is_refused() -> None:
     config = tiny_model("mistral", sliding_window=64).config
-    config.architectures = ["MistralForCausalLM"]
     with pytest.raises(ModelError, match="window of 64 tokens"):
-        architecture_of(config)
+        family_of(config)
 
 
 def test_dora_is_refused_for_an_adapter_file(tmp_path: Path) -> None:
@@ -139,19 +144,18 @@ def test_llamas_rotary_scaling_is_transformers() -> None:
     config = tiny_model("llama", head_dim=64, rope_parameters=rope, max_position_embeddings=4096).config
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = 1 / 500000.0 ** (torch.arange(0, 64, 2) / 64)
-    factors = rope_factors(config)
-    assert factors is not None
+    factors = rope_factors(config)["rope_freqs.weight"]
     assert torch.allclose(plain / factors, frequencies, rtol=1e-5)
-    assert rope_factors(tiny_model("llama").config) is None
+    assert rope_factors(tiny_model("llama").config) == {}
 
 
 def test_other_rotary_scalings_are_said_or_refused() -> None:
     config = tiny_model("llama").config
     config.rope_parameters = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-    assert shape_metadata("llama", config)["llama.rope.scaling.factor"].value == 2.0
+    assert family_of(config).metadata()["llama.rope.scaling.factor"].value == 2.0
     config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}
     with pytest.raises(ModelError, match="rotary"):
-        shape_metadata("llama", config)
+        family_of(config)
 
 
 def test_numbers_without_a_token_are_filled_in() -> None:

@@ -1,32 +1,33 @@
 """``gguf``: one file for llama.cpp and the programs built on it.
 
-    matrices            in the requested type
-    norms and biases    always F32, as llama.cpp requires
-    embedding, head     at least Q8_0, because their error affects every token; the head F16 on request
-    rows that are no multiple of 32 values cannot be quantized, and are F16
-
-Tensors are read (and merged), reordered, quantized and written one at a time. From a base that is itself a ``.gguf``
-file, the metadata is kept, and tensors that neither the adapter nor the type changes are copied.
+:mod:`weitune.gguf.mixture` says which number format each tensor gets. Tensors are read (and merged), reordered,
+quantized and written one at a time. From a base that is itself a ``.gguf`` file, the metadata is kept, and tensors that
+neither the adapter nor the type changes are copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf.quants import quantize
+from torch import Tensor
 
 from gguf import GGMLQuantizationType, LlamaFileType
 from weitune.errors import ModelError
 from weitune.export.source.base_weights import GgufWeights, MergedWeights, Weights
 from weitune.export.source.export_source import ExportSource
-from weitune.gguf.architecture import Architecture, architecture_of, architecture_of_gguf
+from weitune.export.source.parameters import Parameters
+from weitune.gguf.architecture import architecture_of_gguf
+from weitune.gguf.families.family import Family, Part
+from weitune.gguf.families.find import family_of, family_of_gguf
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
-from weitune.gguf.metadata import Field, number, rope_factors, shape_metadata, text
-from weitune.gguf.types import BLOCK, GgufType
+from weitune.gguf.metadata import Field, number, text
+from weitune.gguf.mixture import Mixture
+from weitune.gguf.quantize import quantized, require_quantizer
+from weitune.gguf.types import MIXTURES, GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.model.load.weight_files import counted
@@ -37,37 +38,38 @@ _FILE_TYPE = {
     "F16": LlamaFileType.MOSTLY_F16,
     "BF16": LlamaFileType.MOSTLY_BF16,
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "Q6_K": LlamaFileType.MOSTLY_Q6_K,
+    "Q5_K_M": LlamaFileType.MOSTLY_Q5_K_M,
+    "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
+    "IQ4_XS": LlamaFileType.MOSTLY_IQ4_XS,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 _REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
 
 
-def base_architecture(source: ExportSource) -> Architecture:
-    """Return the architecture of the base of ``source``. Raises ModelError if weitune does not write it."""
+def base_family(source: ExportSource) -> Family:
+    """Return the family of the base of ``source``. Raises ModelError if weitune does not write it."""
     if source.files.gguf:
-        return architecture_of_gguf(read_header(source.files.path))
-    if source.whole_config.get_text_config() is not source.whole_config:
-        wrapper = (source.whole_config.architectures or [type(source.whole_config).__name__])[0]
-        raise ModelError("export.gguf_file.wrapped", wrapper=wrapper)
-    return architecture_of(source.config)
+        return family_of_gguf(architecture_of_gguf(read_header(source.files.path)))
+    return family_of(source.config)
 
 
 def check_gguf(source: ExportSource) -> None:
     """Raise ModelError if :func:`write_gguf` would, before the long work begins."""
-    architecture = check_description(source)
+    family = check_description(source)
     if not source.files.gguf:
-        _plan(source, architecture, source.merged, "F32", "F32")
+        _plan(source, family, source.merged, _mixture(source, "F32"), {})
 
 
-def check_description(source: ExportSource) -> Architecture:
-    """Return the architecture of ``source``. Raises ModelError if GGUF cannot describe its model or tokenizer."""
-    architecture, _ = _described(source, source.template)
-    return architecture
+def check_description(source: ExportSource) -> Family:
+    """Return the family of ``source``. Raises ModelError if GGUF cannot describe its model or tokenizer."""
+    family, _ = _described(source, source.template)
+    return family
 
 
 def planned_bytes(source: ExportSource, weights: Weights, gguf_type: GgufType) -> int:
     """Return the size of the tensors that :func:`write_gguf` would write, for a base that is not a ``.gguf`` file."""
-    plans = _plan(source, architecture_of(source.config), weights, gguf_type, "Q8_0")
+    plans = _plan(source, family_of(source.config), weights, _mixture(source, gguf_type), {})
     return sum(plan.bytes for plan in plans)
 
 
@@ -80,37 +82,54 @@ def write_gguf(
     template: str,
     progress: Progress,
     head: GgufType = "Q8_0",
+    importance: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write ``weights`` (the base's, or merged) with the tokenizer of ``source`` and the chat ``template``.
 
-    ``head`` is the type of the output head in a quantized file, and of the embedding if that is the head.
+    ``head`` is the type of the output head in a Q8_0 or Q4_0 file, and of the embedding if that is the head.
+    ``importance`` weighs the columns of matrices, by their names in transformers (:mod:`weitune.gguf.quantize`).
 
-    Raises ModelError if a part of this model cannot be written to GGUF.
+    Raises ModelError if a part of this model cannot be written to GGUF, and MissingExtraError if llama.cpp must
+    quantize and is not installed.
     """
-    architecture, metadata = _described(source, template)
+    if gguf_type in MIXTURES:
+        require_quantizer()
+    family, metadata = _described(source, template)
+    mixture = _mixture(source, gguf_type, head)
     if source.files.gguf:
-        plans = _plan_from_gguf(weights, gguf_type)
+        plans = _plan_from_gguf(weights, mixture, importance or {})
     else:
-        plans = _plan(source, architecture, weights, gguf_type, head)
+        plans = _plan(source, family, weights, mixture, importance or {})
     write_gguf_file(
-        path, architecture.name, {**metadata, "general.file_type": number(_FILE_TYPE[gguf_type])}, plans, progress
+        path, family.name, {**metadata, "general.file_type": number(_FILE_TYPE[gguf_type])}, plans, progress
     )
 
 
-def _described(source: ExportSource, template: str) -> tuple[Architecture, dict[str, Field]]:
+def _mixture(source: ExportSource, gguf_type: GgufType, head: GgufType = "Q8_0") -> Mixture:
+    config = source.config
+    return Mixture(
+        gguf_type,
+        config.num_hidden_layers,
+        "token_embd.weight" if config.tie_word_embeddings else "output.weight",
+        head,
+        config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads),
+    )
+
+
+def _described(source: ExportSource, template: str) -> tuple[Family, dict[str, Field]]:
     if "\0" in template:
         raise ModelError("export.gguf_file.null_character")
-    architecture = base_architecture(source)
+    family = base_family(source)
     if source.files.gguf:
-        return architecture, {
+        return family, {
             **_kept_metadata(read_header(source.files.path)),
             **end_metadata(source.stop_tokens),
             "tokenizer.chat_template": text(template),
         }
-    return architecture, {
+    return family, {
         "general.type": text("model"),
         "general.name": text(source.name),
-        **shape_metadata(architecture.name, source.config),
+        **family.metadata(),
         "general.quantization_version": number(2),
         **vocabulary_metadata(source.tokenizer, source.config.vocab_size, source.stop_tokens, template),
     }
@@ -125,71 +144,62 @@ def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
 
 
 def _plan(
-    source: ExportSource, architecture: Architecture, weights: Weights, gguf_type: GgufType, head: GgufType
+    source: ExportSource, family: Family, weights: Weights, mixture: Mixture, importance: Mapping[str, Tensor]
 ) -> list[TensorPlan]:
-    tied = source.config.tie_word_embeddings
-    head_stem = "token_embd" if tied else "output"
+    parameters = Parameters(weights, source.layout)
     plans = []
     unknown = []
-    for name, slot in weights.slots.items():
-        module, _, kind = name.rpartition(".")
-        if (name == "lm_head.weight" and tied) or kind == "inv_freq":
+    for name, shape in parameters.shapes.items():
+        if (name == "lm_head.weight" and source.config.tie_word_embeddings) or name.endswith(".inv_freq"):
             continue
-        stem = architecture.gguf_name(module)
-        if stem is None:
+        parts = family.parts(name)
+        if parts is None:
             unknown.append(name)
             continue
-        stored = _stored_type(stem, slot.shape, gguf_type, head if stem == head_stem else "Q8_0")
-        plans.append(TensorPlan(f"{stem}.{kind}", slot.shape, stored, _reading(architecture, weights, name, stored)))
+        for part in parts:
+            becomes = tuple(part.of(torch.empty(shape, device="meta")).shape)
+            form = mixture.format_of(part.name, becomes)
+            read = _reading(parameters, name, part, form, importance.get(name))
+            plans.append(TensorPlan(part.name, becomes, form, read))
     if unknown:
-        raise ModelError("export.gguf_file.no_place_for_weights", architecture=architecture.name, **counted(unknown))
-    factors = rope_factors(source.config)
-    if factors is not None:
-        values = factors.numpy()
-        plans.append(TensorPlan("rope_freqs.weight", values.shape, GGMLQuantizationType.F32, lambda: values))
+        raise ModelError("export.gguf_file.no_place_for_weights", architecture=family.name, **counted(unknown))
+    for name, factors in family.computed.items():
+        plans.append(TensorPlan(name, tuple(factors.shape), GGMLQuantizationType.F32, _constant(factors.numpy())))
     return plans
 
 
 def _reading(
-    architecture: Architecture, weights: Weights, name: str, stored: GGMLQuantizationType
+    parameters: Parameters, name: str, part: Part, form: GGMLQuantizationType, importance: Tensor | None
 ) -> Callable[[], np.ndarray[Any, Any]]:
-    def read() -> np.ndarray[Any, Any]:
-        tensor = weights.read(name, torch.float32)
-        values: np.ndarray[Any, Any] = quantize(architecture.to_gguf(name, tensor).numpy(), stored)
-        return values
-
-    return read
+    moved = None if importance is None else part.columns(importance)
+    return lambda: quantized(part.of(parameters.read(name)), form, moved)
 
 
-def _plan_from_gguf(weights: Weights, gguf_type: GgufType) -> list[TensorPlan]:
+def _constant(values: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: values
+
+
+def _plan_from_gguf(weights: Weights, mixture: Mixture, importance: Mapping[str, Tensor]) -> list[TensorPlan]:
     """Plan the tensors of a base file, in its order; those that transformers does not know are copied."""
     base, updates = (weights.base, weights.updates) if isinstance(weights, MergedWeights) else (weights, {})
     assert isinstance(base, GgufWeights)  # noqa: S101  (the callers check that the base is a .gguf file)
     plans = []
     for tensor in base.tensors:
         name = base.architecture.huggingface_name(tensor.name)
-        stored = _stored_type(tensor.name.removesuffix(".weight"), tensor.shape, gguf_type)
-        if name is None or (name not in updates and stored == tensor.type):
+        form = mixture.format_of(tensor.name, tensor.shape)
+        if name is None or (name not in updates and form == tensor.type):
             plans.append(TensorPlan(tensor.name, tensor.shape, tensor.type, _copying(tensor)))
         else:
-            plans.append(
-                TensorPlan(tensor.name, tensor.shape, stored, _reading(base.architecture, weights, name, stored))
-            )
+            read = _rereading(base, weights, name, form, importance.get(name))
+            plans.append(TensorPlan(tensor.name, tensor.shape, form, read))
     return plans
+
+
+def _rereading(
+    base: GgufWeights, weights: Weights, name: str, form: GGMLQuantizationType, importance: Tensor | None
+) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: quantized(base.architecture.to_gguf(name, weights.read(name, torch.float32)), form, importance)
 
 
 def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:
     return lambda: np.frombuffer(tensor.content, np.uint8)
-
-
-def _stored_type(stem: str, shape: tuple[int, ...], wanted: GgufType, outer: GgufType = "Q8_0") -> GGMLQuantizationType:
-    """Return the type of a tensor in a file of type ``wanted``; ``outer`` is that of the embedding and the head."""
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    if not wanted.startswith("Q"):
-        return GGMLQuantizationType[wanted]
-    if shape[-1] % BLOCK:
-        return GGMLQuantizationType.F16
-    if stem in {"token_embd", "output"}:
-        return GGMLQuantizationType[outer]
-    return GGMLQuantizationType[wanted]

@@ -99,6 +99,8 @@ class Layout:
     """By the names of the tensors in the files."""
     experts: tuple[ExpertParameter, ...] = ()
     names: ModelNames = field(default_factory=ModelNames)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the text model's parameters; empty for a base that is a ``.gguf`` file."""
 
     def in_model(self, module: str) -> str:
         """Return the text model's name of an adapted ``module``, which may have the wrapper's name."""
@@ -118,7 +120,8 @@ def layout_of(files: ModelFiles, tensors: Iterable[str]) -> Layout:
     named = names.in_files(tensors)
     text = {name: text for name, text in named.items() if text is not None}
     towers = {name: Place((name,), ()) for name, text in named.items() if text is None}
-    return Layout({**towers, **_places_of(model, text)}, tuple(expert_parameters(model)), names)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    return Layout({**towers, **_places_of(model, text)}, tuple(expert_parameters(model)), names, shapes)
 
 
 class _Named(NamedTuple):

@@ -13,13 +13,14 @@ import torch
 
 from weitune.errors import InputError
 from weitune.export.formats.gguf_file import write_gguf
+from weitune.export.formats.written import formats_note, written_formats
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.compare import Bounds, Verdict, compare
 from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, EngineModel, Outputs, open_merged, open_reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
 from weitune.export.verify.rounding import RoundingCost, choose_computing, merge_rounded, narrower_formats
-from weitune.gguf.types import GgufType
+from weitune.gguf.types import MIXTURES, GgufType
 from weitune.messages import say
 from weitune.progress import Progress, Stage, enter_phase
 
@@ -32,6 +33,10 @@ BOUNDS = {
     "F16": Bounds(0.005, 0.05),
     "BF16": Bounds(0.03, 0.4),
     "Q8_0": Bounds(0.1, 1.6),
+    "Q6_K": Bounds(0.15, 2.0),
+    "Q5_K_M": Bounds(0.25, 2.5),
+    "Q4_K_M": Bounds(0.45, 3.5),
+    "IQ4_XS": Bounds(0.6, 4.0),
     "Q4_0": Bounds(0.9, 6.0),
 }
 """At least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and bfloat16
@@ -57,6 +62,8 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         expected, bounds = rounded, cost.widened(BOUNDS["float32"])
         notes.append(cost.note(formats))
     del reference  # one model at a time
+    if options.format in {"gguf", "ollama"} and options.gguf_type in MIXTURES:
+        notes.append(formats_note(written_formats(folder / gguf_name(source, options))))
     with open_export(folder, source, options, prompts, stage, computing) as model:
         enter_phase("evaluating")
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))

@@ -1,0 +1,150 @@
+"""The shape of a model as GGUF metadata, from its transformers configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gguf import GGUFValueType
+from weitune.errors import ModelError
+from weitune.gguf.metadata import Field, array, number, real, text
+
+SIGMOID = 2
+"""llama.cpp's number of the gating function that is a sigmoid for every expert."""
+
+
+def require(true: bool, family: str, what: str) -> None:
+    """Raise ModelError unless ``true``: llama.cpp knows one way to compute ``family``, and ``what`` is another."""
+    if not true:
+        raise ModelError("gguf.families.other_than_llama_cpp", family=family, what=what)
+
+
+def head_size(config: Any) -> int:
+    """Return D, the size of an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def common_fields(config: Any, *in_tensors: str) -> dict[str, Field]:
+    """Return the hyperparameters that all families have.
+
+    ``in_tensors`` are the scalings of rotary positions that the family writes as tensors of divisors. Raises ModelError
+    if GGUF cannot express the model's.
+    """
+    head = head_size(config)
+    rope = rope_of(config, "full_attention")
+    fields = {
+        "context_length": number(config.max_position_embeddings),
+        "embedding_length": number(config.hidden_size),
+        "block_count": number(config.num_hidden_layers),
+        "feed_forward_length": number(getattr(config, "intermediate_size", 0)),
+        "attention.head_count": number(config.num_attention_heads),
+        "attention.head_count_kv": number(config.num_key_value_heads),
+        "attention.key_length": number(head),
+        "attention.value_length": number(head),
+        "attention.layer_norm_rms_epsilon": real(_epsilon(config)),
+        "rope.dimension_count": number(int(head * rope.get("partial_rotary_factor", 1.0))),
+        "vocab_size": number(config.vocab_size),
+        **_rope(rope, in_tensors),
+    }
+    sliding = rope_of(config, "sliding_attention")
+    if sliding is not rope:
+        if sliding.get("rope_type", "default") != "default":
+            raise ModelError("gguf.families.unknown_rope", rope=dict(sliding))
+        fields["rope.freq_base_swa"] = real(sliding["rope_theta"])
+    return fields
+
+
+def _epsilon(config: Any) -> float:
+    return float(config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.norm_eps)
+
+
+def rope_of(config: Any, kind: str) -> Mapping[str, Any]:
+    """Return the rotary positions of the layers of one kind; most models have the same in all."""
+    rope: Mapping[str, Any] = config.rope_parameters
+    return rope[kind] if isinstance(rope.get(kind), Mapping) else rope
+
+
+def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str]) -> dict[str, Field]:
+    fields = {"rope.freq_base": real(rope["rope_theta"])}
+    kind = rope.get("rope_type", "default")
+    if kind in {"default", *in_tensors}:
+        return fields
+    if kind == "linear":
+        return {**fields, "rope.scaling.type": text("linear"), "rope.scaling.factor": real(rope["factor"])}
+    if kind == "yarn" and "original_max_position_embeddings" in rope:
+        named = ((key, rope.get(key)) for key in ("beta_fast", "beta_slow"))
+        betas = {f"rope.scaling.yarn_{key}": real(beta) for key, beta in named if beta is not None}
+        return {
+            **fields,
+            "rope.scaling.type": text("yarn"),
+            "rope.scaling.factor": real(rope["factor"]),
+            "rope.scaling.original_context_length": number(rope["original_max_position_embeddings"]),
+            **betas,
+        }
+    raise ModelError("gguf.families.unknown_rope", rope=dict(rope))
+
+
+def rope_factors(config: Any) -> dict[str, Tensor]:
+    """Return the divisors of the rotary frequencies, shape (D/2,), of a model scaled as Llama 3.1; nothing for others.
+
+    Wavelengths beyond the original context divided by ``low_freq_factor`` are stretched by ``factor``, those below it
+    divided by ``high_freq_factor`` are left alone, and in between the inverse factor is interpolated.
+    """
+    rope = rope_of(config, "full_attention")
+    if rope.get("rope_type") != "llama3":
+        return {}
+    head = head_size(config)
+    turns_per_token = float(rope["rope_theta"]) ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
+    turns_in_context = rope["original_max_position_embeddings"] * turns_per_token / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    untouched = ((turns_in_context - low) / (high - low)).clamp(0, 1)
+    divisors: Tensor = 1 / (untouched + (1 - untouched) / rope["factor"])
+    return {"rope_freqs.weight": divisors.float()}
+
+
+def without_window(config: Any, family: str) -> None:
+    """Raise ModelError if the model attends within a window that is shorter than its context."""
+    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings:
+        raise ModelError("gguf.families.sliding_window", window_tokens=window, architecture=family)
+
+
+def window_layers(config: Any) -> list[bool]:
+    """Return for every layer whether it attends within the window."""
+    return [kind == "sliding_attention" for kind in config.layer_types]
+
+
+def window_fields(config: Any) -> dict[str, Field]:
+    """Return the window, and the layers that have it."""
+    return {
+        "attention.sliding_window": number(config.sliding_window),
+        "attention.sliding_window_pattern": array(window_layers(config), GGUFValueType.BOOL),
+    }
+
+
+def periodic_window(config: Any, family: str, period: int) -> dict[str, Field]:
+    """Return the window of a family in which every layer has it but each ``period``-th.
+
+    Raises ModelError if the model's layers differ.
+    """
+    usual = [(layer + 1) % period != 0 for layer in range(config.num_hidden_layers)]
+    require(window_layers(config) == usual, family, f"layer_types {config.layer_types}")
+    return {"attention.sliding_window": number(config.sliding_window)}
+
+
+def expert_fields(count: int, used: int, hidden: int) -> dict[str, Field]:
+    """Return the number of experts of a layer, of those that a token goes to, and the hidden size of each."""
+    return {
+        "expert_count": number(count),
+        "expert_used_count": number(used),
+        "expert_feed_forward_length": number(hidden),
+    }
+
+
+def per_layer(values: Sequence[int]) -> Field:
+    """Return whole numbers, one for each layer."""
+    return array(list(values), GGUFValueType.UINT32)

@@ -1,0 +1,52 @@
+"""Changes of tensors on their way into a GGUF file. Each works on the first dimension of its argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weitune.gguf.families.family import Operation, Part
+
+
+def interleaved(heads: int) -> Operation:
+    """Return a function that puts the two halves of every head's rows in turn.
+
+    llama.cpp rotates pairs of neighbouring rows in some families where transformers rotates row i with row i + D/2:
+
+        transformers   a0 a1 a2 b0 b1 b2        llama.cpp   a0 b0 a1 b1 a2 b2       (one head, D = 6)
+    """
+    return lambda tensor: swapped(tensor, heads, 2)
+
+
+def swapped(tensor: Tensor, outer: int, inner: int) -> Tensor:
+    """Read each of ``outer`` groups of rows as a table of ``inner`` rows, and transpose that table."""
+    split = tensor.reshape(outer, inner, tensor.shape[0] // outer // inner, *tensor.shape[1:])
+    return split.transpose(1, 2).reshape(tensor.shape)
+
+
+def added(offset: float) -> Operation:
+    """Return a function that adds ``offset``."""
+    return lambda tensor: tensor + offset
+
+
+def scaled(factor: float) -> Operation:
+    """Return a function that multiplies by ``factor``."""
+    return lambda tensor: tensor * factor
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Return the kernels of a convolution, (C, 1, K), as (C, K)."""
+    return tensor.squeeze(1)
+
+
+def decay(tensor: Tensor) -> Tensor:
+    """Return the rates of a recurrence from their logarithms."""
+    return -torch.exp(tensor)
+
+
+def halves(first: str, second: str) -> tuple[Part, Part]:
+    """Return the parts of the experts' fused matrices (E, 2 I, in), or their biases (E, 2 I): first and second half."""
+    return (
+        Part(first, values=lambda tensor: tensor.chunk(2, 1)[0]),
+        Part(second, values=lambda tensor: tensor.chunk(2, 1)[1]),
+    )

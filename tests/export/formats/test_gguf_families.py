@@ -1,0 +1,124 @@
+"""Every family that weitune writes to GGUF: llama.cpp answers as transformers does, merged and with an adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tests.export.test_families import trained
+from tests.families import family_config, save_family
+from weitune import Run
+from weitune.errors import ModelError
+from weitune.export.options import ExportOptions
+from weitune.export.run import Exported, export
+from weitune.gguf.families.find import family_of
+from weitune.model.file_names import ADAPTER_FILES
+from weitune.model.load.config import read_config
+from weitune.model.load.locate import ModelFiles
+from weitune.model.load.text_model import empty_model
+from weitune.model.lora.adapter import attach_adapter
+from weitune.model.lora.trainable_state import LoraAdapter
+from weitune.recipe.load import build_recipe, dump_recipe
+from weitune.recipe.schema import Lora
+
+pytest.importorskip("xllamacpp")
+
+_QUESTIONS = (
+    "Who are you?", "What is the capital of France?", "Tell me a story about the sea.", "What can you do?",
+    "Thank you for the answer.", "1 + 23 = 24!", "你是谁？", "请告诉我一个故事。",
+)  # fmt: skip
+_ANSWER = "The river runs past the old house, and the children play in the garden until evening."
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {},
+    "gemma": {}, "gemma2": {}, "gemma3_text": {}, "gemma3": {}, "phi3": {}, "glm4": {},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None}, "olmo2": {}, "olmo3": {}, "granite": {},
+    "seed_oss": {}, "ernie4_5": {}, "hunyuan_v1_dense": {},
+    "qwen2_moe": {}, "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True}, "mixtral": {}, "granitemoe": {},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "deepseek_v3": {}, "minimax_m2": {},
+    "glm4_moe": {}, "qwen3_next": {}, "lfm2": {}, "lfm2_moe": {},
+    "qwen3_5_text": {"head_dim": 256}, "qwen3_5_moe_text": {"head_dim": 256},
+}  # fmt: skip
+"""Names of tests.families, with what llama.cpp takes for granted in published models."""
+
+
+def family_run(folder: Path, name: str, overrides: dict[str, Any]) -> Run:
+    """Write a run of a tiny model whose linear layers all have a random adapter."""
+    save_family(folder / "model", name, **overrides)
+    rows = [{"instruction": question, "input": "", "output": _ANSWER} for question in _QUESTIONS]
+    (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    tree = {
+        "model": str(folder / "model"),
+        "data": [str(folder / "rows.json")],
+        "output": str(folder / "run"),
+        "train": {"precision": "fp32"},
+    }
+    (folder / "run").mkdir()
+    (folder / "run/recipe.yaml").write_text(dump_recipe(build_recipe(tree)), encoding="utf-8")
+    model = empty_model(read_config(ModelFiles(folder / "model"))).to_empty(device="cpu")
+    adapted = attach_adapter(model, Lora(r=2), seed=1, base=str(folder / "model"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.data.normal_(std=0.1)
+    saved = LoraAdapter(adapted)
+    (folder / "run/adapter").mkdir()
+    (folder / "run/adapter" / ADAPTER_FILES[0]).write_bytes(saved.config())
+    save_file(saved.tensors(), folder / "run/adapter" / ADAPTER_FILES[1])
+    return Run(folder / "run")
+
+
+def answers(exported: Exported) -> str:
+    assert exported.verdict is not None
+    assert exported.verdict.passed
+    assert exported.verdict.bounds.mean_difference == 1e-3
+    return next(check.found for check in exported.verdict.checks if check.name == "answers")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_llama_cpp_answers_as_transformers_does(name: str, tmp_path: Path) -> None:
+    run = family_run(tmp_path, name, FAMILIES[name])
+    merged = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32"))
+    assert answers(merged) == "8 of 8 are the same"
+    if name == "deepseek_v3":
+        with pytest.raises(ModelError, match="kv_b_proj"):
+            export(run, tmp_path / "adapter", ExportOptions("gguf-adapter"))
+        return
+    adapter = export(run, tmp_path / "adapter", ExportOptions("gguf-adapter"))
+    assert answers(adapter) == answers(merged)
+
+
+def test_adapted_experts_are_merged(tmp_path: Path) -> None:
+    run = trained(tmp_path, "mixtral", experts=True)
+    assert "experts" in " ".join(run_tensors(run))
+    exported = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32"))
+    assert exported.verdict is not None
+    assert exported.verdict.passed
+    with pytest.raises(ModelError, match="experts"):
+        export(run, tmp_path / "adapter", ExportOptions("gguf-adapter"))
+
+
+def run_tensors(run: Run) -> list[str]:
+    with safe_open(run.path / "adapter/adapter_model.safetensors", framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "what"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 32}, "query_pre_attn_scalar 32"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("smollm3", {}, "no_rope_layers"),
+        ("qwen3_moe", {"mlp_only_layers": []}, "norm_topk_prob False"),
+        ("qwen3_5_text", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(name: str, overrides: dict[str, Any], what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        family_of(family_config(name, **overrides))
