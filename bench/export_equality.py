@@ -1,6 +1,6 @@
 """How far the exports of a run are from base + adapter, in every format; verification's bounds rest on its figures.
 
-    python -m bench.export_equality RUN [--prompts 50] [--types F32,F16,BF16,Q8_0,Q4_0] [--name NAME]
+    python -m bench.export_equality RUN [--prompts 50] [--types F32,F16,Q8_0,Q4_K_M] [--name NAME]
 
     tokens         every dialogue of the run's data, framed and tokenized by the run, by transformers and by llama.cpp
     merged         the largest difference of any logit, over prompts and answers, in float32 and in float64

@@ -18,7 +18,7 @@ pytest.importorskip("xllamacpp")
 
 def formats(wanted: GgufType, name: str, columns: int = 512, layers: int = 24) -> list[str]:
     """Return the formats of a tensor in every layer."""
-    mixture = Mixture(wanted, layers, "output.weight", heads_per_value=7)
+    mixture = Mixture(wanted, layers, "output.weight")
     return [mixture.format_of(f"blk.{layer}.{name}.weight", (64, columns)).name for layer in range(layers)]
 
 
@@ -32,13 +32,10 @@ def test_the_layers_with_more_bits_are_those_of_llama_cpp() -> None:
             assert set(found) == {"Q6_K", usual}
     assert set(formats("Q4_K_M", "attn_q")) == {"Q4_K"}
     assert set(formats("Q6_K", "ffn_down")) == {"Q6_K"}
-    assert set(formats("IQ4_XS", "attn_v")) == {"Q5_K"}
     assert set(formats("Q4_K_M", "attn_qkv")) == {"Q5_K"}
 
 
-@pytest.mark.parametrize(
-    ("wanted", "narrower"), [("Q6_K", "Q8_0"), ("Q5_K_M", "Q5_1"), ("Q4_K_M", "Q5_0"), ("IQ4_XS", "IQ4_NL")]
-)
+@pytest.mark.parametrize(("wanted", "narrower"), [("Q6_K", "Q8_0"), ("Q5_K_M", "Q5_1"), ("Q4_K_M", "Q5_0")])
 def test_rows_that_are_no_multiple_of_256_get_narrower_blocks(wanted: GgufType, narrower: str) -> None:
     assert set(formats(wanted, "attn_q", 896)) == {narrower}
     assert set(formats(wanted, "attn_q", 80)) == {"F16"}
@@ -54,7 +51,7 @@ def test_what_decides_about_every_token_is_finer(wanted: GgufType) -> None:
     assert mixture.format_of("blk.0.attn_q.bias", (512,)) == Format.F32
 
 
-@pytest.mark.parametrize("form", [Format.Q4_K, Format.Q5_K, Format.Q6_K, Format.IQ4_XS, Format.Q5_0, Format.Q5_1])
+@pytest.mark.parametrize("form", [Format.Q4_K, Format.Q5_K, Format.Q6_K, Format.Q5_0, Format.Q5_1])
 def test_important_columns_lose_less(form: Format) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 16, 512, generator=generator)

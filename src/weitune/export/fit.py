@@ -2,7 +2,7 @@
 
     Q8_0, Q4_0              channels are smoothed (:mod:`.smoothing`), and the head is tried
     Q6_K, Q5_K_M, Q4_K_M    the columns of every matrix get an importance: the mean square of their inputs, which
-    and IQ4_XS              llama.cpp's quantizer weighs its errors with
+                            llama.cpp's quantizer weighs its errors with
 
 Both are measured on the same dialogues, in one pass of base + adapter over them.
 """

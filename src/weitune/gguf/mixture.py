@@ -5,11 +5,10 @@
     Q6_K                every matrix
     Q5_K_M, Q4_K_M      Q5_K or Q4_K, and Q6_K for the output head, and in half of the layers for values and the
                         feed-forward network's last matrix, as llama.cpp's own files have them
-    IQ4_XS              IQ4_XS; Q5_K for values that several heads share, Q6_K for the output head
 
-The formats with a K and IQ4_XS have blocks of 256 columns. A matrix whose rows are no multiple of that gets the next
-format with blocks of 32: Q8_0 for Q6_K, Q5_1 for Q5_K, Q5_0 for Q4_K, IQ4_NL for IQ4_XS. One whose rows are no multiple
-of 32 is F16. Vectors are F32, and so are routers of experts and kernels of convolutions.
+The formats with a K have blocks of 256 columns. A matrix whose rows are no multiple of that gets the next format with
+blocks of 32: Q8_0 for Q6_K, Q5_1 for Q5_K, Q5_0 for Q4_K. One whose rows are no multiple of 32 is F16. Vectors are F32,
+and so are routers of experts and kernels of convolutions.
 """
 
 from __future__ import annotations
@@ -25,18 +24,8 @@ from weitune.gguf.types import BLOCK, MIXTURES, GgufType
 
 _ALWAYS_F32 = ("_norm.", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv")
 """Parts of the names of matrices that llama.cpp computes in float32."""
-_MAIN: Mapping[GgufType, Format] = {
-    "Q6_K": Format.Q6_K,
-    "Q5_K_M": Format.Q5_K,
-    "Q4_K_M": Format.Q4_K,
-    "IQ4_XS": Format.IQ4_XS,
-}
-_NARROWER_BLOCKS = {
-    Format.Q6_K: Format.Q8_0,
-    Format.Q5_K: Format.Q5_1,
-    Format.Q4_K: Format.Q5_0,
-    Format.IQ4_XS: Format.IQ4_NL,
-}
+_MAIN: Mapping[GgufType, Format] = {"Q6_K": Format.Q6_K, "Q5_K_M": Format.Q5_K, "Q4_K_M": Format.Q4_K}
+_NARROWER_BLOCKS = {Format.Q6_K: Format.Q8_0, Format.Q5_K: Format.Q5_1, Format.Q4_K: Format.Q5_0}
 _BLOCK_NUMBER = re.compile(r"blk\.(\d+)\.")
 _SENSITIVE = ("attn_v.", "ffn_down.", "ffn_down_exps.", "ffn_down_shexp.")
 
@@ -51,7 +40,6 @@ class Mixture:
     """The name of the output head: ``token_embd.weight`` if that is the head too."""
     head_type: GgufType = "Q8_0"
     """Of the output head in a Q8_0 or Q4_0 file."""
-    heads_per_value: int = 1
 
     def format_of(self, name: str, shape: tuple[int, ...]) -> Format:
         """Return the format of a tensor; its ``shape`` has rows first."""
@@ -69,8 +57,6 @@ class Mixture:
     def _of_matrix(self, name: str) -> Format:
         if name == self.head:
             return Format.Q6_K
-        if self.wanted == "IQ4_XS":
-            return Format.Q5_K if ".attn_v." in name and self.heads_per_value >= 4 else Format.IQ4_XS
         main = _MAIN[self.wanted]
         if any(f".{part}" in name for part in _SENSITIVE) and self._has_more_bits(name):
             return Format.Q6_K

@@ -41,7 +41,6 @@ _FILE_TYPE = {
     "Q6_K": LlamaFileType.MOSTLY_Q6_K,
     "Q5_K_M": LlamaFileType.MOSTLY_Q5_K_M,
     "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
-    "IQ4_XS": LlamaFileType.MOSTLY_IQ4_XS,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 _REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
@@ -112,7 +111,6 @@ def _mixture(source: ExportSource, gguf_type: GgufType, head: GgufType = "Q8_0")
         config.num_hidden_layers,
         "token_embd.weight" if config.tie_word_embeddings else "output.weight",
         head,
-        config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads),
     )
 
 

@@ -33,10 +33,9 @@ BOUNDS = {
     "F16": Bounds(0.005, 0.05),
     "BF16": Bounds(0.03, 0.4),
     "Q8_0": Bounds(0.1, 1.6),
-    "Q6_K": Bounds(0.15, 2.0),
-    "Q5_K_M": Bounds(0.25, 2.5),
-    "Q4_K_M": Bounds(0.45, 3.5),
-    "IQ4_XS": Bounds(0.6, 4.0),
+    "Q6_K": Bounds(0.3, 1.6),
+    "Q5_K_M": Bounds(0.65, 2.0),
+    "Q4_K_M": Bounds(0.65, 2.0),
     "Q4_0": Bounds(0.9, 6.0),
 }
 """At least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and bfloat16
