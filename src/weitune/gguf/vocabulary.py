@@ -36,7 +36,6 @@ _WITHOUT_IGNORED_MERGES = {"llama-bpe": "dbrx"}
 """llama.cpp's name for the same expression where a word that is a token must still be merged step by step."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-_PREPENDED = {"type": "Prepend", "prepend": "▁"}
 _END_TOKENS = ("eos", "eot", "eom")
 """GGUF names three tokens that end an answer: of the sequence, of the turn, of the message."""
 
@@ -77,6 +76,7 @@ def _of_characters(
     core: dict[str, Any], tokens: Sequence[str], types: list[int], merges: Sequence[tuple[str, ...]]
 ) -> dict[str, Field]:
     """Return the scores, and set the types of the tokens that stand for bytes and for what is unknown."""
+    _check_splitting(core)
     ranks: dict[str, int] = {}
     last = ""
     for rank, pair in enumerate(merges):
@@ -96,19 +96,17 @@ def _of_characters(
         "tokenizer.ggml.scores": array(
             [-float(ranks.get(token, len(merges))) for token in tokens], GGUFValueType.FLOAT32
         ),
-        "tokenizer.ggml.add_space_prefix": boolean(_prepends_space(core)),
+        "tokenizer.ggml.add_space_prefix": boolean(False),
     }
 
 
-def _prepends_space(core: dict[str, Any]) -> bool:
-    """Return whether a space is put before text. Raises ModelError if llama.cpp does not split as ``core`` does."""
-    normalizer, splitter = core["normalizer"] or {"type": "none"}, core["pre_tokenizer"]
-    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    if steps[-1:] != [_SPACE] or steps[:-1] not in ([], [_PREPENDED]):
-        raise ModelError("gguf.vocabulary.unknown_normalizer", normalizer=normalizer["type"])
+def _check_splitting(core: dict[str, Any]) -> None:
+    """Raise ModelError unless text becomes characters as llama.cpp makes them: spaces as ▁, and none put before it."""
+    normalizer, splitter = core["normalizer"], core["pre_tokenizer"]
+    if normalizer != _SPACE:
+        raise ModelError("gguf.vocabulary.unknown_normalizer", normalizer=(normalizer or {"type": "none"})["type"])
     if splitter is not None and (splitter["type"] != "Split" or splitter["pattern"] != {"String": " "}):
         raise ModelError("gguf.vocabulary.unknown_pre_tokenizer", patterns=[splitter["type"]])
-    return len(steps) > 1
 
 
 def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.data.frame.families import tokenizer_of
 from tests.export.test_families import trained
 from tests.families import family_config, save_family
 from weitune import Run
@@ -122,3 +123,12 @@ def run_tensors(run: Run) -> list[str]:
 def test_what_llama_cpp_computes_otherwise_is_refused(name: str, overrides: dict[str, Any], what: str) -> None:
     with pytest.raises(ModelError, match=what):
         family_of(family_config(name, **overrides))
+
+
+def test_a_vocabulary_of_characters_gives_the_same_tokens(tmp_path: Path) -> None:
+    run = family_run(tmp_path, "gemma3_text", {})
+    tokenizer_of("gemma").save_pretrained(tmp_path / "model")
+    merged = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32"))
+    assert answers(merged) == "8 of 8 are the same"
+    assert merged.verdict is not None
+    assert merged.verdict.checks[0].passed
