@@ -229,7 +229,10 @@ def test_the_command_says_so_with_exit_code_2(
         ("/models", "did you mean /v1/models?"),
         ("/models/zhenhuan", "did you mean /v1/models/NAME?"),
         ("/v1/health", "did you mean /health?"),
-        ("/v1/responses", "there are /health, /v1/models, /metrics, /v1/chat/completions"),
+        (
+            "/v1/embeddings",
+            "there are /health, /v1/models, /metrics, /v1/chat/completions, /v1/completions, /v1/responses",
+        ),
         ("/", "there are /health"),
     ],
 )
