@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weitune.errors import ModelError
-from weitune.gguf.families.dense import LAYER, TOP
+from weitune.gguf.families.dense import LAYER, TOP, rotated_heads
+from weitune.gguf.families.family import Family
 from weitune.gguf.families.operations import swapped
 from weitune.gguf.header import GgufHeader
 
@@ -30,6 +31,12 @@ class Architecture:
     name: str
     heads: int
     kv_heads: int
+
+    @property
+    def family(self) -> Family:
+        """What modules become; metadata and the tensors that nothing changes are copied from the file."""
+        turned = rotated_heads(self.heads, self.kv_heads) if self.name == "llama" else {}
+        return Family(self.name, {**LAYER, **turned}, TOP)
 
     def huggingface_name(self, tensor: str) -> str | None:
         """Return transformers' name of a GGUF tensor, or None for one that transformers computes (``rope_freqs``)."""

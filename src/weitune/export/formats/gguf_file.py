@@ -22,7 +22,7 @@ from weitune.export.source.export_source import ExportSource
 from weitune.export.source.parameters import Parameters
 from weitune.gguf.architecture import architecture_of_gguf
 from weitune.gguf.families.family import Family, Part
-from weitune.gguf.families.find import family_of, family_of_gguf
+from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
 from weitune.gguf.metadata import Field, number, text
 from weitune.gguf.mixture import Mixture
@@ -49,7 +49,7 @@ _REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggm
 def base_family(source: ExportSource) -> Family:
     """Return the family of the base of ``source``. Raises ModelError if weitune does not write it."""
     if source.files.gguf:
-        return family_of_gguf(architecture_of_gguf(read_header(source.files.path)))
+        return architecture_of_gguf(read_header(source.files.path)).family
     return family_of(source.config)
 
 

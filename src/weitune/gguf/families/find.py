@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weitune.errors import ModelError
-from weitune.gguf.architecture import Architecture
 from weitune.gguf.families import dense, experts, gemma, hybrid
 from weitune.gguf.families.family import Family
 
@@ -52,9 +51,3 @@ def family_of(config: Any) -> Family:
     if make is None:
         raise ModelError("gguf.families.unknown", family=config.model_type)
     return make(config)
-
-
-def family_of_gguf(architecture: Architecture) -> Family:
-    """Return the family of a base that is a ``.gguf`` file: its metadata and tensors are copied from there."""
-    turned = dense.rotated_heads(architecture.heads, architecture.kv_heads) if architecture.name == "llama" else {}
-    return Family(architecture.name, {**dense.LAYER, **turned}, dense.TOP)
