@@ -57,7 +57,7 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
         "tokenizer.ggml.tokens": array(tokens, GGUFValueType.STRING),
         "tokenizer.ggml.token_type": array(types, GGUFValueType.INT32),
         **{f"tokenizer.ggml.{name}_token_id": number(token) for name, token in special.items() if token is not None},
-        "tokenizer.ggml.add_bos_token": boolean(_adds_bos(tokenizer)),
+        "tokenizer.ggml.add_bos_token": boolean(_adds_bos(tokenizer, template)),
         **end_metadata(stop_tokens),
         "tokenizer.chat_template": text(template),
     }
@@ -157,7 +157,15 @@ def _patterns(step: dict[str, Any] | None) -> list[str]:
             return [other]
 
 
-def _adds_bos(tokenizer: Any) -> bool:
-    """Return whether plain encoding puts the BOS token first."""
+def _adds_bos(tokenizer: Any, template: str) -> bool:
+    """Return whether llama.cpp should put the BOS token first: the tokenizer does, and so does the ``template``.
+
+    The plain framing of a model without a template of its own has none; a template that has it gives one BOS token.
+    """
     ids = tokenizer.encode("a", add_special_tokens=True)
-    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+    adds = tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+    if not adds or not template:
+        return adds
+    asked = [{"role": "user", "content": "a"}]
+    rendered = tokenizer.apply_chat_template(asked, chat_template=template, tokenize=False, add_generation_prompt=True)
+    return str(rendered).startswith(tokenizer.bos_token)
