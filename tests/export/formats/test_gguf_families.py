@@ -75,10 +75,10 @@ def family_run(folder: Path, name: str, overrides: dict[str, Any]) -> Run:
     return Run(folder / "run")
 
 
-def answers(exported: Exported) -> str:
+def answers(exported: Exported, name: str) -> str:
     assert exported.verdict is not None
     assert exported.verdict.passed
-    assert exported.verdict.bounds.mean_difference == 1e-3
+    assert exported.verdict.bounds.mean_difference == (0.02 if name.startswith("gemma") else 1e-3)
     return next(check.found for check in exported.verdict.checks if check.name == "answers")
 
 
@@ -86,13 +86,13 @@ def answers(exported: Exported) -> str:
 def test_llama_cpp_answers_as_transformers_does(name: str, tmp_path: Path) -> None:
     run = family_run(tmp_path, name, FAMILIES[name])
     merged = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32"))
-    assert answers(merged) == "8 of 8 are the same"
+    assert answers(merged, name) == "8 of 8 are the same"
     if name == "deepseek_v3":
         with pytest.raises(ModelError, match="kv_b_proj"):
             export(run, tmp_path / "adapter", ExportOptions("gguf-adapter"))
         return
     adapter = export(run, tmp_path / "adapter", ExportOptions("gguf-adapter"))
-    assert answers(adapter) == answers(merged)
+    assert answers(adapter, name) == answers(merged, name)
 
 
 def test_adapted_experts_are_merged(tmp_path: Path) -> None:
@@ -129,6 +129,6 @@ def test_a_vocabulary_of_characters_gives_the_same_tokens(tmp_path: Path) -> Non
     run = family_run(tmp_path, "gemma3_text", {})
     tokenizer_of("gemma").save_pretrained(tmp_path / "model")
     merged = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32"))
-    assert answers(merged) == "8 of 8 are the same"
+    assert answers(merged, "gemma3_text") == "8 of 8 are the same"
     assert merged.verdict is not None
     assert merged.verdict.checks[0].passed
