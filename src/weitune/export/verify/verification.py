@@ -155,7 +155,8 @@ def bounds_of(source: ExportSource, options: ExportOptions, computed: torch.dtyp
     else:
         written = options.gguf_type
     bounds = [BOUNDS[written], BOUNDS[_name(computed)]]
-    if options.format != "merged" and str(getattr(source.config, "hidden_activation", "")).startswith("gelu"):
+    activation = getattr(source.config, "hidden_activation", None) or getattr(source.config, "hidden_act", None)
+    if options.format != "merged" and str(activation).startswith("gelu"):
         bounds.append(TABULATED_GELU)
     return Bounds(max(each.mean_difference for each in bounds), max(each.margin for each in bounds))
 
