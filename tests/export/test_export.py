@@ -156,9 +156,9 @@ def test_a_wrong_export_is_found_out(
 
 @needs_llama_cpp
 def test_a_wrong_row_order_is_found_out(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weitune.gguf.architecture import Architecture
+    from weitune.gguf.families import dense
 
-    monkeypatch.setattr(Architecture, "to_gguf", lambda self, name, tensor: tensor)
+    monkeypatch.setattr(dense, "interleaved", lambda heads: lambda tensor: tensor)
     with pytest.raises(VerificationError, match="logprobs"):
         export(runs["llama"], tmp_path / "out", ExportOptions("gguf", "Q8_0"))
 
