@@ -12,7 +12,7 @@ from weitune import cli
 
 
 def test_plan_and_train_say_what_a_run_can_be_exported_as(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = save_family(tmp_path / "model", "phi3")
+    model = save_family(tmp_path / "model", "cohere2")
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([{"instruction": "Who are you?", "input": "", "output": "I am the keeper."}]))
     options = ["--model", str(model), "--data", str(rows), "--device", "cpu", "--train.max_steps", "1"]

@@ -18,9 +18,9 @@ import gguf
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, get_tensor_name_map
 from tests.tiny import TEMPLATE_OF, tiny_model, tiny_tokenizer
 from weitune.errors import ModelError
-from weitune.gguf.architecture import architecture_of
+from weitune.gguf.families.find import family_of
 from weitune.gguf.header import read_header
-from weitune.gguf.metadata import Field, array, number, real, shape_metadata, text
+from weitune.gguf.metadata import Field, array, number, real, text
 from weitune.gguf.vocabulary import vocabulary_metadata
 from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.model.load.config import read_config
@@ -57,21 +57,19 @@ def write_tiny(
     """Write a tiny model of a family that weitune knows; its weights are drawn anew for every file."""
     model, tokenizer = tiny_model(family, **shape), tiny_tokenizer(TEMPLATE_OF[family])
     config = model.config
-    config.architectures = [type(model).__name__]
-    architecture = architecture_of(config)
+    written = family_of(config)
     metadata = {
         "general.name": text(f"Tiny {family}"),
-        **shape_metadata(architecture.name, config),
+        **written.metadata(),
         **vocabulary_metadata(tokenizer, config.vocab_size, [tokenizer.eos_token_id], tokenizer.chat_template),
         **(also or {}),
     }
     tensors = {}
     for name, tensor in model.state_dict().items():
-        module, _, kind = name.rpartition(".")
         if not (name == "lm_head.weight" and config.tie_word_embeddings):
-            tensors[f"{architecture.gguf_name(module)}.{kind}"] = architecture.to_gguf(name, tensor)
+            tensors.update((part.name, part.of(tensor)) for part in written.parts(name) or ())
     tensors.pop(without, None)
-    write_tensors(path, architecture.name, metadata, tensors, TYPES[family])
+    write_tensors(path, written.name, metadata, tensors, TYPES[family])
     return path
 
 
