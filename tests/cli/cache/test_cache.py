@@ -23,6 +23,7 @@ from weitune.export.cached_base import base_file
 from weitune.export.source.export_source import open_export_source
 from weitune.files import cache as cache_module
 from weitune.files.cache import cache_folder, shortage
+from weitune.gguf.types import GGUF_TYPES
 from weitune.messages.quantities import size_text
 from weitune.model.load import locate
 
@@ -124,6 +125,16 @@ def test_it_is_cleared_by_kind_and_age(cache: Path, options: list[str], gone: se
     before = {entry.kind for entry in entries()}
     assert cli.main(["cache", "clear", "--yes", *options]) == 0
     assert before - {entry.kind for entry in entries()} == gone
+
+
+def test_prepared_preferences_and_every_gguf_type_are_deleted_wholly(cache: Path) -> None:
+    for name in ("examples.arrow", "groups.safetensors", "report.json"):
+        put(cache / "data" / GGUF / name, 10)
+    for gguf_type in GGUF_TYPES:
+        put(cache / "gguf" / f"{DATA}-{gguf_type}.gguf", 10)
+    assert cli.main(["cache", "clear", "--yes"]) == 0
+    assert not (cache / "data" / GGUF).exists()
+    assert [path.name for path in (cache / "gguf").iterdir()] == [f".{GGUF}-Q8_0.gguf.4711.partial"]
 
 
 def test_nobody_is_asked_where_there_is_no_terminal(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The contents of the cache folder by kind, and how they are deleted.
 
     ~/.cache/weitune/                       XDG_CACHE_HOME applies
-      data/<fingerprint>/                   prepared data: examples.arrow, report.json
+      data/<fingerprint>/                   prepared data: examples.arrow, groups.safetensors, report.json
       models/<name>/<file>.gguf             built-in models, unpacked
       tokenizers/<fingerprint>/             tokenizers of .gguf files, converted
       kept/<fingerprint>.safetensors        a base's answers to prompts that runs keep
@@ -30,15 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from weitune.data.prepare.cache import EXAMPLES, REPORT
+from weitune.data.prepare.cache import EXAMPLES, GROUPS, REPORT
 from weitune.files.cache import cache_folder
+from weitune.gguf.types import GGUF_TYPES
 from weitune.messages import say
 from weitune.model.load.gguf_tokenizer import TOKENIZER_FILES
 from weitune.model.load.locate import BUILTIN
 
 Kind = Literal["data", "models", "tokenizers", "kept", "references", "general", "gguf", "vllm", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, REPORT))))
+_DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, GROUPS, REPORT))))
 _VLLM_FILES = re.compile(
     r"chat_template\.jinja|generation_config\.json|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
     r"adapter-\d+/adapter_(?:config\.json|model\.safetensors)"
@@ -51,7 +52,7 @@ _SINGLE: dict[Kind, re.Pattern[str]] = {
     "general": re.compile(r"[0-9a-f]{32}\.json"),
 }
 """Kinds whose entries are single files, and how these are named."""
-_GGUF = re.compile(r"[0-9a-f]{32}-(?:F32|F16|BF16|Q8_0|Q4_0)\.gguf")
+_GGUF = re.compile(rf"[0-9a-f]{{32}}-(?:{'|'.join(GGUF_TYPES)})\.gguf")
 _UNFINISHED = {
     "data": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
     "tokenizers": re.compile(r"[0-9a-f]{32}\.[0-9a-f]{8}\.partial"),
