@@ -1,14 +1,30 @@
-"""The cache folder, for what weitune downloads or prepares and can make again; and the free space of a disk."""
+"""The cache folder, for what weitune downloads or prepares and can make again; and the free space of a disk.
+
+What is expensive and decided by its inputs is kept by fingerprint:
+
+    place = cached_file("general", parts, ".json")      ~/.cache/weitune/general/<fingerprint>.json
+    value = read_cached(place, parse)                    None if it has to be made
+    store_cached(place, contents)
+
+A cache that cannot be read or written only costs time.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from weitune.errors import InputError
+from weitune.files.publish import publish_bytes
 from weitune.messages.quantities import size_text
+
+T = TypeVar("T")
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -49,3 +65,33 @@ def mark_used(path: Path) -> None:
     """Set the modification time of ``path``, a file in the cache; ``weitune cache`` shows it as the last use."""
     with suppress(OSError):  # a cache that others may only read
         os.utime(path)
+
+
+def fingerprint_of(parts: object) -> str:
+    """Return 32 hexadecimal digits that differ if ``parts`` do: JSON values, and others by how they are printed."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def cached_file(kind: str, parts: object, suffix: str) -> Path:
+    """Return where the cache keeps the file of a ``kind`` that :func:`fingerprint_of` names after ``parts``."""
+    return cache_folder() / kind / f"{fingerprint_of(parts)}{suffix}"
+
+
+def read_cached(place: Path, parse: Callable[[bytes], T]) -> T | None:
+    """Return what ``parse`` makes of the contents of ``place``, which then counts as used.
+
+    None if there is no such file, or if ``parse`` raises ValueError, KeyError or TypeError: it is damaged.
+    """
+    try:
+        value = parse(place.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    mark_used(place)
+    return value
+
+
+def store_cached(place: Path, contents: bytes) -> None:
+    """Write ``contents`` to ``place`` atomically; a full disk or a cache that may only be read does not matter."""
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        publish_bytes(contents, place)

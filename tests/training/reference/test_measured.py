@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_from_its_folder_alone(
     whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
     stopped_after(inputs, tmp_path / "stopped", 3, **more)
     monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(measured, "_read", lambda *_: pytest.fail("the cache was read"))
+    monkeypatch.setattr(measured, "read_cached", lambda *_: pytest.fail("the cache was read"))
     resume(tmp_path / "stopped", device="cpu")
     assert digest(tmp_path / "stopped" / "adapter") == digest(whole / "adapter")
     assert figures(tmp_path / "stopped") == figures(whole)

@@ -11,7 +11,6 @@ Memory: a few batches, and 16 bytes a row.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import truncate, weighted
 from weitune.data.read.conversations import Reader
 from weitune.errors import DataError, InputError, RecipeError
-from weitune.files.cache import mark_used, shortage
+from weitune.files.cache import fingerprint_of, mark_used, shortage
 from weitune.files.json_files import json_text
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
@@ -191,7 +190,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
     }
     if recipe.preference:
         parts["groups"] = "pairs" if recipe.preference.needs_pairs else "judged"
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return fingerprint_of(parts)
 
 
 def _build(folder: Path, reader: Reader, recipe: Recipe, framing: Framing, progress: Progress | None) -> DataReport:

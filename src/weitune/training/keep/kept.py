@@ -10,8 +10,6 @@ A run that is resumed reads its folder, so it learns the same bits wherever it g
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +19,7 @@ from weitune.data.keep.kept import JoinedExamples, KeptExamples
 from weitune.data.keep.mixed_plan import MixedPlan, tokens_due
 from weitune.data.schedule import permutation
 from weitune.errors import RunError
-from weitune.files.cache import cache_folder
-from weitune.files.publish import publish_bytes
+from weitune.files.cache import cached_file, read_cached, store_cached
 from weitune.generate.engine import BATCH_SIZE
 from weitune.messages import say
 from weitune.recipe.keep import Keep
@@ -77,10 +74,10 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
     place = _cached(inputs, candidates, keep, trainable)
 
     def collect() -> bytes:
-        found = _read(place)
+        found = read_cached(place, KeptExamples.from_bytes)
         if found is None:
             found = _collected(session, inputs, candidates, trainable)
-            _store(found, place)
+            store_cached(place, found.to_bytes())  # the run's folder keeps them too
         return found.to_bytes()
 
     sharded = trainable.loaded.shards > 1  # then all processes compute every answer together
@@ -141,20 +138,4 @@ def _cached(inputs: RunInputs, candidates: Candidates, keep: Keep, trainable: Tr
         "start": start,
         "numbers": [str(trainable.loaded.dtype), train.storage, train.seed, inputs.plan.steps],
     }
-    name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return cache_folder() / "kept" / f"{name}.safetensors"
-
-
-def _read(place: Path) -> KeptExamples | None:
-    try:
-        return KeptExamples.from_bytes(place.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _store(kept: KeptExamples, place: Path) -> None:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        publish_bytes(kept.to_bytes(), place)
-    except OSError:  # the run's folder keeps them too
-        return
+    return cached_file("kept", parts, ".safetensors")

@@ -16,8 +16,6 @@ digits, and visibly so in bfloat16. So the model that has not moved has gained e
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -37,8 +35,7 @@ from weitune.data.preference.reference import (
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import GroupSet, ItemSet
 from weitune.errors import RunError
-from weitune.files.cache import cache_folder
-from weitune.files.publish import publish_bytes
+from weitune.files.cache import cached_file, read_cached, store_cached
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
@@ -94,12 +91,12 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
         return inputs
     place = _cached(inputs, trainable, [micro_tokens, session.accelerator.num_processes])
     first = session.accelerator.is_main_process  # machines may have other caches: what the first one has counts
-    contents = agreed(session.accelerator, (lambda: _read(place)) if first else None)
+    contents = agreed(session.accelerator, (lambda: read_cached(place, _checked)) if first else None)
     if contents is None:
         progress = session.reporter.referring() if session.main else None
         reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), micro_tokens, progress)
         if session.main:
-            _store(reference, place)
+            store_cached(place, reference.to_bytes())  # the run's folder keeps it too
     else:
         reference = Reference.from_bytes(contents)
     session.reporter.say(say("training.measured.measured", answers=len(reference.parts[TRAINED].sums)))
@@ -198,22 +195,10 @@ def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
         passes += [plan.steps, recipe.tokens.max_length]
     numbers = [str(trainable.loaded.dtype), train.storage, trainable.capabilities.shares_rows]
     parts = {"version": _VERSION, "basis": basis, "start": start, "passes": passes, "numbers": numbers}
-    name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return cache_folder() / "references" / f"{name}.safetensors"
+    return cached_file("references", parts, ".safetensors")
 
 
-def _read(place: Path) -> bytes | None:
-    try:
-        contents = place.read_bytes()
-        Reference.from_bytes(contents)
-    except (OSError, ValueError):
-        return None
+def _checked(contents: bytes) -> bytes:
+    """Return ``contents``. Raises ValueError if they are not those of a reference."""
+    Reference.from_bytes(contents)
     return contents
-
-
-def _store(reference: Reference, place: Path) -> None:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        publish_bytes(reference.to_bytes(), place)
-    except OSError:  # the run's folder keeps it too
-        return
