@@ -123,7 +123,7 @@ class Train(Section):
     """Examples in one optimizer step (with `preference`, pairs or judged answers), over all devices together. An
     epoch's last step takes what is left."""
     micro_tokens: int | Literal["auto"] = "auto"
-    """Tokens in one forward pass, at least 1. Changes memory and speed, never the result."""
+    """Tokens in one forward pass, at least 1. Changes memory, speed and the draw of dropout masks, nothing else."""
     epochs: int = Field(3, ge=1)
     """How often every example is seen."""
     max_steps: int | None = Field(None, ge=1)
