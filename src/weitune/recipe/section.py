@@ -53,6 +53,12 @@ def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _texts(value: Any) -> Any:
+    """Let one string stand for a list, and an empty one for none."""
+    items = _one_as_list(value)
+    return [item for item in items if item != ""] if isinstance(items, list) else items
+
+
 def _as_list(value: Any) -> Any:
     """Let one name, or names separated by commas, stand for a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -91,4 +97,4 @@ Ranges = Annotated[
 Files = Annotated[list[str], BeforeValidator(_one_as_list), Repeatable("FILE"), Field(min_length=1)]
 RowFormat = Literal["alpaca", "sharegpt", "messages", "prompt-completion", "chosen-rejected", "preferred-output"]
 FractionOrFiles = Annotated[float | list[str], BeforeValidator(_fraction_or_files), Repeatable("FILE")]
-Texts = Annotated[list[str], BeforeValidator(_one_as_list), Repeatable("TEXT")]
+Texts = Annotated[list[str], BeforeValidator(_texts), Repeatable("TEXT")]

@@ -16,6 +16,7 @@ from weitune.errors import RecipeError
 from weitune.recipe.load import fields
 from weitune.recipe.section import Repeatable
 
+_EMPTY_LIST = "[]"
 _NAMES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
 
 
@@ -41,9 +42,7 @@ def overrides_from(values: Mapping[str, Any]) -> dict[str, Any]:
     for dotted, info in fields():
         given = values.get(_parameter(dotted))
         if given is not None and given != ():
-            emptied = given == ("none",) and type(None) in _kinds(info)
-            several = None if emptied else list(given)
-            chosen[dotted] = several if isinstance(given, tuple) else _value(dotted, info, given)
+            chosen[dotted] = _items(info, given) if isinstance(given, tuple) else _value(dotted, info, given)
     return chosen
 
 
@@ -51,11 +50,20 @@ def _parameter(dotted: str) -> str:
     return dotted.replace(".", "__")
 
 
+def _items(info: FieldInfo, texts: tuple[str, ...]) -> list[str] | None:
+    """Return the list of an option that is given once for each item; `none` empties a key, `[]` is the empty list."""
+    if texts == ("none",) and type(None) in _kinds(info):
+        return None
+    return [] if texts == (_EMPTY_LIST,) else list(texts)
+
+
 def _value(dotted: str, info: FieldInfo, text: str) -> Any:
     """Return an option's value for the schema to validate: mappings are read as YAML, and `none` empties a key."""
     kinds = _kinds(info)
     if type(None) in kinds and str not in kinds and text.lower() in {"none", "null"}:
         return None
+    if text == _EMPTY_LIST and any(get_origin(kind) is list for kind in kinds):
+        return []
     if any(get_origin(kind) is dict for kind in kinds):
         try:
             return yaml.safe_load(text)
