@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from weitune.data.conversation import Conversation, Example, Origin, Turn
 
@@ -19,50 +19,53 @@ Answer = tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two answers to ``prompt``, of which the ``chosen`` one is better than the ``rejected`` one."""
+class _Answered:
+    """A prompt, to which there are answers."""
 
     prompt: Conversation
     """The turns before the answers."""
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.prompt.origin
+
+    def with_system(self: Answered, system: str | None) -> Answered:
+        """Return this row with its prompt opened by ``system``, unless it has a system prompt of its own."""
+        return replace(self, prompt=self.prompt.with_system(system))
+
+    def _followed_by(self, answer: Answer) -> Conversation:
+        return replace(self.prompt, turns=self.prompt.turns + answer)
+
+
+Answered = TypeVar("Answered", bound=_Answered)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(_Answered):
+    """Two answers to ``prompt``, of which the ``chosen`` one is better than the ``rejected`` one."""
+
     chosen: Answer
     rejected: Answer
     weight: float = 1.0
 
     @property
-    def origin(self) -> Origin | None:
-        return self.prompt.origin
-
-    @property
     def dialogue(self) -> Conversation:
         """The prompt and the chosen answer."""
-        return replace(self.prompt, turns=self.prompt.turns + self.chosen)
-
-    def with_system(self, system: str | None) -> Pair:
-        """Return this pair with its prompt opened by ``system``, unless it has a system prompt of its own."""
-        return replace(self, prompt=self.prompt.with_system(system))
+        return self._followed_by(self.chosen)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(_Answered):
     """An answer to ``prompt`` that was liked or not."""
 
-    prompt: Conversation
     answer: Answer
     liked: bool
     weight: float = 1.0
 
     @property
-    def origin(self) -> Origin | None:
-        return self.prompt.origin
-
-    @property
     def dialogue(self) -> Conversation:
         """The prompt and the answer."""
-        return replace(self.prompt, turns=self.prompt.turns + self.answer)
-
-    def with_system(self, system: str | None) -> Judged:
-        """Return this answer with its prompt opened by ``system``, unless it has a system prompt of its own."""
-        return replace(self, prompt=self.prompt.with_system(system))
+        return self._followed_by(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
