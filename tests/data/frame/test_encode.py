@@ -112,6 +112,24 @@ def test_normalizers_apply_to_pieces() -> None:
     assert split_and_encoded(tokenizer, text) == whole(tokenizer, text)
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(data=st.data())
+def test_columns_are_the_examples(name: str, data: st.DataObject) -> None:
+    encoder = encoder_of(tokenizer_of(name).backend_tokenizer)
+    texts = st.builds(Text, st.text(LETTERS, max_size=4) | st.sampled_from(["<s>", "the end"]), st.booleans())
+    tokens = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+    pieces = st.lists(texts | tokens, max_size=5)
+    drafts = []
+    for drawn in data.draw(st.lists(pieces, max_size=4)):
+        edges = sorted(data.draw(st.sets(st.integers(0, len(drawn)), max_size=4)))
+        learned = [Learned(*edge, 0.5) for edge in zip(edges[::2], edges[1::2], strict=False)]
+        drafts.append(Draft(tuple(drawn), tuple(learned)))
+    batch = encoder.begin(drafts)
+    batch.run()
+    columns = batch.columns()
+    assert [columns.example(i) for i in range(len(columns))] == batch.finish() == encoder.encode(drafts)
+
+
 def test_what_is_remembered_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of("qwen2.5").backend_tokenizer
     encoder = encoder_of(tokenizer)

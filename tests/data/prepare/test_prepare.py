@@ -243,7 +243,7 @@ def test_an_interrupted_preparation_leaves_nothing(lines: Callable[..., Path], m
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_module, "truncate", interrupted)
+    monkeypatch.setattr(prepare_module, "kept_examples", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared_from(recipe_for(lines(ROWS)))
     assert not list(data_cache().iterdir())

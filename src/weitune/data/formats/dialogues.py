@@ -126,9 +126,9 @@ def system_turns(fields: Fields, row: Mapping[str, Any]) -> Turns:
 
 def join_system_prompts(fields: Fields, turns: Sequence[Turn]) -> Turns:
     """Return ``turns`` with one system prompt at most: several at the beginning are joined, each text once."""
-    count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    if count < 2:
+    if len(turns) < 2 or not turns[0].role == turns[1].role == "system":
         return tuple(turns)
+    count = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     texts = list(dict.fromkeys(turn.content for turn in turns[:count] if turn.content.strip()))
     if len(texts) > 1:
         fields.remark("data.parse.several_system_prompts")

@@ -67,6 +67,8 @@ class Fields:
 
     def check_names(self) -> None:
         """Note a fault for every field that is not read because of invisible characters in its name."""
+        if not self._misnamed:
+            return
         noted = {problem.field for problem in self.faults}
         for expected, name in self._misnamed.items():
             if expected not in noted:

@@ -14,12 +14,15 @@ the last ``_REMEMBERED_TOKENS`` (a system prompt, a question with several answer
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer, models
 
+from weitune.data.columns import ExampleColumns, Ints, ends_of, transposed
 from weitune.data.conversation import Example, Origin, Span
 from weitune.data.frame.control_tokens import ControlTokens, Disguise
 from weitune.data.problems import data_problem, framing_error, shown
@@ -37,6 +40,8 @@ class Text(NamedTuple):
 
 Piece = Text | tuple[int, ...]
 """Text to be encoded, or known tokens: a control token, or constant framing."""
+Known = dict[Piece, bytes]
+"""The tokens of pieces, as int32."""
 
 
 class Learned(NamedTuple):
@@ -64,7 +69,7 @@ class PieceEncoder:
     def __init__(self, tokenizer: Tokenizer, controls: ControlTokens) -> None:
         self._controls = controls
         self._prefixing, self._bare, self._first_only = _plain_tokenizers(tokenizer, controls)
-        self._known: dict[Text, list[int]] = {}
+        self._known: Known = {}
         self._remembered = 0
         self._unknown = _unknown_id(tokenizer)
         self._control_ids = frozenset(controls.ids.values())
@@ -72,6 +77,9 @@ class PieceEncoder:
         kept = self._prefixing.get_added_tokens_decoder()
         own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
+        unusual = [*self._control_ids, *self._renumber]
+        self._is_unusual = np.zeros(max([tokenizer.get_vocab_size(), *own.values(), *kept]) + 1, bool)
+        self._is_unusual[unusual] = True
 
     def split(self, text: str, cuts: Iterable[int], disguise: Disguise | None) -> tuple[list[Piece], dict[int, int]]:
         """Split rendered ``text`` at its control tokens and at ``cuts`` (characters).
@@ -107,28 +115,32 @@ class PieceEncoder:
         """Return a batch whose texts are not tokenized yet, so that the caller can do something else meanwhile."""
         if self._remembered > _REMEMBERED_TOKENS:
             self._known, self._remembered = {}, 0  # pending batches keep the old dictionary
-        texts = {piece for draft in drafts for piece in draft.pieces if isinstance(piece, Text)}
-        new = texts.difference(self._known)
-        prefixing, bare = [text for text in new if not text.bare], [text for text in new if text.bare]
-        work = [(self._prefixing, prefixing)] + ([(self._bare, bare)] if bare else [])
-        return EncodingBatch(self, drafts, work, self._known)
+        by_tokenizer: dict[Tokenizer, list[Text]] = {self._prefixing: [], self._bare: []}
+        for piece in set(chain.from_iterable([draft.pieces for draft in drafts])).difference(self._known):
+            if isinstance(piece, Text):
+                by_tokenizer[self._bare if piece.bare else self._prefixing].append(piece)
+            else:
+                self._known[piece] = _stored(piece)
+        return EncodingBatch(self, drafts, by_tokenizer, self._known)
 
-    def learn(self, text: Text, ids: list[int]) -> list[int]:
-        """Return ``ids``, the tokens of ``text``, checked, and count them as remembered."""
-        self._remembered += len(ids)
-        if self._renumber or not self._control_ids.isdisjoint(ids):
-            return self._checked(text.text, ids)
-        return ids
+    def learn(self, texts: Sequence[Text], encodings: Sequence[Any], known: Known) -> None:
+        """Add the checked tokens of ``texts`` to ``known``, and count them as remembered."""
+        stored = [_stored(encoding.ids) for encoding in encodings]
+        tokens = _tokens(b"".join(stored))
+        if self._is_unusual[tokens].any():  # hardly ever
+            stored = [self._checked(text.text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+        known.update(zip(texts, stored, strict=True))
+        self._remembered += len(tokens)
 
     def known(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
         """Return the tokens of ``pieces`` as one piece, for constant framing."""
         return self.encode([Draft(tuple(pieces))])[0].input_ids
 
-    def _checked(self, text: str, ids: list[int]) -> list[int]:
+    def _checked(self, text: str, ids: list[int]) -> bytes:
         """Return ``ids``, the tokens of ``text``, with the tokenizer's own numbers; encode ``text`` otherwise if one is
         a control token. Raises DataError if that does not help."""
         ids = [self._renumber.get(token, token) for token in ids]
-        return self._encode_split(text) if self._has_control(text, ids) else ids
+        return _stored(self._encode_split(text) if self._has_control(text, ids) else ids)
 
     def _has_control(self, text: str, ids: Iterable[int]) -> bool:
         """Return whether a control token is among ``ids``, the tokens of plain ``text``.
@@ -156,17 +168,13 @@ class PieceEncoder:
 
 
 class EncodingBatch:
-    """A batch to be tokenized: :meth:`run` is all Rust and may run in another thread, :meth:`finish` is all Python.
+    """A batch to be tokenized: :meth:`run` is all Rust and may run in another thread, what follows is all Python.
 
     ``by_tokenizer`` has the texts that each tokenizer encodes; ``known`` has the tokens of all others, and gets these.
     """
 
     def __init__(
-        self,
-        encoder: PieceEncoder,
-        drafts: Sequence[Draft],
-        by_tokenizer: Sequence[tuple[Tokenizer, list[Text]]],
-        known: dict[Text, list[int]],
+        self, encoder: PieceEncoder, drafts: Sequence[Draft], by_tokenizer: Mapping[Tokenizer, list[Text]], known: Known
     ) -> None:
         self._encoder = encoder
         self._drafts = drafts
@@ -176,33 +184,67 @@ class EncodingBatch:
 
     def run(self) -> None:
         """Tokenize the texts, on all cores."""
-        for tokenizer, texts in self._by_tokenizer:
+        for tokenizer, texts in self._by_tokenizer.items():
             strings = [text.text for text in texts]
             self._encodings.append(tokenizer.encode_batch_fast(strings, add_special_tokens=False))
 
+    def columns(self) -> ExampleColumns:
+        """Return the examples as columns. Raises DataError if a string cannot be told from a control token."""
+        self._learn()
+        return _columns(self._drafts, self._known)
+
     def finish(self) -> list[Example]:
-        """Return the examples. Raises DataError if a string cannot be told from a control token."""
-        for (_, texts), encodings in zip(self._by_tokenizer, self._encodings, strict=True):
-            for text, encoding in zip(texts, encodings, strict=True):
-                self._known[text] = self._encoder.learn(text, encoding.ids)
+        """Return the examples of :meth:`columns`, one by one. Raises DataError as it does."""
+        self._learn()
         return [_assemble(draft, self._known) for draft in self._drafts]
 
+    def _learn(self) -> None:
+        for texts, encodings in zip(self._by_tokenizer.values(), self._encodings, strict=True):
+            self._encoder.learn(texts, encodings, self._known)
 
-def _assemble(draft: Draft, ids: Mapping[Text, Sequence[int]]) -> Example:
+
+def _stored(tokens: Iterable[int]) -> bytes:
+    return array("i", tokens).tobytes()
+
+
+def _tokens(stored: bytes) -> Ints:
+    return np.frombuffer(stored, np.int32)
+
+
+def _assemble(draft: Draft, known: Known) -> Example:
     pieces, learned, origin = draft
     tokens: list[int] = []
     ends = [0]
     for piece in pieces:
-        tokens += ids[piece] if isinstance(piece, Text) else piece
+        tokens += memoryview(known[piece]).cast("i")
         ends.append(len(tokens))
     # No logit predicts the first token of a sequence.
     spans = [(ends[start] or 1, ends[stop], weight) for start, stop, weight in learned]
     return Example(tuple(tokens), tuple([Span(*span) for span in spans if span[0] < span[1]]), origin)
 
 
+def _columns(drafts: Sequence[Draft], known: Known) -> ExampleColumns:
+    """Return what :func:`_assemble` makes of ``drafts``; no token passes through Python."""
+    pieces = [known[piece] for draft in drafts for piece in draft.pieces]
+    tokens = _tokens(b"".join(pieces))
+    piece_ends = ends_of([len(piece) for piece in pieces]) // tokens.itemsize
+    first_piece = ends_of([len(draft.pieces) for draft in drafts])
+    ends = piece_ends[first_piece]
+    first, after, weights = transposed([span for draft in drafts for span in draft.learned], 3)
+    draft_of = np.repeat(np.arange(len(drafts)), np.array([len(draft.learned) for draft in drafts], int))
+    starts = np.maximum(piece_ends[first_piece[draft_of] + np.array(first, int)] - ends[draft_of], 1)
+    stops = piece_ends[first_piece[draft_of] + np.array(after, int)] - ends[draft_of]
+    kept = starts < stops
+    spans = np.bincount(draft_of[kept], minlength=len(drafts))
+    return ExampleColumns(tokens, ends, starts[kept], stops[kept], np.array(weights, float)[kept], ends_of(spans))
+
+
 def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[Tokenizer, Tokenizer, bool]:
     """Return two tokenizers with the same model and without control tokens, the second of which adds no space before
-    its input, and whether that space comes only at the very start of a string, not after every control token."""
+    its input, and whether that space comes only at the very start of a string, not after every control token.
+
+    If the first adds none either, the second is the first.
+    """
     steps = Tokenizer(models.BPE())  # an empty model keeps the JSON small
     if tokenizer.normalizer is not None:
         steps.normalizer = tokenizer.normalizer
@@ -210,14 +252,16 @@ def _plain_tokenizers(tokenizer: Tokenizer, controls: ControlTokens) -> tuple[To
         steps.pre_tokenizer = tokenizer.pre_tokenizer
     config = json.loads(steps.to_str())
     first_only = any(step.get("prepend_scheme") == "first" for step in _steps(config["pre_tokenizer"]))
-    for step in _steps(config["pre_tokenizer"]):
+    adds_none = json.loads(steps.to_str())
+    for step in _steps(adds_none["pre_tokenizer"]):
         if "prepend_scheme" in step:
             step["prepend_scheme"] = "never"
         if "add_prefix_space" in step:
             step["add_prefix_space"] = False
-    normalizers = [step for step in _steps(config["normalizer"]) if step["type"] != "Prepend"]
-    config["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
-    bare = Tokenizer.from_str(json.dumps(config))
+    if any(step["type"] == "Prepend" for step in _steps(config["normalizer"])):
+        normalizers = [step for step in _steps(config["normalizer"]) if step["type"] != "Prepend"]
+        adds_none["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
+    bare = Tokenizer.from_str(json.dumps(adds_none)) if adds_none != config else steps
     white_space = [t for t in tokenizer.get_added_tokens_decoder().values() if t.content not in controls.ids]
     for plain in (steps, bare):
         plain.model = tokenizer.model

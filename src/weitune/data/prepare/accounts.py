@@ -7,6 +7,7 @@ of its first one. Training has no faulty rows: they stop the preparation.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,12 +35,13 @@ class DuplicateCounter:
     def add(self, conversation: Conversation) -> None:
         keys: list[object] = [conversation.tools and repr(conversation.tools)]
         last = 0
-        for role, content, _, reasoning, calls, *_ in conversation.turns:
+        for role, content, _weight, reasoning, calls, _name, _id in conversation.turns:
             if role == "assistant":
                 last = len(keys)
             keys += (role, content, reasoning, calls and repr(calls))
-        self._prompts.append(hash(tuple(keys[:last])))
-        self._rows.append(hash(tuple(keys)))
+        prompt = hash(tuple(keys[:last]))
+        self._prompts.append(prompt)
+        self._rows.append(hash((prompt, *keys[last:])))
 
     def count(self) -> tuple[int, int]:
         """Return how many rows repeat an earlier one, and how many have a prompt that another row answers otherwise."""
@@ -78,6 +80,16 @@ class RowCounts:
         self._count(conversation.origin, kept, reasons)
         self.duplicates.add(conversation)
         self.findings.empty_answers += has_empty_answer(conversation)
+
+    def trained(self, conversations: Sequence[Conversation], examples: int) -> None:
+        """Count rows whose ``examples`` are all kept."""
+        self.rows.read += len(conversations)
+        self.rows.trained += len(conversations)
+        self.examples.made += examples
+        self.examples.kept += examples
+        for conversation in conversations:
+            self.duplicates.add(conversation)
+            self.findings.empty_answers += has_empty_answer(conversation)
 
     def preference(self, row: Pair | Judged, kept: int, reasons: list[str]) -> None:
         """Count one row of which ``kept`` groups are kept; ``reasons`` say why each of the others is not."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weitune.data.columns import ExampleColumns, Places
 from weitune.data.partition import distinct_tokens
 from weitune.data.preference.values import Group, Judged, Pair
 from weitune.data.prepare.cache import EXAMPLES, GROUPS
@@ -48,7 +49,9 @@ class GroupWriter:
 
     def write(self, groups: Sequence[tuple[int, int, Group]]) -> None:
         """Append one batch of (number of its source, :func:`prompt_key` of its row, group)."""
-        self._examples.write([(source, answer) for source, _, group in groups for answer in group.answers])
+        answers = [(source, answer) for source, _, group in groups for answer in group.answers]
+        places = Places.of((source, answer.origin) for source, answer in answers)
+        self._examples.write(ExampleColumns.of([answer for _, answer in answers]), places)
         for _, prompt, group in groups:
             sizes = (len(group.answers), group.liked[0], group.weight)
             row = (*sizes, distinct_tokens(group.answers), group.supervised, prompt)

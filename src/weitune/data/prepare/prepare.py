@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from weitune.data.conversation import Conversation, Example
+from weitune.data.conversation import Conversation
 from weitune.data.frame.encode import Draft
 from weitune.data.frame.forms import FormDiffers
 from weitune.data.frame.framing import Framing
@@ -33,7 +33,7 @@ from weitune.data.prepare.groups import draft_answers, fit
 from weitune.data.prepare.recipe_reader import read_options, recipe_reader
 from weitune.data.prepare.report import DataReport
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
-from weitune.data.prepare.truncate import truncate, weighted
+from weitune.data.prepare.truncate import kept_examples
 from weitune.data.read.conversations import Reader
 from weitune.errors import DataError, InputError, RecipeError
 from weitune.files.cache import fingerprint_of, mark_used, shortage
@@ -216,15 +216,8 @@ def _write_examples(
     weights = _source_weights(reader, recipe)
     read = ((source, row.with_system(recipe.system)) for source, row in reader.conversations())
     with ExampleWriter(folder / EXAMPLES) as writer, without_cycle_collection():
-        for rows, examples in encoded_batches(read, draft, framing, reader.problems):
-            kept: list[tuple[int, Example]] = []
-            for row in rows:
-                made = examples[row.start : row.stop]
-                if weights[row.source] != 1:
-                    made = [weighted(example, weights[row.source]) for example in made]
-                fitting = truncate(row.row, made, recipe.tokens, accounts, reader.problems)
-                kept += [(row.source, example) for example in fitting]
-            writer.write(kept)
+        for batch in encoded_batches(read, draft, framing, reader.problems):
+            writer.write(*kept_examples(batch, weights, recipe.tokens, accounts, reader.problems))
             if progress is not None:
                 progress(reader.rows, None)
     return _report(folder, reader, accounts)
@@ -238,12 +231,12 @@ def _write_groups(
     divided = recipe.preference is not None and not recipe.preference.needs_pairs
     read = ((source, row.with_system(recipe.system)) for source, row in reader.preferences())
     with GroupWriter(folder) as writer, without_cycle_collection():
-        for rows, examples in encoded_batches(read, partial(draft_answers, draft), framing, reader.problems):
+        for batch in encoded_batches(read, partial(draft_answers, draft), framing, reader.problems):
             kept: list[tuple[int, int, Group]] = []
-            for row in rows:
-                made, weight = examples[row.start : row.stop], weights[row.source]
-                groups = fit(row.row, made, weight, recipe.tokens, accounts, reader.problems, divided=divided)
-                kept += [(row.source, prompt_key(row.row), group) for group in groups]
+            for i, (source, row) in enumerate(batch.rows):
+                made = batch.of_row(i, row.origin)
+                groups = fit(row, made, weights[source], recipe.tokens, accounts, reader.problems, divided=divided)
+                kept += [(source, prompt_key(row), group) for group in groups]
             writer.write(kept)
             if progress is not None:
                 progress(reader.rows, None)

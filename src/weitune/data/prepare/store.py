@@ -12,16 +12,17 @@ Cost: 4 bytes a token on disk; opening reads only offsets and spans.
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from weitune.data.conversation import Example, Origin, Span
+from weitune.data.columns import ExampleColumns, Places
+from weitune.data.conversation import Example, Origin
 
 _SCHEMA = pa.schema(
     [
@@ -45,33 +46,13 @@ class ExampleWriter:
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
 
-    def write(self, examples: Sequence[tuple[int, Example]]) -> None:
-        """Append one batch of (number of its source, example)."""
-        tokens, token_ends, span_ends = array("i"), array("i", [0]), array("i", [0])
-        starts, stops, span_weights = array("i"), array("i"), array("d")
-        weights, supervised, sources, rows, lines = array("d"), array("i"), array("i"), array("q"), array("q")
-        for source, example in examples:
-            tokens.extend(example.input_ids)
-            token_ends.append(len(tokens))
-            weight, learned = 0.0, 0
-            for start, stop, each in example.spans:
-                starts.append(start)
-                stops.append(stop)
-                span_weights.append(each)
-                weight += (stop - start) * each
-                learned += stop - start
-            span_ends.append(len(starts))
-            weights.append(weight)
-            supervised.append(learned)
-            origin = example.origin
-            sources.append(source)
-            rows.append(origin.row if origin else 0)
-            lines.append(origin.line or 0 if origin else 0)
-        columns = [
-            _lists(token_ends, tokens),
-            *(_lists(span_ends, column) for column in (starts, stops, span_weights)),
-            *(_column(column) for column in (weights, supervised, sources, rows, lines)),
-        ]
+    def write(self, examples: ExampleColumns, places: Places) -> None:
+        """Append one batch of examples, which were read at ``places``."""
+        spans: tuple[npt.NDArray[Any], ...] = (examples.starts, examples.stops, examples.weights)
+        lists = [(examples.ends, examples.tokens), *((examples.span_ends, values) for values in spans)]
+        numbers = (examples.weight, examples.supervised, *places)
+        columns = [pa.ListArray.from_arrays(_column(ends), _column(values)) for ends, values in lists]
+        columns += [_column(values) for values in numbers]
         self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
     def __enter__(self) -> ExampleWriter:
@@ -82,15 +63,6 @@ class ExampleWriter:
     ) -> None:
         self._writer.close()
         self._file.close()
-
-
-def _lists(ends: array[Any], values: array[Any]) -> Any:
-    return pa.ListArray.from_arrays(_column(ends), _column(values))
-
-
-def _column(values: array[Any]) -> Any:
-    """Return ``values`` as an Arrow array, without a copy."""
-    return pa.array(np.frombuffer(values, dtype=np.dtype(values.typecode)))
 
 
 class StoredExamples:
@@ -147,28 +119,29 @@ class _Batch:
         def ends(name: str) -> Any:
             return _numbers(batch.column(name).offsets)
 
-        self._tokens, self._token_ends = values("input_ids"), ends("input_ids")
-        self._starts, self._stops, self._weights = values("starts"), values("stops"), values("span_weights")
-        self._span_ends = ends("starts")
-        self._source, self._row, self._line = map(column, ("source", "row", "line"))
-        self.lengths = np.diff(self._token_ends)
+        spans = (values("starts"), values("stops"), values("span_weights"), ends("starts"))
+        self._examples = ExampleColumns(values("input_ids"), ends("input_ids"), *spans)
+        self._places = Places(*map(column, ("source", "row", "line")))
+        self.lengths = self._examples.lengths
         self.weights, self.supervised = column("weight"), column("supervised")
 
     def columns(self) -> tuple[Any, ...]:
         """Return what decides the examples: tokens, their number, spans, and their number."""
-        spans = np.diff(self._span_ends)
-        return self._tokens, self.lengths, self._starts, self._stops, self._weights, spans
+        examples = self._examples
+        return examples.tokens, self.lengths, examples.starts, examples.stops, examples.weights, examples.spans
 
     def example(self, i: int, names: tuple[str, ...]) -> Example:
-        tokens = self._tokens[self._token_ends[i] : self._token_ends[i + 1]].tolist()
-        part = slice(self._span_ends[i], self._span_ends[i + 1])
-        spans = zip(self._starts[part].tolist(), self._stops[part].tolist(), self._weights[part].tolist(), strict=True)
-        origin = Origin(names[self._source[i]], int(self._row[i]), int(self._line[i]) or None)
-        return Example(tuple(tokens), tuple(Span(*span) for span in spans), origin)
+        source, row, line = (int(column[i]) for column in self._places)
+        return self._examples.example(i, Origin(names[source], row, line or None))
+
+
+def _column(values: npt.NDArray[Any]) -> Any:
+    """Return an Arrow array with the memory of ``values``; ``pyarrow.array`` would import pandas, half a second."""
+    return pa.Array.from_buffers(pa.type_for_alias(values.dtype.name), len(values), [None, pa.py_buffer(values)])
 
 
 def _numbers(column: Any) -> Any:
-    """Return a NumPy view of an Arrow array of numbers; its own ``to_numpy`` would import pandas, half a second."""
+    """Return a NumPy view of an Arrow array of numbers; its own ``to_numpy`` would import pandas too."""
     return np.frombuffer(
         column.buffers()[1], np.dtype(str(column.type)), len(column), column.offset * column.type.byte_width
     )

@@ -1,15 +1,50 @@
-"""Decide about the examples of a row: which are kept, cut or set aside, and for which reason."""
+"""Decide about examples: which are kept, cut or set aside, and for which reason."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from weitune.data.columns import ExampleColumns, Places, ends_of
 from weitune.data.conversation import Conversation, Example, Span
 from weitune.data.prepare.accounts import RowCounts
+from weitune.data.prepare.batches import EncodedRows
 from weitune.data.problems import Problem, Problems, data_problem
 from weitune.errors import DataError
 from weitune.messages import say
 from weitune.recipe.schema import Tokens
+
+
+def kept_examples(
+    batch: EncodedRows[Conversation], weights: Sequence[float], tokens: Tokens, accounts: RowCounts, problems: Problems
+) -> tuple[ExampleColumns, Places]:
+    """Return the examples of a batch that are kept, and where they were read; count the rows.
+
+    ``weights`` are those of the sources. :func:`truncate` decides about each row, but is asked only where an example
+    is not kept as it is.
+    """
+    counts = np.diff(batch.ends)
+    if any(weight != 1 for weight in weights):
+        factors = np.array([weights[source] for source, _ in batch.rows], float)
+        batch = replace(batch, examples=batch.examples.weighted(np.repeat(factors, counts)))
+    examples, ends = batch.examples, batch.ends
+    changed = (examples.lengths > tokens.max_length) | (examples.spans == 0)
+    changed[list(batch.faults)] = True
+    parts: list[ExampleColumns] = []
+    at = 0
+    for i in [*np.flatnonzero(np.diff(ends_of(changed)[ends])).tolist(), len(batch.rows)]:
+        parts.append(examples.part(ends[at], ends[i]))
+        accounts.trained([row for _, row in batch.rows[at:i]], len(parts[-1]))
+        if i < len(batch.rows):
+            row = batch.rows[i][1]
+            kept = truncate(row, batch.of_row(i, row.origin), tokens, accounts, problems)
+            parts.append(ExampleColumns.of(kept))
+            counts[i] = len(kept)
+        at = i + 1
+    places = Places.of((source, row.origin) for source, row in batch.rows)
+    return ExampleColumns.joined(parts), places.repeated(counts)
 
 
 def truncate(
@@ -67,11 +102,3 @@ def cut(example: Example, max_length: int) -> Example:
     """Return the first ``max_length`` tokens of ``example`` and the spans among them."""
     spans = (Span(span.start, min(span.stop, max_length), span.weight) for span in example.spans)
     return Example(example.input_ids[:max_length], tuple(s for s in spans if s.start < s.stop), example.origin)
-
-
-def weighted(example: Example | DataError, weight: float) -> Example | DataError:
-    """Multiply the weights of an example's spans by ``weight``, that of its file."""
-    if isinstance(example, DataError):
-        return example
-    spans = [Span(span.start, span.stop, span.weight * weight) for span in example.spans]
-    return Example(example.input_ids, tuple(span for span in spans if span.weight), example.origin)

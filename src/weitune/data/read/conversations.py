@@ -20,6 +20,7 @@ from weitune.data.read.sources import find_sources
 
 _LISTED = 20
 """Blank rows that are listed at most."""
+_ROWS = (Conversation, Pair, Judged)
 
 Item = Row | BlankRow | tuple[Problem, ...]
 """What becomes of a row: what is in it, a blank row, or problems."""
@@ -102,8 +103,8 @@ class Reader:
 
     def valid_rows(self) -> Iterator[tuple[int, Row]]:
         """Yield every valid row, with the number of its source."""
-        for number, item in self.items():
-            if not isinstance(item, BlankRow | tuple):
+        for number, item in self.items():  # a blank row and problems are tuples
+            if not isinstance(item, tuple):
                 yield number, item
 
     def items(self) -> Iterator[tuple[int, Item]]:
@@ -124,7 +125,7 @@ class Reader:
                     self.blank_rows += 1
                     if len(self.blank_places) < _LISTED:
                         self.blank_places.append(str(item.origin))
-                elif not isinstance(item, Conversation | Pair | Judged):
+                elif not isinstance(item, _ROWS):
                     self.problems.add(item, rows=int(is_row))
                 yield number, item
             if reader.kind is not None and options.kinds == ANY_KIND:
