@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,17 +25,28 @@ class ChunkLevel:
     """(E,) chunk and place of each token whose state is left"""
 
 
+class HeadIndices(NamedTuple):
+    """The ways of H heads of T rows (T, H) to the N·C places (N, H, C) and back, as indices into each."""
+
+    there: Tensor
+    """(N·H·C,) what comes to each place"""
+    empty: Tensor
+    """(E,) the places that nothing comes to"""
+    back: Tensor
+    """(T·H,) where each head of a row is"""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
     """N chunks of C places with the T tokens of a row."""
 
-    shape: tuple[int, int]
-    """(N, C)"""
-    places: Tensor
-    """(T,) where each row is, as an index into the N·C places"""
+    cut: TreeChunks
+    """The same in host memory"""
     seen: Tensor
     """(N, C, C) whether place i sees place j"""
     levels: Sequence[ChunkLevel]
+    indices: dict[int, HeadIndices] = field(default_factory=dict)
+    """by H"""
 
     @classmethod
     def of(cls, tree: Tree) -> Chunks:
@@ -59,52 +71,43 @@ class Chunks:
             )
             for level in cut.levels
         ]
-        count, size = cut.rows.shape
-        return cls((count, size), moved(cut.places), moved(cut.seen), levels)
+        return cls(cut, moved(cut.seen), levels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, C)"""
+        count, size = self.cut.rows.shape
+        return count, size
 
     def gather(self, x: Tensor) -> Tensor:
         """Return ``x`` (T, H, ...) at the places, (N, H, C, ...); zero at the empty ones."""
         count, size = self.shape
-        spread: Tensor = _ToPlaces.apply(x, self.places, count * size)  # type: ignore[no-untyped-call]
-        by_chunk: Tensor = spread.unflatten(0, (count, size))
-        return by_chunk.transpose(1, 2).contiguous()
+        indices = self._indices(x.shape[1])
+        taken = x.flatten(0, 1).index_select(0, indices.there).index_fill_(0, indices.empty, 0)
+        return taken.view(count, x.shape[1], size, *x.shape[2:])
 
     def scatter(self, x: Tensor) -> Tensor:
         """Return the rows (T, H, ...) of what is at the places, (N, H, C, ...)."""
-        taken: Tensor = _ToRows.apply(x.transpose(1, 2).flatten(0, 1), self.places)  # type: ignore[no-untyped-call]
-        return taken
+        taken = x.flatten(0, 2).index_select(0, self._indices(x.shape[1]).back)
+        return taken.view(len(self.cut.places), x.shape[1], *x.shape[3:])
+
+    def _indices(self, heads: int) -> HeadIndices:
+        if heads not in self.indices:
+            self.indices[heads] = self._index(heads)
+        return self.indices[heads]
+
+    def _index(self, heads: int) -> HeadIndices:
+        rows, (chunk, place) = self.cut.rows[:, None], np.divmod(self.cut.places[:, None], self.shape[1])
+        head, empty = np.arange(heads), rows == len(chunk)
+        there = np.where(empty, 0, rows) * heads + head[:, None]
+        back = (chunk * heads + head) * self.shape[1] + place
+        arrays = there.ravel(), np.flatnonzero(np.broadcast_to(empty, there.shape)), back.ravel()
+        return HeadIndices(*(torch.from_numpy(each).to(self.seen.device) for each in arrays))
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
-        """Return the parts of ``x`` (N, ...) level by level. The gradient of slices would be as large as the whole."""
+        """Return the parts of ``x`` (N, ...) level by level."""
         parts: Sequence[Tensor] = x.split([level.count for level in self.levels])
         return parts
-
-
-class _ToPlaces(torch.autograd.Function):
-    """Puts each row in its place. Each has one, so the gradient gathers; that of an index would add."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, count: int) -> Tensor:
-        ctx.places = places
-        return x.new_zeros(count, *x.shape[1:]).index_copy_(0, places, x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0].index_select(0, ctx.places), None, None
-
-
-class _ToRows(torch.autograd.Function):
-    """Takes each row from its place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
-        ctx.places, ctx.count = places, len(x)
-        return x.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        return grad.new_zeros(ctx.count, *grad.shape[1:]).index_copy_(0, ctx.places, grad), None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

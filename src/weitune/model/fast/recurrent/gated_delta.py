@@ -72,14 +72,14 @@ class GatedDelta:
         windows = PathWindows.of(tree, taps.count)
         query, key, value = convolved_heads(mixed, taps, heads, self.key_heads, windows)
         exact = query.dtype
-        query, key = _unit(query), _unit(key)
+        query, key = _unit(query, self.key_size**-0.5), _unit(key)
         if (shared := self.value_heads // self.key_heads) > 1:
             query, key = query.repeat_interleave(shared, dim=1), key.repeat_interleave(shared, dim=1)
         of_values = slice(heads.start * shared, heads.stop * shared)
         rate, bias = (each.detach()[of_values].to(exact) for each in (self.module.A_log, self.module.dt_bias))
         decay = -rate.exp() * F.softplus(step.flatten(1).to(exact) + bias)
         read = gated_delta_rule(
-            query * self.key_size**-0.5,
+            query,
             key,
             value.reshape(len(value), -1, self.value_size),
             decay,
@@ -97,8 +97,8 @@ class GatedDelta:
         return gated
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x * (x.square().sum(-1, keepdim=True) + _LEAST_SQUARE).rsqrt()
+def _unit(x: Tensor, length: float = 1.0) -> Tensor:
+    return x * ((x.square().sum(-1, keepdim=True) + _LEAST_SQUARE).rsqrt() * length)
 
 
 def read_gated_delta(module: Any, rows: Rows) -> Recurrence | None:

@@ -35,8 +35,8 @@ class ScanMemory:
 
     read: Tensor | None = None
     """(T, H, V) what the tokens read"""
-    written: list[Tensor] = field(default_factory=list)
-    """(n, H, C, V) what the tokens of each level add to the state, without their keys"""
+    written: Tensor | None = None
+    """(N, H, C, V) what the tokens add to the state, without their keys"""
     states: list[Tensor | None] = field(default_factory=list)
     """(S, H, D, V) what the level before leaves for each level"""
     inverse: Tensor | None = None
@@ -60,10 +60,9 @@ class Places:
 
     @classmethod
     def of(cls, rows: ScanRows, chunks: Chunks) -> Places:
-        seen = chunks.seen[:, None]
-        total = seen.to(rows.decay.dtype) @ chunks.gather(rows.decay)[..., None]
+        total = summed(chunks.seen, chunks.gather(rows.decay))[..., None]
         between = total - total.transpose(-1, -2)  # may be large between branches, and is not needed there
-        between.masked_fill_(~seen | (between < SMALLEST), -torch.inf).exp_()
+        between.masked_fill_(~chunks.seen[:, None] | (between < SMALLEST), -torch.inf).exp_()
         since = total.masked_fill_(total < SMALLEST, -torch.inf).exp_()
         beta = None if rows.beta is None else chunks.gather(rows.beta)[..., None]
         return cls(chunks.gather(rows.query), chunks.gather(rows.key), beta, between, since)
@@ -78,8 +77,18 @@ class Places:
 
     def readers(self) -> Tensor:
         """Return what the state of the chunk is multiplied by: exp(G) q, for the delta rule above β exp(G) k."""
-        reads = self.query * self.since
-        return reads if self.beta is None else torch.cat([reads, self.key * (self.beta * self.since)], dim=2)
+        if self.beta is None:
+            return self.query * self.since
+        count, heads, size, width = self.key.shape
+        both = self.key.new_empty(count, heads, 2 * size, width)
+        torch.mul(self.query, self.since, out=both[:, :, :size])
+        torch.mul(self.key, self.beta * self.since, out=both[:, :, size:])
+        return both
+
+
+def summed(seen: Tensor, x: Tensor) -> Tensor:
+    """Return the sums of ``x`` (N, H, C) over what ``seen`` (N, C, C) says that each place sees."""
+    return (seen.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2).contiguous()
 
 
 def continued(left: Tensor | None, level: ChunkLevel) -> Tensor | None:

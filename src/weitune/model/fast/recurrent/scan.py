@@ -90,23 +90,27 @@ def _forward(rows: ScanRows, chunks: Chunks, memory: ScanMemory) -> Tensor:
         wanted = wanted * rows.beta[..., None]
         memory.inverse = unit_lower_inverse(places.overlaps().mul_(places.beta))
     inverses = None if memory.inverse is None else split(memory.inverse)
-    values, keys, attends, readers = map(split, (chunks.gather(wanted), places.key, places.attends(), places.readers()))
+    right = chunks.gather(wanted)
+    read = torch.empty_like(right)
+    memory.written = right if inverses is None else torch.empty_like(right)
+    values, written, outputs = split(right), split(memory.written), split(read)
+    keys, attends, readers = map(split, (places.key, places.attends(), places.readers()))
     between, since = split(places.between), split(places.since)
-    outputs: list[Tensor] = []
     left: Tensor | None = None
     for at, level in enumerate(chunks.levels):
         memory.states.append(left)
-        written, state = values[at], continued(left, level)
+        state = continued(left, level)
         of_state = None if state is None else readers[at] @ state
         if inverses is not None:
-            written = inverses[at] @ (written if of_state is None else written - of_state[:, :, size:])
-        memory.written.append(written)
-        output = attends[at] @ written
-        outputs.append(output if of_state is None else output.add_(of_state[:, :, :size]))
+            remaining = values[at] if of_state is None else values[at] - of_state[:, :, size:]
+            torch.matmul(inverses[at], remaining, out=written[at])
+        torch.matmul(attends[at], written[at], out=outputs[at])
+        if of_state is not None:
+            outputs[at].add_(of_state[:, :, :size])
         if level.leaving is not None:
             chunk, place = level.leaving
             path = between[at][chunk, :, place][..., None]  # the decays from each place on the path to the token
-            left = (keys[at][chunk] * path).transpose(-1, -2) @ written[chunk]
+            left = (keys[at][chunk] * path).transpose(-1, -2) @ written[at][chunk]
             if state is not None:
                 left += state[chunk] * since[at][chunk, :, place][..., None]
-    return chunks.scatter(torch.cat(outputs))
+    return chunks.scatter(read)

@@ -12,23 +12,26 @@ The inverse needs no derivative of its own. Without the delta rule u = r = v.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from weitune.model.fast.recurrent.chunks import Chunks
-from weitune.model.fast.recurrent.places import Places, ScanMemory, ScanRows, continued
+from weitune.model.fast.recurrent.places import Places, ScanMemory, ScanRows, continued, summed
 
 
 def scan_backward(grad: Tensor, rows: ScanRows, chunks: Chunks, memory: ScanMemory) -> ScanRows:
     """Return the gradients of ``rows`` from that of what they read (T, H, V)."""
+    assert memory.written is not None  # noqa: S101  (forward has filled it)
     back = _Backward(rows, chunks, chunks.gather(grad))
-    back.through_levels(memory)
-    back.through_products(torch.cat(memory.written))
+    back.through_levels(memory, chunks.split(memory.written))
+    back.through_products(memory.written)
     back.through_states()
     back.total += back.exchange.sum(-1, keepdim=True) - back.exchange.sum(-2).unsqueeze(-1)
-    decay = chunks.seen[:, None].transpose(-1, -2).to(back.total.dtype) @ back.total
+    total = summed(chunks.seen.transpose(1, 2), back.total.squeeze(-1))
     query, key, wanted = (chunks.scatter(each) for each in (back.query, back.key, back.wanted))
-    decay, beta = (chunks.scatter(each.squeeze(-1)) for each in (decay, back.beta))
+    decay, beta = (chunks.scatter(each) for each in (total, back.beta.squeeze(-1)))
     if rows.beta is None:
         return ScanRows(query, key, wanted, decay, None)
     return ScanRows(query, key, wanted * rows.beta[..., None], decay, beta + (wanted * rows.value).sum(-1))
@@ -53,8 +56,8 @@ class _Backward:
         self.beta = torch.zeros_like(self.places.since)
         """(N, H, C, 1) besides what v has"""
 
-    def through_levels(self, memory: ScanMemory) -> None:
-        """Compute dr and the gradients that states bring."""
+    def through_levels(self, memory: ScanMemory, added: Sequence[Tensor]) -> None:
+        """Compute dr and the gradients that states bring; ``added`` is u, level by level."""
         places, split = self.places, self.chunks.split
         attends, readers, reads, wanted = map(split, (self.attends, self.readers, self.read, self.wanted))
         between, since, keys = split(places.between), split(places.since), split(places.key)
@@ -68,10 +71,13 @@ class _Backward:
                 chunk, place = level.leaving
                 path, own = between[at][chunk, :, place], keys[at][chunk]
                 written.index_add_(0, chunk, (own * path[..., None]) @ later)
-                pairs = memory.written[at][chunk] @ later.transpose(-1, -2)
+                pairs = added[at][chunk] @ later.transpose(-1, -2)
                 grad_key[at].index_add_(0, chunk, pairs * path[..., None])
                 exchange[at][chunk, :, place] = (pairs * own).sum(-1) * path
-            wanted[at].copy_(written if inverses is None else inverses[at].transpose(-1, -2) @ written)
+            if inverses is None:
+                wanted[at].copy_(written)
+            else:
+                torch.matmul(inverses[at].transpose(-1, -2), written, out=wanted[at])
             if left is None or state is None or level.states is None:
                 continue
             both = grad if inverses is None else torch.cat([grad, -wanted[at]], dim=2)
@@ -87,7 +93,7 @@ class _Backward:
         """Add the gradients of A and L."""
         places = self.places
         products = self.read @ written.transpose(-1, -2)
-        self.exchange += products * self.attends
+        self.exchange.addcmul_(products, self.attends)
         products *= places.between
         torch.matmul(products, places.key, out=self.query)
         self.key += products.transpose(-1, -2) @ places.query
