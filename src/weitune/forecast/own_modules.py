@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from weitune.forecast.block_memory import WatchedParts, layers_to_run
 from weitune.forecast.fake_batch import fake_batch, mask_bytes
 from weitune.forecast.live_memory import LiveBytes, TooManyOperations, make_fake
 from weitune.forecast.stand_in_numbers import stand_in_numbers, without_parameters
@@ -33,7 +33,6 @@ from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.attention import BLOCKS, register
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import onednn_is_faster
-from weitune.model.fast.parts import BlockParts
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.lora.targets import layer_numbers
 from weitune.model.own_dropout import turn_off_own_dropout
@@ -227,30 +226,19 @@ class _FakeModel:
         return _Sample(watch.kept + others, max(forward, backward) - watch.kept, head - watch.kept)
 
     def _sample_of_blocks(self, blocks: BlockDecoder, rows: int, length: int, recompute: Recompute) -> _Sample:
-        """Run the blocks of the first layers, and for every kind of the others once more with one of them twice."""
-        kept, work = self._run(blocks, blocks.parts, rows, length, recompute)
-        last = {kind: at for at, kind in enumerate(self._kinds[: len(self._layers)])}  # of each kind
-        others = 0
-        for kind, count in Counter(self._kinds[len(self._layers) :]).items():
-            parts = list(blocks.parts)
-            parts.insert(last[kind], blocks.parts[last[kind]])
-            others += count * (self._run(blocks, parts, rows, length, recompute)[0] - kept)
-        return _Sample(kept + others, work, 0)
-
-    def _run(
-        self, blocks: BlockDecoder, parts: list[BlockParts], rows: int, length: int, recompute: Recompute
-    ) -> tuple[int, int]:
-        """Return the bytes that ``parts`` keep for backward, and how many more there are at the most."""
+        """Run the blocks of some layers; the others take as much as one of their kind."""
+        order = layers_to_run(self._kinds, len(self._layers))
         decoder = copy.copy(blocks)
-        decoder.parts = parts
         supervised = SupervisedModel(self._model, blocks=decoder, recompute=recompute).train()
         with self._fake:
             batch = fake_batch(rows, length, rows * length, shared=True)
             with LiveBytes(self._before(batch)) as live:
+                decoder.parts = watched = WatchedParts([blocks.parts[at] for at in order], live, batch)
                 states = supervised.predicting_states(batch)
                 kept, forward = live.now, live.peak()
                 states.sum().backward()
-                return kept, max(forward, live.peak()) - kept
+                work = max(forward, live.peak()) - kept
+        return _Sample(kept + watched.kept_by_others(self._kinds, order), work, 0)
 
     def _before(self, batch: TensorBatch) -> list[Tensor]:
         """Return the tensors that a pass finds."""
