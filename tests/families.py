@@ -225,6 +225,8 @@ FAST = (
     "gemma3", "gemma4", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl", "glm4v",
 )  # fmt: skip
 """Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""
+RECURRENT = tuple(name for name in FAST if name in HYBRID or name == "nemotron_h_dense")
+"""Those of them that have recurrent layers"""
 
 _TEMPLATES = {"gemma": "gemma", "llama": "llama3", "mistral": "mistral", "ministral": "mistral", "qwen3": "qwen3"}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -21,10 +19,11 @@ from weitune.model.lora.adapter import attach_adapter
 from weitune.recipe.schema import Lora
 
 LENGTH = 128
-DEEP: dict[str, dict[str, Any]] = {
-    "qwen3_5_text": {"num_hidden_layers": 8, "layer_types": [*["linear_attention"] * 3, "full_attention"] * 2},
-    "gemma3_text": {"num_hidden_layers": 7, "layer_types": [*["sliding_attention"] * 5, "full_attention"] + ["sliding_attention"]},
-}  # fmt: skip
+LINEAR, SLIDING, FULL = "linear_attention", "sliding_attention", "full_attention"
+DEEP: dict[str, list[str]] = {
+    "qwen3_5_text": [LINEAR, LINEAR, LINEAR, FULL] * 2,
+    "gemma3_text": [SLIDING, SLIDING, SLIDING, SLIDING, SLIDING, FULL, SLIDING],
+}
 
 
 @given(st.text("lfs", min_size=1, max_size=12))
@@ -45,8 +44,9 @@ def test_layers_that_give_keys_run_before_those_that_read_them() -> None:
 
 @pytest.mark.parametrize("family", DEEP)
 def test_a_deep_model_takes_what_a_few_of_its_layers_tell(family: str) -> None:
-    config, lora = text_config(family_config(family, **DEEP[family])), Lora(dropout=0.1)
-    model = family_model(family, **DEEP[family])
+    kinds = {"layer_types": DEEP[family], "num_hidden_layers": len(DEEP[family])}
+    config, lora = text_config(family_config(family, **kinds)), Lora(dropout=0.1)
+    model = family_model(family, **kinds)
     capabilities, decoder = probe(model), BlockDecoder.from_model(model)
     attach_adapter(model.requires_grad_(False), lora, seed=0, base="")
     blocks = decoder and decoder.with_adapters(torch.float32)

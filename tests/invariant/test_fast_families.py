@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import FAMILIES, FAST, HYBRID, save_family
+from tests.families import FAMILIES, FAST, RECURRENT, save_family
 from tests.invariant.test_families import EXPERTS
 from tests.invariant.test_oracle import examples_with_forks
 from weitune.data.conversation import Example, Span
@@ -126,7 +126,7 @@ def test_packed_by_the_blocks_equals_separate_by_the_modules(folder: Folder, fam
     assert_equal(by_blocks(trainable), expected)
 
 
-@pytest.mark.parametrize("family", [name for name in HYBRID if name in FAST])
+@pytest.mark.parametrize("family", RECURRENT)
 def test_a_step_may_be_divided_into_rows(folder: Folder, family: str) -> None:
     """In a hybrid family a row is also cut into chunks, and others when it is divided."""
     trainable = made(folder(family), LORAS["lora"])

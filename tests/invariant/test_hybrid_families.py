@@ -8,22 +8,34 @@ import pytest
 
 from tests.families import HYBRID, family_model, template_of
 from tests.faults.test_several_processes import adapter, finish, weitune
-from tests.generate.test_engine import QUESTIONS, conversation, engine_of
+from tests.generate.test_engine import QUESTIONS, argmax_loop, conversation, engine_of
 from tests.invariant.test_experts import recipe_of
 from weitune import train
 from weitune.generate.sampling import Sampling
 from weitune.recipe.load import dump_recipe
 
+FAMILIES = *HYBRID, "nemotron_h_dense"
 
-@pytest.mark.parametrize("family", HYBRID)
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_padding_of_a_batch_leaves_no_trace_in_a_state(family: str) -> None:
     engine = engine_of(family_model(family), template_of(family))
     asked, sampling = [conversation(question) for question in QUESTIONS], Sampling(max_new_tokens=12)
     assert engine.answers(asked, sampling) == [engine.answer(each, sampling) for each in asked]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_is_carried_from_step_to_step(family: str) -> None:
+    """As if the whole conversation were read again for every token."""
+    engine = engine_of(family_model(family), template_of(family))
+    asked = conversation(QUESTIONS[1])
+    expected = argmax_loop(engine.model, engine.prompt(asked), 12)
+    assert not engine.stop_tokens.intersection(expected)
+    assert list(engine.answer(asked, Sampling(max_new_tokens=12)).tokens) == expected
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1"])
+@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "lfm2"])
 def test_two_processes_learn_the_same_as_one(family: str, tmp_path: Path) -> None:
     lora, keys = {"experts": False, "dropout": 0.0}, {"precision": "fp32", "epochs": 1}
     alone = train(recipe_of(tmp_path / "a", family, lora, **keys), device="cpu")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.families import FAST, HYBRID, family_model
+from tests.families import RECURRENT, family_model
 from tests.model.fast.recurrent.trees import CPU, long_row, rows
 from weitune.data.pack import PackedBatch, visible
 from weitune.model.decoder_of import decoder_of
@@ -21,8 +21,16 @@ from weitune.model.fast.parts import BlockContext
 from weitune.model.fast.recurrent.mixer import Recurrence
 from weitune.model.fast.self_attention.positions import Positions
 from weitune.model.fast.tree import Tree
+from weitune.model.lora.adapter import attach_adapter
+from weitune.recipe.schema import Lora
 
-FAMILIES = [name for name in HYBRID if name in FAST]
+WITHOUT_EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {"mlp_only_layers": [0, 1]},
+    "granitemoehybrid": {"num_local_experts": 0},
+}
+"""What makes a family of mixtures one without: routers compute in float32 in every format."""
+IN_FLOAT64 = [name for name in RECURRENT if name not in {"qwen3_5_moe_text", "lfm2_moe"}]
+"""The families but for mixtures whose recurrent layers another family has."""
 
 
 @cache
@@ -48,7 +56,7 @@ def conversations(row: PackedBatch) -> list[Tensor]:
     return [torch.from_numpy(seen[leaf].nonzero()[0]) for leaf in leaves]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", RECURRENT)
 @settings(max_examples=5, deadline=None)
 @given(row=rows(), size=st.integers(1, 9))
 def test_packed_equals_separate_and_so_do_the_gradients(family: str, row: PackedBatch, size: int) -> None:
@@ -72,7 +80,59 @@ def test_packed_equals_separate_and_so_do_the_gradients(family: str, row: Packed
     assert (apart.grad - packed.grad).abs().max() < 1e-9 * apart.grad.abs().max()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@cache
+def adapted(family: str) -> tuple[BlockDecoder, list[nn.Parameter]]:
+    """Return the blocks of ``family`` in float64 without a last norm, and their adapters' weights, none zero."""
+    model = family_model(family, **WITHOUT_EXPERTS.get(family, {}))
+    decoder = BlockDecoder.from_model(model)
+    attach_adapter(model.requires_grad_(False), Lora(dropout=0.0), seed=0, base="")
+    model.double()
+    blocks = decoder and decoder.with_adapters(torch.float64)
+    assert blocks is not None
+    blocks.module.norm = nn.Identity()  # models have their last norm in float32 only
+    trained, draw = [each for each in model.parameters() if each.requires_grad], torch.Generator().manual_seed(1)
+    for each in trained:
+        each.data = 0.1 * torch.randn(each.shape, dtype=torch.float64, generator=draw)
+    return blocks, trained
+
+
+def assert_whole_models_equal(family: str, row: PackedBatch, size: int) -> None:
+    """Compare a packed row with its conversations apart, in chunks of ``size``: last states and adapter gradients."""
+    blocks, trained = adapted(family)
+    ids, draw = torch.from_numpy(row.input_ids), torch.Generator().manual_seed(0)
+
+    def states(own: Tensor, tree: Tree) -> Tensor:
+        tree.chunk_tokens = size
+        return blocks.states(ids[own], tree, torch.arange(len(own)), training=True)
+
+    packed = states(torch.arange(len(row)), Tree.from_batch(row, CPU))
+    total, weighted = packed.new_zeros(()), packed.new_zeros(())
+    for own in conversations(row):
+        line = torch.arange(len(own))
+        alone = states(own, Tree(line, torch.full_like(line, len(own))))
+        assert (alone - packed[own]).abs().max() < 1e-9 * packed.abs().max()
+        weight = torch.randn(alone.shape, dtype=torch.float64, generator=draw)
+        total, weighted = total + (alone * weight).sum(), weighted + (packed[own] * weight).sum()
+    ours, theirs = (torch.autograd.grad(each, trained) for each in (weighted, total))
+    rounding = 1e-12 * max(float(each.norm()) for each in theirs)
+    assert all((a - b).norm() <= 1e-9 * b.norm() + rounding for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("family", IN_FLOAT64)
+@settings(max_examples=3, deadline=None)
+@given(row=rows(), size=st.integers(1, 9))
+def test_whole_models_packed_equal_separate_and_so_do_the_adapters_gradients(
+    family: str, row: PackedBatch, size: int
+) -> None:
+    assert_whole_models_equal(family, row, size)
+
+
+@pytest.mark.parametrize("family", IN_FLOAT64)
+def test_so_do_segments_about_as_long_as_a_chunk(family: str) -> None:
+    assert_whole_models_equal(family, long_row(400), 64)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
 def test_in_float32_long_rows_are_near_to_what_the_modules_compute(family: str) -> None:
     model, row = family_model(family), long_row(2000)
     blocks = BlockDecoder.from_model(model)

@@ -74,6 +74,16 @@ def test_long_rows_are_exact_in_float64_and_near_in_float32(scale: float) -> Non
     assert_close(with_gradients(gated_delta_rule, rounded, chunks_of(row, 64)), expected, 1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_long_rows_of_a_state_space_are_exact_in_float64_and_near_in_float32(scale: float) -> None:
+    row = long_row(2000)
+    inputs = drawn(row, 1, torch.float64, scale)[:4]
+    expected = with_gradients(reference_state_space, inputs, row.position_ids)
+    assert_close(with_gradients(state_space, inputs, chunks_of(row, 64)), expected, EXACT)
+    rounded = [each.float() for each in inputs]
+    assert_close(with_gradients(state_space, rounded, chunks_of(row, 64)), expected, 1e-3)
+
+
 def test_tokens_that_write_nothing_and_forget_nothing_leave_the_state_alone() -> None:
     """So that padding may stand anywhere on a path."""
     row = long_row(300)
