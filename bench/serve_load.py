@@ -2,7 +2,8 @@
 
 python -m bench.serve_load RUN [--clients 200] [--requests 400]
 
-vanish       CLIENTS ask for long answers and close their connections in the middle: seconds until nobody holds a slot
+vanish       CLIENTS ask for long answers and close their connections in the middle: seconds until nobody holds a slot;
+             for chats, chats with tools (if the template writes calls), completions and responses, streamed or not
 malformed    REQUESTS bodies that are no JSON, no object, or a request with a wrong field: all 4xx
 oversized    bodies above the limit, by their header and by their length: all 413
 half         connections that never end their header, while /health goes on answering
@@ -28,14 +29,27 @@ from weitune import Run
 from weitune.export.source.export_source import open_export_source
 
 ASK = {"messages": [{"role": "user", "content": "你是谁？"}], "max_tokens": 2000}
+TOOL = {"type": "function", "function": {"name": "tides", "description": "Tells the tides.", "parameters": {}}}
 BODY_LIMIT = 1 << 20
 
 
-def vanish(server: Service, model: str, clients: int, stops: Sequence[int], *, stream: bool) -> dict[str, Any]:
-    """Close every connection while answers are being generated and others wait for their turn."""
+def long_requests(stops: Sequence[int], *, tools: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return path and body of requests for long answers, by kind."""
     endless = {"logit_bias": {str(token): -100 for token in stops}}
-    payload = json.dumps({**ASK, **endless, "model": model, "stream": stream}).encode()
-    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
+    chat = ("/v1/chat/completions", {**ASK, **endless})
+    story = "Tell me a long story of the sea, with all that happens on every day of a year, and leave nothing out."
+    return {
+        "chat": chat,
+        **({"tools": (chat[0], {**chat[1], "tools": [TOOL]})} if tools else {}),
+        "completions": ("/v1/completions", {"prompt": "你是谁？", "max_tokens": 2000, **endless}),
+        "responses": ("/v1/responses", {"input": story, "max_output_tokens": 2000}),  # it knows no logit_bias
+    }
+
+
+def vanish(server: Service, path: str, body: dict[str, Any], clients: int) -> dict[str, Any]:
+    """Close every connection while answers are being generated and others wait for their turn."""
+    payload = json.dumps(body).encode()
+    header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
     before = server.metric('weitune_requests_total{status="499"}')
     connections = []
     for _ in range(clients):
@@ -49,7 +63,7 @@ def vanish(server: Service, model: str, clients: int, stops: Sequence[int], *, s
     freed = wait_for(lambda: _present(server) == 0, 120)
     noticed = server.metric('weitune_requests_total{status="499"}') - before
     began = time.monotonic()
-    server.chat(**{**ASK, "model": model, "max_tokens": 2})
+    server.chat(**{**ASK, "model": body["model"], "max_tokens": 2})
     return {
         "clients": clients, "all_present_seconds": present + generated, "slots_free_seconds": freed,
         "counted_as_gone": noticed, "next_answer_seconds": time.monotonic() - began,
@@ -126,8 +140,13 @@ def main() -> None:
     with service(options.run, *limits) as server:
         server.chat(**{**ASK, "model": model, "max_tokens": 8})
         result: dict[str, Any] = {"resident_bytes_before": server.resident_bytes()}
-        result["vanish_streamed"] = vanish(server, model, options.clients, stops, stream=True)
-        result["vanish_whole"] = vanish(server, model, options.clients, stops, stream=False)
+        tools = server.request(
+            "POST", "/v1/chat/completions", {**ASK, "model": model, "max_tokens": 1, "tools": [TOOL]}
+        )
+        for kind, (path, body) in long_requests(stops, tools=tools[0] == http.client.OK).items():
+            for way, stream in (("streamed", True), ("whole", False)):
+                asked = {**body, "model": model, "stream": stream}
+                result[f"vanish_{kind}_{way}"] = vanish(server, path, asked, options.clients)
         result["resident_bytes_after_vanishing"] = server.resident_bytes()
         for part in ("first", "second"):  # what the first round needs once, the second does not need again
             result[f"malformed_{part}"] = malformed(server, model, options.requests)

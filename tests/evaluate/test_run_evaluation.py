@@ -12,6 +12,7 @@ import pytest
 from tests.faults.runs import make_inputs
 from weitune import Run, cli
 from weitune.evaluate import run_evaluation
+from weitune.evaluate.evaluation import read_evaluation
 from weitune.evaluate.general import general_questions
 from weitune.evaluate.questions import Question
 from weitune.generate.engine import Engine
@@ -48,6 +49,20 @@ def test_all_checkpoints_have_the_losses_of_training(run: Path, capsys: pytest.C
     for answer in found["answers"]:
         assert answer["reference"]
         assert set(answer["said"]) == {model["which"] for model in found["models"]}
+
+
+def test_answers_are_kept_to_a_schema(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"enum": ["涨潮", "low"]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    options = ["--no-general", "--training-rows", "0", "--output", str(tmp_path), "--schema"]
+    assert evaluate(run, "--max-new-tokens", "9", *options, str(tmp_path / "schema.json")) == 0
+    assert "answers to the questions are kept to a JSON schema" in capsys.readouterr().out
+    assert "Answers to the questions were kept to a JSON schema." in (tmp_path / "report.html").read_text("utf-8")
+    found = read_evaluation(tmp_path)
+    assert found is not None
+    assert found.schema == schema
+    assert {said for answer in found.answers for said in answer.said.values()} <= {'"涨潮"', '"low"'}
 
 
 def test_what_a_person_sees(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

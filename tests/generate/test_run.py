@@ -47,6 +47,21 @@ def test_streams_and_coroutines_say_the_same(tiny_run: Path) -> None:
     assert asyncio.run(both()) == [expected, run.chat("你是谁？", checkpoint=5, **options)]
 
 
+def test_answers_in_json(tiny_run: Path) -> None:
+    pytest.importorskip("llguidance")
+    run, form = Run(tiny_run), {"type": "json_schema", "json_schema": {"schema": {"enum": ["涨潮", "low"]}}}
+    answer = run.chat("Which?", response_format=form)
+    assert answer in {'"涨潮"', '"low"'}
+    assert "".join(run.stream_chat("Which?", response_format=form)) == answer
+    assert asyncio.run(run.chat_async("Which?", response_format=form)) == answer
+    assert run.chat("Which?", response_format={"type": "json_object"}, max_new_tokens=8).startswith("{")
+    assert run.chat("Which?", response_format={"type": "text"}, max_new_tokens=8) == run.chat(
+        "Which?", max_new_tokens=8
+    )
+    with pytest.raises(InputError, match="response_format must be of type"):
+        run.chat("Which?", response_format={"type": "xml"})
+
+
 def test_a_cancelled_answer_leaves_no_thread(tiny_run: Path) -> None:
     run = Run(tiny_run)
 

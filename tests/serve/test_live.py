@@ -254,12 +254,20 @@ def test_names_and_pages_of_others_are_refused(server: Live) -> None:
     assert server.request("GET", "/health")[0] == 200
 
 
+LONG: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": ASK},
+    "/v1/completions": {"prompt": "Once"},
+    "/v1/responses": {"input": "Once", "max_output_tokens": 900},
+}
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_clients_that_vanish_free_their_slots(stream: bool, models: LlamaModels, server: Live) -> None:
+@pytest.mark.parametrize("path", LONG)
+def test_clients_that_vanish_free_their_slots(path: str, stream: bool, models: LlamaModels, server: Live) -> None:
     before = server.metric('weitune_requests_total{status="499"}')
-    body = {"model": "first", "messages": ASK, "stream": stream, **endless(models)}
-    payload = json.dumps(body).encode()
-    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
+    options = {} if path == "/v1/responses" else endless(models)  # it knows no logit_bias
+    payload = json.dumps({"model": "first", "stream": stream, **LONG[path], **options}).encode()
+    header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
     connections = [server.connect() for _ in range(6)]
     for connection in connections:
         connection.sendall(header.encode() + payload)

@@ -171,6 +171,8 @@ class Evaluation:
     win_rate: WinRate | None = None
     gate: Gate | None = None
     """None without ``--gate``"""
+    schema: Mapping[str, Any] | None = None
+    """The JSON schema that answers to the questions of the rows were kept to"""
 
     def to_json(self) -> dict[str, Any]:
         tree = asdict(self)
@@ -197,6 +199,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
             general=[record_from(AnsweredGeneralQuestion, answer) for answer in tree.get("general", ())],
             win_rate=record_from(WinRate, tree["win_rate"]) if tree.get("win_rate") else None,
             gate=_gate(tree["gate"]) if tree.get("gate") else None,
+            schema=tree.get("schema"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from weitune.data.conversation import Example, Turn
 from weitune.data.frame.framing import Framing
@@ -84,6 +85,8 @@ class Options:
     batch_size: int = BATCH_SIZE
     general: bool = True
     device: str | None = None
+    schema: Mapping[str, Any] | None = None
+    """What answers to the questions of the rows must fit, as JSON; other questions are answered freely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,7 @@ def evaluate(
             )
             for at, question in enumerate(general)
         ],
+        schema=options.schema,
         gate=judge_bounds(models[0], models[1:], bounds) if bounds is not None else None,
     )
 
@@ -201,7 +205,7 @@ def _evaluate_model(
     loss = measure(rows.examples, stage(say("evaluate.run_evaluation.loss", name=name)))
     sums = measure.answers(rows.groups, stage(say("evaluate.run_evaluation.pairs", name=name))) if rows.groups else []
     answering = stage(say("evaluate.run_evaluation.answers", name=name))
-    answers = _answers(engine, rows.questions, options.max_new_tokens, options.batch_size, answering)
+    answers = _answers(engine, rows.questions, options.max_new_tokens, options.batch_size, answering, options.schema)
     said_in_general = _general(run, engine, measure, name, general, options, stage) if general else None
     general_answers = said_in_general.answers if said_in_general else []
     right = right_by_language(general, general_answers)
@@ -269,7 +273,12 @@ def _is_repeated(question: Question, said: Answer) -> bool:
 
 
 def _answers(
-    engine: Engine, questions: Sequence[Question], max_new_tokens: int, batch_size: int, progress: Progress
+    engine: Engine,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
+    schema: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
     """Return the likeliest answers, ``batch_size`` at a time; a question that is too long gets an empty one."""
     limit = engine.context_tokens
@@ -277,6 +286,6 @@ def _answers(
     fitting = [at for at in range(len(questions)) if limit is None or lengths[at] < limit]
     conversations = [questions[at].conversation for at in fitting]
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    answers = engine.answers(conversations, sampling, batch_size=batch_size, progress=progress)
+    answers = engine.answers(conversations, sampling, batch_size=batch_size, progress=progress, schema=schema)
     answered = dict(zip(fitting, answers, strict=True))
     return [answered.get(at, Answer("", (), stopped=False)) for at in range(len(questions))]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from weitune.data.conversation import Conversation
 from weitune.generate.sampling import Sampling
@@ -48,5 +48,10 @@ class ChatEngine(Protocol):
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Return the length of the prompt; asked for only where :attr:`context_tokens` is known."""
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> ChatStream:
-        """Return the answer as a stream of text. Raises InputError if there can be none."""
+    def stream(
+        self, conversation: Conversation, sampling: Sampling | None = None, schema: Mapping[str, Any] | None = None
+    ) -> ChatStream:
+        """Return the answer as a stream of text; with ``schema`` it is JSON that fits it, unless it is cut.
+
+        Raises InputError if there can be none.
+        """

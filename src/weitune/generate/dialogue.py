@@ -9,6 +9,7 @@ Only the command line and :meth:`Run.chat` keep dialogues; the engine itself rem
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.formats.reasoning import turn_from_text
@@ -36,15 +37,18 @@ class Dialogue:
         self.dropped = 0
         """How many turns were dropped because they no longer fit the model's context."""
 
-    def ask(self, engine: ChatEngine, text: str, sampling: Sampling | None = None) -> ChatStream:
+    def ask(
+        self, engine: ChatEngine, text: str, sampling: Sampling | None = None, schema: Mapping[str, Any] | None = None
+    ) -> ChatStream:
         """Return the answer to ``text`` as a stream; call :meth:`remember` when it is complete.
 
+        With ``schema`` the answer is JSON that fits it, unless it is cut.
         The oldest turns that leave no room for the answer are dropped for good. Raises InputError if the question alone
         is too long; nothing is dropped then.
         """
         sampling = sampling or Sampling()
         start, conversation = self._fitting(engine, Turn("user", text), sampling)
-        stream = engine.stream(conversation, sampling)
+        stream = engine.stream(conversation, sampling, schema)
         del self.turns[:start]
         self.dropped += start
         return stream

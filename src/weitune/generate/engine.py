@@ -11,19 +11,18 @@ means the likeliest token.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
+from weitune.generate.constrain.mask import AnswerGrammar, Grammars
+from weitune.generate.decode.by_transformers import TransformersDecoder, for_generation
 from weitune.generate.decode.choose import Chooser
 from weitune.generate.decode.decoder import StepDecoder
 from weitune.generate.decode.draft import Draft
@@ -76,7 +75,9 @@ class Engine:
         self._in_step, self._fixed = in_step, fixed
         self._one_at_a_time = threading.Lock()  # readers in several threads take turns
         self.stop_tokens = frozenset([*framing.stop_tokens, *loaded_stop_tokens(self.model)])
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_tokens, default=0)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_tokens, default=0)
+        self._transformers = TransformersDecoder(self.model, self.stop_tokens, pad, in_step)
+        self._grammars = Grammars(tokenizer, framing, self.stop_tokens)
 
     @property
     def context_tokens(self) -> int | None:
@@ -104,17 +105,23 @@ class Engine:
             raise InputError("generate.engine.too_long", prompt_tokens=len(tokens), context_tokens=self.context_tokens)
         return tokens
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> AnswerStream:
-        """Return the answer as a stream of text. Raises InputError if the conversation is too long."""
+    def stream(
+        self, conversation: Conversation, sampling: Sampling | None = None, schema: Mapping[str, Any] | None = None
+    ) -> AnswerStream:
+        """Return the answer as a stream of text; with ``schema`` it is JSON that fits it, unless it is cut.
+
+        Raises InputError if the conversation is too long, or answers cannot be kept to the schema.
+        """
         sampling = sampling or Sampling()
-        prompt = self.prompt(conversation)
+        grammar = self._grammar(schema)
+        prompt = [*self.prompt(conversation), *(grammar.opening if grammar else ())]
         limit = self._limit(prompt, sampling)
 
         def start(streamer: TokenQueue, cancelled: Cancelled) -> None:
             if self._blocks is None:
-                self._generate([prompt], limit, sampling, streamer=streamer, stopping=[cancelled])
+                self._generate([prompt], limit, sampling, None, grammar, streamer=streamer, stopping=[cancelled])
                 return
-            for _, token in self._decoded([prompt], [limit], sampling, [sampling.seed], 1):
+            for _, token in self._decoded([prompt], [limit], sampling, [sampling.seed], 1, grammar):
                 streamer.add(token)
                 if cancelled.event.is_set():
                     break
@@ -132,16 +139,18 @@ class Engine:
         *,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
+        schema: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
         """Return the answers in order, generated ``batch_size`` at a time, equal to those given one by one.
 
-        ``progress`` is called with (conversations answered, conversations in all).
+        ``progress`` is called with (conversations answered, conversations in all). With ``schema``, every answer that
+        is not cut is JSON that fits it.
 
         Equal means to rounding: sums over a batch may differ in the last bit, which can turn a near tie. Raises
         InputError if a conversation is too long.
         """
         prompts = [self.prompt(conversation) for conversation in conversations]
-        return self.answers_to(prompts, sampling, batch_size=batch_size, progress=progress)
+        return self.answers_to(prompts, sampling, batch_size=batch_size, progress=progress, schema=schema)
 
     def answers_to(
         self,
@@ -150,10 +159,11 @@ class Engine:
         *,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
+        schema: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
         """Return the answers to prompts in tokens, as :meth:`answers` does; each must leave room for its answer."""
         answers: dict[int, Answer] = {}
-        for at, answer in self.finished(prompts, sampling, batch_size=batch_size):
+        for at, answer in self.finished(prompts, sampling, batch_size=batch_size, schema=schema):
             answers[at] = answer
             if progress is not None:
                 progress(len(answers), len(prompts))
@@ -166,29 +176,35 @@ class Engine:
         *,
         seeds: Sequence[int | None] | None = None,
         batch_size: int = BATCH_SIZE,
+        schema: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yield every answer with the number of its prompt as soon as it is finished.
 
         ``seeds`` has one for every prompt in place of the sampling's.
         """
         sampling = sampling or Sampling()
+        grammar = self._grammar(schema)
+        prompts = [[*prompt, *grammar.opening] for prompt in prompts] if grammar else prompts
         seeds = [sampling.seed] * len(prompts) if seeds is None else seeds
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         if self._blocks is None:
-            yield from self._generated_answers(prompts, limits, sampling, seeds, batch_size)
+            yield from self._generated_answers(prompts, limits, sampling, seeds, batch_size, grammar)
             return
         tokens: list[list[int]] = [[] for _ in prompts]
-        for at, token in self._decoded(prompts, limits, sampling, seeds, batch_size):
+        for at, token in self._decoded(prompts, limits, sampling, seeds, batch_size, grammar):
             tokens[at].append(token)
             if token in self.stop_tokens or len(tokens[at]) == limits[at]:
                 yield at, self._read(tokens[at])
+
+    def _grammar(self, schema: Mapping[str, Any] | None) -> AnswerGrammar | None:
+        return None if schema is None else self._grammars.of(schema)
 
     @cached_property
     def _blocks(self) -> BlockDecoder | None:
         """The model's blocks, if it is decoded here."""
         if self._in_step:
             return None
-        with self._one_at_a_time, _for_generation(self.model):
+        with self._one_at_a_time, for_generation(self.model):
             return decodable_blocks(self.model)
 
     @cached_property
@@ -207,13 +223,24 @@ class Engine:
         sampling: Sampling,
         seeds: Sequence[int | None],
         batch_size: int,
+        grammar: AnswerGrammar | None,
     ) -> Iterator[tuple[int, int]]:
         """Yield the number of a prompt and a new token of its answer, until all are answered."""
         assert self._blocks is not None  # noqa: S101  (for mypy)
-        with self._one_at_a_time, _for_generation(self.model):
+        with self._one_at_a_time, for_generation(self.model):
             decoder = self._fixed_decoder if self._fixed else StepDecoder(self.model, self._blocks)
             rows = [
-                Row(at, prompt, limit, Chooser(replace(sampling, seed=seed), prompt, decoder.device))
+                Row(
+                    at,
+                    prompt,
+                    limit,
+                    Chooser(
+                        replace(sampling, seed=seed),
+                        prompt,
+                        decoder.device,
+                        None if grammar is None else grammar.mask(),
+                    ),
+                )
                 for at, (prompt, limit, seed) in enumerate(zip(prompts, limits, seeds, strict=True))
             ]
             rows.sort(key=lambda row: len(row.prompt))
@@ -227,6 +254,7 @@ class Engine:
         sampling: Sampling,
         seeds: Sequence[int | None],
         batch_size: int,
+        grammar: AnswerGrammar | None,
     ) -> Iterator[tuple[int, Answer]]:
         """Answer with transformers. Prompts of similar length share a batch, so little is padded."""
         order = sorted(range(len(prompts)), key=lambda at: (limits[at], len(prompts[at])))
@@ -234,13 +262,14 @@ class Engine:
             rows = list(group)
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                generated = self._generate([prompts[at] for at in batch], limit, sampling, [seeds[at] for at in batch])
+                asked, own_seeds = [prompts[at] for at in batch], [seeds[at] for at in batch]
+                generated = self._generate(asked, limit, sampling, own_seeds, grammar)
                 for at, row in zip(batch, generated.tolist(), strict=True):
                     yield at, self._read(row)
 
     def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
         room = sampling.max_new_tokens if self.context_tokens is None else self.context_tokens - len(prompt)
-        return min(sampling.max_new_tokens, room)
+        return max(1, min(sampling.max_new_tokens, room))
 
     def _read(self, row: Sequence[int]) -> Answer:
         end = next((at for at, token in enumerate(row) if token in self.stop_tokens), len(row))
@@ -253,47 +282,17 @@ class Engine:
         limit: int,
         sampling: Sampling,
         seeds: Sequence[int | None] | None = None,
+        grammar: AnswerGrammar | None = None,
         *,
         streamer: TokenQueue | None = None,
         stopping: Sequence[Cancelled] = (),
     ) -> Tensor:
-        """Return the tokens generated after B ``prompts``, shape (B, at most ``limit``), padded at the end."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self._pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
-        mask = (torch.arange(width) >= width - lengths).long()  # (B, width), padded at the front
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        config = GenerationConfig(
-            max_new_tokens=limit,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=sorted(self.stop_tokens) or None,
-            pad_token_id=self._pad,
-        )
-        with self._one_at_a_time, _for_generation(self.model):
-            output: Tensor = self.model.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=processors(sampling, mask, seeds),
-                stopping_criteria=StoppingCriteriaList(stopping),
+        mask = None if grammar is None else grammar.mask(len(prompts))
+        with self._one_at_a_time:
+            return self._transformers.generate(
+                prompts,
+                limit,
+                lambda attention: processors(sampling, attention, seeds, mask),
                 streamer=streamer,
-                synced_gpus=self._in_step,
+                stopping=stopping,
             )
-        return output[:, width:]
-
-
-@contextmanager
-def _for_generation(model: Any) -> Iterator[None]:
-    """Switch the model to evaluation, with an empty generation config; restore both afterwards.
-
-    ``generate`` fills every option left out from the model's generation config; an empty one adds nothing.
-    """
-    flags, training = model.generation_config, model.training
-    model.generation_config = GenerationConfig()
-    model.eval()
-    try:
-        yield
-    finally:
-        model.generation_config = flags
-        model.train(training)

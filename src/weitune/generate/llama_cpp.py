@@ -21,6 +21,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -238,6 +239,14 @@ def misses_avx512() -> bool:
     import xllamacpp
 
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AVX512 = 1" not in xllamacpp.get_system_info()
+
+
+@cache
+def takes_grammars() -> bool:
+    """Return whether llama.cpp was built with llguidance; a grammar for it would end the process otherwise."""
+    import xllamacpp
+
+    return str(xllamacpp.json_schema_to_grammar({"type": "object"})).startswith("%llguidance")
 
 
 def usable_cores() -> int:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
+from weitune.generate.constrain.opening import content_opening
+from weitune.generate.constrain.schema import JsonRule
 from weitune.generate.detokenize import REPLACEMENT
-from weitune.generate.llama_cpp import Completion, LlamaCpp
+from weitune.generate.llama_cpp import Completion, LlamaCpp, takes_grammars
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
 from weitune.messages import say
@@ -61,13 +63,16 @@ class ChunkReader:
 class LlamaStream(Iterator[str]):
     """One answer of llama.cpp, as text. It is generated at once, whether it is read or not."""
 
-    def __init__(self, completion: Completion, stop_tokens: frozenset[int]) -> None:
-        self._completion, self._reader = completion, ChunkReader(stop_tokens)
+    def __init__(self, completion: Completion, stop_tokens: frozenset[int], rule: JsonRule | None = None) -> None:
+        self._completion, self._reader, self._rule = completion, ChunkReader(stop_tokens), rule
         self._texts: list[str] = []
         self._last = Piece("", 0)
 
     def __next__(self) -> str:
-        """Return the next piece of text, never an empty one. Raises InputError if llama.cpp refuses the request."""
+        """Return the next piece of text, never an empty one.
+
+        Raises InputError if llama.cpp refuses the request, or at the end of an answer that does not fit its rule.
+        """
         while self._last.finish is None:
             self._last = self._reader.read(next(self._completion))  # StopIteration for one that was closed
             if self._last.finish is not None:
@@ -75,6 +80,8 @@ class LlamaStream(Iterator[str]):
             if self._last.text:
                 self._texts.append(self._last.text)
                 return self._last.text
+        if self._rule is not None and self.answer.stopped and not self._rule.fits(self.answer.text):
+            raise InputError("generate.llama_engine.left_schema")  # it drops grammars that it cannot go on with
         raise StopIteration
 
     def close(self) -> None:
@@ -114,10 +121,18 @@ class LlamaEngine:
     def prompt_tokens(self, conversation: Conversation) -> int:
         return len(self._framing.prompt(conversation))
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> LlamaStream:
-        """Return the answer as a stream of text. Raises InputError if the conversation is too long."""
+    def stream(
+        self, conversation: Conversation, sampling: Sampling | None = None, schema: Mapping[str, Any] | None = None
+    ) -> LlamaStream:
+        """Return the answer as a stream of text; with ``schema`` it is JSON that fits it, unless it is cut.
+
+        Raises InputError if the conversation is too long, or answers cannot be kept to the schema.
+        """
         sampling = sampling or Sampling()
-        prompt = self._framing.prompt(conversation)
+        prompt = list(self._framing.prompt(conversation))
+        rule = None if schema is None else self._rule(schema)
+        if rule is not None:
+            prompt += content_opening(self._framing)
         room = self.context_tokens - len(prompt)
         if room < 1:
             raise InputError(
@@ -125,4 +140,11 @@ class LlamaEngine:
             )
         body = self._llama.body(prompt, sampling, self._adapter)
         body["n_predict"] = min(sampling.max_new_tokens, room)
-        return LlamaStream(self._llama.complete(body), self._stop_tokens)
+        if rule is not None:
+            body["grammar"] = rule.lark
+        return LlamaStream(self._llama.complete(body), self._stop_tokens, rule)
+
+    def _rule(self, schema: Mapping[str, Any]) -> JsonRule:
+        if not takes_grammars():
+            raise InputError("generate.llama_engine.no_llguidance")
+        return JsonRule(schema)

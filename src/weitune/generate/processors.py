@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
+from weitune.generate.constrain.mask import GrammarMask
 from weitune.generate.sampling import Sampling
 
 _LIKELIEST = (256, 4096)
@@ -86,20 +87,23 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
 
 
 def copied(chain: LogitsProcessorList) -> LogitsProcessorList:
-    """Return a chain that will do what ``chain`` would, and leave its generators as they are."""
-    return LogitsProcessorList([each.copy() if isinstance(each, GumbelNoise) else each for each in chain])
+    """Return a chain that will do what ``chain`` would, and leave its generators and matchers as they are."""
+    return LogitsProcessorList([each.copy() if isinstance(each, GumbelNoise | GrammarMask) else each for each in chain])
 
 
 def processors(
-    sampling: Sampling, attention_mask: Tensor, seeds: Sequence[int | None] | None = None
+    sampling: Sampling,
+    attention_mask: Tensor,
+    seeds: Sequence[int | None] | None = None,
+    mask: GrammarMask | None = None,
 ) -> LogitsProcessorList:
     """Return the processors, in order, after which the largest logit is the next token.
 
     ``attention_mask`` (B, T) is 0 on the padding of the prompts. ``seeds`` has one for every row in place of the
     sampling's, which is used for every row, so that a conversation's answer is the same alone and in any batch. A row
-    without a seed draws its own.
+    without a seed draws its own. ``mask`` leaves out the tokens with which a row would leave its grammar.
     """
-    chain = LogitsProcessorList()
+    chain = LogitsProcessorList([] if mask is None else [mask])
     if sampling.repetition_penalty != 1:
         chain.append(RepetitionPenalty(sampling.repetition_penalty, attention_mask))
     if sampling.greedy:

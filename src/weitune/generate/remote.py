@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
+from weitune.generate.constrain.response_format import response_format_of
 from weitune.generate.openai_client import OpenAIClient, error_message
 from weitune.generate.sampling import Sampling
 from weitune.generate.sse import server_sent_events
@@ -48,8 +49,13 @@ class RemoteEngine:
         """Return 0: only the server can tell, and it does when a conversation is too long."""
         return 0
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> RemoteStream:
-        """Return the answer as a stream of text. Raises InputError if the server refuses or cannot be reached."""
+    def stream(
+        self, conversation: Conversation, sampling: Sampling | None = None, schema: Mapping[str, Any] | None = None
+    ) -> RemoteStream:
+        """Return the answer as a stream of text, which the server keeps to ``schema`` if there is one.
+
+        Raises InputError if the server refuses or cannot be reached.
+        """
         sampling = sampling or Sampling()
         asked = [option for option in fields(sampling) if getattr(sampling, option.name) != option.default]
         names = dict.fromkeys([*_ALWAYS, *(option.name for option in asked)])
@@ -59,6 +65,8 @@ class RemoteEngine:
             "stream": True,
             **{_OPTIONS.get(name, name): getattr(sampling, name) for name in names},
         }
+        if schema is not None:
+            body["response_format"] = response_format_of(schema)
         return RemoteStream(self._client.post("/chat/completions", body))
 
     def models(self) -> list[str]:

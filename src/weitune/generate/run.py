@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,16 +69,29 @@ class Run(RunFolder):
         system: str | None = None,
         checkpoint: Which = "last",
         device: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> str:
         """Return the model's answer to ``text``.
 
         ``history`` has the turns said before. ``system`` replaces the run's own system prompt; an empty string leaves
-        it out. ``sampling`` are fields of :class:`.Sampling`, such as ``temperature=0.7``.
-        Raises RunError, ModelError, or InputError if the question is too long for the model.
+        it out. ``response_format`` keeps the answer to JSON, in the form of the OpenAI protocol: ``{"type":
+        "json_object"}``, or ``{"type": "json_schema", "json_schema": {"schema": {…}}}``; an answer that is cut at its
+        longest length does not fit. ``sampling`` are fields of :class:`.Sampling`, such as ``temperature=0.7``.
+
+        Raises RunError, ModelError, MissingExtraError for a response format without ``llguidance``, or InputError if
+        the question is too long for the model or answers cannot be kept to the schema.
         """
         return "".join(
-            self.stream_chat(text, history=history, system=system, checkpoint=checkpoint, device=device, **sampling)
+            self.stream_chat(
+                text,
+                history=history,
+                system=system,
+                checkpoint=checkpoint,
+                device=device,
+                response_format=response_format,
+                **sampling,
+            )
         )
 
     def stream_chat(
@@ -89,18 +102,20 @@ class Run(RunFolder):
         system: str | None = None,
         checkpoint: Which = "last",
         device: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> ChatStream:
         """Return the answer of :meth:`chat` as a stream: iterate for its text, piece by piece.
 
         Generation starts with the first piece asked for, and ends when the stream is closed or dropped.
         """
+        from weitune.generate.constrain.response_format import schema_of
         from weitune.generate.dialogue import Dialogue
         from weitune.generate.sampling import Sampling
 
-        options = Sampling(**sampling)
+        options, schema = Sampling(**sampling), schema_of(response_format)
         dialogue = Dialogue(self.recipe.system if system is None else system, history)
-        return dialogue.ask(self.engine(checkpoint, device=device), text, options)
+        return dialogue.ask(self.engine(checkpoint, device=device), text, options, schema)
 
     async def chat_async(
         self,
@@ -110,11 +125,18 @@ class Run(RunFolder):
         system: str | None = None,
         checkpoint: Which = "last",
         device: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> str:
         """Return the answer of :meth:`chat` without blocking the event loop."""
         pieces = self.stream_chat_async(
-            text, history=history, system=system, checkpoint=checkpoint, device=device, **sampling
+            text,
+            history=history,
+            system=system,
+            checkpoint=checkpoint,
+            device=device,
+            response_format=response_format,
+            **sampling,
         )
         return "".join([piece async for piece in pieces])
 
@@ -126,6 +148,7 @@ class Run(RunFolder):
         system: str | None = None,
         checkpoint: Which = "last",
         device: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> AsyncGenerator[str, None]:
         """Yield the answer of :meth:`chat` piece by piece, without blocking the event loop.
@@ -134,7 +157,14 @@ class Run(RunFolder):
         generator is closed or its task is cancelled. Answers of one engine are generated one after another.
         """
         begin = partial(
-            self.stream_chat, text, history=history, system=system, checkpoint=checkpoint, device=device, **sampling
+            self.stream_chat,
+            text,
+            history=history,
+            system=system,
+            checkpoint=checkpoint,
+            device=device,
+            response_format=response_format,
+            **sampling,
         )
         stream = await asyncio.to_thread(begin)
         step: asyncio.Task[str | None] | None = None

@@ -66,6 +66,14 @@ def test_a_base_answers_prompts(model: str, prompts: str, tmp_path: Path, capsys
     assert len({row[1][1] for row in rows(sampled)}) == 4
 
 
+def test_answers_are_kept_to_a_schema(model: str, prompts: str, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text('{"enum": ["涨潮", "low"]}', encoding="utf-8")
+    options = ["--model", model, "--schema", str(tmp_path / "schema.json"), "--temperature", "2", "--seed", "1"]
+    assert answer(prompts, *options, "--samples", "4", output=tmp_path / "answers.jsonl") == 0
+    assert {row[1][1] for row in rows(tmp_path / "answers.jsonl")} == {'"涨潮"', '"low"'}
+
+
 def test_a_run_answers_under_its_own_system_prompt(run: str, prompts: str, tmp_path: Path) -> None:
     own, given, none = (tmp_path / f"{name}.jsonl" for name in ("own", "given", "none"))
     assert answer(prompts, "--run", run, output=own) == 0

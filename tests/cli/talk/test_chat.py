@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import select
@@ -274,6 +275,77 @@ def test_llama_cpp_answers_as_transformers_do(pipe: Any, run: Run) -> None:
     assert out == pipe(*lines, options=["--checkpoint", "5", *LENGTH])[1]
     code, out, _ = pipe("你是谁？", options=["--checkpoint", "base", *engine])
     assert out == run.chat("你是谁？", checkpoint="base", max_new_tokens=8) + "\n"
+
+
+SCHEMA = {"enum": ["涨潮", "low"]}
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> list[str]:
+    pytest.importorskip("llguidance")
+    (tmp_path / "tide.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
+    return ["--schema", str(tmp_path / "tide.json")]
+
+
+def test_answers_are_kept_to_a_schema(pipe: Any, schema: list[str], run: Run) -> None:
+    code, out, err = pipe("Which?", "/base", options=schema)
+    assert code == 0
+    assert "(cut" not in err
+    form = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    assert out.splitlines() == [
+        run.chat("Which?", checkpoint=which, response_format=form) for which in ("last", "base")
+    ]
+    assert {json.loads(line) for line in out.splitlines()} <= set(SCHEMA["enum"])
+    _, out, _ = pipe("Which?", options=["--json-object", "--max-new-tokens", "40"])
+    assert out.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (None, "there is no JSON schema that can be read in '{file}': No such file"),
+        ("{", "there is no JSON schema that can be read in '{file}'"),
+        ("[1]", "the JSON schema in '{file}' is not an object"),
+        ('{"uniqueItems": true, "type": "array"}', "the JSON schema cannot be kept to"),
+    ],
+)
+def test_a_schema_that_cannot_be_kept_to_is_refused_before_the_model_loads(
+    contents: str | None, message: str, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    if contents is not None:
+        file.write_text(contents, encoding="utf-8")
+    assert main(["chat", str(folder), "--prompt", "x", "--schema", str(file)]) == 2
+    assert message.format(file=file) in capsys.readouterr().err
+    assert main(["chat", str(folder), "--prompt", "x", "--schema", str(file), "--json-object"]) == 2
+    assert "give --schema or --json-object, not both" in capsys.readouterr().err
+
+
+def test_without_the_extra_its_name_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["chat", str(folder), "--prompt", "x", "--json-object"]) == 2
+    assert "weitune[json]" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_llama_cpp_and_servers_keep_to_schemas_too(
+    pipe: Any, schema: list[str], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.serve.live import live, llama_models, silent
+
+    expected = pipe("Which?", "/base", options=schema)
+    assert pipe("Which?", "/base", options=["--engine", "llama.cpp", "--type", "F32", *schema]) == expected
+    with llama_models({"tiny": run}, "F32", silent) as models, live(models) as server:
+        assert main(["chat", "tiny", "--url", server.url, "--prompt", "Which?", *schema]) == 0
+        assert capsys.readouterr().out == expected[1].splitlines()[0] + "\n"
+        (Path(schema[1])).write_text('{"not": {}}', encoding="utf-8")
+        assert main(["chat", "tiny", "--url", server.url, "--prompt", "Which?", *schema]) == 2
+        assert "the JSON schema cannot be kept to" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_own_cache")

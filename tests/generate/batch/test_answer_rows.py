@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,11 @@ class Echo:
     asked: list[Conversation] = field(default_factory=list)
 
     def finished(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int | None]
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        seeds: Sequence[int | None],
+        schema: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, Answer | None]]:
         for at in reversed(range(len(conversations))):
             if not self.power:
@@ -92,6 +97,7 @@ def test_a_killed_command_goes_on_where_it_stopped(power: int, torn: int, tmp_pa
         (replace(SAMPLED, samples=2), "echo", "samples: 3 there, 2 now"),
         (replace(SAMPLED, system="S"), "echo", "system: None there, S now"),
         (SAMPLED, "other", "model: echo there, other now"),
+        (replace(SAMPLED, schema={"enum": [1]}), "echo", 'schema: None there, {"enum": \\[1]} now'),
     ],
 )
 def test_answers_under_other_settings_are_refused(request_: Request, identity: str, named: str, tmp_path: Path) -> None:

@@ -39,6 +39,38 @@ def test_impossible_schemas_are_refused_with_the_reason(schema: Any, reason: str
     assert reason in error.value.message
 
 
+def shape(kind: str, **properties: Any) -> dict[str, Any]:
+    """Return a class of a union as pydantic writes it: ``kind`` tells the classes apart."""
+    return {"type": "object", "properties": {"kind": {"const": kind, "type": "string"}, **properties},
+            "required": ["kind", *properties]}  # fmt: skip
+
+
+def test_one_of_what_cannot_both_fit_is_kept_to() -> None:
+    circle, square = shape("circle", radius={"type": "number"}), shape("square", side={"type": "number"})
+    union = {"oneOf": [{"$ref": "#/$defs/circle"}, {"$ref": "#/$defs/square"}],
+             "discriminator": {"propertyName": "kind", "mapping": {"circle": "#/$defs/circle"}},
+             "$defs": {"circle": circle, "square": square}}  # fmt: skip
+    rule = JsonRule(
+        {"type": "object", "properties": {"shape": union}, "required": ["shape"]} | {"$defs": union["$defs"]}
+    )
+    assert rule.fits('{"shape": {"kind": "circle", "radius": 2}}')
+    assert not rule.fits('{"shape": {"kind": "circle", "side": 2}}')
+    rule = JsonRule({"oneOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {"type": "integer"}}]})
+    assert all(rule.fits(text) for text in ('"a"', "null", "[1, 2]"))
+    assert not rule.fits("1")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[{"type": "integer"}, {"type": "number"}], [{"type": "string"}, {"enum": ["a", 1]}],
+     [{"type": "object"}, shape("circle")], [{"minimum": 1, "type": "integer"}, {"maximum": 5, "type": "integer"}]],
+)  # fmt: skip
+def test_one_of_what_can_both_fit_is_refused(options: Any) -> None:
+    with pytest.raises(InputError, match="the alternatives of a oneOf can both fit") as error:
+        JsonRule({"oneOf": options})
+    assert "anyOf" in error.value.fix
+
+
 def test_a_schema_nested_too_deeply_is_refused() -> None:
     schema: Any = {"type": "string"}
     for _ in range(5000):

@@ -12,6 +12,7 @@ from weitune.cli.data.options import NO_MODEL, reading_options, recipe_of
 from weitune.cli.shared.open_runs import opened
 from weitune.cli.shared.options import accept_changed_base_option, checkpoint_option
 from weitune.cli.shared.sampling_options import sampling_from, sampling_options
+from weitune.cli.shared.schema_options import schema_from, schema_options
 from weitune.cli.shared.status import status_options, tell
 from weitune.messages import say
 from weitune.progress import enter_phase
@@ -33,6 +34,7 @@ _OF_BASE = ("hub", "revision", "tokens.template", "tokens.template_args", "train
 @click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True, help="The server's key.")
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each row.")
 @sampling_options
+@schema_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N rows.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Answers made together.")
 @click.option("--drop-unfinished", is_flag=True, help="Leave out answers that were cut at --max-new-tokens.")
@@ -52,6 +54,7 @@ def answer_command(files: tuple[str, ...], recipe_file: str | None, output: Path
     recipe = recipe_of(files, recipe_file, options)
     _check(recipe, options)
     sampling = sampling_from(options)
+    schema = schema_from(options, here=options["url"] is None)
 
     from weitune.cli.shared.terminal import console, progress, quiet_libraries, working
 
@@ -64,7 +67,7 @@ def answer_command(files: tuple[str, ...], recipe_file: str | None, output: Path
         enter_phase("reading")
         asked = asked_rows(recipe.data, read_options(recipe))[: options["limit"]]
         answerer, system = _answerer(recipe, options)
-    request = Request(sampling, system or None, options["samples"], options["drop_unfinished"])
+    request = Request(sampling, system or None, options["samples"], options["drop_unfinished"], schema)
     enter_phase("writing")
     try:
         with progress(say("cli.answer.answering"), unit="answer") as bar:

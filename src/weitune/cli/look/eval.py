@@ -17,6 +17,7 @@ from weitune.cli.shared.options import (
     checkpoint_option,
     json_option,
 )
+from weitune.cli.shared.schema_options import schema_from, schema_options
 from weitune.cli.shared.status import status_options, tell
 from weitune.messages import say
 from weitune.progress import enter_phase
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--training-rows", type=click.IntRange(0), default=50, show_default=True, help="Check what was learned by heart."
 )
+@schema_options
 @gate_options
 @click.option("--judge", metavar="URL", help="OpenAI-compatible endpoint that compares the answers, ending with /v1.")
 @click.option("--judge-model", metavar="NAME", default="default", show_default=True, help="Its model.")
@@ -72,6 +74,8 @@ def command(
     as_json: bool,
     training_rows: int,
     bounds: Bounds | None,
+    schema_file: Path | None,
+    json_object: bool,
     **options: Any,
 ) -> None:
     """Judge the model of RUN beside its base.
@@ -83,6 +87,7 @@ def command(
     """
     if output is not None and output.exists() and not output.is_dir():
         raise click.BadParameter(say("cli.eval.not_a_folder", output=output), param_hint="--output")
+    schema = schema_from({"schema_file": schema_file, "json_object": json_object})
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     which = _checkpoints(folder, checkpoint)
 
@@ -99,18 +104,11 @@ def command(
         if judge and not rows.questions:
             raise InputError("evaluate.judge.no_questions", name=rows.name)
     with Stages("evaluating") as stages:
-        evaluation = evaluate(folder, rows, which, Options(**options), stages.begin, bounds)
+        evaluation = evaluate(folder, rows, which, Options(**options, schema=schema), stages.begin, bounds)
         if ask is not None:
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)
-    if as_json:
-        from weitune.files.json_files import json_text
-
-        print(json_text(evaluation.to_json(), indent=1))
-    else:
-        from weitune.cli.look.eval_view import print_evaluation
-
-        print_evaluation(evaluation)
+    _show(evaluation, as_json=as_json)
     target = output or (None if folder.made_elsewhere else run)
     if target:
         enter_phase("writing")
@@ -126,6 +124,17 @@ def _checkpoints(folder: Run, checkpoint: Which | Literal["all"]) -> list[Which]
     for each in which:
         folder.adapter_folder(each)
     return which
+
+
+def _show(evaluation: Evaluation, *, as_json: bool) -> None:
+    if as_json:
+        from weitune.files.json_files import json_text
+
+        print(json_text(evaluation.to_json(), indent=1))
+    else:
+        from weitune.cli.look.eval_view import print_evaluation
+
+        print_evaluation(evaluation)
 
 
 def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:

@@ -20,6 +20,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console = Console(highlight=False, soft_wrap=True)
     rows = evaluation.rows
     console.print(Text(say("cli.eval_view.rows", name=rows.name, examples=rows.examples, questions=rows.questions)))
+    if evaluation.schema is not None:
+        console.print(Text(say("cli.eval_view.kept_to_schema")))
     console.print(_table(evaluation.models))
     if win := evaluation.win_rate:
         console.print(Text(say("cli.eval_view.win_rate", win=win)))

@@ -16,6 +16,7 @@ from weitune.cli.shared.options import (
     gguf_type_option,
 )
 from weitune.cli.shared.sampling_options import sampling_from, sampling_options
+from weitune.cli.shared.schema_options import schema_from, schema_options
 from weitune.messages import say
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ ENGINES = ("transformers", "llama.cpp")
 @adapter_base_option
 @accept_changed_base_option
 @sampling_options
+@schema_options
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
@@ -59,6 +61,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
     stops an answer, Ctrl-D ends the chat. Questions can also come from a pipe, one a line.
     """
     sampling = sampling_from(options)
+    schema = schema_from(options, here=options["url"] is None)
     folder = None
     if options["url"] is None:
         folder = _opened(run, system, options)
@@ -75,7 +78,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
             folder.base_files()
         from weitune.cli.talk.session import ChatSession
     with _targets(folder, str(run), checkpoint, options) as pair:
-        _talk(ChatSession(*pair, system=system, sampling=sampling), prompt)
+        _talk(ChatSession(*pair, system=system, sampling=sampling, schema=schema), prompt)
     return 0
 
 

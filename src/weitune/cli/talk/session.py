@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from rich.text import Text
 
@@ -32,8 +33,17 @@ class ChatTarget:
 class ChatSession:
     """A person's dialogue with a tuned model, in which single questions can go to its base."""
 
-    def __init__(self, tuned: ChatTarget, base: ChatTarget, *, system: str | None, sampling: Sampling) -> None:
-        self.tuned, self.base, self.sampling = tuned, base, sampling
+    def __init__(
+        self,
+        tuned: ChatTarget,
+        base: ChatTarget,
+        *,
+        system: str | None,
+        sampling: Sampling,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """With ``schema`` every answer is JSON that fits it, unless it is cut."""
+        self.tuned, self.base, self.sampling, self.schema = tuned, base, sampling, schema
         self.dialogue = Dialogue(system)
         self._said_dropped = False
 
@@ -64,7 +74,7 @@ class ChatSession:
 
     def say(self, question: str) -> None:
         question = _without_surrogates(question)
-        stream = self.dialogue.ask(self.load(), question, self.sampling)
+        stream = self.dialogue.ask(self.load(), question, self.sampling, self.schema)
         if self.dialogue.dropped and not self._said_dropped:
             self._said_dropped = True
             tell(say("cli.session.oldest_turns_forgotten"))
@@ -121,7 +131,7 @@ class ChatSession:
         dialogue = self.dialogue.copy() if text else self.dialogue.before_last_question()
         base = self.load(self.base)
         tell(say("cli.session.base"))
-        self._print(dialogue.ask(base, question, self.sampling))
+        self._print(dialogue.ask(base, question, self.sampling, self.schema))
 
     def _print(self, stream: ChatStream) -> None:
         show = _harmless if sys.stdout.isatty() else str

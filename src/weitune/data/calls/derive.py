@@ -78,12 +78,22 @@ class Probe:
         except (DataError, *REFUSALS):
             return ""
 
+    def plain_opening(self) -> str:
+        """Return what stands between a prompt and the content of an answer without reasoning, marked."""
+        try:
+            prompt = self._framing.prompt(Conversation((_ASKED,)))
+            answered = self._framing.examples(Conversation((_ASKED, Turn("assistant", _ANSWER))))[-1].input_ids
+        except (DataError, *REFUSALS):
+            return ""
+        before, found, _ = self.marks.of_tokens(answered[len(prompt) :], self._framing.decode).partition(_ANSWER)
+        return before if found and before.strip() and list(answered[: len(prompt)]) == list(prompt) else ""
+
 
 def answer_form(framing: Framing) -> tuple[AnswerForm, Marks]:
     """Return the form of the answers that ``framing`` teaches, and the marks of its control tokens."""
     probe = Probe(framing)
     frame = _frame(probe)
-    probe.reasoning = _THOUGHT if frame.thought and not frame.think else None
+    probe.reasoning = _THOUGHT if frame.begins_in_reasoning else None
     try:
         probe.write(_ANSWER, tools=tools_for((_FIRST,)))  # it must tell the model of the tools, too
         one = _body(probe, frame, (_FIRST,))
@@ -128,11 +138,11 @@ def _frame(probe: Probe) -> AnswerForm:
     between = rest.partition(_ANSWER)[0].strip()
     think, content = think.strip(), before.strip() if answered else ""
     if not thought or not between:
-        return AnswerForm(contents=(content,) if content else ())
+        return AnswerForm(contents=(content,) if content else (), plain_opening=probe.plain_opening())
     if "".join(content.split()) in {"".join(between.split()), "".join((think + between).split())}:
         content = ""  # an empty reasoning block
     closing = between.removesuffix(content).strip()
-    return AnswerForm(think, closing, (content,) if content else ())
+    return AnswerForm(think, closing, (content,) if content else (), probe.plain_opening())
 
 
 def _body(probe: Probe, frame: AnswerForm, calls: Sequence[ToolCall]) -> str:

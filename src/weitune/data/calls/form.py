@@ -192,6 +192,9 @@ class AnswerForm:
     """What closes it; empty if answers have no reasoning."""
     contents: tuple[str, ...] = ()
     """What may open the content of an answer."""
+    plain_opening: str = ""
+    """What is written before the content of an answer without reasoning, an empty block of it included. This one may
+    end with white space."""
     gap: str = ""
     """What is between content and calls."""
     calls: CallForm | None = None
@@ -199,6 +202,11 @@ class AnswerForm:
     """Why there are no calls, in words."""
     several: bool = False
     """Whether one answer may have several calls."""
+
+    @property
+    def begins_in_reasoning(self) -> bool:
+        """Whether the prompt opens the reasoning, so that an answer begins within it."""
+        return bool(self.thought) and not self.think
 
     @property
     def literals(self) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from weitune.data.conversation import Conversation
 from weitune.data.formats.kinds import ANY_KIND
@@ -33,6 +34,8 @@ class Request:
     """Answers to each row"""
     drop_unfinished: bool = False
     """Leave out answers that were cut at their longest length."""
+    schema: Mapping[str, Any] | None = None
+    """What every answer must fit, as JSON; None: any text will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ def answer_rows(
                 [conversations[n // request.samples] for n in open_numbers],
                 request.sampling,
                 [None if seed is None else seed + n for n in open_numbers],
+                request.schema,
             )
             for done, (at, answer) in enumerate(answers, 1):
                 text, stopped = (None, False) if answer is None else (answer.text, answer.stopped)
@@ -119,6 +123,8 @@ def _settings(conversations: Sequence[Conversation], request: Request) -> dict[s
     for conversation in conversations:
         digest.update(json.dumps(to_messages(conversation), sort_keys=True, default=dict).encode())
     options = {name: str(value) for name, value in asdict(request.sampling).items()}
+    if request.schema is not None:  # answers from before there were schemas can be gone on with
+        options["schema"] = json.dumps(request.schema, sort_keys=True)
     return {"rows": digest.hexdigest(), "system": str(request.system), "samples": str(request.samples), **options}
 
 

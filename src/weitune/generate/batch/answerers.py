@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
@@ -35,9 +35,16 @@ class Answerer(Protocol):
         """What decides the answers beside the conversations and the sampling, by the names that people read."""
 
     def finished(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int | None]
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        seeds: Sequence[int | None],
+        schema: Mapping[str, Any] | None = None,
     ) -> Finished:
-        """Yield the answers as they finish, each drawn with its own seed. Raises InputError if there can be none."""
+        """Yield the answers as they finish, each drawn with its own seed and kept to ``schema``.
+
+        Raises InputError if there can be none.
+        """
 
 
 class LocalAnswerer:
@@ -47,7 +54,11 @@ class LocalAnswerer:
         self._load, self.identity, self._batch_size = load, identity, batch_size
 
     def finished(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int | None]
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        seeds: Sequence[int | None],
+        schema: Mapping[str, Any] | None = None,
     ) -> Finished:
         engine = self._load()
         prompts = [engine.framing.prompt(conversation) for conversation in conversations]
@@ -55,7 +66,11 @@ class LocalAnswerer:
         fitting = [at for at, prompt in enumerate(prompts) if limit is None or len(prompt) < limit]
         yield from ((at, None) for at in sorted({*range(len(prompts))} - {*fitting}))
         answers = engine.finished(
-            [prompts[at] for at in fitting], sampling, seeds=[seeds[at] for at in fitting], batch_size=self._batch_size
+            [prompts[at] for at in fitting],
+            sampling,
+            seeds=[seeds[at] for at in fitting],
+            batch_size=self._batch_size,
+            schema=schema,
         )
         yield from ((fitting[number], answer) for number, answer in answers)
 
@@ -93,11 +108,15 @@ class RemoteAnswerer:
         return {"model": f"{self._engine.model} · {self._engine.about}"}
 
     def finished(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int | None]
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        seeds: Sequence[int | None],
+        schema: Mapping[str, Any] | None = None,
     ) -> Finished:
         with ThreadPoolExecutor(self._batch_size) as pool:
             asked = {
-                pool.submit(self._answer, conversation, replace(sampling, seed=seed)): at
+                pool.submit(self._answer, conversation, replace(sampling, seed=seed), schema): at
                 for at, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True))
             }
             try:
@@ -105,8 +124,8 @@ class RemoteAnswerer:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, conversation: Conversation, sampling: Sampling) -> Answer:
-        stream = self._engine.stream(conversation, sampling)
+    def _answer(self, conversation: Conversation, sampling: Sampling, schema: Mapping[str, Any] | None) -> Answer:
+        stream = self._engine.stream(conversation, sampling, schema)
         for _ in stream:
             pass
         if not stream.complete:

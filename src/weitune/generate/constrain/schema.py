@@ -46,6 +46,8 @@ class JsonRule:
         self._matcher = LLMatcher(self._bytes, self.lark, log_level=0)
         self._matcher.deep_copy().compute_bitmask()  # some grammars without an end show only here
         reason = self._matcher.get_error() or self._first_step_error()
+        if "coerce_one_of" in reason:
+            raise InputError("generate.schema.one_of")
         if reason:
             raise InputError("generate.schema.refused", reason=reason.strip().splitlines()[0][:300])
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weitune.generate.constrain.mask import GrammarMask
 from weitune.generate.processors import copied, processors
 from weitune.generate.sampling import Sampling
 
@@ -15,8 +16,12 @@ from weitune.generate.sampling import Sampling
 class Chooser:
     """Chooses the tokens of one row as :class:`.Sampling` says, with a generator of its own."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], device: torch.device) -> None:
-        self._processors = processors(sampling, torch.ones(1, len(prompt), dtype=torch.long, device=device))
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], device: torch.device, mask: GrammarMask | None = None
+    ) -> None:
+        """``mask`` says which tokens there are to choose from; None: all."""
+        unpadded = torch.ones(1, len(prompt), dtype=torch.long, device=device)
+        self._processors = processors(sampling, unpadded, mask=mask)
         self._ids = torch.tensor([list(prompt)], device=device)
 
     @property

@@ -1,6 +1,6 @@
 """What an answer must be, as a grammar: JSON that fits a schema, or a call of one of some tools.
 
-    response_format                     start: ⓐ %json {…}             ⓐ: what opens content in the template
+    response_format                     start: ⓐ %json {…}             ⓐ: what the template writes before content
     tool_choice                         start: ⓐ (c0 | c1) ⓑ           as the template writes calls
                                         c0: "{\\"name\\": \\"tides\\", \\"arguments\\": " %json {…} "}"
 
@@ -13,13 +13,13 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from weitune.data.calls.form import Envelope, JsonCalls
 from weitune.data.calls.marks import Marks
 from weitune.errors import InputError
 from weitune.generate.constrain.schema import ANY_OBJECT, JsonRule
+from weitune.generate.llama_cpp import takes_grammars
 from weitune.serve.answers.framings import KnownFraming
 from weitune.serve.errors import ApiError
 from weitune.serve.requests.request import ChatRequest
@@ -48,9 +48,9 @@ class Rules:
         if request.schema is None and not forced:
             return None
         param = "tool_choice" if forced else "response_format"
-        if not _engine_takes_grammars():
+        if not takes_grammars():
             raise ApiError(400, "serve.rules.no_llguidance", param=param, code="unsupported_parameter")
-        if not known.form.think and known.form.thought:
+        if known.form.begins_in_reasoning:
             raise ApiError(400, "serve.rules.thinks", name=request.model.name, param=param)
         async with self._one:
             try:
@@ -59,17 +59,9 @@ class Rules:
                 raise ApiError(400, "serve.errors.passed_on", message=error.message, param=param) from None
 
 
-@cache
-def _engine_takes_grammars() -> bool:
-    """Return whether llama.cpp was built with llguidance; it would end the process otherwise."""
-    import xllamacpp
-
-    return str(xllamacpp.json_schema_to_grammar(dict(ANY_OBJECT))).startswith("%llguidance")
-
-
 def _json_answer(request: ChatRequest, known: KnownFraming) -> Rule:
     rule = JsonRule(ANY_OBJECT if request.schema is None else request.schema)
-    opening = _literal(known.form.contents[0], known.marks) if known.form.contents else ""
+    opening = _literal(known.form.plain_opening, known.marks)
     return Rule(f"%llguidance {{}}\nstart: {opening} {rule.expression}\n", rule)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from weitune.data.conversation import Conversation
 from weitune.errors import InputError
 from weitune.export.llama_models import LlamaModel
-from weitune.generate.constrain.schema import ANY_OBJECT
+from weitune.generate.constrain.response_format import schema_of
 from weitune.generate.sampling import Sampling
 from weitune.serve.errors import ApiError
 from weitune.serve.requests.fields import COMMON, STOP_CHARACTERS, Readers, boolean, integer, read_fields
@@ -143,16 +143,10 @@ def _sampling(values: Mapping[str, Any], limits: Limits) -> Sampling:
 
 def _response_format(value: Any) -> Mapping[str, Any] | None:
     """Return the schema of ``response_format``; None for text."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return ANY_OBJECT
-    given = value.get("json_schema") if kind == "json_schema" else None
-    schema = given.get("schema", {}) if isinstance(given, dict) else None
-    if not isinstance(schema, dict):
-        raise ApiError(400, "serve.request.response_format", param="response_format")
-    return schema
+    try:
+        return schema_of(value)
+    except InputError as error:
+        raise ApiError(400, "serve.errors.passed_on", message=error.message, param="response_format") from None
 
 
 def _template_arguments(value: Any) -> dict[str, Any]:

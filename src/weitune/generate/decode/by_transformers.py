@@ -1,0 +1,81 @@
+"""Answers by transformers' own ``generate``, for models whose blocks are not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, StoppingCriteria
+    from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True, slots=True)
+class TransformersDecoder:
+    """A model that transformers decodes."""
+
+    model: PreTrainedModel
+    stop_tokens: frozenset[int]
+    pad: int
+    in_step: bool = False
+    """Whether all processes of a run generate together, each until the last one has finished."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limit: int,
+        choosing: Callable[[Tensor], LogitsProcessorList],
+        *,
+        streamer: BaseStreamer | None = None,
+        stopping: Sequence[StoppingCriteria] = (),
+    ) -> Tensor:
+        """Return the tokens generated after B ``prompts``, shape (B, at most ``limit``), padded at the end.
+
+        ``choosing`` makes the logits processors from the attention mask (B, T) of the prompts, which is 0 on padding;
+        the largest logit after them is the next token.
+        """
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
+        mask = (torch.arange(width) >= width - lengths).long()  # (B, width), padded at the front
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        config = GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=sorted(self.stop_tokens) or None,
+            pad_token_id=self.pad,
+        )
+        with for_generation(self.model):
+            output: Tensor = self.model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=choosing(mask),
+                stopping_criteria=StoppingCriteriaList(stopping),
+                streamer=streamer,
+                synced_gpus=self.in_step,
+            )
+        return output[:, width:]
+
+
+@contextmanager
+def for_generation(model: Any) -> Iterator[None]:
+    """Switch the model to evaluation, with an empty generation config; restore both afterwards.
+
+    ``generate`` fills every option left out from the model's generation config; an empty one adds nothing.
+    """
+    flags, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = flags
+        model.train(training)
