@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,10 @@ TOKEN = "hf_of_this_test"  # noqa: S105  (it opens nothing else)
 
 
 class LocalHub(ThreadingHTTPServer):
-    """Repositories in memory. Whoever writes must show TOKEN; ``breaks_off`` files end in the middle, every time."""
+    """Repositories in memory. Whoever writes must show TOKEN.
+
+    Files in ``breaks_off`` end in the middle, every time; those in ``trickles`` come a thousand bytes at a time.
+    """
 
     daemon_threads = True
 
@@ -29,6 +33,7 @@ class LocalHub(ThreadingHTTPServer):
         self.created: list[dict[str, Any]] = []
         self.downloaded: list[str] = []
         self.breaks_off: set[str] = set()
+        self.trickles: set[str] = set()
         self.large: dict[str, bytes] = {}
 
     def add(self, repository: str, folder: Path) -> None:
@@ -146,6 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
         if found[2] in self.server.breaks_off:
             self.wfile.write(rest[: len(rest) // 2])
             self.close_connection = True
+            return
+        if found[2] in self.server.trickles:
+            for start in range(0, len(rest), 1000):
+                self.wfile.write(rest[start : start + 1000])
+                self.wfile.flush()
+                time.sleep(0.1)
             return
         self.wfile.write(rest)
 

@@ -70,6 +70,7 @@ TYPED = [
     "eval {place}/a --limit 2 --no-general --max-new-tokens 4 --training-rows 2",
     "eval {place}/b --no-general",
     "compare {place}/a {place}/b",
+    "report {place}/a {place}/b",
     "export {place}/a --format merged --prompts 2",
     "export {place}/a --format merged",
     "push {place}/a --to u/n --dry-run",

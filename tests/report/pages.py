@@ -15,14 +15,16 @@ _VOID = {"meta", "br", "img", "input"}
 
 
 class Page(HTMLParser):
-    """Collects tags, attributes and text, and checks that every tag is closed."""
+    """Collects tags, attributes and the text in a reader's ``language``, and checks that every tag is closed."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html: str, language: str = "en") -> None:
         super().__init__()
+        self._unread = {"en": "zh", "zh": "en"}[language]
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.texts: list[str] = []
-        self._open: list[str] = []
+        self._open: list[tuple[str, bool]] = []
+        """Tags, and whether the reader sees what is in them."""
         self.feed(html)
         self.close()
         assert self._open == []
@@ -31,17 +33,23 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
         if tag not in _VOID:
-            self._open.append(tag)
+            hidden = self._unread in (dict(attrs).get("class") or "").split()
+            self._open.append((tag, self._seen and not hidden))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
+        assert self._open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self._seen:
+            self.texts.append(data)
+
+    @property
+    def _seen(self) -> bool:
+        return not self._open or self._open[-1][1]
 
 
 def made_run(folder: Path, *, losses: tuple[float, ...] = (5.0, 4.0, 4.5), **recipe: Any) -> Path:

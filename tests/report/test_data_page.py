@@ -18,7 +18,7 @@ def test_a_shared_system_prompt_stands_on_the_page_once() -> None:
     assert shared_beginning(items) == SYSTEM
     html = data_page("title", items, ["a fact"])
     assert html.count("You are a lighthouse keeper.") == 1
-    assert html.count("beginning as above") == 2
+    assert html.count("beginning as above") == html.count("开头同上") == 2
     assert html.count("<mark>Aye.</mark>") == 2
 
 
@@ -30,7 +30,7 @@ def test_few_tokens_or_one_row_or_another_system_prompt_are_no_shared_beginning(
 
 def test_no_text_becomes_markup() -> None:
     page = Page(data_page(EVIL, [PreviewItem(EVIL, (Part(EVIL, "learned", 1, 1.0),), (EVIL,))], [EVIL]))
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2
     assert "img" not in page.tags
     assert sum(EVIL in text for text in page.texts) >= 5
     assert any("default-src 'none'" in value for name, value in page.attributes if name == "content")

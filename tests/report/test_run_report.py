@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.report.pages import EVIL, Page, made_run
 from tests.tiny import save_tiny_run
 from weitune.data.prepare.report import DataReport
+from weitune.messages.language import speaking
 from weitune.report.data_section import data_tables
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
@@ -21,7 +22,7 @@ def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     page = Page(html)
     assert not {"img", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
-    assert re.findall("<script.*?>", html) == ["<script>"]  # that of the copy buttons, allowed by its hash
+    assert re.findall("<script.*?>", html) == ["<script>"] * 2  # of languages and copy buttons, allowed by their hashes
     for name, value in page.attributes:
         assert not name.startswith("on"), name
         assert name not in {"src", "style"}, (name, value)
@@ -33,6 +34,23 @@ def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
     for code in re.findall("<(?:script|style)>(.*?)</", html, re.DOTALL):
         assert f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" in policy
     assert sum(EVIL in text for text in page.texts) >= 12  # every place shows it as it is
+
+
+def test_a_page_says_all_in_both_languages_and_draws_it_once(tmp_path: Path) -> None:
+    record = RunRecord.read(made_run(tmp_path / "run"))
+    html = run_report(record)
+    english, chinese = ("".join(Page(html, language).texts) for language in ("en", "zh"))
+    for one, other in (
+        ("Did it work?", "成功了吗？"),
+        ("Speed, tokens a second", "速度，每秒 token 数"),
+        ("rows trained", "训练的数据"),
+        ("measured peak of this process", "这个进程实测的峰值"),
+    ):
+        assert (one in english, other in english) == (True, False)
+        assert (one in chinese, other in chinese) == (False, True)
+    assert html.count("<figure>") == 3
+    with speaking("zh"):
+        assert run_report(record).partition("<main>")[2] == html.partition("<main>")[2]
 
 
 def test_it_says_what_the_folder_says(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_no_answer_stands_on_a_page_twice(tmp_path: Path) -> None:
     html = run_report(replace(record, evaluation=evaluated(0.8, change=Change(0.0, -0.1, 0.1))))
     for k in range(5):
         assert html.count(f">before {k}<") == 1
-    shown, _, folded = html.partition("<summary>2 more answers")
+    shown, _, folded = html.partition(">2 more answers<")
     assert "before 2" in shown
     assert "before 3" in folded
 
@@ -128,7 +128,8 @@ def test_chinese_answers_say_their_language(tmp_path: Path) -> None:
         answers=({"question": "你是谁？", "before": "AI", "after": "我是甄嬛"},),
     )
     html = run_report(record)
-    assert '<td data-h="question" lang="zh">你是谁？</td><td data-h="before">AI</td>' in html
+    assert '<td data-h="question" data-h-zh="问题" lang="zh">你是谁？</td>' in html
+    assert '<td data-h="before" data-h-zh="训练前" lang="en">AI</td>' in html
 
 
 def test_held_out_rows_are_not_counted_as_learned(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ COMMANDS = {
     "chat": Entry("weitune.cli.talk.chat", "Talk to the model of a run."),
     "watch": Entry("weitune.cli.look.watch", "Look at a run while it trains."),
     "eval": Entry("weitune.cli.look.eval", "Judge a run beside its base model."),
+    "report": Entry("weitune.cli.look.report", "Write the report of a run anew."),
     "compare": Entry("weitune.cli.look.compare", "Put several runs side by side."),
     "serve": Entry("weitune.cli.talk.serve", "Serve runs to clients of the OpenAI API."),
     "export": Entry("weitune.cli.ship.export", "Write a run for transformers, llama.cpp, Ollama, with proof."),

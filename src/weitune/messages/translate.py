@@ -18,13 +18,14 @@ from weitune.messages.language import language
 def translated(text: str, *packages: str) -> str:
     """Return an English ``text`` that a message of one of ``packages`` made, in the user's language.
 
-    Returns it as it is if no message made it, or the language is English.
+    It knows itself in English, too. Returns it as it is if no message made it, or the language is English.
     """
     here = language()
     if here == "en" or isinstance(text, Told):
         return text
     pairs = (pair for package in packages for pair in _pairs(catalogue(package), catalogue(package, here)))
-    return by_templates(text, dict(pairs))
+    found = by_templates(text, dict(pairs))
+    return text if found == text else Told(found, text)
 
 
 def by_templates(text: str, templates: Mapping[str, str]) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from weitune.messages import say
+from weitune.messages import joined, say
+from weitune.report.markup import text, versions
 
 _SIDE = 1000
 _MOST_POINTS = 500
@@ -52,13 +53,14 @@ def chart(
     curves = "".join(_curve(place, line) for line in sorted(lines, key=lambda line: not line.faint))
     dots = "".join(_dots(place, line) for line in lines if not line.faint)
     named = [line for line in lines if not line.faint]
-    keys = "".join(f'<span><i class="{line.kind}"></i>{escape(line.name)}</span>' for line in named)
+    keys = "".join(f'<span><i class="{line.kind}"></i>{text(line.name)}</span>' for line in named)
     keys = f'<div class="legend">{keys}</div>' if legend or len(named) > 1 else ""
+    ends = [[line.name, f"{number(line.points[0][1])} → {number(line.points[-1][1])}"] for line in named]
     x_label = x_label or say("report.chart.step")
-    said = "; ".join(f"{line.name} {number(line.points[0][1])} → {number(line.points[-1][1])}" for line in named)
+    heard = joined("; ", [joined(" ", each) for each in ends])
     return (
-        f"<figure><figcaption>{escape(title)}{keys}</figcaption>{f'<p>{escape(note)}</p>' if note else ''}"
-        f'<div class="plot"><svg role="img" aria-label="{escape(f"{title}: {said}")}">'
+        f"<figure><figcaption>{text(title)}{keys}</figcaption>{f'<p>{text(note)}</p>' if note else ''}"
+        f'<p class="unseen">{text(heard)}</p><div class="plot"><svg aria-hidden="true">'
         f"{_axes(place, x_label)}"
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none">{curves}</svg>{dots}</svg></div></figure>\n'
     )
@@ -138,7 +140,9 @@ def _axes(place: _Place, x_label: str) -> str:
         x = f"{place.x(tick):.2f}%"
         parts.append(f'<text class="tick" x="{x}" y="100%" dy="18" text-anchor="middle">{number(tick)}</text>')
     parts.append('<line class="axis" x1="0" x2="100%" y1="100%" y2="100%"/><line class="axis" y2="100%"/>')
-    parts.append(f'<text class="tick" x="100%" y="100%" dy="35" text-anchor="end">{escape(x_label)}</text>')
+    for language, words in versions(x_label).items():
+        kind, named = (f"tick {language}", f' lang="{language}"') if language else ("tick", "")
+        parts.append(f'<text class="{kind}"{named} x="100%" y="100%" dy="35" text-anchor="end">{escape(words)}</text>')
     return "".join(parts)
 
 
@@ -153,7 +157,7 @@ def _dots(place: _Place, line: Line) -> str:
         return ""
     return "".join(
         f'<circle class="dot c{line.colour % 8}" cx="{place.x(x):.2f}%" cy="{place.y(y):.2f}%" r="2.5">'
-        f"<title>{escape(line.name)} {number(x)}: {number(y)}</title></circle>"
+        f"<title>{number(x)}: {number(y)}</title></circle>"
         for x, y in line.points
     )
 

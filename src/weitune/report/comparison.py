@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from weitune.evaluate.evaluation import ModelScores
 from weitune.evaluate.figures import measured
@@ -13,7 +11,9 @@ from weitune.messages import say
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING
 from weitune.report.evaluation_section import figures_table
-from weitune.report.page import page, section, table, text
+from weitune.report.links import linked
+from weitune.report.markup import text
+from weitune.report.page import Content, page, section, table
 from weitune.report.run_record import RunRecord
 from weitune.report.trend import trend
 from weitune.run.events import Step, Validation
@@ -23,12 +23,13 @@ from weitune.run.names import REPORT
 _PLACES = ("output",)
 
 
-def compare(records: Sequence[RunRecord], folder: Path) -> str:
+@page
+def compare(records: Sequence[RunRecord], folder: Path) -> Content:
     """Return the page about ``records``, in their order; its links lead from ``folder`` to their reports."""
     names = names_of(records)
     heads = [say("report.comparison.key"), *names]
     lead = say("report.comparison.runs", count=len(records), names=", ".join(names))
-    return page(
+    return Content(
         say("report.comparison.title"),
         lead,
         [
@@ -52,21 +53,10 @@ def _summary(records: Sequence[RunRecord], names: Sequence[str], folder: Path) -
     said = say("report.comparison.no_best")
     if best is not None and len(losses) == len(records) and len(set(losses.values())) > 1:
         said = say("report.comparison.best", name=best, loss=losses[best])
-    links = " · ".join(
-        f'<a href="{text(_link(record.path / REPORT, folder))}">{text(name)}</a>'
-        for name, record in zip(names, records, strict=True)
-        if (record.path / REPORT).is_file()
-    )
+    reports = [(name, record.path / REPORT) for name, record in zip(names, records, strict=True)]
+    links = linked([(name, report) for name, report in reports if report.is_file()], folder)
     said = f"<p>{text(said)}</p>\n"
     return said + ("<p>" + text(say("report.comparison.reports")) + f" {links}</p>\n" if links else "")
-
-
-def _link(target: Path, folder: Path) -> str:
-    """Return the address of ``target``, relative to ``folder``; on another drive of Windows, its own."""
-    try:
-        return quote(Path(os.path.relpath(target, folder)).as_posix())
-    except ValueError:
-        return target.absolute().as_uri()
 
 
 def _equal(records: Sequence[RunRecord], names: Sequence[str]) -> str:

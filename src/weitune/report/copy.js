@@ -4,7 +4,7 @@ for (const button of document.querySelectorAll('button.copy')) {
   button.addEventListener('click', async () => {
     try {
       await navigator.clipboard.writeText(command.textContent.trim());
-      button.textContent = button.dataset.done;
+      button.classList.add('copied');
     } catch {
       getSelection().selectAllChildren(command);
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from weitune.data.prepare.report import Preferences
 from weitune.messages import say
 from weitune.messages.translate import translated
-from weitune.report.page import lang, table, text
+from weitune.report.markup import lang, text
+from weitune.report.page import table
 from weitune.run.data_record import DataRecord
 
 MISSING = "–"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from weitune.evaluate.evaluation import Evaluation, ModelScores, WinRate
 from weitune.evaluate.figures import Figure, measured, measures
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.report.chart import Line, chart
-from weitune.report.page import Cell, section, table, text
+from weitune.report.markup import text
+from weitune.report.page import Cell, section, table
 
 _DRAWN = ("chrf", "rouge_l")
 
@@ -26,7 +27,7 @@ def evaluation_section(evaluation: Evaluation | None) -> str:
         legend = " ".join((say("report.evaluation_section.kept_to_schema"), legend))
     return section(
         say("report.evaluation_section.title"),
-        f"<p>{text(evaluated_on)}. {text(legend)}</p>\n",
+        f"<p>{text(evaluated_on)} {text(legend)}</p>\n",
         figures_table([model.which for model in models], measured(models)),
         _win_rate(evaluation.win_rate),
         f'<div class="charts">{curves}</div>\n' if curves else "",
@@ -41,7 +42,7 @@ def figures_table(names: Sequence[str], found: Sequence[Figure]) -> str:
         "": say("report.evaluation_section.neither"),
     }
     rows = [
-        [Cell(figure.name, f"{directions[figure.better]} {figure.about}".strip()), *_cells(figure)] for figure in found
+        [Cell(figure.name, joined(" ", [directions[figure.better], figure.about])), *_cells(figure)] for figure in found
     ]
     return table([say("report.evaluation_section.measure"), *names], rows, numbers=True, measures=True)
 

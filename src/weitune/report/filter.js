@@ -9,8 +9,9 @@ function filter() {
       && (!text || row.textContent.toLowerCase().includes(text));
     row.hidden = !fits; shown += fits;
   }
-  const output = document.getElementById('shown');
-  output.textContent = output.dataset.text.replace('{0}', shown).replace('{1}', rows.length);
+  for (const told of document.querySelectorAll('#shown span')) {
+    told.textContent = told.dataset.text.replace('{0}', shown).replace('{1}', rows.length);
+  }
 }
 form.hidden = false;
 form.addEventListener('input', filter); form.addEventListener('submit', e => e.preventDefault()); filter();

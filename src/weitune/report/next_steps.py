@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from weitune.report.run_record import RunRecord
-from weitune.run.names import REPORT
 from weitune.shell import shell_command
 
 
@@ -19,10 +18,3 @@ def later_commands(record: RunRecord) -> list[str]:
     judged = [] if record.evaluation is None else [shell_command("eval", folder)]
     export = shell_command("export", folder, "--format", "merged", "--output", folder / "merged")
     return [*judged, export, shell_command("serve", folder)]
-
-
-def siblings(record: RunRecord) -> list[str]:
-    """Return the names of other runs beside this one that have a report."""
-    parent = record.path.absolute().parent
-    folders = (each.parent for each in sorted(parent.glob(f"*/{REPORT}")))
-    return [folder.name for folder in folders if folder.name != record.name]

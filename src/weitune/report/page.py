@@ -1,29 +1,44 @@
-"""The HTML of pages: self-contained, light and dark, for a wide screen, a phone and paper.
+"""The HTML of pages: self-contained, in two languages, light and dark, for a wide screen, a phone and paper.
 
-Every string from data, a recipe or a model goes through :func:`text`. A page's content security policy allows its own
+Every string from data, a recipe or a model goes through :func:`.text`. A page's content security policy allows its own
 style sheet and its own scripts, each by its hash, and nothing else, from inside or from outside.
+
+Radio buttons choose the language, without a script; language.js presses the reader's at first.
 """
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, wraps
 from hashlib import sha256
 from html import escape
 from importlib import resources
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, ParamSpec
 
-from weitune.messages import say
-from weitune.messages.language import language
-from weitune.report.languages import language_of
+from weitune.messages import in_english, say
+from weitune.messages.language import Language, language
+from weitune.report.markup import attributes, both_languages, lang, text
 
 State = Literal["", "good", "bad", "open"]
 """What a colour says about a fact; it always stands in words, too."""
+
+P = ParamSpec("P")
+_LANGUAGES: dict[Language, str] = {"en": "English", "zh": "中文"}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a page has: HTML, but for its title and the line below it."""
+
+    title: str
+    lead: str
+    sections: Iterable[str]
+    scripts: Sequence[str] = ()
+    """Names of files of this package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +60,45 @@ class Fact:
     state: State = ""
 
 
-def text(value: object) -> str:
-    """Return ``value`` as HTML text, without markup."""
-    return escape(str(value), quote=True)
+def page(write: Callable[P, Content]) -> Callable[P, str]:
+    """Decorate a function that returns what a page has: it then returns the whole page, in both languages.
+
+    The one shown at first is the reader's, or without a script that of whoever makes the page.
+    """
+
+    @wraps(write)
+    def whole(*args: P.args, **kwargs: P.kwargs) -> str:
+        shown = language()
+        with both_languages():
+            return _html(write(*args, **kwargs), shown)
+
+    return whole
 
 
-def prose(sentence: str) -> str:
-    """Return a sentence as HTML, with what stands between backticks as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", text(sentence))
-
-
-def page(title: str, lead: str, sections: Iterable[str], *, scripts: Sequence[str] = ()) -> str:
-    """Return a whole page; ``sections`` are HTML already, ``scripts`` names of files of this package."""
-    style, codes = _resource("page.css"), [_resource(name) for name in scripts]
-    made = say("report.page.made", version=version("weitune"), date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}")
+def _html(content: Content, shown: Language) -> str:
+    style, codes = _resource("page.css"), [_resource(name) for name in ("language.js", *content.scripts)]
+    title = content.title if shown == "zh" else in_english(content.title)
+    made = f"{version('weitune')} · {datetime.now().astimezone():%Y-%m-%d %H:%M}"
     return (
-        f'<!doctype html>\n<html lang="{language()}"><head><meta charset="utf-8"><title>{text(title)}</title>\n'
+        f'<!doctype html>\n<html lang="{shown}"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, codes)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{style}</style></head>\n<body>\n"
-        f'<header><span class="wordmark">wei<i>tune</i></span><small>{text(made)}</small></header>\n'
-        f'<main>\n<h1>{text(title)}</h1>\n<p class="lead">{text(lead)}</p>\n{"".join(sections)}</main>\n'
+        f'<header><span class="wordmark">wei<i>tune</i></span><small>{made}</small>{_choice(shown)}</header>\n'
+        f'<main>\n<h1>{text(content.title)}</h1>\n<p class="lead">{text(content.lead)}</p>\n'
+        f"{''.join(content.sections)}</main>\n"
         f"{''.join(f'<script>{each}</script>' for each in codes)}</body></html>\n"
     )
+
+
+def _choice(shown: Language) -> str:
+    """Return a radio button for each language."""
+    buttons = "".join(
+        f'<input type="radio" name="language" id="read-{name}" value="{name}" autocomplete="off"'
+        f'{" checked" if name == shown else ""}><label for="read-{name}" lang="{name}">{called}</label>'
+        for name, called in _LANGUAGES.items()
+    )
+    return f'<fieldset><legend class="unseen">{text(say("report.page.language"))}</legend>{buttons}</fieldset>'
 
 
 def section(title: str, *parts: str, anchor: str = "") -> str:
@@ -100,14 +131,14 @@ def table(
 ) -> str:
     """Return a table that scrolls by itself.
 
-    ``numbers``: all columns but the first; ``said``: cells hold what people or models said; ``facts``: names and
-    counts; ``measures``: figures of models, which stand below the name of a measure on a phone. Cells may be of the
-    class :class:`Cell`.
+    ``numbers``: all columns but the first; ``said``: cells hold what people or models said, and break where they must;
+    ``facts``: names and counts; ``measures``: figures of models, which stand below the name of a measure on a phone.
+    Cells may be of the class :class:`Cell`.
     """
     rows = list(rows)
     if not rows:
         return ""
-    labels = [f' data-h="{text(head)}"' for head in heads] or [""] * len(rows[0])  # heads of cells, on a phone
+    labels = [attributes("data-h", head) for head in heads] or [""] * len(rows[0])  # heads of cells, on a phone
     kind = "said" if said and heads else "said steps" if said else "facts" if facts else ""
     kind = kind or ("measures" if measures else "")
     body = "".join(
@@ -119,14 +150,20 @@ def table(
         + "</tr>"
         for cells in rows
     )
-    name = text(caption or say("report.page.table"))
-    hint = "" if said else f'<span class="hint">{text(say("report.page.scroll"))}</span>'
-    return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="{name}">{hint}'
-        f"<table{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>"
-        f"{f'<caption>{name}</caption>' if caption else ''}{_head(heads, numbers=numbers)}"
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
+    inner = f"{_head(heads, numbers=numbers)}<tbody>{body}</tbody></table>"
+    opened = f"<table{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>"
+    return f"{opened}{inner}\n" if said else _scrolling(opened, inner, caption)
+
+
+def _scrolling(opened: str, inner: str, caption: str) -> str:
+    """Return a table in a box that scrolls, with a hint where it does, and is called as the table."""
+    called = "t" + sha256((caption + inner).encode()).hexdigest()[:10]
+    hint = f'<span class="hint">{text(say("report.page.scroll"))}</span>'
+    if caption:
+        opened += f'<caption id="{called}">{text(caption)}</caption>'
+    else:
+        hint += f'<span class="unseen" id="{called}">{text(say("report.page.table"))}</span>'
+    return f'<div class="wide" tabindex="0" role="group" aria-labelledby="{called}">{hint}{opened}{inner}</div>\n'
 
 
 def _head(heads: Sequence[str], *, numbers: bool) -> str:
@@ -147,12 +184,6 @@ def _cell(cell: object, *, number: bool, said: bool, label: str) -> str:
     return f"<td{kind}{label}{lang(marked.text) if said else ''}>{shown}</td>"
 
 
-def lang(value: object) -> str:
-    """Return the attribute that names the language of a text where it is not the page's."""
-    found = language_of(str(value))
-    return f' lang="{found}"' if found not in {None, language()} else ""
-
-
 def folded(title: str, content: str) -> str:
     """Return content that is folded until one clicks on ``title``."""
     return f"<details><summary>{text(title)}</summary>{content}</details>\n" if content else ""
@@ -171,8 +202,8 @@ def commands(lines: Iterable[str]) -> str:
     """Return commands, each with a button that copies it; the page needs the script :data:`COPY`."""
     copy, done = text(say("report.page.copy")), text(say("report.page.copied"))
     return "".join(
-        f'<div class="command"><pre>{text(line)}</pre>'
-        f'<button type="button" class="copy" data-done="{done}" hidden>{copy}</button></div>\n'
+        f'<div class="command"><pre>{text(line)}</pre><button type="button" class="copy" hidden>'
+        f'<span class="before">{copy}</span><span class="after">{done}</span></button></div>\n'
         for line in lines
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from weitune.messages import say
 from weitune.report.chart import Line, chart
-from weitune.report.page import section, text
+from weitune.report.markup import text
+from weitune.report.page import section
 from weitune.report.run_record import RunRecord
 from weitune.report.trend import trend
 from weitune.run.events import Validation

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import quote
 
 from weitune.evaluate.evaluation import Evaluation
 from weitune.files.json_files import leaves
@@ -18,8 +17,10 @@ from weitune.report.before_after import answers_section, evaluated_answers, said
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING, data_tables, learned_rows
 from weitune.report.evaluation_section import evaluation_section
-from weitune.report.next_steps import later_commands, siblings
-from weitune.report.page import COPY, Fact, code, commands, folded, lang, page, section, table, text, tiles
+from weitune.report.links import comparisons, linked, siblings
+from weitune.report.markup import lang, text
+from weitune.report.next_steps import later_commands
+from weitune.report.page import COPY, Content, Fact, code, commands, folded, page, section, table, tiles
 from weitune.report.preference_section import preference_section
 from weitune.report.run_record import RunRecord
 from weitune.report.trend import trend
@@ -50,17 +51,23 @@ def write_evaluation_report(folder: Path, name: str, base: str, evaluation: Eval
     Raises OSError if the system refuses to write.
     """
     target = folder / REPORT
-    title = say("report.run_report.evaluation_of", name=name)
-    parts = [evaluation_verdict(evaluation), evaluated_answers(evaluation), evaluation_section(evaluation)]
-    publish_text(page(title, base, parts), target)
+    publish_text(_evaluation_report(name, base, evaluation), target)
     return target
 
 
-def run_report(record: RunRecord) -> str:
+@page
+def _evaluation_report(name: str, base: str, evaluation: Evaluation) -> Content:
+    title = say("report.run_report.evaluation_of", name=name)
+    parts = [evaluation_verdict(evaluation), evaluated_answers(evaluation), evaluation_section(evaluation)]
+    return Content(title, base, parts)
+
+
+@page
+def run_report(record: RunRecord) -> Content:
     """Return the report as one page."""
     recipe = record.recipe
     lead = f"{recipe.model} · {', '.join(recipe.data)}"
-    return page(
+    return Content(
         say("report.run_report.title", name=record.name),
         lead,
         [
@@ -176,7 +183,7 @@ def _spread(items: list[Any]) -> list[Any]:
 def _memory(record: RunRecord) -> str:
     forecast = record.environment.get("forecast")
     peak = max((value for _, value in record.series("memory_bytes")), default=None)
-    rows = [(name, memory_text(size, 2)) for name, size in (forecast or {}).items()]
+    rows = [(translated(name, "forecast"), memory_text(size, 2)) for name, size in (forecast or {}).items()]
     if forecast:
         rows.append((say("report.run_report.forecast_in_all"), memory_text(sum(forecast.values()), 2)))
     if peak:
@@ -185,14 +192,17 @@ def _memory(record: RunRecord) -> str:
 
 
 def _siblings(record: RunRecord) -> str:
-    """Return links to the reports of runs beside this one, and the command that compares them."""
-    others = siblings(record)[:_SHOWN_SIBLINGS]
-    if not others:
-        return ""
-    links = " · ".join(f'<a href="../{quote(name)}/{REPORT}">{text(name)}</a>' for name in others)
-    folders = (record.path, *(record.path.parent / name for name in others))
-    compare = shell_command("compare", *folders, "--output", record.path.parent / "compare.html")
-    return "<p>" + text(say("report.run_report.siblings")) + f" {links}</p>\n" + commands([compare])
+    """Return links to comparisons of this run and to reports of runs beside it, and the command that compares them."""
+    run, parts = record.path.absolute(), []
+    if pages := comparisons(run):
+        links = linked([(page.name, page) for page in pages], run)
+        parts.append("<p>" + text(say("report.run_report.comparisons")) + f" {links}</p>\n")
+    if others := siblings(run)[:_SHOWN_SIBLINGS]:
+        links = linked([(name, run.parent / name / REPORT) for name in others], run)
+        folders = (record.path, *(record.path.parent / name for name in others))
+        compare = shell_command("compare", *folders, "--output", record.path.parent / "compare.html")
+        parts += ["<p>" + text(say("report.run_report.siblings")) + f" {links}</p>\n", commands([compare])]
+    return "".join(parts)
 
 
 def _repeat(record: RunRecord) -> str:

@@ -9,12 +9,13 @@ from weitune.errors import InputError
 from weitune.evaluate.evaluation import Evaluation, Gate, ModelScores
 from weitune.evaluate.figures import described, points
 from weitune.evaluate.gate import Bounds, judge_bounds
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.messages.quantities import duration_text
 from weitune.messages.translate import translated
 from weitune.report.before_after import before_and_after
+from weitune.report.markup import prose, text
 from weitune.report.next_steps import next_commands
-from weitune.report.page import State, commands, prose, text
+from weitune.report.page import State, commands
 from weitune.report.run_record import RunRecord
 from weitune.run.events import Step, Validation
 from weitune.run.history import finite
@@ -167,7 +168,7 @@ def _costs(evaluation: Evaluation) -> Finding:
             lost = change.high < 0
             fallen |= lost
             word = "report.verdict.beyond_chance" if lost else "report.verdict.within_chance"
-            said[-1] += say(word, change=points(change))
+            said[-1] = joined("", [said[-1], say(word, change=points(change))])
     gate = evaluation.gate or _default_gate(base, tuned)
     if gate is None:
         return Finding(question, said, "bad" if fallen else "good")

@@ -25,7 +25,7 @@ from weitune.files.publish import (
 )
 from weitune.recipe.load import build_recipe, dump_recipe, read_recipe_file, recorded
 from weitune.recipe.schema import Recipe
-from weitune.run.names import DATA, ENVIRONMENT, EVENTS, LOCK, RECIPE
+from weitune.run.names import DATA, ENVIRONMENT, EVENTS, LOCK, RECIPE, STOP
 from weitune.shell import shell_command
 
 
@@ -38,14 +38,17 @@ def output_folder(recipe: Recipe) -> Path:
 
 
 def check_free(folder: Path) -> None:
-    """Raise RunError unless a new run can be put into ``folder``."""
+    """Raise RunError unless a new run can be put into ``folder``.
+
+    What a killed process left may be there, and a stop file.
+    """
     if (folder / RECIPE).exists():
         raise RunError(
             "run.create.already_holds_a_run", folder=folder, command=shell_command("train", "--resume", folder)
         )
     no_folder = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
     contents = folder.iterdir() if folder.is_dir() else ()
-    if no_folder or not all(path.name == LOCK or is_left_behind(path) for path in contents):  # of a killed process
+    if no_folder or not all(path.name in {LOCK, STOP} or is_left_behind(path) for path in contents):
         raise RunError("run.create.not_an_empty_folder", folder=folder)
 
 
@@ -104,11 +107,14 @@ def _publish_if_free(partial: Path, folder: Path) -> None:
     flush_all(partial)
     left = list(folder.iterdir()) if folder.is_dir() else []  # listed first: what comes later is another's run
     check_free(folder)
+    stopping = folder / STOP in left
     for path in left:
         remove(path)
     if os.name == "nt" and folder.is_dir():
         folder.rmdir()  # elsewhere, an empty folder gives way, and only an empty one
     partial.rename(folder)
+    if stopping:
+        (folder / STOP).touch()
     flush(folder.parent)
 
 

@@ -13,9 +13,10 @@ runs/zhenhuan/
     manifest.json           size and SHA-256 of every file, written last
   adapter/              the final adapter, or the model
   outcome.json          how the last process that trained here ended (:mod:`weitune.training.session`)
-  stop                  made by a user: training stops after the step at hand, with a checkpoint
+  stop                  made by a user: training stops after the step at hand, with a checkpoint; before, at once
   .lock                 held by the process that trains
   evaluation.json  report.html  answers.json      written by `eval` and `demo`
+  comparisons.json                                written by `compare`: the pages on which the run is compared
   combined.json                                   written by `merge-adapters`
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 RECIPE, ENVIRONMENT, DATA, EVENTS, LOCK = "recipe.yaml", "environment.json", "data.json", "events.jsonl", ".lock"
 EVALUATION, REPORT, ANSWERS, COMBINED = "evaluation.json", "report.html", "answers.json", "combined.json"
+COMPARISONS = "comparisons.json"
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 KEPT, REFERENCE = "kept.safetensors", "reference.safetensors"
 OUTCOME, STOP = "outcome.json", "stop"

@@ -21,6 +21,9 @@ class Reporter:
     def say(self, line: str) -> None:
         """Called with a line for the user: what is trained, on what, and everything unusual, once."""
 
+    def beginning(self, folder: Path) -> None:
+        """Called first, with the folder of the run, which may not be there yet."""
+
     def opened(self, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming) -> None:
         """Called when the base has been found and its tokenizer loaded, before its weights are."""
 

@@ -21,11 +21,11 @@ from weitune.model.load.device import choose_device
 from weitune.model.thread_contention import watch_contention
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
-from weitune.run.names import OUTCOME, RECIPE, STOP
+from weitune.run.names import OUTCOME, RECIPE
 from weitune.shell import shell_command
 from weitune.training.distributed.processes import agreed, make_accelerator
 from weitune.training.reporter import Reporter
-from weitune.training.signals import StopRequest, stop_requests
+from weitune.training.signals import StopRequest, heeding_stop_file, stop_requests
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,13 +61,8 @@ class Session:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Keep the run's outcome while the block trains, in the process that writes.
-
-        A stop file is deleted first: it was meant for an earlier process.
-        """
+        """Keep the run's outcome while the block trains, in the process that writes."""
         with recorded_outcome(self.folder, self.reached) if self.main else nullcontext():
-            if self.main:
-                (self.folder / STOP).unlink(missing_ok=True)
             yield
 
     def sees(self, view: Callable[[], T]) -> T:
@@ -107,17 +102,20 @@ class Session:
 def open_session(
     folder: Path, reporter: Reporter | None, stop: StopRequest | None, device: str | None, each_node: bool
 ) -> Iterator[Session]:
-    """Join the run's other processes, and handle signals while the block runs.
+    """Join the run's other processes, and handle signals and the stop file while the block runs.
 
     With ``each_node`` one process on each machine writes. Raises Interrupted if a stop comes before the first step.
     """
     watch_contention()
     with stop_requests(stop) as asked:
         try:
+            reporter = reporter or Reporter()
+            reporter.beginning(folder)
             target = choose_device(device)
             accelerator = make_accelerator(target)
-            main = accelerator.is_local_main_process if each_node else accelerator.is_main_process
-            yield Session(folder, reporter or Reporter(), asked, accelerator, target, device is None, bool(main))
+            main = bool(accelerator.is_local_main_process if each_node else accelerator.is_main_process)
+            with heeding_stop_file(folder, asked, main=main, alone=accelerator.num_processes == 1):
+                yield Session(folder, reporter, asked, accelerator, target, device is None, main)
         except KeyboardInterrupt:
             reason = asked.reason or say("training.session.keyboard")
             if (folder / RECIPE).exists():

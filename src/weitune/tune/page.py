@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.recipe.schema import Recipe
 from weitune.report.chart import Line, chart
-from weitune.report.page import code, page, section, table
+from weitune.report.page import Content, code, page, section, table
 from weitune.tune.search import Candidate
 from weitune.tune.trials import Outcome
 
 
-def tune_page(recipe: Recipe, best: Candidate, outcomes: Sequence[Outcome], reasons: Sequence[str]) -> str:
-    """Return the page of a search that found ``best``."""
+@page
+def tune_page(
+    recipe: Recipe, best: Candidate, losses: Mapping[Candidate, float], outcomes: Sequence[Outcome]
+) -> Content:
+    """Return the page of a search that found ``best``; ``losses`` are those of the last rung."""
+    told = reasons(best, losses, outcomes)
     rungs = sorted({outcome.trial.rung for outcome in outcomes})
-    return page(
+    return Content(
         say("tune.page.title", model=recipe.model),
-        " ".join(reasons[:2]),
+        joined(" ", told[:2]),
         [
             section(say("tune.page.by_rate"), f'<div class="charts">{_by_rate(outcomes, rungs)}</div>\n'),
             section(say("tune.page.trials"), _trials(outcomes, best)),
             section(say("tune.page.curves"), f'<div class="charts">{_curves(outcomes, rungs)}</div>\n'),
-            section(say("tune.page.reasons"), code("\n".join(reasons), wrapped=True)),
+            section(say("tune.page.reasons"), code(joined("\n", told), wrapped=True)),
         ],
     )
+
+
+def reasons(best: Candidate, losses: Mapping[Candidate, float], outcomes: Sequence[Outcome]) -> list[str]:
+    """Return lines that say what was tried and why these settings were taken."""
+    trial = max((each.trial for each in outcomes if each.trial.candidate == best), key=lambda trial: trial.rung)
+    lines = [
+        say("tune.page.reason_found", trials=len(outcomes), steps=sum(outcome.trial.steps for outcome in outcomes)),
+        say("tune.page.reason_best", loss=losses[best], trial=trial, candidate=best),
+    ]
+    for candidate, loss in losses.items():
+        if candidate != best:
+            lines.append(say("tune.page.reason_other", loss=loss, candidate=candidate))
+    return [*lines, say("tune.page.reason_patience")]
 
 
 def _by_rate(outcomes: Sequence[Outcome], rungs: Sequence[int]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from weitune.shell import shell_command
 from weitune.training.build import load_base
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.reporter import Reporter
-from weitune.training.signals import StopRequest
+from weitune.training.signals import StopRequest, heeding_stop_file, stop_requests
 from weitune.tune import folder as folders
-from weitune.tune.folder import BEST, PAGE, Settings
-from weitune.tune.page import tune_page
+from weitune.tune.folder import BEST, PAGE, SETTINGS, Settings
+from weitune.tune.page import reasons, tune_page
 from weitune.tune.search import Candidate, Search, Trial, ranked
 from weitune.tune.trials import Outcome, Trials
 
@@ -70,10 +71,10 @@ def tune(
     """
     recipe = _searchable(recipe)
     view = view or View()
-    inputs = collect_inputs(recipe, view)
-    folders.create(folder, inputs.recipe, Settings(list(also), budget, inputs.basis))
-    stop = StopRequest() if stop is None else stop
-    return _search(inputs, folder, list(also), budget, view, device, stop)
+    with _heeding(folder, stop) as asked:
+        inputs = collect_inputs(recipe, view)
+        folders.create(folder, inputs.recipe, Settings(list(also), budget, inputs.basis))
+        return _search(inputs, folder, list(also), budget, view, device, asked)
 
 
 def resume(
@@ -85,13 +86,30 @@ def resume(
     """
     recipe, settings = folders.read(folder)
     view = view or View()
-    inputs = collect_inputs(recipe, view)
-    before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
-    if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
-        raise RunError("tune.tune.not_the_same", folder=folder, changed=", ".join(changed))
-    return _search(
-        inputs, folder, settings.also, settings.budget, view, device, StopRequest() if stop is None else stop
-    )
+    with _heeding(folder, stop) as asked:
+        inputs = collect_inputs(recipe, view)
+        before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
+        if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
+            raise RunError("tune.tune.not_the_same", folder=folder, changed=", ".join(changed))
+        return _search(inputs, folder, settings.also, settings.budget, view, device, asked)
+
+
+@contextmanager
+def _heeding(folder: Path, stop: StopRequest | None) -> Iterator[StopRequest]:
+    """Handle signals and the stop file in ``folder`` while the block searches. Raises Interrupted after a stop."""
+    with stop_requests(stop) as asked:
+        try:
+            with heeding_stop_file(folder, asked):
+                yield asked
+        except KeyboardInterrupt:
+            reason = asked.reason or say("training.session.keyboard")
+            if (folder / SETTINGS).is_file():
+                raise Interrupted("tune.tune.stopped", reason=reason, command=_command(folder)) from None
+            raise Interrupted("training.session.stopped_before_folder", reason=reason) from None
+
+
+def _command(folder: Path) -> str:
+    return f"`{shell_command('tune', '--resume', folder)}`"
 
 
 def _searchable(recipe: Recipe) -> Recipe:
@@ -114,7 +132,6 @@ def _search(
     stop: StopRequest,
 ) -> Found:
     recipe = inputs.recipe
-    command = f"`{shell_command('tune', '--resume', folder)}`"
     with run_lock(folder):
         done = {outcome.trial: outcome for outcome in folders.outcomes(folder)}
         loaded = load_base(recipe, device)
@@ -135,7 +152,7 @@ def _search(
                         folders.append(folder, outcome)
                         done[trial] = outcome
                     if outcome is None or stop:
-                        raise Interrupted("tune.tune.stopped", reason=stop.reason, command=command)
+                        raise Interrupted("tune.tune.stopped", reason=stop.reason, command=_command(folder))
                 view.tried(outcome)
                 losses[trial.candidate] = outcome.loss
             waiting, rung = search.after(rung, losses), rung + 1
@@ -147,21 +164,7 @@ def _write(folder: Path, search: Search, losses: dict[Candidate, float], outcome
     best = ranked(losses)[0]
     if losses[best] == float("inf"):
         raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
-    reasons = _reasons(best, losses, outcomes)
-    text = "".join(f"# {line}\n" for line in reasons) + "\n" + dump_recipe(search.found(best))
+    text = "".join(f"# {line}\n" for line in reasons(best, losses, outcomes)) + "\n" + dump_recipe(search.found(best))
     publish_bytes(text.encode(), folder / BEST)
-    publish_bytes(tune_page(recipe, best, outcomes, reasons).encode(), folder / PAGE)
+    publish_bytes(tune_page(recipe, best, losses, outcomes).encode(), folder / PAGE)
     return Found(folder, best, losses[best], outcomes)
-
-
-def _reasons(best: Candidate, losses: dict[Candidate, float], outcomes: list[Outcome]) -> list[str]:
-    """Return lines that say what was tried and why these settings were taken."""
-    trial = max((each.trial for each in outcomes if each.trial.candidate == best), key=lambda trial: trial.rung)
-    lines = [
-        say("tune.tune.reason_found", trials=len(outcomes), steps=sum(outcome.trial.steps for outcome in outcomes)),
-        say("tune.tune.reason_best", loss=losses[best], trial=trial, candidate=best),
-    ]
-    for candidate, loss in losses.items():
-        if candidate != best:
-            lines.append(say("tune.tune.reason_other", loss=loss, candidate=candidate))
-    return [*lines, say("tune.tune.reason_patience")]

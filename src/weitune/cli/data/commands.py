@@ -149,8 +149,10 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
     from weitune.cli.shared.terminal import console
     from weitune.errors import InputError
     from weitune.report.data_page import data_page
+    from weitune.report.markup import both_languages
 
-    title = say("cli.data.page_title", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
+    with both_languages():
+        title = say("cli.data.page_title", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
     text = data_page(title, items, notes)
     try:
         Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ from weitune.messages.language import speaking
 def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bool, as_json: bool) -> None:
     """Put runs side by side: how their recipes differ, their results, and their curves.
 
-    No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused.
+    No model is loaded. A run whose base is on this disk and is not the one that it was trained on is refused. The page
+    links to the reports of its runs, and these link to it if it lies beside them.
     """
     if len(runs) < 2:
         raise click.UsageError(say("cli.compare.two_runs_needed"))
@@ -33,7 +35,10 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     from weitune.files.paths import user_path
     from weitune.files.publish import publish_text
     from weitune.report.comparison import compare, differences, names_of, results
+    from weitune.report.links import note_comparison
     from weitune.report.run_record import RunRecord
+    from weitune.report.run_report import write_report
+    from weitune.run.names import REPORT
     from weitune.run.run_folder import RunFolder
 
     records = [RunRecord.read(run) for run in runs]
@@ -64,6 +69,10 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
             publish_text(compare(records, output.absolute().parent), output)
         except OSError as error:
             raise InputError("cli.compare.not_written", output=output, strerror=error.strerror) from None
+        for record in records:
+            if note_comparison(record.path, output) and (record.path / REPORT).is_file():
+                with suppress(OSError):  # a report that cannot be written keeps the links it has
+                    write_report(record.path)
         from weitune.cli.shared.terminal import console as aside
 
         aside().print(say("cli.compare.written", output=output), markup=False)

@@ -30,20 +30,24 @@ class TrainingView(ProgressView):
         self._dashboard = Dashboard()
         self._every = 10
 
+    def beginning(self, folder: Path) -> None:
+        tell(run=str(folder))
+
     def opened(self, recipe: Recipe, files: ModelFiles, framed: TokenizerFraming) -> None:
         """Say what the run can become once it is trained."""
         for line in export_support(recipe, files, framed).lines():
             self.say(line)
 
     def answering(self) -> Progress:
+        enter_phase("evaluating")
         return self._bar(say("cli.training_view.answering_prompts"), "token")
 
     def referring(self) -> Progress:
+        enter_phase("evaluating")
         return self._bar(say("cli.training_view.measuring_reference"), "group")
 
     def started(self, folder: Path, done: int, steps: int, log_every: int) -> None:
         self._shown.close()
-        tell(run=str(folder))
         enter_phase("training", done, steps)
         self._every = log_every
         self._dashboard.feed(Event("start", done, steps))

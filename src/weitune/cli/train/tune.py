@@ -69,6 +69,7 @@ def command(
                 found = resume(resume_from, view=view, device=device, stop=stop)
             else:
                 folder = Path(built.output) if built.output else default_folder()
+                tell(folder=str(folder))
                 plain = built.model_copy(update={"output": None})
                 found = tune(plain, folder, also=names, budget=budget, view=view, device=device, stop=stop)
     best = found.folder / BEST

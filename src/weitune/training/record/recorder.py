@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,6 @@ from weitune.forecast.memory_watch import MemoryWatch
 from weitune.messages import say
 from weitune.run.checkpoint import Checkpoint
 from weitune.run.disk_retry import DiskRetry
-from weitune.run.names import STOP
 from weitune.run.preference_figures import fields_of
 from weitune.training.loop import StepRecord
 from weitune.training.prepared_run import PreparedRun
@@ -71,7 +69,6 @@ class Recorder:
         if low_memory:
             self._reporter.say(low_memory)
             self._events.write("memory", step=self.step, message=low_memory)
-        self._heed_stop_file()
         stopping, wanted = self._any_process(bool(self._stop), self._stop.checkpoint or bool(low_memory))
         if wanted:
             self._stop.checkpoint = False
@@ -84,14 +81,6 @@ class Recorder:
             self._announce(wait=True)
             self._events.write("stop", step=self.step, reason=self._stop.reason)
         return not (stopping or self.complete)
-
-    def _heed_stop_file(self) -> None:
-        """Stop if the user has made the stop file, which is deleted: the run can go on after that."""
-        file = self._session.folder / STOP
-        if self._session.main and file.exists():
-            with suppress(OSError):
-                file.unlink()
-            self._stop.stop(say("training.recorder.stop_file", file=STOP))
 
     def failed(self, record: StepRecord) -> None:
         self._events.write("not finite", **fields_of(record))
