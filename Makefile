@@ -14,7 +14,7 @@ help:
 	@echo "make test       run every test, WORKERS at a time (one for each core, four at most)"
 	@echo "make check      lint, types, import directions, sizes"
 	@echo "make format     format the code"
-	@echo "make reference  write docs/recipe.md and docs/recipe.schema.json anew"
+	@echo "make reference  write docs/recipe.md, its Chinese twin and its JSON schema anew"
 	@echo "make bench      measure a training step against transformers + PEFT"
 	@echo "make llama-cpp  build llama.cpp for this processor, in place of the wheel (about 10 minutes)"
 
