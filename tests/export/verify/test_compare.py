@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.export.verify.compare import Bounds, Check, Verdict, VerificationError, compare
+from weitune.export.verify.compare import Bounds, Check, Perplexity, Verdict, VerificationError, compare
 from weitune.export.verify.outputs import Outputs
 from weitune.export.verify.prompts import VerificationPrompt
 
@@ -96,3 +97,25 @@ def test_a_failed_verdict_is_an_error_that_names_what_failed() -> None:
     assert "stop: no end" in str(error)
     assert "fine" not in str(error)
     assert verdict.to_json()["verdict"] == "failed"
+
+
+def test_a_perplexity_may_rise_as_far_as_log_probabilities_may_differ() -> None:
+    expected, higher = [(-1.0, -2.0), (-3.0,)], [(-1.0, -2.0), (-3.03,)]
+    perplexity = Perplexity.of(expected, higher, of_run=True)
+    assert (perplexity.rows, perplexity.tokens) == (2, 3)
+    assert perplexity.expected == pytest.approx(math.exp(2))
+    assert perplexity.rise == pytest.approx(0.01)
+    check = perplexity.check(Bounds(0.011, 1.0))
+    assert check.passed
+    assert check.found == (
+        "7.463 on 2 rows that were held out (3 tokens), 7.389 for base + adapter, as for an F16 file: +1.01% "
+        "(bound +1.11%)"
+    )
+    assert not perplexity.check(Bounds(0.009, 1.0)).passed
+    lower = Perplexity.of(higher, expected, of_run=False).check(Bounds(0.0, 1.0))
+    assert lower.passed
+    assert "2 general questions (3 tokens; the run held out no rows)" in lower.found
+    verdict = Verdict("x", 2, BOUNDS, (check,), perplexity=perplexity)
+    assert verdict.to_json()["perplexity"] == {
+        "rows": 2, "tokens": 3, "of_run": True, "expected": perplexity.expected, "actual": perplexity.actual,
+    }  # fmt: skip

@@ -14,7 +14,7 @@ from weitune.data.frame.framing import Framing
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import RunError
-from weitune.evaluate.general import general_questions
+from weitune.evaluate.general import GeneralQuestion, general_questions
 from weitune.export.source.adapter_weights import AdapterWeights, why_not_mergeable
 from weitune.export.source.base_weights import MergedWeights, Weights, open_weights
 from weitune.export.source.chat_template import self_contained_template
@@ -55,7 +55,7 @@ class ExportSource:
         Raises InputError if the data cannot be read.
         """
         if self.made_elsewhere:
-            return (question.answered for question in general_questions(per_language=_QUESTIONS))
+            return (question.answered for question in questions_in_place_of_data())
         return read_conversations(Reader(self.recipe.data, read_options(self.recipe)))
 
     @cached_property
@@ -123,6 +123,11 @@ class ExportSource:
     def with_system(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` as training saw it: with the run's system prompt if it has none of its own."""
         return conversation.with_system(self.recipe.system)
+
+
+def questions_in_place_of_data() -> list[GeneralQuestion]:
+    """Return the questions that stand for the data of an adapter made elsewhere."""
+    return general_questions(per_language=_QUESTIONS)
 
 
 def open_export_source(run: Run, which: Which = "last") -> ExportSource:

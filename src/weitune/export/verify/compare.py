@@ -4,12 +4,14 @@
     answers    the same greedy tokens; where they diverge, base + adapter's token led by at most ``margin``
     logprobs   mean absolute difference over the tokens of the taught answers, at most ``mean_difference``
     stop       the export ends answers at every stop token of the run, and where the run's own answers end
+    perplexity on dialogues that the run did not learn, its logarithm at most ``mean_difference`` higher
 
 The bounds depend on the number format; docs/export.md has the measurements behind them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +28,42 @@ class Bounds:
 
     mean_difference: float
     margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """The perplexity of answers that the run did not learn, from base + adapter and from the export."""
+
+    rows: int
+    tokens: int
+    of_run: bool
+    """Whether the answers are the run's validation data; if not, they are plain ones to general questions."""
+    expected: float
+    actual: float
+
+    @classmethod
+    def of(cls, expected: Sequence[Sequence[float]], actual: Sequence[Sequence[float]], *, of_run: bool) -> Perplexity:
+        """Return it from the log-probabilities of the tokens of each answer."""
+        tokens = sum(map(len, expected))
+        perplexities = (math.exp(-sum(map(math.fsum, each)) / tokens) for each in (expected, actual))
+        return cls(len(expected), tokens, of_run, *perplexities)
+
+    @property
+    def rise(self) -> float:
+        """How much higher the logarithm of the export's perplexity is."""
+        return math.log(self.actual / self.expected)
+
+    def check(self, bounds: Bounds) -> Check:
+        found = say(
+            "export.compare.perplexity" if self.of_run else "export.compare.perplexity_of_general",
+            actual=self.actual,
+            expected=self.expected,
+            rows=self.rows,
+            tokens=self.tokens,
+            change=math.expm1(self.rise),
+            bound=math.expm1(bounds.mean_difference),
+        )
+        return Check("perplexity", self.rise <= bounds.mean_difference, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +84,8 @@ class Verdict:
     bounds: Bounds
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
+    perplexity: Perplexity | None = None
+    """None if the run's framing takes no dialogue that it did not learn."""
 
     @property
     def passed(self) -> bool:

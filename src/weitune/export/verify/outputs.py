@@ -66,6 +66,9 @@ class EngineModel(Protocol):
     def outputs(self, prompt: VerificationPrompt) -> Outputs:
         """Answer ``prompt``."""
 
+    def logprobs(self, prompt: VerificationPrompt) -> tuple[float, ...]:
+        """Return the log-probability of every token of the taught answer, given those before it."""
+
     def stops_at(self, token: int) -> bool:
         """Return whether an answer ends at ``token``."""
 
@@ -92,11 +95,11 @@ class TransformersModel:
         return dtype
 
     def outputs(self, prompt: VerificationPrompt) -> Outputs:
-        """Generate greedily, and read the log-probabilities of the taught answer in one forward pass."""
+        """Generate greedily, and measure how likely the taught answer is."""
         tokens = tuple(self._tokens_of(prompt))
         greedy, margins = self._greedy(tokens)
         end = next((i for i, token in enumerate(greedy) if token in self._stop_tokens), None)
-        return Outputs(tokens, greedy[:end], end is not None, self._logprobs(prompt), margins)
+        return Outputs(tokens, greedy[:end], end is not None, self.logprobs(prompt), margins)
 
     def stops_at(self, token: int) -> bool:
         return token in self._stop_tokens
@@ -113,7 +116,8 @@ class TransformersModel:
         best = torch.stack([logits[0].float().topk(2).values for logits in output.logits])  # (steps, 2)
         return tuple(output.sequences[0, len(tokens) :].tolist()), tuple((best[:, 0] - best[:, 1]).tolist())
 
-    def _logprobs(self, prompt: VerificationPrompt) -> tuple[float, ...]:
+    def logprobs(self, prompt: VerificationPrompt) -> tuple[float, ...]:
+        """Read them in one forward pass."""
         ids = torch.tensor([prompt.context + prompt.answer], device=self.model.device)
         with torch.inference_mode():
             logits = self.model(ids, logits_to_keep=len(prompt.answer) + 1, use_cache=False).logits[0, :-1]

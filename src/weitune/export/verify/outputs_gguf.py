@@ -34,14 +34,24 @@ class LlamaCppModel:
 
     def outputs(self, prompt: VerificationPrompt) -> Outputs:
         """Let llama.cpp frame, tokenize and answer the prompt, and measure how likely the taught answer is."""
-        slot = self._free.get()  # one slot from the first token to the last, so that its cache has what came before
-        try:
+        with self._slot() as slot:
             tokens = self.prompt_tokens(prompt)
             body = self._llama.body(tokens, Sampling(max_new_tokens=ANSWER_TOKENS), self._adapter)
             answer = self._llama.request("/completion", {**body, "id_slot": slot})
             stopped = answer["stop_type"] == "eos"
             greedy = tuple(answer["tokens"][:-1] if stopped else answer["tokens"])
             return Outputs(tokens, greedy, stopped, self._logprobs(prompt, slot))
+
+    def logprobs(self, prompt: VerificationPrompt) -> tuple[float, ...]:
+        with self._slot() as slot:
+            return self._logprobs(prompt, slot)
+
+    @contextmanager
+    def _slot(self) -> Iterator[int]:
+        """Yield a slot to keep from the first token to the last, so that its cache has what came before."""
+        slot = self._free.get()
+        try:
+            yield slot
         finally:
             self._free.put(slot)
 

@@ -1,4 +1,5 @@
-"""The prompts that an export is verified on: dialogues of the run's own data, with the answers the run was taught.
+"""The prompts that an export is verified on: dialogues of the run's own data, with the answers the run was taught,
+and dialogues that it did not learn.
 
 messages       without the run's system prompt: the export must know it
 prompt_tokens  the same dialogue framed by the run, system prompt included: what the model sees
@@ -7,15 +8,20 @@ answer         the supervised tokens of the last turn, end of turn included
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from weitune.data.conversation import Conversation
+from weitune.data.prepare.holdout import hold_out
+from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import InputError
-from weitune.export.source.export_source import ExportSource
+from weitune.evaluate.general import general_questions
+from weitune.evaluate.questions import rows_of
+from weitune.export.source.export_source import ExportSource, questions_in_place_of_data
 from weitune.messages import say
 
 _MOST_ROWS = 2000
@@ -53,6 +59,45 @@ def choose_prompts(source: ExportSource, count: int) -> tuple[list[VerificationP
         reason = " ".join(error.message.split())
         builtin = read_conversations(Reader(_BUILTIN, read_options(source.recipe)))
         return _spread(_prompts(source, builtin), count), [say("export.prompts.builtin_dialogues", reason=reason[:200])]
+
+
+class HeldOut(NamedTuple):
+    """Dialogues that a run did not learn."""
+
+    prompts: Sequence[VerificationPrompt]
+    of_run: bool
+    """Whether they are the run's validation data; if not, they are general questions with plain answers."""
+
+
+def held_out_prompts(source: ExportSource, count: int) -> HeldOut:
+    """Return ``count`` dialogues that the run did not learn: of its validation data, if it has them and they are there.
+
+    There are none if the run's framing can take none of the general questions.
+    """
+    try:
+        own = _spread(_prompts(source, _validation_rows(source)), count)
+    except InputError:
+        own = []
+    if own:
+        return HeldOut(own, of_run=True)
+    asked = {question.prompt for question in questions_in_place_of_data()} if source.made_elsewhere else set()
+    general = (question.answered for question in general_questions() if question.prompt not in asked)
+    return HeldOut(_spread(_prompts(source, general), count), of_run=False)
+
+
+def _validation_rows(source: ExportSource) -> Iterator[Conversation]:
+    """Yield the run's validation data. Raises InputError if they cannot be read any more."""
+    recipe = source.recipe
+    if recipe.validation_fraction is None:
+        if recipe.validation_files:
+            yield from read_conversations(Reader(recipe.validation_files, read_options(recipe)))
+        return
+    _, held = hold_out(prepare_items(recipe, source.framing), recipe.validation_fraction)
+    rows = rows_of(held)
+    for conversation in source.dialogues():
+        origin = conversation.origin
+        if origin is not None and (origin.file, origin.row) in rows:
+            yield conversation
 
 
 def _spread(prompts: Iterator[VerificationPrompt], count: int) -> list[VerificationPrompt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +16,9 @@ from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.formats.written import formats_note, written_formats
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import ExportSource
-from weitune.export.verify.compare import Bounds, Verdict, compare
+from weitune.export.verify.compare import Bounds, Perplexity, Verdict, compare
 from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, EngineModel, Outputs, open_merged, open_reference
-from weitune.export.verify.prompts import VerificationPrompt, choose_prompts
+from weitune.export.verify.prompts import VerificationPrompt, choose_prompts, held_out_prompts
 from weitune.export.verify.rounding import RoundingCost, choose_computing, merge_rounded, narrower_formats
 from weitune.gguf.types import MIXTURES, GgufType
 from weitune.messages import say
@@ -55,6 +55,7 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     bounds = bounds_of(source, options, reference.dtype)
     enter_phase("evaluating")
     expected = all_outputs(reference, prompts, stage(say("export.verification.asking_reference")))
+    held_out = held_out_prompts(source, options.prompts)
     if reference.dtype != torch.float32:
         notes.append(say("export.verification.not_in_float32"))
     elif options.format == "merged" and (formats := narrower_formats(source, options.dtype)):
@@ -63,12 +64,14 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         cost = RoundingCost.between(expected, rounded)
         expected, bounds = rounded, cost.widened(BOUNDS["float32"])
         notes.append(cost.note(formats))
+    expected_of_held_out = all_logprobs(reference, held_out.prompts)
     del reference  # one model at a time
     if options.format in {"gguf", "ollama"} and options.gguf_type in MIXTURES:
         notes.append(formats_note(written_formats(folder / gguf_name(source, options))))
-    with open_export(folder, source, options, prompts, stage, computing) as model:
+    with open_export(folder, source, options, [*prompts, *held_out.prompts], stage, computing) as model:
         enter_phase("evaluating")
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))
+        actual_of_held_out = all_logprobs(model, held_out.prompts)
         ignored_stops = [token for token in source.stop_tokens if not model.stops_at(token)]
         extra_stops = frozenset() if options.format == "merged" else _extra_stops(model, source, expected)
         engine = model.engine
@@ -81,7 +84,10 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         notes.append(say("export.verification.ends_answers_sooner", tokens=names))
     expected = [outputs.ended_at(extra_stops) for outputs in expected]
     checks = compare(prompts, expected, actual, bounds, text_of, ignored_stops)
-    return Verdict(engine, len(prompts), bounds, checks, tuple(notes))
+    if not held_out.prompts:
+        return Verdict(engine, len(prompts), bounds, checks, tuple(notes))
+    perplexity = Perplexity.of(expected_of_held_out, actual_of_held_out, of_run=held_out.of_run)
+    return Verdict(engine, len(prompts), bounds, (*checks, perplexity.check(bounds)), tuple(notes), perplexity)
 
 
 def all_outputs(model: EngineModel, prompts: list[VerificationPrompt], progress: Progress) -> list[Outputs]:
@@ -92,6 +98,12 @@ def all_outputs(model: EngineModel, prompts: list[VerificationPrompt], progress:
             results.append(outputs)
             progress(done, len(prompts))
     return results
+
+
+def all_logprobs(model: EngineModel, prompts: Sequence[VerificationPrompt]) -> list[tuple[float, ...]]:
+    """Return how likely ``model`` finds each token of the answer to each prompt."""
+    with ThreadPoolExecutor(model.at_once) as pool:
+        return list(pool.map(model.logprobs, prompts))
 
 
 def _extra_stops(model: EngineModel, source: ExportSource, expected: list[Outputs]) -> frozenset[int]:

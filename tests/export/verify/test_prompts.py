@@ -1,0 +1,52 @@
+"""What an export is verified on that the run did not learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.export.runs import save_run
+from weitune.data.prepare.holdout import hold_out
+from weitune.data.prepare.prepare import prepare_items
+from weitune.export.source.export_source import ExportSource, open_export_source
+from weitune.export.verify.prompts import choose_prompts, held_out_prompts
+
+
+def source_with(folder: Path, **recipe: Any) -> ExportSource:
+    rows = [{"instruction": f"What is {i}?", "input": "", "output": f"It is the number {i}."} for i in range(12)]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    return open_export_source(save_run(folder / "run", data=[str(folder / "rows.json")], **recipe))
+
+
+def test_a_part_that_was_held_out_is_asked(tmp_path: Path) -> None:
+    source = source_with(tmp_path, validation=0.25)
+    held = held_out_prompts(source, 8)
+    assert held.of_run
+    _, expected = hold_out(prepare_items(source.recipe, source.framing), 0.25)
+    rows = [expected[i] for i in range(3)]
+    assert {each.context for each in held.prompts} == {tuple(row.input_ids[: row.spans[-1].start]) for row in rows}
+
+
+def test_validation_files_are_asked(tmp_path: Path) -> None:
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps([{"instruction": "Who?", "input": "", "output": "I."}]), encoding="utf-8")
+    source = source_with(tmp_path, validation=[str(path)])
+    held = held_out_prompts(source, 8)
+    assert held.of_run
+    assert [each.question for each in held.prompts] == ["Who?"]
+    path.unlink()
+    assert not held_out_prompts(source, 8).of_run
+
+
+@pytest.mark.parametrize("made_elsewhere", [False, True])
+def test_general_questions_stand_in(made_elsewhere: bool, tmp_path: Path) -> None:
+    source = source_with(tmp_path)
+    object.__setattr__(source, "made_elsewhere", made_elsewhere)
+    held = held_out_prompts(source, 8)
+    assert not held.of_run
+    assert len(held.prompts) == 8
+    verified, _ = choose_prompts(source, 50)
+    assert not {each.question for each in held.prompts} & {each.question for each in verified}
