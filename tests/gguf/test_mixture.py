@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from gguf.quants import dequantize
@@ -16,23 +18,40 @@ from weitune.gguf.types import MIXTURES, GgufType
 pytest.importorskip("xllamacpp")
 
 
-def formats(wanted: GgufType, name: str, columns: int = 512, layers: int = 24) -> list[str]:
+def formats(wanted: GgufType, name: str, columns: int = 512, layers: int = 24, **model: Any) -> list[str]:
     """Return the formats of a tensor in every layer."""
-    mixture = Mixture(wanted, layers, "output.weight")
-    return [mixture.format_of(f"blk.{layer}.{name}.weight", (64, columns)).name for layer in range(layers)]
+    names = [f"blk.{layer}.{name}.weight" for layer in range(layers)]
+    mixture = Mixture(wanted, layers, "output.weight", **model).over(names)
+    return [mixture.format_of(each, (64, columns)).name for each in names]
 
 
 def test_the_layers_with_more_bits_are_those_of_llama_cpp() -> None:
     # of 24 layers: the first and the last three, and of the others every third beginning with the third of them
     more = [0, 1, 2, 5, 8, 11, 14, 17, 20, 21, 22, 23]
-    for name in ("ffn_down", "attn_v", "ffn_down_exps"):
+    for name in ("ffn_down", "attn_v", "attn_qkv", "ffn_down_exps", "ffn_down_shexp"):
         for wanted, usual in (("Q4_K_M", "Q4_K"), ("Q5_K_M", "Q5_K")):
             found = formats(wanted, name)  # type: ignore[arg-type]
             assert [layer for layer, form in enumerate(found) if form == "Q6_K"] == more
             assert set(found) == {"Q6_K", usual}
     assert set(formats("Q4_K_M", "attn_q")) == {"Q4_K"}
     assert set(formats("Q6_K", "ffn_down")) == {"Q6_K"}
-    assert set(formats("Q4_K_M", "attn_qkv")) == {"Q5_K"}
+
+
+def test_layers_without_values_are_not_counted() -> None:
+    names = [f"blk.{layer}.attn_v.weight" for layer in range(2, 48, 3)]  # 16 of 48 layers
+    mixture = Mixture("Q4_K_M", 48, "output.weight").over(names)
+    finer = [place for place, name in enumerate(names) if mixture.format_of(name, (64, 512)) == Format.Q6_K]
+    assert finer == [0, 1, 4, 7, 10, 13, 14, 15]
+
+
+def test_models_of_8_experts_and_of_70b_have_finer_attention() -> None:
+    for wanted in MIXTURES:
+        assert set(formats(wanted, "attn_v", experts=8)) == set(formats(wanted, "attn_k", experts=8)) == {"Q8_0"}
+    assert set(formats("Q4_K_M", "attn_output", experts=8)) == {"Q5_K"}
+    assert set(formats("Q4_K_M", "attn_output", experts=16)) == set(formats("Q4_K_M", "attn_k")) == {"Q4_K"}
+    assert formats("Q4_K_M", "attn_v", columns=80, experts=8)[0] == "F16"
+    assert set(formats("Q4_K_M", "attn_v", is_70b=True)) == {"Q5_K", "Q6_K"}
+    assert formats("Q5_K_M", "attn_v", is_70b=True) == formats("Q5_K_M", "attn_v")
 
 
 @pytest.mark.parametrize(("wanted", "narrower"), [("Q6_K", "Q8_0"), ("Q5_K_M", "Q5_1"), ("Q4_K_M", "Q5_0")])

@@ -14,6 +14,7 @@ from typing import Any
 from weitune.errors import InputError, ModelError, first_line
 from weitune.export.formats.gguf_adapter import check_expressible
 from weitune.export.formats.gguf_file import base_family, check_description
+from weitune.export.formats.merged import check_complete
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.run import check_system, modelfile_of
 from weitune.export.source.export_source import ExportSource, check_mergeable
@@ -114,6 +115,7 @@ def _reason(error: Exception) -> str:
 
 def _merged(future: Future) -> None:
     check_system(future.source)
+    check_complete(future.source)
 
 
 def _gguf(future: Future) -> None:

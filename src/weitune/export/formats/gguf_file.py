@@ -20,7 +20,6 @@ from weitune.errors import ModelError
 from weitune.export.source.base_weights import GgufWeights, MergedWeights, Weights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.parameters import Parameters
-from weitune.gguf.architecture import architecture_of_gguf
 from weitune.gguf.families.family import Family, Part
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
@@ -43,13 +42,15 @@ _FILE_TYPE = {
     "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
+_OF_70B = ("llama", "qwen2")
+"""Families of which llama.cpp knows a model of 70B parameters."""
 _REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
 
 
 def base_family(source: ExportSource) -> Family:
     """Return the family of the base of ``source``. Raises ModelError if weitune does not write it."""
-    if source.files.gguf:
-        return architecture_of_gguf(read_header(source.files.path)).family
+    if isinstance(source.base, GgufWeights):
+        return source.base.architecture.family
     return family_of(source.config)
 
 
@@ -57,7 +58,7 @@ def check_gguf(source: ExportSource) -> None:
     """Raise ModelError if :func:`write_gguf` would, before the long work begins."""
     family = check_description(source)
     if not source.files.gguf:
-        _plan(source, family, source.merged, _mixture(source, "F32"), {})
+        _plan(source, family, source.merged, _mixture(source, family, "F32"), {})
 
 
 def check_description(source: ExportSource) -> Family:
@@ -68,7 +69,8 @@ def check_description(source: ExportSource) -> Family:
 
 def planned_bytes(source: ExportSource, weights: Weights, gguf_type: GgufType) -> int:
     """Return the size of the tensors that :func:`write_gguf` would write, for a base that is not a ``.gguf`` file."""
-    plans = _plan(source, family_of(source.config), weights, _mixture(source, gguf_type), {})
+    family = family_of(source.config)
+    plans = _plan(source, family, weights, _mixture(source, family, gguf_type), {})
     return sum(plan.bytes for plan in plans)
 
 
@@ -94,7 +96,7 @@ def write_gguf(
     if gguf_type in MIXTURES:
         require_quantizer()
     family, metadata = _described(source, template)
-    mixture = _mixture(source, gguf_type, head)
+    mixture = _mixture(source, family, gguf_type, head)
     if source.files.gguf:
         plans = _plan_from_gguf(weights, mixture, importance or {})
     else:
@@ -104,13 +106,17 @@ def write_gguf(
     )
 
 
-def _mixture(source: ExportSource, gguf_type: GgufType, head: GgufType = "Q8_0") -> Mixture:
+def _mixture(source: ExportSource, family: Family, gguf_type: GgufType, head: GgufType = "Q8_0") -> Mixture:
     config = source.config
+    shared_values = config.num_key_value_heads != config.num_attention_heads
+    experts = family.fields.get("expert_count")
     return Mixture(
         gguf_type,
         config.num_hidden_layers,
         "token_embd.weight" if config.tie_word_embeddings else "output.weight",
         head,
+        experts.value if experts else 0,
+        is_70b=family.name in _OF_70B and config.num_hidden_layers == 80 and shared_values,
     )
 
 
@@ -145,22 +151,22 @@ def _plan(
     source: ExportSource, family: Family, weights: Weights, mixture: Mixture, importance: Mapping[str, Tensor]
 ) -> list[TensorPlan]:
     parameters = Parameters(weights, source.layout)
-    plans = []
-    unknown = []
-    for name, shape in parameters.shapes.items():
-        if (name == "lm_head.weight" and source.config.tie_word_embeddings) or name.endswith(".inv_freq"):
-            continue
-        parts = family.parts(name)
-        if parts is None:
-            unknown.append(name)
-            continue
-        for part in parts:
-            becomes = tuple(part.of(torch.empty(shape, device="meta")).shape)
-            form = mixture.format_of(part.name, becomes)
-            read = _reading(parameters, name, part, form, importance.get(name))
-            plans.append(TensorPlan(part.name, becomes, form, read))
-    if unknown:
+    head_is_tied = source.config.tie_word_embeddings
+    names = [
+        name
+        for name in parameters.shapes
+        if not name.endswith(".inv_freq") and not (head_is_tied and name == "lm_head.weight")
+    ]
+    parts = {name: family.parts(name) for name in names}
+    if unknown := [name for name in names if parts[name] is None]:
         raise ModelError("export.gguf_file.no_place_for_weights", architecture=family.name, **counted(unknown))
+    placed = [(name, part) for name in names for part in parts[name] or ()]
+    mixture = mixture.over(part.name for _, part in placed)
+    plans = []
+    for name, part in placed:
+        becomes = tuple(part.of(torch.empty(parameters.shapes[name], device="meta")).shape)
+        form = mixture.format_of(part.name, becomes)
+        plans.append(TensorPlan(part.name, becomes, form, _reading(parameters, name, part, form, importance.get(name))))
     for name, factors in family.computed.items():
         plans.append(TensorPlan(name, tuple(factors.shape), GGMLQuantizationType.F32, _constant(factors.numpy())))
     return plans
@@ -181,15 +187,18 @@ def _plan_from_gguf(weights: Weights, mixture: Mixture, importance: Mapping[str,
     """Plan the tensors of a base file, in its order; those that transformers does not know are copied."""
     base, updates = (weights.base, weights.updates) if isinstance(weights, MergedWeights) else (weights, {})
     assert isinstance(base, GgufWeights)  # noqa: S101  (the callers check that the base is a .gguf file)
+    mixture = mixture.over(tensor.name for tensor in base.tensors)
     plans = []
     for tensor in base.tensors:
         name = base.architecture.huggingface_name(tensor.name)
         form = mixture.format_of(tensor.name, tensor.shape)
-        if name is None or (name not in updates and form == tensor.type):
-            plans.append(TensorPlan(tensor.name, tensor.shape, tensor.type, _copying(tensor)))
-        else:
+        if name is not None and name in updates:
             read = _rereading(base, weights, name, form, importance.get(name))
-            plans.append(TensorPlan(tensor.name, tensor.shape, form, read))
+        elif form == tensor.type or (name is None and len(tensor.shape) == 1):
+            form, read = tensor.type, _copying(tensor)
+        else:
+            read = _requantizing(tensor, form, importance.get(name or ""))
+        plans.append(TensorPlan(tensor.name, tensor.shape, form, read))
     return plans
 
 
@@ -197,6 +206,12 @@ def _rereading(
     base: GgufWeights, weights: Weights, name: str, form: GGMLQuantizationType, importance: Tensor | None
 ) -> Callable[[], np.ndarray[Any, Any]]:
     return lambda: quantized(base.architecture.to_gguf(name, weights.read(name, torch.float32)), form, importance)
+
+
+def _requantizing(
+    tensor: StoredTensor, form: GGMLQuantizationType, importance: Tensor | None
+) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: quantized(tensor.read(), form, importance)
 
 
 def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:

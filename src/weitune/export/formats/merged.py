@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weitune.errors import ModelError
 from weitune.export.formats.safetensors_file import shard_names, shards, slot_bytes, write_safetensors
-from weitune.export.source.base_weights import Slot
+from weitune.export.source.base_weights import GgufWeights, Slot
 from weitune.export.source.export_source import ExportSource
 from weitune.export.source.generation_config import write_generation_config
 from weitune.files.json_files import write_json
 from weitune.model.load.published import without_quantization
 from weitune.model.load.text_model import text_class
+from weitune.model.load.weight_files import counted
 from weitune.progress import Progress
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -34,7 +36,11 @@ _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, progress: Progress) -> None:
-    """Write the merged model of ``source`` to ``folder``, in ``dtype`` or in the base's number format."""
+    """Write the merged model of ``source`` to ``folder``, in ``dtype`` or in the base's number format.
+
+    Raises ModelError if the base is a ``.gguf`` file with weights that cannot be given back to transformers.
+    """
+    check_complete(source)
     merged = source.merged
     slots = {name: written_slot(slot, dtype) for name, slot in merged.slots.items()}
     parts = shards(slots)
@@ -52,6 +58,12 @@ def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, 
     for pattern in _LICENCES:
         for licence in source.files.folder.glob(pattern):
             shutil.copyfile(licence, folder / licence.name)
+
+
+def check_complete(source: ExportSource) -> None:
+    """Raise ModelError if the base is a ``.gguf`` file with weights that cannot be given back to transformers."""
+    if isinstance(source.base, GgufWeights) and (left_out := source.base.left_out):
+        raise ModelError("export.merged.left_out", architecture=source.base.architecture.name, **counted(left_out))
 
 
 def written_slot(slot: Slot, dtype: torch.dtype | None) -> Slot:

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from weitune.errors import ModelError, RunError
 from weitune.export.source.adapter_weights import AdapterWeights, applied
-from weitune.gguf.architecture import architecture_of_gguf
+from weitune.gguf.architecture import Architecture, known_architecture
+from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, read_header
+from weitune.model.load.config import read_config
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.published import dense_tensors
 from weitune.model.load.weight_files import counted
@@ -56,7 +58,8 @@ class Weights(Protocol):
 def open_weights(files: ModelFiles) -> Weights:
     """Return the weights of a model on this disk. Raises ModelError if they cannot be read tensor by tensor."""
     if files.gguf:
-        return GgufWeights(read_header(files.path))
+        header = read_header(files.path)
+        return GgufWeights(header, known_architecture(header) or Architecture(family_of(read_config(files))))
     return SafetensorsWeights(files.folder)
 
 
@@ -81,9 +84,8 @@ class SafetensorsWeights:
 class GgufWeights:
     """The tensors of a ``.gguf`` file as transformers knows them, in float32."""
 
-    def __init__(self, header: GgufHeader) -> None:
-        """Raises ModelError if weitune does not know the architecture."""
-        self.architecture = architecture_of_gguf(header)
+    def __init__(self, header: GgufHeader, architecture: Architecture) -> None:
+        self.architecture = architecture
         self.tensors = list(header.tensors.values())
         """As they are stored, in the order of the file."""
         named = ((self.architecture.huggingface_name(tensor.name), tensor) for tensor in self.tensors)
@@ -92,6 +94,11 @@ class GgufWeights:
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
         return {name: Slot(torch.float32, tensor.shape) for name, tensor in self._known.items()}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names in the file of weights that are not among the :attr:`slots`."""
+        return [tensor.name for tensor in self.tensors if self.architecture.is_left_out(tensor.name)]
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         return self.architecture.to_huggingface(name, self._known[name].read(dtype or torch.float32))

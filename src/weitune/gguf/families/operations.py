@@ -29,11 +29,6 @@ def added(offset: float) -> Operation:
     return lambda tensor: tensor + offset
 
 
-def scaled(factor: float) -> Operation:
-    """Return a function that multiplies by ``factor``."""
-    return lambda tensor: tensor * factor
-
-
 def flat(tensor: Tensor) -> Tensor:
     """Return the kernels of a convolution, (C, 1, K), as (C, K)."""
     return tensor.squeeze(1)
