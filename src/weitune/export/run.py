@@ -6,16 +6,18 @@ An export that fails its verification is kept as ``NAME.failed``, not under the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from weitune.errors import InputError
 from weitune.export import destination
 from weitune.export.fit import Fitted, fitted
 from weitune.export.formats.gguf_file import check_gguf, write_gguf
 from weitune.export.formats.merged import write_merged
-from weitune.export.formats.ollama import modelfile, turn_frames
+from weitune.export.formats.ollama import TurnFrames, modelfile, turn_frames
+from weitune.export.formats.ollama_tools import ToolFrames, tool_frames
 from weitune.export.formats.written import written_formats
 from weitune.export.options import ExportOptions, gguf_name
 from weitune.export.source.export_source import ExportSource, open_export_source
@@ -31,6 +33,13 @@ from weitune.progress import Stage, enter_phase
 from weitune.run.run_folder import Which
 
 VERIFICATION = "verification.json"
+
+
+class Modelfile(NamedTuple):
+    """A Modelfile, and whether its template has the tools of a dialogue."""
+
+    text: str
+    has_tools: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         return {}
     name = gguf_name(source, options)
     check_gguf(source)  # refused before long work
-    text = modelfile_of(source, name) if options.format == "ollama" else None
+    written = modelfile_of(source, name) if options.format == "ollama" else None
     if options.smooth or options.gguf_type in MIXTURES:
         model = fitted(source, options.gguf_type, stage, smooth=options.smooth)
     else:
@@ -112,33 +121,37 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         template=source.template,
         progress=stage(title),
     )
-    if text is not None:
-        (folder / "Modelfile").write_bytes(text.encode())  # in bytes, which keeps line ends of any kind
     about = {"type": options.gguf_type, "smoothed": model.smoothed, "weighed": bool(model.importance)}
+    if written is not None:
+        (folder / "Modelfile").write_bytes(written.text.encode())  # in bytes, which keeps line ends of any kind
+        about["tools"] = written.has_tools
     measured_on = "smoothed_on" if model.smoothed else "weighed_on"
     return {**about, "formats": written_formats(folder / name), **({measured_on: model.notes} if model.notes else {})}
 
 
-def modelfile_of(source: ExportSource, name: str) -> str:
+def modelfile_of(source: ExportSource, name: str) -> Modelfile:
     """Return the Modelfile beside the GGUF file ``name``. Raises ModelError if Ollama could not frame as ``source``."""
     stops = [str(source.tokenizer.convert_ids_to_tokens(token)) for token in source.stop_tokens]
     context = min(source.config.get_text_config().max_position_embeddings, 4096)
-    return modelfile(name, _frames(source), stops, context)
+    frames = _frames(source)
+    return Modelfile(modelfile(name, frames, stops, context), isinstance(frames, ToolFrames))
 
 
-def _frames(source: ExportSource) -> Any:
-    """Return the text around each role's turns, for a Modelfile."""
-    template = source.template_without_system
-    tokenizer = source.tokenizer
+def _frames(source: ExportSource) -> TurnFrames | ToolFrames:
+    """Return the text around each role's turns, and around tools if the chat template has them."""
+    tokenizer, template, system = source.tokenizer, source.template_without_system, source.recipe.system
 
-    def render(messages: list[dict[str, str]], ask: bool) -> str:
+    def render(messages: Sequence[Any], tools: Sequence[Any], ask: bool) -> str:
         return str(
-            tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
+            tokenizer.apply_chat_template(
+                list(messages), list(tools) or None, chat_template=template, tokenize=False, add_generation_prompt=ask
+            )
         )
 
     plain, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     automatic = tokenizer.decode(plain[: len(plain) - len(bare)])
-    return turn_frames(render, automatic, source.recipe.system)
+    turns = turn_frames(lambda messages, ask: render(messages, [], ask), automatic, system)
+    return tool_frames(render, turns, automatic, system) or turns
 
 
 def _described(source: ExportSource, options: ExportOptions, written: dict[str, Any]) -> dict[str, Any]:

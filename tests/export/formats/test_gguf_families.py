@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.data.frame.families import tokenizer_of
+from tests.export.formats.gguf_families import FAMILIES
 from tests.export.test_families import trained
 from tests.families import family_config, save_family
 from weitune import Run
@@ -35,17 +36,6 @@ _QUESTIONS = (
     "Thank you for the answer.", "1 + 23 = 24!", "你是谁？", "请告诉我一个故事。",
 )  # fmt: skip
 _ANSWER = "The river runs past the old house, and the children play in the garden until evening."
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {},
-    "gemma": {}, "gemma2": {}, "gemma3_text": {}, "gemma3": {}, "phi3": {}, "glm4": {},
-    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None}, "olmo2": {}, "olmo3": {}, "granite": {},
-    "seed_oss": {}, "ernie4_5": {}, "hunyuan_v1_dense": {},
-    "qwen2_moe": {}, "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True}, "mixtral": {}, "granitemoe": {},
-    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "deepseek_v3": {}, "minimax_m2": {},
-    "glm4_moe": {}, "qwen3_next": {}, "lfm2": {}, "lfm2_moe": {},
-    "qwen3_5_text": {"head_dim": 256}, "qwen3_5_moe_text": {"head_dim": 256},
-}  # fmt: skip
-"""Names of tests.families, with what llama.cpp takes for granted in published models."""
 
 
 def family_run(folder: Path, name: str, overrides: dict[str, Any]) -> Run:

@@ -1,14 +1,12 @@
 """System prompts of every kind come through a Modelfile, a Go template and a Jinja template, character by character.
 
 There is no Ollama here. What it does with a Modelfile is written down again, from its parser's rules, in
-:func:`read_modelfile`, and what Go does with the templates that weitune writes in :func:`render_go`.
+:func:`read_modelfile`, and what Go does with the templates that weitune writes in ``go_template``.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.export.formats import go_template
 from tests.export.runs import save_run
 from tests.tiny import tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
@@ -83,81 +82,14 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
     return commands
 
 
-def go_string(literal: str) -> str:
-    """Return the text that a Go string literal stands for."""
-    assert literal[0] == literal[-1] == '"'
-    assert "\n" not in literal
-    plain = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"'}
-
-    def unescaped(match: re.Match[str]) -> str:
-        return plain[match[1]] if match[1] in plain else chr(int(match[1][1:], 16))
-
-    return re.sub(r"\\(u[0-9a-f]{4}|U[0-9a-f]{8}|.)", unescaped, literal[1:-1])
-
-
-def render_go(template: str, messages: list[dict[str, str]]) -> str:
-    """Run the few actions that weitune writes, as Go's text/template does."""
-    action = r'\{\{-? ?((?:"(?:\\.|[^"\\])*"|[^"{}])*?) ?\}\}'
-    assert re.sub(action, "", template) == ""  # text between actions would be written too
-    actions = re.findall(action, template)
-    return run(iter([*actions, "end"]), messages, None)
-
-
-def run(actions: Iterator[str], messages: list[dict[str, str]], message: dict[str, str] | None) -> str:
-    """Return what a block writes, up to its end."""
-    out = ""
-    for action in actions:
-        if action == "end":
-            return out
-        if action == "range .Messages":
-            body = block(actions)
-            out += "".join(run(iter(body), messages, each) for each in messages)
-        elif action.startswith("if "):
-            out += branch(action, block(actions), messages, message)
-        elif action == ".Content":
-            assert message
-            out += message["content"]
-        else:
-            out += go_string(action)
-    raise AssertionError("a block without an end")
-
-
-def block(actions: Iterator[str]) -> list[str]:
-    """Return the actions of a block that has begun, its end included."""
-    body, depth = [], 1
-    while depth:
-        body.append(next(actions))
-        depth += body[-1].startswith(("if ", "range ")) - (body[-1] == "end")
-    return body
-
-
-def branch(condition: str, body: list[str], messages: list[dict[str, str]], message: dict[str, str] | None) -> str:
-    """Return what the first branch writes whose condition holds; weitune writes no branch within a branch."""
-    for action in [*body[:-1], "else if"]:
-        if not action.startswith("else if"):
-            continue
-        end = body.index(action) if action in body else len(body) - 1
-        if holds_for(condition, messages, message):
-            return run(iter([*body[:end], "end"]), messages, message)
-        condition, body = action.removeprefix("else "), body[end + 1 :]
-    return ""
-
-
-def holds_for(condition: str, messages: list[dict[str, str]], message: dict[str, str] | None) -> bool:
-    if condition == 'if ne (index .Messages 0).Role "system"':
-        return messages[0]["role"] != "system"
-    asked = re.fullmatch(r'if eq \.Role "(\w+)"', condition)
-    assert asked
-    assert message
-    return message["role"] == asked[1]
-
-
 def as_ollama(text: str, question: str, own: str | None = None) -> str:
     """Return the prompt that Ollama makes of a question with the Modelfile ``text``."""
     commands = dict(read_modelfile(text))
     system = own if own is not None else commands.get("system") or None
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return render_go(commands["template"], [*messages, {"role": "user", "content": question}])
+    messages.append({"role": "user", "content": question})
+    said = [{"Role": each["role"], "Content": each["content"]} for each in messages]
+    return go_template.render(commands["template"], {"Messages": said})
 
 
 def framed(family: str, system: str | None) -> tuple[str, Any]:
@@ -214,7 +146,7 @@ def test_plain_prompts_stay_in_sight() -> None:
 def test_a_go_literal_is_the_text_and_prints(text: str) -> None:
     action = go_action(text)
     assert all(prints(char) for char in action)
-    assert not text or go_string(action.removeprefix("{{ ").removesuffix(" }}")) == text
+    assert not text or go_template.string(action.removeprefix("{{ ").removesuffix(" }}")) == text
 
 
 def test_names_and_stops_that_a_modelfile_cannot_hold_are_refused() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from jinja2.exceptions import TemplateError
 
@@ -30,6 +31,17 @@ Render = Callable[[Messages, bool], str]
 _TEST_DIALOGUES = ("su", "u", "suau", "uau", "suauau")
 """Dialogues that reveal templates which do more than frame turns; each letter is a role."""
 _ROLES = {"s": "system", "u": "user", "a": "assistant"}
+
+
+class Frames(Protocol):
+    """What a Modelfile is written from: how dialogues are framed."""
+
+    @property
+    def system(self) -> str | None:
+        """The run's system prompt, for SYSTEM; Ollama puts it before dialogues that have none."""
+
+    def go_template(self) -> str:
+        """Return the Go template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,7 @@ def _opened(frames: TurnFrames, system: str, rendered: str) -> TurnFrames:
     return replace(frames, head=opening)
 
 
-def modelfile(model: str, frames: TurnFrames, stop_texts: Sequence[str], context: int) -> str:
+def modelfile(model: str, frames: Frames, stop_texts: Sequence[str], context: int) -> str:
     """Return the Modelfile: greedy, as the run answers, with its system prompt and the texts that end an answer.
 
     Raises ModelError if a text that ends an answer, or the file's name, cannot be written in a Modelfile.

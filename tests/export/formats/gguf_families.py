@@ -1,0 +1,17 @@
+"""The families that become GGUF files, as ``test_gguf_families`` proves it; the page of models takes them from here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {},
+    "gemma": {}, "gemma2": {}, "gemma3_text": {}, "gemma3": {}, "phi3": {}, "glm4": {},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None}, "olmo2": {}, "olmo3": {}, "granite": {},
+    "seed_oss": {}, "ernie4_5": {}, "hunyuan_v1_dense": {},
+    "qwen2_moe": {}, "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True}, "mixtral": {}, "granitemoe": {},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "deepseek_v3": {}, "minimax_m2": {},
+    "glm4_moe": {}, "qwen3_next": {}, "lfm2": {}, "lfm2_moe": {},
+    "qwen3_5_text": {"head_dim": 256}, "qwen3_5_moe_text": {"head_dim": 256},
+}  # fmt: skip
+"""Names of tests.families, with what llama.cpp takes for granted in published models."""
