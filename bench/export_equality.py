@@ -60,7 +60,15 @@ class Figures:
 
     def __init__(self, name: str, **about: Any) -> None:
         """Begin with what is measured."""
-        self.path, self.found = RESULTS / f"export_equality-{name}.json", dict(about)
+        self.path, self.found = RESULTS / f"{name}.json", dict(about)
+
+    @classmethod
+    def begun_before(cls, name: str) -> Figures:
+        """Go on with the results that the file has."""
+        figures = cls(name)
+        if figures.path.is_file():
+            figures.found = json.loads(figures.path.read_text(encoding="utf-8"))
+        return figures
 
     def add(self, part: str, figures: dict[str, Any]) -> None:
         """Print and keep the figures of one part."""
@@ -179,8 +187,8 @@ def main() -> None:
     types = cast("list[GgufType]", options.types.split(","))
     source = open_export_source(Run(options.run))
     figures = Figures(
-        options.name or source.name, model=Path(source.recipe.model).name, tied=source.config.tie_word_embeddings,
-        cores=len(os.sched_getaffinity(0)),
+        f"export_equality-{options.name or source.name}", model=Path(source.recipe.model).name,
+        tied=source.config.tie_word_embeddings, cores=len(os.sched_getaffinity(0)),
     )  # fmt: skip
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="weitune-bench-") as scratch:

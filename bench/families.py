@@ -1,11 +1,12 @@
 """Which families of chat models train with the defaults, what is adapted, and what does the run become?
 
-    python -m bench.families [NAME …] [--no-real]
+    python -m bench.families [NAME …] [--no-real] [--tables]
 
 Every family of tests/families.py, a tiny model with random weights, trains two steps with the defaults and is exported
-as far as weitune offers it, with the proof. Families of which there is a test model train two steps with its real
+as a merged model, with the proof. Families of which there is a test model train two steps with its real
 weights too. Prints the table, keeps it as bench/results/families.json, and writes it into docs/models.md and its
-Chinese twin. With NAMEs, the other rows stay as they are.
+Chinese twin. With NAMEs, the other rows stay as they are; with ``--tables``, all do. Which families become GGUF files
+is what tests/export/formats/test_gguf_families.py proves.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.compare import RESULTS, model_folder
+from tests.export.formats.gguf_families import FAMILIES as GGUF_FAMILIES
 from tests.families import GROUPS, save_family
 from weitune import Recipe, train
 from weitune.cli.shared.export_support import export_support
 from weitune.cli.shared.terminal import quiet_libraries
 from weitune.errors import WeituneError
-from weitune.export.options import ExportOptions, Format
+from weitune.export.options import ExportOptions
 from weitune.export.run import export
 from weitune.generate.run import Run
 from weitune.model.fast.decoder import BlockDecoder
@@ -34,7 +36,6 @@ from weitune.training.run_plan import plan_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-FORMATS: tuple[Format, ...] = ("merged", "gguf", "gguf-adapter")
 REAL = {"qwen2": "qwen2.5-0.5b", "llama": "smollm2-135m", "gemma3_text": "gemma3-270m"}
 """Test models with real weights, by family."""
 
@@ -65,23 +66,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these families")
     parser.add_argument("--no-real", action="store_true", help="leave out the test models with real weights")
+    parser.add_argument("--tables", action="store_true", help="write the tables of what was found before, and no more")
     arguments = parser.parse_args()
     quiet_libraries()
     path = RESULTS / "families.json"
     kept = {row["family"]: row for row in json.loads(path.read_text())} if path.is_file() else {}
     for group, families in GROUPS.items():
         for name in families:
-            if arguments.names and name not in arguments.names:
+            if arguments.tables or (arguments.names and name not in arguments.names):
                 continue
             real = None if arguments.no_real else REAL.get(name)
             kept[name] = {"family": name, "group": group, "models": MODELS[name], **facts(name, real)}
             print(line(kept[name]), flush=True)
-            rows = [kept[each] for families in GROUPS.values() for each in families if each in kept]
-            lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in in_order(kept))
             path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    rows = in_order(kept)
     for page in (DOCS / "models.md", DOCS / "models.zh-CN.md"):
         write_tables(page, rows)
     return 0
+
+
+def in_order(kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that there are, in the order of the groups."""
+    return [kept[each] for families in GROUPS.values() for each in families if each in kept]
 
 
 def facts(name: str, real: str | None) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def facts(name: str, real: str | None) -> dict[str, Any]:
             "shares": record["shares_rows"],
             "fast": record["shares_rows"] and passes.call_count >= wanted.train.max_steps,
             "why_not": meta.capabilities.why_not,
-            "exports": {form: exported(run, folder / form, form) for form in FORMATS},
+            "merged": merged(run, folder / "merged"),
             "told_before": told,
             "weights": "real" if real else "random",
         }
@@ -121,10 +128,10 @@ def recipe(model: str, output: Path) -> Recipe:
     )
 
 
-def exported(run: Run, output: Path, form: Format) -> str:
-    """Return ``proved``, or why the run cannot be exported in this format."""
+def merged(run: Run, output: Path) -> str:
+    """Return ``proved``, or why the run cannot be merged."""
     try:
-        export(run, output, ExportOptions(format=form, prompts=2))
+        export(run, output, ExportOptions("merged", prompts=2))
     except WeituneError as error:
         return str(error).splitlines()[0]
     return "proved"
@@ -141,8 +148,7 @@ def last_names(kinds: list[str]) -> list[str]:
 def line(row: dict[str, Any]) -> str:
     """Return the row of the table, the same in every language."""
     adapted = last_names(list(row["adapted"]))
-    merged, *gguf = (row["exports"][form] == "proved" for form in FORMATS)
-    exports = (merged, all(gguf), row["told_before"]["vLLM"]["possible"])
+    exports = (row["merged"] == "proved", row["family"] in GGUF_FAMILIES, row["told_before"]["vLLM"]["possible"])
     left_out = [each["name"] for each in row["not_adapted"] if each["name"] != "lm_head"]
     cells = [
         f"`{row['family']}`",

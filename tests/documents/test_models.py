@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.documents.pages import DOCS, text_of
-from tests.export.formats.test_gguf_families import FAMILIES as TRIED_IN_LLAMA_CPP
+from tests.export.formats.gguf_families import FAMILIES as TRIED_IN_LLAMA_CPP
 from tests.families import FAST, GROUPS
 
 
