@@ -62,7 +62,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = given.run or _tiny(Path(folder))
-        with service(run, "--slots", str(CLIENTS), "--type", "F32") as server:
+        with service(run, "--slots", str(CLIENTS), "--type", "F32", "--threads", "1") as server:
             statuses: Counter[str] = Counter()
             resident, began = {}, time.monotonic()
             for first in range(0, given.requests, 1000):
