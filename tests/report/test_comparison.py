@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.report.pages import Page, made_run
+from tests.report.pages import EVIL, Page, made_run
 from weitune import cli
+from weitune.recipe.preference import Preference
 from weitune.report.comparison import compare, differences, results
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import write_report
@@ -44,6 +46,26 @@ def test_equal_runs_are_told_apart_and_the_best_is_named(tmp_path: Path) -> None
     assert all(html.count(f'<i class="c{k} d{k}"></i>') == 4 for k in range(3))  # a legend for every chart
     assert 'href="../a/report.html"' in html
     assert "../c/report.html" not in html  # it has none
+
+
+def test_losses_of_other_rows_or_methods_do_not_tell_which_run_is_best(tmp_path: Path) -> None:
+    plain = RunRecord.read(made_run(tmp_path / "a"))
+    better = RunRecord.read(made_run(tmp_path / "b", losses=(5.0, 3.0, 2.0)))
+    other = replace(better, environment={"basis": {"validation": {"contents": "of other rows"}}})
+    paired = replace(better, recipe=better.recipe.model_copy(update={"preference": Preference(method="dpo")}))
+    assert "b has the lowest validation loss" in compare([plain, better], tmp_path)
+    for record in (other, paired):
+        html = compare([plain, record], tmp_path)
+        assert "has the lowest" not in html
+        assert "of other rows or of another method" in html
+
+
+def test_a_base_that_runs_have_in_common_stands_there_once(tmp_path: Path) -> None:
+    records = [RunRecord.read(made_run(tmp_path / name)) for name in "ab"]
+    page = Page(compare(records, tmp_path), "zh")
+    assert [text for text in page.texts if text == "基座" or text.startswith(("a: ", "b: "))] == [
+        "基座", f"a: {EVIL}", f"b: {EVIL}"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["a"], ["a", "nowhere"]])

@@ -7,11 +7,14 @@ from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
+
 from tests.report.pages import EVIL, Page, made_run
 from tests.tiny import save_tiny_run
 from weitune.data.prepare.report import DataReport
+from weitune.messages import in_english
 from weitune.messages.language import speaking
-from weitune.report.data_section import data_tables
+from weitune.report.data_section import data_tables, place_text
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
 from weitune.run.data_record import DataRecord
@@ -80,6 +83,22 @@ def test_broken_files_leave_their_part_out(tmp_path: Path) -> None:
     for name in ("data.json", "environment.json", "evaluation.json"):
         (run / name).write_text("{")
     assert "svg" in Page(run_report(RunRecord.read(run))).tags
+
+
+@pytest.mark.parametrize(
+    ("recorded", "told"),
+    [
+        ("a b.json row 12 (line 13)", "a b.json 第 12 条 （第 13 行）"),
+        ("rows.json row 3", "rows.json 第 3 条"),
+        ("rows.json row 3, the chosen answer", "rows.json 第 3 条, 选中的回答"),
+        ("of another kind", "of another kind"),
+    ],
+)
+def test_the_place_of_a_row_is_told_in_the_readers_language(recorded: str, told: str) -> None:
+    with speaking("zh"):
+        assert place_text(recorded) == told
+        assert in_english(place_text(recorded)) == recorded
+    assert place_text(recorded) == recorded
 
 
 def test_a_count_that_was_not_recorded_is_a_dash() -> None:

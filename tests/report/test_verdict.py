@@ -15,6 +15,7 @@ from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_evaluation_report
 from weitune.report.verdict import verdict
 from weitune.run.data_record import ValidationSize
+from weitune.run.events import SampleAnswer, Step, Validation
 
 
 def said(record: RunRecord) -> str:
@@ -76,7 +77,9 @@ def test_runs_that_ended_early_say_how_to_go_on(tmp_path: Path) -> None:
     stopped = said(with_events(record, json.dumps({"event": "stop", "step": 20, "reason": "SIGTERM"})))
     assert "stopped by SIGTERM after 20 of 20 steps" in stopped
     assert f"weitune train --resume {tmp_path / 'run'}" in stopped
-    assert "It has not finished" in said(with_events(record, ""))
+    unfinished = said(with_events(record, ""))
+    assert "It has not finished" in unfinished
+    assert "Not known yet: the run is not finished." in unfinished
 
 
 def test_forgetting_beyond_chance_and_broken_bounds(tmp_path: Path) -> None:
@@ -113,6 +116,17 @@ def test_no_answer_stands_on_a_page_twice(tmp_path: Path) -> None:
     shown, _, folded = html.partition(">2 more answers<")
     assert "before 2" in shown
     assert "before 3" in folded
+
+
+def test_answers_of_validations_that_stand_above_are_not_told_again(tmp_path: Path) -> None:
+    record = without_evaluation(tmp_path / "run")
+    answers = [
+        replace(event, samples=[SampleAnswer("Who?", f"answer {k}", "in the data", stopped=True)])
+        for k, event in enumerate(record.of_kind(Validation))
+    ]
+    page = run_report(replace(record, events=(*record.of_kind(Step), *answers)))
+    assert [page.count(text) for text in ("answer 0", "answer 1", "answer 2", "in the data")] == [1, 1, 1, 1]
+    assert page.index("answer 2") < page.index("Answers during training") < page.index("answer 1")
 
 
 def test_a_page_about_an_evaluation_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from weitune.evaluate.evaluation import AnsweredQuestion, Evaluation
 from weitune.messages import say
+from weitune.report.evaluation_section import model_name
 from weitune.report.page import folded, section, table
 from weitune.report.run_record import RunRecord
 from weitune.run.events import SampleAnswer, Validation
@@ -32,6 +33,11 @@ def before_and_after(record: RunRecord) -> list[Asked]:
     return _evaluated(record.evaluation) or _sampled(record)
 
 
+def are_of_validations(record: RunRecord) -> bool:
+    """Return whether the answers before and after are those of the first validation and of the last."""
+    return not record.answers and not _evaluated(record.evaluation) and bool(_sampled(record))
+
+
 def answers_section(record: RunRecord) -> str:
     """Return the section about a run: some answers at once, and the others, also those of an evaluation, folded."""
     return _section(before_and_after(record), record.evaluation, asked_elsewhere=bool(record.answers))
@@ -50,7 +56,7 @@ def _section(asked: Sequence[Asked], evaluation: Evaluation | None, *, asked_els
     return section(
         say("report.run_report.before_and_after"),
         _table(asked[:SHOWN] if answered and start else asked),
-        folded(more, _of_models(answered, [m.which for m in evaluation.models])) if evaluation and answered else "",
+        folded(more, _of_models(answered, evaluation)) if evaluation and answered else "",
         _general(evaluation) if evaluation is not None else "",
         anchor="answers",
     )
@@ -64,8 +70,10 @@ def _table(asked: Sequence[Asked]) -> str:
     return table(heads, [[a.question, a.reference or "", a.before, a.after] for a in asked], said=True)
 
 
-def _of_models(answered: Sequence[AnsweredQuestion], names: Sequence[str]) -> str:
-    heads = [say("report.evaluation_section.question"), say("report.evaluation_section.data"), *names]
+def _of_models(answered: Sequence[AnsweredQuestion], evaluation: Evaluation) -> str:
+    names = [model.which for model in evaluation.models]
+    called = map(model_name, names)
+    heads = [say("report.evaluation_section.question"), say("report.evaluation_section.data"), *called]
     rows = [[each.prompt, each.reference or "", *(each.said.get(name, "") for name in names)] for each in answered]
     return table(heads, rows, said=True)
 
@@ -74,7 +82,7 @@ def _general(evaluation: Evaluation) -> str:
     names = [model.which for model in evaluation.models]
     rows = [[each.prompt, *(each.said.get(name, "") for name in names)] for each in evaluation.general]
     title = say("report.before_after.general", count=len(rows))
-    return folded(title, table([say("report.evaluation_section.question"), *names], rows, said=True))
+    return folded(title, table([say("report.evaluation_section.question"), *map(model_name, names)], rows, said=True))
 
 
 def _evaluated(evaluation: Evaluation | None) -> list[Asked]:

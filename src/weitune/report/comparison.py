@@ -7,10 +7,10 @@ from pathlib import Path
 
 from weitune.evaluate.evaluation import ModelScores
 from weitune.evaluate.figures import measured
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING
-from weitune.report.evaluation_section import figures_table
+from weitune.report.evaluation_section import figures_table, model_name
 from weitune.report.links import linked
 from weitune.report.markup import text
 from weitune.report.page import Content, page, section, table
@@ -50,13 +50,24 @@ def _summary(records: Sequence[RunRecord], names: Sequence[str], folder: Path) -
     """Return which run is best, and links to the reports there are."""
     losses = {name: record.best[1] for name, record in zip(names, records, strict=True) if record.best is not None}
     best = min(losses, key=lambda name: losses[name], default=None)
-    said = say("report.comparison.no_best")
-    if best is not None and len(losses) == len(records) and len(set(losses.values())) > 1:
+    said = say("report.comparison.no_best" if _comparable(records) else "report.comparison.of_other_kinds")
+    if _comparable(records) and best is not None and len(losses) == len(records) and len(set(losses.values())) > 1:
         said = say("report.comparison.best", name=best, loss=losses[best])
     reports = [(name, record.path / REPORT) for name, record in zip(names, records, strict=True)]
     links = linked([(name, report) for name, report in reports if report.is_file()], folder)
     said = f"<p>{text(said)}</p>\n"
     return said + ("<p>" + text(say("report.comparison.reports")) + f" {links}</p>\n" if links else "")
+
+
+def _comparable(records: Sequence[RunRecord]) -> bool:
+    """Return whether the validation losses are those of the same rows, by the same method."""
+
+    def kind(record: RunRecord) -> object:
+        basis = record.environment.get("basis")
+        held = basis.get("validation") if isinstance(basis, dict) else None
+        return record.recipe.preference, held or record.recipe.validation
+
+    return all(kind(record) == kind(records[0]) for record in records)
 
 
 def _equal(records: Sequence[RunRecord], names: Sequence[str]) -> str:
@@ -135,14 +146,18 @@ def _by_time(record: RunRecord) -> list[tuple[float, float]]:
 
 def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     evaluated: list[tuple[str, ModelScores]] = [
-        (f"{name}: {model.which}", model)
+        (name, model)
         for name, record in zip(names, records, strict=True)
         if record.evaluation is not None
         for model in record.evaluation.models
     ]
+    bases = [model for _, model in evaluated if model.which == "base"]
+    if len(bases) > 1 and all(base == bases[0] for base in bases):  # it stands there once
+        evaluated = [("", bases[0]), *((name, model) for name, model in evaluated if model.which != "base")]
     if not evaluated:
         return ""
-    return figures_table([head for head, _ in evaluated], measured([model for _, model in evaluated]))
+    heads = [joined(": ", filter(None, [name, model_name(model.which)])) for name, model in evaluated]
+    return figures_table(heads, measured([model for _, model in evaluated]))
 
 
 def _shown(value: object) -> str:

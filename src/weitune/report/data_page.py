@@ -15,6 +15,7 @@ from weitune.data.problems import Problem
 from weitune.data.show.preview import BORDER, Part, PreviewAnswer, PreviewItem
 from weitune.messages import in_english, joined, say
 from weitune.messages.translate import translated
+from weitune.report.data_section import place_text
 from weitune.report.markup import attributes, lang, text, versions
 from weitune.report.page import Content, page, section
 
@@ -86,7 +87,7 @@ def _article(item: PreviewItem, shared: int) -> str:
     answers = f'<div class="answers">{"".join(map(_answer, item.answers))}</div>' if item.answers else ""
     return (
         f'<article data-tokens="{item.tokens}" data-tags="{escape("|".join(map(in_english, tags)))}">'
-        f"<h2>{text(translated(item.place, 'data'))}{small}"
+        f"<h2>{text(place_text(item.place))}{small}"
         f"{''.join(f'<span class={chr(34)}tag{chr(34)}>{text(tag)}</span>' for tag in tags)}</h2>"
         f"{shown}{answers}{''.join(map(_problem, item.problems))}</article>\n"
     )

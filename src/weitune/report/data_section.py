@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from weitune.data.prepare.report import Preferences
-from weitune.messages import say
-from weitune.messages.translate import translated
+from weitune.messages import Told, in_english, joined, say
+from weitune.messages.translate import by_templates, translated
 from weitune.report.markup import lang, text
 from weitune.report.page import table
 from weitune.run.data_record import DataRecord
@@ -41,16 +41,17 @@ def data_tables(data: DataRecord | None) -> str:
         facts += _preferences(data.report.preferences)
     if data.validation is not None:
         facts.append((say("report.data_section.validation_examples"), data.validation.examples))
-    heads = (say("report.data_section.file"), say("report.data_section.rows"), say("report.data_section.format"))
+    columns = (say("report.data_section.file"), say("report.data_section.rows"), say("report.data_section.format"))
     sources = [(source.name, plain(source.rows), source.format) for source in data.report.sources]
     counts = [(name, plain(count)) for name, count in facts]
     parts = [
-        table(heads, sources, caption=say("report.data_section.sources")),
+        table(columns, sources, caption=say("report.data_section.sources")),
         table((), counts, facts=True, caption=say("report.data_section.counts")),
     ]
     if spread := lengths.per_example:
         title = say("report.data_section.tokens_of_an_example")
-        parts.append(table([*spread], [[*map(plain, spread.values())]], numbers=True, caption=title))
+        heads = [say("report.data_section.mean") if name == "mean" else name for name in spread]
+        parts.append(table(heads, [[*map(plain, spread.values())]], numbers=True, caption=title))
     return "".join(parts)
 
 
@@ -72,11 +73,27 @@ def learned_rows(data: DataRecord | None) -> str:
     for example in data.preview if data else ():
         parts = "".join(_part(content, kind) for content, kind in example.parts)
         whole = "".join(content for content, _ in example.parts)
-        rows.append(f'<p><small>{text(example.place)}</small></p><pre class="text"{lang(whole)}>{parts}</pre>\n')
+        place = place_text(example.place)
+        rows.append(f'<p><small>{text(place)}</small></p><pre class="text"{lang(whole)}>{parts}</pre>\n')
     marked = "<mark>" + text(say("report.data_section.marked")) + "</mark>"
     grey = "<span class='control'>" + text(say("report.data_section.grey")) + "</span>"
     lead = "<p>" + text(say("report.data_section.legend")).format(marked=marked, grey=grey) + "</p>\n"
     return lead + "".join(rows) if rows else ""
+
+
+def place_text(place: str) -> str:
+    """Return the place of a row, which files have in English, in the user's language."""
+    row = joined(" ", ["{file}", say("data.problems.row", row="{row}")])
+    forms = [row, joined(" ", [row, say("data.problems.line", line="{line}")])]
+    verdicts = (
+        say("training.prepared_run.chosen"),
+        say("training.prepared_run.rejected"),
+        say("training.prepared_run.liked"),
+        say("training.prepared_run.disliked"),
+    )
+    forms += [joined(", ", [form, verdict]) for form in forms for verdict in verdicts]
+    found = by_templates(place, {in_english(form): str(form) for form in forms})
+    return place if found == place else Told(found, place)
 
 
 def plain(value: object) -> str:

@@ -28,10 +28,22 @@ def evaluation_section(evaluation: Evaluation | None) -> str:
     return section(
         say("report.evaluation_section.title"),
         f"<p>{text(evaluated_on)} {text(legend)}</p>\n",
-        figures_table([model.which for model in models], measured(models)),
+        figures_table([model_name(model.which) for model in models], measured(models)),
         _win_rate(evaluation.win_rate),
         f'<div class="charts">{curves}</div>\n' if curves else "",
     )
+
+
+def model_name(which: str) -> str:
+    """Return what an evaluation calls one of its models, in the user's language."""
+    if which.startswith("step "):
+        return say("report.run_report.step", step=which.removeprefix("step "))
+    names = {
+        "base": say("report.evaluation_section.base"),
+        "last": say("report.evaluation_section.last"),
+        "best": say("report.evaluation_section.best"),
+    }
+    return names.get(which, which)
 
 
 def figures_table(names: Sequence[str], found: Sequence[Figure]) -> str:
@@ -64,12 +76,12 @@ def _over_steps(models: Sequence[ModelScores]) -> str:
         return ""
     points = [*((0, model) for model in models if model.which == "base"), *stepped]
     title = say("report.evaluation_section.loss_by_checkpoint")
-    drawn = [chart(title, [Line("loss", [(float(step), model.loss) for step, model in points])])]
+    drawn = [chart(title, [Line(say("evaluate.figures.loss"), [(float(step), model.loss) for step, model in points])])]
     for colour, key in enumerate(_DRAWN, 1):
         values = [(float(step), getattr(model.scores, key, None)) for step, model in points]
         line = [(step, value) for step, value in values if value is not None]
         title = say("report.evaluation_section.by_checkpoint", measure=measures()[key])
-        drawn.append(chart(title, [Line(key, line, colour=colour)]))
+        drawn.append(chart(title, [Line(measures()[key], line, colour=colour)]))
     return "".join(drawn)
 
 
@@ -84,6 +96,6 @@ def _win_rate(win: WinRate | None) -> str:
         say("report.evaluation_section.win_rate"),
         say("report.evaluation_section.interval"),
     )
-    judge = say("report.evaluation_section.against_base", which=win.which, judge=win.judge)
+    judge = say("report.evaluation_section.against_base", which=model_name(win.which), judge=win.judge)
     interval = say("report.evaluation_section.range", low=win.low, high=win.high)
     return table(heads, [(judge, win.pairs, win.wins, win.losses, f"{win.rate:.0%}", interval)], numbers=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +12,7 @@ from weitune.files.publish import publish_text
 from weitune.messages import say
 from weitune.messages.quantities import duration_text, memory_text
 from weitune.messages.translate import translated
-from weitune.report.before_after import answers_section, evaluated_answers, said
+from weitune.report.before_after import answers_section, are_of_validations, evaluated_answers, said
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING, data_tables, learned_rows
 from weitune.report.evaluation_section import evaluation_section
@@ -77,7 +76,7 @@ def run_report(record: RunRecord) -> Content:
             evaluation_section(record.evaluation),
             section(say("report.run_report.curves"), f'<div class="charts">{_charts(record)}</div>\n'),
             preference_section(record),
-            section(say("report.run_report.samples"), _samples(record.of_kind(Validation))),
+            section(say("report.run_report.samples"), _samples(record)),
             section(say("report.run_report.data"), data_tables(record.data)),
             section(say("report.run_report.learned"), learned_rows(record.data)),
             section(say("report.run_report.memory"), _memory(record)),
@@ -156,17 +155,18 @@ def _short_step(record: RunRecord) -> str:
     return say("report.run_report.short_step", tokens=tokens[-1], usual=round(median(tokens)))
 
 
-def _samples(evaluations: Sequence[Validation]) -> str:
-    """Return the answers to each prompt over the steps."""
+def _samples(record: RunRecord) -> str:
+    """Return the answers to each prompt over the steps, but for those that stand above."""
+    sampled, above = [event for event in record.of_kind(Validation) if event.samples], are_of_validations(record)
     by_prompt: dict[str, list[tuple[object, SampleAnswer]]] = {}
-    for event in evaluations:
+    for event in sampled[1:-1] if above else sampled:
         for sample in event.samples or ():
             by_prompt.setdefault(str(sample.prompt), []).append((event.step, sample))
     parts = []
     for prompt, answers in by_prompt.items():
         rows = [(say("report.run_report.step", step=step), said(sample)) for step, sample in _spread(answers)]
         reference = answers[0][1].reference
-        if reference is not None:
+        if reference is not None and not above:
             rows.append((say("report.run_report.reference"), reference))
         parts.append(f"<h3{lang(prompt)}>{text(prompt)}</h3>\n" + table((), rows, said=True))
     shown, rest = "".join(parts[:_SHOWN_PROMPTS]), "".join(parts[_SHOWN_PROMPTS:])

@@ -151,7 +151,8 @@ def _cost(record: RunRecord) -> Finding:
     if record.evaluation is not None and tuned_of(record.evaluation):
         return _costs(record.evaluation)
     ask = commands([shell_command("eval", record.path, "--gate")]) if record.turns("end") else ""
-    return Finding(say("report.verdict.cost"), [say("report.verdict.cost_unknown")], "open", ask)
+    said = say("report.verdict.cost_unknown" if ask else "report.verdict.cost_not_finished")
+    return Finding(say("report.verdict.cost"), [said], "open", ask)
 
 
 def _costs(evaluation: Evaluation) -> Finding:
