@@ -1,6 +1,6 @@
 """Are served calls those of the model? Held-out requests with tools, `weitune serve` beside transformers' greedy text.
 
-python -m bench.tool_calls RUN --data held-out.json [--limit 50] [--tokens 256] [--types F32,Q8_0]
+python -m bench.tool_calls RUN --data held-out.json [--skip 0] [--limit 50] [--tokens 256] [--types F32,Q8_0]
 
 requests    conversations up to their first call, which the run has not learned
 called      of these, requests for which transformers' text has calls
@@ -24,14 +24,14 @@ from weitune.data.read.conversations import Reader, read_conversations
 from weitune.generate.sampling import Sampling
 
 
-def asked(files: list[Path], limit: int) -> list[Conversation]:
-    """Return the conversations of ``files`` up to their first call, at most ``limit``."""
+def asked(files: list[Path], skip: int, limit: int) -> list[Conversation]:
+    """Return the conversations of ``files`` up to their first call: after the first ``skip``, at most ``limit``."""
     found = []
     for conversation in read_conversations(Reader([str(file) for file in files])):
         call = next((at for at, turn in enumerate(conversation.turns) if turn.tool_calls), None)
         if call and conversation.tools:
             found.append(conversation.before(call))
-    return found[:limit]
+    return found[skip : skip + limit]
 
 
 def body_of(conversation: Conversation, model: str, tokens: int) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", nargs="+", type=Path, required=True)
+    parser.add_argument("--skip", type=int, default=0, help="Requests at the beginning that another call asks.")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--types", default="F32,Q8_0")
@@ -58,7 +59,7 @@ def main() -> None:
     run = Run(given.run)
     engine = run.engine()
     form, marks = answer_form(engine.framing)
-    conversations = [each.with_system(run.recipe.system) for each in asked(given.data, given.limit)]
+    conversations = [each.with_system(run.recipe.system) for each in asked(given.data, given.skip, given.limit)]
     answers = engine.answers(conversations, Sampling(max_new_tokens=given.tokens))
     said: list[Said] = [
         read_answer(marks.of_tokens(answer.tokens, engine.framing.decode), form, marks, conversation.tools)
