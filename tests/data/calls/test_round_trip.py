@@ -125,6 +125,14 @@ def test_content_reasoning_and_calls_are_told_apart() -> None:
         assert said == Said("Let me look.", "The moon.\n\nIs it full?", (ToolCall("tides", {"port": "Brest"}),))
 
 
+@pytest.mark.parametrize("name", sorted({*NAMED, *OTHERS} - {"minimax-m2"}))  # whose prompts open the reasoning
+def test_what_opens_an_answer_without_reasoning_is_not_content(name: str) -> None:
+    form, marks = form_of(name)
+    text = f'{form.plain_opening}{{"a": 1}}'
+    assert in_pieces(text, form, marks, None, [1]) == Said('{"a": 1}')
+    assert bool(form.plain_opening) == (name in {"qwen3", "gpt-oss", "glm4.5", "qwen3.5"})
+
+
 def test_channels_are_read() -> None:
     form, marks = form_of("gpt-oss")
     probe = Probe(framing_of("gpt-oss"))
