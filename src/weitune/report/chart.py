@@ -66,13 +66,16 @@ def chart(
     )
 
 
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Return about five round numbers from ``low`` to ``high``, at least one; only ``whole`` ones if asked."""
+def ticks(low: float, high: float, *, whole: bool = False, above: bool = True) -> list[float]:
+    """Return about five round numbers, the first at ``low`` or below it.
+
+    The last one is at ``high`` or ``above`` it, or not above it. Only ``whole`` numbers if asked.
+    """
     if not high > low:
         return [low]
     step = _distance(low, high, whole=whole)
-    first = math.ceil(low / step - 1e-9)
-    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)] or [low]
+    last = math.ceil(high / step - 1e-9) if above else math.floor(high / step + 1e-9)
+    return [k * step for k in range(math.floor(low / step + 1e-9), last + 1)]
 
 
 def _distance(low: float, high: float, *, whole: bool = False) -> float:
@@ -101,25 +104,25 @@ class _Place:
     right: float
     low: float
     high: float
-    whole: bool
-    """Whether ticks below are whole numbers, as steps are."""
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
 
     @classmethod
     def around(cls, points: Points) -> _Place:
-        """Return a place for ``points`` whose edges are ticks: below and at the left, and above."""
+        """Return a place for ``points`` whose edges are ticks: below and at the left, and above.
+
+        Ticks below are whole numbers if all values there are, as steps are.
+        """
         xs, ys = [x for x, _ in points], [y for _, y in points]
         whole = all(float(x).is_integer() for x in xs)
         left, right, low, high = min(xs), max(xs), min(ys), max(ys)
         if left > 0 and (left == right or left <= (right - left) / _TICKS):
             left = 0.0  # curves that begin at step 1 stand over an axis that begins at 0
-        if right > left:
-            step = _distance(left, right, whole=whole)
-            left = math.floor(left / step + 1e-9) * step
         if high == low:
             room = abs(high) / 10 or 1.0
-            return cls(left, right, low - room, high + room, whole)
-        step = _distance(low, high)
-        return cls(left, right, math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, whole)
+            low, high = low - room, high + room
+        x_ticks, y_ticks = ticks(left, right, whole=whole, above=False), ticks(low, high)
+        return cls(x_ticks[0], right, y_ticks[0], y_ticks[-1], x_ticks, y_ticks)
 
     def x(self, value: float, side: float = 100) -> float:
         """Return how far from the left a value lies, in parts of ``side``."""
@@ -132,11 +135,11 @@ class _Place:
 
 def _axes(place: _Place, x_label: str) -> str:
     parts = []
-    for tick in ticks(place.low, place.high):
+    for tick in place.y_ticks:
         y = f"{place.y(tick):.2f}%"
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="0" y="{y}" dx="-8" dy="4" text-anchor="end">{number(tick)}</text>')
-    for tick in ticks(place.left, place.right, whole=place.whole):
+    for tick in place.x_ticks:
         x = f"{place.x(tick):.2f}%"
         parts.append(f'<text class="tick" x="{x}" y="100%" dy="18" text-anchor="middle">{number(tick)}</text>')
     parts.append('<line class="axis" x1="0" x2="100%" y1="100%" y2="100%"/><line class="axis" y2="100%"/>')
