@@ -17,6 +17,7 @@ from weitune.report.markup import prose, text
 from weitune.report.next_steps import next_commands
 from weitune.report.page import State, commands
 from weitune.report.run_record import RunRecord
+from weitune.report.trend import trend
 from weitune.run.events import Step, Validation
 from weitune.run.history import finite
 from weitune.shell import shell_command
@@ -107,7 +108,7 @@ def _good(record: RunRecord) -> Finding:
         judged, state = _judged(record.evaluation)
         if judged:
             return Finding(question, judged, state)
-    steps = record.series("loss")
+    steps = trend(record.series("loss"))  # as the tiles have it
     if len(steps) < 2:
         return Finding(question, [say("report.verdict.unknown")], "open")
     fell = say("report.verdict.training_loss", first=steps[0][1], last=steps[-1][1])
