@@ -115,7 +115,7 @@ class ChatFraming(Framing):
             **empty,
             "end_of_turn": self.end_of_turn,
             "stop_tokens": list(self.stop_tokens),
-            "tokenizer_sha256": self.tokenizer_hash(),
+            "tokenizer_sha256": self.tokenizer_hash,
         }
 
     @cached_property

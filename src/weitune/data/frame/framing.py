@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -126,6 +127,7 @@ class Framing(ABC):
         """Return what ``conversation`` teaches: one example, or one for each learned turn."""
         return self.examples_batch([conversation])[0]
 
+    @cached_property
     def tokenizer_hash(self) -> str:
-        """Return the SHA-256 of the tokenizer's JSON: vocabulary, merges, added tokens and every step."""
+        """The SHA-256 of the tokenizer's JSON: vocabulary, merges, added tokens and every step."""
         return hashlib.sha256(self._backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()

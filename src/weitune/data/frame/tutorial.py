@@ -69,7 +69,7 @@ class TutorialFraming(Framing):
             "kind": "tutorial",
             "end_of_turn": self.end_of_turn,
             "stop_tokens": list(self.stop_tokens),
-            "tokenizer_sha256": self.tokenizer_hash(),
+            "tokenizer_sha256": self.tokenizer_hash,
         }
 
     def _spoken(self, answer: Turn) -> list[Piece]:
