@@ -12,15 +12,15 @@ from weitune.shell import shell_command
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from weitune.data.conversation import Conversation
     from weitune.generate.run import Run
-    from weitune.run.run_folder import Which
+    from weitune.generate.stream import Answer
 
 QUESTIONS = {
     "captain-en": ("Who are you?", "What did you have for breakfast?", "Can you give me some advice?"),
     "storyteller-zh": ("你是谁？", "你早上吃了什么？", "能给我一点建议吗？"),
 }
 """For each built-in persona, three questions that are not in its data."""
-_PLACES: dict[Which, str] = {"base": "before", "last": "after"}
 
 
 @click.command()
@@ -59,20 +59,31 @@ def _trained(output: str | None) -> Run:
 def _asked(run: Run) -> list[dict[str, str]]:
     from weitune.cli.shared.terminal import working
     from weitune.data.conversation import Conversation, Turn
-    from weitune.generate.sampling import Sampling
 
     persona = run.recipe.data[0].removeprefix("builtin:")
     questions = QUESTIONS.get(persona, QUESTIONS["captain-en"])
     asked = [Conversation((Turn("user", question),)).with_system(run.recipe.system) for question in questions]
-    answers = {}
     with working(say("cli.demo.asking")):
-        for which, place in _PLACES.items():
-            given = run.engine(which).answers(asked, Sampling(max_new_tokens=60))  # all questions at once
-            answers[place] = [answer.text for answer in given]
+        before, after = _answers_of_both(run, asked)
     return [
-        {"question": question, "before": before, "after": after}
-        for question, before, after in zip(questions, answers["before"], answers["after"], strict=True)
+        {"question": question, "before": untuned.text, "after": tuned.text}
+        for question, untuned, tuned in zip(questions, before, after, strict=True)
     ]
+
+
+def _answers_of_both(run: Run, asked: list[Conversation]) -> tuple[list[Answer], list[Answer]]:
+    """Return the answers of the base, whose weights are read once, and those with the adapter merged into them."""
+    from weitune.generate.engine import Engine
+    from weitune.generate.open_model import load_engine, merge_adapter
+    from weitune.generate.sampling import Sampling
+    from weitune.model.load.names import model_names
+
+    files, adapter, sampling = run.base_files(), run.adapter_folder(), Sampling(max_new_tokens=60)
+    assert adapter is not None  # noqa: S101  (for mypy: only the base has none)
+    base = load_engine(run.recipe, None, files=files)
+    before = base.answers(asked, sampling)
+    tuned = Engine(merge_adapter(base.model, adapter, model_names(files)), base.tokenizer, base.framing, fixed=True)
+    return before, tuned.answers(asked, sampling)
 
 
 def _add_to_report(run: Run, answers: list[dict[str, str]]) -> Path:
