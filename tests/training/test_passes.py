@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import create_autospec
 
+import pytest
 import torch
 from accelerate import Accelerator
 
@@ -46,3 +47,16 @@ def test_who_makes_which_pass() -> None:
     passes.zero_grad()
     graphs.run.assert_called_once()
     graphs.zero_grad.assert_called_once_with()
+
+
+def test_gradients_of_all_that_is_trained_are_clipped_together() -> None:
+    adapted = attach_adapter(tiny_model(), Lora(dropout=0.0), seed=1, base="tiny")
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    passes = Passes(adapted, make_optimizer(adapted.named_parameters(), Train()), Accelerator(cpu=True))
+    for length in (2.0, 0.5):  # the second step clips what the first one did
+        for parameter in trained:
+            parameter.grad = torch.full_like(parameter, length / sum(p.numel() for p in trained) ** 0.5)
+        assert passes.clip(1.0) == pytest.approx(length, rel=1e-5)
+        norms = torch.stack([parameter.grad.norm() for parameter in trained])
+        assert float(norms.norm()) == pytest.approx(min(length, 1.0), rel=1e-4)
+        passes.zero_grad()

@@ -9,7 +9,8 @@
                   holes        C            memory lost to fragmentation (measured, not derived; C + I in 16 bits,
                                             where feed-forward values are not sliced)
 
-                  and beside it one dropout string (T·I), the masks of attention, and what one block's backward works on
+                  and beside it one dropout string (T·I), the masks of attention, the adapters' matrices in the format
+                  of computation, and what one block's backward works on
     logits        one chunk of the output head
 
 These formulas hold for blocks like Llama's. All others are measured, run by a block decoder or by the model's own
@@ -155,6 +156,15 @@ def activation_bytes_per_token(shape: ModelShape, config: PassConfig) -> int:
     return shape.layers * block * config.number_bytes
 
 
+def _factor_bytes(shape: ModelShape, config: PassConfig) -> int:
+    """Return the bytes of the adapters' matrices as a pass multiplies by them: all blocks', or one's if recomputed."""
+    if not config.plain_blocks:
+        return 0
+    attention = 2 * (shape.hidden + shape.queries) + 2 * (shape.hidden + shape.keys)
+    of_a_block = config.rank * (attention + 3 * (shape.hidden + shape.wide))
+    return of_a_block * (1 if config.recompute == "block" else shape.layers) * config.number_bytes
+
+
 def _kept_of_a_block(shape: ModelShape, config: PassConfig) -> int:
     """Return how many values a block keeps of a token."""
     if not config.plain_blocks:
@@ -177,7 +187,7 @@ def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[i
         if footprint is not None:
             return _measured_bytes(footprint, shape, size, config)
     number = config.number_bytes
-    kept = size.tokens * activation_bytes_per_token(shape, config)
+    kept = size.tokens * activation_bytes_per_token(shape, config) + _factor_bytes(shape, config)
     string = size.tokens * shape.wide * number if config.dropout else 0
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Passes:
     """Forward and backward passes as PyTorch runs them, in one process or several."""
 
@@ -44,13 +45,18 @@ class Passes:
         """Scale the gradients so that their norm is at most ``max_norm``, and return the norm before."""
         alone = self.accelerator.num_processes == 1
         clip = nn.utils.clip_grad_norm_ if alone else self.accelerator.clip_grad_norm_  # which looks for DTensors
-        return float(clip(self.model.parameters(), max_norm))
+        return float(clip(self._trained, max_norm))
+
+    @cached_property
+    def _trained(self) -> list[nn.Parameter]:
+        """Found once: looking through the modules of a model with an adapter takes 20 ms."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GraphPasses(Passes):
     """Passes of a process that is alone with its GPU: those of small packed rows are replayed as CUDA graphs."""
 

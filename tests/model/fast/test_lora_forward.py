@@ -18,6 +18,7 @@ from weitune.model.fast.block import run_block
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.lora_forward import GroupPass, reference_lora
+from weitune.model.fast.projection import Factors, LoraGroup
 from weitune.model.fast.tree import Tree
 
 T = 6
@@ -65,6 +66,29 @@ def test_outputs_and_gradients_equal_those_of_the_readable_twin(dora: bool, rate
     for ours, theirs in zip([*outputs, grad_x, *adapter_grads], expected, strict=True):
         assert theirs.abs().max() > 0
         assert distance(ours, theirs) < 1e-12
+
+
+def test_the_matrices_of_adapters_are_made_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = BlockDecoder.from_model(adapted_model("qwen2", r=3).get_base_model()).parts[0].groups[0]
+    made: list[torch.dtype] = []
+    make = LoraGroup.factors
+
+    def watched(self: LoraGroup, dtype: torch.dtype, dropout_scale: float) -> Factors | None:
+        made.append(dtype)
+        return make(self, dtype, dropout_scale)
+
+    monkeypatch.setattr(LoraGroup, "factors", watched)
+    x = torch.ones(T, 64, dtype=torch.float64)
+    outputs = []
+    for moved in range(2):
+        group_pass = GroupPass.begin(group, None)
+        found, low = group_pass.forward(x)
+        group_pass.backward([torch.ones_like(each) for each in found], low, x)
+        outputs.append(found[0])
+        with torch.no_grad():
+            group.projections[0].b.add_(1.0)  # as an optimizer does between two passes
+        assert len(made) == moved + 1
+    assert distance(*outputs) > 1e-3
 
 
 @pytest.mark.parametrize("slices", [False, True], ids=["whole", "slices"])

@@ -130,7 +130,7 @@ def test_rounding_adds_few_rows_and_leaves_few_shapes(monkeypatch: pytest.Monkey
     assert all(rounded(rows) - rows < max(16, rows / 31) for rows in range(1, 20_000))
     for octave in (16, 256, 1024, 8192):
         assert len({rounded(rows) for rows in range(octave, 2 * octave)}) <= 65
-    assert round_rows("cpu", HALF, 100) == 64
+    assert [round_rows("cpu", HALF, rows) for rows in (0, 1, 16, 17, 32, 33, 64, 100)] == [16] * 3 + [32] * 2 + [64] * 3
     assert round_rows("cuda", HALF, 100) == round_rows("cuda", FLOAT, 100) == round_rows("cpu", torch.float64) == 1
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: False)
     assert round_rows("cpu", FLOAT, 100) == 1

@@ -63,7 +63,7 @@ class GroupPass:
     """of each projection (c - 1)∘W for x', with DoRA and dropout"""
     magnitudes: list[Magnitude | None]
     """of each projection, with DoRA"""
-    _factors: list[Factors] = field(default_factory=list)
+    _factors: list[Factors | None] = field(default_factory=list)
 
     @classmethod
     def begin(cls, group: LoraGroup, dropout: DropoutDraws | None) -> GroupPass:
@@ -97,13 +97,10 @@ class GroupPass:
         return x if mask is None else x * mask
 
     def factors(self, like: Tensor) -> Factors | None:
-        """Return the adapters' matrices in the dtype of ``like``; they are kept on a GPU, and made again on a CPU."""
-        if self._factors:
-            return self._factors[0]
-        factors = self.group.factors(like.dtype, self.dropout_scale)
-        if factors is not None and like.is_cuda:
-            self._factors.append(factors)
-        return factors
+        """Return the adapters' matrices in the dtype of ``like``, which are made once in a pass."""
+        if not self._factors:
+            self._factors.append(self.group.factors(like.dtype, self.dropout_scale))
+        return self._factors[0]
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Return the outputs of the group for ``x`` (T, K), and its low-rank states (T, sum of R)."""

@@ -30,6 +30,8 @@ _PACKED_ROWS = 16
 """Rows for which matrices are packed; the same copy multiplies any number as fast."""
 _ROUND = {2: 64, 4: 16}
 """The smallest unit to which rows are rounded up, by the bytes of a number."""
+_FEWEST_ROWS = 16
+"""Fewer rows than that are rounded up to a power of 2, at least to this."""
 _CODE_BYTES = {2: 250 << 20, 4: 128 << 20}
 """The most memory that oneDNN's code takes, by the bytes of a number (measured)."""
 
@@ -63,14 +65,17 @@ def by_onednn(device_type: str, dtype: torch.dtype) -> bool:
     return device_type == "cpu" and dtype == torch.float32 and onednn_is_faster()
 
 
-def round_rows(device_type: str, dtype: torch.dtype, rows: int = 1) -> int:
+def round_rows(device_type: str, dtype: torch.dtype, rows: int = 64) -> int:
     """Return the unit to a multiple of which about ``rows`` rows are rounded up, for products on such a device.
 
     It is more than 1 where oneDNN multiplies, called by this module or, for 16 bits, by PyTorch: without rounding, the
     code that it generates would take much time and gigabytes of memory.
     """
     by_shape = (device_type == "cpu" and dtype.itemsize == 2) or by_onednn(device_type, dtype)
-    return max(_ROUND[dtype.itemsize], 1 << rows.bit_length() >> 6) if by_shape else 1
+    if not by_shape:
+        return 1
+    power_of_2 = max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())
+    return max(min(_ROUND[dtype.itemsize], power_of_2), 1 << rows.bit_length() >> 6)
 
 
 def kept_bytes(device_type: str, dtype: torch.dtype) -> int:

@@ -168,6 +168,8 @@ class Factors:
 
     def columns(self, outputs: slice) -> Factors:
         """Return the factors of some columns of every output."""
+        if outputs == ALL:
+            return self
         return Factors(self.a, [None if b is None else b[outputs] for b in self.b], self.ranks)
 
     def add_to(self, outputs: list[Tensor], low: Tensor) -> list[Tensor]:

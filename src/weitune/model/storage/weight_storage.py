@@ -80,8 +80,8 @@ def dense(layer: Any, dtype: torch.dtype, rows: slice = ALL, columns: slice = AL
     """Return ``rows`` and ``columns`` of the weight (N, K) of a linear layer in ``dtype``; a view where possible."""
     weight = layer.weight
     if type(layer) is nn.Linear:
-        plain: Tensor = weight[rows, columns].to(dtype)
-        return plain
+        plain: Tensor = weight if rows == columns == ALL else weight[rows, columns]
+        return plain.to(dtype)
     bnb = sys.modules["bitsandbytes"]
     if isinstance(layer, bnb.nn.Linear4bit):
         return _from_four_bits(bnb, weight, rows, columns).to(dtype)

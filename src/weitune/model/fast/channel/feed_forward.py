@@ -25,6 +25,7 @@ from weitune.model.fast.lora_forward import GroupPass, add_masked, reference_gro
 from weitune.model.fast.parts import BlockContext
 from weitune.model.fast.projection import LoraGroup, read_group, read_projection
 from weitune.model.fast.stand_in import UNSUITABLE, with_stand_ins
+from weitune.model.storage.weight_storage import ALL
 
 SLICE_COLUMNS = 64, 1280
 """Inner columns that are computed at once on a CPU: a multiple of the first, at most the second. With fewer, products
@@ -259,5 +260,8 @@ def _slices(x: Tensor, width: int) -> Iterator[slice]:
     if x.device.type == "cpu" and x.dtype.itemsize >= 4:  # sums over slices would be rounded too often in 16 bits
         count = -(-width // most)
         step = -(-width // (count * unit)) * unit
+    if step >= width:
+        yield ALL
+        return
     for start in range(0, width, step):
         yield slice(start, min(start + step, width))
