@@ -28,7 +28,7 @@ from weitune.data.frame.control_tokens import ControlTokens, Disguise
 from weitune.data.problems import data_problem, framing_error, shown
 
 _REMEMBERED_TOKENS = 1 << 19
-"""Tokens of texts that are kept, at most: about 20 MB."""
+"""Tokens of texts that are kept, at most."""
 
 
 class Text(NamedTuple):
