@@ -1,6 +1,7 @@
 """Fit a GGUF file to the run's data before it is quantized.
 
-    Q8_0, Q4_0              channels are smoothed (:mod:`.smoothing`), and the head is tried
+    all quantized types     channels are smoothed (:mod:`.smoothing`)
+    Q8_0                    the head is tried
     Q6_K, Q5_K_M, Q4_K_M    the columns of every matrix get an importance: the mean square of their inputs, which
                             llama.cpp's quantizer weighs its errors with
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from weitune.errors import InputError
@@ -66,12 +68,15 @@ def fitted(source: ExportSource, gguf_type: GgufType, stage: Stage, *, smooth: b
     inputs = dict(_inputs(source, model)) if gguf_type in MIXTURES else {}
     modules = [*(each.input_of[0] for each in channels), *inputs.values()]
     measured = measure(model, modules, within(prompts), stage(say("export.fit.measuring")))
+    importance = {name: measured.sizes[module].square() for name, module in inputs.items()}
     if not channels:
-        importance = {name: measured.sizes[module].square() for name, module in inputs.items()}
         return Fitted(source.merged, importance=importance, notes=notes)
     weights = SmoothedWeights(source.merged, channels, measured.sizes, gguf_type, stage(say("export.fit.smoothing")))
     if gguf_type != "Q8_0":
-        return Fitted(weights, notes=notes)
+        smoothed = {
+            name: values / weights.factors.get(name, torch.ones(1)).square() for name, values in importance.items()
+        }
+        return Fitted(weights, importance=smoothed, notes=notes)
     name = "model.embed_tokens.weight" if source.config.tie_word_embeddings else "lm_head.weight"
     loss = head_loss(
         measured, source.merged.read(name), weights.factors.get(name), stage(say("export.fit.trying_head"))

@@ -37,7 +37,7 @@ from weitune.progress import Progress
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Types of the models whose channels :func:`channels_of` knows."""
-LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q4_0": 8}
+LEVELS: Mapping[GgufType, int] = {"Q8_0": 127, "Q6_K": 32, "Q5_K_M": 16, "Q4_K_M": 8, "Q4_0": 8}
 """The largest magnitude of a weight of a quantized type, in steps of its scale."""
 _ACTIVATION_LEVELS = 127
 _EXPONENTS = (0.25, 0.5, 0.75, 1.0)

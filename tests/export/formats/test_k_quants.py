@@ -37,7 +37,7 @@ def test_the_file_is_fitted_to_the_data_and_the_same_twice(run: Run, tmp_path: P
     assert files[0] == files[1]
     about = json.loads((tmp_path / "a/weitune.json").read_text())
     assert about["weighed"]
-    assert not about["smoothed"]
+    assert about["smoothed"]
     assert about["formats"]["attn_q"] == {"Q4_K": 2}
     assert about["formats"]["output"] == {"Q6_K": 1}
     assert about["formats"]["ffn_down"] == {"Q5_0": 1, "Q8_0": 1}  # the second layer gets more bits; blocks of 32
@@ -52,9 +52,20 @@ def test_llama_cpp_runs_it_and_the_verdict_says_what_was_written(
     assert "Q5_K" in exported.verdict.notes[-1]
 
 
+def test_a_smoothed_column_is_as_important_as_its_inputs_are_then(run: Run) -> None:
+    """The importance of a product's error is the same, whether it is written in the weights or in what they meet."""
+    source = open_export_source(run)
+    plain, smoothed = (fitted(source, "Q4_K_M", silent, smooth=smooth) for smooth in (False, True))
+    assert smoothed.smoothed and not plain.smoothed  # noqa: PT018
+    for name, importance in smoothed.importance.items():
+        if "up_proj" not in name:  # whose rows are divided where those of down_proj's columns are multiplied
+            before, after = (fit.weights.read(name, torch.float32) for fit in (plain, smoothed))
+            assert torch.allclose(after.square() * importance, before.square() * plain.importance[name], rtol=1e-4)
+
+
 def test_a_column_is_as_important_as_its_inputs_are_large(run: Run) -> None:
     source = open_export_source(run)
-    importance = fitted(source, "Q6_K", silent).importance
+    importance = fitted(source, "Q6_K", silent, smooth=False).importance
     modules = {name.removesuffix(".weight") for name in importance}
     assert {name.split(".")[-1] for name in modules} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
