@@ -36,13 +36,13 @@ _NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has
 class StopRequest:
     """Whether a stop or a checkpoint has been asked for. A program may set both from any thread."""
 
-    def __init__(self, announce: Callable[[str], None] | None = None) -> None:
-        """``announce`` is called with what a signal will do, in the signal's handler."""
+    def __init__(self, announce: Callable[[str], None] | None = None, began: float | None = None) -> None:
+        """``announce`` is called with what a signal will do, in its handler; the work ``began`` now if not given."""
         self.reason = ""
         """Who asked for a stop, such as ``SIGTERM``; empty if nobody did."""
         self.checkpoint = False
         """Whether a checkpoint is wanted after the step at hand."""
-        self.began = time.time()
+        self.began = time.time() if began is None else began
         """A stop file that is older was meant for another process."""
         self.finishing = False
         """Whether a stop waits for the step at hand."""

@@ -29,6 +29,7 @@ from weitune.ranks import rank
 
 PAUSE_SECONDS = 0.5
 """Progress within a phase is written this often at most."""
+_TICK_SECONDS = 0.01
 _open: list[Status] = []
 
 
@@ -107,6 +108,14 @@ def tell(**fields: Any) -> None:
     """Add to the status of the command at hand, if somebody reads one."""
     for status in _open:
         status.add(**fields)
+
+
+def began() -> float:
+    """Return when the command at hand began, in seconds since the epoch; now, if nobody reads its status.
+
+    Whoever sees the status may make a stop file at once, whose time may lag by a tick of the system's clock.
+    """
+    return float(_open[0].fields["started"]) - _TICK_SECONDS if _open else time.time()
 
 
 def leave_printing() -> None:

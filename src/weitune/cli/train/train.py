@@ -11,7 +11,7 @@ import click
 
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
-from weitune.cli.shared.status import leave_printing, status_options, tell
+from weitune.cli.shared.status import began, leave_printing, status_options, tell
 from weitune.cli.train.launch import Machines, launch
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
@@ -81,7 +81,7 @@ def command(
 
     from weitune.training.signals import StopRequest, stop_requests
 
-    with stop_requests(StopRequest(_announce)) as stop:  # before the libraries load, which takes seconds
+    with stop_requests(StopRequest(_announce, began())) as stop:  # before the libraries load, which takes seconds
         with _reporter() as reporter:
             from weitune.training.run import resume, train
 

@@ -10,7 +10,7 @@ import click
 
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
-from weitune.cli.shared.status import status_options, tell
+from weitune.cli.shared.status import began, status_options, tell
 from weitune.messages import say
 from weitune.shell import shell_command
 
@@ -56,7 +56,7 @@ def command(
 
     from weitune.training.signals import StopRequest, stop_requests
 
-    with stop_requests(StopRequest()) as stop:
+    with stop_requests(StopRequest(began=began())) as stop:
         from weitune.cli.shared.terminal import console, quiet_libraries, working
 
         with working(say("cli.tune.starting")):
