@@ -4,8 +4,8 @@
 
 Base + adapter in float32 is compared with the file in llama.cpp, as ``weitune export`` does it: greedy answers,
 log-probabilities of the taught answers, perplexity on rows that were held out, and the verdict by the type's bounds.
-``--plain`` measures each quantized type once more, made of the weights alone. What base + adapter answers, and the
-importance matrix, are kept in RUN/bench, so that one type after the other can be measured. Every type is printed and
+``--plain`` measures each quantized type once more, made of the weights alone. What base + adapter answers is kept in
+RUN/bench, so that one type after the other can be measured. Every type is printed and
 kept in ``bench/results`` as soon as it is there; then the table is printed. Needs xllamacpp.
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from bench.export_equality import Figures, compared, silent
 from weitune import Run
@@ -33,7 +32,7 @@ from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, Outputs, ope
 from weitune.export.verify.outputs_gguf import open_gguf
 from weitune.export.verify.prompts import HeldOut, VerificationPrompt, choose_prompts, held_out_prompts
 from weitune.export.verify.verification import all_logprobs, all_outputs, bounds_of
-from weitune.gguf.types import MIXTURES, GgufType
+from weitune.gguf.types import GgufType
 
 TYPES = "F16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0"
 COLUMNS = ("type", "MB", "same answers", "mean difference", "largest margin", "perplexity", "to F16", "verdict")
@@ -71,18 +70,6 @@ def asked(source: ExportSource, count: int, kept: Path) -> Asked:
 
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def fit(source: ExportSource, gguf_type: GgufType, kept: Path, *, plain: bool) -> Fitted:
-    """Return the weights for a type: as an export writes them, or ``plain``."""
-    if plain:
-        return Fitted(source.merged)
-    if gguf_type not in MIXTURES:
-        return fitted(source, gguf_type, lambda title: silent)
-    path = kept / "importance.safetensors"
-    if not path.is_file():
-        save_file(dict(fitted(source, gguf_type, lambda title: silent).importance), path)
-    return Fitted(source.merged, importance=load_file(path))
 
 
 def measure(source: ExportSource, model: Fitted, gguf_type: GgufType, asked: Asked, scratch: Path) -> dict[str, Any]:
@@ -141,7 +128,7 @@ def main() -> None:
     dialogues = asked(source, options.prompts, kept)
     for gguf_type in cast("Sequence[GgufType]", options.types.split(",")):
         for plain in (False, True) if options.plain and gguf_type.startswith("Q") else (False,):
-            model = fit(source, gguf_type, kept, plain=plain)
+            model = Fitted(source.merged) if plain else fitted(source, gguf_type, lambda title: silent)
             name = f"{gguf_type}, weights alone" if plain else gguf_type
             figures.add(name, measure(source, model, gguf_type, dialogues, kept))
     print("\n".join(table(figures.found)))
