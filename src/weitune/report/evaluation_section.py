@@ -24,7 +24,7 @@ def evaluation_section(evaluation: Evaluation | None) -> str:
     )
     curves, legend = _over_steps(models), say("report.evaluation_section.legend")
     if evaluation.schema is not None:
-        legend = " ".join((say("report.evaluation_section.kept_to_schema"), legend))
+        legend = joined(" ", [say("report.evaluation_section.kept_to_schema"), legend])
     return section(
         say("report.evaluation_section.title"),
         f"<p>{text(evaluated_on)} {text(legend)}</p>\n",

@@ -157,7 +157,7 @@ def table(
 
 def _scrolling(opened: str, inner: str, caption: str) -> str:
     """Return a table in a box that scrolls, with a hint where it does, and is called as the table."""
-    called = "t" + sha256((caption + inner).encode()).hexdigest()[:10]
+    called = "t" + sha256((caption + inner).encode(errors="surrogatepass")).hexdigest()[:10]
     hint = f'<span class="hint">{text(say("report.page.scroll"))}</span>'
     if caption:
         opened += f'<caption id="{called}">{text(caption)}</caption>'
