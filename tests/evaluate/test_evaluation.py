@@ -52,7 +52,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path) == EVALUATION
     tree = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert tree == EVALUATION.to_json()
-    assert list(tree) == ["rows", "max_new_tokens", "models", "answers", "general", "win_rate", "gate"]
+    assert list(tree) == ["rows", "max_new_tokens", "models", "answers", "general", "win_rate", "gate", "schema"]
     assert [model["scores"] == {} for model in tree["models"]] == [True, False]
 
 

@@ -130,18 +130,18 @@ def test_gradcheck(family: str) -> None:
     mixture = in_float64(mixture_of(model)[1])
     model.double()
     x, _ = rows(5, torch.float64)
-    mixer_pass = mixture.begin(BlockContext(None, None, retain_graph=True))
 
     class Mixed(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, *_: Tensor) -> Tensor:
-            output, saved = mixer_pass.forward(x, None, None)
+            ctx.mixer_pass = mixture.begin(BlockContext(None, None, retain_graph=True))
+            output, saved = ctx.mixer_pass.forward(x, None, None)
             ctx.save = x, saved
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            grad_x, others = mixer_pass.backward(grads[0], *ctx.save, retain=True, needs_input=True)
+            grad_x, others = ctx.mixer_pass.backward(grads[0], *ctx.save, retain=True, needs_input=True)
             return grad_x, *others
 
     assert torch.autograd.gradcheck(Mixed.apply, (x, *mixture.parameters), fast_mode=True)
