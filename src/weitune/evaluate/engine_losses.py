@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from weitune.data.layout import of_groups
@@ -15,7 +14,7 @@ from weitune.generate.engine import Engine
 from weitune.model.capabilities import probe
 from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.storage.allocator import release_freed_memory
+from weitune.model.storage.allocator import releasing_in_the_end
 from weitune.model.supervised import SupervisedModel
 from weitune.progress import Progress
 
@@ -39,19 +38,11 @@ class EngineLosses:
 
     def __call__(self, examples: Sequence[Any], progress: Progress) -> MeasuredLoss:
         model, capabilities = self._model.model, self._capabilities
-        with _releasing_memory(), tree_attention(model, on=capabilities.shares_rows):
+        with releasing_in_the_end(), tree_attention(model, on=capabilities.shares_rows):
             return measure_loss(self._model, examples, capabilities.layout, MICRO_TOKENS, model.device, progress)
 
     def answers(self, groups: Sequence[Group], progress: Progress) -> list[Sums]:
         """Return the log-probabilities of the answers of each group."""
         model, layout = self._model.model, of_groups(self._capabilities.layout)
-        with _releasing_memory(), tree_attention(model, on=self._capabilities.shares_rows):
+        with releasing_in_the_end(), tree_attention(model, on=self._capabilities.shares_rows):
             return measure_answers(self._model, groups, layout, MICRO_TOKENS, model.device, progress)
-
-
-@contextmanager
-def _releasing_memory() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        release_freed_memory()

@@ -16,7 +16,7 @@ from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import answer_samples
 from weitune.generate.engine import Engine
-from weitune.model.storage.allocator import release_freed_memory
+from weitune.model.storage.allocator import release_freed_memory, releasing_in_the_end
 from weitune.progress import Progress
 from weitune.training.loop import Loop
 from weitune.training.objective.held_out import measure_held_out
@@ -69,12 +69,11 @@ class Validator:
 
         release_freed_memory()
         try:
-            measured, loss, figures = self._measure(watched)
-            samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
+            with releasing_in_the_end():
+                measured, loss, figures = self._measure(watched)
+                samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
         except _StopAskedError:
             return None
-        finally:
-            release_freed_memory()
         seconds = time.perf_counter() - began
         return Evaluation(step, loss, measured.perplexity, measured.weight, seconds, samples, figures=figures)
 

@@ -33,6 +33,15 @@ def release_freed_memory() -> None:
 
 
 @contextmanager
+def releasing_in_the_end() -> Iterator[None]:
+    """Call :func:`release_freed_memory` when the block ends, also if it fails."""
+    try:
+        yield
+    finally:
+        release_freed_memory()
+
+
+@contextmanager
 def releasing_freed_memory(files: Iterable[Path] = ()) -> Iterator[None]:
     """Return the memory of each tensor that is freed in the block at once, and often that of the pages of ``files``.
 
