@@ -15,6 +15,7 @@ from weitune.generate.sampling import Sampling
 from weitune.recipe.load import dump_recipe
 
 FAMILIES = *HYBRID, "nemotron_h_dense"
+RECURRENT = "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1", "granitemoehybrid", "nemotron_h"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +36,7 @@ def test_a_state_is_carried_from_step_to_step(family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "lfm2"])
+@pytest.mark.parametrize("family", RECURRENT)
 def test_two_processes_learn_the_same_as_one(family: str, tmp_path: Path) -> None:
     lora, keys = {"experts": False, "dropout": 0.0}, {"precision": "fp32", "epochs": 1}
     alone = train(recipe_of(tmp_path / "a", family, lora, **keys), device="cpu")

@@ -10,6 +10,8 @@ from typing import Any
 from tests.report.pages import Page, made_run
 from weitune.evaluate.evaluation import AnsweredQuestion, EvaluatedRows, Evaluation, GeneralScores, ModelScores, Scores
 from weitune.evaluate.intervals import Change
+from weitune.messages import say
+from weitune.messages.language import speaking
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_evaluation_report
@@ -151,3 +153,17 @@ def test_held_out_rows_are_not_counted_as_learned(tmp_path: Path) -> None:
     assert record.data is not None
     held = replace(record, data=replace(record.data, validation=ValidationSize(examples=1)))
     assert "learned from one row" in said(held)
+
+
+def test_held_out_rows_are_named_in_the_readers_language(tmp_path: Path) -> None:
+    """Whatever language ``weitune eval`` spoke."""
+    for spoken in ("en", "zh"):
+        with speaking(spoken):
+            rows = EvaluatedRows(say("evaluate.run_evaluation.held_out", fraction=0.3), 5, 5)
+            evaluation = replace(evaluated(0.8, change=Change(0.0, -0.1, 0.1)), rows=rows)
+            evaluation.write(made_run(tmp_path / spoken))
+        html = run_report(RunRecord.read(tmp_path / spoken))
+        english, chinese = ("".join(Page(html, language).texts) for language in ("en", "zh"))
+        assert "on 0.3 of the data, held out" in english
+        assert "留出的数据（比例 0.3）" in chinese
+        assert "held out" not in chinese

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from weitune.evaluate.evaluation import Evaluation, ModelScores, WinRate
 from weitune.evaluate.figures import Figure, measured, measures
 from weitune.messages import joined, say
+from weitune.messages.translate import translated
 from weitune.report.chart import Line, chart
 from weitune.report.markup import text
 from weitune.report.page import Cell, section, table
@@ -19,9 +20,8 @@ def evaluation_section(evaluation: Evaluation | None) -> str:
     if evaluation is None or not evaluation.models:
         return ""
     models, rows = evaluation.models, evaluation.rows
-    evaluated_on = say(
-        "report.evaluation_section.rows", name=rows.name, examples=rows.examples, questions=rows.questions
-    )
+    name = translated(rows.name, "evaluate")
+    evaluated_on = say("report.evaluation_section.rows", name=name, examples=rows.examples, questions=rows.questions)
     curves, legend = _over_steps(models), say("report.evaluation_section.legend")
     if evaluation.schema is not None:
         legend = joined(" ", [say("report.evaluation_section.kept_to_schema"), legend])

@@ -145,7 +145,8 @@ def _judged(evaluation: Evaluation) -> tuple[list[str], State]:
     base, tuned = found
     fell = tuned.loss < base.loss
     message = "report.verdict.evaluated_fell" if fell else "report.verdict.evaluated_rose"
-    return [say(message, name=evaluation.rows.name, base=base.loss, tuned=tuned.loss)], "good" if fell else "bad"
+    name = translated(evaluation.rows.name, "evaluate")
+    return [say(message, name=name, base=base.loss, tuned=tuned.loss)], "good" if fell else "bad"
 
 
 def _cost(record: RunRecord) -> Finding:
