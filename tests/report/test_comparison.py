@@ -43,7 +43,7 @@ def test_equal_runs_are_told_apart_and_the_best_is_named(tmp_path: Path) -> None
     texts = "".join(Page(html).texts)
     assert "c has the lowest validation loss: 2.0000." in texts
     assert "one above the other: a, b." in texts
-    assert all(html.count(f'<i class="c{k} d{k}"></i>') == 4 for k in range(3))  # a legend for every chart
+    assert all(html.count(f'<svg class="line c{k} d{k}"') == 4 for k in range(3))  # a legend for every chart
     assert 'href="../a/report.html"' in html
     assert "../c/report.html" not in html  # it has none
 

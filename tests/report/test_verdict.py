@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.report.pages import Page, made_run
 from weitune.evaluate.evaluation import AnsweredQuestion, EvaluatedRows, Evaluation, GeneralScores, ModelScores, Scores
 from weitune.evaluate.intervals import Change
@@ -153,6 +155,15 @@ def test_held_out_rows_are_not_counted_as_learned(tmp_path: Path) -> None:
     assert record.data is not None
     held = replace(record, data=replace(record.data, validation=ValidationSize(examples=1)))
     assert "learned from one row" in said(held)
+
+
+@pytest.mark.parametrize(("examples", "told"), [(5000, "learned from 40 rows"), (5001, "was trained for 20 steps")])
+def test_a_run_that_ends_early_has_not_learned_from_all_rows(tmp_path: Path, examples: int, told: str) -> None:
+    """Its steps tell how many it saw, unless a row gives several examples."""
+    record = without_evaluation(tmp_path / "run", train={"batch_size": 2})
+    assert record.data is not None
+    record.data.report.rows.trained, record.data.report.examples.kept = 5000, examples
+    assert told in said(record)
 
 
 def test_held_out_rows_are_named_in_the_readers_language(tmp_path: Path) -> None:

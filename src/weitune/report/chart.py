@@ -53,7 +53,7 @@ def chart(
     curves = "".join(_curve(place, line) for line in sorted(lines, key=lambda line: not line.faint))
     dots = "".join(_dots(place, line) for line in lines if not line.faint)
     named = [line for line in lines if not line.faint]
-    keys = "".join(f'<span><i class="{line.kind}"></i>{text(line.name)}</span>' for line in named)
+    keys = "".join(f"<span>{_sample(line)}{text(line.name)}</span>" for line in named)
     keys = f'<div class="legend">{keys}</div>' if legend or len(named) > 1 else ""
     ends = [[line.name, f"{number(line.points[0][1])} → {number(line.points[-1][1])}"] for line in named]
     x_label = x_label or say("report.chart.step")
@@ -64,6 +64,10 @@ def chart(
         f"{_axes(place, x_label)}"
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none">{curves}</svg>{dots}</svg></div></figure>\n'
     )
+
+
+def _sample(line: Line) -> str:
+    return f'<svg class="line {line.kind}" aria-hidden="true"><path d="M0 2h30"/></svg>'
 
 
 def ticks(low: float, high: float, *, whole: bool = False, above: bool = True) -> list[float]:

@@ -76,7 +76,7 @@ def _worked(record: RunRecord) -> Finding:
     model = record.recipe.model.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
     values = {"model": model, "steps": len(steps), "time": duration_text(seconds)}
     if record.turns("end"):
-        if rows := _learned_rows(record):
+        if rows := _learned_rows(record, len(steps)):
             return Finding(question, [say("report.verdict.learned_rows", count=rows, **values)], "good")
         return Finding(question, [say("report.verdict.learned", **values)], "good")
     planned = next((start.steps for start in record.turns("start") if start.steps is not None), None)
@@ -87,12 +87,20 @@ def _worked(record: RunRecord) -> Finding:
     return Finding(question, [say("report.verdict.unfinished", steps=done)], "open")
 
 
-def _learned_rows(record: RunRecord) -> int:
-    """Return the number of rows that were learned from, 0 if it is not known; a share of them may be held out."""
+def _learned_rows(record: RunRecord, steps: int) -> int:
+    """Return the number of rows that were learned from in ``steps`` steps, 0 if it is not known.
+
+    A share of them may be held out, and a run may end before it has seen all of them.
+    """
     if record.data is None:
         return 0
     held = record.data.validation if isinstance(record.recipe.validation, float) else None
-    return max(0, record.data.report.rows.trained - (held.examples if held else 0))
+    report = record.data.report
+    rows = max(0, report.rows.trained - (held.examples if held else 0))
+    seen = steps * record.recipe.train.batch_size
+    if seen < rows and report.examples.kept != report.rows.trained:
+        return 0
+    return min(rows, seen)
 
 
 def _good(record: RunRecord) -> Finding:
