@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.baseline import processor
 from bench.side import EPOCHS, peak_flops, write_examples
 from weitune.data.conversation import Example
 from weitune.data.schedule import Plan
@@ -53,7 +54,9 @@ def compare(
     plan = Plan(len(examples), job["batch_size"], EPOCHS, 42, max(steps.values()))
     for key in {"model", "tokenizer"} & set(job):  # results may be published; where a model lies is nobody's business
         job[key] = Path(job[key]).name
-    result: dict[str, Any] = {"job": job, "rounds": rounds, "peak_gflops": max(peaks) / 1e9}
+    result: dict[str, Any] = {
+        "processor": processor(), "job": job, "rounds": rounds, "peak_gflops": max(peaks) / 1e9
+    }  # fmt: skip
     for side, done in runs.items():
         last = steps[side] if settled else min(steps.values())
         counted = [[examples[int(i)] for i in plan.step(step)] for step in range(1, last)]
@@ -98,7 +101,10 @@ def _figures(runs: list[dict[str, Any]], counted: list[list[Example]], settled: 
 
 def report(name: str, result: dict[str, Any]) -> None:
     """Print the figures as a table and keep them in ``bench/results``."""
-    print(f"\n{name}   ({result['rounds']} rounds in turn, matrix products {result['peak_gflops']:.0f} GFLOP/s)")
+    print(
+        f"\n{name}   ({result['processor']}; {result['rounds']} rounds in turn, "
+        f"matrix products {result['peak_gflops']:.0f} GFLOP/s)"
+    )
     for side, label in LABEL.items():
         figures = result[side]
         print(
@@ -110,6 +116,11 @@ def report(name: str, result: dict[str, Any]) -> None:
         print(
             f"  needed         {result['needed_gflop']:.0f} GFLOP an example: {result['share_of_peak']:.1%} of what "
             "matrix products reached between the steps"
+        )
+    if "packed_gflops" in result:
+        print(
+            f"  packed         {result['packed_gflops']:.0f} GFLOP/s with packed matrices of the model's shapes: "
+            f"{result['share_of_packed']:.1%} of that"
         )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

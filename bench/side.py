@@ -9,9 +9,11 @@ recipe's numbers. Times begin after loading; the first step warms up and is not 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from bench.reference import in_plan_order, make_trainer, rows_of
 from weitune.data.conversation import Example, Span
 from weitune.data.schedule import Plan
 from weitune.forecast.run_forecast import DTYPES
+from weitune.model.fast.matmul import packed_linear
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weights import LoadedModel, load_model
 from weitune.model.lora.adapter import attach_adapter
@@ -81,6 +84,25 @@ def peak_flops(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float
         wait_for(device)
         best = max(best, repeat * 2 * rows * inner * columns / (time.perf_counter() - began))
     return best
+
+
+def packed_flops(shapes: Sequence[tuple[int, int]], rows: int) -> float:
+    """Measure products in bfloat16 with packed matrices (N, K) of ``shapes``, forward and back, in operations a second.
+
+    Each is the best of 10 for so many ``rows``, and they count as often as a step has them.
+    """
+    operations, seconds = 0, 0.0
+    for outputs, inputs in shapes:
+        for n, k in ((outputs, inputs), (inputs, outputs)):
+            x, multiply = torch.randn(rows, k).bfloat16(), packed_linear(torch.randn(n, k).bfloat16())
+            best = math.inf
+            for _ in range(10):
+                began = time.perf_counter()
+                multiply(x)
+                best = min(best, time.perf_counter() - began)
+            operations += 2 * rows * n * k
+            seconds += best
+    return operations / seconds
 
 
 def wait_for(device: str) -> None:

@@ -3,7 +3,8 @@
     python -m bench.train_speed [--data huanhuan.json] [--model qwen2.5-0.5b] [--precision fp32] [--rounds 3]
 
 Data: the tutorial's (huanhuan.json, its framing, 16 examples a step, dropout 0.1). ``needed`` counts the operations
-that are left when padding, unsupervised logits and repeated beginnings are gone, as docs/performance.md explains.
+that are left when padding, unsupervised logits and repeated beginnings are gone, as docs/performance.md explains. In
+bfloat16 they are also compared with what products with packed matrices of the model's shapes reach.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from bench.compare import compare, model_folder, report
 from bench.examples import huanhuan, persona
-from bench.side import EPOCHS
+from bench.side import EPOCHS, packed_flops
 from weitune.data.conversation import Example
 from weitune.data.pack import pack
 from weitune.data.schedule import Plan
@@ -47,6 +48,20 @@ def share_of_peak(figures: dict[str, Any], needed: list[float]) -> float:
     return statistics.median(shares)
 
 
+def beside_packed(
+    config: Any, figures: dict[str, Any], needed: list[float], examples: list[Example], plan: Plan
+) -> dict[str, float]:
+    """Return what packed products of the model's shapes reach now, and what the steps do of it, at the median."""
+    size = config.hidden_size // config.num_attention_heads
+    hidden, keys, wide = config.hidden_size, config.num_key_value_heads * size, config.intermediate_size
+    shapes = [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
+    shapes += [(wide, hidden), (wide, hidden), (hidden, wide)]
+    rows = statistics.median(len(pack([examples[int(i)] for i in plan.step(k)])) for k in range(plan.steps))
+    packed = packed_flops(shapes, int(rows))
+    rates = [needed[k] * 1e9 / seconds[k] for seconds in figures["seconds"] for k in range(1, len(seconds))]
+    return {"packed_gflops": packed / 1e9, "share_of_packed": statistics.median(rates) / packed}
+
+
 def main() -> None:
     """Measure and print."""
     from transformers import AutoConfig
@@ -68,6 +83,8 @@ def main() -> None:
     needed = needed_gflop(AutoConfig.from_pretrained(model), examples, epoch)
     result["needed_gflop"] = sum(needed) / sum(len(epoch.step(k)) for k in range(epoch.steps))
     result["share_of_peak"] = share_of_peak(result["weitune"], needed)
+    if arguments.precision == "bf16":
+        result.update(beside_packed(AutoConfig.from_pretrained(model), result["weitune"], needed, examples, epoch))
     of = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
     report(f"train_speed-{arguments.model}-{arguments.data}-{arguments.micro_tokens}{of}", result)
 

@@ -153,6 +153,18 @@ class TestNeed:
         assert plan(need - 1, 100).recompute == "none"
         assert plan(0, longest) == MemoryPlan(longest, "block")
 
+    def test_copies_take_what_a_pass_leaves(self) -> None:
+        manner, longest = PassConfig(2), 4096
+        need = sum(pass_bytes(self.shape, PassSize(longest, longest, longest), manner))
+
+        def packed(budget: int, copies: int) -> bool:
+            train = Train(micro_tokens=longest)
+            return plan_memory(self.shape, manner, train, budget=budget, longest=longest, copies=copies).packed
+
+        assert packed(need + 1000, 1000)
+        assert not packed(need + 999, 1000)
+        assert not packed(need + 1000, 0)
+
     def test_passes_on_a_cpu_are_no_longer_than_they_need_be(self) -> None:
         def tokens(longest: int, **manner: Any) -> int:
             config = PassConfig(4, **manner)

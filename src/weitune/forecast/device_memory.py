@@ -85,10 +85,15 @@ def choose_recorded_tokens(shape: ModelShape, config: PassConfig, *, budget: int
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How a step is split into passes to fit in memory. Neither value changes its result."""
+    """How a step is split into passes to fit in memory, and what copies memory is left for.
+
+    Nothing of it changes a step's result, beyond rounding.
+    """
 
     micro_tokens: int
     recompute: Recompute
+    packed: bool = False
+    """Whether the frozen matrices are copied as :mod:`weitune.model.fast.packed` does."""
 
 
 def plan_memory(
@@ -100,8 +105,11 @@ def plan_memory(
     longest: int,
     undivided: int = 0,
     micro_tokens: int | None = None,
+    copies: int = 0,
 ) -> MemoryPlan:
     """Resolve ``auto`` for passes of at most ``budget`` bytes; ``micro_tokens`` overrides the recipe.
+
+    Packed ``copies``, of so many bytes, are made if a pass leaves that much; none if it is 0.
 
     The lowest level of recomputation is chosen with which one pass can hold the requested tokens, or ENOUGH_TOKENS, and
     the longest example, of ``longest`` tokens, or the largest group, of ``undivided``.
@@ -115,4 +123,5 @@ def plan_memory(
     fitting = (config for config in configs if sum(pass_bytes(shape, wanted, config)) <= budget)
     chosen = next(fitting, configs[-1])
     tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest, undivided=undivided)
-    return MemoryPlan(tokens, chosen.recompute)
+    left = budget - sum(pass_bytes(shape, PassSize(tokens, tokens, longest), chosen))
+    return MemoryPlan(tokens, chosen.recompute, packed=0 < copies <= left)

@@ -18,6 +18,7 @@ from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.workload import Workload
 from weitune.messages import say
 from weitune.model.fast.matmul import kept_bytes
+from weitune.model.fast.packed import COPIES, packing_pays
 from weitune.model.storage.weight_storage import STORED_BYTES, dense_bytes
 from weitune.recipe.schema import QUANTIZED, TAKEN_FROM_BASE, Recipe, Storage
 
@@ -148,10 +149,19 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
     rest = memory_need(meta, form, replace(config, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
     sizes = {"longest": largest.longest, "undivided": largest.undivided}
-    chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, **sizes)
+    copies = _copied_bytes(meta, form, target.kind) if shards == 1 else 0
+    chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, copies=copies, **sizes)
     config = replace(config, recompute=chosen.recompute)
     need = memory_need(meta, form, config, capped(largest, chosen.micro_tokens), target.kind, shards)
+    if chosen.packed:
+        need = replace(need, weights=need.weights + copies)
     return Fit(target, form, chosen, need)
+
+
+def _copied_bytes(meta: MetaModel, form: Format, kind: str) -> int:
+    """Return the bytes of packed copies of the frozen matrices, 0 if there is no use for them."""
+    packs = kind == "cpu" and form.storage == "bf16" == form.precision and packing_pays()
+    return COPIES * meta.linear * form.dtype.itemsize if packs and meta.capabilities.plain_blocks else 0
 
 
 def capped(largest: PassSize, micro_tokens: int) -> PassSize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
+from weitune.model.fast.packed import pack_layers
 from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel, load_model
@@ -125,8 +127,22 @@ def _widen(loaded: LoadedModel) -> None:
 def _lay_out(blocks: BlockDecoder, loaded: LoadedModel) -> None:
     """Lay the matrices of whole, unsharded blocks out as oneDNN multiplies them fastest."""
     if loaded.shards == 1 and by_onednn(loaded.device.type, loaded.dtype):
-        with releasing_freed_memory([] if loaded.files.gguf else weight_files(loaded.files.folder)):
+        with releasing_freed_memory(_mapped_files(loaded)):
             blocks.lay_out()
+
+
+def pack_matrices(trainable: Trainable, memory: MemoryPlan) -> None:
+    """Make the copies of frozen matrices that ``memory`` has, unless they are there.
+
+    The pages of matrices that are mapped from a file are released: training reads the copies.
+    """
+    if memory.packed and trainable.blocks is not None:
+        with releasing_freed_memory(_mapped_files(trainable.loaded)):
+            pack_layers(trainable.blocks.packable())
+
+
+def _mapped_files(loaded: LoadedModel) -> list[Path]:
+    return [] if loaded.files.gguf else weight_files(loaded.files.folder)
 
 
 def _has_frozen_linear_head(loaded: LoadedModel) -> bool:
@@ -155,6 +171,7 @@ def make_loop(
     if loaded.device.type == "cpu":
         keep_freed_memory()
     memory = memory or trainable.memory_plan(train, longest=longest)
+    pack_matrices(trainable, memory)
     supervised = SupervisedModel(
         loaded.model,
         head=trainable.capabilities.head,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weitune.data.conversation import Example
@@ -25,7 +25,7 @@ from weitune.run.base_check import place_of_base
 from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
 from weitune.run.machine import describe_machine
 from weitune.run.names import KEPT, REFERENCE
-from weitune.training.build import make_loop, make_trainable
+from weitune.training.build import make_loop, make_trainable, pack_matrices
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.kept import with_collected
 from weitune.training.loop import Loop
@@ -53,7 +53,9 @@ class PreparedRun:
         meta = build_meta_model(loaded.files, adapter, self.trainable.capabilities)
         form = Format.from_recipe(self.inputs.recipe, loaded.dtype)
         config = self.trainable.pass_config(self.loop.memory.recompute)
-        return memory_need(meta, form, config, self.largest, loaded.device.type, loaded.shards)
+        need = memory_need(meta, form, config, self.largest, loaded.device.type, loaded.shards)
+        copies = self.trainable.copied_bytes() if self.loop.memory.packed else 0
+        return replace(need, weights=need.weights + copies)
 
     def pass_need(self) -> PassNeed:
         """Return the memory that the largest pass takes, and what else is yet to be allocated."""
@@ -69,6 +71,7 @@ class PreparedRun:
             "shares_rows": self.trainable.capabilities.shares_rows,
             "micro_tokens": self.loop.memory.micro_tokens,
             "recompute": self.loop.memory.recompute,
+            "packed": self.loop.memory.packed,
             "targets": self._recorded_targets(),
             **place_of_base(self.inputs.recipe),
             "basis": self.inputs.basis,
@@ -98,6 +101,7 @@ class PreparedRun:
         return {
             "steps": self.inputs.plan.steps,
             "micro_tokens": self.loop.memory.micro_tokens,
+            "packed": self.loop.memory.packed,
             "processes": self.loop.accelerator.num_processes,
             "recipe": self.inputs.recipe.model_dump(mode="json"),
             "basis": self.inputs.basis,
@@ -116,18 +120,20 @@ def prepare_run(
     *,
     fresh: bool,
     micro_tokens: int | None = None,
+    may_pack: bool = True,
     targets: Mapping[str, Any] | None = None,
 ) -> PreparedRun:
     """Load the weights, attach the adapter and make the loop.
 
     ``fresh`` initialises the adapter as the recipe says; otherwise a checkpoint will be loaded. ``micro_tokens``
-    overrides the recipe, and ``targets`` is what a run that is resumed has recorded of its own. Raises ModelError if
-    the weights do not fit memory, data or recipe.
+    overrides the recipe; ``may_pack`` and ``targets`` are what a run that is resumed has recorded of its own. Raises
+    ModelError if the weights do not fit memory, data or recipe.
     """
     recipe = inputs.recipe
     trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
     inputs = with_collected(session, inputs, trainable)
-    memory = trainable.memory_plan(recipe.train, longest=inputs.longest, micro_tokens=micro_tokens)
+    memory = trainable.memory_plan(recipe.train, longest=inputs.longest, micro_tokens=micro_tokens, may_pack=may_pack)
+    pack_matrices(trainable, memory)  # the reference is measured as training computes
     inputs = with_measured_reference(session, inputs, trainable, memory.micro_tokens)
     plan = inputs.plan
     loop = make_loop(

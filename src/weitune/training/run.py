@@ -157,7 +157,13 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
     inputs = _same_inputs(session, past, recipe)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
     run = prepare_run(
-        session, inputs, past.precision, fresh=past.checkpoint is None, micro_tokens=chosen, targets=past.targets
+        session,
+        inputs,
+        past.precision,
+        fresh=past.checkpoint is None,
+        micro_tokens=chosen,
+        may_pack=past.packed,
+        targets=past.targets,
     )
     before = {"shares_rows": past.environment.get("shares_rows")}
     resume_checks.check_basis(session.folder, before, {"shares_rows": run.trainable.capabilities.shares_rows})

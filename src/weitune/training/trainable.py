@@ -18,6 +18,7 @@ from weitune.forecast.memory_estimate import ModelShape, PassConfig, trained_byt
 from weitune.model.capabilities import Capabilities
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import kept_bytes
+from weitune.model.fast.packed import COPIES, packing_pays
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.targets import Targets
 from weitune.model.lora.trainable_state import TrainableState
@@ -85,13 +86,28 @@ class Trainable:
         code = kept_bytes(self.loaded.device.type, self.loaded.dtype)
         return unread + whole + code + sum(trained_bytes(sum(numel for numel, _, trained in numbers if trained))[1:])
 
-    def memory_plan(self, train: Train, *, longest: int, micro_tokens: int | None = None) -> MemoryPlan:
+    def copied_bytes(self) -> int:
+        """Return the bytes of packed copies of its frozen matrices, 0 if there is no use for them."""
+        if self.blocks is None or self.loaded.shards > 1 or not packing_pays():
+            return 0
+        return COPIES * sum(layer.weight.nbytes for layer in self.blocks.packable())
+
+    def memory_plan(
+        self, train: Train, *, longest: int, micro_tokens: int | None = None, may_pack: bool = True
+    ) -> MemoryPlan:
         """Return the values that ``auto`` resolves to with the memory that is free on this device now.
 
-        ``longest`` is the length of the longest example, in tokens; ``micro_tokens`` overrides ``train``.
+        ``longest`` is the length of the longest example, in tokens; ``micro_tokens`` overrides ``train``. Without
+        ``may_pack``, no matrices are copied.
         """
         return plan_memory(
-            self.shape, self.pass_config(), train, budget=self._budget(), longest=longest, micro_tokens=micro_tokens
+            self.shape,
+            self.pass_config(),
+            train,
+            budget=self._budget(),
+            longest=longest,
+            micro_tokens=micro_tokens,
+            copies=self.copied_bytes() if may_pack else 0,
         )
 
     def graph_tokens(self, recompute: Recompute) -> int:

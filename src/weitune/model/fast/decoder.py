@@ -18,6 +18,7 @@ from weitune.model.fast.channel.per_layer import PerLayerInput, per_layer_name, 
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import Norm, read_norm
+from weitune.model.fast.packed import can_be_packed
 from weitune.model.fast.parts import BlockContext, BlockParts, Mixer
 from weitune.model.fast.recognise.arrangement import arrange
 from weitune.model.fast.recognise.by_name import arrange_by_name
@@ -104,6 +105,14 @@ class BlockDecoder:
             for group in block.groups:
                 for projection in group.projections if group.reads_slices else ():
                     lay_by_columns(projection.layer)
+
+    def packable(self) -> list[nn.Linear]:
+        """Return the linear layers of whose frozen matrices copies can be made (:mod:`.packed`), each once."""
+        if self.dtype != torch.bfloat16:
+            return []
+        groups = [group for block in self.parts for group in block.groups]
+        whole = {p.layer: None for group in groups for p in group.projections if p.part is None}
+        return [layer for layer in whole if can_be_packed(layer)]
 
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"

@@ -128,7 +128,7 @@ class GroupPass:
     def backward(self, grads: list[Tensor], low: Tensor | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the gradient of the input ``x``, and those of the adapters, from the gradients of the outputs."""
         grad_x, factors = grads[0].new_zeros(len(x), self.group.inputs), self.factors(x)
-        self.group.add_grad_of_input(grad_x, grads)
+        grad_x = self.group.add_grad_of_input(grad_x, grads)
         if factors is None or low is None:
             return grad_x, []
         grad_low = factors.grad_of_low(grads)

@@ -105,11 +105,26 @@ def packed_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tenso
 
     The copy lies in memory as oneDNN reads it. It is faster by a quarter for one row and by a half for six.
     """
-    multiply, copy = (
-        torch.ops.mkldnn._linear_pointwise.default,
-        torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_ROWS),
-    )
-    return lambda x: multiply(x, copy, bias, "none", [], "")
+    copy = pack(weight, _PACKED_ROWS)
+    return lambda x: multiply_packed(x, copy, bias)
+
+
+def pack(weight: Tensor, rows: int) -> Tensor:
+    """Return a copy of ``weight`` (N, K) as oneDNN reads it to multiply about ``rows`` rows."""
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    return copy
+
+
+def multiply_packed(x: Tensor, copy: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x Wᵀ + b of ``x`` (T, K), the ``copy`` of W (N, K), and ``bias`` (N,)."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, copy, bias, "none", [], "")
+    return product
+
+
+def add_packed(total: Tensor, x: Tensor, copy: Tensor) -> Tensor:
+    """Return ``total`` (T, N) + x Wᵀ of the ``copy`` of W (N, K), rounded once."""
+    added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, total, copy, None, "add")
+    return added
 
 
 def times(x: Tensor, weight: Tensor) -> Tensor:

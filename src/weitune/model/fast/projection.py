@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weitune.model.fast.matmul import add_times, linear
+from weitune.model.fast import matmul
+from weitune.model.fast.packed import PackedMatrix, packed_matrix
 from weitune.model.storage.weight_storage import ALL, dense, is_linear
 
 
@@ -47,6 +48,39 @@ class Projection:
         """Return the frozen bias (N,), or a part of it, if there is one."""
         bias: Tensor | None = self.layer.bias
         return None if bias is None else bias[self._of_layer(outputs)].to(dtype)
+
+    def linear(self, x: Tensor, outputs: slice = ALL) -> Tensor:
+        """Return x Wᵀ + b of ``x`` (T, K), or some columns of it."""
+        bias = self.bias(x.dtype, outputs)
+        if outputs == ALL and (packed := self._packed(x.dtype)):
+            return packed.linear(x, bias)
+        return matmul.linear(x, self.weight(x.dtype, outputs), bias)
+
+    def add_linear(self, total: Tensor, x: Tensor, inputs: slice = ALL) -> Tensor:
+        """Return ``total`` (T, N) + x Wᵀ, of some of the inputs; ``total`` may be overwritten."""
+        if inputs == ALL and (packed := self._packed(x.dtype)):
+            return packed.add_linear(total, x)
+        matmul.add_linear(total, x, self.weight(x.dtype, inputs=inputs))
+        return total
+
+    def times(self, x: Tensor, inputs: slice = ALL) -> Tensor:
+        """Return x W of ``x`` (T, N), or some columns of it."""
+        if inputs == ALL and (packed := self._packed(x.dtype)):
+            return packed.times(x)
+        return matmul.times(x, self.weight(x.dtype, inputs=inputs))
+
+    def add_times(self, total: Tensor, x: Tensor, outputs: slice = ALL) -> Tensor:
+        """Return ``total`` (T, K) + x W, of some of the outputs; ``total`` may be overwritten."""
+        if outputs == ALL and (packed := self._packed(x.dtype)):
+            return packed.add_times(total, x)
+        matmul.add_times(total, x, self.weight(x.dtype, outputs))
+        return total
+
+    def _packed(self, dtype: torch.dtype) -> PackedMatrix | None:
+        """Return the copies of its matrix if they multiply ``dtype`` as :meth:`weight` would."""
+        if dtype != torch.bfloat16 or self.part is not None or self.row_factors is not None:
+            return None
+        return packed_matrix(self.layer)
 
     @property
     def b_rows(self) -> Tensor | None:
@@ -126,8 +160,7 @@ class LoraGroup:
 
     def frozen(self, inputs: Tensor, outputs: slice = ALL) -> list[Tensor]:
         """Return the outputs of the frozen layers for ``inputs`` (T, K), or the same columns of each."""
-        dtype = inputs.dtype
-        return [linear(inputs, p.weight(dtype, outputs), p.bias(dtype, outputs)) for p in self.projections]
+        return [p.linear(inputs, outputs) for p in self.projections]
 
     def factors(self, dtype: torch.dtype, dropout_scale: float) -> Factors | None:
         """Return the adapters' matrices in ``dtype``, or None without an adapter; B times ``dropout_scale``."""
@@ -142,10 +175,14 @@ class LoraGroup:
             b = [None if x is None else x.T.contiguous().T for x in b]
         return Factors(a.to(dtype), b, self.ranks)
 
-    def add_grad_of_input(self, total: Tensor, grads: list[Tensor], outputs: slice = ALL) -> None:
-        """Add to ``total`` (T, K) the frozen layers' part of the input's gradient, from those of the outputs."""
+    def add_grad_of_input(self, total: Tensor, grads: list[Tensor], outputs: slice = ALL) -> Tensor:
+        """Return ``total`` (T, K) + the frozen layers' part of the input's gradient, from those of the outputs.
+
+        ``total`` may be overwritten.
+        """
         for p, grad in zip(self.projections, grads, strict=True):
-            add_times(total, grad, p.weight(grad.dtype, outputs))
+            total = p.add_times(total, grad, outputs)
+        return total
 
 
 def read_group(owner: Any, names: Sequence[str]) -> LoraGroup | None:

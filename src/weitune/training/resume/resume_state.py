@@ -67,6 +67,12 @@ class ResumeState:
         return self.state.get("micro_tokens") or self.environment.get("micro_tokens")
 
     @property
+    def packed(self) -> bool:
+        """Whether it computed with packed copies of matrices; a run keeps to that, since they may round otherwise."""
+        packed = self.state.get("packed", self.environment.get("packed"))
+        return packed is True
+
+    @property
     def targets(self) -> Mapping[str, Any] | None:
         """What the run adapts, as it has recorded it; None if its recipe alone says that."""
         recorded: Mapping[str, Any] | None = self.state.get("targets") or self.environment.get("targets")

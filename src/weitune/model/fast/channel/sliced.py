@@ -7,7 +7,6 @@ from torch import Tensor
 
 from weitune.model.fast.compiled import fused
 from weitune.model.fast.lora_forward import AdapterGrads, GroupPass, add_masked
-from weitune.model.fast.matmul import add_linear, times
 
 
 class GateUp:
@@ -43,7 +42,7 @@ class GateUpGrads:
             if self._dropped is not None:
                 group_pass.add_grad_of_dropped(self._dropped, grads, columns)
         if self._normed is not None:
-            group_pass.group.add_grad_of_input(self._normed, grads, columns)
+            self._normed = group_pass.group.add_grad_of_input(self._normed, grads, columns)
 
     def result(self) -> tuple[Tensor | None, list[Tensor]]:
         gate_up, normed = self._gate_up, self._normed
@@ -68,7 +67,7 @@ class Down:
 
     def add(self, inner: Tensor, columns: slice) -> None:
         """Add the product of ``inner``, which is overwritten."""
-        add_linear(self._output, inner, self._frozen.weight(inner.dtype, inputs=columns))
+        self._output = self._frozen.add_linear(self._output, inner, columns)
         if self._factors and self.low is not None:
             dropped = inner if self._mask is None else inner.mul_(self._mask[:, columns])
             self._pass.add_frozen_of_dropped([self._output], dropped, inputs=columns)
@@ -93,7 +92,7 @@ class DownGrads:
         self, activated: Tensor, up: Tensor | None, columns: slice
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the gradients of the inner values and of what dropout leaves of them for the adapter, and its mask."""
-        grad_inner = times(self._grad, self._frozen.weight(self._grad.dtype, inputs=columns))
+        grad_inner = self._frozen.times(self._grad, columns)
         if self._factors is None or self._grad_low is None:
             return grad_inner, None, None
         mask = None if self._mask is None else self._mask[:, columns]
