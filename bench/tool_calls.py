@@ -6,6 +6,8 @@ requests    conversations up to their first call, which the run has not learned
 called      of these, requests for which transformers' text has calls
 malformed   of these, requests for which it begins a call that cannot be read: content on both sides
 equal       served answers whose calls and content equal those that the same reader finds in transformers' text
+
+transformers generates greedily in float32, with the adapter beside the weights. Unequal answers are printed.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.serving import keep, service
 from weitune import Run
 from weitune.data.calls.derive import answer_form
 from weitune.data.calls.reader import Said, read_answer
 from weitune.data.conversation import Conversation
 from weitune.data.read.conversations import Reader, read_conversations
-from weitune.generate.sampling import Sampling
+from weitune.export.source.export_source import ExportSource, open_export_source
+from weitune.export.verify.outputs import Computing, open_reference
 
 
 def asked(files: list[Path], skip: int, limit: int) -> list[Conversation]:
@@ -38,6 +43,20 @@ def body_of(conversation: Conversation, model: str, tokens: int) -> dict[str, An
     """Return the request for the answer to ``conversation``."""
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
     return {"model": model, "messages": messages, "tools": list(conversation.tools), "max_tokens": tokens}
+
+
+def greedy_answers(source: ExportSource, conversations: list[Conversation], tokens: int) -> list[list[int]]:
+    """Return transformers' greedy answers of base + adapter in float32, without the token that ended them."""
+    model, ends = open_reference(source, Computing("fp32", torch.device("cpu"))).model, list(source.stop_tokens)
+    answers = []
+    for conversation in conversations:
+        prompt = torch.tensor([source.framing.prompt(conversation)])
+        made = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens,
+            eos_token_id=ends, pad_token_id=ends[0],
+        )[0, prompt.shape[1] :].tolist()  # fmt: skip
+        answers.append(made[: next((at for at, token in enumerate(made) if token in ends), None)])
+    return answers
 
 
 def told(message: dict[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
@@ -57,12 +76,12 @@ def main() -> None:
     parser.add_argument("--types", default="F32,Q8_0")
     given = parser.parse_args()
     run = Run(given.run)
-    engine = run.engine()
-    form, marks = answer_form(engine.framing)
+    source = open_export_source(run)
+    form, marks = answer_form(source.framing)
     conversations = [each.with_system(run.recipe.system) for each in asked(given.data, given.skip, given.limit)]
-    answers = engine.answers(conversations, Sampling(max_new_tokens=given.tokens))
+    answers = greedy_answers(source, conversations, given.tokens)
     said: list[Said] = [
-        read_answer(marks.of_tokens(answer.tokens, engine.framing.decode), form, marks, conversation.tools)
+        read_answer(marks.of_tokens(answer, source.framing.decode), form, marks, conversation.tools)
         for answer, conversation in zip(answers, conversations, strict=True)
     ]
     opening = marks.written(form.calls.opening) if form.calls is not None else ""
@@ -76,7 +95,10 @@ def main() -> None:
         with service(given.run, "--type", kind) as server:
             bodies = [body_of(conversation, run.name, given.tokens) for conversation in conversations]
             served = [told(server.chat(**body)["choices"][0]["message"]) for body in bodies]
-        result[f"equal_{kind}"] = sum(one == other for one, other in zip(served, expected, strict=True))
+        unequal = [at for at, (one, other) in enumerate(zip(served, expected, strict=True)) if one != other]
+        result[f"equal_{kind}"] = len(served) - len(unequal)
+        for at in unequal:
+            print(f"{kind}, request {given.skip + at}:\n  transformers {expected[at]}\n  served       {served[at]}")
     keep("tool_calls", result)
 
 
