@@ -12,6 +12,7 @@ import pytest
 from tests.faults.runs import Inputs, Listener, digest, make_inputs
 from weitune.errors import DataError, Interrupted, RunError
 from weitune.generate.run import Run
+from weitune.model.storage import allocator
 from weitune.run.events import read_events
 from weitune.training import validation
 from weitune.training.run import resume, train
@@ -67,7 +68,8 @@ def test_freed_memory_goes_back_before_and_after_an_evaluation(
 ) -> None:
     done: list[str] = []
     measure, answer = validation.measure_loss, validation.answer_samples
-    monkeypatch.setattr(validation, "release_freed_memory", lambda: done.append("give back"))
+    for module in (validation, allocator):
+        monkeypatch.setattr(module, "release_freed_memory", lambda: done.append("give back"))
     monkeypatch.setattr(validation, "measure_loss", lambda *a: (done.append("loss"), measure(*a))[1])
     monkeypatch.setattr(validation, "answer_samples", lambda *a: (done.append("samples"), answer(*a))[1])
     train(inputs.recipe(tmp_path / "run", **KEYS | {"train.evaluate_every": 10}), device="cpu")
