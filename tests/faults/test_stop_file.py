@@ -128,6 +128,21 @@ def test_a_download(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert json_object(status)["state"] == "stopped"
 
 
+def test_a_run_that_loads_its_weights(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, status = tmp_path / "run", tmp_path / "status.json"
+
+    def loading(*_: object) -> None:
+        assert phase(tmp_path) == "loading"
+        stop(run)
+        time.sleep(HANG_SECONDS)
+
+    monkeypatch.setattr("weitune.training.prepared_run.load_if_it_fits", loading)
+    arguments = ["train", "--model", str(inputs.model), "--data", str(inputs.data), "--output", str(run)]
+    assert main([*arguments, "--device", "cpu", "--status", str(status)]) == 130
+    assert not run.exists()
+    assert json_object(status)["state"] == "stopped"
+
+
 @pytest.mark.parametrize("moment", ["reading", "trying"])
 def test_a_search(moment: str, start: Callable[..., Process], starter: Starter, tmp_path: Path) -> None:
     search = tmp_path / "run"
