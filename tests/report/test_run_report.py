@@ -112,7 +112,7 @@ def test_preferences_are_counted() -> None:
     tables = data_tables(DataRecord(DataReport.from_json({"preferences": counts})))
     for name, count in (
         ("pairs of a chosen and a rejected answer", 7),
-        ("pairs that another one with the same prompt turns around", 2),
+        ("pairs that another one with the same prompt contradicts", 2),
         ("answers better in one row and worse in another", 3),
     ):
         assert f"<td>{name}</td><td>{count}</td>" in tables

@@ -130,7 +130,7 @@ def test_accounts_of_what_contradicts_itself(lines: Lines) -> None:
     assert report.rows.set_aside == {"with two equal answers": 1}
     assert (report.rows.read, report.rows.trained, report.examples.kept) == (8, 7, 7)
     text = "\n".join(report.lines())
-    assert "2 pairs that another pair with the same prompt turns around" in text
+    assert "2 pairs that another pair with the same prompt contradicts" in text
     assert "3 answers that are the better one in one row and the worse one in another" in text
 
 

@@ -100,7 +100,7 @@ class Preferences:
     equal_answers: int = 0
     """Pairs of two equal answers; they teach nothing and are set aside."""
     contradicting_pairs: int = 0
-    """Pairs that another one with the same prompt turns around."""
+    """Pairs that another one with the same prompt contradicts."""
     both_ways: int = 0
     """Answers that are chosen or liked in one row, and rejected or disliked in another with the same prompt."""
 
