@@ -60,7 +60,7 @@ def test_room_is_made_while_it_waits(inputs: Inputs, tmp_path: Path, share: floa
         train(inputs.recipe(tmp_path / "run"), reporter=listener, device="cpu")
     assert_same_result(tmp_path / "run", inputs.undisturbed)
     assert f"cannot be written to '{tmp_path / 'run'}': No space left on device" in listener.text
-    assert "is written now; training goes on" in listener.text
+    assert "is written now; training continues" in listener.text
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -86,7 +86,7 @@ def test_stopped_in_training(
     assert found is not None
     assert found.step == steps_done(run)
     assert f"{number.name}: stopping after this step with a checkpoint" in process.said
-    assert f"stopped by {number.name} after step {found.step}; go on with" in " ".join(process.said.split())
+    assert f"stopped by {number.name} after step {found.step}; continue with" in " ".join(process.said.split())
     assert [(e["step"], e["reason"]) for e in read_events(run) if e["event"] == "stop"] == [(found.step, number.name)]
     finished(start, inputs, run)
 

@@ -72,7 +72,7 @@ def test_what_lies_outside_the_recipe(
     run = stopped(own_inputs, tmp_path / "run", 2)
     change(own_inputs)
     message = refused(run)
-    assert "cannot go on, because it would not be the same run" in message
+    assert "cannot be resumed, because it would not be the same run" in message
     assert all(name in message for name in named), message
     assert "What may change: train.epochs, train.max_steps, train.micro_tokens, " in message
 

@@ -25,7 +25,7 @@ def stopped(inputs: Inputs, output: Path, step: int, **overrides: Any) -> Path:
     """Return the folder of a run that was asked to stop during ``step``."""
     stop = StopRequest()
     listener = Listener(after={step: lambda: stop.stop("a test")})
-    with pytest.raises(Interrupted, match=f"after step {step}; go on with `weitune train --resume {output}`"):
+    with pytest.raises(Interrupted, match=f"after step {step}; continue with `weitune train --resume {output}`"):
         train(inputs.recipe(output, **overrides), reporter=listener, device="cpu", stop=stop)
     assert list_checkpoints(output)[-1].step == step
     return output

@@ -125,7 +125,7 @@ def test_killed_with_two_resumed_with_three_stopped_and_ended_with_one(
     second.send_signal(signal.SIGTERM)
     said = finish(second, 130)
     assert "devices: 3 instead of 2" in said
-    assert said.count("go on with") == 1
+    assert said.count("continue with") == 1
 
     finish(weitune("--resume", str(run)))
     assert_as_alone(run, alone)

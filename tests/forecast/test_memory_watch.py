@@ -122,7 +122,7 @@ def test_running_out_is_explained(monkeypatch: pytest.MonkeyPatch, error: Except
         raise error
     assert "out of memory: " in str(caught.value)
     assert "Lower train.micro_tokens below 1,000" in str(caught.value)
-    assert "Go on from the last checkpoint with `again`." in str(caught.value)
+    assert "Continue from the last checkpoint with `again`." in str(caught.value)
 
 
 def test_torch_s_own_refusal_is_recognised() -> None:

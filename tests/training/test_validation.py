@@ -137,7 +137,7 @@ def test_early_stopping_publishes_the_best(inputs: Inputs, tmp_path: Path) -> No
 
     again = Listener()
     resume(run, device="cpu", reporter=again)
-    assert f"complete after {best + 8} steps; to go on, raise train.patience" in again.text
+    assert f"complete after {best + 8} steps; to continue, raise train.patience" in again.text
     assert (run / "adapter" / adapter).read_bytes() == (run / f"checkpoint-{best}" / adapter).read_bytes()
 
     resume(run, device="cpu", overrides={"train.patience": 3})
