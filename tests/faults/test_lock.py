@@ -39,7 +39,7 @@ def holder(run: Path) -> subprocess.Popen[str]:
 
 def test_a_second_process_is_told_who_has_it_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
     process = holder(tmp_path)
-    with pytest.raises(RunError, match=f"another process trains in '{tmp_path}': process {process.pid} on "), \
+    with pytest.raises(RunError, match=f"another process is training in '{tmp_path}': process {process.pid} on "), \
             run_lock(tmp_path):  # fmt: skip
         pytest.fail("two hold the lock")
     process.send_signal(signal.SIGKILL)
@@ -87,7 +87,7 @@ def test_a_run_in_progress_is_not_resumed(inputs: Inputs, tmp_path: Path) -> Non
     run = stopped(inputs, tmp_path / "run", 2)
     process = holder(run)
     before = digest(run)
-    with pytest.raises(RunError, match="another process trains in"):
+    with pytest.raises(RunError, match="another process is training in"):
         resume(run, device="cpu")
     assert digest(run) == before
     process.kill()

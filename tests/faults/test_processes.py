@@ -136,7 +136,7 @@ def test_a_run_in_progress_is_not_resumed_by_another(
     first.send(signal.SIGSTOP)
     second = start()
     assert second.wait() == 2
-    assert f"another process trains in '{tmp_path / 'run'}': process {first.pid}" in " ".join(second.said.split())
+    assert f"another process is training in '{tmp_path / 'run'}': process {first.pid}" in " ".join(second.said.split())
     first.send(signal.SIGCONT)
     assert first.wait() == 0
     assert_same_result(tmp_path / "run", inputs.undisturbed)

@@ -68,7 +68,7 @@ def test_it_goes_on_and_says_so_when_there_is_nothing_left_to_do(inputs: Inputs,
 def test_it_goes_on_after_a_kill_that_left_the_lock_file(inputs: Inputs, tmp_path: Path) -> None:
     run = stopped(inputs, tmp_path / "run", 5)
     process = holder(run)
-    with pytest.raises(RunError, match="another process trains in"):
+    with pytest.raises(RunError, match="another process is training in"):
         again(inputs, run)
     process.kill()
     process.wait()
