@@ -111,7 +111,7 @@ def test_a_wrong_use_and_a_bug_are_told_too(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_status_that_cannot_be_written_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "demo", "--status", str(tmp_path / "none" / "status.json")]) == 2
-    assert "Name a file in a folder of yours with --status." in capsys.readouterr().err
+    assert "With --status, name a file in a folder that you may write to." in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
