@@ -148,6 +148,14 @@ def test_a_prompt_that_fills_the_context_is_refused() -> None:
         engine.stream(conversation(QUESTIONS[2]))
 
 
+def test_what_opens_an_answer_counts_as_prompt() -> None:
+    asked = conversation(QUESTIONS[0])
+    engine = tiny_engine(max_position_embeddings=tiny_engine().prompt_tokens(asked) + 2)
+    assert engine.prompt(asked, [1])[-1] == 1
+    with pytest.raises(InputError, match="tokens, but the model takes"):
+        engine.prompt(asked, [1, 2])
+
+
 def test_a_model_in_training_is_left_as_it_was() -> None:
     engine = tiny_engine()
     engine.model.train()

@@ -14,8 +14,9 @@ from weitune import cli
 from weitune.errors import Interrupted, RecipeError, RunError
 from weitune.progress import Progress
 from weitune.recipe.load import load_recipe
+from weitune.run.names import EVENTS, RECIPE, STOP
 from weitune.training.signals import StopRequest
-from weitune.tune.folder import outcomes
+from weitune.tune.folder import SETTINGS, Settings, create, outcomes
 from weitune.tune.search import Trial
 from weitune.tune.trials import Outcome
 from weitune.tune.tune import Found, View, resume, tune
@@ -157,6 +158,23 @@ def test_a_divided_base_is_refused(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train\.shard"):
         tune(inputs.recipe(Path("unused"), **KEYS, **{"train.shard": True}), tmp_path / "search", device="cpu")
     assert not (tmp_path / "search").exists()
+
+
+def test_ranks_of_adapters_taken_from_the_base_are_refused(inputs: Inputs, tmp_path: Path) -> None:
+    recipe = inputs.recipe(Path("unused"), **KEYS, **{"lora.init": "pissa"})
+    with pytest.raises(RecipeError, match=r"lora\.init pissa"):
+        tune(recipe, tmp_path / "search", also=["r"], device="cpu")
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_folder_with_a_stop_file_is_empty(inputs: Inputs, tmp_path: Path) -> None:
+    recipe, folder = inputs.recipe(Path("unused"), **KEYS), tmp_path / "search"
+    folder.mkdir()
+    (folder / STOP).touch()
+    create(folder, recipe, Settings([], 1.0, {}))
+    assert {path.name for path in folder.iterdir()} == {RECIPE, SETTINGS, EVENTS, STOP}
+    with pytest.raises(RunError, match="not empty"):
+        create(folder, recipe, Settings([], 1.0, {}))
 
 
 def test_preferences_are_refused(inputs: Inputs, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
     rest = memory_need(meta, form, replace(config, dense_bytes=0), PassSize(0, 0, 0), target.kind, shards).total
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
     sizes = {"longest": largest.longest, "undivided": largest.undivided}
-    copies = _copied_bytes(meta, form, target.kind) if shards == 1 else 0
+    copies = _copied_bytes(meta, recipe, form, target.kind) if shards == 1 else 0
     chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, copies=copies, **sizes)
     config = replace(config, recompute=chosen.recompute)
     need = memory_need(meta, form, config, capped(largest, chosen.micro_tokens), target.kind, shards)
@@ -158,9 +158,11 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
     return Fit(target, form, chosen, need)
 
 
-def _copied_bytes(meta: MetaModel, form: Format, kind: str) -> int:
+def _copied_bytes(meta: MetaModel, recipe: Recipe, form: Format, kind: str) -> int:
     """Return the bytes of packed copies of the frozen matrices, 0 if there is no use for them."""
-    packs = kind == "cpu" and form.storage == "bf16" == form.precision and packing_pays()
+    lora = recipe.adapter
+    rescaled = lora is None or (lora.dora and not lora.dropout)  # such matrices are multiplied by factors in a pass
+    packs = kind == "cpu" and form.storage == "bf16" == form.precision and not rescaled and packing_pays()
     return COPIES * meta.linear * form.dtype.itemsize if packs and meta.capabilities.plain_blocks else 0
 
 

@@ -98,9 +98,9 @@ class Engine:
     def prompt_tokens(self, conversation: Conversation) -> int:
         return len(self.framing.prompt(conversation))
 
-    def prompt(self, conversation: Conversation) -> list[int]:
-        """Return the prompt's tokens. Raises InputError if they leave no room for an answer."""
-        tokens = list(self.framing.prompt(conversation))
+    def prompt(self, conversation: Conversation, opening: Sequence[int] = ()) -> list[int]:
+        """Return the prompt's tokens and the ``opening``. Raises InputError if they leave no room for an answer."""
+        tokens = [*self.framing.prompt(conversation), *opening]
         if self.context_tokens is not None and len(tokens) >= self.context_tokens:
             raise InputError("generate.engine.too_long", prompt_tokens=len(tokens), context_tokens=self.context_tokens)
         return tokens
@@ -114,7 +114,7 @@ class Engine:
         """
         sampling = sampling or Sampling()
         grammar = self._grammar(schema)
-        prompt = [*self.prompt(conversation), *(grammar.opening if grammar else ())]
+        prompt = self.prompt(conversation, grammar.opening if grammar else ())
         limit = self._limit(prompt, sampling)
 
         def start(streamer: TokenQueue, cancelled: Cancelled) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from weitune.messages import say
+from weitune.processor import processor_features
 
 _PACKAGES = ("weitune", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow")
 
@@ -20,7 +21,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     machine: dict[str, Any] = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "processor": processor_features().get("cpu_name") or platform.processor(),
         "threads": torch.get_num_threads(),
         "device": str(device),
         "packages": {name: _version(name) for name in _PACKAGES},

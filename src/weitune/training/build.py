@@ -19,7 +19,7 @@ from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
-from weitune.model.fast.packed import pack_layers
+from weitune.model.fast.packed import pack_layers, packed_matrix
 from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel, load_model
@@ -136,9 +136,13 @@ def pack_matrices(trainable: Trainable, memory: MemoryPlan) -> None:
 
     The pages of matrices that are mapped from a file are released: training reads the copies.
     """
-    if memory.packed and trainable.blocks is not None:
+    if not memory.packed or trainable.blocks is None:
+        return
+    layers = [layer for layer in trainable.blocks.packable() if packed_matrix(layer) is None]
+    if layers:
         with releasing_freed_memory(_mapped_files(trainable.loaded)):
-            pack_layers(trainable.blocks.packable())
+            pack_layers(layers)
+        keep_freed_memory()
 
 
 def _mapped_files(loaded: LoadedModel) -> list[Path]:

@@ -134,7 +134,7 @@ def prepare_run(
     inputs = with_collected(session, inputs, trainable)
     memory = trainable.memory_plan(recipe.train, longest=inputs.longest, micro_tokens=micro_tokens, may_pack=may_pack)
     pack_matrices(trainable, memory)  # the reference is measured as training computes
-    inputs = with_measured_reference(session, inputs, trainable, memory.micro_tokens)
+    inputs = with_measured_reference(session, inputs, trainable, memory)
     plan = inputs.plan
     loop = make_loop(
         trainable,

@@ -169,6 +169,8 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
     resume_checks.check_basis(session.folder, before, {"shares_rows": run.trainable.capabilities.shares_rows})
     for line in machine_changes(past.environment, describe_machine(session.device)):
         session.note(say("training.run.machine_changed", change=line))
+    if past.packed and not run.loop.memory.packed:
+        session.note(say("training.run.no_longer_packed"))
     processes = session.accelerator.num_processes
     if past.state.get("processes", processes) != processes:
         session.note(say("training.run.processes_changed", now=processes, before=past.state["processes"]))

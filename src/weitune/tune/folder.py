@@ -26,7 +26,7 @@ from weitune.files.publish import folder_written_aside, own_partial, publish_byt
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
-from weitune.run.names import EVENTS, RECIPE
+from weitune.run.names import EVENTS, RECIPE, STOP
 from weitune.tune.search import Candidate, Trial
 from weitune.tune.trials import Outcome
 
@@ -48,17 +48,24 @@ def default_folder() -> Path:
 
 
 def create(folder: Path, recipe: Recipe, settings: Settings) -> None:
-    """Make the folder with its first files, all or nothing. Raises RunError if it cannot be made or is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Make the folder with its first files, all or nothing. Raises RunError if it cannot be made or is not empty.
+
+    A stop file may be there, and stays.
+    """
+    left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if (folder.exists() and not folder.is_dir()) or set(left) - {STOP}:
         raise RunError("tune.folder.not_empty", folder=folder)
     files = {RECIPE: dump_recipe(recipe).encode(), SETTINGS: json_bytes(asdict(settings), default=str), EVENTS: b""}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_dir():
+            (folder / STOP).unlink(missing_ok=True)
             folder.rmdir()
         with folder_written_aside(folder, own_partial(folder), publish_unless_there) as partial:
             for name, contents in files.items():
                 write_bytes(partial / name, contents)
+            if left:
+                (partial / STOP).touch()
     except OSError as error:
         raise RunError("tune.folder.cannot_be_made", folder=folder, error=error) from None
 

@@ -14,7 +14,7 @@ from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.load import dump_recipe
-from weitune.recipe.schema import Recipe
+from weitune.recipe.schema import TAKEN_FROM_BASE, Recipe
 from weitune.run.lock import run_lock
 from weitune.run.names import EVENTS
 from weitune.shell import shell_command
@@ -69,7 +69,7 @@ def tune(
     Raises InputError (and leaves no folder) if the recipe, the data, the model or the folder are not in order,
     Interrupted after a stop, and otherwise what training raises.
     """
-    recipe = _searchable(recipe)
+    recipe = _searchable(recipe, also)
     view = view or View()
     with _heeding(folder, stop) as asked:
         inputs = collect_inputs(recipe, view)
@@ -112,12 +112,14 @@ def _command(folder: Path) -> str:
     return f"`{shell_command('tune', '--resume', folder)}`"
 
 
-def _searchable(recipe: Recipe) -> Recipe:
+def _searchable(recipe: Recipe, also: Sequence[str]) -> Recipe:
     """Return ``recipe`` with rows to judge by, and without what a search does not use."""
     if recipe.train.shard:
         raise RecipeError("tune.tune.not_sharded")
     if recipe.preference:
         raise RecipeError("tune.tune.no_preference")
+    if "r" in also and recipe.adapter and recipe.adapter.init in TAKEN_FROM_BASE:
+        raise RecipeError("tune.tune.rank_taken_from_base", init=recipe.adapter.init)
     changed = {} if recipe.validation is not None else {"validation": HELD_OUT}
     return recipe.model_copy(update=changed)
 

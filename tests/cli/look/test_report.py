@@ -30,3 +30,14 @@ def test_a_folder_without_a_run_and_one_that_cannot_be_written(
     monkeypatch.setattr("weitune.report.run_report.publish_text", refused)
     assert main(["report", str(made_run(tmp_path / "a"))]) == 2
     assert f"the report of '{tmp_path / 'a'}' cannot be written: Permission denied" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*_: object) -> None:
+        raise KeyError("loss")
+
+    monkeypatch.setattr("weitune.report.run_report.run_report", odd)
+    assert main(["report", str(made_run(tmp_path / "a"))]) == 2
+    assert f"the files of '{tmp_path / 'a'}' cannot be read" in capsys.readouterr().err

@@ -93,6 +93,13 @@ def test_text_that_can_only_be_a_control_token_is_refused() -> None:
         encoder_of(unigram).encode([Draft((Text("w", bare=False),))])
 
 
+def test_a_vocabulary_may_have_gaps() -> None:
+    vocabulary = {letter: 1000 * at for at, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert split_and_encoded(tokenizer, "haze") == whole(tokenizer, "haze") == [vocabulary[letter] for letter in "haze"]
+
+
 def test_learned_pieces_become_spans_and_the_first_token_is_never_learned() -> None:
     tokenizer = tokenizer_of("qwen2.5").backend_tokenizer
     encoder = encoder_of(tokenizer)

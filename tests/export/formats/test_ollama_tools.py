@@ -159,6 +159,15 @@ def test_what_would_be_read_as_an_action_is_not_written() -> None:
     assert tool_frames(braced, framed.turns) is None
 
 
+def test_a_template_that_ignores_results_gets_none() -> None:
+    framed = Framed("qwen2.5")
+
+    def deaf(messages: Sequence[Any], tools: Sequence[Any], ask: bool) -> str:
+        return framed.jinja([message for message in messages if message["role"] != "tool"], tools, ask)
+
+    assert tool_frames(deaf, framed.turns) is None
+
+
 def test_an_export_says_whether_ollama_gets_tools(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "qwen2")
     plain = export(run, tmp_path / "plain", ExportOptions("ollama", "F32", prompts=0)).folder

@@ -114,7 +114,7 @@ def test_a_perplexity_may_rise_as_far_as_log_probabilities_may_differ() -> None:
     assert not perplexity.check(Bounds(0.009, 1.0)).passed
     lower = Perplexity.of(higher, expected, of_run=False).check(Bounds(0.0, 1.0))
     assert lower.passed
-    assert "2 general questions (3 tokens; the run held out no rows)" in lower.found
+    assert "2 general questions (3 tokens; no held-out rows of the run can be read)" in lower.found
     verdict = Verdict("x", 2, BOUNDS, (check,), perplexity=perplexity)
     assert verdict.to_json()["perplexity"] == {
         "rows": 2, "tokens": 3, "of_run": True, "expected": perplexity.expected, "actual": perplexity.actual,

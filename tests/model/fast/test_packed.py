@@ -85,15 +85,37 @@ def test_a_copy_goes_with_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Tensor] = []
     monkeypatch.setattr(packed, "pack", lambda weight, rows: made.append(weight) or weight)
     layer = nn.Linear(4, 4, bias=False)
-    pack_layers([layer, layer])
+    pack_layers([layer])
     assert len(made) == packed.COPIES
+    assert packed_matrix(layer) is not None
     before = len(packed._packed)
     del layer
     assert len(packed._packed) == before - 1
 
 
+def test_a_replaced_matrix_has_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter that is taken from the base replaces it."""
+    monkeypatch.setattr(packed, "pack", lambda weight, rows: weight)
+    layer = nn.Linear(4, 4, bias=False)
+    pack_layers([layer])
+    layer.weight.data = layer.weight.data - 1
+    assert packed_matrix(layer) is None
+    pack_layers([layer])
+    assert packed_matrix(layer) is not None
+
+
+def test_matrices_whose_rows_dora_multiplies_are_not_copied() -> None:
+    def packable(**lora: Any) -> int:
+        blocks = BlockDecoder.from_model(adapted_model("qwen2", HALF, **lora).get_base_model())
+        assert blocks is not None
+        return len(blocks.packable())
+
+    whole = packable()
+    assert packable(dora=True, dropout=0.1) == whole > packable(dora=True)
+
+
 @pytest.mark.parametrize("amx", [True, False])
 def test_it_pays_on_processors_with_amx(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})
+    monkeypatch.setattr(packed, "processor_features", lambda: {"amx_bf16": amx, "avx512_bf16": True})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert packing_pays.__wrapped__() == amx

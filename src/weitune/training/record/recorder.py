@@ -12,6 +12,7 @@ from weitune.messages import say
 from weitune.run.checkpoint import Checkpoint
 from weitune.run.disk_retry import DiskRetry
 from weitune.run.preference_figures import fields_of
+from weitune.training.build import pack_matrices
 from weitune.training.loop import StepRecord
 from weitune.training.prepared_run import PreparedRun
 from weitune.training.record.checkpoint_writer import CheckpointWriter
@@ -49,6 +50,7 @@ class Recorder:
         """Restore ``checkpoint`` if there is one, and open the events; the first one has the ``notes``."""
         if checkpoint is not None:
             restore(checkpoint, self._run.trainable.trained, self._run.loop.optimizer)
+            pack_matrices(self._run.trainable, self._run.loop.memory)  # restoring may replace frozen matrices
             self.step = self._saved = checkpoint.step
             self._history = ValidationHistory.from_state(checkpoint.state)
         if self._session.main:

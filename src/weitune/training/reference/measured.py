@@ -36,6 +36,7 @@ from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import GroupSet, ItemSet
 from weitune.errors import RunError
 from weitune.files.cache import cached_file, read_cached, store_cached
+from weitune.forecast.device_memory import MemoryPlan
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
@@ -82,14 +83,16 @@ def with_recorded_reference(inputs: RunInputs, run: Path) -> RunInputs:
     return joined(inputs, reference)
 
 
-def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trainable, micro_tokens: int) -> RunInputs:
+def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trainable, memory: MemoryPlan) -> RunInputs:
     """Return ``inputs`` with a reference, if the recipe's method has one and they have none yet.
 
-    ``micro_tokens`` are those of the run's passes. Every process of a run must call it, before the first step.
+    ``memory`` is how the run splits its steps into passes. Every process of a run must call it, before the first step.
     """
     if not has_reference(inputs.recipe) or inputs.reference is not None:
         return inputs
-    place = _cached(inputs, trainable, [micro_tokens, session.accelerator.num_processes])
+    micro_tokens = memory.micro_tokens
+    passes = [micro_tokens, session.accelerator.num_processes, *([memory.packed] if memory.packed else ())]
+    place = _cached(inputs, trainable, passes)
     first = session.accelerator.is_main_process  # machines may have other caches: what the first one has counts
     contents = agreed(session.accelerator, (lambda: read_cached(place, _checked)) if first else None)
     if contents is None:

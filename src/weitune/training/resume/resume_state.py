@@ -68,7 +68,7 @@ class ResumeState:
 
     @property
     def packed(self) -> bool:
-        """Whether it computed with packed copies of matrices; a run keeps to that, since they may round otherwise."""
+        """Whether it computed with packed copies of matrices, which may round otherwise than without."""
         packed = self.state.get("packed", self.environment.get("packed"))
         return packed is True
 
