@@ -143,6 +143,17 @@ def test_a_run_that_loads_its_weights(inputs: Inputs, tmp_path: Path, monkeypatc
     assert json_object(status)["state"] == "stopped"
 
 
+def test_ctrl_c_together_with_a_stop_file_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second request would end the process at once, without a checkpoint."""
+    monkeypatch.setattr("weitune.training.signals._signal_main_thread", lambda: None)
+    request = StopRequest()
+    with stop_requests(request), request.finishing_steps():
+        request.interrupt("the file 'stop'")
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # what the stop file sends
+        assert request.reason == "SIGINT"
+
+
 @pytest.mark.parametrize("moment", ["reading", "trying"])
 def test_a_search(moment: str, start: Callable[..., Process], starter: Starter, tmp_path: Path) -> None:
     search = tmp_path / "run"

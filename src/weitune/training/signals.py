@@ -30,6 +30,8 @@ INTERRUPTED = 130
 _STOP = (signal.SIGINT, signal.SIGTERM)
 _PAUSE_SECONDS = 0.25
 """Between two looks for the stop file."""
+_OWN = signal.SIGTERM if hasattr(signal, "pthread_kill") else signal.SIGINT
+"""The signal by which another thread interrupts the main one."""
 _NOTICE: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
@@ -85,9 +87,11 @@ class StopRequest:
             self.finishing = False
 
     def heed(self, number: int, frame: FrameType | None) -> None:
-        asked, self._asked = self._asked, ""
-        if self.reason and asked:
-            return
+        asked = ""
+        if self._asked and number == _OWN:  # from `interrupt`, and no second request
+            asked, self._asked = self._asked, ""
+            if self.reason:
+                return
         if self.reason:
             os._exit(INTERRUPTED)  # no clean-up: whatever a clean-up would wait for may be what hangs
         self.reason = asked or signal.Signals(number).name
@@ -170,6 +174,6 @@ def _signal_main_thread() -> None:
     """Have the main thread handle a signal as soon as it can, even if it waits for something."""
     main = threading.main_thread().ident
     if main is not None and hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(main, signal.SIGTERM)
+        signal.pthread_kill(main, _OWN)
     else:  # Windows
-        _thread.interrupt_main(signal.SIGINT)
+        _thread.interrupt_main(_OWN)
