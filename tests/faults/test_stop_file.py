@@ -131,12 +131,12 @@ def test_a_download(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_run_that_loads_its_weights(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, status = tmp_path / "run", tmp_path / "status.json"
 
-    def loading(*_: object) -> None:
+    def loading(*_: object, **__: object) -> None:
         assert phase(tmp_path) == "loading"
         stop(run)
         time.sleep(HANG_SECONDS)
 
-    monkeypatch.setattr("weitune.training.prepared_run.load_if_it_fits", loading)
+    monkeypatch.setattr("weitune.model.load.weights._load", loading)
     arguments = ["train", "--model", str(inputs.model), "--data", str(inputs.data), "--output", str(run)]
     assert main([*arguments, "--device", "cpu", "--status", str(status)]) == 130
     assert not run.exists()
