@@ -16,7 +16,7 @@ SHORT = Sampling(max_new_tokens=8)
 def test_question_and_answer_become_part_of_the_next_prompt() -> None:
     engine, dialogue = tiny_engine(), Dialogue("你是甄嬛。")
     prompts = []
-    engine.prompt = lambda conversation: prompts.append(conversation) or [1, 2]  # type: ignore[method-assign]
+    engine.prompt = lambda conversation, opening=(): prompts.append(conversation) or [1, 2]  # type: ignore[method-assign]
     for question, answer in (("你是谁？", "甄嬛。"), ("Who?", "Me.")):
         dialogue.ask(engine, question, SHORT)
         dialogue.remember(question, answer)
