@@ -233,7 +233,7 @@ def end_openmp_threads() -> None:
 def misses_avx512() -> bool:
     """Return whether this processor has AVX-512 and llama.cpp was built without, as the prebuilt wheel is.
 
-    Built here it gives one answer a tenth more tokens a second, and several a fifth (docs/serve.md).
+    Built here it gives one answer a tenth more tokens a second, and several a fifth to a third (docs/serve.md).
     """
     import torch
     import xllamacpp

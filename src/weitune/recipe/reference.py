@@ -161,8 +161,10 @@ def _number(value: float) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or isinstance(value, dict):
-        return say("recipe.reference.none") if value is None else say("recipe.reference.below")
+    if value is None or value == []:
+        return say("recipe.reference.none")
+    if isinstance(value, dict):
+        return say("recipe.reference.below")
     return f"`{', '.join(value)}`" if isinstance(value, list) else f"`{value}`"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from weitune.errors import RunError
 from weitune.evaluate.evaluation import Evaluation
 from weitune.files.json_files import leaves
 from weitune.files.publish import publish_text
@@ -37,10 +38,16 @@ _SHORT = 0.6
 def write_report(folder: Path) -> Path:
     """Write the report of the run in ``folder`` and return its path.
 
-    Raises RunError if there is no run, OSError if the system refuses to write.
+    Raises RunError if there is no run, if a crash or another program left files in it that cannot be read, or if the
+    system refuses to write; RecipeError if its recipe is broken.
     """
     target = folder / REPORT
-    publish_text(run_report(RunRecord.read(folder)), target)
+    try:
+        publish_text(run_report(RunRecord.read(folder)), target)
+    except OSError as error:
+        raise RunError("report.run_report.not_written", run=folder, strerror=error.strerror or error) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError("report.run_report.cannot_be_read", run=folder, error=error) from None
     return target
 
 

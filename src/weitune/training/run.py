@@ -228,5 +228,5 @@ def _report(session: Session) -> None:
     """Write the run's report. A run does not fail because its report cannot be written."""
     try:
         session.reporter.say(say("training.run.report", path=write_report(session.folder)))
-    except (OSError, InputError, ValueError, KeyError, TypeError) as error:
+    except InputError as error:
         session.reporter.say(say("training.run.no_report", error=error))

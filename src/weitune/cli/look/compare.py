@@ -71,7 +71,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
             raise InputError("cli.compare.not_written", output=output, strerror=error.strerror) from None
         for record in records:
             if note_comparison(record.path, output) and (record.path / REPORT).is_file():
-                with suppress(OSError, InputError, ValueError, KeyError, TypeError):  # it keeps the links it has
+                with suppress(InputError):  # it keeps the links it has
                     write_report(record.path)
         from weitune.cli.shared.terminal import console as aside
 

@@ -117,8 +117,7 @@ def pack(weight: Tensor, rows: int) -> Tensor:
 
 def multiply_packed(x: Tensor, copy: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ + b of ``x`` (T, K), the ``copy`` of W (N, K), and ``bias`` (N,)."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, copy, bias, "none", [], "")
-    return product
+    return _multiplied(x, copy, bias)
 
 
 def add_packed(total: Tensor, x: Tensor, copy: Tensor) -> Tensor:
@@ -217,5 +216,6 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """Return x Wᵀ + b as oneDNN computes it; ``weight`` is a matrix (N, K) or a packed copy of one."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product
