@@ -103,6 +103,18 @@ def test_the_fast_preset_changes_how_long_and_how_fast_it_learns_and_nothing_els
     assert recipe == build_recipe({"model": "m", "data": "d", "train": {"epochs": 1, "learning_rate": 5e-4}})
 
 
+@pytest.mark.parametrize("given", [{"preference": "dpo"}, {"preference.method": "dpo", "preference.beta": 0.2}])
+@pytest.mark.parametrize("name", preset_names())
+def test_with_preferences_the_rates_and_lengths_of_a_preset_for_dialogues_do_not_count(name, given):
+    more = {"model": "m", "data": "d"}
+    recipe, plain = load_recipe(name, {**more, **given}), build_recipe({}, {**more, **given})
+    assert recipe.train.learning_rate == plain.train.learning_rate == 1e-5
+    assert recipe.tokens.max_length == plain.tokens.max_length == 2048
+    assert recipe.lora.dropout == plain.lora.dropout == 0.0
+    assert recipe.train.epochs == load_recipe(name, more).train.epochs
+    assert load_recipe(name, {**more, **given, "train.learning_rate": 3e-5}).train.learning_rate == 3e-5
+
+
 def test_a_preset_without_a_model_asks_for_one():
     with pytest.raises(RecipeError, match="model"):
         load_recipe("fast")

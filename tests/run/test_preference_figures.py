@@ -32,6 +32,9 @@ def test_figures_stand_beside_the_other_fields_of_an_event() -> None:
     assert isinstance(held, Validation)
     assert summary(held.figures) == "right 50%"
     assert summary({}) == ""
+    assert (
+        summary({"logps/chosen": -50.25, "logps/rejected": -60.0}) == "log-probabilities: chosen -50.2   rejected -60.0"
+    )
 
 
 def test_a_fall_of_held_out_answers_is_told_with_what_to_do() -> None:
@@ -50,6 +53,17 @@ def test_without_held_out_answers_the_gain_over_the_reference_tells() -> None:
     assert not events(*falling[:6]).note()
     rising = [{"event": "step", "logps/chosen_gain": 0.1 * k} for k in range(30)]
     assert not events(*rising).note()
+
+
+def test_without_a_reference_first_and_last_steps_tell_if_it_is_no_chance() -> None:
+    noise = [3.0, -2.0, 0.5, -1.5]
+    steps = [{"event": "step", "logps/chosen": -50.0 - 0.3 * k + noise[k % 4]} for k in range(32)]
+    note = events(*steps).note()
+    assert "less likely" in note
+    assert "7.2 nats" in note
+    assert not events(*steps[:12]).note()  # too few
+    assert not events(*({"event": "step", "logps/chosen": -50.0 + 9 * noise[k % 4] - k / 20} for k in range(40))).note()
+    assert not events(*({"event": "step", "logps/chosen": -50.0 + k} for k in range(40))).note()
 
 
 def test_held_out_answers_count_more() -> None:

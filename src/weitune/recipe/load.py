@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from weitune.errors import RecipeError
 from weitune.messages import joined, say
+from weitune.recipe.preference import OWN_DEFAULTS
 from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
@@ -115,8 +116,15 @@ def recorded(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read the recipe ``name`` (a file or a preset), if any, lay ``overrides`` over it, and validate."""
-    return build_recipe(read_recipe_file(name) if name else {}, overrides)
+    """Read the recipe ``name`` (a file or a preset), if any, lay ``overrides`` over it, and validate.
+
+    The presets are made for dialogues. With preferences, keys that then have other defaults are not taken from them.
+    """
+    tree = read_recipe_file(name) if name else {}
+    if name and not Path(name).is_file() and any(key.split(".")[0] == "preference" for key in overrides or {}):
+        for section, key in (dotted.split(".") for dotted in OWN_DEFAULTS):
+            tree.get(section, {}).pop(key, None)
+    return build_recipe(tree, overrides)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -19,6 +19,8 @@ METHOD_DEFAULTS: Mapping[Method, Mapping[str, float]] = {"simpo": {"beta": 2.0},
 """Defaults of a method's own, by key."""
 LEARNING_RATE = 1e-5
 MAX_LENGTH_TOKENS = 2048
+OWN_DEFAULTS = ("train.learning_rate", "tokens.max_length", "lora.dropout")
+"""Keys of the recipe that have other defaults with preferences (:func:`with_defaults`)."""
 S = TypeVar("S", bound=Section | str)
 
 
