@@ -10,10 +10,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from weitune.data.conversation import Conversation, Turn
+from tests.serve.asgi import ScriptedEngine, make_app
+from weitune.data.calls.reader import Said
+from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.errors import InputError
 from weitune.generate.remote import RemoteEngine, RemoteStream
 from weitune.generate.sampling import Sampling
+from weitune.serve.answers.part import Part
+from weitune.serve.replies.completion_json import ChatReply
+from weitune.serve.requests.request import Limits, parse_request
 
 ASKED = Conversation((Turn("user", "你是谁？"),))
 
@@ -168,3 +173,74 @@ def test_reasoning_is_put_in_tags_before_the_content() -> None:
     deltas = [{"reasoning_content": "The "}, {"reasoning_content": "moon."}, {"content": "At "}, {"content": "noon."}]
     assert "".join(map(stream._text_of, deltas)) == "<think>\nThe moon.\n</think>\n\nAt noon."
     assert stream._text_of({"reasoning_content": "a", "content": "b"}) == "<think>\na\n</think>\n\nb"
+
+
+TOOL = {"type": "function", "function": {"name": "tides", "parameters": {"type": "object", "properties": {}}}}
+CALLED = Conversation(
+    (
+        Turn("system", "S"),
+        Turn("user", "When is high tide?", name="Ann"),
+        Turn(
+            "assistant",
+            "Let me look.",
+            0.5,
+            "Which port?",
+            (ToolCall("tides", {"port": "Brest"}), ToolCall("moon", {})),
+        ),
+        Turn("tool", "noon", name="tides"),
+        Turn("tool", "full"),
+        Turn("user", "And in 圣马洛?"),
+    ),
+    (TOOL,),
+)
+
+
+def test_tools_calls_results_and_reasoning_are_sent(url: str) -> None:
+    Handler.reply = (200, STREAM)
+    list(RemoteEngine(url, "a").stream(CALLED))
+    body = Handler.seen[0][2]
+    tides = {"name": "tides", "arguments": '{"port": "Brest"}'}
+    assert body["tools"] == [TOOL]
+    assert body["messages"][1:5] == [
+        {"role": "user", "content": "When is high tide?", "name": "Ann"},
+        {
+            "role": "assistant", "content": "Let me look.", "reasoning_content": "Which port?",
+            "tool_calls": [
+                {"id": "call00000", "type": "function", "function": tides},
+                {"id": "call00001", "type": "function", "function": {"name": "moon", "arguments": "{}"}},
+            ],
+        },
+        {"role": "tool", "content": "noon", "name": "tides", "tool_call_id": "call00000"},
+        {"role": "tool", "content": "full", "tool_call_id": "call00001"},
+    ]  # fmt: skip
+
+
+def test_weitunes_own_server_reads_all_that_is_sent(url: str) -> None:
+    Handler.reply = (200, STREAM)
+    offers = make_app(ScriptedEngine())._models
+    list(RemoteEngine(url, next(iter(offers))).stream(CALLED))
+    read = parse_request(Handler.seen[0][2], offers, Limits()).conversation
+    assert read.tools == CALLED.tools
+    assert [(turn.role, turn.content, turn.reasoning) for turn in read.turns] == [
+        (turn.role, turn.content, turn.reasoning) for turn in CALLED.turns
+    ]
+    assert [call[:2] for call in read.turns[2].tool_calls] == [call[:2] for call in CALLED.turns[2].tool_calls]
+    assert [turn.tool_call_id for turn in read.turns[3:5]] == [call.id for call in read.turns[2].tool_calls]
+
+
+def test_calls_of_weitunes_own_server_are_read(url: str) -> None:
+    calls = (ToolCall("tides", {"port": "圣马洛"}, "abcdefghi"), ToolCall("moon", {}, "ihgfedcba"))
+    parts = [Part(Said(reasoning="Which?"), 1), Part(Said(calls=calls), 9, "tool_calls")]
+    events = [event for part in parts for event in ChatReply("a").chunk(0, part)]
+    Handler.reply = (200, [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events])
+    stream = RemoteEngine(url, "a").stream(CALLED)
+    assert "".join(stream) == "<think>\nWhich?\n</think>\n\n"
+    assert (stream.answer.calls, stream.answer.stopped) == (calls, True)
+
+
+def test_an_answer_whose_call_is_cut_is_empty(url: str) -> None:
+    piece = {"index": 0, "id": "c", "function": {"name": "tides", "arguments": '{"port": '}}
+    Handler.reply = (200, [*STREAM[:3], event(delta={"tool_calls": [piece]}), event(delta={}, finish_reason="length")])
+    stream = RemoteEngine(url, "a").stream(CALLED)
+    list(stream)
+    assert (stream.answer.text, stream.answer.calls, stream.answer.stopped) == ("", (), False)

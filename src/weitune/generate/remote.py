@@ -6,11 +6,13 @@ import http.client
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from weitune.data.calls.protocol import StreamedCalls, with_call_ids
 from weitune.data.conversation import Conversation
+from weitune.data.show.convert import to_messages
 from weitune.errors import InputError
 from weitune.generate.constrain.response_format import response_format_of
 from weitune.generate.openai_client import OpenAIClient, error_message
@@ -24,6 +26,8 @@ _OPTIONS = {"max_new_tokens": "max_tokens"}
 """What the protocol calls our options, where it has another name."""
 _ALWAYS = ("max_new_tokens", "temperature")
 """Options that are sent even if they are at their default: servers have others."""
+_BY_ITSELF = ("stop", "tool_calls")
+"""Why an answer ends that is not cut."""
 _VERSION = re.compile(r"/v\d+\Z")
 
 
@@ -54,6 +58,8 @@ class RemoteEngine:
     ) -> RemoteStream:
         """Return the answer as a stream of text, which the server keeps to ``schema`` if there is one.
 
+        The server is sent all that the protocol can carry: tools, calls, their results and reasoning.
+
         Raises InputError if the server refuses or cannot be reached.
         """
         sampling = sampling or Sampling()
@@ -61,7 +67,7 @@ class RemoteEngine:
         names = dict.fromkeys([*_ALWAYS, *(option.name for option in asked)])
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in conversation.turns],
+            **_asked(conversation),
             "stream": True,
             **{_OPTIONS.get(name, name): getattr(sampling, name) for name in names},
         }
@@ -89,8 +95,14 @@ def engine_on_server(url: str, model: str | None, key: str | None = None) -> Rem
     return engine
 
 
+def _asked(conversation: Conversation) -> dict[str, Any]:
+    """Return the fields of a request that are the conversation; weights are for training alone."""
+    turns = tuple(turn._replace(weight=1.0) for turn in with_call_ids(conversation.turns))
+    return to_messages(replace(conversation, turns=turns))
+
+
 class RemoteStream(Iterator[str]):
-    """One answer of a server's, as text."""
+    """One answer of a server's, as text; the calls in it are only in :attr:`answer`."""
 
     length_tokens = None
 
@@ -98,6 +110,7 @@ class RemoteStream(Iterator[str]):
         self._response = response
         self._events = server_sent_events(response)
         self._texts: list[str] = []
+        self._calls = StreamedCalls()
         self._stopped = self._thinking = False
         self.complete = False
         """Whether the server has said why the answer ends."""
@@ -108,9 +121,11 @@ class RemoteStream(Iterator[str]):
             if "error" in event:
                 raise InputError("generate.remote.server_broke_off", message=error_message(json.dumps(event)))
             for choice in event.get("choices", ()):
-                self._stopped = self._stopped or choice.get("finish_reason") == "stop"
+                self._stopped = self._stopped or choice.get("finish_reason") in _BY_ITSELF
                 self.complete = self.complete or choice.get("finish_reason") is not None
-                if text := self._text_of(choice.get("delta") or {}):
+                delta = choice.get("delta") or {}
+                self._calls.add(delta.get("tool_calls") or ())
+                if text := self._text_of(delta):
                     self._texts.append(text)
                     return text
         raise StopIteration
@@ -119,7 +134,8 @@ class RemoteStream(Iterator[str]):
         """Return what ``delta`` adds, with reasoning in tags before the content, as engines here have it."""
         reasoning, content = delta.get("reasoning_content") or "", delta.get("content") or ""
         opening = "<think>\n" if reasoning and not self._thinking else ""
-        closing = "\n</think>\n\n" if content and (self._thinking or reasoning) else ""
+        follows = content or delta.get("tool_calls")
+        closing = "\n</think>\n\n" if follows and (self._thinking or reasoning) else ""
         self._thinking = bool(self._thinking or reasoning) and not closing
         return f"{opening}{reasoning}{closing}{content}"
 
@@ -129,8 +145,14 @@ class RemoteStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The answer as far as it has been read; its tokens are not known here."""
-        return Answer("".join(self._texts), (), self._stopped)
+        """The answer as far as it has been read; its tokens are not known here.
+
+        It is empty if a call in it cannot be read: without the call it would be another answer.
+        """
+        calls = self._calls.read()
+        if calls is None:
+            return Answer("", (), self._stopped)
+        return Answer("".join(self._texts), (), self._stopped, calls)
 
 
 def _with_version(url: str) -> str:

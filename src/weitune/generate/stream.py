@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from weitune.data.conversation import ToolCall
 from weitune.generate.detokenize import Detokenizer
 
 END = None
@@ -34,12 +35,14 @@ Start: TypeAlias = "Callable[[TokenQueue, Cancelled], Any]"
 class Answer:
     """What the model said. ``tokens`` leave out the stop token; ``stopped`` is whether there was one.
 
-    ``stopped`` is false for an answer that was cut at its longest length or by the reader.
+    ``stopped`` is false for an answer that was cut at its longest length or by the reader. ``calls`` are those that a
+    server has read out of the answer; a model here writes calls as text.
     """
 
     text: str
     tokens: tuple[int, ...]
     stopped: bool
+    calls: tuple[ToolCall, ...] = ()
 
 
 class TokenQueue(BaseStreamer):  # type: ignore[misc]

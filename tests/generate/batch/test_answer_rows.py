@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from weitune.data.conversation import Conversation, Turn
+from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.formats.parse import Options
 from weitune.errors import InputError
 from weitune.generate.batch.answer_rows import Outcome, Request, answer_rows, asked_rows
@@ -39,8 +39,9 @@ class Echo:
             self.power -= 1
             self.asked.append(conversations[at])
             question = conversations[at].turns[-1].content
-            text = "" if question == "blank" else f"{question} {seeds[at]}"
-            yield at, None if question == "long" else Answer(text, (), stopped=question != "cut")
+            text = "" if question in ("blank", "call") else f"{question} {seeds[at]}"
+            calls = (ToolCall("tides", {"port": "圣马洛"}, "c1"),) if question == "call" else ()
+            yield at, None if question == "long" else Answer(text, (), question != "cut", calls)
 
 
 def questions(*texts: str) -> list[Conversation]:
@@ -165,6 +166,18 @@ def test_reasoning_is_separated(tmp_path: Path) -> None:
     answered(target, Echo(), questions("<think>\nHm.\n</think>\n\nYes."), Request(Sampling()))
     (row,) = (json.loads(line) for line in target.read_text(encoding="utf-8").splitlines())
     assert row["messages"][-1] == {"role": "assistant", "content": "Yes. None", "reasoning_content": "Hm."}
+
+
+def test_calls_are_written_and_survive_a_kill(tmp_path: Path) -> None:
+    target, asked = tmp_path / "answers.jsonl", questions("a", "call")
+    with pytest.raises(KeyboardInterrupt):
+        answered(target, Echo(power=1), asked, Request(Sampling()))
+    assert answered(target, Echo(), asked, Request(Sampling())) == Outcome(2, 1, 0, 0, 0)
+    *_, row = (json.loads(line) for line in target.read_text(encoding="utf-8").splitlines())
+    function = {"name": "tides", "arguments": '{"port": "圣马洛"}'}
+    assert row["messages"][-1] == {
+        "role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }  # fmt: skip
 
 
 def test_rows_are_prompts_or_dialogues_without_their_last_answer(tmp_path: Path) -> None:

@@ -118,6 +118,24 @@ def test_a_common_prefix_is_read_once() -> None:
     assert common_prefix([[1], [2, 3]]) == 0
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 5, 8, 16])
+def test_equal_prompts_that_follow_each_other_are_read_once(slots: int) -> None:
+    model = tiny_model("qwen2")
+    decoder = decoder_of(model)
+    different = [tokens(length, 50 + length) for length in (33, 40, 41, 64)]
+    prompts = [prompt for prompt, times in zip(different, (3, 1, 4, 5), strict=True) for _ in range(times)]
+    limits = [1 + 5 * k % 7 for k in range(len(prompts))]
+    expected = [argmax_loop(model, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    assert decoded(decoder, prompts, limits, slots) == expected
+    assert decoded(decoder, prompts[:3] + prompts[:1], [9] * 4, slots) == [argmax_loop(model, prompts[0], 9)] * 4
+    read.clear()
+    decoded(decoder, prompts, [1] * len(prompts), slots)
+    hook.remove()
+    assert 3 * 48 + 64 <= sum(read) <= 4 * 64  # prompts that are read together are as long as the longest
+
+
 def test_adapters_are_read_again_for_every_decoder() -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -3,6 +3,7 @@
     {"settings": {"model": …, "temperature": "0.8"}}        answers under other settings are refused
     {"number": 3, "text": "…", "stopped": true}             in the order in which they finish
     {"number": 0, "text": null, "stopped": false}           the prompt leaves no room for an answer
+    {"number": 1, "text": "", "stopped": true, "calls": [{"name": …, "arguments": {…}, "id": …}]}
 
 A line that was torn by a kill or a power cut is dropped, and its row is answered again.
 """
@@ -10,11 +11,11 @@ A line that was torn by a kill or a power cut is dropped, and its row is answere
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from weitune.errors import InputError
 from weitune.files.json_files import json_text, record_from
@@ -30,6 +31,8 @@ class Said:
     text: str | None
     stopped: bool
     """Whether it ended by itself, not at its longest length."""
+    calls: Sequence[Mapping[str, Any]] = ()
+    """The function calls in it, each with the fields of a :class:`.ToolCall`."""
 
 
 class PartialAnswers:

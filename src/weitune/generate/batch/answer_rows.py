@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weitune.data.conversation import Conversation
+from weitune.data.conversation import Conversation, ToolCall
 from weitune.data.formats.kinds import ANY_KIND
 from weitune.data.formats.parse import Options
 from weitune.data.formats.reasoning import turn_from_text
@@ -19,6 +19,7 @@ from weitune.errors import InputError
 from weitune.generate.batch.answer_file import PartialAnswers, Said
 from weitune.generate.batch.answerers import Answerer
 from weitune.generate.sampling import Sampling
+from weitune.generate.stream import Answer
 from weitune.progress import Progress
 
 
@@ -48,7 +49,7 @@ class Outcome:
     unfinished: int
     """answers that were cut at their longest length, written or not"""
     blank: int
-    """answers without text, which are left out"""
+    """answers without text and calls, or with a call that cannot be read, which are left out"""
     too_long: int
     """rows whose prompt leaves no room for an answer"""
 
@@ -106,8 +107,7 @@ def answer_rows(
                 request.schema,
             )
             for done, (at, answer) in enumerate(answers, 1):
-                text, stopped = (None, False) if answer is None else (answer.text, answer.stopped)
-                kept.add(Said(open_numbers[at], text, stopped))
+                kept.add(_said(open_numbers[at], answer))
                 progress(done, len(open_numbers))
         said = [kept.said[n] for n in range(len(asked) * request.samples)]
         outcome = _outcome(said, found, request)
@@ -128,8 +128,18 @@ def _settings(conversations: Sequence[Conversation], request: Request) -> dict[s
     return {"rows": digest.hexdigest(), "system": str(request.system), "samples": str(request.samples), **options}
 
 
+def _said(number: int, answer: Answer | None) -> Said:
+    if answer is None:
+        return Said(number, None, stopped=False)
+    return Said(number, answer.text, answer.stopped, [call._asdict() for call in answer.calls])
+
+
+def _is_blank(said: Said) -> bool:
+    return said.text is not None and not said.text.strip() and not said.calls
+
+
 def _is_written(said: Said, request: Request) -> bool:
-    return bool(said.text and said.text.strip()) and (said.stopped or not request.drop_unfinished)
+    return said.text is not None and not _is_blank(said) and (said.stopped or not request.drop_unfinished)
 
 
 def _outcome(said: Sequence[Said], found: int, request: Request) -> Outcome:
@@ -137,7 +147,7 @@ def _outcome(said: Sequence[Said], found: int, request: Request) -> Outcome:
         written=sum(_is_written(each, request) for each in said),
         found=found,
         unfinished=sum(each.text is not None and not each.stopped for each in said),
-        blank=sum(each.text is not None and not each.text.strip() for each in said),
+        blank=sum(map(_is_blank, said)),
         too_long=sum(each.text is None for each in said) // request.samples,
     )
 
@@ -146,5 +156,6 @@ def _rows(asked: Sequence[Conversation], said: Sequence[Said], request: Request)
     for each in said:
         if _is_written(each, request) and each.text is not None:
             row = asked[each.number // request.samples]
-            answer = turn_from_text("assistant", each.text)
+            calls = tuple(ToolCall(**call) for call in each.calls)
+            answer = turn_from_text("assistant", each.text)._replace(tool_calls=calls)
             yield Conversation((*row.turns, answer), row.tools, row.origin)

@@ -5,6 +5,8 @@
             2  ▒▒▒▒■■■■■■■■■■■■│▒▒▒▒■■■■            │  a row has ended; the next one takes its slot
                ──── steps ────▶
 
+Equal prompts that follow each other, as several samples of one do, are read once and copied too.
+
 When no row waits any more, the last slot's row moves into a free slot, so a step computes only rows that go on.
 """
 
@@ -12,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, pairwise, takewhile
 
+import torch
 from torch import Tensor
 
 from weitune.generate.decode.cache import KeyValueCache
@@ -60,7 +63,7 @@ def decode_rows(
     waiting = list(rows)[::-1]
     slots = min(slots, len(waiting))
     cache = decoder.new_cache(slots)
-    shared = _SharedPrefix(decoder, [row.prompt for row in waiting])
+    reader = _PromptReader(decoder, [row.prompt for row in waiting])
     active: list[Row] = []
 
     def goes_on(row: Row, token: int) -> bool:
@@ -70,7 +73,7 @@ def decode_rows(
     while active or waiting:
         if waiting and (slots - len(active)) * _REFILLED >= slots:
             entering = [waiting.pop() for _ in range(min(slots - len(active), len(waiting)))]
-            logits = shared.read([row.prompt for row in entering], cache, len(active))
+            logits = reader.read([row.prompt for row in entering], cache, len(active))
             first = list(zip(entering, choose([row.chooser for row in entering], logits), strict=True))
             slot_of = len(active)
             for offset, (row, token) in enumerate(first):
@@ -116,27 +119,57 @@ def _alone(
                 return
 
 
-class _SharedPrefix:
-    """The common prefix of several prompts, read once."""
+class _PromptReader:
+    """Reads prompts: how all of them begin is read once, and so are equal prompts that follow each other."""
 
     def __init__(self, decoder: StepDecoder, prompts: Sequence[Sequence[int]]) -> None:
         self._decoder = decoder
         self._length = common_prefix(prompts) if len(prompts) > 1 else 0
         if self._length < _LEAST_SHARED:
             self._length = 0
-        self._cache: KeyValueCache | None = None
+        self._shared: KeyValueCache | None = None
         if self._length:
-            self._cache = decoder.new_cache(1)
-            decoder.read([prompts[0][: self._length]], self._cache, 0)
+            self._shared = decoder.new_cache(1)
+            decoder.read([prompts[0][: self._length]], self._shared, 0)
+        repeats = any(one == other for one, other in pairwise(prompts))
+        self._kept = decoder.new_cache(1) if repeats else None
+        self._last: tuple[Sequence[int], Tensor] | None = None
+        """The prompt that was read last, in ``_kept``, and the logits (1, V) after it."""
 
     def read(self, prompts: Sequence[Sequence[int]], cache: KeyValueCache, first: int) -> Tensor:
         """Read ``prompts`` into the slots of ``cache`` from ``first`` on.
 
         Returns the logits (B, V) of the first token of each answer.
         """
-        if self._cache is not None:
+        if self._kept is None:
+            return self._read(prompts, cache, first)
+        logits = []
+        known = 0
+        if self._last is not None:
+            last, after = self._last
+            known = sum(1 for _ in takewhile(lambda prompt: prompt == last, prompts))
+            for slot in range(first, first + known):
+                cache.copy(self._kept, 0, slot, len(last))
+            logits.append(after.expand(known, -1))
+        if known < len(prompts):
+            logits.append(self._read_equal_once(prompts[known:], cache, first + known))
+            self._kept.copy(cache, first + len(prompts) - 1, 0, len(prompts[-1]))
+            self._last = prompts[-1], logits[-1][-1:]
+        return torch.cat(logits)
+
+    def _read_equal_once(self, prompts: Sequence[Sequence[int]], cache: KeyValueCache, first: int) -> Tensor:
+        different = [list(equal) for _, equal in groupby(prompts)]
+        logits = self._read([equal[0] for equal in different], cache, first)
+        source = [at for at, equal in enumerate(different) for _ in equal]
+        for at in reversed(range(len(prompts))):  # from the end: no slot is written before it has been copied
+            if source[at] != at:
+                cache.copy(cache, first + source[at], first + at, len(prompts[at]))
+        return logits[source]
+
+    def _read(self, prompts: Sequence[Sequence[int]], cache: KeyValueCache, first: int) -> Tensor:
+        if self._shared is not None:
             for slot in range(first, first + len(prompts)):
-                cache.copy(self._cache, 0, slot, self._length)
+                cache.copy(self._shared, 0, slot, self._length)
         return self._decoder.read([prompt[self._length :] for prompt in prompts], cache, first, self._length)
 
 
