@@ -59,6 +59,18 @@ def test_a_file_gives_the_same_bits_back() -> None:
     assert again.digest() == reference.digest()
 
 
+def test_a_sealed_file_with_a_changed_bit_is_refused() -> None:
+    reference = Reference({TRAINED: AnswerSums.of_groups(GROUPS, SUMS)})
+    sealed = reference.to_sealed_bytes()
+    assert Reference.from_sealed_bytes(sealed).digest() == reference.digest()
+    at = sealed.index(np.float64(-2.25).tobytes())
+    changed = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+    assert Reference.from_bytes(changed).parts[TRAINED].sums[1] == pytest.approx(-2.25)
+    for other in (changed, reference.to_bytes()):
+        with pytest.raises(ValueError, match="digest"):
+            Reference.from_sealed_bytes(other)
+
+
 @pytest.mark.parametrize(
     "damage",
     [lambda b: b[:-3], lambda b: b"", lambda b: b.replace(b"trained.counts", b"trained.county")],

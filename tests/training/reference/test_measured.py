@@ -132,6 +132,30 @@ def test_other_strengths_and_rates_use_the_same_reference(
     assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
 
 
+def test_a_reference_measured_otherwise_or_damaged_is_measured_again(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache" / "weitune" / "references"
+    counted: list[int] = []
+    measure = measured._measured
+    monkeypatch.setattr(measured, "_measured", lambda *args: counted.append(1) or measure(*args))
+
+    def measures(name: str) -> bool:
+        before = len(counted)
+        train(inputs.recipe(tmp_path / name, **keys(**{"train.max_steps": 1})), device="cpu")
+        return len(counted) > before
+
+    assert [measures("first"), measures("same")] == [True, False]
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert [measures("damaged"), measures("mended")] == [True, False]
+    assert file.read_bytes() == good
+    monkeypatch.setattr(measured, "arithmetic", lambda device: "another machine")
+    assert measures("elsewhere")
+    assert len(list(cache.iterdir())) == 2
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_model_that_has_not_moved_has_gained_exactly_nothing(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from weitune.data.preference.values import Group
 TRAINED, HELD, MISMATCHED, MISMATCHED_HELD = "trained", "held", "mismatched", "mismatched_held"
 """The parts of a reference."""
 _PARTS = (TRAINED, HELD, MISMATCHED, MISMATCHED_HELD)
+_SEAL = "sha256"
+Arrays = dict[str, npt.NDArray[Any]]
+"""The arrays of a file, by name."""
 
 
 class GroupSet(Protocol):
@@ -103,31 +106,61 @@ class Reference:
 
     def to_bytes(self) -> bytes:
         """Return a safetensors file."""
-        from safetensors.numpy import save
-
-        arrays: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int32]] = {}
-        for name, part in self.parts.items():
-            arrays[f"{name}.sums"], arrays[f"{name}.counts"] = part.sums, part.counts
-        contents: bytes = save(arrays)
-        return contents
+        return _saved(self._arrays())
 
     @classmethod
     def from_bytes(cls, contents: bytes) -> Reference:
         """Return the reference in a file of :meth:`to_bytes`. Raises ValueError if it is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        return cls._of(_loaded(contents))
 
-        try:
-            arrays = load(contents)
-            names = [name for name in _PARTS if f"{name}.sums" in arrays]
-            parts = {name: AnswerSums(arrays[f"{name}.sums"], arrays[f"{name}.counts"]) for name in names}
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(str(error)) from None
-        return cls(parts)
+    def to_sealed_bytes(self) -> bytes:
+        """Return a safetensors file that has its :meth:`digest` in it, as the array ``sha256``."""
+        return _saved({**self._arrays(), _SEAL: np.frombuffer(bytes.fromhex(self.digest()), np.uint8)})
+
+    @classmethod
+    def from_sealed_bytes(cls, contents: bytes) -> Reference:
+        """Return the reference in a file of :meth:`to_sealed_bytes`. Raises ValueError if a number has changed."""
+        arrays = _loaded(contents)
+        reference = cls._of(arrays)
+        if _SEAL not in arrays or arrays[_SEAL].tobytes().hex() != reference.digest():
+            raise ValueError("the digest is that of other numbers")
+        return reference
 
     def digest(self) -> str:
         """Return the SHA-256 of its file."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def _arrays(self) -> Arrays:
+        arrays: Arrays = {}
+        for name, part in self.parts.items():
+            arrays[f"{name}.sums"], arrays[f"{name}.counts"] = part.sums, part.counts
+        return arrays
+
+    @classmethod
+    def _of(cls, arrays: Arrays) -> Reference:
+        names = [name for name in _PARTS if f"{name}.sums" in arrays]
+        try:
+            return cls({name: AnswerSums(arrays[f"{name}.sums"], arrays[f"{name}.counts"]) for name in names})
+        except KeyError as error:
+            raise ValueError(str(error)) from None
+
+
+def _saved(arrays: Arrays) -> bytes:
+    from safetensors.numpy import save
+
+    contents: bytes = save(arrays)
+    return contents
+
+
+def _loaded(contents: bytes) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays: Arrays = load(contents)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    return arrays
 
 
 class ReferencedGroups:

@@ -40,6 +40,7 @@ from weitune.forecast.device_memory import MemoryPlan
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
+from weitune.run.machine import arithmetic
 from weitune.run.names import REFERENCE
 from weitune.training.distributed.processes import agreed
 from weitune.training.inputs import RunInputs
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 _STARTS_AS_BASE = ("default", "gaussian", "eva")
 """Values of ``lora.init`` with which the model before its first step is the base."""
-_VERSION = 2
+_VERSION = 3
 """Raised when the same recipe would have another reference."""
 
 
@@ -94,14 +95,13 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
     passes = [micro_tokens, session.accelerator.num_processes, *([memory.packed] if memory.packed else ())]
     place = _cached(inputs, trainable, passes)
     first = session.accelerator.is_main_process  # machines may have other caches: what the first one has counts
-    contents = agreed(session.accelerator, (lambda: read_cached(place, _checked)) if first else None)
-    if contents is None:
+    known = (lambda: read_cached(place, Reference.from_sealed_bytes)) if first else None
+    reference = agreed(session.accelerator, known)
+    if reference is None:
         progress = session.reporter.referring() if session.main else None
         reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), micro_tokens, progress)
         if session.main:
-            store_cached(place, reference.to_bytes())  # the run's folder keeps it too
-    else:
-        reference = Reference.from_bytes(contents)
+            store_cached(place, reference.to_sealed_bytes())  # the run's folder keeps it too
     session.reporter.say(say("training.measured.measured", answers=len(reference.parts[TRAINED].sums)))
     return joined(inputs, reference)
 
@@ -197,11 +197,12 @@ def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
     if needs_mismatched(recipe):
         passes += [plan.steps, recipe.tokens.max_length]
     numbers = [str(trainable.loaded.dtype), train.storage, trainable.capabilities.shares_rows]
-    parts = {"version": _VERSION, "basis": basis, "start": start, "passes": passes, "numbers": numbers}
+    parts = {
+        "version": _VERSION,
+        "basis": basis,
+        "start": start,
+        "passes": passes,
+        "numbers": numbers,
+        "arithmetic": arithmetic(trainable.loaded.device),
+    }
     return cached_file("references", parts, ".safetensors")
-
-
-def _checked(contents: bytes) -> bytes:
-    """Return ``contents``. Raises ValueError if they are not those of a reference."""
-    Reference.from_bytes(contents)
-    return contents
