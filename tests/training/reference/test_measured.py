@@ -16,6 +16,7 @@ from weitune.data.preference.reference import AnswerSums, Reference
 from weitune.errors import Interrupted, RunError
 from weitune.run import preference_figures
 from weitune.run.events import read_events
+from weitune.training.preference import answer_meter
 from weitune.training.reference import measured
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
@@ -169,6 +170,18 @@ def test_a_model_that_has_not_moved_has_gained_exactly_nothing(
     for event in told:
         assert event["loss"] == pytest.approx(0.5 if method == "kto" else math.log(2), abs=1e-12)
         assert [event.get(f"rewards/{side}", 0) for side in ("chosen", "rejected")] == [0, 0]
+
+
+@pytest.mark.parametrize(("micro_tokens", "most"), [(48, 48), (4096, 1024)])
+def test_held_out_and_mismatched_answers_are_measured_in_passes_as_small_as_those_of_training(
+    micro_tokens: int, most: int, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    measure = answer_meter.measure_answers
+    monkeypatch.setattr(answer_meter, "measure_answers", lambda *args: sizes.append(args[3]) or measure(*args))
+    more = {"train.micro_tokens": micro_tokens, "train.epochs": 1, "validation": 0.3}
+    train(inputs.recipe(tmp_path / "run", **keys("kto", **more)), device="cpu")
+    assert set(sizes) == {micro_tokens, most}  # those of steps, in the reference, and all others
 
 
 def test_methods_without_a_reference_have_no_file(inputs: Inputs, tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
     reference = agreed(session.accelerator, known)
     if reference is None:
         progress = session.reporter.referring() if session.main else None
-        reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), micro_tokens, progress)
+        meter = AnswerMeter.of(trainable, session.accelerator, micro_tokens)
+        reference = _measured(inputs, meter, micro_tokens, progress)
         if session.main:
             store_cached(place, reference.to_sealed_bytes())  # the run's folder keeps it too
     session.reporter.say(say("training.measured.measured", answers=len(reference.parts[TRAINED].sums)))
