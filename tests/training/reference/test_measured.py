@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.runs import Inputs, Listener, digest
 from tests.tiny import save_tiny
-from weitune.data.preference.reference import AnswerSums, Reference
+from weitune.data.preference.reference import HELD, TRAINED, AnswerSums, Reference
 from weitune.errors import Interrupted, RunError
 from weitune.run import preference_figures
 from weitune.run.events import read_events
@@ -224,6 +224,31 @@ def test_more_epochs_go_on_with_the_reference_but_not_for_kto(inputs: Inputs, tm
     run = train(inputs.recipe(tmp_path / "kto", **keys("kto", **short)), device="cpu").path
     with pytest.raises(RunError, match="fewer steps"):
         resume(run, overrides={"train.epochs": 2}, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_only_groups_of_the_steps_are_measured(method: str, inputs: Inputs, tmp_path: Path) -> None:
+    more = {"train.schedule": "constant", "train.batch_size": 4, "validation": 0.2}
+
+    def trained(name: str, max_steps: int) -> tuple[Path, Reference]:
+        run = train(inputs.recipe(tmp_path / name, **keys(method, **more, **{"train.max_steps": max_steps}))).path
+        return run, Reference.from_bytes((run / FILE).read_bytes())
+
+    (short, some), (long, every) = trained("short", 2), trained("long", 6)
+    assert every.numbers is None
+    assert some.numbers is not None
+    assert len(some.numbers) == len(some.parts[TRAINED]) == 8 < len(every.parts[TRAINED])
+    for place, number in enumerate(some.numbers):
+        assert some.parts[TRAINED][place] == every.parts[TRAINED][int(number)]
+    assert len(some.parts[HELD]) == len(every.parts[HELD]) > 0
+    assert figures(short) == figures(long)[:2]
+    before = digest(short)
+    with pytest.raises(RunError, match="fewer steps"):
+        resume(short, overrides={"train.max_steps": 3}, device="cpu")
+    assert digest(short) == before
+    stopped_after(inputs, tmp_path / "stopped", 1, **keys(method, **more, **{"train.max_steps": 2}))
+    resume(tmp_path / "stopped", device="cpu")
+    assert digest(tmp_path / "stopped" / "adapter") == digest(short / "adapter")
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
