@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_from_its_folder_alone(
     more = keys(method)
     whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
     stopped_after(inputs, tmp_path / "stopped", 3, **more)
-    monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured, "measure_reference", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(measured, "read_cached", lambda *_: pytest.fail("the cache was read"))
     resume(tmp_path / "stopped", device="cpu")
     assert digest(tmp_path / "stopped" / "adapter") == digest(whole / "adapter")
@@ -127,7 +127,7 @@ def test_other_strengths_and_rates_use_the_same_reference(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(inputs.recipe(tmp_path / "first", **keys()), device="cpu").path
-    monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured, "measure_reference", lambda *_: pytest.fail("measured again"))
     more = keys("ipo", **{"preference.beta": 0.4, "train.learning_rate": 1e-4, "train.epochs": 1, "lora.r": 4})
     second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
     assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
@@ -138,8 +138,8 @@ def test_a_reference_measured_otherwise_or_damaged_is_measured_again(
 ) -> None:
     cache = tmp_path / "cache" / "weitune" / "references"
     counted: list[int] = []
-    measure = measured._measured
-    monkeypatch.setattr(measured, "_measured", lambda *args: counted.append(1) or measure(*args))
+    measure = measured.measure_reference
+    monkeypatch.setattr(measured, "measure_reference", lambda *args: counted.append(1) or measure(*args))
 
     def measures(name: str) -> bool:
         before = len(counted)

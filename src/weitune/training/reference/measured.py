@@ -103,7 +103,7 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
     if reference is None:
         progress = session.reporter.referring() if session.main else None
         meter = AnswerMeter.of(trainable, session.accelerator, micro_tokens)
-        reference = _measured(inputs, meter, micro_tokens, progress)
+        reference = measure_reference(inputs, meter, micro_tokens, progress)
         if session.main:
             store_cached(place, reference.to_sealed_bytes())  # the run's folder keeps it too
     session.reporter.say(say("training.measured.measured", answers=len(reference.parts[TRAINED].sums)))
@@ -135,7 +135,7 @@ def joined(inputs: RunInputs, reference: Reference) -> RunInputs:
     return replace(inputs, examples=examples, validation=validation)
 
 
-def _measured(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress: Progress | None) -> Reference:
+def measure_reference(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress: Progress | None) -> Reference:
     """Measure every part of the reference, ``progress`` being called with (groups done, groups in all)."""
     plan, longest = inputs.plan, inputs.recipe.tokens.max_length
     held = [] if inputs.validation is None else [_group(inputs.validation, i) for i in range(len(inputs.validation))]
@@ -159,6 +159,21 @@ def _measured(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress
         own = np.arange(len(sums)) < len(held)
         parts |= {HELD: sums.only(own)} | ({MISMATCHED_HELD: sums.only(~own)} if others else {})
     return Reference(parts, np.asarray(learned, np.int32) if len(learned) < plan.examples else None)
+
+
+def reference_tokens(inputs: RunInputs) -> int:
+    """Return the tokens that the reference of ``inputs`` is measured over, each counted as often as it occurs.
+
+    The mismatched answers of a step have about as many as its groups.
+    """
+    plan, lengths = inputs.plan, inputs.examples.lengths
+    held = 0 if inputs.validation is None else int(inputs.validation.lengths.sum())
+
+    def tokens(steps: int) -> int:
+        return held + sum(int(lengths[plan.step(k)].sum()) for k in range(steps))
+
+    own = tokens(min(plan.steps, plan.steps_per_epoch))
+    return own + tokens(plan.steps) if needs_mismatched(inputs.recipe) else own
 
 
 @dataclass(slots=True)
