@@ -217,7 +217,7 @@ class Weitune:
         job, plan, accelerator = self._job, self._plan, Accelerator(cpu=True)
         train = Train(batch_size=job["batch_size"], epochs=job["epochs"], learning_rate=job["rate"], seed=SEED)
         memory = self._trainable.memory_plan(train, longest=max(group.tokens for group in self._groups))
-        meter = AnswerMeter.of(self._trainable, accelerator)
+        meter = AnswerMeter.of(self._trainable, accelerator, memory.micro_tokens)
         parts: dict[str, AnswerSums] = {}
         known: dict[int, tuple[float, ...]] = {}
         for step in range(plan.steps_per_epoch):  # step by step, as a run does

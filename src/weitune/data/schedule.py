@@ -37,6 +37,11 @@ class Plan:
         whole = self.steps_per_epoch * self.epochs
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
+    @property
+    def used(self) -> int:
+        """How many of the examples are in its steps at all: fewer than all only if it ends within the first epoch."""
+        return min(self.examples, self.steps * self.batch_size)
+
     def step(self, k: int) -> npt.NDArray[np.int64]:
         """Return the indices of the examples of step ``k`` (from 0), shape (at most ``batch_size``,)."""
         if not 0 <= k < self.steps:

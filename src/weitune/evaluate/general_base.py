@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from weitune.evaluate.general import GeneralQuestion
 from weitune.evaluate.loss import MeasuredLoss
@@ -38,12 +35,7 @@ def of_base(
 
     ``about`` are JSON values that tell the base and how it is asked.
     """
-    parts = {
-        "questions": [[question.prompt, question.answer] for question in questions],
-        "versions": [_VERSION, version("weitune"), torch.__version__],
-        "threads": torch.get_num_threads(),
-        **about,
-    }
+    parts = {"questions": [[question.prompt, question.answer] for question in questions], "version": _VERSION, **about}
     place = cached_file("general", parts, ".json")
     known = read_cached(place, _from_bytes)
     if known is not None and len(known.answers) == len(questions):

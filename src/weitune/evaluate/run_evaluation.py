@@ -47,6 +47,7 @@ from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.tokenizer import open_framing
 from weitune.progress import Progress, Stage, enter_phase
 from weitune.recipe.schema import Recipe
+from weitune.run.machine import arithmetic
 from weitune.run.run_folder import Which
 
 _GENERAL_TOKENS = 48
@@ -250,7 +251,8 @@ def _general(
     about = {
         "base": base_fingerprints(run.base_files()),
         "tokens": run.recipe.tokens.model_dump(mode="json"),
-        "numbers": [str(model.dtype), str(model.device), run.recipe.train.storage],
+        "numbers": [str(model.dtype), run.recipe.train.storage],
+        "arithmetic": arithmetic(model.device),
         "asked": [_GENERAL_TOKENS, options.batch_size],
     }
     return of_base(questions, about, ask)

@@ -31,6 +31,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return machine
 
 
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """Return what decides the last bits of a result on ``device`` besides its inputs, for the keys of caches."""
+    found: dict[str, Any] = {
+        "versions": [_version("weitune"), torch.__version__, _version("transformers")],
+        "device": device.type,
+    }
+    if device.type == "cpu":
+        return {**found, "processor": processor_features().get("cpu_name"), "threads": torch.get_num_threads()}
+    return {**found, "accelerator": torch.cuda.get_device_name(device)} if device.type == "cuda" else found
+
+
 def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line for each change in :func:`describe_machine`, any of which may change the last bits of results."""
     old, new = ({**machine, **machine.get("packages", {})} for machine in (before, now))

@@ -196,7 +196,7 @@ def make_loop(
     )
     objective: Objective = SUPERVISED
     if preferences is not None:
-        objective = PreferenceObjective(preferences, plan, AnswerMeter.of(trainable, accelerator))
+        objective = PreferenceObjective(preferences, plan, AnswerMeter.of(trainable, accelerator, memory.micro_tokens))
     return Loop(
         model=model,
         optimizer=optimizer,

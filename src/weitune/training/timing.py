@@ -1,23 +1,37 @@
 """How long a run takes on this machine, from a few steps that are computed and thrown away.
 
 The time of a step is assumed to be proportional to its floating-point operations, which the workload gives for every
-step. So it does not matter whether the measured steps happen to be short or long.
+step. So it does not matter whether the measured steps happen to be short or long. The time of the reference, of methods
+that have one, is proportional to its tokens; the steps that are timed learn with their own reference.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from weitune.forecast.device_memory import peak_bytes
+from weitune.forecast.device_memory import MemoryPlan, peak_bytes
 from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.run_forecast import step_costs
 from weitune.forecast.workload import Workload
 from weitune.progress import Progress
-from weitune.training.build import load_base, make_loop, make_trainable
+from weitune.training.build import load_base, make_loop, make_trainable, pack_matrices
 from weitune.training.distributed.processes import make_accelerator
 from weitune.training.inputs import RunInputs
 from weitune.training.loop import StepRecord
-from weitune.training.reference.measured import preferences_of
+from weitune.training.preference.answer_meter import AnswerMeter
+from weitune.training.reference.measured import (
+    has_reference,
+    joined,
+    measure_reference,
+    preferences_of,
+    reference_tokens,
+)
+from weitune.training.trainable import Trainable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MEASURED_STEPS = 2
 """Besides a first one that warms up."""
@@ -30,7 +44,9 @@ class Timing:
     step_seconds: float
     """Mean over the run's steps."""
     seconds: float
-    """Of all steps; loading, evaluations and checkpoints are extra."""
+    """Of all steps; loading, the reference, evaluations and checkpoints are extra."""
+    reference_seconds: float
+    """Of the reference before the first step; 0 without one."""
     tokens_per_second: float
     peak_bytes: int
 
@@ -60,12 +76,16 @@ def measure(
     loaded = load_base(recipe, device)
     trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(loaded.device)
+    memory = trainable.memory_plan(recipe.train, longest=inputs.longest)
+    pack_matrices(trainable, memory)
+    inputs, reference_seconds = _with_reference(inputs, trainable, accelerator, memory)
     loop = make_loop(
         trainable,
         recipe.train,
         inputs.examples,
         inputs.plan,
         accelerator=accelerator,
+        memory=memory,
         longest=inputs.longest,
         preferences=preferences_of(inputs),
     )
@@ -82,6 +102,27 @@ def measure(
     return Timing(
         step_seconds=step_seconds,
         seconds=step_seconds * inputs.plan.steps,
+        reference_seconds=reference_seconds,
         tokens_per_second=whole.tokens / (pace * sum(costs)),
         peak_bytes=peak_bytes(loaded.device),
     )
+
+
+def _with_reference(
+    inputs: RunInputs, trainable: Trainable, accelerator: Accelerator, memory: MemoryPlan
+) -> tuple[RunInputs, float]:
+    """Return ``inputs`` with the reference of the first steps, and the seconds that the whole reference takes."""
+    if not has_reference(inputs.recipe):
+        return inputs, 0.0
+    meter = AnswerMeter.of(trainable, accelerator, memory.micro_tokens)
+
+    def first(steps: int) -> RunInputs:
+        plan = replace(inputs.plan, max_steps=min(inputs.plan.steps, steps))
+        return replace(inputs, plan=plan, validation=None)
+
+    measure_reference(first(1), meter, memory.micro_tokens, None)  # warms up
+    few = first(MEASURED_STEPS + 1)
+    began = time.perf_counter()
+    reference = measure_reference(few, meter, memory.micro_tokens, None)
+    pace = (time.perf_counter() - began) / reference_tokens(few)
+    return replace(joined(few, reference), plan=inputs.plan), pace * reference_tokens(inputs)

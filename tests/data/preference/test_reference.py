@@ -39,6 +39,20 @@ def test_every_group_gets_its_own_numbers() -> None:
     assert joined.digest() == "digest"
 
 
+def test_groups_that_were_not_measured_have_no_finite_number() -> None:
+    sums = AnswerSums.of_groups([GROUPS[0], GROUPS[2]], SUMS[[0, 1, 4]])
+    reference = Reference({TRAINED: sums}, np.asarray([0, 2], np.int32))
+    again = Reference.from_bytes(reference.to_bytes())
+    assert again.digest() == reference.digest() != Reference({TRAINED: sums}).digest()
+    joined = ReferencedGroups(GROUPS, again.parts[TRAINED], again.numbers)
+    assert [joined[0].reference, joined[2].reference] == [(-1.5, -2.25), (-0.125,)]
+    assert np.isnan(joined[1].reference).tolist() == [True, True]
+    assert [again.fits(groups) for groups in (2, 3)] == [False, True]
+    for numbers in ([0], [2, 0], [0, 1, 2]):
+        with pytest.raises(ValueError, match="do not fit"):
+            Reference({TRAINED: sums}, np.asarray(numbers, np.int32))
+
+
 def test_parts_of_several_sets_come_apart_and_together() -> None:
     whole = AnswerSums.of_groups(GROUPS, SUMS)
     odd = np.asarray([False, True, False])
@@ -57,6 +71,18 @@ def test_a_file_gives_the_same_bits_back() -> None:
     for name, part in reference.parts.items():
         assert again.parts[name].sums.tobytes() == part.sums.tobytes()
     assert again.digest() == reference.digest()
+
+
+def test_a_sealed_file_with_a_changed_bit_is_refused() -> None:
+    reference = Reference({TRAINED: AnswerSums.of_groups(GROUPS, SUMS)})
+    sealed = reference.to_sealed_bytes()
+    assert Reference.from_sealed_bytes(sealed).digest() == reference.digest()
+    at = sealed.index(np.float64(-2.25).tobytes())
+    changed = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+    assert Reference.from_bytes(changed).parts[TRAINED].sums[1] == pytest.approx(-2.25)
+    for other in (changed, reference.to_bytes()):
+        with pytest.raises(ValueError, match="digest"):
+            Reference.from_sealed_bytes(other)
 
 
 @pytest.mark.parametrize(

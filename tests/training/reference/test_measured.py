@@ -12,10 +12,11 @@ import pytest
 
 from tests.faults.runs import Inputs, Listener, digest
 from tests.tiny import save_tiny
-from weitune.data.preference.reference import AnswerSums, Reference
+from weitune.data.preference.reference import HELD, TRAINED, AnswerSums, Reference
 from weitune.errors import Interrupted, RunError
 from weitune.run import preference_figures
 from weitune.run.events import read_events
+from weitune.training.preference import answer_meter
 from weitune.training.reference import measured
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
@@ -75,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_from_its_folder_alone(
     more = keys(method)
     whole = train(inputs.recipe(tmp_path / "whole", **more), device="cpu").path
     stopped_after(inputs, tmp_path / "stopped", 3, **more)
-    monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured, "measure_reference", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(measured, "read_cached", lambda *_: pytest.fail("the cache was read"))
     resume(tmp_path / "stopped", device="cpu")
     assert digest(tmp_path / "stopped" / "adapter") == digest(whole / "adapter")
@@ -126,10 +127,34 @@ def test_other_strengths_and_rates_use_the_same_reference(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(inputs.recipe(tmp_path / "first", **keys()), device="cpu").path
-    monkeypatch.setattr(measured, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured, "measure_reference", lambda *_: pytest.fail("measured again"))
     more = keys("ipo", **{"preference.beta": 0.4, "train.learning_rate": 1e-4, "train.epochs": 1, "lora.r": 4})
     second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
     assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
+
+
+def test_a_reference_measured_otherwise_or_damaged_is_measured_again(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache" / "weitune" / "references"
+    counted: list[int] = []
+    measure = measured.measure_reference
+    monkeypatch.setattr(measured, "measure_reference", lambda *args: counted.append(1) or measure(*args))
+
+    def measures(name: str) -> bool:
+        before = len(counted)
+        train(inputs.recipe(tmp_path / name, **keys(**{"train.max_steps": 1})), device="cpu")
+        return len(counted) > before
+
+    assert [measures("first"), measures("same")] == [True, False]
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert [measures("damaged"), measures("mended")] == [True, False]
+    assert file.read_bytes() == good
+    monkeypatch.setattr(measured, "arithmetic", lambda device: "another machine")
+    assert measures("elsewhere")
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -145,6 +170,18 @@ def test_a_model_that_has_not_moved_has_gained_exactly_nothing(
     for event in told:
         assert event["loss"] == pytest.approx(0.5 if method == "kto" else math.log(2), abs=1e-12)
         assert [event.get(f"rewards/{side}", 0) for side in ("chosen", "rejected")] == [0, 0]
+
+
+@pytest.mark.parametrize(("micro_tokens", "most"), [(48, 48), (4096, 1024)])
+def test_held_out_and_mismatched_answers_are_measured_in_passes_as_small_as_those_of_training(
+    micro_tokens: int, most: int, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    measure = answer_meter.measure_answers
+    monkeypatch.setattr(answer_meter, "measure_answers", lambda *args: sizes.append(args[3]) or measure(*args))
+    more = {"train.micro_tokens": micro_tokens, "train.epochs": 1, "validation": 0.3}
+    train(inputs.recipe(tmp_path / "run", **keys("kto", **more)), device="cpu")
+    assert set(sizes) == {micro_tokens, most}  # those of steps, in the reference, and all others
 
 
 def test_methods_without_a_reference_have_no_file(inputs: Inputs, tmp_path: Path) -> None:
@@ -187,6 +224,31 @@ def test_more_epochs_go_on_with_the_reference_but_not_for_kto(inputs: Inputs, tm
     run = train(inputs.recipe(tmp_path / "kto", **keys("kto", **short)), device="cpu").path
     with pytest.raises(RunError, match="fewer steps"):
         resume(run, overrides={"train.epochs": 2}, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_only_groups_of_the_steps_are_measured(method: str, inputs: Inputs, tmp_path: Path) -> None:
+    more = {"train.schedule": "constant", "train.batch_size": 4, "validation": 0.2}
+
+    def trained(name: str, max_steps: int) -> tuple[Path, Reference]:
+        run = train(inputs.recipe(tmp_path / name, **keys(method, **more, **{"train.max_steps": max_steps}))).path
+        return run, Reference.from_bytes((run / FILE).read_bytes())
+
+    (short, some), (long, every) = trained("short", 2), trained("long", 6)
+    assert every.numbers is None
+    assert some.numbers is not None
+    assert len(some.numbers) == len(some.parts[TRAINED]) == 8 < len(every.parts[TRAINED])
+    for place, number in enumerate(some.numbers):
+        assert some.parts[TRAINED][place] == every.parts[TRAINED][int(number)]
+    assert len(some.parts[HELD]) == len(every.parts[HELD]) > 0
+    assert figures(short) == figures(long)[:2]
+    before = digest(short)
+    with pytest.raises(RunError, match="fewer steps"):
+        resume(short, overrides={"train.max_steps": 3}, device="cpu")
+    assert digest(short) == before
+    stopped_after(inputs, tmp_path / "stopped", 1, **keys(method, **more, **{"train.max_steps": 2}))
+    resume(tmp_path / "stopped", device="cpu")
+    assert digest(tmp_path / "stopped" / "adapter") == digest(short / "adapter")
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])

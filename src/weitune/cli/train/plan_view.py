@@ -34,7 +34,11 @@ def print_plan(plan: RunPlan, exports: ExportSupport) -> None:
         timing, preference = plan.timing, plan.recipe.preference
         console.print(Text(say("cli.plan_view.time", duration=duration_text(timing.seconds), timing=timing)))
         if preference is not None and preference.has_reference:
-            console.print(Text(say("cli.plan_view.reference", method=preference.method)))
+            duration = duration_text(timing.reference_seconds)
+            if preference.method == "kto":
+                console.print(Text(say("cli.plan_view.reference_of_kto", duration=duration)))
+            else:
+                console.print(Text(say("cli.plan_view.reference", method=preference.method, duration=duration)))
     if plan.here.fits:
         console.print(Text(say("cli.plan_view.fits"), style="bold green"))
         return

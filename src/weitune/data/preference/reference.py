@@ -6,15 +6,19 @@ of its tokens. The bytes are a safetensors file with two arrays for each part of
     PART.sums      (answers,) float64, group by group
     PART.counts    (groups,) int32: answers of each group
 
+The array ``numbers``, (groups,) int32, is there if the run does not learn from every group: it tells which ones
+``trained`` is about.
+
 The parts are ``trained`` and, where there are such groups, ``held`` out ones and :mod:`mismatched <.mismatched>` ones.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +28,9 @@ from weitune.data.preference.values import Group
 TRAINED, HELD, MISMATCHED, MISMATCHED_HELD = "trained", "held", "mismatched", "mismatched_held"
 """The parts of a reference."""
 _PARTS = (TRAINED, HELD, MISMATCHED, MISMATCHED_HELD)
+_NUMBERS, _SEAL = "numbers", "sha256"
+Arrays = dict[str, npt.NDArray[Any]]
+"""The arrays of a file, by name."""
 
 
 class GroupSet(Protocol):
@@ -100,44 +107,93 @@ class Reference:
     """All that a run needs to know of its reference model."""
 
     parts: Mapping[str, AnswerSums]
+    numbers: npt.NDArray[np.int32] | None = None
+    """(groups,) ascending: which groups ``trained`` is about; None: all, in order."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if there are numbers of more or fewer groups than there are."""
+        numbers = self.numbers
+        if numbers is not None and (len(numbers) != len(self.parts[TRAINED]) or (np.diff(numbers) < 1).any()):
+            raise ValueError("the numbers of groups do not fit")
+
+    def fits(self, groups: int) -> bool:
+        """Return whether it may be that of a run that has so many ``groups``."""
+        if self.numbers is None:
+            return len(self.parts[TRAINED]) == groups
+        return not len(self.numbers) or int(self.numbers[-1]) < groups
 
     def to_bytes(self) -> bytes:
         """Return a safetensors file."""
-        from safetensors.numpy import save
-
-        arrays: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int32]] = {}
-        for name, part in self.parts.items():
-            arrays[f"{name}.sums"], arrays[f"{name}.counts"] = part.sums, part.counts
-        contents: bytes = save(arrays)
-        return contents
+        return _saved(self._arrays())
 
     @classmethod
     def from_bytes(cls, contents: bytes) -> Reference:
         """Return the reference in a file of :meth:`to_bytes`. Raises ValueError if it is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        return cls._of(_loaded(contents))
 
-        try:
-            arrays = load(contents)
-            names = [name for name in _PARTS if f"{name}.sums" in arrays]
-            parts = {name: AnswerSums(arrays[f"{name}.sums"], arrays[f"{name}.counts"]) for name in names}
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(str(error)) from None
-        return cls(parts)
+    def to_sealed_bytes(self) -> bytes:
+        """Return a safetensors file that has its :meth:`digest` in it, as the array ``sha256``."""
+        return _saved({**self._arrays(), _SEAL: np.frombuffer(bytes.fromhex(self.digest()), np.uint8)})
+
+    @classmethod
+    def from_sealed_bytes(cls, contents: bytes) -> Reference:
+        """Return the reference in a file of :meth:`to_sealed_bytes`. Raises ValueError if a number has changed."""
+        arrays = _loaded(contents)
+        reference = cls._of(arrays)
+        if _SEAL not in arrays or arrays[_SEAL].tobytes().hex() != reference.digest():
+            raise ValueError("the digest is that of other numbers")
+        return reference
 
     def digest(self) -> str:
         """Return the SHA-256 of its file."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
+    def _arrays(self) -> Arrays:
+        arrays: Arrays = {}
+        for name, part in self.parts.items():
+            arrays[f"{name}.sums"], arrays[f"{name}.counts"] = part.sums, part.counts
+        return arrays if self.numbers is None else {**arrays, _NUMBERS: self.numbers}
+
+    @classmethod
+    def _of(cls, arrays: Arrays) -> Reference:
+        names = [name for name in _PARTS if f"{name}.sums" in arrays]
+        try:
+            parts = {name: AnswerSums(arrays[f"{name}.sums"], arrays[f"{name}.counts"]) for name in names}
+            return cls(parts, arrays.get(_NUMBERS))
+        except KeyError as error:
+            raise ValueError(str(error)) from None
+
+
+def _saved(arrays: Arrays) -> bytes:
+    from safetensors.numpy import save
+
+    contents: bytes = save(arrays)
+    return contents
+
+
+def _loaded(contents: bytes) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays: Arrays = load(contents)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    return arrays
+
 
 class ReferencedGroups:
-    """The groups of a set, each with its reference."""
+    """The groups of a set, each with its reference: numbers that are not finite where it was not measured."""
 
-    def __init__(self, groups: GroupSet, reference: AnswerSums) -> None:
-        """Join both. Raises ValueError if they have different numbers of groups."""
-        if len(groups) != len(reference):
+    def __init__(self, groups: GroupSet, reference: AnswerSums, numbers: npt.NDArray[np.int32] | None = None) -> None:
+        """Join both; ``numbers`` are those of the groups that ``reference`` is about, if not of all.
+
+        Raises ValueError if they have different numbers of groups.
+        """
+        if len(groups if numbers is None else numbers) != len(reference):
             raise ValueError("the reference is that of other groups")
         self._groups, self._reference = groups, reference
+        self._places = None if numbers is None else {int(number): place for place, number in enumerate(numbers)}
         self.lengths: npt.NDArray[np.int32] = groups.lengths
         self.supervised: npt.NDArray[np.int32] = groups.supervised
 
@@ -145,7 +201,10 @@ class ReferencedGroups:
         return len(self._groups)
 
     def __getitem__(self, i: int) -> Group:
-        return replace(self._groups[i], reference=self._reference[i])
+        group = self._groups[i]
+        place = i if self._places is None else self._places.get(i)
+        unknown = (math.nan,) * len(group.answers)
+        return replace(group, reference=unknown if place is None else self._reference[place])
 
     def digest(self) -> str:
         """Return the digest of the groups; that of the reference is its own."""

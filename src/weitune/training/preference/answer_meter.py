@@ -32,20 +32,25 @@ class AnswerMeter:
     accelerator: Accelerator
     sharded: bool = False
     """Whether the base is divided among the processes, so that they must make their passes together."""
+    micro_tokens: int = MICRO_TOKENS
+    """Most tokens of a pass, unless a call says otherwise."""
 
     @classmethod
-    def of(cls, trainable: Trainable, accelerator: Accelerator) -> AnswerMeter:
+    def of(cls, trainable: Trainable, accelerator: Accelerator, micro_tokens: int) -> AnswerMeter:
+        """Return the meter of a run whose steps are split into passes of ``micro_tokens``; its own are not larger."""
         model = SupervisedModel(trainable.loaded.model, head=trainable.capabilities.head, blocks=trainable.blocks)
-        return cls(model, trainable.group_layout, accelerator, trainable.loaded.shards > 1)
+        own = min(micro_tokens, MICRO_TOKENS)
+        return cls(model, trainable.group_layout, accelerator, trainable.loaded.shards > 1, own)
 
     def __call__(
-        self, groups: Sequence[Group], progress: Progress | None = None, micro_tokens: int = MICRO_TOKENS
+        self, groups: Sequence[Group], progress: Progress | None = None, micro_tokens: int | None = None
     ) -> AnswerSums:
         """Return the sums of the answers of ``groups``, the same on every process.
 
         All processes must call it with the same groups. These are divided and laid out as the groups of a step are, so
         with the ``micro_tokens`` of training the passes are those of that step.
         """
+        micro_tokens = self.micro_tokens if micro_tokens is None else micro_tokens
         accelerator, layout, world = self.accelerator, self.layout, self.accelerator.num_processes
         distinct = list({id(group): group for group in groups}.values())
         mine = layout.share(distinct, world)[accelerator.process_index] if world > 1 else distinct

@@ -1,6 +1,6 @@
 """The reference of a run (the recipe's ``preference``): measured once, before its first step, and never again.
 
-    the model as it stands ── every answer of every group ──┐
+    the model as it stands ── every answer of its groups ───┐
                            └─ KTO: mismatched answers ──────┴─▶ Reference ─▶ joined with the groups
                                                                     │
                                                                     └─▶ reference.safetensors in the run's folder,
@@ -10,8 +10,9 @@ A run that is resumed reads its folder, so it learns the same bits wherever it g
 the start of the model or the order of the groups depends on, such as β or the learning rate, find the reference in the
 cache.
 
-Groups are measured in the passes in which the run meets them first: sums depend on the layout of a pass in their last
-digits, and visibly so in bfloat16. So the model that has not moved has gained exactly nothing.
+Only groups that the run learns from are measured, and those that are held out. Their passes are those in which the run
+meets them first: sums depend on the layout of a pass in their last digits, and visibly so in bfloat16. So a model that
+has not moved has gained exactly nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from weitune.forecast.device_memory import MemoryPlan
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
+from weitune.run.machine import arithmetic
 from weitune.run.names import REFERENCE
 from weitune.training.distributed.processes import agreed
 from weitune.training.inputs import RunInputs
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
 _STARTS_AS_BASE = ("default", "gaussian", "eva")
 """Values of ``lora.init`` with which the model before its first step is the base."""
-_VERSION = 2
+_VERSION = 3
 """Raised when the same recipe would have another reference."""
 
 
@@ -73,12 +75,14 @@ def with_recorded_reference(inputs: RunInputs, run: Path) -> RunInputs:
     """
     if not has_reference(inputs.recipe):
         return inputs
+    plan = inputs.plan
     try:
         reference = Reference.from_bytes((run / REFERENCE).read_bytes())
         known = len(reference.parts[MISMATCHED]) if needs_mismatched(inputs.recipe) else 0
+        some = reference.numbers is not None and len(reference.parts[TRAINED]) < plan.used
     except (OSError, ValueError, KeyError) as error:
         raise RunError("training.measured.cannot_be_read", path=run / REFERENCE, error=error) from None
-    if needs_mismatched(inputs.recipe) and known < first_mismatched(inputs.plan, inputs.plan.steps):
+    if some or (needs_mismatched(inputs.recipe) and known < first_mismatched(plan, plan.steps)):
         raise RunError("training.measured.too_short", run=run)
     return joined(inputs, reference)
 
@@ -94,14 +98,14 @@ def with_measured_reference(session: Session, inputs: RunInputs, trainable: Trai
     passes = [micro_tokens, session.accelerator.num_processes, *([memory.packed] if memory.packed else ())]
     place = _cached(inputs, trainable, passes)
     first = session.accelerator.is_main_process  # machines may have other caches: what the first one has counts
-    contents = agreed(session.accelerator, (lambda: read_cached(place, _checked)) if first else None)
-    if contents is None:
+    known = (lambda: read_cached(place, Reference.from_sealed_bytes)) if first else None
+    reference = agreed(session.accelerator, known)
+    if reference is None:
         progress = session.reporter.referring() if session.main else None
-        reference = _measured(inputs, AnswerMeter.of(trainable, session.accelerator), micro_tokens, progress)
+        meter = AnswerMeter.of(trainable, session.accelerator, micro_tokens)
+        reference = measure_reference(inputs, meter, micro_tokens, progress)
         if session.main:
-            store_cached(place, reference.to_bytes())  # the run's folder keeps it too
-    else:
-        reference = Reference.from_bytes(contents)
+            store_cached(place, reference.to_sealed_bytes())  # the run's folder keeps it too
     session.reporter.say(say("training.measured.measured", answers=len(reference.parts[TRAINED].sums)))
     return joined(inputs, reference)
 
@@ -123,24 +127,25 @@ def joined(inputs: RunInputs, reference: Reference) -> RunInputs:
     inputs = replace(inputs, reference=reference, basis={**inputs.basis, "reference": contents})
     trained, held = reference.parts[TRAINED], reference.parts.get(HELD)
     validation = inputs.validation
-    if len(trained) != len(inputs.examples) or len(held or ()) != len(validation or ()):
+    if not reference.fits(len(inputs.examples)) or len(held or ()) != len(validation or ()):
         return inputs
     if validation is not None and held is not None:
         validation = ReferencedGroups(cast("GroupSet", validation), held)
-    examples = ReferencedGroups(cast("GroupSet", inputs.examples), trained)
+    examples = ReferencedGroups(cast("GroupSet", inputs.examples), trained, reference.numbers)
     return replace(inputs, examples=examples, validation=validation)
 
 
-def _measured(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress: Progress | None) -> Reference:
+def measure_reference(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress: Progress | None) -> Reference:
     """Measure every part of the reference, ``progress`` being called with (groups done, groups in all)."""
     plan, longest = inputs.plan, inputs.recipe.tokens.max_length
     held = [] if inputs.validation is None else [_group(inputs.validation, i) for i in range(len(inputs.validation))]
     watched = _Counted(_group_count(inputs), progress)
     trained: dict[int, tuple[float, ...]] = {}
-    for numbers in map(replace(plan, epochs=1, max_steps=None).step, range(plan.steps_per_epoch)):
+    for numbers in map(plan.step, range(min(plan.steps, plan.steps_per_epoch))):
         sums = meter([_group(inputs.examples, int(i)) for i in numbers], watched.next(len(numbers)), micro_tokens)
         trained.update((int(i), sums[k]) for k, i in enumerate(numbers))
-    parts = {TRAINED: AnswerSums.of([trained[i] for i in range(plan.examples)])}
+    learned = sorted(trained)
+    parts = {TRAINED: AnswerSums.of([trained[i] for i in learned])}
     others: list[Group] = []
     if needs_mismatched(inputs.recipe):
         found = []
@@ -153,7 +158,22 @@ def _measured(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress
         sums = meter([*held, *others], watched.next(len(held) + len(others)))
         own = np.arange(len(sums)) < len(held)
         parts |= {HELD: sums.only(own)} | ({MISMATCHED_HELD: sums.only(~own)} if others else {})
-    return Reference(parts)
+    return Reference(parts, np.asarray(learned, np.int32) if len(learned) < plan.examples else None)
+
+
+def reference_tokens(inputs: RunInputs) -> int:
+    """Return the tokens that the reference of ``inputs`` is measured over, each counted as often as it occurs.
+
+    The mismatched answers of a step have about as many as its groups.
+    """
+    plan, lengths = inputs.plan, inputs.examples.lengths
+    held = 0 if inputs.validation is None else int(inputs.validation.lengths.sum())
+
+    def tokens(steps: int) -> int:
+        return held + sum(int(lengths[plan.step(k)].sum()) for k in range(steps))
+
+    own = tokens(min(plan.steps, plan.steps_per_epoch))
+    return own + tokens(plan.steps) if needs_mismatched(inputs.recipe) else own
 
 
 @dataclass(slots=True)
@@ -178,7 +198,7 @@ def _group(items: ItemSet[Item], number: int) -> Group:
 
 
 def _group_count(inputs: RunInputs) -> int:
-    own = len(inputs.examples), len(inputs.validation or ())
+    own = inputs.plan.used, len(inputs.validation or ())
     if not needs_mismatched(inputs.recipe):
         return sum(own)
     return sum(own) + first_mismatched(inputs.plan, inputs.plan.steps) + own[1]
@@ -193,15 +213,16 @@ def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
     start: dict[str, Any] = {}
     if lora is not None and (lora.init_from or lora.init not in _STARTS_AS_BASE):
         start = {**lora.model_dump(exclude={"dropout", "plus_ratio", "freeze_a"}), "seed": train.seed}
-    passes = [*passes, train.seed, train.batch_size]
+    passes = [*passes, train.seed, train.batch_size, plan.used]
     if needs_mismatched(recipe):
         passes += [plan.steps, recipe.tokens.max_length]
     numbers = [str(trainable.loaded.dtype), train.storage, trainable.capabilities.shares_rows]
-    parts = {"version": _VERSION, "basis": basis, "start": start, "passes": passes, "numbers": numbers}
+    parts = {
+        "version": _VERSION,
+        "basis": basis,
+        "start": start,
+        "passes": passes,
+        "numbers": numbers,
+        "arithmetic": arithmetic(trainable.loaded.device),
+    }
     return cached_file("references", parts, ".safetensors")
-
-
-def _checked(contents: bytes) -> bytes:
-    """Return ``contents``. Raises ValueError if they are not those of a reference."""
-    Reference.from_bytes(contents)
-    return contents
