@@ -18,8 +18,9 @@ from weitune.model.lora.adapter import attach_adapter
 from weitune.recipe.schema import Lora
 
 T, C = 6, 64
-FAMILIES = ["llama", "phi3", "lfm2", "starcoder2", "apertus"]
-"""gate and up apart, fused in one layer, called by other names; no gate; no gate and an activation of its own"""
+FAMILIES = ["llama", "gemma", "falcon_h1", "phi3", "lfm2", "starcoder2", "apertus"]
+"""gate and up apart, with SiLU, with GELU, with factors inside and outside of the activation; fused in one layer,
+called by other names; no gate; no gate and an activation of its own"""
 
 
 def adapted_layer(family: str, **lora: Any) -> Any:
