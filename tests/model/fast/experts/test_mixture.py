@@ -189,6 +189,19 @@ def test_rounded_rows_and_grouped_products_change_nothing(family: str, monkeypat
     assert_close(results_of_pass(mixture, x, weights), plain, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "counts"), [("qwen3", False), ("qwen3_moe", True), ("gemma4_text_26b", True), ("granitemoehybrid", True)]
+)
+def test_a_pass_waits_for_the_rows_of_experts_that_cannot_be_grouped(
+    family: str, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = BlockDecoder.from_model(family_model(family))
+    assert blocks is not None
+    assert blocks.waits_for(torch.device("cpu")) == counts
+    monkeypatch.setattr(routed, "can_group", lambda *_: True)
+    assert not blocks.waits_for(torch.device("cpu"))
+
+
 def test_sizes_of_rounded_rows_are_few_and_little_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module.matmul, "round_rows", lambda *_: 16)
     sizes = {count: rows_module.rounded("cpu", torch.float32, count) for count in range(1, 4097)}
