@@ -20,8 +20,8 @@ _SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_att
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
 _ROUTED_EXPERTS = {
-    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
-    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2,
 }  # fmt: skip
 _DELTA_RULE = {
     "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4, "linear_num_key_heads": 2,
@@ -116,6 +116,10 @@ HYBRID: Mapping[str, Arguments] = {
         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
         "moe_shared_expert_intermediate_size": 64,
     },
+    "nemotron_h_dense": {
+        **_NEMOTRON, "model_type": "nemotron_h", "num_hidden_layers": 3, "n_groups": 2,
+        "layers_block_type": ["linear_attention", "full_attention", "mlp"],
+    },
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "jamba": {
         "num_experts": 4, "num_experts_per_tok": 2, "expert_layer_period": 2, "expert_layer_offset": 1,
@@ -205,10 +209,6 @@ VARIANTS: Mapping[str, Arguments] = {
     "gemma4_text_26b": {
         **_GEMMA4_31B, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
     },
-    "nemotron_h_dense": {
-        **_NEMOTRON, "model_type": "nemotron_h", "num_hidden_layers": 3, "n_groups": 2,
-        "layers_block_type": ["linear_attention", "full_attention", "mlp"],
-    },
 }  # fmt: skip
 """Published models whose layers have other parts than those of their family's entry above."""
 FAMILIES: Mapping[str, Arguments] = {
@@ -225,7 +225,7 @@ FAST = (
     "gemma3", "gemma4", "mistral3", "mistral3_ministral3", "qwen3_vl", "qwen2_5_vl", "internvl", "glm4v",
 )  # fmt: skip
 """Families whose examples share rows and whose blocks weitune's own compute: tests/invariant/test_fast_families.py."""
-RECURRENT = tuple(name for name in FAST if name in HYBRID or name == "nemotron_h_dense")
+RECURRENT = tuple(name for name in FAST if name in HYBRID)
 """Those of them that have recurrent layers"""
 
 _TEMPLATES = {"gemma": "gemma", "llama": "llama3", "mistral": "mistral", "ministral": "mistral", "qwen3": "qwen3"}

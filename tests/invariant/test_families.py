@@ -145,7 +145,7 @@ def test_the_blocks_train_the_families_that_are_fast(case: Case) -> None:
     assert case.trained_by_blocks is (case.family in FAST)  # one that has become fast is to be entered
 
 
-def test_losses_equal_those_of_trainer_and_peft(case: Case) -> None:
+def test_losses_and_adapter_equal_those_of_trainer_and_peft(case: Case) -> None:
     theirs, inputs = case.with_adapter(case.start, trained=True), case.inputs
     examples = [inputs.examples[k] for k in range(len(inputs.examples))]
     trainer = make_trainer(
@@ -158,6 +158,10 @@ def test_losses_equal_those_of_trainer_and_peft(case: Case) -> None:
     ours = [event["loss"] for event in case.run.events() if event["event"] == "step"]
     assert ours == pytest.approx(expected, rel=1e-4)
     assert expected[-1] < expected[0]
+    learned, wanted = _adapter(case.with_adapter(case.run.path / "adapter")), _adapter(theirs)
+    assert learned.keys() == wanted.keys()
+    one, other = (torch.cat([each[name].flatten() for name in wanted]) for each in (learned, wanted))
+    assert _distance(one, other) < 1e-4
 
 
 def test_a_run_that_ended_half_way_resumes_to_the_same_bits(case: Case) -> None:
@@ -200,6 +204,11 @@ def _logits(model: Any, case: Case) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model.eval()(input_ids=torch.tensor([example.input_ids])).logits
     return logits
+
+
+def _adapter(model: Any) -> dict[str, Tensor]:
+    """Return the weights of the adapter by their names in ``model``."""
+    return {name: p.detach() for name, p in model.named_parameters() if ".lora_" in name}
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -14,18 +14,20 @@ from weitune import train
 from weitune.generate.sampling import Sampling
 from weitune.recipe.load import dump_recipe
 
-FAMILIES = *HYBRID, "nemotron_h_dense"
-RECURRENT = "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1", "granitemoehybrid", "nemotron_h"
+RECURRENT = (
+    "qwen3_5_text", "qwen3_next", "lfm2", "falcon_h1", "granitemoehybrid", "nemotron_h", "nemotron_h_dense",
+)  # fmt: skip
+"""All but nemotron_h, which its own modules train, have several examples in a row."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", HYBRID)
 def test_padding_of_a_batch_leaves_no_trace_in_a_state(family: str) -> None:
     engine = engine_of(family_model(family), template_of(family))
     asked, sampling = [conversation(question) for question in QUESTIONS], Sampling(max_new_tokens=12)
     assert engine.answers(asked, sampling) == [engine.answer(each, sampling) for each in asked]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", HYBRID)
 def test_a_state_is_carried_from_step_to_step(family: str) -> None:
     """As if the whole conversation were read again for every token."""
     engine = engine_of(family_model(family), template_of(family))

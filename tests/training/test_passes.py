@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -9,15 +10,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.families import save_family
 from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
 from weitune.data.pack import pack
 from weitune.data.pad import pad
+from weitune.data.schedule import Plan
 from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses
+from weitune.model.fast.experts import routed
+from weitune.model.load.weights import load_model
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Train
+from weitune.training import build
 from weitune.training.optim import make_optimizer
 from weitune.training.passes import GraphPasses, Passes
 
@@ -60,3 +66,22 @@ def test_gradients_of_all_that_is_trained_are_clipped_together() -> None:
         norms = torch.stack([parameter.grad.norm() for parameter in trained])
         assert float(norms.norm()) == pytest.approx(min(length, 1.0), rel=1e-4)
         passes.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("family", "grouped", "recorded"),
+    [("qwen3", False, True), ("qwen3_moe", False, False), ("qwen3_moe", True, True), ("lfm2", False, False)],
+)
+def test_only_passes_that_can_be_recorded_are(
+    family: str, grouped: bool, recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of recurrent layers nor those that count the rows of experts on the host."""
+    monkeypatch.setattr(build, "can_record", lambda _: True)
+    monkeypatch.setattr(build, "CudaGraphPasses", create_autospec(CudaGraphPasses))
+    monkeypatch.setattr(routed, "can_group", lambda *_: grouped)
+    loaded = load_model(str(save_family(tmp_path, family)), precision="fp32", device="cpu")
+    trainable = build.make_trainable(loaded, Lora(), seed=1, base="tiny")
+    examples = examples_with_forks(4, vocabulary=400)
+    plan, accelerator = Plan(len(examples), 2, epochs=1, seed=3), Accelerator(cpu=True)
+    loop = build.make_loop(trainable, Train(), examples, plan, accelerator=accelerator)
+    assert isinstance(loop.passes, GraphPasses) is recorded

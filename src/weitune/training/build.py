@@ -187,7 +187,8 @@ def make_loop(
     graphs = None
     alone = accelerator.num_processes == 1 and not sharded  # what processes send each other cannot be in a graph
     alike = not trainable.capabilities.why_not  # recurrent layers cut every row into other chunks
-    if alone and alike and trainable.blocks is not None and can_record(loaded.model):
+    blocks = trainable.blocks
+    if alone and alike and blocks is not None and can_record(loaded.model) and not blocks.waits_for(loaded.device):
         graphs = CudaGraphPasses(supervised, trainable.graph_tokens(memory.recompute))
     model = averaging_adapters(supervised) if sharded else accelerator.prepare_model(supervised, device_placement=False)
     optimizer = make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio)

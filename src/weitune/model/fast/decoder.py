@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.block import run_block, run_recomputed
 from weitune.model.fast.channel.per_layer import PerLayerInput, per_layer_name, read_per_layer_embeddings
+from weitune.model.fast.channel.side_by_side import SideBySide
 from weitune.model.fast.dropout import DropoutDraws
+from weitune.model.fast.experts.mixture import Mixture
 from weitune.model.fast.matmul import lay_by_columns
 from weitune.model.fast.norm import Norm, read_norm
 from weitune.model.fast.packed import can_be_packed
@@ -98,6 +100,13 @@ class BlockDecoder:
         modules = [self.module.layers, *(self._per_layer.modules if self._per_layer else ())]
         parameters = (parameter for module in modules for parameter in module.parameters())
         return all(id(each) in trained for each in parameters if each.requires_grad)
+
+    def waits_for(self, device: torch.device) -> bool:
+        """Return whether a pass on ``device`` waits for numbers that it has computed: the rows of each expert."""
+        branches = [branch for block in self.parts for branch in block.branches]
+        branches += [inner for each in branches if isinstance(each.mixer, SideBySide) for inner in each.mixer.branches]
+        routed = [branch.mixer.routed for branch in branches if isinstance(branch.mixer, Mixture)]
+        return not all(each.can_group(device, self.dtype) for each in routed)
 
     def lay_out(self) -> None:
         """Store matrices by columns where oneDNN multiplies slices of their columns, those of down."""

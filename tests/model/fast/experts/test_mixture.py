@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -118,17 +119,8 @@ class ExactRouter(torch.nn.Module):
         return weights, index
 
 
-def in_float64(mixture: Mixture) -> Mixture:
-    router = replace(mixture.routed.router, module=ExactRouter(mixture.routed.router.experts), arguments=())
-    return replace(mixture, routed=replace(mixture.routed, router=router))
-
-
-@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "llama4_text"])
-def test_gradcheck(family: str) -> None:
-    model = model_of(family, adapted=True, r=2)
-    mixture = in_float64(mixture_of(model)[1])
-    model.double()
+def assert_gradients_are_slopes(mixture: Mixture) -> None:
+    """Compare the gradients of a mixture in float64 with differences."""
     x, _ = rows(5, torch.float64)
 
     class Mixed(torch.autograd.Function):
@@ -144,7 +136,43 @@ def test_gradcheck(family: str) -> None:
             grad_x, others = ctx.mixer_pass.backward(grads[0], *ctx.save, retain=True, needs_input=True)
             return grad_x, *others
 
-    assert torch.autograd.gradcheck(Mixed.apply, (x, *mixture.parameters), fast_mode=True)
+    assert torch.autograd.gradcheck(Mixed.apply, (x, *mixture.parameters), atol=1e-9, fast_mode=True)
+
+
+def in_float64(mixture: Mixture) -> Mixture:
+    router = replace(mixture.routed.router, module=ExactRouter(mixture.routed.router.experts), arguments=())
+    return replace(mixture, routed=replace(mixture.routed, router=router))
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "llama4_text"])
+def test_gradcheck(family: str) -> None:
+    model = model_of(family, adapted=True, r=2)
+    mixture = in_float64(mixture_of(model)[1])
+    model.double()
+    assert_gradients_are_slopes(mixture)
+
+
+class Doubled:
+    """torch, in which numbers of 32 bits have 64."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_gradcheck_with_the_routers_of_the_families(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Softmax before the choice and after it; sigmoids with corrections, in groups."""
+    model = model_of(family, adapted=True, r=2)
+    _, mixture = mixture_of(model)
+    model.double()
+    router = mixture.routed.router
+    monkeypatch.setattr(sys.modules[type(router.module).__module__], "torch", Doubled())
+    assert all(each.dtype in (torch.float64, torch.int64) for each in router.module(rows(5, torch.float64)[0]))
+    assert_gradients_are_slopes(mixture)
 
 
 @pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
@@ -159,6 +187,19 @@ def test_rounded_rows_and_grouped_products_change_nothing(family: str, monkeypat
         assert_close(results_of_pass(mixture, x, weights), plain, 1e-5)
     monkeypatch.setattr(routed, "can_group", lambda *_: True)
     assert_close(results_of_pass(mixture, x, weights), plain, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "counts"), [("qwen3", False), ("qwen3_moe", True), ("gemma4_text_26b", True), ("granitemoehybrid", True)]
+)
+def test_a_pass_waits_for_the_rows_of_experts_that_cannot_be_grouped(
+    family: str, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = BlockDecoder.from_model(family_model(family))
+    assert blocks is not None
+    assert blocks.waits_for(torch.device("cpu")) == counts
+    monkeypatch.setattr(routed, "can_group", lambda *_: True)
+    assert not blocks.waits_for(torch.device("cpu"))
 
 
 def test_sizes_of_rounded_rows_are_few_and_little_larger(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,10 @@ class RoutedExperts:
     def parameters(self) -> list[nn.Parameter]:
         return self.gate_up.parameters + self.down.parameters
 
+    def can_group(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether all experts are multiplied at once there; otherwise the host counts the rows of each."""
+        return can_group(device, dtype, (*self.gate_up.weight.shape[1:], *self.down.weight.shape[1:]))
+
     def begin(self, context: BlockContext) -> RoutedPass:
         return RoutedPass(self, context.keep_feed_forward)
 
@@ -85,7 +89,7 @@ class RoutedPass:
         with torch.no_grad():
             weights, index = mixer.router.route(x)
         x = mixer.norm.forward(x)[0] if mixer.norm else x
-        grouped = can_group(x.device, x.dtype, (*mixer.gate_up.weight.shape[1:], *mixer.down.weight.shape[1:]))
+        grouped = mixer.can_group(x.device, x.dtype)
         sorted_rows = sort_rows(index, mixer.router.experts, x.dtype, grouped=grouped)
         saved = SavedExperts(sorted_rows, sorted_rows.sort(weights), [])
         gate_up_pass, down_pass = (MatricesPass(each, sorted_rows, x.dtype) for each in (mixer.gate_up, mixer.down))
