@@ -115,6 +115,13 @@ def test_with_preferences_the_rates_and_lengths_of_a_preset_for_dialogues_do_not
     assert load_recipe(name, {**more, **given, "train.learning_rate": 3e-5}).train.learning_rate == 3e-5
 
 
+@pytest.mark.parametrize("method", ["orpo", "simpo", "cpo"])
+def test_a_method_without_a_default_of_its_own_takes_the_value_of_the_preset(method):
+    recipe = load_recipe("demo", {"preference": method})
+    assert recipe.lora.dropout == load_recipe("demo").lora.dropout == 0.05
+    assert recipe.train.learning_rate == 1e-5
+
+
 def test_a_preset_without_a_model_asks_for_one():
     with pytest.raises(RecipeError, match="model"):
         load_recipe("fast")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from weitune.errors import RecipeError
 from weitune.messages import joined, say
-from weitune.recipe.preference import OWN_DEFAULTS
+from weitune.recipe.preference import MethodOrPreference, Preference, recipe_defaults
 from weitune.recipe.problems import explain, kind
 from weitune.recipe.schema import Recipe
 
@@ -121,10 +121,24 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
     The presets are made for dialogues. With preferences, keys that then have other defaults are not taken from them.
     """
     tree = read_recipe_file(name) if name else {}
-    if name and not Path(name).is_file() and any(key.split(".")[0] == "preference" for key in overrides or {}):
-        for section, key in (dotted.split(".") for dotted in OWN_DEFAULTS):
-            tree.get(section, {}).pop(key, None)
+    preference = _preference_in(overrides or {})
+    if name and not Path(name).is_file() and preference is not None:
+        for group, defaults in recipe_defaults(preference).items():
+            for key in defaults:
+                tree.get(group, {}).pop(key, None)
     return build_recipe(tree, overrides)
+
+
+def _preference_in(overrides: Mapping[str, Any]) -> Preference | None:
+    """Return the group ``preference`` that ``overrides`` give; None if there is none, or if it is not valid."""
+    tree: dict[str, Any] = {}
+    for dotted, value in overrides.items():
+        _put(tree, dotted.split("."), value)
+    try:
+        given: Preference | None = TypeAdapter(MethodOrPreference | None).validate_python(tree.get("preference"))
+    except ValidationError:
+        return None  # validating the whole recipe says what is wrong
+    return given
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -19,8 +19,6 @@ METHOD_DEFAULTS: Mapping[Method, Mapping[str, float]] = {"simpo": {"beta": 2.0},
 """Defaults of a method's own, by key."""
 LEARNING_RATE = 1e-5
 MAX_LENGTH_TOKENS = 2048
-OWN_DEFAULTS = ("train.learning_rate", "tokens.max_length", "lora.dropout")
-"""Keys of the recipe that have other defaults with preferences (:func:`with_defaults`)."""
 S = TypeVar("S", bound=Section | str)
 
 
@@ -108,13 +106,18 @@ MethodOrPreference = Annotated[
 ]
 
 
-def with_defaults(section: S, preference: Preference | None) -> S:
-    """Return ``section``, a group of the recipe, with the defaults that ``preference`` has for keys not given."""
+def recipe_defaults(preference: Preference) -> dict[str, dict[str, float]]:
+    """Return the keys of the recipe that have other defaults with ``preference``, with these, by their group."""
+    defaults: dict[str, dict[str, float]] = {
+        "tokens": {"max_length": MAX_LENGTH_TOKENS},
+        "train": {"learning_rate": LEARNING_RATE},
+    }
+    return defaults | {"lora": {"dropout": 0.0}} if preference.has_reference else defaults
+
+
+def with_defaults(name: str, section: S, preference: Preference | None) -> S:
+    """Return ``section``, the recipe's group ``name``, with the defaults of ``preference`` for keys not given."""
     if preference is None or isinstance(section, str):
         return section
-    defaults: dict[str, float] = {"learning_rate": LEARNING_RATE, "max_length": MAX_LENGTH_TOKENS}
-    if preference.has_reference:
-        defaults["dropout"] = 0.0
-    fields = type(section).model_fields
-    due = {key: value for key, value in defaults.items() if key in fields and key not in section.model_fields_set}
-    return section.model_copy(update=due)
+    defaults = recipe_defaults(preference).get(name, {})
+    return section.model_copy(update={k: v for k, v in defaults.items() if k not in section.model_fields_set})

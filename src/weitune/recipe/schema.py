@@ -241,7 +241,7 @@ class Recipe(Section):
     @field_validator("tokens", "lora", "train")
     @classmethod
     def _defaults_of_preference(cls, value: Any, info: ValidationInfo) -> Any:
-        return with_defaults(value, info.data.get("preference"))
+        return with_defaults(str(info.field_name), value, info.data.get("preference"))
 
     @field_validator("train")
     @classmethod
