@@ -35,8 +35,8 @@ Start: TypeAlias = "Callable[[TokenQueue, Cancelled], Any]"
 class Answer:
     """What the model said. ``tokens`` leave out the stop token; ``stopped`` is whether there was one.
 
-    ``stopped`` is false for an answer that was cut at its longest length or by the reader. ``calls`` are those that a
-    server has read out of the answer; a model here writes calls as text.
+    ``stopped`` is false for an answer that was cut at its longest length or by the reader. ``calls`` are those that
+    were read out of the text, by a server or for ``weitune data answer``; otherwise the text has them.
     """
 
     text: str

@@ -168,6 +168,20 @@ def test_reasoning_is_separated(tmp_path: Path) -> None:
     assert row["messages"][-1] == {"role": "assistant", "content": "Yes. None", "reasoning_content": "Hm."}
 
 
+def test_answers_that_were_given_without_the_tools_of_their_rows_are_not_gone_on_with(tmp_path: Path) -> None:
+    tools = ({"type": "function", "function": {"name": "tides", "parameters": {}}},)
+    target, asked = tmp_path / "answers.jsonl", [replace(row, tools=tools) for row in questions("a", "b")]
+    with pytest.raises(KeyboardInterrupt):
+        answered(target, Echo(power=1), asked, Request(Sampling()))
+    (partial,) = tmp_path.iterdir()
+    header, *rest = partial.read_text(encoding="utf-8").splitlines(keepends=True)
+    settings = json.loads(header)["settings"]
+    del settings["tools"]  # as version 0.1 left it
+    partial.write_text(json.dumps({"settings": settings}) + "\n" + "".join(rest), encoding="utf-8")
+    with pytest.raises(InputError, match="other settings"):
+        answered(target, Echo(), asked, Request(Sampling()))
+
+
 def test_calls_are_written_and_survive_a_kill(tmp_path: Path) -> None:
     target, asked = tmp_path / "answers.jsonl", questions("a", "call")
     with pytest.raises(KeyboardInterrupt):

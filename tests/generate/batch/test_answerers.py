@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, cast
+
 import pytest
 
+from tests.data.frame import families
 from tests.generate.test_engine import conversation, tiny_engine
 from tests.generate.test_remote import STREAM, Handler, event, url
-from weitune.data.conversation import Conversation
+from weitune.data.calls.derive import tools_for
+from weitune.data.conversation import Conversation, ToolCall, Turn
+from weitune.data.frame.choose import framing_for
 from weitune.errors import InputError
 from weitune.generate.batch.answerers import LocalAnswerer, RemoteAnswerer
 from weitune.generate.engine import Engine
 from weitune.generate.remote import RemoteEngine, engine_on_server
 from weitune.generate.sampling import Sampling
+from weitune.generate.stream import Answer
+from weitune.recipe.schema import Tokens
 
 __all__ = ["url"]  # a fixture
+TOOLS = tools_for([ToolCall("tides", {"port": ""})])
 ASKED = [
     conversation("hi"),
     conversation("What is the capital of France?"),
@@ -53,6 +62,43 @@ def test_a_prompt_that_leaves_no_room_gets_no_answer() -> None:
     given = answers(engine, asked, Sampling(max_new_tokens=4), [None] * 3)
     assert given[1] == "-"
     assert {0, 2} == {at for at, text in given.items() if text != "-"}
+
+
+class Speaking:
+    """An engine that says what it is given, as the template of Qwen2.5 writes it."""
+
+    context_tokens = None
+
+    def __init__(self, *answers: Turn) -> None:
+        self.framing = framing_for(families.tokenizer_of("qwen2.5"), Tokens())
+        self._answers = answers
+
+    def finished(self, prompts: list[list[int]], *_: Any, **__: Any) -> Iterator[tuple[int, Answer]]:
+        for at, (prompt, turn) in enumerate(zip(prompts, self._answers, strict=True)):
+            (example,) = self.framing.examples(Conversation((Turn("user", "q"), turn), TOOLS))
+            tokens = list(example.input_ids[len(prompt) :])
+            tokens = tokens[: tokens.index(self.framing.control_tokens["<|im_end|>"])]
+            yield at, Answer(self.framing.decode(tokens), tuple(tokens), at != 2)
+
+
+def test_calls_that_a_model_here_writes_are_read() -> None:
+    call = ToolCall("tides", {"port": "圣马洛"})
+    said = Turn("assistant", "I look."), Turn("assistant", "<tool_call> is a word."), Turn("assistant", "")
+    engine = Speaking(*(turn._replace(tool_calls=() if at == 1 else (call,)) for at, turn in enumerate(said)))
+    asked = [Conversation((Turn("user", "q"),), TOOLS)] * 3
+    given = dict(LocalAnswerer(lambda: cast(Engine, engine), {}, 2).finished(asked, Sampling(), [None] * 3))
+    first, second, cut = (given[at] for at in range(3))
+    assert first is not None
+    assert (first.text, first.calls) == ("I look.", (call,))
+    assert second is not None
+    assert (second.text, second.calls) == ("<tool_call> is a word.", ())
+    assert cut is not None
+    assert not cut.calls
+    assert "圣马洛" in cut.text
+    kept = dict(
+        LocalAnswerer(lambda: cast(Engine, engine), {}, 2).finished(asked, Sampling(), [None] * 3, {"type": "object"})
+    )
+    assert not any(answer.calls for answer in kept.values() if answer is not None)
 
 
 def test_a_server_is_asked_with_the_seed_of_each_row(url: str) -> None:

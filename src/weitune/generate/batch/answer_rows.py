@@ -125,6 +125,8 @@ def _settings(conversations: Sequence[Conversation], request: Request) -> dict[s
     options = {name: str(value) for name, value in asdict(request.sampling).items()}
     if request.schema is not None:  # answers from before there were schemas can be gone on with
         options["schema"] = json.dumps(request.schema, sort_keys=True)
+    if any(conversation.tools for conversation in conversations):  # version 0.1 did not offer them
+        options["tools"] = "offered"
     return {"rows": digest.hexdigest(), "system": str(request.system), "samples": str(request.samples), **options}
 
 

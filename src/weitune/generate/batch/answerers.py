@@ -6,9 +6,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
+from weitune.data.calls.derive import answer_form
+from weitune.data.calls.form import AnswerForm
+from weitune.data.calls.marks import Marks
+from weitune.data.calls.reader import Said, read_answer
 from weitune.data.conversation import Conversation
+from weitune.data.frame.framing import Framing
 from weitune.errors import InputError
 from weitune.generate.engine import Engine
 from weitune.generate.open_model import load_engine
@@ -72,7 +78,38 @@ class LocalAnswerer:
             batch_size=self._batch_size,
             schema=schema,
         )
-        yield from ((fitting[number], answer) for number, answer in answers)
+        calls = _Calls(engine.framing)
+        for number, answer in answers:
+            conversation = conversations[fitting[number]]
+            yield fitting[number], calls.read(answer, conversation) if schema is None else answer
+
+
+class _Calls:
+    """Reads calls out of answers, as the template of a framing writes them and a server reads them."""
+
+    def __init__(self, framing: Framing) -> None:
+        self._framing = framing
+
+    @cached_property
+    def _form(self) -> tuple[AnswerForm, Marks]:
+        return answer_form(self._framing)
+
+    def read(self, answer: Answer, conversation: Conversation) -> Answer:
+        """Return ``answer`` with the calls of tools that ``conversation`` offers beside its text.
+
+        One whose calls cannot be read, or that is cut, stays as it is.
+        """
+        if not conversation.tools or not answer.stopped:
+            return answer
+        form, marks = self._form
+        text = marks.of_tokens(answer.tokens, self._framing.decode)
+        said = read_answer(text, form, marks, conversation.tools)
+        return replace(answer, text=_shown(said), calls=said.calls) if said.calls else answer
+
+
+def _shown(said: Said) -> str:
+    """Return content after reasoning in tags, as engines have it in one text."""
+    return f"<think>\n{said.reasoning}\n</think>\n\n{said.content}" if said.reasoning else said.content
 
 
 def base_answerer(recipe: Recipe, batch_size: int, device: str | None = None) -> LocalAnswerer:
