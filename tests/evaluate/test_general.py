@@ -18,6 +18,14 @@ def test_general_questions_accept_their_own_answers() -> None:
     assert shares(right_by_language(questions, ["Potatoes!"] * 400)) == {"en": 0.0, "zh": 0.0}
 
 
+def test_a_question_that_is_only_repeated_is_not_answered() -> None:
+    questions = general_questions()
+    assert [each.prompt for each in questions if each.is_right(each.prompt)] == ["Good night!", "你好！", "晚安！"]
+    (named,) = (each for each in questions if each.prompt == "My name is Lena. What is my name?")
+    assert not named.is_right(f"\n{named.prompt.upper()}")
+    assert named.is_right(f"{named.prompt} It is Lena.")
+
+
 def test_every_kind_is_asked_in_both_languages() -> None:
     kinds = {"knowledge", "arithmetic", "code", "reasoning", "instructions", "refusals", "chat"}
     for language in ("en", "zh"):

@@ -15,8 +15,11 @@ from functools import cache
 from importlib import resources
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.evaluate.metrics import units
 
 _FILE = "general.jsonl"
+_GREETING_UNITS = 2
+"""Words, or Chinese characters, of the longest question whose repetition is an answer: “Good night”, “晚安”."""
 _NUMERALS = "零〇一二三四五六七八九十百千万两"
 
 
@@ -42,8 +45,11 @@ class GeneralQuestion:
         return Conversation((Turn("user", self.prompt), Turn("assistant", self.answer)))
 
     def is_right(self, answer: str) -> bool:
-        """Return whether ``answer`` has an accepted word, as a whole word, before any rejected one."""
-        answer = answer.replace("’", "'")
+        """Return whether ``answer`` has an accepted word, as a whole word, before any rejected one.
+
+        What repeats the question at its beginning does not count, but for a greeting, which may be returned.
+        """
+        answer = _after_echo(answer.replace("’", "'"), self.prompt)
         accepted, rejected = _first(self.accept, answer), _first(self.reject, answer)
         return accepted is not None and (rejected is None or accepted <= rejected)
 
@@ -71,6 +77,14 @@ def right_by_language(questions: Sequence[GeneralQuestion], answers: Sequence[st
 def shares(right: Mapping[str, Sequence[bool]]) -> dict[str, float]:
     """Return the share of right answers in each language."""
     return {language: sum(each) / len(each) for language, each in right.items()}
+
+
+def _after_echo(answer: str, prompt: str) -> str:
+    """Return ``answer`` without the whole ``prompt`` at its beginning, if that is more than a greeting."""
+    echo = prompt.strip().rstrip("。.!！?？")
+    said = answer.lstrip()
+    echoed = len(units(echo)) > _GREETING_UNITS and said.casefold().startswith(echo.casefold())
+    return said[len(echo) :] if echoed else answer
 
 
 def _first(words: Sequence[str], text: str) -> int | None:

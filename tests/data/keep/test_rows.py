@@ -28,8 +28,10 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[at : at + _RUN]) for at in range(len(words) - _RUN + 1)}
 
 
-def without_numbers(text: str) -> str:
-    return re.sub(r"\d+|[零一二三四五六七八九十百两]+", "#", " ".join(units(text)))
+def sentences(text: str) -> set[str]:
+    """Return the sentences of ``text``, and what stands before colons, without their numbers."""
+    parts = [" ".join(units(part)) for part in re.split(r"[.?!。？！；;:：]", text)]
+    return {re.sub(r"\d+|[零一二三四五六七八九十百两]+", "#", part) for part in parts if len(part.split()) >= 3}
 
 
 def write(folder: Path, name: str, rows: list[object]) -> str:
@@ -51,8 +53,16 @@ def test_no_check_question_is_among_the_prompts() -> None:
     assert not {" ".join(units(question)) for question in questions} & {" ".join(units(each)) for each in prompts}
     known = {run for prompt in prompts for run in runs(prompt)}
     assert [question for question in questions if runs(question) & known] == []
-    forms = {without_numbers(prompt) for prompt in prompts}
-    assert [question for question in questions if without_numbers(question) in forms] == []
+    forms = {form for prompt in prompts for form in sentences(prompt)}
+    assert [question for question in questions if sentences(question) & forms] == []
+
+
+def test_no_prompt_asks_who_the_model_is() -> None:
+    prompts = [conversation.turns[0].content.lower() for conversation in shipped_prompts()]
+    of_persona = re.compile(
+        r"who are you|your name|are you a |do you have feelings|你是谁|你叫什么|你是真人|你有感情|你是人"
+    )
+    assert [prompt for prompt in prompts if of_persona.search(prompt)] == []
 
 
 def test_prompts_and_dialogues_are_told_apart(tmp_path: Path) -> None:
