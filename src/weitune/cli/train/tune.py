@@ -11,6 +11,7 @@ import click
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.cli.shared.status import began, status_options, tell
+from weitune.files.paths import user_path
 from weitune.messages import say
 from weitune.shell import shell_command
 
@@ -35,8 +36,9 @@ def command(
     """Find the learning rate of a recipe by trying some on a part of its steps.
 
     RECIPE and options are those of `weitune train`; --output is the folder of the search, `tunes/<time>` if not given.
-    The model is loaded once, and every trial trains a fresh adapter. `best.yaml` in that folder is the recipe with the
-    settings found, `tune.html` has every trial. Rows that the recipe does not hold out are held out here, 5 %.
+    The recipe's own `output` stays the folder of its run. The model is loaded once, and every trial trains a fresh
+    adapter. `best.yaml` in the folder is the recipe with the settings found, `tune.html` has every trial. Rows that the
+    recipe does not hold out are held out here, 5 %.
     """
     names = [name.strip() for name in also.split(",") if name.strip()]
     overrides = overrides_from(options)
@@ -52,6 +54,7 @@ def command(
 
         if recipe is None and not overrides:
             raise click.UsageError(say("cli.tune.nothing_given"))
+        named = overrides.pop("output", None)
         built = load_recipe(recipe, overrides)
 
     from weitune.training.signals import StopRequest, stop_requests
@@ -68,10 +71,9 @@ def command(
             if resume_from is not None:
                 found = resume(resume_from, view=view, device=device, stop=stop)
             else:
-                folder = Path(built.output) if built.output else default_folder()
+                folder = user_path(named) if named else default_folder()
                 tell(folder=str(folder))
-                plain = built.model_copy(update={"output": None})
-                found = tune(plain, folder, also=names, budget=budget, view=view, device=device, stop=stop)
+                found = tune(built, folder, also=names, budget=budget, view=view, device=device, stop=stop)
     best = found.folder / BEST
     tell(folder=str(found.folder), best=asdict(found.best), loss=found.loss)
     done = say("cli.tune.done", best=found.best, loss=found.loss, command=shell_command("train", best))
