@@ -38,3 +38,9 @@ def test_the_recipes_output_stays_that_of_its_run(
     assert best.parent == tmp_path / "search" if named else best.parent.parent == tmp_path / "tunes"
     assert yaml.safe_load(best.read_text(encoding="utf-8"))["output"] == str(tmp_path / "own")
     assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize("option", [["--budget", "3"], ["--budget", "1.0"], ["--also", "r"], ["--output", "x"]])
+def test_a_search_goes_on_as_it_began(option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", "--resume", str(tmp_path), *option]) == 2
+    assert "give no others" in capsys.readouterr().err

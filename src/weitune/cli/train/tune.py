@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
@@ -30,8 +31,16 @@ from weitune.shell import shell_command
 @training_device_option
 @recipe_options
 @status_options()
+@click.pass_context
 def command(
-    recipe: str | None, also: str, budget: float, resume_from: Path | None, device: str | None, **options: Any
+    context: click.Context,
+    /,
+    recipe: str | None,
+    also: str,
+    budget: float,
+    resume_from: Path | None,
+    device: str | None,
+    **options: Any,
 ) -> None:
     """Find the learning rate of a recipe by trying some on a part of its steps.
 
@@ -47,7 +56,8 @@ def command(
     if unknown := [name for name in names if name not in ALSO]:
         known = ", ".join(ALSO)
         raise click.BadParameter(say("cli.tune.unknown", name=unknown[0], known=known), param_hint="--also")
-    if resume_from is not None and (recipe is not None or overrides or names):
+    given = context.get_parameter_source("budget") is ParameterSource.COMMANDLINE
+    if resume_from is not None and (recipe is not None or overrides or names or given):
         raise click.UsageError(say("cli.tune.recipe_with_resume"))
     if resume_from is None:
         from weitune.recipe.load import load_recipe
