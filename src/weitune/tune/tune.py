@@ -139,11 +139,11 @@ def _search(
         guess = first_rate_of(recipe, width, plan.steps, plan.steps_per_epoch)
         search = Search(recipe, len(inputs.examples), guess, settings.also, settings.budget)
         trials = Trials(loaded, inputs)
-        waiting, rung = search.first(), 1
+        waiting = search.first()
         _settle(trials, waiting, folder, settings, view)
-        losses: dict[Candidate, float] = {}
+        past: list[dict[Candidate, float]] = []
         while waiting:
-            losses = {}
+            losses: dict[Candidate, float] = {}
             for number, trial in enumerate(waiting, 1):
                 outcome = done.get(trial)
                 if outcome is None:
@@ -156,8 +156,9 @@ def _search(
                         raise Interrupted("tune.tune.stopped", reason=stop.reason, command=_command(folder))
                 view.tried(outcome)
                 losses[trial.candidate] = outcome.loss
-            waiting, rung = search.after(rung, losses), rung + 1
-        return _write(folder, search, losses, list(done.values()))
+            past.append(losses)
+            waiting = search.after(past)
+        return _write(folder, search, past[-1], list(done.values()))
 
 
 def _keeping_precision(recipe: Recipe, environment: Mapping[str, Any]) -> Recipe:
