@@ -142,15 +142,20 @@ class Trials:
         if self._trainable is None or rank != self._rank:
             self._attach(recipe)
             self._rank = rank
+        self._restore()
         assert self._trainable is not None  # noqa: S101  (for mypy)
+        return self._trainable
+
+    def _restore(self) -> None:
+        """Give everything that is trained the values that it starts with."""
         with torch.no_grad():
             for name, parameter in self._trained().items():
                 parameter.copy_(self._start[name])
                 parameter.grad = None
-        return self._trainable
 
     def _attach(self, recipe: Recipe) -> None:
         if self._trainable is not None:
+            self._restore()  # PEFT leaves the trained copies of modules_to_save in place of the base's
             adapted: Any = self._trainable.trained.model
             self._loaded = replace(self._loaded, model=adapted.unload())
             self._loaded.model.requires_grad_(False)
