@@ -186,6 +186,14 @@ class Search:
                 yield changed
 
 
+def epochs_cut_off(recipe: Recipe, examples: int, also: Sequence[str]) -> bool:
+    """Return whether ``train.max_steps`` ends every candidate before its epochs do, which then make no difference."""
+    own, most = Candidate.of(recipe), recipe.train.max_steps
+    fewest = min(_near(own.epochs))
+    largest = max(_near(own.batch_size)) if "batch_size" in also else own.batch_size
+    return most is not None and -(-examples // largest) * fewest >= most
+
+
 def ranked(losses: Mapping[Candidate, float]) -> list[Candidate]:
     """Return the candidates, the best first: by loss and, of those that are as good as the best, by rate."""
     finite = {each: loss for each, loss in losses.items() if math.isfinite(loss)}

@@ -15,7 +15,7 @@ from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.load import dump_recipe
-from weitune.recipe.schema import TAKEN_FROM_BASE, Recipe
+from weitune.recipe.schema import TAKEN_FROM_BASE, Lora, Recipe
 from weitune.run.lock import run_lock
 from weitune.run.machine import machine_changes
 from weitune.run.names import EVENTS
@@ -28,7 +28,7 @@ from weitune.training.signals import StopRequest, heeding_stop_file, stop_reques
 from weitune.tune import folder as folders
 from weitune.tune.folder import BEST, PAGE, SETTINGS, Settings
 from weitune.tune.page import reasons, tune_page
-from weitune.tune.search import Candidate, Search, Trial, ranked
+from weitune.tune.search import Candidate, Search, Trial, epochs_cut_off, ranked
 from weitune.tune.trials import Outcome, Trials
 
 HELD_OUT = 0.05
@@ -76,6 +76,8 @@ def tune(
     view = view or View()
     with _heeding(folder, stop) as asked:
         inputs = collect_inputs(recipe, view)
+        if "epochs" in also and epochs_cut_off(inputs.recipe, len(inputs.examples), also):
+            raise RecipeError("tune.tune.epochs_cut_off", steps=recipe.train.max_steps)
         settings = Settings(list(also), budget, inputs.basis)
         folders.create(folder, inputs.recipe, settings)
         return _search(inputs, folder, settings, view, device, asked)
@@ -122,10 +124,20 @@ def _searchable(recipe: Recipe, also: Sequence[str]) -> Recipe:
         raise RecipeError("tune.tune.not_sharded")
     if recipe.preference:
         raise RecipeError("tune.tune.no_preference")
-    if "r" in also and recipe.adapter and recipe.adapter.init in TAKEN_FROM_BASE:
-        raise RecipeError("tune.tune.rank_taken_from_base", init=recipe.adapter.init)
+    if "r" in also:
+        _check_ranks(recipe.adapter)
     changed = {} if recipe.validation is not None else {"validation": HELD_OUT}
     return recipe.model_copy(update=changed)
+
+
+def _check_ranks(lora: Lora | None) -> None:
+    """Raise RecipeError unless adapters of several ranks can be compared."""
+    if lora is None:
+        raise RecipeError("tune.tune.no_rank")
+    if lora.init_from:
+        raise RecipeError("tune.tune.rank_of_another")
+    if lora.init in TAKEN_FROM_BASE:
+        raise RecipeError("tune.tune.rank_taken_from_base", init=lora.init)
 
 
 def _search(
