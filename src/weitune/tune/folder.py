@@ -43,6 +43,8 @@ class Settings:
     basis: Mapping[str, Any]
     environment: Mapping[str, Any] = field(default_factory=dict)
     """How trials are computed, as a run records it; empty until the first trial begins."""
+    held_out: bool = False
+    """Whether it is the search that holds rows out, not the recipe."""
 
 
 def default_folder() -> Path:

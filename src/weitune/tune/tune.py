@@ -72,13 +72,14 @@ def tune(
     Raises InputError (and leaves no folder) if the recipe, the data, the model or the folder are not in order,
     Interrupted after a stop, and otherwise what training raises.
     """
+    held_out = recipe.validation is None
     recipe = _searchable(recipe, also)
     view = view or View()
     with _heeding(folder, stop) as asked:
         inputs = collect_inputs(recipe, view)
         if "epochs" in also and epochs_cut_off(inputs.recipe, len(inputs.examples), also):
             raise RecipeError("tune.tune.epochs_cut_off", steps=recipe.train.max_steps)
-        settings = Settings(list(also), budget, inputs.basis)
+        settings = Settings(list(also), budget, inputs.basis, held_out=held_out)
         folders.create(folder, inputs.recipe, settings)
         return _search(inputs, folder, settings, view, device, asked)
 
@@ -144,6 +145,8 @@ def _search(
     inputs: RunInputs, folder: Path, settings: Settings, view: View, device: str | None, stop: StopRequest
 ) -> Found:
     recipe = inputs.recipe
+    if recipe.keep is not None:
+        view.say(say("tune.page.reason_keep"))
     with run_lock(folder):
         done = {outcome.trial: outcome for outcome in folders.outcomes(folder)}
         loaded = load_base(_keeping_precision(recipe, settings.environment), device)
@@ -170,7 +173,7 @@ def _search(
                 losses[trial.candidate] = outcome.loss
             past.append(losses)
             waiting = search.after(past)
-        return _write(folder, search, past[-1], list(done.values()))
+        return _write(folder, search, past[-1], list(done.values()), held_out=settings.held_out)
 
 
 def _keeping_precision(recipe: Recipe, environment: Mapping[str, Any]) -> Recipe:
@@ -199,12 +202,15 @@ def _settle(trials: Trials, first: Sequence[Trial], folder: Path, settings: Sett
         view.say(say("training.run.no_longer_packed"))
 
 
-def _write(folder: Path, search: Search, losses: dict[Candidate, float], outcomes: list[Outcome]) -> Found:
+def _write(
+    folder: Path, search: Search, losses: dict[Candidate, float], outcomes: list[Outcome], *, held_out: bool
+) -> Found:
     recipe = search.recipe
     best = ranked(losses)[0]
     if losses[best] == float("inf"):
         raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
-    text = "".join(f"# {line}\n" for line in reasons(best, losses, outcomes)) + "\n" + dump_recipe(search.found(best))
+    told = reasons(recipe, best, losses, outcomes, held_out=held_out)
+    text = "".join(f"# {line}\n" for line in told) + "\n" + dump_recipe(search.found(best))
     publish_bytes(text.encode(), folder / BEST)
-    publish_bytes(tune_page(recipe, best, losses, outcomes).encode(), folder / PAGE)
+    publish_bytes(tune_page(recipe, best, losses, outcomes, held_out=held_out).encode(), folder / PAGE)
     return Found(folder, best, losses[best], outcomes)
