@@ -1,4 +1,4 @@
-"""The long form of tests/tune/test_tune.py: searches that are killed at any instant and go on to the same bits."""
+"""The long form of tests/faults/test_searches.py: searches killed at any instant, which go on to the same bits."""
 
 from __future__ import annotations
 

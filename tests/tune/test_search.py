@@ -24,7 +24,7 @@ def loss_of(candidate: Candidate) -> float:
 
 def whole(search: Search) -> list[list[Trial]]:
     rungs = [search.first()]
-    while trials := search.after(len(rungs), {trial.candidate: loss_of(trial.candidate) for trial in rungs[-1]}):
+    while trials := search.after([{trial.candidate: loss_of(trial.candidate) for trial in rung} for rung in rungs]):
         rungs.append(trials)
     return rungs
 
@@ -62,7 +62,7 @@ def test_later_rungs_train_longer() -> None:
 def test_the_best_go_on() -> None:
     search = Search(recipe(), 3500, 8e-4)
     losses = {trial.candidate: loss_of(trial.candidate) for trial in search.first()}
-    following = {trial.candidate for trial in search.after(1, losses)}
+    following = {trial.candidate for trial in search.after([losses])}
     assert following == set(ranked(losses)[:3])
 
 
@@ -72,9 +72,26 @@ def test_a_rate_at_an_end_is_gone_beyond(best: object, factor: float) -> None:
     rates = [trial.candidate.learning_rate for trial in search.first()]
     end = best(rates)  # type: ignore[operator]
     losses = {trial.candidate: 3 + abs(math.log(trial.candidate.learning_rate / end)) for trial in search.first()}
-    following = [trial.candidate.learning_rate for trial in search.after(1, losses)]
+    following = [trial.candidate.learning_rate for trial in search.after([losses])]
     assert following[0] == end
     assert following[-1] == pytest.approx(factor * end, rel=0.05)
+
+
+@pytest.mark.parametrize(("best", "following"), [(2e-4, [2e-4, 4e-4]), (8e-4, [8e-4, 4e-4]), (1.6e-3, [1.6e-3, 8e-4])])
+def test_a_rate_that_a_rung_dropped_is_not_tried_in_place_of_the_second_best(
+    best: float, following: list[float]
+) -> None:
+    search = Search(recipe(), 3500, 8e-4)
+
+    def losses(rung: list[Trial], best: float) -> dict[Candidate, float]:
+        return {t.candidate: 3 + abs(math.log(t.candidate.learning_rate / best)) for t in rung}
+
+    first = losses(search.first(), 5e-4 if best < 1e-3 else 1e-3)
+    second = losses(search.after([first]), best)
+    assert len(first) == 6
+    assert best in {candidate.learning_rate for candidate in second}
+    third = [trial.candidate.learning_rate for trial in search.after([first, second])]
+    assert third == following
 
 
 def test_rates_that_are_as_good_are_taken_from_below() -> None:

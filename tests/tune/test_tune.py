@@ -12,9 +12,14 @@ import pytest
 from tests.faults.runs import Inputs, make_inputs
 from weitune import cli
 from weitune.errors import Interrupted, RecipeError, RunError
+from weitune.forecast.memory_estimate import LEAST_TOKENS
 from weitune.progress import Progress
 from weitune.recipe.load import load_recipe
+from weitune.recipe.schema import Recipe
 from weitune.run.names import EVENTS, RECIPE, STOP
+from weitune.training.build import make_loop
+from weitune.training.inputs import collect_inputs
+from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
 from weitune.tune.folder import SETTINGS, Settings, create, outcomes
 from weitune.tune.search import Trial
@@ -181,3 +186,72 @@ def test_preferences_are_refused(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="preference training"):
         tune(inputs.recipe(Path("unused"), **KEYS, preference="dpo"), tmp_path / "search", device="cpu")
     assert not (tmp_path / "search").exists()
+
+
+def test_all_trials_are_computed_alike_whatever_memory_is_free(
+    whole: Found, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes of a step are settled once, for the largest adapter, and kept when the search goes on."""
+    free, plans = [1 << 40], set()
+
+    def watched(*args: Any, **keys: Any) -> Loop:
+        loop = make_loop(*args, **keys)
+        plans.add(loop.memory)
+        free[0] = 1  # from here on there is none
+        return loop
+
+    monkeypatch.setattr("weitune.training.trainable.free_bytes", lambda device: free[0])
+    monkeypatch.setattr("weitune.tune.trials.make_loop", watched)
+    folder, stop = tmp_path / "search", StopRequest()
+    view = StopAfter(sum(len(each.losses) for each in whole.outcomes) // 2, stop)
+    recipe = inputs.recipe(Path("unused"), **KEYS)
+    with pytest.raises(Interrupted):
+        tune(recipe, folder, view=view, device="cpu", stop=stop)
+    recorded = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["environment"]
+    assert len(plans) == 1
+    resume(folder, device="cpu")
+    assert {plan.micro_tokens for plan in plans} == {recorded["micro_tokens"]}
+    assert recorded["micro_tokens"] > without_memory(recipe)
+    assert (recorded["precision"], recorded["device"]) == ("float32", "cpu")
+    assert losses(folder) == losses(whole.folder)
+
+
+def without_memory(recipe: Recipe) -> int:
+    """Return what ``train.micro_tokens: auto`` comes to where no memory is free."""
+    return max(LEAST_TOKENS, collect_inputs(recipe, View()).longest)
+
+
+def test_a_search_that_goes_on_keeps_its_precision_and_says_what_has_changed(inputs: Inputs, tmp_path: Path) -> None:
+    folder, stop = tmp_path / "search", StopRequest()
+    with pytest.raises(Interrupted):
+        tune(inputs.recipe(Path("unused"), **KEYS), folder, view=StopAfter(9, stop), device="cpu", stop=stop)
+    tree = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    tree["environment"] |= {"precision": "bfloat16", "processor": "another"}
+    (folder / SETTINGS).write_text(json.dumps(tree), encoding="utf-8")
+    view = Listening()
+    found = resume(folder, view=view, device="cpu")
+    assert "processor" in view.text
+    expected = tune(inputs.recipe(Path("unused"), **{**KEYS, "train.precision": "bf16"}), tmp_path / "x", device="cpu")
+    assert found.outcomes[-1].losses == expected.outcomes[-1].losses
+
+
+def test_a_search_of_a_version_that_did_not_record_how_it_computes_goes_on(
+    whole: Found, inputs: Inputs, tmp_path: Path
+) -> None:
+    folder, stop = tmp_path / "search", StopRequest()
+    with pytest.raises(Interrupted):
+        tune(inputs.recipe(Path("unused"), **KEYS), folder, view=StopAfter(9, stop), device="cpu", stop=stop)
+    tree = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    recorded = tree.pop("environment")
+    (folder / SETTINGS).write_text(json.dumps(tree), encoding="utf-8")
+    resume(folder, device="cpu")
+    assert losses(folder) == losses(whole.folder)
+    assert json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["environment"] == recorded
+
+
+class Listening(View):
+    def __init__(self) -> None:
+        self.text = ""
+
+    def say(self, line: str) -> None:
+        self.text += f"{line}\n"

@@ -11,6 +11,7 @@ from weitune.data.frame.framing import Framing
 from weitune.data.preference.values import Item
 from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import ModelError
+from weitune.forecast.device_memory import MemoryPlan
 from weitune.forecast.memory_estimate import MemoryEstimate, PassSize
 from weitune.forecast.memory_watch import PassNeed, load_if_it_fits
 from weitune.forecast.meta_model import build_meta_model
@@ -64,14 +65,8 @@ class PreparedRun:
 
     def environment(self) -> dict[str, Any]:
         """Return what ``environment.json`` says of the run, but for the forecast."""
-        loaded = self.trainable.loaded
         return {
-            **describe_machine(loaded.device),
-            "precision": str(loaded.dtype).removeprefix("torch."),
-            "shares_rows": self.trainable.capabilities.shares_rows,
-            "micro_tokens": self.loop.memory.micro_tokens,
-            "recompute": self.loop.memory.recompute,
-            "packed": self.loop.memory.packed,
+            **computed_with(self.trainable, self.loop.memory),
             "targets": self._recorded_targets(),
             **place_of_base(self.inputs.recipe),
             "basis": self.inputs.basis,
@@ -111,6 +106,19 @@ class PreparedRun:
     def _recorded_targets(self) -> dict[str, Any] | None:
         targets = self.trainable.targets
         return targets.record() if targets else None
+
+
+def computed_with(trainable: Trainable, memory: MemoryPlan) -> dict[str, Any]:
+    """Return what decides the last bits of results besides recipe and inputs: machine, precision, passes."""
+    loaded = trainable.loaded
+    return {
+        **describe_machine(loaded.device),
+        "precision": str(loaded.dtype).removeprefix("torch."),
+        "shares_rows": trainable.capabilities.shares_rows,
+        "micro_tokens": memory.micro_tokens,
+        "recompute": memory.recompute,
+        "packed": memory.packed,
+    }
 
 
 def prepare_run(

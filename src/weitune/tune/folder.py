@@ -2,7 +2,8 @@
 
 tunes/20260101-120000/
   recipe.yaml     the recipe whose settings are searched
-  tune.json       what is searched, and the fingerprints of everything that decides the losses
+  tune.json       what is searched, the fingerprints of everything that decides the losses, and the machine, precision
+                  and division of steps into passes that all trials are computed with
   events.jsonl    one line for each trial that is done
   best.yaml       the recipe with the settings found, and the reasons as comments
   tune.html       every trial on one page
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class Settings:
     also: Sequence[str]
     budget: float
     basis: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """How trials are computed, as a run records it; empty until the first trial begins."""
+    held_out: bool = False
+    """Whether it is the search that holds rows out, not the recipe."""
 
 
 def default_folder() -> Path:
@@ -55,7 +60,7 @@ def create(folder: Path, recipe: Recipe, settings: Settings) -> None:
     left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if (folder.exists() and not folder.is_dir()) or set(left) - {STOP}:
         raise RunError("tune.folder.not_empty", folder=folder)
-    files = {RECIPE: dump_recipe(recipe).encode(), SETTINGS: json_bytes(asdict(settings), default=str), EVENTS: b""}
+    files = {RECIPE: dump_recipe(recipe).encode(), SETTINGS: _settings_bytes(settings), EVENTS: b""}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_dir():
@@ -79,6 +84,18 @@ def read(folder: Path) -> tuple[Recipe, Settings]:
         return load_recorded(folder), record_from(Settings, tree)
     except TypeError as error:
         raise RunError("tune.folder.cannot_be_read", path=folder / SETTINGS, error=error) from None
+
+
+def write(folder: Path, settings: Settings) -> None:
+    """Write ``settings`` in place of those in ``folder``. Raises RunError if that fails."""
+    try:
+        publish_bytes(_settings_bytes(settings), folder / SETTINGS)
+    except OSError as error:
+        raise RunError("tune.folder.cannot_be_written", path=folder / SETTINGS, error=error) from None
+
+
+def _settings_bytes(settings: Settings) -> bytes:
+    return json_bytes(asdict(settings), default=str)
 
 
 def append(folder: Path, outcome: Outcome) -> None:

@@ -15,10 +15,18 @@ from weitune.tune.trials import Outcome
 
 @page
 def tune_page(
-    recipe: Recipe, best: Candidate, losses: Mapping[Candidate, float], outcomes: Sequence[Outcome]
+    recipe: Recipe,
+    best: Candidate,
+    losses: Mapping[Candidate, float],
+    outcomes: Sequence[Outcome],
+    *,
+    held_out: bool = False,
 ) -> Content:
-    """Return the page of a search that found ``best``; ``losses`` are those of the last rung."""
-    told = reasons(best, losses, outcomes)
+    """Return the page of a search that found ``best``; ``losses`` are those of the last rung.
+
+    ``held_out`` says that it is the search that holds rows out, not the recipe.
+    """
+    told = reasons(recipe, best, losses, outcomes, held_out=held_out)
     rungs = sorted({outcome.trial.rung for outcome in outcomes})
     return Content(
         say("tune.page.title", model=recipe.model),
@@ -32,7 +40,14 @@ def tune_page(
     )
 
 
-def reasons(best: Candidate, losses: Mapping[Candidate, float], outcomes: Sequence[Outcome]) -> list[str]:
+def reasons(
+    recipe: Recipe,
+    best: Candidate,
+    losses: Mapping[Candidate, float],
+    outcomes: Sequence[Outcome],
+    *,
+    held_out: bool = False,
+) -> list[str]:
     """Return lines that say what was tried and why these settings were taken."""
     trial = max((each.trial for each in outcomes if each.trial.candidate == best), key=lambda trial: trial.rung)
     lines = [
@@ -42,6 +57,10 @@ def reasons(best: Candidate, losses: Mapping[Candidate, float], outcomes: Sequen
     for candidate, loss in losses.items():
         if candidate != best:
             lines.append(say("tune.page.reason_other", loss=loss, candidate=candidate))
+    if held_out:
+        lines.append(say("tune.page.reason_held_out", part=recipe.validation_fraction))
+    if recipe.keep is not None:
+        lines.append(say("tune.page.reason_keep"))
     return [*lines, say("tune.page.reason_patience")]
 
 

@@ -4,7 +4,7 @@
     rung 2   the best 3, for twice as many steps each
     rung 3   the best 2 of these, for three times as many as at first
 
-If the best rate is the highest or the lowest that was tried, the next rung has one beyond it as its last candidate.
+If the best rate is the highest or the lowest that any rung tried, the next has one beyond it as its last candidate.
 Every rung has the same number of steps. A trial is the whole run in small: a fresh adapter, a part of the rows, each of
 which is learned as often as in the whole run, and the candidate's own whole schedule, which falls to 0. A trial on all
 rows, each learned once, would like rates at which the whole run overfits. A rate is that of the whole run; a trial gets
@@ -18,7 +18,7 @@ Rates: the candidates stand around the first rate, a factor of two apart. Rates 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -120,11 +120,13 @@ class Search:
         """Return the trials of the first rung."""
         return self._trials(1, self._candidates()[: self.rungs[0]])
 
-    def after(self, rung: int, losses: Mapping[Candidate, float]) -> list[Trial]:
-        """Return the trials that follow ``rung``, whose candidates had these ``losses``; none after the last one."""
+    def after(self, past: Sequence[Mapping[Candidate, float]]) -> list[Trial]:
+        """Return the trials that follow the rungs whose candidates had the losses in ``past``; none after the last."""
+        rung = len(past)
         if rung == len(self.rungs):
             return []
-        return self._trials(rung + 1, self._going_on(ranked(losses), self.rungs[rung]))
+        tried = {candidate.learning_rate for losses in past for candidate in losses}
+        return self._trials(rung + 1, self._going_on(ranked(past[-1]), tried, self.rungs[rung]))
 
     def found(self, best: Candidate) -> Recipe:
         """Return the recipe with the settings of ``best``, which ends when its held-out loss gets no better.
@@ -138,9 +140,12 @@ class Search:
         watched = train.model_copy(update={"evaluate_every": often, "patience": patience})
         return recipe.model_copy(update={"train": watched})
 
-    def _going_on(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-        """Return the best ``count`` of ``candidates``; a rate beyond the best is the last, if that is at an end."""
-        best, rates = candidates[0], [each.learning_rate for each in candidates]
+    def _going_on(self, candidates: Sequence[Candidate], rates: Collection[float], count: int) -> list[Candidate]:
+        """Return the best ``count``; one beyond the best is the last, if that is at an end of ``rates``.
+
+        What an earlier rung has dropped is not tried again in place of the second best.
+        """
+        best = candidates[0]
         going_on = list(candidates[:count])
         if count > 1 and best.learning_rate in {min(rates), max(rates)}:
             beyond = best.learning_rate * (2.0 if best.learning_rate == max(rates) else 0.5)
@@ -179,6 +184,14 @@ class Search:
             changed = dict(zip(values, chosen, strict=True))
             if changed and any(getattr(own, name) != value for name, value in changed.items()):
                 yield changed
+
+
+def epochs_cut_off(recipe: Recipe, examples: int, also: Sequence[str]) -> bool:
+    """Return whether ``train.max_steps`` ends every candidate before its epochs do, which then make no difference."""
+    own, most = Candidate.of(recipe), recipe.train.max_steps
+    fewest = min(_near(own.epochs))
+    largest = max(_near(own.batch_size)) if "batch_size" in also else own.batch_size
+    return most is not None and -(-examples // largest) * fewest >= most
 
 
 def ranked(losses: Mapping[Candidate, float]) -> list[Candidate]:

@@ -15,6 +15,7 @@ from weitune.data.prepare.holdout import Selection
 from weitune.data.schedule import Plan, permutation
 from weitune.errors import NonFiniteError
 from weitune.evaluate.loss import MICRO_TOKENS, measure_loss
+from weitune.forecast.device_memory import MemoryPlan
 from weitune.model.fast.attention import use_own_attention
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter_init import EVA_STEPS
@@ -24,6 +25,7 @@ from weitune.training.build import make_loop, make_trainable
 from weitune.training.distributed.processes import make_accelerator
 from weitune.training.inputs import RunInputs
 from weitune.training.loop import Loop, StepRecord
+from weitune.training.prepared_run import computed_with
 from weitune.training.signals import StopRequest
 from weitune.training.trainable import Trainable
 from weitune.tune.search import Trial
@@ -69,6 +71,7 @@ class Trials:
     def __init__(self, loaded: LoadedModel, inputs: RunInputs) -> None:
         self._loaded, self._inputs = loaded, inputs
         self._accelerator = make_accelerator(loaded.device)
+        self._memory: MemoryPlan | None = None
         self._trainable: Trainable | None = None
         self._rank: int | None = None
         self._start: Mapping[str, Tensor] = {}
@@ -77,6 +80,21 @@ class Trials:
     def rows(self) -> int:
         """The number of rows to learn from."""
         return len(self._inputs.examples)
+
+    def settle(self, r: int | None, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Resolve, for adapters up to rank ``r``, how all trials are computed; return it as a run records it.
+
+        ``recorded`` is what the search that goes on recorded: a step is divided into passes as it was.
+        """
+        recipe, train = self._inputs.recipe, self._inputs.recipe.train
+        trainable = self._fresh(recipe if recipe.adapter is None else _with_rank(recipe, r))
+        self._memory = trainable.memory_plan(
+            train,
+            longest=self._inputs.longest,
+            micro_tokens=recorded.get("micro_tokens") if train.micro_tokens == "auto" else None,
+            may_pack=recorded.get("packed", True),
+        )
+        return computed_with(trainable, self._memory)
 
     def run(self, trial: Trial, stop: StopRequest, progress: Progress | None = None) -> Outcome | None:
         """Train as ``trial`` says and measure the loss on the held-out rows; None if a stop was asked for meanwhile."""
@@ -105,6 +123,7 @@ class Trials:
             Selection(inputs.examples, rows),
             plan,
             accelerator=self._accelerator,
+            memory=self._memory,
             plus_ratio=recipe.adapter.plus_ratio if recipe.adapter else 1.0,
             longest=inputs.longest,
         )
@@ -123,15 +142,20 @@ class Trials:
         if self._trainable is None or rank != self._rank:
             self._attach(recipe)
             self._rank = rank
+        self._restore()
         assert self._trainable is not None  # noqa: S101  (for mypy)
+        return self._trainable
+
+    def _restore(self) -> None:
+        """Give everything that is trained the values that it starts with."""
         with torch.no_grad():
             for name, parameter in self._trained().items():
                 parameter.copy_(self._start[name])
                 parameter.grad = None
-        return self._trainable
 
     def _attach(self, recipe: Recipe) -> None:
         if self._trainable is not None:
+            self._restore()  # PEFT leaves the trained copies of modules_to_save in place of the base's
             adapted: Any = self._trainable.trained.model
             self._loaded = replace(self._loaded, model=adapted.unload())
             self._loaded.model.requires_grad_(False)
@@ -147,3 +171,8 @@ class Trials:
         assert self._trainable is not None  # noqa: S101  (for mypy)
         named = self._trainable.trained.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _with_rank(recipe: Recipe, r: int | None) -> Recipe:
+    assert recipe.adapter is not None  # noqa: S101  (for mypy)
+    return recipe.model_copy(update={"lora": recipe.adapter.model_copy(update={"r": r})})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from weitune.errors import Interrupted, RecipeError, RunError
 from weitune.files.json_files import leaves
@@ -14,18 +15,20 @@ from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.load import dump_recipe
-from weitune.recipe.schema import TAKEN_FROM_BASE, Recipe
+from weitune.recipe.schema import TAKEN_FROM_BASE, Lora, Recipe
 from weitune.run.lock import run_lock
+from weitune.run.machine import machine_changes
 from weitune.run.names import EVENTS
 from weitune.shell import shell_command
 from weitune.training.build import load_base
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.reporter import Reporter
+from weitune.training.resume.resume_state import precision_in
 from weitune.training.signals import StopRequest, heeding_stop_file, stop_requests
 from weitune.tune import folder as folders
 from weitune.tune.folder import BEST, PAGE, SETTINGS, Settings
 from weitune.tune.page import reasons, tune_page
-from weitune.tune.search import Candidate, Search, Trial, ranked
+from weitune.tune.search import Candidate, Search, Trial, epochs_cut_off, ranked
 from weitune.tune.trials import Outcome, Trials
 
 HELD_OUT = 0.05
@@ -69,12 +72,16 @@ def tune(
     Raises InputError (and leaves no folder) if the recipe, the data, the model or the folder are not in order,
     Interrupted after a stop, and otherwise what training raises.
     """
+    held_out = recipe.validation is None
     recipe = _searchable(recipe, also)
     view = view or View()
     with _heeding(folder, stop) as asked:
         inputs = collect_inputs(recipe, view)
-        folders.create(folder, inputs.recipe, Settings(list(also), budget, inputs.basis))
-        return _search(inputs, folder, list(also), budget, view, device, asked)
+        if "epochs" in also and epochs_cut_off(inputs.recipe, len(inputs.examples), also):
+            raise RecipeError("tune.tune.epochs_cut_off", steps=recipe.train.max_steps)
+        settings = Settings(list(also), budget, inputs.basis, held_out=held_out)
+        folders.create(folder, inputs.recipe, settings)
+        return _search(inputs, folder, settings, view, device, asked)
 
 
 def resume(
@@ -91,7 +98,7 @@ def resume(
         before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
         if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
             raise RunError("tune.tune.not_the_same", folder=folder, changed=", ".join(changed))
-        return _search(inputs, folder, settings.also, settings.budget, view, device, asked)
+        return _search(inputs, folder, settings, view, device, asked)
 
 
 @contextmanager
@@ -118,33 +125,40 @@ def _searchable(recipe: Recipe, also: Sequence[str]) -> Recipe:
         raise RecipeError("tune.tune.not_sharded")
     if recipe.preference:
         raise RecipeError("tune.tune.no_preference")
-    if "r" in also and recipe.adapter and recipe.adapter.init in TAKEN_FROM_BASE:
-        raise RecipeError("tune.tune.rank_taken_from_base", init=recipe.adapter.init)
+    if "r" in also:
+        _check_ranks(recipe.adapter)
     changed = {} if recipe.validation is not None else {"validation": HELD_OUT}
     return recipe.model_copy(update=changed)
 
 
+def _check_ranks(lora: Lora | None) -> None:
+    """Raise RecipeError unless adapters of several ranks can be compared."""
+    if lora is None:
+        raise RecipeError("tune.tune.no_rank")
+    if lora.init_from:
+        raise RecipeError("tune.tune.rank_of_another")
+    if lora.init in TAKEN_FROM_BASE:
+        raise RecipeError("tune.tune.rank_taken_from_base", init=lora.init)
+
+
 def _search(
-    inputs: RunInputs,
-    folder: Path,
-    also: Sequence[str],
-    budget: float,
-    view: View,
-    device: str | None,
-    stop: StopRequest,
+    inputs: RunInputs, folder: Path, settings: Settings, view: View, device: str | None, stop: StopRequest
 ) -> Found:
     recipe = inputs.recipe
+    if recipe.keep is not None:
+        view.say(say("tune.page.reason_keep"))
     with run_lock(folder):
         done = {outcome.trial: outcome for outcome in folders.outcomes(folder)}
-        loaded = load_base(recipe, device)
+        loaded = load_base(_keeping_precision(recipe, settings.environment), device)
         width, plan = loaded.model.config.get_text_config().hidden_size, inputs.plan
         guess = first_rate_of(recipe, width, plan.steps, plan.steps_per_epoch)
-        search = Search(recipe, len(inputs.examples), guess, also, budget)
+        search = Search(recipe, len(inputs.examples), guess, settings.also, settings.budget)
         trials = Trials(loaded, inputs)
-        waiting, rung = search.first(), 1
-        losses: dict[Candidate, float] = {}
+        waiting = search.first()
+        _settle(trials, waiting, folder, settings, view)
+        past: list[dict[Candidate, float]] = []
         while waiting:
-            losses = {}
+            losses: dict[Candidate, float] = {}
             for number, trial in enumerate(waiting, 1):
                 outcome = done.get(trial)
                 if outcome is None:
@@ -157,16 +171,46 @@ def _search(
                         raise Interrupted("tune.tune.stopped", reason=stop.reason, command=_command(folder))
                 view.tried(outcome)
                 losses[trial.candidate] = outcome.loss
-            waiting, rung = search.after(rung, losses), rung + 1
-        return _write(folder, search, losses, list(done.values()))
+            past.append(losses)
+            waiting = search.after(past)
+        return _write(folder, search, past[-1], list(done.values()), held_out=settings.held_out)
 
 
-def _write(folder: Path, search: Search, losses: dict[Candidate, float], outcomes: list[Outcome]) -> Found:
+def _keeping_precision(recipe: Recipe, environment: Mapping[str, Any]) -> Recipe:
+    """Return ``recipe`` with the precision that ``environment`` records, if it records one."""
+    precision = precision_in(environment)
+    if precision == "auto":
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+
+
+def _settle(trials: Trials, first: Sequence[Trial], folder: Path, settings: Settings, view: View) -> None:
+    """Resolve once how all trials are computed, and write it down; of a search that goes on, say what has changed.
+
+    Raises RunError if the trials to come would be laid out otherwise than those that are done.
+    """
+    before = settings.environment
+    now = trials.settle(max(trial.candidate.r or 0 for trial in first) or None, before)
+    if not before:  # the search is new, or of a version that did not record it
+        folders.write(folder, replace(settings, environment=now))
+        return
+    if before.get("shares_rows") != now["shares_rows"]:
+        raise RunError("tune.tune.not_the_same", folder=folder, changed="shares_rows")
+    for line in machine_changes(before, now):
+        view.say(say("training.run.machine_changed", change=line))
+    if before.get("packed") and not now["packed"]:
+        view.say(say("training.run.no_longer_packed"))
+
+
+def _write(
+    folder: Path, search: Search, losses: dict[Candidate, float], outcomes: list[Outcome], *, held_out: bool
+) -> Found:
     recipe = search.recipe
     best = ranked(losses)[0]
     if losses[best] == float("inf"):
         raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
-    text = "".join(f"# {line}\n" for line in reasons(best, losses, outcomes)) + "\n" + dump_recipe(search.found(best))
+    told = reasons(recipe, best, losses, outcomes, held_out=held_out)
+    text = "".join(f"# {line}\n" for line in told) + "\n" + dump_recipe(search.found(best))
     publish_bytes(text.encode(), folder / BEST)
-    publish_bytes(tune_page(recipe, best, losses, outcomes).encode(), folder / PAGE)
+    publish_bytes(tune_page(recipe, best, losses, outcomes, held_out=held_out).encode(), folder / PAGE)
     return Found(folder, best, losses[best], outcomes)

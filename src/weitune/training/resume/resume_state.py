@@ -22,6 +22,11 @@ from weitune.training.validation_history import ValidationHistory
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
+def precision_in(environment: Mapping[str, Any]) -> str:
+    """Return the value of ``train.precision`` that ``environment`` records; ``auto`` if it records none."""
+    return _PRECISIONS.get(environment.get("precision", ""), "auto")
+
+
 @dataclass(frozen=True, slots=True)
 class ResumeState:
     """A run up to its newest good checkpoint, or its start if it has none."""
@@ -59,7 +64,7 @@ class ResumeState:
     @property
     def precision(self) -> str:
         """The resolved ``train.precision``; the run keeps it on whatever machine it is resumed."""
-        return _PRECISIONS.get(self.environment.get("precision", ""), "auto")
+        return precision_in(self.environment)
 
     @property
     def micro_tokens(self) -> int | None:
