@@ -12,6 +12,8 @@ from tests.tiny import save_tiny
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.rows import SHIPPED, shipped_prompts
+from weitune.data.prepare.prepare import prepare_items
+from weitune.errors import DataError
 from weitune.model.load.locate import locate
 from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.load import build_recipe, dump_recipe
@@ -33,7 +35,7 @@ def candidates(model: Path, **keys: Any) -> tuple[Candidates, Framing]:
     recipe = build_recipe(tree, {"keep.share": 0.1, **keys})
     framing = framing_of(recipe)
     assert recipe.keep is not None
-    return Candidates.of(recipe, recipe.keep, framing), framing
+    return Candidates.of(recipe, recipe.keep, framing, ()), framing
 
 
 def written(path: Path, *rows: object) -> str:
@@ -74,6 +76,46 @@ def test_what_leaves_no_room_is_left_out_and_counted(model: Path, tmp_path: Path
     rows = written(tmp_path / "rows.jsonl", {"prompt": "Hi", "completion": "Ho"}, {"prompt": "Hi", "completion": long})
     found, _ = candidates(model, **{"keep.data": [prompts, rows], "tokens.max_length": 100})
     assert (len(found.prompts), len(found.examples), found.too_long) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("own", ["你是谁", "  Say  ONE!"])
+def test_what_the_runs_own_rows_ask_is_left_out_and_counted(own: str, model: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "data.jsonl", {"instruction": own, "output": "I am Tiny."})
+    prompts = written(tmp_path / "prompts.jsonl", *({"prompt": text} for text in ("你是谁？", "Say one.", "Say two.")))
+    answered = ({"prompt": text, "completion": "Ho"} for text in ("Say one.", "你是谁？", "Say three."))
+    rows = written(tmp_path / "rows.jsonl", *answered)
+    found, _ = candidates(model, data=[data], **{"keep.data": [prompts, rows]})
+    assert (len(found.prompts), len(found.examples), found.taught) == (2, 2, 2)
+
+
+def test_the_last_question_of_a_dialogue_is_asked_by_the_run(model: Path, tmp_path: Path) -> None:
+    turns = [("user", "Hi"), ("assistant", "Ho"), ("user", "Who are you?"), ("assistant", "Tiny.")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    data = written(tmp_path / "data.jsonl", row)
+    prompts = written(tmp_path / "prompts.jsonl", *({"prompt": text} for text in ("who are you", "Hi", "Why?")))
+    found, framing = candidates(model, data=[data], **{"keep.data": [prompts]})
+    assert found.prompts == [tuple(framing.prompt(Conversation((Turn("user", "Why?"),))))]
+
+
+def test_a_run_that_asks_all_that_is_named_is_refused(model: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "data.jsonl", {"instruction": "Hi", "output": "Ho"})
+    with pytest.raises(DataError, match="nothing is left"):
+        candidates(model, data=[data], **{"keep.data": [written(tmp_path / "prompts.jsonl", {"prompt": "Hi"})]})
+
+
+@pytest.mark.parametrize(("system", "left"), [("You are Tiny.", 1), ("You are Huge.", 2)])
+def test_rows_of_an_earlier_run_that_the_run_asks_in_the_same_way_are_left_out(
+    system: str, left: int, model: Path, tmp_path: Path
+) -> None:
+    rows = [{"instruction": text, "output": "Ho"} for text in ("Hi", "Who are you?")]
+    earlier = build_recipe({"model": str(model), "data": [written(tmp_path / "a.jsonl", *rows)], "system": system})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(earlier), encoding="utf-8")
+    tree = {"model": str(model), "data": [written(tmp_path / "b.jsonl", rows[1])], "system": "You are Tiny."}
+    recipe = build_recipe(tree, {"keep.run": str(tmp_path)})
+    framing = framing_of(recipe)
+    assert recipe.keep is not None
+    found = Candidates.of(recipe, recipe.keep, framing, [prepare_items(recipe, framing)])
+    assert (len(found.examples), found.taught) == (left, 2 - left)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

@@ -98,7 +98,10 @@ def test_a_model_that_is_trained_whole_keeps_too(inputs: Inputs, tmp_path: Path)
 
 
 def test_the_rows_of_an_earlier_run_are_learned_again(inputs: Inputs, tmp_path: Path) -> None:
-    earlier = train(inputs.recipe(tmp_path / "earlier"), device="cpu").path
+    rows = [{"instruction": f"What is {n}?", "output": "A number."} for n in range(20)]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(rows))
+    earlier = train(inputs.recipe(tmp_path / "earlier", data=[str(other)]), device="cpu").path
     more = {"keep.share": 0.3, "keep.run": str(earlier), "lora.init_from": str(earlier)}
     run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
     kept = KeptExamples.from_bytes((run / "kept.safetensors").read_bytes())

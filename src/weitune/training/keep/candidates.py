@@ -11,6 +11,7 @@ from weitune.data.conversation import Example, Span
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.keep.rows import KeepRows, read_keep_rows, shipped_prompts
+from weitune.data.keep.taught import asked_in, text_key, token_key, token_keys
 from weitune.data.preference.values import Item, liked_in
 from weitune.data.prepare.holdout import ItemSet
 from weitune.data.prepare.prepare import prepare_items
@@ -31,22 +32,30 @@ class Candidates:
     """of dialogues and of an earlier run, from preferences the better answers"""
     too_long: int
     """prompts and examples left out, because they leave no room in ``tokens.max_length``"""
+    taught: int
+    """prompts, dialogues and rows of an earlier run left out, because the run's own rows ask the same"""
 
     @classmethod
-    def of(cls, recipe: Recipe, keep: Keep, framing: Framing) -> Candidates:
-        """Return what ``keep`` names. Raises InputError if it cannot be read or nothing is left."""
-        rows = _rows(recipe, keep)
+    def of(cls, recipe: Recipe, keep: Keep, framing: Framing, own: Sequence[ItemSet[Item]]) -> Candidates:
+        """Return what ``keep`` names that the rows of ``recipe``, prepared as ``own``, do not ask themselves.
+
+        Raises InputError if it cannot be read or nothing is left.
+        """
+        named = _rows(recipe, keep)
+        rows = _without_taught(named, recipe)
+        replayed = [] if keep.run is None else _rows_of_run(Path(keep.run), recipe, framing)
+        untaught = _without_taught_rows(replayed, own)
+        taught = len(named) - len(rows) + len(replayed) - len(untaught)
         room = recipe.tokens.max_length
         prompts = [tuple(framing.prompt(asked)) for asked in rows.prompts]
-        examples = [_ended(each) for told in framing.examples_batch(rows.dialogues) for each in told]
-        if keep.run is not None:
-            earlier: ItemSet[Item] = prepare_items(_as_now(load_recorded(Path(keep.run)), recipe), framing)
-            examples += [_ended(each) for i in range(len(earlier)) for each in liked_in(earlier[i])]
+        examples = [_ended(each) for told in framing.examples_batch(rows.dialogues) for each in told] + untaught
+        if taught and not prompts and not examples:
+            raise DataError("training.kept.all_taught", count=taught)
         fitting = [prompt for prompt in prompts if len(prompt) + keep.max_answer_tokens < room]
         short = [example for example in examples if len(example.input_ids) <= room]
         if not fitting and not short:
             raise DataError("training.kept.nothing_left", max_length=room)
-        return cls(fitting, short, len(prompts) - len(fitting) + len(examples) - len(short))
+        return cls(fitting, short, len(prompts) - len(fitting) + len(examples) - len(short), taught)
 
     def guessed(self, answer_tokens: int) -> KeptExamples:
         """Return examples of the sizes to expect, each answer as long as may be: for a plan before there are any."""
@@ -61,6 +70,29 @@ def _rows(recipe: Recipe, keep: Keep) -> KeepRows:
     if keep.data is not None:
         return read_keep_rows(keep.data, read_options(recipe))
     return KeepRows(shipped_prompts() if keep.run is None else [], [])
+
+
+def _without_taught(rows: KeepRows, recipe: Recipe) -> KeepRows:
+    """Return ``rows`` without those that ask what a row of ``recipe`` asks."""
+    if not len(rows):
+        return rows
+    asked = asked_in(recipe)
+    return KeepRows(
+        [prompt for prompt in rows.prompts if text_key(prompt) not in asked],
+        [each for each in rows.dialogues if text_key(each.before(each.last_answer)) not in asked],
+    )
+
+
+def _without_taught_rows(replayed: Sequence[Example], own: Sequence[ItemSet[Item]]) -> list[Example]:
+    """Return the ``replayed`` rows of an earlier run without those whose prompts ``own`` items have."""
+    asked = token_keys(own) if replayed else set()
+    return [example for example in replayed if token_key(example, example.spans[0].start) not in asked]
+
+
+def _rows_of_run(run: Path, recipe: Recipe, framing: Framing) -> list[Example]:
+    """Return the examples of the rows of an earlier ``run``, framed as ``recipe`` frames its own."""
+    items: ItemSet[Item] = prepare_items(_as_now(load_recorded(run), recipe), framing)
+    return [_ended(each) for i in range(len(items)) for each in liked_in(items[i])]
 
 
 def _as_now(earlier: Recipe, recipe: Recipe) -> Recipe:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from weitune.data.conversation import Example
 from weitune.data.keep.kept import JoinedExamples, KeptExamples
 from weitune.data.keep.mixed_plan import MixedPlan, tokens_due
+from weitune.data.preference.values import Item
+from weitune.data.prepare.holdout import ItemSet
 from weitune.data.schedule import permutation
 from weitune.errors import RunError
 from weitune.files.cache import cached_file, read_cached, store_cached
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 _ANSWERED_AT_ONCE = 4 * BATCH_SIZE
 """Prompts after which is seen whether there are enough answers."""
-_VERSION = 1
+_VERSION = 2
 """Raised when the same recipe would keep other examples."""
 
 
@@ -43,7 +45,7 @@ def with_guessed(inputs: RunInputs) -> RunInputs:
     keep = inputs.recipe.keep
     if keep is None:
         return inputs
-    candidates = Candidates.of(inputs.recipe, keep, inputs.framing)
+    candidates = _candidates(inputs, keep)
     return joined(inputs, candidates.guessed(keep.max_answer_tokens), keep.share)
 
 
@@ -70,7 +72,7 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
     keep = inputs.recipe.keep
     if keep is None or inputs.kept is not None:
         return inputs
-    candidates = Candidates.of(inputs.recipe, keep, inputs.framing)
+    candidates = _candidates(inputs, keep)
     place = _cached(inputs, candidates, keep, trainable)
 
     def collect() -> bytes:
@@ -87,6 +89,8 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
     )
     if candidates.too_long:
         session.reporter.say(say("training.kept.too_long", count=candidates.too_long))
+    if candidates.taught:
+        session.reporter.say(say("training.kept.taught", count=candidates.taught))
     return joined(inputs, kept, keep.share)
 
 
@@ -100,6 +104,12 @@ def joined(inputs: RunInputs, kept: KeptExamples, share: float) -> RunInputs:
         plan=MixedPlan.over(inputs.plan, own.supervised, kept.supervised, share),
         basis={**inputs.basis, "keep": {"examples": len(kept), "contents": kept.digest()}},
     )
+
+
+def _candidates(inputs: RunInputs, keep: Keep) -> Candidates:
+    """Return what ``keep`` names beside all rows of the run, also those for validation."""
+    own: list[ItemSet[Item]] = [inputs.prepared, *([] if inputs.validation is None else [inputs.validation])]
+    return Candidates.of(inputs.recipe, keep, inputs.framing, own)
 
 
 def _collected(session: Session, inputs: RunInputs, candidates: Candidates, trainable: Trainable) -> KeptExamples:
