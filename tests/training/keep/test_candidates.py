@@ -12,6 +12,7 @@ from tests.tiny import save_tiny
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.rows import SHIPPED, shipped_prompts
+from weitune.data.prepare.holdout import hold_out
 from weitune.data.prepare.prepare import prepare_items
 from weitune.errors import DataError
 from weitune.model.load.locate import locate
@@ -116,6 +117,23 @@ def test_rows_of_an_earlier_run_that_the_run_asks_in_the_same_way_are_left_out(
     assert recipe.keep is not None
     found = Candidates.of(recipe, recipe.keep, framing, [prepare_items(recipe, framing)])
     assert (len(found.examples), found.taught) == (left, 2 - left)
+
+
+@pytest.mark.parametrize("method", [None, "kto"])
+@pytest.mark.parametrize("max_length", [1024, 2048])
+def test_rows_that_an_earlier_run_held_out_stay_unlearned(
+    max_length: int, method: str | None, model: Path, tmp_path: Path
+) -> None:
+    asked = [f"What is {n}?" for n in range(20)]
+    liked = {"label": True} if method else {}
+    data = written(tmp_path / "data.jsonl", *({"prompt": text, "completion": "Ho", **liked} for text in asked))
+    tree = {"model": str(model), "data": [data], "validation": 0.3, "preference": method}
+    earlier = build_recipe(tree, {"tokens.max_length": max_length})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(earlier), encoding="utf-8")
+    found, framing = candidates(model, **{"keep.run": str(tmp_path), "tokens.max_length": 1024})
+    learned, held = hold_out(prepare_items(earlier, framing), 0.3)
+    assert len(held) == 6
+    assert [each.origin for each in found.examples] == [learned[i].origin for i in range(len(learned))]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

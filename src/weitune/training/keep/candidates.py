@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weitune.data.conversation import Example, Span
+from weitune.data.conversation import Example, Origin, Span
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.keep.rows import KeepRows, read_keep_rows, shipped_prompts
 from weitune.data.keep.taught import asked_in, text_key, token_key, token_keys
 from weitune.data.preference.values import Item, liked_in
-from weitune.data.prepare.holdout import ItemSet
+from weitune.data.prepare.holdout import ItemSet, hold_out
 from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.errors import DataError
+from weitune.model.load.locate import locate_base
+from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.keep import Keep
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
@@ -90,9 +92,23 @@ def _without_taught_rows(replayed: Sequence[Example], own: Sequence[ItemSet[Item
 
 
 def _rows_of_run(run: Path, recipe: Recipe, framing: Framing) -> list[Example]:
-    """Return the examples of the rows of an earlier ``run``, framed as ``recipe`` frames its own."""
-    items: ItemSet[Item] = prepare_items(_as_now(load_recorded(run), recipe), framing)
-    return [_ended(each) for i in range(len(items)) for each in liked_in(items[i])]
+    """Return the examples of the rows that an earlier ``run`` learned, framed as ``recipe`` frames its own."""
+    earlier = load_recorded(run)
+    items: ItemSet[Item] = prepare_items(_as_now(earlier, recipe), framing)
+    held = _held_out(earlier, recipe, framing)
+    learned = (item for item in (items[i] for i in range(len(items))) if item.origin not in held)
+    return [_ended(each) for item in learned for each in liked_in(item)]
+
+
+def _held_out(earlier: Recipe, recipe: Recipe, framing: Framing) -> set[Origin | None]:
+    """Return the rows that an ``earlier`` run held out."""
+    if earlier.validation_fraction is None:
+        return set()
+    if earlier != _as_now(earlier, recipe):  # its own tokens decide what it held out
+        framing = open_framing(locate_base(earlier, weights=False), earlier.tokens).framing
+    items: ItemSet[Item] = prepare_items(earlier, framing)
+    _, held = hold_out(items, earlier.validation_fraction)
+    return {held[i].origin for i in range(len(held))} - {None}
 
 
 def _as_now(earlier: Recipe, recipe: Recipe) -> Recipe:
