@@ -1,4 +1,4 @@
-"""What can be kept: prompts without the run's system prompt, last answers alone, and all of it short enough."""
+"""What can be kept: prompts without the run's system prompt, answer by answer, and all of it short enough."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def test_the_prompts_of_one_language_are_named(name: str, model: Path) -> None:
     assert len(both.prompts) == sum(len(shipped_prompts(language)) for language in SHIPPED.values())
 
 
-def test_of_a_dialogue_the_last_answer_alone_is_learned(model: Path, tmp_path: Path) -> None:
+def test_of_a_dialogue_each_answer_is_an_example(model: Path, tmp_path: Path) -> None:
     turns = [("user", "Hi"), ("assistant", "Ho"), ("user", "And now?"), ("assistant", "Now this.")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     found, framing = candidates(model, **{"keep.data": [written(tmp_path / "rows.jsonl", row)]})
-    (example,) = found.examples
-    (span,) = example.spans
-    asked = Conversation(tuple(Turn(role, content) for role, content in turns[:3]))  # type: ignore[arg-type]
-    assert list(example.input_ids[: span.start]) == framing.prompt(asked)
-    assert example.input_ids[-1] == framing.end_of_turn
-    assert (span.stop, span.weight) == (len(example.input_ids), 1.0)
+    dialogue = Conversation(tuple(Turn(role, content) for role, content in turns))  # type: ignore[arg-type]
+    for at, example in zip((1, 3), found.examples, strict=True):
+        (span,) = example.spans
+        assert list(example.input_ids[: span.start]) == framing.prompt(dialogue.before(at))
+        assert example.input_ids[-1] == framing.end_of_turn
+        assert (span.stop, span.weight) == (len(example.input_ids), 1.0)
 
 
 def test_what_leaves_no_room_is_left_out_and_counted(model: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def asked_in(recipe: Recipe) -> set[bytes]:
     The last question of a dialogue has a key of its own, too.
     """
     reader = Reader([*recipe.data, *recipe.validation_files], read_options(recipe))
-    asked = (prompt for _, row in reader.valid_rows() for prompt in _prompts(row))
+    asked = (prompt for _, row in reader.valid_rows() for prompt in prompts_in(row))
     return {key for prompt in asked for key in (text_key(prompt), text_key(_last_question(prompt)))}
 
 
@@ -50,7 +50,7 @@ def token_key(example: Example, stop: int) -> bytes:
     return hashlib.sha256(np.asarray(example.input_ids[:stop], np.int32).tobytes()).digest()
 
 
-def _prompts(row: Row) -> Iterator[Conversation]:
+def prompts_in(row: Row) -> Iterator[Conversation]:
     """Yield what stands before each answer in ``row`` that is learned or judged."""
     if not isinstance(row, Conversation):
         yield row.prompt

@@ -11,7 +11,7 @@ from weitune.data.conversation import Example, Origin, Span
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.keep.rows import KeepRows, read_keep_rows, shipped_prompts
-from weitune.data.keep.taught import asked_in, text_key, token_key, token_keys
+from weitune.data.keep.taught import asked_in, prompts_in, text_key, token_key, token_keys
 from weitune.data.preference.values import Item, liked_in
 from weitune.data.prepare.holdout import ItemSet, hold_out
 from weitune.data.prepare.prepare import prepare_items
@@ -31,7 +31,7 @@ class Candidates:
     prompts: Sequence[tuple[int, ...]]
     """tokens of prompts to be answered"""
     examples: Sequence[Example]
-    """of dialogues and of an earlier run, from preferences the better answers"""
+    """of dialogues and of an earlier run, one for each answer; from preferences the better answers"""
     too_long: int
     """prompts and examples left out, because they leave no room in ``tokens.max_length``"""
     taught: int
@@ -50,7 +50,8 @@ class Candidates:
         taught = len(named) - len(rows) + len(replayed) - len(untaught)
         room = recipe.tokens.max_length
         prompts = [tuple(framing.prompt(asked)) for asked in rows.prompts]
-        examples = [_ended(each) for told in framing.examples_batch(rows.dialogues) for each in told] + untaught
+        told = [example for made in framing.examples_batch(rows.dialogues) for example in made]
+        examples = [answer for example in told for answer in _answers_of(example)] + untaught
         if taught and not prompts and not examples:
             raise DataError("training.kept.all_taught", count=taught)
         fitting = [prompt for prompt in prompts if len(prompt) + keep.max_answer_tokens < room]
@@ -81,7 +82,7 @@ def _without_taught(rows: KeepRows, recipe: Recipe) -> KeepRows:
     asked = asked_in(recipe)
     return KeepRows(
         [prompt for prompt in rows.prompts if text_key(prompt) not in asked],
-        [each for each in rows.dialogues if text_key(each.before(each.last_answer)) not in asked],
+        [each for each in rows.dialogues if asked.isdisjoint(map(text_key, prompts_in(each)))],
     )
 
 
@@ -97,7 +98,7 @@ def _rows_of_run(run: Path, recipe: Recipe, framing: Framing) -> list[Example]:
     items: ItemSet[Item] = prepare_items(_as_now(earlier, recipe), framing)
     held = _held_out(earlier, recipe, framing)
     learned = (item for item in (items[i] for i in range(len(items))) if item.origin not in held)
-    return [_ended(each) for item in learned for each in liked_in(item)]
+    return [answer for item in learned for example in liked_in(item) for answer in _answers_of(example)]
 
 
 def _held_out(earlier: Recipe, recipe: Recipe, framing: Framing) -> set[Origin | None]:
@@ -117,10 +118,11 @@ def _as_now(earlier: Recipe, recipe: Recipe) -> Recipe:
     return earlier.model_copy(update=now)
 
 
-def _ended(example: Example) -> Example:
-    """Return the example up to its last learned token, of which only the last answer is learned."""
-    last = example.spans[-1]
-    return Example(example.input_ids[: last.stop], (last._replace(weight=1.0),), example.origin)
+def _answers_of(example: Example) -> list[Example]:
+    """Return an example for each learned part of ``example``, which ends there and learns it alone, with weight 1."""
+    return [
+        Example(example.input_ids[: span.stop], (span._replace(weight=1.0),), example.origin) for span in example.spans
+    ]
 
 
 def answered(prompt: Sequence[int], answer: Sequence[int]) -> Example:
