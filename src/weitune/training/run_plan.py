@@ -140,14 +140,15 @@ def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None
 
 
 def _capacity_notes(inputs: RunInputs, meta: MetaModel) -> list[str]:
-    """Return notes on whether the adapter has room for the rows of the recipe, and whether it will repeat them.
+    """Return notes on whether the adapter has room for the rows that the run sees, and whether it will repeat them.
 
     Preferences are not learned word by word.
     """
     if inputs.recipe.preference:
         return []
     recipe, data, passes = inputs.recipe, inputs.basis["data"], inputs.plan.steps / inputs.plan.steps_per_epoch
-    rows, tokens = data["examples"], data["learned tokens"]
+    rows = inputs.plan.used
+    tokens = round(data["learned tokens"] * rows / data["examples"])
     notes = [room_note(meta.trainable, recipe.adapter.r, tokens)] if recipe.adapter else []
     long_run = first_rate(meta.shape.hidden, LONG, strength=strength_of(recipe), whole_model=recipe.adapter is None)
     return [*notes, by_heart_note(meta.trainable, tokens, rows, passes, recipe.train.rate, long_run)]
