@@ -97,7 +97,7 @@ def plan_run(
     meta = build_meta_model(files, recipe.adapter)
     inputs: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
-        inputs = with_guessed(collect_inputs(recipe, notes, weights=False))
+        inputs = with_guessed(collect_inputs(recipe, notes, weights=False), notes)
         recipe = inputs.recipe
         for note in filter(None, (warmup_note(inputs.plan.steps, recipe.train), *_capacity_notes(inputs, meta))):
             notes.say(note)

@@ -13,6 +13,7 @@ from weitune.errors import DataError, Interrupted, RunError
 from weitune.generate.engine import BATCH_SIZE
 from weitune.progress import Progress
 from weitune.recipe.load import build_recipe
+from weitune.run.data_record import KeptSize, read_data_record
 from weitune.run.events import read_events
 from weitune.training.run import resume, train
 from weitune.training.run_plan import plan_run
@@ -67,6 +68,10 @@ def test_kept_examples_are_learned_beside_the_runs_own(inputs: Inputs, tmp_path:
     assert all(1 <= tokens <= 6 for tokens in kept.supervised)  # an answer, and perhaps its end
     tokens = sum(learned[1]) - sum(learned[0])
     assert f"4 examples with {tokens:,} learned tokens, {share:.1%} of what the run learns" in told.text
+    data = read_data_record(run)
+    assert data is not None
+    assert data.kept == KeptSize(4, tokens, pytest.approx(share), "rows")
+    assert read_data_record(plain).kept is None  # type: ignore[union-attr]
 
 
 def test_a_share_too_small_for_any_example_is_told(inputs: Inputs, tmp_path: Path) -> None:
@@ -166,6 +171,9 @@ def test_a_plan_counts_them_before_there_are_answers(inputs: Inputs, tmp_path: P
     assert plain.inputs is not None
     assert plan.inputs.plan.steps == plain.inputs.plan.steps
     assert len(plan.inputs.examples) == len(plain.inputs.examples) + 4
+    (note,) = set(plan.notes) - set(plain.notes)
+    assert "`keep` adds about" in note
+    assert "30.0% of what the run learns" in note
 
 
 def test_a_number_is_the_share() -> None:

@@ -26,10 +26,12 @@ from weitune.files.cache import cached_file, read_cached, store_cached
 from weitune.generate.engine import BATCH_SIZE
 from weitune.messages import say
 from weitune.recipe.keep import Keep
+from weitune.run.data_record import KeptSize
 from weitune.run.names import KEPT
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.answering import Answering
 from weitune.training.keep.candidates import Candidates
+from weitune.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from weitune.training.session import Session
@@ -39,13 +41,16 @@ _VERSION = 2
 """Raised when the same recipe would keep other examples."""
 
 
-def with_guessed(inputs: RunInputs) -> RunInputs:
+def with_guessed(inputs: RunInputs, reporter: Reporter) -> RunInputs:
     """Return ``inputs`` with kept examples of the sizes to expect, for a plan before there is a model."""
     keep = inputs.recipe.keep
     if keep is None:
         return inputs
     candidates = _candidates(inputs, keep)
-    return joined(inputs, candidates.guessed(keep.max_answer_tokens), keep.share)
+    together = joined(inputs, candidates.guessed(keep.max_answer_tokens), keep.share)
+    for note in _notes(together, candidates, "training.kept.planned"):
+        reporter.say(note)
+    return together
 
 
 def with_recorded(inputs: RunInputs, run: Path) -> RunInputs:
@@ -84,18 +89,27 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
     sharded = trainable.loaded.shards > 1  # then all processes compute every answer together
     kept = KeptExamples.from_bytes(collect() if sharded else session.sees(collect))
     together = joined(inputs, kept, keep.share)
-    for note in notes(together, candidates):
+    for note in _notes(together, candidates, "training.kept.kept"):
         session.reporter.say(note)
     return together
 
 
-def notes(inputs: RunInputs, candidates: Candidates) -> list[str]:
+def kept_size(inputs: RunInputs) -> KeptSize | None:
+    """Return what all steps learn of kept examples; None if the recipe keeps none."""
+    keep, plan = inputs.recipe.keep, inputs.plan
+    if keep is None or not isinstance(plan, MixedPlan):
+        return None
+    use = plan.use()
+    return KeptSize(use.examples, use.tokens, use.share, keep.target)
+
+
+def _notes(inputs: RunInputs, candidates: Candidates, message: str) -> list[str]:
     """Return what to tell of the kept examples that the plan of ``inputs`` uses, and of those that were left out."""
     plan = inputs.plan
     assert isinstance(plan, MixedPlan)  # noqa: S101  (for mypy)
     use = plan.use()
     about = {"count": use.examples, "tokens": use.tokens, "share": use.share, "own_tokens": use.own_tokens}
-    lines = [say("training.kept.kept" if use.examples else "training.kept.none", **about)]
+    lines = [say(message if use.examples else "training.kept.none", **about)]
     if candidates.too_long:
         lines.append(say("training.kept.too_long", count=candidates.too_long))
     if candidates.taught:
