@@ -146,6 +146,37 @@ def test_rows_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [answer["prompt"] for answer in found["answers"]] == ["Hi"]
 
 
+def test_what_was_learned_by_heart_is_measured_beside_rows_of_ones_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
+    own = ["--data", str(tmp_path / "own.json"), "--no-general", "--json", "--max-new-tokens", "40"]
+    assert evaluate(run, *own, "--training-rows", "3") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["models"][1]["memorised"]["asked"] == 3
+    assert "not measured" not in told.err
+    assert evaluate(run, *own, "--training-rows", "3", "--max-new-tokens", "1") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["models"][1]["memorised"] is None
+    assert "raise --max-new-tokens" in told.err
+
+
+def test_that_it_is_not_measured_is_said_where_the_data_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny import save_tiny_run
+
+    run = save_tiny_run(tmp_path / "run")
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
+    own = ["--data", str(tmp_path / "own.json"), "--no-general", "--json"]
+    assert evaluate(run, *own) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["models"][1]["memorised"] is None
+    assert "not there" in told.err
+    assert evaluate(run, *own, "--training-rows", "0") == 0
+    assert "not measured" not in capsys.readouterr().err
+
+
 def test_a_judge_needs_questions(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

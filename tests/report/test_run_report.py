@@ -17,7 +17,7 @@ from weitune.messages.language import speaking
 from weitune.report.data_section import data_tables, place_text
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
-from weitune.run.data_record import DataRecord
+from weitune.run.data_record import DataRecord, KeptSize
 
 
 def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -105,6 +105,13 @@ def test_a_count_that_was_not_recorded_is_a_dash() -> None:
     tables = data_tables(DataRecord(DataReport.from_json({"rows": {"read": 0}})))
     assert "<td>0</td>" in tables
     assert tables.count("<td>–</td>") == 6
+
+
+def test_kept_examples_are_counted() -> None:
+    report = DataReport.from_json({"rows": {"read": 7}})
+    tables = data_tables(DataRecord(report, kept=KeptSize(40, 900, 0.0984, "distill")))
+    assert "<td>kept examples (`distill`): 9.8% of what the run learns</td><td>40</td>" in tables
+    assert "kept examples" not in data_tables(DataRecord(report))
 
 
 def test_preferences_are_counted() -> None:

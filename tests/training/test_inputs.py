@@ -164,6 +164,19 @@ def test_a_plan_counts_groups(model: Path, tmp_path: Path) -> None:
     assert learned.inputs.layout(learned.meta.capabilities) is SHARED
 
 
+def test_only_rows_that_the_run_sees_need_room(model: Path, tmp_path: Path) -> None:
+    answer = "one two three four five six " * 12
+    rows = [{"instruction": f"Number {n}", "input": "", "output": answer} for n in range(99)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    small = {"lora.r": 1, "lora.target_modules": ["q_proj"], "train.batch_size": 1}
+
+    def notes(**keys: object) -> str:
+        return "\n".join(plan_run(build_recipe({"model": str(model), "data": [str(data)]}, keys), device="cpu").notes)
+
+    assert "may be small for the data" in notes(**small)
+    assert "may be small for the data" not in notes(**small, **{"train.max_steps": 1})
+
+
 def test_the_plan_says_what_its_steps_are_made_of(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

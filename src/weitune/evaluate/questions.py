@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from weitune.data.conversation import Conversation, Origin
+from weitune.data.conversation import Conversation, Origin, Turn
 from weitune.data.formats.parse import Row
+from weitune.data.frame.framing import Framing
 from weitune.data.preference.values import Item, Judged
-from weitune.data.prepare.holdout import ItemSet
+from weitune.data.prepare.holdout import ItemSet, hold_out
+from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader
 from weitune.recipe.schema import Recipe
@@ -25,6 +27,10 @@ class Question:
     @property
     def text(self) -> str:
         return next((turn.content for turn in reversed(self.conversation.turns) if turn.role == "user"), "")
+
+    def is_answer(self, text: str) -> bool:
+        """Return whether ``text`` is the data's answer, word by word."""
+        return text.split() == (self.reference or "").split()
 
 
 def question_of(conversation: Conversation) -> Question | None:
@@ -49,6 +55,29 @@ def first_questions(examples: ItemSet[Item], files: Iterable[str], recipe: Recip
         list(islice(_questions(files, recipe, rows_of(examples, limit=8 * count)), 8 * count))
     )}  # fmt: skip
     return list(reversed(distinct.values()))[:count]
+
+
+def learned_questions(recipe: Recipe, framing: Framing, count: int) -> list[Question]:
+    """Return the first ``count`` questions with different prompts of the rows that a run of ``recipe`` learned.
+
+    Raises InputError if its data are not there or not in order.
+    """
+    items: ItemSet[Item] = prepare_items(recipe, framing)
+    if recipe.validation_fraction is not None:
+        items, _ = hold_out(items, recipe.validation_fraction)
+    return first_questions(items, recipe.data, recipe, count)
+
+
+def short_enough(framing: Framing, questions: Iterable[Question], max_new_tokens: int) -> list[Question]:
+    """Return the questions whose whole reference, its end included, has at most ``max_new_tokens`` tokens."""
+
+    def fits(question: Question) -> bool:
+        answer = Turn("assistant", question.reference or "")
+        answered = replace(question.conversation, turns=(*question.conversation.turns, answer))
+        last = [example.spans[-1] for example in framing.examples(answered) if example.spans]
+        return all(span.stop - span.start <= max_new_tokens for span in last)
+
+    return [question for question in questions if question.reference and fits(question)]
 
 
 def rows_of(examples: ItemSet[Item], limit: int | None = None) -> set[tuple[str, int]]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weitune.data.conversation import Example, Turn
+from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet, hold_out
@@ -37,7 +37,7 @@ from weitune.evaluate.general_base import GeneralResult, of_base
 from weitune.evaluate.intervals import paired_change
 from weitune.evaluate.metrics import score
 from weitune.evaluate.pairs import Sums, score_pairs
-from weitune.evaluate.questions import Question, first_questions, questions_in, rows_of
+from weitune.evaluate.questions import Question, first_questions, learned_questions, questions_in, rows_of, short_enough
 from weitune.generate.engine import BATCH_SIZE, Engine
 from weitune.generate.run import Run
 from weitune.generate.sampling import Sampling
@@ -64,6 +64,8 @@ class EvaluationSet:
     """Questions of the training data, to find answers that were learned by heart."""
     groups: Sequence[Group] = ()
     """Of preferences; the ``examples`` are then their liked answers."""
+    unmeasured: str = ""
+    """Why there are no ``learned`` questions, if some were asked for."""
 
     @classmethod
     def of_items(
@@ -105,7 +107,7 @@ def evaluation_set(
 ) -> EvaluationSet:
     """Return the run's validation rows, or those in ``files``; at most ``limit`` of them are asked as questions.
 
-    Without ``files``, the first ``training_rows`` questions of the training data come with them.
+    The first ``training_rows`` questions of the training data come with them, if these are there.
 
     Raises RunError if the run has no validation data and no file is given, DataError if the data have problems.
     """
@@ -117,12 +119,11 @@ def evaluation_set(
         raise RunError("evaluate.run_evaluation.no_validation", path=run.path)
     framing = open_framing(run.base_files(), recipe.tokens).framing
     if files:
-        name = ", ".join(files)
         read_as, items = _prepared(recipe, framing, files)
         questions = questions_in(files, read_as)
-        of_run = list(files) == list(recipe.validation_files) and training_rows > 0
-        learned = first_questions(prepare_items(recipe, framing), recipe.data, recipe, training_rows) if of_run else ()
-        return EvaluationSet.of_items(name, items, questions[:limit], learned)
+        learned, unmeasured = _learned(run, framing, training_rows)
+        rows = EvaluationSet.of_items(", ".join(files), items, questions[:limit], learned)
+        return replace(rows, unmeasured=unmeasured)
     fraction = recipe.validation_fraction
     assert fraction is not None  # noqa: S101  (for mypy)
     trained, held = hold_out(prepare_items(recipe, framing), fraction)
@@ -130,6 +131,27 @@ def evaluation_set(
     name = say("evaluate.run_evaluation.held_out", fraction=fraction)
     learned = first_questions(trained, recipe.data, recipe, training_rows) if training_rows else ()
     return EvaluationSet.of_items(name, held, questions[:limit], learned)
+
+
+def _learned(run: Run, framing: Framing, count: int) -> tuple[Sequence[Question], str]:
+    """Return the first ``count`` questions that the run learned, or why there are none."""
+    if not count:
+        return (), ""
+    if run.made_elsewhere:
+        return (), say("evaluate.run_evaluation.unmeasured_made_elsewhere")
+    data = ", ".join(run.recipe.data)
+    try:
+        found = learned_questions(run.recipe, framing, count)
+    except InputError:
+        return (), say("evaluate.run_evaluation.unmeasured_unread", data=data)
+    return found, "" if found else say("evaluate.run_evaluation.unmeasured_no_questions", data=data)
+
+
+def unmeasured(rows: EvaluationSet, evaluation: Evaluation) -> str:
+    """Return why ``evaluation`` does not tell what was learned by heart, if that was asked for and it does not."""
+    if rows.learned and not any(model.memorised for model in evaluation.models):
+        return say("evaluate.run_evaluation.unmeasured_too_long", tokens=evaluation.max_new_tokens)
+    return rows.unmeasured
 
 
 def _prepared(recipe: Recipe, framing: Framing, files: Sequence[str]) -> tuple[Recipe, ItemSet[Item]]:
@@ -210,9 +232,10 @@ def _evaluate_model(
     said_in_general = _general(run, engine, measure, name, general, options, stage) if general else None
     general_answers = said_in_general.answers if said_in_general else []
     right = right_by_language(general, general_answers)
-    learned = _short_enough(engine, rows.learned, options.max_new_tokens)
+    learned = short_enough(engine.framing, rows.learned, options.max_new_tokens)
     answering = stage(say("evaluate.run_evaluation.learned", name=name))
     said = _answers(engine, learned, options.max_new_tokens, options.batch_size, answering)
+    repeated = sum(question.is_answer(answer.text) for question, answer in zip(learned, said, strict=True))
     scores = ModelScores(
         which=name,
         step=which if isinstance(which, int) else None,
@@ -220,7 +243,7 @@ def _evaluate_model(
         perplexity=loss.perplexity if loss.perplexity < float("inf") else None,
         scores=score(answers, [question.reference or "" for question in rows.questions]) if answers else None,
         general=GeneralScores(shares(right), said_in_general.loss.mean) if said_in_general else None,
-        memorised=Memorised(len(learned), sum(map(_is_repeated, learned, said))) if learned else None,
+        memorised=Memorised(len(learned), repeated) if learned else None,
         pairs=score_pairs(rows.groups, sums, base) if rows.groups else None,
     )
     return _ModelResult(scores, [answer.text for answer in answers], general_answers, right, sums)
@@ -256,22 +279,6 @@ def _general(
         "asked": [_GENERAL_TOKENS, options.batch_size],
     }
     return of_base(questions, about, ask)
-
-
-def _short_enough(engine: Engine, questions: Sequence[Question], max_new_tokens: int) -> list[Question]:
-    """Return the questions whose whole reference, its end included, has at most ``max_new_tokens`` tokens."""
-
-    def fits(question: Question) -> bool:
-        answer = Turn("assistant", question.reference or "")
-        answered = replace(question.conversation, turns=(*question.conversation.turns, answer))
-        last = [example.spans[-1] for example in engine.framing.examples(answered) if example.spans]
-        return all(span.stop - span.start <= max_new_tokens for span in last)
-
-    return [question for question in questions if question.reference and fits(question)]
-
-
-def _is_repeated(question: Question, said: Answer) -> bool:
-    return said.text.split() == (question.reference or "").split()
 
 
 def _answers(

@@ -16,13 +16,15 @@ class Keep(Section):
     SHORT_FOR = "share"
 
     share: float = Field(0.1, gt=0, le=0.5)
-    """Their share of the tokens that are learned in an epoch. Whole examples come on top of `train.batch_size`."""
+    """Their share of the tokens that are learned. Whole examples come on top of `train.batch_size`."""
     data: Files | None = None
     """Files of prompts (rows with a `prompt` only) or of whole dialogues; a set of 639 prompts in English and Chinese
     that ships with weitune, if neither this nor `keep.run` is given. The model itself answers the prompts before the
-    first step."""
+    first step; of a dialogue, each answer is an example of weight 1. What the run's own rows ask is left
+    out."""
     run: str | None = None
-    """An earlier run whose rows are learned again; useful with `lora.init_from`."""
+    """An earlier run whose rows are learned again, as dialogues are, but for those that it held out. Useful with
+    `lora.init_from`."""
     max_answer_tokens: int = Field(64, ge=1)
     """Longest answer to a prompt, in tokens."""
     target: Literal["rows", "distill"] = "rows"

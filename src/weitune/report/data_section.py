@@ -41,6 +41,9 @@ def data_tables(data: DataRecord | None) -> str:
         facts += _preferences(data.report.preferences)
     if data.validation is not None:
         facts.append((say("report.data_section.validation_examples"), data.validation.examples))
+    if data.kept is not None:
+        name = say("report.data_section.kept", share=data.kept.share, target=data.kept.target)
+        facts.append((name, data.kept.examples))
     columns = (say("report.data_section.file"), say("report.data_section.rows"), say("report.data_section.format"))
     sources = [(source.name, plain(source.rows), source.format) for source in data.report.sources]
     counts = [(name, plain(count)) for name, count in facts]

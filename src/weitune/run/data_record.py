@@ -29,16 +29,29 @@ class ValidationSize:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptSize:
+    """What the run learns of kept examples (the recipe's ``keep``), as planned when it began."""
+
+    examples: int = 0
+    learned_tokens: int = 0
+    share: float = 0.0
+    """of all learned tokens"""
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DataRecord:
     """What a run's folder says about its data."""
 
     report: DataReport
     preview: Sequence[ExamplePreview] = ()
     validation: ValidationSize | None = None
+    kept: KeptSize | None = None
 
     def to_json(self) -> dict[str, Any]:
         record = {**self.report.to_json(), "preview": [asdict(example) for example in self.preview]}
-        return {**record, "validation": asdict(self.validation)} if self.validation else record
+        sizes = {"validation": self.validation, "kept": self.kept}
+        return {**record, **{name: asdict(size) for name, size in sizes.items() if size}}
 
 
 def read_data_record(run: Path) -> DataRecord | None:
@@ -49,6 +62,7 @@ def read_data_record(run: Path) -> DataRecord | None:
     try:
         preview = [record_from(ExamplePreview, example) for example in tree.get("preview", ())]
         validation = record_from(ValidationSize, tree["validation"]) if tree.get("validation") else None
-        return DataRecord(DataReport.from_json(tree), preview, validation)
+        kept = record_from(KeptSize, tree["kept"]) if tree.get("kept") else None
+        return DataRecord(DataReport.from_json(tree), preview, validation, kept)
     except (TypeError, ValueError, AttributeError):
         return None

@@ -28,7 +28,7 @@ from weitune.run.machine import describe_machine
 from weitune.run.names import KEPT, REFERENCE
 from weitune.training.build import make_loop, make_trainable, pack_matrices
 from weitune.training.inputs import RunInputs
-from weitune.training.keep.kept import with_collected
+from weitune.training.keep.kept import kept_size, with_collected
 from weitune.training.loop import Loop
 from weitune.training.reference.measured import preferences_of, with_measured_reference
 from weitune.training.reporter import Reporter
@@ -84,7 +84,7 @@ class PreparedRun:
             for place, example in _placed(item)
         ]
         validation = None if held is None else ValidationSize(len(held), int(held.supervised.sum()))
-        return DataRecord(inputs.prepared.report, preview, validation)
+        return DataRecord(inputs.prepared.report, preview, validation, kept_size(inputs))
 
     def collected_files(self) -> dict[str, bytes]:
         """Return the files of the run's folder that a resumed run reads instead of collecting them again."""

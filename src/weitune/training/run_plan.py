@@ -97,7 +97,7 @@ def plan_run(
     meta = build_meta_model(files, recipe.adapter)
     inputs: RunInputs | None = None
     if files.gguf or any((files.folder / name).is_file() for name in _TOKENIZERS):
-        inputs = with_guessed(collect_inputs(recipe, notes, weights=False))
+        inputs = with_guessed(collect_inputs(recipe, notes, weights=False), notes)
         recipe = inputs.recipe
         for note in filter(None, (warmup_note(inputs.plan.steps, recipe.train), *_capacity_notes(inputs, meta))):
             notes.say(note)
@@ -140,14 +140,15 @@ def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None
 
 
 def _capacity_notes(inputs: RunInputs, meta: MetaModel) -> list[str]:
-    """Return notes on whether the adapter has room for the rows of the recipe, and whether it will repeat them.
+    """Return notes on whether the adapter has room for the rows that the run sees, and whether it will repeat them.
 
     Preferences are not learned word by word.
     """
     if inputs.recipe.preference:
         return []
     recipe, data, passes = inputs.recipe, inputs.basis["data"], inputs.plan.steps / inputs.plan.steps_per_epoch
-    rows, tokens = data["examples"], data["learned tokens"]
+    rows = inputs.plan.used
+    tokens = round(data["learned tokens"] * rows / data["examples"])
     notes = [room_note(meta.trainable, recipe.adapter.r, tokens)] if recipe.adapter else []
     long_run = first_rate(meta.shape.hidden, LONG, strength=strength_of(recipe), whole_model=recipe.adapter is None)
     return [*notes, by_heart_note(meta.trainable, tokens, rows, passes, recipe.train.rate, long_run)]

@@ -26,6 +26,7 @@ DATA = {
     "rows": {"read": 10, "trained": 8, "set_aside": {"answer is empty": 2}},
     "tokens": {"all": 1234, "supervised": 567},
     "found": {"exact_duplicates": 3},
+    "kept": {"examples": 40, "learned_tokens": 63, "share": 0.1, "target": "rows"},
     "sources": [{"name": "/home/me/secret/dialogues.json", "format": "alpaca", "rows": 10}],
 }
 
@@ -58,7 +59,9 @@ def test_the_card_says_what_the_run_recorded(run: Run, tmp_path: Path) -> None:
     }  # fmt: skip
     for told in (
         "# zhenhuan\n", f"> {SYSTEM}", "10 rows were read and 8 trained.", "2 rows were set aside (answer is empty)",
-        "1,234 tokens, of which 567 were learned", "3 rows repeat", "| dialogues.json | alpaca | 10 |",
+        "1,234 tokens, of which 567 were learned", "3 rows repeat",
+        "40 examples that keep what the base knew (`keep`, target `rows`) are 10.0% of",
+        "| dialogues.json | alpaca | 10 |",
         "2 optimizer steps over 100 tokens", "from 3.250 to 1.500",
         "validation data is 2.2500; that of the base was 4.0000",
         "Trained in fp32, with torch 2.13.0",

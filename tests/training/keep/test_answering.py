@@ -40,7 +40,10 @@ def logits(trainable: Trainable, tokens: tuple[int, ...]) -> torch.Tensor:
 def test_answers_are_the_likeliest_tokens(made: tuple[RunInputs, Trainable]) -> None:
     inputs, trainable = made
     prompts = asked(inputs)
-    for prompt, example in zip(prompts, Answering(inputs, trainable, LONGEST)(prompts), strict=True):
+    told: list[int] = []
+    answers = Answering(inputs, trainable, LONGEST)(prompts, told.append)
+    assert sorted(told) == sorted(example.supervised for example in answers)
+    for prompt, example in zip(prompts, answers, strict=True):
         (span,) = example.spans
         assert (example.input_ids[: len(prompt)], span.start) == (prompt, len(prompt))
         assert span.stop == len(example.input_ids) <= len(prompt) + LONGEST + 1

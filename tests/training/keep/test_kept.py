@@ -10,7 +10,10 @@ import pytest
 from tests.faults.runs import Inputs, Listener, make_inputs
 from weitune.data.keep.kept import KeptExamples
 from weitune.errors import DataError, Interrupted, RunError
+from weitune.generate.engine import BATCH_SIZE
+from weitune.progress import Progress
 from weitune.recipe.load import build_recipe
+from weitune.run.data_record import KeptSize, read_data_record
 from weitune.run.events import read_events
 from weitune.training.run import resume, train
 from weitune.training.run_plan import plan_run
@@ -52,7 +55,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_without_the_prompts(
 
 def test_kept_examples_are_learned_beside_the_runs_own(inputs: Inputs, tmp_path: Path) -> None:
     plain = train(inputs.recipe(tmp_path / "plain"), device="cpu").path
-    run = train(inputs.recipe(tmp_path / "run", **keys(tmp_path)), device="cpu").path
+    told = Listener()
+    run = train(inputs.recipe(tmp_path / "run", **keys(tmp_path)), device="cpu", reporter=told).path
     kept = KeptExamples.from_bytes((run / "kept.safetensors").read_bytes())
     learned = [
         [event["supervised_tokens"] for event in read_events(folder) if event["event"] == "step"]
@@ -62,6 +66,41 @@ def test_kept_examples_are_learned_beside_the_runs_own(inputs: Inputs, tmp_path:
     share = 1 - sum(learned[0]) / sum(learned[1])
     assert share == pytest.approx(0.3, abs=0.03)
     assert all(1 <= tokens <= 6 for tokens in kept.supervised)  # an answer, and perhaps its end
+    tokens = sum(learned[1]) - sum(learned[0])
+    assert f"4 examples with {tokens:,} learned tokens, {share:.1%} of what the run learns" in told.text
+    data = read_data_record(run)
+    assert data is not None
+    assert data.kept == KeptSize(4, tokens, pytest.approx(share), "rows")
+    assert read_data_record(plain).kept is None  # type: ignore[union-attr]
+
+
+def test_a_share_too_small_for_any_example_is_told(inputs: Inputs, tmp_path: Path) -> None:
+    told = Listener()
+    train(inputs.recipe(tmp_path / "run", **keys(tmp_path, **{"keep.share": 0.001})), device="cpu", reporter=told)
+    assert "nothing is kept" in told.text
+
+
+class Answers(Listener):
+    """Keeps how many learned tokens there were when it was told."""
+
+    def answering(self) -> Progress:
+        self.told: list[tuple[int, int | None]] = []
+        return lambda done, total: self.told.append((done, total))
+
+
+def test_no_more_is_answered_than_is_needed_and_every_answer_is_told(inputs: Inputs, tmp_path: Path) -> None:
+    prompts = [{"prompt": f"What is {number}?"} for number in range(100)]
+    more = keys(tmp_path, **{"keep.share": 0.1})
+    Path(str(more["keep.data"][0])).write_text("\n".join(map(json.dumps, prompts)))  # type: ignore[index]
+    reporter = Answers()
+    run = train(inputs.recipe(tmp_path / "run", **more), device="cpu", reporter=reporter).path
+    kept = KeptExamples.from_bytes((run / "kept.safetensors").read_bytes())
+    needed = reporter.told[-1][1]
+    assert needed is not None
+    assert kept.supervised[:-1].sum() < needed <= kept.supervised.sum()
+    assert len(reporter.told) % BATCH_SIZE == 1  # after each answer, and at the end
+    assert len(reporter.told) < len(kept) + BATCH_SIZE + 1
+    assert reporter.told == sorted(reporter.told)
 
 
 def test_answers_are_made_once(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,11 +137,16 @@ def test_a_model_that_is_trained_whole_keeps_too(inputs: Inputs, tmp_path: Path)
 
 
 def test_the_rows_of_an_earlier_run_are_learned_again(inputs: Inputs, tmp_path: Path) -> None:
-    earlier = train(inputs.recipe(tmp_path / "earlier"), device="cpu").path
+    rows = [{"instruction": f"What is {n}?", "output": "A number."} for n in range(20)]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(rows))
+    earlier = train(inputs.recipe(tmp_path / "earlier", data=[str(other)]), device="cpu").path
     more = {"keep.share": 0.3, "keep.run": str(earlier), "lora.init_from": str(earlier)}
     run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
     kept = KeptExamples.from_bytes((run / "kept.safetensors").read_bytes())
-    assert len(kept) == 20
+    examples = [kept[i] for i in range(len(kept))]
+    assert len({example.input_ids for example in examples}) == len(examples) > 10
+    assert len({example.input_ids[example.spans[0].start :] for example in examples}) == 1  # "A number."
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "other"])
@@ -127,6 +171,9 @@ def test_a_plan_counts_them_before_there_are_answers(inputs: Inputs, tmp_path: P
     assert plain.inputs is not None
     assert plan.inputs.plan.steps == plain.inputs.plan.steps
     assert len(plan.inputs.examples) == len(plain.inputs.examples) + 4
+    (note,) = set(plan.notes) - set(plain.notes)
+    assert "`keep` adds about" in note
+    assert "30.0% of what the run learns" in note
 
 
 def test_a_number_is_the_share() -> None:

@@ -97,7 +97,7 @@ def command(
         quiet_libraries()
         from weitune.errors import InputError
         from weitune.evaluate.judge import ask_endpoint, judge_answers
-        from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set
+        from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set, unmeasured
 
         ask = ask_endpoint(judge, judge_model, judge_key) if judge else None
         rows = evaluation_set(folder, files, limit, training_rows)
@@ -109,6 +109,8 @@ def command(
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)
     _show(evaluation, as_json=as_json)
+    if why := unmeasured(rows, evaluation):
+        console().print(why, markup=False)
     target = output or (None if folder.made_elsewhere else run)
     if target:
         enter_phase("writing")

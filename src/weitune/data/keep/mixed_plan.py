@@ -1,12 +1,12 @@
 """A run's steps with kept examples among them: still a pure function of the recipe and the lengths of the examples.
 
 Each step of the run's own :class:`.Plan` gets whole kept examples until these have their share of the tokens that are
-learned, counted from the beginning of the epoch:
+learned, counted from the beginning of the run:
 
     own tokens     120   80  100   share 0.1: a ninth of them, 13.3, 22.2, 33.3 tokens so far
     kept           12     –   20   an example is added while at least half of it is due
 
-Kept examples come in an order of their own for each epoch; when all were used, they come again in another order.
+Kept examples come in an order of their own; when all were used, they come again in another order.
 Numbers from ``examples`` on stand for kept examples.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,22 @@ from weitune.data.schedule import Plan, permutation
 Ints = npt.NDArray[np.int64]
 _KEPT_ORDERS = 1 << 32
 """Seeds of the orders of kept examples begin here, far from those of epochs."""
-_ROUNDS = 1 << 20
-"""More than the times that all kept examples are used in an epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptUse:
+    """What the steps of a run learn, of its own examples and of kept ones."""
+
+    examples: int
+    """Different kept examples."""
+    tokens: int
+    """Learned tokens of kept examples, each time that they come."""
+    own_tokens: int
+
+    @property
+    def share(self) -> float:
+        """The share of all learned tokens that kept examples have."""
+        return self.tokens / (self.tokens + self.own_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -36,8 +51,10 @@ class MixedPlan(Plan):
     kept_learned: npt.NDArray[np.int32]
     """(kept,) learned tokens of every kept example."""
     share: float
-    """The share of all learned tokens that kept examples have over an epoch, from 0 to 1, both excluded."""
+    """The share of all learned tokens that kept examples have, from 0 to 1, both excluded."""
     _epochs: dict[int, list[Ints]] = field(default_factory=dict, init=False, repr=False)
+    _begins: dict[int, tuple[float, int]] = field(default_factory=lambda: {0: (0.0, 0)}, init=False, repr=False)
+    """For each epoch up to the first that is not known yet: learned tokens that are due, and kept examples used."""
 
     @classmethod
     def over(
@@ -55,17 +72,27 @@ class MixedPlan(Plan):
         epoch, within = divmod(k, self.steps_per_epoch)
         return np.concatenate([own, self.examples + self._kept(epoch)[within]])
 
+    def use(self) -> KeptUse:
+        """Return what all steps learn. Cost: every epoch is laid out."""
+        numbers = np.concatenate([self.step(k) for k in range(self.steps)])
+        own, kept = numbers[numbers < self.examples], numbers[numbers >= self.examples] - self.examples
+        return KeptUse(len(np.unique(kept)), int(self.kept_learned[kept].sum()), int(self.learned[own].sum()))
+
     def _kept(self, epoch: int) -> list[Ints]:
         """Return the kept examples of every step of an epoch, from 0."""
+        for earlier in range(max(self._begins), epoch):
+            self._added(earlier)
         if epoch not in self._epochs:
             self._epochs.clear()
-            self._epochs[epoch] = list(self._added(epoch))
+            self._epochs[epoch] = self._added(epoch)
         return self._epochs[epoch]
 
-    def _added(self, epoch: int) -> Iterator[Ints]:
-        order, due = self._order(epoch), 0.0
+    def _added(self, epoch: int) -> list[Ints]:
+        due, used = self._begins[epoch]
+        order = self._order(used)
         following = next(order)
         whole = permutation(self.examples, self.seed, epoch)
+        steps: list[Ints] = []
         for start in range(0, self.examples, self.batch_size):
             due += self.learned[whole[start : start + self.batch_size]].sum() * self.share / (1 - self.share)
             added = []
@@ -73,12 +100,17 @@ class MixedPlan(Plan):
                 due -= int(self.kept_learned[following])
                 added.append(following)
                 following = next(order)
-            yield np.asarray(added, dtype=np.int64)
+            steps.append(np.asarray(added, dtype=np.int64))
+            used += len(added)
+        self._begins[epoch + 1] = (due, used)
+        return steps
 
-    def _order(self, epoch: int) -> Iterator[int]:
-        for around in range(_ROUNDS):
-            yield from permutation(len(self.kept_learned), self.seed, _KEPT_ORDERS + epoch * _ROUNDS + around).tolist()
-        raise ValueError("an epoch uses the kept examples too often")
+    def _order(self, used: int) -> Iterator[int]:
+        """Yield kept examples without end, after ``used`` of them."""
+        turn, within = divmod(used, len(self.kept_learned))
+        for following in count(turn):
+            yield from permutation(len(self.kept_learned), self.seed, _KEPT_ORDERS + following)[within:].tolist()
+            within = 0
 
 
 def tokens_due(learned: int, share: float) -> int:

@@ -34,6 +34,9 @@ class KeepRows:
     prompts: Sequence[Conversation]
     dialogues: Sequence[Conversation]
 
+    def __len__(self) -> int:
+        return len(self.prompts) + len(self.dialogues)
+
 
 def shipped_prompts(language: str | None = None) -> list[Conversation]:
     """Return the prompts that ship with weitune, 313 in English and 326 in Chinese, or those in one ``language``."""

@@ -122,6 +122,8 @@ def _data(data: DataRecord | None) -> list[str]:
     ]
     if lengths.all:
         counts.append(say("export.model_card.tokens", all=lengths.all, learned=lengths.supervised))
+    if (kept := data.kept) is not None:
+        counts.append(say("export.model_card.kept", examples=kept.examples, share=kept.share, target=kept.target))
     if duplicates:
         counts.append(say("export.model_card.duplicates", rows=duplicates))
     return [_heading("export.model_card.data"), "\n".join(table), "\n".join(counts)]

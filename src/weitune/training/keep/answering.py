@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,14 +34,17 @@ class Answering:
         self._end = inputs.framing.end_of_turn
         self._sampling = Sampling(max_new_tokens=max_answer_tokens)
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Example]:
-        """Return the prompts with their answers; the end of the turn is learned where an answer ends."""
+    def __call__(self, prompts: Sequence[Sequence[int]], learned: Callable[[int], object]) -> list[Example]:
+        """Return the prompts with their answers; the end of the turn is learned where an answer ends.
+
+        ``learned`` is called with the learned tokens of each answer as soon as it is finished.
+        """
+        examples: dict[int, Example] = {}
         with tree_attention(self._engine.model, on=False):
-            answers = self._engine.answers_to(prompts, self._sampling)
-        return [
-            answered(prompt, (*answer.tokens, self._end) if answer.stopped else answer.tokens)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+            for at, answer in self._engine.finished(prompts, self._sampling):
+                examples[at] = answered(prompts[at], (*answer.tokens, self._end) if answer.stopped else answer.tokens)
+                learned(examples[at].supervised)
+        return [examples[at] for at in range(len(prompts))]
 
     def distilled(self, examples: Sequence[Example]) -> list[Example]:
         """Return ``examples`` with the model's own likeliest tokens in place of each that is learned."""

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weitune.data.conversation import Example, Span
+from weitune.data.conversation import Example, Origin, Span
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.keep.rows import KeepRows, read_keep_rows, shipped_prompts
+from weitune.data.keep.taught import asked_in, prompts_in, text_key, token_key, token_keys
 from weitune.data.preference.values import Item, liked_in
-from weitune.data.prepare.holdout import ItemSet
+from weitune.data.prepare.holdout import ItemSet, hold_out
 from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.errors import DataError
+from weitune.model.load.locate import locate_base
+from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.keep import Keep
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
@@ -28,25 +31,34 @@ class Candidates:
     prompts: Sequence[tuple[int, ...]]
     """tokens of prompts to be answered"""
     examples: Sequence[Example]
-    """of dialogues and of an earlier run, from preferences the better answers"""
+    """of dialogues and of an earlier run, one for each answer; from preferences the better answers"""
     too_long: int
     """prompts and examples left out, because they leave no room in ``tokens.max_length``"""
+    taught: int
+    """prompts, dialogues and rows of an earlier run left out, because the run's own rows ask the same"""
 
     @classmethod
-    def of(cls, recipe: Recipe, keep: Keep, framing: Framing) -> Candidates:
-        """Return what ``keep`` names. Raises InputError if it cannot be read or nothing is left."""
-        rows = _rows(recipe, keep)
+    def of(cls, recipe: Recipe, keep: Keep, framing: Framing, own: Sequence[ItemSet[Item]]) -> Candidates:
+        """Return what ``keep`` names that the rows of ``recipe``, prepared as ``own``, do not ask themselves.
+
+        Raises InputError if it cannot be read or nothing is left.
+        """
+        named = _rows(recipe, keep)
+        rows = _without_taught(named, recipe)
+        replayed = [] if keep.run is None else _rows_of_run(Path(keep.run), recipe, framing)
+        untaught = _without_taught_rows(replayed, own)
+        taught = len(named) - len(rows) + len(replayed) - len(untaught)
         room = recipe.tokens.max_length
         prompts = [tuple(framing.prompt(asked)) for asked in rows.prompts]
-        examples = [_ended(each) for told in framing.examples_batch(rows.dialogues) for each in told]
-        if keep.run is not None:
-            earlier: ItemSet[Item] = prepare_items(_as_now(load_recorded(Path(keep.run)), recipe), framing)
-            examples += [_ended(each) for i in range(len(earlier)) for each in liked_in(earlier[i])]
+        told = [example for made in framing.examples_batch(rows.dialogues) for example in made]
+        examples = [answer for example in told for answer in _answers_of(example)] + untaught
+        if taught and not prompts and not examples:
+            raise DataError("training.kept.all_taught", count=taught)
         fitting = [prompt for prompt in prompts if len(prompt) + keep.max_answer_tokens < room]
         short = [example for example in examples if len(example.input_ids) <= room]
         if not fitting and not short:
             raise DataError("training.kept.nothing_left", max_length=room)
-        return cls(fitting, short, len(prompts) - len(fitting) + len(examples) - len(short))
+        return cls(fitting, short, len(prompts) - len(fitting) + len(examples) - len(short), taught)
 
     def guessed(self, answer_tokens: int) -> KeptExamples:
         """Return examples of the sizes to expect, each answer as long as may be: for a plan before there are any."""
@@ -63,16 +75,54 @@ def _rows(recipe: Recipe, keep: Keep) -> KeepRows:
     return KeepRows(shipped_prompts() if keep.run is None else [], [])
 
 
+def _without_taught(rows: KeepRows, recipe: Recipe) -> KeepRows:
+    """Return ``rows`` without those that ask what a row of ``recipe`` asks."""
+    if not len(rows):
+        return rows
+    asked = asked_in(recipe)
+    return KeepRows(
+        [prompt for prompt in rows.prompts if text_key(prompt) not in asked],
+        [each for each in rows.dialogues if asked.isdisjoint(map(text_key, prompts_in(each)))],
+    )
+
+
+def _without_taught_rows(replayed: Sequence[Example], own: Sequence[ItemSet[Item]]) -> list[Example]:
+    """Return the ``replayed`` rows of an earlier run without those whose prompts ``own`` items have."""
+    asked = token_keys(own) if replayed else set()
+    return [example for example in replayed if token_key(example, example.spans[0].start) not in asked]
+
+
+def _rows_of_run(run: Path, recipe: Recipe, framing: Framing) -> list[Example]:
+    """Return the examples of the rows that an earlier ``run`` learned, framed as ``recipe`` frames its own."""
+    earlier = load_recorded(run)
+    items: ItemSet[Item] = prepare_items(_as_now(earlier, recipe), framing)
+    held = _held_out(earlier, recipe, framing)
+    learned = (item for item in (items[i] for i in range(len(items))) if item.origin not in held)
+    return [answer for item in learned for example in liked_in(item) for answer in _answers_of(example)]
+
+
+def _held_out(earlier: Recipe, recipe: Recipe, framing: Framing) -> set[Origin | None]:
+    """Return the rows that an ``earlier`` run held out."""
+    if earlier.validation_fraction is None:
+        return set()
+    if earlier != _as_now(earlier, recipe):  # its own tokens decide what it held out
+        framing = open_framing(locate_base(earlier, weights=False), earlier.tokens).framing
+    items: ItemSet[Item] = prepare_items(earlier, framing)
+    _, held = hold_out(items, earlier.validation_fraction)
+    return {held[i].origin for i in range(len(held))} - {None}
+
+
 def _as_now(earlier: Recipe, recipe: Recipe) -> Recipe:
     """Return the recipe of an earlier run with the model and the framing of this one."""
     now = {name: getattr(recipe, name) for name in ("model", "hub", "revision", "tokens")}
     return earlier.model_copy(update=now)
 
 
-def _ended(example: Example) -> Example:
-    """Return the example up to its last learned token, of which only the last answer is learned."""
-    last = example.spans[-1]
-    return Example(example.input_ids[: last.stop], (last._replace(weight=1.0),), example.origin)
+def _answers_of(example: Example) -> list[Example]:
+    """Return an example for each learned part of ``example``, which ends there and learns it alone, with weight 1."""
+    return [
+        Example(example.input_ids[: span.stop], (span._replace(weight=1.0),), example.origin) for span in example.spans
+    ]
 
 
 def answered(prompt: Sequence[int], answer: Sequence[int]) -> Example:

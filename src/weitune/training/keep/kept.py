@@ -10,6 +10,7 @@ A run that is resumed reads its folder, so it learns the same bits wherever it g
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,34 +18,39 @@ from typing import TYPE_CHECKING, Any
 from weitune.data.conversation import Example
 from weitune.data.keep.kept import JoinedExamples, KeptExamples
 from weitune.data.keep.mixed_plan import MixedPlan, tokens_due
+from weitune.data.preference.values import Item
+from weitune.data.prepare.holdout import ItemSet
 from weitune.data.schedule import permutation
 from weitune.errors import RunError
 from weitune.files.cache import cached_file, read_cached, store_cached
 from weitune.generate.engine import BATCH_SIZE
 from weitune.messages import say
 from weitune.recipe.keep import Keep
+from weitune.run.data_record import KeptSize
 from weitune.run.names import KEPT
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.answering import Answering
 from weitune.training.keep.candidates import Candidates
+from weitune.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from weitune.training.session import Session
     from weitune.training.trainable import Trainable
 
-_ANSWERED_AT_ONCE = 4 * BATCH_SIZE
-"""Prompts after which is seen whether there are enough answers."""
-_VERSION = 1
+_VERSION = 2
 """Raised when the same recipe would keep other examples."""
 
 
-def with_guessed(inputs: RunInputs) -> RunInputs:
+def with_guessed(inputs: RunInputs, reporter: Reporter) -> RunInputs:
     """Return ``inputs`` with kept examples of the sizes to expect, for a plan before there is a model."""
     keep = inputs.recipe.keep
     if keep is None:
         return inputs
-    candidates = Candidates.of(inputs.recipe, keep, inputs.framing)
-    return joined(inputs, candidates.guessed(keep.max_answer_tokens), keep.share)
+    candidates = _candidates(inputs, keep)
+    together = joined(inputs, candidates.guessed(keep.max_answer_tokens), keep.share)
+    for note in _notes(together, candidates, "training.kept.planned"):
+        reporter.say(note)
+    return together
 
 
 def with_recorded(inputs: RunInputs, run: Path) -> RunInputs:
@@ -70,7 +76,7 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
     keep = inputs.recipe.keep
     if keep is None or inputs.kept is not None:
         return inputs
-    candidates = Candidates.of(inputs.recipe, keep, inputs.framing)
+    candidates = _candidates(inputs, keep)
     place = _cached(inputs, candidates, keep, trainable)
 
     def collect() -> bytes:
@@ -82,12 +88,33 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
 
     sharded = trainable.loaded.shards > 1  # then all processes compute every answer together
     kept = KeptExamples.from_bytes(collect() if sharded else session.sees(collect))
-    session.reporter.say(
-        say("training.kept.kept", count=len(kept), tokens=int(kept.supervised.sum()), share=keep.share)
-    )
+    together = joined(inputs, kept, keep.share)
+    for note in _notes(together, candidates, "training.kept.kept"):
+        session.reporter.say(note)
+    return together
+
+
+def kept_size(inputs: RunInputs) -> KeptSize | None:
+    """Return what all steps learn of kept examples; None if the recipe keeps none."""
+    keep, plan = inputs.recipe.keep, inputs.plan
+    if keep is None or not isinstance(plan, MixedPlan):
+        return None
+    use = plan.use()
+    return KeptSize(use.examples, use.tokens, use.share, keep.target)
+
+
+def _notes(inputs: RunInputs, candidates: Candidates, message: str) -> list[str]:
+    """Return what to tell of the kept examples that the plan of ``inputs`` uses, and of those that were left out."""
+    plan = inputs.plan
+    assert isinstance(plan, MixedPlan)  # noqa: S101  (for mypy)
+    use = plan.use()
+    about = {"count": use.examples, "tokens": use.tokens, "share": use.share, "own_tokens": use.own_tokens}
+    lines = [say(message if use.examples else "training.kept.none", **about)]
     if candidates.too_long:
-        session.reporter.say(say("training.kept.too_long", count=candidates.too_long))
-    return joined(inputs, kept, keep.share)
+        lines.append(say("training.kept.too_long", count=candidates.too_long))
+    if candidates.taught:
+        lines.append(say("training.kept.taught", count=candidates.taught))
+    return lines
 
 
 def joined(inputs: RunInputs, kept: KeptExamples, share: float) -> RunInputs:
@@ -102,28 +129,61 @@ def joined(inputs: RunInputs, kept: KeptExamples, share: float) -> RunInputs:
     )
 
 
+def _candidates(inputs: RunInputs, keep: Keep) -> Candidates:
+    """Return what ``keep`` names beside all rows of the run, also those for validation."""
+    own: list[ItemSet[Item]] = [inputs.prepared, *([] if inputs.validation is None else [inputs.validation])]
+    return Candidates.of(inputs.recipe, keep, inputs.framing, own)
+
+
 def _collected(session: Session, inputs: RunInputs, candidates: Candidates, trainable: Trainable) -> KeptExamples:
     """Return as many kept examples as the run uses, or all there are."""
     keep, plan = inputs.recipe.keep, inputs.plan
     assert keep is not None  # noqa: S101  (for mypy)
     needed = tokens_due(sum(int(inputs.examples.supervised[plan.step(k)].sum()) for k in range(plan.steps)), keep.share)
-    answering = Answering(inputs, trainable, keep.max_answer_tokens)
-    progress = session.reporter.answering()
-    numbers = permutation(len(candidates.prompts) + len(candidates.examples), plan.seed, 0).tolist()
-    found: list[Example] = []
-    for start in range(0, len(numbers), _ANSWERED_AT_ONCE):
-        some = numbers[start : start + _ANSWERED_AT_ONCE]
-        known = [candidates.examples[number] for number in some if number < len(candidates.examples)]
-        asked = [number - len(candidates.examples) for number in some if number >= len(candidates.examples)]
-        found += known + answering([candidates.prompts[number] for number in asked])
-        learned = sum(example.supervised for example in found)
+    answering, progress = Answering(inputs, trainable, keep.max_answer_tokens), session.reporter.answering()
+    done = 0
+
+    def learned(tokens: int) -> None:
+        nonlocal done
+        done += tokens
         if progress is not None:
-            progress(min(learned, needed), needed)
-        if learned >= needed:
-            break
+            progress(min(done, needed), needed)
+
+    found = _enough(_in_order(candidates, plan.seed, answering, learned), needed)
     if progress is not None:
         progress(needed, needed)
     return KeptExamples(answering.distilled(found) if keep.target == "distill" else found)
+
+
+def _in_order(
+    candidates: Candidates, seed: int, answering: Answering, learned: Callable[[int], object]
+) -> Iterator[Example]:
+    """Yield the candidates in an order of their own; prompts are answered as many at once as the engine answers.
+
+    ``learned`` is called with the learned tokens of each as soon as they are known.
+    """
+    known = len(candidates.examples)
+    numbers = permutation(known + len(candidates.prompts), seed, 0).tolist()
+    for start in range(0, len(numbers), BATCH_SIZE):
+        some = numbers[start : start + BATCH_SIZE]
+        asked = [candidates.prompts[number - known] for number in some if number >= known]
+        answers = iter(answering(asked, learned) if asked else [])
+        for number in some:
+            if number < known:
+                learned(candidates.examples[number].supervised)
+            yield candidates.examples[number] if number < known else next(answers)
+
+
+def _enough(examples: Iterator[Example], needed: int) -> list[Example]:
+    """Return the first examples that have ``needed`` learned tokens together, at least one; or all there are."""
+    found: list[Example] = []
+    learned = 0
+    for example in examples:
+        found.append(example)
+        learned += example.supervised
+        if learned >= needed:
+            break
+    return found
 
 
 def _cached(inputs: RunInputs, candidates: Candidates, keep: Keep, trainable: Trainable) -> Path:
