@@ -5,7 +5,11 @@ python -m bench.tool_calls RUN --data held-out.json [--skip 0] [--limit 50] [--t
 requests    conversations up to their first call, which the run has not learned
 called      of these, requests for which transformers' text has calls
 malformed   of these, requests for which it begins a call that cannot be read: content on both sides
-equal       served answers whose calls and content equal those that the same reader finds in transformers' text
+equal       served answers whose calls (names and arguments) and content equal those that the same reader finds in
+            transformers' text
+faulty      served answers with a call that is not of the type function, or whose id is missing or is another call's
+
+A call's id is made anew for each answer unless the model writes it, so ids are not compared.
 
 transformers generates greedily in float32, with the adapter beside the weights. Unequal answers are printed.
 """
@@ -59,6 +63,14 @@ def greedy_answers(source: ExportSource, conversations: list[Conversation], toke
     return answers
 
 
+def is_faulty(message: dict[str, Any]) -> bool:
+    """Return whether a served message has a call that a client could not answer."""
+    calls = message.get("tool_calls", ())
+    ids = [call.get("id") for call in calls]
+    named = all(isinstance(each, str) and each for each in ids) and len(set(ids)) == len(ids)
+    return not named or any(call.get("type") != "function" for call in calls)
+
+
 def told(message: dict[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
     """Return content and calls of a served message."""
     calls = [call["function"] for call in message.get("tool_calls", ())]
@@ -94,9 +106,11 @@ def main() -> None:
     for kind in given.types.split(","):
         with service(given.run, "--type", kind) as server:
             bodies = [body_of(conversation, run.name, given.tokens) for conversation in conversations]
-            served = [told(server.chat(**body)["choices"][0]["message"]) for body in bodies]
+            messages = [server.chat(**body)["choices"][0]["message"] for body in bodies]
+        served = [told(message) for message in messages]
         unequal = [at for at, (one, other) in enumerate(zip(served, expected, strict=True)) if one != other]
         result[f"equal_{kind}"] = len(served) - len(unequal)
+        result[f"faulty_{kind}"] = sum(map(is_faulty, messages))
         for at in unequal:
             print(f"{kind}, request {given.skip + at}:\n  transformers {expected[at]}\n  served       {served[at]}")
     keep("tool_calls", result)

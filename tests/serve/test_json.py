@@ -97,6 +97,28 @@ def test_a_call_is_forced(client: Any, choice: Any, stream: bool) -> None:
     assert finish == "tool_calls"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_vanish_during_a_forced_call_free_their_slots(client: Any, server: Live, stream: bool) -> None:
+    long = {"type": "object", "required": ["hours"], "properties": {
+        "hours": {"type": "array", "items": {"type": "integer"}, "minItems": 800}}}  # fmt: skip
+    tool = {"type": "function", "function": {"name": "tides", "description": "x", "parameters": long}}
+    body = {"model": "run", "messages": ASK, "tools": [tool], "tool_choice": "required", "stream": stream}
+    payload = json.dumps({**body, "max_tokens": 500}).encode()
+    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
+    before = server.metric('weitune_requests_total{status="499"}')
+    connections = [server.connect() for _ in range(4)]
+    for connection in connections:
+        connection.sendall(header.encode() + payload)
+    server.wait_for("weitune_running", 2)
+    for connection in connections:
+        connection.close()
+    server.wait_for("weitune_running", 0)
+    server.wait_for('weitune_requests_total{status="499"}', before + 4)
+    assert server.metric("weitune_waiting") == 0
+    options = {"model": "run", "messages": ASK, "tools": TOOLS, "tool_choice": "required", "max_tokens": 200}
+    assert client.chat.completions.create(**options).choices[0].message.tool_calls
+
+
 def test_what_cannot_be_forced_is_refused(client: Any) -> None:
     broken = [{"type": "function", "function": {"name": "a", "description": "x", "parameters": {"not": {}}}}]
     with pytest.raises(openai.BadRequestError, match="JSON schema cannot be kept to"):

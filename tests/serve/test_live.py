@@ -178,7 +178,8 @@ def test_a_text_is_continued(client: Any) -> None:
 
 def test_the_application_answers_where_it_is_mounted(runs: dict[str, Run], client: Any) -> None:
     async def go() -> None:
-        with application({"first": runs["first"]}, "F32", capacity=Capacity(slots=1, threads=1)) as app:
+        capacity, guard = Capacity(slots=1, threads=1), Guard(hosts=frozenset({"chat.example.org"}))
+        with application({"first": runs["first"]}, "F32", capacity=capacity, guard=guard) as app:
 
             async def mounting(scope: Any, receive: Any, send: Any) -> None:
                 assert scope["path"].startswith("/llm/")
@@ -191,7 +192,8 @@ def test_the_application_answers_where_it_is_mounted(runs: dict[str, Run], clien
             answer = (await mounted.send("POST", "/llm/v1/chat/completions", body)).json
             assert answer["choices"][0]["message"]["content"] == said(client)
             assert (await mounted.send("GET", "/llm/nothing")).status == 404
-            assert (await mounted.send("GET", "/llm/v1/models", host="evil.example")).status == 403
+            for host, status in {"evil.example": 403, "chat.example.org": 200, "chat.example.org:443": 200}.items():
+                assert (await mounted.send("GET", "/llm/v1/models", host=host)).status == status
 
     asyncio.run(go())
 
@@ -254,19 +256,32 @@ def test_names_and_pages_of_others_are_refused(server: Live) -> None:
     assert server.request("GET", "/health")[0] == 200
 
 
-LONG: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": ASK},
-    "/v1/completions": {"prompt": "Once"},
-    "/v1/responses": {"input": "Once", "max_output_tokens": 900},
+LONG_LIST = {"type": "array", "items": {"type": "integer"}, "minItems": 800}
+LONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"messages": ASK}),
+    "text": ("/v1/completions", {"prompt": "Once"}),
+    "responses": ("/v1/responses", {"input": "Once", "max_output_tokens": 900}),
+    "logprobs": ("/v1/chat/completions", {"messages": ASK, "logprobs": True, "top_logprobs": 2}),
+    "text with logprobs": ("/v1/completions", {"prompt": "Once", "logprobs": 2}),
+    "schema": (
+        "/v1/chat/completions",
+        {
+            "messages": ASK,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG_LIST}},
+        },
+    ),
 }
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("path", LONG)
-def test_clients_that_vanish_free_their_slots(path: str, stream: bool, models: LlamaModels, server: Live) -> None:
+@pytest.mark.parametrize("kind", LONG)
+def test_clients_that_vanish_free_their_slots(kind: str, stream: bool, models: LlamaModels, server: Live) -> None:
+    path, body = LONG[kind]
+    if kind == "schema":
+        pytest.importorskip("llguidance")
     before = server.metric('weitune_requests_total{status="499"}')
     options = {} if path == "/v1/responses" else endless(models)  # it knows no logit_bias
-    payload = json.dumps({"model": "first", "stream": stream, **LONG[path], **options}).encode()
+    payload = json.dumps({"model": "first", "stream": stream, **body, **options}).encode()
     header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
     connections = [server.connect() for _ in range(6)]
     for connection in connections:
@@ -296,8 +311,8 @@ def test_beyond_the_queue_clients_are_told_to_come_back(models: LlamaModels) -> 
         assert said(client)
 
 
-def test_bodies_that_are_too_large_or_no_json_change_nothing(server: Live) -> None:
-    path = "/v1/chat/completions"
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+def test_bodies_that_are_too_large_or_no_json_change_nothing(path: str, server: Live) -> None:
     assert server.request("POST", path, b"x" * (4 << 20) + b"x")[0] == 413
     for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"model": "first", "messages": ' + b"[" * 9000):
         assert server.request("POST", path, body)[0] == 400

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.tiny import TEMPLATE_OF, save_tiny
 from weitune import Recipe, Run, train
@@ -68,6 +68,26 @@ def test_examples_that_never_end_are_refused_before_the_first_step(tmp_path: Pat
     with pytest.raises(DataError, match=r"end its turn|learned|supervised"):
         train(recipe, device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_tokens_that_the_base_cannot_write_are_told_before_the_first_step(tmp_path: Path) -> None:
+    class Listener(Reporter):
+        def say(self, line: str) -> None:
+            told.append(line)
+
+        def stepped(self, record: StepRecord) -> None:
+            told.append("a step")
+
+    told: list[str] = []
+    recipe = recipe_for(tmp_path, train=Train(batch_size=4, max_steps=1))
+    weights = Path(recipe.model) / "model.safetensors"
+    tensors, ids = load_file(weights), load_tokenizer(locate(recipe.model)).get_vocab()
+    tensors["lm_head.weight"][ids["<|im_end|>"]] = tensors["lm_head.weight"][ids["<|im_start|>"]]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    train(recipe, device="cpu", reporter=Listener())
+    at = [place for place, line in enumerate(told) if "never trained on <|im_end|>:" in line]
+    assert len(at) == 1
+    assert at[0] < told.index("a step")
 
 
 class StopAfter(Reporter):

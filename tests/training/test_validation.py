@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import Inputs, Listener, digest, make_inputs
-from weitune.errors import DataError, Interrupted, RunError
+from weitune.errors import DataError, InputError, Interrupted, RunError
 from weitune.generate.run import Run
 from weitune.model.storage import allocator
 from weitune.run.events import read_events
@@ -149,6 +149,30 @@ def test_prompts_of_ones_own(inputs: Inputs, tmp_path: Path) -> None:
     run = train(inputs.recipe(tmp_path / "run", **keys), device="cpu").path
     for event in evaluations(run):
         assert [(sample["prompt"], sample["reference"]) for sample in event["samples"]] == [("你是谁？", None)]
+
+
+def test_samples_are_kept_to_a_schema(inputs: Inputs, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["high", "low"]}))
+    keys = KEYS | {"train.sample_schema": str(schema), "train.sample_tokens": 20, "train.max_steps": 1}
+    run = train(inputs.recipe(tmp_path / "run", **keys), device="cpu").path
+    answers = [sample["answer"] for event in evaluations(run) for sample in event["samples"]]
+    assert len(answers) == 6
+    assert set(answers) <= {'"high"', '"low"'}
+
+
+@pytest.mark.parametrize("text", [None, "[]", '{"not": {}}'])
+def test_a_schema_that_cannot_be_kept_is_refused_before_there_is_a_run(
+    inputs: Inputs, tmp_path: Path, text: str | None
+) -> None:
+    pytest.importorskip("llguidance")
+    schema, run = tmp_path / "schema.json", tmp_path / "run"
+    if text is not None:
+        schema.write_text(text)
+    with pytest.raises(InputError):
+        train(inputs.recipe(run, **KEYS, **{"train.sample_schema": str(schema)}), device="cpu")
+    assert not run.exists()
 
 
 def test_a_file_of_its_own(inputs: Inputs, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weitune.errors import InputError
 from weitune.evaluate.questions import Question
@@ -23,13 +24,19 @@ class Sample:
     """Whether the answer ended by itself, not at its longest length."""
 
 
-def answer_samples(engine: Engine, questions: Sequence[Question], max_new_tokens: int) -> list[Sample]:
-    """Return the likeliest answers to the ``questions`` that fit the model's context. No random number is drawn."""
+def answer_samples(
+    engine: Engine, questions: Sequence[Question], max_new_tokens: int, schema: Mapping[str, Any] | None = None
+) -> list[Sample]:
+    """Return the likeliest answers to the ``questions`` that fit the model's context. No random number is drawn.
+
+    With ``schema``, every answer that is not cut is JSON that fits it.
+    """
     questions = [question for question in questions if _fits(engine, question)]
     if not questions:
         return []
     with tree_attention(engine.model, on=False):  # generating with a cache knows no tree
-        answers = engine.answers([q.conversation for q in questions], Sampling(max_new_tokens=max_new_tokens))
+        conversations = [question.conversation for question in questions]
+        answers = engine.answers(conversations, Sampling(max_new_tokens=max_new_tokens), schema=schema)
     return [
         Sample(question.text, answer.text, question.reference, answer.stopped)
         for question, answer in zip(questions, answers, strict=True)

@@ -17,9 +17,12 @@ from weitune.progress import Note
 from weitune.run.run_folder import RunFolder, Which
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from weitune.generate.chat_engine import ChatStream
     from weitune.generate.dialogue import History
     from weitune.generate.engine import Engine
+    from weitune.generate.sampling import SamplingOptions
 
 _ENGINES_KEPT = 2
 
@@ -70,7 +73,7 @@ class Run(RunFolder):
         checkpoint: Which = "last",
         device: str | None = None,
         response_format: Mapping[str, Any] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> str:
         """Return the model's answer to ``text``.
 
@@ -103,7 +106,7 @@ class Run(RunFolder):
         checkpoint: Which = "last",
         device: str | None = None,
         response_format: Mapping[str, Any] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> ChatStream:
         """Return the answer of :meth:`chat` as a stream: iterate for its text, piece by piece.
 
@@ -126,7 +129,7 @@ class Run(RunFolder):
         checkpoint: Which = "last",
         device: str | None = None,
         response_format: Mapping[str, Any] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> str:
         """Return the answer of :meth:`chat` without blocking the event loop."""
         pieces = self.stream_chat_async(
@@ -149,7 +152,7 @@ class Run(RunFolder):
         checkpoint: Which = "last",
         device: str | None = None,
         response_format: Mapping[str, Any] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncGenerator[str, None]:
         """Yield the answer of :meth:`chat` piece by piece, without blocking the event loop.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from weitune.errors import InputError
 from weitune.messages import say
@@ -54,3 +54,14 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of :class:`Sampling` as keywords, for type checkers."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    seed: int | None

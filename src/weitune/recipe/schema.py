@@ -168,8 +168,9 @@ class Train(Section):
     """Stop after so many evaluations in a row without a new lowest validation loss; `adapter` is then the best
     checkpoint's, not the last one's. Needs `validation`."""
     sample_prompts: Texts | None = None
-    """Prompts that are answered at each evaluation; the first 3 of the validation data if not given. The empty list
-    `[]` asks nothing."""
+    """Prompts answered at each evaluation; the first 3 of the validation data if not given, none if it is `[]`."""
+    sample_schema: str | None = None
+    """A file with a JSON schema that sample answers are kept to, as by `weitune eval --schema`."""
     sample_tokens: int = Field(64, ge=1)
     """Longest sample answer, in tokens."""
     save_on_each_node: bool = False

@@ -8,7 +8,7 @@ from typing import Any
 
 from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
-from weitune.data.preference.values import Item
+from weitune.data.preference.values import Item, examples_in
 from weitune.data.show.preview import parts as preview_parts
 from weitune.errors import ModelError
 from weitune.forecast.device_memory import MemoryPlan
@@ -22,6 +22,7 @@ from weitune.model.load.config import loaded_stop_tokens
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter import count_parameters
 from weitune.model.lora.adapter_init import EVA_STEPS
+from weitune.model.untrained_tokens import untrained_note, untrained_tokens
 from weitune.run.base_check import place_of_base
 from weitune.run.data_record import DataRecord, ExamplePreview, ValidationSize
 from weitune.run.machine import describe_machine
@@ -37,6 +38,8 @@ from weitune.training.trainable import Trainable
 
 _PREVIEWED = 3
 """Examples that the report shows as the model sees them."""
+_LOOKED_AT = 1000
+"""Examples, or groups, whose learned tokens are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,7 @@ def _load(
         processes if recipe.train.shard else 1,
     )
     _check_stops(loaded, inputs.framing, session.reporter)
+    untrained = untrained_tokens(loaded.model, inputs.tokenizer, _learned_tokens(inputs)) if fresh else []
     steps = (inputs.examples_of(step) for step in range(min(EVA_STEPS, inputs.plan.steps)))
     trainable = make_trainable(
         loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, steps=steps, fresh=fresh, recorded=targets
@@ -189,8 +193,16 @@ def _load(
         session.reporter.say(say("training.prepared_run.no_plain_blocks"))
     for line in trainable.targets.lines() if trainable.targets else ():
         session.reporter.say(line)
+    if recipe.adapter and (note := untrained_note(loaded.model, inputs.tokenizer, recipe.adapter, untrained)):
+        session.reporter.say(note)
     session.reporter.say(str(count_parameters(trainable.trained.model)))
     return trainable
+
+
+def _learned_tokens(inputs: RunInputs) -> set[int]:
+    """Return the tokens that the first examples teach the model to write."""
+    looked_at = examples_in(inputs.examples[k] for k in range(min(len(inputs.examples), _LOOKED_AT)))
+    return {token for e in looked_at for span in e.spans for token in e.input_ids[span.start : span.stop]}
 
 
 def _placed(item: Item) -> list[tuple[str, Example]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,10 +15,13 @@ from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.questions import Question, first_questions
-from weitune.evaluate.samples import answer_samples
+from weitune.evaluate.samples import Sample, answer_samples
+from weitune.generate.constrain.schema import JsonRule
+from weitune.generate.constrain.schema_file import read_schema
 from weitune.generate.engine import Engine
 from weitune.model.storage.allocator import release_freed_memory, releasing_in_the_end
 from weitune.progress import Progress
+from weitune.recipe.schema import Recipe
 from weitune.training.loop import Loop
 from weitune.training.objective.held_out import measure_held_out
 from weitune.training.objective.preference_objective import PreferenceObjective
@@ -45,9 +49,14 @@ class Validator:
         engine: Engine | None,
         questions: Sequence[Question],
         sample_tokens: int,
+        schema: Mapping[str, Any] | None = None,
     ) -> None:
-        """Measure on ``examples``, if any; with an ``engine`` (the main process has one), answer ``questions``."""
+        """Measure on ``examples``, if any; with an ``engine`` (the main process has one), answer ``questions``.
+
+        With ``schema``, the answers are kept to it.
+        """
         self._loop, self._engine, self._questions, self._sample_tokens = loop, engine, questions, sample_tokens
+        self._schema = schema
         self._examples = [] if examples is None else [examples[i] for i in range(len(examples))]
 
     def due(self, step: int) -> bool:
@@ -71,11 +80,14 @@ class Validator:
         try:
             with releasing_in_the_end():
                 measured, loss, figures = self._measure(watched)
-                samples = answer_samples(self._engine, self._questions, self._sample_tokens) if self._engine else []
+                samples = self._answer_questions(self._engine) if self._engine else []
         except _StopAskedError:
             return None
         seconds = time.perf_counter() - began
         return Evaluation(step, loss, measured.perplexity, measured.weight, seconds, samples, figures=figures)
+
+    def _answer_questions(self, engine: Engine) -> list[Sample]:
+        return answer_samples(engine, self._questions, self._sample_tokens, self._schema)
 
     def _measure(self, progress: Progress) -> tuple[MeasuredLoss, float, Mapping[str, float]]:
         """Return the cross entropy of the examples, or of the liked answers, the loss, and figures of preferences."""
@@ -105,6 +117,18 @@ class Validator:
         return MeasuredLoss(total, weight)
 
 
+def sample_schema(recipe: Recipe) -> Mapping[str, Any] | None:
+    """Return the schema that ``recipe`` has for sample answers, checked; None if it has none.
+
+    Raises InputError if it cannot be read or answers cannot be kept to it, MissingExtraError without ``llguidance``.
+    """
+    if recipe.train.sample_schema is None:
+        return None
+    schema = read_schema(Path(recipe.train.sample_schema))
+    JsonRule(schema)
+    return schema
+
+
 def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:
     """Return what evaluates a run, if its recipe has validation data.
 
@@ -125,4 +149,4 @@ def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:
     else:
         turns = [Turn("user", text) for text in recipe.train.sample_prompts]
         questions = [Question(Conversation((turn,)).with_system(recipe.system)) for turn in turns]
-    return Validator(run.loop, inputs.validation, engine, questions, recipe.train.sample_tokens)
+    return Validator(run.loop, inputs.validation, engine, questions, recipe.train.sample_tokens, sample_schema(recipe))

@@ -16,7 +16,8 @@ BEFORE = build_recipe({"model": "m", "data": ["d.json"], "validation": ["v.json"
 OTHER: dict[str, Any] = {
     "train.epochs": 4, "train.max_steps": 9, "train.micro_tokens": 512, "train.log_every": 3,
     "train.checkpoint_every": 7, "train.keep_checkpoints": 1, "train.evaluate_every": 5, "train.patience": 2,
-    "log.trackers": ["wandb"], "train.sample_prompts": ["Hi"], "train.sample_tokens": 9, "train.recompute": "block",
+    "log.trackers": ["wandb"], "train.sample_prompts": ["Hi"], "train.sample_tokens": 9,
+    "train.sample_schema": "s.json", "train.recompute": "block",
     "train.save_on_each_node": True, "train.shard": True,
 }  # fmt: skip
 PLACES: dict[str, Any] = {

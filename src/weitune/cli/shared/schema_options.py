@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from weitune.errors import InputError
 from weitune.messages import say
 
 
@@ -33,25 +31,14 @@ def schema_from(options: Mapping[str, Any], *, here: bool = True) -> Mapping[str
     MissingExtraError if ``llguidance`` is not installed.
     """
     from weitune.generate.constrain.schema import ANY_OBJECT, JsonRule
+    from weitune.generate.constrain.schema_file import read_schema
 
     file: Path | None = options["schema_file"]
     if file is not None and options["json_object"]:
         raise click.UsageError(say("cli.schema_options.both"))
     if file is None and not options["json_object"]:
         return None
-    schema = ANY_OBJECT if file is None else _read(file)
+    schema = ANY_OBJECT if file is None else read_schema(file)
     if here:
         JsonRule(schema)
-    return schema
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        schema = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError("cli.schema_options.not_read", file=file, error=error.strerror or error) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError("cli.schema_options.not_read", file=file, error=error) from None
-    if not isinstance(schema, dict):
-        raise InputError("cli.schema_options.not_an_object", file=file)
     return schema

@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "train.evaluate_every": "",
     "train.patience": "",
     "train.sample_prompts": "",
+    "train.sample_schema": "",
     "train.sample_tokens": "",
     "log.trackers": "",
     "train.save_on_each_node": "",
