@@ -109,7 +109,22 @@ def _whole(chunk: Mapping[str, Any], reading: Reading) -> Part:
     finish: Finish = "length" if end is None and chunk["stop_type"] == "limit" else "stop"
     answer = AnswerReader(reading.read_as)
     said = answer.add(text.rstrip(REPLACEMENT)) + answer.end()
-    probabilities = chunk["completion_probabilities"]
-    if len(probabilities) < len(chunk["tokens"]):  # it reports a character of several tokens as one
-        probabilities = reading.likelihoods(tokens)
-    return replace(_last(said, len(tokens), finish, reading), logprobs=tuple(probabilities[: len(tokens)]))
+    listed = tokens
+    if chunk["stop_type"] == "word" and end is None:
+        listed = _before(chunk["stopping_word"], tokens, reading)
+    probabilities = chunk["completion_probabilities"][: len(listed)]
+    if [token["id"] for token in probabilities] != listed:  # it reports a character of several tokens as one
+        probabilities = reading.likelihoods(listed)
+    return replace(_last(said, len(tokens), finish, reading), logprobs=tuple(probabilities))
+
+
+def _before(stop: str, tokens: list[int], reading: Reading) -> list[int]:
+    """Return the ``tokens`` of the text before ``stop``, which they end with; one that has a part of both stays."""
+
+    def text(count: int) -> str:
+        return reading.read_as.marks.of_tokens(tokens[:count], reading.decode)
+
+    count, (kept, found, _) = len(tokens), text(len(tokens)).partition(stop)
+    while found and count and text(count - 1).startswith(kept):
+        count -= 1
+    return tokens[:count]
