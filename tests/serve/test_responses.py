@@ -71,7 +71,8 @@ def test_items_are_framed_as_messages() -> None:
     [{"input": None}, {"input": []}, {"input": [5]}, {"input": [{"type": "item_reference", "id": "x"}]},
      {"previous_response_id": "resp_1"}, {"background": True}, {"truncation": "auto"}, {"conversation": "x"},
      {"tools": [{"type": "web_search"}]}, {"text": {"format": {"type": "xml"}}}, {"text": 5}, {"instructions": 5},
-     {"tool_choice": {"type": "function"}}, {"max_output_tokens": 0}, {"temprature": 1}],
+     {"tool_choice": {"type": "function"}}, {"max_output_tokens": 0}, {"temprature": 1},
+     {"reasoning": "high"}, {"reasoning": {"efort": "high"}}],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(fields: dict[str, Any]) -> None:
     assert responded(ScriptedEngine(), **fields).status == 400

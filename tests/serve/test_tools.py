@@ -229,6 +229,32 @@ def test_template_arguments_of_one_request() -> None:
     assert "does not read 'enable_thinkin'; it reads: enable_thinking" in refused.json["error"]["message"]
 
 
+def test_the_effort_of_reasoning_is_an_argument_of_the_template() -> None:
+    engine = Writing([{"content": "At noon.", "tokens": [1]}])
+    body = {"model": "captain", "messages": [ASKED]}
+    asked = {"model": "captain", "input": ASKED["content"], "reasoning": {"effort": "high", "summary": "auto"}}
+    kwargs = {"chat_template_kwargs": {"reasoning_effort": "high"}}
+    for fields in (kwargs, {"reasoning_effort": "high"}, {"reasoning_effort": "low", **kwargs}, {}):
+        assert ask(engine, "gpt-oss", {**body, **fields}).status == 200
+    assert ask(engine, "gpt-oss", asked, "/v1/responses").status == 200
+    first, second, third, plain, responded = (request["prompt"] for request in engine.bodies)
+    assert first == second == third == responded != plain
+
+
+@pytest.mark.parametrize("effort", ["high", "none", "", 3, "x" * 300])
+def test_an_effort_that_no_template_reads_is_refused(effort: Any) -> None:
+    engine = ScriptedEngine()
+    body = {"model": "captain", "messages": [ASKED], "reasoning_effort": effort}
+    error = ask(engine, "qwen3", body).json["error"]
+    assert error["param"] == "reasoning_effort"
+    if effort in ("high", "none"):
+        assert "it reads: enable_thinking" in error["message"]
+    asked = {"model": "captain", "input": "When?", "reasoning": {"effort": effort}}
+    assert ask(engine, "qwen3", asked, "/v1/responses").status == 400
+    for harmless in ({}, {"effort": None, "summary": "auto"}):
+        assert ask(engine, "qwen3", {**asked, "reasoning": harmless}, "/v1/responses").status == 200
+
+
 def test_arguments_of_many_requests_are_not_all_kept() -> None:
     from weitune.serve.answers.framings import _KEPT, Framings
 

@@ -21,8 +21,9 @@ _SAME = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "chat
          "seed", "repetition_penalty", "presence_penalty", "frequency_penalty")  # fmt: skip
 """Fields that chats have under the same name; the last ones are not in OpenAI's protocol."""
 _IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "include",
-                      "prompt_cache_retention", "reasoning", "stream_options", "max_tool_calls"})  # fmt: skip
-_READ = frozenset({"input", "instructions", "tools", "tool_choice", "max_output_tokens", "text", "truncation", *_SAME})
+                      "prompt_cache_retention", "stream_options", "max_tool_calls"})  # fmt: skip
+_READ = frozenset({"input", "instructions", "tools", "tool_choice", "max_output_tokens", "text", "truncation",
+                   "reasoning", *_SAME})  # fmt: skip
 _HARMLESS: tuple[Any, ...] = (None, False, 0, "disabled")
 
 
@@ -49,6 +50,8 @@ def chat_body(body: Any) -> dict[str, Any]:
         chat["tool_choice"] = _tool_choice(body["tool_choice"])
     if body.get("text") is not None:
         chat["response_format"] = _format(body["text"])
+    if body.get("reasoning") is not None:
+        chat["reasoning_effort"] = _effort(body["reasoning"])
     chat["messages"] = _messages(body["input"], body.get("instructions"))
     return chat
 
@@ -77,6 +80,15 @@ def _format(value: Any) -> Any:
     if isinstance(form, dict) and form.get("type") == "json_schema":
         return {"type": "json_schema", "json_schema": {key: item for key, item in form.items() if key != "type"}}
     return form
+
+
+def _effort(value: Any) -> Any:
+    """Return the effort in ``reasoning``; summaries are not written, since the reasoning itself is told."""
+    if not isinstance(value, dict):
+        raise ApiError(400, "serve.responses.reasoning", param="reasoning")
+    for name in value.keys() - {"effort", "summary", "generate_summary"}:
+        raise ApiError(400, "serve.request.unknown", name=f"reasoning.{name}", param=f"reasoning.{name}")
+    return value.get("effort")
 
 
 def _messages(value: Any, instructions: Any) -> list[dict[str, Any]]:
