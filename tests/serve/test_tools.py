@@ -57,6 +57,7 @@ class Writing(ScriptedEngine):
     def complete(self, body: dict[str, Any]) -> Any:
         completion = super().complete(body)
         chunks = [{"stop": False, "tokens_predicted": i, **chunk} for i, chunk in enumerate(self.chunks, 1)]
+        completion.chunks[-1]["tokens_predicted"] = len(chunks)
         completion.chunks[:0] = chunks
         return completion
 

@@ -72,7 +72,8 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
     if "top_logprobs" in values and values["top_logprobs"] and not values.get("logprobs"):
         raise ApiError(400, "serve.request.top_logprobs_alone", param="top_logprobs")
     if tools and values.get("response_format") is not None:
-        raise ApiError(400, "serve.request.format_and_tools", param="response_format")
+        name = "response_format"
+        raise ApiError(400, "serve.request.format_and_tools", name=name, param=name)
     return ChatRequest(
         model,
         Conversation(values["messages"], tools).with_system(model.system),
@@ -172,7 +173,7 @@ def _arguments_of(values: Mapping[str, Any], model: LlamaModel) -> Mapping[str, 
 
 def _effort(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= STOP_CHARACTERS:
-        raise ApiError(400, "serve.request.effort", param="reasoning_effort")
+        raise ApiError(400, "serve.request.effort", name="reasoning_effort", param="reasoning_effort")
     return value
 
 
