@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -254,6 +255,20 @@ def test_an_effort_that_no_template_reads_is_refused(effort: Any) -> None:
     assert ask(engine, "qwen3", asked, "/v1/responses").status == 400
     for harmless in ({}, {"effort": None, "summary": "auto"}):
         assert ask(engine, "qwen3", {**asked, "reasoning": harmless}, "/v1/responses").status == 200
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "mistral"])
+def test_a_forced_call_begins_as_in_training(name: str) -> None:
+    pytest.importorskip("llguidance")
+    pytest.importorskip("xllamacpp")
+    engine, framing = Writing(written(name, "", CALL)), framing_of(name)
+    assert ask(engine, name, {**ASK, "tool_choice": "required"}).status == 200
+    start = next(line for line in engine.bodies[0]["grammar"].splitlines() if line.startswith("start:"))
+    turns = (Turn("user", ASKED["content"]), Turn("assistant", "", tool_calls=(CALL,)))
+    learned = framing.examples(Conversation(turns, (TOOL,)))[-1].input_ids[len(engine.bodies[0]["prompt"]) :]
+    controls = [token for token in learned if token in framing.control_ids and token not in framing.stop_tokens]
+    assert [int(token) for token in re.findall(r"<\[(\d+)\]>", start)] == controls
+    assert start.count(r'"\n\n"') == framing.decode(learned).count("\n\n")
 
 
 def test_arguments_of_many_requests_are_not_all_kept() -> None:

@@ -75,8 +75,9 @@ def _forced_call(request: ChatRequest, known: KnownFraming) -> Rule:
     rules = [_call_rule(function, form.envelope) for function in chosen]
     head, tail = ('"["', '"]"') if form.between is None else ("", "")
     opening, closing = (_literal(text, known.marks) for text in (form.opening, form.closing))
+    before = _literal(known.form.call_opening, known.marks)
     calls = " | ".join(f"c{i}" for i in range(len(rules)))
-    lines = [f"start: {opening} {_SPACE} {head} ({calls}) {tail} {_SPACE} {closing}"]
+    lines = [f"start: {before} {opening} {_SPACE} {head} ({calls}) {tail} {_SPACE} {closing}"]
     lines += [f"c{i}: {rule}" for i, rule in enumerate(rules)]
     return Rule("%llguidance {}\n" + "\n".join(lines) + "\n")
 
