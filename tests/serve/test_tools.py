@@ -17,8 +17,10 @@ from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
 from weitune.export.llama_models import LlamaModel
+from weitune.generate.constrain.schema import JsonRule
 from weitune.recipe.schema import Tokens
 from weitune.serve.admission import Admission
+from weitune.serve.answers import rules
 from weitune.serve.answers.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
@@ -269,6 +271,26 @@ def test_a_forced_call_begins_as_in_training(name: str) -> None:
     controls = [token for token in learned if token in framing.control_ids and token not in framing.stop_tokens]
     assert [int(token) for token in re.findall(r"<\[(\d+)\]>", start)] == controls
     assert start.count(r'"\n\n"') == framing.decode(learned).count("\n\n")
+
+
+def test_schemas_of_forced_calls_are_limited_together_before_any_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    pytest.importorskip("xllamacpp")
+    compiled: list[Any] = []
+    monkeypatch.setattr(rules, "JsonRule", lambda schema: compiled.append(schema) or JsonRule(schema))
+    large = {"type": "object", "description": "x" * 10_000}
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": large}} for i in range(4)]
+    engine = Writing(written("qwen2.5", "", CALL))
+    engine.context_tokens = 10**6
+    body = {"model": "captain", "messages": [ASKED]}
+    refused = ask(engine, "qwen2.5", {**body, "tools": tools, "tool_choice": "required"})
+    assert (refused.status, refused.json["error"]["param"]) == (400, "tool_choice")
+    assert "more than 32,768 bytes" in refused.json["error"]["message"]
+    assert not compiled
+    one = {"type": "function", "function": {"name": "f0"}}
+    for fewer in ({"tools": tools[:3], "tool_choice": "required"}, {"tools": tools, "tool_choice": one}):
+        assert ask(engine, "qwen2.5", {**body, **fewer}).status == 200
+    assert len(compiled) == 4
 
 
 def test_arguments_of_many_requests_are_not_all_kept() -> None:
