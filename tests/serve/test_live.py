@@ -135,6 +135,12 @@ def test_stop_ends_an_answer_before_it(client: Any) -> None:
     reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, stop=stop)
     assert reply.choices[0].message.content == answer[: answer.index(stop)].rstrip("\ufffd") != ""
     assert reply.choices[0].finish_reason == "stop"
+    told = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, stop=stop, logprobs=True)
+    assert told.choices[0].message.content == reply.choices[0].message.content
+    text = b"".join(bytes(token.bytes) for token in told.choices[0].logprobs.content).decode(errors="ignore")
+    said_only = told.choices[0].message.content.replace("\ufffd", "")
+    assert text.startswith(said_only)
+    assert stop not in text
 
 
 def test_max_tokens_cuts(client: Any) -> None:

@@ -60,7 +60,7 @@ def test_a_connection_is_verified_by_its_models() -> None:
     "parameters",
     [{}, {"stream_options": {"include_usage": True}}, {"temperature": 0.7, "top_p": 0.9, "seed": 3, "max_tokens": 50},
      {"max_completion_tokens": 50, "stop": ["\n\n"], "logit_bias": {"5": -100}, "top_k": 40, "min_p": 0.1},
-     {"frequency_penalty": 0.5, "presence_penalty": 0.5, "reasoning_effort": "low", "user": "7"}],
+     {"frequency_penalty": 0.5, "presence_penalty": 0.5, "user": "7"}],
 )  # fmt: skip
 def test_a_chat_is_streamed(parameters: dict[str, Any]) -> None:
     asked = [{"role": "system", "content": "You are a captain."}, USER, {"role": "assistant", "content": "At noon."}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -71,7 +72,8 @@ def test_items_are_framed_as_messages() -> None:
     [{"input": None}, {"input": []}, {"input": [5]}, {"input": [{"type": "item_reference", "id": "x"}]},
      {"previous_response_id": "resp_1"}, {"background": True}, {"truncation": "auto"}, {"conversation": "x"},
      {"tools": [{"type": "web_search"}]}, {"text": {"format": {"type": "xml"}}}, {"text": 5}, {"instructions": 5},
-     {"tool_choice": {"type": "function"}}, {"max_output_tokens": 0}, {"temprature": 1}],
+     {"tool_choice": {"type": "function"}}, {"max_output_tokens": 0}, {"temprature": 1},
+     {"reasoning": "high"}, {"reasoning": {"efort": "high"}}],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(fields: dict[str, Any]) -> None:
     assert responded(ScriptedEngine(), **fields).status == 400
@@ -81,7 +83,100 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any]) -> None:
     "tools": JSON, "text": JSON, "tool_choice": JSON, "instructions": JSON, "stream": JSON}))  # fmt: skip
 def test_whatever_is_sent_gives_a_reply_or_a_refusal(body: Any) -> None:
     try:
-        assert chat_body(body)["messages"]
+        assert chat_body(body)[0]["messages"]
     except ApiError as error:
         assert error.status == 400  # noqa: PT017
     assert ask(ScriptedEngine(), "qwen2.5", body, "/v1/responses").status in {200, 400}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [({"max_output_tokens": 10**6}, "max_output_tokens", "max_output_tokens must be at most 2048"),
+     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens must be an integer"),
+     ({"reasoning": {"effort": 5}}, "reasoning.effort", "reasoning.effort must be a short string"),
+     ({"text": {"format": {"type": "xml"}}}, "text.format", ""),
+     ({"text": {"format": {"type": "json_object"}}, "tools": [TOOL]}, "text.format", "text.format and tools cannot"),
+     ({"instructions": 5}, "instructions", "instructions must be a string"),
+     ({"input": "word " * 5000}, "input", "the prompt has"),
+     ({"tools": [{"type": "function", "name": "a", "parameters": 5}]}, "tools[0]", "tools[0] must be a function"),
+     ({"input": [{"role": "user", "content": 5}]}, "input[0].content", "input[0].content must be a string"),
+     ({"input": [{"type": "reasoning", "content": [{"text": "Hm."}]}, {"role": "assistant", "content": 5}]},
+      "input[1].content", "input[1].content must be"),
+     ({"input": [{"type": "function_call", "name": "a", "call_id": "b", "arguments": "x"}], "instructions": "Hi."},
+      "input[0].arguments", "input[0].arguments must be a JSON object"),
+     ({"input": [{"type": "function_call_output", "call_id": "b", "output": "x"}]}, "input[0].call_id",
+      "input[0] must name"),
+     ({"input": [{"type": "function_call_output", "call_id": "b", "output": 5}]}, "input[0].output",
+      "input[0].output must be"),
+     ({"model": "messages"}, "model", "there is no model 'messages'"),
+     ({"input": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]}, "input[1].role", "")],
+)  # fmt: skip
+def test_refusals_name_the_fields_of_this_protocol(fields: dict[str, Any], param: str, message: str) -> None:
+    error = responded(ScriptedEngine(), **fields).json["error"]
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_an_answer_that_was_cut_while_it_reasoned_can_be_sent_back() -> None:
+    chunks = written("qwen3", "At noon.", reasoning="The moon is full.")
+    cut = [chunk for chunk in chunks if chunk["content"] != "</think>"][: len(chunks) // 2]
+    engine = Writing(cut)
+    engine.last = {**engine.last, "stop_type": "limit"}
+    answer = responded(engine, "qwen3").json
+    assert [item["type"] for item in answer["output"]] == ["reasoning"]
+    assert answer["status"] == "incomplete"
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] == answer["usage"]["output_tokens"] > 0
+    again = [{"role": "user", "content": "When?"}, *answer["output"], {"role": "user", "content": "Go on."}]
+    assert responded(engine, "qwen3", input=again).status == 200
+    [thought] = answer["output"][0]["content"]
+    turns = (Turn("user", "When?"), Turn("assistant", "", reasoning=thought["text"]), Turn("user", "Go on."))
+    assert engine.bodies[-1]["prompt"] == framing_of("qwen3").prompt(Conversation(turns))
+
+
+def all_at_once(chunks: list[dict[str, Any]]) -> ScriptedEngine:
+    """Return an engine that writes ``chunks`` with the likelihood of each token, as many tokens as characters."""
+    framing = framing_of("qwen3")
+    controls, tokens = set(framing.control_tokens.values()), []
+    for chunk in chunks:
+        control = chunk["tokens"][0] in controls
+        tokens += chunk["tokens"] if control else framing._backend.encode(chunk["content"]).ids
+    told = [{"id": token, "token": framing.decode([token]), "bytes": [], "logprob": -1.0, "top_logprobs": []}
+            for token in tokens]  # fmt: skip
+    engine = ScriptedEngine((), context_tokens=4096)
+    engine.last = {"content": "".join(chunk["content"] for chunk in chunks), "tokens": tokens, "stop": True,
+                   "stop_type": "eos", "completion_probabilities": told}  # fmt: skip
+    return engine
+
+
+@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}])
+def test_likelihoods_are_those_of_the_message(fields: dict[str, Any]) -> None:
+    engine = all_at_once(written("qwen3", "Let me look.", CALL, reasoning="The moon."))
+    _, message, _ = responded(engine, "qwen3", tools=[TOOL], **fields).json["output"]
+    told = message["content"][0]["logprobs"]
+    assert "".join(token["token"] for token in told) == message["content"][0]["text"] == "Let me look."
+    assert engine.bodies[0]["n_probs"] == fields.get("top_logprobs", 1)
+    events = responded(engine, "qwen3", tools=[TOOL], stream=True, **fields).body.decode().split("\n\n")
+    values = [json.loads(event.partition("data: ")[2]) for event in events if event]
+    for kind in ("response.output_text.delta", "response.output_text.done"):
+        assert [value["logprobs"] for value in values if value["type"] == kind] == [told]
+    assert values[-1]["response"]["output"][1]["content"][0]["logprobs"] == told
+    chat = {"model": "captain", "messages": [{"role": "user", "content": "When?"}], "logprobs": True}
+    content = ask(engine, "qwen3", chat).json["choices"][0]["logprobs"]["content"]
+    assert [token["token"] for token in content][: len(told)] == [token["token"] for token in told]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_reasoning_are_counted(stream: bool) -> None:
+    chunks = written("qwen3", "At noon.", reasoning="The moon.")
+    closing = next(i for i, chunk in enumerate(chunks, 1) if chunk["content"] == "</think>")
+    ways: tuple[tuple[ScriptedEngine, dict[str, Any]], ...] = (
+        (Writing(chunks), {}), (all_at_once(chunks), {"top_logprobs": 1}),
+    )  # fmt: skip
+    for engine, fields in ways:
+        response = responded(engine, "qwen3", stream=stream, **fields)
+        body = response.body.decode().split("\n\n")
+        reply = json.loads(body[-2].partition("data: ")[2])["response"] if stream else response.json
+        counted = reply["usage"]["output_tokens_details"]["reasoning_tokens"]
+        assert closing <= counted <= closing + 2 if not fields else closing <= counted
+        assert counted < reply["usage"]["output_tokens"]
+    assert responded(ScriptedEngine(), "qwen3").json["usage"]["output_tokens_details"]["reasoning_tokens"] == 0

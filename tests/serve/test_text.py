@@ -82,3 +82,26 @@ def test_likelihoods() -> None:
         "tokens": ["Hi", "Hi"], "token_logprobs": [-0.5, -0.5], "top_logprobs": [{"Hi": -0.5, "No": -2.0}] * 2,
         "text_offset": [0, 2],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("text", "stop", "listed"),
+    [("Once END", "END", "Once "), ("Once 水END", "水END", "Once "), ("Once 水END", "END", "Once 水"),
+     ("Once", "e", "Once"), ("Once", "O", ""), ("Once \ufffdEND", "END", "Once \ufffd")],
+)  # fmt: skip
+def test_likelihoods_are_those_of_the_text_before_a_stop_string(
+    text: str, stop: str, listed: str, streamed: bool
+) -> None:
+    framing = framing_of("qwen2.5")
+    tokens = list(framing._backend.encode(text).ids)
+    told = [{"id": token, "token": "", "bytes": [], "logprob": -token, "top_logprobs": []} for token in tokens]
+    engine = ScriptedEngine(())
+    engine.last = {"content": text.removesuffix(stop), "tokens": tokens, "stop": True, "stop_type": "word",
+                   "stopping_word": stop, "completion_probabilities": told}  # fmt: skip
+    reply = continued(engine, logprobs=0, stop=stop, stream=streamed, stream_options={"include_usage": True})
+    first, last = (reply.events[0], reply.events[-2]) if streamed else (reply.json, reply.json)
+    told_tokens = [-logprob for logprob in first["choices"][0]["logprobs"]["token_logprobs"]]
+    assert told_tokens == tokens[: len(told_tokens)]
+    assert framing.decode(told_tokens) == listed
+    assert last["usage"]["completion_tokens"] == len(tokens)

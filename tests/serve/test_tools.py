@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -16,8 +17,10 @@ from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
 from weitune.export.llama_models import LlamaModel
+from weitune.generate.constrain.schema import JsonRule
 from weitune.recipe.schema import Tokens
 from weitune.serve.admission import Admission
+from weitune.serve.answers import rules
 from weitune.serve.answers.answering import Answering
 from weitune.serve.app import App
 from weitune.serve.guard import Guard
@@ -57,6 +60,7 @@ class Writing(ScriptedEngine):
     def complete(self, body: dict[str, Any]) -> Any:
         completion = super().complete(body)
         chunks = [{"stop": False, "tokens_predicted": i, **chunk} for i, chunk in enumerate(self.chunks, 1)]
+        completion.chunks[-1]["tokens_predicted"] = len(chunks)
         completion.chunks[:0] = chunks
         return completion
 
@@ -227,6 +231,66 @@ def test_template_arguments_of_one_request() -> None:
     refused = ask(engine, "qwen3", {**body, "chat_template_kwargs": {"enable_thinkin": False}})
     assert refused.status == 400
     assert "does not read 'enable_thinkin'; it reads: enable_thinking" in refused.json["error"]["message"]
+
+
+def test_the_effort_of_reasoning_is_an_argument_of_the_template() -> None:
+    engine = Writing([{"content": "At noon.", "tokens": [1]}])
+    body = {"model": "captain", "messages": [ASKED]}
+    asked = {"model": "captain", "input": ASKED["content"], "reasoning": {"effort": "high", "summary": "auto"}}
+    kwargs = {"chat_template_kwargs": {"reasoning_effort": "high"}}
+    for fields in (kwargs, {"reasoning_effort": "high"}, {"reasoning_effort": "low", **kwargs}, {}):
+        assert ask(engine, "gpt-oss", {**body, **fields}).status == 200
+    assert ask(engine, "gpt-oss", asked, "/v1/responses").status == 200
+    first, second, third, plain, responded = (request["prompt"] for request in engine.bodies)
+    assert first == second == third == responded != plain
+
+
+@pytest.mark.parametrize("effort", ["high", "none", "", 3, "x" * 300])
+def test_an_effort_that_no_template_reads_is_refused(effort: Any) -> None:
+    engine = ScriptedEngine()
+    body = {"model": "captain", "messages": [ASKED], "reasoning_effort": effort}
+    error = ask(engine, "qwen3", body).json["error"]
+    assert error["param"] == "reasoning_effort"
+    if effort in ("high", "none"):
+        assert "it reads: enable_thinking" in error["message"]
+    asked = {"model": "captain", "input": "When?", "reasoning": {"effort": effort}}
+    assert ask(engine, "qwen3", asked, "/v1/responses").status == 400
+    for harmless in ({}, {"effort": None, "summary": "auto"}):
+        assert ask(engine, "qwen3", {**asked, "reasoning": harmless}, "/v1/responses").status == 200
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "mistral"])
+def test_a_forced_call_begins_as_in_training(name: str) -> None:
+    pytest.importorskip("llguidance")
+    pytest.importorskip("xllamacpp")
+    engine, framing = Writing(written(name, "", CALL)), framing_of(name)
+    assert ask(engine, name, {**ASK, "tool_choice": "required"}).status == 200
+    start = next(line for line in engine.bodies[0]["grammar"].splitlines() if line.startswith("start:"))
+    turns = (Turn("user", ASKED["content"]), Turn("assistant", "", tool_calls=(CALL,)))
+    learned = framing.examples(Conversation(turns, (TOOL,)))[-1].input_ids[len(engine.bodies[0]["prompt"]) :]
+    controls = [token for token in learned if token in framing.control_ids and token not in framing.stop_tokens]
+    assert [int(token) for token in re.findall(r"<\[(\d+)\]>", start)] == controls
+    assert start.count(r'"\n\n"') == framing.decode(learned).count("\n\n")
+
+
+def test_schemas_of_forced_calls_are_limited_together_before_any_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    pytest.importorskip("xllamacpp")
+    compiled: list[Any] = []
+    monkeypatch.setattr(rules, "JsonRule", lambda schema: compiled.append(schema) or JsonRule(schema))
+    large = {"type": "object", "description": "x" * 10_000}
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": large}} for i in range(4)]
+    engine = Writing(written("qwen2.5", "", CALL))
+    engine.context_tokens = 10**6
+    body = {"model": "captain", "messages": [ASKED]}
+    refused = ask(engine, "qwen2.5", {**body, "tools": tools, "tool_choice": "required"})
+    assert (refused.status, refused.json["error"]["param"]) == (400, "tool_choice")
+    assert "more than 32,768 bytes" in refused.json["error"]["message"]
+    assert not compiled
+    one = {"type": "function", "function": {"name": "f0"}}
+    for fewer in ({"tools": tools[:3], "tool_choice": "required"}, {"tools": tools, "tool_choice": one}):
+        assert ask(engine, "qwen2.5", {**body, **fewer}).status == 200
+    assert len(compiled) == 4
 
 
 def test_arguments_of_many_requests_are_not_all_kept() -> None:

@@ -151,8 +151,12 @@ class App:
 
     async def _respond(self, receive: Receive, response: Response) -> None:
         body = _parsed(await self._guard.body(receive))
-        request = parse_request(chat_body(body), self._models, self._limits)
-        await self._reply(request, ResponsesReply(request.model.name, body), receive, response)
+        chat, names = chat_body(body)
+        try:
+            request = parse_request(chat, self._models, self._limits)
+            await self._reply(request, ResponsesReply(request.model.name, body, request.logprobs), receive, response)
+        except ApiError as error:
+            raise error.renamed(names) from None
 
     async def _reply(self, request: ChatRequest, reply: Reply, receive: Receive, response: Response) -> None:
         framed = await self._answering.framed(request)
@@ -164,19 +168,23 @@ class App:
         async with aclosing(self._answers(framed)) as parts:
             async for index, part in parts:  # one for each answer
                 answers[index] = part
-        usage = usage_of(len(framed.prompt), sum(part.tokens for part in answers))
+        usage = usage_of(
+            len(framed.prompt), sum(part.tokens for part in answers), sum(part.reasoning_tokens for part in answers)
+        )
         await response.json(200, reply.whole(answers, usage))
 
     async def _stream(self, framed: FramedRequest, reply: Reply, response: Response) -> None:
-        generated = 0
+        generated = reasoning = 0
         async with aclosing(self._answers(framed)) as parts:
             async for index, part in parts:
                 if not response.begun:  # before the first part an error can still have its own status
                     openings = [event for i in range(framed.request.choices) for event in reply.opening(i)]
                     await response.events(openings)
                 await response.events(reply.chunk(index, part))
-                generated += part.tokens if part.finish else 0
-        await response.events(reply.closing(usage_of(len(framed.prompt), generated), framed.request.include_usage))
+                if part.finish:
+                    generated, reasoning = generated + part.tokens, reasoning + part.reasoning_tokens
+        usage = usage_of(len(framed.prompt), generated, reasoning)
+        await response.events(reply.closing(usage, framed.request.include_usage))
         await response.end_events(done=reply.ends_with_done)
 
     async def _answers(self, framed: FramedRequest) -> AsyncGenerator[tuple[int, Part], None]:

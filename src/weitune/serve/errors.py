@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from weitune.messages import in_english, say
@@ -35,7 +36,25 @@ class ApiError(Exception):
         self.message: str = in_english(say(message_id, **values))  # English: programs read it
         super().__init__(self.message)
         self.status, self.param, self.code, self.headers = status, param, code, headers
+        self._message_id, self._values = message_id, values
+
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """Return this error with other names of fields: each begins with the longest of ``names`` that fits."""
+        values = {
+            key: _renamed(value, names)
+            if isinstance(value, str) and (key == "where" or (key == "name" and value == self.param))
+            else value
+            for key, value in self._values.items()
+        }
+        param = None if self.param is None else _renamed(self.param, names)
+        return ApiError(self.status, self._message_id, param=param, code=self.code, headers=self.headers, **values)
 
     def to_json(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def _renamed(field: str, names: Mapping[str, str]) -> str:
+    fitting = [name for name in names if field == name or field.startswith((f"{name}.", f"{name}["))]
+    longest = max(fitting, key=len, default="")
+    return names.get(longest, "") + field[len(longest) :]

@@ -78,14 +78,16 @@ class Probe:
         except (DataError, *REFUSALS):
             return ""
 
-    def plain_opening(self) -> str:
-        """Return what stands between a prompt and the content of an answer without reasoning, marked."""
+    def plain_opening(self, calls: Sequence[ToolCall] = (), begin: str = _ANSWER) -> str:
+        """Return what stands between a prompt and ``begin`` in an answer without reasoning, marked: the beginning of
+        its content, or of ``calls``."""
+        answer, tools = Turn("assistant", "" if calls else _ANSWER, tool_calls=tuple(calls)), tools_for(calls)
         try:
-            prompt = self._framing.prompt(Conversation((_ASKED,)))
-            answered = self._framing.examples(Conversation((_ASKED, Turn("assistant", _ANSWER))))[-1].input_ids
+            prompt = self._framing.prompt(Conversation((_ASKED,), tools))
+            answered = self._framing.examples(Conversation((_ASKED, answer), tools))[-1].input_ids
         except (DataError, *REFUSALS):
             return ""
-        before, found, _ = self.marks.of_tokens(answered[len(prompt) :], self._framing.decode).partition(_ANSWER)
+        before, found, _ = self.marks.of_tokens(answered[len(prompt) :], self._framing.decode).partition(begin)
         return before if found and before.strip() and list(answered[: len(prompt)]) == list(prompt) else ""
 
 
@@ -104,6 +106,7 @@ def answer_form(framing: Framing) -> tuple[AnswerForm, Marks]:
     if calls is None:
         return replace(frame, no_calls=say("data.calls.unknown_form", written=probe.marks.written(one))), probe.marks
     form = replace(frame, calls=calls, gap=_gap(probe, frame, calls), several=bool(written.two))
+    form = replace(form, call_opening=probe.plain_opening((_FIRST,), calls.opening or "{"))
     fault = _fault(probe, form)
     return (replace(frame, no_calls=fault) if fault else form), probe.marks
 

@@ -195,6 +195,8 @@ class AnswerForm:
     plain_opening: str = ""
     """What is written before the content of an answer without reasoning, an empty block of it included. This one may
     end with white space."""
+    call_opening: str = ""
+    """What is written before the calls of an answer without reasoning and content, as :attr:`plain_opening`."""
     gap: str = ""
     """What is between content and calls."""
     calls: CallForm | None = None

@@ -49,10 +49,14 @@ class AnswerReader:
         self._state: _State = "start"
         self._buffer = ""
         self._thought = False
+        self._read = 0
+        self._content_at: int | None = None
+        self._calls_at: int | None = None
 
     def add(self, text: str) -> Said:
         """Return what is certain with the marked ``text`` that comes next."""
         self._buffer += text
+        self._read += len(text)
         said = Said()
         before = None
         while before != (self._state, self._buffer):
@@ -68,8 +72,24 @@ class AnswerReader:
             return Said(reasoning=self._marks.shown(text.rstrip("\n")))
         if state == "calls" and self._form.calls is not None:
             calls = self._form.calls.read(text.lstrip().removeprefix(self._form.gap).lstrip(), self._tools or ())
-            return Said(calls=calls) if calls else Said(self._marks.written(text))
+            if calls:
+                return Said(calls=calls)
+            self._calls_at = None
+            return Said(self._marks.written(text))
+        if self._content_at is None:
+            self._content_at = self._read - len(text)
         return Said(self._marks.shown(text))
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the text ends within the reasoning."""
+        return self._state == "reasoning"
+
+    @property
+    def content_range(self) -> tuple[int, int]:
+        """Where in the text the content is, as far as it has been read."""
+        begin = self._read if self._content_at is None else self._content_at
+        return begin, self._read if self._calls_at is None else self._calls_at
 
     def _step(self) -> Said:
         if self._state == "start":
@@ -110,10 +130,14 @@ class AnswerReader:
         openings = [opening for opening in self._form.contents if opening]
         opened = next((opening for opening in openings if text.lstrip().startswith(opening)), None)
         if opened is not None:
-            self._buffer, self._state = text.lstrip().removeprefix(opened), "content"
+            self._begin_content(text.lstrip().removeprefix(opened))
         elif text and not any(opening.startswith(text.lstrip()) for opening in openings):
-            self._buffer, self._state = text, "content"
+            self._begin_content(text)
         return Said()
+
+    def _begin_content(self, text: str) -> None:
+        self._buffer, self._state = text, "content"
+        self._content_at = self._read - len(text)
 
     def _content(self) -> Said:
         text, calls = self._buffer, self._form.calls
@@ -122,7 +146,8 @@ class AnswerReader:
             return Said(self._marks.shown(text))
         if not calls.opening:  # a call is the whole answer, or there is none
             if not text.strip() or text.lstrip()[0] in "{[":
-                self._state = "calls" if text.strip() else "content"
+                if text.strip():
+                    self._begin_calls(text)
                 return Said()
             self._buffer, self._tools = "", None
             return Said(self._marks.shown(text))
@@ -130,12 +155,16 @@ class AnswerReader:
         found = [at for marker in markers if (at := text.find(marker)) >= 0]
         if found:
             content = text[: min(found)].rstrip()
-            self._buffer, self._state = text[len(content) :], "calls"
+            self._begin_calls(text[len(content) :])
             return Said(self._marks.shown(content))
         sure = min(_unfinished(text, marker) for marker in markers)
         sure = len(text[:sure].rstrip())
         self._buffer = text[sure:]
         return Said(self._marks.shown(text[:sure]))
+
+    def _begin_calls(self, text: str) -> None:
+        self._buffer, self._state = text, "calls"
+        self._calls_at = self._read - len(text)
 
 
 def read_answer(text: str, form: AnswerForm, marks: Marks, tools: Tools | None) -> Said:

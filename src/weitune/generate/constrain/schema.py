@@ -8,13 +8,13 @@ them, in one line: white space without end would be valid JSON too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weitune.errors import InputError, MissingExtraError
 
 _MOST_BYTES = 32 << 10
-"""Of a schema; compiling one takes time in proportion to its square (0.1 s for this size)."""
+"""Of the schemas of one grammar; compiling one takes time in proportion to its square (0.1 s for this size)."""
 _STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of any object."""
@@ -28,6 +28,19 @@ def require_llguidance() -> None:
         raise MissingExtraError("llguidance", "json")
 
 
+def check_sizes(schemas: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError if ``schemas``, which one grammar is to hold, are too large together; takes no time."""
+    if sum(len(_written(schema)) for schema in schemas) > _MOST_BYTES:
+        raise InputError("generate.schema.too_large", most_bytes=_MOST_BYTES)
+
+
+def _written(schema: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps({**schema, "x-guidance": _STYLE}, ensure_ascii=True)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError("generate.schema.refused", reason=error) from None
+
+
 class JsonRule:
     """A valid schema that something fits."""
 
@@ -36,12 +49,8 @@ class JsonRule:
         require_llguidance()
         from llguidance import LLMatcher, LLTokenizer
 
-        try:
-            self.text = json.dumps({**schema, "x-guidance": _STYLE}, ensure_ascii=True)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError("generate.schema.refused", reason=error) from None
-        if len(self.text) > _MOST_BYTES:
-            raise InputError("generate.schema.too_large", most_bytes=_MOST_BYTES)
+        check_sizes([schema])
+        self.text = _written(schema)
         self._bytes = LLTokenizer("byte")
         self._matcher = LLMatcher(self._bytes, self.lark, log_level=0)
         self._matcher.deep_copy().compute_bitmask()  # some grammars without an end show only here

@@ -102,7 +102,7 @@ class Answering:
             ReadAs(known.form, known.marks, request.conversation.tools or None),
             request.model.stop_tokens,
             known.framing.decode,
-            lambda tokens: likelihoods(self.llama, body, tokens, forced, completion),
+            lambda tokens, first: likelihoods(self.llama, body, tokens, first, forced, completion),
             not request.parallel_calls,
             framed.rule.content if framed.rule is not None else None,
         )

@@ -19,9 +19,10 @@ _UNLIKELY = -9999.0
 
 
 def likelihoods(
-    llama: LlamaCpp, body: Mapping[str, Any], tokens: Sequence[int], forced: int, completion: Completion
+    llama: LlamaCpp, body: Mapping[str, Any], tokens: Sequence[int], first: int, forced: int, completion: Completion
 ) -> list[Mapping[str, Any]]:
-    """Return the likelihood of each of ``tokens``, the answer to ``body``, as the engine reports it.
+    """Return the likelihood of each of ``tokens``, the answer to ``body``, from number ``first`` on, as the engine
+    reports it.
 
     ``forced`` is a token with a whole text. Ends early once ``completion`` is closed.
     """
@@ -30,7 +31,7 @@ def likelihoods(
         **body, "n_predict": 1, "samplers": ["top_k"], "top_k": 1, "logit_bias": [[forced, 1000.0]], "stop": [],
         "stream": False, "n_probs": _LIKELIEST, "cache_prompt": True,
     }  # fmt: skip
-    for at, token in enumerate(tokens):
+    for at, token in enumerate(tokens[first:], first):
         if completion.closed.is_set():
             break
         answer = llama.request("/completion", {**asked, "prompt": [*body["prompt"], *tokens[:at]]})

@@ -16,6 +16,7 @@ from weitune.errors import InputError
 from weitune.generate.constrain.schema import JsonRule
 from weitune.generate.detokenize import REPLACEMENT
 from weitune.generate.llama_engine import ChunkReader, Finish
+from weitune.serve.answers.listed import TokensOfText
 from weitune.serve.errors import ApiError
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -29,7 +30,9 @@ class Part:
     tokens: int
     finish: FinishReason | None = None
     logprobs: tuple[Mapping[str, Any], ...] = ()
-    """For each token its text, bytes and log-probability, and those of alternatives."""
+    """For each token of the content its text, bytes and log-probability, and those of alternatives."""
+    reasoning_tokens: int = 0
+    """How many of :attr:`tokens` are reasoning, with what frames it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class Reading:
     stop_tokens: frozenset[int]
     decode: Callable[[Sequence[int]], str]
     """Gives the text of tokens; only for whole answers."""
-    likelihoods: Callable[[Sequence[int]], list[Mapping[str, Any]]] = lambda tokens: []
-    """Measures each token of an answer, for answers of which the engine has not reported all."""
+    likelihoods: Callable[[Sequence[int], int], list[Mapping[str, Any]]] = lambda tokens, first: []
+    """Measures each token of an answer from a number on, for answers of which the engine has not reported all."""
     one_call: bool = False
     schema: JsonRule | None = None
     """What content must fit, unless it is cut."""
@@ -52,6 +55,7 @@ def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[
     reader = ChunkReader(reading.stop_tokens, reading.read_as.marks)
     answer = AnswerReader(reading.read_as)
     contents: list[str] = []
+    reasons, thinking_tokens = False, 0
     try:
         for chunk in chunks:
             if "completion_probabilities" in chunk:
@@ -60,12 +64,17 @@ def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[
                 yield part
                 return
             piece = reader.read(chunk)
+            thought = answer.thinks
             said = answer.add(piece.text)
+            if thought or answer.thinks or said.reasoning:
+                thinking_tokens = piece.tokens
             if piece.finish:
                 said += answer.end()
                 _check("".join((*contents, said.content)), piece.finish, reading)
-                yield _last(said, piece.tokens, piece.finish, reading)
+                last = _last(said, piece.tokens, piece.finish, reading)
+                yield replace(last, reasoning_tokens=thinking_tokens if reasons or said.reasoning else 0)
                 return
+            reasons = reasons or bool(said.reasoning)
             contents.append(said.content if reading.schema is not None else "")
             if any(said):
                 yield Part(said, piece.tokens)
@@ -109,7 +118,23 @@ def _whole(chunk: Mapping[str, Any], reading: Reading) -> Part:
     finish: Finish = "length" if end is None and chunk["stop_type"] == "limit" else "stop"
     answer = AnswerReader(reading.read_as)
     said = answer.add(text.rstrip(REPLACEMENT)) + answer.end()
-    probabilities = chunk["completion_probabilities"]
-    if len(probabilities) < len(chunk["tokens"]):  # it reports a character of several tokens as one
-        probabilities = reading.likelihoods(tokens)
-    return replace(_last(said, len(tokens), finish, reading), logprobs=tuple(probabilities[: len(tokens)]))
+    begin, end_of_content = answer.content_range
+    found = TokensOfText(tokens, marks, reading.decode)
+    first, last = found.before(begin), len(tokens)
+    if said.calls:
+        last = found.until(end_of_content)
+    elif chunk["stop_type"] == "word" and end is None:
+        last = found.before_text(chunk["stopping_word"])
+    part = _last(said, len(tokens), finish, reading)
+    told = _likelihoods(chunk, tokens[:last], first, reading) if said.content or not begin else []
+    return replace(part, logprobs=tuple(told), reasoning_tokens=first if said.reasoning else 0)
+
+
+def _likelihoods(
+    chunk: Mapping[str, Any], tokens: Sequence[int], first: int, reading: Reading
+) -> Sequence[Mapping[str, Any]]:
+    """Return the likelihoods of ``tokens`` from number ``first`` on."""
+    reported = chunk["completion_probabilities"][: len(tokens)]
+    if [token["id"] for token in reported] == list(tokens):
+        return list(reported[first:])
+    return reading.likelihoods(tokens, first)  # it reports a character of several tokens as one

@@ -18,7 +18,7 @@ from typing import Any
 from weitune.data.calls.form import Envelope, JsonCalls
 from weitune.data.calls.marks import Marks
 from weitune.errors import InputError
-from weitune.generate.constrain.schema import ANY_OBJECT, JsonRule
+from weitune.generate.constrain.schema import ANY_OBJECT, JsonRule, check_sizes
 from weitune.generate.llama_cpp import takes_grammars
 from weitune.serve.answers.framings import KnownFraming
 from weitune.serve.errors import ApiError
@@ -52,11 +52,13 @@ class Rules:
             raise ApiError(400, "serve.rules.no_llguidance", param=param, code="unsupported_parameter")
         if known.form.begins_in_reasoning:
             raise ApiError(400, "serve.rules.thinks", name=request.model.name, param=param)
-        async with self._one:
-            try:
+        try:
+            if forced:
+                check_sizes(_parameters(function) for function in _chosen(request))
+            async with self._one:
                 return await asyncio.to_thread(_forced_call if forced else _json_answer, request, known)
-            except InputError as error:
-                raise ApiError(400, "serve.errors.passed_on", message=error.message, param=param) from None
+        except InputError as error:
+            raise ApiError(400, "serve.errors.passed_on", message=error.message, param=param) from None
 
 
 def _json_answer(request: ChatRequest, known: KnownFraming) -> Rule:
@@ -69,21 +71,29 @@ def _forced_call(request: ChatRequest, known: KnownFraming) -> Rule:
     form = known.form.calls
     if not isinstance(form, JsonCalls) or form.envelope.arguments_are_text:
         raise InputError("serve.rules.not_forced")
-    names = request.tool_choice.removeprefix("=")
-    functions = [tool["function"] for tool in request.conversation.tools]
-    chosen = [function for function in functions if request.tool_choice == "required" or function["name"] == names]
-    rules = [_call_rule(function, form.envelope) for function in chosen]
+    rules = [_call_rule(function, form.envelope) for function in _chosen(request)]
     head, tail = ('"["', '"]"') if form.between is None else ("", "")
     opening, closing = (_literal(text, known.marks) for text in (form.opening, form.closing))
+    before = _literal(known.form.call_opening, known.marks)
     calls = " | ".join(f"c{i}" for i in range(len(rules)))
-    lines = [f"start: {opening} {_SPACE} {head} ({calls}) {tail} {_SPACE} {closing}"]
+    lines = [f"start: {before} {opening} {_SPACE} {head} ({calls}) {tail} {_SPACE} {closing}"]
     lines += [f"c{i}: {rule}" for i, rule in enumerate(rules)]
     return Rule("%llguidance {}\n" + "\n".join(lines) + "\n")
 
 
+def _chosen(request: ChatRequest) -> list[Mapping[str, Any]]:
+    """Return the functions of which one must be called."""
+    functions = [tool["function"] for tool in request.conversation.tools]
+    return [function for function in functions if request.tool_choice in ("required", f"={function['name']}")]
+
+
+def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    return function.get("parameters") or ANY_OBJECT
+
+
 def _call_rule(function: Mapping[str, Any], envelope: Envelope) -> str:
     """Return the grammar of a call of ``function``. Raises InputError if its schema is refused."""
-    arguments = JsonRule(function.get("parameters") or ANY_OBJECT)
+    arguments = JsonRule(_parameters(function))
     name, key = json.dumps(function["name"]), json.dumps(envelope.arguments)
     before = json.dumps(f"{{{json.dumps(envelope.name)}: {name}, {key}: ")
     if envelope.id is None:

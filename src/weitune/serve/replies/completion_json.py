@@ -20,7 +20,7 @@ _ID_CHARACTERS = 9
 class Reply(Protocol):
     """One reply in one of the protocol's forms."""
 
-    def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Part], usage: Mapping[str, Any]) -> dict[str, Any]:
         """Return all answers."""
 
     def opening(self, index: int) -> Sequence[dict[str, Any]]:
@@ -29,7 +29,7 @@ class Reply(Protocol):
     def chunk(self, index: int, part: Part) -> Sequence[dict[str, Any]]:
         """Return the events of one part of an answer."""
 
-    def closing(self, usage: Mapping[str, int], wanted: bool) -> Sequence[dict[str, Any]]:
+    def closing(self, usage: Mapping[str, Any], wanted: bool) -> Sequence[dict[str, Any]]:
         """Return the last events of a stream; ``wanted``: the client asked for the usage."""
 
     @property
@@ -48,7 +48,7 @@ class ChatReply:
     created: int = field(default_factory=lambda: int(time.time()))
     ends_with_done: bool = True
 
-    def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Part], usage: Mapping[str, Any]) -> dict[str, Any]:
         choices = [
             {
                 "index": i,
@@ -73,7 +73,7 @@ class ChatReply:
             delta["tool_calls"] = [{"index": i, **call_json(call)} for i, call in enumerate(part.said.calls)]
         return [self._delta(index, delta, part.finish, self._logprobs(part))]
 
-    def closing(self, usage: Mapping[str, int], wanted: bool) -> list[dict[str, Any]]:
+    def closing(self, usage: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
         return [{**self._head("chat.completion.chunk"), "choices": [], "usage": usage}] if wanted else []
 
     def _message(self, part: Part) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ChatReply:
     def _logprobs(self, part: Part) -> dict[str, Any] | None:
         if self.logprobs is None:
             return None
-        return {"content": [_token_json(token, self.logprobs) for token in part.logprobs], "refusal": None}
+        return {"content": [token_json(token, self.logprobs) for token in part.logprobs], "refusal": None}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -111,7 +111,8 @@ def new_call_id() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_CHARACTERS))
 
 
-def _token_json(token: Mapping[str, Any], alternatives: int) -> dict[str, Any]:
+def token_json(token: Mapping[str, Any], alternatives: int) -> dict[str, Any]:
+    """Return the likelihood of a token, and those of the likeliest ``alternatives``."""
     others = [_likelihood(other) for other in token["top_logprobs"][:alternatives]]
     return {**_likelihood(token), "top_logprobs": others}
 
@@ -120,10 +121,11 @@ def _likelihood(token: Mapping[str, Any]) -> dict[str, Any]:
     return {"token": token["token"], "logprob": token["logprob"], "bytes": token["bytes"]}
 
 
-def usage_of(prompt_tokens: int, generated_tokens: int) -> dict[str, int]:
-    """Return the counts of tokens read and written."""
+def usage_of(prompt_tokens: int, generated_tokens: int, reasoning_tokens: int = 0) -> dict[str, Any]:
+    """Return the counts of tokens read and written; those of reasoning are among the written ones."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated_tokens,
         "total_tokens": prompt_tokens + generated_tokens,
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from weitune.data.calls.reader import Said
 from weitune.data.conversation import ToolCall
 from weitune.serve.answers.part import Part
-from weitune.serve.replies.completion_json import call_json
+from weitune.serve.replies.completion_json import call_json, token_json
 
 _Text = Literal["reasoning", "message"]
 _TEXTS: Mapping[_Text, tuple[str, str]] = {
@@ -33,6 +32,8 @@ class ResponsesReply:
     model: str
     asked: Mapping[str, Any]
     """The body of the request."""
+    logprobs: int | None = None
+    """How many alternatives to each token of a message are told; None: nothing about likelihood is."""
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     created: int = field(default_factory=lambda: int(time.time()))
     ends_with_done: bool = False
@@ -40,11 +41,13 @@ class ResponsesReply:
     _open: tuple[_Text, str] | None = None
     """The kind of the item whose text is coming, and that text."""
     _events: int = 0
+    _likelihoods: list[dict[str, Any]] = field(default_factory=list)
+    """Those of the open message."""
     _cut: bool = False
 
-    def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Part], usage: Mapping[str, Any]) -> dict[str, Any]:
         [part] = answers
-        for _ in self._said(part.said):
+        for _ in self._said(part):
             pass
         self._cut = part.finish == "length"
         return self._response(usage)
@@ -58,16 +61,18 @@ class ResponsesReply:
 
     def chunk(self, index: int, part: Part) -> list[dict[str, Any]]:
         self._cut = part.finish == "length"
-        return list(self._said(part.said, last=part.finish is not None))
+        return list(self._said(part, last=part.finish is not None))
 
-    def closing(self, usage: Mapping[str, int], wanted: bool) -> list[dict[str, Any]]:
+    def closing(self, usage: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
         kind = "response.incomplete" if self._cut else "response.completed"
         return [self._event(kind, response=self._response(usage))]
 
-    def _said(self, said: Said, *, last: bool = True) -> Iterator[dict[str, Any]]:
+    def _said(self, part: Part, *, last: bool = True) -> Iterator[dict[str, Any]]:
         """Yield the events of what is said, and add it to the items."""
+        said = part.said
+        told = [] if self.logprobs is None else [token_json(token, self.logprobs) for token in part.logprobs]
         yield from self._text("reasoning", said.reasoning)
-        yield from self._text("message", said.content)
+        yield from self._text("message", said.content, told)
         if last or said.calls:
             nothing = not self._items and not said.calls
             if nothing:
@@ -76,7 +81,7 @@ class ResponsesReply:
         for call in said.calls:
             yield from self._call(call)
 
-    def _text(self, kind: _Text, text: str) -> Iterator[dict[str, Any]]:
+    def _text(self, kind: _Text, text: str, told: Sequence[dict[str, Any]] = ()) -> Iterator[dict[str, Any]]:
         if not text:
             return
         if self._open is None or self._open[0] != kind:
@@ -84,7 +89,8 @@ class ResponsesReply:
             yield from self._begun(kind)
         _, before = self._open or (kind, "")
         self._open = (kind, before + text)
-        yield self._event(f"{_TEXTS[kind][1]}.delta", **self._place(), delta=text, **self._logprobs(kind))
+        yield self._event(f"{_TEXTS[kind][1]}.delta", **self._place(), delta=text, **_logprobs(kind, told))
+        self._likelihoods += told
 
     def _begun(self, kind: _Text) -> Iterator[dict[str, Any]]:
         prefix = "rs" if kind == "reasoning" else "msg"
@@ -97,6 +103,7 @@ class ResponsesReply:
         self._open = (kind, "")
         yield self._event("response.output_item.added", output_index=len(self._items) - 1, item=self._items[-1])
         yield self._event("response.content_part.added", **self._place(), part=_part(kind, ""))
+        self._likelihoods = []
 
     def _ended(self) -> Iterator[dict[str, Any]]:
         """Yield the events of the end of the open item, if there is one."""
@@ -104,9 +111,10 @@ class ResponsesReply:
             return
         kind, text = self._open
         self._open = None
-        yield self._event(f"{_TEXTS[kind][1]}.done", **self._place(), text=text, **self._logprobs(kind))
-        yield self._event("response.content_part.done", **self._place(), part=_part(kind, text))
-        self._items[-1] = {**self._items[-1], "content": [_part(kind, text)], "status": "completed"}
+        yield self._event(f"{_TEXTS[kind][1]}.done", **self._place(), text=text, **_logprobs(kind, self._likelihoods))
+        part = _part(kind, text, self._likelihoods)
+        yield self._event("response.content_part.done", **self._place(), part=part)
+        self._items[-1] = {**self._items[-1], "content": [part], "status": "completed"}
         yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=self._items[-1])
 
     def _call(self, call: ToolCall) -> Iterator[dict[str, Any]]:
@@ -124,15 +132,11 @@ class ResponsesReply:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
 
-    @staticmethod
-    def _logprobs(kind: _Text) -> dict[str, Any]:
-        return {"logprobs": []} if kind == "message" else {}
-
     def _event(self, kind: str, **values: Any) -> dict[str, Any]:
         self._events += 1
         return {"type": kind, "sequence_number": self._events - 1, **values}
 
-    def _response(self, usage: Mapping[str, int] | None) -> dict[str, Any]:
+    def _response(self, usage: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the whole response; without ``usage`` as one that has just begun."""
         status = "in_progress" if usage is None else "incomplete" if self._cut else "completed"
         asked = self.asked
@@ -150,14 +154,18 @@ class ResponsesReply:
         }  # fmt: skip
 
 
-def _part(kind: _Text, text: str) -> dict[str, Any]:
-    more: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "message" else {}
-    return {"type": _TEXTS[kind][0], "text": text, **more}
+def _part(kind: _Text, text: str, told: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    more: dict[str, Any] = {"annotations": []} if kind == "message" else {}
+    return {"type": _TEXTS[kind][0], "text": text, **more, **_logprobs(kind, told)}
 
 
-def _usage(usage: Mapping[str, int]) -> dict[str, Any]:
+def _logprobs(kind: _Text, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"logprobs": list(told)} if kind == "message" else {}
+
+
+def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input_tokens": usage["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": usage["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens": usage["completion_tokens"], "output_tokens_details": usage["completion_tokens_details"],
         "total_tokens": usage["total_tokens"],
     }  # fmt: skip

@@ -23,7 +23,7 @@ class TextReply:
     created: int = field(default_factory=lambda: int(time.time()))
     ends_with_done: bool = True
 
-    def whole(self, answers: Sequence[Part], usage: Mapping[str, int]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Part], usage: Mapping[str, Any]) -> dict[str, Any]:
         choices = [{**self._choice(i, part), "finish_reason": part.finish or "stop"} for i, part in enumerate(answers)]
         return {**self._head(), "choices": choices, "usage": usage}
 
@@ -33,7 +33,7 @@ class TextReply:
     def chunk(self, index: int, part: Part) -> list[dict[str, Any]]:
         return [{**self._head(), "choices": [{**self._choice(index, part), "finish_reason": part.finish}]}]
 
-    def closing(self, usage: Mapping[str, int], wanted: bool) -> list[dict[str, Any]]:
+    def closing(self, usage: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
         return [{**self._head(), "choices": [], "usage": usage}] if wanted else []
 
     def _choice(self, index: int, part: Part) -> dict[str, Any]:

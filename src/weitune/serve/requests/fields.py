@@ -13,7 +13,7 @@ from weitune.serve.errors import ApiError
 Readers = Mapping[str, Callable[[Any], Any]]
 """For each field what makes a value of its JSON, or raises ApiError."""
 _IGNORED = frozenset({"user", "store", "metadata", "service_tier", "safety_identifier",
-                      "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"})  # fmt: skip
+                      "prompt_cache_key", "prompt_cache_retention", "verbosity"})  # fmt: skip
 _HARMLESS: tuple[Any, ...] = (None, False, 0, [], {}, "none", "auto", {"type": "text"}, ["text"])
 """Values of a refused field that have no effect."""
 _STOP_STRINGS = 16

@@ -50,7 +50,7 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
             raise ApiError(400, "serve.messages.tool", where=f"tools[{i}]", param=f"tools[{i}]")
         fits = isinstance(function.get("parameters", {}), dict) and isinstance(function.get("description", ""), str)
         if not fits or not _shallow(function, _DEEPEST):
-            raise ApiError(400, "serve.messages.tool", where=f"tools[{i}]", param=f"tools[{i}].function")
+            raise ApiError(400, "serve.messages.tool", where=f"tools[{i}]", param=f"tools[{i}]")
     names = [tool["function"]["name"] for tool in value]
     if len(set(names)) < len(names):
         raise ApiError(400, "serve.messages.tool_twice", param="tools")
@@ -87,7 +87,7 @@ def _turn(message: Any, where: str) -> Turn:
         content = ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(map(_is_text, parts)):
-        raise ApiError(400, "serve.request.content", where=where, param=f"{where}.content")
+        raise ApiError(400, "serve.request.content", where=f"{where}.content", param=f"{where}.content")
     text = whole_characters("".join(part["text"] for part in parts))
     if role == "tool":
         answered = message.get("tool_call_id")
@@ -116,7 +116,9 @@ def _call(value: Any, where: str) -> ToolCall:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict) or not _shallow(arguments, _DEEPEST):
-        raise ApiError(400, "serve.messages.arguments", where=where, param=f"{where}.function.arguments")
+        raise ApiError(
+            400, "serve.messages.arguments", where=f"{where}.function.arguments", param=f"{where}.function.arguments"
+        )
     return ToolCall(name, arguments, whole_characters(id_))
 
 

@@ -72,7 +72,8 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
     if "top_logprobs" in values and values["top_logprobs"] and not values.get("logprobs"):
         raise ApiError(400, "serve.request.top_logprobs_alone", param="top_logprobs")
     if tools and values.get("response_format") is not None:
-        raise ApiError(400, "serve.request.format_and_tools", param="response_format")
+        name = "response_format"
+        raise ApiError(400, "serve.request.format_and_tools", name=name, param=name)
     return ChatRequest(
         model,
         Conversation(values["messages"], tools).with_system(model.system),
@@ -81,7 +82,7 @@ def parse_request(body: Any, models: Mapping[str, LlamaModel], limits: Limits) -
         parallel_calls=values.get("parallel_tool_calls", True),
         logprobs=values.get("top_logprobs", 0) if values.get("logprobs") else None,
         schema=values.get("response_format"),
-        template_arguments=values.get("chat_template_kwargs", {}),
+        template_arguments=_arguments_of(values, model),
     )
 
 
@@ -149,6 +150,33 @@ def _response_format(value: Any) -> Mapping[str, Any] | None:
         raise ApiError(400, "serve.errors.passed_on", message=error.message, param="response_format") from None
 
 
+def _arguments_of(values: Mapping[str, Any], model: LlamaModel) -> Mapping[str, Any]:
+    """Return the arguments of the template, ``reasoning_effort`` among them. Raises ApiError if it does not read that.
+
+    ``chat_template_kwargs`` has the last word.
+    """
+    given, effort = values.get("chat_template_kwargs", {}), values.get("reasoning_effort")
+    if effort is None:
+        return dict(given)
+    known = model.framing.argument_names
+    if "reasoning_effort" not in known:
+        raise ApiError(
+            400,
+            "serve.framings.unread",
+            name="reasoning_effort",
+            names=", ".join(sorted(known)) or "-",
+            param="reasoning_effort",
+            code="unsupported_parameter",
+        )
+    return {"reasoning_effort": effort, **given}
+
+
+def _effort(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= STOP_CHARACTERS:
+        raise ApiError(400, "serve.request.effort", name="reasoning_effort", param="reasoning_effort")
+    return value
+
+
 def _template_arguments(value: Any) -> dict[str, Any]:
     fits = isinstance(value, dict) and len(value) <= _TEMPLATE_ARGUMENTS
     if not fits or not all(
@@ -167,6 +195,7 @@ _FIELDS: Readers = {
     "parallel_tool_calls": boolean("parallel_tool_calls"),
     "response_format": _response_format,
     "chat_template_kwargs": _template_arguments,
+    "reasoning_effort": _effort,
     "logprobs": boolean("logprobs"),
     "top_logprobs": integer("top_logprobs", 0, 20),
 }
