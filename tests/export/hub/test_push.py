@@ -21,6 +21,7 @@ from weitune.export.hub.model_card import without_paths
 from weitune.export.hub.push import base_licence, upload, write_repository
 from weitune.export.source.export_source import open_export_source
 from weitune.model.load.locate import is_hub_id
+from weitune.recipe.load import build_recipe, dump_recipe
 
 DATA = {
     "rows": {"read": 10, "trained": 8, "set_aside": {"answer is empty": 2}},
@@ -128,6 +129,18 @@ def test_the_adapter_loads_and_the_template_frames_as_the_run(run: Run, tmp_path
     uploaded = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
     assert torch.equal(logits(uploaded, ids), logits(tuned_model(run), ids))
     assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == open_export_source(run).template
+
+
+def test_no_key_of_the_card_names_a_folder(tmp_path: Path) -> None:
+    tree = {"model": "/secret/model", "data": ["/secret/a.json"], "validation": ["/secret/b.json"]}
+    keys = {"keep.data": ["/secret/c.json"], "keep.run": "/secret/run", "lora.init_from": "/secret/start"}
+    named = without_paths(build_recipe(tree, keys))
+    assert "secret" not in dump_recipe(named)
+    assert named.keep is not None
+    assert (named.validation_files, named.keep.data, named.keep.run) == (["b.json"], ["c.json"], "run")
+    plain = without_paths(build_recipe({"model": "m", "data": ["d.json"]}, {"keep": 0.1}))
+    assert plain.keep is not None
+    assert (plain.keep.data, plain.keep.run) == (None, None)
 
 
 def test_models_of_hubs_keep_their_names(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def without_paths(recipe: Recipe) -> Recipe:
         named["encoding"] = {_file_name(name): codec for name, codec in recipe.encoding.items()}
     if not is_hub_id(recipe.model):
         named["model"] = _file_name(recipe.model)
+    if recipe.validation_files:
+        named["validation"] = [_file_name(name) for name in recipe.validation_files]
+    if (keep := recipe.keep) is not None:
+        data = keep.data and [_file_name(name) for name in keep.data]
+        named["keep"] = keep.model_copy(update={"data": data, "run": keep.run and Path(keep.run).name})
+    if recipe.adapter is not None and recipe.adapter.init_from:
+        named["lora"] = recipe.adapter.model_copy(update={"init_from": Path(recipe.adapter.init_from).name})
     return recipe.model_copy(update=named)
 
 
