@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import Inputs, Listener, digest, make_inputs
+from tests.tiny import save_tiny
 from weitune.errors import DataError, InputError, Interrupted, RunError
 from weitune.generate.run import Run
 from weitune.model.storage import allocator
@@ -173,6 +174,20 @@ def test_a_schema_that_cannot_be_kept_is_refused_before_there_is_a_run(
     with pytest.raises(InputError):
         train(inputs.recipe(run, **KEYS, **{"train.sample_schema": str(schema)}), device="cpu")
     assert not run.exists()
+
+
+def test_a_schema_is_refused_where_the_prompt_opens_the_reasoning(inputs: Inputs, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    (schema := tmp_path / "schema.json").write_text('{"enum": ["high", "low"]}')
+    template = save_tiny(tmp_path / "model", "qwen3") / "chat_template.jinja"
+    text = template.read_text(encoding="utf-8")
+    opened = text.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}")
+    assert opened != text
+    template.write_text(opened, encoding="utf-8")
+    keys = KEYS | {"model": str(tmp_path / "model"), "train.sample_schema": str(schema)}
+    with pytest.raises(InputError, match="opens the model's reasoning"):
+        train(inputs.recipe(tmp_path / "run", **keys), device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_of_its_own(inputs: Inputs, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from weitune.training.resume import resume_checks
 from weitune.training.resume.resume_state import ResumeState
 from weitune.training.session import Session, open_session
 from weitune.training.signals import StopRequest
-from weitune.training.validation import make_validator, sample_schema
+from weitune.training.validation import check_sample_schema, make_validator, sample_schema
 from weitune.training.validation_history import chosen_checkpoint
 
 
@@ -112,6 +112,7 @@ def _begin(session: Session, recipe: Recipe) -> None:
     check_trackers(recipe)
     sample_schema(recipe)  # refused before the data are read
     inputs = collect_inputs(recipe, session.reporter, session.accelerator)
+    check_sample_schema(recipe, inputs.framing)
     run = prepare_run(session, inputs, recipe.train.precision, fresh=True)
     if session.main:
         peak = run.peak_memory()
@@ -157,6 +158,7 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
     check_trackers(recipe)
     sample_schema(recipe)
     inputs = _same_inputs(session, past, recipe)
+    check_sample_schema(recipe, inputs.framing)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
     run = prepare_run(
         session,
