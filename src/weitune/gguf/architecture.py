@@ -92,11 +92,12 @@ def _undone(operation: Operation, tensor: Tensor) -> Tensor:
 
 
 def known_architecture(header: GgufHeader) -> Architecture | None:
-    """Return the architecture of a ``.gguf`` file; None if the header does not tell it."""
+    """Return the architecture of a ``.gguf`` file; None if the header does not tell it, or if there are experts."""
     name = header.architecture
     heads = header.get(f"{name}.attention.head_count")
     kv_heads = header.get(f"{name}.attention.head_count_kv", heads)
-    if name not in _KNOWN or not isinstance(heads, int) or not isinstance(kv_heads, int):
+    dense = f"{name}.expert_count" not in header.metadata
+    if name not in _KNOWN or not dense or not isinstance(heads, int) or not isinstance(kv_heads, int):
         return None
     return architecture_of_heads(name, heads, kv_heads)
 

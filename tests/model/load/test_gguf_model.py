@@ -16,8 +16,10 @@ from gguf.quants import dequantize, quantize
 
 import gguf
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, get_tensor_name_map
+from tests.families import family_model
 from tests.tiny import TEMPLATE_OF, tiny_model, tiny_tokenizer
 from weitune.errors import ModelError
+from weitune.gguf.architecture import known_architecture
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import read_header
 from weitune.gguf.metadata import Field, array, number, real, text
@@ -73,7 +75,7 @@ def write_tiny(
     return path
 
 
-def write_foreign(path: Path) -> Path:
+def write_foreign(path: Path, without: str = "") -> Path:
     """Write a tiny model of a family that transformers maps and weitune does not."""
     from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
@@ -99,6 +101,7 @@ def write_foreign(path: Path) -> Path:
         "starcoder2.attention.layer_norm_epsilon": real(1e-5),
         **vocabulary_metadata(tokenizer, len(tokenizer), [tokenizer.eos_token_id], tokenizer.chat_template),
     }
+    tensors.pop(without, None)
     write_tensors(path, "starcoder2", metadata, tensors, TYPES["starcoder2"])
     return path
 
@@ -236,6 +239,26 @@ def test_heads_of_any_size(tmp_path: Path) -> None:
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", "llama", without="blk.1.ffn_up.weight")
     with pytest.raises(ModelError, match=r"lacks 1 weights.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
+def test_a_weight_that_transformers_would_draw_at_random_is_named(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path / "tiny.gguf", without="blk.1.ffn_up.weight")
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*model\.layers\.1\.mlp\.c_fc\.weight"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
+def test_experts_that_transformers_cannot_read_are_named(tmp_path: Path) -> None:
+    model, tokenizer = family_model("mixtral"), tiny_tokenizer("chatml")
+    family = family_of(model.config)
+    vocabulary = vocabulary_metadata(tokenizer, 512, [tokenizer.eos_token_id], tokenizer.chat_template)
+    tensors = {
+        part.name: part.of(tensor) for name, tensor in model.state_dict().items() for part in family.parts(name) or ()
+    }
+    path = tmp_path / "tiny.gguf"
+    write_tensors(path, "llama", {**family.metadata(), **vocabulary}, tensors, GGMLQuantizationType.F32)
+    assert known_architecture(read_header(path)) is None
+    with pytest.raises(ModelError, match=r"lacks 6 weights.*model\.layers\.0\.mlp"):
         load_model(str(path), precision="fp32", device="cpu")
 
 
