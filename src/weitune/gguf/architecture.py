@@ -53,6 +53,10 @@ class Architecture:
         """Return ``tensor`` (rows first), the parameter ``name`` of transformers, as llama.cpp has it."""
         return self._part(name).of(tensor)
 
+    def importance_to_gguf(self, name: str, importance: Tensor) -> Tensor | None:
+        """Return the importance of the columns of the parameter ``name``, shape (in,), in llama.cpp's order."""
+        return self._part(name).of_importance(importance)
+
     def to_huggingface(self, name: str, tensor: Tensor) -> Tensor:
         """Return ``tensor`` (rows first) of a file as transformers has it: the parameter ``name``."""
         part = self._part(name)

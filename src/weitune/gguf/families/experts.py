@@ -154,7 +154,11 @@ def deepseek(config: Any) -> Family:
         "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
         "self_attn.kv_a_layernorm": "attn_kv_a_norm",
         "self_attn.kv_b_proj": (
-            Part("attn_k_b", values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2)),
+            Part(
+                "attn_k_b",
+                values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2),
+                columns_are_inputs=False,
+            ),
             Part("attn_v_b", values=lambda tensor: by_head(tensor)[:, nope:]),
         ),
     }
