@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from weitune.gguf.families.dense import ATTENTION, LAYER, NORM_BETWEEN, TOP, gra
 from weitune.gguf.families.family import Family, Part, Parts
 from weitune.gguf.families.fields import (
     SIGMOID,
+    attention_factor,
     common_fields,
     expert_fields,
     periodic_window,
@@ -154,11 +156,7 @@ def deepseek(config: Any) -> Family:
         "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
         "self_attn.kv_a_layernorm": "attn_kv_a_norm",
         "self_attn.kv_b_proj": (
-            Part(
-                "attn_k_b",
-                values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2),
-                columns_are_inputs=False,
-            ),
+            Part("attn_k_b", values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2), columns_are_inputs=False),
             Part("attn_v_b", values=lambda tensor: by_head(tensor)[:, nope:]),
         ),
     }
@@ -174,6 +172,12 @@ def deepseek(config: Any) -> Family:
         "attention.value_length_mla": number(value),
         "rope.dimension_count": number(turned),
     }
-    if mscale := config.rope_parameters.get("mscale_all_dim"):
+    mscale = config.rope_parameters.get("mscale_all_dim")
+    if mscale:
         fields["rope.scaling.yarn_log_multiplier"] = real(0.1 * mscale)
+    if config.rope_parameters.get("rope_type") == "yarn":
+        factor = attention_factor(config.rope_parameters)
+        usual = math.isclose(factor, 1) and mscale
+        require(bool(usual), "deepseek2", f"YaRN with attention factor {factor:.4g} and mscale_all_dim {mscale}")
+        fields.pop("rope.scaling.attn_factor", None)  # llama.cpp derives it from the multiplier
     return Family("deepseek2", layer, TOP, fields)
