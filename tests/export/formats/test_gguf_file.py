@@ -206,6 +206,9 @@ def test_yarns_attention_factor_is_transformers(rope: dict[str, Any]) -> None:
 
 
 def test_yarn_that_llama_cpp_computes_otherwise_is_refused() -> None:
+    config = tiny_model("qwen3", rope_parameters={**_YARN, "truncate": False}).config
+    with pytest.raises(ModelError, match="truncate False"):
+        family_of(config)
     both = {"mscale": 1.0, "mscale_all_dim": 1.0}
     fields = family_of(family_config("deepseek_v3", rope_parameters={**_YARN, **both})).metadata()
     assert "deepseek2.rope.scaling.attn_factor" not in fields
