@@ -23,6 +23,7 @@ from torch import Tensor
 from weitune.errors import ModelError
 from weitune.gguf.architecture import Architecture, known_architecture
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
+from weitune.gguf.rope import require_scaling, rope_scaling
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import counted
 
@@ -41,6 +42,8 @@ _CONFIG = {
     "vocab_size": "vocab_size",
 }
 _HEAD_SIZE = {"llama": "rope.dimension_count", "qwen3": "attention.key_length"}
+_ROPE_THETA = 10000.0
+"""What llama.cpp takes where a file says nothing."""
 _READERS = 4
 """Threads that dequantize weights."""
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -73,6 +76,8 @@ def gguf_config(files: ModelFiles) -> Any:
     values = {name: header.get(key) for key, name in keys.items() if key in header.metadata}
     if "vocab_size" not in values and "tokenizer.ggml.tokens" in header.metadata:
         values["vocab_size"] = header.metadata["tokenizer.ggml.tokens"].count
+    if scaling := rope_scaling(header, values.get("rope_theta", _ROPE_THETA)):
+        values = {key: value for key, value in values.items() if key != "rope_theta"} | {"rope_parameters": scaling}
     values["tie_word_embeddings"] = "output.weight" not in header.tensors
     config = CONFIG_MAPPING[family].from_dict({"model_type": family, **values})
     config.name_or_path = str(files.folder)
@@ -89,6 +94,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     header = read_header(files.path)
     architecture = known(header)
     if architecture is None:
+        require_scaling(header, gguf_config(files))
         return _by_transformers(files, dtype, placement)
     config = gguf_config(files)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
