@@ -138,8 +138,15 @@ def glm4_moe(config: Any) -> Family:
     return Family("glm4moe", layer, TOP, {**common_fields(config), **_routed_fields(config)})
 
 
+_WITHOUT_QUERY_RANK = (26, 27)
+"""Numbers of layers by which llama.cpp tells that queries are not compressed."""
+
+
 def deepseek(config: Any) -> Family:
     """DeepSeek V3 and R1. llama.cpp multiplies queries by the matrix that would expand the compressed keys."""
+    layers = config.num_hidden_layers
+    usual_queries = config.q_lora_rank is not None or layers in _WITHOUT_QUERY_RANK
+    require(usual_queries, "deepseek2", f"q_lora_rank null with {layers} layers")
     latent, turned, nope = config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim
     value = config.v_head_dim
 
@@ -164,7 +171,7 @@ def deepseek(config: Any) -> Family:
         **common_fields(config),
         **_routed_fields(config),
         "attention.head_count_kv": number(1),
-        "attention.q_lora_rank": number(config.q_lora_rank),
+        **({} if config.q_lora_rank is None else {"attention.q_lora_rank": number(config.q_lora_rank)}),
         "attention.kv_lora_rank": number(latent),
         "attention.key_length": number(latent + turned),
         "attention.value_length": number(latent),
