@@ -38,8 +38,8 @@ BOUNDS = {
     "Q4_K_M": Bounds(0.65, 2.0),
     "Q4_0": Bounds(0.9, 6.0),
 }
-"""At least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and bfloat16
-are for a comparison that cannot compute in float32."""
+"""Most are at least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and
+bfloat16 are for a comparison that cannot compute in float32."""
 
 TABULATED_GELU = Bounds(0.02, 0.2)
 """Of a GGUF file with this activation (Gemma): llama.cpp looks it up in a table of float16 numbers."""
