@@ -48,6 +48,8 @@ class Exported:
 
     folder: Path
     verdict: Verdict | None
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the files were made."""
 
 
 def export(
@@ -81,7 +83,7 @@ def export(
                 kept = folder.with_name(f"{folder.name}.failed")
                 publish(partial, kept)
                 raise VerificationError(verdict, str(kept))
-    return Exported(folder, verdict)
+    return Exported(folder, verdict, tuple(written.get("notes", ())))
 
 
 def check_system(source: ExportSource) -> None:
@@ -125,7 +127,7 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     if written is not None:
         (folder / "Modelfile").write_bytes(written.text.encode())  # in bytes, which keeps line ends of any kind
         about["tools"] = written.has_tools
-    measured_on = "smoothed_on" if model.smoothed else "weighed_on"
+    measured_on = "smoothed_on" if model.smoothed else "weighed_on" if model.importance else "notes"
     return {**about, "formats": written_formats(folder / name), **({measured_on: model.notes} if model.notes else {})}
 
 
