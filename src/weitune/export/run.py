@@ -26,6 +26,7 @@ from weitune.export.verify.verification import verify
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.generate.run import Run
+from weitune.gguf.quantize import require_quantizer
 from weitune.gguf.types import MIXTURES
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
@@ -107,6 +108,8 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         write_gguf_adapter(folder / gguf_name(source, options), source, stage(title))
         return {}
     name = gguf_name(source, options)
+    if options.gguf_type in MIXTURES:
+        require_quantizer()
     check_gguf(source)  # refused before long work
     written = modelfile_of(source, name) if options.format == "ollama" else None
     if options.smooth or options.gguf_type in MIXTURES:

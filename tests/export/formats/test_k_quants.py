@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tests.export.formats.test_gguf_families import family_run
 from tests.export.runs import save_run, silent
 from tests.tiny import save_tiny_adapter, tiny_model
 from weitune import Run
+from weitune.errors import MissingExtraError
+from weitune.export import run as export_module
 from weitune.export.fit import fitted
 from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.options import ExportOptions
@@ -25,6 +28,7 @@ from weitune.export.run import export
 from weitune.export.source.export_source import open_export_source
 from weitune.export.verify import verification
 from weitune.export.verify.compare import Bounds
+from weitune.gguf import quantize
 
 pytest.importorskip("xllamacpp")
 
@@ -49,6 +53,19 @@ def test_the_file_is_fitted_to_the_data_and_the_same_twice(run: Run, tmp_path: P
     assert about["formats"]["attn_q"] == {"Q4_K": 2}
     assert about["formats"]["output"] == {"Q6_K": 1}
     assert about["formats"]["ffn_down"] == {"Q5_0": 1, "Q8_0": 1}  # the second layer gets more bits; blocks of 32
+
+
+def test_a_missing_quantizer_is_told_before_anything_is_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*args: Any, **options: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(export_module, "fitted", measured)
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    quantize._quantizer.cache_clear()
+    with pytest.raises(MissingExtraError, match="xllamacpp"):
+        export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="Q4_K_M", prompts=0))
 
 
 def test_llama_cpp_runs_it_and_the_verdict_says_what_was_written(
