@@ -4,14 +4,16 @@
 
 Base + adapter in float32 is compared with the file in llama.cpp, as ``weitune export`` does it: greedy answers,
 log-probabilities of the taught answers, perplexity on rows that were held out, and the verdict by the type's bounds.
-``--plain`` measures each quantized type once more, made of the weights alone. What base + adapter answers is kept in
-RUN/bench, so that one type after the other can be measured. Every type is printed and
+``--plain`` measures each quantized type once more, made of the weights alone, and a K type a third time, with the
+importance matrix alone. What base + adapter answers is kept in RUN/bench, by the adapter and the prompts, so that one
+type after the other can be measured. Every type is printed and
 kept in ``bench/results`` as soon as it is there; then the table is printed. Needs xllamacpp.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,8 +33,9 @@ from weitune.export.verify.compare import Perplexity, compare
 from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, Outputs, open_reference
 from weitune.export.verify.outputs_gguf import open_gguf
 from weitune.export.verify.prompts import HeldOut, VerificationPrompt, choose_prompts, held_out_prompts
-from weitune.export.verify.verification import all_logprobs, all_outputs, bounds_of
-from weitune.gguf.types import GgufType
+from weitune.export.verify.verification import all_logprobs, all_outputs, bounds_of, extra_stops
+from weitune.gguf.types import MIXTURES, GgufType
+from weitune.model.file_names import ADAPTER_FILES
 
 TYPES = "F16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0"
 COLUMNS = ("type", "MB", "same answers", "mean difference", "largest margin", "perplexity", "to F16", "verdict")
@@ -58,7 +61,7 @@ def asked(source: ExportSource, count: int, kept: Path) -> Asked:
     """Return the dialogues and what base + adapter makes of them: computed, or as an earlier call kept it."""
     prompts, _ = choose_prompts(source, count)
     held_out = held_out_prompts(source, count)
-    path = kept / f"expected-{count}.json"
+    path = kept / f"expected-{_digest(source, [*prompts, *held_out.prompts])}.json"
     if not path.is_file():
         run = open_reference(source, Computing())
         outputs = [asdict(each) for each in all_outputs(run, prompts, silent)]
@@ -66,6 +69,21 @@ def asked(source: ExportSource, count: int, kept: Path) -> Asked:
     found = json.loads(path.read_text())
     outputs = [Outputs(**{key: _tupled(value) for key, value in each.items()}) for each in found["outputs"]]
     return Asked(prompts, held_out, outputs, [tuple(each) for each in found["logprobs"]])
+
+
+def _digest(source: ExportSource, prompts: Sequence[VerificationPrompt]) -> str:
+    """Return a name for what an adapter answers to ``prompts``."""
+    digest = hashlib.sha256((source.adapter_folder / ADAPTER_FILES[1]).read_bytes())
+    digest.update(repr([(each.prompt_tokens, each.context, each.answer) for each in prompts]).encode())
+    return digest.hexdigest()[:16]
+
+
+def variants(gguf_type: GgufType, *, plain: bool) -> list[tuple[str, str]]:
+    """Return the name of each file of a type that is measured, and what it is fitted with."""
+    names = [(gguf_type, "all")]
+    if plain and gguf_type in MIXTURES:
+        names.append((f"{gguf_type}, matrix alone", "matrix"))
+    return [*names, (f"{gguf_type}, weights alone", "nothing")] if plain and gguf_type.startswith("Q") else names
 
 
 def _tupled(value: Any) -> Any:
@@ -83,14 +101,17 @@ def measure(source: ExportSource, model: Fitted, gguf_type: GgufType, asked: Ask
         with open_gguf(path, None, source.framing.end_of_turn, asked.longest + 1) as subject:
             outputs = all_outputs(subject, asked.prompts, silent)
             logprobs = all_logprobs(subject, asked.held_out.prompts)
+            ignored = [token for token in source.stop_tokens if not subject.stops_at(token)]
+            extra = extra_stops(subject, source, asked.outputs)
         size, formats = path.stat().st_size, written_formats(path)
     finally:
         path.unlink()
     bounds = bounds_of(source, ExportOptions("gguf", gguf_type), torch.float32)
     perplexity = Perplexity.of(asked.logprobs, logprobs, of_run=asked.held_out.of_run)
-    checks = [*compare(asked.prompts, asked.outputs, outputs, bounds, str), perplexity.check(bounds)]
+    expected = [each.ended_at(extra) for each in asked.outputs]
+    checks = [*compare(asked.prompts, expected, outputs, bounds, str, ignored), perplexity.check(bounds)]
     return {
-        "bytes": size, **compared(asked.outputs, outputs), "perplexity": asdict(perplexity),
+        "bytes": size, **compared(expected, outputs), "perplexity": asdict(perplexity),
         "bounds": asdict(bounds), "failed": [check.name for check in checks if not check.passed],
         "weighed": bool(model.importance), "smoothed": model.smoothed, "head": model.head, "formats": formats,
     }  # fmt: skip
@@ -127,9 +148,12 @@ def main() -> None:
     figures = Figures.begun_before(f"gguf_types-{options.name or source.name}")
     dialogues = asked(source, options.prompts, kept)
     for gguf_type in cast("Sequence[GgufType]", options.types.split(",")):
-        for plain in (False, True) if options.plain and gguf_type.startswith("Q") else (False,):
-            model = Fitted(source.merged) if plain else fitted(source, gguf_type, lambda title: silent)
-            name = f"{gguf_type}, weights alone" if plain else gguf_type
+        for name, by in variants(gguf_type, plain=options.plain):
+            model = (
+                Fitted(source.merged)
+                if by == "nothing"
+                else fitted(source, gguf_type, lambda title: silent, smooth=by == "all")
+            )
             figures.add(name, measure(source, model, gguf_type, dialogues, kept))
     print("\n".join(table(figures.found)))
 

@@ -224,7 +224,9 @@ def test_a_gguf_base_is_left_alone(run: Run, tmp_path: Path) -> None:
 def test_without_dialogues_nothing_is_evened_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_export_source(run)
     monkeypatch.setattr(fit, "choose_prompts", lambda source, count: ([], []))
-    assert fitted(source, "Q8_0", silent).weights is source.merged
+    found = fitted(source, "Q8_0", silent)
+    assert found.weights is source.merged
+    assert "nothing could be measured" in found.notes[0]
 
     def refused(source: ExportSource, count: int) -> Any:
         raise InputError("export.verification.no_dialogue")

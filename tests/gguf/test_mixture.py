@@ -85,6 +85,12 @@ def test_important_columns_lose_less(form: Format) -> None:
     assert errors[1] < errors[0] < 2.0
 
 
+def test_importances_of_other_columns_are_refused() -> None:
+    pytest.importorskip("xllamacpp")
+    with pytest.raises(ValueError, match="32 columns"):
+        quantized(torch.ones(2, 32), Format.Q5_0, torch.ones(16))
+
+
 def test_without_the_quantizer_the_types_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -63,7 +63,7 @@ def fitted(source: ExportSource, gguf_type: GgufType, stage: Stage, *, smooth: b
     except InputError:
         prompts, notes = [], []
     if not prompts:
-        return Fitted(source.merged)
+        return Fitted(source.merged, notes=[say("export.fit.no_dialogue")])
     model = open_reference(source, choose_computing(source)).model
     inputs = dict(_inputs(source, model)) if gguf_type in MIXTURES else {}
     modules = [*(each.input_of[0] for each in channels), *inputs.values()]

@@ -26,6 +26,7 @@ from weitune.export.verify.verification import verify
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.generate.run import Run
+from weitune.gguf.quantize import require_quantizer
 from weitune.gguf.types import MIXTURES
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
@@ -48,6 +49,8 @@ class Exported:
 
     folder: Path
     verdict: Verdict | None
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the files were made."""
 
 
 def export(
@@ -81,7 +84,7 @@ def export(
                 kept = folder.with_name(f"{folder.name}.failed")
                 publish(partial, kept)
                 raise VerificationError(verdict, str(kept))
-    return Exported(folder, verdict)
+    return Exported(folder, verdict, tuple(written.get("notes", ())))
 
 
 def check_system(source: ExportSource) -> None:
@@ -105,6 +108,8 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         write_gguf_adapter(folder / gguf_name(source, options), source, stage(title))
         return {}
     name = gguf_name(source, options)
+    if options.gguf_type in MIXTURES:
+        require_quantizer()
     check_gguf(source)  # refused before long work
     written = modelfile_of(source, name) if options.format == "ollama" else None
     if options.smooth or options.gguf_type in MIXTURES:
@@ -125,7 +130,7 @@ def _write(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     if written is not None:
         (folder / "Modelfile").write_bytes(written.text.encode())  # in bytes, which keeps line ends of any kind
         about["tools"] = written.has_tools
-    measured_on = "smoothed_on" if model.smoothed else "weighed_on"
+    measured_on = "smoothed_on" if model.smoothed else "weighed_on" if model.importance else "notes"
     return {**about, "formats": written_formats(folder / name), **({measured_on: model.notes} if model.notes else {})}
 
 

@@ -53,6 +53,10 @@ class Architecture:
         """Return ``tensor`` (rows first), the parameter ``name`` of transformers, as llama.cpp has it."""
         return self._part(name).of(tensor)
 
+    def importance_to_gguf(self, name: str, importance: Tensor) -> Tensor | None:
+        """Return the importance of the columns of the parameter ``name``, shape (in,), in llama.cpp's order."""
+        return self._part(name).of_importance(importance)
+
     def to_huggingface(self, name: str, tensor: Tensor) -> Tensor:
         """Return ``tensor`` (rows first) of a file as transformers has it: the parameter ``name``."""
         part = self._part(name)
@@ -92,11 +96,12 @@ def _undone(operation: Operation, tensor: Tensor) -> Tensor:
 
 
 def known_architecture(header: GgufHeader) -> Architecture | None:
-    """Return the architecture of a ``.gguf`` file; None if the header does not tell it."""
+    """Return the architecture of a ``.gguf`` file; None if the header does not tell it, or if there are experts."""
     name = header.architecture
     heads = header.get(f"{name}.attention.head_count")
     kv_heads = header.get(f"{name}.attention.head_count_kv", heads)
-    if name not in _KNOWN or not isinstance(heads, int) or not isinstance(kv_heads, int):
+    dense = f"{name}.expert_count" not in header.metadata
+    if name not in _KNOWN or not dense or not isinstance(heads, int) or not isinstance(kv_heads, int):
         return None
     return architecture_of_heads(name, heads, kv_heads)
 

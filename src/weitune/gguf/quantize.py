@@ -25,8 +25,8 @@ _BY_GGUF = (Format.F32, Format.F16, Format.BF16, Format.Q8_0, Format.Q4_0)
 def quantized(tensor: Tensor, form: Format, importance: Tensor | None = None) -> np.ndarray[Any, Any]:
     """Return ``tensor`` (…, in), in float32, in the number format ``form``.
 
-    ``importance``, shape (in,), weighs the columns in the formats that llama.cpp quantizes. Raises what
-    :func:`require_quantizer` does.
+    ``importance``, shape (in,), weighs the columns in the formats that llama.cpp quantizes. Raises ValueError
+    if it has another shape, and what :func:`require_quantizer` does.
     """
     values = tensor.contiguous().numpy()
     if form in _BY_GGUF:
@@ -34,6 +34,8 @@ def quantized(tensor: Tensor, form: Format, importance: Tensor | None = None) ->
         return plain
     block, size = GGML_QUANT_SIZES[form]
     rows, columns = values.size // values.shape[-1], values.shape[-1]
+    if importance is not None and importance.shape != (columns,):
+        raise ValueError(f"{tuple(importance.shape)} importances for {columns} columns")
     result = np.empty((*values.shape[:-1], columns // block * size), np.uint8)
     weights = None if importance is None else importance.float().contiguous().numpy()
     weights_at = None if weights is None else weights.ctypes.data

@@ -10,6 +10,7 @@ import pytest
 from tests.export.runs import save_run
 from weitune import Run
 from weitune.cli import main
+from weitune.export import fit
 from weitune.export import run as export_module
 
 
@@ -44,6 +45,19 @@ def test_a_failed_verdict_names_the_first_difference(
     assert f"It is kept in '{tmp_path / 'out.failed'}'" in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_nothing_could_be_measured_for_is_told_of(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fit, "choose_prompts", lambda source, count: ([], []))
+    out, status = tmp_path / "out", tmp_path / "status.json"
+    command = ["export", str(run.path), "--format", "gguf", "--type", "Q8_0", "--no-verify", "--output", str(out)]
+    assert main([*command, "--status", str(status)]) == 0
+    told = "the file was quantized from its weights alone"
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert told in json.loads((out / "weitune.json").read_text())["notes"][0]
+    assert told in status.read_text(encoding="utf-8")
 
 
 def _without_adapter(write):  # type: ignore[no-untyped-def]

@@ -85,6 +85,16 @@ def test_llama_cpp_answers_as_transformers_does(name: str, tmp_path: Path) -> No
     assert answers(adapter, name) == answers(merged, name)
 
 
+def test_queries_of_deepseek_need_not_be_compressed(tmp_path: Path) -> None:
+    overrides = {"q_lora_rank": None, "num_hidden_layers": 27}
+    exported = export(
+        family_run(tmp_path, "deepseek_v3", overrides),
+        tmp_path / "gguf",
+        ExportOptions("gguf", gguf_type="F32", prompts=2),
+    )
+    assert answers(exported, "deepseek_v3") == "2 of 2 are the same"
+
+
 def test_adapted_experts_are_merged(tmp_path: Path) -> None:
     run = trained(tmp_path, "mixtral", experts=True)
     assert "experts" in " ".join(run_tensors(run))
@@ -107,6 +117,7 @@ def run_tensors(run: Run) -> list[str]:
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("smollm3", {}, "no_rope_layers"),
         ("qwen3_moe", {"mlp_only_layers": []}, "norm_topk_prob False"),
+        ("deepseek_v3", {"q_lora_rank": None}, "q_lora_rank null with 2 layers"),
         ("qwen3_5_text", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gguf.quants import dequantize
 
 from gguf import GGMLQuantizationType, GGUFReader
 from tests.export.runs import save_run, silent
-from tests.families import family_model
+from tests.families import family_config, family_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from weitune import Run
 from weitune.errors import ModelError
@@ -23,7 +24,7 @@ from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.source.export_source import open_export_source
 from weitune.gguf.architecture import Architecture, architecture_of_heads
 from weitune.gguf.families.dense import qwen3
-from weitune.gguf.families.fields import rope_factors
+from weitune.gguf.families.fields import attention_factor, rope_factors
 from weitune.gguf.families.find import family_of
 from weitune.gguf.families.operations import interleaved
 from weitune.gguf.types import GgufType
@@ -183,6 +184,37 @@ def test_other_rotary_scalings_are_said_or_refused() -> None:
     config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}
     with pytest.raises(ModelError, match="rotary"):
         family_of(config)
+
+
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    "rope", [_YARN, {**_YARN, "attention_factor": 1.5}, {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5}]
+)
+def test_yarns_attention_factor_is_transformers(rope: dict[str, Any]) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = tiny_model("qwen3", rope_parameters=rope).config
+    _, expected = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    assert attention_factor(rope) == pytest.approx(expected)
+    fields = family_of(config).metadata()
+    key = "qwen3.rope.scaling.attn_factor"
+    assert (key in fields) == (rope is not _YARN)
+    if key in fields:
+        assert fields[key].value == pytest.approx(expected / (0.1 * math.log(4) + 1))
+
+
+def test_yarn_that_llama_cpp_computes_otherwise_is_refused() -> None:
+    config = tiny_model("qwen3", rope_parameters={**_YARN, "truncate": False}).config
+    with pytest.raises(ModelError, match="truncate False"):
+        family_of(config)
+    both = {"mscale": 1.0, "mscale_all_dim": 1.0}
+    fields = family_of(family_config("deepseek_v3", rope_parameters={**_YARN, **both})).metadata()
+    assert "deepseek2.rope.scaling.attn_factor" not in fields
+    for other in ({}, {"mscale_all_dim": 1.0}, {**both, "attention_factor": 1.5}):
+        with pytest.raises(ModelError, match="YaRN with attention factor 1"):
+            family_of(family_config("deepseek_v3", rope_parameters={**_YARN, **other}))
 
 
 def test_numbers_without_a_token_are_filled_in() -> None:

@@ -76,6 +76,12 @@ def test_an_answer_must_end_where_the_runs_does() -> None:
     assert all(check.passed for check in results)
 
 
+def test_ends_that_cannot_be_compared_are_not_counted_as_the_same() -> None:
+    check = checks(*[replace(SAME, greedy=(7, 9))] * 2)["stop"]
+    assert check.passed
+    assert "no end of an answer to compare" in check.found
+
+
 def test_a_stop_token_that_does_not_stop_fails() -> None:
     check = checks(SAME, SAME, ignored_stops=(5,))["stop"]
     assert not check.passed
@@ -108,8 +114,7 @@ def test_a_perplexity_may_rise_as_far_as_log_probabilities_may_differ() -> None:
     check = perplexity.check(Bounds(0.011, 1.0))
     assert check.passed
     assert check.found == (
-        "7.463 on 2 rows that were held out (3 tokens), 7.389 for base + adapter, as for an F16 file: +1.01% "
-        "(bound +1.11%)"
+        "7.463 on 2 rows that were held out (3 tokens), 7.389 for base + adapter: +1.01% (bound +1.11%)"
     )
     assert not perplexity.check(Bounds(0.009, 1.0)).passed
     lower = Perplexity.of(higher, expected, of_run=False).check(Bounds(0.0, 1.0))

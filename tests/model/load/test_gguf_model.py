@@ -16,8 +16,10 @@ from gguf.quants import dequantize, quantize
 
 import gguf
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, get_tensor_name_map
+from tests.families import family_model
 from tests.tiny import TEMPLATE_OF, tiny_model, tiny_tokenizer
 from weitune.errors import ModelError
+from weitune.gguf.architecture import known_architecture
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import read_header
 from weitune.gguf.metadata import Field, array, number, real, text
@@ -52,7 +54,13 @@ def converted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_tiny(
-    path: Path, family: str, *, without: str = "", also: Mapping[str, Field] | None = None, **shape: Any
+    path: Path,
+    family: str,
+    *,
+    without: str = "",
+    also: Mapping[str, Field] | None = None,
+    more: Mapping[str, torch.Tensor] | None = None,
+    **shape: Any,
 ) -> Path:
     """Write a tiny model of a family that weitune knows; its weights are drawn anew for every file."""
     model, tokenizer = tiny_model(family, **shape), tiny_tokenizer(TEMPLATE_OF[family])
@@ -64,16 +72,17 @@ def write_tiny(
         **vocabulary_metadata(tokenizer, config.vocab_size, [tokenizer.eos_token_id], tokenizer.chat_template),
         **(also or {}),
     }
-    tensors = {}
+    tensors = dict(written.computed)
     for name, tensor in model.state_dict().items():
         if not (name == "lm_head.weight" and config.tie_word_embeddings):
             tensors.update((part.name, part.of(tensor)) for part in written.parts(name) or ())
     tensors.pop(without, None)
+    tensors.update(more or {})
     write_tensors(path, written.name, metadata, tensors, TYPES[family])
     return path
 
 
-def write_foreign(path: Path) -> Path:
+def write_foreign(path: Path, *, without: str = "", also: Mapping[str, Field] | None = None) -> Path:
     """Write a tiny model of a family that transformers maps and weitune does not."""
     from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
@@ -98,7 +107,9 @@ def write_foreign(path: Path) -> Path:
         "starcoder2.attention.head_count_kv": number(2),
         "starcoder2.attention.layer_norm_epsilon": real(1e-5),
         **vocabulary_metadata(tokenizer, len(tokenizer), [tokenizer.eos_token_id], tokenizer.chat_template),
+        **(also or {}),
     }
+    tensors.pop(without, None)
     write_tensors(path, "starcoder2", metadata, tensors, TYPES["starcoder2"])
     return path
 
@@ -228,6 +239,69 @@ def test_a_tokenizer_config_beside_the_file_is_heeded(tmp_path: Path) -> None:
     assert type(ours).__name__ == "GPT2Tokenizer"
 
 
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("llama", _LLAMA3), ("llama", {**_LLAMA3, "factor": 32.0}), ("qwen2", _YARN),
+        ("qwen3", {**_YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.5}),
+        ("qwen3", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+    ],
+)  # fmt: skip
+def test_rotary_positions_are_scaled_as_in_the_model_that_was_written(
+    family: str, rope: dict[str, Any], tmp_path: Path
+) -> None:
+    heads = {} if family == "qwen2" else {"head_dim": 64}
+    shape = {"rope_parameters": rope, "max_position_embeddings": 256, **heads}
+    path = write_tiny(tmp_path / "tiny.gguf", family, **shape)
+    expected = tiny_model(family, **shape).model.rotary_emb
+    loaded = load_model(str(path), precision="fp32", device="cpu").model.model.rotary_emb
+    assert torch.allclose(loaded.inv_freq, expected.inv_freq, rtol=1e-5)
+    assert loaded.attention_scaling == pytest.approx(expected.attention_scaling)
+
+
+@pytest.mark.parametrize(
+    "also",
+    [
+        {"rope.scaling.type": text("longrope")},
+        {"rope.scaling.type": text("yarn")},
+        {"rope.scaling.type": text("yarn"), "rope.scaling.factor": real(4), "rope.scaling.yarn_ext_factor": real(0.5)},
+        {"rope.scaling.factor": real(4), "rope.scaling.attn_factor": real(2)},
+    ],
+)
+def test_a_scaling_that_transformers_does_not_compute_is_refused(also: dict[str, Field], tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf", "qwen2", also={f"qwen2.{key}": value for key, value in also.items()})
+    with pytest.raises(ModelError, match=r"scales its rotary positions.*qwen2\.rope\.scaling"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
+def test_divisors_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = write_tiny(
+        tmp_path / "tiny.gguf", "llama", more={"rope_freqs.weight": torch.tensor([1.0, 2, 1, 3, 4, 8, 1, 8])}
+    )
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
+def test_a_scaling_that_does_nothing_is_no_scaling(tmp_path: Path) -> None:
+    also = {"llama.rope.scaling.type": text("none"), "llama.rope.scaling.factor": real(4)}
+    path = write_tiny(tmp_path / "tiny.gguf", "llama", also=also, more={"rope_freqs.weight": torch.ones(8)})
+    assert read_config(locate(str(path))).rope_parameters["rope_type"] == "default"
+
+
+def test_a_scaling_that_transformers_does_not_read_is_refused(tmp_path: Path) -> None:
+    also = {"starcoder2.rope.scaling.type": text("linear"), "starcoder2.rope.scaling.factor": real(4)}
+    path = write_foreign(tmp_path / "tiny.gguf", also=also)
+    with pytest.raises(ModelError, match=r"scales its rotary positions.*starcoder2\.rope\.scaling\.factor 4"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
 def test_heads_of_any_size(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", "qwen3")
     assert load_model(str(path), precision="fp32", device="cpu").model.config.head_dim == 16
@@ -236,6 +310,26 @@ def test_heads_of_any_size(tmp_path: Path) -> None:
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", "llama", without="blk.1.ffn_up.weight")
     with pytest.raises(ModelError, match=r"lacks 1 weights.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
+def test_a_weight_that_transformers_would_draw_at_random_is_named(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path / "tiny.gguf", without="blk.1.ffn_up.weight")
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*model\.layers\.1\.mlp\.c_fc\.weight"):
+        load_model(str(path), precision="fp32", device="cpu")
+
+
+def test_experts_that_transformers_cannot_read_are_named(tmp_path: Path) -> None:
+    model, tokenizer = family_model("mixtral"), tiny_tokenizer("chatml")
+    family = family_of(model.config)
+    vocabulary = vocabulary_metadata(tokenizer, 512, [tokenizer.eos_token_id], tokenizer.chat_template)
+    tensors = {
+        part.name: part.of(tensor) for name, tensor in model.state_dict().items() for part in family.parts(name) or ()
+    }
+    path = tmp_path / "tiny.gguf"
+    write_tensors(path, "llama", {**family.metadata(), **vocabulary}, tensors, GGMLQuantizationType.F32)
+    assert known_architecture(read_header(path)) is None
+    with pytest.raises(ModelError, match=r"lacks 6 weights.*model\.layers\.0\.mlp"):
         load_model(str(path), precision="fp32", device="cpu")
 
 

@@ -101,6 +101,10 @@ def command(
     tell(folder=str(exported.folder))
     if exported.verdict is not None:
         _show(exported.verdict)
+    if exported.notes:
+        tell(notes=list(exported.notes))
+        for note in exported.notes:
+            console().print(say("cli.export.note", note=note), markup=False)
     console().print(say("cli.export.done", folder=exported.folder), markup=False)
 
 

@@ -175,7 +175,7 @@ def _plan(
 def _reading(
     parameters: Parameters, name: str, part: Part, form: GGMLQuantizationType, importance: Tensor | None
 ) -> Callable[[], np.ndarray[Any, Any]]:
-    moved = None if importance is None else part.columns(importance)
+    moved = None if importance is None else part.of_importance(importance)
     return lambda: quantized(part.of(parameters.read(name)), form, moved)
 
 
@@ -192,14 +192,22 @@ def _plan_from_gguf(weights: Weights, mixture: Mixture, importance: Mapping[str,
     for tensor in base.tensors:
         name = base.architecture.huggingface_name(tensor.name)
         form = mixture.format_of(tensor.name, tensor.shape)
+        moved = _moved(base, importance, name)
         if name is not None and name in updates:
-            read = _rereading(base, weights, name, form, importance.get(name))
+            read = _rereading(base, weights, name, form, moved)
         elif form == tensor.type or (name is None and len(tensor.shape) == 1):
             form, read = tensor.type, _copying(tensor)
         else:
-            read = _requantizing(tensor, form, importance.get(name or ""))
+            read = _requantizing(tensor, form, moved)
         plans.append(TensorPlan(tensor.name, tensor.shape, form, read))
     return plans
+
+
+def _moved(base: GgufWeights, importance: Mapping[str, Tensor], name: str | None) -> Tensor | None:
+    """Return the importance of the columns of the parameter ``name`` in the order of the base file."""
+    if name is None or name not in importance:
+        return None
+    return base.architecture.importance_to_gguf(name, importance[name])
 
 
 def _rereading(

@@ -185,6 +185,8 @@ def _stops(rows: Sequence[_Row], bounds: Bounds, ignored_stops: Sequence[str]) -
         if actual.greedy != expected.greedy and expected.margins[len(expected.greedy)] > bounds.margin:
             question = _shortened(prompt.question)
             return Check("stop", False, say("export.compare.answer_goes_on", number=number, question=question))
+    if not ended:
+        return Check("stop", True, say("export.compare.no_ends_to_compare"))
     return Check("stop", True, say("export.compare.stops_are_the_same", answers=len(ended)))
 
 

@@ -38,8 +38,8 @@ BOUNDS = {
     "Q4_K_M": Bounds(0.65, 2.0),
     "Q4_0": Bounds(0.9, 6.0),
 }
-"""At least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and bfloat16
-are for a comparison that cannot compute in float32."""
+"""Most are at least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and
+bfloat16 are for a comparison that cannot compute in float32."""
 
 TABULATED_GELU = Bounds(0.02, 0.2)
 """Of a GGUF file with this activation (Gemma): llama.cpp looks it up in a table of float16 numbers."""
@@ -73,16 +73,16 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))
         actual_of_held_out = all_logprobs(model, held_out.prompts)
         ignored_stops = [token for token in source.stop_tokens if not model.stops_at(token)]
-        extra_stops = frozenset() if options.format == "merged" else _extra_stops(model, source, expected)
+        sooner = frozenset() if options.format == "merged" else extra_stops(model, source, expected)
         engine = model.engine
 
     def text_of(token: int) -> str:
         return str(source.tokenizer.decode([token]))
 
-    if extra_stops:
-        names = ", ".join(repr(text_of(token)) for token in sorted(extra_stops))
+    if sooner:
+        names = ", ".join(repr(text_of(token)) for token in sorted(sooner))
         notes.append(say("export.verification.ends_answers_sooner", tokens=names))
-    expected = [outputs.ended_at(extra_stops) for outputs in expected]
+    expected = [outputs.ended_at(sooner) for outputs in expected]
     checks = compare(prompts, expected, actual, bounds, text_of, ignored_stops)
     if not held_out.prompts:
         return Verdict(engine, len(prompts), bounds, checks, tuple(notes))
@@ -106,7 +106,7 @@ def all_logprobs(model: EngineModel, prompts: Sequence[VerificationPrompt]) -> l
         return list(pool.map(model.logprobs, prompts))
 
 
-def _extra_stops(model: EngineModel, source: ExportSource, expected: list[Outputs]) -> frozenset[int]:
+def extra_stops(model: EngineModel, source: ExportSource, expected: list[Outputs]) -> frozenset[int]:
     """Return the control tokens in the expected answers at which ``model`` ends an answer all the same.
 
     llama.cpp recognises some by their text alone (``<|end_of_text|>``, ``<end_of_turn>``), whatever the file declares.

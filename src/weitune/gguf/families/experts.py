@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from weitune.gguf.families.dense import ATTENTION, LAYER, NORM_BETWEEN, TOP, gra
 from weitune.gguf.families.family import Family, Part, Parts
 from weitune.gguf.families.fields import (
     SIGMOID,
+    attention_factor,
     common_fields,
     expert_fields,
     periodic_window,
@@ -136,8 +138,15 @@ def glm4_moe(config: Any) -> Family:
     return Family("glm4moe", layer, TOP, {**common_fields(config), **_routed_fields(config)})
 
 
+_WITHOUT_QUERY_RANK = (26, 27)
+"""Numbers of layers by which llama.cpp tells that queries are not compressed."""
+
+
 def deepseek(config: Any) -> Family:
     """DeepSeek V3 and R1. llama.cpp multiplies queries by the matrix that would expand the compressed keys."""
+    layers = config.num_hidden_layers
+    usual_queries = config.q_lora_rank is not None or layers in _WITHOUT_QUERY_RANK
+    require(usual_queries, "deepseek2", f"q_lora_rank null with {layers} layers")
     latent, turned, nope = config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim
     value = config.v_head_dim
 
@@ -154,7 +163,7 @@ def deepseek(config: Any) -> Family:
         "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
         "self_attn.kv_a_layernorm": "attn_kv_a_norm",
         "self_attn.kv_b_proj": (
-            Part("attn_k_b", values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2)),
+            Part("attn_k_b", values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2), columns_are_inputs=False),
             Part("attn_v_b", values=lambda tensor: by_head(tensor)[:, nope:]),
         ),
     }
@@ -162,7 +171,7 @@ def deepseek(config: Any) -> Family:
         **common_fields(config),
         **_routed_fields(config),
         "attention.head_count_kv": number(1),
-        "attention.q_lora_rank": number(config.q_lora_rank),
+        **({} if config.q_lora_rank is None else {"attention.q_lora_rank": number(config.q_lora_rank)}),
         "attention.kv_lora_rank": number(latent),
         "attention.key_length": number(latent + turned),
         "attention.value_length": number(latent),
@@ -170,6 +179,12 @@ def deepseek(config: Any) -> Family:
         "attention.value_length_mla": number(value),
         "rope.dimension_count": number(turned),
     }
-    if mscale := config.rope_parameters.get("mscale_all_dim"):
+    mscale = config.rope_parameters.get("mscale_all_dim")
+    if mscale:
         fields["rope.scaling.yarn_log_multiplier"] = real(0.1 * mscale)
+    if config.rope_parameters.get("rope_type") == "yarn":
+        factor = attention_factor(config.rope_parameters)
+        usual = math.isclose(factor, 1) and mscale
+        require(bool(usual), "deepseek2", f"YaRN with attention factor {factor:.4g} and mscale_all_dim {mscale}")
+        fields.pop("rope.scaling.attn_factor", None)  # llama.cpp derives it from the multiplier
     return Family("deepseek2", layer, TOP, fields)

@@ -43,11 +43,17 @@ class Part(NamedTuple):
     columns: Operation = same
     values: Operation = same
     """What happens to the whole parameter, where no adapter of llama.cpp can express it."""
+    columns_are_inputs: bool = True
+    """Whether each column is still what one input of the parameter is multiplied by."""
 
     def of(self, parameter: Tensor) -> Tensor:
         """Return the tensor that ``parameter`` becomes."""
         tensor = self.values(self.rows(parameter))
         return tensor if self.columns is same else self.columns(tensor.transpose(0, 1)).transpose(0, 1)
+
+    def of_importance(self, importance: Tensor) -> Tensor | None:
+        """Return what the importance of the parameter's columns, shape (in,), becomes; None if it says nothing here."""
+        return self.columns(importance) if self.columns_are_inputs else None
 
     def of_adapter(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return what A (R, in) and B (out, R) of an adapter become."""

@@ -48,7 +48,7 @@ def common_fields(config: Any, *in_tensors: str) -> dict[str, Field]:
         "attention.layer_norm_rms_epsilon": real(_epsilon(config)),
         "rope.dimension_count": number(int(head * rope.get("partial_rotary_factor", 1.0))),
         "vocab_size": number(config.vocab_size),
-        **_rope(rope, in_tensors),
+        **_rope(rope, in_tensors, config.model_type),
     }
     sliding = rope_of(config, "sliding_attention")
     if sliding is not rope:
@@ -68,7 +68,7 @@ def rope_of(config: Any, kind: str) -> Mapping[str, Any]:
     return rope[kind] if isinstance(rope.get(kind), Mapping) else rope
 
 
-def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str]) -> dict[str, Field]:
+def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str], family: str) -> dict[str, Field]:
     fields = {"rope.freq_base": real(rope["rope_theta"])}
     kind = rope.get("rope_type", "default")
     if kind in {"default", *in_tensors}:
@@ -76,34 +76,69 @@ def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str]) -> dict[str, Field
     if kind == "linear":
         return {**fields, "rope.scaling.type": text("linear"), "rope.scaling.factor": real(rope["factor"])}
     if kind == "yarn" and "original_max_position_embeddings" in rope:
-        named = ((key, rope.get(key)) for key in ("beta_fast", "beta_slow"))
-        betas = {f"rope.scaling.yarn_{key}": real(beta) for key, beta in named if beta is not None}
-        return {
-            **fields,
-            "rope.scaling.type": text("yarn"),
-            "rope.scaling.factor": real(rope["factor"]),
-            "rope.scaling.original_context_length": number(rope["original_max_position_embeddings"]),
-            **betas,
-        }
+        return {**fields, **_yarn(rope, family)}
     raise ModelError("gguf.families.unknown_rope", rope=dict(rope))
 
 
-def rope_factors(config: Any) -> dict[str, Tensor]:
-    """Return the divisors of the rotary frequencies, shape (D/2,), of a model scaled as Llama 3.1; nothing for others.
+def _yarn(rope: Mapping[str, Any], family: str) -> dict[str, Field]:
+    """Return the metadata of YaRN. llama.cpp multiplies its usual attention factor by the file's ``attn_factor``.
+
+    Raises ModelError if the bounds of its ramp are no whole dimensions: llama.cpp always rounds them.
+    """
+    require(rope.get("truncate", True), family, "YaRN with truncate False")
+    named = ((key, rope.get(key)) for key in ("beta_fast", "beta_slow"))
+    fields = {f"rope.scaling.yarn_{key}": real(beta) for key, beta in named if beta is not None}
+    beyond = attention_factor(rope) / usual_attention_factor(rope["factor"])
+    if not math.isclose(beyond, 1):
+        fields["rope.scaling.attn_factor"] = real(beyond)
+    return {
+        "rope.scaling.type": text("yarn"),
+        "rope.scaling.factor": real(rope["factor"]),
+        "rope.scaling.original_context_length": number(rope["original_max_position_embeddings"]),
+        **fields,
+    }
+
+
+def attention_factor(rope: Mapping[str, Any]) -> float:
+    """Return what transformers multiplies cosines and sines by, of a model scaled with YaRN."""
+    given, one, other = (rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
+    if given is not None:
+        return float(given)
+    factor = rope["factor"]
+    if one and other:
+        return usual_attention_factor(factor, one) / usual_attention_factor(factor, other)
+    return usual_attention_factor(factor)
+
+
+def usual_attention_factor(factor: float, scale: float = 1.0) -> float:
+    """Return YaRN's attention factor of a context that is ``factor`` times as long as the original one."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def llama3_divisors(rope: Mapping[str, Any], head: int) -> Tensor:
+    """Return the divisors of the rotary frequencies, shape (D/2,), of heads of size D scaled as Llama 3.1.
 
     Wavelengths beyond the original context divided by ``low_freq_factor`` are stretched by ``factor``, those below it
     divided by ``high_freq_factor`` are left alone, and in between the inverse factor is interpolated.
     """
-    rope = rope_of(config, "full_attention")
-    if rope.get("rope_type") != "llama3":
-        return {}
-    head = head_size(config)
-    turns_per_token = float(rope["rope_theta"]) ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
-    turns_in_context = rope["original_max_position_embeddings"] * turns_per_token / (2 * math.pi)
+    turns_in_context = rope["original_max_position_embeddings"] * turns_per_token(rope["rope_theta"], head)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     untouched = ((turns_in_context - low) / (high - low)).clamp(0, 1)
     divisors: Tensor = 1 / (untouched + (1 - untouched) / rope["factor"])
-    return {"rope_freqs.weight": divisors.float()}
+    return divisors.float()
+
+
+def turns_per_token(theta: float, head: int) -> Tensor:
+    """Return the rotary frequencies, shape (D/2,), in turns."""
+    return float(theta) ** -(torch.arange(0, head, 2, dtype=torch.float64) / head) / (2 * math.pi)
+
+
+def rope_factors(config: Any) -> dict[str, Tensor]:
+    """Return the divisors of the rotary frequencies of a model scaled as Llama 3.1; nothing for others."""
+    rope = rope_of(config, "full_attention")
+    if rope.get("rope_type") != "llama3":
+        return {}
+    return {"rope_freqs.weight": llama3_divisors(rope, head_size(config))}
 
 
 def without_window(config: Any, family: str) -> None:

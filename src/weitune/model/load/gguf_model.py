@@ -11,7 +11,7 @@ files that are not known here (:func:`known`).
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from torch import Tensor
 from weitune.errors import ModelError
 from weitune.gguf.architecture import Architecture, known_architecture
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
+from weitune.gguf.rope import require_scaling, rope_scaling
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import counted
 
@@ -41,6 +42,8 @@ _CONFIG = {
     "vocab_size": "vocab_size",
 }
 _HEAD_SIZE = {"llama": "rope.dimension_count", "qwen3": "attention.key_length"}
+_ROPE_THETA = 10000.0
+"""What llama.cpp takes where a file says nothing."""
 _READERS = 4
 """Threads that dequantize weights."""
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -49,7 +52,7 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 def known(header: GgufHeader) -> Architecture | None:
     """Return the architecture of a file that this module can load; None if transformers must load it."""
     mistral = header.architecture == "llama" and header.get("general.name") == "mistral"
-    return None if mistral or f"{header.architecture}.expert_count" in header.metadata else known_architecture(header)
+    return None if mistral else known_architecture(header)
 
 
 def gguf_config(files: ModelFiles) -> Any:
@@ -73,6 +76,8 @@ def gguf_config(files: ModelFiles) -> Any:
     values = {name: header.get(key) for key, name in keys.items() if key in header.metadata}
     if "vocab_size" not in values and "tokenizer.ggml.tokens" in header.metadata:
         values["vocab_size"] = header.metadata["tokenizer.ggml.tokens"].count
+    if scaling := rope_scaling(header, values.get("rope_theta", _ROPE_THETA)):
+        values = {key: value for key, value in values.items() if key != "rope_theta"} | {"rope_parameters": scaling}
     values["tie_word_embeddings"] = "output.weight" not in header.tensors
     config = CONFIG_MAPPING[family].from_dict({"model_type": family, **values})
     config.name_or_path = str(files.folder)
@@ -89,6 +94,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     header = read_header(files.path)
     architecture = known(header)
     if architecture is None:
+        require_scaling(header, gguf_config(files))
         return _by_transformers(files, dtype, placement)
     config = gguf_config(files)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -101,11 +107,15 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
             None, config=config, state_dict=weights, dtype=dtype, device_map=placement, output_loading_info=True
         )
         missing = report["missing_keys"]
-    if missing:
-        raise ModelError("model.gguf_model.lacks_weights", path=files.path, **counted(sorted(missing)))
+    _require_none_missing(files, missing)
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _require_none_missing(files: ModelFiles, missing: Iterable[str]) -> None:
+    if names := sorted(missing):
+        raise ModelError("model.gguf_model.lacks_weights", path=files.path, **counted(names))
 
 
 def _filled(kind: Any, config: Any, weights: Mapping[str, _Dequantized], dtype: torch.dtype) -> tuple[Any, set[str]]:
@@ -146,8 +156,9 @@ class _Dequantized:
 def _by_transformers(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    model: PreTrainedModel
     with redirect_stderr(io.StringIO()):  # the reader draws a progress bar even where there is no terminal
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             files.folder,
             gguf_file=files.gguf,
             quantization_config=GgufConfig(dequantize=True),
@@ -155,7 +166,9 @@ def _by_transformers(files: ModelFiles, dtype: torch.dtype, placement: Any) -> P
             device_map=placement,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
+    _require_none_missing(files, report["missing_keys"])  # transformers draws them at random
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now
     return model
