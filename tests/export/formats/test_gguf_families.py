@@ -95,6 +95,16 @@ def test_queries_of_deepseek_need_not_be_compressed(tmp_path: Path) -> None:
     assert answers(exported, "deepseek_v3") == "2 of 2 are the same"
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_verdict_says_where_llama_cpp_rounds_the_bounds_of_yarn(tmp_path: Path, truncate: bool) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 10765.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    # The bounds are 0 and 1.99999: rounding them changes next to nothing, and the file passes.
+    run = family_run(tmp_path, "gpt_oss", {"rope_parameters": {**rope, "truncate": truncate}})
+    exported = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32", prompts=2))
+    assert exported.verdict is not None
+    assert any("rounds the bounds of YaRN" in note for note in exported.verdict.notes) is not truncate
+
+
 def test_adapted_experts_are_merged(tmp_path: Path) -> None:
     run = trained(tmp_path, "mixtral", experts=True)
     assert "experts" in " ".join(run_tensors(run))

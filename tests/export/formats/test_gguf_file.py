@@ -24,7 +24,7 @@ from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.source.export_source import open_export_source
 from weitune.gguf.architecture import Architecture, architecture_of_heads
 from weitune.gguf.families.dense import qwen3
-from weitune.gguf.families.fields import attention_factor, rope_factors
+from weitune.gguf.families.fields import attention_factor, rope_factors, rounds_yarn
 from weitune.gguf.families.find import family_of
 from weitune.gguf.families.operations import interleaved
 from weitune.gguf.types import GgufType
@@ -205,10 +205,14 @@ def test_yarns_attention_factor_is_transformers(rope: dict[str, Any]) -> None:
         assert fields[key].value == pytest.approx(expected / (0.1 * math.log(4) + 1))
 
 
+@pytest.mark.parametrize(("more", "rounded"), [({}, False), ({"truncate": True}, False), ({"truncate": False}, True)])
+def test_bounds_of_yarn_that_llama_cpp_rounds_are_known(more: dict[str, Any], rounded: bool) -> None:
+    config = tiny_model("qwen3", rope_parameters={**_YARN, **more}).config
+    assert rounds_yarn(config) is rounded
+    assert family_of(config).metadata()["qwen3.rope.scaling.type"].value == "yarn"
+
+
 def test_yarn_that_llama_cpp_computes_otherwise_is_refused() -> None:
-    config = tiny_model("qwen3", rope_parameters={**_YARN, "truncate": False}).config
-    with pytest.raises(ModelError, match="truncate False"):
-        family_of(config)
     both = {"mscale": 1.0, "mscale_all_dim": 1.0}
     fields = family_of(family_config("deepseek_v3", rope_parameters={**_YARN, **both})).metadata()
     assert "deepseek2.rope.scaling.attn_factor" not in fields

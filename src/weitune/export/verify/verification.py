@@ -20,6 +20,7 @@ from weitune.export.verify.compare import Bounds, Perplexity, Verdict, compare
 from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, EngineModel, Outputs, open_merged, open_reference
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts, held_out_prompts
 from weitune.export.verify.rounding import RoundingCost, choose_computing, merge_rounded, narrower_formats
+from weitune.gguf.families.fields import rounds_yarn
 from weitune.gguf.types import MIXTURES, GgufType
 from weitune.messages import say
 from weitune.progress import Progress, Stage, enter_phase
@@ -68,6 +69,8 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     del reference  # one model at a time
     if options.format in {"gguf", "ollama"} and options.gguf_type in MIXTURES:
         notes.append(formats_note(written_formats(folder / gguf_name(source, options))))
+    if options.format != "merged" and rounds_yarn(source.config):
+        notes.append(say("export.verification.rounds_yarn"))
     with open_export(folder, source, options, [*prompts, *held_out.prompts], stage, computing) as model:
         enter_phase("evaluating")
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))

@@ -48,7 +48,7 @@ def common_fields(config: Any, *in_tensors: str) -> dict[str, Field]:
         "attention.layer_norm_rms_epsilon": real(_epsilon(config)),
         "rope.dimension_count": number(int(head * rope.get("partial_rotary_factor", 1.0))),
         "vocab_size": number(config.vocab_size),
-        **_rope(rope, in_tensors, config.model_type),
+        **_rope(rope, in_tensors),
     }
     sliding = rope_of(config, "sliding_attention")
     if sliding is not rope:
@@ -68,7 +68,7 @@ def rope_of(config: Any, kind: str) -> Mapping[str, Any]:
     return rope[kind] if isinstance(rope.get(kind), Mapping) else rope
 
 
-def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str], family: str) -> dict[str, Field]:
+def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str]) -> dict[str, Field]:
     fields = {"rope.freq_base": real(rope["rope_theta"])}
     kind = rope.get("rope_type", "default")
     if kind in {"default", *in_tensors}:
@@ -76,16 +76,18 @@ def _rope(rope: Mapping[str, Any], in_tensors: Sequence[str], family: str) -> di
     if kind == "linear":
         return {**fields, "rope.scaling.type": text("linear"), "rope.scaling.factor": real(rope["factor"])}
     if kind == "yarn" and "original_max_position_embeddings" in rope:
-        return {**fields, **_yarn(rope, family)}
+        return {**fields, **_yarn(rope)}
     raise ModelError("gguf.families.unknown_rope", rope=dict(rope))
 
 
-def _yarn(rope: Mapping[str, Any], family: str) -> dict[str, Field]:
-    """Return the metadata of YaRN. llama.cpp multiplies its usual attention factor by the file's ``attn_factor``.
+def rounds_yarn(config: Any) -> bool:
+    """Return whether llama.cpp, which rounds the bounds of YaRN's ramp, computes ``config`` otherwise (gpt-oss)."""
+    rope = rope_of(config, "full_attention")
+    return rope.get("rope_type") == "yarn" and not rope.get("truncate", True)
 
-    Raises ModelError if the bounds of its ramp are no whole dimensions: llama.cpp always rounds them.
-    """
-    require(rope.get("truncate", True), family, "YaRN with truncate False")
+
+def _yarn(rope: Mapping[str, Any]) -> dict[str, Field]:
+    """Return the metadata of YaRN. llama.cpp multiplies its usual attention factor by the file's ``attn_factor``."""
     named = ((key, rope.get(key)) for key in ("beta_fast", "beta_slow"))
     fields = {f"rope.scaling.yarn_{key}": real(beta) for key, beta in named if beta is not None}
     beyond = attention_factor(rope) / usual_attention_factor(rope["factor"])
