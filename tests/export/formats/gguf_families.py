@@ -12,6 +12,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {}, "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True}, "mixtral": {}, "granitemoe": {},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "deepseek_v3": {}, "minimax_m2": {},
     "glm4_moe": {}, "qwen3_next": {}, "lfm2": {}, "lfm2_moe": {},
+    "falcon_h1": {},
     "qwen3_5_text": {"head_dim": 256}, "qwen3_5_moe_text": {"head_dim": 256},
 }  # fmt: skip
 """Names of tests.families, with what llama.cpp takes for granted in published models."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon_h1 with norms": (
+        "falcon_h1",
+        {
+            "mamba_n_groups": 2, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "tie_word_embeddings": True,
+            "attention_in_multiplier": 0.8, "mlp_bias": True,
+        },
+    ),
+}  # fmt: skip
+"""Models of these families that have other parts than those above."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weitune.errors import ModelError
-from weitune.gguf.families import dense, experts, gemma, hybrid
+from weitune.gguf.families import dense, experts, gemma, hybrid, state_space
 from weitune.gguf.families.family import Family
 
 _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
@@ -39,6 +39,7 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "qwen3_5_moe_text": hybrid.qwen3_5_moe,
     "lfm2": hybrid.lfm2,
     "lfm2_moe": hybrid.lfm2_moe,
+    "falcon_h1": state_space.falcon_h1,
 }
 
 
