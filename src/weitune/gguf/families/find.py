@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weitune.errors import ModelError
-from weitune.gguf.families import dense, experts, gemma, hybrid, state_space
+from weitune.gguf.families import dense, experts, gemma, gemma4, hybrid, state_space
 from weitune.gguf.families.family import Family
 
 _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
@@ -17,6 +17,7 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
+    "gemma4_text": gemma4.gemma4,
     "phi3": dense.phi3,
     "glm4": dense.glm4,
     "smollm3": dense.smollm3,
