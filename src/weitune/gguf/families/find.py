@@ -30,6 +30,7 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "qwen2_moe": experts.qwen2_moe,
     "qwen3_moe": experts.qwen3_moe,
     "mixtral": experts.mixtral,
+    "olmoe": experts.olmoe,
     "granitemoe": experts.granite_moe,
     "gpt_oss": experts.gpt_oss,
     "deepseek_v3": experts.deepseek,
