@@ -10,6 +10,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4": {"use_double_wide_mlp": True, "final_logit_softcapping": 30.0}, "phi3": {}, "glm4": {},
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None}, "olmo2": {}, "olmo3": {}, "granite": {},
     "seed_oss": {}, "ernie4_5": {}, "hunyuan_v1_dense": {},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
     "qwen2_moe": {}, "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True}, "mixtral": {},
     "olmoe": {"num_key_value_heads": 4}, "granitemoe": {},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "deepseek_v3": {}, "minimax_m2": {},

@@ -111,6 +111,7 @@ def run_tensors(run: Run) -> list[str]:
         ("gemma4_text", {"num_kv_shared_layers": 1}, "num_kv_shared_layers 1"),
         ("gemma4_text", {"vocab_size_per_layer_input": 256}, "vocab_size_per_layer_input 256"),
         ("gemma4_text", {"per_layer_config": {"01": {"head_dim": 32}}}, r"head_dim \[16, 32\]"),
+        ("exaone4", {}, "sliding_window 32"),
         ("olmoe", {}, "num_key_value_heads 2"),
         ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob True"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),

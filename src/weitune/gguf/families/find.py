@@ -23,6 +23,7 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "smollm3": dense.smollm3,
     "olmo2": dense.olmo2,
     "olmo3": dense.olmo2,
+    "exaone4": dense.exaone4,
     "granite": dense.granite,
     "seed_oss": dense.seed_oss,
     "ernie4_5": dense.ernie,
