@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.data.frame.families import tokenizer_of
-from tests.export.formats.gguf_families import FAMILIES
+from tests.export.formats.gguf_families import FAMILIES, VARIANTS
 from tests.export.test_families import trained
 from tests.families import family_config, save_family
 from weitune import Run
@@ -72,9 +72,9 @@ def answers(exported: Exported, name: str) -> str:
     return next(check.found for check in exported.verdict.checks if check.name == "answers")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_llama_cpp_answers_as_transformers_does(name: str, tmp_path: Path) -> None:
-    run = family_run(tmp_path, name, FAMILIES[name])
+@pytest.mark.parametrize(("name", "overrides"), [*FAMILIES.items(), *VARIANTS.values()], ids=[*FAMILIES, *VARIANTS])
+def test_llama_cpp_answers_as_transformers_does(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    run = family_run(tmp_path, name, overrides)
     merged = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32"))
     assert answers(merged, name) == "8 of 8 are the same"
     if name == "deepseek_v3":
@@ -129,6 +129,16 @@ def run_tensors(run: Run) -> list[str]:
         ("qwen3_moe", {"mlp_only_layers": []}, "norm_topk_prob False"),
         ("deepseek_v3", {"q_lora_rank": None}, "q_lora_rank null with 2 layers"),
         ("qwen3_5_text", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+        ("gemma4_text", {"num_kv_shared_layers": 1}, "num_kv_shared_layers 1"),
+        ("gemma4_text", {"vocab_size_per_layer_input": 256}, "vocab_size_per_layer_input 256"),
+        ("gemma4_text", {"per_layer_config": {"01": {"head_dim": 32}}}, r"head_dim \[16, 32\]"),
+        ("exaone4", {}, "sliding_window 32"),
+        ("olmoe", {}, "num_key_value_heads 2"),
+        ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob True"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
+        ("falcon_h1", {"attention_bias": True}, "attention_bias True"),
+        ("falcon_h1", {"mamba_rms_norm": True}, "mamba_norm_before_gate True"),
+        ("falcon_h1", {"time_step_limit": (0.0, 1.0)}, r"time_step_limit \(0.0, 1.0\)"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(name: str, overrides: dict[str, Any], what: str) -> None:

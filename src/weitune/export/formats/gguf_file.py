@@ -108,7 +108,7 @@ def write_gguf(
 
 def _mixture(source: ExportSource, family: Family, gguf_type: GgufType, head: GgufType = "Q8_0") -> Mixture:
     config = source.config
-    shared_values = config.num_key_value_heads != config.num_attention_heads
+    maybe_70b = family.name in _OF_70B and config.num_hidden_layers == 80
     experts = family.fields.get("expert_count")
     return Mixture(
         gguf_type,
@@ -116,7 +116,7 @@ def _mixture(source: ExportSource, family: Family, gguf_type: GgufType, head: Gg
         "token_embd.weight" if config.tie_word_embeddings else "output.weight",
         head,
         experts.value if experts else 0,
-        is_70b=family.name in _OF_70B and config.num_hidden_layers == 80 and shared_values,
+        is_70b=maybe_70b and config.num_key_value_heads != config.num_attention_heads,
     )
 
 

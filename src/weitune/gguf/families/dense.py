@@ -117,6 +117,13 @@ def olmo2(config: Any) -> Family:
     return Family("olmo2", {**LAYER, **FOUR_NORMS}, TOP, {**common_fields(config), **windows})
 
 
+def exaone4(config: Any) -> Family:
+    """EXAONE 4 without windows, as its 1.2B: llama.cpp knows the one with windows by its 64 layers."""
+    require(config.sliding_window is None, "exaone4", f"sliding_window {config.sliding_window}")
+    require(config.num_hidden_layers != 64, "exaone4", "num_hidden_layers 64")
+    return Family("exaone4", {**LAYER, **FOUR_NORMS}, TOP, common_fields(config, "llama3"), rope_factors(config))
+
+
 def granite(config: Any) -> Family:
     """Granite 3, without experts."""
     return Family("granite", {**LAYER, **rotated(config)}, TOP, granite_fields(config))

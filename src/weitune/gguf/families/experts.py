@@ -79,6 +79,18 @@ def qwen3_moe(config: Any) -> Family:
     return Family("qwen3moe", layer, TOP, {**common_fields(config), **experts})
 
 
+def olmoe(config: Any) -> Family:
+    """OLMoE."""
+    require(not config.norm_topk_prob, "olmoe", "norm_topk_prob True")
+    require(config.clip_qkv is None, "olmoe", f"clip_qkv {config.clip_qkv}")
+    require(not config.attention_bias, "olmoe", "attention_bias True")
+    kv_heads = config.num_key_value_heads
+    require(kv_heads == config.num_attention_heads, "olmoe", f"num_key_value_heads {kv_heads}")
+    experts = expert_fields(config.num_experts, config.num_experts_per_tok, config.intermediate_size)
+    layer = {**ATTENTION, **NORM_BETWEEN, **EXPERTS}
+    return Family("olmoe", layer, TOP, {**common_fields(config), **experts})
+
+
 def mixtral(config: Any) -> Family:
     """Mixtral."""
     without_window(config, "llama")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weitune.errors import ModelError
-from weitune.gguf.families import dense, experts, gemma, hybrid
+from weitune.gguf.families import dense, experts, gemma, gemma4, hybrid, state_space
 from weitune.gguf.families.family import Family
 
 _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
@@ -17,11 +17,13 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
+    "gemma4_text": gemma4.gemma4,
     "phi3": dense.phi3,
     "glm4": dense.glm4,
     "smollm3": dense.smollm3,
     "olmo2": dense.olmo2,
     "olmo3": dense.olmo2,
+    "exaone4": dense.exaone4,
     "granite": dense.granite,
     "seed_oss": dense.seed_oss,
     "ernie4_5": dense.ernie,
@@ -29,6 +31,7 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "qwen2_moe": experts.qwen2_moe,
     "qwen3_moe": experts.qwen3_moe,
     "mixtral": experts.mixtral,
+    "olmoe": experts.olmoe,
     "granitemoe": experts.granite_moe,
     "gpt_oss": experts.gpt_oss,
     "deepseek_v3": experts.deepseek,
@@ -39,6 +42,7 @@ _FAMILIES: Mapping[str, Callable[[Any], Family]] = {
     "qwen3_5_moe_text": hybrid.qwen3_5_moe,
     "lfm2": hybrid.lfm2,
     "lfm2_moe": hybrid.lfm2_moe,
+    "falcon_h1": state_space.falcon_h1,
 }
 
 

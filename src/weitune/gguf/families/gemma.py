@@ -1,4 +1,4 @@
-"""The Gemma families."""
+"""The Gemma families up to Gemma 3."""
 
 from __future__ import annotations
 

@@ -29,6 +29,17 @@ def added(offset: float) -> Operation:
     return lambda tensor: tensor + offset
 
 
+def scaled(factors: float | Tensor) -> Operation:
+    """Return a function that multiplies by ``factors``, in float32: one number, or one for every row."""
+
+    def times(tensor: Tensor) -> Tensor:
+        if isinstance(factors, Tensor):
+            return tensor.float() * factors.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1))
+        return tensor.float() * factors
+
+    return times
+
+
 def flat(tensor: Tensor) -> Tensor:
     """Return the kernels of a convolution, (C, 1, K), as (C, K)."""
     return tensor.squeeze(1)
