@@ -54,14 +54,40 @@ def test_calls_in_a_text_are_text() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"prompt": ""}, {"prompt": []}, {"prompt": ["a", "b"]}, {"prompt": [10**7]}, {"prompt": [-1]}, {"prompt": [True]},
-     {"prompt": {}}, {"suffix": "x"}, {"echo": True}, {"best_of": 2}, {"logprobs": 6}, {"logprobs": True},
-     {"messages": []}, {"tools": [1]}],
+    [{"prompt": ""}, {"prompt": []}, {"prompt": ["a", ""]}, {"prompt": ["a", [1]] * 9}, {"prompt": ["a", 1]},
+     {"prompt": [10**7]}, {"prompt": [-1]}, {"prompt": [True]}, {"prompt": {}}, {"suffix": "x"}, {"echo": 1},
+     {"echo": True, "logprobs": 0}, {"best_of": 2}, {"logprobs": 6}, {"logprobs": True}, {"messages": []},
+     {"tools": [1]}],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(fields: dict[str, Any]) -> None:
     response = continued(ScriptedEngine(), **fields)
     assert response.status == 400
     assert response.json["error"]["param"] == next(iter(fields))
+
+
+def test_each_prompt_of_a_list_is_a_choice_as_it_is_alone() -> None:
+    engine = ScriptedEngine()
+    token = framing_of("qwen2.5").text_tokens("Once")[0]
+    prompts: list[Any] = ["Once upon", [token], "Then"]
+    whole = continued(engine, prompt=prompts, seed=7, temperature=1).json
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    asked = {tuple(body["prompt"]) for body in engine.bodies}
+    assert {body["sampling"].seed for body in engine.bodies} == {7}
+    alone = ScriptedEngine()
+    usages = [continued(alone, prompt=prompt).json["usage"]["prompt_tokens"] for prompt in prompts]
+    assert asked == {tuple(body["prompt"]) for body in alone.bodies}
+    assert (whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"]) == (sum(usages), 9)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_prompts_stand_before_their_continuations_with_echo(streamed: bool) -> None:
+    token = framing_of("qwen2.5").text_tokens("Once")[0]
+    reply = continued(ScriptedEngine(), prompt=["Then", [token]], n=2, echo=True, stream=streamed)
+    texts = [""] * 4
+    for event in reply.events[:-1] if streamed else [reply.json]:
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert texts == ["ThenHello."] * 2 + [framing_of("qwen2.5").decode([token]) + "Hello."] * 2
 
 
 def test_likelihoods() -> None:

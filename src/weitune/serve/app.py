@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -142,59 +142,70 @@ class App:
     async def _chat(self, receive: Receive, response: Response) -> None:
         body = await self._guard.body(receive)
         request = parse_request(_parsed(body), self._models, self._limits)
-        await self._reply(request, ChatReply(request.model.name, request.logprobs), receive, response)
+        await self._reply([request], ChatReply(request.model.name, request.logprobs), receive, response)
 
     async def _continue(self, receive: Receive, response: Response) -> None:
         body = await self._guard.body(receive)
-        request = parse_text_request(_parsed(body), self._models, self._limits)
-        await self._reply(request, TextReply(request.model.name, request.logprobs), receive, response)
+        requests, before = parse_text_request(_parsed(body), self._models, self._limits)
+        reply = TextReply(requests[0].model.name, before, requests[0].logprobs)
+        await self._reply(requests, reply, receive, response)
 
     async def _respond(self, receive: Receive, response: Response) -> None:
         body = _parsed(await self._guard.body(receive))
         chat, names = chat_body(body)
         try:
             request = parse_request(chat, self._models, self._limits)
-            await self._reply(request, ResponsesReply(request.model.name, body, request.logprobs), receive, response)
+            await self._reply([request], ResponsesReply(request.model.name, body, request.logprobs), receive, response)
         except ApiError as error:
             raise error.renamed(names) from None
 
-    async def _reply(self, request: ChatRequest, reply: Reply, receive: Receive, response: Response) -> None:
-        framed = await self._answering.framed(request)
-        with self._answering.admission.admitted(request.choices):
-            await unless_gone((self._stream if request.stream else self._whole)(framed, reply, response), receive)
+    async def _reply(self, requests: Sequence[ChatRequest], reply: Reply, receive: Receive, response: Response) -> None:
+        """Send one reply with the answers to ``requests``, which differ in their prompts alone."""
+        framed = [await self._answering.framed(request) for request in requests]
+        answering = self._stream if requests[0].stream else self._whole
+        with self._answering.admission.admitted(sum(request.choices for request in requests)):
+            await unless_gone(answering(framed, reply, response), receive)
 
-    async def _whole(self, framed: FramedRequest, reply: Reply, response: Response) -> None:
-        answers = [Part(Said(), 0)] * framed.request.choices
+    async def _whole(self, framed: Sequence[FramedRequest], reply: Reply, response: Response) -> None:
+        answers = [Part(Said(), 0)] * len(_choices(framed))
         async with aclosing(self._answers(framed)) as parts:
             async for index, part in parts:  # one for each answer
                 answers[index] = part
         usage = usage_of(
-            len(framed.prompt), sum(part.tokens for part in answers), sum(part.reasoning_tokens for part in answers)
+            sum(len(each.prompt) for each in framed),
+            sum(part.tokens for part in answers),
+            sum(part.reasoning_tokens for part in answers),
         )
         await response.json(200, reply.whole(answers, usage))
 
-    async def _stream(self, framed: FramedRequest, reply: Reply, response: Response) -> None:
+    async def _stream(self, framed: Sequence[FramedRequest], reply: Reply, response: Response) -> None:
         generated = reasoning = 0
         async with aclosing(self._answers(framed)) as parts:
             async for index, part in parts:
                 if not response.begun:  # before the first part an error can still have its own status
-                    openings = [event for i in range(framed.request.choices) for event in reply.opening(i)]
+                    openings = [event for i in range(len(_choices(framed))) for event in reply.opening(i)]
                     await response.events(openings)
                 await response.events(reply.chunk(index, part))
                 if part.finish:
                     generated, reasoning = generated + part.tokens, reasoning + part.reasoning_tokens
-        usage = usage_of(len(framed.prompt), generated, reasoning)
-        await response.events(reply.closing(usage, framed.request.include_usage))
+        usage = usage_of(sum(len(each.prompt) for each in framed), generated, reasoning)
+        await response.events(reply.closing(usage, framed[0].request.include_usage))
         await response.end_events(done=reply.ends_with_done)
 
-    async def _answers(self, framed: FramedRequest) -> AsyncGenerator[tuple[int, Part], None]:
-        """Yield the parts of all answers to a request, each with its answer's number, and count finished answers."""
-        sources = [self._answering.answer(framed, i) for i in range(framed.request.choices)]
-        async with aclosing(merged(sources)) as parts:
+    async def _answers(self, framed: Sequence[FramedRequest]) -> AsyncGenerator[tuple[int, Part], None]:
+        """Yield the parts of all answers, each with its choice's number, and count finished answers."""
+        choices = _choices(framed)
+        async with aclosing(merged([self._answering.answer(each, i) for each, i in choices])) as parts:
             async for index, part in parts:
                 if part.finish:
-                    self._metrics.answered(framed.request.model.name, len(framed.prompt), part.tokens)
+                    answered, _ = choices[index]
+                    self._metrics.answered(answered.request.model.name, len(answered.prompt), part.tokens)
                 yield index, part
+
+
+def _choices(framed: Sequence[FramedRequest]) -> list[tuple[FramedRequest, int]]:
+    """Return for each choice of a reply its request, and its number among the answers to that."""
+    return [(each, i) for each in framed for i in range(each.request.choices)]
 
 
 def _plain(path: str) -> str:

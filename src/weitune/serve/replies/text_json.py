@@ -17,6 +17,8 @@ class TextReply:
     """A reply: what all of its parts have in common."""
 
     model: str
+    before: Sequence[str]
+    """What stands before each choice."""
     logprobs: int | None = None
     """How many alternatives to each token are told; None: nothing about likelihood is."""
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
@@ -25,10 +27,15 @@ class TextReply:
 
     def whole(self, answers: Sequence[Part], usage: Mapping[str, Any]) -> dict[str, Any]:
         choices = [{**self._choice(i, part), "finish_reason": part.finish or "stop"} for i, part in enumerate(answers)]
+        for choice, before in zip(choices, self.before, strict=True):
+            choice["text"] = before + choice["text"]
         return {**self._head(), "choices": choices, "usage": usage}
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        return []
+        if not self.before[index]:
+            return []
+        echoed = {"index": index, "text": self.before[index], "logprobs": None, "finish_reason": None}
+        return [{**self._head(), "choices": [echoed]}]
 
     def chunk(self, index: int, part: Part) -> list[dict[str, Any]]:
         return [{**self._head(), "choices": [{**self._choice(index, part), "finish_reason": part.finish}]}]
