@@ -44,7 +44,8 @@ class Framings:
     def of(self, framing: Framing, arguments: Mapping[str, Any] | None = None) -> KnownFraming:
         """Return what is known of ``framing``, with other template ``arguments`` if there are any.
 
-        Raises ApiError for an argument that the template does not read, or with which it cannot be used.
+        Raises ApiError for an argument that the template does not read, whose text spells a control token or a part of
+        one, or with which the template cannot be used.
         """
         if not arguments:
             if id(framing) not in self._own:
@@ -60,6 +61,9 @@ class Framings:
                 names=names,
                 param=f"chat_template_kwargs.{unread[0]}"[:100],
             )
+        for name, value in arguments.items():
+            if isinstance(value, str) and _spells_control(framing, value):
+                raise ApiError(400, "serve.framings.control_token", name=name, param=f"chat_template_kwargs.{name}")
         with self._making:  # requests with arguments are framed in threads
             return self._other(framing, arguments)
 
@@ -76,6 +80,17 @@ class Framings:
         while len(self._others) > _KEPT:
             self._others.popitem(last=False)
         return self._others[key]
+
+
+def _spells_control(framing: Framing, text: str) -> bool:
+    """Return whether ``text``, which the template may write beside anything, could make up a control token there."""
+    if framing.lookalikes(text):
+        return True
+    return any(
+        text.endswith(control[:part]) or text.startswith(control[part:])
+        for control in framing.control_tokens
+        for part in range(2, len(control) - 1)
+    )
 
 
 def _known(framing: Framing) -> KnownFraming:
