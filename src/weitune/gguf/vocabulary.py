@@ -1,7 +1,6 @@
-"""A tokenizer as GGUF metadata: BPE of bytes, as Llama 3 and Qwen have it, or of characters, as Gemma has it.
+"""A tokenizer as GGUF metadata: BPE of bytes, as Llama 3 and Qwen have it, or of characters, as Gemma and Llama 2.
 
-llama.cpp splits text before BPE of bytes by one of the regular expressions compiled into it, which a file names.
-weitune recognises the name from the expression in tokenizer.json; verification then compares tokens, one by one.
+:mod:`weitune.gguf.splitting` says what happens to text before; verification then compares tokens, one by one.
 
 BPE of characters writes a space as ▁ and a character that it does not know as its bytes. llama.cpp has no merges for it
 but a score for every token, and always merges to the token with the highest score, as SentencePiece does. Where all
@@ -18,26 +17,14 @@ from typing import Any
 from gguf import GGUFValueType, TokenType
 from weitune.errors import ModelError
 from weitune.gguf.metadata import Field, array, boolean, number, text
+from weitune.gguf.splitting import space_before_text, splitting_name
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_MODERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_MARKED = _MODERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r" ?[^\s\p{L}\p{N}]", r" ?[^\s\p{L}\p{M}\p{N}]")
-"""With the marks that follow a letter, as Qwen3.5 has it."""
-_NAMES = {
-    (_MODERN % "",): "qwen2",
-    (_MARKED % "",): "qwen35",
-    (_MODERN % "{1,3}",): "llama-bpe",
-    (_GPT2,): "gpt-2",
-    (r"\p{N}", _GPT2): "smollm",
-}
-_WITHOUT_IGNORED_MERGES = {"llama-bpe": "dbrx"}
-"""llama.cpp's name for the same expression where a word that is a token must still be merged step by step."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _END_TOKENS = ("eos", "eot", "eom")
 """GGUF names three tokens that end an answer: of the sequence, of the turn, of the message."""
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}
+"""Tokens of Phi-3 that leave the white space after them as it is."""
 
 
 def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], template: str) -> dict[str, Field]:
@@ -51,9 +38,13 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
     tokens, types = _tokens(core, size)
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in core["model"]["merges"]]
     special = {"bos": tokenizer.bos_token_id, "padding": tokenizer.pad_token_id, "unknown": tokenizer.unk_token_id}
-    of_characters = core["model"].get("byte_fallback")
+    if core["model"].get("byte_fallback"):
+        opened = _opens_with_token(tokenizer, template)
+        own = _of_characters(core, tokens, types, merges, opened=opened)
+    else:
+        own = _of_bytes(core, merges)
     return {
-        **(_of_characters(core, tokens, types, merges) if of_characters else _of_bytes(core, merges)),
+        **own,
         "tokenizer.ggml.tokens": array(tokens, GGUFValueType.STRING),
         "tokenizer.ggml.token_type": array(types, GGUFValueType.INT32),
         **{f"tokenizer.ggml.{name}_token_id": number(token) for name, token in special.items() if token is not None},
@@ -66,17 +57,17 @@ def vocabulary_metadata(tokenizer: Any, size: int, stop_tokens: Sequence[int], t
 def _of_bytes(core: dict[str, Any], merges: Sequence[tuple[str, ...]]) -> dict[str, Field]:
     return {
         "tokenizer.ggml.model": text("gpt2"),
-        "tokenizer.ggml.pre": text(_pre_tokenizer(core)),
+        "tokenizer.ggml.pre": text(splitting_name(core)),
         "tokenizer.ggml.merges": array([" ".join(pair) for pair in merges], GGUFValueType.STRING),
         "tokenizer.ggml.add_space_prefix": boolean(False),
     }
 
 
 def _of_characters(
-    core: dict[str, Any], tokens: Sequence[str], types: list[int], merges: Sequence[tuple[str, ...]]
+    core: dict[str, Any], tokens: Sequence[str], types: list[int], merges: Sequence[tuple[str, ...]], *, opened: bool
 ) -> dict[str, Field]:
     """Return the scores, and set the types of the tokens that stand for bytes and for what is unknown."""
-    _check_splitting(core)
+    space = space_before_text(core, opened=opened)
     ranks: dict[str, int] = {}
     last = ""
     for rank, pair in enumerate(merges):
@@ -96,17 +87,21 @@ def _of_characters(
         "tokenizer.ggml.scores": array(
             [-float(ranks.get(token, len(merges))) for token in tokens], GGUFValueType.FLOAT32
         ),
-        "tokenizer.ggml.add_space_prefix": boolean(False),
+        "tokenizer.ggml.add_space_prefix": boolean(space),
     }
 
 
-def _check_splitting(core: dict[str, Any]) -> None:
-    """Raise ModelError unless text becomes characters as llama.cpp makes them: spaces as ▁, and none put before it."""
-    normalizer, splitter = core["normalizer"], core["pre_tokenizer"]
-    if normalizer != _SPACE:
-        raise ModelError("gguf.vocabulary.unknown_normalizer", normalizer=(normalizer or {"type": "none"})["type"])
-    if splitter is not None and (splitter["type"] != "Split" or splitter["pattern"] != {"String": " "}):
-        raise ModelError("gguf.vocabulary.unknown_pre_tokenizer", patterns=[splitter["type"]])
+def name_in_file(tokenizer: Any, name: str) -> str:
+    """Return ``name`` for a file with the vocabulary of ``tokenizer``.
+
+    Control tokens of Phi-3 swallow the white space after them. llama.cpp does so in files whose name has Phi-3 in it,
+    and by nothing else that a file can say.
+    """
+    strips = {token.content: token.rstrip for token in tokenizer.added_tokens_decoder.values()}
+    as_phi3 = strips.keys() >= _NOT_STRIPPING and all(
+        stripping == (content not in _NOT_STRIPPING) for content, stripping in strips.items()
+    )
+    return f"Phi-3 {name}" if as_phi3 and "</s>" in strips and not _PHI3.search(name) else name
 
 
 def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
@@ -129,34 +124,6 @@ def _tokens(core: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     return tokens, types
 
 
-def _pre_tokenizer(core: dict[str, Any]) -> str:
-    """Return llama.cpp's name for how ``core`` splits text. Raises ModelError if it has none."""
-    patterns = tuple(_patterns(core["pre_tokenizer"]))
-    name = _NAMES.get(patterns)
-    if name is None:
-        raise ModelError("gguf.vocabulary.unknown_pre_tokenizer", patterns=list(patterns))
-    if (core["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-        raise ModelError("gguf.vocabulary.unknown_normalizer", normalizer=core["normalizer"]["type"])
-    return name if core["model"].get("ignore_merges") else _WITHOUT_IGNORED_MERGES.get(name, name)
-
-
-def _patterns(step: dict[str, Any] | None) -> list[str]:
-    """Return the regular expressions that split text, in order."""
-    if step is None:
-        return []
-    match step["type"]:
-        case "Sequence":
-            return [pattern for part in step["pretokenizers"] for pattern in _patterns(part)]
-        case "Split":
-            return [step["pattern"].get("Regex", "a literal")]
-        case "Digits":
-            return [r"\p{N}" if step["individual_digits"] else r"\p{N}+"]
-        case "ByteLevel":
-            return [_GPT2] if step["use_regex"] else []
-        case other:
-            return [other]
-
-
 def _adds_bos(tokenizer: Any, template: str) -> bool:
     """Return whether llama.cpp should put the BOS token first: the tokenizer does, and so does the ``template``.
 
@@ -166,6 +133,15 @@ def _adds_bos(tokenizer: Any, template: str) -> bool:
     adds = tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
     if not adds or not template:
         return adds
+    return _prompt(tokenizer, template).startswith(tokenizer.bos_token)
+
+
+def _opens_with_token(tokenizer: Any, template: str) -> bool:
+    """Return whether prompts framed by ``template`` begin with an added token."""
+    prompt = _prompt(tokenizer, template) if template else ""
+    return prompt.startswith(tuple(token.content for token in tokenizer.added_tokens_decoder.values()))
+
+
+def _prompt(tokenizer: Any, template: str) -> str:
     asked = [{"role": "user", "content": "a"}]
-    rendered = tokenizer.apply_chat_template(asked, chat_template=template, tokenize=False, add_generation_prompt=True)
-    return str(rendered).startswith(tokenizer.bos_token)
+    return str(tokenizer.apply_chat_template(asked, chat_template=template, tokenize=False, add_generation_prompt=True))

@@ -27,7 +27,7 @@ from weitune.gguf.metadata import Field, number, text
 from weitune.gguf.mixture import Mixture
 from weitune.gguf.quantize import quantized, require_quantizer
 from weitune.gguf.types import MIXTURES, GgufType
-from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
+from weitune.gguf.vocabulary import end_metadata, name_in_file, vocabulary_metadata
 from weitune.gguf.writer import TensorPlan, write_gguf_file
 from weitune.model.load.weight_files import counted
 from weitune.progress import Progress
@@ -132,7 +132,7 @@ def _described(source: ExportSource, template: str) -> tuple[Family, dict[str, F
         }
     return family, {
         "general.type": text("model"),
-        "general.name": text(source.name),
+        "general.name": text(name_in_file(source.tokenizer, source.name)),
         **family.metadata(),
         "general.quantization_version": number(2),
         **vocabulary_metadata(source.tokenizer, source.config.vocab_size, source.stop_tokens, template),
