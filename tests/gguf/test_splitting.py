@@ -23,7 +23,7 @@ from weitune.errors import ModelError
 from weitune.export.verify.outputs_gguf import LlamaCppModel
 from weitune.export.verify.prompts import VerificationPrompt
 from weitune.generate.llama_cpp import LlamaCpp
-from weitune.gguf.splitting import _NAMES, _SPLIT_OTHERWISE, space_before_text, splitting_name
+from weitune.gguf.splitting import space_before_text, splits_otherwise, splitting_name
 
 Step = dict[str, Any]
 _CONTRACTED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -134,15 +134,11 @@ def test_llama_cpp_splits_as_the_expressions_do(
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("gpt-4o", O200K), ("tekken", TEKKEN)])
-def test_names_under_which_llama_cpp_splits_otherwise_are_refused(
-    name: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_under_which_llama_cpp_splits_otherwise_are_known(name: str, pattern: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     tokenizer = splitting_tokenizer(steps(split(pattern), BYTES))
-    with pytest.raises(ModelError, match=f"{name}, but splits otherwise"):
-        splitting_name(core_of(tokenizer))
-    (key,) = (patterns for patterns, each in _SPLIT_OTHERWISE.items() if each == name)
-    monkeypatch.setitem(_NAMES, key, name)  # the reason, for as long as it is one
+    assert splitting_name(core_of(tokenizer)) == name
+    assert splits_otherwise(core_of(tokenizer))
     with in_llama_cpp(run_with_vocabulary(tmp_path, "llama", tokenizer), tmp_path / "tiny.gguf") as (_, llama):
         different = set(other_tokens(tokenizer, llama, mixed_texts()))
     assert any("\u0915\u093f" in text for text in different)

@@ -1,8 +1,8 @@
 """How a tokenizer splits text, in the words of a GGUF file.
 
 llama.cpp splits text before BPE of bytes by one of the regular expressions compiled into it, which a file names.
-weitune recognises the name from the expressions in tokenizer.json. OpenAI's o200k and Mistral's tekken have names too,
-but llama.cpp splits otherwise under them, so they are refused.
+weitune recognises the name from the expressions in tokenizer.json. Under the names of OpenAI's o200k and Mistral's
+tekken llama.cpp splits some texts otherwise (:func:`splits_otherwise`).
 
 Text before BPE of characters is not split. A file says whether a space comes before text: at the beginning, and after
 every token that was added to the vocabulary.
@@ -43,7 +43,7 @@ _NAMES = {
     (r"\p{N}", _GPT2): "smollm",
     _DEEPSEEK: "deepseek-v3",
 }
-_SPLIT_OTHERWISE = {
+_SPLIT_OTHERWISE: dict[tuple[str, ...], str] = {
     (_CASED % {"ending": "(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "digits": "{1,3}"},): "gpt-4o",
     (_CASED % {"ending": "", "digits": ""},): "tekken",
 }
@@ -59,15 +59,21 @@ def splitting_name(core: dict[str, Any]) -> str:
     Raises ModelError if it has none.
     """
     patterns = tuple(_patterns(core["pre_tokenizer"]))
-    name = _NAMES.get(patterns)
+    name = _NAMES.get(patterns) or _SPLIT_OTHERWISE.get(patterns)
     if name is None:
-        if patterns in _SPLIT_OTHERWISE:
-            raise ModelError("gguf.splitting.otherwise", name=_SPLIT_OTHERWISE[patterns])
         raise ModelError("gguf.splitting.unknown", patterns=list(patterns))
     for normalizer in _steps(core["normalizer"], "normalizers"):
         if normalizer["type"] != "NFC":
             raise ModelError("gguf.splitting.unknown_normalizer", normalizer=normalizer["type"])
     return name if core["model"].get("ignore_merges") else _WITHOUT_IGNORED_MERGES.get(name, name)
+
+
+def splits_otherwise(core: dict[str, Any]) -> bool:
+    """Return whether llama.cpp splits some texts otherwise than ``core``, under the only name that it has for it.
+
+    Words end at combining marks there (as in Hindi, Thai and Arabic), and not before a capital letter beyond A to Z.
+    """
+    return core["model"]["type"] == "BPE" and tuple(_patterns(core["pre_tokenizer"])) in _SPLIT_OTHERWISE
 
 
 def space_before_text(core: dict[str, Any], *, opened: bool) -> bool:

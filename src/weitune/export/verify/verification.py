@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from weitune.export.verify.outputs import ANSWER_TOKENS, Computing, EngineModel,
 from weitune.export.verify.prompts import VerificationPrompt, choose_prompts, held_out_prompts
 from weitune.export.verify.rounding import RoundingCost, choose_computing, merge_rounded, narrower_formats
 from weitune.gguf.families.fields import rounds_yarn
+from weitune.gguf.splitting import splits_otherwise
 from weitune.gguf.types import MIXTURES, GgufType
 from weitune.messages import say
 from weitune.progress import Progress, Stage, enter_phase
@@ -69,8 +71,8 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
     del reference  # one model at a time
     if options.format in {"gguf", "ollama"} and options.gguf_type in MIXTURES:
         notes.append(formats_note(written_formats(folder / gguf_name(source, options))))
-    if options.format != "merged" and rounds_yarn(source.config):
-        notes.append(say("export.verification.rounds_yarn"))
+    if options.format != "merged":
+        notes += _differences(source)
     with open_export(folder, source, options, [*prompts, *held_out.prompts], stage, computing) as model:
         enter_phase("evaluating")
         actual = all_outputs(model, prompts, stage(say("export.verification.asking_export")))
@@ -159,6 +161,16 @@ def _base_file(folder: Path, source: ExportSource, stage: Stage) -> Iterator[Pat
         yield path
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _differences(source: ExportSource) -> list[str]:
+    """Return notes on what llama.cpp computes otherwise for every file of this model."""
+    notes = []
+    if rounds_yarn(source.config):
+        notes.append(say("export.verification.rounds_yarn"))
+    if splits_otherwise(json.loads(source.tokenizer.backend_tokenizer.to_str())):
+        notes.append(say("export.verification.splits_otherwise"))
+    return notes
 
 
 def bounds_of(source: ExportSource, options: ExportOptions, computed: torch.dtype) -> Bounds:
