@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.data.frame.families import tokenizer_of
+from tests.families import family_config
 from tests.gguf.runs import in_llama_cpp, run_with_vocabulary
 from tests.gguf.texts import mixed_texts
 from tests.tiny import TEMPLATES
@@ -22,6 +24,7 @@ from weitune.data.conversation import Conversation, Turn
 from weitune.errors import ModelError
 from weitune.export.verify.outputs_gguf import LlamaCppModel
 from weitune.export.verify.prompts import VerificationPrompt
+from weitune.export.verify.verification import _differences
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.gguf.splitting import space_before_text, splits_otherwise, splitting_name
 
@@ -139,6 +142,11 @@ def test_names_under_which_llama_cpp_splits_otherwise_are_known(name: str, patte
     tokenizer = splitting_tokenizer(steps(split(pattern), BYTES))
     assert splitting_name(core_of(tokenizer)) == name
     assert splits_otherwise(core_of(tokenizer))
+    config = family_config("qwen3")
+    (note,) = _differences(SimpleNamespace(tokenizer=tokenizer, config=config))  # type: ignore[arg-type]
+    assert "combining marks" in note
+    plain = splitting_tokenizer(steps(split(r"\p{N}"), BYTES))
+    assert not _differences(SimpleNamespace(tokenizer=plain, config=config))  # type: ignore[arg-type]
     with in_llama_cpp(run_with_vocabulary(tmp_path, "llama", tokenizer), tmp_path / "tiny.gguf") as (_, llama):
         different = set(other_tokens(tokenizer, llama, mixed_texts()))
     assert any("\u0915\u093f" in text for text in different)
