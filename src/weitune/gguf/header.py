@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,15 @@ class StoredTensor:
             writable = np.require(piece.reshape(-1), requirements="W")
             flat[start * values : (start + step) * values] = torch.from_numpy(writable)
         return tensor
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the tensor in float32: stacked matrices (E, …) as (1, …) for each, every other one whole."""
+        if len(self.shape) < 3:
+            yield self.read()
+            return
+        size = len(self.content) // self.shape[0]
+        for start in range(0, len(self.content), size):
+            yield replace(self, shape=(1, *self.shape[1:]), content=self.content[start : start + size]).read()
 
 
 @dataclass(frozen=True, slots=True)

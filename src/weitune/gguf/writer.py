@@ -1,9 +1,9 @@
-"""Write a GGUF file one tensor at a time, so that memory holds a tensor and not the file."""
+"""Write a GGUF file one tensor at a time, or a piece of one, so that memory holds no more than that of the file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from weitune.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """A tensor to write: its shape (rows first), its type, and the function that returns its values."""
+    """A tensor to write: its shape (rows first), its type, and the function that returns its values.
+
+    They come as arrays whose bytes follow each other in the file.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    read: Callable[[], np.ndarray[Any, Any]]
+    read: Callable[[], Iterable[np.ndarray[Any, Any]]]
 
     @property
     def bytes(self) -> int:
@@ -45,7 +48,20 @@ def write_gguf_file(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, plan in enumerate(plans, 1):
-            writer.write_tensor_data(np.ascontiguousarray(plan.read()))
+            _write_tensor(writer, plan)
             progress(done, len(plans))
     finally:
         writer.close()
+
+
+def _write_tensor(writer: GGUFWriter, plan: TensorPlan) -> None:
+    """Do what ``GGUFWriter.write_tensor_data`` does, which needs the whole tensor at once."""
+    assert writer.fout is not None  # noqa: S101  (the header has been written)
+    [file] = writer.fout
+    writer.write_padding(file, file.tell())
+    written = 0
+    for piece in plan.read():
+        np.ascontiguousarray(piece).tofile(file)
+        written += piece.nbytes
+    assert written == plan.bytes, (plan.name, written, plan.bytes)  # noqa: S101  (else every tensor after it moves)
+    writer.write_padding(file, written)

@@ -38,8 +38,8 @@ _QUESTIONS = (
 _ANSWER = "The river runs past the old house, and the children play in the garden until evening."
 
 
-def family_run(folder: Path, name: str, overrides: dict[str, Any]) -> Run:
-    """Write a run of a tiny model whose linear layers all have a random adapter."""
+def family_run(folder: Path, name: str, overrides: dict[str, Any], lora: Lora | None = None) -> Run:
+    """Write a run of a tiny model with a random adapter: on all its linear layers, or as ``lora`` says."""
     save_family(folder / "model", name, **overrides)
     rows = [{"instruction": question, "input": "", "output": _ANSWER} for question in _QUESTIONS]
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
@@ -52,7 +52,7 @@ def family_run(folder: Path, name: str, overrides: dict[str, Any]) -> Run:
     (folder / "run").mkdir()
     (folder / "run/recipe.yaml").write_text(dump_recipe(build_recipe(tree)), encoding="utf-8")
     model = empty_model(read_config(ModelFiles(folder / "model"))).to_empty(device="cpu")
-    adapted = attach_adapter(model, Lora(r=2), seed=1, base=str(folder / "model"))
+    adapted = attach_adapter(model, lora or Lora(r=2), seed=1, base=str(folder / "model"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for parameter_name, parameter in adapted.named_parameters():

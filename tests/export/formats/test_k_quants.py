@@ -71,7 +71,9 @@ def test_a_missing_quantizer_is_told_before_anything_is_measured(
 def test_llama_cpp_runs_it_and_the_verdict_says_what_was_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verification.BOUNDS, "Q5_K_M", Bounds(5.0, 50.0))  # random weights have no certain answers
+    monkeypatch.setitem(
+        verification.BOUNDS, "Q5_K_M", Bounds(5.0, 50.0, 100.0)
+    )  # random weights have no certain answers
     exported = export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="Q5_K_M", prompts=2))
     assert exported.verdict is not None
     assert "Q5_K" in exported.verdict.notes[-1]

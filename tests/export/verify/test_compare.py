@@ -11,8 +11,9 @@ from weitune.data.conversation import Conversation, Turn
 from weitune.export.verify.compare import Bounds, Check, Perplexity, Verdict, VerificationError, compare
 from weitune.export.verify.outputs import Outputs
 from weitune.export.verify.prompts import VerificationPrompt
+from weitune.export.verify.verification import BOUNDS as VERIFIED
 
-BOUNDS = Bounds(mean_difference=0.01, margin=0.1)
+BOUNDS = Bounds(mean_difference=0.01, margin=0.1, perplexity=0.01)
 PROMPTS = [
     VerificationPrompt(Conversation((Turn("user", question),)), (1, 2), (1, 2), (3, 4))
     for question in ("Who are you?", "你是谁？")
@@ -105,22 +106,53 @@ def test_a_failed_verdict_is_an_error_that_names_what_failed() -> None:
     assert verdict.to_json()["verdict"] == "failed"
 
 
-def test_a_perplexity_may_rise_as_far_as_log_probabilities_may_differ() -> None:
-    expected, higher = [(-1.0, -2.0), (-3.0,)], [(-1.0, -2.0), (-3.03,)]
-    perplexity = Perplexity.of(expected, higher, of_run=True)
-    assert (perplexity.rows, perplexity.tokens) == (2, 3)
+def perplexity_after(rise: float, tokens: int) -> Perplexity:
+    """Return a perplexity of e² over ``tokens`` tokens in rows of two, and one that is higher by the share ``rise``."""
+    expected = [(-1.5, -2.5)] * (tokens // 2)
+    return Perplexity.of(expected, [tuple(each - math.log1p(rise) for each in row) for row in expected], of_run=True)
+
+
+def test_a_perplexity_may_rise_by_less_than_its_bound() -> None:
+    perplexity = perplexity_after(0.0101, 200)
+    assert (perplexity.rows, perplexity.tokens) == (100, 200)
     assert perplexity.expected == pytest.approx(math.exp(2))
-    assert perplexity.rise == pytest.approx(0.01)
-    check = perplexity.check(Bounds(0.011, 1.0))
+    assert perplexity.rise == pytest.approx(0.0101)
+    check = perplexity.check(Bounds(9.0, 9.0, 0.011))
     assert check.passed
     assert check.found == (
-        "7.463 on 2 rows that were held out (3 tokens), 7.389 for base + adapter: +1.01% (bound +1.11%)"
+        "7.464 on 100 rows that were held out (200 tokens), 7.389 for base + adapter: +1.01% (bound +1.10%)"
     )
-    assert not perplexity.check(Bounds(0.009, 1.0)).passed
-    lower = Perplexity.of(higher, expected, of_run=False).check(Bounds(0.0, 1.0))
-    assert lower.passed
-    assert "2 general questions (3 tokens; no held-out rows of the run can be read)" in lower.found
+    assert not perplexity.check(Bounds(9.0, 9.0, 0.010)).passed
     verdict = Verdict("x", 2, BOUNDS, (check,), perplexity=perplexity)
     assert verdict.to_json()["perplexity"] == {
-        "rows": 2, "tokens": 3, "of_run": True, "expected": perplexity.expected, "actual": perplexity.actual,
+        "rows": 100, "tokens": 200, "of_run": True, "expected": perplexity.expected, "actual": perplexity.actual,
     }  # fmt: skip
+    assert verdict.to_json()["bounds"]["perplexity"] == 0.01
+
+
+def test_a_perplexity_may_be_lower() -> None:
+    lower = Perplexity.of([(-1.0, -2.5)], [(-1.0, -2.0)], of_run=False).check(Bounds(0.0, 1.0, 0.0))
+    assert lower.passed
+    assert "1 general questions (2 tokens; no held-out rows of the run can be read)" in lower.found
+
+
+@pytest.mark.parametrize(("tokens", "bound"), [(198, math.expm1(0.3)), (200, 0.05)])
+def test_a_perplexity_over_few_tokens_may_rise_as_far_as_log_probabilities_may_differ(
+    tokens: int, bound: float
+) -> None:
+    bounds = Bounds(mean_difference=0.3, margin=1.0, perplexity=0.05)
+    assert perplexity_after(0.99 * bound, tokens).check(bounds).passed
+    assert not perplexity_after(1.01 * bound, tokens).check(bounds).passed
+
+
+@pytest.mark.parametrize(("gguf_type", "rise"), [("Q4_K_M", 0.29), ("Q8_0", 0.036), ("F32", 0.0004)])
+def test_what_good_files_cost_passes_and_what_a_refused_one_cost_does_not(gguf_type: str, rise: float) -> None:
+    """Q4_K_M and Q4_0 are those of docs/lab/exports.md; of the others, the mean difference is the most possible."""
+    assert perplexity_after(rise, 400).check(VERIFIED[gguf_type]).passed
+    assert not perplexity_after(0.62, 400).check(VERIFIED["Q4_0"]).passed
+    assert not perplexity_after(0.62, 400).check(VERIFIED[gguf_type]).passed
+
+
+def test_no_bound_of_a_perplexity_is_wider_than_that_of_log_probabilities_allows() -> None:
+    """It would never decide: a perplexity changes by no more than the mean of the absolute differences."""
+    assert all(each.perplexity <= math.expm1(each.mean_difference) for each in VERIFIED.values())

@@ -12,7 +12,7 @@ from tests.export.runs import save_run
 from weitune.data.prepare.holdout import hold_out
 from weitune.data.prepare.prepare import prepare_items
 from weitune.export.source.export_source import ExportSource, open_export_source
-from weitune.export.verify.prompts import choose_prompts, held_out_prompts
+from weitune.export.verify.prompts import ENOUGH_TOKENS, choose_prompts, held_out_prompts
 
 
 def source_with(folder: Path, **recipe: Any) -> ExportSource:
@@ -47,6 +47,16 @@ def test_general_questions_stand_in(made_elsewhere: bool, tmp_path: Path) -> Non
     object.__setattr__(source, "made_elsewhere", made_elsewhere)
     held = held_out_prompts(source, 8)
     assert not held.of_run
-    assert len(held.prompts) == 8
+    assert len(held.prompts) >= 8
     verified, _ = choose_prompts(source, 50)
     assert not {each.question for each in held.prompts} & {each.question for each in verified}
+
+
+def test_rows_are_added_until_a_perplexity_has_enough_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "more.json"
+    rows = [{"instruction": f"Which word is number {i}?", "input": "", "output": f"word{i:03}"} for i in range(200)]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    held = held_out_prompts(source_with(tmp_path, validation=[str(path)]), 2)
+    tokens = [len(each.answer) for each in held.prompts]
+    assert ENOUGH_TOKENS <= sum(tokens) < 3 * ENOUGH_TOKENS
+    assert len({each.question for each in held.prompts}) == len(tokens) < 200

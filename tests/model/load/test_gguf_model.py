@@ -119,7 +119,7 @@ def write_tensors(
 ) -> None:
     def plan(name: str, tensor: torch.Tensor) -> TensorPlan:
         kind = stored if tensor.dim() == 2 else GGMLQuantizationType.F32
-        return TensorPlan(name, tuple(tensor.shape), kind, lambda: quantize(tensor.float().numpy(), kind))
+        return TensorPlan(name, tuple(tensor.shape), kind, lambda: [quantize(tensor.float().numpy(), kind)])
 
     plans = [plan(name, tensor) for name, tensor in tensors.items()]
     write_gguf_file(path, architecture, metadata, plans, lambda done, total: None)
@@ -343,7 +343,7 @@ def test_every_type_is_dequantized_as_gguf_does(kind: GGMLQuantizationType, tmp_
     shape = (3, 171, 512)
     content = np.random.default_rng(0).integers(0, 256, 3 * 171 * 512 // values * size, np.uint8)
     write_gguf_file(
-        tmp_path / "x.gguf", "llama", {}, [TensorPlan("x", shape, kind, lambda: content)], lambda done, total: None
+        tmp_path / "x.gguf", "llama", {}, [TensorPlan("x", shape, kind, lambda: [content])], lambda done, total: None
     )
     [stored] = GGUFReader(tmp_path / "x.gguf").tensors
     tensor = read_header(tmp_path / "x.gguf").tensors["x"]

@@ -68,5 +68,5 @@ def _pairs(family: Family, module: str, update: LowRankUpdate, alpha: float) -> 
             yield TensorPlan(f"{part.name}.{kind}", tuple(tensor.shape), GGMLQuantizationType.F32, _constant(values))
 
 
-def _constant(values: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: values
+def _constant(values: np.ndarray[Any, Any]) -> Callable[[], Iterable[np.ndarray[Any, Any]]]:
+    return lambda: [values]

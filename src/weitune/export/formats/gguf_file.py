@@ -1,13 +1,13 @@
 """``gguf``: one file for llama.cpp and the programs built on it.
 
 :mod:`weitune.gguf.mixture` says which number format each tensor gets. Tensors are read (and merged), reordered,
-quantized and written one at a time. From a base that is itself a ``.gguf`` file, the metadata is kept, and tensors that
-neither the adapter nor the type changes are copied.
+quantized and written one at a time, those of experts one expert at a time. From a base that is itself a ``.gguf`` file,
+the metadata is kept, and tensors that neither the adapter nor the type changes are copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ _FILE_TYPE = {
 _OF_70B = ("llama", "qwen2")
 """Families of which llama.cpp knows a model of 70B parameters."""
 _REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
+_Pieces = Iterable[np.ndarray[Any, Any]]
 
 
 def base_family(source: ExportSource) -> Family:
@@ -174,13 +175,13 @@ def _plan(
 
 def _reading(
     parameters: Parameters, name: str, part: Part, form: GGMLQuantizationType, importance: Tensor | None
-) -> Callable[[], np.ndarray[Any, Any]]:
+) -> Callable[[], _Pieces]:
     moved = None if importance is None else part.of_importance(importance)
-    return lambda: quantized(part.of(parameters.read(name)), form, moved)
+    return lambda: (quantized(part.of(piece), form, moved) for piece in parameters.pieces(name))
 
 
-def _constant(values: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: values
+def _constant(values: np.ndarray[Any, Any]) -> Callable[[], _Pieces]:
+    return lambda: [values]
 
 
 def _plan_from_gguf(weights: Weights, mixture: Mixture, importance: Mapping[str, Tensor]) -> list[TensorPlan]:
@@ -212,15 +213,13 @@ def _moved(base: GgufWeights, importance: Mapping[str, Tensor], name: str | None
 
 def _rereading(
     base: GgufWeights, weights: Weights, name: str, form: GGMLQuantizationType, importance: Tensor | None
-) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: quantized(base.architecture.to_gguf(name, weights.read(name, torch.float32)), form, importance)
+) -> Callable[[], _Pieces]:
+    return lambda: [quantized(base.architecture.to_gguf(name, weights.read(name, torch.float32)), form, importance)]
 
 
-def _requantizing(
-    tensor: StoredTensor, form: GGMLQuantizationType, importance: Tensor | None
-) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: quantized(tensor.read(), form, importance)
+def _requantizing(tensor: StoredTensor, form: GGMLQuantizationType, importance: Tensor | None) -> Callable[[], _Pieces]:
+    return lambda: (quantized(piece, form, importance) for piece in tensor.pieces())
 
 
-def _copying(tensor: StoredTensor) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: np.frombuffer(tensor.content, np.uint8)
+def _copying(tensor: StoredTensor) -> Callable[[], _Pieces]:
+    return lambda: [np.frombuffer(tensor.content, np.uint8)]

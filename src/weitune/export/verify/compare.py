@@ -4,7 +4,7 @@
     answers    the same greedy tokens; where they diverge, base + adapter's token led by at most ``margin``
     logprobs   mean absolute difference over the tokens of the taught answers, at most ``mean_difference``
     stop       the export ends answers at every stop token of the run, and where the run's own answers end
-    perplexity on dialogues that the run did not learn, its logarithm at most ``mean_difference`` higher
+    perplexity on dialogues that the run did not learn, at most by ``perplexity`` higher, as a share
 
 The bounds depend on the number format; docs/export.md has the measurements behind them.
 """
@@ -18,16 +18,22 @@ from typing import Any
 
 from weitune.errors import WeituneError
 from weitune.export.verify.outputs import Outputs
-from weitune.export.verify.prompts import VerificationPrompt
+from weitune.export.verify.prompts import ENOUGH_TOKENS, VerificationPrompt
 from weitune.messages import say
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much an export may differ, in natural logarithms of probabilities."""
+    """How much an export may differ: the first two in natural logarithms of probabilities."""
 
     mean_difference: float
     margin: float
+    perplexity: float
+    """By what share of it the perplexity may rise, over at least :data:`.ENOUGH_TOKENS` tokens."""
+
+    def perplexity_over(self, tokens: int) -> float:
+        """Return by what share a perplexity over ``tokens`` may rise: if they are few, as far as the mean differs."""
+        return self.perplexity if tokens >= ENOUGH_TOKENS else math.expm1(self.mean_difference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +56,21 @@ class Perplexity:
 
     @property
     def rise(self) -> float:
-        """How much higher the logarithm of the export's perplexity is."""
-        return math.log(self.actual / self.expected)
+        """How much higher that of the export is, as a share; negative if it is lower."""
+        return self.actual / self.expected - 1
 
     def check(self, bounds: Bounds) -> Check:
+        bound = bounds.perplexity_over(self.tokens)
         found = say(
             "export.compare.perplexity" if self.of_run else "export.compare.perplexity_of_general",
             actual=self.actual,
             expected=self.expected,
             rows=self.rows,
             tokens=self.tokens,
-            change=math.expm1(self.rise),
-            bound=math.expm1(bounds.mean_difference),
+            change=self.rise,
+            bound=bound,
         )
-        return Check("perplexity", self.rise <= bounds.mean_difference, found)
+        return Check("perplexity", self.rise <= bound, found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from weitune.evaluate.questions import rows_of
 from weitune.export.source.export_source import ExportSource, questions_in_place_of_data
 from weitune.messages import say
 
+ENOUGH_TOKENS = 200
+"""Over fewer tokens, a perplexity depends too much on each of them for a bound of its own."""
 _MOST_ROWS = 2000
 _BUILTIN = ("builtin:captain-en", "builtin:storyteller-zh")
 
@@ -72,17 +74,18 @@ class HeldOut(NamedTuple):
 def held_out_prompts(source: ExportSource, count: int) -> HeldOut:
     """Return ``count`` dialogues that the run did not learn: of its validation data, if it has them and they are there.
 
+    They are more where their answers are so short that they would have too few tokens for a perplexity.
     There are none if the run's framing can take none of the general questions.
     """
     try:
-        own = _spread(_prompts(source, _validation_rows(source)), count)
+        own = _with_enough_tokens(_prompts(source, _validation_rows(source)), count)
     except InputError:
         own = []
     if own:
         return HeldOut(own, of_run=True)
     asked = {question.prompt for question in questions_in_place_of_data()} if source.made_elsewhere else set()
     general = (question.answered for question in general_questions() if question.prompt not in asked)
-    return HeldOut(_spread(_prompts(source, general), count), of_run=False)
+    return HeldOut(_with_enough_tokens(_prompts(source, general), count), of_run=False)
 
 
 def _validation_rows(source: ExportSource) -> Iterator[Conversation]:
@@ -102,8 +105,25 @@ def _validation_rows(source: ExportSource) -> Iterator[Conversation]:
 
 def _spread(prompts: Iterator[VerificationPrompt], count: int) -> list[VerificationPrompt]:
     """Take ``count`` different prompts at even distances from the first ones."""
-    different = list({prompt.prompt_tokens: prompt for prompt in islice(prompts, _MOST_ROWS)}.values())
-    return different[:: max(1, len(different) // count)][:count]
+    return _evenly(_different(prompts), count)
+
+
+def _with_enough_tokens(prompts: Iterator[VerificationPrompt], count: int) -> list[VerificationPrompt]:
+    """Take ``count`` different prompts, or more until their answers have :data:`ENOUGH_TOKENS` together."""
+    different = _different(prompts)
+    chosen = _evenly(different, count)
+    while len(chosen) < len(different) and sum(len(prompt.answer) for prompt in chosen) < ENOUGH_TOKENS:
+        count *= 2
+        chosen = _evenly(different, count)
+    return chosen
+
+
+def _different(prompts: Iterator[VerificationPrompt]) -> list[VerificationPrompt]:
+    return list({prompt.prompt_tokens: prompt for prompt in islice(prompts, _MOST_ROWS)}.values())
+
+
+def _evenly(prompts: list[VerificationPrompt], count: int) -> list[VerificationPrompt]:
+    return prompts[:: max(1, len(prompts) // count)][:count]
 
 
 def _prompts(source: ExportSource, conversations: Iterable[Conversation]) -> Iterator[VerificationPrompt]:

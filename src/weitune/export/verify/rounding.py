@@ -94,7 +94,7 @@ class RoundingCost:
     def widened(self, bounds: Bounds) -> Bounds:
         """Return ``bounds``, those of float32, with room for weights that lie between two numbers of the format."""
         more = _SHARE * self.mean
-        return Bounds(bounds.mean_difference + more, bounds.margin + _MARGIN * more)
+        return Bounds(bounds.mean_difference + more, bounds.margin + _MARGIN * more, bounds.perplexity + more)
 
     def note(self, formats: Mapping[str, torch.dtype]) -> str:
         """Return the cost for people."""

@@ -28,23 +28,23 @@ from weitune.messages import say
 from weitune.progress import Progress, Stage, enter_phase
 
 BOUNDS = {
-    "float64": Bounds(1e-4, 1e-3),
-    "float32": Bounds(1e-4, 1e-3),
-    "float16": Bounds(0.005, 0.05),
-    "bfloat16": Bounds(0.05, 0.5),
-    "F32": Bounds(1e-3, 0.01),
-    "F16": Bounds(0.005, 0.05),
-    "BF16": Bounds(0.03, 0.4),
-    "Q8_0": Bounds(0.1, 1.6),
-    "Q6_K": Bounds(0.3, 1.6),
-    "Q5_K_M": Bounds(0.65, 2.0),
-    "Q4_K_M": Bounds(0.65, 2.0),
-    "Q4_0": Bounds(0.9, 6.0),
+    "float64": Bounds(1e-4, 1e-3, 1e-4),
+    "float32": Bounds(1e-4, 1e-3, 1e-4),
+    "float16": Bounds(0.005, 0.05, 0.005),
+    "bfloat16": Bounds(0.05, 0.5, 0.05),
+    "F32": Bounds(1e-3, 0.01, 1e-3),
+    "F16": Bounds(0.005, 0.05, 0.005),
+    "BF16": Bounds(0.03, 0.4, 0.03),
+    "Q8_0": Bounds(0.1, 1.6, 0.08),
+    "Q6_K": Bounds(0.3, 1.6, 0.15),
+    "Q5_K_M": Bounds(0.65, 2.0, 0.25),
+    "Q4_K_M": Bounds(0.65, 2.0, 0.5),
+    "Q4_0": Bounds(0.9, 6.0, 0.5),
 }
 """Most are at least twice the largest measured; docs/export.md has the figures. Those of a merged model in float16 and
 bfloat16 are for a comparison that cannot compute in float32."""
 
-TABULATED_GELU = Bounds(0.02, 0.2)
+TABULATED_GELU = Bounds(0.02, 0.2, 0.02)
 """Of a GGUF file with this activation (Gemma): llama.cpp looks it up in a table of float16 numbers."""
 
 
@@ -185,7 +185,11 @@ def bounds_of(source: ExportSource, options: ExportOptions, computed: torch.dtyp
     activation = getattr(source.config, "hidden_activation", None) or getattr(source.config, "hidden_act", None)
     if options.format != "merged" and str(activation).startswith("gelu"):
         bounds.append(TABULATED_GELU)
-    return Bounds(max(each.mean_difference for each in bounds), max(each.margin for each in bounds))
+    return Bounds(
+        max(each.mean_difference for each in bounds),
+        max(each.margin for each in bounds),
+        max(each.perplexity for each in bounds),
+    )
 
 
 def _name(dtype: torch.dtype) -> str:
