@@ -95,7 +95,8 @@ def _first(words: Sequence[str], text: str) -> int | None:
 
 @cache
 def _pattern(word: str) -> re.Pattern[str]:
-    """Return a pattern of the whole word or its plural: 5 is not in 15 or 0.5, 二 not in 十二, cat not in category.
+    """Return a pattern of the whole word or its plural: 5 is in 5.0, but not in 15 or 0.5, 二 not in 十二, cat not in
+    category.
 
     A word with capitals is found in capitals only.
     """
@@ -104,7 +105,7 @@ def _pattern(word: str) -> re.Pattern[str]:
     else:
         before = r"(?<![0-9a-z])(?<![0-9][.,])" if _is_latin(word[0]) else ""
         plural = "(?:e?s)?" if word[-1].isascii() and word[-1].isalpha() else ""
-        after = plural + r"(?![0-9a-z])(?![.,][0-9])" if _is_latin(word[-1]) else ""
+        after = plural + r"(?:\.0+(?![0-9]))?(?![0-9a-z])(?![.,][0-9])" if _is_latin(word[-1]) else ""
     return re.compile(before + re.escape(word) + after, re.IGNORECASE if word == word.lower() else 0)
 
 
