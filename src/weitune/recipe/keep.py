@@ -18,7 +18,7 @@ class Keep(Section):
     share: float = Field(0.1, gt=0, le=0.5)
     """Their share of the tokens that are learned. Whole examples come on top of `train.batch_size`."""
     data: Files | None = None
-    """Files of prompts (rows with a `prompt` only) or of whole dialogues; a set of 639 prompts in English and Chinese
+    """Files of prompts (rows with a `prompt` only) or of whole dialogues; a set of 1,147 prompts in English and Chinese
     that ships with weitune, if neither this nor `keep.run` is given. The model itself answers the prompts before the
     first step; of a dialogue, each answer is an example of weight 1. What the run's own rows ask is left
     out."""
@@ -26,7 +26,7 @@ class Keep(Section):
     """An earlier run whose rows are learned again, as dialogues are, but for those that it held out. Useful with
     `lora.init_from`."""
     max_answer_tokens: int = Field(64, ge=1)
-    """Longest answer to a prompt, in tokens."""
+    """Longest answer to a prompt, in tokens. Those that are cut there teach no end, so others are taken first."""
     target: Literal["rows", "distill"] = "rows"
     """What is learned of them: the tokens of the `rows`, or to `distill` the probabilities that the model itself gave
     before the first step (its eight likeliest tokens)."""

@@ -41,8 +41,9 @@ def test_answers_are_the_likeliest_tokens(made: tuple[RunInputs, Trainable]) -> 
     inputs, trainable = made
     prompts = asked(inputs)
     told: list[int] = []
-    answers = Answering(inputs, trainable, LONGEST)(prompts, told.append)
-    assert sorted(told) == sorted(example.supervised for example in answers)
+    answering = Answering(inputs, trainable, LONGEST)
+    answers = answering(prompts, told.append)
+    assert sorted(told) == sorted(example.supervised * answering.ended(example) for example in answers)
     for prompt, example in zip(prompts, answers, strict=True):
         (span,) = example.spans
         assert (example.input_ids[: len(prompt)], span.start) == (prompt, len(prompt))
@@ -50,7 +51,8 @@ def test_answers_are_the_likeliest_tokens(made: tuple[RunInputs, Trainable]) -> 
         likeliest = logits(trainable, example.input_ids).argmax(-1).tolist()
         learned = list(example.input_ids[span.start :])
         stops = set(inputs.framing.stop_tokens)
-        if learned[-1] == inputs.framing.end_of_turn:
+        assert answering.ended(example) is (learned[-1] == inputs.framing.end_of_turn)
+        if answering.ended(example):
             assert likeliest[span.start + len(learned) - 2] in stops
             learned = learned[:-1]
         assert learned == likeliest[span.start - 1 : span.start - 1 + len(learned)]

@@ -15,6 +15,8 @@ from weitune.progress import Progress
 from weitune.recipe.load import build_recipe
 from weitune.run.data_record import KeptSize, read_data_record
 from weitune.run.events import read_events
+from weitune.training.keep.candidates import answered
+from weitune.training.keep.kept import _enough
 from weitune.training.run import resume, train
 from weitune.training.run_plan import plan_run
 from weitune.training.signals import StopRequest
@@ -101,6 +103,27 @@ def test_no_more_is_answered_than_is_needed_and_every_answer_is_told(inputs: Inp
     assert len(reporter.told) % BATCH_SIZE == 1  # after each answer, and at the end
     assert len(reporter.told) < len(kept) + BATCH_SIZE + 1
     assert reporter.told == sorted(reporter.told)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "needed", "taken"),
+    [
+        ([3, -9, 4, 5], 7, [3, 4]),
+        ([-9, 3, 4], 8, [3, 4, -9]),
+        ([-9, -8, -7, -6, 3], 6, [-9]),  # four times as many tokens are looked at, no more
+        ([-9, 3], 0, [3]),
+        ([-9], 0, [-9]),
+        ([], 5, []),
+    ],
+)
+def test_answers_that_were_cut_come_last(
+    lengths: list[int], needed: int, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weitune.training.keep.kept.BATCH_SIZE", 2)
+    made = [answered([1, 2], [7] * abs(length)) for length in lengths]
+    ended = {id(example): length > 0 for example, length in zip(made, lengths, strict=True)}
+    found = _enough(iter(made), lambda example: ended[id(example)], needed)
+    assert [example.supervised * (1 if ended[id(example)] else -1) for example in found] == taken
 
 
 def test_answers_are_made_once(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

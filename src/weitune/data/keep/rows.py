@@ -39,7 +39,7 @@ class KeepRows:
 
 
 def shipped_prompts(language: str | None = None) -> list[Conversation]:
-    """Return the prompts that ship with weitune, 313 in English and 326 in Chinese, or those in one ``language``."""
+    """Return the prompts that ship with weitune, 570 in English and 577 in Chinese, or those in one ``language``."""
     text = (resources.files("weitune.data.keep") / _FILE).read_text(encoding="utf-8")
     rows = map(json.loads, text.splitlines())
     return [_asked(row[_PROMPT]) for row in rows if language in {None, row["language"]}]

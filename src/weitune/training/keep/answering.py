@@ -43,8 +43,12 @@ class Answering:
         with tree_attention(self._engine.model, on=False):
             for at, answer in self._engine.finished(prompts, self._sampling):
                 examples[at] = answered(prompts[at], (*answer.tokens, self._end) if answer.stopped else answer.tokens)
-                learned(examples[at].supervised)
+                learned(examples[at].supervised if answer.stopped else 0)
         return [examples[at] for at in range(len(prompts))]
+
+    def ended(self, example: Example) -> bool:
+        """Return whether ``example`` teaches the end of a turn: an answer that was cut does not."""
+        return example.input_ids[-1] == self._end
 
     def distilled(self, examples: Sequence[Example]) -> list[Example]:
         """Return ``examples`` with the model's own likeliest tokens in place of each that is learned."""

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from weitune.training.session import Session
     from weitune.training.trainable import Trainable
 
-_VERSION = 2
+_LOOKED_AT = 4
+_VERSION = 3
 """Raised when the same recipe would keep other examples."""
 
 
@@ -149,7 +150,7 @@ def _collected(session: Session, inputs: RunInputs, candidates: Candidates, trai
         if progress is not None:
             progress(min(done, needed), needed)
 
-    found = _enough(_in_order(candidates, plan.seed, answering, learned), needed)
+    found = _enough(_in_order(candidates, plan.seed, answering, learned), answering.ended, needed)
     if progress is not None:
         progress(needed, needed)
     return KeptExamples(answering.distilled(found) if keep.target == "distill" else found)
@@ -160,7 +161,7 @@ def _in_order(
 ) -> Iterator[Example]:
     """Yield the candidates in an order of their own; prompts are answered as many at once as the engine answers.
 
-    ``learned`` is called with the learned tokens of each as soon as they are known.
+    ``learned`` is called with the learned tokens of each that is no cut answer as soon as they are known.
     """
     known = len(candidates.examples)
     numbers = permutation(known + len(candidates.prompts), seed, 0).tolist()
@@ -174,15 +175,26 @@ def _in_order(
             yield candidates.examples[number] if number < known else next(answers)
 
 
-def _enough(examples: Iterator[Example], needed: int) -> list[Example]:
-    """Return the first examples that have ``needed`` learned tokens together, at least one; or all there are."""
+def _enough(examples: Iterator[Example], ended: Callable[[Example], bool], needed: int) -> list[Example]:
+    """Return the first examples that have ``needed`` learned tokens together, at least one; or all there are.
+
+    Answers that were cut teach to go on where the model would end, so they are taken only where there are not enough
+    others in ``_LOOKED_AT`` times as many tokens, or in as many examples as are answered at once.
+    """
     found: list[Example] = []
-    learned = 0
-    for example in examples:
-        found.append(example)
-        learned += example.supervised
-        if learned >= needed:
+    cut: list[Example] = []
+    due, left = needed, _LOOKED_AT * needed
+    for number, example in enumerate(examples, 1):
+        (found if ended(example) else cut).append(example)
+        due -= example.supervised if ended(example) else 0
+        left -= example.supervised
+        if (due <= 0 and found) or (left <= 0 and number >= BATCH_SIZE):
             break
+    for example in cut:
+        if due <= 0 and found:
+            break
+        found.append(example)
+        due -= example.supervised
     return found
 
 
