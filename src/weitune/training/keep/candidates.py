@@ -95,19 +95,19 @@ def _without_taught_rows(replayed: Sequence[Example], own: Sequence[ItemSet[Item
 def _rows_of_run(run: Path, recipe: Recipe, framing: Framing) -> list[Example]:
     """Return the examples of the rows that an earlier ``run`` learned, framed as ``recipe`` frames its own."""
     earlier = load_recorded(run)
-    items: ItemSet[Item] = prepare_items(_as_now(earlier, recipe), framing)
-    held = _held_out(earlier, recipe, framing)
+    now = _as_now(earlier, recipe)
+    items: ItemSet[Item] = prepare_items(now, framing)
+    held = _held_out(earlier, items if earlier == now else None)
     learned = (item for item in (items[i] for i in range(len(items))) if item.origin not in held)
     return [answer for item in learned for example in liked_in(item) for answer in _answers_of(example)]
 
 
-def _held_out(earlier: Recipe, recipe: Recipe, framing: Framing) -> set[Origin | None]:
-    """Return the rows that an ``earlier`` run held out."""
+def _held_out(earlier: Recipe, items: ItemSet[Item] | None) -> set[Origin | None]:
+    """Return the rows that an ``earlier`` run held out; ``items`` are its rows in its own tokens, which decide that."""
     if earlier.validation_fraction is None:
         return set()
-    if earlier != _as_now(earlier, recipe):  # its own tokens decide what it held out
-        framing = open_framing(locate_base(earlier, weights=False), earlier.tokens).framing
-    items: ItemSet[Item] = prepare_items(earlier, framing)
+    if items is None:
+        items = prepare_items(earlier, open_framing(locate_base(earlier, weights=False), earlier.tokens).framing)
     _, held = hold_out(items, earlier.validation_fraction)
     return {held[i].origin for i in range(len(held))} - {None}
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from weitune.training.trainable import Trainable
 
 _LOOKED_AT = 4
+"""Times as many tokens as are needed, in which answers that end are looked for."""
 _VERSION = 3
 """Raised when the same recipe would keep other examples."""
 
