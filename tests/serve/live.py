@@ -58,6 +58,21 @@ class Live:
         lines = self.request("GET", "/metrics")[1].decode().splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
+    def abandon(self, path: str, body: dict[str, Any], clients: int, running: int) -> None:
+        """Let ``clients`` send ``body`` and vanish once ``running`` answers are generated; every slot must be freed."""
+        before = self.metric('weitune_requests_total{status="499"}')
+        payload = json.dumps(body).encode()
+        header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
+        connections = [self.connect() for _ in range(clients)]
+        for connection in connections:
+            connection.sendall(header.encode() + payload)
+        self.wait_for("weitune_running", running)
+        for connection in connections:
+            connection.close()
+        self.wait_for("weitune_running", 0)
+        self.wait_for('weitune_requests_total{status="499"}', before + clients)
+        assert self.metric("weitune_waiting") == 0
+
     def wait_for(self, name: str, value: float, seconds: float = HANG_SECONDS) -> float:
         """Wait until a metric has ``value``; return how long that took."""
         began = time.monotonic()

@@ -103,18 +103,7 @@ def test_clients_that_vanish_during_a_forced_call_free_their_slots(client: Any, 
         "hours": {"type": "array", "items": {"type": "integer"}, "minItems": 800}}}  # fmt: skip
     tool = {"type": "function", "function": {"name": "tides", "description": "x", "parameters": long}}
     body = {"model": "run", "messages": ASK, "tools": [tool], "tool_choice": "required", "stream": stream}
-    payload = json.dumps({**body, "max_tokens": 500}).encode()
-    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
-    before = server.metric('weitune_requests_total{status="499"}')
-    connections = [server.connect() for _ in range(4)]
-    for connection in connections:
-        connection.sendall(header.encode() + payload)
-    server.wait_for("weitune_running", 2)
-    for connection in connections:
-        connection.close()
-    server.wait_for("weitune_running", 0)
-    server.wait_for('weitune_requests_total{status="499"}', before + 4)
-    assert server.metric("weitune_waiting") == 0
+    server.abandon("/v1/chat/completions", {**body, "max_tokens": 500}, clients=4, running=2)
     options = {"model": "run", "messages": ASK, "tools": TOOLS, "tool_choice": "required", "max_tokens": 200}
     assert client.chat.completions.create(**options).choices[0].message.tool_calls
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import socket
 import time
@@ -285,19 +284,8 @@ def test_clients_that_vanish_free_their_slots(kind: str, stream: bool, models: L
     path, body = LONG[kind]
     if kind == "schema":
         pytest.importorskip("llguidance")
-    before = server.metric('weitune_requests_total{status="499"}')
     options = {} if path == "/v1/responses" else endless(models)  # it knows no logit_bias
-    payload = json.dumps({"model": "first", "stream": stream, **body, **options}).encode()
-    header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
-    connections = [server.connect() for _ in range(6)]
-    for connection in connections:
-        connection.sendall(header.encode() + payload)
-    server.wait_for("weitune_running", 3)
-    for connection in connections:
-        connection.close()
-    server.wait_for("weitune_running", 0)
-    server.wait_for('weitune_requests_total{status="499"}', before + 6)
-    assert server.metric("weitune_waiting") == 0
+    server.abandon(path, {"model": "first", "stream": stream, **body, **options}, clients=6, running=3)
 
 
 def test_beyond_the_queue_clients_are_told_to_come_back(models: LlamaModels) -> None:
