@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.examples import examples
-from weitune.data.conversation import Example, Span
+from weitune.data.conversation import OTHERS, Example, Span
 from weitune.data.pack import PackedBatch, pack, pack_separately, visible
 from weitune.data.pad import pad
+from weitune.model.batch import to_tensors
 
 
 def ancestors(batch: PackedBatch, row: int) -> list[int]:
@@ -61,6 +63,20 @@ def test_alternatives_are_predicted_in_place_of_each_token(batch_examples: list[
     assert sorted(padded.targets) == sorted(separate.targets)
     assert padded.weights.sum() == pytest.approx(separate.weights.sum())
     assert (np.diff(padded.rows) >= 0).all()
+
+
+@given(examples)
+def test_what_alternatives_leave_is_due_to_all_other_tokens(batch_examples: list[Example]) -> None:
+    soft = [replace(e, alternatives=tuple(((7, 0.25), (8, 0.5)) for _ in range(e.supervised))) for e in batch_examples]
+    for batch in (pack(soft), pack_separately(soft), pad(soft)):
+        assert set(batch.targets) == {7, 8, OTHERS}
+        assert batch.weights[batch.targets == OTHERS].sum() == pytest.approx(batch.weights[batch.targets == 7].sum())
+        assert batch.weights.sum() == pytest.approx(sum(e.weight for e in batch_examples))
+        tensors = to_tensors(batch, torch.device("cpu"))
+        assert tensors.others
+        assert (tensors.index.diff() >= 0).all()
+        pairs = list(zip(tensors.index.tolist(), tensors.targets.tolist(), strict=True))
+        assert len(set(pairs)) == len(pairs)
 
 
 @given(examples, st.randoms())

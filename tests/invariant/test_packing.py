@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tests.families import HYBRID, MOE, family_model
 from tests.invariant.test_oracle import LORA, examples_with_forks
 from tests.tiny import TEMPLATE_OF, tiny_model
 from tests.training.loops import fit
-from weitune.data.conversation import Example, Span
+from weitune.data.conversation import OTHERS, Example, Span
 from weitune.data.layout import SEPARATE, SHARED, Layout
 from weitune.data.pack import pack, pack_separately, visible
 from weitune.data.partition import split
@@ -19,6 +20,7 @@ from weitune.data.schedule import Plan
 from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.fast.attention import tree_attention
+from weitune.model.fast.loss import PLAIN_LOGITS
 from weitune.model.lora.adapter import attach_adapter
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Train
@@ -94,6 +96,31 @@ def test_padding_changes_no_row(family: str) -> None:
     assert len({len(example.inputs) for example in examples}) > 3
     padded = _loss_and_gradient(adapted, [SEPARATE.lay(examples)])
     _assert_equal(padded, _loss_and_gradient(adapted, [SEPARATE.lay([example]) for example in examples]))
+
+
+def test_probabilities_are_learned_alike_in_any_layout_and_by_any_head() -> None:
+    model = tiny_model("qwen2")
+    assert probe(model).shares_rows
+    adapted = _adapted(model)
+    examples = [_softened(example) for example in examples_with_forks(9, vocabulary=400)]
+    batch = SHARED.lay(examples)
+    assert (batch.targets == OTHERS).any()
+    shared = _loss_and_gradient(SupervisedModel(adapted), [batch])
+    _assert_equal(shared, _loss_and_gradient(SupervisedModel(adapted, head=None), [batch]))
+    with tree_attention(model, on=False):
+        for head in (PLAIN_LOGITS, None):
+            apart = SupervisedModel(adapted, head=head)
+            _assert_equal(shared, _loss_and_gradient(apart, [SEPARATE.lay([example]) for example in examples]))
+
+
+def _softened(example: Example) -> Example:
+    """Return ``example`` with three alternatives to each learned token, which follow from the tokens before it."""
+    made = []
+    for depth, _, _ in example.predictions():
+        draw = torch.Generator().manual_seed(sum(at * token for at, token in enumerate(example.input_ids[:depth], 1)))
+        shares = torch.rand(3, generator=draw) / 3
+        made.append(tuple(zip(torch.randperm(400, generator=draw)[:3].tolist(), shares.tolist(), strict=True)))
+    return replace(example, alternatives=tuple(made))
 
 
 def _adapted(model: Any) -> Any:

@@ -99,8 +99,14 @@ class Span(NamedTuple):
     weight: float = 1.0
 
 
+OTHERS = -1
+"""In place of a token to predict: any token that no other prediction of the same state names."""
+
+_ROUNDING = 1e-6
+"""Probabilities that sum to more than 1 minus this sum to 1."""
+
 Alternatives = tuple[tuple[int, float], ...]
-"""Tokens, each with its probability; the probabilities sum to 1."""
+"""Tokens, each with its probability. What the probabilities leave of 1 is due to all other tokens together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +142,19 @@ class Example:
         return sum((span.stop - span.start) * span.weight for span in self.spans)
 
     def predictions(self) -> Iterator[tuple[int, int, float]]:
-        """Yield every prediction: the depth of the predicted token, a token, and how much it counts."""
+        """Yield every prediction: the depth of the predicted token, a token or OTHERS, and how much it counts."""
         alternatives = iter(self.alternatives)
         for start, stop, weight in self.spans:
             for depth in range(start, stop):
                 if not self.alternatives:
                     yield depth, self.input_ids[depth], weight
                     continue
+                rest = 1.0
                 for token, probability in next(alternatives):
+                    rest -= probability
                     yield depth, token, weight * probability
+                if rest > _ROUNDING:
+                    yield depth, OTHERS, weight * rest
 
     @property
     def loss_mask(self) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.data.answers import AnswerBatch
+from weitune.data.conversation import OTHERS
 from weitune.data.pack import PackedBatch
 from weitune.data.pad import PaddedBatch
 from weitune.model.fast.tree import Tree
@@ -82,9 +83,9 @@ class _Tensors:
     rows: Tensor
     """(U,) the positions that predict, each once, as indices into the B·T positions"""
     index: Tensor
-    """(N,) index into ``rows`` of the position that makes each prediction"""
+    """(N,) index into ``rows`` of the position that makes each prediction, ascending but for groups of answers"""
     targets: Tensor
-    """(N,)"""
+    """(N,) tokens; -1 (``OTHERS``): any token that no other prediction of the position names"""
     weights: Tensor
     """(N,)"""
 
@@ -96,6 +97,8 @@ class PaddedTensors(_Tensors):
     attention_mask: Tensor
     """(B, T)"""
     answers: AnswerTensors | None = None
+    others: bool = False
+    """Whether a target is ``OTHERS``"""
 
     def rounded_up(self, tokens: int, predictions: int) -> PaddedTensors:
         """Return the batch unchanged: the sizes of a padded batch are not rounded."""
@@ -111,6 +114,8 @@ class PackedTensors(_Tensors):
 
     tree: Tree
     answers: AnswerTensors | None = None
+    others: bool = False
+    """Whether a target is ``OTHERS``"""
 
     def rounded_up(self, tokens: int, predictions: int) -> PackedTensors:
         """Pad T to a multiple of ``tokens``, and N and, as far as there are tokens, U to multiples of ``predictions``.
@@ -123,10 +128,11 @@ class PackedTensors(_Tensors):
         idle = torch.ones(length, dtype=torch.bool, device=self.rows.device).index_fill_(0, self.rows, False)
         rows = torch.cat([self.rows, idle.nonzero()[: -len(self.rows) % predictions, 0]])
         more = -len(self.targets) % predictions
-        index, targets, weights = (F.pad(x, (0, more)) for x in (self.index, self.targets, self.weights))
+        targets, weights = (F.pad(x, (0, more)) for x in (self.targets, self.weights))
+        index = F.pad(self.index, (0, more), value=len(rows) - 1)  # in order
         input_ids = F.pad(self.input_ids, (0, length - self.input_ids.shape[1]))
         answers = None if self.answers is None else self.answers.rounded_up(predictions, ANSWERS)
-        return PackedTensors(input_ids, rows, index, targets, weights, tree, answers)
+        return PackedTensors(input_ids, rows, index, targets, weights, tree, answers, self.others)
 
     @property
     def _row(self) -> list[Tensor]:
@@ -142,7 +148,8 @@ class PackedTensors(_Tensors):
         answers = None if self.answers is None else self.answers.to(device)
         tensors = (tensor.to(device, copy=True) for tensor in self._row)
         input_ids, rows, index, targets, weights, position_ids, subtree_end = tensors
-        return PackedTensors(input_ids, rows, index, targets, weights, Tree(position_ids, subtree_end), answers)
+        tree = Tree(position_ids, subtree_end)
+        return PackedTensors(input_ids, rows, index, targets, weights, tree, answers, self.others)
 
     def inputs(self) -> dict[str, object]:
         """Return the keyword arguments for the model's forward. With a cache, tokens would see other branches."""
@@ -169,10 +176,12 @@ def to_tensors(batch: PackedBatch | PaddedBatch, device: torch.device) -> Tensor
         for array in (batch.input_ids, distinct, position, batch.targets, batch.weights)
     )
     answers = None if batch.answers is None else answer_tensors(batch.answers, device)
+    others = bool((batch.targets == OTHERS).any())
     if isinstance(batch, PaddedBatch):
         mask = torch.from_numpy(batch.attention_mask).to(device)
-        return PaddedTensors(input_ids, rows, index, targets, weights, mask, answers)
-    return PackedTensors(input_ids[None], rows, index, targets, weights, Tree.from_batch(batch, device), answers)
+        return PaddedTensors(input_ids, rows, index, targets, weights, mask, answers, others)
+    tree = Tree.from_batch(batch, device)
+    return PackedTensors(input_ids[None], rows, index, targets, weights, tree, answers, others)
 
 
 def answer_tensors(answers: AnswerBatch, device: torch.device) -> AnswerTensors:

@@ -81,6 +81,8 @@ class CudaGraphPasses:
         """Return what the model gives for ``batch``, in float64, and add ``loss_grad`` times its loss's gradient."""
         row = to_tensors(batch, torch.device("cpu")).rounded_up(TOKENS, PREDICTIONS)
         shape = row.input_ids.shape[1], *(len(x) for x in (row.rows, row.targets))
+        if row.others:
+            shape = *shape, 1
         if row.answers is not None:
             shape = *shape, len(row.answers.prediction), len(row.answers.liked)
         self._loss_grad.fill_(loss_grad)

@@ -12,13 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weitune.model.batch import AnswerTensors, PackedTensors, TensorBatch
 from weitune.model.decoder_of import decoder_of
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.loss import PLAIN_LOGITS, Head, LogitForm, log_probs, supervised_loss
+from weitune.model.fast.loss import (
+    PLAIN_LOGITS,
+    Head,
+    LogitForm,
+    Predictions,
+    log_probs,
+    loss_of_logits,
+    supervised_loss,
+)
 from weitune.model.fast.matmul import round_rows
 from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.storage.shard import gathered
@@ -82,29 +91,26 @@ class SupervisedModel(nn.Module):
 
     def _supervised_loss(self, batch: TensorBatch) -> Tensor:
         if self.head is None:
-            losses = -self._log_probs(batch)
-            return (losses * batch.weights.to(losses.device)).sum()
-        weights = batch.weights.to(self.model.get_output_embeddings().weight.device)
+            logits = state_logits(self.model, batch)
+            return loss_of_logits(logits, _predictions(batch, logits.device))
+        predictions = _predictions(batch, self.model.get_output_embeddings().weight.device)
         return self._by_head(
-            batch, self.head, lambda hidden, head, targets: supervised_loss(hidden, head, targets, weights)
+            self.head, self.predicting_states(batch), lambda h, head: supervised_loss(h, head, predictions)
         )
 
     def _log_probs(self, batch: TensorBatch) -> Tensor:
         """Return the log-probability of every prediction, (N,) in float32."""
         if self.head is not None:
-            return self._by_head(batch, self.head, log_probs)
-        logits = predicted_logits(self.model, batch)
+            states = self.predicting_states(batch)[batch.index]
+            return self._by_head(self.head, states, lambda h, head: log_probs(h, head, batch.targets.to(h.device)))
+        logits = state_logits(self.model, batch)[batch.index]
         return -F.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
 
-    def _by_head(
-        self, batch: TensorBatch, form: LogitForm, compute: Callable[[Tensor, Head, Tensor], Tensor]
-    ) -> Tensor:
-        """Return what ``compute`` makes of the hidden states (N, C), the output layer, and the targets (N,)."""
+    def _by_head(self, form: LogitForm, states: Tensor, compute: Callable[[Tensor, Head], Tensor]) -> Tensor:
+        """Return what ``compute`` makes of hidden ``states`` (…, C) and the output layer, on its device."""
         output = self.model.get_output_embeddings()
-        hidden = self.predicting_states(batch)[batch.index]
-        hidden, targets = (x.to(output.weight.device) for x in (hidden, batch.targets))
         with gathered(output):
-            return compute(hidden, Head(output.weight, getattr(output, "bias", None), form), targets)
+            return compute(states.to(output.weight.device), Head(output.weight, getattr(output, "bias", None), form))
 
     def predicting_states(self, batch: TensorBatch) -> Tensor:
         """Return the hidden states (U, C) of the positions that predict."""
@@ -127,10 +133,15 @@ def hidden_states(model: PreTrainedModel, batch: TensorBatch) -> Tensor:
     return states.flatten(0, 1)
 
 
-def predicted_logits(model: PreTrainedModel, batch: TensorBatch) -> Tensor:
-    """Return the logits (N, V) of a batch's predictions as the model itself computes (and perhaps scales) them."""
+def state_logits(model: PreTrainedModel, batch: TensorBatch) -> Tensor:
+    """Return the logits (U, V) of the positions that predict as the model itself computes (and perhaps scales) them."""
     if isinstance(batch, PackedTensors):
         logits: Tensor = model(**batch.inputs(), logits_to_keep=batch.rows).logits
-        return logits[0][batch.index]
+        return logits[0]
     logits = model(**batch.inputs()).logits
-    return logits.flatten(0, 1)[batch.rows][batch.index]
+    return logits.flatten(0, 1)[batch.rows]
+
+
+def _predictions(batch: TensorBatch, device: torch.device) -> Predictions:
+    states, targets, weights = (x.to(device) for x in (batch.index, batch.targets, batch.weights))
+    return Predictions(states, targets, weights, batch.others)

@@ -15,7 +15,7 @@ from weitune.data.pack import pack
 from weitune.model.batch import to_tensors
 from weitune.model.fast import matmul
 from weitune.model.fast.decoder import BlockDecoder
-from weitune.model.fast.loss import Head, reference_loss, supervised_loss
+from weitune.model.fast.loss import Head, Predictions, reference_loss, supervised_loss
 from weitune.model.fast.matmul import add_linear, add_times, lay_by_columns, linear, round_rows, times, times_by_rows
 
 FLOAT, HALF = torch.float32, torch.bfloat16
@@ -233,9 +233,10 @@ def test_the_head_by_onednn(n: int, chunk_rows: int, multiplied: list[Tensor], m
     hidden = torch.randn(n, 24, generator=draw).requires_grad_()
     head, bias = torch.randn(200, 24, generator=draw), torch.randn(200, generator=draw)
     targets, weights = torch.randint(200, (n,), generator=draw), torch.rand(n, generator=draw)
-    loss = supervised_loss(hidden, Head(head, bias), targets, weights, chunk_rows * 200)
+    predictions = Predictions(torch.arange(n), targets, weights)
+    loss = supervised_loss(hidden, Head(head, bias), predictions, chunk_rows * 200)
     (grad,) = torch.autograd.grad(loss, hidden)
-    expected = reference_loss(hidden, Head(head, bias), targets, weights)
+    expected = reference_loss(hidden, Head(head, bias), predictions)
     (expected_grad,) = torch.autograd.grad(expected, hidden)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)

@@ -1,12 +1,15 @@
 """Cross entropy of the predictions without all of their logits in memory at once.
 
-The logits (N, V), with V = 151,936 for Qwen2.5, would be the largest tensor of a step. Here the output head computes
-``CHUNK_LOGITS`` of them at a time, and because each prediction is one number, the gradient of its hidden state is
-computed in the same pass, before the chunk is freed (the idea of Liger's fused linear cross entropy, arXiv 2410.10989).
-Cost: two matrix products of N·C·V, one for the logits and one for the gradient. The head is frozen.
+The logits (U, V), with V = 151,936 for Qwen2.5, would be the largest tensor of a step. Here the output head computes
+``CHUNK_LOGITS`` of them at a time, and the gradient of a hidden state is computed in the same pass, before the chunk is
+freed (the idea of Liger's fused linear cross entropy, arXiv 2410.10989). Cost: two matrix products of U·C·V, one for
+the logits and one for the gradient. The head is frozen.
 
-    :func:`supervised_loss`   the weighted sum, a scalar: rows of the gradient are weighted in forward
+    :func:`supervised_loss`   the weighted sum of predictions, a scalar, of one row of logits for each state
     :func:`log_probs`         one number for each prediction: rows of the gradient are weighted in backward
+
+A state may predict several tokens: at a fork of the prefix tree, or as another model does (distillation, arXiv
+1503.02531). What the probabilities named leave of 1 is then due to :data:`.OTHERS`, all other tokens together.
 
 Models may scale their logits, and bend them below a cap (Gemma 2, arXiv 2408.00118): see :class:`LogitForm`.
 """
@@ -21,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weitune.data.conversation import OTHERS
 from weitune.model.fast.matmul import linear_by_rows, round_rows, times_by_rows
 from weitune.model.storage.allocator import empty_outside_heap
 
@@ -28,6 +32,8 @@ CHUNK_LOGITS = 1 << 26
 """The most logits in memory at once: 64 Mi numbers, 256 MiB in float32."""
 _CAPPED_LOGITS = 1 << 22
 """Logits whose cap is differentiated at once."""
+_TINY = 1e-30
+"""In place of 0 where it is divided by, or its logarithm is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +70,76 @@ class Head(NamedTuple):
     form: LogitForm = PLAIN_LOGITS
 
 
+class Predictions(NamedTuple):
+    """N predictions that U states make."""
+
+    states: Tensor
+    """(N,) the number of the state, ascending"""
+    targets: Tensor
+    """(N,) the token to predict, or :data:`.OTHERS`; a pair of state and target occurs once"""
+    weights: Tensor
+    """(N,) how much each counts; 0 for padding"""
+    others: bool = False
+    """Whether a target is :data:`.OTHERS`"""
+
+    def totals(self, states: int, dtype: torch.dtype) -> Tensor:
+        """Return the sum of the weights of each state, (U,), added in one order on every device."""
+        ends = torch.searchsorted(self.states, torch.arange(states + 1, device=self.states.device))
+        return torch.segment_reduce(self.weights.to(dtype), "sum", offsets=ends, unsafe=True)
+
+    def heaviest(self, first: int, rows: int) -> Tensor:
+        """Return the token of the largest weight that each of ``rows`` states predicts, (rows, 1); 0 if it has none."""
+        row = self.states - first
+        named = (row >= 0) & (row < rows) & (self.targets != OTHERS)
+        at = torch.where(named, row, 0)
+        most = self.weights.new_zeros(rows).scatter_reduce_(0, at, torch.where(named, self.weights, 0), "amax")
+        tokens = torch.where(named & (self.weights == most[at]), self.targets, 0)
+        return self.targets.new_zeros(rows).scatter_reduce_(0, at, tokens, "amax")[:, None]
+
+
 def reference_log_probs(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """Return the log-probabilities of the targets: the specification of :func:`log_probs` in three lines."""
-    products = F.linear(hidden, head.weight, head.bias).to(torch.promote_types(hidden.dtype, torch.float32))
-    losses = F.cross_entropy(head.form.logits(products), targets, reduction="none")
-    return -losses
+    """Return the log-probabilities of the targets, (N,): the specification of :func:`log_probs`."""
+    return -F.cross_entropy(_reference_logits(hidden, head), targets, reduction="none")
 
 
-def reference_loss(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
+def reference_loss(hidden: Tensor, head: Head, predictions: Predictions) -> Tensor:
     """Return the weighted sum of cross entropies: the specification of :func:`supervised_loss`."""
-    return -(reference_log_probs(hidden, head, targets) * weights).sum()
+    return loss_of_logits(_reference_logits(hidden, head), predictions)
 
 
-def supervised_loss(
-    hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, max_logits: int = CHUNK_LOGITS
-) -> Tensor:
-    """Return the weighted sum of cross entropies of the predictions.
+def _reference_logits(hidden: Tensor, head: Head) -> Tensor:
+    products = F.linear(hidden, head.weight, head.bias).to(torch.promote_types(hidden.dtype, torch.float32))
+    return head.form.logits(products)
 
-    ``hidden`` (N, C) are the states that predict, ``targets`` (N,) and ``weights`` (N,) the tokens to predict and how
-    much each counts. The result is a float32 scalar; differentiable once, with respect to ``hidden`` only.
+
+def loss_of_logits(logits: Tensor, predictions: Predictions) -> Tensor:
+    """Return the weighted sum of cross entropies of ``logits`` (U, V); differentiable by autograd."""
+    states, targets, weights, others = predictions
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    logs = F.log_softmax(logits, dim=-1, dtype=exact)
+    found = logs[states, targets.clamp(min=0)]
+    if others:
+        named = (targets != OTHERS) & (weights != 0)
+        is_named = torch.zeros_like(logs, dtype=torch.bool)
+        is_named[states[named], targets[named]] = True
+        rest = logs.masked_fill(is_named, -torch.inf).logsumexp(-1)
+        found = torch.where(targets == OTHERS, rest[states], found)
+    return -(found * weights.to(exact)).sum()
+
+
+def supervised_loss(hidden: Tensor, head: Head, predictions: Predictions, max_logits: int = CHUNK_LOGITS) -> Tensor:
+    """Return the weighted sum of cross entropies of the predictions, as :func:`loss_of_logits` defines it.
+
+    ``hidden`` (U, C) are the states. The result is a float32 scalar; differentiable once, with respect to ``hidden``.
     """
-    loss: Tensor = _SupervisedLoss.apply(hidden, head, targets, weights, max_logits)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SupervisedLoss.apply(hidden, head, predictions, max_logits)  # type: ignore[no-untyped-call]
     return loss
 
 
 def log_probs(hidden: Tensor, head: Head, targets: Tensor, max_logits: int = CHUNK_LOGITS) -> Tensor:
     """Return the log-probability of every target, (N,) in float32; differentiable once, with respect to ``hidden``.
 
-    Any loss can be made of them, at the cost of :func:`supervised_loss`: what the gradient of a prediction is
+    ``hidden`` (N, C) has a row for each prediction. Any loss can be made of them: what the gradient of a prediction is
     multiplied with is only known in backward, but its direction is the same for every loss.
     """
     found: Tensor = _LogProbs.apply(hidden, head, targets, max_logits)  # type: ignore[no-untyped-call]
@@ -102,23 +150,83 @@ class _SupervisedLoss(torch.autograd.Function):
     """Forward computes the gradient too, chunk by chunk; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, max_logits: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Head, predictions: Predictions, max_logits: int) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        for part, found in _chunks(hidden, head, targets, max_logits, grad_hidden):
-            counts = weights[part].to(exact)
-            total -= (found * counts).sum()
-            if grad_hidden is not None:
-                grad_hidden[part].mul_((counts * head.form.scale)[:, None])
+        totals = predictions.totals(len(hidden), exact)
+        for part, logs, normaliser in _chunks(hidden, head, max_logits):
+            if grad_hidden is None:
+                total -= _Aimed(predictions, totals, part.start, logs).log_prob()
+                continue
+            largest = predictions.heaviest(part.start, len(logs))
+            for start, block in _to_differentiate(logs, normaliser, head.form.cap):
+                total -= _Aimed(predictions, totals, part.start + start, block).write_grad()
+            times_by_rows(logs.to(hidden.dtype), head.weight, largest=largest, out=grad_hidden[part])
+            grad_hidden[part].mul_((totals[part] * head.form.scale)[:, None])
         ctx.save_for_backward(grad_hidden)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
-        grad = grad_hidden * grads[0].to(grad_hidden.dtype) if grad_hidden is not None else None
-        return grad, None, None, None, None
+        return None if grad_hidden is None else grad_hidden * grads[0].to(grad_hidden.dtype), None, None, None
+
+
+class _Aimed:
+    """What R states from number ``first`` on predict, and their log-probabilities ``logs`` (R, V).
+
+    All N predictions take part in every sum, those of other states with weight 0, so that no device must wait.
+    """
+
+    def __init__(self, predictions: Predictions, totals: Tensor, first: int, logs: Tensor) -> None:
+        states, targets, weights, others = predictions
+        rows, words = logs.shape
+        row, weights = states - first, weights.to(logs.dtype)
+        own = (row >= 0) & (row < rows)
+        named = own & (targets != OTHERS)
+        self._logs, self._flat = logs, logs.view(-1)
+        self._at = torch.where(named, row * words + targets, 0)
+        self._weights = torch.where(named, weights, 0)
+        self._shares = self._weights / totals[states].clamp(min=_TINY)
+        self._rest: Tensor | None = None
+        if others:
+            rest = torch.where(own & ~named, weights, 0)
+            self._rest = logs.new_zeros(rows).scatter_add_(0, torch.where(own, row, 0), rest)
+            self._rest_shares = self._rest / totals[first : first + rows].clamp(min=_TINY)
+
+    def log_prob(self) -> Tensor:
+        """Return the weighted sum of the predictions' log-probabilities."""
+        found = self._log_prob_of_named()
+        if self._rest is None:
+            return found
+        return found + (self._rest * self._without_named(self._logs.exp())[0].log()).sum()
+
+    def write_grad(self) -> Tensor:
+        """Return the weighted sum of the predictions' log-probabilities.
+
+        Overwrite all with its gradient, negated and divided by the state's weight: softmax − share of a named token,
+        and of any other softmax · (1 − share of the others / softmax of the others).
+        """
+        found = self._log_prob_of_named()
+        softmax = self._logs.exp_()
+        if self._rest is not None:
+            others, named = self._without_named(softmax)
+            found = found + (self._rest * others.log()).sum()
+            softmax.mul_((1 - self._rest_shares / others)[:, None])
+            self._flat.scatter_add_(0, self._at, named)
+        self._flat.scatter_add_(0, self._at, -self._shares)
+        return found
+
+    def _log_prob_of_named(self) -> Tensor:
+        return torch.where(self._weights != 0, self._weights * self._flat[self._at], 0).sum()
+
+    def _without_named(self, softmax: Tensor) -> tuple[Tensor, Tensor]:
+        """Set named tokens in ``softmax`` to 0; return the sums of what is left, (R,), and what was there, (N,)."""
+        flat = softmax.view(-1)
+        named = torch.where(self._weights != 0, flat[self._at], 0)
+        flat.scatter_add_(0, self._at, -named)
+        return softmax.sum(-1).clamp_(min=_TINY), named
 
 
 class _LogProbs(torch.autograd.Function):
@@ -129,8 +237,15 @@ class _LogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         result = torch.empty(len(hidden), dtype=exact, device=hidden.device)
-        for part, found in _chunks(hidden, head, targets, max_logits, grad_hidden):
-            result[part] = found
+        for part, logs, normaliser in _chunks(hidden, head, max_logits):
+            target = targets[part, None]
+            result[part] = logs.gather(1, target).squeeze(1)
+            if grad_hidden is None:
+                continue
+            for start, block in _to_differentiate(logs, normaliser, head.form.cap):
+                aimed = target[start : start + len(block)]
+                block.exp_().scatter_add_(1, aimed, torch.full_like(aimed, -1, dtype=exact))
+            times_by_rows(logs.to(hidden.dtype), head.weight, largest=target, out=grad_hidden[part])
         ctx.save_for_backward(grad_hidden)
         ctx.scale = head.form.scale
         return result
@@ -144,13 +259,10 @@ class _LogProbs(torch.autograd.Function):
         return torch.mul(grad_hidden, factors, out=torch.empty_like(grad_hidden)), None, None, None
 
 
-def _chunks(
-    hidden: Tensor, head: Head, targets: Tensor, max_logits: int, grad_hidden: Tensor | None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield chunks of the predictions with their log-probabilities.
+def _chunks(hidden: Tensor, head: Head, max_logits: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield chunks of the states (U, C): their place, their log-probabilities (R, V) and what these lack to the logits.
 
-    The rows of ``grad_hidden`` are overwritten with the gradients of the negative log-probabilities, but for the
-    form's scale.
+    The latter, (R, 1), is the logarithm of the sum of the exponentials of the logits.
     """
     weight, bias, form = head
     exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -158,32 +270,26 @@ def _chunks(
     with empty_outside_heap(step, weight.shape[0], hidden) as product:  # the one large tensor
         for start in range(0, hidden.shape[0], max(step, 1)):
             part = slice(start, start + step)
-            target = targets[part, None]
-            products = linear_by_rows(hidden[part], weight, bias, out=product[: len(target)]).to(exact)
+            states = hidden[part]
+            products = linear_by_rows(states, weight, bias, out=product[: len(states)]).to(exact)
             logits = form.write_logits(products)
-            aimed = logits.gather(1, target)
-            log_softmax = torch.log_softmax(logits, dim=-1, out=logits)
-            found = log_softmax.gather(1, target)
-            if grad_hidden is not None:
-                _write_grad(log_softmax, target, aimed - found, form.cap)
-                times_by_rows(log_softmax.to(hidden.dtype), weight, largest=target, out=grad_hidden[part])
-            yield part, found.squeeze(1)
+            first = logits[:, :1].clone()
+            logs = torch.log_softmax(logits, dim=-1, out=logits)
+            yield part, logs, first - logs[:, :1]
 
 
-def _write_grad(log_probs: Tensor, target: Tensor, normaliser: Tensor, cap: float | None) -> None:
-    """Overwrite ``log_probs`` (N, V) with the gradient of scale · (W x + b): (softmax − one-hot) · (1 − (logit/cap)²).
+def _to_differentiate(logs: Tensor, normaliser: Tensor, cap: float | None) -> Iterator[tuple[int, Tensor]]:
+    """Yield blocks of the log-probabilities (R, V), each with its first row, to be overwritten with their gradient.
 
-    The logits are what the log-probabilities were before ``normaliser`` (N, 1), the logarithm of the sum of their
-    exponentials, was subtracted. So with a cap only the second factor of a few rows is in memory beside them.
+    With a ``cap``, a block is then multiplied by the slope 1 − (logit / cap)², so a few rows of logits are kept.
     """
-    rows = len(log_probs) if cap is None else max(1, _CAPPED_LOGITS // log_probs.shape[1])
-    for start in range(0, len(log_probs), max(rows, 1)):
-        part = slice(start, start + rows)
-        grad = log_probs[part]
-        squares = None if cap is None else (grad + normaliser[part]).div_(cap).square_()
-        grad.exp_().scatter_add_(1, target[part], torch.full_like(target[part], -1, dtype=grad.dtype))
+    rows = len(logs) if cap is None else max(1, _CAPPED_LOGITS // logs.shape[1])
+    for start in range(0, len(logs), max(rows, 1)):
+        block = logs[start : start + rows]
+        squares = None if cap is None else (block + normaliser[start : start + rows]).div_(cap).square_()
+        yield start, block
         if squares is not None:
-            grad.addcmul_(grad, squares, value=-1)
+            block.addcmul_(block, squares, value=-1)
 
 
 def _chunk_rows(hidden: Tensor, most: int) -> int:

@@ -10,19 +10,21 @@ import torch
 
 from weitune.data.conversation import Alternatives, Example
 from weitune.data.pad import pad
-from weitune.generate.engine import BATCH_SIZE, Engine
+from weitune.generate.engine import Engine
 from weitune.generate.sampling import Sampling
 from weitune.model.batch import to_tensors
 from weitune.model.fast.attention import tree_attention
-from weitune.model.supervised import predicted_logits
+from weitune.model.fast.loss import CHUNK_LOGITS
+from weitune.model.supervised import state_logits
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.candidates import answered
 
 if TYPE_CHECKING:
     from weitune.training.trainable import Trainable
 
-CHOICES = 8
-"""The likeliest tokens that ``keep.target: distill`` keeps of each prediction."""
+CHOICES = 32
+"""The likeliest tokens that ``keep.target: distill`` keeps of each prediction; the others are kept as one. They have
+95 % of the probability in Qwen2.5-0.5B's own answers (8 have 90 %)."""
 
 
 class Answering:
@@ -53,9 +55,12 @@ class Answering:
     def distilled(self, examples: Sequence[Example]) -> list[Example]:
         """Return ``examples`` with the model's own likeliest tokens in place of each that is learned."""
         by_length = sorted(range(len(examples)), key=lambda number: len(examples[number].input_ids))
+        most = max(1, CHUNK_LOGITS // self._engine.model.config.get_text_config().vocab_size)
         softened = list(examples)
-        for start in range(0, len(by_length), BATCH_SIZE):
-            some = by_length[start : start + BATCH_SIZE]
+        while by_length:
+            some = [by_length.pop(0)]
+            while by_length and sum(examples[number].supervised for number in (*some, by_length[0])) <= most:
+                some.append(by_length.pop(0))
             alternatives = self._alternatives([examples[number] for number in some])
             for number in some:
                 own = tuple(alternatives[: examples[number].supervised])
@@ -69,7 +74,6 @@ class Answering:
         model = self._engine.model
         model.eval()
         with tree_attention(model, on=False):
-            logits = predicted_logits(model, to_tensors(pad(examples), model.device))
+            logits = state_logits(model, to_tensors(pad(examples), model.device))
         shares, tokens = logits.float().softmax(-1).topk(min(CHOICES, logits.shape[-1]))
-        shares = shares.double() / shares.double().sum(-1, keepdim=True)
         return [tuple(zip(*both, strict=True)) for both in zip(tokens.tolist(), shares.tolist(), strict=True)]
