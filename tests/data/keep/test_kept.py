@@ -17,8 +17,8 @@ def kept_examples(draw: st.DrawFn) -> list[Example]:
     for _ in range(draw(st.integers(1, 5))):
         tokens = tuple(draw(st.lists(st.integers(0, 99), min_size=2, max_size=9)))
         start = draw(st.integers(1, len(tokens) - 1))
-        share = draw(st.floats(0, 1))
-        alternatives = tuple(((token, share), (99 - token, 1 - share)) for token in tokens[start:]) if soft else ()
+        share = draw(st.integers(0, 1024)) / 1024
+        alternatives = tuple(((token, share), (99 - token, share / 2)) for token in tokens[start:]) if soft else ()
         made.append(Example(tokens, (Span(start, len(tokens)),), alternatives=alternatives))
     return made
 

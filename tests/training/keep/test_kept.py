@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.faults.runs import Inputs, Listener, make_inputs
+from weitune.data.conversation import Example
 from weitune.data.keep.kept import KeptExamples
 from weitune.errors import DataError, Interrupted, RunError
 from weitune.generate.engine import BATCH_SIZE
@@ -15,6 +17,7 @@ from weitune.progress import Progress
 from weitune.recipe.load import build_recipe
 from weitune.run.data_record import KeptSize, read_data_record
 from weitune.run.events import read_events
+from weitune.training.keep.answering import Answering
 from weitune.training.keep.candidates import answered
 from weitune.training.keep.kept import _enough
 from weitune.training.run import resume, train
@@ -133,15 +136,43 @@ def test_answers_are_made_once(inputs: Inputs, tmp_path: Path, monkeypatch: pyte
     second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
     for name in ("kept.safetensors", "adapter/adapter_model.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+    train(inputs.recipe(tmp_path / "third", **{**more, "train.seed": 9, "keep.share": 0.2}), device="cpu")
+
+
+def test_a_run_that_needs_more_answers_goes_on_where_others_have_ended(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = keys(tmp_path, **{"keep.target": "distill"})
+    prompts = [{"prompt": f"What is {number}?"} for number in range(3 * BATCH_SIZE)]
+    Path(str(more["keep.data"][0])).write_text("\n".join(map(json.dumps, prompts)))  # type: ignore[index]
+    few, many = {**more, "keep.share": 0.05}, {**more, "keep.share": 0.5}
+    asked: list[int] = []
+    answer = Answering.__call__
+
+    def count(self: Answering, prompts: Sequence[Sequence[int]], learned: Callable[[int], object]) -> list[Example]:
+        asked.append(len(prompts))
+        return answer(self, prompts, learned)
+
+    monkeypatch.setattr("weitune.training.keep.kept.Answering.__call__", count)
+    train(inputs.recipe(tmp_path / "few", **few), device="cpu")
+    started = len(asked)
+    later = train(inputs.recipe(tmp_path / "later", **many), device="cpu").path
+    assert started < len(asked)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    shared = len(asked)
+    alone = train(inputs.recipe(tmp_path / "alone", **many), device="cpu").path
+    assert len(asked) == 2 * shared
+    assert (later / "kept.safetensors").read_bytes() == (alone / "kept.safetensors").read_bytes()
 
 
 def test_a_cache_that_is_damaged_or_closed_costs_nothing_but_time(inputs: Inputs, tmp_path: Path) -> None:
     more = keys(tmp_path)
     first = train(inputs.recipe(tmp_path / "first", **more), device="cpu").path
     (cached,) = (tmp_path / "cache").rglob("kept/*.safetensors")
-    cached.write_bytes(cached.read_bytes()[:-2])
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[:-2])
     second = train(inputs.recipe(tmp_path / "second", **more), device="cpu").path
-    assert cached.read_bytes() == (first / "kept.safetensors").read_bytes()
+    assert cached.read_bytes() == whole
     cached.unlink()
     cached.parent.rmdir()
     cached.parent.write_text("a file where the folder would be")

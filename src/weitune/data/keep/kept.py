@@ -4,7 +4,7 @@ The bytes are a safetensors file:
 
     tokens       (all tokens,) int32, with lengths (K,)
     starts       (K,) int32: from here to the end, an example's tokens are learned
-    choices      (learned tokens, C) int32, and shares (learned tokens, C) float64: what is predicted in place of each,
+    choices      (learned tokens, C) int32, and shares (learned tokens, C) float32: what is predicted in place of each,
                  only if the examples have alternatives
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,22 +23,51 @@ from weitune.data.prepare.holdout import ItemSet
 
 
 class KeptExamples:
-    """Examples whose last part, from one token to the end, is learned."""
+    """Examples whose last part, from one token to the end, is learned; held as the arrays of their file."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         """Hold ``examples``. Raises ValueError if one of them learns anything but its end."""
         for example in examples:
             if len(example.spans) != 1 or example.spans[0].stop != len(example.input_ids):
                 raise ValueError("a kept example learns its end, and nothing else")
-        self._examples = list(examples)
-        self.lengths: npt.NDArray[np.int32] = np.asarray([len(e.input_ids) for e in examples], np.int32)
-        self.supervised: npt.NDArray[np.int32] = np.asarray([e.supervised for e in examples], np.int32)
+        arrays = {
+            "tokens": np.asarray([token for example in examples for token in example.input_ids], np.int32),
+            "lengths": np.asarray([len(example.input_ids) for example in examples], np.int32),
+            "starts": np.asarray([example.spans[0].start for example in examples], np.int32),
+        }
+        alternatives = [each for example in examples for each in example.alternatives]
+        if alternatives:
+            arrays["choices"] = np.asarray([[token for token, _ in each] for each in alternatives], np.int32)
+            shares = np.asarray([[share for _, share in each] for each in alternatives], np.float32)
+            self._hold({**arrays, "shares": shares})
+        else:
+            self._hold(arrays)
+
+    def _hold(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Hold the arrays of a file. Raises ValueError or KeyError if they do not fit."""
+        self._arrays = arrays
+        self.lengths: npt.NDArray[np.int32] = arrays["lengths"]
+        self.supervised: npt.NDArray[np.int32] = self.lengths - arrays["starts"]
+        if self.lengths.sum() != len(arrays["tokens"]) or min((*self.supervised, *arrays["starts"]), default=1) < 1:
+            raise ValueError("lengths and tokens do not fit")
+        if "choices" in arrays and not len(arrays["choices"]) == len(arrays["shares"]) == self.supervised.sum():
+            raise ValueError("alternatives and tokens do not fit")
+        self._first = np.cumsum([0, *self.lengths]).tolist()
+        self._learned = np.cumsum([0, *self.supervised]).tolist()
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.lengths)
 
     def __getitem__(self, i: int) -> Example:
-        return self._examples[i]
+        tokens = self._arrays["tokens"][self._first[i] : self._first[i + 1]].tolist()
+        span = Span(int(self._arrays["starts"][i]), len(tokens))
+        return Example(tuple(tokens), (span,), alternatives=self._alternatives(slice(*self._learned[i : i + 2])))
+
+    def _alternatives(self, learned: slice) -> tuple[Alternatives, ...]:
+        if "choices" not in self._arrays:
+            return ()
+        choices, shares = (self._arrays[name][learned].tolist() for name in ("choices", "shares"))
+        return tuple(tuple(zip(*both, strict=True)) for both in zip(choices, shares, strict=True))
 
     def digest(self) -> str:
         """Return the SHA-256 of their contents in order."""
@@ -48,18 +77,7 @@ class KeptExamples:
         """Return a safetensors file of the examples."""
         from safetensors.numpy import save
 
-        tokens = [token for example in self._examples for token in example.input_ids]
-        starts = [example.spans[0].start for example in self._examples]
-        arrays = {
-            "tokens": np.asarray(tokens, np.int32),
-            "lengths": self.lengths,
-            "starts": np.asarray(starts, np.int32),
-        }
-        alternatives = [each for example in self._examples for each in example.alternatives]
-        if alternatives:
-            arrays["choices"] = np.asarray([[token for token, _ in each] for each in alternatives], np.int32)
-            arrays["shares"] = np.asarray([[share for _, share in each] for each in alternatives], np.float64)
-        contents: bytes = save(arrays)
+        contents: bytes = save(self._arrays)
         return contents
 
     @classmethod
@@ -68,32 +86,12 @@ class KeptExamples:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
+        read = cls([])
         try:
-            arrays = load(contents)
-            tokens, lengths, starts = (arrays[name].tolist() for name in ("tokens", "lengths", "starts"))
-            learned = [length - start for length, start in zip(lengths, starts, strict=True)]
-            alternatives = _alternatives(arrays, sum(learned))
+            read._hold(load(contents))
         except (SafetensorError, KeyError) as error:
             raise ValueError(str(error)) from None
-        if sum(lengths) != len(tokens) or any(each < 1 for each in (*learned, *starts)):
-            raise ValueError("lengths and tokens do not fit")
-        ends = pairwise(accumulate(lengths, initial=0))
-        choices = pairwise(accumulate(learned, initial=0))
-        return cls(
-            [
-                Example(tuple(tokens[a:b]), (Span(start, b - a),), alternatives=tuple(alternatives[c:d]))
-                for (a, b), (c, d), start in zip(ends, choices, starts, strict=True)
-            ]
-        )
-
-
-def _alternatives(arrays: dict[str, npt.NDArray[np.float64]], learned: int) -> list[Alternatives]:
-    if "choices" not in arrays:
-        return []
-    choices, shares = arrays["choices"].tolist(), arrays["shares"].tolist()
-    if len(choices) != learned:
-        raise ValueError("alternatives and tokens do not fit")
-    return [tuple(zip(tokens, each, strict=True)) for tokens, each in zip(choices, shares, strict=True)]
+        return read
 
 
 class JoinedExamples:

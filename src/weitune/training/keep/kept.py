@@ -1,9 +1,9 @@
 """The kept examples of a run (the recipe's ``keep``): collected once, before its first step, and never again.
 
-    prompts ── the model as it stands answers ──┐
+    prompts ── the model as it stands answers ──┐         (answers are in the cache, for other runs of the same base)
     dialogues ── framed ────────────────────────┼─▶ KeptExamples ─▶ MixedPlan, joined with the run's own examples
     rows of an earlier run ─────────────────────┘        │
-                                                         └─▶ kept.safetensors in the run's folder, and in the cache
+                                                         └─▶ kept.safetensors in the run's folder
 
 A run that is resumed reads its folder, so it learns the same bits wherever it goes on.
 """
@@ -22,7 +22,7 @@ from weitune.data.preference.values import Item
 from weitune.data.prepare.holdout import ItemSet
 from weitune.data.schedule import permutation
 from weitune.errors import RunError
-from weitune.files.cache import cached_file, read_cached, store_cached
+from weitune.files.cache import cached_file
 from weitune.generate.engine import BATCH_SIZE
 from weitune.messages import say
 from weitune.recipe.keep import Keep
@@ -30,6 +30,7 @@ from weitune.run.data_record import KeptSize
 from weitune.run.names import KEPT
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.answering import Answering
+from weitune.training.keep.cached_answers import CachedAnswers
 from weitune.training.keep.candidates import Candidates
 from weitune.training.reporter import Reporter
 
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 4
 """Times as many tokens as are needed, in which answers that end are looked for."""
-_VERSION = 3
-"""Raised when the same recipe would keep other examples."""
+_VERSION = 4
+"""Raised when a model would answer otherwise, or the file is another."""
 
 
 def with_guessed(inputs: RunInputs, reporter: Reporter) -> RunInputs:
@@ -79,14 +80,9 @@ def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) ->
     if keep is None or inputs.kept is not None:
         return inputs
     candidates = _candidates(inputs, keep)
-    place = _cached(inputs, candidates, keep, trainable)
 
     def collect() -> bytes:
-        found = read_cached(place, KeptExamples.from_bytes)
-        if found is None:
-            found = _collected(session, inputs, candidates, trainable)
-            store_cached(place, found.to_bytes())  # the run's folder keeps them too
-        return found.to_bytes()
+        return _collected(session, inputs, candidates, trainable).to_bytes()
 
     sharded = trainable.loaded.shards > 1  # then all processes compute every answer together
     kept = KeptExamples.from_bytes(collect() if sharded else session.sees(collect))
@@ -143,6 +139,8 @@ def _collected(session: Session, inputs: RunInputs, candidates: Candidates, trai
     assert keep is not None  # noqa: S101  (for mypy)
     needed = tokens_due(sum(int(inputs.examples.supervised[plan.step(k)].sum()) for k in range(plan.steps)), keep.share)
     answering, progress = Answering(inputs, trainable, keep.max_answer_tokens), session.reporter.answering()
+    together = trainable.loaded.shards > 1  # on machines whose caches may differ
+    answers = CachedAnswers(answering, None if together else _answers_file(inputs, candidates, keep, trainable))
     done = 0
 
     def learned(tokens: int) -> None:
@@ -151,29 +149,29 @@ def _collected(session: Session, inputs: RunInputs, candidates: Candidates, trai
         if progress is not None:
             progress(min(done, needed), needed)
 
-    found = _enough(_in_order(candidates, plan.seed, answering, learned), answering.ended, needed)
+    found = _enough(_in_order(candidates, answers, learned), answering.ended, needed)
+    answers.store()
     if progress is not None:
         progress(needed, needed)
     return KeptExamples(answering.distilled(found) if keep.target == "distill" else found)
 
 
-def _in_order(
-    candidates: Candidates, seed: int, answering: Answering, learned: Callable[[int], object]
-) -> Iterator[Example]:
+def _in_order(candidates: Candidates, answers: CachedAnswers, learned: Callable[[int], object]) -> Iterator[Example]:
     """Yield the candidates in an order of their own; prompts are answered as many at once as the engine answers.
 
+    The order is the same for all runs, so that they find each other's answers, computed with the same neighbours.
     ``learned`` is called with the learned tokens of each that is no cut answer as soon as they are known.
     """
     known = len(candidates.examples)
-    numbers = permutation(known + len(candidates.prompts), seed, 0).tolist()
+    numbers = permutation(known + len(candidates.prompts), 0, 0).tolist()
     for start in range(0, len(numbers), BATCH_SIZE):
         some = numbers[start : start + BATCH_SIZE]
         asked = [candidates.prompts[number - known] for number in some if number >= known]
-        answers = iter(answering(asked, learned) if asked else [])
+        said = iter(answers(asked, learned) if asked else [])
         for number in some:
             if number < known:
                 learned(candidates.examples[number].supervised)
-            yield candidates.examples[number] if number < known else next(answers)
+            yield candidates.examples[number] if number < known else next(said)
 
 
 def _enough(examples: Iterator[Example], ended: Callable[[Example], bool], needed: int) -> list[Example]:
@@ -199,16 +197,17 @@ def _enough(examples: Iterator[Example], ended: Callable[[Example], bool], neede
     return found
 
 
-def _cached(inputs: RunInputs, candidates: Candidates, keep: Keep, trainable: Trainable) -> Path:
-    """Return the place in the cache of what these inputs keep."""
+def _answers_file(inputs: RunInputs, candidates: Candidates, keep: Keep, trainable: Trainable) -> Path:
+    """Return the place in the cache of the answers that the model of these inputs gives to the candidates."""
     lora, train = inputs.recipe.adapter, inputs.recipe.train
-    start: dict[str, Any] = {} if lora is None else lora.model_dump(include={"init", "init_from", "r", "alpha"})
+    start: dict[str, Any] = {}
+    if lora is not None and (lora.init_from or lora.init != "default"):  # it may answer otherwise than its base
+        start = {**lora.model_dump(include={"init", "init_from", "r", "alpha"}), "seed": train.seed}
     parts = {
         "version": _VERSION,
-        "basis": {key: value for key, value in inputs.basis.items() if key != "validation"},
-        "keep": keep.model_dump(exclude={"data", "run"}),
+        "basis": {key: value for key, value in inputs.basis.items() if key not in ("data", "plan", "validation")},
         "candidates": candidates.digest(),
         "start": start,
-        "numbers": [str(trainable.loaded.dtype), train.storage, train.seed, inputs.plan.steps],
+        "numbers": [str(trainable.loaded.dtype), train.storage, keep.max_answer_tokens, BATCH_SIZE],
     }
     return cached_file("kept", parts, ".safetensors")
