@@ -43,7 +43,7 @@ from weitune.generate.run import Run
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
 from weitune.messages import say
-from weitune.model.load.fingerprint import base_fingerprints
+from weitune.model.load.fingerprint import base_fingerprints, stored_state
 from weitune.model.load.tokenizer import open_framing
 from weitune.progress import Progress, Stage, enter_phase
 from weitune.recipe.schema import Recipe
@@ -272,7 +272,7 @@ def _general(
         return ask()
     model = engine.model
     about = {
-        "base": base_fingerprints(run.base_files()),
+        "base": [base_fingerprints(run.base_files()), stored_state(run.base_files())],
         "tokens": run.recipe.tokens.model_dump(mode="json"),
         "numbers": [str(model.dtype), run.recipe.train.storage],
         "arithmetic": arithmetic(model.device),

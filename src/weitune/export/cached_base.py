@@ -15,7 +15,7 @@ from weitune.files.cache import cache_folder, mark_used, shortage
 from weitune.files.publish import file_written_aside
 from weitune.gguf.types import GgufType
 from weitune.messages import say
-from weitune.model.load.fingerprint import base_fingerprints
+from weitune.model.load.fingerprint import base_fingerprints, stored_state
 from weitune.progress import Stage
 
 _LAYOUT = 1
@@ -48,5 +48,6 @@ def base_file(source: ExportSource, gguf_type: GgufType, stage: Stage) -> Path:
 
 
 def _fingerprint(source: ExportSource) -> str:
-    parts = [_LAYOUT, base_fingerprints(source.files), list(source.stop_tokens), source.template_without_system]
+    base = [base_fingerprints(source.files), stored_state(source.files)]
+    parts = [_LAYOUT, *base, list(source.stop_tokens), source.template_without_system]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
