@@ -12,6 +12,7 @@ import torch
 
 from tests.data.preference.groups import answer
 from tests.invariant.test_oracle import examples_with_forks
+from tests.invariant.test_packing import softened
 from tests.tiny import tiny_model
 from tests.training.test_run import StopAfter, recipe_for
 from weitune import train
@@ -91,7 +92,8 @@ def test_a_base_that_accelerate_places_trains_the_same(tmp_path: Path, monkeypat
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_recorded_passes_give_the_same_bits_as_eager_ones(dropout: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("soft", [False, True], ids=["tokens", "probabilities"])
+def test_recorded_passes_give_the_same_bits_as_eager_ones(soft: bool, dropout: float, dtype: torch.dtype) -> None:
     model = tiny_model("qwen2").to(GPU, dtype)
     adapted = attach_adapter(model, Lora(dropout=dropout), seed=1, base="tiny")
     supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model)).train()
@@ -100,7 +102,8 @@ def test_recorded_passes_give_the_same_bits_as_eager_ones(dropout: float, dtype:
     results: dict[int, list[torch.Tensor]] = {}
     for turn in range(4):  # eager, recorded, replayed, replayed
         for count in (6, 12, 40):
-            batch = pack(examples_with_forks(count, vocabulary=400))
+            examples = examples_with_forks(count, vocabulary=400)
+            batch = pack([softened(example) for example in examples[::2]] + examples[1::2] if soft else examples)
             seed_step(42, count if turn < 3 else turn, 0)
             passes.zero_grad()
             loss = passes.run(batch, 0.5)

@@ -102,7 +102,7 @@ def test_probabilities_are_learned_alike_in_any_layout_and_by_any_head() -> None
     model = tiny_model("qwen2")
     assert probe(model).shares_rows
     adapted = _adapted(model)
-    examples = [_softened(example) for example in examples_with_forks(9, vocabulary=400)]
+    examples = [softened(example) for example in examples_with_forks(9, vocabulary=400)]
     batch = SHARED.lay(examples)
     assert (batch.targets == OTHERS).any()
     shared = _loss_and_gradient(SupervisedModel(adapted), [batch])
@@ -113,7 +113,7 @@ def test_probabilities_are_learned_alike_in_any_layout_and_by_any_head() -> None
             _assert_equal(shared, _loss_and_gradient(apart, [SEPARATE.lay([example]) for example in examples]))
 
 
-def _softened(example: Example) -> Example:
+def softened(example: Example) -> Example:
     """Return ``example`` with three alternatives to each learned token, which follow from the tokens before it."""
     made = []
     for depth, _, _ in example.predictions():

@@ -106,7 +106,7 @@ class PassSize:
     tokens: int
     """T"""
     predictions: int
-    """Tokens that are learned."""
+    """Rows of logits: states that predict, of groups of answers tokens that are learned."""
     longest: int
     """Tokens of the longest example: as far back as a token can look."""
     rows: int = 1

@@ -57,7 +57,8 @@ class Workload:
                 rows = examples_in(part)
                 longest = max(len(example.inputs) for example in rows)
                 undivided = max((distinct_tokens(item.answers) for item in part if isinstance(item, Group)), default=0)
-                passes.append(PassSize(len(laid), len(laid.rows), longest, len(rows), undivided))
+                predicting = len(laid.rows) if laid.answers is not None else len(np.unique(laid.rows))
+                passes.append(PassSize(len(laid), predicting, longest, len(rows), undivided))
             laid_out.append(passes)
         return cls(laid_out, tokens)
 

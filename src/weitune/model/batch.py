@@ -18,6 +18,8 @@ from weitune.model.fast.tree import Tree
 
 ANSWERS = 32
 """Padding makes the answers of a row a multiple of this."""
+ALTERNATIVES = 16
+"""Times as many predictions are padded where states predict dozens of tokens: so there are as few shapes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +129,7 @@ class PackedTensors(_Tensors):
         length = len(tree.subtree_end)
         idle = torch.ones(length, dtype=torch.bool, device=self.rows.device).index_fill_(0, self.rows, False)
         rows = torch.cat([self.rows, idle.nonzero()[: -len(self.rows) % predictions, 0]])
-        more = -len(self.targets) % predictions
+        more = -len(self.targets) % (predictions * ALTERNATIVES if self.others else predictions)
         targets, weights = (F.pad(x, (0, more)) for x in (self.targets, self.weights))
         index = F.pad(self.index, (0, more), value=len(rows) - 1)  # in order
         input_ids = F.pad(self.input_ids, (0, length - self.input_ids.shape[1]))

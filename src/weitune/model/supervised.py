@@ -81,7 +81,8 @@ class SupervisedModel(nn.Module):
         """Return the sum over the batch's predictions of weight · cross entropy, or what its groups give."""
         dtype = self._blocks.dtype if self._blocks is not None else self.model.dtype
         device_type, length = self.model.device.type, batch.input_ids.shape[1]
-        tokens, predictions = (round_rows(device_type, dtype, size) for size in (length, len(batch.targets)))
+        multiplied = batch.rows if batch.answers is None else batch.targets
+        tokens, predictions = (round_rows(device_type, dtype, size) for size in (length, len(multiplied)))
         padded = batch.rounded_up(tokens, predictions) if tokens > 1 else batch
         if batch.answers is None or padded.answers is None:
             return self._supervised_loss(padded)

@@ -29,7 +29,7 @@ class Keep(Section):
     """Longest answer to a prompt, in tokens. Those that are cut there teach no end, so others are taken first."""
     target: Literal["rows", "distill"] = "rows"
     """What is learned of them: the tokens of the `rows`, or to `distill` the probabilities that the model itself gave
-    before the first step (its eight likeliest tokens)."""
+    before the first step (of its 32 likeliest tokens, and of all others as one)."""
 
 
 def _share_or_group(value: Any) -> Any:

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from weitune.model.capabilities import Capabilities
 
 
+_STARTS_AS_BASE = ("default", "gaussian", "eva")
+"""Values of ``lora.init`` with which the model before its first step is the base."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunInputs:
     """Everything that decides the steps of a run, except the weights."""
@@ -156,6 +160,14 @@ def divide(
     else:
         reporter.say(say("training.inputs.validation", count=len(validation), unit=unit))
     return prepared, validation
+
+
+def starting_adapter(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides how the model differs from its base before the first step; nothing if it does not."""
+    lora = recipe.adapter
+    if lora is None or (not lora.init_from and lora.init in _STARTS_AS_BASE):
+        return {}
+    return {**lora.model_dump(exclude={"dropout", "plus_ratio", "freeze_a"}), "seed": recipe.train.seed}
 
 
 def unit_of(recipe: Recipe) -> str:

@@ -73,6 +73,13 @@ def test_a_state_may_predict_several_tokens_and_the_others_as_one(
     torch.testing.assert_close(supervised_loss(hidden, head, predictions, chunk_logits), loss.detach())
 
 
+def test_the_heaviest_token_of_each_state_is_named() -> None:
+    states, targets = torch.tensor([0, 0, 0, 1, 3, 4, 4]), torch.tensor([OTHERS, 5, 2, 9, OTHERS, 3, 0])
+    predictions = Predictions(states, targets, torch.tensor([0.5, 0.2, 0.3, 1.0, 1.0, 0.6, 0.0]), others=True)
+    assert predictions.heaviest(0, 5).squeeze(1).tolist() == [2, 9, 0, 0, 3]
+    assert predictions.heaviest(1, 2).squeeze(1).tolist() == [9, 0]
+
+
 def test_the_others_are_one_token_more() -> None:
     logits = torch.randn(1, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     shares = logits.softmax(-1)[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,23 @@ from weitune.data.preference.values import Item
 from weitune.data.prepare.holdout import ItemSet
 
 
+class Softened(NamedTuple):
+    """Alternatives to the learned tokens of some examples, M in all."""
+
+    choices: npt.NDArray[np.int32]
+    """(M, C) tokens"""
+    shares: npt.NDArray[np.float32]
+    """(M, C) their probabilities"""
+
+
 class KeptExamples:
     """Examples whose last part, from one token to the end, is learned; held as the arrays of their file."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        """Hold ``examples``. Raises ValueError if one of them learns anything but its end."""
+    def __init__(self, examples: Sequence[Example], softened: Softened | None = None) -> None:
+        """Hold ``examples``, perhaps with probabilities in place of their learned tokens.
+
+        Raises ValueError if one of them learns anything but its end.
+        """
         for example in examples:
             if len(example.spans) != 1 or example.spans[0].stop != len(example.input_ids):
                 raise ValueError("a kept example learns its end, and nothing else")
@@ -35,13 +47,7 @@ class KeptExamples:
             "lengths": np.asarray([len(example.input_ids) for example in examples], np.int32),
             "starts": np.asarray([example.spans[0].start for example in examples], np.int32),
         }
-        alternatives = [each for example in examples for each in example.alternatives]
-        if alternatives:
-            arrays["choices"] = np.asarray([[token for token, _ in each] for each in alternatives], np.int32)
-            shares = np.asarray([[share for _, share in each] for each in alternatives], np.float32)
-            self._hold({**arrays, "shares": shares})
-        else:
-            self._hold(arrays)
+        self._hold(arrays if softened is None else {**arrays, **softened._asdict()})
 
     def _hold(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Hold the arrays of a file. Raises ValueError or KeyError if they do not fit."""

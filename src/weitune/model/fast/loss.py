@@ -119,9 +119,8 @@ def loss_of_logits(logits: Tensor, predictions: Predictions) -> Tensor:
     logs = F.log_softmax(logits, dim=-1, dtype=exact)
     found = logs[states, targets.clamp(min=0)]
     if others:
-        named = (targets != OTHERS) & (weights != 0)
-        is_named = torch.zeros_like(logs, dtype=torch.bool)
-        is_named[states[named], targets[named]] = True
+        named = ((targets != OTHERS) & (weights != 0)).to(exact)
+        is_named = torch.zeros_like(logs).index_put_((states, targets.clamp(min=0)), named, accumulate=True) > 0
         rest = logs.masked_fill(is_named, -torch.inf).logsumexp(-1)
         found = torch.where(targets == OTHERS, rest[states], found)
     return -(found * weights.to(exact)).sum()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from weitune.data.conversation import Alternatives, Example
+from weitune.data.conversation import Example
+from weitune.data.keep.kept import KeptExamples, Softened
 from weitune.data.pad import pad
 from weitune.generate.engine import Engine
 from weitune.generate.sampling import Sampling
@@ -52,28 +54,33 @@ class Answering:
         """Return whether ``example`` teaches the end of a turn: an answer that was cut does not."""
         return example.input_ids[-1] == self._end
 
-    def distilled(self, examples: Sequence[Example]) -> list[Example]:
+    def distilled(self, examples: Sequence[Example]) -> KeptExamples:
         """Return ``examples`` with the model's own likeliest tokens in place of each that is learned."""
-        by_length = sorted(range(len(examples)), key=lambda number: len(examples[number].input_ids))
-        most = max(1, CHUNK_LOGITS // self._engine.model.config.get_text_config().vocab_size)
-        softened = list(examples)
-        while by_length:
-            some = [by_length.pop(0)]
-            while by_length and sum(examples[number].supervised for number in (*some, by_length[0])) <= most:
-                some.append(by_length.pop(0))
-            alternatives = self._alternatives([examples[number] for number in some])
-            for number in some:
-                own = tuple(alternatives[: examples[number].supervised])
-                del alternatives[: len(own)]
-                softened[number] = replace(examples[number], alternatives=own)
-        return softened
+        made: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = {}
+        for numbers in self._passes([len(example.inputs) for example in examples]):
+            choices, shares = self._alternatives([examples[number] for number in numbers])
+            ends = np.cumsum([examples[number].supervised for number in numbers])[:-1]
+            made |= zip(numbers, zip(np.split(choices, ends), np.split(shares, ends), strict=True), strict=True)
+        choices, shares = (np.concatenate(part) for part in zip(*(made[i] for i in range(len(examples))), strict=True))
+        return KeptExamples(examples, Softened(choices, shares))
+
+    def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Yield numbers of examples of similar length whose logits, padding included, are a chunk at most."""
+        most = CHUNK_LOGITS // int(self._engine.model.config.get_text_config().vocab_size)
+        some: list[int] = []
+        for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if some and (len(some) + 1) * lengths[number] > most:
+                yield some
+                some = []
+            some.append(number)
+        yield some
 
     @torch.inference_mode()
-    def _alternatives(self, examples: Sequence[Example]) -> list[Alternatives]:
-        """Return the alternatives of every learned token of ``examples``, in order."""
+    def _alternatives(self, examples: Sequence[Example]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Return the likeliest tokens in place of every learned token of ``examples``, and how likely they are."""
         model = self._engine.model
         model.eval()
         with tree_attention(model, on=False):
             logits = state_logits(model, to_tensors(pad(examples), model.device))
         shares, tokens = logits.float().softmax(-1).topk(min(CHOICES, logits.shape[-1]))
-        return [tuple(zip(*both, strict=True)) for both in zip(tokens.tolist(), shares.tolist(), strict=True)]
+        return tokens.int().cpu().numpy(), shares.cpu().numpy()

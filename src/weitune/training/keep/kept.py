@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weitune.data.conversation import Example
 from weitune.data.keep.kept import JoinedExamples, KeptExamples
@@ -25,10 +25,12 @@ from weitune.errors import RunError
 from weitune.files.cache import cached_file
 from weitune.generate.engine import BATCH_SIZE
 from weitune.messages import say
+from weitune.model.load.fingerprint import stored_state
 from weitune.recipe.keep import Keep
 from weitune.run.data_record import KeptSize
+from weitune.run.machine import arithmetic
 from weitune.run.names import KEPT
-from weitune.training.inputs import RunInputs
+from weitune.training.inputs import RunInputs, starting_adapter
 from weitune.training.keep.answering import Answering
 from weitune.training.keep.cached_answers import CachedAnswers
 from weitune.training.keep.candidates import Candidates
@@ -153,7 +155,7 @@ def _collected(session: Session, inputs: RunInputs, candidates: Candidates, trai
     answers.store()
     if progress is not None:
         progress(needed, needed)
-    return KeptExamples(answering.distilled(found) if keep.target == "distill" else found)
+    return answering.distilled(found) if keep.target == "distill" else KeptExamples(found)
 
 
 def _in_order(candidates: Candidates, answers: CachedAnswers, learned: Callable[[int], object]) -> Iterator[Example]:
@@ -199,15 +201,13 @@ def _enough(examples: Iterator[Example], ended: Callable[[Example], bool], neede
 
 def _answers_file(inputs: RunInputs, candidates: Candidates, keep: Keep, trainable: Trainable) -> Path:
     """Return the place in the cache of the answers that the model of these inputs gives to the candidates."""
-    lora, train = inputs.recipe.adapter, inputs.recipe.train
-    start: dict[str, Any] = {}
-    if lora is not None and (lora.init_from or lora.init != "default"):  # it may answer otherwise than its base
-        start = {**lora.model_dump(include={"init", "init_from", "r", "alpha"}), "seed": train.seed}
     parts = {
         "version": _VERSION,
         "basis": {key: value for key, value in inputs.basis.items() if key not in ("data", "plan", "validation")},
         "candidates": candidates.digest(),
-        "start": start,
-        "numbers": [str(trainable.loaded.dtype), train.storage, keep.max_answer_tokens, BATCH_SIZE],
+        "base": stored_state(inputs.files),
+        "start": starting_adapter(inputs.recipe),
+        "numbers": [str(trainable.loaded.dtype), inputs.recipe.train.storage, keep.max_answer_tokens, BATCH_SIZE],
+        "arithmetic": arithmetic(trainable.loaded.device),
     }
     return cached_file("kept", parts, ".safetensors")

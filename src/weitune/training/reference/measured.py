@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -39,12 +39,13 @@ from weitune.errors import RunError
 from weitune.files.cache import cached_file, read_cached, store_cached
 from weitune.forecast.device_memory import MemoryPlan
 from weitune.messages import say
+from weitune.model.load.fingerprint import stored_state
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.run.machine import arithmetic
 from weitune.run.names import REFERENCE
 from weitune.training.distributed.processes import agreed
-from weitune.training.inputs import RunInputs
+from weitune.training.inputs import RunInputs, starting_adapter
 from weitune.training.preference.answer_meter import AnswerMeter
 from weitune.training.preference.preferences import Preferences
 
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
     from weitune.training.session import Session
     from weitune.training.trainable import Trainable
 
-_STARTS_AS_BASE = ("default", "gaussian", "eva")
-"""Values of ``lora.init`` with which the model before its first step is the base."""
 _VERSION = 3
 """Raised when the same recipe would have another reference."""
 
@@ -209,10 +208,6 @@ def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
     recipe, basis = inputs.recipe, dict(inputs.basis)
     train, plan = recipe.train, inputs.plan
     basis.pop("plan", None)
-    lora = recipe.adapter
-    start: dict[str, Any] = {}
-    if lora is not None and (lora.init_from or lora.init not in _STARTS_AS_BASE):
-        start = {**lora.model_dump(exclude={"dropout", "plus_ratio", "freeze_a"}), "seed": train.seed}
     passes = [*passes, train.seed, train.batch_size, plan.used]
     if needs_mismatched(recipe):
         passes += [plan.steps, recipe.tokens.max_length]
@@ -220,7 +215,8 @@ def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
     parts = {
         "version": _VERSION,
         "basis": basis,
-        "start": start,
+        "base": stored_state(inputs.files),
+        "start": starting_adapter(recipe),
         "passes": passes,
         "numbers": numbers,
         "arithmetic": arithmetic(trainable.loaded.device),
