@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.export.runs import save_run, silent
 from tests.hub import local_hub
@@ -233,6 +234,22 @@ def test_a_real_cache_is_known_and_made_again(tmp_path: Path, monkeypatch: pytes
     assert sum(map(delete, entries())) == sum(entry.bytes for entry in found.values())
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert base_file(open_export_source(run), "Q8_0", silent).is_file()
+
+
+def test_a_base_of_which_a_few_rows_changed_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a script does that starts the rows of reserved tokens: fingerprints look at a page of each tensor only."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    run = save_run(tmp_path / "captain")
+    monkeypatch.setattr("weitune.export.cached_base.base_fingerprints", lambda files: {"model weights": "as before"})
+    first = base_file(open_export_source(run), "F32", silent)
+    assert base_file(open_export_source(run), "F32", silent) == first
+    (weights,) = Path(run.recipe.model).glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["model.embed_tokens.weight"][-2:] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    second = base_file(open_export_source(run), "F32", silent)
+    assert second != first
+    assert second.read_bytes() != first.read_bytes()
 
 
 Usage = namedtuple("Usage", "total used free")
