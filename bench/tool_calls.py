@@ -2,7 +2,7 @@
 
 python -m bench.tool_calls RUN --data held-out.json [--skip 0] [--limit 50] [--tokens 256] [--types F32,Q8_0]
 
-requests    conversations up to their first call, which the run has not learned
+requests    conversations up to a call, which the run has not learned: all up to their first, then all up to a later one
 called      of these, requests for which transformers' text has calls
 malformed   of these, requests for which it begins a call that cannot be read: content on both sides
 equal       served answers whose calls (names and arguments) and content equal those that the same reader finds in
@@ -34,18 +34,32 @@ from weitune.export.verify.outputs import Computing, open_reference
 
 
 def asked(files: list[Path], skip: int, limit: int) -> list[Conversation]:
-    """Return the conversations of ``files`` up to their first call: after the first ``skip``, at most ``limit``."""
-    found = []
+    """Return the conversations of ``files`` up to each call: after the first ``skip``, at most ``limit``."""
+    found, later = [], []
     for conversation in read_conversations(Reader([str(file) for file in files])):
-        call = next((at for at, turn in enumerate(conversation.turns) if turn.tool_calls), None)
-        if call and conversation.tools:
-            found.append(conversation.before(call))
-    return found[skip : skip + limit]
+        calls = [at for at, turn in enumerate(conversation.turns) if at and turn.tool_calls]
+        if calls and conversation.tools:
+            found.append(conversation.before(calls[0]))
+            later += [conversation.before(at) for at in calls[1:]]
+    return [*found, *later][skip : skip + limit]
 
 
 def body_of(conversation: Conversation, model: str, tokens: int) -> dict[str, Any]:
     """Return the request for the answer to ``conversation``."""
-    messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+    messages: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    for at, turn in enumerate(conversation.turns):
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.tool_calls:
+            open_calls = [call.id or f"call_{at}_{number}" for number, call in enumerate(turn.tool_calls)]
+            functions = [{"name": call.name, "arguments": json.dumps(call.arguments)} for call in turn.tool_calls]
+            message["tool_calls"] = [
+                {"type": "function", "id": name, "function": function}
+                for name, function in zip(open_calls, functions, strict=True)
+            ]
+        if turn.role == "tool":
+            message["tool_call_id"] = turn.tool_call_id or open_calls.pop(0)
+        messages.append(message)
     return {"model": model, "messages": messages, "tools": list(conversation.tools), "max_tokens": tokens}
 
 
