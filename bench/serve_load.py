@@ -60,7 +60,11 @@ def vanish(server: Service, path: str, body: dict[str, Any], clients: int) -> di
     time.sleep(0.5)
     for connection in connections:
         connection.close()
-    freed = wait_for(lambda: _present(server) == 0, 120)
+    try:
+        freed = wait_for(lambda: _present(server) == 0, 120)
+    except TimeoutError as error:
+        left = {name: server.metric(f"weitune_{name}") for name in ("running", "waiting")}
+        raise TimeoutError(f"{path}, stream {body['stream']}: {error}; {left}") from None
     noticed = server.metric('weitune_requests_total{status="499"}') - before
     began = time.monotonic()
     server.chat(**{**ASK, "model": body["model"], "max_tokens": 2})
