@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weitune.data.conversation import OTHERS
-from weitune.model.fast.matmul import linear_by_rows, round_rows, times_by_rows
+from weitune.model.fast.matmul import by_onednn, linear_by_rows, round_rows, times_by_rows
 from weitune.model.storage.allocator import empty_outside_heap
 
 CHUNK_LOGITS = 1 << 26
@@ -154,11 +154,12 @@ class _SupervisedLoss(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         totals = predictions.totals(len(hidden), exact)
+        onednn = by_onednn(hidden.device.type, hidden.dtype)
         for part, logs, normaliser in _chunks(hidden, head, max_logits):
             if grad_hidden is None:
                 total -= _Aimed(predictions, totals, part.start, logs).log_prob()
                 continue
-            largest = predictions.heaviest(part.start, len(logs))
+            largest = predictions.heaviest(part.start, len(logs)) if onednn else None
             for start, block in _to_differentiate(logs, normaliser, head.form.cap):
                 total -= _Aimed(predictions, totals, part.start + start, block).write_grad()
             times_by_rows(logs.to(hidden.dtype), head.weight, largest=largest, out=grad_hidden[part])

@@ -161,25 +161,26 @@ def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tenso
     return out if bias is None else out.add_(bias.to(out.dtype))
 
 
-def times_by_rows(x: Tensor, weight: Tensor, *, largest: Tensor, out: Tensor) -> None:
+def times_by_rows(x: Tensor, weight: Tensor, *, largest: Tensor | None, out: Tensor) -> None:
     """Write x W to ``out`` (T, K), by some rows of ``weight`` (N, K) at a time if needed; ``x`` (T, N) is overwritten.
 
     oneDNN adds the products over N one after another, and rounds coarsely every time after it has added a large one. So
-    the value of x in the column ``largest`` (T, 1), usually the largest of its row, is added last.
+    the value of x in the column ``largest`` (T, 1), usually the largest of its row, is added last. Where another
+    library multiplies, ``largest`` is not looked at and may be None.
     """
-    onednn = by_onednn(x.device.type, x.dtype)
-    if weight.dtype == x.dtype and not onednn:
+    largest = largest if by_onednn(x.device.type, x.dtype) else None
+    if weight.dtype == x.dtype and largest is None:
         torch.mm(x, weight, out=out)
         return
-    if onednn:
+    if largest is not None:
         values = x.gather(1, largest)
         x.scatter_(1, largest, 0)
     out.zero_()
-    step = WEIGHT_ROWS[1 if onednn else 0]
+    step = WEIGHT_ROWS[0 if largest is None else 1]
     for start in range(0, weight.shape[0], step):
         part = slice(start, start + step)
         add_times(out, x[:, part], weight[part].to(x.dtype))
-    if onednn:
+    if largest is not None:
         out.addcmul_(values, weight[largest.squeeze(1)].to(x.dtype))
 
 
