@@ -22,6 +22,7 @@ from weitune.errors import InputError
 from weitune.serve.asgi import ClientGone, Receive, Scope, header
 from weitune.serve.errors import ApiError
 from weitune.serve.origins import allows
+from weitune.serve.tasks import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Guard:
     async def body(self, receive: Receive) -> bytes:
         """Return the whole body. Raises ApiError if it is too large or too slow, ClientGone if it breaks off."""
         try:
-            return await asyncio.wait_for(self._read(receive), self.body_seconds)
+            return await within(self.body_seconds, self._read(receive))
         except asyncio.TimeoutError:
             raise ApiError(408, "serve.guard.body_too_slow", seconds=self.body_seconds) from None
 

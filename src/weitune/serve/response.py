@@ -9,6 +9,7 @@ from typing import Any
 
 from weitune.serve.asgi import ClientGone, Headers, Send
 from weitune.serve.errors import ApiError
+from weitune.serve.tasks import within
 
 _SEND_SECONDS = 30
 """A client that reads nothing for this long counts as disconnected."""
@@ -72,6 +73,6 @@ class Response:
 
     async def _put(self, message: MutableMapping[str, Any]) -> None:
         try:
-            await asyncio.wait_for(self._send(message), self._seconds)
+            await within(self._seconds, self._send(message))
         except (asyncio.TimeoutError, OSError):
             raise ClientGone from None

@@ -24,6 +24,23 @@ async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None
         await _ended(working, listening)
 
 
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """Return what ``work`` returns. Raises asyncio.TimeoutError, and cancels it, if it takes longer.
+
+    ``asyncio.wait_for`` ignores a cancellation that comes at the moment at which ``work`` ends (CPython's issue 86296;
+    before Python 3.12).
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({working}, timeout=seconds)
+        if not working.done():
+            raise asyncio.TimeoutError
+        return working.result()
+    finally:
+        if not working.done():
+            await _ended(working)
+
+
 async def merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """Yield the items of all ``sources`` as they come, each with its source's number. An error in one ends all."""
     queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
