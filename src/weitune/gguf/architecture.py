@@ -10,7 +10,7 @@ to their numbers once.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from weitune.gguf.families.dense import LAYER, TOP, rotated_heads
-from weitune.gguf.families.family import Family, Operation, Part, Parts, same
-from weitune.gguf.header import GgufHeader
+from weitune.gguf.families.family import Family, Operation, Part, Parts, Pieces, listed, same
+from weitune.gguf.header import GgufHeader, StoredTensor
 
 _KNOWN = ("llama", "qwen2", "qwen3")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
@@ -37,35 +37,58 @@ class Architecture:
     def name(self) -> str:
         return self.family.name
 
-    def huggingface_name(self, tensor: str) -> str | None:
-        """Return transformers' name of a GGUF tensor; None if no parameter becomes that tensor and nothing else."""
+    def parameter_of(self, tensor: str) -> str | None:
+        """Return transformers' name of the parameter that a GGUF tensor is, or is a part of; None if there is none."""
         match = _BLOCK.fullmatch(tensor)
         rest, names = (match[2], self._in_layer) if match else (tensor, self._at_top)
         stem, _, kind = rest.rpartition(".")
         found = names.get(rest) or (f"{names[stem]}.{kind}" if stem in names else None)
         return found and (f"model.layers.{match[1]}.{found}" if match else found)
 
+    def tensors_of(self, name: str) -> list[str]:
+        """Return the names of the GGUF tensors that the parameter ``name`` becomes."""
+        return [part.name for part in self.family.parts(name) or ()]
+
     def is_left_out(self, tensor: str) -> bool:
-        """Return whether a GGUF tensor has weights of the model, but no name of its own in transformers."""
-        return tensor not in _COMPUTED and self.huggingface_name(tensor) is None
+        """Return whether a GGUF tensor has weights of the model, but no name in transformers."""
+        return tensor not in _COMPUTED and self.parameter_of(tensor) is None
 
-    def to_gguf(self, name: str, tensor: Tensor) -> Tensor:
-        """Return ``tensor`` (rows first), the parameter ``name`` of transformers, as llama.cpp has it."""
-        return self._part(name).of(tensor)
+    def to_gguf(self, name: str, parameter: Tensor, tensor: str | None = None) -> Tensor:
+        """Return the parameter ``name`` of transformers (rows first) as llama.cpp has it.
 
-    def importance_to_gguf(self, name: str, importance: Tensor) -> Tensor | None:
+        ``tensor`` says which of several tensors is meant.
+        """
+        return self._part(name, tensor).of(parameter)
+
+    def importance_to_gguf(self, name: str, importance: Tensor, tensor: str | None = None) -> Tensor | None:
         """Return the importance of the columns of the parameter ``name``, shape (in,), in llama.cpp's order."""
-        return self._part(name).of_importance(importance)
+        return self._part(name, tensor).of_importance(importance)
 
-    def to_huggingface(self, name: str, tensor: Tensor) -> Tensor:
-        """Return ``tensor`` (rows first) of a file as transformers has it: the parameter ``name``."""
-        part = self._part(name)
+    def to_huggingface(self, name: str, *tensors: Tensor) -> Tensor:
+        """Return the parameter ``name`` of transformers of the ``tensors`` (rows first) that it becomes in a file."""
+        entry = self._entry(name)
+        if isinstance(entry, Pieces):
+            return entry.whole(*tensors)
+        [tensor], [part] = tensors, listed(entry)
+        tensor = part.undo(tensor)
         rows = _undone(part.rows, tensor)
         return rows if part.columns is same else _undone(part.columns, rows.transpose(0, 1)).transpose(0, 1)
 
-    def _part(self, name: str) -> Part:
-        [part] = self.family.parts(name) or []
+    def shape_of(self, name: str, *shapes: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the parameter ``name`` of the shapes of its tensors in a file."""
+        entry, tensors = self._entry(name), [torch.empty(tuple(shape), device="meta") for shape in shapes]
+        whole = entry.whole(*tensors) if isinstance(entry, Pieces) else listed(entry)[0].undo(tensors[0])
+        return tuple(whole.shape)
+
+    def _part(self, name: str, tensor: str | None) -> Part:
+        parts = self.family.parts(name) or []
+        [part] = parts if tensor is None else [part for part in parts if part.name == tensor]
         return part
+
+    def _entry(self, name: str) -> str | Part | Pieces:
+        entry = self.family.entry(name)
+        assert entry is not None, name  # noqa: S101  (for mypy)
+        return entry
 
     @cached_property
     def _in_layer(self) -> Mapping[str, str]:
@@ -77,22 +100,37 @@ class Architecture:
 
 
 def _reversed(parts: Parts) -> dict[str, str]:
-    """Return the names in transformers of the parts that are alone and can be undone, by their names in GGUF."""
-    named = ((name, Part(part) if isinstance(part, str) else part) for name, part in parts.items())
-    return {part.name: name for name, part in named if isinstance(part, Part) and part.values is same}
+    """Return the names in transformers by those in GGUF."""
+    return {part.name: name for name, entry in parts.items() for part in listed(entry)}
 
 
 def _undone(operation: Operation, tensor: Tensor) -> Tensor:
-    """Return what ``operation``, which orders rows in another way or adds a number, made ``tensor`` of."""
+    """Return what ``operation`` made ``tensor`` of: it orders rows in another way, adds a number, or scales rows."""
     if operation is same:
         return tensor
     numbers = torch.arange(tensor.shape[0], dtype=torch.float64)
-    moved = operation(numbers)
-    added = float((moved.sum() - numbers.sum()) / len(numbers))
-    order = (moved - added).round().long()
+    added = operation(torch.zeros_like(numbers))
+    factors = operation(torch.ones_like(numbers)) - added
+    order = ((operation(numbers) - added) / factors).round().long()
+    if not (added == 0).all():
+        tensor = tensor - _by_row(added, tensor)
+    if not (factors == 1).all():
+        tensor = tensor / _by_row(factors, tensor)
     original = torch.empty_like(tensor)
-    original[order] = tensor - added if added else tensor
+    original[order] = tensor
     return original
+
+
+def _by_row(numbers: Tensor, tensor: Tensor) -> Tensor:
+    return numbers.to(tensor.dtype).reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def stored_parameters(architecture: Architecture, header: GgufHeader) -> dict[str, list[StoredTensor]]:
+    """Return the tensors of each parameter that is complete in a file, by its name in transformers."""
+    tensors = header.tensors
+    names = dict.fromkeys(architecture.parameter_of(tensor) for tensor in tensors)
+    found = {name: architecture.tensors_of(name) for name in names if name}
+    return {name: [tensors[part] for part in parts] for name, parts in found.items() if set(parts) <= tensors.keys()}
 
 
 def known_architecture(header: GgufHeader) -> Architecture | None:

@@ -7,6 +7,7 @@ the tensor rope_freqs       divisors of the frequencies                    llama
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ _SILENT = ("type", "factor", "original_context_length", "finetuned")
 _OF_YARN = (*_SILENT, "yarn_beta_fast", "yarn_beta_slow", "attn_factor")
 
 
-def rope_scaling(header: GgufHeader, theta: float) -> dict[str, Any]:
-    """Return the parameters that transformers has for the scaling of a Llama or Qwen file; none if it has none.
+def rope_scaling(header: GgufHeader, theta: float, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the parameters that transformers has for the scaling of a file; none if it has none.
 
-    ``theta`` is the base of the frequencies. Raises ModelError if transformers cannot compute what llama.cpp does.
+    ``theta`` is the base of the frequencies, ``also`` are keys of YaRN that the caller reads. Raises
+    ModelError if transformers cannot compute what llama.cpp does.
     """
     kind, keys = _stated(header)
     scaled = {"rope_theta": theta, "rope_type": kind}
@@ -40,7 +42,7 @@ def rope_scaling(header: GgufHeader, theta: float) -> dict[str, Any]:
         return {}
     if kind == "linear" and keys.keys() <= set(_SILENT):
         return {**scaled, "factor": keys["factor"]}
-    if kind == "yarn" and keys.keys() <= set(_OF_YARN) and "factor" in keys:
+    if kind == "yarn" and keys.keys() <= {*_OF_YARN, *also} and "factor" in keys:
         return {**scaled, **_yarn(header, keys)}
     raise _unknown(header)
 

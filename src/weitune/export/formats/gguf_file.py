@@ -191,11 +191,11 @@ def _plan_from_gguf(weights: Weights, mixture: Mixture, importance: Mapping[str,
     mixture = mixture.over(tensor.name for tensor in base.tensors)
     plans = []
     for tensor in base.tensors:
-        name = base.architecture.huggingface_name(tensor.name)
+        name = base.architecture.parameter_of(tensor.name)
         form = mixture.format_of(tensor.name, tensor.shape)
-        moved = _moved(base, importance, name)
+        moved = _moved(base, importance, name, tensor.name)
         if name is not None and name in updates:
-            read = _rereading(base, weights, name, form, moved)
+            read = _rereading(base, weights, name, tensor.name, form, moved)
         elif form == tensor.type or (name is None and len(tensor.shape) == 1):
             form, read = tensor.type, _copying(tensor)
         else:
@@ -204,17 +204,20 @@ def _plan_from_gguf(weights: Weights, mixture: Mixture, importance: Mapping[str,
     return plans
 
 
-def _moved(base: GgufWeights, importance: Mapping[str, Tensor], name: str | None) -> Tensor | None:
-    """Return the importance of the columns of the parameter ``name`` in the order of the base file."""
+def _moved(base: GgufWeights, importance: Mapping[str, Tensor], name: str | None, tensor: str) -> Tensor | None:
+    """Return the importance of the columns of the parameter ``name`` in the order of ``tensor`` in the base file."""
     if name is None or name not in importance:
         return None
-    return base.architecture.importance_to_gguf(name, importance[name])
+    return base.architecture.importance_to_gguf(name, importance[name], tensor)
 
 
 def _rereading(
-    base: GgufWeights, weights: Weights, name: str, form: GGMLQuantizationType, importance: Tensor | None
+    base: GgufWeights, weights: Weights, name: str, tensor: str, form: GGMLQuantizationType, importance: Tensor | None
 ) -> Callable[[], _Pieces]:
-    return lambda: [quantized(base.architecture.to_gguf(name, weights.read(name, torch.float32)), form, importance)]
+    def pieces() -> _Pieces:
+        return [quantized(base.architecture.to_gguf(name, weights.read(name, torch.float32), tensor), form, importance)]
+
+    return pieces
 
 
 def _requantizing(tensor: StoredTensor, form: GGMLQuantizationType, importance: Tensor | None) -> Callable[[], _Pieces]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weitune.errors import ModelError, RunError
 from weitune.export.source.adapter_weights import AdapterWeights, applied
-from weitune.gguf.architecture import Architecture, known_architecture
+from weitune.gguf.architecture import Architecture, known_architecture, stored_parameters
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, read_header
 from weitune.model.load.config import read_config
@@ -88,12 +88,14 @@ class GgufWeights:
         self.architecture = architecture
         self.tensors = list(header.tensors.values())
         """As they are stored, in the order of the file."""
-        named = ((self.architecture.huggingface_name(tensor.name), tensor) for tensor in self.tensors)
-        self._known = {name: tensor for name, tensor in named if name}
+        self._known = stored_parameters(architecture, header)
 
     @cached_property
     def slots(self) -> Mapping[str, Slot]:
-        return {name: Slot(torch.float32, tensor.shape) for name, tensor in self._known.items()}
+        return {
+            name: Slot(torch.float32, self.architecture.shape_of(name, *(tensor.shape for tensor in tensors)))
+            for name, tensors in self._known.items()
+        }
 
     @property
     def left_out(self) -> list[str]:
@@ -101,7 +103,8 @@ class GgufWeights:
         return [tensor.name for tensor in self.tensors if self.architecture.is_left_out(tensor.name)]
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        return self.architecture.to_huggingface(name, self._known[name].read(dtype or torch.float32))
+        tensors = [tensor.read(dtype or torch.float32) for tensor in self._known[name]]
+        return self.architecture.to_huggingface(name, *tensors)
 
 
 class MergedWeights:

@@ -110,18 +110,23 @@ class Layout:
 def layout_of(files: ModelFiles, tensors: Iterable[str]) -> Layout:
     """Return the layout of a model whose files have ``tensors``. Raises ModelError if transformers does not know it."""
     if files.gguf:  # renamed when they are read
-        return Layout({name: Place((name,), (name,)) for name in tensors})
-    config = read_config(files)
-    try:
-        model = empty_model(copy.deepcopy(config))
-    except Exception as error:
-        raise ModelError("export.layout.no_model", folder=files.folder, reason=first_line(error)) from error
+        places = {name: Place((name,), (name,)) for name in tensors}
+        has_experts = any(".experts." in name for name in places)
+        return Layout(places, tuple(expert_parameters(_empty(files))) if has_experts else ())
+    model = _empty(files)
     names = model_names(files)
     named = names.in_files(tensors)
     text = {name: text for name, text in named.items() if text is not None}
     towers = {name: Place((name,), ()) for name, text in named.items() if text is None}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     return Layout({**towers, **_places_of(model, text)}, tuple(expert_parameters(model)), names, shapes)
+
+
+def _empty(files: ModelFiles) -> Any:
+    try:
+        return empty_model(copy.deepcopy(read_config(files)))
+    except Exception as error:
+        raise ModelError("export.layout.no_model", folder=files.folder, reason=first_line(error)) from error
 
 
 class _Named(NamedTuple):

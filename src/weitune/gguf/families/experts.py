@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weitune.gguf.families.dense import ATTENTION, LAYER, NORM_BETWEEN, TOP, granite_fields, rotated
-from weitune.gguf.families.family import Family, Part, Parts
+from weitune.gguf.families.family import Family, Part, Parts, Pieces
 from weitune.gguf.families.fields import (
     SIGMOID,
     attention_factor,
@@ -113,6 +114,10 @@ def granite_moe(config: Any) -> Family:
     return Family("granitemoe", layer, TOP, {**granite_fields(config), **experts})
 
 
+def _turned(matrices: Tensor) -> Tensor:
+    return matrices.transpose(1, 2)
+
+
 def gpt_oss(config: Any) -> Family:
     """gpt-oss: matrices of experts are (E, in, out) in transformers, the columns of gate and up in turn."""
     experts = expert_fields(config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
@@ -121,15 +126,21 @@ def gpt_oss(config: Any) -> Family:
         "post_attention_layernorm": "post_attention_norm",
         "self_attn.sinks": Part("attn_sinks.weight"),
         "mlp.router": "ffn_gate_inp",
-        "mlp.experts.gate_up_proj": (
-            Part("ffn_gate_exps.weight", values=lambda tensor: tensor[..., ::2].transpose(1, 2)),
-            Part("ffn_up_exps.weight", values=lambda tensor: tensor[..., 1::2].transpose(1, 2)),
+        "mlp.experts.gate_up_proj": Pieces(
+            (
+                Part("ffn_gate_exps.weight", values=lambda tensor: tensor[..., ::2].transpose(1, 2)),
+                Part("ffn_up_exps.weight", values=lambda tensor: tensor[..., 1::2].transpose(1, 2)),
+            ),
+            lambda *halves: torch.stack(halves, -1).transpose(1, 2).flatten(2),
         ),
-        "mlp.experts.gate_up_proj_bias": (
-            Part("ffn_gate_exps.bias", values=lambda tensor: tensor[:, ::2]),
-            Part("ffn_up_exps.bias", values=lambda tensor: tensor[:, 1::2]),
+        "mlp.experts.gate_up_proj_bias": Pieces(
+            (
+                Part("ffn_gate_exps.bias", values=lambda tensor: tensor[:, ::2]),
+                Part("ffn_up_exps.bias", values=lambda tensor: tensor[:, 1::2]),
+            ),
+            lambda *halves: torch.stack(halves, -1).flatten(1),
         ),
-        "mlp.experts.down_proj": Part("ffn_down_exps.weight", values=lambda tensor: tensor.transpose(1, 2)),
+        "mlp.experts.down_proj": Part("ffn_down_exps.weight", values=_turned, undo=_turned),
         "mlp.experts.down_proj_bias": Part("ffn_down_exps.bias"),
     }
     fields = {**common_fields(config), **experts, **periodic_window(config, "gpt-oss", 2)}
@@ -174,9 +185,16 @@ def deepseek(config: Any) -> Family:
         "self_attn.q_b_proj": "attn_q_b",
         "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
         "self_attn.kv_a_layernorm": "attn_kv_a_norm",
-        "self_attn.kv_b_proj": (
-            Part("attn_k_b", values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2), columns_are_inputs=False),
-            Part("attn_v_b", values=lambda tensor: by_head(tensor)[:, nope:]),
+        "self_attn.kv_b_proj": Pieces(
+            (
+                Part(
+                    "attn_k_b",
+                    values=lambda tensor: by_head(tensor)[:, :nope].transpose(1, 2),
+                    columns_are_inputs=False,
+                ),
+                Part("attn_v_b", values=lambda tensor: by_head(tensor)[:, nope:]),
+            ),
+            lambda keys, values: torch.cat([keys.transpose(1, 2), values], 1).flatten(0, 1),
         ),
     }
     fields = {

@@ -15,7 +15,7 @@ the columns of A (R, in).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,6 +45,8 @@ class Part(NamedTuple):
     """What happens to the whole parameter, where no adapter of llama.cpp can express it."""
     columns_are_inputs: bool = True
     """Whether each column is still what one input of the parameter is multiplied by."""
+    undo: Operation = same
+    """What undoes ``values``."""
 
     def of(self, parameter: Tensor) -> Tensor:
         """Return the tensor that ``parameter`` becomes."""
@@ -60,7 +62,15 @@ class Part(NamedTuple):
         return self.columns(a.T).T, self.rows(b)
 
 
-Parts = Mapping[str, str | Part | Sequence[Part]]
+class Pieces(NamedTuple):
+    """Several tensors of a GGUF file that are one parameter."""
+
+    parts: tuple[Part, ...]
+    whole: Callable[..., Tensor]
+    """Returns the parameter, given the tensors of ``parts`` in their order."""
+
+
+Parts = Mapping[str, str | Part | Pieces]
 """By the name of a module or a parameter, within a layer or at the top: a name alone if nothing else changes."""
 
 
@@ -89,6 +99,12 @@ class Family:
         module, _, kind = parameter.rpartition(".")
         return self._found(module, f".{kind}") if kind in _KINDS else None
 
+    def entry(self, parameter: str) -> str | Part | Pieces | None:
+        """Return what the layer or the top has for ``parameter``, or for its module; None if it has nothing."""
+        match = _LAYER.fullmatch(parameter)
+        name, entries = (match[2], self.layer) if match else (parameter, self.top)
+        return entries.get(name) or entries.get(name.rpartition(".")[0])
+
     def adapter_parts(self, module: str) -> list[Part] | None:
         """Return the matrices that a linear layer becomes, with full names; None if no adapter can change them."""
         parts = self._found(module, ".weight")
@@ -102,13 +118,11 @@ class Family:
         if found is None:
             return None
         before = f"blk.{match[1]}." if match else ""
-        return [part._replace(name=f"{before}{part.name}{kind}") for part in _listed(found)]
+        return [part._replace(name=f"{before}{part.name}{kind}") for part in listed(found)]
 
 
-def _listed(found: str | Part | Sequence[Part]) -> Iterator[Part]:
-    if isinstance(found, str):
-        yield Part(found)
-    elif isinstance(found, Part):
-        yield found
-    else:
-        yield from found
+def listed(found: str | Part | Pieces) -> tuple[Part, ...]:
+    """Return the tensors that an entry of :data:`Parts` names."""
+    if isinstance(found, Pieces):
+        return found.parts
+    return (found if isinstance(found, Part) else Part(found),)

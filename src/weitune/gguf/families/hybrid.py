@@ -9,15 +9,15 @@ from torch import Tensor
 
 from weitune.gguf.families.dense import ATTENTION, FEED_FORWARD, TOP, plus_one
 from weitune.gguf.families.experts import EXPERTS, SHARED_EXPERT
-from weitune.gguf.families.family import Family, Operation, Part, Parts
+from weitune.gguf.families.family import Family, Operation, Part, Parts, Pieces
 from weitune.gguf.families.fields import SIGMOID, common_fields, expert_fields, head_size, per_layer, require, rope_of
-from weitune.gguf.families.operations import decay, flat, halves, swapped
+from weitune.gguf.families.operations import decays, halves, kernels, swapped
 from weitune.gguf.metadata import Field, number
 
 _DELTA_RULE: Parts = {
     **plus_one({**ATTENTION, "post_attention_layernorm": "post_attention_norm"}),
-    "linear_attn.conv1d": Part("ssm_conv1d", values=flat),
-    "linear_attn.A_log": Part("ssm_a", values=decay),
+    "linear_attn.conv1d": kernels("ssm_conv1d"),
+    "linear_attn.A_log": decays("ssm_a"),
     "linear_attn.dt_bias": Part("ssm_dt.bias"),
     "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
@@ -39,11 +39,16 @@ def qwen3_next(config: Any) -> Family:
 
         return taken
 
+    def together(mixed: Tensor, gate: Tensor) -> Tensor:
+        queries, keys_, values = mixed.split((keys * key, keys * key, keys * value))
+        parts = [part.unflatten(0, (keys, -1)) for part in (queries, keys_, values, gate)]
+        return torch.cat(parts, 1).flatten(0, 1)
+
     layer = {
         **_DELTA_RULE,
         **EXPERTS,
         **SHARED_EXPERT,
-        "linear_attn.in_proj_qkvz": (Part("attn_qkv", rows(0, 1, 2)), Part("attn_gate", rows(3))),
+        "linear_attn.in_proj_qkvz": Pieces((Part("attn_qkv", rows(0, 1, 2)), Part("attn_gate", rows(3))), together),
         "linear_attn.in_proj_ba": "ssm_ba",
     }
     return Family("qwen3next", layer, plus_one(TOP), {**_delta_rule_fields(config, "qwen3next"), **_experts(config)})
@@ -77,8 +82,8 @@ def _tiled(config: Any) -> Parts:
         return torch.cat([tensor[:before], values(size)(tensor[before:])])
 
     return {
-        "linear_attn.conv1d": Part("ssm_conv1d", last_values, values=flat),
-        "linear_attn.A_log": Part("ssm_a", values(1), values=decay),
+        "linear_attn.conv1d": kernels("ssm_conv1d", last_values),
+        "linear_attn.A_log": decays("ssm_a", values(1)),
         "linear_attn.dt_bias": Part("ssm_dt.bias", values(1)),
         "linear_attn.in_proj_qkv": Part("attn_qkv", last_values),
         "linear_attn.in_proj_z": Part("attn_gate", values(size)),
@@ -90,6 +95,7 @@ def _tiled(config: Any) -> Parts:
 
 def _delta_rule_fields(config: Any, family: str) -> dict[str, Field]:
     kinds = list(config.layer_types)
+    require("full_attention" in kinds, family, f"layer_types {kinds}")
     interval = kinds.index("full_attention") + 1
     usual = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(len(kinds))]
     require(kinds == usual, family, f"layer_types {kinds}")
@@ -127,7 +133,7 @@ _SHORT_CONVOLUTION: Parts = {
     "self_attn.out_proj": "attn_output",
     "self_attn.q_layernorm": "attn_q_norm",
     "self_attn.k_layernorm": "attn_k_norm",
-    "conv.conv": Part("shortconv.conv", values=flat),
+    "conv.conv": kernels("shortconv.conv"),
     "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj",
     "feed_forward.w1": "ffn_gate",

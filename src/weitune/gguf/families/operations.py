@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weitune.gguf.families.family import Operation, Part
+from weitune.gguf.families.family import Operation, Part, Pieces, same
 
 
 def interleaved(heads: int) -> Operation:
@@ -40,19 +40,20 @@ def scaled(factors: float | Tensor) -> Operation:
     return times
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """Return the kernels of a convolution, (C, 1, K), as (C, K)."""
-    return tensor.squeeze(1)
+def kernels(name: str, rows: Operation = same) -> Part:
+    """Return the part of the kernels of a convolution, (C, 1, K), which are (C, K) in llama.cpp."""
+    return Part(name, rows, values=lambda tensor: tensor.squeeze(1), undo=lambda tensor: tensor.unsqueeze(1))
 
 
-def decay(tensor: Tensor) -> Tensor:
-    """Return the rates of a recurrence from their logarithms."""
-    return -torch.exp(tensor)
+def decays(name: str, rows: Operation = same) -> Part:
+    """Return the part of the rates of a recurrence, of which transformers has the logarithms."""
+    return Part(name, rows, values=lambda tensor: -torch.exp(tensor), undo=lambda tensor: torch.log(-tensor))
 
 
-def halves(first: str, second: str) -> tuple[Part, Part]:
+def halves(first: str, second: str) -> Pieces:
     """Return the parts of the experts' fused matrices (E, 2 I, in), or their biases (E, 2 I): first and second half."""
-    return (
+    parts = (
         Part(first, values=lambda tensor: tensor.chunk(2, 1)[0]),
         Part(second, values=lambda tensor: tensor.chunk(2, 1)[1]),
     )
+    return Pieces(parts, lambda *tensors: torch.cat(tensors, 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from weitune.gguf.families.dense import ATTENTION, TOP
 from weitune.gguf.families.family import Family, Part, Parts
 from weitune.gguf.families.fields import common_fields, require
-from weitune.gguf.families.operations import decay, flat, scaled
+from weitune.gguf.families.operations import kernels, scaled
 from weitune.gguf.metadata import Field, number
 
 
@@ -65,12 +65,14 @@ def _mamba(config: Any) -> Parts:
     """Return the parts of a layer's state space, named as in transformers."""
     return {
         "mamba.in_proj": "ssm_in",
-        "mamba.conv1d.weight": Part("ssm_conv1d.weight", values=flat),
+        "mamba.conv1d.weight": kernels("ssm_conv1d.weight"),
         "mamba.conv1d.bias": Part("ssm_conv1d.bias"),
         "mamba.dt_bias": Part("ssm_dt.bias"),
-        "mamba.A_log": Part("ssm_a", values=lambda tensor: decay(tensor).unsqueeze(1)),
-        "mamba.D": Part("ssm_d", values=lambda tensor: tensor.unsqueeze(1)),
-        "mamba.norm": Part("ssm_norm", values=lambda tensor: tensor.reshape(config.mamba_n_groups, -1)),
+        "mamba.A_log": Part("ssm_a", values=lambda a: -torch.exp(a).unsqueeze(1), undo=lambda a: torch.log(-a[:, 0])),
+        "mamba.D": Part("ssm_d", values=lambda tensor: tensor.unsqueeze(1), undo=torch.flatten),
+        "mamba.norm": Part(
+            "ssm_norm", values=lambda tensor: tensor.reshape(config.mamba_n_groups, -1), undo=torch.flatten
+        ),
         "mamba.out_proj": "ssm_out",
     }
 

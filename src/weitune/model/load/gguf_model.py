@@ -1,11 +1,12 @@
 """Load a model from a ``.gguf`` file, for the families whose names and row order weitune knows.
 
-    metadata   ─▶ configuration               as transformers makes it from the file
+    metadata   ─▶ configuration               (:mod:`weitune.gguf.configuration` for all but Llama, Qwen2 and Qwen3)
     tensors    ─▶ parameters, one at a time    dequantized from the mapped file straight into their number format
 
-transformers' own loader takes any family that it maps, but it reads every header string through NumPy, several times,
-and holds the whole model in memory before it fills the parameters. It is the reference of the tests, and it loads the
-files that are not known here (:func:`known`).
+transformers' own loader takes the families that it maps, but it reads every header string through NumPy, several
+times, holds the whole model in memory before it fills the parameters, and computes some models otherwise than llama.cpp
+(Gemma without its windows). It is the reference of the tests for Llama, Qwen2 and Qwen3, and it loads the families that
+are not known here.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from weitune.errors import ModelError
-from weitune.gguf.architecture import Architecture, known_architecture
+from weitune.gguf.architecture import Architecture, known_architecture, stored_parameters
+from weitune.gguf.configuration.find import configuration, is_known, require_same
+from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
 from weitune.gguf.rope import require_scaling, rope_scaling
 from weitune.model.load.locate import ModelFiles
@@ -46,6 +50,8 @@ _ROPE_THETA = 10000.0
 """What llama.cpp takes where a file says nothing."""
 _READERS = 4
 """Threads that dequantize weights."""
+_FEW_VALUES = 1 << 20
+"""Tensors of fewer, such as norms and rates, are converted in float32 before they are rounded."""
 _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
@@ -60,6 +66,8 @@ def gguf_config(files: ModelFiles) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     header = read_header(files.path)
+    if known(header) is None and is_known(header):
+        return _configured(header, files)
     if known(header) is None:
         config = AutoConfig.from_pretrained(
             files.folder, gguf_file=files.gguf, local_files_only=True, trust_remote_code=False
@@ -84,6 +92,16 @@ def gguf_config(files: ModelFiles) -> Any:
     return config
 
 
+def _configured(header: GgufHeader, files: ModelFiles) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    kind, values = configuration(header)
+    config = CONFIG_MAPPING[kind](**values)
+    require_same(header, family_of(config))
+    config.name_or_path = str(files.folder)
+    return config
+
+
 def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:
     """Return the model of a ``.gguf`` file in ``dtype``, its layers placed by ``placement`` (a ``device_map``).
 
@@ -92,15 +110,17 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     header = read_header(files.path)
-    architecture = known(header)
-    if architecture is None:
-        require_scaling(header, gguf_config(files))
+    config, alike = gguf_config(files), known(header)
+    if alike is None and not is_known(header):
+        require_scaling(header, config)
         return _by_transformers(files, dtype, placement)
-    config = gguf_config(files)
+    architecture = alike or Architecture(family_of(config))
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    named = ((architecture.huggingface_name(name), tensor) for name, tensor in header.tensors.items())
-    weights = {name: _Dequantized(name, tensor, architecture, dtype) for name, tensor in named if name}
-    if placement == {"": torch.device("cpu")}:
+    weights = {
+        name: _Dequantized(name, tensors, architecture, dtype)
+        for name, tensors in stored_parameters(architecture, header).items()
+    }
+    if alike is not None and placement == {"": torch.device("cpu")}:
         model, missing = _filled(kind, config, weights, dtype)
     else:
         model, report = kind.from_pretrained(
@@ -145,12 +165,14 @@ class _Dequantized:
     """A value of a state dict that is read when transformers slices it, as it slices safetensors."""
 
     name: str
-    stored: StoredTensor
+    stored: list[StoredTensor]
     architecture: Architecture
     dtype: torch.dtype
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self.architecture.to_huggingface(self.name, self.stored.read(self.dtype))[index]
+        few = sum(map(prod, (tensor.shape for tensor in self.stored))) < _FEW_VALUES
+        tensors = [tensor.read(torch.float32 if few else self.dtype) for tensor in self.stored]
+        return self.architecture.to_huggingface(self.name, *tensors).to(self.dtype)[index]
 
 
 def _by_transformers(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:

@@ -1,0 +1,1 @@
+"""The transformers configuration of a GGUF file."""
