@@ -1,8 +1,9 @@
 """How a tokenizer splits text, in the words of a GGUF file.
 
 llama.cpp splits text before BPE of bytes by one of the regular expressions compiled into it, which a file names.
-weitune recognises the name from the expressions in tokenizer.json. Under the names of OpenAI's o200k and Mistral's
-tekken llama.cpp splits some texts otherwise (:func:`splits_otherwise`).
+weitune recognises the name from the expressions in tokenizer.json, and has the expressions for the name when it reads
+a file (:func:`splitting_of`). Under the names of OpenAI's o200k and Mistral's tekken llama.cpp splits some texts
+otherwise (:func:`splits_otherwise`).
 
 Text before BPE of characters is not split. A file says whether a space comes before text: at the beginning, and after
 every token that was added to the vocabulary.
@@ -10,7 +11,7 @@ every token that was added to the vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from weitune.errors import ModelError
 
@@ -49,8 +50,47 @@ _SPLIT_OTHERWISE: dict[tuple[str, ...], str] = {
 }
 _WITHOUT_IGNORED_MERGES = {"llama-bpe": "dbrx"}
 """llama.cpp's name for the same expression where a word that is a token must still be merged step by step."""
+_SAME_EXPRESSIONS = {
+    "smaug-bpe": "llama-bpe",  # SmolLM3
+    "lfm2": "llama-bpe",
+    "dbrx": "llama-bpe",  # OLMo 2, Granite 4, Phi-4
+    "glm4": "llama-bpe",
+    "olmo": "gpt-2",  # OLMoE
+    "starcoder": "smollm",
+    "refact": "smollm",  # Granite 3
+    "hunyuan-dense": "deepseek-v3",
+}
+"""Names that llama.cpp's converter gives to published tokenizers, and weitune's name for what they split by.
+
+Only those whose published expressions are known: under a few more names llama.cpp may only come near them.
+"""
+_IGNORING_MERGES = {"llama-bpe", "smaug-bpe", "lfm2", "tekken"}
+_COMPOSING = {"qwen2", "qwen35", "olmo"}
 _SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _PREFIX = {"type": "Prepend", "prepend": "▁"}
+
+
+class Splitting(NamedTuple):
+    """What happens to text before BPE of bytes."""
+
+    patterns: tuple[str, ...]
+    """Regular expressions, one after the other. Their matches, and what is between them, become words."""
+    ignores_merges: bool
+    """A word that is a token becomes that token, whatever the merges say."""
+    composes: bool
+    """Text is composed first (NFC)."""
+
+
+def splitting_of(name: str) -> Splitting:
+    """Return how the published tokenizers split text that a file's ``name`` for it stands for.
+
+    Raises ModelError if weitune does not know that.
+    """
+    known = {known: patterns for patterns, known in {**_NAMES, **_SPLIT_OTHERWISE}.items()}
+    patterns = known.get(_SAME_EXPRESSIONS.get(name, name))
+    if patterns is None:
+        raise ModelError("gguf.splitting.unknown_name", name=name)
+    return Splitting(patterns, name in _IGNORING_MERGES, name in _COMPOSING)
 
 
 def splitting_name(core: dict[str, Any]) -> str:

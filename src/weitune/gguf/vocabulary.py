@@ -104,6 +104,11 @@ def name_in_file(tokenizer: Any, name: str) -> str:
     return f"Phi-3 {name}" if as_phi3 and "</s>" in strips and not _PHI3.search(name) else name
 
 
+def strips_after(token: str, name: str) -> bool:
+    """Return whether the added ``token`` swallows the white space after it, in a file of a model called ``name``."""
+    return bool(_PHI3.search(name)) and token not in _NOT_STRIPPING
+
+
 def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
     """Return the tokens that end an answer. Raises ModelError if there are more than GGUF can name."""
     if len(stop_tokens) > len(_END_TOKENS):

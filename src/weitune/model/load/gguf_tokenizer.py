@@ -1,4 +1,8 @@
-"""The tokenizer of a ``.gguf`` file: made by transformers, which takes seconds, and kept in the cache.
+"""The tokenizer of a ``.gguf`` file: made in seconds, and kept in the cache.
+
+    Llama, Qwen2, Qwen3            by transformers, for the architecture's class
+    others that weitune writes     by weitune (:mod:`weitune.gguf.tokenizer`), as a plain fast tokenizer
+    the rest                       by transformers, if it knows the architecture; not kept
 
     ~/.cache/weitune/tokenizers/<fingerprint>/      of the vocabulary, merges and template in the file
         tokenizer.json
@@ -15,12 +19,14 @@ import json
 import shutil
 import uuid
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.files.cache import cache_folder, mark_used
 from weitune.files.publish import folder_written_aside, publish_unless_there
 from weitune.gguf.header import GgufHeader, read_header
+from weitune.gguf.tokenizer import tokenizer_of
 from weitune.model.load.gguf_model import known
 from weitune.model.load.locate import ModelFiles
 
@@ -29,6 +35,14 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PREFIX = "tokenizer."
+_WRITTEN = frozenset(
+    {
+        "deepseek2", "ernie4_5", "exaone4", "falcon-h1", "gemma", "gemma2", "gemma3", "gemma4", "glm4", "glm4moe",
+        "gpt-oss", "granite", "granitemoe", "hunyuan-dense", "lfm2", "lfm2moe", "minimax-m2", "olmo2", "olmoe", "phi3",
+        "qwen2moe", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss", "smollm3",
+    }
+)  # fmt: skip
+"""Architectures that weitune writes, but for those that :func:`known` knows. Mixtral is "llama" with experts."""
 
 
 def tokenizer_cache() -> Path:
@@ -40,7 +54,8 @@ def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a ``.gguf`` file. Raises ModelError or what transformers raises."""
     header = read_header(files.path)
     beside = (files.folder / "tokenizer_config.json").is_file()  # it may name another class
-    if beside or known(header) is None:
+    own = _is_own(header)
+    if beside or (known(header) is None and not own):
         from transformers import AutoTokenizer
 
         given: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(files.folder, **_local(files))
@@ -48,10 +63,16 @@ def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     folder = tokenizer_cache() / _fingerprint(header)
     tokenizer = _kept(folder, header)
     if tokenizer is None:
-        tokenizer = _class(header).from_pretrained(files.folder, **_local(files))
+        tokenizer = tokenizer_of(header) if own else _class(header).from_pretrained(files.folder, **_local(files))
         _keep(tokenizer, folder, header)
     tokenizer.name_or_path = str(files.folder)
     return tokenizer
+
+
+def _is_own(header: GgufHeader) -> bool:
+    """Return whether weitune makes the tokenizer of a file."""
+    mixtral = header.architecture == "llama" and "llama.expert_count" in header.metadata
+    return mixtral or header.architecture in _WRITTEN
 
 
 def _local(files: ModelFiles) -> dict[str, Any]:
@@ -62,6 +83,8 @@ def _class(header: GgufHeader) -> Any:
     """Return the class of the architecture's tokenizer; AutoTokenizer would read the whole configuration to find it."""
     from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
 
+    if _is_own(header):
+        return PreTrainedTokenizerFast
     return TOKENIZER_MAPPING.get(CONFIG_MAPPING[header.architecture], PreTrainedTokenizerFast)
 
 
@@ -70,6 +93,8 @@ def _fingerprint(header: GgufHeader) -> str:
     import transformers
 
     versions = [transformers.__version__, tokenizers.__version__, header.architecture]
+    if _is_own(header):  # made by this version of weitune, and the name tells Phi-3 (weitune.gguf.vocabulary)
+        versions += [version("weitune"), str(header.get("general.name", ""))]
     digest = hashlib.sha256(json.dumps(versions).encode())
     for key, entry in sorted(header.metadata.items()):
         if key.startswith(_PREFIX):
