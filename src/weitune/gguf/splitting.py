@@ -59,6 +59,7 @@ _SAME_EXPRESSIONS = {
     "starcoder": "smollm",
     "refact": "smollm",  # Granite 3
     "hunyuan-dense": "deepseek-v3",
+    "deepseek-r1-qwen": "qwen2",  # the Qwen 2.5 models that DeepSeek distilled R1 into
 }
 """Names that llama.cpp's converter gives to published tokenizers, and weitune's name for what they split by.
 

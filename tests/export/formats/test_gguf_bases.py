@@ -78,4 +78,3 @@ def test_a_tensor_without_a_name_in_transformers_keeps_a_run_from_being_merged(t
     with pytest.raises(ModelError, match=r"1 tensors for which transformers has no name.*nextn\.eh_proj") as error:
         export(run, tmp_path / "merged", ExportOptions("merged", prompts=0))
     assert "--format gguf" in error.value.fix
-    assert export(run, tmp_path / "gguf", ExportOptions("gguf", gguf_type="F32", prompts=2)).verdict

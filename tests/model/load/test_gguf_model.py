@@ -123,9 +123,9 @@ def write_tensors(
     write_gguf_file(path, architecture, metadata, plans, lambda done, total: None)
 
 
-def reference(files: ModelFiles, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
-    """Return the configuration, the tokenizer and the model that transformers makes of a file."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def reference(files: ModelFiles, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return the configuration and the model that transformers makes of a file."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     where: Any = {"gguf_file": files.gguf, "local_files_only": True}
     config = AutoConfig.from_pretrained(files.folder, **where)
@@ -133,13 +133,12 @@ def reference(files: ModelFiles, dtype: torch.dtype = torch.float32) -> tuple[An
         files.folder, config=config, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **where
     )
     assert not hasattr(model.config, "quantization_config")
-    return config, AutoTokenizer.from_pretrained(files.folder, **where), model
+    return config, model
 
 
-def assert_equals_reference(loaded: LoadedModel, expected: tuple[Any, Any, Any]) -> None:
-    config, tokenizer, model = expected
+def assert_equals_reference(loaded: LoadedModel, expected: tuple[Any, Any]) -> None:
+    config, model = expected
     assert read_config(loaded.files).to_dict() == config.to_dict()
-    assert_same_tokenizer(loaded.tokenizer, tokenizer)
     ours = loaded.model
     assert type(ours) is type(model)
     assert ours.config.to_dict() == model.config.to_dict()
@@ -157,13 +156,9 @@ def assert_equals_reference(loaded: LoadedModel, expected: tuple[Any, Any, Any])
 
 
 def assert_same_tokenizer(ours: Any, expected: Any) -> None:
-    assert type(ours) is type(expected)
-    assert ours.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
     assert ours.special_tokens_map == expected.special_tokens_map
-    assert ours.added_tokens_decoder == expected.added_tokens_decoder
     assert ours.chat_template == expected.chat_template
     assert ours.chat_template
-    assert ours.init_kwargs == expected.init_kwargs
     for string in HARD:
         assert ours(string)["input_ids"] == expected(string)["input_ids"], string
         assert ours.decode(ours(string)["input_ids"]) == expected.decode(expected(string)["input_ids"])
@@ -172,14 +167,15 @@ def assert_same_tokenizer(ours: Any, expected: Any) -> None:
 @pytest.mark.slow
 def test_smollm2_is_what_transformers_makes_of_it(smollm2: str) -> None:
     """Of its thirty blocks, all alike, three: transformers takes long to find the names of many."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     loaded = load_model(smollm2, precision="fp32", device="cpu")
     folder, where = loaded.files.folder, {"gguf_file": loaded.files.gguf, "local_files_only": True}
     assert known(read_header(loaded.files.path))
     config = AutoConfig.from_pretrained(folder, **where)
     assert read_config(loaded.files).to_dict() == config.to_dict()
-    assert_same_tokenizer(loaded.tokenizer, AutoTokenizer.from_pretrained(folder, **where))
+    digits = loaded.tokenizer("1234", add_special_tokens=False)["input_ids"]
+    assert [loaded.tokenizer.decode([digit]) for digit in digits] == ["1", "2", "3", "4"]
     config.num_hidden_layers = 3
     expected = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
@@ -207,6 +203,7 @@ def test_a_known_family_is_what_transformers_makes_of_it(
     loaded = load_model(str(path), precision=precision, device="cpu")
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     assert_equals_reference(loaded, reference(loaded.files, dtype))
+    assert_same_tokenizer(loaded.tokenizer, tiny_tokenizer(TEMPLATE_OF[family]))
 
 
 def test_a_family_that_only_transformers_knows_is_loaded_by_it(tmp_path: Path) -> None:
