@@ -49,10 +49,6 @@ class Architecture:
         """Return the names of the GGUF tensors that the parameter ``name`` becomes."""
         return [part.name for part in self.family.parts(name) or ()]
 
-    def is_left_out(self, tensor: str) -> bool:
-        """Return whether a GGUF tensor has weights of the model, but no name in transformers."""
-        return tensor not in _COMPUTED and self.parameter_of(tensor) is None
-
     def to_gguf(self, name: str, parameter: Tensor, tensor: str | None = None) -> Tensor:
         """Return the parameter ``name`` of transformers (rows first) as llama.cpp has it.
 
@@ -127,10 +123,22 @@ def _by_row(numbers: Tensor, tensor: Tensor) -> Tensor:
 
 def stored_parameters(architecture: Architecture, header: GgufHeader) -> dict[str, list[StoredTensor]]:
     """Return the tensors of each parameter that is complete in a file, by its name in transformers."""
-    tensors = header.tensors
+    tensors = tensors_that_are_run(header)
     names = dict.fromkeys(architecture.parameter_of(tensor) for tensor in tensors)
     found = {name: architecture.tensors_of(name) for name in names if name}
-    return {name: [tensors[part] for part in parts] for name, parts in found.items() if set(parts) <= tensors.keys()}
+    complete = {name: parts for name, parts in found.items() if parts and set(parts) <= tensors.keys()}
+    return {name: [tensors[part] for part in parts] for name, parts in complete.items()}
+
+
+def tensors_that_are_run(header: GgufHeader) -> dict[str, StoredTensor]:
+    """Return the tensors of a file that transformers has as parameters.
+
+    Left out are those that it computes, and layers that predict several tokens at once, which it does not run.
+    """
+    name = header.architecture
+    layers = header.get(f"{name}.block_count", 0) - header.get(f"{name}.nextn_predict_layers", 0)
+    blocks = {tensor: _BLOCK.fullmatch(tensor) for tensor in header.tensors if tensor not in _COMPUTED}
+    return {tensor: header.tensors[tensor] for tensor, block in blocks.items() if not block or int(block[1]) < layers}
 
 
 def known_architecture(header: GgufHeader) -> Architecture | None:

@@ -7,13 +7,14 @@ the tensor rope_freqs       divisors of the frequencies                    llama
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from weitune.errors import ModelError
-from weitune.gguf.families.fields import llama3_divisors, turns_per_token, usual_attention_factor
+from weitune.gguf.families.fields import llama3_divisors, rope_of, turns_per_token, usual_attention_factor
 from weitune.gguf.header import GgufHeader, StoredTensor
 
 _DIVISORS = "rope_freqs.weight"
@@ -22,7 +23,7 @@ _LOW, _HIGH = 1.0, 4.0
 """The ``low_freq_factor`` and ``high_freq_factor`` of every published model; a file does not tell them."""
 _SILENT = ("type", "factor", "original_context_length", "finetuned")
 """Keys that change nothing alone."""
-_OF_YARN = (*_SILENT, "yarn_beta_fast", "yarn_beta_slow", "attn_factor")
+_OF_YARN = (*_SILENT, "yarn_beta_fast", "yarn_beta_slow", "attn_factor", "yarn_attn_factor")
 
 
 def rope_scaling(header: GgufHeader, theta: float, also: Sequence[str] = ()) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def rope_scaling(header: GgufHeader, theta: float, also: Sequence[str] = ()) -> 
     divisors = header.tensors.get(_DIVISORS)
     if divisors is not None and _is_llama3(divisors):
         if kind is not None:
-            raise _unknown(header)
+            raise unknown_scaling(header)
         return {**scaled, **_llama3(header, divisors, theta)}
     if kind is None:
         return {}
@@ -44,7 +45,7 @@ def rope_scaling(header: GgufHeader, theta: float, also: Sequence[str] = ()) -> 
         return {**scaled, "factor": keys["factor"]}
     if kind == "yarn" and keys.keys() <= {*_OF_YARN, *also} and "factor" in keys:
         return {**scaled, **_yarn(header, keys)}
-    raise _unknown(header)
+    raise unknown_scaling(header)
 
 
 def require_scaling(header: GgufHeader, config: Any) -> None:
@@ -57,7 +58,15 @@ def require_scaling(header: GgufHeader, config: Any) -> None:
         each.get("rope_type", "default") != "default" for each in (rope, *rope.values()) if isinstance(each, dict)
     )
     if not read and (scaled or any(name in header.tensors for name in _LONG_ROPE)):
-        raise _unknown(header)
+        raise unknown_scaling(header)
+
+
+def require_kept(header: GgufHeader, config: Any) -> None:
+    """Raise ModelError unless the layers of ``config`` without a window scale positions as the file states."""
+    kind, keys = _stated(header)
+    rope = rope_of(config, "full_attention")
+    if kind is not None and (rope.get("rope_type") != kind or rope.get("factor") != keys.get("factor")):
+        raise unknown_scaling(header)
 
 
 def _stated(header: GgufHeader) -> tuple[str | None, dict[str, Any]]:
@@ -75,13 +84,16 @@ def _stated(header: GgufHeader) -> tuple[str | None, dict[str, Any]]:
 
 def _yarn(header: GgufHeader, keys: dict[str, Any]) -> dict[str, Any]:
     factor, own = keys["factor"], keys.get("attn_factor", 1.0)
+    usual = usual_attention_factor(factor)
+    if not math.isclose(keys.get("yarn_attn_factor", usual), usual, rel_tol=1e-4):  # llama.cpp computes it
+        raise unknown_scaling(header)
     context = header.get(f"{header.architecture}.context_length")
     found = {
         "factor": factor,
         "original_max_position_embeddings": keys.get("original_context_length", context),
         **{key: keys[f"yarn_{key}"] for key in ("beta_fast", "beta_slow") if f"yarn_{key}" in keys},
     }
-    return found if own == 1 else {**found, "attention_factor": own * usual_attention_factor(factor)}
+    return found if own == 1 else {**found, "attention_factor": own * usual}
 
 
 def _is_llama3(divisors: StoredTensor) -> bool:
@@ -96,7 +108,7 @@ def _llama3(header: GgufHeader, stored: StoredTensor, theta: float) -> dict[str,
     between = (divisors > 1) & (divisors < factor)
     contexts = (_LOW + untouched * (_HIGH - _LOW)) / turns_per_token(theta, head)
     if not between.any():
-        raise _unknown(header)
+        raise unknown_scaling(header)
     found = {
         "rope_type": "llama3",
         "factor": factor,
@@ -106,11 +118,12 @@ def _llama3(header: GgufHeader, stored: StoredTensor, theta: float) -> dict[str,
     }
     again = llama3_divisors({**found, "rope_theta": theta}, head).double()
     if not torch.allclose(again, divisors, rtol=1e-4, atol=0):
-        raise _unknown(header)
+        raise unknown_scaling(header)
     return found
 
 
-def _unknown(header: GgufHeader) -> ModelError:
+def unknown_scaling(header: GgufHeader) -> ModelError:
+    """Return the error for a file whose scaling transformers does not compute."""
     before = f"{header.architecture}.rope.scal"
     stated = [f"{key} {header.get(key)}" for key in header.metadata if key.startswith(before)]
     tensors = [name for name in (_DIVISORS, *_LONG_ROPE) if name in header.tensors]

@@ -51,6 +51,8 @@ _SPLIT_OTHERWISE: dict[tuple[str, ...], str] = {
 _WITHOUT_IGNORED_MERGES = {"llama-bpe": "dbrx"}
 """llama.cpp's name for the same expression where a word that is a token must still be merged step by step."""
 _SAME_EXPRESSIONS = {
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
     "smaug-bpe": "llama-bpe",  # SmolLM3
     "lfm2": "llama-bpe",
     "dbrx": "llama-bpe",  # OLMo 2, Granite 4, Phi-4
@@ -65,7 +67,8 @@ _SAME_EXPRESSIONS = {
 
 Only those whose published expressions are known: under a few more names llama.cpp may only come near them.
 """
-_IGNORING_MERGES = {"llama-bpe", "smaug-bpe", "lfm2", "tekken"}
+_IGNORING_MERGES = {"llama-bpe", "llama3", "llama-v3", "smaug-bpe", "lfm2", "tekken"}
+_OPENING = {"llama-bpe", "llama3", "llama-v3", "lfm2", "tekken"}
 _COMPOSING = {"qwen2", "qwen35", "olmo"}
 _SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _PREFIX = {"type": "Prepend", "prepend": "▁"}
@@ -80,6 +83,8 @@ class Splitting(NamedTuple):
     """A word that is a token becomes that token, whatever the merges say."""
     composes: bool
     """Text is composed first (NFC)."""
+    opens: bool
+    """The BOS token comes first where a file does not say whether it does."""
 
 
 def splitting_of(name: str) -> Splitting:
@@ -91,7 +96,7 @@ def splitting_of(name: str) -> Splitting:
     patterns = known.get(_SAME_EXPRESSIONS.get(name, name))
     if patterns is None:
         raise ModelError("gguf.splitting.unknown_name", name=name)
-    return Splitting(patterns, name in _IGNORING_MERGES, name in _COMPOSING)
+    return Splitting(patterns, name in _IGNORING_MERGES, name in _COMPOSING, name in _OPENING)
 
 
 def splitting_name(core: dict[str, Any]) -> str:

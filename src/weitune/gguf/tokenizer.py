@@ -15,6 +15,7 @@ are not as they were:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,7 +58,8 @@ def tokenizer_of(header: GgufHeader) -> PreTrainedTokenizerFast:
         raise ModelError("gguf.tokenizer.unknown_model", model=kind)
     core.add_tokens(_added_tokens(vocabulary, str(header.get("general.name", ""))))
     named = {name: _token(header, vocabulary, key) for key, name in _SPECIAL.items()}
-    first = named["bos_token"] if header.get("tokenizer.ggml.add_bos_token", kind == "llama") else None
+    opens = kind == "llama" or splitting_of(str(header.get("tokenizer.ggml.pre", ""))).opens
+    first = named["bos_token"] if header.get("tokenizer.ggml.add_bos_token", opens) else None
     last = named["eos_token"] if header.get("tokenizer.ggml.add_eos_token", False) else None
     if first or last:
         core.post_processor = _surrounding(core, first, last)
@@ -140,11 +142,14 @@ def merges_of(tokens: Sequence[str], types: Sequence[int], scores: Sequence[floa
 
     The pairs of the token with the highest score come first, and among those the ones with the longer left part, as
     transformers orders them when it converts SentencePiece's files. Tokens with the lowest score of all are merged from
-    nothing: single characters, and in weitune's files all that has no merges. Seconds for 262,144 tokens.
+    nothing: single characters, and in weitune's files all that has no merges. In files with one score for all, as
+    llama.cpp's converter writes them without SentencePiece's file, the order is that of the ids. Seconds for 262,144
+    tokens.
     """
     apart = (TokenType.BYTE, TokenType.UNUSED)
     whole = {token for token, kind in zip(tokens, types, strict=True) if kind not in apart}
-    lowest = min(scores[: len(tokens)], default=0.0)
+    ranked = [scores[i] for i, token in enumerate(tokens) if token in whole]
+    lowest = min(ranked) if len(set(ranked)) > 1 else -math.inf
     merged = [i for i, token in enumerate(tokens) if token in whole and scores[i] > lowest]
     merged.sort(key=lambda i: -scores[i])
     return [

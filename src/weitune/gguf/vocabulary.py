@@ -16,6 +16,7 @@ from typing import Any
 
 from gguf import GGUFValueType, TokenType
 from weitune.errors import ModelError
+from weitune.gguf.header import GgufHeader
 from weitune.gguf.metadata import Field, array, boolean, number, text
 from weitune.gguf.splitting import space_before_text, splitting_name
 
@@ -115,6 +116,13 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
         raise ModelError("gguf.vocabulary.too_many_stop_tokens", tokens=len(stop_tokens), most=len(_END_TOKENS))
     named = zip(_END_TOKENS, stop_tokens, strict=False)
     return {f"tokenizer.ggml.{name}_token_id": number(token) for name, token in named}
+
+
+def stop_tokens(header: GgufHeader) -> int | list[int] | None:
+    """Return the tokens that end an answer, as transformers' configurations have them."""
+    named = (header.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS)
+    tokens = list(dict.fromkeys(token for token in named if token is not None))
+    return tokens if len(tokens) > 1 else next(iter(tokens), None)
 
 
 def _tokens(core: dict[str, Any], size: int) -> tuple[list[str], list[int]]:

@@ -99,7 +99,6 @@ def test_every_name_comes_back() -> None:
         assert parts is not None
         assert llama.parameter_of(parts[0].name) == name
     assert llama.parameter_of("rope_freqs.weight") is None
-    assert not llama.is_left_out("rope_freqs.weight")
     assert family.parts("model.layers.0.mlp.experts.0.up_proj.weight") is None
 
 

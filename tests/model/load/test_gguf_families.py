@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.families import family_model
 from tests.model.load.test_gguf_model import write_tensors
 from tests.tiny import tiny_tokenizer
 from weitune.errors import ModelError
+from weitune.export.source.base_weights import GgufWeights, open_weights
 from weitune.gguf.architecture import Architecture
 from weitune.gguf.families.find import family_of
 from weitune.gguf.metadata import Field, array, boolean, number, real, text
@@ -22,6 +24,11 @@ from weitune.model.load.config import read_config
 from weitune.model.load.locate import locate
 from weitune.model.load.weights import load_weights
 
+_YARN = {
+    "rope.scaling.type": text("yarn"),
+    "rope.scaling.factor": real(4),
+    "rope.scaling.original_context_length": number(64),
+}
 WRAPPED = ("gemma3", "gemma4")
 """Models with a tower, whose text models are tested."""
 KINDS = {**{name: (name, overrides) for name, overrides in FAMILIES.items() if name not in WRAPPED}, **VARIANTS}
@@ -29,16 +36,24 @@ SCALED = ("falcon_h1",)
 """Families whose constant factors are in the weights of a file: the parameters differ, the model does not."""
 
 
-def written(path: Path, model: Any, *, also: Mapping[str, Field | None] | None = None, without: str = "") -> Path:
+def written(
+    path: Path,
+    model: Any,
+    *,
+    also: Mapping[str, Field | None] | None = None,
+    without: str = "",
+    more: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Write ``model`` in float32; ``also`` are metadata to add, or to leave out where they are None."""
     family = family_of(model.config)
-    more = {f"{family.name}.{key}": value for key, value in (also or {}).items()}
-    metadata = {key: value for key, value in {**family.metadata(), **more}.items() if value is not None}
+    named = {key if key.startswith("tokenizer") else f"{family.name}.{key}": each for key, each in (also or {}).items()}
+    metadata = {key: each for key, each in {**family.metadata(), **named}.items() if each is not None}
     tensors = dict(family.computed)
     for name, tensor in model.state_dict().items():
         if not (name == "lm_head.weight" and model.config.tie_word_embeddings):
             tensors.update((part.name, part.of(tensor)) for part in family.parts(name) or ())
     tensors.pop(without, None)
+    tensors.update(more or {})
     write_tensors(path, family.name, metadata, tensors, GGMLQuantizationType.F32)
     return path
 
@@ -78,8 +93,49 @@ def test_a_period_stands_for_the_layers_with_a_window(tmp_path: Path) -> None:
 
 def test_layers_that_predict_more_tokens_are_left_out(tmp_path: Path) -> None:
     model = family_model("glm4_moe", **FAMILIES["glm4_moe"])
-    path = written(tmp_path / "tiny.gguf", model, also={"block_count": number(3), "nextn_predict_layers": number(1)})
+    also = {"block_count": number(3), "nextn_predict_layers": number(1)}
+    block = {"blk.2.attn_q.weight": torch.ones(64, 64), "blk.2.nextn.eh_proj.weight": torch.ones(64, 128)}
+    path = written(tmp_path / "tiny.gguf", model, also=also, more=block)
     assert loaded(path).config.num_hidden_layers == 2
+    weights = open_weights(locate(str(path)))
+    assert isinstance(weights, GgufWeights)
+    assert weights.left_out == []
+    assert not any(name.startswith("model.layers.2") for name in weights.slots)
+
+
+@pytest.mark.parametrize("also", [{}, {"rope.scaling.yarn_attn_factor": real(0.1 * math.log(4) + 1)}])
+def test_only_layers_without_a_window_are_scaled(also: dict[str, Field | None], tmp_path: Path) -> None:
+    default = {"rope_type": "default", "rope_theta": 1e4}
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    model = family_model("olmo3", rope_parameters={"full_attention": yarn, "sliding_attention": default}).eval()
+    read = loaded(written(tmp_path / "tiny.gguf", model, also=also))
+    ids = torch.arange(5, 69).reshape(1, -1)
+    with torch.inference_mode():
+        assert torch.allclose(read(ids).logits, model(ids).logits, atol=1e-5)
+
+
+def test_all_stop_tokens_are_read(tmp_path: Path) -> None:
+    ends = {f"tokenizer.ggml.{name}_token_id": number(token) for name, token in (("eos", 2), ("eot", 7), ("eom", 2))}
+    path = written(tmp_path / "tiny.gguf", family_model("glm4"), also=ends)
+    assert read_config(locate(str(path))).eos_token_id == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "also"),
+    [
+        ("phi3", {"attention.sliding_window": number(2047)}),  # llama.cpp does not heed it
+        ("granite", {"ssm.conv_kernel": number(4), "expert_shared_feed_forward_length": number(64)}),
+    ],
+)
+def test_what_llama_cpp_does_not_read_is_not_refused(name: str, also: dict[str, Field | None], tmp_path: Path) -> None:
+    loaded(written(tmp_path / "tiny.gguf", family_model(name, **FAMILIES[name]), also=also))
+
+
+@pytest.mark.parametrize("tensor", ["blk.0.ffn_down.scale", "blk.1.ffn_norm.bias", "another.weight"])
+def test_a_tensor_that_transformers_would_leave_out_is_named(tensor: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "tiny.gguf", family_model("granite", attention_bias=False), more={tensor: torch.ones(64)})
+    with pytest.raises(ModelError, match=rf"has 1 tensors that transformers does not compute with.*{tensor}"):
+        loaded(path)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +148,8 @@ def test_layers_that_predict_more_tokens_are_left_out(tmp_path: Path) -> None:
         ("granite", {"attention.value_length": number(8)}, r"attention\.value_length = 8, .* 16"),
         ("qwen3_next", {"feed_forward_length": array([1, 2], GGUFValueType.UINT32)}, "differs from layer to layer"),
         ("phi3", {"rope.scaling.type": text("longrope")}, r"scales its rotary positions"),
+        ("granite", {"rope.scaling.finetuned": boolean(False)}, r"scales its rotary positions.*finetuned False"),
+        ("olmo3", {"rope.scaling.yarn_attn_factor": real(2), **_YARN}, r"scales its rotary positions"),
     ],
 )
 def test_a_file_that_transformers_would_compute_otherwise_is_refused(
@@ -127,7 +185,6 @@ def test_what_a_family_does_to_a_parameter_can_be_undone(kind: str) -> None:
             continue
         stored = [architecture.to_gguf(parameter, tensor, each) for each in names]
         assert {architecture.parameter_of(each) for each in names} == {parameter}
-        assert not any(architecture.is_left_out(each) for each in names)
         back = architecture.to_huggingface(parameter, *stored)
         assert architecture.shape_of(parameter, *(each.shape for each in stored)) == tuple(tensor.shape) == back.shape
         assert torch.allclose(back.to(tensor.dtype), tensor, atol=1e-6)

@@ -2,7 +2,8 @@
 
 :mod:`weitune.gguf.mixture` says which number format each tensor gets. Tensors are read (and merged), reordered,
 quantized and written one at a time, those of experts one expert at a time. From a base that is itself a ``.gguf`` file,
-the metadata is kept, and tensors that neither the adapter nor the type changes are copied.
+the metadata is kept, tensors that neither the adapter nor the type changes are copied, and adapted experts are merged
+together, which takes the memory of all experts of a layer.
 """
 
 from __future__ import annotations

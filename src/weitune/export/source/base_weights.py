@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weitune.errors import ModelError, RunError
 from weitune.export.source.adapter_weights import AdapterWeights, applied
-from weitune.gguf.architecture import Architecture, known_architecture, stored_parameters
+from weitune.gguf.architecture import Architecture, known_architecture, stored_parameters, tensors_that_are_run
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, read_header
 from weitune.model.load.config import read_config
@@ -85,7 +85,7 @@ class GgufWeights:
     """The tensors of a ``.gguf`` file as transformers knows them, in float32."""
 
     def __init__(self, header: GgufHeader, architecture: Architecture) -> None:
-        self.architecture = architecture
+        self.architecture, self._header = architecture, header
         self.tensors = list(header.tensors.values())
         """As they are stored, in the order of the file."""
         self._known = stored_parameters(architecture, header)
@@ -99,8 +99,9 @@ class GgufWeights:
 
     @property
     def left_out(self) -> list[str]:
-        """The names in the file of weights that are not among the :attr:`slots`."""
-        return [tensor.name for tensor in self.tensors if self.architecture.is_left_out(tensor.name)]
+        """The names in the file of weights that are run and not among the :attr:`slots`."""
+        known = {tensor.name for tensors in self._known.values() for tensor in tensors}
+        return [name for name in tensors_that_are_run(self._header) if name not in known]
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         tensors = [tensor.read(dtype or torch.float32) for tensor in self._known[name]]

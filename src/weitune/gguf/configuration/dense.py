@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weitune.gguf.configuration.stored import Stored, Values, biases, by_kind, common_values, window_values
+from weitune.gguf.rope import unknown_scaling
 
 _ATTENTION_BIAS = {"attention_bias": "attn_q"}
 _LONG_ROPE = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
@@ -71,12 +72,22 @@ def _long_rope(stored: Stored, original: int) -> Values:
 
 def olmo2(stored: Stored) -> Values:
     """OLMo 2, and OLMo 3 with its windows."""
-    windows = window_values(stored, 4) if stored.optional("attention.sliding_window") else {}
-    return {**plain(stored), **windows}
+    values = plain(stored)
+    if not stored.optional("attention.sliding_window"):
+        return values
+    rope = values["rope_parameters"]
+    sliding = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    return {
+        **values,
+        **window_values(stored, 4),
+        "rope_parameters": {"full_attention": rope, "sliding_attention": sliding},
+    }
 
 
 def granite(stored: Stored) -> Values:
-    """Granite 3."""
+    """Granite 3. A file that says that rotary positions are not fine-tuned has none in llama.cpp."""
+    if not stored("rope.scaling.finetuned", True):
+        raise unknown_scaling(stored.header)
     return {
         **plain(stored),
         "attention_multiplier": stored("attention.scale"),

@@ -6,6 +6,7 @@ from weitune.gguf.configuration.dense import granite, plain, without_window
 from weitune.gguf.configuration.stored import Stored, Values, biases, common_values, rope_of, window_values
 
 _LOG_MULTIPLIER = "yarn_log_multiplier"
+_DEEPSEEK_EXPERTS = 256
 
 
 def _counts(stored: Stored, count: str, width: str) -> Values:
@@ -70,15 +71,19 @@ def minimax(stored: Stored) -> Values:
 
 
 def _routed(stored: Stored) -> Values:
-    """Return what families with DeepSeek's routing have."""
+    """Return what families with DeepSeek's routing have.
+
+    Early files of DeepSeek V3 do not tell its groups of experts; llama.cpp then routes among all, as no group does.
+    """
+    usual_groups = None if stored("expert_count") == _DEEPSEEK_EXPERTS else 1
     return {
         **_counts(stored, "n_routed_experts", "moe_intermediate_size"),
         "first_k_dense_replace": stored("leading_dense_block_count"),
         "n_shared_experts": stored("expert_shared_count"),
         "routed_scaling_factor": stored("expert_weights_scale", 1.0),
         "norm_topk_prob": stored("expert_weights_norm", False),
-        "n_group": stored("expert_group_count", 1),
-        "topk_group": stored("expert_group_used_count", 1),
+        "n_group": stored("expert_group_count", usual_groups),
+        "topk_group": stored("expert_group_used_count", usual_groups),
     }
 
 

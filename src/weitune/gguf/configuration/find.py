@@ -48,6 +48,13 @@ _KINDS: Mapping[str, tuple[str, _Reading]] = {
 """Model type in transformers. Llama with experts is Mixtral."""
 _SAYS_NOTHING = ("rope.scaling.", "rope.scale_linear", "nextn_predict_layers", "use_parallel_residual", "pooling_type")
 """Keys, or what they begin with, that are read elsewhere or change nothing."""
+_NOT_READ = {
+    "phi3": ("attention.sliding_window",),  # llama.cpp attends to everything, whatever the file says
+    "granite": ("ssm.", "expert_shared_feed_forward_length"),  # of Granite 4's dense models, which have neither
+}
+"""The same for an architecture; of parts that no layer has."""
+_PARTS = {"ssm.": "ssm_", "expert_shared_feed_forward_length": "_shexp"}
+"""By a key, what is in the names of the tensors that it is about."""
 
 
 def is_known(header: GgufHeader) -> bool:
@@ -74,8 +81,9 @@ def require_same(header: GgufHeader, family: Family) -> None:
     A key that the family does not have is refused too: nobody knows what it changes.
     """
     before, expected = f"{header.architecture}.", family.metadata()
+    says_nothing = (*_SAYS_NOTHING, *_not_read(header))
     for key in (key for key in header.metadata if key.startswith(before)):
-        if key.removeprefix(before).startswith(_SAYS_NOTHING):
+        if key.removeprefix(before).startswith(says_nothing):
             continue
         found, wanted = header.get(key), expected[key].value if key in expected else None
         if key.endswith(".sliding_window_pattern") and not isinstance(found, list):
@@ -86,6 +94,11 @@ def require_same(header: GgufHeader, family: Family) -> None:
         stored = header.tensors.get(name)
         if stored is not None and not torch.allclose(stored.read(), tensor, rtol=1e-4):
             raise ModelError("gguf.configuration.other_tensor", tensor=name)
+
+
+def _not_read(header: GgufHeader) -> list[str]:
+    keys = _NOT_READ.get(header.architecture, ())
+    return [key for key in keys if key not in _PARTS or not any(_PARTS[key] in name for name in header.tensors)]
 
 
 def _shortened(header: GgufHeader, key: str, value: Any) -> Any:

@@ -11,12 +11,13 @@ from typing import Any
 from weitune.errors import ModelError
 from weitune.gguf.header import GgufHeader
 from weitune.gguf.rope import rope_scaling
+from weitune.gguf.vocabulary import stop_tokens
 
 Values = dict[str, Any]
 """Keyword arguments of a configuration."""
 _ROPE_THETA = 10000.0
 """What llama.cpp takes where a file says nothing."""
-_TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
+_TOKENS = {"bos": "bos", "padding": "pad"}
 
 
 class Stored:
@@ -93,6 +94,7 @@ def shape_values(stored: Stored) -> Values:
         "rms_norm_eps": stored("attention.layer_norm_rms_epsilon"),
         "vocab_size": stored.vocabulary,
         "tie_word_embeddings": "output.weight" not in stored.header.tensors,
+        "eos_token_id": stop_tokens(stored.header),
         **tokens,
     }
 

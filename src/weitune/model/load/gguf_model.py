@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from weitune.errors import ModelError
-from weitune.gguf.architecture import Architecture, known_architecture, stored_parameters
+from weitune.gguf.architecture import Architecture, known_architecture, stored_parameters, tensors_that_are_run
 from weitune.gguf.configuration.find import configuration, is_known, require_same
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
-from weitune.gguf.rope import require_scaling, rope_scaling
+from weitune.gguf.rope import require_kept, require_scaling, rope_scaling
+from weitune.gguf.vocabulary import stop_tokens
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import counted
 
@@ -52,7 +53,7 @@ _READERS = 4
 """Threads that dequantize weights."""
 _FEW_VALUES = 1 << 20
 """Tensors of fewer, such as norms and rates, are converted in float32 before they are rounded."""
-_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+_SPECIAL = {"bos": "bos", "unknown": "unk", "padding": "pad"}
 
 
 def known(header: GgufHeader) -> Architecture | None:
@@ -82,6 +83,7 @@ def gguf_config(files: ModelFiles) -> Any:
     keys |= {f"tokenizer.ggml.{key}_token_id": f"{name}_token_id" for key, name in _SPECIAL.items()}
     keys["general.name"] = "_model_name_or_path"
     values = {name: header.get(key) for key, name in keys.items() if key in header.metadata}
+    values["eos_token_id"] = stop_tokens(header)
     if "vocab_size" not in values and "tokenizer.ggml.tokens" in header.metadata:
         values["vocab_size"] = header.metadata["tokenizer.ggml.tokens"].count
     if scaling := rope_scaling(header, values.get("rope_theta", _ROPE_THETA)):
@@ -98,6 +100,7 @@ def _configured(header: GgufHeader, files: ModelFiles) -> Any:
     kind, values = configuration(header)
     config = CONFIG_MAPPING[kind](**values)
     require_same(header, family_of(config))
+    require_kept(header, config)
     config.name_or_path = str(files.folder)
     return config
 
@@ -128,6 +131,7 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
         )
         missing = report["missing_keys"]
     _require_none_missing(files, missing)
+    _require_all_used(files, header, weights, model)
     model.config.name_or_path = model.name_or_path = str(files.folder)
     loaded: PreTrainedModel = model
     return loaded
@@ -136,6 +140,16 @@ def gguf_model(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrai
 def _require_none_missing(files: ModelFiles, missing: Iterable[str]) -> None:
     if names := sorted(missing):
         raise ModelError("model.gguf_model.lacks_weights", path=files.path, **counted(names))
+
+
+def _require_all_used(
+    files: ModelFiles, header: GgufHeader, weights: Mapping[str, _Dequantized], model: PreTrainedModel
+) -> None:
+    """Raise ModelError if ``model`` has no place for a tensor of the file that llama.cpp would compute with."""
+    places = model.state_dict().keys()
+    used = {tensor.name for name, read in weights.items() if name in places for tensor in read.stored}
+    if others := sorted(tensors_that_are_run(header).keys() - used):
+        raise ModelError("model.gguf_model.other_tensors", path=files.path, **counted(others))
 
 
 def _filled(kind: Any, config: Any, weights: Mapping[str, _Dequantized], dtype: torch.dtype) -> tuple[Any, set[str]]:
