@@ -57,7 +57,7 @@ def test_every_setting_within_a_sentence_is_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_recipe_named_in_a_command_is_a_preset_or_a_file(page: Path) -> None:
-    named = re.findall(r"^ +weitune (?:train|plan) ([\w.-]+)", text_of(page), re.MULTILINE)
+    named = re.findall(r"^ +weitune (?:train|plan) ([\w./-]+)", text_of(page), re.MULTILINE)
     assert all(name in preset_names() or name.startswith("--") or name.endswith(".yaml") for name in named), named
 
 
