@@ -54,7 +54,7 @@ def test_models_of_8_experts_and_of_70b_have_finer_attention() -> None:
     assert formats("Q5_K_M", "attn_v", is_70b=True) == formats("Q5_K_M", "attn_v")
 
 
-@pytest.mark.parametrize(("wanted", "narrower"), [("Q6_K", "Q8_0"), ("Q5_K_M", "Q5_1"), ("Q4_K_M", "Q5_0")])
+@pytest.mark.parametrize(("wanted", "narrower"), [("Q6_K", "Q8_0"), ("Q5_K_M", "Q5_0"), ("Q4_K_M", "Q5_0")])
 def test_rows_that_are_no_multiple_of_256_get_narrower_blocks(wanted: GgufType, narrower: str) -> None:
     assert set(formats(wanted, "attn_q", 896)) == {narrower}
     assert set(formats(wanted, "attn_q", 80)) == {"F16"}

@@ -10,9 +10,10 @@ The last two rows are the rules of llama.cpp's own quantizer (``src/llama-quant.
 exceptions: keys and values of a model of 8 experts are Q8_0, and outputs of its attention Q5_K in a Q4_K_M file; values
 of a 70B model are Q5_K at least.
 
-The formats with a K have blocks of 256 columns. A matrix whose rows are no multiple of that gets the next format with
-blocks of 32: Q8_0 for Q6_K, Q5_1 for Q5_K, Q5_0 for Q4_K. One whose rows are no multiple of 32 is F16. Vectors are F32,
-and so are routers of experts and kernels of convolutions.
+The formats with a K have blocks of 256 columns. A matrix whose rows are no multiple of that gets a format with blocks
+of 32: Q8_0 for Q6_K, Q5_0 for Q5_K and Q4_K. (llama.cpp takes Q5_1 for Q5_K. In products with it, it rounds sums of
+inputs to 16 bits, which large channels spoil.) One whose rows are no multiple of 32 is F16. Vectors are F32, and so are
+routers of experts and kernels of convolutions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from weitune.gguf.types import BLOCK, MIXTURES, GgufType
 _ALWAYS_F32 = ("_norm.", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv")
 """Parts of the names of matrices that llama.cpp computes in float32."""
 _MAIN: Mapping[GgufType, Format] = {"Q6_K": Format.Q6_K, "Q5_K_M": Format.Q5_K, "Q4_K_M": Format.Q4_K}
-_NARROWER_BLOCKS = {Format.Q6_K: Format.Q8_0, Format.Q5_K: Format.Q5_1, Format.Q4_K: Format.Q5_0}
+_NARROWER_BLOCKS = {Format.Q6_K: Format.Q8_0, Format.Q5_K: Format.Q5_0, Format.Q4_K: Format.Q5_0}
 _BLOCK_NUMBER = re.compile(r"blk\.(\d+)\.")
 _VALUES = (".attn_v.", ".attn_qkv.", ".attn_kv_b.")
 _LAST_OF_FEED_FORWARD = (".ffn_down.", ".ffn_down_exps.", ".ffn_down_shexp.")
