@@ -121,3 +121,21 @@ def test_a_tokenizer_that_is_read_differently_is_not_kept(tmp_path: Path, monkey
     monkeypatch.setattr(module, "_facts", lambda _: object())
     gguf_tokenizer(files)
     assert list(tokenizer_cache().iterdir()) == []
+
+
+def test_a_tokenizer_beside_the_file_is_taken(tmp_path: Path) -> None:
+    """Also where the file says nothing that weitune knows about splitting text."""
+    own = tiny_tokenizer("chatml")
+    also = {"tokenizer__ggml__pre": text("falcon-h1")}
+    files = vocabulary_file(tmp_path / "model.gguf", "falcon-h1", own, **also)
+    own.save_pretrained(tmp_path)
+    made = load_tokenizer(files)
+    assert [made.encode(each) for each in HARD] == [own.encode(each) for each in HARD]
+    assert made.chat_template == own.chat_template
+
+
+def test_a_tokenizer_of_another_model_beside_the_file_is_refused(tmp_path: Path) -> None:
+    files = vocabulary_file(tmp_path / "model.gguf", "glm4", family_tokenizer("qwen3"))
+    tiny_tokenizer("chatml").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"tokenizer\.json beside .*model\.gguf' has other tokens"):
+        load_tokenizer(files)

@@ -1,7 +1,8 @@
 """The tokenizer of a ``.gguf`` file: made in seconds (:mod:`weitune.gguf.tokenizer`), and kept in the cache.
 
-transformers makes those of architectures that weitune does not read, and of a file beside a tokenizer_config.json,
-which may name another class. For the others it would lose how some split text: SmolLM2's digits, one by one.
+A tokenizer.json beside the file is taken instead, if it has the file's tokens. transformers makes those of
+architectures that weitune does not read, and of a file beside a tokenizer_config.json alone, which may name another
+class. For the others it would lose how some split text: SmolLM2's digits, one by one.
 
     ~/.cache/weitune/tokenizers/<fingerprint>/      of the vocabulary, merges and template in the file
         tokenizer.json
@@ -22,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf import TokenType
+from weitune.errors import ModelError
 from weitune.files.cache import cache_folder, mark_used
 from weitune.files.publish import folder_written_aside, publish_unless_there
 from weitune.gguf.configuration.find import is_known
@@ -47,7 +50,9 @@ def tokenizer_cache() -> Path:
 def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a ``.gguf`` file. Raises ModelError or what transformers raises."""
     header = read_header(files.path)
-    beside = (files.folder / "tokenizer_config.json").is_file()
+    if (files.folder / TOKENIZER_FILES[0]).is_file():
+        return _beside(files, header)
+    beside = (files.folder / TOKENIZER_FILES[1]).is_file()
     if beside or (known(header) is None and not is_known(header)):
         from transformers import AutoTokenizer
 
@@ -59,6 +64,22 @@ def gguf_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
         tokenizer = tokenizer_of(header)
         _keep(tokenizer, folder)
     tokenizer.name_or_path = str(files.folder)
+    return tokenizer
+
+
+def _beside(files: ModelFiles, header: GgufHeader) -> PreTrainedTokenizerFast:
+    """Return the tokenizer in the folder of a file. Raises ModelError unless its tokens are those of the file."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+        files.folder, local_files_only=True, trust_remote_code=False
+    )
+    tokens: list[str] = header.get("tokenizer.ggml.tokens", [])
+    types = header.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
+    used = [i for i, kind in enumerate(types) if kind != TokenType.UNUSED]
+    if [tokens[i] for i in used] != tokenizer.convert_ids_to_tokens(used) or max(used, default=-1) + 1 < len(tokenizer):
+        raise ModelError("model.gguf_tokenizer.other_tokens", path=files.path, tokenizer=TOKENIZER_FILES[0])
+    tokenizer.chat_template = tokenizer.chat_template or header.get("tokenizer.chat_template")
     return tokenizer
 
 
