@@ -212,14 +212,14 @@ def test_a_word_that_no_merge_makes_is_a_token_where_merges_are_ignored(name: st
 def test_another_name_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=f"calls '{name}'") as refused:
         written(tiny_tokenizer(), tokenizer__ggml__pre=text(name))
-    assert "own folder" in refused.value.fix
+    assert "tokenizer.json" in refused.value.fix
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "gemma4", ""])
 def test_another_kind_is_refused(kind: str) -> None:
     with pytest.raises(ModelError, match=f"calls '{kind}'") as refused:
         written(tiny_tokenizer(), tokenizer__ggml__model=text(kind))
-    assert "own folder" in refused.value.fix
+    assert "tokenizer.json" in refused.value.fix
 
 
 def test_a_space_before_text_alone_is_left_out() -> None:

@@ -25,6 +25,8 @@ _KNOWN = ("llama", "qwen2", "qwen3")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that transformers computes."""
+_TOWERS = ("v.", "mm.")
+"""How the names of a vision tower's tensors begin."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,12 @@ def stored_parameters(architecture: Architecture, header: GgufHeader) -> dict[st
 def tensors_that_are_run(header: GgufHeader) -> dict[str, StoredTensor]:
     """Return the tensors of a file that transformers has as parameters.
 
-    Left out are those that it computes, and layers that predict several tokens at once, which it does not run.
+    Left out are those that it computes, layers that predict several tokens at once, which it does not run, and towers.
     """
     name = header.architecture
     layers = header.get(f"{name}.block_count", 0) - header.get(f"{name}.nextn_predict_layers", 0)
     blocks = {tensor: _BLOCK.fullmatch(tensor) for tensor in header.tensors if tensor not in _COMPUTED}
+    blocks = {tensor: block for tensor, block in blocks.items() if not tensor.startswith(_TOWERS)}
     return {tensor: header.tensors[tensor] for tensor, block in blocks.items() if not block or int(block[1]) < layers}
 
 

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from weitune.errors import ModelError
-from weitune.gguf.families.fields import llama3_divisors, rope_of, turns_per_token, usual_attention_factor
+from weitune.gguf.families.fields import (
+    llama3_divisors,
+    long_attention_factor,
+    rope_of,
+    turns_per_token,
+    usual_attention_factor,
+)
 from weitune.gguf.header import GgufHeader, StoredTensor
 
 _DIVISORS = "rope_freqs.weight"
@@ -62,9 +68,18 @@ def require_scaling(header: GgufHeader, config: Any) -> None:
 
 
 def require_kept(header: GgufHeader, config: Any) -> None:
-    """Raise ModelError unless the layers of ``config`` without a window scale positions as the file states."""
+    """Raise ModelError unless the layers of ``config`` without a window scale positions as the file states.
+
+    Files with tensors of LongRoPE's factors need not name it, and state what cosines and sines are multiplied by.
+    """
     kind, keys = _stated(header)
     rope = rope_of(config, "full_attention")
+    if _LONG_ROPE[0] in header.tensors:
+        factor = keys.get("attn_factor")
+        usual = factor is None or math.isclose(factor, long_attention_factor(config), rel_tol=1e-4)
+        if not usual:
+            raise unknown_scaling(header)
+        kind, keys = "longrope", {}
     if kind is not None and (rope.get("rope_type") != kind or rope.get("factor") != keys.get("factor")):
         raise unknown_scaling(header)
 

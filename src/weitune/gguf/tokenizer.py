@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _SPACE = "▁"
 
@@ -57,7 +57,7 @@ def tokenizer_of(header: GgufHeader) -> PreTrainedTokenizerFast:
     else:
         raise ModelError("gguf.tokenizer.unknown_model", model=kind)
     core.add_tokens(_added_tokens(vocabulary, str(header.get("general.name", ""))))
-    named = {name: _token(header, vocabulary, key) for key, name in _SPECIAL.items()}
+    named = {name: _token(header, vocabulary, key) for key, name in SPECIAL_TOKENS.items()}
     opens = kind == "llama" or splitting_of(str(header.get("tokenizer.ggml.pre", ""))).opens
     first = named["bos_token"] if header.get("tokenizer.ggml.add_bos_token", opens) else None
     last = named["eos_token"] if header.get("tokenizer.ggml.add_eos_token", False) else None

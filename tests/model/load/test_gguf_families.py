@@ -114,6 +114,30 @@ def test_only_layers_without_a_window_are_scaled(also: dict[str, Field | None], 
         assert torch.allclose(read(ids).logits, model(ids).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+def test_long_rope_is_read(named: bool, tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    model = family_model(
+        "phi3", original_max_position_embeddings=64, max_position_embeddings=256, rope_parameters=rope
+    ).eval()  # fmt: skip
+    also = {} if named else {"rope.scaling.type": None}
+    read = loaded(written(tmp_path / "tiny.gguf", model, also=also))
+    ids = torch.arange(5, 105).reshape(1, -1)
+    with torch.inference_mode():
+        assert torch.allclose(read(ids).logits, model(ids).logits, atol=1e-5)
+    path = written(tmp_path / "other.gguf", model, also={"rope.scaling.attn_factor": real(2)})
+    with pytest.raises(ModelError, match=r"scales its rotary positions.*attn_factor 2"):
+        loaded(path)
+
+
+def test_a_tower_is_left_out(tmp_path: Path) -> None:
+    also = {"vision.block_count": number(2), "mm.tokens_per_image": number(256)}
+    more = {"v.patch_embd.weight": torch.ones(4, 4), "mm.input_projection.weight": torch.ones(4, 4)}
+    loaded(
+        written(tmp_path / "tiny.gguf", family_model("gemma3_text", **FAMILIES["gemma3_text"]), also=also, more=more)
+    )
+
+
 def test_all_stop_tokens_are_read(tmp_path: Path) -> None:
     ends = {f"tokenizer.ggml.{name}_token_id": number(token) for name, token in (("eos", 2), ("eot", 7), ("eom", 2))}
     path = written(tmp_path / "tiny.gguf", family_model("glm4"), also=ends)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gguf import TokenType
 from tests.data.frame.families import tokenizer_of as family_tokenizer
 from tests.model.load.test_gguf_model import HARD, write_tiny
 from tests.tiny import tiny_tokenizer
@@ -17,7 +18,7 @@ from weitune.gguf.metadata import Field, number, text
 from weitune.gguf.vocabulary import vocabulary_metadata
 from weitune.gguf.writer import write_gguf_file
 from weitune.model.load import gguf_tokenizer as module
-from weitune.model.load.gguf_tokenizer import gguf_tokenizer, tokenizer_cache
+from weitune.model.load.gguf_tokenizer import TOKENIZER_FILES, gguf_tokenizer, tokenizer_cache
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.tokenizer import load_tokenizer
 
@@ -129,9 +130,26 @@ def test_a_tokenizer_beside_the_file_is_taken(tmp_path: Path) -> None:
     also = {"tokenizer__ggml__pre": text("falcon-h1")}
     files = vocabulary_file(tmp_path / "model.gguf", "falcon-h1", own, **also)
     own.save_pretrained(tmp_path)
-    made = load_tokenizer(files)
-    assert [made.encode(each) for each in HARD] == [own.encode(each) for each in HARD]
-    assert made.chat_template == own.chat_template
+    for names in ((), TOKENIZER_FILES[1:]):  # the last is then alone
+        for name in names:
+            (tmp_path / name).unlink(missing_ok=True)
+        made = load_tokenizer(files)
+        assert [made.encode(each) for each in HARD] == [own.encode(each) for each in HARD]
+        assert made.chat_template == own.chat_template
+        assert (made.bos_token, made.eos_token) == (own.bos_token, own.eos_token)
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "kind", "same"),
+    [
+        ("a", "a", TokenType.NORMAL, True), ("a", "b", TokenType.NORMAL, False), ("a", None, TokenType.NORMAL, False),
+        ("  ", "▁▁", TokenType.USER_DEFINED, True), (" ", "▁", TokenType.NORMAL, False),
+        ("[PAD12]", None, TokenType.NORMAL, True), ("<|im_start|>", None, TokenType.CONTROL, False),
+        ("[unused1]", "x", TokenType.UNUSED, True), ("<0x0A>", None, TokenType.BYTE, False),
+    ],
+)  # fmt: skip
+def test_what_converters_change_is_the_same_token(text: str, known: str | None, kind: TokenType, same: bool) -> None:
+    assert module._is_same_token(text, known, kind) == same
 
 
 def test_a_tokenizer_of_another_model_beside_the_file_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ _KINDS: Mapping[str, tuple[str, _Reading]] = {
 _SAYS_NOTHING = ("rope.scaling.", "rope.scale_linear", "nextn_predict_layers", "use_parallel_residual", "pooling_type")
 """Keys, or what they begin with, that are read elsewhere or change nothing."""
 _NOT_READ = {
+    "gemma3": ("vision.", "mm."),  # of the tower, beside which weitune trains the text model
     "phi3": ("attention.sliding_window",),  # llama.cpp attends to everything, whatever the file says
     "granite": ("ssm.", "expert_shared_feed_forward_length"),  # of Granite 4's dense models, which have neither
 }

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weitune.gguf.families.family import Family, Part, Parts
-from weitune.gguf.families.fields import common_fields, require, rope_factors, rope_of, window_fields, without_window
+from weitune.gguf.families.fields import (
+    common_fields,
+    long_attention_factor,
+    require,
+    rope_factors,
+    rope_of,
+    window_fields,
+    without_window,
+)
 from weitune.gguf.families.operations import added, interleaved
 from weitune.gguf.metadata import Field, number, real, text
 
@@ -84,8 +91,7 @@ def phi3(config: Any) -> Family:
     fields: dict[str, Field] = {}
     if rope.get("rope_type") == "longrope":
         computed = {name: torch.tensor(rope[key], dtype=torch.float32) for name, key in _LONG_ROPE.items()}
-        longer = config.max_position_embeddings / original
-        scale = math.sqrt(1 + math.log(longer) / math.log(original)) if longer > 1 else 1.0
+        scale = long_attention_factor(config)
         fields = {"rope.scaling.type": text("longrope"), "rope.scaling.attn_factor": real(scale)}
     fields = {
         **common_fields(config, "longrope"),

@@ -117,6 +117,13 @@ def usual_attention_factor(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
+def long_attention_factor(config: Any) -> float:
+    """Return what Phi multiplies cosines and sines by where LongRoPE (arXiv 2402.13753) makes its context longer."""
+    original = config.original_max_position_embeddings
+    longer = config.max_position_embeddings / original
+    return math.sqrt(1 + math.log(longer) / math.log(original)) if longer > 1 else 1.0
+
+
 def llama3_divisors(rope: Mapping[str, Any], head: int) -> Tensor:
     """Return the divisors of the rotary frequencies, shape (D/2,), of heads of size D scaled as Llama 3.1.
 

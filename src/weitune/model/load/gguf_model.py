@@ -47,6 +47,10 @@ _CONFIG = {
     "vocab_size": "vocab_size",
 }
 _HEAD_SIZE = {"llama": "rope.dimension_count", "qwen3": "attention.key_length"}
+_BIASES = {
+    "llama": {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"},
+    "qwen3": {"attention_bias": "blk.0.attn_q.bias"},
+}
 _ROPE_THETA = 10000.0
 """What llama.cpp takes where a file says nothing."""
 _READERS = 4
@@ -89,6 +93,7 @@ def gguf_config(files: ModelFiles) -> Any:
     if scaling := rope_scaling(header, values.get("rope_theta", _ROPE_THETA)):
         values = {key: value for key, value in values.items() if key != "rope_theta"} | {"rope_parameters": scaling}
     values["tie_word_embeddings"] = "output.weight" not in header.tensors
+    values |= {name: True for name, tensor in _BIASES.get(family, {}).items() if tensor in header.tensors}
     config = CONFIG_MAPPING[family].from_dict({"model_type": family, **values})
     config.name_or_path = str(files.folder)
     return config

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from contextlib import suppress
@@ -29,7 +30,7 @@ from weitune.files.cache import cache_folder, mark_used
 from weitune.files.publish import folder_written_aside, publish_unless_there
 from weitune.gguf.configuration.find import is_known
 from weitune.gguf.header import GgufHeader, read_header
-from weitune.gguf.tokenizer import tokenizer_of
+from weitune.gguf.tokenizer import SPECIAL_TOKENS, tokenizer_of
 from weitune.model.load.gguf_model import known
 from weitune.model.load.locate import ModelFiles
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PREFIX = "tokenizer."
+_FILLED_UP = re.compile(r"\[(PAD|unused)\d+\]")
 _VERSION = 1
 """Raised when a tokenizer would be made otherwise."""
 
@@ -74,13 +76,36 @@ def _beside(files: ModelFiles, header: GgufHeader) -> PreTrainedTokenizerFast:
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
         files.folder, local_files_only=True, trust_remote_code=False
     )
-    tokens: list[str] = header.get("tokenizer.ggml.tokens", [])
-    types = header.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
-    used = [i for i, kind in enumerate(types) if kind != TokenType.UNUSED]
-    if [tokens[i] for i in used] != tokenizer.convert_ids_to_tokens(used) or max(used, default=-1) + 1 < len(tokenizer):
+    if not _has_tokens_of(tokenizer, header):
         raise ModelError("model.gguf_tokenizer.other_tokens", path=files.path, tokenizer=TOKENIZER_FILES[0])
+    for key, name in SPECIAL_TOKENS.items():  # which tokenizer.json alone does not name
+        token = header.get(f"tokenizer.ggml.{key}_token_id")
+        if getattr(tokenizer, name) is None and token is not None and token < len(tokenizer):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
     tokenizer.chat_template = tokenizer.chat_template or header.get("tokenizer.chat_template")
     return tokenizer
+
+
+def _has_tokens_of(tokenizer: PreTrainedTokenizerFast, header: GgufHeader) -> bool:
+    """Return whether a tokenizer has the tokens of a file.
+
+    Converters write spaces in tokens that were added, leave out those for which the model has no row, and fill rows
+    without a token up.
+    """
+    tokens: list[str] = header.get("tokenizer.ggml.tokens", [])
+    types = header.get("tokenizer.ggml.token_type", [int(TokenType.NORMAL)] * len(tokens))
+    known: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(min(len(tokens), len(tokenizer)))))
+    known += [None] * (len(tokens) - len(known))
+    beyond = [i for i in range(len(tokens), len(tokenizer)) if i not in tokenizer.added_tokens_decoder]
+    return not beyond and all(map(_is_same_token, tokens, known, types))
+
+
+def _is_same_token(text: str, known: str | None, kind: int) -> bool:
+    if kind == TokenType.UNUSED:
+        return True
+    if known is None:
+        return bool(_FILLED_UP.fullmatch(text))
+    return text == known or (kind == TokenType.USER_DEFINED and text == known.replace("▁", " "))
 
 
 def _local(files: ModelFiles) -> dict[str, Any]:
