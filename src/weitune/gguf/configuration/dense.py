@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from weitune.gguf.configuration.stored import Stored, Values, biases, by_kind, common_values, window_values
+from weitune.gguf.families.dense import LONG_ROPE
+from weitune.gguf.families.gemma import GEMMA_27B
 from weitune.gguf.rope import unknown_scaling
 
 _ATTENTION_BIAS = {"attention_bias": "attn_q"}
-_LONG_ROPE = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
-_GEMMA2_27B = {"gemma2": 46, "gemma3": 62}
-"""Numbers of layers of the models that scale attention by the hidden size instead of the head's."""
 _GEMMA3_PERIOD = 6
 
 
@@ -48,19 +47,19 @@ def gemma3(stored: Stored) -> Values:
 
 
 def _attention_scale(stored: Stored) -> int:
-    large = stored.layers == _GEMMA2_27B[stored.header.architecture]
+    large = stored.layers == GEMMA_27B[stored.header.architecture]
     return int(stored("embedding_length") // stored.one("attention.head_count") if large else stored.head)
 
 
 def phi3(stored: Stored) -> Values:
     """Phi 3 and 4."""
     original = stored("rope.scaling.original_context_length", stored("context_length"))
-    rope = _long_rope(stored, original) if _LONG_ROPE["long_factor"] in stored.header.tensors else None
+    rope = _long_rope(stored, original) if LONG_ROPE.keys() <= stored.header.tensors.keys() else None
     return {**common_values(stored, rope), "sliding_window": None, "original_max_position_embeddings": original}
 
 
 def _long_rope(stored: Stored, original: int) -> Values:
-    factors: Values = {key: stored.header.tensors[tensor].read().tolist() for key, tensor in _LONG_ROPE.items()}
+    factors: Values = {key: stored.header.tensors[tensor].read().tolist() for tensor, key in LONG_ROPE.items()}
     return {
         "rope_type": "longrope",
         "rope_theta": stored("rope.freq_base"),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from weitune.gguf.configuration.dense import granite, plain, without_window
-from weitune.gguf.configuration.stored import Stored, Values, biases, common_values, rope_of, window_values
+from weitune.gguf.configuration.stored import (
+    Stored,
+    Values,
+    biases,
+    common_values,
+    expert_counts,
+    rope_of,
+    window_values,
+)
 
 _LOG_MULTIPLIER = "yarn_log_multiplier"
 _DEEPSEEK_EXPERTS = 256
 
 
 def _counts(stored: Stored, count: str, width: str) -> Values:
-    hidden = stored("expert_feed_forward_length", stored.one("feed_forward_length", 0))
-    return {count: stored("expert_count"), "num_experts_per_tok": stored("expert_used_count"), width: hidden}
+    return expert_counts(stored, count, width, stored.one("feed_forward_length", 0))
 
 
 def _local(stored: Stored) -> Values:
@@ -73,7 +80,7 @@ def minimax(stored: Stored) -> Values:
 def _routed(stored: Stored) -> Values:
     """Return what families with DeepSeek's routing have.
 
-    Early files of DeepSeek V3 do not tell its groups of experts; llama.cpp then routes among all, as no group does.
+    Early files of DeepSeek V3 do not tell its groups of experts and are refused: llama.cpp routes among all of them.
     """
     usual_groups = None if stored("expert_count") == _DEEPSEEK_EXPERTS else 1
     return {

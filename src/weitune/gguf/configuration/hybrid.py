@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from weitune.gguf.configuration.stored import Stored, Values, biases, common_values, rope_of, shape_values
+from weitune.gguf.configuration.stored import (
+    Stored,
+    Values,
+    biases,
+    common_values,
+    expert_counts,
+    rope_of,
+    shape_values,
+)
 
 
 def _delta_rule(stored: Stored) -> Values:
@@ -22,9 +30,7 @@ def _delta_rule(stored: Stored) -> Values:
 
 def _experts(stored: Stored) -> Values:
     return {
-        "num_experts": stored("expert_count"),
-        "num_experts_per_tok": stored("expert_used_count"),
-        "moe_intermediate_size": stored("expert_feed_forward_length"),
+        **expert_counts(stored, "num_experts", "moe_intermediate_size"),
         "shared_expert_intermediate_size": stored("expert_shared_feed_forward_length"),
         "norm_topk_prob": True,
         "mlp_only_layers": [],
@@ -68,9 +74,7 @@ def lfm2_moe(stored: Stored) -> Values:
     """LFM 2 with experts."""
     return {
         **lfm2(stored),
-        "num_experts": stored("expert_count"),
-        "num_experts_per_tok": stored("expert_used_count"),
-        "moe_intermediate_size": stored("expert_feed_forward_length"),
+        **expert_counts(stored, "num_experts", "moe_intermediate_size"),
         "num_dense_layers": stored("leading_dense_block_count"),
         "use_expert_bias": stored.has("exp_probs_b.bias"),
         "norm_topk_prob": True,

@@ -114,6 +114,15 @@ def biases(stored: Stored, **tensors: str) -> Values:
     return {name: stored.has(f"{tensor}.bias") for name, tensor in tensors.items()}
 
 
+def expert_counts(stored: Stored, count: str, width: str, usual_width: int | None = None) -> Values:
+    """Return the numbers of experts, and the hidden size of each, under a family's names."""
+    return {
+        count: stored("expert_count"),
+        "num_experts_per_tok": stored("expert_used_count"),
+        width: stored("expert_feed_forward_length", usual_width),
+    }
+
+
 def layer_types(windowed: Sequence[bool]) -> list[str]:
     """Return the kinds of layers that attend within a window or not."""
     return ["sliding_attention" if window else "full_attention" for window in windowed]

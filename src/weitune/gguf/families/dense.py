@@ -40,7 +40,7 @@ FOUR_NORMS: Parts = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-_LONG_ROPE = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+LONG_ROPE = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
 
 
 def rotated(config: Any) -> Parts:
@@ -90,7 +90,7 @@ def phi3(config: Any) -> Family:
     computed: dict[str, Tensor] = {}
     fields: dict[str, Field] = {}
     if rope.get("rope_type") == "longrope":
-        computed = {name: torch.tensor(rope[key], dtype=torch.float32) for name, key in _LONG_ROPE.items()}
+        computed = {name: torch.tensor(rope[key], dtype=torch.float32) for name, key in LONG_ROPE.items()}
         scale = long_attention_factor(config)
         fields = {"rope.scaling.type": text("longrope"), "rope.scaling.attn_factor": real(scale)}
     fields = {

@@ -9,7 +9,7 @@ from weitune.gguf.families.family import Family
 from weitune.gguf.families.fields import common_fields, head_size, periodic_window, require, window_fields
 from weitune.gguf.metadata import real
 
-_GEMMA_27B = {"gemma2": 46, "gemma3": 62}
+GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 """By its number of layers, llama.cpp knows the size that scales attention by the hidden size instead of the head's."""
 
 
@@ -41,7 +41,7 @@ def gemma3(config: Any) -> Family:
 
 
 def _check_attention_scale(config: Any, family: str) -> None:
-    large = config.num_hidden_layers == _GEMMA_27B[family]
+    large = config.num_hidden_layers == GEMMA_27B[family]
     expected = config.hidden_size // config.num_attention_heads if large else head_size(config)
     scalar = config.query_pre_attn_scalar
     require(scalar == expected, family, f"query_pre_attn_scalar {scalar}")
