@@ -209,6 +209,7 @@ class Weitune:
 
         from weitune.data.preference.mismatched import mismatched
         from weitune.data.preference.reference import MISMATCHED, AnswerSums, Reference
+        from weitune.forecast.workload import most_tokens_on_cpu
         from weitune.recipe.schema import Train
         from weitune.training.build import make_loop
         from weitune.training.preference.answer_meter import AnswerMeter
@@ -216,7 +217,11 @@ class Weitune:
 
         job, plan, accelerator = self._job, self._plan, Accelerator(cpu=True)
         train = Train(batch_size=job["batch_size"], epochs=job["epochs"], learning_rate=job["rate"], seed=SEED)
-        memory = self._trainable.memory_plan(train, longest=max(group.tokens for group in self._groups))
+        memory = self._trainable.memory_plan(
+            train,
+            longest=max(group.tokens for group in self._groups),
+            most_on_cpu=most_tokens_on_cpu(self._groups, plan, self._trainable.group_layout),
+        )
         meter = AnswerMeter.of(self._trainable, accelerator, memory.micro_tokens)
         parts: dict[str, AnswerSums] = {}
         known: dict[int, tuple[float, ...]] = {}

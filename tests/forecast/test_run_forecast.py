@@ -173,6 +173,16 @@ class TestNeed:
         assert [tokens(longest) for longest in (100, 3000, 20_000)] == [2048, 6000, 16_384]
         assert [tokens(longest, slices=False) for longest in (100, 3000)] == [16_384, 16_384]
 
+    def test_passes_on_a_cpu_are_short_if_that_costs_little(self) -> None:
+        def tokens(longest: int, budget: int = 1 << 50, **manner: Any) -> int:
+            config, train = PassConfig(4, **manner), Train()
+            return plan_memory(self.shape, config, train, budget=budget, longest=longest, most_on_cpu=768).micro_tokens
+
+        assert [tokens(longest) for longest in (100, 500)] == [768, 1000]
+        assert tokens(100, budget=1 << 29) < 768
+        assert [tokens(100, plain_blocks=False), tokens(100, dense_bytes=4)] == [2048, 2048]
+        assert tokens(100, slices=False) == 16_384
+
     def test_logits_never_exceed_a_chunk(self) -> None:
         many = pass_bytes(self.shape, PassSize(8192, 8192, 100), PassConfig(4))[1]
         assert many <= 4 << 26

@@ -55,15 +55,26 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def choose_micro_tokens(shape: ModelShape, config: PassConfig, *, budget: int, longest: int, undivided: int = 0) -> int:
+def choose_micro_tokens(
+    shape: ModelShape,
+    config: PassConfig,
+    *,
+    budget: int,
+    longest: int,
+    undivided: int = 0,
+    most_on_cpu: int = MOST_TOKENS_ON_CPU,
+) -> int:
     """Return the value of ``train.micro_tokens: auto``: the most tokens whose pass takes at most ``budget`` bytes.
 
     It is at least ``longest``, the tokens of the longest example, and ``undivided``, those of the largest group, since
-    some pass must hold that one, and at most MOST_TOKENS; on a CPU, MOST_TOKENS_ON_CPU or two of the longest, whose
-    common beginning is then computed once.
+    some pass must hold that one, and at most MOST_TOKENS; on a CPU, ``most_on_cpu`` or two of the longest, whose common
+    beginning is then computed once. Each pass makes stored matrices dense, and gives experts fewer rows the shorter it
+    is, so only the passes of plain dense blocks are shorter than MOST_TOKENS_ON_CPU.
     """
     held = max(longest, undivided)
-    most = min(max(MOST_TOKENS_ON_CPU, 2 * held), MOST_TOKENS) if config.slices else MOST_TOKENS
+    if not config.plain_blocks or config.modules is not None or config.dense_bytes:
+        most_on_cpu = MOST_TOKENS_ON_CPU
+    most = min(max(most_on_cpu, 2 * held), MOST_TOKENS) if config.slices else MOST_TOKENS
 
     def fits(tokens: int) -> bool:
         return sum(pass_bytes(shape, PassSize(tokens, tokens, longest), config)) <= budget
@@ -106,8 +117,11 @@ def plan_memory(
     undivided: int = 0,
     micro_tokens: int | None = None,
     copies: int = 0,
+    most_on_cpu: int = MOST_TOKENS_ON_CPU,
 ) -> MemoryPlan:
     """Resolve ``auto`` for passes of at most ``budget`` bytes; ``micro_tokens`` overrides the recipe.
+
+    On a CPU ``auto`` is at most ``most_on_cpu`` (:func:`choose_micro_tokens`).
 
     Packed ``copies``, of so many bytes, are made if a pass leaves that much; none if it is 0.
 
@@ -122,6 +136,8 @@ def plan_memory(
     configs = [replace(config, recompute=level) for level in levels]
     fitting = (config for config in configs if sum(pass_bytes(shape, wanted, config)) <= budget)
     chosen = next(fitting, configs[-1])
-    tokens = micro_tokens or choose_micro_tokens(shape, chosen, budget=budget, longest=longest, undivided=undivided)
+    tokens = micro_tokens or choose_micro_tokens(
+        shape, chosen, budget=budget, longest=longest, undivided=undivided, most_on_cpu=most_on_cpu
+    )
     left = budget - sum(pass_bytes(shape, PassSize(tokens, tokens, longest), chosen))
     return MemoryPlan(tokens, chosen.recompute, packed=0 < copies <= left)

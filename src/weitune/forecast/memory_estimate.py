@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitune.messages import say
 from weitune.model.fast.channel.feed_forward import SLICE_COLUMNS
-from weitune.model.fast.loss import CHUNK_LOGITS
+from weitune.model.fast.loss import BLOCK_LOGITS, CHUNK_LOGITS
 from weitune.model.fast.tree import BLOCK_ROWS
 from weitune.recipe.schema import Recompute
 
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
 """``train.micro_tokens: auto`` chooses between LEAST and MOST, or more for a longer example. Values are recomputed only
 if fewer tokens than ENOUGH would fit: longer passes are hardly faster."""
-MOST_TOKENS_ON_CPU = 2048
-"""The same on a CPU, where longer passes are no faster and only take memory."""
+MOST_TOKENS_ON_CPU, SHORT_TOKENS_ON_CPU = 2048, 768
+"""The same on a CPU, where longer passes are no faster and only take memory: SHORT if steps lose little of what they
+share (:func:`weitune.forecast.workload.most_tokens_on_cpu`)."""
 _CHECKPOINT_COPIES = 5
 """Copies of the adapter while a checkpoint is written: three in the snapshot, two in the file being written."""
 _MOMENTS = 2
@@ -191,7 +192,7 @@ def pass_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> tuple[i
     string = size.tokens * shape.wide * number if config.dropout else 0
     seen_keys = min(size.tokens, size.longest) // 2 + BLOCK_ROWS
     masks = size.tokens * seen_keys * (shape.repeat * number + 1) if config.slices else 0
-    logits = _chunk_bytes(shape, size, number)
+    logits = _chunk_bytes(shape, size, config)
     backward = _work_of_a_block(shape, size, config) + _made_at_once(shape, config) * config.dense_bytes
     return kept + string + masks + max(0, backward - logits), logits  # the two are never there at once
 
@@ -212,7 +213,7 @@ def _measured_bytes(footprint: Footprint, shape: ModelShape, size: PassSize, con
         logits = head + round(footprint.per_prediction * size.predictions)
     else:
         states = 3 * size.predictions * shape.hidden * config.number_bytes
-        logits = max(head, states + _chunk_bytes(shape, size, config.number_bytes))
+        logits = max(head, states + _chunk_bytes(shape, size, config))
     kept, work = (part.at(rows, size.tokens) for part in (footprint.kept, footprint.work))
     dense = _made_at_once(shape, config) * config.dense_bytes
     if config.plain_blocks:
@@ -227,10 +228,11 @@ def _measured_bytes(footprint: Footprint, shape: ModelShape, size: PassSize, con
     return round(alive * (_HOLES if config.slices else 1)), logits
 
 
-def _chunk_bytes(shape: ModelShape, size: PassSize, number_bytes: int) -> int:
-    chunk = min(size.predictions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
-    # in float32, and logits and their gradient in the other format
-    return chunk * (4 if number_bytes == 4 else 4 + 2 * number_bytes)
+def _chunk_bytes(shape: ModelShape, size: PassSize, config: PassConfig) -> int:
+    number_bytes = config.number_bytes
+    chunk = min(size.predictions, max(1, CHUNK_LOGITS[number_bytes] // shape.vocabulary)) * shape.vocabulary
+    exact = 0 if number_bytes >= 4 else min(chunk, BLOCK_LOGITS) if config.slices else chunk
+    return chunk * number_bytes + exact * 4
 
 
 def _made_at_once(shape: ModelShape, config: PassConfig) -> int:

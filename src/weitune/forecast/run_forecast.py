@@ -13,7 +13,14 @@ from typing import Literal
 import torch
 
 from weitune.forecast.device_memory import SHARE_OF_FREE_MEMORY, MemoryPlan, plan_memory
-from weitune.forecast.memory_estimate import MemoryEstimate, PassConfig, PassSize, pass_bytes, trained_bytes
+from weitune.forecast.memory_estimate import (
+    MOST_TOKENS_ON_CPU,
+    MemoryEstimate,
+    PassConfig,
+    PassSize,
+    pass_bytes,
+    trained_bytes,
+)
 from weitune.forecast.meta_model import MetaModel
 from weitune.forecast.workload import Workload
 from weitune.messages import say
@@ -139,10 +146,19 @@ def pass_config_for(meta: MetaModel, recipe: Recipe, form: Format, kind: str) ->
     )
 
 
-def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1) -> Fit:
+def fit(
+    meta: MetaModel,
+    recipe: Recipe,
+    target: Target,
+    form: Format,
+    largest: PassSize,
+    processes: int = 1,
+    most_on_cpu: int = MOST_TOKENS_ON_CPU,
+) -> Fit:
     """Estimate the memory of a run on ``target``, with ``auto`` resolved as training would resolve it there.
 
     ``largest`` is the largest pass if nothing is split, of one of the run's ``processes``, each of which has a target.
+    On a CPU ``auto`` splits steps into passes of ``most_on_cpu`` tokens.
     """
     config = pass_config_for(meta, recipe, form, target.kind)
     shards = processes if recipe.train.shard else 1
@@ -150,7 +166,9 @@ def fit(meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: 
     budget = int(SHARE_OF_FREE_MEMORY * (target.memory - rest))
     sizes = {"longest": largest.longest, "undivided": largest.undivided}
     copies = _copied_bytes(meta, recipe, form, target.kind) if shards == 1 else 0
-    chosen = plan_memory(meta.shape, config, recipe.train, budget=budget, copies=copies, **sizes)
+    chosen = plan_memory(
+        meta.shape, config, recipe.train, budget=budget, copies=copies, most_on_cpu=most_on_cpu, **sizes
+    )
     config = replace(config, recompute=chosen.recompute)
     need = memory_need(meta, form, config, capped(largest, chosen.micro_tokens), target.kind, shards)
     if chosen.packed:
@@ -188,13 +206,20 @@ def _may_be_quantized(meta: MetaModel, recipe: Recipe) -> bool:
 
 
 def ways_to_fit(
-    meta: MetaModel, recipe: Recipe, target: Target, form: Format, largest: PassSize, processes: int = 1
+    meta: MetaModel,
+    recipe: Recipe,
+    target: Target,
+    form: Format,
+    largest: PassSize,
+    processes: int = 1,
+    most_on_cpu: int = MOST_TOKENS_ON_CPU,
 ) -> list[str]:
     """Return the changes of the recipe, the mildest first, each of which makes the run fit ``target``."""
     ways: list[_Keys] = []
     for keys, to, size in _changes(meta, recipe, form, largest, processes):
         more_than_enough = keys[:-1] in ways
-        if not more_than_enough and fit(meta, _with_keys(recipe, keys), target, to, size, processes).fits:
+        changed = _with_keys(recipe, keys)
+        if not more_than_enough and fit(meta, changed, target, to, size, processes, most_on_cpu).fits:
             ways.append(keys)
     return [_shown(keys) for keys in ways]
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from weitune.data.layout import Layout
 from weitune.data.partition import distinct_tokens
-from weitune.data.preference.values import Group, Item, examples_in
-from weitune.data.prepare.holdout import ItemSet
+from weitune.data.preference.values import Group, examples_in
+from weitune.data.prepare.holdout import Items
 from weitune.data.schedule import Plan
-from weitune.forecast.memory_estimate import PassSize
+from weitune.forecast.memory_estimate import MOST_TOKENS_ON_CPU, SHORT_TOKENS_ON_CPU, PassSize
 
 _SAMPLED_STEPS = 200
+_FEW_STEPS = 8
+_LITTLE_MORE = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Workload:
     @classmethod
     def lay_out(
         cls,
-        items: ItemSet[Item],
+        items: Items,
         plan: Plan,
         layout: Layout,
         micro_tokens: int,
@@ -44,10 +46,8 @@ class Workload:
 
         Each step's examples or groups are divided among ``processes`` as training divides them.
         """
-        last = min(plan.steps, plan.steps_per_epoch) - 1
-        sampled = np.unique(np.linspace(0, last, _SAMPLED_STEPS).astype(int)).tolist() if steps is None else steps
         laid_out, tokens = [], 0
-        for step in sampled:
+        for step in _spaced(plan, _SAMPLED_STEPS) if steps is None else steps:
             batch = [items[int(i)] for i in plan.step(step)]
             tokens += sum(item.tokens for item in batch)
             passes = []
@@ -83,3 +83,23 @@ class Workload:
     def saved_by_sharing(self) -> float:
         """Share of the tokens that are not computed, since they are in a shared prefix or predict nothing."""
         return 1 - self.computed_tokens / self.tokens
+
+
+def most_tokens_on_cpu(items: Items, plan: Plan, layout: Layout, processes: int = 1) -> int:
+    """Return how many tokens a pass on a CPU may have if memory allows.
+
+    Short passes take less memory. They are chosen if they compute at most 2 % more tokens, in some steps of the first
+    epoch: what the examples of a step share is computed in each pass.
+    """
+    steps = _spaced(plan, _FEW_STEPS)
+    short, long = (
+        Workload.lay_out(items, plan, layout, tokens, steps, processes).computed_tokens
+        for tokens in (SHORT_TOKENS_ON_CPU, MOST_TOKENS_ON_CPU)
+    )
+    return SHORT_TOKENS_ON_CPU if short <= _LITTLE_MORE * long else MOST_TOKENS_ON_CPU
+
+
+def _spaced(plan: Plan, count: int) -> list[int]:
+    """Return ``count`` steps of the first epoch, evenly spaced, or all if it has fewer."""
+    last = min(plan.steps, plan.steps_per_epoch) - 1
+    return list(map(int, np.unique(np.linspace(0, last, count).astype(int))))

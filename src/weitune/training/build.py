@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from weitune.data.conversation import Example
+from weitune.data.prepare.holdout import Items
 from weitune.data.schedule import Plan
 from weitune.errors import ModelError
 from weitune.forecast.device_memory import MemoryPlan
 from weitune.forecast.meta_model import own_modules
+from weitune.forecast.workload import most_tokens_on_cpu
 from weitune.model.batch import to_tensors
 from weitune.model.capabilities import probe
 from weitune.model.cuda_graph import CudaGraphPasses, can_record
@@ -33,7 +35,7 @@ from weitune.model.storage.weight_storage import widen
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recipe, Train
 from weitune.training.distributed.processes import averaging_adapters
-from weitune.training.loop import Items, Loop
+from weitune.training.loop import Loop
 from weitune.training.objective.preference_loss import PreferenceLoss
 from weitune.training.objective.preference_objective import PreferenceObjective
 from weitune.training.objective.step_objective import SUPERVISED, Objective
@@ -174,7 +176,10 @@ def make_loop(
     loaded = trainable.loaded
     if loaded.device.type == "cpu":
         keep_freed_memory()
-    memory = memory or trainable.memory_plan(train, longest=longest)
+    layout = trainable.group_layout if preferences else trainable.layout
+    memory = memory or trainable.memory_plan(
+        train, longest=longest, most_on_cpu=most_tokens_on_cpu(examples, plan, layout)
+    )
     pack_matrices(trainable, memory)
     supervised = SupervisedModel(
         loaded.model,
@@ -205,7 +210,7 @@ def make_loop(
         passes=passes,
         examples=examples,
         plan=plan,
-        layout=trainable.group_layout if preferences else trainable.layout,
+        layout=layout,
         train=train,
         memory=memory,
         objective=objective,

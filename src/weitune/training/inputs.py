@@ -21,6 +21,7 @@ from weitune.data.prepare.holdout import ItemSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, PreparedGroups, prepare_items
 from weitune.data.schedule import Plan
 from weitune.errors import DataError
+from weitune.forecast.workload import most_tokens_on_cpu
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.config import read_config
@@ -84,6 +85,10 @@ class RunInputs:
     def layout(self, capabilities: Capabilities) -> Layout:
         """Return how a model with these ``capabilities`` computes the examples or groups."""
         return of_groups(capabilities.layout) if self.recipe.preference else capabilities.layout
+
+    def most_on_cpu(self, capabilities: Capabilities, processes: int = 1) -> int:
+        """Return how many tokens a pass on a CPU may have if memory allows, in one of the run's ``processes``."""
+        return most_tokens_on_cpu(self.examples, self.plan, self.layout(capabilities), processes)
 
 
 def collect_inputs(

@@ -21,6 +21,7 @@ from torch import nn
 
 from weitune.data.layout import Layout
 from weitune.data.preference.values import Item
+from weitune.data.prepare.holdout import Items
 from weitune.data.schedule import Plan
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import MemoryPlan, peak_bytes
@@ -52,13 +53,6 @@ class StepRecord:
     """Peak memory of this process so far."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the objective tells besides the loss, by name."""
-
-
-class Items(Protocol):
-    """Examples or groups by number, in memory or not."""
-
-    def __getitem__(self, i: int, /) -> Item:
-        """Return item ``i``."""
 
 
 class Watcher(Protocol):

@@ -143,7 +143,13 @@ def prepare_run(
     recipe = inputs.recipe
     trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
     inputs = with_collected(session, inputs, trainable)
-    memory = trainable.memory_plan(recipe.train, longest=inputs.longest, micro_tokens=micro_tokens, may_pack=may_pack)
+    memory = trainable.memory_plan(
+        recipe.train,
+        longest=inputs.longest,
+        micro_tokens=micro_tokens,
+        may_pack=may_pack,
+        most_on_cpu=inputs.most_on_cpu(trainable.capabilities, session.accelerator.num_processes),
+    )
     pack_matrices(trainable, memory)  # the reference is measured as training computes
     inputs = with_measured_reference(session, inputs, trainable, memory)
     plan = inputs.plan

@@ -9,7 +9,7 @@ from typing import Any
 from weitune.errors import ModelError
 from weitune.forecast.capacity import by_heart_note, room_note
 from weitune.forecast.device_memory import free_bytes
-from weitune.forecast.memory_estimate import MOST_TOKENS, PassSize
+from weitune.forecast.memory_estimate import MOST_TOKENS, MOST_TOKENS_ON_CPU, PassSize
 from weitune.forecast.memory_watch import published_line
 from weitune.forecast.meta_model import MetaModel, build_meta_model
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
@@ -104,11 +104,12 @@ def plan_run(
     else:
         notes.say(say("training.run_plan.data_not_counted"))
     largest, workload = _largest(recipe, meta, inputs, processes)
+    most_on_cpu = inputs.most_on_cpu(meta.capabilities, processes) if inputs else MOST_TOKENS_ON_CPU
     target = choose_device(device)
     form = Format.from_recipe(recipe, choose_dtype(recipe.train.precision, target))
     free = free_bytes(target) // (processes if target.type == "cpu" else 1)
     this = Target(say("training.run_plan.this_machine", kind=target.type), target.type, free)
-    here = fit(meta, recipe, this, form, largest, processes)
+    here = fit(meta, recipe, this, form, largest, processes, most_on_cpu)
     if line := published_line(files, here.need, form.storage):
         notes.say(line)
     elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
@@ -122,11 +123,11 @@ def plan_run(
         largest=largest,
         here=here,
         fits=[
-            fit(meta, recipe, each, to, largest, processes)
+            fit(meta, recipe, each, to, largest, processes, most_on_cpu)
             for each, precision in targets
             for to in formats(meta, recipe, precision)
         ],
-        ways=[] if here.fits else ways_to_fit(meta, recipe, this, form, largest, processes),
+        ways=[] if here.fits else ways_to_fit(meta, recipe, this, form, largest, processes, most_on_cpu),
         disk=disk_bytes(meta, recipe),
         processes=processes,
     )

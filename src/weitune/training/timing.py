@@ -76,7 +76,8 @@ def measure(
     loaded = load_base(recipe, device)
     trainable = make_trainable(loaded, recipe.adapter, seed=recipe.train.seed, base=recipe.model, fresh=False)
     accelerator = make_accelerator(loaded.device)
-    memory = trainable.memory_plan(recipe.train, longest=inputs.longest)
+    most_on_cpu = inputs.most_on_cpu(trainable.capabilities)
+    memory = trainable.memory_plan(recipe.train, longest=inputs.longest, most_on_cpu=most_on_cpu)
     pack_matrices(trainable, memory)
     inputs, reference_seconds = _with_reference(inputs, trainable, accelerator, memory)
     loop = make_loop(

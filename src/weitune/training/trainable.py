@@ -14,7 +14,7 @@ from weitune.forecast.device_memory import (
     plan_memory,
     resident_bytes,
 )
-from weitune.forecast.memory_estimate import ModelShape, PassConfig, trained_bytes
+from weitune.forecast.memory_estimate import MOST_TOKENS_ON_CPU, ModelShape, PassConfig, trained_bytes
 from weitune.model.capabilities import Capabilities
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import kept_bytes
@@ -93,12 +93,18 @@ class Trainable:
         return COPIES * sum(layer.weight.nbytes for layer in self.blocks.packable())
 
     def memory_plan(
-        self, train: Train, *, longest: int, micro_tokens: int | None = None, may_pack: bool = True
+        self,
+        train: Train,
+        *,
+        longest: int,
+        micro_tokens: int | None = None,
+        may_pack: bool = True,
+        most_on_cpu: int = MOST_TOKENS_ON_CPU,
     ) -> MemoryPlan:
         """Return the values that ``auto`` resolves to with the memory that is free on this device now.
 
-        ``longest`` is the length of the longest example, in tokens; ``micro_tokens`` overrides ``train``. Without
-        ``may_pack``, no matrices are copied.
+        ``longest`` is the length of the longest example, in tokens; ``micro_tokens`` overrides ``train``; on a CPU
+        ``auto`` is at most ``most_on_cpu``. Without ``may_pack``, no matrices are copied.
         """
         return plan_memory(
             self.shape,
@@ -108,6 +114,7 @@ class Trainable:
             longest=longest,
             micro_tokens=micro_tokens,
             copies=self.copied_bytes() if may_pack else 0,
+            most_on_cpu=most_on_cpu,
         )
 
     def graph_tokens(self, recompute: Recompute) -> int:

@@ -93,6 +93,7 @@ class Trials:
             longest=self._inputs.longest,
             micro_tokens=recorded.get("micro_tokens") if train.micro_tokens == "auto" else None,
             may_pack=recorded.get("packed", True),
+            most_on_cpu=self._inputs.most_on_cpu(trainable.capabilities),
         )
         return computed_with(trainable, self._memory)
 

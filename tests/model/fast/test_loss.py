@@ -60,7 +60,7 @@ def several(n: int, v: int) -> Predictions:
 def test_a_state_may_predict_several_tokens_and_the_others_as_one(
     n: int, dtype: torch.dtype, tolerance: float, chunk_logits: int, form: LogitForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CAPPED_LOGITS", 2 * 31)
+    monkeypatch.setattr(module, "BLOCK_LOGITS", 2 * 31)
     hidden, head, _, _ = inputs(n, 17, 31, dtype)
     head, predictions = head._replace(form=form), several(n, 31)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
@@ -110,7 +110,7 @@ def test_what_a_model_predicts_of_itself_has_no_gradient() -> None:
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
 def test_value_and_gradient_equal_the_reference(n, chunk_logits, dtype, tolerance, bias, form, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_CAPPED_LOGITS", 2 * 31)
+    monkeypatch.setattr(module, "BLOCK_LOGITS", 2 * 31)
     hidden, head, targets, weights = inputs(n, 17, 31, dtype, bias=bias)
     head = head._replace(form=form)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()

@@ -83,7 +83,7 @@ def test_a_few_logits_are_computed_at_once(made: tuple[RunInputs, Trainable], mo
     together = answering.distilled(examples)
     passes: list[int] = []
     monkeypatch.setattr(
-        "weitune.training.keep.answering.CHUNK_LOGITS", 2 * longest * trainable.trained.model.config.vocab_size
+        "weitune.training.keep.answering._MOST_LOGITS", 2 * longest * trainable.trained.model.config.vocab_size
     )
     monkeypatch.setattr("weitune.training.keep.answering.pad", lambda some: passes.append(len(pad(some))) or pad(some))
     apart = answering.distilled(examples)

@@ -38,6 +38,13 @@ T = TypeVar("T", bound=Item)
 T_co = TypeVar("T_co", bound=Item, covariant=True)
 
 
+class Items(Protocol):
+    """Examples or groups by number, in memory or not."""
+
+    def __getitem__(self, i: int, /) -> Item:
+        """Return item ``i``."""
+
+
 class ItemSet(Protocol[T_co]):
     """Prepared examples or groups by number, or a part of them."""
 

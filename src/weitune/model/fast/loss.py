@@ -28,10 +28,10 @@ from weitune.data.conversation import OTHERS
 from weitune.model.fast.matmul import by_onednn, linear_by_rows, round_rows, times_by_rows
 from weitune.model.storage.allocator import empty_outside_heap
 
-CHUNK_LOGITS = 1 << 26
-"""The most logits in memory at once: 64 Mi numbers, 256 MiB in float32."""
-_CAPPED_LOGITS = 1 << 22
-"""Logits whose cap is differentiated at once."""
+CHUNK_LOGITS = {2: 1 << 26, 4: 1 << 25, 8: 1 << 24}
+"""The most logits in memory at once, by the bytes of a number: 128 MiB."""
+BLOCK_LOGITS = 1 << 22
+"""Logits that are differentiated at once on a CPU, where they stay in its cache, or if they have a cap."""
 _TINY = 1e-30
 """In place of 0 where it is divided by, or its logarithm is taken."""
 
@@ -126,7 +126,7 @@ def loss_of_logits(logits: Tensor, predictions: Predictions) -> Tensor:
     return -(found * weights.to(exact)).sum()
 
 
-def supervised_loss(hidden: Tensor, head: Head, predictions: Predictions, max_logits: int = CHUNK_LOGITS) -> Tensor:
+def supervised_loss(hidden: Tensor, head: Head, predictions: Predictions, max_logits: int | None = None) -> Tensor:
     """Return the weighted sum of cross entropies of the predictions, as :func:`loss_of_logits` defines it.
 
     ``hidden`` (U, C) are the states. The result is a float32 scalar; differentiable once, with respect to ``hidden``.
@@ -135,7 +135,7 @@ def supervised_loss(hidden: Tensor, head: Head, predictions: Predictions, max_lo
     return loss
 
 
-def log_probs(hidden: Tensor, head: Head, targets: Tensor, max_logits: int = CHUNK_LOGITS) -> Tensor:
+def log_probs(hidden: Tensor, head: Head, targets: Tensor, max_logits: int | None = None) -> Tensor:
     """Return the log-probability of every target, (N,) in float32; differentiable once, with respect to ``hidden``.
 
     ``hidden`` (N, C) has a row for each prediction. Any loss can be made of them: what the gradient of a prediction is
@@ -149,21 +149,20 @@ class _SupervisedLoss(torch.autograd.Function):
     """Forward computes the gradient too, chunk by chunk; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, predictions: Predictions, max_logits: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Head, predictions: Predictions, max_logits: int | None) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         totals = predictions.totals(len(hidden), exact)
-        onednn = by_onednn(hidden.device.type, hidden.dtype)
-        for part, logs, normaliser in _chunks(hidden, head, max_logits):
-            if grad_hidden is None:
-                total -= _Aimed(predictions, totals, part.start, logs).log_prob()
-                continue
-            largest = predictions.heaviest(part.start, len(logs)) if onednn else None
-            for start, block in _to_differentiate(logs, normaliser, head.form.cap):
-                total -= _Aimed(predictions, totals, part.start + start, block).write_grad()
-            times_by_rows(logs.to(hidden.dtype), head.weight, largest=largest, out=grad_hidden[part])
-            grad_hidden[part].mul_((totals[part] * head.form.scale)[:, None])
+        for part, products in _chunks(hidden, head, max_logits):
+            for rows, logs in _log_prob_blocks(products, head.form, overwritten=grad_hidden is not None):
+                aimed = _Aimed(predictions, totals, part.start + rows.start, logs)
+                total -= aimed.log_prob() if grad_hidden is None else aimed.write_grad()
+            if grad_hidden is not None:
+                heaviest = by_onednn(hidden.device.type, hidden.dtype)
+                largest = predictions.heaviest(part.start, len(products)) if heaviest else None
+                times_by_rows(products, head.weight, largest=largest, out=grad_hidden[part])
+                grad_hidden[part].mul_((totals[part] * head.form.scale)[:, None])
         ctx.save_for_backward(grad_hidden)
         return total
 
@@ -233,19 +232,19 @@ class _LogProbs(torch.autograd.Function):
     """Forward computes the gradient of each prediction too, chunk by chunk; backward scales each row of it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, max_logits: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, max_logits: int | None) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
         result = torch.empty(len(hidden), dtype=exact, device=hidden.device)
-        for part, logs, normaliser in _chunks(hidden, head, max_logits):
+        for part, products in _chunks(hidden, head, max_logits):
             target = targets[part, None]
-            result[part] = logs.gather(1, target).squeeze(1)
-            if grad_hidden is None:
-                continue
-            for start, block in _to_differentiate(logs, normaliser, head.form.cap):
-                aimed = target[start : start + len(block)]
-                block.exp_().scatter_add_(1, aimed, torch.full_like(aimed, -1, dtype=exact))
-            times_by_rows(logs.to(hidden.dtype), head.weight, largest=target, out=grad_hidden[part])
+            for rows, logs in _log_prob_blocks(products, head.form, overwritten=grad_hidden is not None):
+                aimed = target[rows]
+                result[part][rows] = logs.gather(1, aimed).squeeze(1)
+                if grad_hidden is not None:
+                    logs.exp_().scatter_add_(1, aimed, torch.full_like(aimed, -1, dtype=exact))
+            if grad_hidden is not None:
+                times_by_rows(products, head.weight, largest=target, out=grad_hidden[part])
         ctx.save_for_backward(grad_hidden)
         ctx.scale = head.form.scale
         return result
@@ -259,37 +258,38 @@ class _LogProbs(torch.autograd.Function):
         return torch.mul(grad_hidden, factors, out=torch.empty_like(grad_hidden)), None, None, None
 
 
-def _chunks(hidden: Tensor, head: Head, max_logits: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield chunks of the states (U, C): their place, their log-probabilities (R, V) and what these lack to the logits.
+def _chunks(hidden: Tensor, head: Head, max_logits: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the place of some of the states (U, C), and what the output layer multiplies them to, (R, V).
 
-    The latter, (R, 1), is the logarithm of the sum of the exponentials of the logits.
+    What is yielded may be overwritten; it is the memory of the next chunk too.
     """
-    weight, bias, form = head
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    step = _chunk_rows(hidden, max(1, max_logits // weight.shape[0]))
+    weight, bias, _ = head
+    step = _chunk_rows(hidden, max(1, (max_logits or CHUNK_LOGITS[hidden.element_size()]) // weight.shape[0]))
     with empty_outside_heap(step, weight.shape[0], hidden) as product:  # the one large tensor
         for start in range(0, hidden.shape[0], max(step, 1)):
             part = slice(start, start + step)
-            states = hidden[part]
-            products = linear_by_rows(states, weight, bias, out=product[: len(states)]).to(exact)
-            logits = form.write_logits(products)
-            first = logits[:, :1].clone()
-            logs = torch.log_softmax(logits, dim=-1, out=logits)
-            yield part, logs, first - logs[:, :1]
+            yield part, linear_by_rows(hidden[part], weight, bias, out=product[: len(hidden[part])])
 
 
-def _to_differentiate(logs: Tensor, normaliser: Tensor, cap: float | None) -> Iterator[tuple[int, Tensor]]:
-    """Yield blocks of the log-probabilities (R, V), each with its first row, to be overwritten with their gradient.
+def _log_prob_blocks(products: Tensor, form: LogitForm, *, overwritten: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some rows at a time, and their log-probabilities, of logits of this ``form`` of ``products`` (R, V).
 
-    With a ``cap``, a block is then multiplied by the slope 1 − (logit / cap)², so a few rows of logits are kept.
+    If what is yielded is ``overwritten`` with the gradient of the logits, up to ``form.scale``, the gradient of the
+    products replaces them: with a cap, that of the logits times the slope 1 − (logit / cap)².
     """
-    rows = len(logs) if cap is None else max(1, _CAPPED_LOGITS // logs.shape[1])
-    for start in range(0, len(logs), max(rows, 1)):
-        block = logs[start : start + rows]
-        squares = None if cap is None else (block + normaliser[start : start + rows]).div_(cap).square_()
-        yield start, block
-        if squares is not None:
-            block.addcmul_(block, squares, value=-1)
+    exact = torch.promote_types(products.dtype, torch.float32)
+    at_once = products.device.type != "cpu" and form.cap is None
+    step = len(products) if at_once else max(1, BLOCK_LOGITS // products.shape[1])
+    for start in range(0, len(products), max(step, 1)):
+        rows = slice(start, start + step)
+        logits = form.write_logits(products[rows].to(exact))
+        slopes = None if form.cap is None or not overwritten else 1 - (logits / form.cap).square_()
+        logs = torch.log_softmax(logits, dim=-1, out=logits)
+        yield rows, logs
+        if slopes is not None:
+            logs.mul_(slopes)
+        if overwritten and exact != products.dtype:
+            products[rows].copy_(logs)
 
 
 def _chunk_rows(hidden: Tensor, most: int) -> int:

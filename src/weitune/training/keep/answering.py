@@ -16,7 +16,6 @@ from weitune.generate.engine import Engine
 from weitune.generate.sampling import Sampling
 from weitune.model.batch import to_tensors
 from weitune.model.fast.attention import tree_attention
-from weitune.model.fast.loss import CHUNK_LOGITS
 from weitune.model.supervised import state_logits
 from weitune.training.inputs import RunInputs
 from weitune.training.keep.candidates import answered
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 CHOICES = 32
 """The likeliest tokens that ``keep.target: distill`` keeps of each prediction; the others are kept as one. They have
 95 % of the probability in Qwen2.5-0.5B's own answers (8 have 90 %)."""
+_MOST_LOGITS = 1 << 26
+"""The most logits in memory at once."""
 
 
 class Answering:
@@ -66,7 +67,7 @@ class Answering:
 
     def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Yield numbers of examples of similar length whose logits, padding included, are a chunk at most."""
-        most = CHUNK_LOGITS // int(self._engine.model.config.get_text_config().vocab_size)
+        most = _MOST_LOGITS // int(self._engine.model.config.get_text_config().vocab_size)
         some: list[int] = []
         for number in sorted(range(len(lengths)), key=lengths.__getitem__):
             if some and (len(some) + 1) * lengths[number] > most:
