@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LEAST_TOKENS, ENOUGH_TOKENS, MOST_TOKENS = 256, 512, 16_384
 """``train.micro_tokens: auto`` chooses between LEAST and MOST, or more for a longer example. Values are recomputed only
 if fewer tokens than ENOUGH would fit: longer passes are hardly faster."""
-MOST_TOKENS_ON_CPU, SHORT_TOKENS_ON_CPU = 2048, 768
+MOST_TOKENS_ON_CPU, SHORT_TOKENS_ON_CPU = 2048, 832
 """The same on a CPU, where longer passes are no faster and only take memory: SHORT if steps lose little of what they
 share (:func:`weitune.forecast.workload.most_tokens_on_cpu`)."""
 _CHECKPOINT_COPIES = 5
