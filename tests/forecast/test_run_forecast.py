@@ -185,7 +185,11 @@ class TestNeed:
 
     def test_logits_never_exceed_a_chunk(self) -> None:
         many = pass_bytes(self.shape, PassSize(8192, 8192, 100), PassConfig(4))[1]
-        assert many <= 4 << 26
+        assert many <= 128 << 20
+        half = pass_bytes(self.shape, PassSize(8192, 8192, 100), PassConfig(2))[1]
+        assert 128 << 20 < half + 2 * 151936 <= (128 << 20) + 4 * (1 << 22) + 2 * 151936  # and a block in float32
+        whole = pass_bytes(self.shape, PassSize(8192, 8192, 100), PassConfig(2, slices=False))[1]
+        assert whole == (2 + 4) * ((1 << 26) // 151936) * 151936
         assert pass_bytes(self.shape, PassSize(8192, 10, 100), PassConfig(4))[1] == 10 * 151936 * 4
 
 

@@ -20,6 +20,7 @@ from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Recipe
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.reporter import Reporter
+from weitune.training.run import train
 from weitune.training.run_plan import plan_run
 
 
@@ -236,3 +237,16 @@ def test_a_file_that_mixes_kinds_is_refused_with_the_first_other_row(model: Path
     for method in ("dpo", "kto"):
         with pytest.raises(DataError, match=r"mixed\.jsonl row 4 \(line 4\)"):
             collect_inputs(recipe(model, write(tmp_path / "mixed.jsonl", rows), preference=method), Lines())
+
+
+@pytest.mark.parametrize(("system", "most"), [("", 832), ("one two three four five six " * 11, 2048)])
+def test_plan_and_training_split_steps_alike(model: Path, tmp_path: Path, system: str, most: int) -> None:
+    rows = [{"instruction": f"Number {n * 7919}", "output": f"{n * 104729} is it " * 12} for n in range(64)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    keys = {"system": system, "train.batch_size": 16, "train.max_steps": 1, "output": str(tmp_path / "run")}
+    recipe = build_recipe({"model": str(model), "data": [str(data)]}, keys)
+    planned = plan_run(recipe, device="cpu")
+    assert planned.largest.tokens > 832 > 2 * planned.largest.longest
+    run = train(recipe, device="cpu").path
+    recorded = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    assert planned.here.chosen.micro_tokens == recorded["micro_tokens"] == most

@@ -68,8 +68,8 @@ def choose_micro_tokens(
 
     It is at least ``longest``, the tokens of the longest example, and ``undivided``, those of the largest group, since
     some pass must hold that one, and at most MOST_TOKENS; on a CPU, ``most_on_cpu`` or two of the longest, whose common
-    beginning is then computed once. Each pass makes stored matrices dense, and gives experts fewer rows the shorter it
-    is, so only the passes of plain dense blocks are shorter than MOST_TOKENS_ON_CPU.
+    beginning is then computed once. Passes of blocks that are not like Llama's, and of stored matrices, which a pass
+    makes dense, are not shorter than MOST_TOKENS_ON_CPU.
     """
     held = max(longest, undivided)
     if not config.plain_blocks or config.modules is not None or config.dense_bytes:

@@ -21,6 +21,7 @@ from weitune.data.prepare.holdout import ItemSet, hold_out, prompts
 from weitune.data.prepare.prepare import Prepared, PreparedGroups, prepare_items
 from weitune.data.schedule import Plan
 from weitune.errors import DataError
+from weitune.forecast.memory_estimate import MOST_TOKENS_ON_CPU
 from weitune.forecast.workload import most_tokens_on_cpu
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
@@ -88,6 +89,8 @@ class RunInputs:
 
     def most_on_cpu(self, capabilities: Capabilities, processes: int = 1) -> int:
         """Return how many tokens a pass on a CPU may have if memory allows, in one of the run's ``processes``."""
+        if self.recipe.train.micro_tokens != "auto" or 2 * self.longest >= MOST_TOKENS_ON_CPU:
+            return MOST_TOKENS_ON_CPU  # it makes no difference
         return most_tokens_on_cpu(self.examples, self.plan, self.layout(capabilities), processes)
 
 

@@ -127,7 +127,10 @@ def test_value_and_gradient_equal_the_reference(n, chunk_logits, dtype, toleranc
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
-def test_log_probabilities_and_the_gradient_of_any_loss_of_them(n, chunk_logits, dtype, tolerance, form) -> None:
+def test_log_probabilities_and_the_gradient_of_any_loss_of_them(
+    n, chunk_logits, dtype, tolerance, form, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_LOGITS", 2 * 31)
     hidden, head, targets, weights = inputs(n, 17, 31, dtype)
     head = head._replace(form=form)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()

@@ -1,9 +1,9 @@
 """Cross entropy of the predictions without all of their logits in memory at once.
 
 The logits (U, V), with V = 151,936 for Qwen2.5, would be the largest tensor of a step. Here the output head computes
-``CHUNK_LOGITS`` of them at a time, and the gradient of a hidden state is computed in the same pass, before the chunk is
-freed (the idea of Liger's fused linear cross entropy, arXiv 2410.10989). Cost: two matrix products of U·C·V, one for
-the logits and one for the gradient. The head is frozen.
+a chunk of them at a time, and the gradient of a hidden state is computed in the same pass, before the chunk is freed
+(the idea of Liger's fused linear cross entropy, arXiv 2410.10989). Cost: two matrix products of U·C·V, one for the
+logits and one for the gradient. The head is frozen.
 
     :func:`supervised_loss`   the weighted sum of predictions, a scalar, of one row of logits for each state
     :func:`log_probs`         one number for each prediction: rows of the gradient are weighted in backward
@@ -29,9 +29,9 @@ from weitune.model.fast.matmul import by_onednn, linear_by_rows, round_rows, tim
 from weitune.model.storage.allocator import empty_outside_heap
 
 CHUNK_LOGITS = {2: 1 << 26, 4: 1 << 25, 8: 1 << 24}
-"""The most logits in memory at once, by the bytes of a number: 128 MiB."""
+"""The most logits of a chunk, by the bytes of a number: 128 MiB."""
 BLOCK_LOGITS = 1 << 22
-"""Logits that are differentiated at once on a CPU, where they stay in its cache, or if they have a cap."""
+"""Logits of which float32 copies are differentiated at once on a CPU, or if they have a cap."""
 _TINY = 1e-30
 """In place of 0 where it is divided by, or its logarithm is taken."""
 
@@ -158,9 +158,10 @@ class _SupervisedLoss(torch.autograd.Function):
             for rows, logs in _log_prob_blocks(products, head.form, overwritten=grad_hidden is not None):
                 aimed = _Aimed(predictions, totals, part.start + rows.start, logs)
                 total -= aimed.log_prob() if grad_hidden is None else aimed.write_grad()
+                del logs, aimed  # before the next are made
             if grad_hidden is not None:
-                heaviest = by_onednn(hidden.device.type, hidden.dtype)
-                largest = predictions.heaviest(part.start, len(products)) if heaviest else None
+                onednn = by_onednn(hidden.device.type, hidden.dtype)
+                largest = predictions.heaviest(part.start, len(products)) if onednn else None
                 times_by_rows(products, head.weight, largest=largest, out=grad_hidden[part])
                 grad_hidden[part].mul_((totals[part] * head.form.scale)[:, None])
         ctx.save_for_backward(grad_hidden)
@@ -243,6 +244,7 @@ class _LogProbs(torch.autograd.Function):
                 result[part][rows] = logs.gather(1, aimed).squeeze(1)
                 if grad_hidden is not None:
                     logs.exp_().scatter_add_(1, aimed, torch.full_like(aimed, -1, dtype=exact))
+                del logs  # before the next are made
             if grad_hidden is not None:
                 times_by_rows(products, head.weight, largest=target, out=grad_hidden[part])
         ctx.save_for_backward(grad_hidden)
@@ -259,10 +261,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, head: Head, max_logits: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the place of some of the states (U, C), and what the output layer multiplies them to, (R, V).
-
-    What is yielded may be overwritten; it is the memory of the next chunk too.
-    """
+    """Yield the place of some of the states (U, C), and their products with the output layer, (R, V), to overwrite."""
     weight, bias, _ = head
     step = _chunk_rows(hidden, max(1, (max_logits or CHUNK_LOGITS[hidden.element_size()]) // weight.shape[0]))
     with empty_outside_heap(step, weight.shape[0], hidden) as product:  # the one large tensor
@@ -278,18 +277,19 @@ def _log_prob_blocks(products: Tensor, form: LogitForm, *, overwritten: bool) ->
     products replaces them: with a cap, that of the logits times the slope 1 − (logit / cap)².
     """
     exact = torch.promote_types(products.dtype, torch.float32)
-    at_once = products.device.type != "cpu" and form.cap is None
-    step = len(products) if at_once else max(1, BLOCK_LOGITS // products.shape[1])
-    for start in range(0, len(products), max(step, 1)):
+    cap = form.cap if overwritten else None
+    some = max(torch.get_num_threads(), BLOCK_LOGITS // products.shape[1])
+    step = some if cap is not None or products.device.type == "cpu" else max(1, len(products))
+    for start in range(0, len(products), step):
         rows = slice(start, start + step)
         logits = form.write_logits(products[rows].to(exact))
-        slopes = None if form.cap is None or not overwritten else 1 - (logits / form.cap).square_()
-        logs = torch.log_softmax(logits, dim=-1, out=logits)
-        yield rows, logs
+        slopes = None if cap is None else 1 - (logits / cap).square_()
+        yield rows, torch.log_softmax(logits, dim=-1, out=logits)
         if slopes is not None:
-            logs.mul_(slopes)
+            logits.mul_(slopes)
         if overwritten and exact != products.dtype:
-            products[rows].copy_(logs)
+            products[rows].copy_(logits)
+        del logits, slopes
 
 
 def _chunk_rows(hidden: Tensor, most: int) -> int:
