@@ -6,6 +6,7 @@ it as the oracle, benchmarks as the baseline.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,12 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from weitune.data.conversation import Example
 from weitune.data.schedule import Plan
+
+
+@functools.cache
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that goes when this process ends: a Trainer wants one even if it saves nothing."""
+    return tempfile.TemporaryDirectory()
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, list[int]]]:
@@ -54,7 +61,7 @@ def make_trainer(
 
     settings = TrainingArguments(
         **{
-            "output_dir": tempfile.mkdtemp(),
+            "output_dir": scratch().name,
             "per_device_train_batch_size": min(per_device, batch_size),
             "gradient_accumulation_steps": batch_size // min(per_device, batch_size),
             "num_train_epochs": 1,
