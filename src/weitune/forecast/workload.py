@@ -19,8 +19,8 @@ from weitune.data.schedule import Plan
 from weitune.forecast.memory_estimate import MOST_TOKENS_ON_CPU, SHORT_TOKENS_ON_CPU, PassSize
 
 _SAMPLED_STEPS = 200
-_FEW_STEPS = 8
-_LITTLE_MORE = 1.02
+_FEW_STEPS, _LITTLE_MORE = 8, 1.02
+"""How many steps are tried both ways, and by what factor short passes may compute more tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Answering:
         return KeptExamples(examples, Softened(choices, shares))
 
     def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield numbers of examples of similar length whose logits, padding included, are a chunk at most."""
+        """Yield numbers of examples of similar length whose logits, padding included, are at most _MOST_LOGITS."""
         most = _MOST_LOGITS // int(self._engine.model.config.get_text_config().vocab_size)
         some: list[int] = []
         for number in sorted(range(len(lengths)), key=lengths.__getitem__):
