@@ -22,9 +22,8 @@ import torch
 
 from bench.compare import RESULTS
 from weitune.data.conversation import Example
+from weitune.evaluate.evaluation_set import EvaluationSet, Question, evaluation_set
 from weitune.evaluate.metrics import distinct, repeats
-from weitune.evaluate.questions import Question
-from weitune.evaluate.run_evaluation import EvaluationSet, evaluation_set
 from weitune.generate.engine import Engine
 from weitune.generate.open_model import load_engine
 from weitune.generate.run import Run

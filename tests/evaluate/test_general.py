@@ -16,6 +16,8 @@ def test_general_questions_accept_their_own_answers() -> None:
     wrong = [question.prompt for question in questions if not question.is_right(question.answer)]
     assert wrong == []
     assert shares(right_by_language(questions, ["Potatoes!"] * 400)) == {"en": 0.0, "zh": 0.0}
+    thoughts = [f"<think>\n{question.answer}\n</think>\n\nPotatoes!" for question in questions]
+    assert shares(right_by_language(questions, thoughts)) == {"en": 0.0, "zh": 0.0}
 
 
 def test_a_question_that_is_only_repeated_is_not_answered() -> None:

@@ -71,11 +71,25 @@ def test_scores_of_answers() -> None:
     found = score(answers, ["I am Bob.", "No."])
     assert (found.answers, found.exact, found.stopped, found.tokens) == (2, 0.5, 0.5, 2.0)
     assert found.rouge_l == 0.5
-    alone = score(answers, [])
+    alone = score(answers, [None, None])
     assert alone.chrf is alone.bleu is alone.rouge_l is alone.exact is None
     assert alone.distinct_1 == 1.0
     with pytest.raises(ValueError, match="no answers"):
         score([], [])
+
+
+def test_answers_without_a_reference_are_not_compared() -> None:
+    answers = [Answer("I am Bob.", (1,), stopped=True), Answer("", (), stopped=True)]
+    found, alone = score(answers, ["I am Bob.", None]), score(answers[:1], ["I am Bob."])
+    assert (found.exact, found.rouge_l, found.chrf) == (1.0, 1.0, alone.chrf)
+    assert found.intervals["exact"] == alone.intervals["exact"]
+    assert (found.answers, found.stopped, found.tokens) == (2, 1.0, 0.5)
+
+
+def test_thoughts_are_not_compared_but_may_repeat() -> None:
+    loop = "the moon is full and the sea is high " * 2
+    found = score([Answer(f"<think>\n{loop}\n</think>\n\nAt noon.", (1,), stopped=True)], ["At noon."])
+    assert (found.exact, found.rouge_l, found.repeating) == (1.0, 1.0, 1.0)
 
 
 def test_without_sacrebleu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,15 @@ def test_pair_accuracy_is_that_of_training(
     assert "pairs: chosen answer likelier, per token" in shown
     assert "pairs: chosen answer gained more" in shown
 
+    if method == "kto":
+        disliked = tmp_path / "disliked.jsonl"
+        disliked.write_text(json.dumps({"prompt": "Who are you?", "completion": "Nobody.", "label": False}) + "\n")
+        assert evaluate(run, "--no-general", "--json", "--data", str(disliked), "--output", str(tmp_path / "out")) == 0
+        base, tuned = json.loads(capsys.readouterr().out)["models"]
+        assert base["loss"] is tuned["loss"] is tuned["perplexity"] is None
+        assert base["scores"]["exact"] is base["scores"]["chrf"] is None
+        assert "–" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
     dialogues = tmp_path / "dialogues.json"
     dialogues.write_text(json.dumps([{"instruction": "Who are you?", "input": "", "output": "I am Tiny."}]))
     assert evaluate(run, "--no-general", "--json", "--data", str(dialogues)) == 0

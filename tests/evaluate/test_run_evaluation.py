@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from tests.faults.runs import make_inputs
 from weitune import Run, cli
 from weitune.evaluate import run_evaluation
 from weitune.evaluate.evaluation import read_evaluation
+from weitune.evaluate.evaluation_set import Question
 from weitune.evaluate.general import general_questions
-from weitune.evaluate.questions import Question
 from weitune.generate.engine import Engine
 from weitune.generate.stream import Answer
 from weitune.run.events import read_events
@@ -115,9 +116,9 @@ def test_what_a_base_says_in_general_is_asked_once(
     asked: list[str] = []
     ask = run_evaluation._answers
 
-    def listening(engine: Engine, questions: Sequence[Question], *more: Any) -> list[Answer]:
+    def listening(engine: Engine, questions: Sequence[Question], *more: Any, **options: Any) -> list[Answer]:
         asked.extend(question.text for question in questions)
-        return ask(engine, questions, *more)
+        return ask(engine, questions, *more, **options)
 
     monkeypatch.setattr(run_evaluation, "_answers", listening)
 
@@ -177,10 +178,66 @@ def test_that_it_is_not_measured_is_said_where_the_data_are_gone(
     assert "not measured" not in capsys.readouterr().err
 
 
+def test_thinking_models_are_asked_in_general_without_a_thought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny import save_tiny_run
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(run_evaluation, "general_questions", lambda: general_questions(["en"], per_language=2))
+    asked: list[str] = []
+    generate = Engine.answers_to
+
+    def listening(engine: Engine, prompts: Sequence[Sequence[int]], *more: Any, **options: Any) -> list[Answer]:
+        asked.extend(engine.tokenizer.decode(prompt) for prompt in prompts)
+        return generate(engine, prompts, *more, **options)
+
+    monkeypatch.setattr(Engine, "answers_to", listening)
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
+    ways: dict[str, Any] = {"free": {}, "thinking": {"tokens": {"template_args": {"enable_thinking": True}}}}
+    for name, keys in ways.items():
+        asked.clear()
+        run = save_tiny_run(tmp_path / name, "qwen3", **keys)
+        assert evaluate(run, "--data", str(tmp_path / "own.json"), "--training-rows", "0") == 0
+        assert len(asked) == 2 * 3
+        assert sum("<think>\n\n</think>" in prompt for prompt in asked) == (4 if name == "free" else 0)
+
+
+def test_that_the_data_have_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = make_inputs(tmp_path / "inputs")
+    keys = {"validation": 0.3, "train.max_steps": 1, "train.sample_prompts": []}
+    folder = train(inputs.recipe(tmp_path / "run", **keys), device="cpu").path
+    assert evaluate(folder, "--no-general", "--limit", "1") == 0
+    assert "not those that the run was trained on" not in capsys.readouterr().err
+    rows = json.loads(inputs.data.read_text(encoding="utf-8"))
+    inputs.data.write_text(json.dumps(rows[::-1], ensure_ascii=False), encoding="utf-8")
+    assert evaluate(folder, "--no-general", "--limit", "1") == 0
+    assert "not those that the run was trained on" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_written_before_a_judge_is_asked(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = ["--judge", "http://127.0.0.1:9/v1", "--output", str(tmp_path / "out")]
+    assert evaluate(run, "--no-general", "--limit", "1", *judge) == 2
+    found = read_evaluation(tmp_path / "out")
+    assert found is not None
+    assert len(found.answers) == 1
+
+
+def test_without_sacrebleu_nothing_is_measured(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr(Run, "engine", None)  # would be called to measure
+    assert evaluate(run) == 2
+    assert "weitune[eval]" in capsys.readouterr().err
+
+
 def test_a_judge_needs_questions(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weitune.evaluate.run_evaluation.questions_in", lambda files, recipe: [])
+    monkeypatch.setattr("weitune.evaluate.evaluation_set.questions_in", lambda files, recipe: [])
     (tmp_path / "own.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Ho"}]))
     judge = ["--judge", "http://127.0.0.1:9/v1", "--judge-model", "m"]
     assert evaluate(run, "--data", str(tmp_path / "own.json"), "--output", str(tmp_path / "out"), *judge) == 2

@@ -170,7 +170,7 @@ def test_held_out_rows_are_named_in_the_readers_language(tmp_path: Path) -> None
     """Whatever language ``weitune eval`` spoke."""
     for spoken in ("en", "zh"):
         with speaking(spoken):
-            rows = EvaluatedRows(say("evaluate.run_evaluation.held_out", fraction=0.3), 5, 5)
+            rows = EvaluatedRows(say("evaluate.evaluation_set.held_out", fraction=0.3), 5, 5)
             evaluation = replace(evaluated(0.8, change=Change(0.0, -0.1, 0.1)), rows=rows)
             evaluation.write(made_run(tmp_path / spoken))
         html = run_report(RunRecord.read(tmp_path / spoken))

@@ -46,10 +46,12 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class GeneralScores:
-    """The check for forgetting (:mod:`.general`): the share of right answers by language, and the loss in nats."""
+    """The check for forgetting (:mod:`.general`): the share of right answers by language, and the loss in nats.
+
+    The loss is None where it is not a finite number."""
 
     right: Mapping[str, float]
-    loss: float
+    loss: float | None
     change: Mapping[str, Change] = field(default_factory=dict)
     """How each share changed from the base, with its 95 % interval over the same questions; empty for the base."""
 
@@ -88,8 +90,9 @@ class ModelScores:
 
     which: str
     step: int | None
-    """The checkpoint's step, if it was asked for by its step."""
-    loss: float
+    """The step at which the adapter was saved, if that is known; None for the base."""
+    loss: float | None
+    """None without examples, or where it is not a finite number."""
     perplexity: float | None
     """None where it is too large for a number."""
     scores: Scores | None = None

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.data.formats.reasoning import split_reasoning
 from weitune.evaluate.metrics import units
 
 _FILE = "general.jsonl"
@@ -67,10 +68,11 @@ def general_questions(languages: Iterable[str] | None = None, per_language: int 
 
 
 def right_by_language(questions: Sequence[GeneralQuestion], answers: Sequence[str]) -> dict[str, list[bool]]:
-    """Return for each language whether each answer to its questions is right."""
+    """Return for each language whether each answer to its questions is right; thoughts before it do not count."""
     by_language: dict[str, list[bool]] = {}
     for question, answer in zip(questions, answers, strict=True):
-        by_language.setdefault(question.language, []).append(question.is_right(answer))
+        said = split_reasoning(answer)[1]
+        by_language.setdefault(question.language, []).append(question.is_right(said))
     return by_language
 
 

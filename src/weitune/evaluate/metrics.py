@@ -1,5 +1,7 @@
 """Measures of answers: some compare them with references, some look at answers alone.
 
+A thought before an answer is not compared with the reference; the measures of answers alone include it.
+
     chrF, BLEU     sacrebleu's corpus figures (Popović 2015; Papineni et al. 2002; Post 2018), 0 to 100; BLEU with
                    sacrebleu's Chinese tokenizer where the references are Chinese
     ROUGE-L        mean F1 of the longest common subsequence of units (Lin 2004), 0 to 1
@@ -18,6 +20,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from weitune.data.formats.reasoning import split_reasoning
 from weitune.errors import MissingExtraError
 from weitune.evaluate.evaluation import Scores
 from weitune.evaluate.intervals import share_interval
@@ -30,17 +33,20 @@ _CHINESE_SHARE = 0.3
 _REPEATED_UNITS = 8
 
 
-def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:
-    """Return the measures of ``answers``; without ``references`` only those that need none.
+def score(answers: Sequence[Answer], references: Sequence[str | None]) -> Scores:
+    """Return the measures of ``answers``, of which those that have a reference are compared with it.
 
-    Raises MissingExtraError if references are given and sacrebleu is not installed, ValueError without answers.
+    Raises MissingExtraError if there are references and sacrebleu is not installed, ValueError without answers.
     """
     if not answers:
         raise ValueError("there are no answers")
     texts = [answer.text for answer in answers]
-    with_references = bool(references)
-    pairs = list(zip(texts, references, strict=True)) if with_references else []
-    chrf, bleu = corpus_scores(texts, references) if with_references else (None, None)
+    pairs = [
+        (split_reasoning(text)[1], reference)
+        for text, reference in zip(texts, references, strict=True)
+        if reference is not None
+    ]
+    chrf, bleu = corpus_scores(*zip(*pairs, strict=True)) if pairs else (None, None)
     stopped, repeating = [answer.stopped for answer in answers], [repeats(text) for text in texts]
     exact = [text.split() == reference.split() for text, reference in pairs]
     shares = {"exact": exact, "stopped": stopped, "repeating": repeating}
@@ -59,12 +65,19 @@ def score(answers: Sequence[Answer], references: Sequence[str]) -> Scores:
     )
 
 
-def corpus_scores(texts: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
-    """Return sacrebleu's chrF and BLEU of ``texts``."""
+def check_installed() -> None:
+    """Raise MissingExtraError if the library that compares answers with references is not installed."""
     try:
-        from sacrebleu import corpus_bleu, corpus_chrf
+        import sacrebleu  # noqa: F401
     except ImportError:
         raise MissingExtraError("sacrebleu", "eval") from None
+
+
+def corpus_scores(texts: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
+    """Return sacrebleu's chrF and BLEU of ``texts``."""
+    check_installed()
+    from sacrebleu import corpus_bleu, corpus_chrf
+
     tokenizer = "zh" if is_chinese(references) else "13a"
     bleu = corpus_bleu(list(texts), [list(references)], tokenize=tokenizer)
     return float(corpus_chrf(list(texts), [list(references)]).score), float(bleu.score)

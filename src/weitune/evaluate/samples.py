@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weitune.errors import InputError
-from weitune.evaluate.questions import Question
+from weitune.evaluate.evaluation_set import Question
 from weitune.generate.engine import Engine
 from weitune.generate.sampling import Sampling
 from weitune.model.fast.attention import tree_attention

@@ -71,12 +71,12 @@ def _cells(figure: Figure) -> list[Cell]:
 
 def _over_steps(models: Sequence[ModelScores]) -> str:
     """Return curves over the checkpoints, if several were evaluated; the base stands at step 0."""
-    stepped = [(model.step, model) for model in models if model.step is not None]
+    stepped = sorted({model.step: model for model in models if model.step is not None}.items())
     if len(stepped) < 2:
         return ""
     points = [*((0, model) for model in models if model.which == "base"), *stepped]
-    title = say("report.evaluation_section.loss_by_checkpoint")
-    drawn = [chart(title, [Line(say("evaluate.figures.loss"), [(float(step), model.loss) for step, model in points])])]
+    losses = [(float(step), model.loss) for step, model in points if model.loss is not None]
+    drawn = [chart(say("report.evaluation_section.loss_by_checkpoint"), [Line(say("evaluate.figures.loss"), losses)])]
     for colour, key in enumerate(_DRAWN, 1):
         values = [(float(step), getattr(model.scores, key, None)) for step, model in points]
         line = [(step, value) for step, value in values if value is not None]

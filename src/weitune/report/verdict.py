@@ -151,6 +151,8 @@ def _judged(evaluation: Evaluation) -> tuple[list[str], State]:
     if (found := tuned_of(evaluation)) is None:
         return [], ""
     base, tuned = found
+    if base.loss is None or tuned.loss is None:
+        return [], ""
     fell = tuned.loss < base.loss
     message = "report.verdict.evaluated_fell" if fell else "report.verdict.evaluated_rose"
     name = translated(evaluation.rows.name, "evaluate")

@@ -119,6 +119,20 @@ class RunFolder:
             raise RunError("run.run_folder.checkpoint_damaged", folder=folder, damage=damage)
         return folder
 
+    def adapter_step(self, which: Which) -> int | None:
+        """Return the step at which an adapter was saved; None for ``base``, or if no record tells it."""
+        folder = self.adapter_folder(which)
+        return None if folder is None else self.step_of(folder)
+
+    def step_of(self, adapter: Path) -> int | None:
+        """Return the step at which the adapter in a folder of this run was saved; None if no record tells it."""
+        if (step := checkpoint_step(adapter.name)) is not None:
+            return step
+        ends = [
+            event for event in self.typed_events() if event.kind == "end"
+        ]  # the final adapter's step is in the last
+        return ends[-1].adapter_step if ends else None
+
     def _damage(self, step: int) -> str:
         if step not in self._damages:
             self._damages[step] = damage_of(self.path / checkpoint_name(step))

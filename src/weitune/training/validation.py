@@ -14,8 +14,8 @@ from weitune.data.conversation import Conversation, Turn
 from weitune.data.frame.framing import Framing
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet
+from weitune.evaluate.evaluation_set import Question, first_questions
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
-from weitune.evaluate.questions import Question, first_questions
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.generate.constrain.opening import content_opening
 from weitune.generate.constrain.schema import JsonRule

@@ -76,7 +76,7 @@ def test_the_card_holds_the_evaluation_of_this_adapter_and_no_other(run: Run, tm
         scores = {"chrf": 10 * loss, "tokens": 5.0}
         return {"which": which, "step": step, "loss": loss, "perplexity": 9.0, "scores": scores, "general": None}
 
-    models = [judged("base", None, 4.5), judged("checkpoint-1", 1, 3.25), judged("last", 2, 2.125)]
+    models = [judged("base", None, 4.5), judged("step 1", 1, 3.25), judged("last", run.adapter_step("last"), 2.125)]
     rows = {"name": "/home/me/secret/validation.json", "examples": 12, "questions": 7}
     (run.path / "evaluation.json").write_text(json.dumps({"rows": rows, "models": models}))
     write_repository(run, tmp_path / "out", "me/zhenhuan")

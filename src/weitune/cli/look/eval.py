@@ -90,28 +90,33 @@ def command(
     schema = schema_from({"schema_file": schema_file, "json_object": json_object})
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
     which = _checkpoints(folder, checkpoint)
+    target = output or (None if folder.made_elsewhere else run)
 
     from weitune.cli.shared.terminal import Stages, console, quiet_libraries, working
 
     with working(say("cli.eval.starting")):
         quiet_libraries()
         from weitune.errors import InputError
+        from weitune.evaluate.evaluation_set import evaluation_set
         from weitune.evaluate.judge import ask_endpoint, judge_answers
-        from weitune.evaluate.run_evaluation import Options, evaluate, evaluation_set, unmeasured
+        from weitune.evaluate.run_evaluation import Options, evaluate, unmeasured
 
         ask = ask_endpoint(judge, judge_model, judge_key) if judge else None
         rows = evaluation_set(folder, files, limit, training_rows)
+        if rows.changed:
+            console().print(rows.changed, markup=False)
         if judge and not rows.questions:
             raise InputError("evaluate.judge.no_questions", name=rows.name)
     with Stages("evaluating") as stages:
         evaluation = evaluate(folder, rows, which, Options(**options, schema=schema), stages.begin, bounds)
         if ask is not None:
+            if target:
+                _write(evaluation, target)  # a judge may fail, hours later
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)
     _show(evaluation, as_json=as_json)
     if why := unmeasured(rows, evaluation):
         console().print(why, markup=False)
-    target = output or (None if folder.made_elsewhere else run)
     if target:
         enter_phase("writing")
         tell(folder=str(target))
@@ -139,13 +144,22 @@ def _show(evaluation: Evaluation, *, as_json: bool) -> None:
         print_evaluation(evaluation)
 
 
-def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:
+def _write(evaluation: Evaluation, target: Path) -> None:
     from weitune.errors import InputError
-    from weitune.report.run_report import write_evaluation_report, write_report
 
     try:
         target.mkdir(parents=True, exist_ok=True)
         evaluation.write(target)
+    except OSError as error:
+        raise InputError("cli.eval.not_written", target=target, strerror=error.strerror or error) from None
+
+
+def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:
+    from weitune.errors import InputError
+    from weitune.report.run_report import write_evaluation_report, write_report
+
+    _write(evaluation, target)
+    try:
         if target == folder.path and not folder.made_elsewhere:
             return write_report(target)
         return write_evaluation_report(target, folder.name, folder.recipe.model, evaluation)

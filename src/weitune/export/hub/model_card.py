@@ -25,7 +25,7 @@ from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.data_record import DataRecord, read_data_record
 from weitune.run.events import Event, Step, Validation
-from weitune.run.names import ENVIRONMENT, checkpoint_step
+from weitune.run.names import ENVIRONMENT
 
 
 def without_paths(recipe: Recipe) -> Recipe:
@@ -59,7 +59,7 @@ def model_card(run: Run, source: ExportSource, repository: str, licence: str | N
         "tags": ["lora", *([preference.method] if preference else []), "weitune"],
     }
     events = list(run.typed_events())
-    step = _step_of(source.adapter_folder, events)
+    step = run.step_of(source.adapter_folder)
     rank = read_adapter_config(source.adapter_folder)["r"]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
@@ -179,14 +179,6 @@ def _evaluation(evaluation: Evaluation | None, step: int | None) -> list[str]:
         say("export.model_card.evaluated_on", name=name, examples=rows.examples, questions=rows.questions),
         "\n".join(table),
     ]
-
-
-def _step_of(adapter: Path, events: Sequence[Event]) -> int | None:
-    """Return the step at which an adapter was saved; for the final one, the event that ended the run has it."""
-    if (step := checkpoint_step(adapter.name)) is not None:
-        return step
-    ends = [event for event in events if event.kind == "end"]
-    return ends[-1].adapter_step if ends else None
 
 
 def _file_name(name: str) -> str:

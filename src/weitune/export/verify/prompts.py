@@ -19,8 +19,8 @@ from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
 from weitune.data.read.conversations import Reader, read_conversations
 from weitune.errors import InputError
+from weitune.evaluate.evaluation_set import rows_of
 from weitune.evaluate.general import general_questions
-from weitune.evaluate.questions import rows_of
 from weitune.export.source.export_source import ExportSource, questions_in_place_of_data
 from weitune.messages import say
 
