@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import Inputs, make_inputs
+from weitune import cli
 from weitune.errors import RecipeError
 from weitune.recipe.load import build_recipe
 from weitune.tune.search import epochs_cut_off
-from weitune.tune.tune import tune
+from weitune.tune.tune import View, tune
 
 KEYS: dict[str, Any] = {"validation": 0.3, "train.batch_size": 2, "train.epochs": 4}
 
@@ -36,6 +37,28 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(RecipeError, match=said):
         tune(inputs.recipe(Path("unused"), **{**KEYS, **keys}), tmp_path / "search", also=also, device="cpu")
     assert not (tmp_path / "search").exists()
+
+
+def test_trials_that_would_learn_nothing_are_refused_and_short_ones_noted(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weitune.tune.tune.load_base", None)  # what would come next
+    warm = inputs.recipe(Path("unused"), **KEYS, **{"train.warmup_ratio": 0.1})
+    with pytest.raises(RecipeError, match=r"all 1 steps of a trial"):
+        tune(warm, tmp_path / "warm", budget=0.05, device="cpu")
+    assert not (tmp_path / "warm").exists()
+    told: list[str] = []
+    view = View()
+    monkeypatch.setattr(view, "say", told.append)
+    with pytest.raises(TypeError):
+        tune(inputs.recipe(Path("unused"), **KEYS), tmp_path / "short", budget=0.05, view=view, device="cpu")
+    assert any("the shortest trial has 1 steps" in line for line in told)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_budget_is_a_finite_number(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", "demo", "--budget", value]) == 2
+    assert "finite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

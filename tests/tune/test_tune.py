@@ -21,9 +21,10 @@ from weitune.training.build import make_loop
 from weitune.training.inputs import collect_inputs
 from weitune.training.loop import Loop
 from weitune.training.signals import StopRequest
+from weitune.tune import folder as folders
 from weitune.tune.folder import SETTINGS, Settings, create, outcomes
 from weitune.tune.search import Trial
-from weitune.tune.trials import Outcome
+from weitune.tune.trials import Outcome, Trials
 from weitune.tune.tune import Found, View, resume, tune
 
 KEYS: dict[str, Any] = {"validation": 0.3, "train.batch_size": 2, "train.epochs": 4}
@@ -157,6 +158,68 @@ def test_other_data_are_refused(inputs: Inputs, tmp_path: Path) -> None:
     data.write_text(json.dumps(rows[1:]), encoding="utf-8")
     with pytest.raises(RunError, match=r"data\.contents"):
         resume(folder, device="cpu")
+
+
+def test_another_recipe_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    tune(inputs.recipe(Path("unused"), **KEYS), folder, budget=0.3, device="cpu")
+    text = (folder / RECIPE).read_text(encoding="utf-8")
+    (folder / RECIPE).write_text(text.replace("weight_decay: 0.0", "weight_decay: 0.1"), encoding="utf-8")
+    with pytest.raises(RunError, match=r"train\.weight_decay"):
+        resume(folder, device="cpu")
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    del settings["recipe"]  # as older versions wrote it
+    (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    resume(folder, device="cpu")
+
+
+def test_a_search_that_was_faster_keeps_its_folder(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = tmp_path / "search", inputs.recipe(Path("unused"), **KEYS)
+    flush = folders.flush_all
+
+    def late(partial: Path) -> None:
+        flush(partial)
+        if not folder.exists():
+            folder.mkdir()
+            (folder / SETTINGS).write_text("the other's")
+
+    monkeypatch.setattr(folders, "flush_all", late)
+    with pytest.raises(RunError, match="not empty"):
+        create(folder, recipe, Settings([], 1.0, {}))
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(SETTINGS, "the other's")]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_cannot_be_read_or_written_is_named(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "search"
+    create(folder, inputs.recipe(Path("unused"), **KEYS), Settings([], 1.0, {}))
+    (folder / EVENTS).write_text('{"event": "step"}\n')
+    with pytest.raises(RunError, match=r"events\.jsonl' cannot be read"):
+        outcomes(folder)
+    (folder / EVENTS).unlink()
+    with pytest.raises(RunError, match=r"events\.jsonl' cannot be read"):
+        outcomes(folder)
+
+    def full(contents: bytes, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "publish_bytes", full)
+    with pytest.raises(RunError, match=r"best\.yaml' cannot be written"):
+        folders.publish_found(folder, "", "")
+
+
+def test_a_held_out_loss_that_is_not_finite_is_infinite(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trials, "_held_out_loss", lambda self, loop: float("nan"))
+    with pytest.raises(RunError, match="finite loss"):
+        tune(inputs.recipe(Path("unused"), **KEYS), tmp_path / "search", budget=0.3, device="cpu")
+    assert not (tmp_path / "search" / "best.yaml").exists()
+    assert "NaN" not in (tmp_path / "search" / EVENTS).read_text(encoding="utf-8")
 
 
 def test_a_divided_base_is_refused(inputs: Inputs, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from weitune.run.machine import describe_machine
 from weitune.run.names import KEPT, REFERENCE
 from weitune.training.build import make_loop, make_trainable, pack_matrices
 from weitune.training.inputs import RunInputs
-from weitune.training.keep.kept import kept_size, with_collected
+from weitune.training.keep.kept import kept_size, to_collect, with_collected
 from weitune.training.loop import Loop
 from weitune.training.reference.measured import preferences_of, with_measured_reference
 from weitune.training.reporter import Reporter
@@ -141,8 +141,9 @@ def prepare_run(
     ModelError if the weights do not fit memory, data or recipe.
     """
     recipe = inputs.recipe
+    candidates = to_collect(inputs)  # first: what is wrong with them should not cost a loading of the weights
     trainable = _load(session, inputs, precision, fresh=fresh, targets=targets)
-    inputs = with_collected(session, inputs, trainable)
+    inputs = with_collected(session, inputs, trainable, candidates)
     memory = trainable.memory_plan(
         recipe.train,
         longest=inputs.longest,

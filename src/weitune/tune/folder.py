@@ -23,7 +23,7 @@ from typing import Any
 
 from weitune.errors import RunError
 from weitune.files.json_files import json_bytes, json_object, json_text, record_from
-from weitune.files.publish import folder_written_aside, own_partial, publish_bytes, publish_unless_there, write_bytes
+from weitune.files.publish import flush_all, folder_written_aside, own_partial, publish_bytes, write_bytes
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
@@ -45,6 +45,8 @@ class Settings:
     """How trials are computed, as a run records it; empty until the first trial begins."""
     held_out: bool = False
     """Whether it is the search that holds rows out, not the recipe."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """What of the recipe decides the losses of trials besides ``basis``; empty in searches of older versions."""
 
 
 def default_folder() -> Path:
@@ -66,13 +68,24 @@ def create(folder: Path, recipe: Recipe, settings: Settings) -> None:
         if folder.is_dir():
             (folder / STOP).unlink(missing_ok=True)
             folder.rmdir()
-        with folder_written_aside(folder, own_partial(folder), publish_unless_there) as partial:
+        with folder_written_aside(folder, own_partial(folder), _publish_if_free) as partial:
             for name, contents in files.items():
                 write_bytes(partial / name, contents)
             if left:
                 (partial / STOP).touch()
     except OSError as error:
         raise RunError("tune.folder.cannot_be_made", folder=folder, error=error) from None
+
+
+def _publish_if_free(partial: Path, folder: Path) -> None:
+    """Flush ``partial`` and rename it to ``folder``. Raises RunError if another search was faster."""
+    flush_all(partial)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        raise RunError("tune.folder.not_empty", folder=folder) from None
 
 
 def read(folder: Path) -> tuple[Recipe, Settings]:
@@ -110,8 +123,26 @@ def append(folder: Path, outcome: Outcome) -> None:
 
 
 def outcomes(folder: Path) -> list[Outcome]:
-    """Return the trials that are done; a line that a kill has torn is removed, and so counts as not done."""
-    path = folder / EVENTS
+    """Return the trials that are done; a line that a kill has torn is removed, and so counts as not done.
+
+    Raises RunError if the file is not there or is not that of a search.
+    """
+    try:
+        return _outcomes(folder / EVENTS)
+    except (OSError, KeyError, TypeError) as error:
+        raise RunError("tune.folder.cannot_be_read", path=folder / EVENTS, error=error) from None
+
+
+def publish_found(folder: Path, recipe: str, page: str) -> None:
+    """Write the recipe and the page of what was found. Raises RunError if that fails."""
+    try:
+        publish_bytes(recipe.encode(), folder / BEST)
+        publish_bytes(page.encode(), folder / PAGE)
+    except OSError as error:
+        raise RunError("tune.folder.cannot_be_written", path=folder / BEST, error=error) from None
+
+
+def _outcomes(path: Path) -> list[Outcome]:
     whole, done = b"", []
     for line in path.read_bytes().splitlines(keepends=True):
         try:

@@ -33,7 +33,7 @@ _RUNGS = ((6, 3, 2), (5, 2), (4, 2), (3,), (2,))
 """Numbers of candidates in each rung, the most first."""
 _EVALUATIONS, _PATIENCE = 6, 2
 """How often at least the run is evaluated, and how many evaluations in a row may bring no lower loss."""
-_FEWEST_STEPS = 6
+FEWEST_STEPS = 6
 """Steps of the shortest trial that is worth making."""
 _AROUND = (0, -1, 1, -2, 2, -3)
 """Powers of two around the guess, in the order in which they are taken."""
@@ -106,7 +106,7 @@ class Search:
     def rungs(self) -> Sequence[int]:
         """The number of candidates in each rung."""
         cost = self._budget
-        return next((sizes for sizes in _RUNGS if cost / len(sizes) / sizes[0] >= _FEWEST_STEPS), _RUNGS[-1])
+        return next((sizes for sizes in _RUNGS if cost / len(sizes) / sizes[0] >= FEWEST_STEPS), _RUNGS[-1])
 
     @property
     def _budget(self) -> float:

@@ -40,7 +40,7 @@ class Outcome:
 
     trial: Trial
     loss: float
-    """on the held-out rows, in nats; infinite if training came to a loss that is not finite"""
+    """on the held-out rows, in nats; infinite if that, or a loss in training, is not finite"""
     seconds: float
     losses: tuple[float, ...]
     """of its steps"""
@@ -112,6 +112,7 @@ class Trials:
         if len(watcher.losses) < trial.steps:
             return None
         loss = self._held_out_loss(loop)
+        loss = loss if math.isfinite(loss) else math.inf
         return Outcome(trial, loss, time.perf_counter() - began, tuple(watcher.losses))
 
     def _loop(self, trainable: Trainable, recipe: Recipe, trial: Trial) -> Loop:

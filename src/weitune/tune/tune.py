@@ -10,7 +10,6 @@ from typing import Any
 
 from weitune.errors import Interrupted, RecipeError, RunError
 from weitune.files.json_files import leaves
-from weitune.files.publish import publish_bytes
 from weitune.messages import say
 from weitune.progress import Progress
 from weitune.recipe.first_rate import first_rate_of
@@ -22,13 +21,14 @@ from weitune.run.names import EVENTS
 from weitune.shell import shell_command
 from weitune.training.build import load_base
 from weitune.training.inputs import RunInputs, collect_inputs
+from weitune.training.optim import learning_rate
 from weitune.training.reporter import Reporter
 from weitune.training.resume.resume_state import precision_in
 from weitune.training.signals import StopRequest, heeding_stop_file, stop_requests
 from weitune.tune import folder as folders
-from weitune.tune.folder import BEST, PAGE, SETTINGS, Settings
+from weitune.tune.folder import SETTINGS, Settings
 from weitune.tune.page import reasons, tune_page
-from weitune.tune.search import Candidate, Search, Trial, epochs_cut_off, ranked
+from weitune.tune.search import FEWEST_STEPS, Candidate, Search, Trial, epochs_cut_off, ranked
 from weitune.tune.trials import Outcome, Trials
 
 HELD_OUT = 0.05
@@ -79,7 +79,8 @@ def tune(
         inputs = collect_inputs(recipe, view)
         if "epochs" in also and epochs_cut_off(inputs.recipe, len(inputs.examples), also):
             raise RecipeError("tune.tune.epochs_cut_off", steps=recipe.train.max_steps)
-        settings = Settings(list(also), budget, inputs.basis, held_out=held_out)
+        _check_length(Search(inputs.recipe, len(inputs.examples), 1.0, also, budget), view)
+        settings = Settings(list(also), budget, inputs.basis, held_out=held_out, recipe=_deciding(inputs.recipe))
         folders.create(folder, inputs.recipe, settings)
         return _search(inputs, folder, settings, view, device, asked)
 
@@ -89,13 +90,16 @@ def resume(
 ) -> Found:
     """Go on with the search in ``folder``; trials that are done are not made again.
 
-    Raises RunError if it holds none, or if data or model are not those that it began with.
+    Raises RunError if it holds none, or if data, model or recipe are not those that it began with.
     """
     recipe, settings = folders.read(folder)
     view = view or View()
     with _heeding(folder, stop) as asked:
         inputs = collect_inputs(recipe, view)
         before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
+        if settings.recipe:
+            before.update(leaves(settings.recipe))
+            now.update(leaves(_deciding(recipe)))
         if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
             raise RunError("tune.tune.not_the_same", folder=folder, changed=", ".join(changed))
         return _search(inputs, folder, settings, view, device, asked)
@@ -129,6 +133,24 @@ def _searchable(recipe: Recipe, also: Sequence[str]) -> Recipe:
         _check_ranks(recipe.adapter)
     changed = {} if recipe.validation is not None else {"validation": HELD_OUT}
     return recipe.model_copy(update=changed)
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides the losses of trials but not the fingerprints of data and base."""
+    groups = recipe.model_dump(mode="json", include={"train", "lora"})
+    return {name: group for name, group in groups.items() if group is not None}
+
+
+def _check_length(search: Search, view: View) -> None:
+    """Note if the trials of ``search`` are too short to tell. Raises RecipeError if one of them learns nothing."""
+    first = search.first()
+    steps = min(trial.steps for trial in first)
+    if steps >= FEWEST_STEPS:
+        return
+    train = search.recipe.train
+    if not any(learning_rate(step, steps, train) for step in range(steps)):
+        raise RecipeError("tune.tune.never_learns", ratio=train.warmup_ratio, count=steps)
+    view.say(say("tune.tune.few_steps", count=steps))
 
 
 def _check_ranks(lora: Lora | None) -> None:
@@ -211,6 +233,5 @@ def _write(
         raise RunError("tune.tune.nothing_learned", path=folder / EVENTS)
     told = reasons(recipe, best, losses, outcomes, held_out=held_out)
     text = "".join(f"# {line}\n" for line in told) + "\n" + dump_recipe(search.found(best))
-    publish_bytes(text.encode(), folder / BEST)
-    publish_bytes(tune_page(recipe, best, losses, outcomes, held_out=held_out).encode(), folder / PAGE)
+    folders.publish_found(folder, text, tune_page(recipe, best, losses, outcomes, held_out=held_out))
     return Found(folder, best, losses[best], outcomes)

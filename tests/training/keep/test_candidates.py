@@ -14,7 +14,7 @@ from weitune.data.frame.framing import Framing
 from weitune.data.keep.rows import SHIPPED, shipped_prompts
 from weitune.data.prepare.holdout import hold_out
 from weitune.data.prepare.prepare import prepare_items
-from weitune.errors import DataError
+from weitune.errors import DataError, RunError
 from weitune.model.load.locate import locate
 from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.load import build_recipe, dump_recipe
@@ -147,3 +147,8 @@ def test_of_an_earlier_run_on_preferences_the_better_answers_are_kept(model: Pat
     assert [(each.input_ids, each.spans) for each in found.examples] == [
         (expected.input_ids[: expected.spans[-1].stop], expected.spans)
     ]
+
+
+def test_a_folder_that_is_no_run_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"keep\.run: '.*typo' is not the folder of a run"):
+        candidates(model, **{"keep.run": str(tmp_path / "typo")})

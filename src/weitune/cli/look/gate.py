@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weitune.cli.shared.options import FiniteRange
 from weitune.evaluate.gate import Bounds
 from weitune.messages import say
 
@@ -32,7 +33,7 @@ def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, bounds=Bounds(**given) if gate else None, **options)
 
     for name, (option, text) in reversed(_OPTIONS.items()):
-        points, bound = click.FloatRange(0, 100), getattr(Bounds(), name)
+        points, bound = FiniteRange(0, 100), getattr(Bounds(), name)
         with_bounds = click.option(option, name, type=points, metavar="POINTS", help=f"{text}  [default: {bound:g}]")(
             with_bounds
         )

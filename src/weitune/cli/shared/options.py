@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,16 @@ adapter_base_option = click.option(
 adapter_system_option = click.option(
     "--system", metavar="TEXT", help="System prompt of an adapter that was made elsewhere."
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A finite number in a range; click's own range lets ``nan`` through, which compares with nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(say("cli.options.not_finite", value=value), param, ctx)
+        return number
 
 
 class Checkpoint(click.ParamType):  # type: ignore[type-arg]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from weitune.cli.shared.open_runs import note
-from weitune.cli.shared.options import accept_changed_base_option
+from weitune.cli.shared.options import FiniteRange, accept_changed_base_option
 from weitune.export.options import METHODS, Method, Mixture
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
@@ -21,7 +21,7 @@ from weitune.shell import shell_command
 @click.option("--method", type=click.Choice(METHODS), default="linear", show_default=True, help="How they combine.")
 @click.option(
     "--density",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.5,
     show_default=True,
     help="Share of the entries that ties and dare keep.",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from weitune.cli.shared.options import training_device_option
+from weitune.cli.shared.options import FiniteRange, training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.cli.shared.status import began, status_options, tell
 from weitune.files.paths import user_path
@@ -22,7 +22,7 @@ from weitune.shell import shell_command
 @click.option("--also", default="", metavar="NAME,…", help="Try these too: batch_size, r, epochs.")
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Steps of all trials, as a multiple of the recipe's own run. The final run comes on top.",

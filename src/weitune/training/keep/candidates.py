@@ -16,12 +16,14 @@ from weitune.data.preference.values import Item, liked_in
 from weitune.data.prepare.holdout import ItemSet, hold_out
 from weitune.data.prepare.prepare import prepare_items
 from weitune.data.prepare.recipe_reader import read_options
-from weitune.errors import DataError
+from weitune.errors import DataError, RunError
+from weitune.files.paths import user_path
 from weitune.model.load.locate import locate_base
 from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.keep import Keep
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
+from weitune.run.names import RECIPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Candidates:
         """
         named = _rows(recipe, keep)
         rows = _without_taught(named, recipe)
-        replayed = [] if keep.run is None else _rows_of_run(Path(keep.run), recipe, framing)
+        replayed = [] if keep.run is None else _rows_of_run(user_path(keep.run), recipe, framing)
         untaught = _without_taught_rows(replayed, own)
         taught = len(named) - len(rows) + len(replayed) - len(untaught)
         room = recipe.tokens.max_length
@@ -94,6 +96,8 @@ def _without_taught_rows(replayed: Sequence[Example], own: Sequence[ItemSet[Item
 
 def _rows_of_run(run: Path, recipe: Recipe, framing: Framing) -> list[Example]:
     """Return the examples of the rows that an earlier ``run`` learned, framed as ``recipe`` frames its own."""
+    if not (run / RECIPE).is_file():
+        raise RunError("training.kept.no_run", run=run)
     earlier = load_recorded(run)
     now = _as_now(earlier, recipe)
     items: ItemSet[Item] = prepare_items(now, framing)

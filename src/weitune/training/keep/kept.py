@@ -73,15 +73,25 @@ def with_recorded(inputs: RunInputs, run: Path) -> RunInputs:
     return joined(inputs, kept, keep.share)
 
 
-def with_collected(session: Session, inputs: RunInputs, trainable: Trainable) -> RunInputs:
-    """Return ``inputs`` with kept examples, if the recipe keeps any and they have none yet.
+def to_collect(inputs: RunInputs) -> Candidates | None:
+    """Return what kept examples are taken from; None if the recipe keeps none or ``inputs`` have them already.
 
-    Every process of a run must call it. Raises InputError if what is to be kept cannot be read.
+    Raises InputError if what is to be kept cannot be read.
     """
     keep = inputs.recipe.keep
-    if keep is None or inputs.kept is not None:
+    return None if keep is None or inputs.kept is not None else _candidates(inputs, keep)
+
+
+def with_collected(
+    session: Session, inputs: RunInputs, trainable: Trainable, candidates: Candidates | None
+) -> RunInputs:
+    """Return ``inputs`` with kept examples taken from ``candidates`` (:func:`to_collect`), if there are any.
+
+    Every process of a run must call it.
+    """
+    keep = inputs.recipe.keep
+    if keep is None or candidates is None:
         return inputs
-    candidates = _candidates(inputs, keep)
 
     def collect() -> bytes:
         return _collected(session, inputs, candidates, trainable).to_bytes()
