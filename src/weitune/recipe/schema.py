@@ -129,8 +129,8 @@ class Train(Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 1e-4
-    """Highest learning rate; 1e-5 with `preference` if not given. `auto`: a first value from the width of the model and
-    the number of steps, where `weitune tune` has not found a better one (docs/evaluation.md)."""
+    """Highest learning rate; 1e-5 with `preference` if not given. `auto`: a first value from the width of the model,
+    steps, epochs and `lora.alpha`, where `weitune tune` has not found a better one (docs/evaluation.md)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up: to 0 along a line or a half cosine, or not at all."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
