@@ -103,8 +103,6 @@ def command(
 
         ask = ask_endpoint(judge, judge_model, judge_key) if judge else None
         rows = evaluation_set(folder, files, limit, training_rows)
-        if rows.changed:
-            console().print(rows.changed, markup=False)
         if judge and not rows.questions:
             raise InputError("evaluate.judge.no_questions", name=rows.name)
     with Stages("evaluating") as stages:
@@ -115,8 +113,8 @@ def command(
             judged = judge_answers(evaluation, ask, judge_model, stages.begin(say("cli.eval.judging")))
             evaluation = replace(evaluation, win_rate=judged)
     _show(evaluation, as_json=as_json)
-    if why := unmeasured(rows, evaluation):
-        console().print(why, markup=False)
+    for line in filter(None, (rows.changed, unmeasured(rows, evaluation))):
+        console().print(line, markup=False)
     if target:
         enter_phase("writing")
         tell(folder=str(target))
