@@ -89,8 +89,7 @@ def command(
         raise click.BadParameter(say("cli.eval.not_a_folder", output=output), param_hint="--output")
     schema = schema_from({"schema_file": schema_file, "json_object": json_object})
     folder = opened([run], model=model, system=system, accept_changed_base=accept_changed_base)(run)
-    which = _checkpoints(folder, checkpoint)
-    target = output or (None if folder.made_elsewhere else run)
+    which, target = _checkpoints(folder, checkpoint), output or (None if folder.made_elsewhere else run)
 
     from weitune.cli.shared.terminal import Stages, console, quiet_libraries, working
 
