@@ -69,6 +69,54 @@ def test_it_is_the_same_each_time_and_depends_on_the_seed(runs: list[Run], tmp_p
     assert not torch.equal(made[0][name], made[2][name])
 
 
+def with_config(run: Run, **options: object) -> Run:
+    """Return ``run`` after its adapter's configuration was given some ``options``."""
+    path = run.path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **options}), encoding="utf-8")
+    return run
+
+
+@pytest.mark.parametrize("method", ["linear", "cat", "svd", "dare"])
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_the_scale_of_rank_stabilised_adapters_is_kept(
+    method: str, which: tuple[int, ...], runs: list[Run], tmp_path: Path
+) -> None:
+    """All the weight on one: PEFT's result has the options of the first, and the scales in the matrices."""
+    for at in which:
+        with_config(runs[at], use_rslora=True)
+    for at, weights in enumerate(((1.0, 0.0), (0.0, 1.0))):
+        made = combine(runs, tmp_path / f"ab{at}", Mixture(method, weights, density=1.0))  # type: ignore[arg-type]
+        one, both = updates(runs[at].path), updates(made.path)
+        for name, update in both.items():
+            torch.testing.assert_close(update, one[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "said"),
+    [
+        ({"use_dora": True}, "cat", "use_dora"),
+        ({"trainable_token_indices": [1]}, "linear", "trainable_token_indices"),
+        ({"modules_to_save": ["lm_head"]}, "svd", "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "linear", "--method cat"),
+        ({"layers_to_transform": [0]}, "cat", "different layers"),
+    ],
+)
+def test_what_peft_would_drop_is_refused(
+    options: dict[str, object], method: str, said: str, runs: list[Run], tmp_path: Path
+) -> None:
+    with_config(runs[1], **options)
+    with pytest.raises(InputError) as refused:
+        combine(runs, tmp_path / "ab", Mixture(method))  # type: ignore[arg-type]
+    assert said in str(refused.value)
+    assert not (tmp_path / "ab").exists()
+
+
+@pytest.mark.parametrize("weights", ["nan,1", "inf,1", "1,x"])
+def test_weights_are_finite_numbers(weights: str, runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(run.path) for run in runs]
+    assert main(["merge-adapters", *paths, "--weights", weights, "--output", "never"]) == 2
+
+
 def test_what_does_not_go_together_is_refused(
     runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,6 +178,29 @@ def test_a_folder_that_is_taken_is_left_alone(runs: dict[str, Run], tmp_path: Pa
     assert (tmp_path / "theirs" / "thesis.txt").read_text() == "…"
 
 
+def test_only_an_earlier_failed_export_gives_way_to_one(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "scale")
+    (tmp_path / "out.failed").mkdir()
+    (tmp_path / "out.failed" / "thesis.txt").write_text("…")
+    for _ in range(2):
+        with pytest.raises(VerificationError, match=r"out\.failed-2"):
+            export(runs["qwen2"], tmp_path / "out", ExportOptions("merged"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed", "out.failed-2"]
+    assert (tmp_path / "out.failed" / "thesis.txt").read_text() == "…"
+
+
+def test_a_link_to_a_folder_leads_there_after_the_export_too(runs: dict[str, Run], tmp_path: Path) -> None:
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large disk")
+    for force in (False, True):
+        export(runs["qwen2"], tmp_path / "out", ExportOptions("merged", prompts=0), force=force)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "large disk" / "config.json").is_file()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["large disk", "out"]
+
+
 def test_an_export_that_breaks_off_leaves_nothing(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,16 @@ def test_the_channels_are_those_of_the_model() -> None:
                     assert modules[each.output_of].weight.shape[0] == modules[name].weight.shape[1]
 
 
+def test_a_text_model_in_a_wrapper_is_not_smoothed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files name the weights otherwise (Mistral Small 3: language_model.model.layers.0…)."""
+    source = open_export_source(run)
+    assert list(fit._channels(source))
+    wrapped = {f"language_model.{name}": slot for name, slot in source.merged.slots.items()}
+    monkeypatch.setattr(type(source.merged), "slots", wrapped)
+    assert not list(fit._channels(source))
+    assert not fitted(source, "Q8_0", lambda title: silent("")).smoothed
+
+
 def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     source = open_export_source(run)
     model = open_reference(source, Computing()).model

@@ -19,6 +19,16 @@ from weitune.export.verify.prompts import VerificationPrompt
 pytest.importorskip("xllamacpp")
 
 
+def test_tokens_beyond_the_embedding_are_left_out() -> None:
+    from gguf import TokenType
+    from weitune.gguf.vocabulary import _tokens
+
+    added = [{"id": 1, "content": "<end>", "special": True}, {"id": 4, "content": "<image>", "special": True}]
+    texts, types = _tokens({"model": {"vocab": {"a": 0, "z": 3}}, "added_tokens": added}, 3)
+    assert texts == ["a", "<end>", "[unused2]"]
+    assert types == [TokenType.NORMAL, TokenType.CONTROL, TokenType.UNUSED]
+
+
 @pytest.mark.parametrize(("name", "family"), [("qwen", "qwen2"), ("smollm2", "llama")])
 def test_llama_cpp_tokenizes_as_the_run_does(
     name: str, family: str, shared_data: Path, tmp_path: Path, request: pytest.FixtureRequest

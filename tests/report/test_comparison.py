@@ -26,6 +26,14 @@ def test_only_what_differs_is_shown(tmp_path: Path) -> None:
     assert found["validation loss, best"] == ["4.0000", "3.5000"]
 
 
+def test_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(made_run(tmp_path / name, system=system)) for name, system in (("a", "[/INST]"), ("b", "[bold]x"))]
+    assert cli.main(["compare", *runs]) == 0
+    shown = capsys.readouterr().out
+    assert "[/INST]" in shown
+    assert "[bold]x" in shown
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(made_run(tmp_path / name)) for name in "ab"]
     assert cli.main(["compare", *runs, "-o", str(tmp_path / "page.html")]) == 0

@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from weitune.errors import InputError, RunError, first_line
 from weitune.export.destination import written_aside
-from weitune.export.options import Mixture
+from weitune.export.options import Method, Mixture
 from weitune.files.json_files import json_bytes
 from weitune.generate.open_model import incomplete, incomplete_refused
 from weitune.generate.run import Run
@@ -37,6 +37,12 @@ from weitune.recipe.load import dump_recipe
 from weitune.run.base_check import place_of_base
 from weitune.run.names import COMBINED, ENVIRONMENT, RECIPE
 
+_DROPPED = ("use_dora", "modules_to_save", "trainable_token_indices")
+"""Options of an adapter with tensors that PEFT's methods leave out."""
+_WHERE = ("layers_to_transform", "layers_pattern", "exclude_modules")
+"""Options that choose layers; the result has those of the first adapter."""
+_ANY_RANKS = ("cat", "svd")
+"""Methods for adapters whose layers differ in rank."""
 _PEFT_NAMES = {"linear": "linear", "cat": "cat", "svd": "svd", "ties": "ties", "dare": "dare_linear"}
 
 
@@ -48,6 +54,7 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     """
     weights = list(mixture.weights) or [1 / len(runs)] * len(runs)
     folders = _check(runs, weights, output)
+    _check_options(folders, mixture.method)
     recipe, files = runs[0].recipe, runs[0].base_files()
     tokenizer, framing = open_framing(files, recipe.tokens)
     basis = {**base_fingerprints(files), "framing": framing.basis()}
@@ -101,6 +108,18 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
     return folders
 
 
+def _check_options(folders: Sequence[Path], method: Method) -> None:
+    """Raise InputError if an adapter has what PEFT's methods would drop or combine wrongly."""
+    configs = [read_adapter_config(folder) for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        if dropped := [name for name in _DROPPED if config.get(name)]:
+            raise InputError("export.combine.has_options", folder=folder, options=", ".join(dropped))
+        if config.get("rank_pattern") and method not in _ANY_RANKS:
+            raise InputError("export.combine.has_ranks", folder=folder, method=method)
+        if any(config.get(name) != configs[0].get(name) for name in _WHERE):
+            raise InputError("export.combine.other_layers", first=folders[0], other=folder)
+
+
 def _combined(
     model: Any, base_names: ModelNames, folders: Sequence[Path], weights: Sequence[float], mixture: Mixture
 ) -> tuple[dict[str, torch.Tensor], bytes]:
@@ -121,10 +140,11 @@ def _combined(
             adapted.add_weighted_adapter(
                 names, list(weights), "default", combination_type=_PEFT_NAMES[mixture.method], **density
             )
-    except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
+    except (ValueError, NotImplementedError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError("export.combine.peft_refuses", method=mixture.method, reason=first_line(error)) from error
     for name in names:
         adapted.delete_adapter(name)
     adapted.set_adapter("default")
+    adapted.peft_config["default"].use_rslora = False  # its matrices have the scales of all parts in them already
     saved = LoraAdapter(adapted, names=base_names)
     return {name: tensor.contiguous() for name, tensor in saved.tensors().items()}, saved.config()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from weitune.errors import InputError
 from weitune.export.measure import DIALOGUES, measure, within
-from weitune.export.smoothing import FAMILIES, LEVELS, SmoothedWeights, channels_of, head_loss
+from weitune.export.smoothing import FAMILIES, LEVELS, Channels, SmoothedWeights, channels_of, head_loss
 from weitune.export.source.base_weights import Weights
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.outputs import open_reference
@@ -54,8 +54,7 @@ def fitted(source: ExportSource, gguf_type: GgufType, stage: Stage, *, smooth: b
     They are left as they are for a type that is not quantized, and if there is no dialogue to measure on. Only models
     of families whose channels are known are smoothed, and no base that is a ``.gguf`` file: most of it is copied.
     """
-    known = source.config.model_type in FAMILIES and not source.files.gguf
-    channels = list(channels_of(source.config)) if smooth and known and gguf_type in LEVELS else []
+    channels = list(_channels(source)) if smooth and gguf_type in LEVELS else []
     if not channels and gguf_type not in MIXTURES:
         return Fitted(source.merged)
     try:
@@ -82,6 +81,15 @@ def fitted(source: ExportSource, gguf_type: GgufType, stage: Stage, *, smooth: b
         measured, source.merged.read(name), weights.factors.get(name), stage(say("export.fit.trying_head"))
     )
     return Fitted(weights, "F16" if loss > HEAD_LOSS else "Q8_0", notes=notes)
+
+
+def _channels(source: ExportSource) -> Iterator[Channels]:
+    """Yield the channels that can be smoothed: none of a text model in a wrapper, whose files name it otherwise."""
+    if source.config.model_type not in FAMILIES or source.files.gguf:
+        return
+    channels = list(channels_of(source.config))
+    if all(f"{module}.weight" in source.merged.slots for each in channels for module in each.input_of):
+        yield from channels
 
 
 def _inputs(source: ExportSource, model: Any) -> Iterator[tuple[str, str]]:

@@ -120,11 +120,12 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         header = _parse(content)
+        parts = int(header.get("split.count", 1))
     except OSError as error:
         raise ModelError("gguf.header.cannot_be_read", path=path, reason=error.strerror or error) from error
-    except (ValueError, KeyError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, struct.error) as error:
         raise ModelError("gguf.header.not_a_gguf_file", path=path, reason=error) from error
-    if (parts := header.get("split.count", 1)) > 1:
+    if parts > 1:
         raise ModelError("gguf.header.split_file", path=path, parts=parts)
     return header
 

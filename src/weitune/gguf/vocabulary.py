@@ -126,12 +126,19 @@ def stop_tokens(header: GgufHeader) -> int | list[int] | None:
 
 
 def _tokens(core: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Return the text and the type of every token by its id; unused ids are filled in."""
+    """Return the text and the type of every token by its id; unused ids are filled in.
+
+    A tokenizer may have tokens beyond the ``size`` rows of the embedding (Gemma 3 1B's stands for images): no model can
+    read them, and they are left out.
+    """
     tokens = [f"[unused{i}]" for i in range(size)]
     types = [int(TokenType.UNUSED)] * size
     for content, i in core["model"]["vocab"].items():
-        tokens[i], types[i] = content, int(TokenType.NORMAL)
+        if i < size:
+            tokens[i], types[i] = content, int(TokenType.NORMAL)
     for token in core["added_tokens"]:
+        if token["id"] >= size:
+            continue
         tokens[token["id"]] = token["content"]
         types[token["id"]] = int(TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED)
     return tokens, types

@@ -108,6 +108,15 @@ def test_no_more_than_a_few_tensors_are_in_memory(tmp_path: Path) -> None:
     assert most <= 2
 
 
+def test_files_that_make_inputs_of_images_are_copied(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "qwen2")
+    names = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"]
+    for name in names:
+        (Path(run.recipe.model) / name).write_text(f'{{"of": "{name}"}}')
+    merged = merge(run, tmp_path / "out")
+    assert [json.loads((merged / name).read_text())["of"] for name in names] == names
+
+
 def test_the_folder_frames_and_stops_as_the_run_does(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 

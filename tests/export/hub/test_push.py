@@ -189,6 +189,7 @@ class Hub:
 
     calls: list[tuple[str, dict[str, Any]]]
     fails = False
+    is_public = False
 
     def __init__(self) -> None:
         type(self).calls = []
@@ -196,6 +197,9 @@ class Hub:
     def create_repo(self, repository: str, **options: Any) -> str:
         self.calls.append((repository, options))
         return f"https://hub.example/{repository}"
+
+    def model_info(self, repository: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(private=not self.is_public)
 
     def upload_folder(self, **options: Any) -> None:
         if self.fails:
@@ -209,6 +213,24 @@ def test_huggingface_gets_the_folder_without_our_mark(tmp_path: Path, monkeypatc
     (name, created), (_, uploaded) = Hub.calls
     assert (name, created) == ("me/zhenhuan", {"private": True, "exist_ok": True})
     assert (uploaded["folder_path"], uploaded["ignore_patterns"]) == (tmp_path, ["weitune.json"])
+
+
+def test_a_public_repository_that_is_there_needs_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "is_public", True)
+    with pytest.raises(InputError, match="is public"):
+        upload(tmp_path, "me/zhenhuan")
+    assert [name for name, _ in Hub.calls] == ["me/zhenhuan"]
+    upload(tmp_path, "me/zhenhuan", private=False)
+    assert [name for name, _ in Hub.calls] == ["me/zhenhuan", "upload"]
+
+
+def test_another_export_is_not_replaced(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weitune.json").write_text('{"format": "merged"}')
+    with pytest.raises(RunError):
+        write_repository(run, tmp_path / "out", "me/zhenhuan")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weitune.json"]
 
 
 def test_modelscope_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -337,6 +338,22 @@ def test_every_type_is_dequantized_as_gguf_does(kind: GGMLQuantizationType, tmp_
     assert torch.equal(tensor.read().view(torch.int32), expected.view(torch.int32))
     half = tensor.read(torch.bfloat16)
     assert torch.equal(half.view(torch.int16), expected.to(torch.bfloat16).view(torch.int16))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("general.alignment", 0), ("general.alignment", "x"), ("split.count", "many")]
+)
+def test_a_header_that_makes_no_sense_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    entry = text(value) if isinstance(value, str) else number(value)
+    write_gguf_file(tmp_path / "x.gguf", "llama", {key: entry}, [], lambda done, total: None)
+    with pytest.raises(ModelError, match="GGUF"):
+        read_header(tmp_path / "x.gguf")
+
+
+def test_a_header_of_strings_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + b"\xff" * 16)
+    with pytest.raises(ModelError):
+        read_header(tmp_path / "x.gguf")
 
 
 def test_a_header_says_what_gguf_reads(tmp_path: Path) -> None:

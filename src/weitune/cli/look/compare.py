@@ -29,6 +29,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         raise click.UsageError(say("cli.compare.two_runs_needed"))
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from weitune.errors import InputError
     from weitune.files.json_files import json_text
@@ -59,9 +60,9 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     for title, rows in tables:
         table = Table(title=title, title_justify="left", box=None)
         for head in ("", *names_of(records)):
-            table.add_column(head, overflow="fold")
+            table.add_column(Text(head), overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
         console.print()
     if output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -49,6 +50,8 @@ def command(
     """
     try:
         numbers = [float(part) for part in weights.split(",")] if weights else []
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
     except ValueError:
         raise click.BadParameter(say("cli.merge_adapters.not_weights"), param_hint="--weights") from None
     from weitune.cli.shared.terminal import console, quiet_libraries

@@ -99,11 +99,12 @@ def _add_to_report(run: Run, answers: list[dict[str, str]]) -> Path:
 def _print(answers: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=say("cli.demo.title"), show_lines=True)
     table.add_column(say("cli.demo.question"), ratio=1)
     table.add_column(say("cli.demo.before"), ratio=2)
     table.add_column(say("cli.demo.after"), ratio=2)
     for answer in answers:
-        table.add_row(*answer.values())
+        table.add_row(*map(Text, answer.values()))
     Console().print(table)

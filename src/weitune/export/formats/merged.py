@@ -32,6 +32,8 @@ from weitune.progress import Progress
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
               "merges.txt", "tokenizer.model")  # fmt: skip
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Of a base that sees images or hears: the files that say how these become inputs."""
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -55,6 +57,9 @@ def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, 
     _write_config(folder, source, dtype)
     _write_tokenizer(folder, source)
     write_generation_config(folder, source.files, source.stop_tokens, source.tokenizer.pad_token_id)
+    for name in _PROCESSORS:
+        if (source.files.folder / name).is_file():
+            shutil.copyfile(source.files.folder / name, folder / name)
     for pattern in _LICENCES:
         for licence in source.files.folder.glob(pattern):
             shutil.copyfile(licence, folder / licence.name)

@@ -39,6 +39,8 @@ def without_paths(recipe: Recipe) -> Recipe:
         named["model"] = _file_name(recipe.model)
     if recipe.validation_files:
         named["validation"] = [_file_name(name) for name in recipe.validation_files]
+    if recipe.train.sample_schema is not None:
+        named["train"] = recipe.train.model_copy(update={"sample_schema": _file_name(recipe.train.sample_schema)})
     if (keep := recipe.keep) is not None:
         data = keep.data and [_file_name(name) for name in keep.data]
         named["keep"] = keep.model_copy(update={"data": data, "run": keep.run and Path(keep.run).name})

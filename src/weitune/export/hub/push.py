@@ -35,7 +35,7 @@ def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Whi
     """
     if not re.fullmatch(HUB_ID, repository):
         raise InputError("export.push.not_a_repository", repository=repository)
-    check_destination(folder, force=True)
+    check_destination(folder, force=True, kind="repository")
     source = open_export_source(run, checkpoint)
     if holds_model(source.adapter_folder):
         raise RunError("export.push.whole_model", folder=source.adapter_folder, repository=repository)
@@ -54,7 +54,7 @@ def upload(folder: Path, repository: str, *, hub: Hub = "huggingface", private: 
     send = _to_modelscope if hub == "modelscope" else _to_huggingface
     try:
         return send(folder, repository, private)
-    except MissingExtraError:
+    except InputError:
         raise
     except Exception as error:
         login = "`modelscope login`" if hub == "modelscope" else "`hf auth login`"
@@ -76,8 +76,12 @@ def base_licence(source: ExportSource, ask_hub: Callable[[str], str | None] | No
 
 
 def _licence_on_card(card: Path) -> str | None:
-    if card.is_file() and (head := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
-        fields = yaml.safe_load(head[1])
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if head := re.match(r"---\n(.*?)\n---", text, re.DOTALL):
+        try:
+            fields = yaml.safe_load(head[1])
+        except yaml.YAMLError:
+            return None
         if isinstance(fields, dict) and isinstance(fields.get("license"), str):
             return str(fields["license"])
     return None
@@ -106,7 +110,9 @@ def _to_huggingface(folder: Path, repository: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    url = api.create_repo(repository, private=private, exist_ok=True)
+    url = api.create_repo(repository, private=private, exist_ok=True)  # changes nothing of one that is there
+    if private and not api.model_info(repository).private:
+        raise InputError("export.push.is_public", repository=repository)
     api.upload_folder(
         repo_id=repository, folder_path=folder, ignore_patterns=[MARK], commit_message=say("export.push.commit")
     )

@@ -42,7 +42,7 @@ _UNSUPPORTED = (
     "alora_invocation_tokens",
     "use_bdlora",
 )
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that take a part out of the base's weights: their adapters do not fit the unchanged base."""
 
 

@@ -104,8 +104,9 @@ class GgufWeights:
         return [name for name in tensors_that_are_run(self._header) if name not in known]
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        tensors = [tensor.read(dtype or torch.float32) for tensor in self._known[name]]
-        return self.architecture.to_huggingface(name, *tensors)
+        tensors = [tensor.read(torch.float32) for tensor in self._known[name]]
+        read = self.architecture.to_huggingface(name, *tensors)  # in float32: it may add and take logarithms
+        return read if dtype is None else read.to(dtype)
 
 
 class MergedWeights:

@@ -151,7 +151,7 @@ def _base_file(folder: Path, source: ExportSource, stage: Stage) -> Iterator[Pat
     if source.files.gguf:
         yield source.files.folder / source.files.gguf
         return
-    scratch = folder.with_name(f"{folder.name}.base")
+    scratch = folder / ".base"  # within the folder that is not published yet: what a kill leaves goes with it
     scratch.mkdir(exist_ok=True)
     try:
         path = scratch / "base.gguf"

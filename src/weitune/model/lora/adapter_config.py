@@ -16,6 +16,8 @@ from weitune.model.file_names import ADAPTER_FILES
 CONFIG, WEIGHTS = ADAPTER_FILES
 PICKLED = "adapter_model.bin"
 _TASKS = (None, "CAUSAL_LM")
+LORA_DEFAULTS = {"r": 8, "lora_alpha": 8}
+"""What PEFT takes where a configuration does not say."""
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise RunError("model.adapter_config.cannot_be_read", path=path, reason=error) from None
     if not isinstance(config, dict):
         raise RunError("model.adapter_config.not_json_object", path=path)
-    return config
+    return {**LORA_DEFAULTS, **config} if config.get("peft_type") == "LORA" else config
 
 
 def check_adapter(folder: Path) -> None:
@@ -40,6 +42,8 @@ def check_adapter(folder: Path) -> None:
         raise RunError("model.adapter_config.not_lora", folder=folder, kind=config.get("peft_type"))
     if config.get("task_type") not in _TASKS:
         raise RunError("model.adapter_config.other_task", folder=folder, task=config["task_type"], config=CONFIG)
+    if config.get("init_lora_weights") == "lora_ga":  # PEFT takes its start out of the base, and not again on loading
+        raise RunError("model.adapter_config.changed_base", folder=folder, config=CONFIG)
     if unknown := _unknown(config):
         from importlib.metadata import version
 
