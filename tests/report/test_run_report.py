@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from hashlib import sha256
@@ -15,9 +16,32 @@ from weitune.data.prepare.report import DataReport
 from weitune.messages import in_english
 from weitune.messages.language import speaking
 from weitune.report.data_section import data_tables, place_text
+from weitune.report.next_steps import next_commands
 from weitune.report.run_record import RunRecord
 from weitune.report.run_report import run_report, write_report
 from weitune.run.data_record import DataRecord, KeptSize
+
+
+def test_a_run_that_goes_on_after_its_end_is_not_finished(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    assert RunRecord.read(run).finished
+    assert next_commands(RunRecord.read(run))[0].startswith("weitune chat")
+    for events, state in (
+        ([{"event": "resume", "step": 20, "steps": 40}], "not finished"),
+        ([{"event": "stop", "step": 25, "reason": "SIGINT"}], "stopped"),
+        ([{"event": "resume", "step": 25, "steps": 40}], "not finished"),
+    ):
+        with (run / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(event) + "\n" for event in events)
+        record = RunRecord.read(run)
+        assert not record.finished
+        assert record.planned == 40
+        assert record.stopped_by == ("SIGINT" if state == "stopped" else "")
+        assert "train --resume" in next_commands(record)[0]
+        with speaking("en"):
+            texts = " ".join(Page(run_report(record)).texts)
+        assert "20 of 40" in texts
+        assert state in texts
 
 
 def test_no_text_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -> None:

@@ -152,6 +152,15 @@ def test_prompts_of_ones_own(inputs: Inputs, tmp_path: Path) -> None:
         assert [(sample["prompt"], sample["reference"]) for sample in event["samples"]] == [("你是谁？", None)]
 
 
+def test_prompts_of_ones_own_are_answered_without_rows_to_judge_by(inputs: Inputs, tmp_path: Path) -> None:
+    keys = {**KEYS, "validation": None, "train.sample_prompts": ["你是谁？"], "train.max_steps": 1}
+    run = train(inputs.recipe(tmp_path / "run", **keys), device="cpu").path
+    told = [event for event in read_events(run) if event["event"] == "samples"]
+    assert [(event["step"], event["samples"][0]["prompt"]) for event in told] == [(0, "你是谁？"), (1, "你是谁？")]
+    plain = train(inputs.recipe(tmp_path / "plain", **{**keys, "train.sample_prompts": None}), device="cpu").path
+    assert not [event for event in read_events(plain) if event["event"] in {"samples", "validation"}]
+
+
 def test_samples_are_kept_to_a_schema(inputs: Inputs, tmp_path: Path) -> None:
     pytest.importorskip("llguidance")
     schema = tmp_path / "schema.json"

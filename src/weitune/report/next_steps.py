@@ -8,7 +8,7 @@ from weitune.shell import shell_command
 
 def next_commands(record: RunRecord) -> list[str]:
     """Return what to type next: talk to a finished run, go on with another."""
-    words = ["chat"] if record.turns("end") else ["train", "--resume"]
+    words = ["chat"] if record.finished else ["train", "--resume"]
     return [shell_command(*words, record.path)]
 
 

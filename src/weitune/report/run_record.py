@@ -18,6 +18,7 @@ from weitune.run.names import ANSWERS, ENVIRONMENT
 from weitune.run.run_folder import RunFolder
 
 E = TypeVar("E", bound=Event)
+_TURNS = frozenset({"start", "resume", "end", "stop", "not finite"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,28 @@ class RunRecord:
 
     def turns(self, kind: str) -> list[Event]:
         return [event for event in self.events if event.kind == kind]
+
+    @property
+    def last_turn(self) -> Event | None:
+        """The last event that began or ended the run, or made it go on; None if it never began."""
+        return next((event for event in reversed(self.events) if event.kind in _TURNS), None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end and has not gone on since."""
+        return self.last_turn is not None and self.last_turn.kind == "end"
+
+    @property
+    def stopped_by(self) -> str:
+        """What stopped the run, if it has not gone on since; empty if nothing did."""
+        last = self.last_turn
+        return str(last.reason) if last is not None and last.kind == "stop" else ""
+
+    @property
+    def planned(self) -> int | None:
+        """How many steps the run has: a run that goes on may have got more."""
+        begun = (event.steps for event in reversed(self.events) if event.kind in {"start", "resume"})
+        return next((steps for steps in begun if steps is not None), None)
 
     def series(self, name: str, kind: type[Event] = Step) -> list[tuple[float, float]]:
         """Return (step, value) of a number in the events of a kind; what is not a finite number is left out."""

@@ -96,7 +96,7 @@ def run_report(record: RunRecord) -> Content:
 
 def _facts(record: RunRecord) -> list[Fact]:
     steps = record.of_kind(Step)
-    planned = next((start.steps for start in record.turns("start")), None)
+    planned = record.planned
     done = say("report.run_report.steps_of", done=len(steps), steps="?" if planned is None else planned)
     facts = [_state(record), Fact(say("report.run_report.steps"), done)]
     if steps:
@@ -124,14 +124,15 @@ def _facts(record: RunRecord) -> list[Fact]:
 
 def _state(record: RunRecord) -> Fact:
     name = say("report.run_report.state")
-    if ends := record.turns("end"):
+    ends = record.turns("end")
+    if record.finished:
         chosen = ends[-1].adapter_step
         other = chosen not in {None, ends[-1].step}
         note = say("report.run_report.adapter_of", step=chosen) if other else ""
         return Fact(name, say("report.run_report.finished"), note, "good")
-    if stops := record.turns("stop"):
+    if record.stopped_by:
         return Fact(
-            name, say("report.run_report.stopped", reason=translated(str(stops[-1].reason), "training")), state="bad"
+            name, say("report.run_report.stopped", reason=translated(record.stopped_by, "training")), state="bad"
         )
     return Fact(name, say("report.run_report.not_finished"), state="open")
 

@@ -75,14 +75,14 @@ def _worked(record: RunRecord) -> Finding:
     seconds = sum(finite(event.step_seconds) or 0.0 for event in steps)
     model = record.recipe.model.rstrip("/").rpartition("/")[2].removeprefix("builtin:")
     values = {"model": model, "steps": len(steps), "time": duration_text(seconds)}
-    if record.turns("end"):
+    if record.finished:
         if rows := _learned_rows(record, len(steps)):
             return Finding(question, [say("report.verdict.learned_rows", count=rows, **values)], "good")
         return Finding(question, [say("report.verdict.learned", **values)], "good")
-    planned = next((start.steps for start in record.turns("start") if start.steps is not None), None)
+    planned = record.planned
     done = say("report.run_report.steps_of", done=len(steps), steps="?" if planned is None else planned)
-    if stops := record.turns("stop"):
-        reason = translated(str(stops[-1].reason), "training")
+    if record.stopped_by:
+        reason = translated(record.stopped_by, "training")
         return Finding(question, [say("report.verdict.stopped", reason=reason, steps=done)], "bad")
     return Finding(question, [say("report.verdict.unfinished", steps=done)], "open")
 
@@ -162,7 +162,7 @@ def _judged(evaluation: Evaluation) -> tuple[list[str], State]:
 def _cost(record: RunRecord) -> Finding:
     if record.evaluation is not None and tuned_of(record.evaluation):
         return _costs(record.evaluation)
-    ask = commands([shell_command("eval", record.path, "--gate")]) if record.turns("end") else ""
+    ask = commands([shell_command("eval", record.path, "--gate")]) if record.finished else ""
     said = say("report.verdict.cost_unknown" if ask else "report.verdict.cost_not_finished")
     return Finding(say("report.verdict.cost"), [said], "open", ask)
 

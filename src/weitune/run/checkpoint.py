@@ -29,8 +29,8 @@ from weitune.files.publish import folder_written_aside, write_bytes
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
 from weitune.run.history import finite
-from weitune.run.manifest import file_damage, sha256_of
-from weitune.run.names import MANIFEST, OPTIMIZER, STATE, checkpoint_folders, checkpoint_name
+from weitune.run.manifest import damage_of, file_damage, sha256_of
+from weitune.run.names import MANIFEST, OPTIMIZER, STATE, checkpoint_folders, checkpoint_name, checkpoint_step
 
 _INVENTORIES = [{*names, OPTIMIZER, STATE} for names in (ADAPTER_FILES, MODEL_FILES)]
 """The files of a checkpoint of an adapter or of a whole model, besides the manifest."""
@@ -56,6 +56,19 @@ class Checkpoint:
             return finite(self.state.get("metric"))
         except (OSError, ValueError, AttributeError):
             return None
+
+
+def restore_replaced(run: Path) -> None:
+    """Give checkpoints of ``run`` their names back that a kill took while they were replaced, if they are intact."""
+    for path in run.glob(".*.outdated"):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(".outdated"))
+        if (
+            checkpoint_step(target.name) is not None
+            and not target.exists()
+            and (path / MANIFEST).is_file()
+            and not damage_of(path)
+        ):
+            path.rename(target)
 
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from weitune.files.publish import process_exists
 from weitune.messages import say
+from weitune.run.events import Step, read_events, typed_event
+from weitune.run.history import finite
 from weitune.run.lock import lock_state
 from weitune.run.names import EVENTS, LOCK
 
@@ -43,7 +45,7 @@ class Liveness:
         self._run = run
         self._suspected = ""
         self.step_seconds = 0.0
-        """How long a step of the run takes; 0 if unknown."""
+        """How long a step of the run takes; 0 if unknown, and then that of its last event counts."""
 
     @property
     def held(self) -> bool:
@@ -71,11 +73,15 @@ class Liveness:
             return say("run.liveness.killed", holder=holder) if killed else ""
         if seen.held is False and holder is None:
             return say("run.liveness.ended_with_an_error")
-        if self._silent_seconds() < max(SILENCE_SECONDS, _SLOW_STEPS * self.step_seconds):
+        if self._silent_seconds() < max(SILENCE_SECONDS, _SLOW_STEPS * (self.step_seconds or self._recorded_seconds())):
             return ""
         if holder is None:
             return say("run.liveness.long_silence")
         return say("run.liveness.long_silence_of_holder", holder=holder)
+
+    def _recorded_seconds(self) -> float:
+        steps = [event for event in map(typed_event, read_events(self._run)) if isinstance(event, Step)]
+        return (finite(steps[-1].step_seconds) or 0.0) if steps else 0.0
 
     def _silent_seconds(self) -> float:
         newest = 0.0

@@ -76,7 +76,10 @@ def train(
         check_named(recipe)
     else:
         check_free(folder)
-    with open_session(folder, reporter, stop, device, recipe.train.save_on_each_node) as session:
+    with open_session(folder, reporter, stop, device, recipe.train.save_on_each_node) as opened:
+        if not recipe.output:  # its name has the time, which processes may have read in different seconds
+            folder = opened.folder_of_main()
+        session = replace(opened, folder=folder)
         # Decided once all processes have started: a late one would see the folder that another has just made.
         if resume_existing and session.sees(lambda: holds_run(folder)):
             with session.lock():

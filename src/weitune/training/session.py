@@ -19,6 +19,7 @@ from weitune.files.publish import publish_bytes, tidy
 from weitune.messages import say
 from weitune.model.load.device import choose_device
 from weitune.model.thread_contention import watch_contention
+from weitune.run.checkpoint import restore_replaced
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.run.names import OUTCOME, RECIPE
@@ -69,6 +70,10 @@ class Session:
         """Return what ``view`` returns, or raise what it raises, where the run's folder is written: on all alike."""
         return agreed(self.accelerator, view if self.main else None)
 
+    def folder_of_main(self) -> Path:
+        """Return the folder that the run's main process has chosen, on every process alike."""
+        return agreed(self.accelerator, (lambda: self.folder) if self.accelerator.is_main_process else None)
+
     def note(self, line: str) -> None:
         """Say ``line`` and keep it for the events."""
         self.reporter.say(line)
@@ -91,6 +96,7 @@ class Session:
     def _take_lock(self, stack: ExitStack) -> None:
         with refusals_explained(self.folder):
             lock = stack.enter_context(run_lock(self.folder))
+            restore_replaced(self.folder)
             tidy(self.folder)
         if not lock.held:
             self.note(say("training.session.no_locks"))

@@ -28,6 +28,7 @@ from weitune.run.names import STOP
 
 INTERRUPTED = 130
 _STOP = (signal.SIGINT, signal.SIGTERM)
+_SAME_SECONDS = 1.0
 _PAUSE_SECONDS = 0.25
 """Between two looks for the stop file."""
 _OWN = signal.SIGTERM if hasattr(signal, "pthread_kill") else signal.SIGINT
@@ -51,6 +52,8 @@ class StopRequest:
         self.handles_signals = False
         self._announce = announce or (lambda line: None)
         self._asked = ""
+        self._again = 0.0
+        """Until when a second SIGTERM is the first one again."""
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -93,8 +96,10 @@ class StopRequest:
             if self.reason:
                 return
         if self.reason:
+            if self.reason == signal.Signals(number).name == "SIGTERM" and time.monotonic() < self._again:
+                return  # one stop that comes twice: from a service manager to all processes, and from the launcher
             os._exit(INTERRUPTED)  # no clean-up: whatever a clean-up would wait for may be what hangs
-        self.reason = asked or signal.Signals(number).name
+        self.reason, self._again = asked or signal.Signals(number).name, time.monotonic() + _SAME_SECONDS
         if not self.finishing:
             raise KeyboardInterrupt
         self._announce(say("training.signals.stopping", signal=self.reason))

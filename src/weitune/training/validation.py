@@ -140,12 +140,14 @@ def check_sample_schema(recipe: Recipe, framing: Framing) -> None:
 def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:
     """Return what evaluates a run, if its recipe has validation data.
 
-    A run that learns from preferences answers questions without such data, too: its figures alone do not tell how it
-    writes. Only the ``main`` process answers questions, or all of them together if the base is divided among them.
+    Without such data, the prompts in ``train.sample_prompts`` are answered. A run that learns from preferences answers
+    questions of its data even then: its figures alone do not tell how it writes. Only the ``main`` process answers
+    questions, or all of them together if the base is divided among them.
     """
     inputs, trainable = run.inputs, run.trainable
     recipe = inputs.recipe
-    if inputs.validation is None and (recipe.preference is None or recipe.train.sample_prompts == []):
+    asked = recipe.train.sample_prompts
+    if inputs.validation is None and not asked and (recipe.preference is None or asked == []):
         return None
     sharded = trainable.loaded.shards > 1
     engine = None

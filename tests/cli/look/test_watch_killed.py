@@ -23,7 +23,7 @@ from weitune import cli
 from weitune.cli.look.watch import follow
 from weitune.cli.shared.dashboard import Dashboard
 from weitune.run.events import Event, typed_event
-from weitune.run.liveness import SILENCE_SECONDS, Liveness
+from weitune.run.liveness import SILENCE_SECONDS, Liveness, is_training
 from weitune.run.lock import LockState, lock_state, run_lock
 from weitune.run.names import LOCK
 
@@ -149,6 +149,10 @@ def test_another_machine_is_judged_by_its_silence(run: Path) -> None:
     slow = Liveness(run)
     slow.step_seconds = SILENCE_SECONDS / 10
     assert (slow.gone(), slow.gone()) == ("", "")
+    step = {"event": "step", "step": 1, "loss": 1.0, "step_seconds": SILENCE_SECONDS / 10}
+    (run / "events.jsonl").write_text(json.dumps(step) + "\n")
+    note(run, host="another-machine", silent=SILENCE_SECONDS + 60)
+    assert is_training(run)
 
 
 def test_without_locks_the_number_of_the_process_tells(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,3 +191,11 @@ def expect_message(capsys: pytest.CaptureFixture[str], told: list[str]) -> None:
     assert "Traceback" not in shown.err
     assert shown.out == ""
     assert [text for text in told if text not in shown.err] == [], shown.err
+
+
+def test_devices_that_another_launcher_overrules_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli.main(["train", "demo", "--devices", "8"]) == 2
+    assert "WORLD_SIZE says that another launcher" in capsys.readouterr().err

@@ -24,10 +24,11 @@ from weitune.errors import InputError
 from weitune.messages import say
 from weitune.ranks import WORLD_SIZE, free_port
 
-_GRACE_SECONDS = {2: 60.0, 3: 60.0}
+_GRACE_SECONDS = {2: 60.0, 3: 60.0, 130: 600.0}
 """How long the other processes may take to end after one has ended with this exit code."""
 _GRACE_SECONDS_OTHERWISE = 10.0
-_ORDERLY = (0, 130)
+_FORWARDED_AS = {"SIGHUP": signal.SIGTERM}
+"""A terminal that closes asks for a stop; the processes are in sessions of their own and do not see it."""
 _POLL_SECONDS = 0.1
 
 
@@ -104,7 +105,7 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     while any(process.poll() is None for process in processes):
         if failed is None:
             failed = _culprit(processes)
-            if failed is not None and processes[failed].returncode not in _ORDERLY:
+            if failed is not None:
                 deadline = time.monotonic() + _GRACE_SECONDS.get(processes[failed].returncode, _GRACE_SECONDS_OTHERWISE)
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
@@ -125,12 +126,12 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> ExitSta
     def pass_on(number: int, frame: Any) -> None:
         for process in processes:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(_FORWARDED_AS.get(signal.Signals(number).name, number))
 
     stack = ExitStack()
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None:
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, SIGHUP means nothing
             before: Callable[..., Any] | int | None = signal.signal(number, pass_on)
             stack.callback(signal.signal, number, before)
     return stack

@@ -15,7 +15,7 @@ from weitune.cli.shared.status import began, leave_printing, status_options, tel
 from weitune.cli.train.launch import Machines, launch
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
-from weitune.ranks import launched, rank
+from weitune.ranks import WORLD_SIZE, launched, rank, world_size
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def command(
       weitune train recipe.yaml --devices 8
     """
     overrides = overrides_from(options)
+    if launched() and (devices or nodes > 1) and (devices or 1) * nodes != world_size():
+        raise click.UsageError(say("cli.train.launched_otherwise", processes=world_size(), variable=WORLD_SIZE))
     if ((devices or 1) > 1 or nodes > 1) and not launched():
         leave_printing()
         return launch(Machines(devices or 1, nodes, node_rank, main_address), context.obj)

@@ -40,12 +40,16 @@ def make_accelerator(device: torch.device) -> Accelerator:
         if os.environ.get(variable, "").lower() in {"1", "true"}:
             raise InputError("training.processes.engine_not_supported", engine=engine)
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin
 
     use_new_store()
     # Buffers are constants of the model and need no broadcast.
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
     cpu = device.type == "cpu"
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
+    # Given here, because accelerate would otherwise take both from the environment: backward would divide the loss
+    # once more, or the model be compiled.
+    own = {"gradient_accumulation_plugin": GradientAccumulationPlugin(num_steps=1), "dynamo_backend": "no"}
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers, **own)
 
 
 def averaging_adapters(model: nn.Module) -> nn.Module:
