@@ -94,3 +94,9 @@ def test_the_shipped_prompts_have_names() -> None:
     english, chinese = (read_keep_rows([f"builtin:prompts-{language}"], Options()).prompts for language in ("en", "zh"))
     assert [*english, *chinese] == shipped_prompts()
     assert not re.search(f"[{_CJK}]", english[0].turns[0].content)
+
+
+def test_half_a_surrogate_pair_names_its_row(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "caf\\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 2"):
+        read_keep_rows([str(tmp_path / "prompts.jsonl")], Options())

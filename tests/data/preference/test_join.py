@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.preference.join import join_answers
+from weitune.errors import DataError
 
 
 def answered(*texts: str, system: str | None = None) -> Conversation:
@@ -46,3 +49,19 @@ def test_the_whole_dialogue_before_the_last_answer_is_the_prompt() -> None:
     assert join_answers([answered("q", "a", system="S")], [answered("q", "b")]).pairs == []
     (pair,) = join_answers([long], [answered("q", "a", "p", "c")]).pairs
     assert pair.prompt.turns == long.turns[:3]
+
+
+def test_weights_mean_nothing_for_pairs() -> None:
+    one, other = (
+        Conversation(
+            (Turn("user", "q"), Turn("assistant", "so", weight), Turn("user", "p"), Turn("assistant", text, 0.5))
+        )
+        for weight, text in ((0.0, "a"), (1.0, "b"))
+    )
+    (pair,) = join_answers([one], [other]).pairs
+    assert {turn.weight for turn in (*pair.prompt.turns, *pair.chosen, *pair.rejected)} == {1.0}
+
+
+def test_a_conversation_that_ends_without_an_answer_is_refused() -> None:
+    with pytest.raises(DataError, match="ends without an answer"):
+        join_answers([answered("q", "a", "and now?")], [answered("q", "b")])

@@ -225,6 +225,30 @@ def test_contents_and_tokenizer_are_in_the_fingerprint(lines: Callable[..., Path
     assert prepared_from(recipe_for(path)).fingerprint != first.fingerprint
 
 
+def test_special_tokens_that_a_template_may_write_are_in_the_fingerprint(lines: Callable[..., Path]) -> None:
+    """They stand in tokenizer_config.json, which may change while tokenizer.json stays."""
+    recipe, tokenizer = recipe_for(lines(ROWS)), tokenizer_of("qwen2.5")
+    first = prepare(recipe, framing_for(tokenizer, recipe.tokens)).fingerprint
+    tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
+    assert prepare(recipe, framing_for(tokenizer, recipe.tokens)).fingerprint != first
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(lines(ROWS))
+    build = prepare_module._build
+
+    def written_to_meanwhile(*arguments: Any) -> Any:
+        lines(ROWS[1:])
+        return build(*arguments)
+
+    monkeypatch.setattr(prepare_module, "_build", written_to_meanwhile)
+    with pytest.raises(InputError, match="changed while it was read"):
+        prepared_from(recipe)
+    assert not list(data_cache().iterdir())
+
+
 @pytest.mark.parametrize("name", ["examples.arrow", "report.json"])
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_a_damaged_cache_is_built_again(lines: Callable[..., Path], name: str, damage: str) -> None:

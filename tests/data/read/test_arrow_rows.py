@@ -51,6 +51,26 @@ def test_nulls_that_a_table_added_are_removed_at_every_level_and_counted(tmp_pat
     assert "null fields" not in "".join(prepare(Recipe(model="any", data=[str(plain)]), framing).report.lines())
 
 
+def test_values_of_mixed_types_are_decoded(tmp_path: Path) -> None:
+    """`datasets` saves what has several types as JSON, in a column of the type ``arrow.json``."""
+    values = ['[{"type": "text", "text": "hi"}]', '"At noon."', "7", None]
+    column = pa.array(values, pa.json_())
+    calls = pa.array([[text] if text else None for text in values], pa.list_(pa.string())).cast(pa.list_(pa.json_()))
+    table = pa.table({"plain": column, "within": calls, "text": pa.array(["[1]"] * 4)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pa.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as writer:
+        writer.write_table(table)
+    from weitune.data.formats.fields import Notes
+    from weitune.data.read.arrow_rows import arrow_rows, parquet_rows
+    from weitune.data.read.source import RawRow
+
+    for read, name in ((parquet_rows, "rows.parquet"), (arrow_rows, "rows.arrow")):
+        rows = [row.value for row in read(tmp_path / name, name, Notes()) if isinstance(row, RawRow)]
+        assert [row.get("plain") for row in rows] == [[{"type": "text", "text": "hi"}], "At noon.", 7, None]
+        assert [row.get("within") for row in rows][:3] == [[[{"type": "text", "text": "hi"}]], ["At noon."], [7]]
+        assert {row["text"] for row in rows} == {"[1]"}
+
+
 def test_nulls_of_lists_maps_and_strings_are_kept(tmp_path: Path) -> None:
     from weitune.data.formats.fields import Notes
     from weitune.data.read.arrow_rows import parquet_rows

@@ -148,6 +148,7 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
 
     from weitune.cli.shared.terminal import console
     from weitune.errors import InputError
+    from weitune.files.publish import publish_text
     from weitune.report.data_page import data_page
     from weitune.report.markup import both_languages
 
@@ -155,7 +156,7 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
         title = say("cli.data.page_title", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
     text = data_page(title, items, notes)
     try:
-        Path(page_file).write_text(text, encoding="utf-8", errors="backslashreplace")
+        publish_text(text, Path(page_file))
     except OSError as error:
         raise InputError("cli.data.page_not_written", page_file=page_file, strerror=error.strerror) from None
     console().print(say("cli.data.page_written", items_count=len(items), page_file=page_file), markup=False)

@@ -102,6 +102,10 @@ class ChatFraming(Framing):
     def argument_names(self) -> frozenset[str]:
         return frozenset(name for name, _ in self._template.asks_for)
 
+    @property
+    def specials(self) -> Mapping[str, str]:
+        return self._template.specials
+
     def with_arguments(self, arguments: Mapping[str, Any]) -> ChatFraming:
         together = {**(self._tokens.template_args or {}), **arguments}
         return ChatFraming(self._tokenizer, self._tokens.model_copy(update={"template_args": together}))

@@ -65,6 +65,11 @@ class Framing(ABC):
         """The names of the arguments that the template reads."""
         return frozenset()
 
+    @property
+    def specials(self) -> Mapping[str, str]:
+        """The texts of special tokens that the template may write, by their names (``bos_token``)."""
+        return {}
+
     def with_arguments(self, arguments: Mapping[str, Any]) -> Framing:
         """Return this framing with further arguments of its template, in place of its own of the same name."""
         raise ModelError("data.framing.no_arguments", names=", ".join(arguments))

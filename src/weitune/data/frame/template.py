@@ -75,6 +75,11 @@ class ChatTemplate:
         tools = {"template_with_tools": self.with_tools} if self.with_tools != self.source else {}
         return {"template": self.source, **tools, "template_args": self.arguments}
 
+    @property
+    def specials(self) -> dict[str, str]:
+        """The texts of the tokenizer's special tokens that the template may write, by their names there."""
+        return {name: str(value) for name, value in self._specials.items()}
+
     def writes(self) -> str:
         """Return all text that the template itself may write."""
         return self.source + self.with_tools + json.dumps(self._variables, ensure_ascii=False, default=str)

@@ -14,6 +14,7 @@ from typing import Any
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.formats.parse import Options
+from weitune.data.formats.strict_json import undecodable
 from weitune.data.problems import Problem, data_problem
 from weitune.data.read.conversations import Reader, read_conversations
 from weitune.data.read.source import RawRow, Source
@@ -99,3 +100,5 @@ def _faults(raw: RawRow) -> Iterator[Problem]:
         yield data_problem("data.keep.not_a_prompt", field=_PROMPT, found=", ".join(other)).at(raw.origin)
     elif not (isinstance(row[_PROMPT], str) and row[_PROMPT].strip()):
         yield data_problem("data.keep.blank_prompt", field=_PROMPT).at(raw.origin)
+    elif undecodable(row[_PROMPT]):
+        yield data_problem("data.fields.undecodable_text").at(raw.origin)

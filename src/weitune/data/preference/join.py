@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.preference.values import Pair
+from weitune.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,10 @@ class Joined:
 
 
 def join_answers(chosen: Iterable[Conversation], rejected: Iterable[Conversation]) -> Joined:
-    """Return the pairs of ``chosen`` and ``rejected`` answers to the same prompts; each conversation has an answer."""
+    """Return the pairs of ``chosen`` and ``rejected`` answers to the same prompts.
+
+    Raises DataError if a conversation does not end with an answer.
+    """
     better, worse = _by_prompt(chosen), _by_prompt(rejected)
     pairs: list[Pair] = []
     alone = [answered for prompt, others in worse.items() if prompt not in better for answered in others]
@@ -43,16 +47,26 @@ def join_answers(chosen: Iterable[Conversation], rejected: Iterable[Conversation
             if _text(better_turn) == _text(worse_turn):
                 equal += 1
             else:
-                pairs.append(Pair(one.before(one.last_answer), (better_turn,), (worse_turn,)))
+                asked = one.before(one.last_answer)
+                prompt_of_both = replace(asked, turns=_unweighted(asked.turns))
+                pairs.append(Pair(prompt_of_both, _unweighted((better_turn,)), _unweighted((worse_turn,))))
     return Joined(pairs, equal, alone)
 
 
 def _by_prompt(answers: Iterable[Conversation]) -> dict[str, list[Conversation]]:
     found: dict[str, list[Conversation]] = defaultdict(list)
     for answered in answers:
+        if answered.last_answer != len(answered.turns) - 1:
+            raise DataError("data.join.unanswered", origin=answered.origin)
         asked = answered.before(answered.last_answer)
+        asked = replace(asked, turns=_unweighted(asked.turns))
         found[json.dumps([asked.turns, asked.tools], sort_keys=True, default=dict)].append(answered)
     return found
+
+
+def _unweighted(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Return ``turns`` without the weights that their rows had: a pair has none."""
+    return tuple(turn._replace(weight=1.0) for turn in turns)
 
 
 def _partners(

@@ -35,6 +35,8 @@ from weitune.data.prepare.report import DataReport
 from weitune.data.prepare.store import ExampleWriter, StoredExamples
 from weitune.data.prepare.truncate import kept_examples
 from weitune.data.read.conversations import Reader
+from weitune.data.read.source import Source
+from weitune.data.read.text_file import examine
 from weitune.errors import DataError, InputError, RecipeError
 from weitune.files.cache import fingerprint_of, mark_used, shortage
 from weitune.files.json_files import json_text
@@ -43,7 +45,7 @@ from weitune.recipe.schema import Recipe
 
 _Draft = Callable[[Conversation], list[Draft]]
 _Write = Callable[[Path, Reader, Recipe, Framing, _Draft, Progress | None], DataReport]
-_VERSION = 2
+_VERSION = 3
 """Raised when the same data would be prepared differently."""
 
 
@@ -111,10 +113,22 @@ def _prepared(
         report = _build(aside, reader, recipe, framing, progress)
         if reader.problems:
             raise reader.problems.error()
+        if changed := [source.name for source in reader.sources if _has_changed(source)]:
+            raise InputError("data.prepare.changed_meanwhile", files=", ".join(changed))
         if not report.examples.kept:
             raise DataError("data.prepare.nothing_left", lines="\n  ".join(report.lines()))
         (aside / REPORT).write_text(json_text(report.to_json(), indent=1), encoding="utf-8")
     return kind(folder, fingerprint, report)
+
+
+def _has_changed(source: Source) -> bool:
+    """Return whether a file has other contents than when it was examined, whose hash names what is prepared."""
+    if source.path is None or source.facts is None:
+        return False
+    try:
+        return examine(source.path, text=False).sha256 != source.facts.sha256
+    except OSError:
+        return True
 
 
 def _least_bytes(reader: Reader) -> int:
@@ -163,6 +177,11 @@ def _open(kind: type[P], folder: Path, fingerprint: str, reader: Reader) -> P | 
         report = report.with_source_names([source.name for source in reader.reports])
         mark_used(folder / REPORT)
         return kind(folder, fingerprint, report)
+    except FileNotFoundError:
+        if not folder.is_dir():  # perhaps another process is about to publish it
+            return None
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
     except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException):
         shutil.rmtree(folder, ignore_errors=True)
         return None
@@ -180,6 +199,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
             for s in reader.sources
         ],
         "framing": framing.describe(),
+        "specials": dict(framing.specials),  # of tokenizer_config.json, which no other hash covers
         "system": recipe.system,
         "columns": recipe.columns,
         "format": recipe.format,

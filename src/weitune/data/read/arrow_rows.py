@@ -7,7 +7,7 @@ So a null field of an object, at any level, means that the object has no such fi
     in the file {"name": "tides", "arguments": {"port": "Brest", "year": null}}
 
 Null elements of lists and null entries of maps are not added by the format, so they are kept. JSON in a string is not
-changed either.
+changed either; in a column of the type ``arrow.json``, as which `datasets` saves values of mixed types, it is decoded.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import IO, Any
 
 from weitune.data.conversation import Origin
 from weitune.data.formats.fields import Notes
+from weitune.data.formats.strict_json import decode
 from weitune.data.problems import data_problem, shown_error, shown_name
 from weitune.data.read.source import BlankRow, Raw, RawRow
 
 _BATCH_ROWS = 1024
 _FILE_MAGIC = b"ARROW1"
+_JSON = "arrow.json"
 
 Clean = Callable[[Any], Any]
 
@@ -67,7 +69,7 @@ def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> It
                 yield data_problem("data.arrow_rows.repeated_column", file=file, name=shown_name(repeated))
                 return
             batch.validate(full=True)  # Arrow trusts the data it maps, and would read beyond the end of a damaged file
-            clean = cleaner(batch.schema, notes)
+            clean = cleaner(batch.schema, notes, stored=True)
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                     row += 1
@@ -88,13 +90,14 @@ def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
     return RawRow(origin, value) if value else BlankRow(origin)
 
 
-def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clean:
+def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False, stored: bool = False) -> Clean:
     """Return a function that removes the added nulls from an object with these Arrow ``fields``, such as a row.
 
     ``notes`` counts the nulls removed from objects inside it; nulls of the object itself are only counted with
-    ``count``, since rows usually have some.
+    ``count``, since rows usually have some. Of ``stored`` values, those of the type ``arrow.json`` are decoded: Arrow
+    gives their text.
     """
-    below = {field.name: inner for field in fields if (inner := _type_cleaner(field.type, notes)) is not None}
+    below = {f.name: inner for f in fields if (inner := _type_cleaner(f.type, notes, stored)) is not None}
 
     def clean(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -109,19 +112,20 @@ def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False) -> Clea
     return clean
 
 
-def _type_cleaner(kind: Any, notes: Notes) -> Clean | None:
+def _type_cleaner(kind: Any, notes: Notes, stored: bool) -> Clean | None:
     """Return the function that removes added nulls from values of an Arrow type; None if the type has no fields."""
     import pyarrow as pa
     from pyarrow import types
 
     if types.is_struct(kind):
-        return cleaner((kind.field(i) for i in range(kind.num_fields)), notes, count=True)
+        return cleaner((kind.field(i) for i in range(kind.num_fields)), notes, count=True, stored=stored)
     if types.is_map(kind):
-        return _map_cleaner(_type_cleaner(kind.item_type, notes))
+        return _map_cleaner(_type_cleaner(kind.item_type, notes, stored))
     if types.is_dictionary(kind):
-        return _type_cleaner(kind.value_type, notes)
+        return _type_cleaner(kind.value_type, notes, stored)
     if isinstance(kind, pa.BaseExtensionType):
-        return _type_cleaner(kind.storage_type, notes)
+        is_json = stored and kind.extension_name == _JSON
+        return _decoded if is_json else _type_cleaner(kind.storage_type, notes, stored)
     is_list = (
         types.is_list,
         types.is_large_list,
@@ -130,9 +134,19 @@ def _type_cleaner(kind: Any, notes: Notes) -> Clean | None:
         types.is_large_list_view,
     )
     if any(check(kind) for check in is_list):
-        inner = _type_cleaner(kind.value_type, notes)
+        inner = _type_cleaner(kind.value_type, notes, stored)
         return None if inner is None else lambda value: list(map(inner, value)) if isinstance(value, list) else value
     return None
+
+
+def _decoded(value: Any) -> Any:
+    """Return what a text of the type ``arrow.json`` says; text that is no JSON stays."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return decode(value)
+    except ValueError:
+        return value
 
 
 def _map_cleaner(inner: Clean | None) -> Clean:

@@ -33,6 +33,9 @@ def raw_rows(source: Source, criteria: RowCriteria | None = None, notes: Notes |
     except OSError as error:
         empty = None
         yield unreadable(source.name, error, row + 1)
+    except ImportError as error:  # images and sounds of a data set are decoded by packages of their own
+        empty = None
+        yield data_problem("data.text_file.unreadable", file=source.name, row=row + 1, reason=shown_error(error))
     except UnicodeError as error:
         empty = None
         yield data_problem(

@@ -7,7 +7,8 @@ into a temporary folder. Cost: that of a preparation, and packing a sample of th
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from weitune.data.prepare.store import StoredExamples
 from weitune.data.problems import Problems
 from weitune.data.read.conversations import Reader
 from weitune.data.schedule import Plan
+from weitune.errors import InputError
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 
@@ -70,7 +72,7 @@ def check(
     reader = reader or recipe_reader(recipe)
     if framing is None:
         return _without_model(reader, recipe, progress)
-    with tempfile.TemporaryDirectory() as folder:
+    with _scratch() as folder:
         prepared: tuple[DataReport, StoredExamples | StoredGroups]
         if recipe.preference is None:
             prepared = prepare_valid_rows(reader, recipe, framing, Path(folder), progress)
@@ -80,6 +82,16 @@ def check(
         lengths = items.answers.lengths if isinstance(items, StoredGroups) else items.lengths
         plan = Plan(len(items), recipe.train.batch_size, 1, recipe.train.seed)
         return Check(report, reader.problems, lengths.copy(), plan.steps_per_epoch, saved_by_sharing(items, plan))
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Yield a temporary folder. Raises InputError if the system refuses to write there."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except OSError as error:
+        raise InputError("data.cache.cannot_write", folder=tempfile.gettempdir(), strerror=error) from error
 
 
 def saved_by_sharing(items: StoredExamples | StoredGroups, plan: Plan) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +62,8 @@ class PartialAnswers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with suppress(OSError) if error is not None else nullcontext():  # it would hide what went wrong
+            self._stream.close()
 
     def add(self, said: Said) -> None:
         """Keep an answer. Raises InputError if the system refuses."""
