@@ -81,6 +81,16 @@ def test_what_others_can_reach_gets_a_key(runs: dict[str, Run]) -> None:
         assert get(said, "/health", key[1]) == (200, b'{"status": "ok"}')
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+@pytest.mark.parametrize("key", ["", " \t"])
+def test_a_key_that_is_blank_is_refused(
+    engine: str, key: str, runs: dict[str, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--engine", engine, "--host", "0.0.0.0", "--port", "0", "--dry-run"]  # noqa: S104
+    assert main(["serve", str(runs["second"].path), *options, "--api-key", key]) == 2
+    assert "--api-key is empty" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_said_at_once(runs: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -76,6 +76,15 @@ def test_without_a_system_prompt_no_middleware_is_needed(tmp_path: Path) -> None
     assert rendered(template(command), ASKED) == rendered(TEMPLATES["chatml-default"].template or "", ASKED)
 
 
+def test_with_a_key_the_middleware_asks_for_it(tmp_path: Path) -> None:
+    listening = Listening("127.0.0.1", 9000, "sesame")
+    command = command_for({"second": two_runs(tmp_path)["second"]}, tmp_path / "cache", listening)
+    assert after(command, "--middleware") == "weitune_vllm.ModelName"
+    assert command.secrets == {"VLLM_API_KEY": "sesame"}
+    folder = Path(command.environment["PYTHONPATH"])
+    assert json.loads((folder / "weitune_vllm.json").read_text())["base"] is None
+
+
 def test_what_the_command_says(tmp_path: Path) -> None:
     runs = two_runs(tmp_path)
     listening = Listening("0.0.0.0", 9000, "sesame", ("https://a.example",), 1000)  # noqa: S104

@@ -1,4 +1,4 @@
-"""The middleware that tells vLLM's chat template which model a request names."""
+"""The middleware that asks for the key, and tells vLLM's chat template which model a request names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from weitune.serve.vllm import middleware as middleware_module
 
 
-def middleware(folder: Path, app: Any, body_bytes: int = 4096) -> Any:
+def middleware(folder: Path, app: Any, body_bytes: int = 4096, base: str | None = "base") -> Any:
     """Return the middleware as vLLM has it: imported from a copy outside weitune, with its settings beside it."""
     path = folder / "weitune_vllm.py"
     shutil.copyfile(middleware_module.__file__, path)
-    path.with_suffix(".json").write_text(json.dumps({"base": "base", "body_bytes": body_bytes}))
+    path.with_suffix(".json").write_text(json.dumps({"base": base, "body_bytes": body_bytes}))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
@@ -50,10 +50,19 @@ class Answer:
             await send({"type": "http.response.body", "body": b"{}"})
 
 
-def ask(app: Any, pieces: Sequence[bytes], *, method: str = "POST", path: str = "/v1/chat/completions") -> list[Any]:
+def ask(
+    app: Any,
+    pieces: Sequence[bytes],
+    *,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    kind: str = "http",
+    keys: Sequence[str] = (),
+) -> list[Any]:
     """Send a request whose body comes in ``pieces``, then go away; return what was sent back."""
-    scope = {"type": "http", "method": method, "path": path, "headers": [
+    scope = {"type": kind, "method": method, "path": path, "headers": [
         (b"content-type", b"application/json"), (b"content-length", str(sum(map(len, pieces))).encode()),
+        *((b"authorization", key.encode()) for key in keys),
     ]}  # fmt: skip
     coming = [
         *({"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)} for i, piece in enumerate(pieces)),
@@ -131,3 +140,33 @@ def test_a_client_that_goes_away_is_forgotten_and_other_messages_pass(tmp_path: 
     assert inner.body is None
     assert ask(app, [b""], method="GET")[0]["status"] == 200
     asyncio.run(app({"type": "lifespan"}, None, None))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations", "/pause", "/health", "/metrics"])
+def test_every_path_needs_the_key(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    for keys in ([], ["Bearer wrong"], ["sesame"], ["Bearer "], ["Bearer sesame", "Bearer sesame"]):
+        for method in ("GET", "POST"):
+            inner = Answer()
+            start, end = ask(middleware(tmp_path, inner), [b"{}"], method=method, path=path, keys=keys)
+            assert start["status"] == 401
+            assert json.loads(end["body"])["error"]["type"] == "authentication_error"
+            assert inner.body is None
+    for method, keys in (("GET", ["Bearer sesame"]), ("POST", ["Bearer sesame"]), ("OPTIONS", [])):
+        assert ask(middleware(tmp_path, Answer()), [b"{}"], method=method, path=path, keys=keys)[0]["status"] == 200
+
+
+def test_a_websocket_needs_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    inner = Answer()
+    assert ask(middleware(tmp_path, inner), [], kind="websocket") == [{"type": "websocket.close", "code": 1008}]
+    assert inner.body is None
+    ask(middleware(tmp_path, inner), [], kind="websocket", keys=["Bearer sesame"])
+    assert inner.body == b""
+
+
+def test_where_all_models_are_framed_alike_no_name_is_added(tmp_path: Path) -> None:
+    inner = Answer()
+    body = json.dumps({"model": "a", "messages": MESSAGES}).encode()
+    assert ask(middleware(tmp_path, inner, base=None), [body])[0]["status"] == 200
+    assert inner.body == body

@@ -161,11 +161,16 @@ def _serve_vllm(
 
 
 def _guard(host: str, options: dict[str, Any]) -> Guard:
-    """Return the rules for clients, with a random key if other machines can reach the server and none was given."""
+    """Return the rules for clients, with a random key if other machines can reach the server and none was given.
+
+    Raises InputError for a key that is empty or blank.
+    """
     from weitune.serve.guard import Guard, host_name, is_loopback
     from weitune.serve.origins import ALL, read_origins
 
     key = options["api_key"]
+    if key is not None and not key.strip():
+        raise InputError("cli.serve.blank_api_key")
     origins = read_origins(options["allow_origin"])
     hosts = frozenset(map(host_name, options["allow_host"]))
     if ALL in origins and key is None and is_loopback(host):

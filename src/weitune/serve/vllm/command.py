@@ -3,7 +3,7 @@
     vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template … --middleware weitune_vllm.ModelName
 
 vLLM has one chat template for all models. weitune's contains the framing of every run and that of the base, and a
-middleware tells it which model a request names (:mod:`.template`, :mod:`.middleware`).
+middleware tells it which model a request names, and asks for the key (:mod:`.template`, :mod:`.middleware`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weitune.errors import InputError, ModelError
 from weitune.export.llama_models import BASE
@@ -96,8 +97,10 @@ def vllm_command(
     own = first.base_template
     template = template_by_model({BASE: own, **{name: source.template for name, source in runs.items()}})
     by_model = template != own
+    wrapped = by_model or listening.key is not None
+    settings = {"base": BASE if by_model else None, "body_bytes": listening.body_bytes}
     try:
-        folder = _written(cache, runs, adapters, template, listening.body_bytes).resolve()
+        folder = _written(cache, runs, adapters, template, settings).resolve()
     except OSError as error:
         raise InputError("serve.command.cannot_be_written", folder=cache, reason=error.strerror or error) from None
     modules = [
@@ -113,12 +116,12 @@ def vllm_command(
         "--chat-template-content-format", "string",  # as in training: templates get strings, not lists of parts
         "--generation-config", str(folder), "--allowed-origins", json.dumps(list(listening.origins)),
         *(["--dtype", dtype] if dtype else []),
-        *(["--middleware", f"{_MODULE}.{middleware.ModelName.__name__}"] if by_model else []),
+        *(["--middleware", f"{_MODULE}.{middleware.ModelName.__name__}"] if wrapped else []),
     )  # fmt: skip
     return Command(
         arguments,
-        {_PATH: str(folder)} if by_model else {},
-        {"VLLM_API_KEY": listening.key} if listening.key else {},
+        {_PATH: str(folder)} if wrapped else {},
+        {} if listening.key is None else {"VLLM_API_KEY": listening.key},
         tuple(_notes(first)),
     )
 
@@ -151,7 +154,7 @@ def _written(
     runs: Mapping[str, ExportSource],
     adapters: Mapping[str, AdapterWeights],
     template: str,
-    body_bytes: int,
+    settings: Mapping[str, Any],
 ) -> Path:
     """Write vLLM's files to a folder named after their contents, so that no server overwrites another's files."""
     first = next(iter(runs.values()))
@@ -164,7 +167,7 @@ def _written(
         (partial / _TEMPLATE).write_text(template, encoding="utf-8", newline="")
         write_generation_config(partial, first.files, list(stops), first.tokenizer.pad_token_id)
         shutil.copyfile(middleware.__file__, partial / f"{_MODULE}.py")
-        write_json(partial / f"{_MODULE}.json", {"base": BASE, "body_bytes": body_bytes})
+        write_json(partial / f"{_MODULE}.json", settings)
         for i, adapter in enumerate(adapters.values()):
             if is_rewritten(adapter):
                 write_even(adapter, _even_folder(partial, i, adapter))

@@ -1,4 +1,7 @@
-"""Middleware for vLLM that tells the chat template which model a request names.
+"""Middleware for vLLM that asks for the key, and tells the chat template which model a request names.
+
+vLLM wants its key below ``/v1`` alone, though other paths generate answers and pause the server too. This class wants
+the key of ``VLLM_API_KEY``, if that is set, on every path but for a browser's preflight, which never carries one.
 
 vLLM renders the requests to all models with one chat template and does not tell it the model. This class puts the name
 into the request's ``chat_template_kwargs``, where the template of :mod:`weitune.serve.vllm.template` looks for it. vLLM
@@ -9,8 +12,10 @@ A request's body is held until it is complete, at most ``body_bytes`` of it; a l
 
 from __future__ import annotations
 
+import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+import os
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,8 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 VARIABLE = "weitune_model"
 """The variable of the chat template that holds the model's name."""
 SETTINGS = ".json"
-"""Suffix of the settings file: ``base`` is the model of requests that name none, ``body_bytes`` the size limit."""
+"""Suffix of the settings file: ``base`` is the model of requests that name none (null: the template does not ask for a
+model), ``body_bytes`` the size limit."""
 
 
 class ModelName:
@@ -31,11 +37,15 @@ class ModelName:
     def __init__(self, app: Application) -> None:
         settings = json.loads(Path(__file__).with_suffix(SETTINGS).read_text(encoding="utf-8"))
         self._app = app
-        self._base: str = settings["base"]
+        self._base: str | None = settings["base"]
         self._body_bytes: int = settings["body_bytes"]
+        self._key = os.environ.get("VLLM_API_KEY")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on to vLLM; if it has messages, add the model's name."""
+        """Pass a request with the key on to vLLM; if it has messages, add the model's name."""
+        if not self._may_enter(scope):
+            await _refuse_entry(scope, send)
+            return
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -48,13 +58,22 @@ class ModelName:
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > self._body_bytes:
-                await _refuse(send, self._body_bytes)
+                await _refuse(send, 413, f"a body may have {self._body_bytes} bytes")
                 return
         changed = self._named(bytes(body))
         await self._app({**scope, "headers": _headers(scope, len(changed))}, _replay(changed, receive), send)
 
+    def _may_enter(self, scope: Message) -> bool:
+        """Return whether a request or a websocket shows the key, or needs none."""
+        if not self._key or scope["type"] not in {"http", "websocket"} or scope.get("method") == "OPTIONS":
+            return True
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0], f"Bearer {self._key}".encode())
+
     def _named(self, body: bytes) -> bytes:
         """Return ``body`` with its model's name among the template's arguments; unchanged if it has no messages."""
+        if self._base is None:
+            return body
         try:
             request = json.loads(body)
         except (ValueError, RecursionError):
@@ -85,10 +104,17 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _refuse(send: Send, limit_bytes: int) -> None:
-    error = {"message": f"a body may have {limit_bytes} bytes", "type": "invalid_request_error", "code": 413}
-    text = json.dumps({"error": error}).encode()
+async def _refuse_entry(scope: Message, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await _refuse(send, 401, "the API key is missing or wrong", [(b"www-authenticate", b"Bearer")])
+
+
+async def _refuse(send: Send, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    text = json.dumps({"error": {"message": message, "type": kind, "code": status}}).encode()
     length = str(len(text)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
     await send({"type": "http.response.body", "body": text})
