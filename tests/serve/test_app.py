@@ -133,6 +133,43 @@ def test_an_answer_ends_at_the_runs_stop_token_whatever_the_engine_knows() -> No
     assert choice["finish_reason"] == "stop"
 
 
+def ends_held(spelled: str, finish: str) -> ScriptedEngine:
+    """Return an engine that writes "C#" and, while it has "#", waits for the rest of a stop string, as llama.cpp does:
+    the text comes with the answer's end, but never if the answer is cut."""
+    engine = ScriptedEngine(("C", "", ""))
+    framing = make_app(engine)._models["base"].framing
+    complete = engine.complete
+
+    def held(body: dict[str, Any]) -> Any:
+        completion = complete(body)
+        completion.chunks[1]["tokens"] = framing.text_tokens("#")
+        if finish == "stop":
+            completion.chunks[2] |= {"content": spelled, "tokens": [framing.end_of_turn]}
+        else:
+            completion.chunks[2:] = [{**completion.chunks[-1], "stop_type": "limit"}]
+        return completion
+
+    engine.complete = held  # type: ignore[method-assign]
+    return engine
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("spelled", "finish"),
+    [("#<|im_end|>", "stop"), ("#", "stop"), ("", "stop"), ("", "length")],
+    ids=["spelled out", "not spelled", "unknown to llama.cpp", "cut"],
+)
+def test_the_beginning_of_a_stop_string_stays_at_an_answers_end(spelled: str, finish: str, stream: bool) -> None:
+    response = ask(ends_held(spelled, finish), {**ASK, "stop": ["###"], "stream": stream})
+    if stream:
+        choices = [event["choices"][0] for event in response.events[:-1]]
+        content = "".join(choice["delta"].get("content", "") for choice in choices)
+        assert (content, choices[-1]["finish_reason"]) == ("C#", finish)
+    else:
+        choice = response.json["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("C#", finish)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_and_a_long_answer_is_cut() -> None:
     engine = ScriptedEngine(context_tokens=40)
     long = ask(engine, {"model": "base", "messages": [{"role": "user", "content": "house " * 100}]})

@@ -142,6 +142,12 @@ def test_stop_ends_an_answer_before_it(client: Any) -> None:
     assert stop not in text
 
 
+def test_the_beginning_of_a_stop_string_stays(client: Any) -> None:
+    answer = said(client)
+    reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, stop=answer[-1] + "\x00")
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (answer, "length")
+
+
 def test_max_tokens_cuts(client: Any) -> None:
     reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=3)
     assert (reply.choices[0].finish_reason, reply.usage.completion_tokens) == ("length", 3)

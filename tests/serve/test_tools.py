@@ -110,6 +110,21 @@ def test_reasoning_and_content_before_a_call(stream: bool) -> None:
     assert (parts["reasoning_content"], parts["content"]) == ("The moon is full.", "Let me look.")
 
 
+@pytest.mark.parametrize(("name", "content"), [("qwen2.5", "Well >"), ("mistral", "")])
+def test_a_stop_string_that_a_control_token_may_begin_hides_no_call(name: str, content: str) -> None:
+    chunks = written(name, content, CALL)
+    held: list[dict[str, Any]] = []
+    text = ""
+    for chunk in chunks:  # llama.cpp holds back text that ends in the beginning of the stop string
+        text += chunk["content"]
+        waits = text.endswith((">", "]")) and chunk is not chunks[-1]
+        held.append({**chunk, "content": "" if waits else text})
+        text = text if waits else ""
+    assert held != chunks
+    message = ask(Writing(held), name, {**ASK, "stop": [">>>", "]]]"]}).json["choices"][0]["message"]
+    assert (message["content"] or "", calls_in(message)) == (content, [CALL[:2]])
+
+
 def test_malformed_calls_are_content() -> None:
     chunks = written("qwen2.5", "Well.", CALL)[:-8]
     choice = ask(Writing(chunks), "qwen2.5", ASK).json["choices"][0]

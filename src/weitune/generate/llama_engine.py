@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,27 +37,62 @@ class ChunkReader:
 
     llama.cpp ends an answer that is cut within a character with U+FFFD in its place; as everywhere in weitune, what is
     not a whole character at an answer's end is left out. So U+FFFD is held back until something follows it.
+
+    llama.cpp holds text back while it ends in the beginning of a stop string: it reports tokens without text. The text
+    comes with that of the next token, its own end of an answer included; of an answer that is cut it never comes.
     """
 
-    def __init__(self, stop_tokens: frozenset[int], marks: Marks | None = None) -> None:
-        """With ``marks`` the pieces are marked text."""
-        self._stop_tokens, self._marks = stop_tokens, marks
+    def __init__(
+        self,
+        stop_tokens: frozenset[int],
+        marks: Marks | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        """With ``marks`` the pieces are marked text; answers with stop strings need them, and the text of tokens."""
+        self._stop_tokens, self._marks, self._decode = stop_tokens, marks, decode
         self._tokens, self._held = 0, ""
+        self._silent: list[int] = []
+        """Tokens whose text has not come."""
 
     def read(self, chunk: Mapping[str, Any]) -> Piece:
         """Return what ``chunk`` adds, which may be nothing."""
-        if not self._stop_tokens.isdisjoint(chunk.get("tokens", ())):
-            return Piece("", self._tokens, "stop")
+        stop_token = next((token for token in chunk.get("tokens", ()) if token in self._stop_tokens), None)
+        if stop_token is not None:
+            text = self._held + self._before(stop_token, chunk)
+            return Piece(text.rstrip(REPLACEMENT), self._tokens, "stop")
         self._tokens = chunk.get("tokens_predicted", self._tokens)
-        content = chunk.get("content", "")
-        if self._marks is not None:
-            content = self._marks.ending(content, chunk.get("tokens", ()))
-        text = self._held + content
+        text = self._held + self._content(chunk)
+        cut = chunk.get("stop") and chunk["stop_type"] == "limit"
+        if cut:
+            text += self._withheld()
         whole = text.rstrip(REPLACEMENT)
         self._held = text[len(whole) :]
         if not chunk.get("stop"):
             return Piece(whole, self._tokens)
-        return Piece(whole, self._tokens, "length" if chunk["stop_type"] == "limit" else "stop")
+        return Piece(whole, self._tokens, "length" if cut else "stop")
+
+    def _content(self, chunk: Mapping[str, Any]) -> str:
+        content, tokens = str(chunk.get("content", "")), chunk.get("tokens", ())
+        if self._marks is None:
+            return content
+        if not content:
+            self._silent += tokens
+            return ""
+        content = self._marks.in_order(self._marks.ending(content, tokens), self._silent)
+        self._silent = []
+        return content
+
+    def _before(self, stop_token: int, chunk: Mapping[str, Any]) -> str:
+        """Return the text that has not come before that of ``stop_token``, which may be in ``chunk`` as well."""
+        if self._marks is None:
+            return ""
+        content = str(chunk.get("content", "")).removesuffix(self._marks.texts.get(stop_token, ""))
+        return self._marks.in_order(content, self._silent) if content else self._withheld()
+
+    def _withheld(self) -> str:
+        if self._marks is None or self._decode is None:
+            return ""
+        return self._marks.of_tokens(self._silent, self._decode)
 
 
 class LlamaStream(Iterator[str]):

@@ -52,6 +52,18 @@ class Marks:
             return text
         return text.removesuffix(self.texts[last]) + self._marks[last]
 
+    def in_order(self, text: str, tokens: Iterable[int]) -> str:
+        """Return ``text``, in which ``tokens`` were written in this order, with those marked that are control tokens
+        and spelled out."""
+        at = 0
+        for token in tokens:
+            spelled = self.texts.get(token)
+            found = text.find(spelled, at) if spelled else -1
+            if spelled and found >= 0:
+                text = text[:found] + self._marks[token] + text[found + len(spelled) :]
+                at = found + 1
+        return text
+
     def pieces(self, text: str) -> Iterator[int | str]:
         """Yield the control tokens marked in ``text``, and the texts between them."""
         for control, run in groupby(text, key=self._tokens.get):

@@ -42,7 +42,7 @@ class Reading:
     read_as: ReadAs
     stop_tokens: frozenset[int]
     decode: Callable[[Sequence[int]], str]
-    """Gives the text of tokens; only for whole answers."""
+    """Gives the text of tokens."""
     likelihoods: Callable[[Sequence[int], int], list[Mapping[str, Any]]] = lambda tokens, first: []
     """Measures each token of an answer from a number on, for answers of which the engine has not reported all."""
     one_call: bool = False
@@ -52,7 +52,7 @@ class Reading:
 
 def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[Part]:
     """Turn the engine's chunks into parts. Raises ApiError if the engine refuses the request or breaks off."""
-    reader = ChunkReader(reading.stop_tokens, reading.read_as.marks)
+    reader = ChunkReader(reading.stop_tokens, reading.read_as.marks, reading.decode)
     answer = AnswerReader(reading.read_as)
     contents: list[str] = []
     reasons, thinking_tokens = False, 0
