@@ -54,7 +54,7 @@ class Probe:
     def __init__(self, framing: Framing) -> None:
         self.marks = Marks(framing.control_tokens, framing.special_ids)
         self._framing = framing
-        self._stops = self.marks.of_pieces([framing.stop_tokens])
+        self._stops = tuple(filter(None, (self.marks.of_pieces([(token,)]) for token in framing.stop_tokens)))
         self.reasoning: str | None = None
         """What answers think that are not given anything else; needed where the prompt opens their reasoning."""
 
@@ -69,7 +69,10 @@ class Probe:
         answer = Turn("assistant", content, reasoning=thought, tool_calls=tuple(calls))
         draft = self._framing.draft(Conversation((_ASKED, answer), tuple(tools) or tools_for(calls)))[-1]
         pieces = draft.pieces[draft.learned[0].start : draft.learned[-1].stop]
-        return self.marks.of_pieces(pieces).rstrip(self._stops)
+        text = self.marks.of_pieces(pieces)
+        while text.endswith(self._stops):
+            text = text.removesuffix(next(stop for stop in self._stops if text.endswith(stop)))
+        return text
 
     def try_write(self, content: str, calls: Sequence[ToolCall] = (), reasoning: str | None = None) -> str:
         """Return what :meth:`write` does; "" if the template refuses."""

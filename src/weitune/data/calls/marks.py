@@ -1,19 +1,23 @@
-"""Text in which every control token is one character, so that no other text can be taken for one.
+"""Text in which every control token is a mark, so that no other text can be taken for one.
 
     tokens    [<tool_call>] "\\n{"name": "say", "arguments": {"text": "<tool_call>"}}\\n" [</tool_call>]
     marked    ⓐ\\n{"name": "say", "arguments": {"text": "<tool_call>"}}\\nⓑ
 
-The characters are of Unicode's last private use areas, which no text has by agreement.
+Marks are made of surrogates, which no decoded text has: one each, or a pair where there are too many control tokens for
+that.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 
 from weitune.data.frame.encode import Piece, Text
 
-_FIRST = 0xF0000
+_FIRST, _FIRST_LOW = 0xD800, 0xDC00
+_SINGLE, _LOW = 2048, 1024
+"""How many surrogates there are, and how many of them are low ones, the second halves of pairs."""
+_PAIR, _ONE = re.compile("[\\ud800-\\udbff][\\udc00-\\udfff]"), re.compile("[\\ud800-\\udfff]")
 
 
 class Marks:
@@ -21,10 +25,11 @@ class Marks:
 
     def __init__(self, control_tokens: Mapping[str, int], special: frozenset[int] = frozenset()) -> None:
         self.texts = {token: text for text, token in control_tokens.items()}
-        self._marks = {token: chr(_FIRST + at) for at, token in enumerate(sorted(self.texts))}
+        self._marks = {token: _mark(at, len(self.texts)) for at, token in enumerate(sorted(self.texts))}
         self._tokens = {mark: token for token, mark in self._marks.items()}
-        self._written = {ord(mark): self.texts[token] for token, mark in self._marks.items()}
-        self._shown = {ord(mark): "" if token in special else self.texts[token] for token, mark in self._marks.items()}
+        self._written = {mark: self.texts[token] for token, mark in self._marks.items()}
+        self._shown = {mark: "" if token in special else self.texts[token] for token, mark in self._marks.items()}
+        self._any = _ONE if len(self.texts) <= _SINGLE else _PAIR
 
     def of_pieces(self, pieces: Iterable[Piece]) -> str:
         """Return the pieces of a draft as marked text, without known tokens that are no control tokens."""
@@ -66,11 +71,14 @@ class Marks:
 
     def pieces(self, text: str) -> Iterator[int | str]:
         """Yield the control tokens marked in ``text``, and the texts between them."""
-        for control, run in groupby(text, key=self._tokens.get):
-            if control is None:
-                yield "".join(run)
-            else:
-                yield from (control for _ in run)
+        at = 0
+        for match in self._any.finditer(text):
+            if at < match.start():
+                yield text[at : match.start()]
+            yield self._tokens[match[0]]
+            at = match.end()
+        if at < len(text):
+            yield text[at:]
 
     def tokens_in(self, text: str) -> frozenset[int]:
         """Return the control tokens marked in ``text``."""
@@ -78,8 +86,14 @@ class Marks:
 
     def written(self, text: str) -> str:
         """Return marked ``text`` with every control token spelled out."""
-        return text.translate(self._written)
+        return self._any.sub(lambda match: self._written.get(match[0], ""), text)
 
     def shown(self, text: str) -> str:
         """Return marked ``text`` as answers show it: without special tokens."""
-        return text.translate(self._shown)
+        return self._any.sub(lambda match: self._shown.get(match[0], ""), text)
+
+
+def _mark(number: int, of: int) -> str:
+    if of <= _SINGLE:
+        return chr(_FIRST + number)
+    return chr(_FIRST + number // _LOW) + chr(_FIRST_LOW + number % _LOW)

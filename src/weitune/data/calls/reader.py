@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from weitune.data.calls.form import AnswerForm, Tools
 from weitune.data.calls.marks import Marks
 from weitune.data.conversation import ToolCall
+from weitune.data.frame.conventions import hidden
 
 _State = Literal["start", "reasoning", "opening", "content", "calls"]
 
@@ -73,12 +74,17 @@ class AnswerReader:
         if state == "calls" and self._form.calls is not None:
             calls = self._form.calls.read(text.lstrip().removeprefix(self._form.gap).lstrip(), self._tools or ())
             if calls:
-                return Said(calls=calls)
+                return Said(calls=tuple(map(self._spelled_out, calls)))
             self._calls_at = None
             return Said(self._marks.written(text))
         if self._content_at is None:
             self._content_at = self._read - len(text)
         return Said(self._marks.shown(text))
+
+    def _spelled_out(self, call: ToolCall) -> ToolCall:
+        """Return ``call`` without marks: a control token within a value is text there."""
+        arguments = hidden(call.arguments, self._marks.written)
+        return call._replace(arguments=arguments, id=None if call.id is None else self._marks.written(call.id))
 
     @property
     def thinks(self) -> bool:
