@@ -113,8 +113,23 @@ def test_options_reach_the_engine() -> None:
     body = engine.bodies[0]
     assert body["stop"] == ["x", "y"]
     assert body["presence_penalty"] == 1
-    assert body["logit_bias"] == [[5, -3.0]]
+    assert [5, -3.0] in body["logit_bias"]
     assert body["sampling"] == Sampling(max_new_tokens=9, top_k=4)
+
+
+def test_presence_and_frequency_do_not_count_the_prompt() -> None:
+    engine = ScriptedEngine()
+    penalties = {"frequency_penalty": 0.5, "presence_penalty": -1}
+    ask(engine, {**ASK, **penalties})
+    prompt = engine.bodies[0]["prompt"]
+    start = make_app(engine)._models["base"].framing.control_tokens["<|im_start|>"]
+    expected = {token: 0.5 * prompt.count(token) - 1 for token in prompt}
+    assert expected[start] == 0.5
+    assert dict(engine.bodies[0]["logit_bias"]) == expected
+    ask(engine, {**ASK, **penalties, "logit_bias": {str(start): -3, "7": 2}})
+    assert dict(engine.bodies[1]["logit_bias"]) == {7: 2, **expected, start: -2.5}
+    ask(engine, {**ASK, **penalties, "repetition_penalty": 1.1})  # which has to count it
+    assert "logit_bias" not in engine.bodies[2]
 
 
 def test_an_answer_ends_at_the_runs_stop_token_whatever_the_engine_knows() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,9 +23,12 @@ from weitune.export.llama_models import LlamaModels
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
+from weitune.serve.admission import Admission
+from weitune.serve.answers.answering import Answering
 from weitune.serve.guard import Guard
 from weitune.serve.local import Capacity, application
 from weitune.serve.requests.request import Limits
+from weitune.serve.requests.text import parse_text_request
 
 pytest.importorskip("xllamacpp")
 openai = pytest.importorskip("openai")
@@ -175,6 +179,25 @@ def test_logprobs_are_the_models_own(client: Any) -> None:
         client.chat.completions.create(**{**options, "top_logprobs": 0}).choices[0].logprobs.content[0].top_logprobs
         == []
     )
+
+
+@pytest.mark.parametrize(("frequency", "presence"), [(1.5, 0), (-1, 0), (0.5, 1)])
+def test_penalties_are_those_of_the_protocol(frequency: float, presence: float, models: LlamaModels) -> None:
+    """Each token is the likeliest after what its earlier occurrences in the answer alone take from it."""
+    prompt = [token for token in range(10, 480) for _ in range(token % 3)]
+    length, punished = 12, {"frequency_penalty": frequency, "presence_penalty": presence}
+    fields = {"model": "base", "prompt": prompt, "max_tokens": length, **punished}
+    [request], _ = parse_text_request(fields, models.by_name, LIMITS)
+    with LlamaCpp(models.base, models.adapters, exact=True) as llama:
+        answering = Answering(llama, Admission(1, 1))
+        body = answering._body(answering.frame(request), 0)
+        tokens = llama.request("/completion", {**body, "stream": False})["tokens"]
+        for at, token in enumerate(tokens):
+            said = Counter(tokens[:at])
+            bias = [[old, -frequency * said[old] - presence * (old not in prompt)] for old in said]
+            again = {**llama.body([*prompt, *tokens[:at]], Sampling(max_new_tokens=1)), "logit_bias": bias}
+            assert llama.request("/completion", {**again, "stream": False})["tokens"] == [token]
+    assert len(tokens) == length
 
 
 def test_a_text_is_continued(client: Any) -> None:

@@ -11,6 +11,7 @@ client has disconnected), the engine's connection is closed, and llama.cpp stops
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -120,7 +121,25 @@ class Answering:
         if framed.rule is not None:
             body["grammar"] = framed.rule.grammar
         preserved = list(framed.known.preserved)
-        return {**body, **request.extra, "stop": list(request.stop), "preserved_tokens": preserved}
+        extra = {**request.extra, **_biases(framed)}
+        return {**body, **extra, "stop": list(request.stop), "preserved_tokens": preserved}
+
+
+def _biases(framed: FramedRequest) -> dict[str, Any]:
+    """Return the biases with which presence and frequency count what is generated, as the protocol has it, though the
+    engine counts the prompt as well.
+
+    None where there is a repetition penalty, which counts the prompt and is applied in between. A token of the prompt
+    counts as present from the first time on that it is generated, and is not punished for that.
+    """
+    request, extra = framed.request, framed.request.extra
+    presence, frequency = (extra.get(f"{kind}_penalty", 0.0) for kind in ("presence", "frequency"))
+    if not (presence or frequency) or request.sampling.repetition_penalty != 1:
+        return {}
+    biases = {token: frequency * count + presence for token, count in Counter(framed.prompt).items()}
+    for token, bias in extra.get("logit_bias", ()):
+        biases[token] = biases.get(token, 0.0) + bias
+    return {"logit_bias": [[token, bias] for token, bias in biases.items()]}
 
 
 def _prompt(request: ChatRequest, known: KnownFraming) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Options that go to the engine unchanged: penalties and logit biases."""
+    """Options of the engine's own: penalties and logit biases."""
     min_p: float = 0.0
     """Tokens less likely than this share of the likeliest one are not sampled."""
     tool_choice: str = "auto"
