@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import re
 import socket
 import time
@@ -23,6 +24,7 @@ from weitune.export.llama_models import LlamaModels
 from weitune.generate.llama_cpp import LlamaCpp
 from weitune.generate.sampling import Sampling
 from weitune.serve import http as http_module
+from weitune.serve import unread
 from weitune.serve.admission import Admission
 from weitune.serve.answers.answering import Answering
 from weitune.serve.guard import Guard
@@ -340,6 +342,34 @@ def test_bodies_that_are_too_large_or_no_json_change_nothing(path: str, server: 
     for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"model": "first", "messages": ' + b"[" * 9000):
         assert server.request("POST", path, body)[0] == 400
     assert server.request("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "status"),
+    [("POST /nowhere", "Content-Length: 9", 404), ("GET /health", "Content-Length: 9", 200),
+     ("POST /v1/completions", "Content-Length: 9\r\nOrigin: https://evil.example", 403),
+     ("POST /v1/completions", "Content-Length: 99999999", 413), ("PUT /health", "Transfer-Encoding: chunked", 405)],
+)  # fmt: skip
+def test_a_connection_whose_body_is_not_read_is_closed(
+    line: str, headers: str, status: int, server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "_SECONDS", 0.2)
+    with server.connect() as connection:
+        connection.settimeout(HANG_SECONDS)
+        connection.sendall(f"{line} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\nx".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close\r\n" in answer.lower()
+
+
+def test_a_connection_whose_body_is_read_stays_open(server: Live) -> None:
+    connection = http.client.HTTPConnection(*server.address, timeout=HANG_SECONDS)
+    for method, path, body, status in (("POST", "/v1/completions", "{", 400), ("GET", "/nowhere", None, 404)) * 2:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        response.read()
+        assert (response.status, response.headers["connection"]) == (status, None)
+    connection.close()
 
 
 def drip(connection: socket.socket, count: int) -> None:

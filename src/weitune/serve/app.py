@@ -37,6 +37,7 @@ from weitune.serve.requests.responses import chat_body
 from weitune.serve.requests.text import parse_text_request
 from weitune.serve.response import Response
 from weitune.serve.tasks import merged, unless_gone
+from weitune.serve.unread import closing
 
 _GONE = 499
 _ALLOW = {"GET": b"GET, HEAD", "POST": b"POST"}
@@ -67,6 +68,7 @@ class App:
         """Answer one request, whatever is wrong with it."""
         if scope["type"] != "http":
             return
+        receive, send = closing(scope, receive, send)
         response = Response(send, headers=cors_headers(self._guard.origins, scope))
         status = 200
         self._open += 1
