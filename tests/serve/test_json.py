@@ -73,6 +73,17 @@ def test_an_object_whole_and_streamed(client: Any) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
 
 
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_stop_string_ends_json_anywhere(client: Any, logprobs: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": {"port": "Brest"}}}}
+    options = {"model": "run", "messages": ASK, "response_format": form, "stop": ["re"], "logprobs": logprobs}
+    choice = client.chat.completions.create(**options).choices[0]
+    assert (choice.message.content.replace(" ", ""), choice.finish_reason) == ('{"port":"B', "stop")
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == choice.message.content
+    assert chunks[-1].finish_reason == "stop"
+
+
 PARAMETERS = {"type": "object", "properties": {"port": {"enum": ["Brest", "Cork"]}}, "required": ["port"],
               "additionalProperties": False}  # fmt: skip
 TOOLS = [

@@ -47,7 +47,7 @@ class Reading:
     """Measures each token of an answer from a number on, for answers of which the engine has not reported all."""
     one_call: bool = False
     schema: JsonRule | None = None
-    """What content must fit, unless it is cut."""
+    """What content must fit, unless it is cut or ends at a stop string."""
 
 
 def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[Part]:
@@ -60,7 +60,7 @@ def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[
         for chunk in chunks:
             if "completion_probabilities" in chunk:
                 part = _whole(chunk, reading)
-                _check(part.said.content, part.finish, reading)
+                _check(part.said.content, part.finish, chunk, reading)
                 yield part
                 return
             piece = reader.read(chunk)
@@ -70,7 +70,7 @@ def parts_of(chunks: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[
                 thinking_tokens = piece.tokens
             if piece.finish:
                 said += answer.end()
-                _check("".join((*contents, said.content)), piece.finish, reading)
+                _check("".join((*contents, said.content)), piece.finish, chunk, reading)
                 last = _last(said, piece.tokens, piece.finish, reading)
                 yield replace(last, reasoning_tokens=thinking_tokens if reasons or said.reasoning else 0)
                 return
@@ -92,10 +92,11 @@ def joined(parts: Iterable[Part]) -> Iterator[Part]:
     yield replace(last, said=said)
 
 
-def _check(content: str, finish: FinishReason | None, reading: Reading) -> None:
-    """Raise ApiError if an answer that is not cut does not fit its schema: the engine drops grammars it cannot go on
-    with."""
-    if reading.schema is not None and finish == "stop" and not reading.schema.fits(content):
+def _check(content: str, finish: FinishReason | None, last: Mapping[str, Any], reading: Reading) -> None:
+    """Raise ApiError if an answer that ends by itself does not fit its schema: the engine drops grammars it cannot go
+    on with. ``last`` is its last chunk."""
+    by_itself = finish == "stop" and last.get("stop_type") != "word"
+    if reading.schema is not None and by_itself and not reading.schema.fits(content):
         raise ApiError(500, "serve.part.left_schema")
 
 
