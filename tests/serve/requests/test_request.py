@@ -12,6 +12,7 @@ from tests.serve.asgi import ASK, ScriptedEngine, make_app
 from weitune.data.conversation import Turn
 from weitune.serve.errors import ApiError
 from weitune.serve.requests.request import ChatRequest, Limits, parse_request
+from weitune.serve.requests.responses import chat_body
 
 OFFERS = make_app(ScriptedEngine())._models
 LIMITS = Limits(max_tokens=100, choices=2)
@@ -35,6 +36,54 @@ def test_contents_may_come_in_parts_and_roles_under_new_names() -> None:
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
     ]
     assert parse(messages=messages).conversation.turns == (Turn("system", "Be brief."), Turn("user", "ab"))
+
+
+def test_names_and_reasoning_are_read_as_in_training() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief.", "name": "harbour"},
+        {"role": "user", "content": "When?", "name": "Ada\ud83d"},
+        {
+            "role": "assistant",
+            "content": "At noon.",
+            "name": "captain",
+            "reasoning_content": "",
+            "reasoning": "The moon.",
+        },
+        {"role": "user", "content": "Why?", "name": ""},
+        {"role": "assistant", "content": "The moon.", "thinking": "It is full."},
+        {"role": "user", "content": "I see."},
+    ]
+    system, asked, answered, again, told, _ = parse(messages=messages).conversation.turns
+    assert [turn.name for turn in (system, asked, answered, again)] == ["harbour", "Ada?", "captain", None]
+    assert (answered.reasoning, told.reasoning) == ("The moon.", "It is full.")
+
+
+def test_what_the_official_client_sends_back_of_an_answer_is_let_pass() -> None:
+    chat = pytest.importorskip("openai.types.chat")
+    message = chat.ChatCompletionMessage(role="assistant", content="At noon.", annotations=[])
+    output = pytest.importorskip("openai.types.responses").ResponseOutputMessage.model_validate(
+        {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
+         "content": [{"type": "output_text", "text": "At noon.", "annotations": []}]}
+    )  # fmt: skip
+    user = {"role": "user", "content": "When?"}
+    dumped = {**message.model_dump(), "annotations": [{"type": "url_citation"}]}
+    expected = parse(messages=[user, {"role": "assistant", "content": "At noon."}, user]).conversation
+    assert parse(messages=[user, dumped, user]).conversation == expected
+    body, _ = chat_body({"model": "zhenhuan", "input": [user, output.model_dump(), user]})
+    assert parse_request(body, OFFERS, LIMITS).conversation == expected
+
+
+@pytest.mark.parametrize(
+    ("role", "key", "value"),
+    [("user", "nmae", "Ada"), ("user", "reasoning", "Hm."), ("assistant", "prefix", True), ("system", "weight", 0),
+     ("user", "tool_call_id", "x"), ("assistant", "refusal", "No."), ("user", "name", 5), ("assistant", "thinking", 5),
+     ("assistant", "function_call", {"name": "f", "arguments": "{}"})],
+)  # fmt: skip
+def test_other_keys_of_a_message_are_refused_by_name(role: str, key: str, value: Any) -> None:
+    messages = [{"role": role, "content": "x", key: value}, {"role": "user", "content": "x"}]
+    with pytest.raises(ApiError, match=rf"messages\[0\]\.{key}") as error:
+        parse(messages=messages)
+    assert (error.value.status, error.value.param) == (400, f"messages[0].{key}")
 
 
 def test_half_a_surrogate_pair_is_replaced() -> None:

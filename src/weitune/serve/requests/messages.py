@@ -8,11 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from weitune.data.conversation import Role, ToolCall, Turn
-from weitune.data.formats.reasoning import turn_from_text
+from weitune.data.formats.reasoning import REASONING_KEYS, turn_from_text
 from weitune.serve.errors import ApiError
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
                            "tool": "tool"}  # fmt: skip
+_KEYS: Mapping[Role, frozenset[str]] = {
+    "system": frozenset(), "user": frozenset(), "assistant": frozenset({"tool_calls", *REASONING_KEYS}),
+    "tool": frozenset({"tool_call_id"}),
+}  # fmt: skip
+"""Keys of a message that are read, beside those of every message."""
+_COMMON_KEYS = frozenset({"role", "content", "name"})
+_IGNORED_KEYS = frozenset({"annotations", "id", "type", "status"})
+"""Keys that clients send back with an answer, and that change nothing."""
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _MESSAGES = 4096
 _TOOLS = 128
 _CALLS = 128
@@ -82,6 +91,7 @@ def _turn(message: Any, where: str) -> Turn:
     calls = _calls(message.get("tool_calls") or [], where) if role == "assistant" else ()
     if message.get("tool_calls") and role != "assistant":
         raise ApiError(400, "serve.messages.calls_of_another", where=where, param=f"{where}.tool_calls")
+    _check_keys(message, _ROLES[role], where)
     content = message.get("content")
     if content is None and calls:
         content = ""
@@ -89,14 +99,31 @@ def _turn(message: Any, where: str) -> Turn:
     if not isinstance(parts, list) or not all(map(_is_text, parts)):
         raise ApiError(400, "serve.request.content", where=f"{where}.content", param=f"{where}.content")
     text = whole_characters("".join(part["text"] for part in parts))
+    name = _text(message, "name", where) or None
     if role == "tool":
         answered = message.get("tool_call_id")
-        return Turn("tool", text, tool_call_id=answered if isinstance(answered, str) else None)
+        return Turn("tool", text, name=name, tool_call_id=answered if isinstance(answered, str) else None)
     turn = turn_from_text(_ROLES[role], text)
-    reasoning = message.get("reasoning_content") if role == "assistant" else None
-    if isinstance(reasoning, str) and turn.reasoning is None:
-        turn = turn._replace(reasoning=whole_characters(reasoning))
-    return turn._replace(tool_calls=calls)
+    if role == "assistant" and turn.reasoning is None:
+        given = [told for key in REASONING_KEYS if (told := _text(message, key, where)) is not None]
+        turn = turn._replace(reasoning=next(filter(None, given), given[0] if given else None))
+    return turn._replace(tool_calls=calls, name=name)
+
+
+def _check_keys(message: Mapping[str, Any], role: Role, where: str) -> None:
+    """Raise ApiError for a key with a value that is not read."""
+    for key, value in message.items():
+        if key not in _COMMON_KEYS | _KEYS[role] | _IGNORED_KEYS and value not in _EMPTY:
+            name = f"{where}.{key[:100]}"
+            raise ApiError(400, "serve.request.unknown", name=name, param=name, code="unknown_parameter")
+
+
+def _text(message: Mapping[str, Any], key: str, where: str) -> str | None:
+    """Return the text under ``key``, if there is one. Raises ApiError for anything else."""
+    text = message.get(key)
+    if text is not None and not isinstance(text, str):
+        raise ApiError(400, "serve.messages.not_a_string", where=f"{where}.{key}", param=f"{where}.{key}")
+    return None if text is None else whole_characters(text)
 
 
 def _calls(value: Any, where: str) -> tuple[ToolCall, ...]:

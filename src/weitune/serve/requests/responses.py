@@ -127,7 +127,7 @@ def _add(messages: list[dict[str, Any]], item: Any, where: str) -> dict[str, str
     kind = item.get("type", "message") if isinstance(item, dict) else None
     last, new = f"messages[{len(messages) - 1}]", f"messages[{len(messages)}]"
     if kind == "message":
-        message = {"role": item.get("role"), "content": _content(item.get("content"))}
+        message = {**item, "role": item.get("role"), "content": _content(item.get("content"))}
         thinking = messages and messages[-1].get("content") is None and "reasoning_content" in messages[-1]
         if message["role"] == "assistant" and thinking:
             messages[-1]["content"] = message["content"]
