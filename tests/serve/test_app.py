@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.limits import HANG_SECONDS
 from tests.serve.asgi import ASK, Client, ScriptedEngine, make_app, until
 from weitune.data.calls.reader import Said
+from weitune.data.frame.template import ChatTemplate
 from weitune.generate.sampling import Sampling
 from weitune.serve.answers.part import Part
 from weitune.serve.guard import Guard
@@ -193,6 +195,39 @@ def test_a_prompt_that_does_not_fit_is_refused_and_a_long_answer_is_cut() -> Non
     ask(engine, {**ASK, "max_tokens": 1000})
     prompt = engine.bodies[0]["prompt"]
     assert engine.bodies[0]["sampling"].max_new_tokens == 40 - len(prompt)
+
+
+def test_prompts_are_framed_beside_the_loop() -> None:
+    async def go() -> None:
+        app = make_app(ScriptedEngine())
+        frame, threads = app._answering.frame, []
+
+        def framing(request: Any) -> Any:
+            threads.append(threading.current_thread())
+            return frame(request)
+
+        app._answering.frame = framing  # type: ignore[method-assign]
+        assert (await Client(app).send("POST", "/v1/chat/completions", ASK)).status == 200
+        assert threads
+        assert threading.current_thread() not in threads
+
+    run(go())
+
+
+def test_a_long_dialogue_is_refused_by_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderings: list[int] = []
+    render = ChatTemplate.render
+
+    def counted(self: ChatTemplate, messages: Any, *arguments: Any) -> Any:
+        renderings.append(len(messages))
+        return render(self, messages, *arguments)
+
+    messages = [{"role": role, "content": "x"} for role in ("user", "assistant") * 200][:-1]
+    app = make_app(ScriptedEngine(context_tokens=512))
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    response = run(Client(app).send("POST", "/v1/chat/completions", {"model": "base", "messages": messages}))
+    assert (response.status, response.json["error"]["code"]) == (400, "context_length_exceeded")
+    assert renderings.count(399) == len(renderings) <= 2
 
 
 def test_paths_and_methods() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,3 +151,25 @@ def test_what_is_remembered_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert encoder.encode(drafts) == alone  # after forgetting
     on_its_way.run()
     assert on_its_way.finish() == alone[:3]
+
+
+def test_a_batch_that_another_thread_begins_takes_nothing_from_one_that_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = encoder_of(tokenizer_of("qwen2.5").backend_tokenizer)
+    said = Text("said before", bare=False)
+    [before] = encoder.encode([Draft((said,))])
+    stored = encode_module._stored
+
+    def another_thread_forgets(tokens: Any) -> bytes:
+        encoder._remembered = encode_module._REMEMBERED_TOKENS + 1
+        with monkeypatch.context() as patch:
+            patch.setattr(encode_module, "_stored", stored)
+            encoder.encode([Draft((Text("other", bare=False),))])
+        return stored(tokens)
+
+    monkeypatch.setattr(encode_module, "_stored", another_thread_forgets)
+    batch = encoder.begin([Draft(((5,), said))])
+    monkeypatch.undo()
+    batch.run()
+    assert batch.finish()[0].input_ids == (5, *before.input_ids)

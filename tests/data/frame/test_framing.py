@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.frame.families import FAMILIES, as_json, as_message, tokenizer_of
+from tests.limits import HANG_SECONDS
 from weitune.data.conversation import Conversation, Example, Origin, ToolCall, Turn
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
+from weitune.data.frame.template import ChatTemplate
 from weitune.errors import DataError, ModelError
 from weitune.recipe.schema import Tokens
 
@@ -351,3 +355,37 @@ def test_describe_tells_framings_apart() -> None:
     assert framing_of("qwen2.5").describe() == framing_of("qwen2.5").describe()
     assert framing_of("qwen2.5").describe() != framing_of("qwen2.5", supervise="last").describe()
     assert framing_of("qwen3").describe() != framing_of("qwen3-not-thinking").describe()
+
+
+def test_two_threads_may_render_what_marks_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' compiled templates are shared by all templates of one source, and render one at a time."""
+    source = FAMILIES["generation"].template
+    generate = jinja2.Template.generate
+    rendered: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    def render() -> None:
+        template = ChatTemplate(source, source, {}, {})
+        rendered.append(template.render([{"role": "assistant", "content": "noon"}], [], False))
+
+    def with_another_beside(*arguments: Any, **variables: Any) -> Any:
+        if not threads:
+            threads.append(threading.Thread(target=render))
+            threads[0].start()
+            threads[0].join(0.3)  # it waits for this rendering
+        return generate(*arguments, **variables)
+
+    monkeypatch.setattr(jinja2.Template, "generate", with_another_beside)
+    render()
+    threads[0].join(HANG_SECONDS)
+    assert len(rendered) == 2
+    assert rendered[0] == rendered[1]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(data=st.data())
+def test_a_prompt_has_no_fewer_tokens_than_one_rendering_tells(name: str, data: st.DataObject) -> None:
+    conversation = data.draw(conversations(name))
+    asked = conversation.before(conversation.last_answer)
+    framing = framing_of(name)
+    assert 0 < framing.least_tokens(asked) <= len(framing.prompt(asked))

@@ -90,13 +90,20 @@ class ChatFraming(Framing):
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens of all turns and the template's opening of an answer."""
-        script = self._script(self._conventions_of(conversation).read(conversation))
-        try:
-            text = script.render(len(conversation.turns), prompting=True).text
-        except Refusal as refusal:
-            raise refusal.error(conversation) from None
+        script, text = self._prompted(conversation)
         draft = self._drafted(script, text, len(conversation.turns), [])
         return list(self.encode([draft])[0].input_ids)
+
+    def least_tokens(self, conversation: Conversation) -> int:
+        return sum(1 for _ in self._controls.find(self._prompted(conversation)[1]))
+
+    def _prompted(self, conversation: Conversation) -> tuple[Script, str]:
+        """Return the conversation's script, and what that renders for the next answer."""
+        script = self._script(self._conventions_of(conversation).read(conversation))
+        try:
+            return script, script.render(len(conversation.turns), prompting=True).text
+        except Refusal as refusal:
+            raise refusal.error(conversation) from None
 
     @property
     def argument_names(self) -> frozenset[str]:

@@ -115,13 +115,14 @@ class PieceEncoder:
         """Return a batch whose texts are not tokenized yet, so that the caller can do something else meanwhile."""
         if self._remembered > _REMEMBERED_TOKENS:
             self._known, self._remembered = {}, 0  # pending batches keep the old dictionary
+        known = self._known  # one for the whole batch, even if another thread begins one meanwhile
         by_tokenizer: dict[Tokenizer, list[Text]] = {self._prefixing: [], self._bare: []}
-        for piece in set(chain.from_iterable([draft.pieces for draft in drafts])).difference(self._known):
+        for piece in set(chain.from_iterable([draft.pieces for draft in drafts])).difference(known):
             if isinstance(piece, Text):
                 by_tokenizer[self._bare if piece.bare else self._prefixing].append(piece)
             else:
-                self._known[piece] = _stored(piece)
-        return EncodingBatch(self, drafts, by_tokenizer, self._known)
+                known[piece] = _stored(piece)
+        return EncodingBatch(self, drafts, by_tokenizer, known)
 
     def learn(self, texts: Sequence[Text], encodings: Sequence[Any], known: Known) -> None:
         """Add the checked tokens of ``texts`` to ``known``, and count them as remembered."""

@@ -106,6 +106,13 @@ class Framing(ABC):
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the tokens up to where the assistant answers the last turn."""
 
+    def least_tokens(self, conversation: Conversation) -> int:
+        """Return how many tokens :meth:`prompt` returns at least, at the cost of one rendering.
+
+        Raises DataError as it does.
+        """
+        return 0
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the tokens, as JSON."""

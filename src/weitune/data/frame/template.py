@@ -6,7 +6,9 @@ Rendering is transformers' sandboxed Jinja, the very function behind ``apply_cha
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -41,6 +43,10 @@ Messages = Sequence[Mapping[str, Any]]
 REFUSALS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError)
 """What a template may raise if it does not accept its messages."""
 _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+_ONE_MARKING = threading.Lock()
+"""transformers keeps one compiled template for each source, and in it the ranges that one rendering marks."""
 
 
 class Rendered(NamedTuple):
@@ -104,14 +110,15 @@ class ChatTemplate:
         """Render plain message dicts. Raises whatever the template raises."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, generated = render_jinja_template(
-            conversations=[list(messages)],
-            tools=list(tools) or None,
-            chat_template=self.with_tools if tools else self.source,
-            return_assistant_tokens_mask=self.marks_generation,
-            add_generation_prompt=add_generation_prompt,
-            **self._variables,
-        )
+        with _ONE_MARKING if self.marks_generation else nullcontext():
+            texts, generated = render_jinja_template(
+                conversations=[list(messages)],
+                tools=list(tools) or None,
+                chat_template=self.with_tools if tools else self.source,
+                return_assistant_tokens_mask=self.marks_generation,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
         return Rendered(texts[0], tuple(generated[0]) if generated else ())
 
     def trace(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool, disguise: Disguise) -> str:

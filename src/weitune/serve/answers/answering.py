@@ -32,6 +32,7 @@ from weitune.serve.errors import ApiError
 from weitune.serve.requests.request import ChatRequest
 
 T = TypeVar("T")
+_MANY_TURNS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +56,21 @@ class Answering:
 
     async def framed(self, request: ChatRequest) -> FramedRequest:
         """Return ``request`` framed, with the rule of its answer. Raises ApiError if there is a fault in either."""
-        if request.template_arguments:  # another framing may have to be made, which takes up to a second
-            framed = await asyncio.to_thread(self.frame, request)
-        else:
-            framed = self.frame(request)
+        framed = await asyncio.to_thread(self.frame, request)  # a long dialogue takes seconds
         return replace(framed, rule=await self._rules.of(request, framed.known))
 
     def frame(self, request: ChatRequest) -> FramedRequest:
         """Tokenize the prompt of ``request``. Raises ApiError if it cannot be framed or is too long."""
         known = self.framings.of(request.model.framing, request.template_arguments)
         _check_calls(request, known)
-        prompt = _text_prompt(request, known) if request.prompt is not None else _prompt(request, known)
+        context = self.llama.context_tokens
+        prompt = _text_prompt(request, known) if request.prompt is not None else _prompt(request, known, context)
         if request.prompt is not None:
             known = replace(known, form=AnswerForm())
-        room = self.llama.context_tokens - len(prompt)
+        room = context - len(prompt)
         if room < 1:
-            raise ApiError(
-                400,
-                "serve.answering.too_long",
-                prompt_tokens=len(prompt),
-                context_tokens=self.llama.context_tokens,
-                param="messages" if request.prompt is None else "prompt",
-                code="context_length_exceeded",
-            )
+            param = "messages" if request.prompt is None else "prompt"
+            raise _too_long(len(prompt), context, param)
         longest = min(request.sampling.max_new_tokens, room)
         request = replace(request, sampling=replace(request.sampling, max_new_tokens=longest))
         return FramedRequest(request, prompt, known)
@@ -142,8 +135,23 @@ def _biases(framed: FramedRequest) -> dict[str, Any]:
     return {"logit_bias": [[token, bias] for token, bias in biases.items()]}
 
 
-def _prompt(request: ChatRequest, known: KnownFraming) -> tuple[int, ...]:
+def _too_long(prompt_tokens: int, context_tokens: int, param: str, *, least: bool = False) -> ApiError:
+    """Return the refusal of a prompt of that many tokens, or of no fewer."""
+    message_id = "serve.answering.far_too_long" if least else "serve.answering.too_long"
+    code = "context_length_exceeded"
+    return ApiError(400, message_id, prompt_tokens=prompt_tokens, context_tokens=context_tokens, param=param, code=code)
+
+
+def _prompt(request: ChatRequest, known: KnownFraming, context_tokens: int) -> tuple[int, ...]:
+    """Return the tokens of the prompt. Raises ApiError if it cannot be framed, or is known to be too long beforehand.
+
+    Framing renders once for every answer in the dialogue, so one of many turns is first looked at as a whole.
+    """
     try:
+        if len(request.conversation.turns) > _MANY_TURNS:
+            least = known.framing.least_tokens(request.conversation)
+            if least >= context_tokens:
+                raise _too_long(least, context_tokens, "messages", least=True)
         return tuple(known.framing.prompt(request.conversation))
     except InputError as error:
         raise ApiError(400, "serve.errors.passed_on", message=error.message, param="messages") from None
