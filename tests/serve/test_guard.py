@@ -60,6 +60,11 @@ def test_pages_of_other_sites_are_refused() -> None:
     assert refusal(guard, host="localhost:8000", origin="https://chat.example") is None
 
 
+@pytest.mark.parametrize("origin", ["http://[x", "http://[::1", "x", "", "//["])
+def test_a_malformed_origin_is_refused(origin: str) -> None:
+    assert refusal(Guard(), host="localhost:8000", origin=origin) == 403
+
+
 @pytest.mark.parametrize("length", ["-1", "1e3", "", "99999999999999999999999999", "4194305"])
 def test_odd_lengths_are_refused(length: str) -> None:
     assert refusal(Guard(), host="localhost", **{"content-length": length}) == 413

@@ -49,7 +49,7 @@ class Guard:
         if len(hosts) != 1 or not self._knows(hosts[0]):
             raise ApiError(403, "serve.guard.host_not_allowed", code="host_not_allowed")
         for origin in header(scope, b"origin"):
-            if not allows(self.origins, origin) and urlsplit(origin).netloc != hosts[0]:
+            if not allows(self.origins, origin) and _place(origin) != hosts[0]:
                 raise ApiError(403, "serve.guard.origin_not_allowed", code="origin_not_allowed")
 
     def check_client(self, scope: Scope) -> None:
@@ -122,6 +122,14 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def _place(origin: str) -> str | None:
+    """Return host and port of an origin; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _same(given: list[str], expected: str) -> bool:
