@@ -252,6 +252,8 @@ def test_the_same_seed_says_the_same(client: Any) -> None:
     assert said(client, **options) == said(client, **options)
     assert len({said(client, temperature=1.5, seed=seed) for seed in range(4)}) > 1
     reply = client.chat.completions.create(model="first", messages=ASK, max_tokens=LENGTH, n=2, **options)
+    for seed in (-1, 2**32 - 1, -(2**32)):  # of 64 bits, though the engine's have 32 and one of them means none
+        assert said(client, temperature=1.5, seed=seed) == said(client, temperature=1.5, seed=seed)
     first, second = (choice.message.content for choice in reply.choices)
     assert first == said(client, **options) != second
 

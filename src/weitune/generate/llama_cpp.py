@@ -41,6 +41,8 @@ _SOCKET_PATH_BYTES = 107 if sys.platform.startswith("linux") else 103
 """The longest path of a socket; the system would cut a longer one, or refuse it."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (a folder that only this user can open is made there)
 """Where a socket is put if the folder for temporary files (``TMPDIR``) has too long a path."""
+_RANDOM_SEED = 2**32 - 1
+"""The seed that llama.cpp takes for none."""
 _BATCH_TOKENS = 256  # of a prompt, between checks for closed connections; more would stall the other answers
 
 
@@ -136,7 +138,7 @@ class LlamaCpp:
         An answer sampled with a seed begins with an empty cache: a prompt computed in other batches differs in the last
         bits, which is enough to sample another of a large vocabulary's rare tokens.
         """
-        seed = {} if sampling.seed is None else {"seed": sampling.seed % 2**32}
+        seed = {} if sampling.seed is None else {"seed": sampling.seed % _RANDOM_SEED}
         sampled = {
             "samplers": ["penalties", "temperature", "top_k", "top_p"],  # the order of transformers
             "temperature": sampling.temperature,
@@ -266,7 +268,7 @@ def _events(connection: http.client.HTTPConnection) -> Iterator[dict[str, Any]]:
     """Yield the chunks of the response over ``connection``; none if it is closed before the response begins."""
     try:
         yield from server_sent_events(_accepted(connection))
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError):
         return
     finally:
         connection.close()
