@@ -85,6 +85,12 @@ def test_an_answer_is_read_piece_by_piece(url: str) -> None:
     }  # fmt: skip
 
 
+def test_the_space_after_data_may_be_missing(url: str) -> None:
+    Handler.reply = (200, [b"data:\n", *(line.replace(b"data: ", b"data:").replace(b"\n", b"\r\n") for line in STREAM)])
+    stream = RemoteEngine(url, "a").stream(ASKED)
+    assert ("".join(stream), stream.answer.stopped) == ("甄嬛。", True)
+
+
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
 def test_an_address_may_have_its_v1(url: str, end: str) -> None:
     Handler.reply = (200, [json.dumps({"data": [{"id": "a"}, {"id": "b"}]}).encode()])
@@ -114,6 +120,8 @@ def test_an_answer_that_is_closed_or_cut_is_told_as_such(url: str) -> None:
         ((500, [b"<html>oh</html>"]), "<html>oh</html>", "names"),
         ((502, []), "without a reason", "names"),
         ((200, [b'data: {"error": {"message": "it broke"}}\n\n']), "broke off: it broke", "again"),
+        ((200, [*STREAM[:2], STREAM[2][:-9]]), "broke off: ", "again"),
+        ((200, [b"data: 5\n\n"]), "broke off: ", "again"),
     ],
 )
 def test_what_a_server_refuses_is_told(url: str, reply: tuple[int, list[bytes]], message: str, fix: str) -> None:

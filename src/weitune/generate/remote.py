@@ -117,7 +117,7 @@ class RemoteStream(Iterator[str]):
 
     def __next__(self) -> str:
         """Return the next piece of text, never an empty one. Raises InputError if the server reports an error."""
-        for event in self._events:
+        while (event := self._next_event()) is not None:
             if "error" in event:
                 raise InputError("generate.remote.server_broke_off", message=error_message(json.dumps(event)))
             for choice in event.get("choices", ()):
@@ -129,6 +129,13 @@ class RemoteStream(Iterator[str]):
                     self._texts.append(text)
                     return text
         raise StopIteration
+
+    def _next_event(self) -> dict[str, Any] | None:
+        """Return the next event; None after the last. Raises InputError if it breaks off."""
+        try:
+            return next(self._events, None)
+        except ValueError as error:
+            raise InputError("generate.remote.server_broke_off", message=error) from None
 
     def _text_of(self, delta: Mapping[str, Any]) -> str:
         """Return what ``delta`` adds, with reasoning in tags before the content, as engines here have it."""
