@@ -303,6 +303,44 @@ def test_malformed_bodies_are_refused(body: bytes) -> None:
     assert response.json["error"]["type"] == "invalid_request_error"
 
 
+HALF = "a\ud800b"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [("/v1/chat/completions", {"model": HALF}, 404), ("/v1/chat/completions", {HALF: 1}, 400),
+     ("/v1/responses", {"messages": None, "input": "x", "instructions": HALF, "metadata": {HALF: HALF}}, 200)],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_halves_of_surrogate_pairs_come_back_as_question_marks(
+    path: str, fields: dict[str, Any], status: int, stream: bool
+) -> None:
+    async def go() -> None:
+        app = make_app(ScriptedEngine())
+        response = await Client(app).send("POST", path, {**ASK, "stream": stream, **fields})
+        assert response.status == status
+        assert "a?b" in response.body.decode()
+        assert f'weitune_requests_total{{status="{status}"}} 1' in app._metrics.text()
+
+    run(go())
+
+
+def test_a_request_whose_error_cannot_be_sent_is_counted() -> None:
+    async def go() -> None:
+        app = make_app(ScriptedEngine())
+
+        async def send(message: Any) -> None:
+            raise RuntimeError
+
+        scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", b"localhost")]}
+        with pytest.raises(RuntimeError):
+            await app(scope, Client(app).gone.wait, send)  # type: ignore[arg-type]
+        assert 'weitune_requests_total{status="500"} 1' in app._metrics.text()
+        assert app._open == 0
+
+    run(go())
+
+
 def test_large_bodies_are_refused_by_header_and_by_count() -> None:
     async def go() -> None:
         engine = ScriptedEngine()

@@ -70,20 +70,22 @@ class App:
             return
         receive, send = closing(scope, receive, send)
         response = Response(send, headers=cors_headers(self._guard.origins, scope))
-        status = 200
+        status = _GONE
         self._open += 1
         try:
             status = await self._answer(scope, receive, response)
         except ApiError as error:
-            status = await self._refuse(response, error)
+            status = error.status
+            await self._refuse(response, error)
         except ClientGone:
-            status = _GONE
+            pass
         except Exception:
+            status = 500
             logging.getLogger(__name__).exception("a request could not be answered; this is a fault in weitune")
-            status = await self._refuse(response, ApiError(500, "serve.app.failed"))
+            await self._refuse(response, ApiError(500, "serve.app.failed"))
         finally:
             self._open -= 1
-        self._metrics.finished(status)
+            self._metrics.finished(status)
 
     async def _answer(self, scope: Scope, receive: Receive, response: Response) -> int:
         """Answer a request and return the status. Raises ApiError if it is refused."""
@@ -98,10 +100,9 @@ class App:
         await self._handler(scope)(receive, response)
         return 200
 
-    async def _refuse(self, response: Response, error: ApiError) -> int:
+    async def _refuse(self, response: Response, error: ApiError) -> None:
         with suppress(ClientGone):
             await response.error(error)
-        return error.status
 
     def _handler(self, scope: Scope) -> Handler:
         path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # of an application it is mounted in

@@ -24,10 +24,12 @@ class Response:
         """Whether the status has been sent, so that an error can no longer have its own."""
 
     async def json(self, status: int, value: Any) -> None:
-        await self.text(status, json.dumps(value, ensure_ascii=False), "application/json")
+        await self._whole(status, _json(value), "application/json")
 
     async def text(self, status: int, text: str, kind: str) -> None:
-        body = text.encode()
+        await self._whole(status, text.encode(), kind)
+
+    async def _whole(self, status: int, body: bytes, kind: str) -> None:
         await self._begin(status, kind, [(b"content-length", str(len(body)).encode())])
         await self._put({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -52,7 +54,7 @@ class Response:
         if not self.begun:
             await self._begin(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-store")])
         named = b"" if name is None else f"event: {name}\n".encode()
-        body = named + b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+        body = named + b"data: " + _json(value) + b"\n\n"
         await self._put({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end_events(self, *, done: bool = True) -> None:
@@ -76,3 +78,8 @@ class Response:
             await within(self._seconds, self._send(message))
         except (asyncio.TimeoutError, OSError):
             raise ClientGone from None
+
+
+def _json(value: Any) -> bytes:
+    """Return ``value`` as JSON, with "?" for halves of surrogate pairs, which clients and models may write escaped."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

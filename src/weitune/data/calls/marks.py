@@ -85,12 +85,13 @@ class Marks:
         return frozenset(token for token, mark in self._marks.items() if mark in text)
 
     def written(self, text: str) -> str:
-        """Return marked ``text`` with every control token spelled out."""
-        return self._any.sub(lambda match: self._written.get(match[0], ""), text)
+        """Return marked ``text`` with every control token spelled out; "?" is for half a character, from an escape in
+        JSON."""
+        return self._any.sub(lambda match: self._written.get(match[0], "?"), text)
 
     def shown(self, text: str) -> str:
         """Return marked ``text`` as answers show it: without special tokens."""
-        return self._any.sub(lambda match: self._shown.get(match[0], ""), text)
+        return self._any.sub(lambda match: self._shown.get(match[0], "?"), text)
 
 
 def _mark(number: int, of: int) -> str:
