@@ -341,6 +341,18 @@ def test_a_request_whose_error_cannot_be_sent_is_counted() -> None:
     run(go())
 
 
+def test_more_answers_than_there_is_ever_room_for_are_refused_for_good() -> None:
+    body = {"model": "base", "prompt": ["x"] * 5}
+
+    async def go() -> None:
+        client = Client(make_app(ScriptedEngine(), slots=2, queue=2))
+        refused = await client.send("POST", "/v1/completions", body)
+        assert (refused.status, refused.json["error"]["type"]) == (400, "invalid_request_error")
+        assert (await client.send("POST", "/v1/completions", {**body, "prompt": ["x"] * 4})).status == 200
+
+    run(go())
+
+
 def test_large_bodies_are_refused_by_header_and_by_count() -> None:
     async def go() -> None:
         engine = ScriptedEngine()

@@ -42,7 +42,7 @@ const cases = {
   wrong_key: async () => refused(await post(ask, "Bearer wrong")),
   wrong_model: async () => refused(await post({...ask, model: "x"})),
   wrong_field: async () => refused(await post({...ask, functions: [{}]})),
-  busy: async () => { const r = await post({...ask, n: 4}); return [r.status, r.headers.get("Retry-After")]; },
+  busy: async () => { const r = await post({...ask, n: 2}); return [r.status, r.headers.get("Retry-After")]; },
 };
 (async () => {
   const found = {};
@@ -55,7 +55,7 @@ const cases = {
 
 @contextmanager
 def serving(guard: Guard) -> Iterator[str]:
-    """Serve a scripted model at a free port; give its address."""
+    """Serve a scripted model at a free port, with room for one more answer; give its address."""
     app, started = make_app(ScriptedEngine(), slots=1, queue=1, guard=guard), threading.Event()
     servers: list[Server] = []
 
@@ -64,7 +64,7 @@ def serving(guard: Guard) -> Iterator[str]:
         started.set()
         await servers[0].serve(sockets=[listening])
 
-    with listen("127.0.0.1", 0) as listening:
+    with app._answering.admission.admitted(1), listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=lambda: asyncio.run(work(listening)))
         thread.start()
         assert started.wait(60)

@@ -92,7 +92,8 @@ def test_every_answer_to_an_allowed_site_can_be_read_there(
 
 def test_429_and_500_can_be_read_there_too(caplog: pytest.LogCaptureFixture) -> None:
     full = make_app(ScriptedEngine(), slots=1, queue=0, guard=Guard(origins=ALLOWED))
-    response = send("POST", CHAT, {**ASK, "n": 2}, app=full, origin=SITE)
+    with full._answering.admission.admitted(1):
+        response = send("POST", CHAT, ASK, app=full, origin=SITE)
     assert response.status == 429
     assert cors(response)["access-control-allow-origin"] == SITE
     assert "Retry-After" in cors(response)["access-control-expose-headers"]

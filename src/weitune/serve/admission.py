@@ -26,6 +26,8 @@ class Admission:
     @contextmanager
     def admitted(self, answers: int) -> Iterator[None]:
         """Admit a request for ``answers`` answers. Raises ApiError if there is no room for all of them."""
+        if answers > self.slots + self.queue:  # there never will be
+            raise ApiError(400, "serve.admission.never", answers=answers, most=self.slots + self.queue)
         if self._present + answers > self.slots + self.queue:
             raise ApiError(429, "serve.admission.busy", code="rate_limit_exceeded")
         self._present += answers
