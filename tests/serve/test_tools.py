@@ -125,6 +125,28 @@ def test_a_stop_string_that_a_control_token_may_begin_hides_no_call(name: str, c
     assert (message["content"] or "", calls_in(message)) == (content, [CALL[:2]])
 
 
+@pytest.mark.parametrize("name", ["a b", "x" * 65, "潮汐"])
+def test_a_call_whose_name_no_request_may_have_is_content(name: str) -> None:
+    chunks = written("qwen2.5", "", CALL._replace(name=name))
+    message = ask(Writing(chunks), "qwen2.5", ASK).json["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "".join(chunk["content"] for chunk in chunks)}
+
+
+def test_halves_of_surrogate_pairs_in_a_call_are_replaced() -> None:
+    chunks = written("qwen2.5", "", CALL._replace(arguments={"port": "\N{REPLACEMENT CHARACTER}"}))
+    half = [{**chunk, "content": chunk["content"].replace("\N{REPLACEMENT CHARACTER}", "\\ud83d")} for chunk in chunks]
+    message = ask(Writing(half), "qwen2.5", ASK).json["choices"][0]["message"]
+    assert calls_in(message) == [("tides", {"port": "?"})]
+
+
+def test_tools_may_have_null_for_what_they_leave_out() -> None:
+    tool = {"type": "function", "function": {"name": "tides", "description": None, "parameters": None, "strict": None}}
+    engine = Writing([{"content": "At noon.", "tokens": [1]}])
+    for given in (tool, {"type": "function", "function": {"name": "tides"}}):
+        assert ask(engine, "qwen2.5", {**ASK, "tools": [given]}).status == 200
+    assert engine.bodies[0]["prompt"] == engine.bodies[1]["prompt"]
+
+
 def test_malformed_calls_are_content() -> None:
     chunks = written("qwen2.5", "Well.", CALL)[:-8]
     choice = ask(Writing(chunks), "qwen2.5", ASK).json["choices"][0]

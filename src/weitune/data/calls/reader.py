@@ -9,6 +9,7 @@ back: at the end it is either nothing but calls, or all of it is content.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -40,6 +41,8 @@ class ReadAs:
     form: AnswerForm
     marks: Marks
     tools: Tools | None = None
+    names: re.Pattern[str] | None = None
+    """What the name of a call must be; text with any other is content."""
 
 
 class AnswerReader:
@@ -47,6 +50,7 @@ class AnswerReader:
 
     def __init__(self, read_as: ReadAs) -> None:
         self._form, self._marks, self._tools = read_as.form, read_as.marks, read_as.tools
+        self._names = read_as.names
         self._state: _State = "start"
         self._buffer = ""
         self._thought = False
@@ -73,7 +77,7 @@ class AnswerReader:
             return Said(reasoning=self._marks.shown(text.rstrip("\n")))
         if state == "calls" and self._form.calls is not None:
             calls = self._form.calls.read(text.lstrip().removeprefix(self._form.gap).lstrip(), self._tools or ())
-            if calls:
+            if calls and all(self._names is None or self._names.fullmatch(call.name) for call in calls):
                 return Said(calls=tuple(map(self._spelled_out, calls)))
             self._calls_at = None
             return Said(self._marks.written(text))

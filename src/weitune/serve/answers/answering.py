@@ -29,6 +29,7 @@ from weitune.serve.answers.likelihood import likelihoods
 from weitune.serve.answers.part import Part, Reading, joined, parts_of
 from weitune.serve.answers.rules import Rule, Rules
 from weitune.serve.errors import ApiError
+from weitune.serve.requests.messages import NAME
 from weitune.serve.requests.request import ChatRequest
 
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class Answering:
         request, known = framed.request, framed.known
         forced = known.framing.encode([Draft((Text("a", bare=True),))])[0].input_ids[-1]
         return Reading(
-            ReadAs(known.form, known.marks, request.conversation.tools or None),
+            ReadAs(known.form, known.marks, request.conversation.tools or None, NAME),
             request.model.stop_tokens,
             known.framing.decode,
             lambda tokens, first: likelihoods(self.llama, body, tokens, first, forced, completion),

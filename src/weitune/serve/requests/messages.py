@@ -25,7 +25,8 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _MESSAGES = 4096
 _TOOLS = 128
 _CALLS = 128
-_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+"""Names of functions."""
 _DEEPEST = 64
 """Levels of a tool's schema or a call's arguments; templates write them by recursion."""
 
@@ -55,9 +56,10 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     for i, tool in enumerate(value):
         function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(function, dict) or not isinstance(name, str) or not NAME.fullmatch(name):
             raise ApiError(400, "serve.messages.tool", where=f"tools[{i}]", param=f"tools[{i}]")
-        fits = isinstance(function.get("parameters", {}), dict) and isinstance(function.get("description", ""), str)
+        parameters, description = function.get("parameters"), function.get("description")
+        fits = isinstance(parameters, dict | None) and isinstance(description, str | None)
         if not fits or not _shallow(function, _DEEPEST):
             raise ApiError(400, "serve.messages.tool", where=f"tools[{i}]", param=f"tools[{i}]")
     names = [tool["function"]["name"] for tool in value]
@@ -72,7 +74,7 @@ def read_tool_choice(value: Any) -> str:
         return value
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
     name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ApiError(400, "serve.messages.tool_choice", param="tool_choice")
     return f"={name}"
 
@@ -136,7 +138,7 @@ def _call(value: Any, where: str) -> ToolCall:
     function = value.get("function") if isinstance(value, dict) else None
     name, written = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
     id_ = value.get("id") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(id_, str) or not 0 < len(id_) <= 256:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(id_, str) or not 0 < len(id_) <= 256:
         raise ApiError(400, "serve.messages.call", where=where, param=where)
     try:
         arguments = json.loads(whole_characters(written)) if isinstance(written, str) else None
