@@ -43,7 +43,7 @@ def check_adapter(folder: Path) -> None:
     if config.get("task_type") not in _TASKS:
         raise RunError("model.adapter_config.other_task", folder=folder, task=config["task_type"], config=CONFIG)
     if config.get("init_lora_weights") == "lora_ga":  # PEFT takes its start out of the base, and not again on loading
-        raise RunError("model.adapter_config.changed_base", folder=folder, config=CONFIG)
+        raise RunError("model.adapter_config.changed_base", folder=folder)
     if unknown := _unknown(config):
         from importlib.metadata import version
 
