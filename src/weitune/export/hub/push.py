@@ -111,7 +111,7 @@ def _to_huggingface(folder: Path, repository: str, private: bool) -> str:
 
     api = HfApi()
     url = api.create_repo(repository, private=private, exist_ok=True)  # changes nothing of one that is there
-    if private and not api.model_info(repository).private:
+    if private and api.model_info(repository).private is False:  # mirrors may not say
         raise InputError("export.push.is_public", repository=repository)
     api.upload_folder(
         repo_id=repository, folder_path=folder, ignore_patterns=[MARK], commit_message=say("export.push.commit")
