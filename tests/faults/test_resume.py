@@ -13,10 +13,12 @@ from tests.faults.damage import Damage, cut, flip, lose
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result, digest
 from tests.faults.small import FILES
 from weitune.errors import Interrupted, RunError
+from weitune.files.json_files import json_object
 from weitune.recipe.load import load_recipe
+from weitune.report.run_record import RunRecord
 from weitune.run.checkpoint import list_checkpoints
 from weitune.run.events import read_events
-from weitune.run.names import MANIFEST
+from weitune.run.names import EVENTS, MANIFEST, OUTCOME
 from weitune.training.run import resume, train
 from weitune.training.signals import StopRequest
 
@@ -148,6 +150,28 @@ class TestComplete:
         run = Path(shutil.copytree(inputs.undisturbed, tmp_path / "run"))
         with pytest.raises(RunError, match="has done 14 steps, and its recipe now asks for 7 in all"):
             resume(run, overrides={"train.epochs": 1}, device="cpu")
+
+
+def test_an_end_that_a_kill_came_before_is_recorded_once(inputs: Inputs, tmp_path: Path) -> None:
+    run = shutil.copytree(inputs.undisturbed, tmp_path / "run")
+    lines = (run / EVENTS).read_text(encoding="utf-8").splitlines(keepends=True)
+    assert '"end"' in lines[-1]
+    (run / EVENTS).write_text("".join(lines[:-1]), encoding="utf-8")
+    (run / OUTCOME).write_text('{"state": "running"}')
+    shutil.rmtree(run / "adapter")
+    for _ in range(2):
+        resume(run, device="cpu")
+        assert [event["adapter_step"] for event in read_events(run) if event["event"] == "end"] == [STEPS]
+        assert json_object(run / OUTCOME)["state"] == "finished"
+        assert RunRecord.read(run).finished
+    assert_same_result(run, inputs.undisturbed)
+
+
+def test_a_run_that_max_steps_ended_names_that_key(inputs: Inputs, tmp_path: Path) -> None:
+    run = train(inputs.recipe(tmp_path / "run", **{"train.max_steps": 2}), device="cpu").path
+    listener = Listener()
+    resume(run, device="cpu", reporter=listener)
+    assert "complete after 2 steps; to continue, raise train.max_steps" in listener.text
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_early_stopping_publishes_the_best(inputs: Inputs, tmp_path: Path) -> No
     assert f"complete after {best + 8} steps; to continue, raise train.patience" in again.text
     assert (run / "adapter" / adapter).read_bytes() == (run / f"checkpoint-{best}" / adapter).read_bytes()
 
+    assert list(read_events(run))[-1]["adapter_step"] == best
     resume(run, device="cpu", overrides={"train.patience": 3})
     assert max(event["step"] for event in evaluations(run)) >= best + 12
 

@@ -21,6 +21,7 @@ from weitune.files.publish import (
     own_partial,
     publish_bytes,
     remove,
+    remove_abandoned,
     write_bytes,
 )
 from weitune.recipe.load import build_recipe, dump_recipe, read_recipe_file, recorded
@@ -95,8 +96,7 @@ def create_folder(
         with folder_written_aside(folder, own_partial(folder), _publish_if_free) as partial:
             for name, contents in files.items():
                 write_bytes(partial / name, contents)
-        for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):  # by a process that was killed
-            remove(left_behind)
+        remove_abandoned(folder)
     except OSError as error:
         check_free(folder)
         raise RunError("run.create.cannot_be_made", folder=folder, error=error) from None

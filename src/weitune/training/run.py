@@ -33,7 +33,7 @@ from weitune.run.create import (
     update_recipe,
 )
 from weitune.run.disk_retry import refusals_explained
-from weitune.run.events import read_events
+from weitune.run.events import EventLog, read_events
 from weitune.run.machine import describe_machine, machine_changes
 from weitune.run.preference_figures import chosen_note
 from weitune.training.distributed.processes import check_same_step, peer_failures_explained
@@ -146,14 +146,42 @@ def _resume(session: Session, recipe: Recipe, *, compare: bool = False) -> None:
     if past.checkpoint and past.is_complete(recipe):
         if compare:
             _same_inputs(session, past, recipe)
-        more = "train.epochs" if past.step == past.steps(recipe) else "train.patience"
-        session.reporter.say(say("training.run.complete", step=past.step, key=more))
+        session.reporter.say(say("training.run.complete", step=past.step, key=_key_for_more(past, recipe)))
         if session.main:
-            with refusals_explained(folder):
-                chosen = chosen_checkpoint(folder, past.step, recipe.train.patience)
-                publish_adapter(chosen, folder / ADAPTER_FOLDER)
+            _end_again(session, past.step, recipe)
     else:
         _go_on(session, past, recipe)
+
+
+def _key_for_more(past: ResumeState, recipe: Recipe) -> str:
+    """Return the key that a complete run stopped by."""
+    if past.step < past.steps(recipe):
+        return "train.patience"
+    return "train.max_steps" if past.step == recipe.train.max_steps else "train.epochs"
+
+
+def _end_again(session: Session, step: int, recipe: Recipe) -> None:
+    """Publish the adapter of a complete run, and record its end.
+
+    Nothing changes unless a kill came before the end was recorded, or another ``train.patience`` chooses another
+    adapter.
+    """
+    folder = session.folder
+    with refusals_explained(folder):
+        chosen = chosen_checkpoint(folder, step, recipe.train.patience)
+        publish_adapter(chosen, folder / ADAPTER_FOLDER)
+        ends = [event for event in read_events(folder) if event["event"] == "end"]
+        if ends and ends[-1].get("step") == step and ends[-1].get("adapter_step") in {None, chosen.step}:
+            return
+        session.reached.step = session.reached.steps = step
+        with session.training():
+            update_recipe(folder, recipe)
+            log = EventLog(folder)
+            try:
+                log.write("end", time=log.seconds, step=step, adapter_step=chosen.step)
+            finally:
+                log.close()
+    _report(session)
 
 
 def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
