@@ -159,8 +159,10 @@ def test_an_end_that_a_kill_came_before_is_recorded_once(inputs: Inputs, tmp_pat
     (run / EVENTS).write_text("".join(lines[:-1]), encoding="utf-8")
     (run / OUTCOME).write_text('{"state": "running"}')
     shutil.rmtree(run / "adapter")
+    recorded = load_recipe(str(run / "recipe.yaml"))
     for _ in range(2):
         resume(run, device="cpu")
+        assert load_recipe(str(run / "recipe.yaml")) == recorded
         assert [event["adapter_step"] for event in read_events(run) if event["event"] == "end"] == [STEPS]
         assert json_object(run / OUTCOME)["state"] == "finished"
         assert RunRecord.read(run).finished

@@ -1,5 +1,8 @@
 """Reading a recipe: what is accepted, what a mistake is told, and that writing and reading are inverse."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -336,3 +339,34 @@ def test_a_record_of_an_earlier_version_says_what_that_version_did():
     now = build_recipe(LEAST)
     assert build_recipe(recorded(now.model_dump(mode="json"))) == now
     assert problems(recorded({**LEAST, "tokens": 3}))
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("{today: 2025-01-01, at: [2025-01-01T10:00:00]}", {"today": "2025-01-01", "at": ["2025-01-01T10:00:00"]}),
+        ("{x: {y: [1, 2.5, null, true, text]}}", {"x": {"y": [1, 2.5, None, True, "text"]}}),
+    ],
+)
+def test_arguments_of_a_template_are_json(given: str, read: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: m\ndata: d\ntokens:\n  template_args: {given}\n", encoding="utf-8")
+    recipe = load_recipe(str(path))
+    assert recipe.tokens.template_args == read
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens.template_args", {"x": float("nan")}),
+        ("tokens.template_args", {"x": [float("inf")]}),
+        ("tokens.template_args", {"x": {1, 2}}),
+        ("lora.rank_pattern", {"*.down_proj": 16}),
+        ("lora.alpha_pattern", {"(": 16}),
+    ],
+)
+def test_values_that_would_fail_later_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=key.replace(".", r"\.")):
+        build_recipe({"model": "m", "data": "d"}, {key: value})

@@ -167,7 +167,12 @@ def test_another_recipe_is_refused(inputs: Inputs, tmp_path: Path) -> None:
     (folder / RECIPE).write_text(text.replace("weight_decay: 0.0", "weight_decay: 0.1"), encoding="utf-8")
     with pytest.raises(RunError, match=r"train\.weight_decay"):
         resume(folder, device="cpu")
+    (folder / RECIPE).write_text(text.replace("log_every: 10", "log_every: 1"), encoding="utf-8")
+    resume(folder, device="cpu")  # decides no loss
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings["recipe"]["train"].pop("schedule")  # a version that did not know it yet
+    (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    resume(folder, device="cpu")
     del settings["recipe"]  # as older versions wrote it
     (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
     resume(folder, device="cpu")

@@ -136,6 +136,7 @@ def _evaluate_model(
     base: Sequence[Sums] | None = None,
 ) -> _ModelResult:
     name = f"step {which}" if isinstance(which, int) else which
+    step = which if isinstance(which, int) else run.adapter_step(which)  # now: the run may go on meanwhile
     engine = run.engine(which, device=options.device)
     measure = EngineLosses(engine)
     loss = measure(rows.examples, stage(say("evaluate.run_evaluation.loss", name=name)))
@@ -151,7 +152,7 @@ def _evaluate_model(
     repeated = sum(question.is_answer(answer.text) for question, answer in zip(learned, said, strict=True))
     scores = ModelScores(
         which=name,
-        step=run.adapter_step(which),
+        step=step,
         loss=finite(loss.mean),
         perplexity=finite(loss.perplexity),
         scores=score(answers, [question.reference for question in rows.questions]) if answers else None,

@@ -11,7 +11,7 @@ The result is a run folder: the first run's recipe, ``adapter/``, and ``environm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,13 @@ def combine(runs: Sequence[Run], output: Path, mixture: Mixture) -> Run:
     """
     weights = list(mixture.weights) or [1 / len(runs)] * len(runs)
     folders = _check(runs, weights, output)
-    _check_options(folders, mixture.method)
     recipe, files = runs[0].recipe, runs[0].base_files()
+    names = model_names(files)
+    _check_options(folders, mixture.method, wrapped=names.wrapped)
     tokenizer, framing = open_framing(files, recipe.tokens)
     basis = {**base_fingerprints(files), "framing": framing.basis()}
     loaded = load_weights(files, tokenizer, precision="fp32", device="cpu")
-    tensors, config = _combined(loaded.model, model_names(files), folders, weights, mixture)
+    tensors, config = _combined(loaded.model, names, folders, weights, mixture)
     changes = {"output": str(output), "revision": files.commit or recipe.revision}
     parts = [{"run": str(run.path), "weight": weight} for run, weight in zip(runs, weights, strict=True)]
     combined = {"method": mixture.method, "density": mixture.density, "seed": mixture.seed, "parts": parts}
@@ -108,16 +109,24 @@ def _check(runs: Sequence[Run], weights: Sequence[float], output: Path) -> list[
     return folders
 
 
-def _check_options(folders: Sequence[Path], method: Method) -> None:
-    """Raise InputError if an adapter has what PEFT's methods would drop or combine wrongly."""
+def _check_options(folders: Sequence[Path], method: Method, *, wrapped: bool) -> None:
+    """Raise InputError if an adapter has what PEFT's methods would drop or combine wrongly.
+
+    Adapters of a ``wrapped`` text model are read with the full names of their layers, which PEFT unites.
+    """
     configs = [read_adapter_config(folder) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         if dropped := [name for name in _DROPPED if config.get(name)]:
             raise InputError("export.combine.has_options", folder=folder, options=", ".join(dropped))
         if config.get("rank_pattern") and method not in _ANY_RANKS:
             raise InputError("export.combine.has_ranks", folder=folder, method=method)
-        if any(config.get(name) != configs[0].get(name) for name in _WHERE):
+        if not wrapped and any(_chosen(config, name) != _chosen(configs[0], name) for name in _WHERE):
             raise InputError("export.combine.other_layers", first=folders[0], other=folder)
+
+
+def _chosen(config: Mapping[str, Any], name: str) -> Any:
+    value = config.get(name) or None
+    return sorted(value, key=str) if isinstance(value, list) else value  # PEFT saves sets in any order
 
 
 def _combined(

@@ -25,7 +25,9 @@ def check_destination(folder: Path, force: bool, kind: str | None = None) -> Non
     if folder.is_symlink() or folder.exists():
         if not folder.is_dir() or not (folder / MARK).is_file():
             raise RunError("export.destination.not_an_export", folder=folder)
-        if not force or (kind is not None and json_object(folder / MARK).get("format") != kind):
+        if kind is not None and json_object(folder / MARK).get("format") != kind:
+            raise RunError("export.destination.other_export", folder=folder)
+        if not force:
             raise RunError("export.destination.holds_an_export", folder=folder)
 
 

@@ -9,6 +9,8 @@ from weitune.errors import InputError
 from weitune.messages import say
 
 _INFINITE = float("inf")
+SEEDS = 1 << 63
+"""How many seeds there are; PyTorch takes no larger ones."""
 
 
 def _option(default: Any, about: str, *, least: float, most: float = _INFINITE, above: bool = False) -> Any:
@@ -31,7 +33,9 @@ class Sampling:
     repetition_penalty: float = _option(
         1.0, "Above 1, tokens that the conversation already has become less likely.", least=0, above=True
     )
-    seed: int | None = _option(None, "The same seed gives the same answer; without one, each differs.", least=0)
+    seed: int | None = _option(
+        None, "The same seed gives the same answer; without one, each differs.", least=0, most=SEEDS - 1
+    )
 
     def __post_init__(self) -> None:
         """Check every option. Raises InputError with all values that are out of range."""
@@ -42,7 +46,9 @@ class Sampling:
             fits = value is None or ((least < value if above else least <= value) and value <= most)
             if fits and value != _INFINITE:
                 continue
-            if most < _INFINITE:
+            if most < _INFINITE and not above:
+                wrong.append(say("generate.sampling.from_to", name=option.name, least=least, most=most, value=value))
+            elif most < _INFINITE:
                 wrong.append(say("generate.sampling.above_to", name=option.name, least=least, most=most, value=value))
             elif above:
                 wrong.append(say("generate.sampling.above", name=option.name, least=least, value=value))

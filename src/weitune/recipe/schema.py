@@ -16,6 +16,7 @@ from weitune.recipe.keep import KeepOrShare
 from weitune.recipe.log import Log
 from weitune.recipe.preference import MethodOrPreference, with_defaults
 from weitune.recipe.section import Files, FractionOrFiles, Names, Ranges, RowFormat, Section, Texts, check_rules
+from weitune.recipe.values import Expression, JsonObject
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block in the Llama naming that most model families share."""
@@ -40,7 +41,7 @@ class Tokens(Section):
     template: Literal["chat", "tutorial"] = "chat"
     """`chat` uses the tokenizer's own chat template; `tutorial` the literal ChatML framing of the self-llm tutorials
     (single turn, framing and answer tokenized apart, the pad token ends the answer)."""
-    template_args: dict[str, Any] | None = None
+    template_args: JsonObject | None = None
     """Arguments for the chat template, such as `enable_thinking: false`; used again whenever the model answers."""
     supervise: Literal["all", "last"] = "all"
     """Which assistant turns are learned: `all`, or only the `last` of each conversation."""
@@ -70,9 +71,9 @@ class Lora(Section):
     whenever a layer runs, so this takes much more memory and time (docs/how-it-works.md)."""
     layers: Ranges | None = None
     """Decoder layers that get an adapter, from 0, such as `0-7,12`; all if not given."""
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    rank_pattern: dict[Expression, Annotated[int, Field(ge=1)]] | None = None
     """Other ranks for some layers, by the end of their name or a regular expression, such as `{down_proj: 16}`."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    alpha_pattern: dict[Expression, Annotated[float, Field(gt=0)]] | None = None
     """Other alphas for some layers, named likewise."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead (rank stabilisation, arXiv 2312.03732)."""
@@ -277,8 +278,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _groups_fit_together(self) -> Recipe:
         lora, train, preference = self.adapter, self.train, self.preference
-        init = lora.init if lora else None
-        storage, precision = train.storage, train.precision
+        storage, precision, init = train.storage, train.precision, lora.init if lora else None
         return check_rules(
             self,
             (init == "loftq" and storage != "nf4", say("recipe.schema.loftq_without_nf4")),

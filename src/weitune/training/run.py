@@ -145,7 +145,7 @@ def _resume(session: Session, recipe: Recipe, *, compare: bool = False) -> None:
     resume_checks.check_length(folder, past.step, past.steps(recipe))
     if past.checkpoint and past.is_complete(recipe):
         if compare:
-            _same_inputs(session, past, recipe)
+            recipe = _same_inputs(session, past, recipe).recipe
         session.reporter.say(say("training.run.complete", step=past.step, key=_key_for_more(past, recipe)))
         if session.main:
             _end_again(session, past.step, recipe)

@@ -3,6 +3,7 @@
     SIGINT, SIGTERM   while training: finish the step at hand, write a checkpoint, end with 130
                       before the first step: end at once with 130; nothing has been computed that could be lost
                       a second time: end at once with 130; what has a name on the disk is complete at any instant
+                      (SIGTERM within a second of the first: the same stop, from a service manager and a launcher)
     SIGUSR1           write a checkpoint after the step at hand and go on (a notice that the machine may go)
     a file `stop`     in the folder of the run or the search, made by the user: as SIGTERM
 

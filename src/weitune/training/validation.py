@@ -138,7 +138,7 @@ def check_sample_schema(recipe: Recipe, framing: Framing) -> None:
 
 
 def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:
-    """Return what evaluates a run, if its recipe has validation data.
+    """Return what evaluates a run, if its recipe has validation data or prompts to answer.
 
     Without such data, the prompts in ``train.sample_prompts`` are answered. A run that learns from preferences answers
     questions of its data even then: its figures alone do not tell how it writes. Only the ``main`` process answers

@@ -23,6 +23,7 @@ from weitune.training.build import load_base
 from weitune.training.inputs import RunInputs, collect_inputs
 from weitune.training.optim import learning_rate
 from weitune.training.reporter import Reporter
+from weitune.training.resume.resume_checks import MAY_CHANGE
 from weitune.training.resume.resume_state import precision_in
 from weitune.training.signals import StopRequest, heeding_stop_file, stop_requests
 from weitune.tune import folder as folders
@@ -98,8 +99,9 @@ def resume(
         inputs = collect_inputs(recipe, view)
         before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
         if settings.recipe:
-            before.update(leaves(settings.recipe))
-            now.update(leaves(_deciding(recipe)))
+            recorded, decided = dict(leaves(settings.recipe)), dict(leaves(_deciding(recipe)))
+            before.update(recorded)
+            now.update({key: decided.get(key) for key in recorded})  # a later version may have more keys
         if changed := sorted(key for key in {**before, **now} if before.get(key) != now.get(key)):
             raise RunError("tune.tune.not_the_same", folder=folder, changed=", ".join(changed))
         return _search(inputs, folder, settings, view, device, asked)
@@ -137,8 +139,8 @@ def _searchable(recipe: Recipe, also: Sequence[str]) -> Recipe:
 
 def _deciding(recipe: Recipe) -> dict[str, Any]:
     """Return what decides the losses of trials but not the fingerprints of data and base."""
-    groups = recipe.model_dump(mode="json", include={"train", "lora"})
-    return {name: group for name, group in groups.items() if group is not None}
+    free = {key.removeprefix("train.") for key in MAY_CHANGE} - {"epochs", "max_steps"}
+    return recipe.model_dump(mode="json", include={"train": set(type(recipe.train).model_fields) - free, "lora": True})
 
 
 def _check_length(search: Search, view: View) -> None:

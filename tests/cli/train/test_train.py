@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiny import save_tiny
 from weitune import cli
+from weitune.cli.train import launch
 
 ROWS = [
     {"instruction": "Who are you?", "input": "", "output": "I am the keeper of the garden."},
@@ -191,6 +196,29 @@ def expect_message(capsys: pytest.CaptureFixture[str], told: list[str]) -> None:
     assert "Traceback" not in shown.err
     assert shown.out == ""
     assert [text for text in told if text not in shown.err] == [], shown.err
+
+
+def test_signals_are_forwarded_and_a_closed_terminal_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None:
+        pytest.skip("no such signal")
+    sent: list[int] = []
+    process: Any = types.SimpleNamespace(poll=lambda: None, send_signal=sent.append)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what runs in the background
+    try:
+        with launch._forwarding_signals([process]):
+            for number in (signal.SIGINT, signal.SIGTERM, hang_up):
+                os.kill(os.getpid(), number)
+        assert sent == [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]
+        monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)  # under nohup
+        set_up: list[int] = []
+        monkeypatch.setattr(signal, "signal", lambda number, handler: set_up.append(number))
+        with launch._forwarding_signals([process]):
+            assert hang_up not in set_up
+            assert signal.SIGTERM in set_up
+    finally:
+        monkeypatch.undo()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_devices_that_another_launcher_overrules_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -156,7 +157,11 @@ def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str])
         title = say("cli.data.page_title", data=", ".join(Path(name).name for name in recipe.data), model=recipe.model)
     text = data_page(title, items, notes)
     try:
-        publish_text(text, Path(page_file))
+        target = Path(os.path.realpath(page_file))
+        if target.exists() and not target.is_file():  # /dev/stdout
+            target.write_text(text, encoding="utf-8", errors="backslashreplace")
+        else:
+            publish_text(text, target)
     except OSError as error:
         raise InputError("cli.data.page_not_written", page_file=page_file, strerror=error.strerror) from None
     console().print(say("cli.data.page_written", items_count=len(items), page_file=page_file), markup=False)

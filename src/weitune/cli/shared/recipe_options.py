@@ -67,7 +67,7 @@ def _value(dotted: str, info: FieldInfo, text: str) -> Any:
     if any(get_origin(kind) is dict for kind in kinds):
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # also a date such as 2024-99-99
             raise RecipeError("cli.recipe_options.not_a_mapping", dotted=dotted, text=text) from None
     return text
 

@@ -23,7 +23,11 @@ from weitune.messages import say
     help="Where to upload to.",
 )
 @adapter_option(not_base="cli.push.base_has_no_adapter")
-@click.option("--public", is_flag=True, help="Make a new repository public; without this, only you can see it.")
+@click.option(
+    "--public",
+    is_flag=True,
+    help="Publish: make a new repository public, or push to a public one; without this, only you can see it.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/export/repository]")
 @click.option("--dry-run", is_flag=True, help="Write the folder, and upload nothing.")
 @accept_changed_base_option

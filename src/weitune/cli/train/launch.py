@@ -24,7 +24,7 @@ from weitune.errors import InputError
 from weitune.messages import say
 from weitune.ranks import WORLD_SIZE, free_port
 
-_GRACE_SECONDS = {2: 60.0, 3: 60.0, 130: 600.0}
+_GRACE_SECONDS = {2: 60.0, 3: 60.0, 130: 7200.0}
 """How long the other processes may take to end after one has ended with this exit code."""
 _GRACE_SECONDS_OTHERWISE = 10.0
 _FORWARDED_AS = {"SIGHUP": signal.SIGTERM}
@@ -131,9 +131,10 @@ def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> ExitSta
     stack = ExitStack()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, SIGHUP means nothing
-            before: Callable[..., Any] | int | None = signal.signal(number, pass_on)
-            stack.callback(signal.signal, number, before)
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            continue  # under nohup, SIGHUP means nothing
+        before: Callable[..., Any] | int | None = signal.signal(number, pass_on)
+        stack.callback(signal.signal, number, before)
     return stack
 
 

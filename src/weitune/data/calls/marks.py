@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from weitune.data.frame.encode import Piece, Text
 
-_FIRST, _FIRST_LOW = 0xD800, 0xDC00
+_FIRST, _FIRST_LOW, _LAST = 0xD800, 0xDC00, 0xDFFF
 _SINGLE, _LOW = 2048, 1024
 """How many surrogates there are, and how many of them are low ones, the second halves of pairs."""
 _PAIR, _ONE = re.compile("[\\ud800-\\udbff][\\udc00-\\udfff]"), re.compile("[\\ud800-\\udfff]")
@@ -96,5 +96,5 @@ class Marks:
 
 def _mark(number: int, of: int) -> str:
     if of <= _SINGLE:
-        return chr(_FIRST + number)
+        return chr(_LAST - number)  # the last first: what an escape in JSON cuts an emoji to is farther up
     return chr(_FIRST + number // _LOW) + chr(_FIRST_LOW + number % _LOW)

@@ -25,7 +25,7 @@ from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES, holds_model
 from weitune.model.load.names import ModelNames
 from weitune.model.load.weight_files import some_names
-from weitune.model.lora.adapter_config import read_adapter_config
+from weitune.model.lora.adapter_config import CHANGED_BASE, read_adapter_config
 from weitune.model.lora.experts import ExpertParameter, ExpertUpdate
 from weitune.model.lora.merge import lora_scale
 from weitune.model.lora.wrapped_adapter import in_wrapper
@@ -42,8 +42,6 @@ _UNSUPPORTED = (
     "alora_invocation_tokens",
     "use_bdlora",
 )
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initializations that take a part out of the base's weights: their adapters do not fit the unchanged base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ def why_not_mergeable(config: Mapping[str, Any]) -> list[str]:
     reasons += [say("export.adapter_weights.has_option", option=key) for key in _UNSUPPORTED if config.get(key)]
     if config.get("bias", "none") != "none":
         reasons.append(say("export.adapter_weights.trains_biases"))
-    if init.startswith(_CHANGED_BASE):
+    if init.startswith(CHANGED_BASE):
         reasons.append(say("export.adapter_weights.init_changed_base", init=init))
     return reasons
 

@@ -18,7 +18,7 @@ from weitune.data.show.convert import refuse_existing, to_messages, write_file
 from weitune.errors import InputError
 from weitune.generate.batch.answer_file import PartialAnswers, Said
 from weitune.generate.batch.answerers import Answerer
-from weitune.generate.sampling import Sampling
+from weitune.generate.sampling import SEEDS, Sampling
 from weitune.generate.stream import Answer
 from weitune.progress import Progress
 
@@ -103,7 +103,7 @@ def answer_rows(
             answers = answerer.finished(
                 [conversations[n // request.samples] for n in open_numbers],
                 request.sampling,
-                [None if seed is None else seed + n for n in open_numbers],
+                [None if seed is None else (seed + n) % SEEDS for n in open_numbers],
                 request.schema,
             )
             for done, (at, answer) in enumerate(answers, 1):

@@ -16,6 +16,8 @@ from weitune.model.file_names import ADAPTER_FILES
 CONFIG, WEIGHTS = ADAPTER_FILES
 PICKLED = "adapter_model.bin"
 _TASKS = (None, "CAUSAL_LM")
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initializations that take a part out of the base's weights: their adapters do not fit the unchanged base."""
 LORA_DEFAULTS = {"r": 8, "lora_alpha": 8}
 """What PEFT takes where a configuration does not say."""
 

@@ -27,7 +27,7 @@ from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapte
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.names import text_tensors
 from weitune.model.load.published import dense_tensors
-from weitune.model.lora.adapter_config import read_adapter_config
+from weitune.model.lora.adapter_config import CHANGED_BASE, read_adapter_config
 from weitune.model.lora.trainable_state import LoraAdapter
 from weitune.model.lora.wrapped_adapter import in_wrapper
 from weitune.model.storage.weight_storage import dense, is_quantized
@@ -59,6 +59,9 @@ def start_from(adapter: LoraAdapter, folder: Path) -> None:
         for name in ("r", *_RECIPE_KEYS, "rank_pattern", "alpha_pattern")
         if (ours[name] or None) != (theirs.get(name) or None)
     ]
+    if str(theirs.get("init_lora_weights")).lower().startswith(CHANGED_BASE):
+        there = theirs["init_lora_weights"]  # it fits a base that it took its start out of, not the published one
+        differences.append(say("model.adapter_init.other_value", key="init_lora_weights", here=True, there=there))
     tensors = in_wrapper(load_file(folder / ADAPTER_FILES[1]), adapter.names)
     shapes = adapter.shapes()
     for name in sorted(shapes.keys() ^ tensors.keys()):

@@ -201,7 +201,10 @@ def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
     numbers: set[int] = set()
     for text in ranges:
         first, _, last = text.partition("-")
-        numbers |= set(range(int(first), int(last or first) + 1))
+        named = range(int(first), int(last or first) + 1)
+        if not named:
+            raise ModelError("model.targets.no_such_layers", ranges=text, count=count, last=count - 1)
+        numbers |= set(named)
     if not numbers or max(numbers) >= count:
         raise ModelError("model.targets.no_such_layers", ranges=",".join(ranges), count=count, last=count - 1)
     return sorted(numbers)

@@ -19,9 +19,12 @@ _KEYS: Mapping[Role, frozenset[str]] = {
 }  # fmt: skip
 """Keys of a message that are read, beside those of every message."""
 _COMMON_KEYS = frozenset({"role", "content", "name"})
-_IGNORED_KEYS = frozenset({"annotations", "id", "type", "status"})
-"""Keys that clients send back with an answer, and that change nothing."""
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_IGNORED_KEYS = frozenset({
+    "annotations", "cache_control", "copilot_cache_control", "id", "metadata", "opts", "provider_specific_fields",
+    "reasoning_details", "status", "thinking_blocks", "type",
+})  # fmt: skip
+"""Keys that clients add to messages of their own accord or send back with an answer, and that change nothing."""
+_EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 _MESSAGES = 4096
 _TOOLS = 128
 _CALLS = 128
