@@ -12,8 +12,8 @@ import pytest
 from tests.faults.runs import Inputs, digest
 from tests.faults.test_resume import stopped
 from tests.tiny import tiny_model
-from weitune.errors import RunError
-from weitune.training.run import resume
+from weitune.errors import ModelError, RunError
+from weitune.training.run import resume, train
 
 
 @pytest.fixture
@@ -119,3 +119,13 @@ def test_an_environment_file_that_is_gone(inputs: Inputs, tmp_path: Path) -> Non
     run = stopped(inputs, tmp_path / "run", 2)
     (run / "environment.json").unlink()
     assert "environment.json cannot be read" in refused(run)
+
+
+def test_an_adapter_that_changed_its_base_is_no_start(inputs: Inputs, tmp_path: Path) -> None:
+    """PEFT's PiSSA, unless converted when saved, fits a base without the part that it began with."""
+    adapter = shutil.copytree(inputs.undisturbed / "adapter", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(ModelError, match="init_lora_weights"):
+        train(inputs.recipe(tmp_path / "run", **{"lora.init_from": str(adapter)}), device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -251,3 +251,10 @@ def test_progress_counts_the_conversations_that_are_answered(family: str) -> Non
     )
     assert done[-1] == (4, 4)
     assert [count for count, _ in done] == sorted({count for count, _ in done})
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_that_pytorch_does_not_take_is_refused(seed: int) -> None:
+    with pytest.raises(InputError, match="seed must be from 0 to"):
+        Sampling(temperature=1, seed=seed)
+    assert Sampling(seed=(1 << 63) - 1).seed == (1 << 63) - 1

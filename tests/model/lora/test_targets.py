@@ -14,7 +14,7 @@ from weitune.errors import ModelError
 from weitune.model.load.text_model import model_from_config, text_config
 from weitune.model.lora.adapter import attach_adapter, count_adapted, count_parameters
 from weitune.model.lora.linear_layers import LinearLayers
-from weitune.model.lora.targets import Targets, find_targets
+from weitune.model.lora.targets import Targets, find_targets, layer_numbers
 from weitune.recipe.schema import PROJECTIONS, Lora
 
 LLAMA_LIKE = ["qwen2", "qwen3", "llama", "mistral", "ministral", "ministral3", "ernie4_5", "granite", "seed_oss",
@@ -205,3 +205,10 @@ def test_what_is_adapted_and_what_is_not_is_said_by_kind() -> None:
     told = targets.to_json()
     assert told["adapted"]["mlp.shared_expert.up_proj"] == 2
     assert {"name": "lm_head", "count": 1, "why": "output head"} in told["not_adapted"]
+
+
+@pytest.mark.parametrize("layers", ["1-0", "0,1-0", "7"])
+def test_layers_that_are_not_there_are_refused(layers: str) -> None:
+    with pytest.raises(ModelError, match="layer"):
+        layer_numbers(meta_model("qwen2"), layers.split(","))
+    assert layer_numbers(meta_model("qwen2"), ["0-1"]) == [0, 1]

@@ -66,7 +66,8 @@ def test_what_the_official_client_sends_back_of_an_answer_is_let_pass() -> None:
          "content": [{"type": "output_text", "text": "At noon.", "annotations": []}]}
     )  # fmt: skip
     user = {"role": "user", "content": "When?"}
-    dumped = {**message.model_dump(), "annotations": [{"type": "url_citation"}]}
+    added = {"provider_specific_fields": {"refusal": None}, "cache_control": {"type": "ephemeral"}, "prefix": False}
+    dumped = {**message.model_dump(), **added, "annotations": [{"type": "url_citation"}]}
     expected = parse(messages=[user, {"role": "assistant", "content": "At noon."}, user]).conversation
     assert parse(messages=[user, dumped, user]).conversation == expected
     body, _ = chat_body({"model": "zhenhuan", "input": [user, output.model_dump(), user]})

@@ -24,7 +24,7 @@ _IGNORED_KEYS = frozenset({
     "reasoning_details", "status", "thinking_blocks", "type",
 })  # fmt: skip
 """Keys that clients add to messages of their own accord or send back with an answer, and that change nothing."""
-_EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _MESSAGES = 4096
 _TOOLS = 128
 _CALLS = 128
@@ -118,7 +118,8 @@ def _turn(message: Any, where: str) -> Turn:
 def _check_keys(message: Mapping[str, Any], role: Role, where: str) -> None:
     """Raise ApiError for a key with a value that is not read."""
     for key, value in message.items():
-        if key not in _COMMON_KEYS | _KEYS[role] | _IGNORED_KEYS and value not in _EMPTY:
+        empty = value is False or value in _EMPTY
+        if key not in _COMMON_KEYS | _KEYS[role] | _IGNORED_KEYS and not empty:
             name = f"{where}.{key[:100]}"
             raise ApiError(400, "serve.request.unknown", name=name, param=name, code="unknown_parameter")
 
