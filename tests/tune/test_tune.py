@@ -12,6 +12,7 @@ import pytest
 from tests.faults.runs import Inputs, make_inputs
 from weitune import cli
 from weitune.errors import Interrupted, RecipeError, RunError
+from weitune.files import publish as publishing
 from weitune.forecast.memory_estimate import LEAST_TOKENS
 from weitune.progress import Progress
 from weitune.recipe.load import load_recipe
@@ -182,7 +183,7 @@ def test_a_search_that_was_faster_keeps_its_folder(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, recipe = tmp_path / "search", inputs.recipe(Path("unused"), **KEYS)
-    flush = folders.flush_all
+    flush = publishing.flush_all
 
     def late(partial: Path) -> None:
         flush(partial)
@@ -190,7 +191,7 @@ def test_a_search_that_was_faster_keeps_its_folder(
             folder.mkdir()
             (folder / SETTINGS).write_text("the other's")
 
-    monkeypatch.setattr(folders, "flush_all", late)
+    monkeypatch.setattr(publishing, "flush_all", late)
     with pytest.raises(RunError, match="not empty"):
         create(folder, recipe, Settings([], 1.0, {}))
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(SETTINGS, "the other's")]

@@ -33,6 +33,7 @@ def check_destination(folder: Path, force: bool, kind: str | None = None) -> Non
 
 def free_for_failed(folder: Path) -> Path:
     """Return where a failed export of ``folder`` is kept: in place of an earlier one, and of nothing else."""
+    folder = Path(os.path.realpath(folder))
     names = (f"{folder.name}.failed", *(f"{folder.name}.failed-{n}" for n in range(2, 1000)))
     places = (folder.with_name(name) for name in names)
     return next(place for place in places if not os.path.lexists(place) or (place / MARK).is_file())

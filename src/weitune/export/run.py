@@ -6,7 +6,6 @@ An export that fails its verification is kept as ``NAME.failed``, not under the 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def export(
         if verdict is not None:
             write_json(partial / VERIFICATION, verdict.to_json())
             if not verdict.passed:
-                kept = destination.free_for_failed(Path(os.path.realpath(folder)))
+                kept = destination.free_for_failed(folder)
                 publish(partial, kept)
                 raise VerificationError(verdict, str(kept))
     return Exported(folder, verdict, tuple(written.get("notes", ())))

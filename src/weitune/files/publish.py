@@ -71,14 +71,21 @@ def publish(partial: Path, target: Path) -> None:
         shutil.rmtree(outdated, ignore_errors=True)
 
 
-def publish_unless_there(partial: Path, target: Path) -> None:
-    """Flush the folder ``partial`` and rename it to ``target``; if another process was faster, its folder stays."""
+def publish_new(partial: Path, target: Path) -> bool:
+    """Flush the folder ``partial`` and rename it to ``target``; return False if another process's folder is there."""
     flush_all(partial)
     try:
         partial.rename(target)
     except OSError:
         if not target.is_dir():
             raise
+        return False
+    return True
+
+
+def publish_unless_there(partial: Path, target: Path) -> None:
+    """Flush the folder ``partial`` and rename it to ``target``; if another process was faster, its folder stays."""
+    if not publish_new(partial, target):
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from weitune.errors import RunError
 from weitune.files.json_files import json_bytes, json_object, json_text, record_from
-from weitune.files.publish import flush_all, folder_written_aside, own_partial, publish_bytes, write_bytes
+from weitune.files.publish import folder_written_aside, own_partial, publish_bytes, publish_new, write_bytes
 from weitune.recipe.load import dump_recipe
 from weitune.recipe.schema import Recipe
 from weitune.run.create import load_recorded
@@ -79,13 +79,8 @@ def create(folder: Path, recipe: Recipe, settings: Settings) -> None:
 
 def _publish_if_free(partial: Path, folder: Path) -> None:
     """Flush ``partial`` and rename it to ``folder``. Raises RunError if another search was faster."""
-    flush_all(partial)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        raise RunError("tune.folder.not_empty", folder=folder) from None
+    if not publish_new(partial, folder):
+        raise RunError("tune.folder.not_empty", folder=folder)
 
 
 def read(folder: Path) -> tuple[Recipe, Settings]:

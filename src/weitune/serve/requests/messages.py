@@ -117,9 +117,9 @@ def _turn(message: Any, where: str) -> Turn:
 
 def _check_keys(message: Mapping[str, Any], role: Role, where: str) -> None:
     """Raise ApiError for a key with a value that is not read."""
+    known = _COMMON_KEYS | _KEYS[role] | _IGNORED_KEYS
     for key, value in message.items():
-        empty = value is False or value in _EMPTY
-        if key not in _COMMON_KEYS | _KEYS[role] | _IGNORED_KEYS and not empty:
+        if key not in known and value is not False and value not in _EMPTY:
             name = f"{where}.{key[:100]}"
             raise ApiError(400, "serve.request.unknown", name=name, param=name, code="unknown_parameter")
 

@@ -48,8 +48,13 @@ def make_accelerator(device: torch.device) -> Accelerator:
     cpu = device.type == "cpu"
     # Given here, because accelerate would otherwise take both from the environment: backward would divide the loss
     # once more, or the model be compiled.
-    own = {"gradient_accumulation_plugin": GradientAccumulationPlugin(num_steps=1), "dynamo_backend": "no"}
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers, **own)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        kwargs_handlers=handlers,
+    )
 
 
 def averaging_adapters(model: nn.Module) -> nn.Module:
