@@ -132,6 +132,20 @@ SHAPE: Mapping[str, Any] = {
 }
 
 
+def longrope(short: int) -> dict[str, Any]:
+    """Return rotary embeddings for :data:`SHAPE` with other factors for rows of more than ``short`` tokens."""
+    half = SHAPE["head_dim"] // 2
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * half,
+        "long_factor": [1.5 + 3 * k for k in range(half)],
+        "factor": 4.0,
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": short,
+    }
+
+
 def tiny_tokenizer(template: str = "chatml") -> Any:
     """Return a fast tokenizer with the control tokens and the chat template named ``template`` (see TEMPLATES)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.preference.groups import groups
-from weitune.data.layout import SEPARATE, SEPARATE_GROUPS, SHARED, SHARED_GROUPS, Layout, of_groups
+from weitune.data.layout import SEPARATE_GROUPS, SHARED_GROUPS, Layout
 from weitune.data.preference.values import Group
 
 
@@ -22,6 +22,10 @@ def test_groups_stay_whole_and_within_the_limit(layout: Layout, drawn: list[Grou
     assert layout.split(drawn[::-1], micro_tokens) == batches
 
 
-def test_each_layout_has_one_of_groups() -> None:
-    assert of_groups(SHARED) is SHARED_GROUPS
-    assert of_groups(SEPARATE) is SEPARATE_GROUPS
+@pytest.mark.parametrize("layout", [SHARED_GROUPS, SEPARATE_GROUPS], ids=["shared", "separate"])
+@given(drawn=groups(), tokens=st.integers(1, 8))
+def test_longer_ones_are_kept_apart(layout: Layout, drawn: list[Group], tokens: int) -> None:
+    batches = layout.apart(tokens).split(drawn, 40)
+    assert Counter(group for batch in batches for group in batch) == Counter(drawn)
+    for batch in batches:
+        assert len({any(len(answer.inputs) > tokens for answer in group.answers) for group in batch}) == 1

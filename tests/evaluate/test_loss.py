@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from tests.faults.runs import make_inputs
 from tests.invariant.test_oracle import examples_with_forks
-from tests.tiny import tiny_model
+from tests.tiny import longrope, tiny_model
 from weitune.data.conversation import Example
 from weitune.data.frame.choose import framing_for
 from weitune.data.layout import SEPARATE, SHARED, Layout
@@ -57,6 +57,19 @@ def test_any_layout_and_split_give_the_plain_loss(layout: Layout, micro_tokens: 
     found = measure_loss(SupervisedModel(model, blocks=blocks), examples, layout, micro_tokens, CPU)
     assert found.mean == pytest.approx(expected, rel=1e-5)
     assert found.perplexity == pytest.approx(2.718281828**expected, rel=1e-4)
+
+
+def test_rows_on_both_sides_of_a_change_of_rotation_give_the_plain_loss() -> None:
+    examples = examples_with_forks(30, vocabulary=400)
+    lengths = sorted(len(example.input_ids) for example in examples)
+    short = next(each for each in lengths[10:] if each + 1 not in lengths)
+    assert lengths[0] < short < lengths[-1]
+    model = tiny_model(rope_parameters=longrope(short))
+    expected = plain_loss(model, examples)
+    abilities = probe(model)
+    supervised = SupervisedModel(model, blocks=BlockDecoder.from_model(model))
+    assert measure_loss(supervised, examples, abilities.layout, 4096, CPU).mean == pytest.approx(expected, rel=1e-5)
+    assert measure_loss(supervised, examples, SHARED, 4096, CPU).mean != pytest.approx(expected, rel=1e-3)
 
 
 def test_dropout_is_off_and_every_module_as_before() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.tiny import TEMPLATE_OF, save_tiny, save_tiny_adapter, tiny_model, tiny_tokenizer
+from tests.tiny import TEMPLATE_OF, longrope, save_tiny, save_tiny_adapter, tiny_model, tiny_tokenizer
 from weitune.data.conversation import Conversation, Turn
 from weitune.data.frame.choose import framing_for
 from weitune.errors import InputError, RunError
@@ -129,6 +129,16 @@ def test_no_conversation_of_a_batch_is_cut_for_a_longer_neighbour() -> None:
     answers = engine.answers(asked, sampling)
     assert answers == [engine.answer(each, sampling) for each in asked]
     assert [len(answer.tokens) for answer in answers] == [min(30, 64 - length) for length in lengths]
+
+
+@pytest.mark.parametrize("limit", [1, 24], ids=["not crossed", "crossed"])
+def test_of_a_batch_no_conversation_is_rotated_as_its_longer_neighbour(limit: int) -> None:
+    """LongRoPE has other factors for long rows, and transformers chooses one for a whole pass."""
+    lengths = sorted({len(tiny_engine().prompt(conversation(question))) for question in QUESTIONS})
+    engine = tiny_engine(rope_parameters=longrope(lengths[-2]))
+    asked = [conversation(question) for question in QUESTIONS]
+    sampling = Sampling(max_new_tokens=limit)
+    assert engine.answers(asked, sampling) == [engine.answer(each, sampling) for each in asked]
 
 
 def test_no_conversations_give_no_answers() -> None:

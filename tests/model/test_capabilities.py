@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.families import DENSE, FAMILIES, FAST, HYBRID, MOE, family_model
-from tests.tiny import SHAPE, TEMPLATE_OF, tiny_model
+from tests.tiny import SHAPE, TEMPLATE_OF, longrope, tiny_model
 from weitune.data import tree_chunks
+from weitune.data.conversation import Example, Span
 from weitune.model.capabilities import _TOLERANCE, probe
 from weitune.model.fast import attention
 from weitune.model.fast.loss import PLAIN_LOGITS
@@ -130,6 +131,16 @@ def test_windows_that_attention_is_not_told_of_prevent_sharing(family: str, over
     assert "window" in probe(build(family, **overrides)).why_not
     del overrides["sliding_window"]
     assert probe(build(family, **{**overrides, "use_sliding_window": False})).shares_rows
+
+
+@pytest.mark.parametrize(("family", "shares"), [("qwen2", True), ("stablelm", False)])
+def test_rows_that_are_rotated_otherwise_have_passes_of_their_own(family: str, shares: bool) -> None:
+    abilities = probe(build(family, rope_parameters=longrope(20)))
+    assert abilities.shares_rows == shares
+    short, long = [Example(tuple(range(tokens)), (Span(1, tokens),)) for tokens in (21, 22)]
+    assert abilities.layout.split([long, short], 1000) == [[short], [long]]
+    assert abilities.by_modules().layout.split([long, short], 1000) == [[short], [long]]
+    assert len(probe(build(family)).layout.split([long, short], 1000)) == 1
 
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

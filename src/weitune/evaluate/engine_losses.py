@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weitune.data.layout import of_groups
 from weitune.data.preference.values import Group
 from weitune.evaluate.answers import measure_answers
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
@@ -43,6 +42,6 @@ class EngineLosses:
 
     def answers(self, groups: Sequence[Group], progress: Progress) -> list[Sums]:
         """Return the log-probabilities of the answers of each group."""
-        model, layout = self._model.model, of_groups(self._capabilities.layout)
+        model, layout = self._model.model, self._capabilities.group_layout
         with releasing_in_the_end(), tree_attention(model, on=self._capabilities.shares_rows):
             return measure_answers(self._model, groups, layout, MICRO_TOKENS, model.device, progress)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -256,16 +255,12 @@ class Engine:
         batch_size: int,
         grammar: AnswerGrammar | None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Answer with transformers. Prompts of similar length share a batch, so little is padded."""
-        order = sorted(range(len(prompts)), key=lambda at: (limits[at], len(prompts[at])))
-        for limit, group in groupby(order, key=limits.__getitem__):  # one limit a batch: none is cut for a neighbour
-            rows = list(group)
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                asked, own_seeds = [prompts[at] for at in batch], [seeds[at] for at in batch]
-                generated = self._generate(asked, limit, sampling, own_seeds, grammar)
-                for at, row in zip(batch, generated.tolist(), strict=True):
-                    yield at, self._read(row)
+        """Answer with transformers."""
+        for batch in self._transformers.batches(list(map(len, prompts)), limits, batch_size):
+            asked, own_seeds = [prompts[at] for at in batch], [seeds[at] for at in batch]
+            generated = self._generate(asked, limits[batch[0]], sampling, own_seeds, grammar)
+            for at, row in zip(batch, generated.tolist(), strict=True):
+                yield at, self._read(row)
 
     def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
         room = sampling.max_new_tokens if self.context_tokens is None else self.context_tokens - len(prompt)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weitune.data.conversation import Example, Span
-from weitune.data.layout import SEPARATE, SHARED, Layout
+from weitune.data.layout import SEPARATE, SEPARATE_GROUPS, SHARED, SHARED_GROUPS, Layout
 from weitune.data.pack import PackedBatch, pack, visible
 from weitune.data.pad import pad
 from weitune.errors import first_line
@@ -31,6 +31,7 @@ from weitune.model.fast.parts import BlockParts
 from weitune.model.fast.recurrent.mixer import Recurrence
 from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.logit_form import read_logit_form
+from weitune.model.rotation_by_length import short_row_tokens
 from weitune.model.storage.weight_storage import is_quantized
 from weitune.model.supervised import hidden_states
 from weitune.model.windows import tells_windows
@@ -59,14 +60,23 @@ class Capabilities:
     why_not: str = ""
     """Why the model's own modules cannot run examples that share a row, empty if they can. The blocks may still be able
     to."""
+    short_row: int | None = None
+    """Tokens above which rows have passes of their own (:mod:`.rotation_by_length`)."""
 
     @property
     def layout(self) -> Layout:
-        return SHARED if self.shares_rows else SEPARATE
+        return self._apart(SHARED if self.shares_rows else SEPARATE)
+
+    @property
+    def group_layout(self) -> Layout:
+        return self._apart(SHARED_GROUPS if self.shares_rows else SEPARATE_GROUPS)
 
     def by_modules(self) -> Capabilities:
         """Return what the model can do by its own modules alone."""
         return replace(self, shares_rows=not self.why_not, plain_blocks=False)
+
+    def _apart(self, layout: Layout) -> Layout:
+        return layout if self.short_row is None else layout.apart(self.short_row)
 
 
 def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabilities:
@@ -84,11 +94,11 @@ def probe(model: PreTrainedModel, blocks: BlockDecoder | None = None) -> Capabil
         if why_not:
             blocks = blocks or _read_blocks(model)
             shares = head is not None and _blocks_share(model, blocks, examples, expected)
-            return Capabilities(shares, head, shares, why_not)
+            return Capabilities(shares, head, shares, why_not, short_row_tokens(model))
         use_tree_attention(model)
         blocks = blocks or BlockDecoder.from_model(model)
         plain_blocks = _plain_blocks(model, blocks, to_tensors(pack(examples), device), bound)
-    return Capabilities(True, head, plain_blocks)
+    return Capabilities(True, head, plain_blocks, short_row=short_row_tokens(model))
 
 
 def _examples(vocabulary: int) -> list[Example]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weitune.data.conversation import Example
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
-from weitune.data.layout import Layout, of_groups
+from weitune.data.layout import Layout
 from weitune.data.preference.reference import Reference
 from weitune.data.preference.values import Item, examples_in
 from weitune.data.prepare.holdout import ItemSet, hold_out, prompts
@@ -85,7 +85,7 @@ class RunInputs:
 
     def layout(self, capabilities: Capabilities) -> Layout:
         """Return how a model with these ``capabilities`` computes the examples or groups."""
-        return of_groups(capabilities.layout) if self.recipe.preference else capabilities.layout
+        return capabilities.group_layout if self.recipe.preference else capabilities.layout
 
     def most_on_cpu(self, capabilities: Capabilities, processes: int = 1) -> int:
         """Return how many tokens a pass on a CPU may have if memory allows, in one of the run's ``processes``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weitune.data.layout import Layout, of_groups
+from weitune.data.layout import Layout
 from weitune.forecast.device_memory import (
     SHARE_OF_FREE_MEMORY,
     MemoryPlan,
@@ -51,7 +51,7 @@ class Trainable:
 
     @property
     def group_layout(self) -> Layout:
-        return of_groups(self.layout)
+        return self.capabilities.group_layout
 
     @property
     def shape(self) -> ModelShape:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from weitune.model.rotation_by_length import short_row_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, StoppingCriteria
@@ -25,6 +28,24 @@ class TransformersDecoder:
     pad: int
     in_step: bool = False
     """Whether all processes of a run generate together, each until the last one has finished."""
+
+    def batches(self, prompts: Sequence[int], limits: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+        """Yield the numbers of prompts that are answered together, of whose lengths and ``limits`` they are given.
+
+        The prompts of a batch have one limit, so that none is cut for a neighbour, are rotated by the same factors all
+        through their answers (:mod:`weitune.model.rotation_by_length`), and have similar lengths, so that little is
+        padded.
+        """
+        short = short_row_tokens(self.model)
+
+        def together(at: int) -> tuple[int, int]:
+            if short is None or prompts[at] + limits[at] <= short:
+                return limits[at], 0
+            return limits[at], min(prompts[at], short + 1)  # prompts of one length become long at one token
+
+        for _, group in groupby(sorted(range(len(prompts)), key=together), key=together):
+            rows = sorted(group, key=prompts.__getitem__)
+            yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
     def generate(
         self,

@@ -14,6 +14,7 @@ from weitune.model.fast.attention import tree_attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.fast.settings import settings
+from weitune.model.rotation_by_length import rotates_by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of the logits, relative to their norm."""
 _TOKENS = 12
-_BY_LENGTH = ("dynamic", "longrope")
-"""Rotary embeddings that depend on the length of the whole row."""
 _UNSUITABLE = (ValueError, TypeError, AttributeError, RuntimeError, KeyError, IndexError)
 
 
@@ -34,7 +33,7 @@ def decodable_blocks(model: PreTrainedModel) -> BlockDecoder | None:
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         return None
     blocks = BlockDecoder.from_model(model)
-    if blocks is None or getattr(getattr(blocks.module, "rotary_emb", None), "rope_type", "default") in _BY_LENGTH:
+    if blocks is None or rotates_by_length(model):
         return None
     if blocks.positions < (getattr(model.config.get_text_config(), "max_position_embeddings", None) or FOREVER):
         return None
