@@ -20,7 +20,7 @@ from weitune.errors import ModelError
 from weitune.messages import say
 from weitune.model.lora.experts import expert_targets, names_peft_takes_for_experts
 from weitune.model.lora.linear_layers import LinearLayers, Reason
-from weitune.model.lora.target_names import ends_with, kind_of, kinds_text, matches, shortest_names
+from weitune.model.lora.target_names import ends_with, kind_of, kinds_text, matches, pattern_value, shortest_names
 from weitune.recipe.schema import AUTO, Lora
 
 
@@ -105,7 +105,7 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
     """Return what of ``model``, which has no adapter yet, gets one by ``lora``.
 
     A resumed run gives what it has ``recorded``: :meth:`Targets.record`, or its ``adapter_config.json``. Raises
-    ModelError with every name in the recipe that fits no layer, or if nothing would be adapted.
+    ModelError if a name in the recipe fits no layer, or more than it says, or if nothing would be adapted.
     """
     linear = LinearLayers(model)
     automatic, all_experts = linear.reasons(), list(linear.experts())
@@ -125,6 +125,8 @@ def find_targets(model: Any, lora: Lora, recorded: Mapping[str, Any] | None = No
         raise ModelError("model.targets.nothing", names=", ".join(linear.last_names()))
     left_out: dict[str, Reason] = {name: why for name, why in reasons.items() if why is not None}
     left_out |= {name: "experts" for name in all_experts if name not in experts}
+    if recorded is None:
+        _check_patterns(lora, [*adapted, *experts])
     routers = tuple(name for name in adapted if automatic[name] == "router")
     weights = tuple(name for name in adapted if name.rpartition(".")[2] in taken)
     return Targets(adapted, experts, weights, left_out, names, layers, linear.blocks, routers)
@@ -190,9 +192,23 @@ def _named(
 
 
 def _check_saved_modules(lora: Lora, modules: Iterable[str]) -> None:
-    last = sorted({name.rpartition(".")[2] for name in modules if name})
-    if missing := [name for name in lora.modules_to_save or () if name.rpartition(".")[2] not in last]:
-        raise ModelError("model.targets.no_such_module", missing=", ".join(map(repr, missing)), names=", ".join(last))
+    names = [name for name in modules if name]
+    meant = {end: [name for name in names if ends_with(name, end)] for end in lora.modules_to_save or ()}
+    if missing := [end for end, found in meant.items() if not found]:
+        last = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+        raise ModelError("model.targets.no_such_module", missing=", ".join(map(repr, missing)), names=last)
+    for end, found in meant.items():
+        also = dict.fromkeys(name.rpartition(".")[2] for name in names if name.endswith(end) and name not in found)
+        if also:  # PEFT does not ask where a part of a name begins
+            raise ModelError("model.targets.also_saved", name=end, also=", ".join(also), longer=", ".join(found[:4]))
+
+
+def _check_patterns(lora: Lora, adapted: Iterable[str]) -> None:
+    for option, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for key in pattern or ():
+            if all(pattern_value({key: key}, name) is None for name in adapted):
+                ends = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
+                raise ModelError("model.targets.no_such_pattern", option=option, key=key, names=ends)
 
 
 def layer_numbers(model: Any, ranges: Iterable[str]) -> list[int]:
