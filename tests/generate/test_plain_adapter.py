@@ -282,6 +282,12 @@ def test_folders_of_checkpoints_and_a_checkpoint_alone(base: Path, adapter: Path
         open_run(adapter).adapter_folder("best")
 
 
+def test_a_recipe_beside_an_adapter_makes_it_no_part_of_a_run(base: Path, adapter: Path) -> None:
+    as_peft(adapter, base)
+    (adapter.parent / "recipe.yaml").write_text("model: another\ndata: [rows.jsonl]\n", encoding="utf-8")
+    assert isinstance(open_run(adapter), PlainAdapter)
+
+
 def test_a_checkpoint_copied_out_of_its_run_keeps_its_recipe_and_its_base(tmp_path: Path) -> None:
     from tests.run.test_base_check import record
 

@@ -97,14 +97,15 @@ def test_a_best_checkpoint_that_is_damaged_is_named(copied_run: Path) -> None:
     assert "checkpoint-10 is damaged" in error.value.message
 
 
-def test_what_is_not_a_run_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_run_is_refused(copied_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path, message in ((tmp_path / "none", "there is no folder"), (tmp_path / "file", "is a file"),
                           (tmp_path, "it has no recipe.yaml")):  # fmt: skip
         with pytest.raises(RunError, match=message):
             Run(path)
+    (copied_run / "environment.json").write_text("{}")
     with pytest.raises(RunError, match="is a checkpoint of the run") as error:
-        Run(tiny_run / "checkpoint-5")
+        Run(copied_run / "checkpoint-5")
     assert "--checkpoint 5" in error.value.fix
 
 

@@ -33,7 +33,7 @@ from weitune.recipe.load import build_recipe, recorded
 from weitune.recipe.schema import Recipe
 from weitune.run.base_check import checked_base, fingerprints_in
 from weitune.run.create import load_recorded
-from weitune.run.names import RECIPE, STATE, checkpoint_folders, checkpoint_name, checkpoint_step
+from weitune.run.names import RECIPE, STATE, checkpoint_folders, checkpoint_name, checkpoint_step, is_part_of_run
 from weitune.run.run_folder import Which
 
 if TYPE_CHECKING:
@@ -64,9 +64,8 @@ def open_run(
 
 def is_plain_adapter(folder: Path) -> bool:
     """Return whether ``folder`` has an adapter and is no run of weitune nor a part of one."""
-    part = (folder.parent / RECIPE).is_file()
     run = (folder / RECIPE).is_file() and not (folder / CONFIG).is_file()
-    return not part and not run and ((folder / CONFIG).is_file() or bool(_checkpoints(folder)))
+    return not is_part_of_run(folder) and not run and ((folder / CONFIG).is_file() or bool(_checkpoints(folder)))
 
 
 class PlainAdapter(Run):

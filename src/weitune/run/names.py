@@ -34,6 +34,11 @@ OUTCOME, STOP = "outcome.json", "stop"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
+def is_part_of_run(path: Path) -> bool:
+    """Return whether ``path`` lies in a run's folder, and not merely beside a recipe."""
+    return (path.parent / RECIPE).is_file() and (path.parent / ENVIRONMENT).is_file()
+
+
 def checkpoint_name(step: int) -> str:
     """Return the name of the folder of the checkpoint after ``step`` steps."""
     return f"checkpoint-{step}"

@@ -17,7 +17,7 @@ from weitune.run.checkpoint import list_checkpoints
 from weitune.run.events import Event, read_events, typed_event
 from weitune.run.history import best_of
 from weitune.run.manifest import damage_of
-from weitune.run.names import RECIPE, checkpoint_name, checkpoint_step
+from weitune.run.names import RECIPE, checkpoint_name, checkpoint_step, is_part_of_run
 from weitune.shell import shell_command
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _not_a_run(path: Path) -> RunError:
         return RunError("run.run_folder.no_folder", path=path)
     if not path.is_dir():
         return RunError("run.run_folder.is_a_file", path=path)
-    part_of_a_run = (path.parent / RECIPE).is_file()
+    part_of_a_run = is_part_of_run(path)
     if (path / ADAPTER_FILES[0]).is_file() and not part_of_a_run:
         return RunError("run.run_folder.made_elsewhere", path=path)
     if part_of_a_run:

@@ -83,6 +83,7 @@ def test_system_prompt_and_sampling_can_be_set(run: Run, capsys: pytest.CaptureF
 def test_wrong_input_exits_with_2_and_a_cure(
     arguments: list[str], message: str, fix: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "environment.json").write_text("{}")
     assert main(["chat", *(part.format(run=folder) for part in arguments)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
