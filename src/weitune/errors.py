@@ -17,6 +17,7 @@ Anything else is a bug of weitune and exits with 1.
 from __future__ import annotations
 
 import copyreg
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,15 @@ class Interrupted(WeituneError):  # noqa: N818  (an event, not a fault)
     """The run was asked to stop; a checkpoint was written."""
 
     exit_code = 130
+
+
+def refused_by_system(error: BaseException) -> InputError | None:
+    """Return what to tell if the operating system refused access to a file or folder, which is no bug; else None."""
+    if not isinstance(error, OSError) or error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return None
+    if error.filename is None:
+        return None
+    return InputError("errors.refused_by_system", path=error.filename, reason=error.strerror)
 
 
 def first_line(error: BaseException, otherwise: str = "") -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import click
 
-from weitune.errors import WeituneError
+from weitune.errors import WeituneError, refused_by_system
 from weitune.messages import say
 from weitune.messages.language import LANGUAGES, Language, choose_language
 from weitune.model.thread_contention import watch_contention
@@ -133,14 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except WeituneError as error:
-        from weitune.cli.shared.terminal import print_error
+    except Exception as error:  # noqa: BLE001  (the one place where a bug of ours becomes an exit code)
+        from weitune.cli.shared.terminal import print_bug, print_error
 
-        print_error(error)
-        return error.exit_code
-    except Exception:  # noqa: BLE001  (the one place where a bug of ours becomes an exit code)
-        from weitune.cli.shared.terminal import print_bug
-
-        print_bug()
-        return 1
+        told = error if isinstance(error, WeituneError) else refused_by_system(error)
+        if told is None:
+            print_bug()
+            return 1
+        print_error(told)
+        return told.exit_code
     return result if isinstance(result, int) else 0

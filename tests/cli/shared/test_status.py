@@ -109,6 +109,42 @@ def test_a_wrong_use_and_a_bug_are_told_too(tmp_path: Path, monkeypatch: pytest.
     assert (told["state"], told["exit_code"], told["message"]) == ("failed", 1, "this cannot be")
 
 
+def test_what_the_system_refuses_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/srv/others/rows.json")
+
+    monkeypatch.setattr("weitune.recipe.load.load_recipe", refused)
+    status = tmp_path / "status.json"
+    assert main(["train", "demo", "--status", str(status)]) == 2
+    told = json.loads(status.read_text(encoding="utf-8"))
+    assert (told["exit_code"], told["message_id"]) == (2, "errors.refused_by_system")
+    shown = capsys.readouterr().err
+    assert "refused access to '/srv/others/rows.json': Permission denied" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["finished", "killed"])
+def test_the_outcome_of_several_processes_is_printed_once(
+    killed: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = subprocess.Popen
+
+    def popen(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = whole(*args, **options)
+        if killed:
+            process.kill()
+        return process
+
+    monkeypatch.setattr("weitune.cli.train.launch.subprocess.Popen", popen)
+    run = tmp_path / "run"
+    code = main(training(place, run, "--train.max_steps", "1", "--devices", "2", "--json"))
+    told = json.loads(capfd.readouterr().out)
+    assert told["exit_code"] == code == (1 if killed else 0)
+    assert (told["state"], told.get("run")) == (("failed", None) if killed else ("finished", str(run)))
+
+
 def test_a_status_that_cannot_be_written_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "demo", "--status", str(tmp_path / "none" / "status.json")]) == 2
     assert "With --status, name a file in a folder that you may write to." in capsys.readouterr().err

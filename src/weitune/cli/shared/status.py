@@ -11,25 +11,27 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import click
 
-from weitune.errors import InputError, WeituneError, first_line
+from weitune.errors import InputError, WeituneError, first_line, refused_by_system
 from weitune.files.json_files import json_bytes, json_object
 from weitune.files.publish import own_partial, write_bytes
 from weitune.progress import Phase, watching_phases
-from weitune.ranks import rank
+from weitune.ranks import launched, rank
 
 PAUSE_SECONDS = 0.5
 """Progress within a phase is written this often at most."""
 _TICK_SECONDS = 0.01
+_WRITTEN_FOR_LAUNCHER = "WEITUNE_STATUS"
 _open: list[Status] = []
 
 
@@ -43,6 +45,7 @@ class Status:
         """Whether the last state is printed, too."""
         self._written = 0.0
         self._watching = watching_phases(self.watch)
+        self._borrowed = ExitStack()
         self.result: object = None
         """What the command returned."""
         self.fields: dict[str, Any] = {
@@ -80,17 +83,29 @@ class Status:
         self._watching.__exit__(None, None, None)
         _open.remove(self)
         ending = _ending(error, self.result)
-        with self._lock:
+        with self._lock, self._borrowed:
             self.fields |= ending
-            if not self._told_by_another_process(ending["exit_code"]):
+            if told := self._told_by_another_process(ending["exit_code"]):
+                self.fields = told
+            else:
                 self._write()
         if self.printed:
             click.echo(json_bytes(self.fields, indent=1), nl=False)
 
-    def _told_by_another_process(self, exit_code: int) -> bool:
-        """Return whether a process that this one started has written how it ended."""
+    def hand_over(self) -> dict[str, str]:
+        """Return the environment variable by which a process that this one starts writes how it stands."""
+        with self._lock:
+            if self._path is None:
+                folder = self._borrowed.enter_context(tempfile.TemporaryDirectory(prefix="weitune-status-"))
+                self._path = Path(folder) / "status.json"
+            self._write()
+            return {_WRITTEN_FOR_LAUNCHER: str(self._path.absolute())}
+
+    def _told_by_another_process(self, exit_code: int) -> dict[str, Any]:
+        """Return how a process that this one started ended if it has written that, and nothing otherwise."""
         written = json_object(self._path) if self._path else {}
-        return written.get("pid", self.fields["pid"]) != self.fields["pid"] and written.get("exit_code") == exit_code
+        other = written.get("pid", self.fields["pid"]) != self.fields["pid"]
+        return written if other and written.get("exit_code") == exit_code else {}
 
     def _write(self) -> None:
         with suppress(OSError):  # the disk is full; the command itself may not need it
@@ -118,10 +133,9 @@ def began() -> float:
     return float(_open[0].fields["started"]) - _TICK_SECONDS if _open else time.time()
 
 
-def leave_printing() -> None:
-    """Print nothing in this process: one that it starts prints the outcome."""
-    for status in _open:
-        status.printed = False
+def hand_over() -> dict[str, str]:
+    """Return environment variables with which a process that this one starts tells this one how it stands."""
+    return _open[0].hand_over() if _open else {}
 
 
 def status_options(*, json: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -133,7 +147,9 @@ def status_options(*, json: bool = True) -> Callable[[Callable[..., Any]], Calla
             if rank() != 0 or not (status_file or outcome_json):
                 return function(*args, **options)
             command = click.get_current_context().command_path.partition(" ")[2]
-            with Status(command, status_file, printed=outcome_json) as status:
+            launcher = os.environ.get(_WRITTEN_FOR_LAUNCHER) if launched() else None  # which prints the outcome
+            path = Path(launcher) if launcher else status_file
+            with Status(command, path, printed=outcome_json and not launcher) as status:
                 status.result = function(*args, **options)
                 return status.result
 
@@ -148,6 +164,7 @@ def status_options(*, json: bool = True) -> Callable[[Callable[..., Any]], Calla
 
 def _ending(error: BaseException | None, result: object) -> dict[str, Any]:
     """Return the state, exit code and texts with which a command ends."""
+    error = error and (refused_by_system(error) or error)
     if error is None:
         code = result if isinstance(result, int) else 0
         return {"state": _state(code), "exit_code": code}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, Any
@@ -66,9 +66,10 @@ class Machines:
         ]
 
 
-def launch(machines: Machines, arguments: Sequence[str]) -> int:
+def launch(machines: Machines, arguments: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run ``weitune`` with ``arguments`` once for each device and return their common exit code.
 
+    ``variables`` are added to the environment of each process.
     Raises InputError if the address or the number of this machine is wrong.
     """
     environments = machines.environments()
@@ -79,7 +80,7 @@ def launch(machines: Machines, arguments: Sequence[str]) -> int:
             # In a new session, Ctrl-C reaches only this process, which forwards it.
             process = subprocess.Popen(
                 [sys.executable, "-m", "weitune", *arguments],
-                env={**os.environ, **environment},
+                env={**os.environ, **variables, **environment},
                 stdout=quiet,
                 stderr=quiet,
                 start_new_session=True,
