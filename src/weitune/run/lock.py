@@ -1,17 +1,14 @@
 """One writer: while a process trains into a run's folder, no other can.
 
-The lock is a kernel lock on the file ``.lock``. The kernel frees it when its process ends, for whatever reason, so it
-is never stale. The file names its holder and is emptied when the run ends in order: a name left in it means that
+The lock is a kernel lock on the file ``.lock`` (:mod:`weitune.files.locks`), so it is never stale. The file names its holder and is emptied when the run ends in order: a name left in it means that
 the process was killed.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from weitune.errors import RunError
+from weitune.files.locks import acquire
 from weitune.files.publish import BINARY
 from weitune.messages import say
 from weitune.run.names import LOCK
 
-_NO_LOCKS = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
-_LOCKED_BYTE = 1 << 30
-"""Position of the byte that is locked on Windows, behind the holder's name: others cannot read a locked byte."""
 _TRIES, _PAUSE_SECONDS = 10, 0.05
 """The lock is tried several times, since :func:`lock_state` in another process holds it for an instant."""
 
@@ -69,7 +64,7 @@ def lock_state(run: Path) -> LockState:
     except OSError:
         return LockState(None, None)
     try:
-        free = _acquire(descriptor, shared=True)
+        free = acquire(descriptor, shared=True)
         return LockState(None if free is None else not free, _holder(descriptor))
     finally:
         os.close(descriptor)
@@ -80,11 +75,11 @@ def run_lock(run: Path) -> Iterator[Lock]:
     """Hold the lock of the folder ``run`` while the block runs. Raises RunError if another process holds it."""
     descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
     try:
-        held = _acquire(descriptor)
+        held = acquire(descriptor)
         for _ in range(_TRIES):
             if held is False:
                 time.sleep(_PAUSE_SECONDS)
-                held = _acquire(descriptor)
+                held = acquire(descriptor)
         holder = _holder(descriptor)
         if held is False:
             if holder is None:
@@ -97,23 +92,6 @@ def run_lock(run: Path) -> Iterator[Lock]:
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
-
-
-def _acquire(descriptor: int, *, shared: bool = False) -> bool | None:
-    """Return whether the lock was acquired (``shared`` by :func:`lock_state`); None if the file system has none."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        return None if error.errno in _NO_LOCKS else False
-    return True
 
 
 def _holder(descriptor: int) -> Holder | None:

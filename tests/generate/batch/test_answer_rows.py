@@ -13,6 +13,7 @@ import pytest
 from weitune.data.conversation import Conversation, ToolCall, Turn
 from weitune.data.formats.parse import Options
 from weitune.errors import InputError
+from weitune.generate.batch.answer_file import PartialAnswers
 from weitune.generate.batch.answer_rows import Outcome, Request, answer_rows, asked_rows
 from weitune.generate.sampling import Sampling
 from weitune.generate.stream import Answer
@@ -110,6 +111,13 @@ def test_answers_under_other_settings_are_refused(request_: Request, identity: s
         answered(target, Echo({"model": identity}), asked, request_)
     assert (tmp_path / ".answers.jsonl.partial").read_bytes() == before
     assert answered(target, Echo({"model": identity}), asked, request_, force=True).found == 0
+
+
+def test_two_commands_do_not_write_the_same_answers(tmp_path: Path) -> None:
+    target, asked = tmp_path / "answers.jsonl", questions("a", "b")
+    with PartialAnswers(target, {}), pytest.raises(InputError, match="another process is writing the answers"):
+        answered(target, Echo(), asked, SAMPLED, force=True)
+    assert answered(target, Echo(), asked, SAMPLED, force=True).written == 6
 
 
 def test_other_rows_are_refused(tmp_path: Path) -> None:

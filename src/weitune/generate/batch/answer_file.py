@@ -11,6 +11,7 @@ A line that was torn by a kill or a power cut is dropped, and its row is answere
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from typing import IO, Any
 
 from weitune.errors import InputError
 from weitune.files.json_files import json_text, record_from
-from weitune.files.publish import hidden
+from weitune.files.locks import acquire
+from weitune.files.publish import BINARY, hidden
 from weitune.messages import say
 
 
@@ -42,19 +44,27 @@ class PartialAnswers:
     def __init__(self, target: Path, settings: Mapping[str, str], *, restart: bool = False) -> None:
         """Read what an earlier command has left, or begin.
 
-        Raises InputError if that had other settings, unless this is to ``restart``, or if nothing can be written here.
+        Raises InputError if that had other settings, unless this is to ``restart``, if another process writes them, or
+        if nothing can be written here.
         """
         self.path = hidden(target, "partial")
         self.said: dict[int, Said] = {}
         try:
-            whole = self._read(settings, restart)
-            self._stream: IO[bytes] = self.path.open("r+b" if whole else "wb")
-            self._stream.truncate(whole)
-            self._stream.seek(whole)
-            if not whole:
-                self._write({"settings": dict(settings)})
+            self._stream: IO[bytes] = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666), "r+b")
         except OSError as error:
             raise self._not_written(error) from error
+        try:
+            if acquire(self._stream.fileno()) is False:
+                raise InputError("generate.answer_file.in_use", target=target)
+            self._stream.seek(0)
+            whole = self._read(self._stream.read(), settings, restart)
+            self._stream.seek(whole)
+            self._stream.truncate()
+            if not whole:
+                self._write({"settings": dict(settings)})
+        except (OSError, InputError) as error:
+            self._stream.close()
+            raise self._not_written(error) if isinstance(error, OSError) else error
 
     def __enter__(self) -> PartialAnswers:
         return self
@@ -78,9 +88,8 @@ class PartialAnswers:
         self._stream.close()
         self.path.unlink(missing_ok=True)
 
-    def _read(self, settings: Mapping[str, str], restart: bool) -> int:
+    def _read(self, contents: bytes, settings: Mapping[str, str], restart: bool) -> int:
         """Read the answers and return the length, in bytes, of all whole lines; 0 to begin."""
-        contents = self.path.read_bytes() if self.path.is_file() else b""
         header, *lines = contents.splitlines(keepends=True) or [b""]
         earlier = _whole(header).get("settings")
         if not isinstance(earlier, dict):
