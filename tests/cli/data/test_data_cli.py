@@ -208,6 +208,15 @@ def test_convert_writes_messages(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(target.read_text(encoding="utf-8").splitlines()) == 3
 
 
+def test_convert_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("instruction,output,mood\nhi,hello,good\n,,\n", encoding="utf-8")
+    code, out, err = run(capsys, "convert", str(path))
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "mood (1)" in err
+    assert "set aside: 1 with only empty cells" in err
+
+
 @pytest.mark.parametrize("arguments", [["check"], ["preview"], ["convert"]])
 def test_files_must_be_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *arguments)

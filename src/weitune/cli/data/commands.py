@@ -117,14 +117,20 @@ def convert_command(files: tuple[str, ...], recipe_file: str | None, output: str
     from weitune.cli.shared.terminal import console
     from weitune.data.formats.kinds import ANY_KIND
     from weitune.data.prepare.recipe_reader import recipe_reader
+    from weitune.data.prepare.report import source_line
     from weitune.data.read.conversations import read_rows
+    from weitune.data.read.source import blank_reason
     from weitune.data.show.convert import write_file, write_rows
 
     recipe = recipe_of(files, recipe_file, options)
-    read = read_rows(recipe_reader(recipe, kinds=ANY_KIND), recipe.system)
+    reader = recipe_reader(recipe, kinds=ANY_KIND)
+    read = read_rows(reader, recipe.system)
     rows = write_rows(read, sys.stdout) if output == "-" else write_file(read, Path(output), force=force)
+    lines = [source_line(report) for report in reader.reports]
+    if reader.blank_rows:
+        lines.append("  " + say("data.report.set_aside", count=reader.blank_rows, reason=blank_reason()))
     done = say("cli.data.rows", rows=rows) if output == "-" else say("cli.data.rows_written", rows=rows, file=output)
-    console().print(done, markup=False)
+    console().print("\n".join([*lines, done]), markup=False)
 
 
 command.add_command(answer_command)

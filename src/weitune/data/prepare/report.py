@@ -178,7 +178,7 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Return the report for the terminal: sources, rows, examples, lengths, and what is worth a look."""
-        return [*map(_source_line, self.sources), *self._count_lines(), *(f"  {line}" for line in self._findings())]
+        return [*map(source_line, self.sources), *self._count_lines(), *(f"  {line}" for line in self._findings())]
 
     def _count_lines(self) -> Iterator[str]:
         rows, examples, lengths = self.rows, self.examples, self.lengths
@@ -232,7 +232,8 @@ def _spread(values: npt.NDArray[np.int32]) -> dict[str, float]:
     return {"mean": round(float(values.mean()), 2), **percentiles}
 
 
-def _source_line(source: SourceReport) -> str:
+def source_line(source: SourceReport) -> str:
+    """Return what a source holds and what of it is not used, for the terminal."""
     how = [source.format or say("data.report.unknown_format"), source.encoding, source.compression]
     name, facts = shown_name(source.name), ", ".join(filter(None, how))
     parts = [say(_SOURCE_LINES[source.holds or "conversations"], name=name, count=source.rows, facts=facts)]
