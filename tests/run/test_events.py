@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitune.run.events import Event, EventLog, SampleAnswer, Step, Validation, read_events, typed_event
+from weitune.run.events import Event, EventLog, EventTail, SampleAnswer, Step, Validation, read_events, typed_event
 from weitune.run.names import EVENTS
 
 
@@ -79,6 +79,23 @@ def test_every_number_is_written_as_it_is(tmp_path_factory: pytest.TempPathFacto
     line = (folder / EVENTS).read_text(encoding="utf-8")
     found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["loss"]
     assert str(float(found)) == str(number)
+
+
+def test_events_that_come_are_read_and_those_of_a_resumed_run_from_the_start(tmp_path: Path) -> None:
+    tail = EventTail(tmp_path)
+    assert tail.new() == []
+
+    def steps() -> list[int | None]:
+        return [event.step for event in tail.new()]
+
+    log = EventLog(tmp_path)
+    for step in (1, 2):
+        log.write("step", step=step)
+    assert (steps(), steps()) == ([1, 2], [])
+    resumed = EventLog(tmp_path, keep_steps=1)
+    for step in (2, 3):  # before anybody looks the file is longer than it was
+        resumed.write("step", step=step)
+    assert (steps(), steps()) == ([1, 2, 3], [])
 
 
 def test_no_file_is_no_events(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,22 +139,22 @@ def read_events(folder: Path) -> Iterator[dict[str, Any]]:
 class EventTail:
     """Reads a run's events as they come.
 
-    A run that resumes removes the steps that it repeats: the file is then shorter, and is read again from its start.
+    A run that resumes removes the steps that it repeats: the file is then another one, and is read from its start.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path, self._position, self._rest = folder / EVENTS, 0, b""
+        self._file = 0
 
     def new(self) -> list[Event]:
         """Return the events that were written since the last call; half a line waits for its rest."""
-        size = self._path.stat().st_size if self._path.exists() else 0
-        if size < self._position:
-            self._position, self._rest = 0, b""
-        if size > self._position:
-            with self._path.open("rb") as file:
-                file.seek(self._position)
-                self._rest += file.read()
-                self._position = file.tell()
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._file or found.st_size < self._position:
+                self._file, self._position, self._rest = found.st_ino, 0, b""
+            file.seek(self._position)
+            self._rest += file.read()
+            self._position = file.tell()
         *lines, self._rest = self._rest.split(b"\n")
         return [typed_event(event) for line in lines if (event := _parsed(line + b"\n"))]
 

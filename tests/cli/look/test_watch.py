@@ -55,6 +55,12 @@ def test_the_dashboard_shows_everything() -> None:
         assert fact in shown, fact
 
 
+def test_events_that_are_read_again_are_shown_once() -> None:
+    once = drawn(START, validation(0, 3.0), step(1, 4.0))
+    assert drawn(START, validation(0, 3.0), step(1, 4.0), step(2, 2.0), validation(2, 2.5), START,
+                 validation(0, 3.0), step(1, 4.0)) == once  # fmt: skip
+
+
 FIGURES = {"rewards/chosen": -0.25, "rewards/rejected": -1.0, "rewards/margins": 0.75, "rewards/accuracies": 0.875}
 
 

@@ -40,6 +40,9 @@ class Dashboard:
         self.gone = ""
         """Why the run has no process, if no event says that it has ended."""
         self._note = ""
+        self._forget()
+
+    def _forget(self) -> None:
         self._last: Step | None = None
         self._evaluation: Validation | None = None
         self._best: tuple[int, float] | None = None
@@ -48,9 +51,10 @@ class Dashboard:
 
     def feed(self, event: Event) -> None:
         self._note = ""
-        self._chosen.add(event)
         match event:
             case Event(kind="start" | "resume"):
+                if event.kind == "start":  # of a run, or of its events, which are read again
+                    self._forget()
                 self.steps, self.step, self.ended, self.gone = event.steps or 0, event.step or 0, "", ""
             case Step():
                 self.step, self._last = event.step or self.step, event
@@ -68,6 +72,7 @@ class Dashboard:
                 self.ended = say("cli.dashboard.not_finite")
             case Event(kind="gone"):
                 self.ended, self.gone = say("cli.dashboard.gone"), str(event.reason)
+        self._chosen.add(event)
 
     def note(self, text: str) -> None:
         self._note = text
