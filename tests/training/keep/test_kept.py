@@ -73,6 +73,9 @@ def test_kept_examples_are_learned_beside_the_runs_own(inputs: Inputs, tmp_path:
     assert all(1 <= tokens <= 6 for tokens in kept.supervised)  # an answer, and perhaps its end
     tokens = sum(learned[1]) - sum(learned[0])
     assert f"4 examples with {tokens:,} learned tokens, {share:.1%} of what the run learns" in told.text
+    cut = sum(tokens == 5 for tokens in kept.supervised)  # the tiny model does not end by itself
+    assert cut
+    assert f"of 4 examples to keep, {cut} are answers that were cut after 5 tokens" in told.text
     data = read_data_record(run)
     assert data is not None
     assert data.kept == KeptSize(4, tokens, pytest.approx(share), "rows")

@@ -99,7 +99,7 @@ def with_collected(
     sharded = trainable.loaded.shards > 1  # then all processes compute every answer together
     kept = KeptExamples.from_bytes(collect() if sharded else session.sees(collect))
     together = joined(inputs, kept, keep.share)
-    for note in _notes(together, candidates, "training.kept.kept"):
+    for note in [*_notes(together, candidates, "training.kept.kept"), *_note_of_cut(inputs, kept, keep)]:
         session.reporter.say(note)
     return together
 
@@ -125,6 +125,13 @@ def _notes(inputs: RunInputs, candidates: Candidates, message: str) -> list[str]
     if candidates.taught:
         lines.append(say("training.kept.taught", count=candidates.taught))
     return lines
+
+
+def _note_of_cut(inputs: RunInputs, kept: KeptExamples, keep: Keep) -> list[str]:
+    """Return what to tell of answers among ``kept`` that were cut, as those of models that think first often are."""
+    longest, end = keep.max_answer_tokens, inputs.framing.end_of_turn
+    cut = sum(each.supervised == longest and each.input_ids[-1] != end for each in map(kept.__getitem__, range(len(kept))))
+    return [say("training.kept.cut", cut=cut, count=len(kept), tokens=longest)] if cut else []
 
 
 def joined(inputs: RunInputs, kept: KeptExamples, share: float) -> RunInputs:
