@@ -161,9 +161,13 @@ def test_a_prompt_that_fills_the_context_is_refused() -> None:
 def test_what_opens_an_answer_counts_as_prompt() -> None:
     asked = conversation(QUESTIONS[0])
     engine = tiny_engine(max_position_embeddings=tiny_engine().prompt_tokens(asked) + 2)
-    assert engine.prompt(asked, [1])[-1] == 1
-    with pytest.raises(InputError, match="tokens, but the model takes"):
-        engine.prompt(asked, [1, 2])
+    engine._grammars.opening = (1,)  # type: ignore[misc]
+    assert engine.fits(engine.prompt(asked, {}), {})
+    engine._grammars.opening = (1, 2)  # type: ignore[misc]
+    assert engine.fits(engine.prompt(asked))
+    for ask in (engine.stream, engine.answers):
+        with pytest.raises(InputError, match="tokens, but the model takes"):
+            ask([asked] if ask == engine.answers else asked, schema={})  # type: ignore[operator]
 
 
 def test_a_model_in_training_is_left_as_it_was() -> None:

@@ -220,9 +220,9 @@ def _answers(
 
     Questions are asked in ``framing``; in that of the engine if there is none.
     """
-    limit, framing = engine.context_tokens, framing or engine.framing
+    framing = framing or engine.framing
     prompts = [framing.prompt(question.conversation) for question in questions]
-    fitting = [at for at, prompt in enumerate(prompts) if limit is None or len(prompt) < limit]
+    fitting = [at for at, prompt in enumerate(prompts) if engine.fits(prompt, schema)]
     asked, sampling = [prompts[at] for at in fitting], Sampling(max_new_tokens=max_new_tokens)
     answers = engine.answers_to(asked, sampling, batch_size=batch_size, progress=progress, schema=schema)
     answered = dict(zip(fitting, answers, strict=True))

@@ -97,12 +97,17 @@ class Engine:
     def prompt_tokens(self, conversation: Conversation) -> int:
         return len(self.framing.prompt(conversation))
 
-    def prompt(self, conversation: Conversation, opening: Sequence[int] = ()) -> list[int]:
-        """Return the prompt's tokens and the ``opening``. Raises InputError if they leave no room for an answer."""
-        tokens = [*self.framing.prompt(conversation), *opening]
-        if self.context_tokens is not None and len(tokens) >= self.context_tokens:
+    def prompt(self, conversation: Conversation, schema: Mapping[str, Any] | None = None) -> list[int]:
+        """Return the prompt's tokens. Raises InputError if they leave no room for an answer kept to ``schema``."""
+        tokens = self.framing.prompt(conversation)
+        if not self.fits(tokens, schema):
             raise InputError("generate.engine.too_long", prompt_tokens=len(tokens), context_tokens=self.context_tokens)
         return tokens
+
+    def fits(self, prompt: Sequence[int], schema: Mapping[str, Any] | None = None) -> bool:
+        """Return whether a prompt in tokens leaves room for an answer kept to ``schema``."""
+        opening = () if schema is None else self._grammars.opening
+        return self.context_tokens is None or len(prompt) + len(opening) < self.context_tokens
 
     def stream(
         self, conversation: Conversation, sampling: Sampling | None = None, schema: Mapping[str, Any] | None = None
@@ -113,7 +118,7 @@ class Engine:
         """
         sampling = sampling or Sampling()
         grammar = self._grammar(schema)
-        prompt = self.prompt(conversation, grammar.opening if grammar else ())
+        prompt = [*self.prompt(conversation, schema), *(grammar.opening if grammar else ())]
         limit = self._limit(prompt, sampling)
 
         def start(streamer: TokenQueue, cancelled: Cancelled) -> None:
@@ -148,7 +153,7 @@ class Engine:
         Equal means to rounding: sums over a batch may differ in the last bit, which can turn a near tie. Raises
         InputError if a conversation is too long.
         """
-        prompts = [self.prompt(conversation) for conversation in conversations]
+        prompts = [self.prompt(conversation, schema) for conversation in conversations]
         return self.answers_to(prompts, sampling, batch_size=batch_size, progress=progress, schema=schema)
 
     def answers_to(
@@ -160,7 +165,7 @@ class Engine:
         progress: Progress | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
-        """Return the answers to prompts in tokens, as :meth:`answers` does; each must leave room for its answer."""
+        """Return the answers to prompts in tokens, each of which :meth:`fits`, as :meth:`answers` does."""
         answers: dict[int, Answer] = {}
         for at, answer in self.finished(prompts, sampling, batch_size=batch_size, schema=schema):
             answers[at] = answer

@@ -67,11 +67,12 @@ def test_a_prompt_that_leaves_no_room_gets_no_answer() -> None:
 class Speaking:
     """An engine that says what it is given, as the template of Qwen2.5 writes it."""
 
-    context_tokens = None
-
     def __init__(self, *answers: Turn) -> None:
         self.framing = framing_for(families.tokenizer_of("qwen2.5"), Tokens())
         self._answers = answers
+
+    def fits(self, *_: Any) -> bool:
+        return True
 
     def finished(self, prompts: list[list[int]], *_: Any, **__: Any) -> Iterator[tuple[int, Answer]]:
         for at, (prompt, turn) in enumerate(zip(prompts, self._answers, strict=True)):

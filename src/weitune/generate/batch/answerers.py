@@ -68,8 +68,7 @@ class LocalAnswerer:
     ) -> Finished:
         engine = self._load()
         prompts = [engine.framing.prompt(conversation) for conversation in conversations]
-        limit = engine.context_tokens
-        fitting = [at for at, prompt in enumerate(prompts) if limit is None or len(prompt) < limit]
+        fitting = [at for at, prompt in enumerate(prompts) if engine.fits(prompt, schema)]
         yield from ((at, None) for at in sorted({*range(len(prompts))} - {*fitting}))
         answers = engine.finished(
             [prompts[at] for at in fitting],

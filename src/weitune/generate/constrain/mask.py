@@ -117,10 +117,11 @@ class Grammars:
         matcher = LLMatcher(self._tokens, rule.lark, log_level=0)
         if matcher.is_error():
             raise _failed(matcher)
-        return AnswerGrammar(matcher, self._opening, self._stops)
+        return AnswerGrammar(matcher, self.opening, self._stops)
 
     @cached_property
-    def _opening(self) -> tuple[int, ...]:
+    def opening(self) -> tuple[int, ...]:
+        """Tokens that stand between a prompt and an answer, whatever its schema."""
         return content_opening(self._framing)
 
     @cached_property
