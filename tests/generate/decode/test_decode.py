@@ -74,6 +74,12 @@ def test_every_token_is_the_models_own_likeliest(family: str) -> None:
     assert decoded(decoder_of(model), [prompt], [40], 1) == [argmax_loop(model, prompt, 40)]
 
 
+def test_a_window_that_attention_is_not_told_of_is_left_to_transformers() -> None:
+    window = {"use_sliding_window": True, "sliding_window": 4096}
+    assert decodable_blocks(family_model("qwen2_moe", **window)) is None
+    assert decodable_blocks(family_model("qwen2_moe", **{**window, "use_sliding_window": False})) is not None
+
+
 def test_a_sliding_window_hides_what_is_too_far_back() -> None:
     model = tiny_model("mistral", sliding_window=16)
     prompt = tokens(50, 1)

@@ -15,6 +15,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.fast.settings import settings
 from weitune.model.rotation_by_length import rotates_by_length
+from weitune.model.windows import tells_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +39,8 @@ def decodable_blocks(model: PreTrainedModel) -> BlockDecoder | None:
     if blocks.positions < (getattr(model.config.get_text_config(), "max_position_embeddings", None) or FOREVER):
         return None
     if any(p.magnitude is not None for parts in blocks.parts for group in parts.groups for p in group.projections):
+        return None
+    if not tells_windows(model):  # a text longer than the probe's would show it
         return None
     return blocks if _computes_the_same(model, blocks) else None
 
