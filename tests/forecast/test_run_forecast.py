@@ -337,7 +337,7 @@ def test_the_command_tells_everything(data: Path, tmp_path: Path, capsys: pytest
     assert 0 < told["saved_by_sharing"] < 1
     assert told["here"]["total_bytes"] == sum(told["here"]["need"].values())
     assert [(each["target"], each["precision"], each["storage"]) for each in told["targets"]][4:] == [
-        ("T4", "fp32", "fp32"), ("T4", "bf16", "bf16"), ("T4", "bf16", "int8"), ("T4", "bf16", "nf4"),
+        ("T4", "fp32", "fp32"), ("T4", "fp32", "bf16"), ("T4", "fp32", "int8"), ("T4", "fp32", "nf4"),
     ]  # fmt: skip
     assert told["here"]["recompute"] == "none"
     assert plan("--model", str(model), "--data", str(data), "--gpu", "T4") == 0

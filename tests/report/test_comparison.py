@@ -9,6 +9,7 @@ import pytest
 
 from tests.report.pages import EVIL, Page, made_run
 from weitune import cli
+from weitune.evaluate.evaluation import EvaluatedRows
 from weitune.recipe.preference import Preference
 from weitune.report.comparison import compare, differences, results
 from weitune.report.run_record import RunRecord
@@ -74,6 +75,15 @@ def test_a_base_that_runs_have_in_common_stands_there_once(tmp_path: Path) -> No
     assert [text for text in page.texts if text == "基座" or text.startswith(("a: ", "b: "))] == [
         "基座", f"a: {EVIL}", f"b: {EVIL}"
     ]  # fmt: skip
+
+
+def test_figures_of_other_rows_stand_in_tables_of_their_own(tmp_path: Path) -> None:
+    one, two = (RunRecord.read(made_run(tmp_path / name)) for name in "ab")
+    assert one.evaluation is not None
+    other = replace(two, evaluation=replace(one.evaluation, rows=EvaluatedRows("easy.json", 5, 5)))
+    together, apart = ("".join(Page(compare([one, each], tmp_path)).texts) for each in (two, other))
+    assert (together.count("Evaluated on"), apart.count("Evaluated on")) == (1, 2)
+    assert "Evaluated on easy.json: 5 examples, 5 questions." in apart
 
 
 @pytest.mark.parametrize("arguments", [["a"], ["a", "nowhere"]])

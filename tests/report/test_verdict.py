@@ -48,7 +48,7 @@ def with_events(record: RunRecord, kept: str) -> RunRecord:
 
 
 def test_a_run_that_fell_and_rose_again(tmp_path: Path) -> None:
-    text = said(without_evaluation(tmp_path / "run", losses=(5.0, 4.0, 4.5)))
+    text = said(without_evaluation(tmp_path / "run", losses=(5.0, 4.0, 4.5), validation=0.1))
     assert "learned from 2 rows in 20 steps, 40 s" in text
     assert "the loss fell from 5.000 to 4.000, its best, at step 10" in text
     assert "rose to 4.500 at step 20" in text
@@ -74,6 +74,13 @@ def test_without_held_out_rows_the_answers_must_show_it(tmp_path: Path) -> None:
     text = said(without_evaluation(tmp_path / "run", losses=()))
     assert "went from 4.950 to 4.000" in text
     assert "No rows were held out" in text
+    assert f"weitune eval {tmp_path / 'run'} --gate --data ROWS.jsonl" in text
+
+
+def test_held_out_rows_that_were_measured_before_the_first_step_only(tmp_path: Path) -> None:
+    text = said(without_evaluation(tmp_path / "run", losses=(5.0,), validation=0.1))
+    assert "No rows were held out" not in text
+    assert "have not been measured since the start" in text
 
 
 def test_runs_that_ended_early_say_how_to_go_on(tmp_path: Path) -> None:
@@ -81,6 +88,9 @@ def test_runs_that_ended_early_say_how_to_go_on(tmp_path: Path) -> None:
     stopped = said(with_events(record, json.dumps({"event": "stop", "step": 20, "reason": "SIGTERM"})))
     assert "stopped by SIGTERM after 20 of 20 steps" in stopped
     assert f"weitune train --resume {tmp_path / 'run'}" in stopped
+    diverged = said(with_events(record, json.dumps({"event": "not finite", "step": 21})))
+    assert "not a finite number after 20 of 20 steps" in diverged
+    assert "--resume" not in diverged
     unfinished = said(with_events(record, ""))
     assert "It has not finished" in unfinished
     assert "Not known yet: the run is not finished." in unfinished
@@ -97,6 +107,50 @@ def test_forgetting_beyond_chance_and_broken_bounds(tmp_path: Path) -> None:
     assert "chance may explain it" in said(kept)
     assert "Every bound of --gate is kept." in said(kept)
     assert "beyond chance" not in evaluation_section(kept.evaluation)
+
+
+def test_an_evaluation_of_an_adapter_that_was_left_behind_says_so(tmp_path: Path) -> None:
+    record = RunRecord.read(made_run(tmp_path / "run", losses=()))  # its adapter is that of step 10
+    evaluation = evaluated(0.8, change=Change(0.0, -0.1, 0.1))
+    told = {}
+    for step in (10, 5):
+        base, tuned = evaluation.models
+        found = replace(record, evaluation=replace(evaluation, models=[base, replace(tuned, step=step)]))
+        told[step] = "".join(Page(run_report(found)).texts)
+    sentence = "This was measured with the adapter of step 5; the run has one of step 10 now."
+    assert sentence not in told[10]
+    assert told[5].count(sentence) == 3  # whether it is good, what it cost, and the answers
+
+
+@pytest.mark.parametrize(("step", "kept"), [(None, 1), (10, 1), (5, 0)])
+def test_the_demos_answers_are_those_of_the_newest_adapter(step: int | None, kept: int, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    (run / "answers.json").write_text(json.dumps({"step": step, "answers": [{"question": "?"}]}))
+    assert len(RunRecord.read(run).answers) == kept
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "last", "state", "told"),
+    [
+        ("dpo", 0.0, 0.8, "good", "80% of the held-out pairs"),
+        ("dpo", 0.0, 0.5, "bad", "50% of the held-out pairs"),
+        ("orpo", 0.7, 0.62, "bad", "Before training it was 70%."),
+        ("orpo", 0.6, 0.62, "good", "Before training it was 60%."),
+        ("kto", 0.0, 0.8, "good", "80% of the held-out answers on the side where they were judged"),
+    ],
+)
+def test_preferences_are_judged_by_what_the_method_compares(
+    method: str, first: float, last: float, state: str, told: str, tmp_path: Path
+) -> None:
+    record = without_evaluation(tmp_path / "run", validation=0.1, preference={"method": method})
+    lines = [json.loads(line) for line in (record.path / "events.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "validation":
+            line["rewards/accuracies"] = last if line["step"] else first
+    (record.path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = replace(RunRecord.read(record.path), evaluation=None)
+    assert told in said(record)
+    assert f'<div class="{state}"><dt>Is it good?' in verdict(record)
 
 
 def test_the_best_of_each_measure_is_marked_by_its_direction(tmp_path: Path) -> None:
@@ -155,6 +209,21 @@ def test_held_out_rows_are_not_counted_as_learned(tmp_path: Path) -> None:
     assert record.data is not None
     held = replace(record, data=replace(record.data, validation=ValidationSize(examples=1)))
     assert "learned from one row" in said(held)
+
+
+def test_rows_with_several_examples_are_not_counted_where_some_are_held_out(tmp_path: Path) -> None:
+    record = without_evaluation(tmp_path / "run", validation=0.5)
+    assert record.data is not None
+    record.data.report.rows.trained, record.data.report.examples.kept = 3, 12
+    assert "learned from 3 rows" in said(record)
+    held = replace(record, data=replace(record.data, validation=ValidationSize(examples=6)))
+    assert "was trained for 20 steps" in said(held)
+
+
+def test_a_whole_model_is_offered_neither_export_nor_server(tmp_path: Path) -> None:
+    for number, lora in enumerate(({}, "none")):
+        page = run_report(without_evaluation(tmp_path / str(number), lora=lora))
+        assert ("weitune export" in page, "weitune serve" in page) == (not number, not number)
 
 
 @pytest.mark.parametrize(("examples", "told"), [(5000, "learned from 40 rows"), (5001, "was trained for 20 steps")])

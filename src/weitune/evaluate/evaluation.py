@@ -177,6 +177,13 @@ class Evaluation:
     schema: Mapping[str, Any] | None = None
     """The JSON schema that answers to the questions of the rows were kept to"""
 
+    @property
+    def judged(self) -> tuple[ModelScores, ModelScores] | None:
+        """The base, and the model to judge by: the last one that is not the base; None if one of them is missing."""
+        base = next((model for model in self.models if model.which == "base"), None)
+        tuned = next((model for model in reversed(self.models) if model.which != "base"), None)
+        return (base, tuned) if base is not None and tuned is not None else None
+
     def to_json(self) -> dict[str, Any]:
         tree = asdict(self)
         for model in tree["models"]:

@@ -15,12 +15,14 @@ class Gpu(NamedTuple):
     """An accelerator, and the page that states its memory."""
 
     name: str
-    gigabytes: int
+    gigabytes: float
     source: str
+    bf16: bool = True
+    """Whether it computes in bfloat16 natively; NVIDIA's do from compute capability 8.0 on."""
 
     @property
     def bytes(self) -> int:
-        return self.gigabytes * 10**9
+        return int(self.gigabytes * 10**9)
 
 
 _GEFORCE = "nvidia.com, GeForce {} product page"
@@ -31,11 +33,11 @@ GPUS = (
     Gpu("RTX 4060 Ti", 16, _GEFORCE.format("RTX 4060 Ti (16 GB)")),
     Gpu("RTX 4090", 24, _GEFORCE.format("RTX 4090")),
     Gpu("RTX 5090", 32, _GEFORCE.format("RTX 5090")),
-    Gpu("T4", 16, _DATA_CENTRE.format("T4")),
+    Gpu("T4", 16, _DATA_CENTRE.format("T4"), bf16=False),
     Gpu("L4", 24, _DATA_CENTRE.format("L4")),
     Gpu("L40S", 48, _DATA_CENTRE.format("L40S")),
     Gpu("A10", 24, _DATA_CENTRE.format("A10")),
-    Gpu("V100", 32, _DATA_CENTRE.format("V100 (32 GB)")),
+    Gpu("V100", 32, _DATA_CENTRE.format("V100 (32 GB)"), bf16=False),
     Gpu("A100", 80, _DATA_CENTRE.format("A100 (80 GB)")),
     Gpu("H100", 80, _DATA_CENTRE.format("H100 (80 GB)")),
     Gpu("H200", 141, _DATA_CENTRE.format("H200")),

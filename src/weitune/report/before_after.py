@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from weitune.evaluate.evaluation import AnsweredQuestion, Evaluation
 from weitune.messages import say
 from weitune.report.evaluation_section import model_name
+from weitune.report.markup import prose
 from weitune.report.page import folded, section, table
 from weitune.report.run_record import RunRecord
 from weitune.run.events import SampleAnswer, Validation
@@ -40,7 +41,15 @@ def are_of_validations(record: RunRecord) -> bool:
 
 def answers_section(record: RunRecord) -> str:
     """Return the section about a run: some answers at once, and the others, also those of an evaluation, folded."""
-    return _section(before_and_after(record), record.evaluation, asked_elsewhere=bool(record.answers))
+    asked, elsewhere = before_and_after(record), bool(record.answers)
+    return _section(asked, record.evaluation, asked_elsewhere=elsewhere, notes=of_earlier(record))
+
+
+def of_earlier(record: RunRecord) -> list[str]:
+    """Return a sentence if the evaluation is of an adapter that the run has left behind."""
+    if (steps := record.evaluated_earlier) is None:
+        return []
+    return [say("report.before_after.of_earlier", measured=steps[0], now=steps[1])]
 
 
 def evaluated_answers(evaluation: Evaluation) -> str:
@@ -48,13 +57,16 @@ def evaluated_answers(evaluation: Evaluation) -> str:
     return _section(_evaluated(evaluation), evaluation, asked_elsewhere=False)
 
 
-def _section(asked: Sequence[Asked], evaluation: Evaluation | None, *, asked_elsewhere: bool) -> str:
-    """Return the section; ``asked_elsewhere``: the questions are not those of the evaluation."""
+def _section(
+    asked: Sequence[Asked], evaluation: Evaluation | None, *, asked_elsewhere: bool, notes: Sequence[str] = ()
+) -> str:
+    """Return the section with ``notes``; ``asked_elsewhere``: the questions are not those of the evaluation."""
     start = 0 if asked_elsewhere else SHOWN
     answered = evaluation.answers[start:] if evaluation is not None else ()
     more = say("report.before_after.more" if start else "report.before_after.evaluated", count=len(answered))
     return section(
         say("report.run_report.before_and_after"),
+        "".join(f"<p>{prose(note)}</p>\n" for note in notes),
         _table(asked[:SHOWN] if answered and start else asked),
         folded(more, _of_models(answered, evaluation)) if evaluation and answered else "",
         _general(evaluation) if evaluation is not None else "",

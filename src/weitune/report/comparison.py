@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from weitune.evaluate.evaluation import ModelScores
+from weitune.evaluate.evaluation import Evaluation
 from weitune.evaluate.figures import measured
-from weitune.messages import joined, say
+from weitune.messages import in_english, joined, say
 from weitune.report.chart import Line, chart
 from weitune.report.data_section import MISSING
-from weitune.report.evaluation_section import figures_table, model_name
+from weitune.report.evaluation_section import evaluated_on, figures_table, model_name
 from weitune.report.links import linked
 from weitune.report.markup import text
 from weitune.report.page import Content, page, section, table
@@ -63,11 +64,19 @@ def _comparable(records: Sequence[RunRecord]) -> bool:
     """Return whether the validation losses are those of the same rows, by the same method."""
 
     def kind(record: RunRecord) -> object:
-        basis = record.environment.get("basis")
-        held = basis.get("validation") if isinstance(basis, dict) else None
-        return record.recipe.preference, held or record.recipe.validation
+        return record.recipe.preference, _held_out(record)
 
     return all(kind(record) == kind(records[0]) for record in records)
+
+
+def _held_out(record: RunRecord) -> object:
+    """Return what tells the held-out rows of runs apart: their fingerprint, or how they were chosen."""
+    return _basis(record).get("validation") or record.recipe.validation
+
+
+def _basis(record: RunRecord) -> Mapping[str, Any]:
+    basis = record.environment.get("basis")
+    return basis if isinstance(basis, dict) else {}
 
 
 def _equal(records: Sequence[RunRecord], names: Sequence[str]) -> str:
@@ -145,17 +154,28 @@ def _by_time(record: RunRecord) -> list[tuple[float, float]]:
 
 
 def _evaluations(records: Sequence[RunRecord], names: Sequence[str]) -> str:
-    evaluated: list[tuple[str, ModelScores]] = [
-        (name, model)
-        for name, record in zip(names, records, strict=True)
-        if record.evaluation is not None
-        for model in record.evaluation.models
-    ]
+    """Return a table of the evaluations of each set of rows: figures of other rows are not to be compared."""
+    together: dict[str, list[tuple[str, Evaluation]]] = {}
+    for name, record in zip(names, records, strict=True):
+        if (found := record.evaluation) is not None:
+            together.setdefault(_rows_of(record, found), []).append((name, found))
+    return "".join(f"<p>{text(evaluated_on(some[0][1]))}</p>\n{_table(some)}" for some in together.values())
+
+
+def _rows_of(record: RunRecord, evaluation: Evaluation) -> str:
+    """Return a text that is the same for evaluations whose figures can be compared."""
+    fraction = record.recipe.validation_fraction
+    own = "" if fraction is None else in_english(say("evaluate.evaluation_set.held_out", fraction=fraction))
+    held = _held_out(record) if in_english(evaluation.rows.name) == own else None
+    tokenizer = _basis(record).get("tokenizer")  # a loss is that of a token
+    return repr((evaluation.rows, evaluation.max_new_tokens, evaluation.schema, tokenizer, held))
+
+
+def _table(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
+    evaluated = [(name, model) for name, evaluation in evaluations for model in evaluation.models]
     bases = [model for _, model in evaluated if model.which == "base"]
     if len(bases) > 1 and all(base == bases[0] for base in bases):  # it stands there once
         evaluated = [("", bases[0]), *((name, model) for name, model in evaluated if model.which != "base")]
-    if not evaluated:
-        return ""
     heads = [joined(": ", filter(None, [name, model_name(model.which)])) for name, model in evaluated]
     return figures_table(heads, measured([model for _, model in evaluated]))
 

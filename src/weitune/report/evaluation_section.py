@@ -19,19 +19,24 @@ def evaluation_section(evaluation: Evaluation | None) -> str:
     """Return the section, or nothing if there was no evaluation."""
     if evaluation is None or not evaluation.models:
         return ""
-    models, rows = evaluation.models, evaluation.rows
-    name = translated(rows.name, "evaluate")
-    evaluated_on = say("report.evaluation_section.rows", name=name, examples=rows.examples, questions=rows.questions)
+    models = evaluation.models
     curves, legend = _over_steps(models), say("report.evaluation_section.legend")
     if evaluation.schema is not None:
         legend = joined(" ", [say("report.evaluation_section.kept_to_schema"), legend])
     return section(
         say("report.evaluation_section.title"),
-        f"<p>{text(evaluated_on)} {text(legend)}</p>\n",
+        f"<p>{text(evaluated_on(evaluation))} {text(legend)}</p>\n",
         figures_table([model_name(model.which) for model in models], measured(models)),
         _win_rate(evaluation.win_rate),
         f'<div class="charts">{curves}</div>\n' if curves else "",
     )
+
+
+def evaluated_on(evaluation: Evaluation) -> str:
+    """Return a sentence about the rows of an evaluation."""
+    rows = evaluation.rows
+    name = translated(rows.name, "evaluate")
+    return say("report.evaluation_section.rows", name=name, examples=rows.examples, questions=rows.questions)
 
 
 def model_name(which: str) -> str:

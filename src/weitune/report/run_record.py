@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,21 +32,22 @@ class RunRecord:
     events: tuple[Event, ...]
     evaluation: Evaluation | None
     answers: tuple[Mapping[str, Any], ...] = ()
-    """Questions with the answers before and after, if the demo asked any."""
+    """Questions with the answers before and after, if the demo asked any of the newest adapter."""
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
         """Read the run in ``folder``. Raises RunError if there is none, RecipeError if its recipe is broken."""
-        run = RunFolder(folder)
-        return cls(
+        run, (answers, step) = RunFolder(folder), _answers(folder / ANSWERS)
+        record = cls(
             path=run.path,
             recipe=run.recipe,
             environment=json_object(folder / ENVIRONMENT),
             data=read_data_record(folder),
             events=tuple(run.typed_events()),
             evaluation=read_evaluation(folder),
-            answers=_answers(folder / ANSWERS),
+            answers=answers,
         )
+        return record if step in {None, record.adapter_step} else replace(record, answers=())
 
     @property
     def name(self) -> str:
@@ -79,6 +80,27 @@ class RunRecord:
         return str(last.reason) if last is not None and last.kind == "stop" else ""
 
     @property
+    def not_finite(self) -> bool:
+        """Whether the run ended because a loss or a gradient was not finite, and has not gone on since."""
+        return self.last_turn is not None and self.last_turn.kind == "not finite"
+
+    @property
+    def adapter_step(self) -> int | None:
+        """The step of the newest adapter: the final one's, or the last step if the run has gone on; None if unknown."""
+        if self.finished:
+            return self.turns("end")[-1].adapter_step
+        return max((event.step for event in self.of_kind(Step) if event.step is not None), default=None)
+
+    @property
+    def evaluated_earlier(self) -> tuple[int, int] | None:
+        """The step of the adapter that was evaluated as the last one, and that of the newest, if they differ."""
+        tuned = None if self.evaluation is None else self.evaluation.judged
+        if tuned is None or tuned[1].which != "last" or tuned[1].step is None or self.adapter_step is None:
+            return None
+        steps = tuned[1].step, self.adapter_step
+        return None if steps[0] == steps[1] else steps
+
+    @property
     def planned(self) -> int | None:
         """How many steps the run has: a run that goes on may have got more."""
         begun = (event.steps for event in reversed(self.events) if event.kind in {"start", "resume"})
@@ -103,6 +125,9 @@ class RunRecord:
         return values(self.recipe)
 
 
-def _answers(path: Path) -> tuple[Mapping[str, Any], ...]:
-    answers = json_object(path).get("answers")
-    return tuple(answer for answer in answers if isinstance(answer, dict)) if isinstance(answers, list) else ()
+def _answers(path: Path) -> tuple[tuple[Mapping[str, Any], ...], object]:
+    """Return the demo's answers and the step of the adapter that gave them."""
+    tree = json_object(path)
+    answers = tree.get("answers")
+    found = answers if isinstance(answers, list) else []
+    return tuple(answer for answer in found if isinstance(answer, dict)), tree.get("step")

@@ -19,7 +19,7 @@ from weitune.report.data_section import MISSING, data_tables, learned_rows
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.links import comparisons, linked, siblings
 from weitune.report.markup import lang, text
-from weitune.report.next_steps import later_commands
+from weitune.report.next_steps import ANOTHER, later_commands
 from weitune.report.page import COPY, Content, Fact, code, commands, folded, page, section, table, tiles
 from weitune.report.preference_section import preference_section
 from weitune.report.run_record import RunRecord
@@ -134,6 +134,8 @@ def _state(record: RunRecord) -> Fact:
         return Fact(
             name, say("report.run_report.stopped", reason=translated(record.stopped_by, "training")), state="bad"
         )
+    if record.not_finite:
+        return Fact(name, say("report.run_report.not_finite"), state="bad")
     return Fact(name, say("report.run_report.not_finished"), state="open")
 
 
@@ -207,8 +209,9 @@ def _siblings(record: RunRecord) -> str:
         parts.append("<p>" + text(say("report.run_report.comparisons")) + f" {links}</p>\n")
     if others := siblings(run)[:_SHOWN_SIBLINGS]:
         links = linked([(name, run.parent / name / REPORT) for name in others], run)
-        folders = (record.path, *(record.path.parent / name for name in others))
-        compare = shell_command("compare", *folders, "--output", record.path.parent / "compare.html")
+        parent = record.path.parent if record.path.name not in {"", ".."} else run.parent
+        folders = (record.path, *(parent / name for name in others))
+        compare = shell_command("compare", *folders, "--output", parent / "compare.html")
         parts += ["<p>" + text(say("report.run_report.siblings")) + f" {links}</p>\n", commands([compare])]
     return "".join(parts)
 
@@ -221,7 +224,7 @@ def _repeat(record: RunRecord) -> str:
     basis = record.environment.get("basis", {})
     fingerprints = "".join(f"{name}: {value}\n" for name, value in leaves(basis))
     return (
-        commands([shell_command("train", record.path / RECIPE, "--output", "ANOTHER-FOLDER")])
+        commands([shell_command("train", record.path / RECIPE, "--output", ANOTHER)])
         + folded(say("report.run_report.recipe"), code(record.recipe_text, wrapped=True))
         + folded(say("report.run_report.machine"), table((), [*environment.items(), *packages.items()]))
         + folded(say("report.run_report.fingerprints"), code(fingerprints, wrapped=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weitune.errors import InputError
 from weitune.evaluate.evaluation import Evaluation, Gate, ModelScores
@@ -12,15 +12,15 @@ from weitune.evaluate.gate import Bounds, judge_bounds
 from weitune.messages import joined, say
 from weitune.messages.quantities import duration_text
 from weitune.messages.translate import translated
-from weitune.report.before_after import before_and_after
+from weitune.recipe.preference import Preference
+from weitune.report.before_after import before_and_after, of_earlier
 from weitune.report.markup import prose, text
-from weitune.report.next_steps import next_commands
+from weitune.report.next_steps import evaluation_command, next_commands
 from weitune.report.page import State, commands
 from weitune.report.run_record import RunRecord
 from weitune.report.trend import trend
 from weitune.run.events import Step, Validation
 from weitune.run.history import finite
-from weitune.shell import shell_command
 
 _RISE = 0.02
 """By how much of the best validation loss the last one must be higher for a word about it."""
@@ -84,43 +84,56 @@ def _worked(record: RunRecord) -> Finding:
     if record.stopped_by:
         reason = translated(record.stopped_by, "training")
         return Finding(question, [say("report.verdict.stopped", reason=reason, steps=done)], "bad")
+    if record.not_finite:
+        return Finding(question, [say("report.verdict.not_finite", steps=done)], "bad")
     return Finding(question, [say("report.verdict.unfinished", steps=done)], "open")
 
 
 def _learned_rows(record: RunRecord, steps: int) -> int:
     """Return the number of rows that were learned from in ``steps`` steps, 0 if it is not known.
 
-    A share of them may be held out, and a run may end before it has seen all of them.
+    A share of the examples may be held out, and a run may end before it has seen all of them; a row may make several.
     """
     if record.data is None:
         return 0
     held = record.data.validation if isinstance(record.recipe.validation, float) else None
-    report = record.data.report
-    rows = max(0, report.rows.trained - (held.examples if held else 0))
+    rows, kept = record.data.report.rows.trained, record.data.report.examples.kept
     seen = steps * record.recipe.train.batch_size
-    if seen < rows and report.examples.kept != report.rows.trained:
-        return 0
-    return min(rows, seen)
+    if kept != rows:
+        return rows if held is None and seen >= kept else 0
+    return min(max(0, rows - (held.examples if held else 0)), seen)
 
 
 def _good(record: RunRecord) -> Finding:
     question = say("report.verdict.good")
     if shares := record.figures("rewards/accuracies", Validation):
-        better = shares[-1][1] > 0.5
-        said = say("report.verdict.pairs", share=shares[-1][1])
-        return Finding(question, [said], "good" if better else "bad")
+        return _preferred(record.recipe.preference, shares)
     losses = record.series("loss", Validation)
     if record.best is not None and losses[0][0] < record.best[0]:
         return Finding(question, [*_held_out(record)], "good" if record.best[1] < losses[0][1] else "bad")
     if record.evaluation is not None:
-        judged, state = _judged(record.evaluation)
-        if judged:
-            return Finding(question, judged, state)
+        said, state = _judged(record.evaluation)
+        if said:
+            return Finding(question, [*said, *of_earlier(record)], state)
     steps = trend(record.series("loss"))  # as the tiles have it
     if len(steps) < 2:
         return Finding(question, [say("report.verdict.unknown")], "open")
     fell = say("report.verdict.training_loss", first=steps[0][1], last=steps[-1][1])
-    return Finding(question, [fell, say("report.verdict.nothing_held_out")], "open")
+    held_out = record.recipe.validation is not None
+    more = say("report.verdict.not_measured_since" if held_out else "report.verdict.nothing_held_out")
+    return Finding(question, [fell, more], "open")
+
+
+def _preferred(preference: Preference | None, shares: Sequence[tuple[float, float]]) -> Finding:
+    """Return what (step, share) of held-out pairs or judged answers that are on the right side says."""
+    (start, first), (_, last) = shares[0], shares[-1]
+    pairs, compared = preference is None or preference.needs_pairs, preference is None or preference.has_reference
+    said = [say("report.verdict.pairs" if pairs else "report.verdict.judged", share=last)]
+    better = last > 0.5
+    if start == 0 and not compared:  # with a reference, all rewards are 0 then
+        said.append(say("report.verdict.pairs_before", first=first))
+        better = better and last > first
+    return Finding(say("report.verdict.good"), said, "good" if better else "bad")
 
 
 def _held_out(record: RunRecord) -> Iterator[str]:
@@ -139,16 +152,9 @@ def _held_out(record: RunRecord) -> Iterator[str]:
             yield say("report.verdict.adapter_is_not_best", step=chosen)
 
 
-def tuned_of(evaluation: Evaluation) -> tuple[ModelScores, ModelScores] | None:
-    """Return the base and the model to judge by: the last one that is not the base."""
-    base = next((model for model in evaluation.models if model.which == "base"), None)
-    tuned = next((model for model in reversed(evaluation.models) if model.which != "base"), None)
-    return (base, tuned) if base is not None and tuned is not None else None
-
-
 def _judged(evaluation: Evaluation) -> tuple[list[str], State]:
     """Return what an evaluation says about held-out rows."""
-    if (found := tuned_of(evaluation)) is None:
+    if (found := evaluation.judged) is None:
         return [], ""
     base, tuned = found
     if base.loss is None or tuned.loss is None:
@@ -160,16 +166,17 @@ def _judged(evaluation: Evaluation) -> tuple[list[str], State]:
 
 
 def _cost(record: RunRecord) -> Finding:
-    if record.evaluation is not None and tuned_of(record.evaluation):
-        return _costs(record.evaluation)
-    ask = commands([shell_command("eval", record.path, "--gate")]) if record.finished else ""
+    if record.evaluation is not None and record.evaluation.judged:
+        found = _costs(record.evaluation)
+        return replace(found, sentences=[*found.sentences, *of_earlier(record)])
+    ask = commands([evaluation_command(record, "--gate")]) if record.finished else ""
     said = say("report.verdict.cost_unknown" if ask else "report.verdict.cost_not_finished")
     return Finding(say("report.verdict.cost"), [said], "open", ask)
 
 
 def _costs(evaluation: Evaluation) -> Finding:
     """Return what general questions and the bounds of ``--gate`` say about a tuned model."""
-    question, found = say("report.verdict.cost"), tuned_of(evaluation)
+    question, found = say("report.verdict.cost"), evaluation.judged
     if found is None or found[0].general is None or found[1].general is None:
         return Finding(question, [say("report.verdict.cost_not_asked")], "open")
     base, tuned = found

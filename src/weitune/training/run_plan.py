@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from weitune.errors import ModelError
 from weitune.forecast.capacity import by_heart_note, room_note
 from weitune.forecast.device_memory import free_bytes
+from weitune.forecast.gpus import Gpu
 from weitune.forecast.memory_estimate import MOST_TOKENS, MOST_TOKENS_ON_CPU, PassSize
 from weitune.forecast.memory_watch import published_line
 from weitune.forecast.meta_model import MetaModel, build_meta_model
 from weitune.forecast.run_forecast import Fit, Format, Precision, Target, disk_bytes, fit, formats, ways_to_fit
 from weitune.forecast.workload import Workload
 from weitune.messages import say
-from weitune.model.load.device import choose_device, choose_dtype
+from weitune.model.load.device import choose_device, choose_dtype, owns_several
 from weitune.model.load.locate import locate_base
 from weitune.progress import Progress
 from weitune.recipe.first_rate import LONG, first_rate, strength_of
@@ -85,7 +88,7 @@ class _Notes(Reporter):
 
 
 def plan_run(
-    recipe: Recipe, *, device: str | None = None, others: Sequence[tuple[str, int]] = (), processes: int = 1
+    recipe: Recipe, *, device: str | None = None, others: Sequence[Gpu] = (), processes: int = 1
 ) -> RunPlan:
     """Return the plan of a run on this machine, and on GPUs given as (name, bytes of memory).
 
@@ -107,13 +110,12 @@ def plan_run(
     most_on_cpu = inputs.most_on_cpu(meta.capabilities, processes) if inputs else MOST_TOKENS_ON_CPU
     target = choose_device(device)
     form = Format.from_recipe(recipe, choose_dtype(recipe.train.precision, target))
-    free = free_bytes(target) // (processes if target.type == "cpu" else 1)
-    this = Target(say("training.run_plan.this_machine", kind=target.type), target.type, free)
+    this = _this_machine(target, processes, spread=device is None and processes == 1)
     here = fit(meta, recipe, this, form, largest, processes, most_on_cpu)
     if line := published_line(files, here.need, form.storage):
         notes.say(line)
-    elsewhere: Precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
-    targets = [(this, form.precision), *((Target(name, "cuda", memory), elsewhere) for name, memory in others)]
+    targets = [(this, form.precision)]
+    targets += [(Target(each.name, "cuda", each.bytes), _precision_on(each, recipe)) for each in others]
     return RunPlan(
         recipe=recipe,
         meta=meta,
@@ -140,6 +142,23 @@ def timed(plan: RunPlan, *, device: str | None = None, progress: Progress | None
     return replace(plan, timing=measure(plan.inputs, plan.meta, device=device, progress=progress))
 
 
+def _this_machine(target: torch.device, processes: int, *, spread: bool) -> Target:
+    """Return what one of ``processes`` has here; ``spread``: a single one divides the model among all GPUs it sees."""
+    kind, free = target.type, free_bytes(target) // (processes if target.type == "cpu" else 1)
+    if spread and owns_several(target):
+        devices = [torch.device(kind, number) for number in range(torch.cuda.device_count())]
+        kind, free = f"{len(devices)} × {kind}", sum(map(free_bytes, devices))
+    return Target(say("training.run_plan.this_machine", kind=kind), target.type, free)
+
+
+def _precision_on(gpu: Gpu, recipe: Recipe) -> Precision:
+    """Return in what training computes on ``gpu``; see :func:`.choose_dtype`."""
+    chosen = recipe.train.precision
+    if chosen == "auto":
+        return "bf16" if gpu.bf16 else "fp32"
+    return chosen
+
+
 def _capacity_notes(inputs: RunInputs, meta: MetaModel) -> list[str]:
     """Return notes on whether the adapter has room for the rows that the run sees, and whether it will repeat them.
 
@@ -163,8 +182,10 @@ def _largest(
         undivided = recipe.tokens.max_length * recipe.preference.answers if recipe.preference else 0
         tokens = -(-recipe.train.batch_size // processes) * (undivided or recipe.tokens.max_length)
         return PassSize(tokens, tokens, recipe.tokens.max_length, undivided=undivided), None
+    given = recipe.train.micro_tokens
+    most = MOST_TOKENS if given == "auto" else max(MOST_TOKENS, given)
     workload = Workload.lay_out(
-        inputs.examples, inputs.plan, inputs.layout(meta.capabilities), MOST_TOKENS, processes=processes
+        inputs.examples, inputs.plan, inputs.layout(meta.capabilities), most, processes=processes
     )
     known = {"undivided" if recipe.preference else "longest": inputs.longest}
     return replace(workload.largest, **known), workload

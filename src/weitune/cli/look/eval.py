@@ -157,7 +157,7 @@ def _written(folder: Run, evaluation: Evaluation, target: Path) -> Path:
 
     _write(evaluation, target)
     try:
-        if target == folder.path and not folder.made_elsewhere:
+        if target.resolve() == folder.path.resolve() and not folder.made_elsewhere:
             return write_report(target)
         return write_evaluation_report(target, folder.name, folder.recipe.model, evaluation)
     except OSError as error:

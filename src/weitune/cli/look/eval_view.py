@@ -27,7 +27,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         console.print(Text(say("cli.eval_view.win_rate", win=win)))
     for answer in evaluation.answers[:_SHOWN_ANSWERS]:
         console.print(Text(f"\n{answer.prompt}", style="bold"))
-        console.print(Text(say("cli.eval_view.data", answer=answer.reference), style="dim"))
+        if answer.reference is not None:
+            console.print(Text(say("cli.eval_view.data", answer=answer.reference), style="dim"))
         for which, said in answer.said.items():
             console.print(Text(f"  {which:6s} {said}"))
 

@@ -92,7 +92,7 @@ def _add_to_report(run: Run, answers: list[dict[str, str]]) -> Path:
     from weitune.report.run_report import write_report
     from weitune.run.names import ANSWERS
 
-    publish_bytes(json_bytes({"answers": answers}, indent=1), run.path / ANSWERS)
+    publish_bytes(json_bytes({"step": run.adapter_step("last"), "answers": answers}, indent=1), run.path / ANSWERS)
     return write_report(run.path)
 
 

@@ -35,7 +35,7 @@ def command(
     RECIPE and options are those of `weitune train`. The model's configuration and tokenizer are enough; weights are
     neither needed nor downloaded, unless --measure is given. Exit code 2 says that the run will not fit here.
     """
-    from weitune.forecast.gpus import find_gpu, parse_memory
+    from weitune.forecast.gpus import Gpu, find_gpu, parse_memory
     from weitune.recipe.load import load_recipe
 
     overrides = overrides_from(options)
@@ -44,8 +44,8 @@ def command(
     built = load_recipe(recipe, overrides)
     if measure and devices > 1:
         raise click.UsageError(say("cli.plan.measure_takes_one_process"))
-    named = [(gpu.name, gpu.bytes) for gpu in map(find_gpu, gpus)]
-    named += [(say("cli.plan.gpu_with_memory", size=size), parse_memory(size)) for size in memories]
+    named = [find_gpu(name) for name in gpus]
+    named += [Gpu(say("cli.plan.gpu_with_memory", size=size), parse_memory(size) / 10**9, "") for size in memories]
 
     from weitune.cli.shared.terminal import progress, quiet_libraries, working
 

@@ -55,6 +55,9 @@ def stored_dtype(storage: Storage, dtype: torch.dtype) -> torch.dtype:
 
 def device_map(target: torch.device, *, spread: bool) -> Any:
     """Return transformers' ``device_map``: one device, or ``auto`` for ``spread`` if this one process owns several."""
-    if spread and world_size() == 1 and target.type == "cuda" and torch.cuda.device_count() > 1:
-        return "auto"
-    return {"": target}
+    return "auto" if spread and owns_several(target) else {"": target}
+
+
+def owns_several(target: torch.device) -> bool:
+    """Return whether this is a run's one process and sees other GPUs beside ``target``."""
+    return world_size() == 1 and target.type == "cuda" and torch.cuda.device_count() > 1
