@@ -59,13 +59,21 @@ def remove_abandoned(target: Path) -> None:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Flush every file of the folder ``partial``, then rename it to ``target``. An earlier ``target`` is replaced."""
+    """Flush every file of the folder ``partial``, then rename it to ``target``.
+
+    An earlier ``target`` is replaced; it comes back if the last renaming fails or is interrupted.
+    """
     flush_all(partial)
     outdated = hidden(target, "outdated")
     if target.exists():
         shutil.rmtree(outdated, ignore_errors=True)
         target.rename(outdated)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except BaseException:
+        if outdated.exists() and not target.exists():
+            outdated.rename(target)
+        raise
     flush(target.parent)  # or a power cut could bring the old name back without the files
     if outdated.exists():
         shutil.rmtree(outdated, ignore_errors=True)

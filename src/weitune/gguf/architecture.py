@@ -149,7 +149,7 @@ def known_architecture(header: GgufHeader) -> Architecture | None:
     name = header.architecture
     heads = header.get(f"{name}.attention.head_count")
     kv_heads = header.get(f"{name}.attention.head_count_kv", heads)
-    dense = f"{name}.expert_count" not in header.metadata
+    dense = not header.get(f"{name}.expert_count")  # llama.cpp writes 0
     if name not in _KNOWN or not dense or not isinstance(heads, int) or not isinstance(kv_heads, int):
         return None
     return architecture_of_heads(name, heads, kv_heads)

@@ -10,6 +10,7 @@ merges to one token follow each other, as in files that were made from SentenceP
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -121,7 +122,8 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
 def stop_tokens(header: GgufHeader) -> int | list[int] | None:
     """Return the tokens that end an answer, as transformers' configurations have them."""
     named = (header.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS)
-    tokens = list(dict.fromkeys(token for token in named if token is not None))
+    size = header.metadata["tokenizer.ggml.tokens"].count if "tokenizer.ggml.tokens" in header.metadata else math.inf
+    tokens = list(dict.fromkeys(token for token in named if token is not None and token < size))  # -1 stands for none
     return tokens if len(tokens) > 1 else next(iter(tokens), None)
 
 

@@ -16,7 +16,7 @@ from gguf.quants import dequantize
 from gguf import GGMLQuantizationType, GGUFReader
 from tests.export.runs import save_run, silent
 from tests.families import family_config
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import longrope, tiny_model, tiny_tokenizer
 from weitune import Run
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
@@ -24,7 +24,7 @@ from weitune.export.formats.gguf_file import write_gguf
 from weitune.export.source.export_source import open_export_source
 from weitune.gguf.architecture import architecture_of_heads
 from weitune.gguf.families.dense import qwen3
-from weitune.gguf.families.fields import attention_factor, rope_factors, rounds_yarn
+from weitune.gguf.families.fields import attention_factor, long_attention_factor, rope_factors, rounds_yarn
 from weitune.gguf.families.find import family_of
 from weitune.gguf.families.operations import interleaved
 from weitune.gguf.types import GgufType
@@ -159,6 +159,28 @@ def test_other_rotary_scalings_are_said_or_refused() -> None:
     config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}
     with pytest.raises(ModelError, match="rotary"):
         family_of(config)
+
+
+@pytest.mark.parametrize("given", [{}, {"factor": 8.0}, {"attention_factor": 1.25}])
+def test_longropes_attention_factor_is_transformers(given: dict[str, float]) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    shape = {"max_position_embeddings": 256, "original_max_position_embeddings": 64}
+    rope = {**longrope(64), "factor": None, **given}
+    config = family_config("phi3", **shape, rope_parameters=rope)
+    _, expected = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"))
+    assert long_attention_factor(config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [("gemma2", {"final_logit_softcapping": None}), ("gemma2", {"attn_logit_softcapping": None}),
+     ("deepseek_v3", {"rope_interleave": False})],
+)  # fmt: skip
+def test_what_llama_cpp_computes_in_one_way_is_refused_in_another(family: str, keys: dict[str, Any]) -> None:
+    family_of(family_config(family))
+    with pytest.raises(ModelError, match=next(iter(keys))):
+        family_of(family_config(family, **keys))
 
 
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}

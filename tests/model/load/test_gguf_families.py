@@ -14,13 +14,16 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from tests.export.formats.gguf_families import FAMILIES, VARIANTS
 from tests.families import family_model
 from tests.model.load.test_gguf_model import write_tensors
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 from weitune.errors import ModelError
 from weitune.export.source.base_weights import GgufWeights, open_weights
 from weitune.gguf.architecture import Architecture
 from weitune.gguf.families.find import family_of
+from weitune.gguf.header import read_header
 from weitune.gguf.metadata import Field, array, boolean, number, real, text
+from weitune.gguf.vocabulary import stop_tokens
 from weitune.model.load.config import read_config
+from weitune.model.load.gguf_model import known
 from weitune.model.load.locate import locate
 from weitune.model.load.weights import load_weights
 
@@ -79,9 +82,31 @@ def test_a_model_comes_back(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gemma3_text", "qwen3_5_text", "deepseek_v3", "gpt_oss"])
 def test_what_is_undone_is_rounded_once(name: str, tmp_path: Path) -> None:
     model = family_model(name, **FAMILIES[name])
+    biases = {key: 7 + tensor for key, tensor in model.state_dict().items() if "e_score_correction_bias" in key}
+    assert bool(biases) == (name == "deepseek_v3")
+    model.load_state_dict(biases, strict=False)
     read = loaded(written(tmp_path / "tiny.gguf", model), "bf16").state_dict()
+    for key, bias in biases.items():  # transformers keeps them in float32: experts are chosen by their differences
+        assert torch.equal(read[key], bias)
     for key, tensor in model.to(torch.bfloat16).state_dict().items():
         assert torch.allclose(read[key].float(), tensor.float(), rtol=2**-7, atol=1e-6), key
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_no_experts_are_none(name: str, tmp_path: Path) -> None:
+    """llama.cpp itself writes their number for every model, and -1 for tokens that there are not."""
+    model = tiny_model(name)
+    none = {"expert_count": number(0), "expert_used_count": number(0)}
+    ends = {
+        "tokenizer.ggml.tokens": array(["a", "b", "c"], GGUFValueType.STRING),
+        "tokenizer.ggml.eos_token_id": number(2),
+        "tokenizer.ggml.eot_token_id": number(2**32 - 1),
+    }
+    path = written(tmp_path / "tiny.gguf", model, also={**none, **ends})
+    assert known(read_header(path)) is not None
+    assert stop_tokens(read_header(path)) == 2
+    read = loaded(path).state_dict()
+    assert all(torch.allclose(read[key], tensor, atol=1e-6) for key, tensor in model.state_dict().items())
 
 
 def test_a_period_stands_for_the_layers_with_a_window(tmp_path: Path) -> None:

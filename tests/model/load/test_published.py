@@ -277,6 +277,14 @@ def test_missing_scales_are_refused(tmp_path: Path) -> None:
         dense_tensors(folder)
 
 
+def test_a_parameter_whose_name_ends_like_one_of_scales_is_a_parameter(tmp_path: Path) -> None:
+    """As the routers of Gemma 4 have."""
+    folder = published(tmp_path, "qwen3", kinds.FP8)
+    own = {"model.layers.0.router.per_expert_scale": torch.ones(4)}
+    save_file({**load_file(folder / SINGLE), **own}, folder / SINGLE)
+    assert dense_tensors(folder).keys() >= own.keys()
+
+
 def test_a_dense_model_has_no_quantization(tmp_path: Path) -> None:
     folder = save_family(tmp_path, "qwen3")
     assert quantization_of(folder) is None

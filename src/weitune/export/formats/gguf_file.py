@@ -45,7 +45,7 @@ _FILE_TYPE = {
 }
 _OF_70B = ("llama", "qwen2")
 """Families of which llama.cpp knows a model of 70B parameters."""
-_REPLACED_KEYS = ("general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
+_REPLACED_KEYS = ("general.alignment", "general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eo")
 _Pieces = Iterable[np.ndarray[Any, Any]]
 
 
@@ -145,7 +145,7 @@ def _kept_metadata(header: GgufHeader) -> dict[str, Field]:
     return {
         key: Field(entry.value, entry.type, entry.element)
         for key, entry in header.metadata.items()
-        if not key.startswith(_REPLACED_KEYS) and key != "general.architecture"
+        if not key.startswith(_REPLACED_KEYS) and key != "general.architecture" and entry.count
     }
 
 

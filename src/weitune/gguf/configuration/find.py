@@ -61,7 +61,7 @@ _PARTS = {"ssm.": "ssm_", "expert_shared_feed_forward_length": "_shexp"}
 def is_known(header: GgufHeader) -> bool:
     """Return whether :func:`configuration` knows the architecture of a file."""
     name = header.architecture
-    return name in _KINDS and (name != "llama" or f"{name}.expert_count" in header.metadata)
+    return name in _KINDS and (name != "llama" or bool(header.get(f"{name}.expert_count")))
 
 
 def configuration(header: GgufHeader) -> tuple[str, Values]:

@@ -170,6 +170,7 @@ def deepseek(config: Any) -> Family:
     layers = config.num_hidden_layers
     usual_queries = config.q_lora_rank is not None or layers in _WITHOUT_QUERY_RANK
     require(usual_queries, "deepseek2", f"q_lora_rank null with {layers} layers")
+    require(getattr(config, "rope_interleave", True), "deepseek2", "rope_interleave false")
     latent, turned, nope = config.kv_lora_rank, config.qk_rope_head_dim, config.qk_nope_head_dim
     value = config.v_head_dim
 

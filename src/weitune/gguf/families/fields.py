@@ -119,8 +119,10 @@ def usual_attention_factor(factor: float, scale: float = 1.0) -> float:
 
 def long_attention_factor(config: Any) -> float:
     """Return what Phi multiplies cosines and sines by where LongRoPE (arXiv 2402.13753) makes its context longer."""
-    original = config.original_max_position_embeddings
-    longer = config.max_position_embeddings / original
+    rope, original = rope_of(config, "full_attention"), config.original_max_position_embeddings
+    if (given := rope.get("attention_factor")) is not None:
+        return float(given)
+    longer = rope.get("factor") or config.max_position_embeddings / original
     return math.sqrt(1 + math.log(longer) / math.log(original)) if longer > 1 else 1.0
 
 

@@ -1,11 +1,11 @@
 """Fingerprints that tell whether a model and its tokenizer are still those of a run, without reading gigabytes.
 
-    model           configuration, and of every weight file its size and its first and last MiB (in safetensors and
-                    GGUF the first holds every tensor's name, type and place)
+    model           configuration, and of every weight file its size and its first and last MiB (in safetensors the
+                    first holds every tensor's name, type and place)
     model weights   of every tensor its name, type, shape, and 4 KiB from its middle
     tokenizer       tokenizer.json, tokenizer_config.json and chat_template.jinja, the same way
-    tokenizer text  the complete contents of every file of a tokenizer
-    stop tokens     those of generation_config.json, at which answers end besides the framing's own
+    tokenizer text  the complete contents of every file of a tokenizer, and all that a GGUF file says of it
+    stop tokens     those of generation_config.json or of a GGUF file, at which answers end besides the framing's own
 
 Training changes every value of a tensor, so a replaced tensor is noticed. A change of a few rows may go unnoticed. That
 is enough to warn whoever resumes a run, but not for caches: a file made of another model would be used without a word.
@@ -50,10 +50,14 @@ def base_fingerprints(files: ModelFiles) -> dict[str, str]:
 
 
 def fingerprints_as(recorded: Mapping[str, object], files: ModelFiles) -> dict[str, str]:
-    """Return :func:`base_fingerprints`, the model's in the old form if ``recorded`` has it and it is the same."""
+    """Return :func:`base_fingerprints`, each in an old form if ``recorded`` has it so and it is the same."""
     now = base_fingerprints(files)
-    if recorded.get("model") not in {None, now["model"]} and recorded["model"] == _with_every_file(files):
-        now["model"] = str(recorded["model"])
+    old = {"model": _with_every_file}
+    if files.gguf:  # whose tokenizer and stop tokens were not looked at
+        old |= {"tokenizer text": _files_whole, "stop tokens": lambda _: hashlib.sha256(b"null").hexdigest()}
+    for name, in_old_form in old.items():
+        if recorded.get(name) not in {None, now[name]} and recorded[name] == in_old_form(files):
+            now[name] = str(recorded[name])
     return now
 
 
@@ -113,9 +117,14 @@ def tokenizer_fingerprint(files: ModelFiles) -> str:
 
 
 def _stop_tokens(files: ModelFiles) -> str:
-    """Return the SHA-256 over the stop tokens of the generation config; over the file itself if it is broken."""
+    """Return the SHA-256 over the stop tokens of a model; over its generation config itself if that is broken."""
+    if files.gguf:
+        from weitune.gguf.header import read_header
+        from weitune.gguf.vocabulary import stop_tokens
+
+        return hashlib.sha256(json.dumps(stop_tokens(read_header(files.path))).encode()).hexdigest()
     path = files.folder / GENERATION_CONFIG
-    content = path.read_bytes() if path.is_file() and not files.gguf else b""
+    content = path.read_bytes() if path.is_file() else b""
     with suppress(ValueError, AttributeError):
         content = json.dumps(json.loads(content).get("eos_token_id")).encode() if content else b"null"
     return hashlib.sha256(content).hexdigest()
@@ -129,7 +138,19 @@ def _with_every_file(files: ModelFiles) -> str:
 
 
 def _digest_whole(files: ModelFiles) -> str:
-    """Return the SHA-256 over all of a tokenizer's files; of a GGUF file, over those that lie beside it."""
+    """Return the SHA-256 over all of a tokenizer: its files, and what a GGUF file says of it."""
+    if not files.gguf or files.tokenizer_folder != files.folder:
+        return _files_whole(files)
+    from weitune.gguf.header import read_header
+
+    digest = hashlib.sha256(_files_whole(files).encode())
+    for key, entry in sorted(read_header(files.path).metadata.items()):
+        if key.startswith("tokenizer."):
+            digest.update(f"\n{key} {entry.type} {entry.element} {entry.count} ".encode() + entry.content)
+    return digest.hexdigest()
+
+
+def _files_whole(files: ModelFiles) -> str:
     folder = files.tokenizer_folder
     named = [folder / name for name in _TOKENIZER_TEXTS]
     digest = hashlib.sha256()

@@ -171,7 +171,7 @@ def _filled(kind: Any, config: Any, weights: Mapping[str, _Dequantized], dtype: 
     places = {name: tensor for name, tensor in model.named_parameters() if name in weights}
 
     def fill(name: str) -> None:
-        places[name].data = weights[name][...]
+        places[name].data = weights[name][...].to(dtype)
 
     with ThreadPoolExecutor(_READERS) as readers:
         for _ in readers.map(fill, places):
@@ -181,7 +181,10 @@ def _filled(kind: Any, config: Any, weights: Mapping[str, _Dequantized], dtype: 
 
 @dataclass(frozen=True, slots=True)
 class _Dequantized:
-    """A value of a state dict that is read when transformers slices it, as it slices safetensors."""
+    """A value of a state dict that is read when transformers slices it, as it slices safetensors.
+
+    A small one comes in float32: transformers converts it, and keeps the biases of some routers as they are.
+    """
 
     name: str
     stored: list[StoredTensor]
@@ -191,7 +194,8 @@ class _Dequantized:
     def __getitem__(self, index: Any) -> Tensor:
         few = sum(map(prod, (tensor.shape for tensor in self.stored))) < _FEW_VALUES
         tensors = [tensor.read(torch.float32 if few else self.dtype) for tensor in self.stored]
-        return self.architecture.to_huggingface(self.name, *tensors).to(self.dtype)[index]
+        whole = self.architecture.to_huggingface(self.name, *tensors)
+        return (whole if few else whole.to(self.dtype))[index]
 
 
 def _by_transformers(files: ModelFiles, dtype: torch.dtype, placement: Any) -> PreTrainedModel:

@@ -14,8 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from weitune.errors import InputError
+from weitune.errors import InputError, ModelError
 from weitune.files.cache import shortage
+from weitune.model.load.weight_files import weight_files
 from weitune.progress import Progress, enter_phase
 
 _ASK_SECONDS = 10.0
@@ -118,7 +119,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def _has_weights(model: str, revision: str | None) -> bool:
     """Return whether the cache has a snapshot with weights, every file of which is there."""
     config = _cached(model, "config.json", revision)
-    return config is not None and any(config.parent.glob("*.safetensors"))
+    try:
+        return config is not None and all(path.is_file() for path in weight_files(config.parent))
+    except ModelError:  # files are missing
+        return False
 
 
 def _cached(model: str, name: str, revision: str | None) -> Path | None:

@@ -130,7 +130,8 @@ def dense_tensors(folder: Path) -> dict[str, DenseTensor]:
         return {name: Plain(folder, weight) for name, weight in stored.items()}
     tensors = dict(_dequantized(folder, stored, quantization))
     broken = [name for name, tensor in tensors.items() if not getattr(tensor, "fits", True)]
-    broken += [name for name, tensor in tensors.items() if isinstance(tensor, Plain) and _lacks_scales(name, tensor)]
+    plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Plain)}
+    broken += [name for name, tensor in plain.items() if _lacks_partner(name, tensor, stored)]
     if broken:
         raise ModelError("model.published.scales_do_not_fit", folder=folder, kind=quantization.name, **counted(broken))
     return tensors
@@ -157,8 +158,17 @@ def _is_scales_of_blocks(name: str, stored: Mapping[str, StoredWeight]) -> bool:
     return name.endswith("_scales") and name.removesuffix("_scales") + "_blocks" in stored
 
 
-def _lacks_scales(name: str, tensor: Plain) -> bool:
-    return tensor.stored.dtype in _FLOAT8 or name.endswith(("_blocks", "_scales", *_SCALES))
+def _lacks_partner(name: str, tensor: Plain, stored: Mapping[str, StoredWeight]) -> bool:
+    """Return whether ``tensor`` is a weight without its scales, or scales that do not fit their weight.
+
+    Some models have parameters of their own whose names end with ``_scale``.
+    """
+    scaled = (name.removesuffix(end) for end in _SCALES if name.endswith(end))
+    return (
+        tensor.stored.dtype in _FLOAT8
+        or name.endswith(("_blocks", "_scales"))
+        or any(weight in stored for weight in scaled)
+    )
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
