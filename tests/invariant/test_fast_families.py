@@ -154,6 +154,17 @@ def test_where_the_blocks_do_not_train_a_hybrid_family_no_row_is_shared(tmp_path
     assert not trainable.capabilities.plain_blocks
 
 
+@pytest.mark.parametrize("lora", [Lora(modules_to_save=["lm_head"]), _TOKENS], ids=["head", "tokens"])
+def test_where_the_head_is_trained_the_modules_compute_in_what_the_recipe_says(tmp_path: Path, lora: Lora) -> None:
+    saved = save_family(tmp_path, "qwen3", tie_word_embeddings=True)
+    loaded = load_model(str(saved), precision="fp32", device="cpu", storage="bf16")
+    trainable = make_trainable(loaded, lora, seed=1, base="tiny")
+    assert trainable.layout == SHARED
+    assert trainable.blocks is None
+    assert not trainable.capabilities.plain_blocks
+    assert {parameter.dtype for parameter in trainable.trained.model.parameters()} == {torch.float32}
+
+
 def test_trained_tokens_of_a_hybrid_family_with_a_head_of_its_own(folder: Folder) -> None:
     trainable = made(folder("qwen3_5_text"), _TOKENS)
     assert trainable.layout == SHARED

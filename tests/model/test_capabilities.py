@@ -13,8 +13,10 @@ from tests.families import DENSE, FAMILIES, FAST, HYBRID, MOE, family_model
 from tests.tiny import SHAPE, TEMPLATE_OF, longrope, tiny_model
 from weitune.data import tree_chunks
 from weitune.data.conversation import Example, Span
+from weitune.generate.decode.probe import decodable_blocks
 from weitune.model.capabilities import _TOLERANCE, probe
 from weitune.model.fast import attention
+from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import PLAIN_LOGITS
 from weitune.model.fast.recurrent.chunks import Chunks
 
@@ -141,6 +143,14 @@ def test_rows_that_are_rotated_otherwise_have_passes_of_their_own(family: str, s
     assert abilities.layout.split([long, short], 1000) == [[short], [long]]
     assert abilities.by_modules().layout.split([long, short], 1000) == [[short], [long]]
     assert len(probe(build(family)).layout.split([long, short], 1000)) == 1
+
+
+@pytest.mark.parametrize(("family", "shares"), [("lfm3", False), ("beam", True)])
+def test_layers_without_rotary_embeddings_of_their_own_are_left_to_the_modules(family: str, shares: bool) -> None:
+    model = build(family, num_hidden_layers=4)
+    assert BlockDecoder.from_model(model) is None
+    assert decodable_blocks(model) is None
+    assert probe(model).shares_rows == shares
 
 
 def test_a_leaking_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from weitune.model.cuda_graph import CudaGraphPasses, can_record
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
 from weitune.model.fast.packed import pack_layers, packed_matrix
+from weitune.model.fast.self_attention.observe import FOREVER
 from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel, load_model
@@ -99,7 +100,7 @@ def make_trainable(
     adapter = LoraAdapter(adapted, initialised_by=lora.init, names=model_names(loaded.files))
     blocks = plain_decoder and plain_decoder.with_adapters(loaded.dtype)
     head = capabilities.head if _has_frozen_linear_head(loaded) else None
-    if blocks is None or (head is None and capabilities.why_not):  # without a plain head the modules run every row
+    if blocks is None or head is None:  # without a plain head the modules run every row
         blocks, capabilities = None, capabilities.by_modules()
         _widen(loaded)
     if init.init_from:
@@ -193,7 +194,8 @@ def make_loop(
     alone = accelerator.num_processes == 1 and not sharded  # what processes send each other cannot be in a graph
     alike = not trainable.capabilities.why_not  # recurrent layers cut every row into other chunks
     blocks = trainable.blocks
-    if alone and alike and blocks is not None and can_record(loaded.model) and not blocks.waits_for(loaded.device):
+    recordable = blocks is not None and not blocks.waits_for(loaded.device) and blocks.positions >= FOREVER
+    if alone and alike and recordable and can_record(loaded.model):
         graphs = CudaGraphPasses(supervised, trainable.graph_tokens(memory.recompute))
     model = averaging_adapters(supervised) if sharded else accelerator.prepare_model(supervised, device_placement=False)
     optimizer = make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio)

@@ -73,6 +73,10 @@ def test_only_whole_matrices_as_they_are_stored_are_read_from_copies(monkeypatch
     pack_layers([layer])
     monkeypatch.setattr(packed, "multiply_packed", lambda x, *_: x.new_full((len(x), 48), 7.0))
     whole = Projection(layer, (48, 32))
+    factors = torch.full((48,), 1.003)  # which bfloat16 would round to 1
+    expected = (layer.weight.float() * factors[:, None]).bfloat16()
+    assert torch.equal(replace(whole, row_factors=factors).weight(torch.bfloat16), expected)
+    assert not torch.equal(expected, layer.weight)
     x = drawn(16, 32).to(HALF)
     assert (whole.linear(x) == 7).all()
     for other in (replace(whole, row_factors=torch.ones(48)), replace(whole, part=slice(0, 48))):

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.invariant.test_oracle import examples_with_forks
 from tests.tiny import tiny_model
+from tests.training.loops import fit
+from weitune.data.schedule import Plan
 from weitune.errors import ModelError
 from weitune.model.lora.adapter import attach_adapter, count_adapted, count_parameters
-from weitune.recipe.schema import Lora
+from weitune.recipe.schema import Lora, Train
 
 QWEN25_7B = {
     "hidden_size": 3584,
@@ -77,3 +80,23 @@ def test_an_unknown_target_module_is_named_with_those_that_exist() -> None:
     assert "'qkv_proj'" in caught.value.message
     assert "'q_proj'" not in caught.value.message
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in caught.value.fix
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_modules_that_are_trained_whole_learn_in_float32_beside_bfloat16(tied: bool) -> None:
+    """A step of 1e-4 would vanish in bfloat16, whose numbers near 1 are 0.008 apart."""
+    base, model = (tiny_model("qwen2", tie_word_embeddings=tied).bfloat16() for _ in range(2))
+    lora = Lora(dropout=0.0, modules_to_save=["lm_head", "input_layernorm"])
+    adapted = attach_adapter(model, lora, seed=1, base="tiny")
+    saved = {name: p for name, p in adapted.named_parameters() if ".modules_to_save." in name}
+    assert len(saved) == 3
+    assert {parameter.dtype for parameter in saved.values()} == {torch.float32}
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, base(ids).logits, rtol=2e-2, atol=2e-2)
+    before = {name: parameter.detach().clone() for name, parameter in saved.items()}
+    examples = examples_with_forks(8, vocabulary=400)
+    fit(adapted, examples, Plan(len(examples), 4, epochs=2, seed=0), Train(batch_size=4, learning_rate=1e-4))
+    for name, parameter in saved.items():
+        moved = (parameter - before[name]).abs()
+        assert 1e-5 < float(moved.max()) < 1e-3, name

@@ -64,7 +64,10 @@ class BlockDecoder:
         decoder = decoder_of(model)
         if not hasattr(decoder, "layers") or _last_norm(decoder) is None:
             return None
-        rows = Rows.of(decoder)
+        try:
+            rows = Rows.of(decoder)
+        except LookupError:  # some kinds of layers have no rotary embeddings
+            return None
         read: list[BlockParts] = []
         for layer in decoder.layers:
             with gathered(layer):
@@ -97,7 +100,9 @@ class BlockDecoder:
     def trains_all(self) -> bool:
         """Whether every trained parameter of the decoder's layers, and of what they read, gets a gradient."""
         trained = {id(parameter) for block in self.parts for parameter in block.parameters}
-        modules = [self.module.layers, *(self._per_layer.modules if self._per_layer else ())]
+        modules = [self.module.layers]
+        if self._per_layer:  # it reads the embeddings without a gradient to them
+            modules += [*self._per_layer.modules, self.module.get_input_embeddings()]
         parameters = (parameter for module in modules for parameter in module.parameters())
         return all(id(each) in trained for each in parameters if each.requires_grad)
 

@@ -42,7 +42,9 @@ class Projection:
     def weight(self, dtype: torch.dtype, outputs: slice = ALL, inputs: slice = ALL) -> Tensor:
         """Return the frozen matrix (N, K), or a part of it, in ``dtype``."""
         weight = dense(self.layer, dtype, self._of_layer(outputs), inputs)
-        return weight if self.row_factors is None else weight * self.row_factors[outputs, None].to(dtype)
+        if self.row_factors is None:
+            return weight
+        return (weight * self.row_factors[outputs, None]).to(dtype)  # a factor in 16 bits would miss m's first steps
 
     def bias(self, dtype: torch.dtype, outputs: slice = ALL) -> Tensor | None:
         """Return the frozen bias (N,), or a part of it, if there is one."""

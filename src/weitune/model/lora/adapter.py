@@ -18,6 +18,7 @@ from weitune.model.lora.experts import expert_targets
 from weitune.model.lora.lean_peft import lean_peft
 from weitune.model.lora.linear_layers import sizes
 from weitune.model.lora.named_like_experts import NO_MODULES, attach_by_hand, name_weights
+from weitune.model.lora.saved_modules import train_in_float32
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import TAKEN_FROM_BASE, Lora
 
@@ -92,6 +93,7 @@ def attach_adapter(
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match any targeted module")
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
+        train_in_float32(adapted)
         if targets.experts:
             _set_dropout(adapted, lora.dropout)
         if targets.weights:

@@ -145,8 +145,9 @@ class WholeModel:
         return str(self.model.config.to_json_string(use_diff=True)).encode()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all weights, shared ones once under their first name."""
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        """Return all weights, shared ones once under their first name, and the buffers that belong to the model."""
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return weights | _persistent_buffers(self.model)
 
     def shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.tensors().items()}
@@ -156,10 +157,16 @@ class WholeModel:
 
 
 def load_weights_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``tensors`` into the parameters of ``model`` with these names."""
+    """Copy ``tensors`` into the parameters and buffers of ``model`` with these names."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in (*model.named_parameters(), *_persistent_buffers(model).items()):
             parameter.copy_(tensors[name])
+
+
+def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that are saved with a model, such as the biases by which some routers choose experts."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:

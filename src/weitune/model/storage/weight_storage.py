@@ -47,9 +47,11 @@ def dense_bytes(storage: Storage, dtype: torch.dtype, *, plain_blocks: bool, dor
     """Return the bytes of one number, besides its storage, while its dense matrix in ``dtype`` exists.
 
     Without ``plain_blocks``, weights that are not quantized are widened once (:func:`widen`). With ``dora`` the blocks
-    also multiply a matrix by a factor for each row.
+    also multiply a matrix by a factor for each row, in float32.
     """
-    rescaled = dtype.itemsize if dora and plain_blocks else 0
+    rescaled = 0
+    if dora and plain_blocks:
+        rescaled = dtype.itemsize + (0 if dtype == torch.float32 else torch.float32.itemsize)
     if storage in QUANTIZED:
         return rescaled + (_DENSE_BYTES[storage] if dtype == torch.float32 or storage == "int8" else dtype.itemsize)
     narrow = storage != "auto" and STORED_BYTES[storage] < dtype.itemsize

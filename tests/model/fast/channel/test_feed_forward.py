@@ -117,6 +117,17 @@ def test_a_fused_layer_has_one_adapter_and_no_gradient_of_an_input_that_needs_no
     torch.testing.assert_close(grads, expected, rtol=0, atol=0)
 
 
+def test_a_limit_beyond_usual_values_is_seen() -> None:
+    mlp = decoder_of(family_model("llama")).layers[0].mlp
+
+    class Limited(type(mlp)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=16) * self.up_proj(x))  # type: ignore[no-any-return]
+
+    mlp.__class__ = Limited
+    assert read_feed_forward(mlp) is None
+
+
 def test_layers_with_other_parts_are_not_taken_for_one() -> None:
     mlp = decoder_of(family_model("llama")).layers[0].mlp
     assert read_feed_forward(mlp) is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.dropout import DropoutDraws
 from weitune.model.fast.experts import routed
 from weitune.model.fast.experts import rows as rows_module
+from weitune.model.fast.experts.gate import read_gate
 from weitune.model.fast.experts.mixture import Mixture
 from weitune.model.fast.experts.read import read_mixture
 from weitune.model.fast.parts import BlockContext
@@ -28,6 +31,18 @@ FAMILIES = [
     "glm4_moe", "llama4_text", "granitemoe", "minimax_m2", "dots1",
 ]  # fmt: skip
 """Softmax before and after the choice, sigmoids with corrections and groups, weights on inputs, gated shared experts"""
+
+
+def test_a_limit_beyond_usual_values_is_seen() -> None:
+    def gated(limit: float) -> Any:
+        def gate(x: Tensor) -> Tensor:
+            one, other = x.clamp(-limit, limit).chunk(2, dim=1)
+            return torch.nn.functional.silu(one) * other
+
+        return SimpleNamespace(_apply_gate=gate)
+
+    assert read_gate(gated(math.inf), 4) is not None
+    assert read_gate(gated(10.0), 4) is None
 
 
 def mixture_of(model: Any) -> tuple[Any, Mixture]:

@@ -130,12 +130,13 @@ def _factors(module: nn.Module) -> list[float]:
 def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor], str, Tensor, float] | None:
     """Run ``module`` with stand-ins for its linear layers, which have so many outputs.
 
-    Returns the outputs of those that read its input, the name of the one whose output it returns, what that reads, and
+    The outputs (1, 2, N) are small and large numbers, which show limits. Returns the outputs of those that read its input, the name of the one whose output it returns, what that reads, and
     the factor with which it is returned. None if there are others.
     """
     given: dict[str, Tensor] = {}
     device = next(module.parameters()).device
-    outputs = {name: _drawn(width, seed).to(device) for seed, (name, width) in enumerate(widths.items())}
+    drawn = {name: _drawn(width, seed).to(device) for seed, (name, width) in enumerate(widths.items())}
+    outputs = {name: torch.cat([small, 100 * small], dim=1) for name, small in drawn.items()}
 
     def stand_in(name: str) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:

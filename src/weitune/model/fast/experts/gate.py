@@ -66,7 +66,8 @@ def read_gate(experts: Any, width: int) -> tuple[Gate, bool] | None:
 
     Known gates are tried on a few numbers; None if none agrees.
     """
-    sample = torch.linspace(-9, 9, 3 * 2 * width).view(3, 2 * width)
+    few = torch.linspace(-9, 9, 3 * 2 * width).view(3, 2 * width)
+    sample = torch.cat([few, 100 * few])  # large ones show limits
     with torch.no_grad():
         expected = _own_gate(experts, sample)
         if expected is None:

@@ -144,7 +144,8 @@ class Written:
 
     def _scores(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the scores (1, G, Q, K) and, with a cap, its derivative, both in float32 at least."""
-        products = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32))
+        wide = torch.promote_types(query.dtype, torch.float32)
+        products = query.to(wide) @ key.to(wide).mT
         if self.cap is None:
             return products.mul_(self.scaling), None
         bent = products.mul_(self.scaling / self.cap).tanh_()
