@@ -15,6 +15,7 @@ from weitune.data import tree_chunks
 from weitune.data.conversation import Example, Span
 from weitune.generate.decode.probe import decodable_blocks
 from weitune.model.capabilities import _TOLERANCE, probe
+from weitune.model.decoder_of import decoder_of
 from weitune.model.fast import attention
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.loss import PLAIN_LOGITS
@@ -143,6 +144,12 @@ def test_rows_that_are_rotated_otherwise_have_passes_of_their_own(family: str, s
     assert abilities.layout.split([long, short], 1000) == [[short], [long]]
     assert abilities.by_modules().layout.split([long, short], 1000) == [[short], [long]]
     assert len(probe(build(family)).layout.split([long, short], 1000)) == 1
+
+
+def test_an_output_layer_that_is_called_a_decoder_is_none() -> None:
+    model = build("modernbert-decoder")
+    assert decoder_of(model) is model.model
+    assert probe(model).shares_rows
 
 
 @pytest.mark.parametrize(("family", "shares"), [("lfm3", False), ("beam", True)])

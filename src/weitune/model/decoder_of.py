@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -11,7 +13,8 @@ if TYPE_CHECKING:
 def decoder_of(model: PreTrainedModel) -> Any:
     """Return the module that computes the hidden states of ``model``.
 
-    ``get_decoder`` looks for it under a few names and, where a family has another (Llama 4), returns the model itself.
+    ``get_decoder`` looks for it under a few names. Where a family has another (Llama 4), it returns the model itself, and
+    where the output layer is called so (ModernBERT's decoder), that.
     """
     decoder: Any = model.get_decoder()
-    return decoder if decoder is not model else model.model
+    return model.model if decoder is model or isinstance(decoder, nn.Linear) else decoder
