@@ -70,8 +70,13 @@ def test_gradients_of_all_that_is_trained_are_clipped_together() -> None:
 
 @pytest.mark.parametrize(
     ("family", "grouped", "recorded"),
-    [("qwen3", False, True), ("qwen3_moe", False, False), ("qwen3_moe", True, True), ("lfm2", False, False),
-     ("ministral3", False, False)],
+    [
+        ("qwen3", False, True),
+        ("qwen3_moe", False, False),
+        ("qwen3_moe", True, True),
+        ("lfm2", False, False),
+        ("ministral3", False, False),
+    ],
 )
 def test_only_passes_that_can_be_recorded_are(
     family: str, grouped: bool, recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,8 +1,8 @@
 """Rotary embeddings that depend on the length of the longest row of a pass.
 
-LongRoPE (arXiv:2402.13753; Phi-3, Phi-3.5 and Phi-4-mini with 128k tokens) rotates by its short factors up to the length
-of pretraining and by its long ones beyond it. transformers chooses one of them for a whole pass, by its last position,
-so that a short row computes something else beside a long one than alone.
+LongRoPE (arXiv:2402.13753; Phi-3, Phi-3.5 and Phi-4-mini with 128k tokens) rotates by its short factors up to the
+length of pretraining and by its long ones beyond it. transformers chooses one of them for a whole pass, by its last
+position, so that a short row computes something else beside a long one than alone.
 """
 
 from __future__ import annotations

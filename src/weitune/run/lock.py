@@ -1,7 +1,7 @@
 """One writer: while a process trains into a run's folder, no other can.
 
-The lock is a kernel lock on the file ``.lock`` (:mod:`weitune.files.locks`), so it is never stale. The file names its holder and is emptied when the run ends in order: a name left in it means that
-the process was killed.
+The lock is a kernel lock on the file ``.lock`` (:mod:`weitune.files.locks`), so it is never stale. The file names its
+holder and is emptied when the run ends in order: a name left in it means that the process was killed.
 """
 
 from __future__ import annotations

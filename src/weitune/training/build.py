@@ -118,6 +118,15 @@ def make_trainable(
     return Trainable(loaded, adapter, capabilities, blocks, targets, modules)
 
 
+def _can_record_passes(trainable: Trainable) -> bool:
+    """Return whether every pass is the same work on the device, whatever its tokens are."""
+    blocks, loaded = trainable.blocks, trainable.loaded
+    if blocks is None or trainable.capabilities.why_not:  # recurrent layers cut every row into other chunks
+        return False
+    fixed = not blocks.waits_for(loaded.device) and blocks.positions >= FOREVER
+    return fixed and can_record(loaded.model)
+
+
 def _widen(loaded: LoadedModel) -> None:
     """Store the weights in the format of computation: a model's own modules compute in what they are stored in."""
     if loaded.model.dtype == loaded.dtype:
@@ -192,10 +201,7 @@ def make_loop(
     sharded = loaded.shards > 1
     graphs = None
     alone = accelerator.num_processes == 1 and not sharded  # what processes send each other cannot be in a graph
-    alike = not trainable.capabilities.why_not  # recurrent layers cut every row into other chunks
-    blocks = trainable.blocks
-    recordable = blocks is not None and not blocks.waits_for(loaded.device) and blocks.positions >= FOREVER
-    if alone and alike and recordable and can_record(loaded.model):
+    if alone and _can_record_passes(trainable):
         graphs = CudaGraphPasses(supervised, trainable.graph_tokens(memory.recompute))
     model = averaging_adapters(supervised) if sharded else accelerator.prepare_model(supervised, device_placement=False)
     optimizer = make_optimizer(trainable.trained.model.named_parameters(), train, plus_ratio)

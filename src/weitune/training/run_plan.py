@@ -87,9 +87,7 @@ class _Notes(Reporter):
         self.lines.append(line)
 
 
-def plan_run(
-    recipe: Recipe, *, device: str | None = None, others: Sequence[Gpu] = (), processes: int = 1
-) -> RunPlan:
+def plan_run(recipe: Recipe, *, device: str | None = None, others: Sequence[Gpu] = (), processes: int = 1) -> RunPlan:
     """Return the plan of a run on this machine, and on GPUs given as (name, bytes of memory).
 
     With several ``processes``, memory is that of each one: they share the memory of a CPU, but each has its own GPU.

@@ -182,7 +182,7 @@ def test_a_record_stands_whatever_auto_means() -> None:
         ("qwen3_5_text", {"target_modules": ["self_attn.q_proj"], "layers": ["0"]}, ["leave no layer"]),
         ("qwen2", {"modules_to_save": ["head"]}, ["no module named 'head'", "lm_head"]),
         ("qwen2", {"modules_to_save": ["vision.norm"]}, ["no module named 'vision.norm'"]),
-        ("qwen2", {"modules_to_save": ["norm"]}, ["input_layernorm, post_attention_layernorm as well", ": model.norm."]),
+        ("qwen2", {"modules_to_save": ["norm"]}, ["input_layernorm, post_attention_layernorm as", ": model.norm."]),
         ("qwen2", {"rank_pattern": {"q_proj": 2, "wq": 4}}, ["lora.rank_pattern: 'wq'", "down_proj", "q_proj"]),
         ("qwen2", {"layers": ["0"], "alpha_pattern": {r"layers\.1\..*": 4}}, ["lora.alpha_pattern: 'layers"]),
     ],

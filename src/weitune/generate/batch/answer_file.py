@@ -62,9 +62,12 @@ class PartialAnswers:
             self._stream.truncate()
             if not whole:
                 self._write({"settings": dict(settings)})
-        except (OSError, InputError) as error:
+        except InputError:
             self._stream.close()
-            raise self._not_written(error) if isinstance(error, OSError) else error
+            raise
+        except OSError as error:
+            self._stream.close()
+            raise self._not_written(error) from error
 
     def __enter__(self) -> PartialAnswers:
         return self

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def base_fingerprints(files: ModelFiles) -> dict[str, str]:
 def fingerprints_as(recorded: Mapping[str, object], files: ModelFiles) -> dict[str, str]:
     """Return :func:`base_fingerprints`, each in an old form if ``recorded`` has it so and it is the same."""
     now = base_fingerprints(files)
-    old = {"model": _with_every_file}
+    old: dict[str, Callable[[ModelFiles], str]] = {"model": _with_every_file}
     if files.gguf:  # whose tokenizer and stop tokens were not looked at
         old |= {"tokenizer text": _files_whole, "stop tokens": lambda _: hashlib.sha256(b"null").hexdigest()}
     for name, in_old_form in old.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def train_in_float32(adapted: PeftModel) -> None:
-    """Let the modules of ``adapted`` that are trained whole compute in float32, whatever their neighbours compute in."""
+    """Let the modules of ``adapted`` that are trained whole compute in float32, whatever the others compute in."""
     from peft.utils import ModulesToSaveWrapper
 
     for wrapper in adapted.modules():

@@ -130,7 +130,8 @@ def _notes(inputs: RunInputs, candidates: Candidates, message: str) -> list[str]
 def _note_of_cut(inputs: RunInputs, kept: KeptExamples, keep: Keep) -> list[str]:
     """Return what to tell of answers among ``kept`` that were cut, as those of models that think first often are."""
     longest, end = keep.max_answer_tokens, inputs.framing.end_of_turn
-    cut = sum(each.supervised == longest and each.input_ids[-1] != end for each in map(kept.__getitem__, range(len(kept))))
+    examples = map(kept.__getitem__, range(len(kept)))
+    cut = sum(example.supervised == longest and example.input_ids[-1] != end for example in examples)
     return [say("training.kept.cut", cut=cut, count=len(kept), tokens=longest)] if cut else []
 
 
