@@ -130,9 +130,9 @@ def _factors(module: nn.Module) -> list[float]:
 def _watch(module: nn.Module, widths: dict[str, int]) -> tuple[dict[str, Tensor], str, Tensor, float] | None:
     """Run ``module`` with stand-ins for its linear layers, which have so many outputs.
 
-    The outputs (1, 2, N) are small and large numbers, since large ones show limits. Returns those of the layers that read
-    the input of ``module``, the name of the layer whose output it returns, what that layer reads, and the factor with
-    which its output is returned. None if there are others.
+    The outputs (1, 2, N) are small and large numbers, since large ones show limits. Returns those of the layers that
+    read the input of ``module``, the name of the layer whose output it returns, what that layer reads, and the factor
+    with which its output is returned. None if there are others.
     """
     given: dict[str, Tensor] = {}
     device = next(module.parameters()).device
